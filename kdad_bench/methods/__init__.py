@@ -1,0 +1,28 @@
+"""The left wing: every detector that can be benchmarked, by the name it has in the CLI and in result rows."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kdad_bench.methods.protocol import Entry
+
+# name -> "module:entry". Strings, so that the command line can list and complete names without importing torch.
+METHODS: dict[str, str] = {
+    "pixel_mean": "kdad_bench.methods.pixel_mean:PIXEL_MEAN",
+    "stfpm": "kdad_bench.methods.stfpm:STFPM",
+    "rd4ad": "kdad_bench.methods.rd4ad:RD4AD",
+    "mkd": "kdad_bench.methods.mkd:MKD",
+    "eca_mskdad": "kdad_bench.methods.eca_mskdad:ECA_MSKDAD",
+    "dskd": "kdad_bench.methods.dual_student:DSKD",
+    "bmkd": "kdad_bench.methods.dual_student:BMKD",
+    "fractalad": "kdad_bench.methods.fractalad:FRACTALAD",
+}
+
+
+def entry(name: str) -> Entry:
+    """The entry registered under `name`; raises KeyError for a name that is not in METHODS."""
+    module, _, attribute = METHODS[name].partition(":")
+    found: Entry = getattr(import_module(module), attribute)
+    return found

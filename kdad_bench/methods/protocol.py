@@ -1,0 +1,81 @@
+"""What a method must be: learn from normal images, answer with scores. No labels, masks, names or files reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kdad_bench.methods.backbones import Backbone
+
+
+class Scores(NamedTuple):
+    """A method's verdict on N images; higher is more anomalous."""
+
+    image: Tensor  # [N] float32, by the method's own rule
+    pixel: Tensor  # [N, H, W] float32, at the resolution of the images given
+
+
+def ignore_step(step: int, terms: Mapping[str, float]) -> None:
+    """The default step log: nobody listens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fitting:
+    """What the harness lends a method while it learns; everything is optional."""
+
+    log: Callable[[int, Mapping[str, float]], None] = ignore_step  # step (from 1), loss terms as floats
+    log_every: int = 10  # steps between two calls of `log`, so that a GPU is not synchronised at each step
+    checkpoint: Path | None = None  # where to keep the state of an unfinished fit; resumed from there if it exists
+    checkpoint_every_seconds: float = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """The settings every method has. A method adds its own; each default names its source in a comment."""
+
+    teacher: str = "resnet18"
+    image_size: int = 256  # side of the square the networks see; images of another size are resized by the method
+    epochs: int = 200
+    steps: int | None = None  # optimiser steps; replaces `epochs` when set
+    batch_size: int = 32
+    precision: str = "fp32"  # fp32 | bf16 | fp16: autocast of the networks; losses and maps stay fp32
+    seed: int = 0
+    # the fields of this instance that no source settles ("field: what was chosen"), flagged in rows and tables
+    readings: tuple[str, ...] = field(default=())
+
+
+class Method(Protocol):
+    """A detector that learns from normal images only."""
+
+    settings: Any  # the method's own Settings
+    module: nn.Module  # everything with weights, frozen or learnt: its state_dict is the saved model
+
+    def fit(self, normal: Tensor, fitting: Fitting = ...) -> None:
+        """Learn from `normal` [N, 3, H, W] float32 in [0, 1] (CPU or device); the method normalises as its paper says."""
+        ...
+
+    def score(self, images: Tensor) -> Scores:
+        """Scores of `images` [N, 3, H, W] float32 in [0, 1]; must not change what was learnt nor depend on the batch."""
+        ...
+
+    def networks(self, images: Tensor) -> object:
+        """Run the networks alone, without map or score: the part of `score` that is timed apart."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One entrant: its settings by preset and how to build it."""
+
+    name: str
+    title: str  # as shown in tables: "STFPM", "BMKD (reading)"
+    paper: str  # authors, year, venue or arXiv number
+    presets: Mapping[str, Settings]  # "quick" and "paper"
+    build: Callable[[Any, Backbone | None, torch.device], Method]  # (settings, teacher with weights, device)
+    needs_teacher: bool = True
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # named settings overrides: ablations, compat
