@@ -1,0 +1,26 @@
+"""The ground floor: discrepancy, scale fusion and smoothing, forward and backward. Tensors in, tensors out."""
+
+from __future__ import annotations
+
+from kdad_bench.kernels.discrepancy import (
+    attention_weighting,
+    distillation_loss,
+    dual_discrepancy,
+    dual_distillation_loss,
+    flattened_cosine,
+    pixel_discrepancy,
+)
+from kdad_bench.kernels.fusion import anomaly_map, fuse_scales, gaussian_blur, image_scores
+
+__all__ = [
+    "anomaly_map",
+    "attention_weighting",
+    "distillation_loss",
+    "dual_discrepancy",
+    "dual_distillation_loss",
+    "flattened_cosine",
+    "fuse_scales",
+    "gaussian_blur",
+    "image_scores",
+    "pixel_discrepancy",
+]

@@ -1,0 +1,183 @@
+"""Every op of this room as its formula reads, in eager PyTorch: the oracle of tests and benchmarks, differentiable in float64.
+
+Nothing here is fast. Inputs of 16 bits are widened to float32 first; float64 stays float64. `docs/kernels.md` has the mathematics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TINY = 2.0**-100  # a vector whose largest magnitude is not above this counts as the zero vector, in every path
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32, or in float64 if it is that already."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def unit(x: Tensor, dim: int | tuple[int, ...] = 1) -> Tensor:
+    """x / |x| along `dim`; the zero vector stays zero. The division by the largest magnitude keeps |x|² in range."""
+    largest = x.detach().abs().amax(dim, keepdim=True)
+    nonzero = largest > TINY
+    scaled = x / torch.where(nonzero, largest, 1.0)
+    length = torch.where(nonzero, scaled.square().sum(dim, keepdim=True), 1.0).sqrt()
+    return torch.where(nonzero, scaled / length, 0.0)
+
+
+def is_nonzero(x: Tensor, dim: int | tuple[int, ...] = 1) -> Tensor:
+    """Where `x` is not the zero vector along `dim`."""
+    return x.detach().abs().amax(dim) > TINY
+
+
+def pixel_discrepancy(teacher: Tensor, student: Tensor, *, kind: str = "unit_l2", weight: float = 1.0) -> Tensor:
+    """unit_l2: ½|t/|t| - s/|s||² (STFPM eq. 1-2); cosine: 1 - t·s/(|t||s|) (RD4AD eq. 1); l2: |t - s|². [N,C,H,W]² -> [N,H,W]."""
+    t, s = wide(teacher), wide(student)
+    if kind == "l2":
+        return weight * (t - s).square().sum(1)
+    distance = 0.5 * (unit(t) - unit(s)).square().sum(1)
+    if kind == "cosine":
+        distance = torch.where(is_nonzero(t) & is_nonzero(s), distance, 1.0)
+    return weight * distance
+
+
+def flattened_cosine(teacher: Tensor, student: Tensor) -> Tensor:
+    """1 - T·S/(|T||S|) with each sample's C·H·W values as one vector (RD4AD's code, MKD eq. 2). -> [N]."""
+    t, s = wide(teacher).flatten(1), wide(student).flatten(1)
+    distance = 0.5 * (unit(t) - unit(s)).square().sum(1)
+    return torch.where(is_nonzero(t) & is_nonzero(s), distance, 1.0)
+
+
+def dual_discrepancy(
+    teacher: Tensor, a: Tensor, b: Tensor, *, kind: str = "unit_l2", weight: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The discrepancies of two students to one teacher."""
+    return (
+        pixel_discrepancy(teacher, a, kind=kind, weight=weight),
+        pixel_discrepancy(teacher, b, kind=kind, weight=weight),
+    )
+
+
+def attention_weighting(teacher: Tensor, student: Tensor) -> Tensor:
+    """(1 - cos)/2 · s per pixel (FractalAD, cosine-similarity attention); no gradient, dtype of the student."""
+    with torch.no_grad():
+        attention = 0.5 * pixel_discrepancy(teacher, student, kind="cosine")
+        return (attention[:, None] * wide(student)).to(student.dtype)
+
+
+def distillation_loss(
+    teacher_taps: Sequence[Tensor],
+    student_taps: Sequence[Tensor],
+    *,
+    kind: str = "unit_l2",
+    weights: Sequence[float] | None = None,
+) -> Tensor:
+    """Σ_k w_k · mean of the discrepancy of scale k (over n, h, w; over n for "flattened")."""
+    total: Tensor | None = None
+    for k, (t, s) in enumerate(zip(teacher_taps, student_taps, strict=True)):
+        value = flattened_cosine(t, s) if kind == "flattened" else pixel_discrepancy(t, s, kind=kind)
+        term = (1.0 if weights is None else weights[k]) * value.mean()
+        total = term if total is None else total + term
+    if total is None:
+        raise ValueError("distillation_loss needs at least one scale; got none")
+    return total
+
+
+def dual_distillation_loss(
+    teacher_taps: Sequence[Tensor],
+    a_taps: Sequence[Tensor],
+    b_taps: Sequence[Tensor],
+    *,
+    kind: str = "unit_l2",
+    weights: Sequence[float] | None = None,
+) -> Tensor:
+    """The losses of two students against one teacher, added."""
+    return distillation_loss(teacher_taps, a_taps, kind=kind, weights=weights) + distillation_loss(
+        teacher_taps, b_taps, kind=kind, weights=weights
+    )
+
+
+def fuse_scales(
+    maps: Sequence[Tensor], size: tuple[int, int], *, mode: str = "sum", align_corners: bool = False
+) -> Tensor:
+    """Sum or product over scales of the maps upsampled bilinearly to `size`: [N,h_k,w_k]... -> [N,H,W]."""
+    fused: Tensor | None = None
+    for m in maps:
+        up = F.interpolate(wide(m)[:, None], size, mode="bilinear", align_corners=align_corners)[:, 0]
+        fused = up if fused is None else fused * up if mode == "product" else fused + up
+    if fused is None:
+        raise ValueError("fuse_scales needs at least one map; got none")
+    return fused
+
+
+def blur_radius(sigma: float) -> int:
+    """scipy's default: the filter is cut off at 4σ."""
+    return int(4.0 * sigma + 0.5)
+
+
+def blur_weights(sigma: float, radius: int) -> list[float]:
+    """exp(-i²/2σ²), i = -radius..radius, normalised to sum 1, in double precision."""
+    i = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (i / sigma) ** 2)
+    return [float(w) for w in weights / weights.sum()]
+
+
+def reflected(length: int, radius: int, border: str) -> Tensor:
+    """Source index of each position of a line padded by `radius`.
+
+    scipy "reflect": d c b a | a b c d | d c b a. torch "reflect": d c b | a b c d | c b a. Bounces as often as needed.
+    """
+    i = torch.arange(-radius, length + radius)
+    if border == "scipy":
+        i = i.remainder(2 * length)
+        return torch.minimum(i, 2 * length - 1 - i)
+    if length == 1:
+        return torch.zeros_like(i)
+    i = i.remainder(2 * length - 2)
+    return torch.minimum(i, 2 * length - 2 - i)
+
+
+def gaussian_blur(maps: Tensor, sigma: float = 4.0, *, border: str = "scipy", radius: int | None = None) -> Tensor:
+    """Separable Gaussian of [N,H,W], cut off at `radius`, with reflected borders."""
+    x = wide(maps)[:, None]
+    r = blur_radius(sigma) if radius is None else radius
+    w = torch.tensor(blur_weights(sigma, r), dtype=x.dtype, device=x.device)
+    x = x.index_select(2, reflected(x.shape[2], r, border).to(x.device))
+    x = F.conv2d(x, w.view(1, 1, -1, 1))
+    x = x.index_select(3, reflected(x.shape[3], r, border).to(x.device))
+    return F.conv2d(x, w.view(1, 1, 1, -1))[:, 0]
+
+
+def image_scores(maps: Tensor, rule: str = "max") -> Tensor:
+    """The maximum or the mean of each map: [N,H,W] -> [N]."""
+    x = wide(maps).flatten(1)
+    return x.amax(1) if rule == "max" else x.mean(1)
+
+
+def anomaly_map(
+    teacher_taps: Sequence[Tensor],
+    student_taps: Sequence[Tensor],
+    size: tuple[int, int],
+    *,
+    kind: str = "unit_l2",
+    weight: float = 1.0,
+    mode: str = "sum",
+    align_corners: bool = False,
+    sigma: float | None = None,
+    border: str = "scipy",
+    score: str = "max",
+    fuse_size: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Discrepancy of every scale, fusion, optional blur, image score: the whole inference epilogue."""
+    maps = [
+        pixel_discrepancy(t, s, kind=kind, weight=weight) for t, s in zip(teacher_taps, student_taps, strict=True)
+    ]
+    fused = fuse_scales(maps, fuse_size or size, mode=mode, align_corners=align_corners)
+    if fuse_size is not None:
+        fused = fuse_scales([fused], size, align_corners=align_corners)
+    if sigma is not None:
+        fused = gaussian_blur(fused, sigma, border=border)
+    return fused, image_scores(fused, score)
