@@ -1,0 +1,251 @@
+"""A folder of results: a local directory (the fast path) or any fsspec URL, with whole-file writes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LOCK = ".lock"
+TEMPORARY = ".writing-"  # dot-name: a reader never takes it for a result
+
+
+class StoreError(Exception):
+    """A results folder cannot be read or written; the message is one line with the remedy."""
+
+
+class Entry(NamedTuple):
+    """One file of the folder; `stamp` changes whenever its content is replaced."""
+
+    name: str
+    stamp: tuple[Any, ...]
+
+
+class Folder(Protocol):
+    """What the store needs of a place to keep files in."""
+
+    @property
+    def where(self) -> str:
+        """The folder as the user knows it: a path or a URL."""
+        ...
+
+    def path(self, name: str) -> str:
+        """The full path or URL of a file."""
+        ...
+
+    def entries(self) -> list[Entry]:
+        """The files of the folder itself, by name; raises StoreError if there is no such folder."""
+        ...
+
+    def open(self, name: str) -> pa.NativeFile:
+        """The file for reading; raises FileNotFoundError if it is gone."""
+        ...
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put the whole file there or nothing; a crash leaves the old content or the new one, never a mixture."""
+        ...
+
+    def remove(self, entry: Entry) -> bool:
+        """Delete the file unless it was replaced since `entry` was taken; whether it was deleted."""
+        ...
+
+    @contextmanager
+    def locked(self, *, exclusive: bool) -> Iterator[None]:
+        """Keep writers (shared) and a compaction (exclusive) apart; the lock dies with its process."""
+        ...
+
+
+def open_folder(where: str | Path) -> Folder:
+    """The folder at a path or an fsspec URL (`s3://bucket/results`, `memory://results`).
+
+    Raises StoreError if the URL's scheme is unknown or needs a package that is not installed.
+    """
+    if isinstance(where, str) and "://" in where and not where.startswith("file://"):
+        return RemoteFolder(where)
+    return LocalFolder(Path(str(where).removeprefix("file://")).expanduser())
+
+
+class LocalFolder:
+    """A directory. Writes go to a dot-name, are flushed to the disk, and are renamed over the final name."""
+
+    def __init__(self, path: Path) -> None:
+        self.root = path
+
+    @property
+    def where(self) -> str:
+        return str(self.root)
+
+    def path(self, name: str) -> str:
+        return str(self.root / name)
+
+    def entries(self) -> list[Entry]:
+        try:
+            with os.scandir(self.root) as found:
+                listed = []
+                for item in found:
+                    with contextlib.suppress(FileNotFoundError):  # replaced or compacted away meanwhile
+                        if item.is_file():
+                            stat = item.stat()
+                            listed.append(Entry(item.name, (stat.st_ino, stat.st_mtime_ns, stat.st_size)))
+        except FileNotFoundError:
+            raise StoreError(
+                f"no results folder {self.where!r}; `kdad-bench run --out {self.where}` makes one"
+            ) from None
+        except NotADirectoryError:
+            raise StoreError(f"{self.where!r} is a file, not a results folder") from None
+        except OSError as error:
+            raise StoreError(f"cannot read the results folder {self.where!r}: {error.strerror}") from error
+        return sorted(listed)
+
+    def open(self, name: str) -> pa.NativeFile:
+        import pyarrow as pa
+
+        return pa.OSFile(self.path(name), "rb")
+
+    def write(self, name: str, content: bytes) -> None:
+        temporary = self.root / f"{TEMPORARY}{name}-{os.getpid()}-{secrets.token_hex(4)}"
+        try:
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, self.root / name)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+                raise
+            self._flush_names()
+        except OSError as error:
+            raise self._refusal(error) from error
+
+    def _flush_names(self) -> None:
+        """The rename itself reaches the disk (POSIX; elsewhere a directory cannot be opened)."""
+        with contextlib.suppress(OSError):
+            handle = os.open(self.root, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+    def _refusal(self, error: OSError) -> StoreError:
+        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+        return StoreError(
+            f"cannot write to the results folder {self.where!r}: {error.strerror or error}; "
+            f"{remedy} or choose another with --out (what is finished is kept)"
+        )
+
+    def remove(self, entry: Entry) -> bool:
+        path = self.root / entry.name
+        try:
+            stat = path.stat()
+            if entry.stamp != (stat.st_ino, stat.st_mtime_ns, stat.st_size):
+                return False
+            path.unlink()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._refusal(error) from error
+        return True
+
+    @contextmanager
+    def locked(self, *, exclusive: bool) -> Iterator[None]:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.root / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise self._refusal(error) from error
+        try:
+            with contextlib.suppress(ImportError, OSError):  # Windows, or a file system without locks
+                import fcntl
+
+                fcntl.flock(handle, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(handle)
+
+
+class RemoteFolder:
+    """An fsspec URL. Object stores put whole objects; there is no lock, so compact while nobody runs."""
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.url = url.rstrip("/")
+        scheme = url.partition("://")[0]
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(self.url)
+        except ImportError as error:
+            extra = "pip install 'kdad-bench[s3]'" if scheme == "s3" else f"install fsspec's package for {scheme}://"
+            raise StoreError(f"cannot open {url!r}: {error}; {extra}") from error
+        except ValueError as error:
+            raise StoreError(f"cannot open {url!r}: {error}; give a path or an fsspec URL such as s3://...") from error
+
+    @property
+    def where(self) -> str:
+        return self.url
+
+    def path(self, name: str) -> str:
+        return f"{self.url}/{name}"
+
+    def entries(self) -> list[Entry]:
+        try:
+            self.fs.invalidate_cache(self.root)
+            found = self.fs.ls(self.root, detail=True)
+        except FileNotFoundError:
+            raise StoreError(
+                f"no results folder {self.where!r}; `kdad-bench run --out {self.where}` makes one"
+            ) from None
+        except Exception as error:  # each back end raises its own
+            raise StoreError(f"cannot read the results folder {self.where!r}: {_line(error)}") from error
+        return sorted(
+            Entry(item["name"].rsplit("/", 1)[-1], self._stamp(item)) for item in found if item["type"] == "file"
+        )
+
+    @staticmethod
+    def _stamp(item: dict[str, Any]) -> tuple[Any, ...]:
+        return (str(item.get("ETag") or item.get("LastModified") or item.get("created")), item["size"])
+
+    def open(self, name: str) -> pa.NativeFile:
+        import pyarrow as pa
+
+        return pa.BufferReader(self.fs.cat_file(f"{self.root}/{name}"))
+
+    def write(self, name: str, content: bytes) -> None:
+        try:
+            self.fs.makedirs(self.root, exist_ok=True)
+            self.fs.pipe_file(f"{self.root}/{name}", content)
+        except Exception as error:  # each back end raises its own
+            raise StoreError(
+                f"cannot write to the results folder {self.where!r}: {_line(error)}; check address and credentials"
+            ) from error
+
+    def remove(self, entry: Entry) -> bool:
+        path = f"{self.root}/{entry.name}"
+        try:
+            self.fs.invalidate_cache(self.root)
+            if self._stamp(self.fs.info(path)) != entry.stamp:
+                return False
+            self.fs.rm_file(path)
+        except FileNotFoundError:
+            return False
+        except Exception as error:  # each back end raises its own
+            raise StoreError(f"cannot delete {self.path(entry.name)!r}: {_line(error)}") from error
+        return True
+
+    @contextmanager
+    def locked(self, *, exclusive: bool) -> Iterator[None]:
+        yield
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,291 @@
+"""Write one row whole, read many, compact, verify, export: a results folder is the only thing that is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
+
+from kdad_bench.leaderboard import row as rows
+from kdad_bench.leaderboard.folder import TEMPORARY, Entry, Folder, StoreError, open_folder
+from kdad_bench.leaderboard.row import COLUMNS, KEY_COLUMNS, SCHEMA_VERSION, STATUSES, Row
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Problem", "Results", "StoreError", "compact", "file_name", "finished", "read", "write"]
+
+COMPACTED = "compacted-"
+DRAWN = "leaderboard.parquet"  # written by the renderer, perhaps into the same folder: no result
+THREADS = 4
+ATTEMPTS = 20  # listings of a folder that other processes are rewriting
+
+
+class Problem(NamedTuple):
+    """A file that was left out, and why. It is neither moved nor deleted."""
+
+    file: str
+    what: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Results:
+    """What a folder holds: each job once, in an order that depends on nothing but the rows."""
+
+    where: str
+    table: pa.Table  # the columns asked for, in the types of SCHEMA
+    problems: tuple[Problem, ...]
+    superseded: int  # rows of jobs that were run again, or that a compaction has not cleared away yet
+    files: int
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows as plain dictionaries."""
+        found: list[dict[str, Any]] = self.table.to_pylist()
+        return found
+
+
+def file_name(row: Row) -> str:
+    """`<method>-<dataset>-<category>-s<seed>-<job_id>.parquet`; a failed job's ends in `.failed.parquet`.
+
+    The two names differ so that a failure can never replace a finished result.
+    """
+    parts = (row.method, row.dataset, row.category, f"s{row.seed}", row.job_id)
+    stem = "-".join(re.sub(r"[^A-Za-z0-9_.+]+", "_", part).strip(".") or "_" for part in parts)
+    if len(stem) > 200:  # file systems stop at 255 bytes
+        stem = f"{stem[:100]}-{hashlib.sha256(stem.encode()).hexdigest()[:12]}-{row.job_id[:64]}"
+    return f"{stem}.failed.parquet" if row.status == "failed" else f"{stem}.parquet"
+
+
+@overload
+def write(row: Row, folder: Path) -> Path: ...
+@overload
+def write(row: Row, folder: str) -> str: ...
+def write(row: Row, folder: str | Path) -> str | Path:
+    """Put `row` into the folder (made if absent) as one Parquet file, whole or not at all; returns where it is.
+
+    Any number of processes may write to one folder. Raises StoreError (disk full, read-only, unreachable).
+    """
+    place = open_folder(folder)
+    name = file_name(row)
+    content = _encode([row])
+    with place.locked(exclusive=False):
+        place.write(name, content)
+        if row.status == "ok":  # an earlier failure of the same job is history; a reader prefers the ok row anyway
+            failed = name.removesuffix(".parquet") + ".failed.parquet"
+            for entry in place.entries() if _exists(place, failed) else ():
+                if entry.name == failed:
+                    place.remove(entry)
+    path = place.path(name)
+    return Path(path) if isinstance(folder, Path) else path
+
+
+def _exists(place: Folder, name: str) -> bool:
+    try:
+        place.open(name).close()
+    except OSError:
+        return False
+    return True
+
+
+def _encode(found: Sequence[Row]) -> bytes:
+    """The rows as one small Parquet file: no compression or statistics (slower for one row), checksums per page."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {
+        name: pa.array([_plain(getattr(row, name)) for row in found], type=rows.SCHEMA.field(name).type)
+        for name in COLUMNS
+    }
+    sink = io.BytesIO()
+    pq.write_table(
+        pa.table(columns, schema=rows.SCHEMA),
+        sink,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
+        write_page_checksum=True,
+    )
+    return sink.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    """A tuple, or an array that came in its place, as a list; NumPy scalars as they are."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return value.tolist() if hasattr(value, "tolist") else list(value)
+
+
+def read(folder: str | Path, columns: Iterable[str] = COLUMNS) -> Results:
+    """Every job of the folder once, `columns` only; subfolders are not looked at.
+
+    Old files are filled up with nulls; torn, foreign and newer files are reported in `problems` and never counted. Of
+    several rows of one job the ok one wins, then the newest.
+
+    Raises StoreError if the folder does not exist or cannot be listed.
+    """
+    place = open_folder(folder)
+    wanted = tuple(columns)
+    return _merge(place, _load(place, wanted), wanted)
+
+
+def finished(folder: str | Path) -> dict[str, str]:
+    """job_id -> status ("ok" or "failed") of every readable row; empty if there is no such folder yet."""
+    place = open_folder(folder)
+    try:
+        place.entries()
+    except StoreError:
+        return {}
+    table = read(folder, KEY_COLUMNS).table
+    return dict(zip(table["job_id"].to_pylist(), table["status"].to_pylist(), strict=True))
+
+
+class _Loaded(NamedTuple):
+    entry: Entry
+    table: pa.Table | None
+    problem: str
+
+
+def _load(place: Folder, columns: Iterable[str]) -> list[_Loaded]:
+    """All result files of the folder. A file that vanishes while we read was compacted: list again."""
+    wanted = [name for name in COLUMNS if name in {*columns, *KEY_COLUMNS, "created_at"}]
+    known: dict[Entry, _Loaded] = {}
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in range(ATTEMPTS):
+            listed = [entry for entry in place.entries() if _is_result(entry.name)]
+            known = {entry: known[entry] for entry in listed if entry in known}
+            missing = [entry for entry in listed if entry not in known]
+            answers = list(pool.map(lambda entry: _load_one(place, entry, wanted), missing))
+            known.update((answer.entry, answer) for answer in answers if answer is not None)
+            if None not in answers:
+                return [known[entry] for entry in listed]
+    raise StoreError(f"the results folder {place.where!r} keeps changing; try again when it is at rest")
+
+
+def _is_result(name: str) -> bool:
+    return name.endswith(".parquet") and not name.startswith(".") and name != DRAWN
+
+
+def _load_one(place: Folder, entry: Entry, wanted: list[str]) -> _Loaded | None:
+    """One file as a table in the types of SCHEMA, or why it is none; None if it is gone."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def refuse(what: str) -> _Loaded:
+        return _Loaded(entry, None, what)
+
+    try:
+        with place.open(entry.name) as source:
+            file = pq.ParquetFile(source, page_checksum_verification=True)
+            have = set(file.schema_arrow.names)
+            if not have.issuperset(KEY_COLUMNS):
+                return refuse("not a kdad-bench result (columns missing: " + _few(set(KEY_COLUMNS) - have) + ")")
+            table = file.read([name for name in wanted if name in have], use_threads=False)
+        if table.num_rows == 0:
+            return refuse("holds no row")
+        versions = table["schema_version"].to_pylist()
+        newest = max(version or 0 for version in versions)
+        if newest > SCHEMA_VERSION:
+            return refuse(
+                f"written by a newer kdad-bench (schema {newest}, this one reads up to {SCHEMA_VERSION}); upgrade"
+            )
+        if any(table[name].null_count for name in KEY_COLUMNS):
+            return refuse("not a kdad-bench result (an identity column holds nulls)")
+        if not set(table["status"].to_pylist()) <= set(STATUSES):
+            return refuse("not a kdad-bench result (unknown status)")
+        arrays = []
+        for name in wanted:
+            kind = rows.SCHEMA.field(name).type
+            if name not in table.column_names:
+                arrays.append(pa.chunked_array([pa.nulls(table.num_rows, kind)]))
+            else:
+                arrays.append(table[name] if table[name].type == kind else table[name].cast(kind))
+        shaped = pa.table(arrays, schema=pa.schema([rows.SCHEMA.field(name) for name in wanted]))
+        shaped.validate(full=True)  # text that is not UTF-8 would only fail when shown
+    except FileNotFoundError:
+        return None
+    except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
+        return refuse(f"unreadable ({_first_line(error)})")
+    return _Loaded(entry, shaped, "")
+
+
+def _few(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def _merge(place: Folder, found: Sequence[_Loaded], columns: Iterable[str]) -> Results:
+    """The tables as one, each job once, sorted by (dataset, category, method, seed, job)."""
+    import pyarrow as pa
+
+    wanted = set(columns)
+    names = [name for name in COLUMNS if name in wanted]
+    tables = [item.table for item in found if item.table is not None]
+    problems = tuple(Problem(item.entry.name, item.problem) for item in found if item.table is None)
+    if not tables:
+        empty = pa.schema([rows.SCHEMA.field(name) for name in names]).empty_table()
+        return Results(where=place.where, table=empty, problems=problems, superseded=0, files=len(found))
+    table = pa.concat_tables(tables)
+    chosen = _winners(table)
+    kept = table.take(pa.array(chosen, pa.int64())) if len(tables) > 1 or len(chosen) < table.num_rows else table
+    kept = kept.sort_by([(name, "ascending") for name in ("dataset", "category", "method", "seed", "job_id")])
+    return Results(
+        where=place.where,
+        table=kept.select(names).combine_chunks(),
+        problems=problems,
+        superseded=table.num_rows - len(chosen),
+        files=len(found),
+    )
+
+
+def _winners(table: pa.Table) -> list[int]:
+    """The row to keep of each job: ok before failed, then the newest."""
+    best: dict[str, tuple[tuple[bool, str], int]] = {}
+    columns = (table[name].to_pylist() for name in ("job_id", "status", "created_at"))
+    for index, (job, status, created) in enumerate(zip(*columns, strict=True)):
+        rank = (status == "ok", created or "")
+        if job not in best or rank > best[job][0]:
+            best[job] = (rank, index)
+    return sorted(index for _, index in best.values())
+
+
+def compact(folder: str | Path) -> tuple[int, Path | str | None]:
+    """Put all rows into one file and delete the files they came from; returns (files replaced, the new file or None).
+
+    The new file is whole and on the disk before the first deletion, and a job that is in both counts once: a crash at
+    any point loses nothing. Unreadable files stay where they are. Raises StoreError.
+    """
+    import pyarrow.parquet as pq
+
+    place = open_folder(folder)
+    place.entries()
+    with place.locked(exclusive=True):
+        listed = place.entries()
+        found = _load(place, COLUMNS)
+        merged = _merge(place, found, COLUMNS)
+        sources = [item.entry for item in found if item.table is not None]
+        for entry in listed:
+            if entry.name.startswith(TEMPORARY):  # its writer is dead: a live one would hold the lock
+                place.remove(entry)
+        if len(sources) < 2:
+            return 0, None
+        sink = io.BytesIO()
+        pq.write_table(merged.table, sink, compression="zstd", write_page_checksum=True, row_group_size=65_536)
+        content = sink.getvalue()
+        name = f"{COMPACTED}{hashlib.sha256(content).hexdigest()[:16]}.parquet"
+        place.write(name, content)
+        written = Entry(name, ())
+        again = _load_one(place, written, list(COLUMNS))
+        if again is None or again.table is None or not again.table.equals(merged.table):
+            raise StoreError(f"{place.path(name)!r} does not read back as it was written; nothing was deleted")
+        replaced = sum(place.remove(entry) for entry in sources if entry.name != name)
+    path = place.path(name)
+    return replaced, Path(path) if isinstance(folder, Path) else path
