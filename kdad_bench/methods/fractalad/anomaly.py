@@ -1,0 +1,208 @@
+"""FractalAD's fractal anomaly generation: a patch of the image, changed, rotated, cut to a fractal, pasted elsewhere.
+
+Each sample has a `numpy` generator of its own, so an anomaly depends on its key alone: not on the batch it is in, on
+the samples before it, on threads, nor on any global state of chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdad_bench.methods.fractalad.colour import Levels, grey, random_channel_scaling, random_jitter, rounded
+from kdad_bench.methods.fractalad.ifs import Mask, fractal, rotation, uniform
+
+Item = TypeVar("Item", bound=np.generic)
+
+SIDE = (0.1, 0.5)  # side of the patch as a part of the shorter side of the image: official code
+REGION = (0.1, 0.9)  # patches are taken from and put into this central part: official code
+ANGLE = (15.0, 75.0)  # degrees: official code
+DILATIONS = 3  # of the mask, 3 x 3 each: official code
+NOISE_CHANCE, NOISE_LEVELS = 0.5, 10.0  # Gaussian noise inside the mask: official code
+LAST_JITTER = 0.05  # ColorJitter of clean and anomalous image alike: official code
+
+CORNER = 20  # pixels: side of the top-left patch that shows the background; official code
+OBJECT_SIDE = (0.05, 1.5)  # 0.5 x SIDE[0] .. 3 x SIDE[1], of the object's shorter side: official code, read so
+OBJECT_CONTRAST = 20.0  # levels away from the background, either way: READING
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recombined:
+    """An image with one pasted anomaly."""
+
+    image: Levels  # [3, H, W]
+    mask: Mask  # [H, W]
+
+
+def recombine(image: Levels, rng: np.random.Generator, *, points: int, find_object: bool = False) -> Recombined:
+    """`image` [3, H, W] in levels 0..255 with a patch of itself pasted through a random fractal of `points` points.
+
+    `find_object`: patch sizes and positions follow the object that stands out from the background (official code:
+    capsule, pill, screw, toothbrush, zipper); an image without such an object is treated as without the switch.
+    """
+    outline = object_mask(image) if find_object else None
+    if outline is not None and outline.any():
+        side = patch_side(shorter_side(outline), OBJECT_SIDE, image, rng)
+        source, target = (corner_on_object(outline, side, rng) for _ in range(2))
+    else:
+        side = patch_side(min(image.shape[1:]), SIDE, image, rng)
+        source, target = (corner_in_region(image, side, rng) for _ in range(2))
+    patch = change_colour(window(image, source, side), rng)
+    if rng.random() < 0.5:
+        patch = patch[:, :, ::-1]
+    if rng.random() < 0.5:
+        patch = patch[:, ::-1]
+    patch, inside = rotate(patch, uniform(rng, *ANGLE))
+    shape = inside & fractal(rng, side, points)
+    pasted, mask = image.copy(), np.zeros(image.shape[1:], dtype=np.bool_)
+    window(mask[None], target, side)[0] = shape
+    window(pasted, target, side)[:, shape] = patch[:, shape]
+    return Recombined(image=pasted, mask=mask)
+
+
+def finish(clean: Levels, anomaly: Recombined, rng: np.random.Generator) -> tuple[Levels, Recombined]:
+    """The last steps, at the network's size: mask dilated, noise inside it, one colour jitter for both images."""
+    mask = binary_dilation(anomaly.mask, structure=np.ones((3, 3), dtype=np.bool_), iterations=DILATIONS)
+    image = anomaly.image
+    if rng.random() < NOISE_CHANCE:
+        noise = NOISE_LEVELS * normal(rng, int(mask.sum()))
+        image = image.copy()
+        image[:, mask] = rounded(image[:, mask] + noise)  # one channel of noise for all three
+    seed = int(rng.random() * 2**53)
+    clean, image = (
+        random_jitter(
+            levels,
+            np.random.default_rng(seed),
+            brightness=LAST_JITTER,
+            contrast=LAST_JITTER,
+            saturation=LAST_JITTER,
+            hue=LAST_JITTER,
+        )
+        for levels in (clean, image)
+    )
+    return clean, Recombined(image=image, mask=mask)
+
+
+def anomalous(
+    images: Tensor, keys: Sequence[Sequence[int]], *, size: int, points: int, find_object: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Clean images, anomalous images (both [N, 3, size, size], float32 in [0, 1]) and masks [N, size, size] (0 or 1).
+
+    `images` [N, 3, H, W] float32 in [0, 1]; `keys` are N sequences of whole numbers >= 0, the seed of each sample. The
+    anomaly is made at H x W, then resized (images bilinear with antialiasing, masks nearest), then finished.
+    """
+    levels = np.floor(images.detach().cpu().numpy() * np.float32(255) + np.float32(0.5))
+    generators = [np.random.default_rng(tuple(key)) for key in keys]
+    made = [
+        recombine(image, rng, points=points, find_object=find_object)
+        for image, rng in zip(levels, generators, strict=True)
+    ]
+    clean = resized(levels, size)
+    pasted = resized(np.stack([m.image for m in made]), size)
+    masks = resized_masks(np.stack([m.mask for m in made]), size)
+    finished = [
+        finish(c, Recombined(image=p, mask=m), rng)
+        for c, p, m, rng in zip(clean, pasted, masks, generators, strict=True)
+    ]
+    return (
+        torch.from_numpy(np.stack([c for c, _ in finished])).div_(255).to(images.device),
+        torch.from_numpy(np.stack([a.image for _, a in finished])).div_(255).to(images.device),
+        torch.from_numpy(np.stack([a.mask for _, a in finished])).to(images.device, torch.float32),
+    )
+
+
+def change_colour(patch: Levels, rng: np.random.Generator) -> Levels:
+    """One of three changes, by equal chance: a mild jitter, a strong change of light, two channels scaled."""
+    choice = int(3 * rng.random())
+    if choice == 0:
+        return random_jitter(patch, rng, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.2)
+    if choice == 1:
+        return random_jitter(patch, rng, brightness=1.0, contrast=1.0)
+    return random_channel_scaling(patch, rng)
+
+
+def rotate(patch: Levels, degrees: float) -> tuple[Levels, Mask]:
+    """`patch` [3, s, s] rotated about its centre, nearest neighbour, not expanded; and where it has content [s, s]."""
+    side = patch.shape[-1]
+    middle = (side - 1) / 2
+    offsets = np.indices((side, side)).reshape(2, -1) - middle
+    row, column = np.floor(rotation(np.deg2rad(degrees)) @ offsets + middle + 0.5).astype(np.int64)
+    inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)
+    turned = np.where(inside, patch[:, row.clip(0, side - 1), column.clip(0, side - 1)], np.float32(0))
+    return turned.reshape(patch.shape), inside.reshape(side, side)
+
+
+def object_mask(image: Levels) -> Mask:
+    """Where `image` differs from its background, the mean of the top-left corner, by OBJECT_CONTRAST levels [H, W]."""
+    luma = grey(image)
+    background = np.mean(luma[:CORNER, :CORNER], dtype=np.float64)
+    return np.asarray(np.abs(luma - background) > OBJECT_CONTRAST)
+
+
+def shorter_side(outline: Mask) -> float:
+    """The shorter side, in pixels, of the smallest rotated rectangle around the true cells of `outline` [H, W]."""
+    angles = np.deg2rad(np.arange(90.0))
+    axes = np.stack([np.cos(angles), np.sin(angles), -np.sin(angles), np.cos(angles)]).reshape(2, 2, -1)
+    edge = outline & ~(
+        np.pad(outline, 1)[:-2, 1:-1] & np.pad(outline, 1)[2:, 1:-1]
+        & np.pad(outline, 1)[1:-1, :-2] & np.pad(outline, 1)[1:-1, 2:]
+    )  # fmt: skip
+    along = np.einsum("pd,adk->pak", np.argwhere(edge).astype(np.float64), axes)  # [points, 2 axes, 90 angles]
+    sides = along.max(axis=0) - along.min(axis=0) + 1
+    best = int(np.argmin(sides.prod(axis=0)))
+    return float(sides[:, best].min())
+
+
+def patch_side(whole: float, part: tuple[float, float], image: Levels, rng: np.random.Generator) -> int:
+    """A side uniform in `part` of `whole`, in pixels: at least 2, at most half the shorter side of the image."""
+    return int(np.clip(uniform(rng, *part) * whole, 2, max(2, min(image.shape[1:]) // 2)))
+
+
+def corner_in_region(image: Levels, side: int, rng: np.random.Generator) -> tuple[int, int]:
+    """The top-left corner of a window of `side` inside the central region of `image`."""
+    row, column = (int(uniform(rng, REGION[0] * n, max(REGION[0] * n, REGION[1] * n - side))) for n in image.shape[1:])
+    return row, column
+
+
+def corner_on_object(outline: Mask, side: int, rng: np.random.Generator) -> tuple[int, int]:
+    """The top-left corner of a window of `side`, inside the image, whose centre was drawn from the object."""
+    cells = np.argwhere(outline)
+    centre = cells[int(rng.random() * len(cells))]
+    row, column = (int(np.clip(c - side // 2, 0, n - side)) for c, n in zip(centre, outline.shape, strict=True))
+    return row, column
+
+
+def window(array: NDArray[Item], corner: tuple[int, int], side: int) -> NDArray[Item]:
+    """The view [C, side, side] of `array` [C, H, W] at `corner` (row, column)."""
+    return array[:, corner[0] : corner[0] + side, corner[1] : corner[1] + side]
+
+
+def normal(rng: np.random.Generator, count: int) -> Levels:
+    """`count` standard normal numbers, Box and Muller, from `Generator.random` alone."""
+    radius = np.sqrt(-2 * np.log1p(-rng.random(count)))
+    numbers: Levels = (radius * np.cos(2 * np.pi * rng.random(count))).astype(np.float32)
+    return numbers
+
+
+def resized(images: Levels, size: int) -> Levels:
+    """`images` [N, 3, H, W] in whole levels at size x size, bilinear with antialiasing."""
+    if images.shape[-2:] == (size, size):
+        return images
+    small = F.interpolate(torch.from_numpy(images), (size, size), mode="bilinear", antialias=True)
+    return rounded(small.numpy())
+
+
+def resized_masks(masks: Mask, size: int) -> Mask:
+    """`masks` [N, H, W] at size x size, nearest."""
+    if masks.shape[-2:] == (size, size):
+        return masks
+    small = F.interpolate(torch.from_numpy(masks)[:, None].to(torch.float32), (size, size), mode="nearest-exact")
+    return np.asarray(small[:, 0].numpy() > 0)
