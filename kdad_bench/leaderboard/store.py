@@ -152,17 +152,20 @@ class _Loaded(NamedTuple):
 
 def _load(place: Folder, columns: Iterable[str]) -> list[_Loaded]:
     """All result files of the folder. A file that vanishes while we read was compacted: list again."""
-    wanted = [name for name in COLUMNS if name in {*columns, *KEY_COLUMNS, "created_at"}]
+    import pyarrow as pa
+
+    wanted = {*columns, *KEY_COLUMNS, "created_at"}
+    schema = pa.schema([rows.SCHEMA.field(name) for name in COLUMNS if name in wanted])
     known: dict[Entry, _Loaded] = {}
     with ThreadPoolExecutor(THREADS) as pool:
         for _ in range(ATTEMPTS):
             listed = [entry for entry in place.entries() if _is_result(entry.name)]
             known = {entry: known[entry] for entry in listed if entry in known}
             missing = [entry for entry in listed if entry not in known]
-            answers = list(pool.map(lambda entry: _load_one(place, entry, wanted), missing))
+            answers = list(pool.map(lambda entry: _load_one(place, entry, schema), missing))
             known.update((answer.entry, answer) for answer in answers if answer is not None)
             if None not in answers:
-                return [known[entry] for entry in listed]
+                return _checked([known[entry] for entry in listed])
     raise StoreError(f"the results folder {place.where!r} keeps changing; try again when it is at rest")
 
 
@@ -170,47 +173,75 @@ def _is_result(name: str) -> bool:
     return name.endswith(".parquet") and not name.startswith(".") and name != DRAWN
 
 
-def _load_one(place: Folder, entry: Entry, wanted: list[str]) -> _Loaded | None:
-    """One file as a table in the types of SCHEMA, or why it is none; None if it is gone."""
+def _load_one(place: Folder, entry: Entry, schema: pa.Schema) -> _Loaded | None:
+    """One file as a table with `schema`, or why it is none; None if it is gone."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-    def refuse(what: str) -> _Loaded:
-        return _Loaded(entry, None, what)
 
     try:
         with place.open(entry.name) as source:
             file = pq.ParquetFile(source, page_checksum_verification=True)
             have = set(file.schema_arrow.names)
             if not have.issuperset(KEY_COLUMNS):
-                return refuse("not a kdad-bench result (columns missing: " + _few(set(KEY_COLUMNS) - have) + ")")
-            table = file.read([name for name in wanted if name in have], use_threads=False)
-        if table.num_rows == 0:
-            return refuse("holds no row")
-        versions = table["schema_version"].to_pylist()
-        newest = max(version or 0 for version in versions)
-        if newest > SCHEMA_VERSION:
-            return refuse(
-                f"written by a newer kdad-bench (schema {newest}, this one reads up to {SCHEMA_VERSION}); upgrade"
-            )
-        if any(table[name].null_count for name in KEY_COLUMNS):
-            return refuse("not a kdad-bench result (an identity column holds nulls)")
-        if not set(table["status"].to_pylist()) <= set(STATUSES):
-            return refuse("not a kdad-bench result (unknown status)")
-        arrays = []
-        for name in wanted:
-            kind = rows.SCHEMA.field(name).type
-            if name not in table.column_names:
-                arrays.append(pa.chunked_array([pa.nulls(table.num_rows, kind)]))
-            else:
-                arrays.append(table[name] if table[name].type == kind else table[name].cast(kind))
-        shaped = pa.table(arrays, schema=pa.schema([rows.SCHEMA.field(name) for name in wanted]))
-        shaped.validate(full=True)  # text that is not UTF-8 would only fail when shown
+                lacking = _few(set(KEY_COLUMNS) - have)
+                return _Loaded(entry, None, f"not a kdad-bench result (columns missing: {lacking})")
+            table = file.read([name for name in schema.names if name in have], use_threads=False)
+        if not table.schema.equals(schema):
+            table = _evolved(table, schema)
     except FileNotFoundError:
         return None
     except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
-        return refuse(f"unreadable ({_first_line(error)})")
-    return _Loaded(entry, shaped, "")
+        return _Loaded(entry, None, f"unreadable ({_first_line(error)})")
+    return _Loaded(entry, table, "")
+
+
+def _evolved(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """An older table in today's columns: absent ones are null, types are widened; raises if a value does not fit."""
+    import pyarrow as pa
+
+    have = set(table.column_names)
+    arrays = [
+        table[field.name].cast(field.type)
+        if field.name in have
+        else pa.chunked_array([pa.nulls(table.num_rows, field.type)])
+        for field in schema
+    ]
+    return pa.table(arrays, schema=schema)
+
+
+def _checked(found: list[_Loaded]) -> list[_Loaded]:
+    """`found` without the tables that hold no results: all at once, and one by one only if something is wrong."""
+    import pyarrow as pa
+
+    tables = [item.table for item in found if item.table is not None]
+    if tables and all(table.num_rows for table in tables) and not _fault(pa.concat_tables(tables)):
+        return found
+    faults = [_fault(item.table) if item.table is not None else item.problem for item in found]
+    return [
+        item._replace(table=None if fault else item.table, problem=fault)
+        for item, fault in zip(found, faults, strict=True)
+    ]
+
+
+def _fault(table: pa.Table) -> str:
+    """Why the table holds no results, or ""."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if table.num_rows == 0:
+        return "holds no row"
+    if any(table[name].null_count for name in KEY_COLUMNS):
+        return "not a kdad-bench result (an identity column holds nulls)"
+    newest = pc.max(table["schema_version"]).as_py()
+    if newest > SCHEMA_VERSION:
+        return f"written by a newer kdad-bench (schema {newest}, this one reads up to {SCHEMA_VERSION}); upgrade"
+    if not set(pc.unique(table["status"]).to_pylist()) <= set(STATUSES):
+        return "not a kdad-bench result (unknown status)"
+    try:
+        table.validate(full=True)  # text that is not UTF-8 would only fail when shown
+    except pa.ArrowException as error:
+        return f"unreadable ({_first_line(error)})"
+    return ""
 
 
 def _few(names: Iterable[str]) -> str:
@@ -225,6 +256,7 @@ def _first_line(error: BaseException) -> str:
 def _merge(place: Folder, found: Sequence[_Loaded], columns: Iterable[str]) -> Results:
     """The tables as one, each job once, sorted by (dataset, category, method, seed, job)."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     wanted = set(columns)
     names = [name for name in COLUMNS if name in wanted]
@@ -233,15 +265,14 @@ def _merge(place: Folder, found: Sequence[_Loaded], columns: Iterable[str]) -> R
     if not tables:
         empty = pa.schema([rows.SCHEMA.field(name) for name in names]).empty_table()
         return Results(where=place.where, table=empty, problems=problems, superseded=0, files=len(found))
-    table = pa.concat_tables(tables)
-    chosen = _winners(table)
-    kept = table.take(pa.array(chosen, pa.int64())) if len(tables) > 1 or len(chosen) < table.num_rows else table
-    kept = kept.sort_by([(name, "ascending") for name in ("dataset", "category", "method", "seed", "job_id")])
+    table = pa.concat_tables(tables).combine_chunks()
+    chosen = table.take(pa.array(_winners(table), pa.int64()))
+    keys = [(name, "ascending") for name in ("dataset", "category", "method", "seed", "job_id")]
     return Results(
         where=place.where,
-        table=kept.select(names).combine_chunks(),
+        table=chosen.take(pc.sort_indices(chosen, sort_keys=keys)).select(names),
         problems=problems,
-        superseded=table.num_rows - len(chosen),
+        superseded=table.num_rows - chosen.num_rows,
         files=len(found),
     )
 
@@ -283,7 +314,7 @@ def compact(folder: str | Path) -> tuple[int, Path | str | None]:
         name = f"{COMPACTED}{hashlib.sha256(content).hexdigest()[:16]}.parquet"
         place.write(name, content)
         written = Entry(name, ())
-        again = _load_one(place, written, list(COLUMNS))
+        again = _load_one(place, written, rows.SCHEMA)
         if again is None or again.table is None or not again.table.equals(merged.table):
             raise StoreError(f"{place.path(name)!r} does not read back as it was written; nothing was deleted")
         replaced = sum(place.remove(entry) for entry in sources if entry.name != name)
