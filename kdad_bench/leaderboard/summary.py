@@ -188,7 +188,7 @@ class Summary:
 
     def missing(self, key: str, metric: str) -> tuple[str, ...]:
         """Categories in which another method has a value of this metric and this one has none."""
-        known: NDArray[Any] = ~np.isnan(self.values[metric]).all(axis=2)  # [entrants, categories]
+        known = _known(self.values[metric])  # [entrants, categories]
         return tuple(self.categories[c] for c in np.flatnonzero(known.any(axis=0) & ~known[self._at(key)]))
 
     def comparisons(self, metric: str) -> tuple[Comparison, ...]:
@@ -219,9 +219,9 @@ class Summary:
 
     def ranks(self, metric: str) -> Ranks:
         """Average ranks over the categories that have values, of the entrants with a value in each of them."""
-        known: NDArray[Any] = ~np.isnan(self.values[metric]).all(axis=2)
-        columns: NDArray[Any] = known.any(axis=0)
-        rows: NDArray[Any] = known[:, columns].all(axis=1) & columns.any()
+        known = _known(self.values[metric])
+        columns = np.asarray(known.any(axis=0))
+        rows = np.asarray(known[:, columns].all(axis=1) & columns.any())
         cells = _seed_means(self.values[metric][rows][:, columns])
         better_first = -cells if METRICS[metric].higher_is_better else cells
         ranks = np.array([average_ranks(column) for column in better_first.T]).T  # [entrants, categories]
@@ -401,6 +401,11 @@ def _nemenyi(methods: int) -> float:
     from scipy.stats import studentized_range
 
     return float(studentized_range.ppf(1 - SIGNIFICANCE, methods, np.inf)) / math.sqrt(2)
+
+
+def _known(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """[entrants, categories]: whether there is a value of any seed."""
+    return np.asarray(~np.isnan(values).all(axis=2))
 
 
 def _seed_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
