@@ -1,0 +1,37 @@
+# The recipes that people, pre-commit and CI share. `pip install -e '.[dev]'` brings `just` itself.
+
+# lint, formatting, types, import direction
+check:
+    ruff check .
+    ruff format --check .
+    mypy
+    lint-imports
+
+# the README's test command
+test:
+    python -m pytest -n 2
+
+# everything, the slow tests too
+test-all:
+    python -m pytest -n 2 -m "slow or not slow"
+
+# the main job in short, as a newcomer runs it
+smoke:
+    kdad-bench doctor
+    kdad-bench run --method stfpm --method rd4ad --seeds 1 --steps 5 --out "$(mktemp -d)"
+
+# the kernel microbenchmarks, each result first compared with the oracle
+bench:
+    kdad-bench kernels bench --check
+
+# metrics and data benchmarks (pip install -e '.[bench]')
+bench-metrics:
+    python benchmarks/metrics.py
+
+# what needs a GPU: correctness first, then the tables
+gpu:
+    bash benchmarks/gpu/run.sh
+
+# the leaderboard of a results folder
+table results="results":
+    kdad-bench leaderboard {{results}}
