@@ -25,6 +25,7 @@ class Backbone(nn.Module):
             raise ValueError(f"strides {strides} of {facts.name}: must rise and be among {have}")
         self.name = facts.name
         self.strides = tuple(strides)
+        self.signed = facts.signed
         self.channels = tuple(facts.channels[stride] for stride in strides)
         self.register_buffer("mean", torch.tensor(facts.mean), persistent=False)
         self.register_buffer("std", torch.tensor(facts.std), persistent=False)

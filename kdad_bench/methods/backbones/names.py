@@ -24,6 +24,7 @@ class BackboneFacts:
     weights_from: str  # "wheel" | "torchvision"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    signed: bool = False  # whether taps can be negative: linear outputs, no ReLU at the end
 
     @property
     def sha256_prefix(self) -> str:
@@ -57,6 +58,7 @@ _ALL = (
         weights_from="wheel",
         mean=LITE_MEAN,
         std=LITE_STD,
+        signed=True,
     ),
 )
 FACTS: Mapping[str, BackboneFacts] = MappingProxyType({facts.name: facts for facts in _ALL})

@@ -1,0 +1,80 @@
+"""A fitted method on disk: `model.safetensors` (weights) and `model.json` (name and settings), no pickles."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from kdad_bench.methods import METHODS, entry
+from kdad_bench.methods.backbones import build
+from kdad_bench.methods.protocol import Entry, Method
+
+FORMAT = 1
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+class ModelError(ValueError):
+    """A saved model is missing, damaged or of another version; the message names the file."""
+
+
+def save(name: str, method: Method, folder: Path) -> None:
+    """Write the fitted `method`, registered as `name`, into `folder` (made if need be); each file appears whole."""
+    entry(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().cpu().contiguous() for key, value in method.module.state_dict().items()}
+    description = {"format": FORMAT, "method": name, "settings": asdict(method.settings)}
+    temporary = folder / f".{WEIGHTS}.{os.getpid()}"
+    save_file(state, temporary)
+    os.replace(temporary, folder / WEIGHTS)
+    temporary = folder / f".{DESCRIPTION}.{os.getpid()}"
+    temporary.write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / DESCRIPTION)
+
+
+def load(folder: Path, device: torch.device | str = "cpu", registered: Entry | None = None) -> tuple[str, Method]:
+    """The name and the method that `save` wrote into `folder`, ready to score; the same maps as before.
+
+    `registered` stands in for the entry of that name, for a method that is not among METHODS. Raises ModelError.
+    """
+    device = torch.device(device)
+    name, settings = _described(folder / DESCRIPTION, registered)
+    found = registered or entry(name)
+    teacher = build(settings.teacher, strides=found.strides) if found.needs_teacher else None
+    method = found.build(settings, teacher, device)
+    try:
+        method.module.load_state_dict(load_file(folder / WEIGHTS, device=str(device)))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"{folder / WEIGHTS}: not the weights that {DESCRIPTION} describes ({reason})") from error
+    return name, method
+
+
+def _described(path: Path, registered: Entry | None) -> tuple[str, Any]:
+    """(method's name, its settings) from the JSON file."""
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        name, values = description["method"], description["settings"]
+        version = description["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: no description of a saved model ({error})") from error
+    if version != FORMAT:
+        raise ModelError(f"{path}: format {version}, this version reads {FORMAT}")
+    if registered is None and name not in METHODS:
+        raise ModelError(f"{path}: method {name!r} is not known; have: {', '.join(METHODS)}")
+    kind = type(next(iter((registered or entry(name)).presets.values())))
+    unknown = set(values) - {field.name for field in fields(kind)}
+    if unknown:
+        raise ModelError(f"{path}: setting {sorted(unknown)[0]!r} is not one of {name}'s")
+    return name, kind(**{key: _frozen(value) for key, value in values.items()})
+
+
+def _frozen(value: Any) -> Any:
+    """JSON's lists as the tuples they were."""
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

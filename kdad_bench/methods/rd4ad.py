@@ -1,0 +1,98 @@
+"""RD4AD: Deng & Li, "Anomaly Detection via Reverse Distillation from One-Class Embedding", CVPR 2022, arXiv 2201.10703.
+
+The loss is the official code's flattened cosine; the paper's per-pixel one is the variant `per_pixel`. Layers that the
+code builds and never uses are left out. Widths follow the teacher's taps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kdad_bench.kernels import anomaly_map, distillation_loss
+from kdad_bench.methods.backbones import Backbone
+from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps
+from kdad_bench.methods.protocol import Entry, Scores
+from kdad_bench.methods.reverse import Bottleneck, Decoder
+
+SIGMA = 4.0  # official test code
+LOSSES = ("flattened", "cosine")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rd4adSettings(DistillationSettings):
+    """Defaults of the official code."""
+
+    teacher: str = "wide_resnet50_2"
+    batch_size: int = 16
+    optimiser: str = "adam"
+    learning_rate: float = 0.005
+    betas: tuple[float, float] = (0.5, 0.999)  # official code; anomalib takes 0.99
+    distance: str = "flattened"  # flattened: official code, one vector per sample and scale | cosine: eq. 1, per pixel
+
+
+class ReverseStudent(nn.Module):
+    """The one-class bottleneck embedding and the decoder that restores the teacher's taps from it."""
+
+    def __init__(self, teacher: Backbone, *, signed: bool) -> None:
+        super().__init__()
+        self.bottleneck = Bottleneck(teacher)
+        self.decoder = Decoder(teacher, signed=signed)
+
+    def forward(self, taps: Taps) -> Taps:
+        """The teacher's taps as restored from their embedding, shallow first."""
+        restored: Taps = self.decoder(self.bottleneck(taps))
+        return restored
+
+
+class Rd4ad(StudentTeacher[Rd4adSettings]):
+    """A decoder restores the teacher's features from a compact embedding; it fails where the image is anomalous."""
+
+    def build_student(self, teacher: Backbone) -> nn.Module:
+        if self.settings.distance not in LOSSES:
+            raise ValueError(f"distance {self.settings.distance!r} is not known; have: {', '.join(LOSSES)}")
+        return ReverseStudent(teacher, signed=teacher.signed or self.settings.taps == "standardised")
+
+    def loss(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Eq. 2: the sum over scales of 1 - cos, of the flattened maps (code) or the mean over pixels (eq. 1)."""
+        restored = self.student(batch.teacher)
+        return {"feature": distillation_loss(batch.teacher, restored, kind=self.settings.distance)}
+
+    def networks(self, images: Tensor) -> tuple[Taps, Taps]:
+        taps = self.teacher(images)
+        return taps, self.folded_student(taps)
+
+    def judge(self, outputs: tuple[Taps, Taps], size: tuple[int, int]) -> Scores:
+        """Eq. 3 and the official test code: per-pixel 1 - cos, upsampled with aligned corners, summed over scales and
+        blurred; the image score is the maximum."""
+        teacher, restored = outputs
+        pixel, image = anomaly_map(
+            teacher, restored, size, kind="cosine", mode="sum", align_corners=True, sigma=SIGMA, border="scipy"
+        )
+        return Scores(image, pixel)
+
+
+def build(settings: Rd4adSettings, teacher: Backbone | None, device: torch.device) -> Rd4ad:
+    """RD4AD with a frozen teacher whose taps are at strides 4, 8, 16."""
+    return Rd4ad(settings, teacher, device)
+
+
+RD4AD = Entry(
+    name="rd4ad",
+    title="RD4AD",
+    paper="Deng, Li, CVPR 2022, arXiv 2201.10703",
+    presets={
+        "paper": Rd4adSettings(),
+        "quick": Rd4adSettings(
+            teacher="efficientnet_lite0",
+            image_size=128,
+            steps=60,
+            readings=("quick: small teacher, small images, short budget",),
+        ),
+    },
+    build=build,
+    variants={"per_pixel": {"distance": "cosine"}},
+)

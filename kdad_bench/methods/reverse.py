@@ -1,0 +1,140 @@
+"""Reverse distillation's two halves: the one-class bottleneck embedding and the decoder (Deng & Li, CVPR 2022).
+
+Any teacher with taps at strides 4, 8, 16 will do: widths are its taps', block types those of its family.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, cat, nn
+
+from kdad_bench.methods.backbones import Backbone, facts_of
+from kdad_bench.methods.backbones.resnet import LAYOUTS, initialise
+from kdad_bench.methods.backbones.resnet import BasicBlock as Basic
+from kdad_bench.methods.backbones.resnet import Bottleneck as Narrow
+
+Taps = tuple[Tensor, ...]
+DEFAULT_BLOCKS = (2, 2, 2, 2)  # families that are no ResNets get ResNet-18's blocks
+
+
+def halved(inputs: int, outputs: int) -> nn.Sequential:
+    """3x3 convolution with stride 2, norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
+
+
+def layout_of(teacher: Backbone) -> tuple[bool, tuple[int, int, int, int], int]:
+    """(bottleneck blocks?, blocks per stage, widening) of the teacher's family."""
+    return LAYOUTS.get(teacher.name, (False, DEFAULT_BLOCKS, 1))
+
+
+class Fusion(nn.Module):
+    """MFF: the shallower taps are convolved down to the size and width of the deepest, and all are concatenated."""
+
+    def __init__(self, teacher: Backbone) -> None:
+        super().__init__()
+        shallow, middle, deep = teacher.channels
+        self.shallow = nn.Sequential(halved(shallow, middle), halved(middle, deep))
+        self.middle = halved(middle, deep)
+
+    def forward(self, taps: Taps) -> Tensor:
+        """Taps at strides 4, 8, 16 -> [N, 3 C_16, H / 16, W / 16]."""
+        return cat([self.shallow(taps[0]), self.middle(taps[1]), taps[2]], dim=1)
+
+
+class Embedding(nn.Module):
+    """OCE: one more residual stage of the teacher's kind, at stride 2; the code from which everything is restored."""
+
+    def __init__(self, teacher: Backbone, inputs: int) -> None:
+        super().__init__()
+        narrow, blocks, widen = layout_of(teacher)
+        block = Narrow if narrow else Basic
+        planes = facts_of(teacher.name).channels[32] // block.expansion
+        self.blocks = nn.Sequential(
+            *(
+                block(inputs if k == 0 else planes * block.expansion, planes, 2 if k == 0 else 1, widen, None)
+                for k in range(blocks[3])
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H / 16, W / 16] -> [N, C_32, H / 32, W / 32]."""
+        code: Tensor = self.blocks(x)
+        return code
+
+
+class Bottleneck(nn.Module):
+    """MFF followed by OCE."""
+
+    def __init__(self, teacher: Backbone) -> None:
+        super().__init__()
+        self.fusion = Fusion(teacher)
+        self.embedding = Embedding(teacher, 3 * teacher.channels[2])
+        initialise(self)
+
+    def forward(self, taps: Taps) -> Tensor:
+        code: Tensor = self.embedding(self.fusion(taps))
+        return code
+
+
+class DecoderBlock(nn.Module):
+    """A residual block whose first of a stage doubles the resolution by 2x2 transposed convolutions; no last ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, *, double: bool, inner: int | None) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        if inner is not None:  # bottleneck: 1x1 before and after
+            layers += [nn.Conv2d(inputs, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU(inplace=True)]
+        wide, width = (inputs, outputs) if inner is None else (inner, inner)
+        layers.append(
+            nn.ConvTranspose2d(wide, width, 2, 2, bias=False) if double else nn.Conv2d(wide, width, 3, 1, 1, bias=False)
+        )
+        layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        last = (
+            nn.Conv2d(width, outputs, 3, 1, 1, bias=False)
+            if inner is None
+            else nn.Conv2d(width, outputs, 1, bias=False)
+        )
+        layers += [last, nn.BatchNorm2d(outputs)]
+        self.layers = nn.Sequential(*layers)
+        self.shortcut = (
+            nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 2, 2, bias=False), nn.BatchNorm2d(outputs))
+            if double
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x) + self.shortcut(x)
+        return y
+
+
+class Decoder(nn.Module):
+    """The mirrored ResNet: [N, C_32, H / 32, W / 32] -> taps at strides 4, 8, 16, shallow first.
+
+    Where the teacher's taps can be negative (`signed`) a tap is read before the ReLU that the next stage sees.
+    """
+
+    def __init__(self, teacher: Backbone, *, signed: bool) -> None:
+        super().__init__()
+        narrow, blocks, widen = layout_of(teacher)
+        self.signed = signed
+        self.relu = nn.ReLU()
+        self.stages = nn.ModuleList()
+        inputs = facts_of(teacher.name).channels[32]
+        for outputs, count in zip(reversed(teacher.channels), blocks[:3], strict=True):
+            stage = nn.ModuleList()
+            for k in range(count):
+                inner = outputs // Narrow.expansion * widen if narrow else None
+                stage.append(DecoderBlock(inputs if k == 0 else outputs, outputs, double=k == 0, inner=inner))
+            self.stages.append(stage)
+            inputs = outputs
+        initialise(self)
+
+    def forward(self, code: Tensor) -> Taps:
+        x, found = code, []
+        for stage in self.stages:
+            for block in stage:  # type: ignore[attr-defined]
+                y = block(x)
+                x = self.relu(y)
+            found.append(y if self.signed else x)
+        return tuple(reversed(found))

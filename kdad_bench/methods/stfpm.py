@@ -1,0 +1,84 @@
+"""STFPM: Wang et al., "Student-Teacher Feature Pyramid Matching for Anomaly Detection", BMVC 2021, arXiv 2103.04257.
+
+The default is the official code's loss scale; the layer that the code computes and never uses is not built, and the
+last epoch is kept unless `held_out` asks for the code's selection on held-out normals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kdad_bench.kernels import anomaly_map, distillation_loss
+from kdad_bench.methods.backbones import Backbone
+from kdad_bench.methods.distillation import Batch, DistillationSettings, Student, StudentTeacher, Taps
+from kdad_bench.methods.protocol import Entry, Scores
+
+LOSS_SCALES = ("official", "paper", "batch_sum")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StfpmSettings(DistillationSettings):
+    """Defaults of the official code; its README trains for 200 epochs."""
+
+    weight_decay: float = 1e-4  # official code; anomalib takes 1e-3
+    loss_scale: str = "official"  # official: no 1/2 | paper: with 1/2 (eq. 2) | batch_sum: 1/2, summed over the batch
+
+
+class Stfpm(StudentTeacher[StfpmSettings]):
+    """A student of the teacher's architecture matches its normalised features at three scales."""
+
+    def build_student(self, teacher: Backbone) -> nn.Module:
+        if self.settings.loss_scale not in LOSS_SCALES:
+            have = ", ".join(LOSS_SCALES)
+            raise ValueError(f"loss_scale {self.settings.loss_scale!r} is not known; have: {have}")
+        return Student(teacher, standardised=self.settings.taps == "standardised")
+
+    def loss(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Eq. 1 to 3: the sum over scales of the mean over pixels of 1/2 |t/|t| - s/|s||^2, times the loss scale."""
+        scale = {"official": 2.0, "paper": 1.0, "batch_sum": float(len(batch.images))}[self.settings.loss_scale]
+        student = self.student(batch.images)
+        return {"feature": distillation_loss(batch.teacher, student, weights=[scale] * len(student))}
+
+    def networks(self, images: Tensor) -> tuple[Taps, Taps]:
+        return self.teacher(images), self.folded_student(images)
+
+    def judge(self, outputs: tuple[Taps, Taps], size: tuple[int, int]) -> Scores:
+        """Eq. 4, as the official code: |t/|t| - s/|s||^2 upsampled to the finest tap (64 x 64 of 256 x 256), multiplied
+        over scales, upsampled to the image; the image score is the maximum."""
+        teacher, student = outputs
+        height, width = teacher[0].shape[-2:]
+        pixel, image = anomaly_map(teacher, student, size, weight=2.0, mode="product", fuse_size=(height, width))
+        return Scores(image, pixel)
+
+
+def build(settings: StfpmSettings, teacher: Backbone | None, device: torch.device) -> Stfpm:
+    """STFPM with a frozen teacher whose taps are at strides 4, 8, 16."""
+    return Stfpm(settings, teacher, device)
+
+
+STFPM = Entry(
+    name="stfpm",
+    title="STFPM",
+    paper="Wang, Han, Ding, Huang, BMVC 2021, arXiv 2103.04257",
+    presets={
+        "paper": StfpmSettings(),
+        "quick": StfpmSettings(
+            teacher="efficientnet_lite0",
+            image_size=128,
+            steps=60,
+            batch_size=16,
+            norm_momentum=0.1,
+            readings=("quick: small teacher, small images, short budget",),
+        ),
+    },
+    build=build,
+    variants={
+        "paper_scale": {"loss_scale": "paper"},
+        "batch_sum": {"loss_scale": "batch_sum"},
+        "held_out": {"held_out": 0.2},  # official code: 20 % of train/good select the epoch
+    },
+)
