@@ -142,6 +142,7 @@ class Summary:
     categories: tuple[str, ...]
     seeds: tuple[int, ...]
     values: dict[str, NDArray[np.float64]]  # metric -> [entrants, categories, seeds], NaN where there is no value
+    jobs: dict[tuple[str, str, int], str]  # (entrant, category, seed) -> job_id of the row behind the values
     failed: tuple[tuple[str, str, int, str], ...]  # (entrant, category, seed, reason)
     problems: tuple[str, ...]  # rows left out, and why
 
@@ -445,10 +446,12 @@ def _summary(group: Group, rows: list[dict[str, Any]], metrics: Sequence[str]) -
     at = {e.key: i for i, e in enumerate(ordered)}
     values = {m: np.full((len(ordered), len(categories), len(seeds)), np.nan) for m in metrics}
     failed = []
+    jobs = {}
     for (key, category, seed), row in sorted(newest.items()):
         if row["status"] != "ok":
             failed.append((key, category, seed, str(row["reason"] or "unknown")))
             continue
+        jobs[key, category, seed] = row["job_id"]
         for metric in metrics:
             if row[metric] is not None:
                 values[metric][at[key], categories.index(category), seeds.index(seed)] = row[metric]
@@ -458,6 +461,7 @@ def _summary(group: Group, rows: list[dict[str, Any]], metrics: Sequence[str]) -
         categories=categories,
         seeds=seeds,
         values=values,
+        jobs=jobs,
         failed=tuple(failed),
         problems=tuple(problems),
     )
