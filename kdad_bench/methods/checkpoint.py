@@ -46,7 +46,7 @@ def load(folder: Path, device: torch.device | str = "cpu", registered: Entry | N
     device = torch.device(device)
     name, settings = _described(folder / DESCRIPTION, registered)
     found = registered or entry(name)
-    teacher = build(settings.teacher, strides=found.strides) if found.needs_teacher else None
+    teacher = build(settings.teacher, strides=settings.strides) if found.needs_teacher else None
     method = found.build(settings, teacher, device)
     try:
         method.module.load_state_dict(load_file(folder / WEIGHTS, device=str(device)))

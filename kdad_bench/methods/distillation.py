@@ -175,12 +175,13 @@ class StudentTeacher(Generic[S]):
     """
 
     settings: S
-    strides: tuple[int, ...] = (4, 8, 16)  # the teacher's taps that the method needs
 
     def __init__(self, settings: S, teacher: Backbone | None, device: torch.device) -> None:
-        if teacher is None or teacher.strides != self.strides:
+        if teacher is None or teacher.strides != tuple(settings.strides):
             have = "no teacher" if teacher is None else f"strides {teacher.strides}"
-            raise ValueError(f"{type(self).__name__} needs a teacher with taps at strides {self.strides}; got {have}")
+            raise ValueError(
+                f"{type(self).__name__} needs a teacher with taps at strides {settings.strides}; got {have}"
+            )
         if settings.taps not in ("raw", "standardised"):
             raise ValueError(f"taps {settings.taps!r} is not known; have: raw, standardised")
         self.settings, self.device = settings, device
