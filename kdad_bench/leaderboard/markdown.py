@@ -1,0 +1,408 @@
+"""leaderboard.md: the rows of a results folder as a page that reads well on GitHub. Only renderers round."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdad_bench.leaderboard.board import RANKED, Board, boards
+from kdad_bench.leaderboard.row import ACCURACY, METRICS, TABLE_COLUMNS
+from kdad_bench.leaderboard.store import Problem, Results, StoreError, read
+from kdad_bench.leaderboard.summary import Estimate
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MISSING = "–"
+BEGIN = re.compile(r"<!-- leaderboard begin: (?P<section>[a-z0-9_]+) -->\n")
+END = "<!-- leaderboard end -->"
+COSTS = ("train_seconds", "latency_ms", "network_latency_ms")
+
+
+def write_leaderboard(results: str | Path, path: Path) -> Path:
+    """Write leaderboard.md of the results folder to `path`; raises StoreError for an unusable folder or path."""
+    text = leaderboard(read(results, TABLE_COLUMNS))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise StoreError(f"cannot write {str(path)!r}: {error.strerror}; choose another place with --out") from error
+    return path
+
+
+def leaderboard(results: Results) -> str:
+    """The whole page. It depends on the rows alone: not on their order, the folder's name, or the day."""
+    return page(boards(results.table), results.table, results.problems)
+
+
+def page(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem] = ()) -> str:
+    """The page of the boards `found` in `table` (columns TABLE_COLUMNS, each job once)."""
+    rows = table.to_pylist()
+    notes = _notes(found)
+    parts = ["# Leaderboard", _overview(rows)]
+    if notes or any(board.rows for board in found):
+        parts.append(LEGEND)
+    for board in found:
+        if board.rows:
+            parts += [f"## {_text(board.title)}", *_warning(board), *_board_sections(board, notes)]
+    failed = [(board, failure) for board in found for failure in board.summary.failed]
+    if failed:
+        parts += ["## Failed jobs", _failed(failed)]
+    left_out = [(board, problem) for board in found for problem in board.summary.problems]
+    if problems or left_out:
+        parts += ["## Left out", _left_out(problems, left_out)]
+    provenance = _provenance(rows)
+    if provenance:
+        parts += ["## How these numbers were made", provenance]
+    if notes:
+        parts.append("\n".join(f"[^{number}]: {text}" for text, number in notes.items()))
+    return "\n\n".join(parts) + "\n"
+
+
+LEGEND = """\
+Rows that differ in data set, modality, resolution, preset, protocol or device are never averaged: each such group has
+its own section. Accuracies are in [0, 1], higher is better.
+
+In the ranking, [low, high] is the 95 % interval of the mean, by a bootstrap over categories and seeds. In the tables by
+category, ± is the standard deviation over seeds (n − 1); without ± there was one seed. **Bold** is the best value and
+<ins>underlined</ins> the second, only where it differs from the next one beyond noise: for a mean, by a Wilcoxon
+signed-rank test over categories, Holm-corrected, at 0.05 (a few categories can never reach that); in one category, by
+the 95 % interval of the paired difference over seeds."""
+
+
+def _overview(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return "No results yet: `kdad-bench run --all` makes some."
+    ok = [row for row in rows if row["status"] == "ok"]
+    counts = (("method", "method"), ("data set", "dataset"), ("seed", "seed"))
+    line = f"{_count(len(ok), 'finished job')}"
+    if ok:
+        line += ": " + ", ".join(_count(len({row[column] for row in ok}), what) for what, column in counts)
+    failed = len(rows) - len(ok)
+    return line + (f". **{_count(failed, 'job')} failed** (listed below)." if failed else ".")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _warning(board: Board) -> list[str]:
+    """What a reader must know before the first number."""
+    lines = []
+    if board.quick:
+        lines.append("**Quick preset**: small images and a short fixed budget; no statement about a paper's numbers.")
+    if board.group.synthetic:
+        lines.append("**Synthetic data**: procedurally generated images, no substitute for a real data set.")
+    return ["> [!WARNING]\n" + "\n>\n".join(f"> {line}" for line in lines)] if lines else []
+
+
+def _board_sections(board: Board, notes: Mapping[str, int]) -> list[str]:
+    parts = ["### Ranking", ranking(board, notes), "### Speed beside accuracy", speed(board, notes)]
+    for metric in board.headline:
+        parts += [f"### {METRICS[metric].label} by category", by_category(board, metric, notes)]
+    parts.append(f"<details><summary>All accuracy metrics</summary>\n\n{_all_metrics(board, notes)}\n\n</details>")
+    if len(board.rows) > 1:
+        parts.append(f"<details><summary>Every pair of methods</summary>\n\n{_pairs(board)}\n\n</details>")
+    return parts
+
+
+def ranking(board: Board, notes: Mapping[str, int]) -> str:
+    """The overall ranking: means with intervals over the headline metrics, ordered by average rank."""
+    marks = {metric: board.overall_marks(metric) for metric in board.headline}
+    header = [
+        "#",
+        "method",
+        "teacher",
+        *(METRICS[m].label for m in board.headline),
+        "average rank",
+        "seeds",
+        "categories",
+    ]
+    everything = {category for key in board.rows for category in board.covered(key)}
+    lines = []
+    place = 0
+    for position, key in enumerate(board.order):
+        rank = board.average_ranks.get(key)
+        if position == 0 or rank != board.average_ranks.get(board.order[position - 1]):
+            place = position + 1
+        cells = [str(place) if rank is not None else MISSING, _named(board, key, notes), _teacher(board, key)]
+        for metric in board.headline:
+            text = _interval(board.summary.overall(key, metric)) + _few(board, key, metric)
+            cells.append(_marked(text, marks[metric].get(key, "")))
+        covered = len(board.covered(key))
+        cells += [
+            f"{rank:.2f}" if rank is not None else MISSING,
+            str(len({row["seed"] for row in board.rows[key]})),
+            str(covered) if covered == len(everything) else f"{covered} of {len(everything)}",
+        ]
+        lines.append(cells)
+    legend = (
+        "Average rank: over the categories, of "
+        + " and ".join(METRICS[m].label for m in RANKED if m in board.headline)
+        + "."
+    )
+    if any(key not in board.average_ranks for key in board.rows):
+        legend += " A method that lacks a category is not ranked: its mean is over other data."
+    ranks = [board.summary.ranks(metric) for metric in RANKED if metric in board.headline]
+    distances = {found.critical_difference for found in ranks if found.critical_difference is not None}
+    if distances and len(board.rows) > 2:
+        gaps = " and ".join(f"{value:.2f}" for value in sorted(distances))
+        legend += f" In one metric, average ranks closer than the critical difference ({gaps}) are not told apart."
+    return f"{_table(header, lines, left=(1, 2))}\n\n{legend}"
+
+
+def speed(board: Board, notes: Mapping[str, int]) -> str:
+    """What a method costs beside how well it does, the fastest first."""
+    accuracy = [metric for metric in RANKED if metric in board.headline]
+    costs = ["train s", "ms/image", "networks only", "images/s", "peak MB", "parameters", "learnt", "GFLOP"]
+
+    def latency(key: str) -> tuple[bool, float]:
+        value = board.typical(key, "latency_ms")
+        return (value is None, value or 0.0)
+
+    lines = []
+    for key in sorted(board.order, key=latency):
+        cells = [_named(board, key, notes)]
+        for metric in accuracy:
+            found = board.summary.overall(key, metric)
+            cells.append((f"{found.mean:.3f}" if found else MISSING) + _few(board, key, metric))
+        cells += [_number(board.typical(key, column)) + _tilde(board, key, column) for column in COSTS]
+        batch = board.typical(key, "best_batch")
+        rate = _number(board.typical(key, "images_per_second")) + _tilde(board, key, "images_per_second")
+        cells.append(rate + (f" (batch {batch:.0f})" if batch else ""))
+        cells.append(_number(board.typical(key, "peak_memory_mb")))
+        cells += [_large(board.typical(key, column)) for column in ("parameters", "trainable_parameters")]
+        cells.append(_number(board.typical(key, "gflops")))
+        lines.append(cells)
+    text = _table(["method", *(METRICS[metric].label for metric in accuracy), *costs], lines, left=(0,))
+    legend = "Medians over jobs. ms/image: batch 1, networks, map and score. images/s: at the best batch."
+    if " ~" in text:
+        legend += " ~: varies between jobs by more than 5 % (standard deviation)."
+    return f"{text}\n\n{legend}"
+
+
+def _tilde(board: Board, key: str, column: str) -> str:
+    return " ~" if board.unsteady(key, column) else ""
+
+
+def by_category(board: Board, metric: str, notes: Mapping[str, int]) -> str:
+    """One line per category and the mean, one column per method in the order of the ranking."""
+    summary = board.summary
+    shown = [key for key in board.order if summary.overall(key, metric)]
+    categories = board.categories(metric)
+    lines = []
+    for category in categories:
+        marks = board.cell_marks(metric, category)
+        found = ((key, summary.cell(key, category, metric)) for key in shown)
+        lines.append([_text(category), *(_marked(_deviation(cell), marks.get(key, "")) for key, cell in found)])
+    if len(categories) > 1:
+        marks = board.overall_marks(metric)
+        means = ((key, _deviation(summary.overall(key, metric)) + _few(board, key, metric)) for key in shown)
+        lines.append(["mean", *(_marked(text, marks.get(key, "")) for key, text in means)])
+    return _table(["category", *(_named(board, key, notes) for key in shown)], lines, left=(0,))
+
+
+def _few(board: Board, key: str, metric: str) -> str:
+    """A remark on a mean that lacks categories which others have."""
+    found = board.summary.overall(key, metric)
+    if found is None or found.complete:
+        return ""
+    return f" ({found.categories} of {len(board.categories(metric))})"
+
+
+def _all_metrics(board: Board, notes: Mapping[str, int]) -> str:
+    metrics = [metric for metric in ACCURACY if board.measured(metric)]
+    lines = [
+        [_named(board, key, notes), *(_deviation(board.summary.overall(key, metric)) for metric in metrics)]
+        for key in board.order
+    ]
+    table = _table(["method", *(METRICS[metric].label for metric in metrics)], lines, left=(0,))
+    return f"{table}\n\nMean over categories ± standard deviation of that mean over seeds."
+
+
+def _pairs(board: Board) -> str:
+    """All pairs, the better first; a sure difference is bold."""
+    lines = []
+    for metric in board.headline:
+        for found in board.summary.comparisons(metric):
+            if found.difference is None or not {found.a, found.b} <= set(board.rows):
+                continue
+            one = found if found.difference >= 0 else board.summary.comparison(found.b, found.a, metric)
+            p = MISSING if one.p_holm is None else f"{one.p_holm:.3f}"
+            lines.append([
+                METRICS[metric].label, _text(board.labels[one.a]), _text(board.labels[one.b]),
+                f"{one.difference or 0.0:+.3f}", f"{one.a_better} of {one.categories}",
+                _marked(p, "best" if one.significant else ""),
+            ])  # fmt: skip
+    table = _table(["metric", "better", "than", "by", "categories won", "p"], lines, left=(0, 1, 2))
+    return f"{table}\n\np: exact Wilcoxon signed-rank test over categories, Holm-corrected over all pairs of a metric."
+
+
+def _failed(failed: Iterable[tuple[Board, tuple[str, str, int, str]]]) -> str:
+    lines = [
+        [
+            _text(board.labels.get(key, key)),
+            _text(board.dataset),
+            _text(category),
+            str(seed),
+            _text(board.group.preset),
+            _text(reason),
+        ]
+        for board, (key, category, seed, reason) in failed
+    ]
+    header = ["method", "data set", "category", "seed", "preset", "reason"]
+    return "They count in no number above.\n\n" + _table(header, lines, left=(0, 1, 2, 4, 5))
+
+
+def _left_out(problems: Iterable[Problem], left_out: Iterable[tuple[Board, str]]) -> str:
+    lines = [f"- {_text(board.title)}: {_text(problem)}" for board, problem in left_out]
+    lines += [f"- file `{problem.file}`: {_text(problem.what)}" for problem in sorted(problems)]
+    return "\n".join(lines)
+
+
+PROVENANCE = (
+    ("protocol", "protocol_version"),
+    ("kdad-bench", "kdad_bench"),
+    ("source commit", "git_commit"),
+    ("Python", "python"),
+    ("PyTorch", "torch"),
+    ("Triton", "triton"),
+    ("NumPy", "numpy"),
+    ("platform", "platform"),
+    ("teacher weights", "teacher_weights"),
+    ("map resolution", "resolution"),
+)
+
+
+def _provenance(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The versions behind the finished rows; more than one value means that the rows are of different origin."""
+    ok = [row for row in rows if row["status"] == "ok"]
+    lines = []
+    for label, column in PROVENANCE:
+        values = {
+            f"{row[column]}{' (with uncommitted changes)' if column == 'git_commit' and row['git_dirty'] else ''}"
+            for row in ok
+            if row[column] not in (None, "")
+        }
+        if values:
+            lines.append(f"- {label}: {', '.join(_text(value) for value in sorted(values))}")
+    return "\n".join(lines)
+
+
+def _notes(found: Sequence[Board]) -> dict[str, int]:
+    """The footnotes: text -> number, in the order in which the page calls them."""
+    notes: dict[str, int] = {}
+    for board in found:
+        for key in board.order:
+            if board.readings(key):
+                notes.setdefault(_note(board, key), len(notes) + 1)
+    return notes
+
+
+def _note(board: Board, key: str) -> str:
+    readings = "; ".join(_text(reading) for reading in board.readings(key))
+    return f"**{_text(board.summary.entrant(key).title)}**: its source leaves open, and is read here as: {readings}."
+
+
+def _named(board: Board, key: str, notes: Mapping[str, int]) -> str:
+    number = notes.get(_note(board, key)) if board.readings(key) else None
+    return _text(board.labels[key]) + (f"[^{number}]" if number else "")
+
+
+def _teacher(board: Board, key: str) -> str:
+    entrant = board.summary.entrant(key)
+    if not entrant.teacher:
+        return "none"
+    return _text(entrant.teacher) + (" (random weights)" if entrant.teacher_weights == "random" else "")
+
+
+def _interval(found: Estimate | None) -> str:
+    if found is None:
+        return MISSING
+    return f"{found.mean:.3f}" + ("" if found.low is None else f" [{found.low:.3f}, {found.high:.3f}]")
+
+
+def _deviation(found: Estimate | None) -> str:
+    if found is None:
+        return MISSING
+    return f"{found.mean:.3f}" + ("" if found.std is None else f" ± {found.std:.3f}")
+
+
+def _marked(text: str, mark: str) -> str:
+    return {"best": f"**{text}**", "second": f"<ins>{text}</ins>"}.get(mark, text)
+
+
+def _number(value: float | None) -> str:
+    """Three significant digits, never an exponent."""
+    if value is None:
+        return MISSING
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _large(value: float | None) -> str:
+    """A count of weights: 1.23 M, 456 k, 78."""
+    if value is None:
+        return MISSING
+    if value >= 1e6:
+        return f"{value / 1e6:.2f} M"
+    return f"{value / 1e3:.0f} k" if value >= 1e3 else f"{value:.0f}"
+
+
+def _text(value: object) -> str:
+    """Text from outside, safe inside a Markdown table."""
+    line = " ".join(str(value).split())
+    return re.sub(r"[\\|<>*`\[\]]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+    """A Markdown table whose source is aligned too; columns in `left` are text."""
+    widths = [max(3, len(title), *(len(line[column]) for line in lines)) for column, title in enumerate(header)]
+
+    def row(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * width if column in left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+    return "\n".join([row(header), row(rule), *(row(line) for line in lines)])
+
+
+def sections(results: Results) -> dict[str, str]:
+    """The tables that may be put into another page, by name: ranking, speed, and one per headline metric."""
+    parts: dict[str, list[str]] = {}
+    for board in boards(results.table):
+        if not board.rows:
+            continue
+        tables = {"ranking": ranking(board, {}), "speed": speed(board, {})}
+        tables |= {metric: by_category(board, metric, {}) for metric in board.headline}
+        title = f"**{_text(board.title)}**" + (f" ({', '.join(board.caveats)})" if board.caveats else "")
+        for name, table in tables.items():
+            parts.setdefault(name, []).append(f"{title}\n\n{table}")
+    return {name: "\n\n".join(found) for name, found in parts.items()}
+
+
+def refreshed(text: str, tables: Mapping[str, str]) -> str:
+    """`text` with each table between `<!-- leaderboard begin: NAME -->` and `<!-- leaderboard end -->` drawn anew.
+
+    Raises ValueError for a name that is not in `tables`, a marker that is not closed, and a text without any.
+    """
+    if not BEGIN.search(text):
+        raise ValueError(f"no marker '<!-- leaderboard begin: NAME -->'; put one there and '{END}' after it")
+    parts = []
+    position = 0
+    while begin := BEGIN.search(text, position):
+        name = begin["section"]
+        if name not in tables:
+            raise ValueError(f"no table {name!r} in these results; have: {', '.join(tables) or 'none'}")
+        end = text.find(END, begin.end())
+        if end < 0:
+            raise ValueError(f"the marker of table {name!r} is not closed with '{END}'")
+        parts += [text[position : begin.end()], "\n", tables[name], "\n\n"]
+        position = end
+    return "".join(parts) + text[position:]
