@@ -57,7 +57,7 @@ def describe(device: str) -> dict[str, Any]:
 
 def kernels_path(kernels: Any, device: str) -> str:
     """Which implementation of the kernels serves `device`."""
-    return str(kernels.path(device.partition(":")[0]))
+    return str(kernels.path(device.partition(":")[0])) if hasattr(kernels, "path") else "?"
 
 
 def package_version(name: str) -> str | None:

@@ -117,7 +117,7 @@ def build(job: Job, device: torch.device) -> Method:
 
 def as_images(pixels: Any, device: torch.device) -> Tensor:
     """uint8 [N, 3, H, W] -> float32 in [0, 1] on `device`."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).to(device).float().div_(255)
+    return torch.from_numpy(np.array(pixels)).to(device).float().div_(255)  # a copy: the cache is read-only
 
 
 def score_all(method: Method, images: Tensor, job: Job) -> Scores:

@@ -1,0 +1,56 @@
+"""What all tests share: a cache folder of their own, one thread, and a tiny data set in the MVTec AD layout."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # triton warns when it is unset
+os.environ.setdefault("MPLBACKEND", "Agg")
+SIDE = 64
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep derived files out of the user's cache; workers inherit the folder, so that data are drawn once."""
+    if "KDAD_CACHE" not in os.environ:
+        os.environ["KDAD_CACHE"] = tempfile.mkdtemp(prefix="kdad-cache-")
+
+
+def draw(rng: np.random.Generator, defect: bool) -> tuple[np.ndarray, np.ndarray]:
+    """A grey noisy square and its mask; a defect is a bright blob."""
+    image = rng.normal(120, 6, (SIDE, SIDE, 3))
+    mask = np.zeros((SIDE, SIDE), bool)
+    if defect:
+        x, y = rng.integers(8, SIDE - 20, 2)
+        mask[y : y + 12, x : x + 12] = True
+        image[mask] += 90
+    return image.clip(0, 255).astype(np.uint8), mask
+
+
+def write_tree(root: Path, categories: tuple[str, ...] = ("bolt", "cloth"), train: int = 6, test: int = 3) -> Path:
+    """A tree in the MVTec AD layout: `train` normals, `test` good and `test` defective images per category."""
+    for number, category in enumerate(categories):
+        rng = np.random.default_rng(number)
+        folders = {"train/good": train, "test/good": test, "test/spot": test}
+        for folder, count in folders.items():
+            place = root / category / folder
+            place.mkdir(parents=True)
+            for index in range(count):
+                image, mask = draw(rng, folder == "test/spot")
+                Image.fromarray(image).save(place / f"{index:03}.png")
+                if folder == "test/spot":
+                    masks = root / category / "ground_truth" / "spot"
+                    masks.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray((mask * 255).astype(np.uint8)).save(masks / f"{index:03}_mask.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A read-only tree of two categories."""
+    return write_tree(tmp_path_factory.mktemp("tiny"))
