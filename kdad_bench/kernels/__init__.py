@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kdad_bench.kernels import ops as _ops  # registers torch.ops.kdad
 from kdad_bench.kernels.discrepancy import (
     attention_weighting,
     distillation_loss,
@@ -10,6 +11,7 @@ from kdad_bench.kernels.discrepancy import (
     flattened_cosine,
     pixel_discrepancy,
 )
+from kdad_bench.kernels.dispatch import path
 from kdad_bench.kernels.fusion import anomaly_map, fuse_scales, gaussian_blur, image_scores
 
 __all__ = [
@@ -22,5 +24,8 @@ __all__ = [
     "fuse_scales",
     "gaussian_blur",
     "image_scores",
+    "path",
     "pixel_discrepancy",
 ]
+
+del _ops

@@ -2,6 +2,186 @@
 
 from __future__ import annotations
 
-from kdad_bench.kernels.reference import anomaly_map, fuse_scales, gaussian_blur, image_scores
+from collections.abc import Sequence
 
-__all__ = ["anomaly_map", "fuse_scales", "gaussian_blur", "image_scores"]
+import torch
+from torch import Tensor
+
+from kdad_bench.kernels import dispatch, reference
+from kdad_bench.kernels.discrepancy import (
+    PIXEL_KINDS,
+    check,
+    check_scales,
+    pixel_discrepancy,
+    plain,
+    uses_reference,
+    wants_gradient,
+)
+
+MODES = ("sum", "product")
+BORDERS = ("scipy", "torch")
+RULES = ("max", "mean")
+MOST_MAPS = 4  # scales that are fused in one launch; more are fused by the reference
+
+
+def check_option(name: str, value: str, known: Sequence[str]) -> None:
+    """Raise ValueError unless `value` is known."""
+    if value not in known:
+        raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
+
+
+def check_maps(maps: Sequence[Tensor], size: tuple[int, int] | None = None) -> None:
+    """Raise ValueError unless the maps are non-empty [N,h,w] of one batch and device."""
+    if not maps:
+        raise ValueError("at least one map is needed; got none")
+    for m in maps:
+        if m.dim() != 3 or 0 in m.shape[1:] or m.shape[0] != maps[0].shape[0] or m.device != maps[0].device:
+            raise ValueError(f"maps must be [N, h, w] of one batch and device; got {[tuple(x.shape) for x in maps]}")
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise ValueError(f"size must be (height, width), both at least 1; got {size}")
+
+
+def check_blur(sigma: float, border: str, radius: int | None) -> int:
+    """The radius to use; raises ValueError for a sigma that is not positive, a negative radius or an unknown border."""
+    check_option("border", border, BORDERS)
+    if not sigma > 0:
+        raise ValueError(f"sigma must be positive; got {sigma}")
+    if radius is not None and radius < 0:
+        raise ValueError(f"radius must not be negative; got {radius}")
+    return reference.blur_radius(sigma) if radius is None else radius
+
+
+def fuse_scales(
+    maps: Sequence[Tensor], size: tuple[int, int], *, mode: str = "sum", align_corners: bool = False
+) -> Tensor:
+    """Upsample every map bilinearly to `size` and add or multiply them; no upsampled scale is held in memory.
+
+    "product" is STFPM's rule (eq. 4), "sum" RD4AD's (eq. 5, with align_corners=True in its code).
+
+    Args:
+        maps: [N, h_k, w_k] each.
+        size: (H, W) of the result.
+
+    Returns: [N, H, W] float32 (float64 for float64). Differentiable; the backward is the reference's.
+
+    Raises: ValueError for no maps, other ranks, differing batches, an unknown mode or a size below 1.
+    """
+    check_option("mode", mode, MODES)
+    check_maps(maps, size)
+    if not plain(*maps):
+        traced: Tensor = torch.ops.kdad.fuse_scales(list(maps), list(size), mode, align_corners)
+        return traced
+    if wants_gradient(*maps) or uses_reference(*maps) or len(maps) > MOST_MAPS:
+        return reference.fuse_scales(maps, size, mode=mode, align_corners=align_corners)
+    made: Tensor = dispatch.run("fuse_blur_score", maps[0], maps, size, mode, align_corners, None, 0, "scipy", None)[0]
+    return made
+
+
+def gaussian_blur(maps: Tensor, sigma: float = 4.0, *, border: str = "scipy", radius: int | None = None) -> Tensor:
+    """Separable Gaussian smoothing of anomaly maps (RD4AD's code: scipy.ndimage.gaussian_filter, sigma 4).
+
+    Args:
+        maps: [N, H, W].
+        border: "scipy" repeats the edge value (d c b a | a b c d), as scipy's "reflect"; "torch" does not
+            (d c b | a b c d), as torch's and kornia's "reflect" and scipy's "mirror". Maps may be smaller than the radius.
+        radius: where the filter is cut off; int(4·sigma + 0.5) if absent, as scipy.
+
+    Returns: [N, H, W] float32 (float64 for float64). Differentiable; the backward is the reference's.
+
+    Raises: ValueError for other ranks, empty maps, sigma <= 0, a negative radius or an unknown border.
+    """
+    cut = check_blur(sigma, border, radius)
+    check_maps([maps])
+    if not plain(maps):
+        traced: Tensor = torch.ops.kdad.gaussian_blur(maps, sigma, border, cut)
+        return traced
+    if wants_gradient(maps) or uses_reference(maps):
+        return reference.gaussian_blur(maps, sigma, border=border, radius=cut)
+    size = (maps.shape[1], maps.shape[2])
+    made: Tensor = dispatch.run("fuse_blur_score", maps, [maps], size, "sum", False, sigma, cut, border, None)[0]
+    return made
+
+
+def image_scores(maps: Tensor, rule: str = "max") -> Tensor:
+    """The maximum ("max") or the mean ("mean", FractalAD's code) of each map: [N, H, W] -> [N] float32. Differentiable.
+
+    Raises: ValueError for other ranks, empty maps or an unknown rule.
+    """
+    check_option("rule", rule, RULES)
+    check_maps([maps])
+    return reference.image_scores(maps, rule)
+
+
+def anomaly_map(
+    teacher_taps: Sequence[Tensor],
+    student_taps: Sequence[Tensor],
+    size: tuple[int, int],
+    *,
+    kind: str = "unit_l2",
+    weight: float = 1.0,
+    mode: str = "sum",
+    align_corners: bool = False,
+    sigma: float | None = None,
+    border: str = "scipy",
+    score: str = "max",
+    fuse_size: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Features of every scale in, anomaly map and image scores out: at most three launches on a GPU.
+
+    The discrepancies of all scales, bilinear upsampling and fusion, an optional Gaussian blur, the image score.
+
+    Args:
+        teacher_taps, student_taps: one [N, C_k, H_k, W_k] per scale, as for `pixel_discrepancy`.
+        size: (H, W) of the map.
+        kind, weight: as for `pixel_discrepancy`; the weight applies at each scale.
+        mode, align_corners: as for `fuse_scales`.
+        sigma, border: as for `gaussian_blur`; no blur if sigma is None.
+        score: as `rule` of `image_scores`, taken after the blur.
+        fuse_size: fuse at this size first, then upsample to `size` (STFPM's code fuses at 64 x 64).
+
+    Returns: map [N, H, W] float32, scores [N] float32. Differentiable (op by op) when an input requires a gradient.
+
+    Raises: ValueError as those functions do.
+    """
+    check_scales(teacher_taps, student_taps)
+    for t, s in zip(teacher_taps, student_taps, strict=True):
+        check(kind, PIXEL_KINDS, t, s)
+    check_option("mode", mode, MODES)
+    check_option("score", score, RULES)
+    cut = 0 if sigma is None else check_blur(sigma, border, None)
+    taps = [*teacher_taps, *student_taps]
+    traced = not plain(*taps)
+    if not traced and uses_reference(*taps):
+        return reference.anomaly_map(
+            teacher_taps,
+            student_taps,
+            size,
+            kind=kind,
+            weight=weight,
+            mode=mode,
+            align_corners=align_corners,
+            sigma=sigma,
+            border=border,
+            score=score,
+            fuse_size=fuse_size,
+        )
+    if traced or wants_gradient(*taps) or len(teacher_taps) > MOST_MAPS:
+        pairs = zip(teacher_taps, student_taps, strict=True)
+        maps = [pixel_discrepancy(t, s, kind=kind, weight=weight) for t, s in pairs]
+        fused = fuse_scales(maps, fuse_size or size, mode=mode, align_corners=align_corners)
+        if fuse_size is not None:
+            fused = fuse_scales([fused], size, align_corners=align_corners)
+        if sigma is not None:
+            fused = gaussian_blur(fused, sigma, border=border)
+        return fused, image_scores(fused, score)
+    first = teacher_taps[0]
+    students = [[s] for s in student_taps]
+    maps = [m[0] for m in dispatch.run("pixel_maps", first, teacher_taps, students, kind, weight)]
+    check_maps(maps, size)
+    if fuse_size is not None:
+        check_maps(maps, fuse_size)
+        maps = [dispatch.run("fuse_blur_score", first, maps, fuse_size, mode, align_corners, None, 0, "scipy", None)[0]]
+    made: tuple[Tensor, Tensor] = dispatch.run(
+        "fuse_blur_score", first, maps, size, mode, align_corners, sigma, cut, border, score
+    )
+    return made

@@ -1,0 +1,107 @@
+"""Which implementation runs: Triton on CUDA, the compiled kernels on a CPU, another on request, never silently a slower one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdad_bench.kernels import native, torch_path
+
+PATHS = ("reference", "torch", "cpp", "triton")
+SUPPORTED = (torch.float32, torch.float16, torch.bfloat16)
+_broken: dict[str, str] = {}  # op -> why its Triton kernel is not used any more
+_told: set[str] = set()
+
+
+def forced() -> str | None:
+    """The path named by KDAD_KERNELS, if any; raises ValueError for an unknown name."""
+    name = os.environ.get("KDAD_KERNELS")
+    if name and name not in PATHS:
+        raise ValueError(f"KDAD_KERNELS={name!r} is not one of {', '.join(PATHS)}")
+    return name or None
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def path(device: str | torch.device = "cpu") -> str:
+    """The path that float32 tensors on `device` take: "reference", "torch", "cpp" or "triton".
+
+    Raises ValueError if KDAD_KERNELS names no path, or names Triton for a CPU outside Triton's interpreter.
+    """
+    cuda = torch.device(device).type == "cuda"
+    wanted = forced()
+    if wanted in ("reference", "torch"):
+        return wanted
+    if wanted == "triton" and not cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError("KDAD_KERNELS=triton needs CUDA tensors, or TRITON_INTERPRET=1 set before the start")
+    if cuda or wanted == "triton":
+        if has_triton():
+            return "triton"
+        tell("Triton is not installed: the kernels run as plain PyTorch on CUDA")
+        return "torch"
+    if torch.device(device).type != "cpu":
+        return "torch"
+    why = native.missing()
+    if why is None:
+        return "cpp"
+    if wanted == "cpp":
+        tell(f"KDAD_KERNELS=cpp: {why}; plain PyTorch is used")
+    return "torch"
+
+
+def path_of(tensor: Tensor) -> str:
+    """The path `tensor` takes; dtypes other than float32, float16 and bfloat16 take the reference."""
+    return path(tensor.device) if tensor.dtype in SUPPORTED else "reference"
+
+
+def tell(message: str) -> None:
+    """Warn once per process."""
+    if message not in _told:
+        _told.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def implementation(name: str) -> ModuleType:
+    """The module that implements a path."""
+    if name == "cpp":
+        return native
+    if name == "triton":
+        from kdad_bench.kernels import triton_path
+
+        return triton_path
+    return torch_path
+
+
+def run(op: str, tensor: Tensor, *arguments: Any) -> Any:
+    """Run `op` on the path of `tensor`. A Triton kernel that fails to compile is replaced, with one warning that says why."""
+    chosen = path_of(tensor)
+    if chosen == "triton" and op in _broken:
+        chosen = "torch"
+    function = getattr(implementation(chosen), op)
+    if chosen != "triton" or forced() == "triton":
+        return function(*arguments)
+    try:
+        return function(*arguments)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+        _broken[op] = reason
+        tell(f"the Triton kernel of {op} failed ({reason}); plain PyTorch is used from now on")
+        return getattr(torch_path, op)(*arguments)
+
+
+def broken() -> dict[str, str]:
+    """Ops whose Triton kernel failed in this process, with the reason."""
+    return dict(_broken)

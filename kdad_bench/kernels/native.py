@@ -1,0 +1,258 @@
+"""The compiled CPU kernels of cpu.cpp, reached through ctypes; they run on the thread pool torch already has."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Sequence
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdad_bench.kernels.reference import blur_weights
+from kdad_bench.kernels.torch_path import flat_distance
+
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+KINDS = {"unit_l2": 0, "cosine": 1, "l2": 2}
+FLAT_SUMS, FLAT_GRADIENT, ATTENTION = 3, 4, 5
+ABSENT = (0, 0, 0, 0, 0, 0)
+
+# struct Job of cpu.cpp: sizes, teacher, student, map, two gradients, upstream, factor, weight, sums, chained
+JOB = struct.Struct("<4q6q6qq6q6q4q2d2q")
+# struct Epilogue of cpu.cpp
+EPILOGUE = struct.Struct("<12q8q8q8q")
+MOST_MAPS = 8
+
+
+class Missing(RuntimeError):
+    """The compiled kernels cannot be used; says why and what to do."""
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The loaded library; raises Missing if it was not built or does not fit this source."""
+    here = Path(__file__).parent
+    built = [here / f"_cpu{suffix}" for suffix in EXTENSION_SUFFIXES if (here / f"_cpu{suffix}").exists()]
+    if not built:
+        raise Missing("the C++ kernels were not built (no compiler at install?); run `pip install .` with a C++17 compiler")
+    try:
+        loaded = ctypes.CDLL(str(built[0]))
+        words = loaded.kdad_job_words(), loaded.kdad_epilogue_words()
+    except (OSError, AttributeError) as error:
+        raise Missing(f"{built[0].name} does not load: {error}") from error
+    if words != (JOB.size // 8, EPILOGUE.size // 8):
+        raise Missing(f"{built[0].name} was built from another version of cpu.cpp; reinstall the package")
+    loaded.kdad_sweep.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+    loaded.kdad_sweep.restype = None
+    loaded.kdad_epilogue.argtypes = [ctypes.c_char_p, ctypes.c_int]
+    loaded.kdad_epilogue.restype = None
+    loaded.kdad_use_gomp.argtypes = [ctypes.c_void_p]
+    loaded.kdad_use_gomp.restype = None
+    pool = torch_thread_pool()
+    if pool is not None:
+        loaded.kdad_use_gomp(pool)
+    return loaded
+
+
+def torch_thread_pool() -> ctypes.c_void_p | None:
+    """GOMP_parallel of the OpenMP runtime torch runs on: a second runtime would fight it for the cores."""
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        file = Path(torch.__file__).parent / "lib" / name
+        if file.exists():
+            try:
+                return ctypes.cast(ctypes.CDLL(str(file)).GOMP_parallel, ctypes.c_void_p)
+            except (OSError, AttributeError):
+                return None
+    return None
+
+
+def missing() -> str | None:
+    """Why the compiled kernels cannot be used, or None if they can."""
+    try:
+        library()
+    except Missing as error:
+        return str(error)
+    return None
+
+
+def view(t: Tensor) -> tuple[int, ...]:
+    return (t.data_ptr(), *t.stride(), DTYPES[t.dtype])
+
+
+def job(
+    teacher: Tensor,
+    student: Tensor,
+    *,
+    out: Tensor | None = None,
+    student_grad: Tensor | None = None,
+    teacher_grad: Tensor | None = None,
+    upstream: Tensor | None = None,
+    factor: float = 1.0,
+    weight: float = 1.0,
+    sums: Tensor | None = None,
+    chained: bool = False,
+) -> bytes:
+    """One struct Job. `upstream` is [N,H,W] or [N] float32 with any strides; `sums` is [N,3] float64."""
+    if upstream is None:
+        above = (0, 0, 0, 0)
+    elif upstream.dim() == 1:
+        above = (upstream.data_ptr(), upstream.stride(0), 0, 0)
+    else:
+        above = (upstream.data_ptr(), *upstream.stride())
+    return JOB.pack(
+        *student.shape,
+        *view(teacher),
+        *view(student),
+        0 if out is None else out.data_ptr(),
+        *(ABSENT if student_grad is None else view(student_grad)),
+        *(ABSENT if teacher_grad is None else view(teacher_grad)),
+        *above,
+        factor,
+        weight,
+        0 if sums is None else sums.data_ptr(),
+        int(chained),
+    )
+
+
+def sweep(jobs: Sequence[bytes], kind: int) -> list[float]:
+    """Run the jobs in one parallel region; returns the sum of the discrepancies of each."""
+    totals = (ctypes.c_double * len(jobs))()
+    library().kdad_sweep(b"".join(jobs), len(jobs), kind, torch.get_num_threads(), totals)
+    return list(totals)
+
+
+def pixel_maps(
+    teachers: Sequence[Tensor], students: Sequence[Sequence[Tensor]], kind: str, weight: float
+) -> list[list[Tensor]]:
+    """Maps [N,H,W] of each student (one or two per scale) to the teacher of its scale, all in one parallel region."""
+    maps, jobs = [], []
+    for t, several in zip(teachers, students, strict=True):
+        n, _, h, w = t.shape
+        outs = [torch.empty((n, h, w)) for _ in several]
+        for i, (s, out) in enumerate(zip(several, outs, strict=True)):
+            jobs.append(job(t, s, out=out, weight=weight, chained=i > 0))
+        maps.append(outs)
+    sweep(jobs, KINDS[kind])
+    return maps
+
+
+def pixel_gradients(
+    teacher: Tensor, student: Tensor, upstream: Tensor, kind: str, weight: float, wants: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients to (teacher, student) of the map under the upstream gradient [N,H,W] float32."""
+    to_teacher = torch.empty_like(teacher) if wants[0] else None
+    to_student = torch.empty_like(student) if wants[1] else None
+    made = job(teacher, student, student_grad=to_student, teacher_grad=to_teacher, upstream=upstream, factor=weight)
+    sweep([made], KINDS[kind])
+    return to_teacher, to_student
+
+
+def pixel_loss(
+    teachers: Sequence[Tensor],
+    students: Sequence[Sequence[Tensor]],
+    kind: str,
+    weights: Sequence[float],
+    wants: tuple[bool, bool],
+) -> tuple[Tensor, list[Tensor | None], list[list[Tensor | None]]]:
+    """The loss, and the gradients to teachers and students under an upstream gradient of 1, from one sweep."""
+    jobs, factors, to_teachers, to_students = [], [], [], []
+    for t, several, w in zip(teachers, students, weights, strict=True):
+        factor = w * t.shape[1] / t.numel()
+        to_teacher = torch.empty_like(t) if wants[0] else None
+        grads = [torch.empty_like(s) if wants[1] else None for s in several]
+        for i, (s, grad) in enumerate(zip(several, grads, strict=True)):
+            jobs.append(job(t, s, student_grad=grad, teacher_grad=to_teacher, factor=factor, chained=i > 0))
+            factors.append(factor)
+        to_teachers.append(to_teacher)
+        to_students.append(grads)
+    totals = sweep(jobs, KINDS[kind])
+    return torch.tensor(sum(map(float.__mul__, factors, totals))), to_teachers, to_students
+
+
+def flat_sums(
+    teachers: Sequence[Tensor], students: Sequence[Sequence[Tensor]]
+) -> list[list[tuple[Tensor, Tensor]]]:
+    """(A, B, P [N,3] float64, distance [N] float32) of each student (one or two per scale), in one parallel region."""
+    jobs, found = [], []
+    for t, several in zip(teachers, students, strict=True):
+        sums = [torch.empty((t.shape[0], 3), dtype=torch.float64) for _ in several]
+        for i, (s, out) in enumerate(zip(several, sums, strict=True)):
+            jobs.append(job(t, s, sums=out, chained=i > 0))
+        found.append(sums)
+    sweep(jobs, FLAT_SUMS)
+    return [[(out, flat_distance(out)) for out in sums] for sums in found]
+
+
+def flat_gradients(
+    teacher: Tensor, student: Tensor, sums: Tensor, upstream: Tensor, factor: float, wants: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients to (teacher, student) of the flattened cosine distance under the upstream gradient [N] float32."""
+    to_teacher = torch.empty_like(teacher) if wants[0] else None
+    to_student = torch.empty_like(student) if wants[1] else None
+    made = job(
+        teacher, student, student_grad=to_student, teacher_grad=to_teacher, upstream=upstream, factor=factor, sums=sums
+    )
+    sweep([made], FLAT_GRADIENT)
+    return to_teacher, to_student
+
+
+def attention_weighting(teacher: Tensor, student: Tensor) -> Tensor:
+    """(1 - cos)/2 · student."""
+    out = torch.empty_like(student)
+    sweep([job(teacher, student, student_grad=out)], ATTENTION)
+    return out
+
+
+@cache
+def blur_table(sigma: float, radius: int) -> Tensor:
+    """The blur's weights in float32."""
+    return torch.tensor(blur_weights(sigma, radius))
+
+
+def fuse_blur_score(
+    maps: Sequence[Tensor],
+    size: tuple[int, int],
+    mode: str,
+    align_corners: bool,
+    sigma: float | None,
+    radius: int,
+    border: str,
+    score: str | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Upsample and fuse the maps, blur unless `sigma` is None, score unless `score` is None, in one parallel region."""
+    n = maps[0].shape[0]
+    kept = [m.float().contiguous() for m in maps]
+    out = torch.empty((n, *size))
+    scores = torch.empty(n) if score is not None else None
+    weights = None if sigma is None else blur_table(sigma, radius)
+    padding = (0,) * (MOST_MAPS - len(kept))
+    packed = EPILOGUE.pack(
+        n,
+        *size,
+        out.data_ptr(),
+        0 if scores is None else scores.data_ptr(),
+        0 if weights is None else weights.data_ptr(),
+        -1 if weights is None else radius,
+        int(mode == "product"),
+        int(align_corners),
+        int(border == "torch"),
+        int(score == "mean"),
+        len(kept),
+        *(m.data_ptr() for m in kept),
+        *padding,
+        *(m.shape[1] for m in kept),
+        *padding,
+        *(m.shape[2] for m in kept),
+        *padding,
+    )
+    library().kdad_epilogue(packed, torch.get_num_threads())
+    return out, scores
+
+
+def scale_in_place(grads: Sequence[Tensor], factor: Tensor) -> None:
+    """Multiply every gradient by the scalar `factor`."""
+    for g in grads:
+        g.mul_(factor)

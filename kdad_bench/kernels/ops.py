@@ -1,0 +1,361 @@
+"""Every op registered with torch.library (fake kernel, autograd), so that torch.compile and friends see one opaque call.
+
+A direct call of the public functions does not come through here: the dispatcher and a registered backward cost 10 to 30 us,
+more than the kernels themselves at a small batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdad_bench.kernels import dispatch, reference
+from kdad_bench.kernels.discrepancy import uses_reference
+
+
+def result(like: Tensor, shape: Sequence[Any]) -> Tensor:
+    """An uninitialised result on the device of `like`, float64 for float64 and float32 otherwise."""
+    return like.new_empty(shape, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
+
+
+def absent(like: Tensor) -> Tensor:
+    """What stands for a gradient nobody wants."""
+    return like.new_empty(0)
+
+
+def pixels(x: Tensor) -> list[Any]:
+    return [x.shape[0], x.shape[2], x.shape[3]]
+
+
+def reference_gradients(made: Tensor, inputs: Sequence[Tensor], upstream: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of a reference computation, as tensors of the layout of the inputs."""
+    return torch.autograd.grad(made, inputs, upstream)
+
+
+def leaves(*tensors: Tensor) -> list[Tensor]:
+    return [t.detach().requires_grad_() for t in tensors]
+
+
+# ---- per-pixel discrepancy ----------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("kdad::pixel_discrepancy", mutates_args=())
+def pixel_discrepancy(teacher: Tensor, student: Tensor, kind: str, weight: float) -> Tensor:
+    if uses_reference(teacher, student):
+        return reference.pixel_discrepancy(teacher, student, kind=kind, weight=weight)
+    made: Tensor = dispatch.run("pixel_maps", teacher, [teacher], [[student]], kind, weight)[0][0]
+    return made
+
+
+@pixel_discrepancy.register_fake
+def _(teacher: Tensor, student: Tensor, kind: str, weight: float) -> Tensor:
+    return result(teacher, pixels(teacher))
+
+
+@torch.library.custom_op("kdad::pixel_discrepancy_gradients", mutates_args=())
+def pixel_discrepancy_gradients(
+    upstream: Tensor, teacher: Tensor, student: Tensor, kind: str, weight: float, to_teacher: bool, to_student: bool
+) -> tuple[Tensor, Tensor]:
+    if uses_reference(teacher, student):
+        with torch.enable_grad():
+            t, s = leaves(teacher, student)
+            made = reference.pixel_discrepancy(t, s, kind=kind, weight=weight)
+        grad_t, grad_s = reference_gradients(made, (t, s), upstream)
+    else:
+        grad_t, grad_s = dispatch.run(
+            "pixel_gradients", teacher, teacher, student, upstream.float(), kind, weight, (to_teacher, to_student)
+        )
+    return grad_t if to_teacher else absent(teacher), grad_s if to_student else absent(student)
+
+
+@pixel_discrepancy_gradients.register_fake
+def _(
+    upstream: Tensor, teacher: Tensor, student: Tensor, kind: str, weight: float, to_teacher: bool, to_student: bool
+) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty_like(teacher) if to_teacher else absent(teacher),
+        torch.empty_like(student) if to_student else absent(student),
+    )
+
+
+def keep_pixel_discrepancy(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    teacher, student, ctx.kind, ctx.weight = inputs
+    ctx.save_for_backward(teacher, student)
+
+
+def pixel_discrepancy_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    teacher, student = ctx.saved_tensors
+    to_teacher, to_student = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+    grad_t, grad_s = torch.ops.kdad.pixel_discrepancy_gradients(
+        upstream, teacher, student, ctx.kind, ctx.weight, to_teacher, to_student
+    )
+    return grad_t if to_teacher else None, grad_s if to_student else None, None, None
+
+
+pixel_discrepancy.register_autograd(pixel_discrepancy_backward, setup_context=keep_pixel_discrepancy)
+
+
+@torch.library.custom_op("kdad::dual_discrepancy", mutates_args=())
+def dual_discrepancy(teacher: Tensor, a: Tensor, b: Tensor, kind: str, weight: float) -> tuple[Tensor, Tensor]:
+    if uses_reference(teacher, a, b):
+        return reference.dual_discrepancy(teacher, a, b, kind=kind, weight=weight)
+    map_a, map_b = dispatch.run("pixel_maps", teacher, [teacher], [[a, b]], kind, weight)[0]
+    return map_a, map_b
+
+
+@dual_discrepancy.register_fake
+def _(teacher: Tensor, a: Tensor, b: Tensor, kind: str, weight: float) -> tuple[Tensor, Tensor]:
+    return result(teacher, pixels(teacher)), result(teacher, pixels(teacher))
+
+
+def keep_dual_discrepancy(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    teacher, a, b, ctx.kind, ctx.weight = inputs
+    ctx.save_for_backward(teacher, a, b)
+
+
+def dual_discrepancy_backward(ctx: Any, above_a: Tensor, above_b: Tensor) -> tuple[Tensor | None, ...]:
+    teacher, a, b = ctx.saved_tensors
+    to_teacher, to_a, to_b = ctx.needs_input_grad[:3]
+    gradients = torch.ops.kdad.pixel_discrepancy_gradients
+    teacher_a, grad_a = gradients(above_a, teacher, a, ctx.kind, ctx.weight, to_teacher, to_a)
+    teacher_b, grad_b = gradients(above_b, teacher, b, ctx.kind, ctx.weight, to_teacher, to_b)
+    return teacher_a + teacher_b if to_teacher else None, grad_a if to_a else None, grad_b if to_b else None, None, None
+
+
+dual_discrepancy.register_autograd(dual_discrepancy_backward, setup_context=keep_dual_discrepancy)
+
+
+@torch.library.custom_op("kdad::attention_weighting", mutates_args=())
+def attention_weighting(teacher: Tensor, student: Tensor) -> Tensor:
+    if uses_reference(teacher, student):
+        return reference.attention_weighting(teacher, student)
+    made: Tensor = dispatch.run("attention_weighting", teacher, teacher, student)
+    return made
+
+
+@attention_weighting.register_fake
+def _(teacher: Tensor, student: Tensor) -> Tensor:
+    return torch.empty_like(student)
+
+
+def keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """The op is forward only."""
+
+
+def attention_weighting_backward(ctx: Any, upstream: Tensor) -> tuple[None, None]:
+    return None, None  # detached by definition: FractalAD's segmentation loss never trains the student
+
+
+attention_weighting.register_autograd(attention_weighting_backward, setup_context=keep_nothing)
+
+
+# ---- per-sample discrepancy ---------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("kdad::flattened_cosine", mutates_args=())
+def flattened_cosine(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    if uses_reference(teacher, student):
+        t, s = teacher.double().flatten(1), student.double().flatten(1)
+        sums = torch.stack(((t * t).sum(1), (s * s).sum(1), (t * s).sum(1)), 1)
+        return reference.flattened_cosine(teacher, student), sums
+    sums, distance = dispatch.run("flat_sums", teacher, [teacher], [[student]])[0][0]
+    return distance, sums
+
+
+@flattened_cosine.register_fake
+def _(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    n = teacher.shape[0]
+    return result(teacher, [n]), teacher.new_empty((n, 3), dtype=torch.float64)
+
+
+@torch.library.custom_op("kdad::flattened_cosine_gradients", mutates_args=())
+def flattened_cosine_gradients(
+    upstream: Tensor, teacher: Tensor, student: Tensor, sums: Tensor, to_teacher: bool, to_student: bool
+) -> tuple[Tensor, Tensor]:
+    if uses_reference(teacher, student):
+        with torch.enable_grad():
+            t, s = leaves(teacher, student)
+            made = reference.flattened_cosine(t, s)
+        grad_t, grad_s = reference_gradients(made, (t, s), upstream)
+    else:
+        grad_t, grad_s = dispatch.run(
+            "flat_gradients", teacher, teacher, student, sums, upstream.float(), 1.0, (to_teacher, to_student)
+        )
+    return grad_t if to_teacher else absent(teacher), grad_s if to_student else absent(student)
+
+
+@flattened_cosine_gradients.register_fake
+def _(
+    upstream: Tensor, teacher: Tensor, student: Tensor, sums: Tensor, to_teacher: bool, to_student: bool
+) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty_like(teacher) if to_teacher else absent(teacher),
+        torch.empty_like(student) if to_student else absent(student),
+    )
+
+
+def keep_flattened_cosine(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def flattened_cosine_backward(ctx: Any, upstream: Tensor, _: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    teacher, student, sums = ctx.saved_tensors
+    to_teacher, to_student = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+    grad_t, grad_s = torch.ops.kdad.flattened_cosine_gradients(
+        upstream, teacher, student, sums, to_teacher, to_student
+    )
+    return grad_t if to_teacher else None, grad_s if to_student else None
+
+
+flattened_cosine.register_autograd(flattened_cosine_backward, setup_context=keep_flattened_cosine)
+
+
+# ---- the mean loss of one scale, gradients written by the forward ---------------------------------------------------------
+
+
+@torch.library.custom_op("kdad::distillation_loss", mutates_args=())
+def distillation_loss(
+    teacher: Tensor, student: Tensor, kind: str, weight: float, early_teacher: bool, early_student: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    early = early_teacher, early_student
+    if uses_reference(teacher, student):
+        with torch.enable_grad():
+            t, s = leaves(teacher, student)
+            loss = reference.distillation_loss([t], [s], kind=kind, weights=[weight])
+        grad_t, grad_s = reference_gradients(loss, (t, s), torch.ones_like(loss)) if any(early) else (None, None)
+        loss = loss.detach()
+    else:
+        loss, to_teachers, to_students = dispatch.run(
+            "pixel_loss", teacher, [teacher], [[student]], kind, [weight], early
+        )
+        grad_t, grad_s = to_teachers[0], to_students[0][0]
+    return loss, grad_t if early[0] else absent(teacher), grad_s if early[1] else absent(student)
+
+
+@distillation_loss.register_fake
+def _(
+    teacher: Tensor, student: Tensor, kind: str, weight: float, early_teacher: bool, early_student: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        result(teacher, []),
+        torch.empty_like(teacher) if early_teacher else absent(teacher),
+        torch.empty_like(student) if early_student else absent(student),
+    )
+
+
+def keep_distillation_loss(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    teacher, student, ctx.kind, ctx.weight, ctx.early_teacher, ctx.early_student = inputs
+    ctx.mark_non_differentiable(output[1], output[2])
+    ctx.save_for_backward(teacher, student, output[1], output[2])
+
+
+def distillation_loss_backward(ctx: Any, upstream: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    teacher, student, grad_t, grad_s = ctx.saved_tensors
+    to_teacher, to_student = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+    late_teacher, late_student = to_teacher and not ctx.early_teacher, to_student and not ctx.early_student
+    early_t = grad_t * upstream.to(grad_t.dtype) if to_teacher and ctx.early_teacher else None
+    early_s = grad_s * upstream.to(grad_s.dtype) if to_student and ctx.early_student else None
+    if late_teacher or late_student:
+        n, _c, h, w = teacher.shape
+        late_t, late_s = torch.ops.kdad.pixel_discrepancy_gradients(
+            upstream.expand(n, h, w), teacher, student, ctx.kind, ctx.weight / (n * h * w), late_teacher, late_student
+        )
+        early_t, early_s = late_t if late_teacher else early_t, late_s if late_student else early_s
+    return early_t, early_s, None, None, None, None
+
+
+distillation_loss.register_autograd(distillation_loss_backward, setup_context=keep_distillation_loss)
+
+
+# ---- fusion and blur ------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("kdad::fuse_scales", mutates_args=())
+def fuse_scales(maps: Sequence[Tensor], size: Sequence[int], mode: str, align_corners: bool) -> Tensor:
+    to = (size[0], size[1])
+    if uses_reference(*maps) or len(maps) > 4:
+        return reference.fuse_scales(maps, to, mode=mode, align_corners=align_corners)
+    made: Tensor = dispatch.run("fuse_blur_score", maps[0], maps, to, mode, align_corners, None, 0, "scipy", None)[0]
+    return made
+
+
+@fuse_scales.register_fake
+def _(maps: Sequence[Tensor], size: Sequence[int], mode: str, align_corners: bool) -> Tensor:
+    return result(maps[0], [maps[0].shape[0], size[0], size[1]])
+
+
+@torch.library.custom_op("kdad::fuse_scales_gradients", mutates_args=())
+def fuse_scales_gradients(
+    upstream: Tensor, maps: Sequence[Tensor], size: Sequence[int], mode: str, align_corners: bool
+) -> list[Tensor]:
+    with torch.enable_grad():
+        wanted = leaves(*maps)
+        made = reference.fuse_scales(wanted, (size[0], size[1]), mode=mode, align_corners=align_corners)
+    return [g.contiguous() for g in reference_gradients(made, wanted, upstream)]
+
+
+@fuse_scales_gradients.register_fake
+def _(
+    upstream: Tensor, maps: Sequence[Tensor], size: Sequence[int], mode: str, align_corners: bool
+) -> list[Tensor]:
+    return [m.new_empty(m.shape) for m in maps]
+
+
+def keep_fuse_scales(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    maps, ctx.size, ctx.mode, ctx.align_corners = inputs
+    ctx.save_for_backward(*maps)
+
+
+def fuse_scales_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+    grads = torch.ops.kdad.fuse_scales_gradients(
+        upstream, list(ctx.saved_tensors), ctx.size, ctx.mode, ctx.align_corners
+    )
+    return grads, None, None, None
+
+
+fuse_scales.register_autograd(fuse_scales_backward, setup_context=keep_fuse_scales)
+
+
+@torch.library.custom_op("kdad::gaussian_blur", mutates_args=())
+def gaussian_blur(maps: Tensor, sigma: float, border: str, radius: int) -> Tensor:
+    if uses_reference(maps):
+        return reference.gaussian_blur(maps, sigma, border=border, radius=radius)
+    size = (maps.shape[1], maps.shape[2])
+    made: Tensor = dispatch.run("fuse_blur_score", maps, [maps], size, "sum", False, sigma, radius, border, None)[0]
+    return made
+
+
+@gaussian_blur.register_fake
+def _(maps: Tensor, sigma: float, border: str, radius: int) -> Tensor:
+    return result(maps, maps.shape)
+
+
+@torch.library.custom_op("kdad::gaussian_blur_gradients", mutates_args=())
+def gaussian_blur_gradients(upstream: Tensor, maps: Tensor, sigma: float, border: str, radius: int) -> Tensor:
+    with torch.enable_grad():
+        (wanted,) = leaves(maps)
+        made = reference.gaussian_blur(wanted, sigma, border=border, radius=radius)
+    return reference_gradients(made, (wanted,), upstream)[0].contiguous()
+
+
+@gaussian_blur_gradients.register_fake
+def _(upstream: Tensor, maps: Tensor, sigma: float, border: str, radius: int) -> Tensor:
+    return maps.new_empty(maps.shape)
+
+
+def keep_gaussian_blur(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    maps, ctx.sigma, ctx.border, ctx.radius = inputs
+    ctx.save_for_backward(maps)
+
+
+def gaussian_blur_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    (maps,) = ctx.saved_tensors
+    grad = torch.ops.kdad.gaussian_blur_gradients(upstream, maps, ctx.sigma, ctx.border, ctx.radius)
+    return grad, None, None, None
+
+
+gaussian_blur.register_autograd(gaussian_blur_backward, setup_context=keep_gaussian_blur)

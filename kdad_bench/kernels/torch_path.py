@@ -1,0 +1,223 @@
+"""The ops in plain PyTorch, with the residual taken directly and a bounded scratch: for machines without compiler or Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdad_bench.kernels.reference import TINY, blur_weights, reflected
+
+SCRATCH = {"cpu": 1 << 18, "cuda": 1 << 26}  # elements of a feature map that are widened and normalised at a time
+
+
+def chunks(x: Tensor) -> Iterator[slice]:
+    """Slices of the batch of `x` whose features fit the scratch."""
+    per_sample = max(x[:1].numel(), 1)
+    step = max(1, SCRATCH.get(x.device.type, 1 << 24) // per_sample)
+    for start in range(0, x.shape[0], step):
+        yield slice(start, start + step)
+
+
+def inverse_length(x: Tensor) -> Tensor:
+    """1/|x| over channels in float32, 0 for a zero vector; [n,1,h,w]. Scaled, so that no square over- or underflows."""
+    largest = torch.linalg.vector_norm(x, torch.inf, dim=1, keepdim=True)
+    nonzero = ~(largest <= TINY)
+    scale = torch.where(nonzero, largest, 1.0).reciprocal()
+    return torch.where(nonzero, scale / torch.linalg.vector_norm(x * scale, dim=1, keepdim=True), 0.0)
+
+
+class Pair:
+    """One chunk of teacher and student, widened, with what every pixel op needs."""
+
+    def __init__(self, teacher: Tensor, student: Tensor, kind: str) -> None:
+        self.t, self.s = teacher.float(), student.float()
+        if kind == "l2":
+            self.residual = self.s - self.t
+            return
+        self.it, self.is_ = inverse_length(self.t), inverse_length(self.s)
+        self.residual = self.s * self.is_
+        self.residual.addcmul_(self.t, self.it, value=-1)
+        self.half = 0.5 * torch.linalg.vector_norm(self.residual, dim=1, keepdim=True).square()
+        directed = (self.it != 0) & (self.is_ != 0)
+        self.cosine_distance = torch.where(directed, self.half, 1.0)
+
+    def distance(self, kind: str) -> Tensor:
+        """[n,h,w]."""
+        if kind == "l2":
+            return self.residual.square().sum(1)
+        return (self.half if kind == "unit_l2" else self.cosine_distance)[:, 0]
+
+    def to_student(self, g: Tensor, kind: str) -> Tensor:
+        """g · ∂d/∂s with g [n,1,h,w]."""
+        if kind == "l2":
+            return 2 * g * self.residual
+        g = g * self.is_
+        return g * self.residual - (g * self.cosine_distance * self.is_) * self.s
+
+    def to_teacher(self, g: Tensor, kind: str) -> Tensor:
+        """g · ∂d/∂t with g [n,1,h,w]."""
+        if kind == "l2":
+            return -2 * g * self.residual
+        g = g * self.it
+        return -g * self.residual - (g * self.cosine_distance * self.it) * self.t
+
+
+def pixel_maps(
+    teachers: Sequence[Tensor], students: Sequence[Sequence[Tensor]], kind: str, weight: float
+) -> list[list[Tensor]]:
+    """Maps [N,H,W] of each student (one or two per scale) to the teacher of its scale."""
+    maps = []
+    for t, several in zip(teachers, students, strict=True):
+        n, _, h, w = t.shape
+        outs = [torch.empty((n, h, w), device=t.device) for _ in several]
+        for s, out in zip(several, outs, strict=True):
+            for part in chunks(t):
+                torch.mul(Pair(t[part], s[part], kind).distance(kind), weight, out=out[part])
+        maps.append(outs)
+    return maps
+
+
+def pixel_gradients(
+    teacher: Tensor, student: Tensor, upstream: Tensor, kind: str, weight: float, wants: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients to (teacher, student) of the map under the upstream gradient [N,H,W] float32."""
+    to_teacher = torch.empty_like(teacher) if wants[0] else None
+    to_student = torch.empty_like(student) if wants[1] else None
+    for part in chunks(teacher):
+        pair, g = Pair(teacher[part], student[part], kind), (upstream[part] * weight)[:, None]
+        if to_teacher is not None:
+            to_teacher[part] = pair.to_teacher(g, kind)
+        if to_student is not None:
+            to_student[part] = pair.to_student(g, kind)
+    return to_teacher, to_student
+
+
+def pixel_loss(
+    teachers: Sequence[Tensor],
+    students: Sequence[Sequence[Tensor]],
+    kind: str,
+    weights: Sequence[float],
+    wants: tuple[bool, bool],
+) -> tuple[Tensor, list[Tensor | None], list[list[Tensor | None]]]:
+    """The loss, and the gradients to teachers and students under an upstream gradient of 1."""
+    loss = torch.zeros((), device=teachers[0].device)
+    to_teachers: list[Tensor | None] = []
+    to_students: list[list[Tensor | None]] = []
+    for t, several, w in zip(teachers, students, weights, strict=True):
+        factor = torch.tensor(w * t.shape[1] / t.numel())  # a CPU scalar: enters any device without a synchronisation
+        to_teacher = torch.empty_like(t) if wants[0] else None
+        grads = [torch.empty_like(s) if wants[1] else None for s in several]
+        for s, grad in zip(several, grads, strict=True):
+            for part in chunks(t):
+                pair = Pair(t[part], s[part], kind)
+                loss += pair.distance(kind).sum() * factor
+                if grad is not None:
+                    grad[part] = pair.to_student(factor, kind)
+                if to_teacher is not None:
+                    to_teacher[part] = pair.to_teacher(factor, kind)
+        to_teachers.append(to_teacher)
+        to_students.append(grads)
+    return loss, to_teachers, to_students
+
+
+def flat_distance(sums: Tensor) -> Tensor:
+    """1 - P/√(AB) from [N,3] float64, 1 where a vector is zero; [N] float32."""
+    a, b, p = sums.unbind(1)
+    nonzero = ~((a <= TINY**2) | (b <= TINY**2))
+    return torch.where(nonzero, 1 - p / (a.sqrt() * b.sqrt()), 1.0).clamp_min_(0).float()
+
+
+def flat_sums(
+    teachers: Sequence[Tensor], students: Sequence[Sequence[Tensor]]
+) -> list[list[tuple[Tensor, Tensor]]]:
+    """(A, B, P [N,3] float64, distance [N] float32) of each student; float64 sums because 1 - P/√(AB) cancels."""
+    found = []
+    for t, several in zip(teachers, students, strict=True):
+        pairs = []
+        for s in several:
+            out = torch.empty((t.shape[0], 3), dtype=torch.float64, device=t.device)
+            for part in chunks(t):
+                a, b = t[part].double(), s[part].double()
+                out[part, 0], out[part, 1] = a.square().sum((1, 2, 3)), b.square().sum((1, 2, 3))
+                out[part, 2] = (a * b).sum((1, 2, 3))
+            pairs.append((out, flat_distance(out)))
+        found.append(pairs)
+    return found
+
+
+def flat_gradients(
+    teacher: Tensor, student: Tensor, sums: Tensor, upstream: Tensor, factor: float, wants: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients to (teacher, student) of the flattened cosine distance under the upstream gradient [N] float32."""
+    a, b, p = sums.unbind(1)
+    nonzero = (a > TINY**2) & (b > TINY**2)
+    root = a.sqrt() * b.sqrt()
+    g = upstream.double() * factor
+    alpha = torch.where(nonzero, g / root, 0.0).float().view(-1, 1, 1, 1)
+    beta_t = torch.where(nonzero, g * p / root / a, 0.0).float().view(-1, 1, 1, 1)
+    beta_s = torch.where(nonzero, g * p / root / b, 0.0).float().view(-1, 1, 1, 1)
+    to_teacher = torch.empty_like(teacher) if wants[0] else None
+    to_student = torch.empty_like(student) if wants[1] else None
+    for part in chunks(teacher):
+        t, s = teacher[part].float(), student[part].float()
+        if to_teacher is not None:
+            to_teacher[part] = beta_t[part] * t - alpha[part] * s
+        if to_student is not None:
+            to_student[part] = beta_s[part] * s - alpha[part] * t
+    return to_teacher, to_student
+
+
+def attention_weighting(teacher: Tensor, student: Tensor) -> Tensor:
+    """(1 - cos)/2 · student."""
+    out = torch.empty_like(student)
+    for part in chunks(teacher):
+        pair = Pair(teacher[part], student[part], "cosine")
+        out[part] = 0.5 * pair.cosine_distance * pair.s
+    return out
+
+
+@cache
+def blur_matrix(length: int, sigma: float, radius: int, border: str, device: torch.device) -> Tensor:
+    """G with G @ x the blur of a column of `length` values, reflected borders folded in."""
+    source = reflected(length, radius, border)
+    matrix = torch.zeros(length, length, dtype=torch.float64)
+    rows = torch.arange(length)
+    for k, weight in enumerate(blur_weights(sigma, radius)):
+        matrix[rows, source[k : k + length]] += weight
+    return matrix.float().to(device)
+
+
+def fuse_blur_score(
+    maps: Sequence[Tensor],
+    size: tuple[int, int],
+    mode: str,
+    align_corners: bool,
+    sigma: float | None,
+    radius: int,
+    border: str,
+    score: str | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Upsample and fuse the maps, blur unless `sigma` is None, score unless `score` is None."""
+    with torch.autocast(maps[0].device.type, enabled=False):
+        fused: Tensor | None = None
+        for m in maps:
+            up = F.interpolate(m.float()[:, None], size, mode="bilinear", align_corners=align_corners)[:, 0]
+            fused = up if fused is None else fused.mul_(up) if mode == "product" else fused.add_(up)
+        assert fused is not None
+        if sigma is not None:  # two small matrix products cost a third of a separable convolution on a CPU
+            down = blur_matrix(size[0], sigma, radius, border, fused.device)
+            across = blur_matrix(size[1], sigma, radius, border, fused.device)
+            fused = down @ fused @ across.T
+        if score is None:
+            return fused, None
+        return fused, fused.flatten(1).amax(1) if score == "max" else fused.flatten(1).mean(1)
+
+
+def scale_in_place(grads: Sequence[Tensor], factor: Tensor) -> None:
+    """Multiply every gradient by the scalar `factor`."""
+    for g in grads:
+        g.mul_(factor)
