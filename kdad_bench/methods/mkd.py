@@ -8,14 +8,13 @@ the authors' code (per-image normalisation of maps, a noise level squared by a s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdad_bench.kernels import flattened_cosine, gaussian_blur, pixel_discrepancy
+from kdad_bench.kernels import flattened_cosine, pixel_discrepancy
 from kdad_bench.methods.backbones import Backbone
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)  # per block, before its pooling: VGG-16, and the cloner
@@ -103,7 +102,7 @@ def guided_relu(x: Tensor) -> Tensor:
 def discrepancy(
     source: Sequence[Tensor], cloner: Sequence[Tensor], *, value_weight: float, direction_only: bool = False
 ) -> Tensor:
-    """Per image [N], float32: sum over layers of 1 - cos(vec b, vec a) + lambda * mean (b - a)^2; lambda, `value_weight`.
+    """Per image [N], float32: sum over layers of 1 - cos(vec b, vec a) + lambda * mean (b - a)^2, lambda = `value_weight`.
 
     The direction term (eq. 2) and the value term (eq. 1) of the paper, without a mean over the batch.
     """
@@ -143,7 +142,7 @@ def grey_opening(maps: Tensor) -> Tensor:
     Opening with a flat element commutes with thresholding: this one opening is all the binary openings of the maps'
     level sets at once.
     """
-    return -cross_maximum(-cross_maximum(-maps))
+    return cross_maximum(-cross_maximum(-maps))
 
 
 def cross_maximum(maps: Tensor) -> Tensor:

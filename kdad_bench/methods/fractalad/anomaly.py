@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 from torch import Tensor
-from torch.nn import functional as F
 
 from kdad_bench.methods.fractalad.colour import Levels, grey, random_channel_scaling, random_jitter, rounded
 from kdad_bench.methods.fractalad.ifs import Mask, fractal, rotation, uniform
@@ -69,7 +68,7 @@ def recombine(image: Levels, rng: np.random.Generator, *, points: int, find_obje
 
 
 def finish(clean: Levels, anomaly: Recombined, rng: np.random.Generator) -> tuple[Levels, Recombined]:
-    """The last steps, at the network's size: mask dilated, noise inside it, one colour jitter for both images."""
+    """The last steps: mask dilated, noise inside it, one colour jitter for both images."""
     mask = binary_dilation(anomaly.mask, structure=np.ones((3, 3), dtype=np.bool_), iterations=DILATIONS)
     image = anomaly.image
     if rng.random() < NOISE_CHANCE:
@@ -92,31 +91,24 @@ def finish(clean: Levels, anomaly: Recombined, rng: np.random.Generator) -> tupl
 
 
 def anomalous(
-    images: Tensor, keys: Sequence[Sequence[int]], *, size: int, points: int, find_object: bool = False
+    images: Tensor, keys: Sequence[Sequence[int]], *, points: int, find_object: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Clean images, anomalous images (both [N, 3, size, size], float32 in [0, 1]) and masks [N, size, size] (0 or 1).
+    """Clean images, anomalous images (both [N, 3, H, W], float32 in [0, 1]) and masks [N, H, W] float32 (0 or 1).
 
-    `images` [N, 3, H, W] float32 in [0, 1]; `keys` are N sequences of whole numbers >= 0, the seed of each sample. The
-    anomaly is made at H x W, then resized (images bilinear with antialiasing, masks nearest), then finished.
+    `images` [N, 3, H, W] float32 in [0, 1]; `keys` are N sequences of whole numbers >= 0, the seed of each sample.
     """
     levels = np.floor(images.detach().cpu().numpy() * np.float32(255) + np.float32(0.5))
-    generators = [np.random.default_rng(tuple(key)) for key in keys]
-    made = [
-        recombine(image, rng, points=points, find_object=find_object)
-        for image, rng in zip(levels, generators, strict=True)
-    ]
-    clean = resized(levels, size)
-    pasted = resized(np.stack([m.image for m in made]), size)
-    masks = resized_masks(np.stack([m.mask for m in made]), size)
-    finished = [
-        finish(c, Recombined(image=p, mask=m), rng)
-        for c, p, m, rng in zip(clean, pasted, masks, generators, strict=True)
-    ]
-    return (
-        torch.from_numpy(np.stack([c for c, _ in finished])).div_(255).to(images.device),
-        torch.from_numpy(np.stack([a.image for _, a in finished])).div_(255).to(images.device),
-        torch.from_numpy(np.stack([a.mask for _, a in finished])).to(images.device, torch.float32),
-    )
+    made = [one_sample(image, np.random.default_rng(tuple(key)), points, find_object)
+            for image, key in zip(levels, keys, strict=True)]  # fmt: skip
+    clean = torch.from_numpy(np.stack([c for c, _ in made])).div_(255)
+    pasted = torch.from_numpy(np.stack([a.image for _, a in made])).div_(255)
+    masks = torch.from_numpy(np.stack([a.mask for _, a in made])).to(torch.float32)
+    return clean.to(images.device), pasted.to(images.device), masks.to(images.device)
+
+
+def one_sample(image: Levels, rng: np.random.Generator, points: int, find_object: bool) -> tuple[Levels, Recombined]:
+    """The clean and the anomalous version of `image` [3, H, W], in levels."""
+    return finish(image, recombine(image, rng, points=points, find_object=find_object), rng)
 
 
 def change_colour(patch: Levels, rng: np.random.Generator) -> Levels:
@@ -190,19 +182,3 @@ def normal(rng: np.random.Generator, count: int) -> Levels:
     radius = np.sqrt(-2 * np.log1p(-rng.random(count)))
     numbers: Levels = (radius * np.cos(2 * np.pi * rng.random(count))).astype(np.float32)
     return numbers
-
-
-def resized(images: Levels, size: int) -> Levels:
-    """`images` [N, 3, H, W] in whole levels at size x size, bilinear with antialiasing."""
-    if images.shape[-2:] == (size, size):
-        return images
-    small = F.interpolate(torch.from_numpy(images), (size, size), mode="bilinear", antialias=True)
-    return rounded(small.numpy())
-
-
-def resized_masks(masks: Mask, size: int) -> Mask:
-    """`masks` [N, H, W] at size x size, nearest."""
-    if masks.shape[-2:] == (size, size):
-        return masks
-    small = F.interpolate(torch.from_numpy(masks)[:, None].to(torch.float32), (size, size), mode="nearest-exact")
-    return np.asarray(small[:, 0].numpy() > 0)

@@ -1,0 +1,131 @@
+"""FractalAD's networks, loss and score; see the package for the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kdad_bench.kernels import attention_weighting, distillation_loss, image_scores
+from kdad_bench.methods.backbones import Backbone
+from kdad_bench.methods.distillation import Batch, DistillationSettings, Student, StudentTeacher
+from kdad_bench.methods.fractalad.anomaly import anomalous
+from kdad_bench.methods.fractalad.segmentation import SegmentationHead, segmentation_loss
+from kdad_bench.methods.protocol import Entry, Scores
+
+READINGS = (
+    "resolution: anomalies are made at the network's size, not at the image files' own",
+    "fractals: 1,000 orbits side by side for one long orbit; same attractor, own random numbers",
+    "find_object: contrast threshold of 20 levels and patch sides of 0.05..1.5 of the object's shorter side",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FractalADSettings(DistillationSettings):
+    """FractalAD. Sources: the official code, unless a comment says otherwise."""
+
+    teacher: str = "resnet18"
+    strides: tuple[int, ...] = (4, 8, 16, 32)
+    image_size: int = 256
+    steps: int | None = 1200  # 100 epochs of 12 steps, the data set cycled to 391 items, whatever its size
+    batch_size: int = 32
+    optimiser: str = "adamw"
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-3  # 1e-2 without knowledge distillation
+    drop_last: bool = True
+    kd: bool = True  # False: the head sees the teacher's features, no student, no distillation loss
+    find_object: bool = False  # True: anomalies follow the object that stands out from the background
+    fractal_points: int = 100_000  # of the chaos game, per fractal
+    readings: tuple[str, ...] = READINGS
+
+
+class StudentAndHead(nn.Module):
+    """Everything that learns: the student network (None without distillation) and the segmentation head."""
+
+    def __init__(self, network: nn.Module | None, head: SegmentationHead) -> None:
+        super().__init__()
+        self.network = network
+        self.head = head
+
+    def forward(self, images: Tensor, teacher_taps: Sequence[Tensor]) -> Tensor:
+        """Logits [N, H, W] of `images` [N, 3, H, W]: head(CSAM(teacher, student)), or head(teacher)."""
+        features = teacher_taps if self.network is None else weighted(teacher_taps, self.network(images))
+        logits: Tensor = self.head(features, images.shape[-2:])
+        return logits
+
+
+def weighted(teacher_taps: Sequence[Tensor], student_taps: Sequence[Tensor]) -> list[Tensor]:
+    """Cosine-similarity attention (CSAM): (1 - cos) / 2 per pixel, times the STUDENT's features; no gradient."""
+    return [attention_weighting(t, s) for t, s in zip(teacher_taps, student_taps, strict=True)]
+
+
+class FractalAD(StudentTeacher[FractalADSettings]):
+    """Distillation on clean images, and a head that learns to segment pasted fractals from the attention's output."""
+
+    def build_student(self, teacher: Backbone) -> nn.Module:
+        """A student of the teacher's architecture from random weights, and the head."""
+        network = Student(teacher, standardised=self.settings.taps == "standardised") if self.settings.kd else None
+        return StudentAndHead(network, SegmentationHead(teacher.channels))
+
+    def loss(self, batch: Batch) -> Mapping[str, Tensor]:
+        """L = L_KD (clean images) + L_seg (anomalous images); L_seg does not reach the student."""
+        settings, networks = self.settings, self.student
+        assert isinstance(networks, StudentAndHead)
+        keys = torch.randint(2**31, (len(batch.images), 2), generator=batch.generator).tolist()
+        clean, pasted, masks = anomalous(
+            batch.images, keys, points=settings.fractal_points, find_object=settings.find_object
+        )
+        with torch.no_grad():
+            pasted_taps = self.teacher(pasted)
+        if networks.network is None:
+            return {"segmentation": segmentation_loss(networks.head(pasted_taps, masks.shape[-2:]), masks)}
+        with torch.no_grad():
+            clean_taps = self.teacher(clean)
+        # the clean images first: autocast would keep the casted weights of a pass without gradients
+        distillation = distillation_loss(clean_taps, networks.network(clean), kind="cosine")
+        with torch.no_grad():  # the attention is detached; the pass still moves the batch norms' statistics
+            features = weighted(pasted_taps, networks.network(pasted))
+        segmentation = segmentation_loss(networks.head(features, masks.shape[-2:]), masks)
+        return {"distillation": distillation, "segmentation": segmentation}
+
+    def networks(self, images: Tensor) -> Tensor:
+        """Logits [N, S, S]."""
+        taps = self.teacher(images)
+        logits: Tensor = self.folded_student(images.contiguous(memory_format=torch.channels_last), taps)
+        return logits
+
+    def judge(self, outputs: Tensor, size: tuple[int, int]) -> Scores:
+        """Pixel: sigmoid(logits); image: its MEAN, at the network's size (official code). No blur."""
+        probability = outputs.float().sigmoid()
+        scores = image_scores(probability, "mean")
+        if probability.shape[-2:] != size:
+            probability = nn.functional.interpolate(probability[:, None], size, mode="bilinear")[:, 0]
+        return Scores(image=scores, pixel=probability)
+
+
+PAPER = FractalADSettings()
+QUICK = FractalADSettings(
+    teacher="efficientnet_lite0",
+    image_size=128,
+    steps=40,
+    batch_size=8,
+    norm_momentum=0.1,
+    schedule="one_cycle",
+    learning_rate=3e-3,
+    fractal_points=20_000,
+    readings=(*READINGS, "preset quick: budget, schedule and rate are the harness's own"),
+)
+
+FRACTALAD = Entry(
+    name="fractalad",
+    title="FractalAD",
+    paper="Xia et al. 2023, arXiv 2301.12739",
+    presets={"quick": QUICK, "paper": PAPER},
+    build=FractalAD,
+    variants={
+        "no_kd": {"kd": False, "weight_decay": 1e-2},  # official code: carpet, grid, leather, tile, wood
+        "find_object": {"find_object": True},  # official code: capsule, pill, screw, toothbrush, zipper
+    },
+)
