@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean, median, stdev
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from kdad_bench.leaderboard.row import METRICS
-from kdad_bench.leaderboard.summary import CONFIDENCE, Entrant, Group, Summary, summarise
+from kdad_bench.leaderboard.row import ACCURACY, METRICS
+from kdad_bench.leaderboard.student import student_quantile
+from kdad_bench.leaderboard.summary import CONFIDENCE, Entrant, Estimate, Group, Summary, summarise
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,6 +21,26 @@ HEADLINE = ("image_auroc", "pixel_auroc", "aupro_30")
 RANKED = ("image_auroc", "aupro_30")  # detection and localisation, one metric each
 UNSTEADY = 0.05  # relative spread of a timing over the jobs of one entrant that is flagged (docs/protocol.md)
 VISIBLE = 0.0005  # half of the last digit that tables show: a smaller difference is none
+
+# What the renderers read of each row: a thousand files are opened for a page, and each column costs time.
+DRAWN = (
+    *("job_id", "schema_version", "protocol_version", "created_at", "method", "title", "dataset", "category", "seed"),
+    *(
+        "preset",
+        "modality",
+        "status",
+        "reason",
+        "teacher",
+        "teacher_weights",
+        "teacher_sha256",
+        "resolution",
+        "readings",
+    ),
+    *("image_size", "variant", "data_fingerprint", "synthetic", *ACCURACY, "train_seconds", "latency_ms"),
+    *("network_latency_ms", "images_per_second", "best_batch", "peak_memory_mb", "parameters", "trainable_parameters"),
+    *("gflops", "device", "device_name", "threads", "python", "torch", "triton", "numpy", "kdad_bench", "platform"),
+    *("git_commit", "git_dirty"),
+)
 
 Mark = Literal["best", "second", ""]
 
@@ -30,6 +51,10 @@ class Board:
 
     summary: Summary
     rows: Mapping[str, tuple[Mapping[str, Any], ...]]  # entrant -> rows, by category and seed; only those with a row
+
+    _overall: dict[tuple[str, str], Estimate | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def group(self) -> Group:
@@ -84,6 +109,16 @@ class Board:
         """The seeds with at least one finished job."""
         return tuple(sorted({row["seed"] for rows in self.rows.values() for row in rows}))
 
+    def cell(self, key: str, category: str, metric: str) -> Estimate | None:
+        """The mean over seeds in one category; None without a value."""
+        return self.summary.cell(key, category, metric)
+
+    def overall(self, key: str, metric: str) -> Estimate | None:
+        """The mean over categories of the means over seeds; None without a value."""
+        if (key, metric) not in self._overall:  # the bootstrap is the slowest part of a page
+            self._overall[key, metric] = self.summary.overall(key, metric)
+        return self._overall[key, metric]
+
     def readings(self, key: str) -> tuple[str, ...]:
         """The settings of an entrant that no source settles."""
         return tuple(dict.fromkeys(reading for row in self.rows[key] for reading in row["readings"] or ()))
@@ -122,7 +157,7 @@ class Board:
         ranks = self.average_ranks
 
         def place(key: str) -> tuple[Any, ...]:
-            found = self.summary.overall(key, RANKED[0])
+            found = self.overall(key, RANKED[0])
             return (ranks.get(key, float("inf")), -len(self.covered(key)), -found.mean if found else 0.0, key)
 
         return tuple(sorted(self.rows, key=place))
@@ -161,9 +196,7 @@ class Board:
     def overall_marks(self, metric: str) -> dict[str, Mark]:
         """The best and second overall mean, each only if the corrected Wilcoxon test tells it from the next one's."""
         means = {
-            key: found.mean
-            for key in self.rows
-            if (found := self.summary.overall(key, metric)) is not None and found.complete
+            key: found.mean for key in self.rows if (found := self.overall(key, metric)) is not None and found.complete
         }
         sign = -1 if METRICS[metric].higher_is_better else 1
         order = sorted(means, key=lambda key: (sign * means[key], key))
@@ -179,20 +212,18 @@ def _above_zero(difference: np.ndarray[Any, np.dtype[np.float64]]) -> bool:
     """Whether the Student interval of the mean lies above zero, and the mean would be seen in a table."""
     if difference.size < 2 or difference.mean() < VISIBLE:
         return False
-    from scipy.special import stdtrit
-
-    half = float(stdtrit(difference.size - 1, (1 + CONFIDENCE) / 2)) * difference.std(ddof=1) / difference.size**0.5
+    half = student_quantile(difference.size - 1, CONFIDENCE) * difference.std(ddof=1) / difference.size**0.5
     return bool(difference.mean() - half > 0)
 
 
 def boards(table: pa.Table) -> list[Board]:
-    """The boards of `table` (columns TABLE_COLUMNS, each job once), in an order that depends only on what they hold.
+    """The boards of `table` (columns DRAWN, each job once), in an order that depends only on what they hold.
 
     The paper preset and real data come first.
     """
     rows = {row["job_id"]: row for row in table.to_pylist()}
     made = []
-    for summary in summarise(table):
+    for summary in summarise(table, ACCURACY):
         found: dict[str, list[Mapping[str, Any]]] = {}
         for (key, *_), job in sorted(summary.jobs.items()):
             found.setdefault(key, []).append(rows[job])

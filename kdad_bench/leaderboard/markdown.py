@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdad_bench.leaderboard.board import RANKED, Board, boards
-from kdad_bench.leaderboard.row import ACCURACY, METRICS, TABLE_COLUMNS
+from kdad_bench.leaderboard.board import DRAWN, RANKED, Board, boards
+from kdad_bench.leaderboard.row import ACCURACY, METRICS
 from kdad_bench.leaderboard.store import Problem, Results, StoreError, read
 from kdad_bench.leaderboard.summary import Estimate
 
@@ -23,7 +23,7 @@ COSTS = ("train_seconds", "latency_ms", "network_latency_ms")
 
 def write_leaderboard(results: str | Path, path: Path) -> Path:
     """Write leaderboard.md of the results folder to `path`; raises StoreError for an unusable folder or path."""
-    text = leaderboard(read(results, TABLE_COLUMNS))
+    text = leaderboard(read(results, DRAWN))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", newline="\n")
@@ -38,7 +38,7 @@ def leaderboard(results: Results) -> str:
 
 
 def page(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem] = ()) -> str:
-    """The page of the boards `found` in `table` (columns TABLE_COLUMNS, each job once)."""
+    """The page of the boards `found` in `table` (columns DRAWN, each job once)."""
     rows = table.to_pylist()
     notes = _notes(found)
     parts = ["# Leaderboard", _overview(rows)]
@@ -129,7 +129,7 @@ def ranking(board: Board, notes: Mapping[str, int]) -> str:
             place = position + 1
         cells = [str(place) if rank is not None else MISSING, _named(board, key, notes), _teacher(board, key)]
         for metric in board.headline:
-            text = _interval(board.summary.overall(key, metric)) + _few(board, key, metric)
+            text = _interval(board.overall(key, metric)) + _few(board, key, metric)
             cells.append(_marked(text, marks[metric].get(key, "")))
         covered = len(board.covered(key))
         cells += [
@@ -166,7 +166,7 @@ def speed(board: Board, notes: Mapping[str, int]) -> str:
     for key in sorted(board.order, key=latency):
         cells = [_named(board, key, notes)]
         for metric in accuracy:
-            found = board.summary.overall(key, metric)
+            found = board.overall(key, metric)
             cells.append((f"{found.mean:.3f}" if found else MISSING) + _few(board, key, metric))
         cells += [_number(board.typical(key, column)) + _tilde(board, key, column) for column in COSTS]
         batch = board.typical(key, "best_batch")
@@ -189,24 +189,23 @@ def _tilde(board: Board, key: str, column: str) -> str:
 
 def by_category(board: Board, metric: str, notes: Mapping[str, int]) -> str:
     """One line per category and the mean, one column per method in the order of the ranking."""
-    summary = board.summary
-    shown = [key for key in board.order if summary.overall(key, metric)]
+    shown = [key for key in board.order if board.overall(key, metric)]
     categories = board.categories(metric)
     lines = []
     for category in categories:
         marks = board.cell_marks(metric, category)
-        found = ((key, summary.cell(key, category, metric)) for key in shown)
+        found = ((key, board.cell(key, category, metric)) for key in shown)
         lines.append([_text(category), *(_marked(_deviation(cell), marks.get(key, "")) for key, cell in found)])
     if len(categories) > 1:
         marks = board.overall_marks(metric)
-        means = ((key, _deviation(summary.overall(key, metric)) + _few(board, key, metric)) for key in shown)
+        means = ((key, _deviation(board.overall(key, metric)) + _few(board, key, metric)) for key in shown)
         lines.append(["mean", *(_marked(text, marks.get(key, "")) for key, text in means)])
     return _table(["category", *(_named(board, key, notes) for key in shown)], lines, left=(0,))
 
 
 def _few(board: Board, key: str, metric: str) -> str:
     """A remark on a mean that lacks categories which others have."""
-    found = board.summary.overall(key, metric)
+    found = board.overall(key, metric)
     if found is None or found.complete:
         return ""
     return f" ({found.categories} of {len(board.categories(metric))})"
@@ -215,7 +214,7 @@ def _few(board: Board, key: str, metric: str) -> str:
 def _all_metrics(board: Board, notes: Mapping[str, int]) -> str:
     metrics = [metric for metric in ACCURACY if board.measured(metric)]
     lines = [
-        [_named(board, key, notes), *(_deviation(board.summary.overall(key, metric)) for metric in metrics)]
+        [_named(board, key, notes), *(_deviation(board.overall(key, metric)) for metric in metrics)]
         for key in board.order
     ]
     table = _table(["method", *(METRICS[metric].label for metric in metrics)], lines, left=(0,))

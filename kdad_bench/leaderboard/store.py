@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import hashlib
 import io
+import json
 import re
+import sqlite3
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +22,19 @@ from kdad_bench.leaderboard.row import COLUMNS, KEY_COLUMNS, SCHEMA_VERSION, STA
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Problem", "Results", "StoreError", "compact", "file_name", "finished", "read", "write"]
+__all__ = [
+    "Problem",
+    "Results",
+    "StoreError",
+    "Verification",
+    "compact",
+    "export",
+    "file_name",
+    "finished",
+    "read",
+    "verify",
+    "write",
+]
 
 COMPACTED = "compacted-"
 DRAWN = "leaderboard.parquet"  # written by the renderer, perhaps into the same folder: no result
@@ -320,3 +336,121 @@ def compact(folder: str | Path) -> tuple[int, Path | str | None]:
         replaced = sum(place.remove(entry) for entry in sources if entry.name != name)
     path = place.path(name)
     return replaced, Path(path) if isinstance(folder, Path) else path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verification:
+    """What a results folder holds, counted: every job once, every file either read or named in `problems`."""
+
+    where: str
+    files: int
+    rows: int
+    ok: int
+    failed: int
+    superseded: int
+    problems: tuple[Problem, ...]
+    unfinished: tuple[str, ...]  # writes that a crash interrupted; nobody reads them, `compact` clears them away
+
+    @property
+    def jobs(self) -> int:
+        """The jobs that have a row."""
+        return self.ok + self.failed
+
+    @property
+    def sound(self) -> bool:
+        """Whether every result file was read and holds possible values."""
+        return not self.problems
+
+
+def verify(folder: str | Path) -> Verification:
+    """Read every column of every file with its checksums, look at the values, and count. Raises StoreError."""
+    place = open_folder(folder)
+    found = _load(place, COLUMNS)
+    merged = _merge(place, found, COLUMNS)
+    problems = list(merged.problems)
+    for item in found:
+        if item.table is not None:
+            problems += [Problem(item.entry.name, what) for what in _impossible(item.table)]
+    status = merged.table["status"].to_pylist()
+    return Verification(
+        where=place.where,
+        files=merged.files,
+        rows=sum(item.table.num_rows for item in found if item.table is not None),
+        ok=status.count("ok"),
+        failed=status.count("failed"),
+        superseded=merged.superseded,
+        problems=tuple(problems),
+        unfinished=tuple(entry.name for entry in place.entries() if entry.name.startswith(TEMPORARY)),
+    )
+
+
+def _impossible(table: pa.Table) -> list[str]:
+    """Values that no job can have measured."""
+    import pyarrow.compute as pc
+
+    found = []
+    for name in rows.METRICS:
+        column = table[name].drop_null()
+        if not len(column):
+            continue
+        low, high = (pc.min_max(column)[end].as_py() for end in ("min", "max"))
+        if not bool(pc.all(pc.is_finite(column)).as_py()):
+            found.append(f"{name} is not finite")
+        elif low < 0 or (name in rows.ACCURACY and high > 1):
+            found.append(f"{name} is {low if low < 0 else high}, which cannot be")
+    return found
+
+
+def export(folder: str | Path, path: Path, kind: str) -> int:
+    """Write all rows to `path` as "csv", "json" or "sqlite" (table `results`); returns their number.
+
+    Lists are JSON text in CSV and SQLite. The file is put there whole. Raises StoreError; ValueError for another kind.
+    """
+    writers = {"csv": _export_csv, "json": _export_json, "sqlite": _export_sqlite}
+    if kind not in writers:
+        raise ValueError(f"cannot export {kind!r}; have: {', '.join(writers)}")
+    table = read(folder).table
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        writers[kind](table, temporary)
+        temporary.replace(path)
+    except (OSError, sqlite3.Error) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StoreError(f"cannot write {str(path)!r}: {error}; choose another place") from error
+    return int(table.num_rows)
+
+
+def _export_json(table: pa.Table, path: Path) -> None:
+    path.write_text(json.dumps(table.to_pylist(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _export_csv(table: pa.Table, path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(table.column_names)
+        writer.writerows([_flat(value) for value in line.values()] for line in table.to_pylist())
+
+
+def _export_sqlite(table: pa.Table, path: Path) -> None:
+    import pyarrow as pa
+
+    def affinity(kind: pa.DataType) -> str:
+        if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+            return "INTEGER"
+        return "REAL" if pa.types.is_floating(kind) else "TEXT"
+
+    columns = ", ".join(f'"{field.name}" {affinity(field.type)}' for field in table.schema)
+    with contextlib.closing(sqlite3.connect(path)) as base, base:
+        base.execute(f"CREATE TABLE results ({columns}, PRIMARY KEY (job_id))")
+        marks = ", ".join("?" * table.num_columns)
+        base.executemany(
+            f"INSERT INTO results VALUES ({marks})",
+            ([_flat(value) for value in line.values()] for line in table.to_pylist()),
+        )
+
+
+def _flat(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdad_bench.leaderboard.row import METRICS
+from kdad_bench.leaderboard.student import student_quantile
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -387,10 +388,8 @@ def _student(values: NDArray[np.float64]) -> tuple[float | None, float | None, f
     """Standard deviation (n-1) and the Student t interval of the mean."""
     if values.size < 2:
         return None, None, None
-    from scipy.special import stdtrit
-
     std = float(values.std(ddof=1))
-    half = float(stdtrit(values.size - 1, (1 + CONFIDENCE) / 2)) * std / math.sqrt(values.size)
+    half = student_quantile(values.size - 1, CONFIDENCE) * std / math.sqrt(values.size)
     mean = float(values.mean())
     return std, mean - half, mean + half
 

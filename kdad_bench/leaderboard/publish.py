@@ -1,0 +1,37 @@
+"""Everything a person looks at, written from a results folder and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from kdad_bench.leaderboard import markdown, tidy
+from kdad_bench.leaderboard.board import DRAWN, boards
+from kdad_bench.leaderboard.folder import StoreError
+from kdad_bench.leaderboard.store import Results, read
+
+
+def publish(results: str | Path, out: Path) -> tuple[Results, list[Path]]:
+    """Write leaderboard.md, .parquet, .csv and .json into `out`; returns what was read and the files.
+
+    Raises StoreError for a folder that cannot be read or written.
+    """
+    found = read(results, DRAWN)
+    drawn = boards(found.table)
+    made = tidy.lines(drawn)
+    contents: dict[str, Callable[[], bytes]] = {
+        "leaderboard.md": lambda: markdown.page(drawn, found.table, found.problems).encode(),
+        "leaderboard.parquet": lambda: tidy.as_parquet(made),
+        "leaderboard.csv": lambda: tidy.as_csv(made).encode(),
+        "leaderboard.json": lambda: tidy.as_json(made).encode(),
+    }
+    paths = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            path = out / name
+            path.write_bytes(content())
+            paths.append(path)
+    except OSError as error:
+        raise StoreError(f"cannot write to {str(out)!r}: {error.strerror}; choose another place with --out") from error
+    return found, paths

@@ -1,0 +1,104 @@
+"""The leaderboard as data: one line per board, entrant, category or the mean over them, and metric; nothing rounded."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from kdad_bench.leaderboard.board import Board
+from kdad_bench.leaderboard.row import ACCURACY, METRICS
+from kdad_bench.leaderboard.summary import Estimate
+
+CATEGORY, MEAN, JOBS = "category", "mean", "jobs"  # what a line summarises: one category, all of them, all jobs
+COLUMNS = (
+    *("dataset", "modality", "resolution", "preset", "synthetic", "protocol_version", "device", "device_name"),
+    *("method", "variant", "title", "teacher", "teacher_weights", "rank", "scope", "category", "metric", "unit"),
+    *("higher_is_better", "mean", "median", "std", "low", "high", "seeds", "categories", "complete"),
+)
+
+
+def lines(found: Sequence[Board]) -> list[dict[str, Any]]:
+    """The lines of all boards.
+
+    `scope` "category" and "mean" hold accuracies over seeds (`std`, and the 95 % interval `low` to `high`), `scope`
+    "jobs" the costs over all jobs of an entrant. `rank` is the entrant's average rank on its board.
+    """
+    made = []
+    for board in found:
+        for key in board.order:
+            for metric, about in METRICS.items():
+                cells: list[tuple[str, str | None, Estimate | None]]
+                if metric in ACCURACY:
+                    cells = [(MEAN, None, board.overall(key, metric))]
+                    cells += [(CATEGORY, name, board.cell(key, name, metric)) for name in board.categories(metric)]
+                else:
+                    cells = [(JOBS, None, _cost(board, key, metric))]
+                for scope, category, estimate in cells:
+                    if estimate is not None:
+                        made.append({
+                            **_identity(board, key), "scope": scope, "category": category, "metric": metric,
+                            "unit": about.unit, "higher_is_better": about.higher_is_better, "mean": estimate.mean,
+                            "median": board.typical(key, metric) if scope == JOBS else None, "std": estimate.std,
+                            "low": estimate.low, "high": estimate.high, "seeds": estimate.seeds,
+                            "categories": estimate.categories, "complete": estimate.complete,
+                        })  # fmt: skip
+    return made
+
+
+def _cost(board: Board, key: str, metric: str) -> Estimate | None:
+    """Mean and deviation of a cost over the jobs of an entrant."""
+    rows = [row for row in board.rows[key] if row.get(metric) is not None]
+    if not rows:
+        return None
+    values = [row[metric] for row in rows]
+    return Estimate(
+        mean=fmean(values),
+        std=stdev(values) if len(values) > 1 else None,
+        low=None,
+        high=None,
+        seeds=len({row["seed"] for row in rows}),
+        categories=len({row["category"] for row in rows}),
+        complete=len(rows) == len(board.rows[key]),
+    )
+
+
+def _identity(board: Board, key: str) -> dict[str, Any]:
+    """What all lines of an entrant share."""
+    entrant = board.summary.entrant(key)
+    group = {name: getattr(board.group, name) for name in COLUMNS[:8]}
+    own = {name: getattr(entrant, name) for name in ("method", "variant", "title", "teacher", "teacher_weights")}
+    return {**group, **own, "rank": board.average_ranks.get(key)}
+
+
+def as_parquet(made: Sequence[dict[str, Any]]) -> bytes:
+    """The lines as one Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = {
+        **dict.fromkeys(("resolution", "seeds", "categories"), pa.int32()),
+        **dict.fromkeys(("synthetic", "higher_is_better", "complete"), pa.bool_()),
+        **dict.fromkeys(("rank", "mean", "median", "std", "low", "high"), pa.float64()),
+    }
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(made), schema=schema), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def as_csv(made: Sequence[dict[str, Any]]) -> str:
+    """The lines as CSV with a header."""
+    sink = io.StringIO()
+    writer = csv.DictWriter(sink, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(made)
+    return sink.getvalue()
+
+
+def as_json(made: Sequence[dict[str, Any]]) -> str:
+    """The lines as a JSON array of objects."""
+    return json.dumps(list(made), indent=1, ensure_ascii=False) + "\n"
