@@ -17,6 +17,7 @@ from typing import Any
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.work import Work, perform, record_failure
 from kdad_bench.leaderboard.row import Row
+from kdad_bench.leaderboard.store import StoreError
 
 ATTEMPTS = 2  # how often a job is tried when its worker dies under it
 BUSY_RETRY_SECONDS = 1.0  # a job that another runner holds is looked at again after this long
@@ -89,7 +90,7 @@ class Pool:
         worker.pipe.close()
         self.running.remove(worker)
 
-    def answers(self) -> Iterator[tuple[Worker, Job, Row | str | None]]:
+    def answers(self) -> Iterator[tuple[Worker, Job, Row | str | StoreError | None]]:
         """(worker, its job, its row, or None when another runner holds the job, or why the worker is gone)."""
         pipes = {worker.pipe: worker for worker in self.running if worker.job}
         for ready in wait(list(pipes), timeout=0.2):
@@ -137,6 +138,8 @@ def local(jobs: Sequence[Job], work: Work, started: Started, *, workers: int, jo
                         waiting.append(job)
                     else:
                         yield job, record_failure(job, work, answer)
+                elif isinstance(answer, StoreError):
+                    raise answer
                 elif answer is None:
                     pool.attempts[job.id] -= 1  # it was not tried: another runner holds it
                     not_before[job.id] = time.monotonic() + BUSY_RETRY_SECONDS
@@ -169,7 +172,10 @@ def serve(pipe: Connection, work: Work, threads: int, parent: int) -> None:
             job = pipe.recv()
         except EOFError:
             return
-        pipe.send(perform(job, work))
+        try:
+            pipe.send(perform(job, work))
+        except StoreError as error:  # a row cannot be written: the runner stops and says why
+            pipe.send(error)
 
 
 def die_with(parent: int) -> None:

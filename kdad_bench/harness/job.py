@@ -60,6 +60,7 @@ class Job:
     weights: TeacherWeights | None
     device: str  # "cpu" or "cuda:N"
     deterministic: bool = False
+    hold_out: float = 0.0  # share of the normals that the method never sees; a threshold is fitted on them
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -69,7 +70,7 @@ class Job:
             "protocol": PROTOCOL_VERSION,
             "method": self.method,
             "variant": self.variant,
-            "dataset": self.category.dataset,
+            "dataset": self.category.dataset.partition(":")[0],  # where a folder lies does not matter, its files do
             "category": self.category.name,
             "modality": self.category.modality,
             "data": self.category.fingerprint(),
@@ -80,6 +81,7 @@ class Job:
             "teacher_sha256": self.weights.sha256 if self.weights else None,
             "device": self.device.partition(":")[0],
             "deterministic": self.deterministic,
+            "hold_out": self.hold_out,
         }
 
     @cached_property
@@ -172,6 +174,7 @@ class Selection:
     overrides: Mapping[str, Any] | None = None  # for every method that has the field
     method_overrides: Mapping[str, Mapping[str, Any]] | None = None  # for one method
     deterministic: bool = False
+    hold_out: float = 0.0
 
 
 def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Job]:
@@ -197,6 +200,7 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
                         weights=weights[settings.teacher] if needs_teacher else None,
                         device=selection.device,
                         deterministic=selection.deterministic,
+                        hold_out=selection.hold_out,
                     )
                 )
     return jobs
@@ -239,6 +243,8 @@ def preset_label(selection: Selection, changed: Mapping[str, Any]) -> str:
     parts = dict(changed)
     if selection.resolution and selection.resolution != PRESETS[selection.preset].resolution:
         parts["resolution"] = selection.resolution
+    if selection.hold_out:
+        parts["hold_out"] = selection.hold_out
     if not parts:
         return selection.preset
     return f"{selection.preset}[{','.join(f'{name}={parts[name]}' for name in sorted(parts))}]"

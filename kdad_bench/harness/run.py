@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kdad_bench.harness import clock, datasets
+from kdad_bench.harness.decision import Decision
 from kdad_bench.harness.environment import describe
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.metrics import image_metrics, pixel_metrics, region_index
@@ -50,6 +52,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     start = time.perf_counter()
     normal = as_images(datasets.load_train(job.category, job.resolution), device)
     data_seconds = time.perf_counter() - start
+    normal, held_out = split(normal, job)
     with clock.peak_memory(job.device) as peak:
         method = build(job, device)
         start = time.perf_counter()
@@ -78,7 +81,10 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     metric_seconds = time.perf_counter() - start
 
     cost = time_method(method, images, job)
-    keep_beside(job, work, method, test, scores)
+    try:
+        keep_beside(job, work, method, test, scores, held_out)
+    except OSError as error:  # what lies beside a row must not cost the row
+        warnings.warn(f"{job.label}: {error}; its row is complete, what was to be kept beside it is not", stacklevel=1)
     return Row(
         **columns_of(job),
         **figures,
@@ -245,7 +251,21 @@ def environment_columns(job: Job) -> dict[str, Any]:
     return {**found, "environment": json.dumps(found["environment"], sort_keys=True)}
 
 
-def keep_beside(job: Job, work: Work, method: Method, test: datasets.TestSet, scores: Scores) -> None:
+def split(normal: Tensor, job: Job) -> tuple[Tensor, Tensor]:
+    """(images to learn from, images held out for a threshold): a share drawn by the job's seed, at least one each."""
+    if not job.hold_out:
+        return normal, normal[:0]
+    count = max(1, round(job.hold_out * len(normal)))
+    if count >= len(normal):
+        raise ValueError(f"hold-out {job.hold_out:g} of {len(normal)} normal images leaves none to learn from")
+    order = torch.randperm(len(normal), generator=torch.Generator().manual_seed(job.seed))
+    chosen = torch.zeros(len(normal), dtype=torch.bool)
+    chosen[order[:count]] = True
+    chosen = chosen.to(normal.device)
+    return normal[~chosen], normal[chosen]
+
+
+def keep_beside(job: Job, work: Work, method: Method, test: datasets.TestSet, scores: Scores, held_out: Tensor) -> None:
     """Write what was asked for beside the rows: contact sheet, model, raw maps."""
     if work.beside is None:
         return
@@ -261,7 +281,16 @@ def keep_beside(job: Job, work: Work, method: Method, test: datasets.TestSet, sc
     if work.save_models:
         from kdad_bench.methods.checkpoint import save
 
-        save(method, work.beside / "models" / f"{job.name.replace(':', '-')}-{job.category.name}-s{job.seed}-{job.id}")
+        name = f"{job.name.replace(':', '-')}-{job.category.name}-s{job.seed}-{job.id}"
+        folder = work.beside / "models" / name
+        save(job.method, method, folder)
+        normals = scored(method, held_out, SCORE_BATCH, job) if len(held_out) else None
+        Decision(
+            category=job.category.name,
+            resolution=job.resolution,
+            normal_scores=tuple(sorted(normals.image.tolist())) if normals else (),
+            normal_map_peak=float(normals.pixel.max()) if normals else None,
+        ).write(folder)
     if work.save_maps:
         folder = work.beside / "maps"
         folder.mkdir(parents=True, exist_ok=True)

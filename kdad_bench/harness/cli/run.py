@@ -144,6 +144,13 @@ def complete_category(ctx: click.Context, param: click.Parameter, incomplete: st
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of this process.  [default: torch's]")
 @click.option("--deterministic", is_flag=True, help="Deterministic algorithms only (slower on CUDA).")
 @click.option("--pictures/--no-pictures", default=True, help="A contact sheet per job in pictures/.")
+@click.option(
+    "--hold-out",
+    type=click.FloatRange(min=0.0, max=0.9),
+    default=0.0,
+    metavar="SHARE",
+    help="Keep so many of the normals from the method and fit the saved model's threshold on them.",
+)
 @click.option("--save-models", is_flag=True, help="Keep the trained models in models/ (for `predict`).")
 @click.option("--save-maps", is_flag=True, help="Keep the raw anomaly maps as float16 in maps/.")
 @click.option("--tensorboard", is_flag=True, help="Loss terms as TensorBoard events (needs the tensorboard package).")
@@ -242,6 +249,7 @@ def selection_from(given: dict[str, Any], config: Any, console: Console) -> Sele
         overrides=overrides,
         method_overrides=per_method,
         deterministic=given["deterministic"],
+        hold_out=given["hold_out"],
     )
 
 

@@ -1,0 +1,55 @@
+"""The TOML file of `run --config`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdad_bench.harness.config import ConfigError, read
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_gives_choices_and_settings(tmp_path: Path) -> None:
+    text = """
+[run]
+methods = ["stfpm", "rd4ad:per_pixel"]
+seeds = [3, 7]
+[settings]
+steps = 5
+[settings.stfpm]
+learning_rate = 0.1
+"""
+    config = read(written(tmp_path, text))
+    assert config.run.seeds == [3, 7]
+    assert config.shared_settings == {"steps": 5}
+    assert config.method_settings == {"stfpm": {"learning_rate": 0.1}}
+
+
+def test_every_mistake_is_listed_with_its_line_and_a_suggestion(tmp_path: Path) -> None:
+    text = '[run]\nmethods = ["stfpm"]\nseeds = "three"\ndevise = "cpu"\n'
+    with pytest.raises(ConfigError) as caught:
+        read(written(tmp_path, text))
+    message = str(caught.value)
+    assert "bad.toml:4: run.devise: not a field (did you mean 'device'?)" in message
+    assert "bad.toml:3: run.seeds" in message
+
+
+def test_a_table_for_a_method_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"bad.toml:2: settings.stfmp: not a method .did you mean 'stfpm'"):
+        read(written(tmp_path, "\n[settings.stfmp]\nsteps = 3\n"))
+
+
+def test_broken_toml_names_the_file_and_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"bad.toml: not TOML: .*line 2"):
+        read(written(tmp_path, "[run]\nseeds = = 3\n"))
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none.toml: cannot be read"):
+        read(tmp_path / "none.toml")
