@@ -82,7 +82,9 @@ def categories(
         have = ", ".join(item.name for item in known())
         raise DatasetError(f"data set '{dataset}' is not known; have: {have}, or a drawn stand-in under the data root")
     if data_root is None:
-        raise DatasetError(f"{dataset}: no data root; give --data-root or set KDAD_DATA to the folder that holds {dataset}/")
+        raise DatasetError(
+            f"{dataset}: no data root; give --data-root or set KDAD_DATA to the folder that holds {dataset}/"
+        )
     root = _root(dataset, data_root)
     if root is None:
         places = " or ".join(str(data_root / name) for name in FOLDERS[dataset][:2])

@@ -158,7 +158,9 @@ def array(name: str, shape: tuple[int, ...], dtype: type[np.generic], fill: Call
         try:
             place(write, path)
         except OSError as error:
-            raise DatasetError(f"{path}: the cache cannot be written ({error.strerror or error}); set KDAD_CACHE") from error
+            raise DatasetError(
+                f"{path}: the cache cannot be written ({error.strerror or error}); set KDAD_CACHE"
+            ) from error
     found = _mapped(path, shape, dtype)
     if found is None:
         raise DatasetError(f"{path}: the cache entry cannot be read back; delete it or set KDAD_CACHE")

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kdad_bench.harness.datasets.category import DatasetError
 
 MAX_PIXELS = 8192 * 8192  # an image with more pixels is refused before it is decoded (a decompression bomb)
 MAX_BYTES = 600_000_000  # no image within MAX_PIXELS needs a larger file: 8 bytes a pixel, 16-bit RGBA
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")  # by content, not by suffix; formats that run programs are left out
+# recognised by content, not by suffix; formats that start other programs are left out
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 U8 = npt.NDArray[np.uint8]
@@ -55,7 +56,7 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
     if data[:8] == PNG_SIGNATURE and len(data) >= 24:  # before Pillow sees it: its own bomb limit only warns
         check_pixels(path, *struct.unpack(">II", data[16:24]))
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         check_pixels(path, *image.size)
         image.load()
         if image.getexif().get(0x0112, 1) != 1:
@@ -64,10 +65,19 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
         raise
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         reason = str(error).replace(str(path), "").splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, Image.UnidentifiedImageError):
+        if isinstance(error, UnidentifiedImageError):
             reason = "not one of " + ", ".join(FORMATS)
         raise DatasetError(f"{path}: not a readable image ({reason}); restore the file") from error
     return image
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) as the file's header says, without decoding it. Raises DatasetError if it has none."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return image.size
+    except Exception as error:  # Pillow's parsers raise almost anything on damaged files
+        raise DatasetError(f"{path}: not a readable image; restore the file") from error
 
 
 def as_rgb(image: Image.Image, path: Path) -> Image.Image:
@@ -108,11 +118,11 @@ def read_mask(path: Path, resolution: int | None, size: tuple[int, int] | None =
             "they must be equal"
         )
     if image.mode.startswith(("I", "F")):
-        marked = np.asarray(image) > 0
+        marked: npt.NDArray[np.bool_] = np.asarray(image) > 0
     elif image.mode in ("1", "L"):
         marked = np.asarray(image.convert("L")) > 0
     else:
-        marked = (np.asarray(as_rgb(image, path)) > 0).any(axis=2)
+        marked = np.asarray(as_rgb(image, path)).max(axis=2) > 0
     if resolution is None or marked.shape == (resolution, resolution):
         return marked
     reduced = Image.fromarray(marked.astype(np.uint8)).resize((resolution, resolution), Image.Resampling.NEAREST)

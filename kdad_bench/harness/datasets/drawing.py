@@ -9,6 +9,7 @@ the raw 64-bit words of Philox (Salmon, Moraes, Dror, Shaw, SC 2011), whose stre
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -161,7 +162,7 @@ def segment(x: Field, y: Field, a: tuple[float, float], b: tuple[float, float]) 
 def path(x: Field, y: Field, points: list[tuple[float, float]]) -> Field:
     """Distance to a chain of segments."""
     nearest = np.full(x.shape, 1e9)
-    for a, b in zip(points[:-1], points[1:], strict=True):
+    for a, b in itertools.pairwise(points):
         nearest = np.minimum(nearest, segment(x, y, a, b)[0])
     return nearest
 

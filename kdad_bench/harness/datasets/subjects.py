@@ -68,9 +68,7 @@ def _anywhere(canvas: Canvas, flaw: Stream, margin: float) -> tuple[float, float
     return 128.0 + flaw.between(-mx, mx), 128.0 + flaw.between(-my, my)
 
 
-def _blob(
-    x: Field, y: Field, flaw: Stream, centre: tuple[float, float], radius: float, ragged: float = 0.35
-) -> Field:
+def _blob(x: Field, y: Field, flaw: Stream, centre: tuple[float, float], radius: float, ragged: float = 0.35) -> Field:
     """Signed distance of an irregular blob about `centre`; negative inside."""
     bumps = cloud(flaw, x / (radius * 0.9), y / (radius * 0.9), 2)
     squash = flaw.between(0.75, 1.3)
@@ -130,11 +128,11 @@ class Fabric:
         image = image * (1.0 - 0.35 * gap)[:, :, None]
         image = image * (0.93 + 0.14 * cloud(look, x / 90.0, y / 90.0))[:, :, None]
         if defect == "hole":
-            edge = _blob(x, y, flaw, _anywhere(canvas, flaw, 22.0), flaw.between(4.5, 10.0), 0.6)
+            edge = _blob(x, y, flaw, _anywhere(canvas, flaw, 22.0), flaw.between(6.0, 11.0), 0.6)
             image = paint(image, (30.0, 30.0, 34.0), unit(0.5 - edge / 2.0) * 0.92)
             region = edge < 0.0
         elif defect == "stain":
-            edge = _blob(x, y, flaw, _anywhere(canvas, flaw, 36.0), flaw.between(14.0, 24.0), 0.5)
+            edge = _blob(x, y, flaw, _anywhere(canvas, flaw, 36.0), flaw.between(16.0, 26.0), 0.5)
             tint = np.asarray((1.0, 0.93, 0.78) if flaw.sign() > 0 else (0.80, 0.86, 0.90)) * flaw.between(0.9, 1.0)
             image = image * (1.0 + (tint - 1.0) * smooth(0.5 - edge / 5.0)[:, :, None])
             region = edge < 0.0
@@ -165,7 +163,7 @@ class Wood:
             distance = length(dx, dy)
             pull = smooth(1.0 - distance / (radius * 2.2))
             u = u + pull * (distance * 1.6 - dx) * 1.0
-            knot_shade = smooth(1.35 - distance / radius) * 0.55
+            knot_shade = smooth(1.35 - distance / radius) * 0.32
             region = distance < radius * 1.15
         phase = u / self.ring
         saw = phase - np.floor(phase)
@@ -181,19 +179,19 @@ class Wood:
             start = _anywhere(canvas, flaw, 45.0)
             points = wander(flaw, start, flaw.between(0.0, 1.0), flaw.between(35.0, 75.0), 5, 0.03)
             distance = path(x, y, points) - flaw.between(0.6, 1.5)
-            colour = (226.0, 196.0, 156.0) if flaw.sign() > 0 else (88.0, 60.0, 38.0)
-            image = paint(image, colour, coverage(distance, 1.4) * flaw.between(0.65, 0.95))
+            colour = (222.0, 186.0, 142.0) if flaw.sign() > 0 else (104.0, 70.0, 44.0)
+            image = paint(image, colour, coverage(distance, 1.4) * flaw.between(0.4, 0.75))
             region = distance < 0.5
         elif defect == "liquid":
             edge = _blob(x, y, flaw, _anywhere(canvas, flaw, 34.0), flaw.between(13.0, 24.0), 0.45)
-            depth = flaw.between(0.16, 0.28)
-            rim = smooth(1.0 - np.abs(edge) / 2.5) * 0.10
+            depth = flaw.between(0.07, 0.16)
+            rim = smooth(1.0 - np.abs(edge) / 2.5) * 0.05
             image = image * (1.0 - depth * smooth(0.5 - edge / 4.0) - rim)[:, :, None]
             region = edge < 0.0
         elif defect == "drill_hole":
             for _ in range(1 + flaw.below(3)):
                 cx, cy = _anywhere(canvas, flaw, 14.0)
-                distance = length(x - cx, y - cy) - flaw.between(2.6, 4.6)
+                distance = length(x - cx, y - cy) - flaw.between(2.0, 3.6)
                 image = paint(image, (44.0, 28.0, 18.0), coverage(distance, 1.5))
                 region = region | (distance < 0.0)
         return Picture(image, region)
@@ -214,7 +212,9 @@ class Stone:
         x, y = canvas.x, canvas.y
         region = _nothing(canvas)
         ox, oy = look.between(0.0, 100.0), look.between(0.0, 100.0)
-        u, v = (x + ox) / self.grain, (y + oy) / self.grain
+        u, v = rotated(x + ox, y + oy, 0.07)  # the lattice of the noise must not show
+        u = (u + 5.0 * noise(look, x / 7.0, y / 7.0)) / self.grain
+        v = (v + 5.0 * noise(look, y / 7.0, x / 7.0)) / self.grain
         dark = smooth((noise(look, u, v, cells=64) - 0.60) * 5.0)
         bright = smooth((noise(look, u * 0.7, v * 0.7, cells=64) - 0.62) * 5.0)
         if defect == "dull_patch":
@@ -226,7 +226,9 @@ class Stone:
         image = paint(image, self.fleck, dark * 0.85)
         image = image * (0.92 + 0.16 * cloud(look, x / 60.0, y / 60.0))[:, :, None]
         if defect == "crack":
-            points = wander(flaw, _anywhere(canvas, flaw, 50.0), flaw.between(0.0, 1.0), flaw.between(45.0, 85.0), 9, 0.12)
+            points = wander(
+                flaw, _anywhere(canvas, flaw, 50.0), flaw.between(0.0, 1.0), flaw.between(45.0, 85.0), 9, 0.12
+            )
             fork = wander(flaw, points[4], flaw.between(0.0, 1.0), flaw.between(12.0, 26.0), 4, 0.12)
             distance = np.minimum(path(x, y, points), path(x, y, fork)) - flaw.between(0.5, 1.1)
             image = paint(image, (38.0, 36.0, 36.0), coverage(distance, 1.4) * 0.9)
@@ -237,7 +239,9 @@ class Stone:
             image = image * (1.0 + (tint - 1.0) * smooth(0.5 - edge / 3.0)[:, :, None])
             region = edge < 0.0
         elif defect == "paint_stroke":
-            points = wander(flaw, _anywhere(canvas, flaw, 45.0), flaw.between(0.0, 1.0), flaw.between(30.0, 55.0), 4, 0.04)
+            points = wander(
+                flaw, _anywhere(canvas, flaw, 45.0), flaw.between(0.0, 1.0), flaw.between(30.0, 55.0), 4, 0.04
+            )
             distance = path(x, y, points) - flaw.between(3.0, 5.5)
             streaks = 0.6 + 0.4 * noise(flaw, x / 3.0, y / 3.0, cells=128)
             image = paint(image, (112.0, 110.0, 112.0), smooth(0.5 - distance / 2.0) * streaks)
@@ -270,37 +274,37 @@ class Gear:
         u, v = rotated(x, y, angle, centre)
         u, v = u / scale, v / scale
         radius = length(u, v)
-        whole = self._outline(u, v, radius, None)
+        whole = self._outline(u, v, radius)
         blocked = flaw.below(self.bolts) if defect == "blocked_hole" and self.bolts else None
         shape = whole
         if defect == "broken_tooth":
             tooth = flaw.below(max(self.teeth, 3))
             c, s = direction(tooth / max(self.teeth, 3))
             reach = self.radius + (9.0 if self.teeth else 0.0)
-            bite = _blob(u, v, flaw, (c * reach, s * reach), flaw.between(6.5, 12.0), 0.5)
+            bite = _blob(u, v, flaw, (c * reach, s * reach), flaw.between(10.0, 17.0), 0.4)
             shape = np.maximum(whole, -bite)
             region = (whole < 0.0) & (shape >= 0.0)
-        holes = self._holes(u, v, None)
+        holes = self._holes(u, v)
         body = np.maximum(shape, -holes)
-        shadow = coverage(np.maximum(self._outline(u - 5.0, v - 6.0, length(u - 5.0, v - 6.0), None), -holes), 9.0)
+        shadow = coverage(np.maximum(self._outline(u - 5.0, v - 6.0, length(u - 5.0, v - 6.0)), -holes), 9.0)
         mat = np.asarray(self.mat) * (0.86 + 0.28 * cloud(look, x / 5.0, y / 5.0, 2))[:, :, None]
         mat = mat * (1.0 - 0.45 * shadow)[:, :, None]
         rings = noise(look, radius * 0.9, np.full_like(radius, look.between(0.0, 20.0)), cells=256) - 0.5
         swirl = noise(look, radius * 0.35, (u + v) / 40.0, cells=128) - 0.5
         sheen = turn((u * 0.6 + v) / 260.0 + look.between(-0.04, 0.04))
-        shade = 1.0 + 0.11 * rings + 0.07 * swirl + 0.08 * sheen
+        shade = 1.0 + 0.07 * rings + 0.04 * swirl + 0.08 * sheen
         bevel = smooth((body + 5.0) / 5.0)
         facing = -(u + v) / (radius * 1.4142135623730951 + 1e-6)
         shade = shade + 0.22 * bevel * np.where(radius < self.bore * 1.6, -facing, facing)
         rim = smooth(1.0 - np.abs(radius - self.radius * 0.62) / 1.6)
         shade = shade - 0.16 * rim
         if defect == "dent":
-            reach = flaw.between(0.42, 0.88) * self.radius
+            reach = flaw.between(0.45, 0.85) * self.radius
             c, s = direction(flaw.between(0.0, 1.0))
-            size = flaw.between(8.0, 13.0)
+            size = flaw.between(13.0, 18.0)
             du, dv = u - c * reach, v - s * reach
             bell = smooth(1.0 - length(du, dv) / size)
-            shade = shade + flaw.between(1.3, 1.9) * bell * (du + dv) / size * 0.42
+            shade = shade + flaw.between(2.6, 3.6) * bell * (du + dv) / size * 0.42
             region = (length(du, dv) < size * 0.85) & (body < 0.0)
         metal = np.asarray(self.metal) * shade[:, :, None]
         if defect == "rust":
@@ -313,20 +317,19 @@ class Gear:
         elif defect == "scratch":
             reach = flaw.between(0.45, 0.8) * self.radius
             c, s = direction(flaw.between(0.0, 1.0))
-            points = wander(flaw, (c * reach, s * reach), flaw.between(0.0, 1.0), flaw.between(22.0, 46.0), 4, 0.03)
-            distance = path(u, v, points) - flaw.between(0.5, 1.1)
+            points = wander(flaw, (c * reach, s * reach), flaw.between(0.0, 1.0), flaw.between(30.0, 60.0), 4, 0.03)
+            distance = path(u, v, points) - flaw.between(0.8, 1.5)
             colour = (226.0, 226.0, 222.0) if flaw.sign() > 0 else (84.0, 82.0, 80.0)
             metal = paint(metal, colour, coverage(distance, 1.3) * flaw.between(0.6, 0.9))
             region = (distance < 0.5) & (body < 0.0)
         image = paint(mat, metal, coverage(body, pixel / scale))
         if blocked is not None:
             plug = self._bolt(u, v, blocked)
-            filling = np.asarray(self.metal) * (0.80 + 0.12 * rings + 0.1 * (u + v) / 100.0)[:, :, None]
-            image = paint(image, filling, coverage(plug, pixel / scale))
+            image = paint(image, self._screw(u, v, blocked, plug), coverage(plug, pixel / scale))
             region = plug < 0.0
         return Picture(image, region)
 
-    def _outline(self, u: Field, v: Field, radius: Field, _: None) -> Field:
+    def _outline(self, u: Field, v: Field, radius: Field) -> Field:
         shape = radius - self.radius
         for tooth in range(self.teeth):
             c, s = direction(tooth / self.teeth)
@@ -334,16 +337,24 @@ class Gear:
             shape = np.minimum(shape, box(along, across, 13.0, 0.26 * 6.2832 * self.radius / self.teeth) - 1.0)
         return shape
 
-    def _holes(self, u: Field, v: Field, _: None) -> Field:
+    def _holes(self, u: Field, v: Field) -> Field:
         holes = length(u, v) - self.bore
         for bolt in range(self.bolts):
             holes = np.minimum(holes, self._bolt(u, v, bolt))
         return holes
 
+    def _screw(self, u: Field, v: Field, bolt: int, plug: Field) -> Field:
+        """The head of a screw left in a hole, [H, W, 3]: darker steel with a slot and a bright rim."""
+        c, s = direction(bolt / max(self.bolts, 1) + 0.25 / max(self.bolts, 1))
+        reach = (self.bore + self.radius) * 0.56
+        slot = np.abs((u - c * reach) * s + (v - s * reach) * 0.8) - 2.2
+        shade = 0.62 + 0.45 * smooth(1.0 + plug / 2.5) - 0.45 * coverage(slot, 1.5)
+        return np.asarray(self.metal) * shade[:, :, None]
+
     def _bolt(self, u: Field, v: Field, bolt: int) -> Field:
         c, s = direction(bolt / max(self.bolts, 1) + 0.25 / max(self.bolts, 1))
         reach = (self.bore + self.radius) * 0.56
-        return length(u - c * reach, v - s * reach) - 8.5
+        return length(u - c * reach, v - s * reach) - 11.0
 
 
 # 5 x 7 letters for the print on a capsule, a row a string
@@ -366,7 +377,7 @@ class Capsule:
     cap: Colour = (150.0, 52.0, 40.0)
     body: Colour = (222.0, 206.0, 170.0)
     table: Colour = (206.0, 208.0, 206.0)
-    text: str = "KD50"
+    text: str = "KD5"
     defects: tuple[str, ...] = ("crack", "faulty_print", "poke", "squeeze")
 
     def draw(self, canvas: Canvas, look: Stream, defect: str | None, flaw: Stream) -> Picture:
@@ -384,11 +395,12 @@ class Capsule:
         shape, waist = whole, np.zeros(x.shape)
         if defect == "squeeze":
             at = flaw.between(-0.75, 0.75) * straight
-            side, depth = flaw.sign(), flaw.between(5.5, 9.5)
+            side, depth = flaw.sign(), flaw.between(7.5, 12.0)
             waist = depth * smooth(1.0 - np.abs(u - at) / flaw.between(18.0, 28.0))
             waist = np.where(v * side > 0.0, waist, 0.0)
+            waist = waist * smooth(np.abs(v) / self.radius * 1.6 - 0.5)
             shape = whole + waist
-            region = ((whole < 0.0) != (shape < 0.0)) | ((waist > 0.8) & (whole < 0.0) & (np.abs(v) > self.radius * 0.45))
+            region = ((whole < 0.0) != (shape < 0.0)) | ((waist > 1.5) & (whole < 0.0))
         gloss = np.maximum(1.0 - np.abs(v / self.radius) * np.abs(v / self.radius), 0.0)
         rounding = 0.50 + 0.50 * np.sqrt(gloss) - 0.018 * waist
         seam = look.between(-7.0, 3.0)
@@ -410,27 +422,27 @@ class Capsule:
         skin = skin + (np.asarray((255.0, 252.0, 246.0)) - skin) * (band * streak)[:, :, None]
         if defect == "crack":
             start = (flaw.between(-0.8, 0.8) * straight, flaw.between(-0.5, 0.5) * self.radius)
-            points = wander(flaw, start, flaw.between(0.0, 1.0), flaw.between(20.0, 38.0), 7, 0.13)
+            points = wander(flaw, start, flaw.between(0.0, 1.0), flaw.between(28.0, 48.0), 7, 0.13)
             fork = wander(flaw, points[3], flaw.between(0.0, 1.0), flaw.between(8.0, 16.0), 3, 0.1)
-            distance = np.minimum(path(u, v, points), path(u, v, fork)) - flaw.between(0.5, 0.95)
-            skin = paint(skin, (52.0, 34.0, 30.0), coverage(distance, 1.3) * flaw.between(0.65, 0.9))
+            distance = np.minimum(path(u, v, points), path(u, v, fork)) - flaw.between(0.9, 1.5)
+            skin = paint(skin, (52.0, 34.0, 30.0), coverage(distance, 1.3) * flaw.between(0.75, 0.95))
             region = (distance < 0.5) & (shape < 0.0)
         elif defect == "poke":
-            at = (flaw.between(-0.95, 0.95) * straight, flaw.between(-0.6, 0.6) * self.radius)
-            size = flaw.between(4.5, 8.0)
-            du, dv = u - at[0], v - at[1]
+            tip = (flaw.between(-0.95, 0.95) * straight, flaw.between(-0.6, 0.6) * self.radius)
+            size = flaw.between(10.0, 14.0)
+            du, dv = u - tip[0], v - tip[1]
             distance = length(du, dv)
             bell = smooth(1.0 - distance / size)
-            skin = skin * (1.0 - 0.34 * bell + 0.30 * bell * (du + dv) / size)[:, :, None]
+            skin = skin * (1.0 - 0.5 * bell + 0.8 * bell * (du + dv) / size)[:, :, None]
             region = distance < size * 0.85
         shade = coverage(segment(u - 3.0, v - 9.0, (-straight, 0.0), (straight, 0.0))[0] - self.radius, 22.0)
-        table = np.asarray(self.table) * (0.97 + 0.06 * cloud(look, x / 50.0, y / 50.0))[:, :, None]
+        table = np.asarray(self.table) * (0.985 + 0.03 * cloud(look, x / 50.0, y / 50.0))[:, :, None]
         table = table * (1.0 - 0.30 * shade)[:, :, None]
         return Picture(paint(table, skin, coverage(shape, pixel)), region)
 
     def _print(self, u: Field, v: Field, seam: float, defect: str | None, flaw: Stream) -> tuple[Field, Field]:
         """(ink on the capsule, ink without a defect), [H, W] in [0, 1]."""
-        cell = 2.5
+        cell = 3.3
         text = self.text
         left, top = seam + 12.0, -3.5 * cell + 4.0
         wrong = text
@@ -441,7 +453,7 @@ class Capsule:
                 wrong = text[:place] + ("8" if text[place] != "8" else "7") + text[place + 1 :]
             else:
                 at = (left + flaw.between(6.0, len(text) * 6 * cell - 10.0), top + 3.5 * cell)
-                lost = smooth(0.5 + _blob(u, v, flaw, at, flaw.between(7.0, 11.0), 0.5) / 3.0)
+                lost = smooth(0.5 + _blob(u, v, flaw, at, flaw.between(10.0, 15.0), 0.5) / 3.0)
         full = self._letters(u - left, v - top, text, cell)
         return self._letters(u - left, v - top, wrong, cell) * lost, full
 
@@ -463,9 +475,9 @@ class Capsule:
 
 def _grown(region: Region, pixels: int) -> Region:
     """`region` with every pixel spread to its square neighbourhood."""
-    for axis in (0, 1):
-        for _ in range(pixels):
-            padded = np.pad(region, [(1, 1) if axis == a else (0, 0) for a in (0, 1)])
-            view = [padded[:-2], padded[1:-1], padded[2:]] if axis == 0 else [padded[:, :-2], padded[:, 1:-1], padded[:, 2:]]
-            region = view[0] | view[1] | view[2]
+    for _ in range(pixels):
+        tall = np.pad(region, ((1, 1), (0, 0)))
+        region = tall[:-2] | tall[1:-1] | tall[2:]
+        wide = np.pad(region, ((0, 0), (1, 1)))
+        region = wide[:, :-2] | wide[:, 1:-1] | wide[:, 2:]
     return region

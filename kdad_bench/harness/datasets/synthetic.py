@@ -1,4 +1,4 @@
-"""A procedurally drawn data set in the MVTec AD layout, the same bytes on every machine, so that no download is needed."""
+"""A data set in the MVTec AD layout, drawn by the package itself: the same bytes on every machine, no download."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ SHA256: dict[str, str] = {}
 class Sensor:
     """The light and the camera: what differs between two images of the same thing."""
 
-    gradient: float = 0.07  # relative brightness at the edges, to either side
-    level: float = 0.05  # relative brightness, to either side
-    cast: float = 0.02  # relative gain of a colour channel, to either side
-    noise: float = 2.6  # standard deviation of a pixel, of 255
+    gradient: float = 0.05  # relative brightness at the edges, to either side
+    level: float = 0.04  # relative brightness, to either side
+    cast: float = 0.012  # relative gain of a colour channel, to either side
+    noise: float = 2.2  # standard deviation of a pixel, of 255
 
 
 def exposed(picture: Picture, canvas: Canvas, look: Stream, sensor: Sensor = Sensor()) -> npt.NDArray[np.uint8]:
     """The photograph of `picture` as uint8 [H, W, 3]: uneven light, white balance, noise, rounding to the nearest."""
     a, b = look.between(-sensor.gradient, sensor.gradient), look.between(-sensor.gradient, sensor.gradient)
-    light = 1.0 + look.between(-sensor.level, sensor.level)
-    light = light + a * (canvas.x - 128.0) / 128.0 + b * (canvas.y - 128.0) / 128.0
+    level = 1.0 + look.between(-sensor.level, sensor.level)
+    light = level + a * (canvas.x - 128.0) / 128.0 + b * (canvas.y - 128.0) / 128.0
     shared = look.grain(canvas.height, canvas.width) * (sensor.noise * 0.7)
     image = np.empty((canvas.height, canvas.width, 3), dtype=np.uint8)
     for channel in range(3):
