@@ -213,7 +213,8 @@ class RemoteFolder:
 
     @staticmethod
     def _stamp(item: dict[str, Any]) -> tuple[Any, ...]:
-        return (str(item.get("ETag") or item.get("LastModified") or item.get("created")), item["size"])
+        mark: Any = item.get("ETag") or item.get("LastModified") or item.get("created") or item.get("mtime")
+        return (str(mark.timestamp() if hasattr(mark, "timestamp") else mark), item["size"])
 
     def open(self, name: str) -> pa.NativeFile:
         import pyarrow as pa

@@ -1,0 +1,282 @@
+"""leaderboard.md: what may be averaged, what must be said, and the page byte for byte."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import plausible
+import pyarrow as pa
+import pytest
+
+from kdad_bench.leaderboard import markdown, store
+from kdad_bench.leaderboard import row as rows
+from kdad_bench.leaderboard.board import DRAWN, Board, boards
+from kdad_bench.leaderboard.row import Row
+from kdad_bench.leaderboard.store import Problem
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def table(made: Sequence[Row]) -> pa.Table:
+    schema = pa.schema([rows.SCHEMA.field(name) for name in DRAWN])
+    return pa.Table.from_pylist([{name: _plain(getattr(one, name)) for name in DRAWN} for one in made], schema=schema)
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def page(made: Sequence[Row], problems: Sequence[Problem] = ()) -> str:
+    found = table(made)
+    return markdown.page(boards(found), found, problems)
+
+
+def section(text: str, title: str) -> str:
+    """The text below a heading, up to the next one."""
+    match = re.search(rf"^#+ {re.escape(title)}$(.*?)(?=^#|\Z)", text, re.M | re.S)
+    assert match, f"no section {title!r}"
+    return match[1].strip()
+
+
+def cells(text: str) -> dict[str, dict[str, str]]:
+    """A Markdown table: first cell -> heading -> cell."""
+    lines = [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("|")
+    ]
+    return {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
+
+
+def test_the_page_of_the_recorded_results_is_the_golden_file_byte_for_byte() -> None:
+    found = store.read(GOLDEN / "results")
+    assert found.problems == ()
+    assert markdown.leaderboard(found).encode() == (GOLDEN / "leaderboard.md").read_bytes()
+
+
+def test_the_page_does_not_depend_on_row_order() -> None:
+    made = plausible.mixed_table()
+    first = page(made)
+    for seed in range(3):
+        random.Random(seed).shuffle(made)
+        assert page(made) == first
+
+
+def test_the_page_is_the_same_before_and_after_compaction_and_names_no_path(tmp_path: Path) -> None:
+    for one in plausible.mixed_table():
+        store.write(one, tmp_path)
+    before = markdown.leaderboard(store.read(tmp_path))
+    store.compact(tmp_path)
+    assert markdown.leaderboard(store.read(tmp_path)) == before
+    assert str(tmp_path) not in before
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"dataset": "mvtec_3d_ad"},
+        {"preset": "quick"},
+        {"preset": "paper[steps=500]"},
+        {"protocol_version": "2"},
+        {"device": "cuda", "device_name": "Example GPU"},
+        {"device_name": "Another CPU"},
+        {"modality": "depth"},
+        {"resolution": 128},
+    ],
+)
+def test_rows_that_differ_in_what_a_number_means_never_share_a_table(difference: dict[str, object]) -> None:
+    own = plausible.full_table(("stfpm", "rd4ad"), ("bottle", "cable"), 2)
+    other = [replace(one, job_id=f"other{one.job_id}", **difference) for one in own]
+    found = boards(table([*own, *other]))
+    assert len(found) == 2
+    for board in found:
+        assert all(len(board.rows[key]) == 4 for key in board.rows)
+    assert page([*own, *other]).count("### Ranking") == 2
+
+
+def test_a_number_in_the_table_is_the_mean_over_seeds_with_their_deviation() -> None:
+    made = [plausible.row("stfpm", "bottle", seed, image_auroc=value) for seed, value in enumerate((0.90, 0.92, 0.97))]
+    made += [plausible.row("stfpm", "cable", seed, image_auroc=0.5) for seed in range(3)]
+    found = cells(section(page(made), "image AUROC by category"))
+    assert found["bottle"]["STFPM"] == "0.930 ± 0.036"  # std of 0.90, 0.92, 0.97 with n - 1
+    assert found["cable"]["STFPM"] == "0.500 ± 0.000"
+    assert found["mean"]["STFPM"] == "0.715 ± 0.018"
+
+
+def test_one_seed_has_no_deviation_and_nothing_is_marked() -> None:
+    text = page(plausible.full_table(seeds=1))
+    table_text = section(text, "image AUROC by category")
+    assert "±" not in table_text
+    assert "**" not in table_text
+    assert "<ins>" not in table_text
+
+
+def test_the_best_is_bold_only_where_it_differs_from_the_next_beyond_the_noise() -> None:
+    def of(method: str, values: Sequence[float]) -> list[Row]:
+        return [plausible.row(method, "bottle", seed, image_auroc=value) for seed, value in enumerate(values)]
+
+    clear = of("rd4ad", (0.97, 0.971, 0.969)) + of("stfpm", (0.90, 0.901, 0.902)) + of("mkd", (0.80, 0.81, 0.79))
+    found = cells(section(page(clear), "image AUROC by category"))["bottle"]
+    assert (found["RD4AD"], found["STFPM"]) == ("**0.970 ± 0.001**", "<ins>0.901 ± 0.001</ins>")
+    assert found["MKD"] == "0.800 ± 0.010"
+    noisy = of("rd4ad", (0.99, 0.80, 0.97)) + of("stfpm", (0.90, 0.92, 0.91))
+    assert "**" not in section(page(noisy), "image AUROC by category")
+
+
+def test_over_enough_categories_the_best_mean_is_bold() -> None:
+    text = page(plausible.full_table(("rd4ad", "stfpm"), tuple("abcdefgh"), 2))
+    assert cells(section(text, "image AUROC by category"))["mean"]["RD4AD"].startswith("**")
+    few = page(plausible.full_table(("rd4ad", "stfpm"), tuple("abc"), 2))
+    assert not cells(section(few, "image AUROC by category"))["mean"]["RD4AD"].startswith("**")
+
+
+def test_a_method_that_lacks_a_category_is_not_ranked_and_its_mean_says_so() -> None:
+    whole = plausible.full_table(("stfpm", "rd4ad"), ("bottle", "screw"), 2)
+    made = [one for one in whole if (one.method, one.category) != ("rd4ad", "screw")]
+    text = page(made)
+    lines = section(text, "Ranking").splitlines()
+    assert lines[2].startswith("|   1 | STFPM ")
+    assert lines[3].startswith("|   – | RD4AD ")
+    assert "(1 of 2)" in lines[3]
+    assert lines[3].rstrip("| ").endswith("1 of 2")
+    assert "(1 of 2)" in cells(section(text, "image AUROC by category"))["mean"]["RD4AD"]
+
+
+def test_failed_jobs_are_listed_with_their_reason_and_count_in_no_number() -> None:
+    good = plausible.full_table(("stfpm",), ("bottle",), 2)
+    with_failure = [*good, plausible.failed_row("stfpm", "cable", 0, "loss | is `nan`\nat step 3", variant="held_out")]
+    text = page(with_failure)
+    assert "**1 job failed**" in text
+    assert r"loss \| is \`nan\` at step 3" in section(text, "Failed jobs")
+    assert section(text, "Ranking") == section(page(good), "Ranking")
+
+
+def test_only_failures_still_make_a_page() -> None:
+    text = page([plausible.failed_row("stfpm", "cable", 0, "no weights")])
+    assert "no weights" in section(text, "Failed jobs")
+    assert "Ranking" not in text
+    assert "0 finished jobs" in text
+
+
+def test_no_rows_make_a_page_that_says_how_to_get_some() -> None:
+    assert "`kdad-bench run --all`" in page([])
+
+
+def test_quick_and_synthetic_results_are_labelled_in_every_section_and_every_excerpt() -> None:
+    made = plausible.full_table(("stfpm",), ("blobs",), 1, dataset="synthetic", preset="quick", synthetic=True)
+    text = page(made)
+    assert text.count("**Quick preset**") == text.count("**Synthetic data**") == text.count("### Ranking") == 1
+    changed = page(plausible.full_table(("stfpm",), ("blobs",), 1, preset="quick[steps=5]"))
+    assert "**Quick preset**" in changed
+    assert "**Synthetic data**" not in changed
+    assert "**Quick preset**" not in page(plausible.full_table(("stfpm",), ("bottle",), 1))
+    found = table(made)
+    excerpts = markdown.sections(store.Results(where="", table=found, problems=(), superseded=0, files=0))
+    assert all("(quick preset, synthetic data)" in excerpt for excerpt in excerpts.values())
+
+
+def test_readings_are_footnotes_that_are_called_and_written_once() -> None:
+    text = page(plausible.full_table(("stfpm", "dskd"), ("bottle",), 1))
+    assert "| DSKD (reading)[^1]" in section(text, "Ranking")
+    assert text.count("[^1]: ") == 1
+    assert "fusion: sum over scales; optimiser: Adam, 0.005" in text
+    assert set(re.findall(r"\[\^(\d+)\](?!:)", text)) == set(re.findall(r"^\[\^(\d+)\]:", text, re.M))
+
+
+def test_a_timing_that_varies_by_more_than_five_percent_is_flagged() -> None:
+    def speed(values: Sequence[float]) -> str:
+        made = [plausible.row("stfpm", "bottle", seed, latency_ms=value) for seed, value in enumerate(values)]
+        return cells(section(page(made), "Speed beside accuracy"))["STFPM"]["ms/image"]
+
+    assert speed((10.0, 10.2, 9.9)) == "10.0"
+    assert speed((10.0, 12.0, 9.0)) == "10.0 ~"
+
+
+def test_without_masks_there_are_no_pixel_columns() -> None:
+    none = dict.fromkeys(("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro_30", "aupro_05"))
+    text = page(plausible.full_table(("stfpm", "rd4ad"), ("bottle",), 2, **none))
+    assert "pixel" not in text.replace("pixel preset", "")
+    assert "AUPRO" not in text
+    assert "image AUROC" in text
+
+
+def test_two_entrants_of_one_title_get_different_names() -> None:
+    def names(**changes: object) -> set[str]:
+        made = plausible.full_table(("stfpm",), ("bottle",), 1)
+        made += plausible.full_table(("stfpm",), ("bottle",), 1, **changes)
+        (board,) = boards(table(made))
+        return set(board.labels.values())
+
+    assert names(variant="held_out") == {"STFPM", "STFPM (held_out)"}
+    assert len(names(teacher="vgg16", teacher_sha256="6" * 64)) == 2
+
+
+def test_files_that_were_left_out_are_listed() -> None:
+    text = page(plausible.full_table(("stfpm",), ("bottle",), 1), [Problem("torn.parquet", "unreadable (no footer)")])
+    assert "- file `torn.parquet`: unreadable (no footer)" in section(text, "Left out")
+
+
+def test_hostile_names_break_no_table() -> None:
+    made = plausible.full_table(("stfpm",), ("a|b <script>", "[x](y) *z*"), 1)
+    text = section(page(made), "image AUROC by category")
+    lines = text.splitlines()
+    assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
+    assert "<script>" not in re.sub(r"\\<", "", text)
+
+
+def test_paper_presets_and_real_data_come_first() -> None:
+    made = plausible.mixed_table()
+    order = [(board.quick, board.group.synthetic) for board in boards(table(made))]
+    assert order == sorted(order)
+    assert len(order) == 2
+
+
+def board_of(made: Sequence[Row]) -> Board:
+    (board,) = boards(table(made))
+    return board
+
+
+def test_equal_means_share_a_rank() -> None:
+    made = [
+        plausible.row(method, category, 0, image_auroc=0.9, aupro_30=0.8)
+        for method in ("stfpm", "rd4ad")
+        for category in "ab"
+    ]
+    board = board_of(made)
+    assert board.average_ranks == {"stfpm": 1.5, "rd4ad": 1.5}
+    assert section(page(made), "Ranking").count("|   1 | ") == 2
+
+
+# ---- tables inside other pages
+
+
+README = """# Title
+<!-- leaderboard begin: ranking -->
+old
+<!-- leaderboard end -->
+text
+<!-- leaderboard begin: speed -->
+<!-- leaderboard end -->
+"""
+
+
+def test_marked_tables_are_drawn_anew_and_drawing_twice_changes_nothing() -> None:
+    tables = {"ranking": "| new |", "speed": "| fast |"}
+    once = markdown.refreshed(README, tables)
+    assert once == markdown.refreshed(once, tables)
+    assert "old" not in once
+    assert once.startswith(
+        "# Title\n<!-- leaderboard begin: ranking -->\n\n| new |\n\n<!-- leaderboard end -->\ntext\n"
+    )
+    assert once.endswith("\n\n| fast |\n\n<!-- leaderboard end -->\n")
+
+
+def test_a_wrong_marker_is_an_error_that_names_it() -> None:
+    with pytest.raises(ValueError, match="no table 'speed' in these results; have: ranking"):
+        markdown.refreshed(README, {"ranking": "x"})
+    with pytest.raises(ValueError, match="no marker"):
+        markdown.refreshed("# Title\n", {})
+    with pytest.raises(ValueError, match="'ranking' is not closed"):
+        markdown.refreshed("<!-- leaderboard begin: ranking -->\n", {"ranking": "x"})
