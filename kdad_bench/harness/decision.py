@@ -40,8 +40,8 @@ class Decision:
         n = len(self.normal_scores)
         if n == 0:
             raise DecisionError(
-                "the model has no held-out scores to fit a threshold on: train with `run --save-models --hold-out 0.2`, "
-                "or give --threshold or --normals"
+                "the model has no held-out scores to fit a threshold on: "
+                "train with `run --save-models --hold-out 0.2`, or give --threshold or --normals"
             )
         rank = math.ceil((n + 1) * (1 - false_alarms))
         if rank > n:

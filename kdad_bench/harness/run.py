@@ -19,7 +19,7 @@ from kdad_bench.harness.environment import describe
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.metrics import image_metrics, pixel_metrics, region_index
 from kdad_bench.harness.protocol import PROTOCOL, PROTOCOL_VERSION
-from kdad_bench.harness.work import Work, checkpoint_path
+from kdad_bench.harness.work import Work, checkpoint_path, earlier_losses
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods import entry
 from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
@@ -43,10 +43,10 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     began = time.perf_counter()
     torch.use_deterministic_algorithms(job.deterministic)
     device = torch.device(job.device)
-    losses: list[dict[str, float]] = []
+    curve = earlier_losses(job, work)
 
     def remember(step: int, terms: Mapping[str, float]) -> None:
-        losses.append({"step": step, **terms})
+        curve[step] = {"step": step, **terms}
         log(step, terms)
 
     start = time.perf_counter()
@@ -72,6 +72,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         synchronise(device)
         score_seconds = time.perf_counter() - start
 
+    losses = [curve[step] for step in sorted(curve)]
     start = time.perf_counter()
     figures: dict[str, Any] = image_metrics(scores.image, test.labels, names=test.names, method=job.name)
     common = image_metrics(scores.pixel.amax(dim=(1, 2)), test.labels, names=test.names, method=job.name)

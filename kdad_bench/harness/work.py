@@ -129,16 +129,32 @@ def tensorboard_writer(job: Job, work: Work) -> Any:
     return SummaryWriter(str(work.beside / "tensorboard" / job.id))
 
 
+def earlier_losses(job: Job, work: Work) -> dict[int, dict[str, float]]:
+    """step -> loss terms that an interrupted training of `job` logged before it was stopped."""
+    checkpoint = checkpoint_path(job, work)
+    if work.beside is None or checkpoint is None or not checkpoint.exists():
+        return {}
+    found = {}
+    with contextlib.suppress(OSError, ValueError):  # a log that is torn or gone costs only its own lines
+        for text in (work.beside / "logs" / f"{job.id}.jsonl").read_text(encoding="utf-8").splitlines():
+            content = json.loads(text)
+            if content.pop("event") == "step":
+                found[int(content["step"])] = content
+    return found
+
+
 @contextlib.contextmanager
 def step_log(job: Job, work: Work) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """A function that appends one JSON line per call (`step`, then the loss terms) to logs/<job id>.jsonl."""
     if work.beside is None:
         yield lambda step, terms: None
         return
-    folder = work.beside / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
+    path = work.beside / "logs" / f"{job.id}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
     writer = tensorboard_writer(job, work)
-    with (folder / f"{job.id}.jsonl").open("w", encoding="utf-8") as file:
+    checkpoint = checkpoint_path(job, work)
+    resumed = checkpoint is not None and checkpoint.exists()  # then the log goes on as well
+    with path.open("a" if resumed else "w", encoding="utf-8", buffering=1) as file:
         header = {"job": job.id, **{key: value for key, value in job.identity.items() if key != "settings"}}
         file.write(json.dumps({"event": "start", **header}) + "\n")
 

@@ -61,7 +61,9 @@ def test_a_second_run_does_nothing_and_force_does_all_again(tiny_tree: Path, tmp
     assert all(after[key]["created_at"] > before[key]["created_at"] for key in before)
 
 
-def test_the_same_job_gives_the_same_numbers_alone_inside_a_larger_run_and_again(tiny_tree: Path, tmp_path: Path) -> None:
+def test_the_same_job_gives_the_same_numbers_alone_inside_a_larger_run_and_again(
+    tiny_tree: Path, tmp_path: Path
+) -> None:
     common = ("--dataset", f"folder:{tiny_tree}", "--weights", "random", "--steps", "3", "--seeds", "2")
     all_of_it = run(*common, "--method", "stfpm", "--method", "pixel_mean", "--out", tmp_path / "all")
     alone = run(*common, "--method", "stfpm", "--category", "cloth", "--out", tmp_path / "alone")
@@ -75,9 +77,10 @@ def test_the_same_job_gives_the_same_numbers_alone_inside_a_larger_run_and_again
             assert one[name] == two[name] == three[name], name
         losses = [[{**point} for point in json.loads(row["losses"])] for row in (one, two, three)]
         assert losses[0] == losses[1] == losses[2]
-    assert rows(tmp_path / "all")[("stfpm", "cloth", 0)]["image_scores"] != rows(tmp_path / "all")[
-        ("stfpm", "cloth", 1)
-    ]["image_scores"]
+    assert (
+        rows(tmp_path / "all")[("stfpm", "cloth", 0)]["image_scores"]
+        != rows(tmp_path / "all")[("stfpm", "cloth", 1)]["image_scores"]
+    )
 
 
 def test_a_job_that_fails_leaves_a_failed_row_the_others_still_run_and_the_exit_code_is_1(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -33,13 +34,30 @@ class BadInput(click.ClickException):
 
     exit_code = 2
 
-    def show(self, file: Any = None) -> None:
-        """Print the one line to stderr."""
-        click.echo(f"kdad-bench: {' '.join(self.message.split())}", file=file or sys.stderr)
-
 
 class Commands(click.RichGroup):
     """A group that shows its commands from COMMANDS and imports only the one that is used."""
+
+    def main(self, *arguments: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run a command and exit; an error is one plain line on stderr, whatever the width of the terminal."""
+        try:
+            code = super().main(*arguments, standalone_mode=False, **extra)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.message, err=True)
+            sys.exit(2)
+        except click.ClickException as error:
+            if not standalone_mode:
+                raise
+            click.echo(f"kdad-bench: {' '.join(error.format_message().split())}", err=True)
+            sys.exit(error.exit_code)
+        except click.Abort:
+            sys.exit(130)
+        except BrokenPipeError:  # the reader, `head` say, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        if standalone_mode:
+            sys.exit(code if isinstance(code, int) else 0)
+        return code
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names in the order of COMMANDS: what people need first comes first."""

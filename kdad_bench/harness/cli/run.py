@@ -141,6 +141,14 @@ def complete_category(ctx: click.Context, param: click.Parameter, incomplete: st
     metavar="SECONDS",
     help="Give a job up after this long (local and ray).",
 )
+@click.option(
+    "--checkpoint-every",
+    "checkpoint_every_seconds",
+    type=click.FloatRange(min=0.0),
+    default=60.0,
+    metavar="SECONDS",
+    help="Keep the state of a running training so often; an interrupted job goes on from it.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of this process.  [default: torch's]")
 @click.option("--deterministic", is_flag=True, help="Deterministic algorithms only (slower on CUDA).")
 @click.option("--pictures/--no-pictures", default=True, help="A contact sheet per job in pictures/.")
@@ -345,7 +353,9 @@ def work_from(given: dict[str, Any]) -> Work:
     """Where and how results are kept; raises StoreError for a folder that cannot be written."""
     from kdad_bench.harness.work import Work
 
-    names = ("out", "force", "retry_failed", "pictures", "save_models", "save_maps", "tensorboard")
+    names = (
+        "out", "force", "retry_failed", "pictures", "save_models", "save_maps", "tensorboard", "checkpoint_every_seconds",
+    )  # fmt: skip
     return Work(**{name: given[name] for name in names})
 
 

@@ -1,0 +1,179 @@
+"""Real processes, real signals: whatever is killed, what was finished stays and is counted once."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kdad_bench.leaderboard import store
+
+COMMAND = [sys.executable, "-m", "kdad_bench"]
+JOBS = 4
+
+
+def arguments(tree: Path, out: Path, *more: str) -> list[str]:
+    """Four jobs of the fastest method."""
+    chosen = ["--method", "pixel_mean", "--dataset", f"folder:{tree}", "--seeds", "2", "--out", str(out)]
+    return [*COMMAND, "run", *chosen, "--no-pictures", *more]
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def finish(command: list[str]) -> tuple[int, str]:
+    process = start(command)
+    output, _ = process.communicate(timeout=200)
+    return process.returncode, output
+
+
+def rows(out: Path) -> list[dict[str, object]]:
+    return store.read(out).rows() if out.exists() else []
+
+
+def wait_for(condition: object, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def assert_whole(out: Path) -> None:
+    """Every job has exactly one row, all of them ok, and `results verify` agrees."""
+    found = rows(out)
+    assert len(found) == JOBS
+    assert len({row["job_id"] for row in found}) == JOBS
+    assert all(row["status"] == "ok" for row in found)
+    code, output = finish([*COMMAND, "results", "verify", str(out)])
+    assert code == 0, output
+
+
+def kill_until_done(tree: Path, out: Path, kills: int, longest: float) -> None:
+    """Start the run, kill -9 it after a random time, and again; each time what was there before is still there."""
+    chance = random.Random(0)
+    before: set[object] = set()
+    for _ in range(kills):
+        process = start(arguments(tree, out, "--executor", "local", "--workers", "2"))
+        time.sleep(chance.uniform(0.2, longest))
+        process.kill()
+        process.communicate()
+        now = {(row["job_id"], row["created_at"]) for row in rows(out)}
+        assert before <= now, "a finished row was lost or written again"
+        before = now
+    code, output = finish(arguments(tree, out))
+    assert code == 0, output
+    assert before <= {(row["job_id"], row["created_at"]) for row in rows(out)}
+    assert_whole(out)
+
+
+def test_kill_9_of_the_runner_at_random_moments_loses_nothing(tiny_tree: Path, tmp_path: Path) -> None:
+    kill_until_done(tiny_tree, tmp_path / "out", kills=3, longest=5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_hundred_kills_lose_nothing(tiny_tree: Path, tmp_path: Path) -> None:
+    done = 0
+    while done < 100:
+        out = tmp_path / f"out{done}"
+        kill_until_done(tiny_tree, out, kills=10, longest=6)
+        done += 10
+
+
+def test_kill_9_of_a_worker_costs_only_a_second_try(tiny_tree: Path, tmp_path: Path) -> None:
+    process = start(arguments(tiny_tree, tmp_path, "--executor", "local", "--workers", "2"))
+
+    def workers() -> list[psutil.Process]:
+        children = psutil.Process(process.pid).children(recursive=True)
+        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+    wait_for(lambda: (tmp_path / "logs").exists() and workers())
+    workers()[0].kill()
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    assert_whole(tmp_path)
+
+
+def test_two_runners_on_one_folder_share_the_work(tiny_tree: Path, tmp_path: Path) -> None:
+    first, second = (start(arguments(tiny_tree, tmp_path)) for _ in range(2))
+    outputs = [process.communicate(timeout=200)[0] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), outputs
+    assert_whole(tmp_path)
+    assert len(list(tmp_path.glob("*.parquet"))) == JOBS
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tiny_tree: Path, tmp_path: Path) -> None:
+    command = arguments(tiny_tree, tmp_path)
+    process = start(command)
+    wait_for(lambda: list(tmp_path.glob("*.parquet")))
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "go on with: kdad-bench run --method pixel_mean" in output
+    assert "Traceback" not in output
+    kept = {(row["job_id"], row["created_at"]) for row in rows(tmp_path)}
+    code, output = finish(command)
+    assert code == 0, output
+    assert kept <= {(row["job_id"], row["created_at"]) for row in rows(tmp_path)}
+    assert_whole(tmp_path)
+
+
+def long_training(tree: Path, out: Path, steps: int, *more: str) -> list[str]:
+    chosen = ["--method", "stfpm", "--weights", "random", "--category", "bolt", "--seeds", "1", "--no-pictures"]
+    where = ["--dataset", f"folder:{tree}", "--out", str(out), "--steps", str(steps), "--image-size", "64"]
+    return [*COMMAND, "run", *chosen, *where, *more]
+
+
+def test_a_job_that_hangs_is_given_up_and_the_row_says_so(tiny_tree: Path, tmp_path: Path) -> None:
+    code, output = finish(long_training(tiny_tree, tmp_path, 10**7, "--job-timeout", "6"))
+    assert code == 1, output
+    (row,) = rows(tmp_path)
+    assert row["status"] == "failed"
+    assert "--job-timeout 6 s" in str(row["reason"])
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_numbers(tiny_tree: Path, tmp_path: Path) -> None:
+    straight = long_training(tiny_tree, tmp_path / "straight", 40)
+    code, output = finish(straight)
+    assert code == 0, output
+    broken = long_training(tiny_tree, tmp_path / "broken", 40, "--checkpoint-every", "0")
+    process = start(broken)
+    wait_for(lambda: list((tmp_path / "broken" / "checkpoints").glob("*.pt")))
+    process.kill()
+    process.communicate()
+    assert not rows(tmp_path / "broken")
+    code, output = finish(broken)
+    assert code == 0, output
+    (one,), (two,) = rows(tmp_path / "straight"), rows(tmp_path / "broken")
+    assert one["image_scores"] == two["image_scores"]
+    assert one["pixel_auroc"] == two["pixel_auroc"]
+    assert json.loads(str(one["losses"])) == json.loads(str(two["losses"]))
+    assert not list((tmp_path / "broken" / "checkpoints").glob("*.pt"))
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_no_half_written_row(tiny_tree: Path, tmp_path: Path) -> None:
+    full = subprocess.run(
+        arguments(tiny_tree, tmp_path / "out"),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
+    )
+    assert full.returncode == 2, full.stdout + full.stderr
+    assert "kdad-bench: " in full.stderr
+    assert "Traceback" not in full.stderr
+    assert rows(tmp_path / "out") == []
+    code, output = finish(arguments(tiny_tree, tmp_path / "out"))
+    assert code == 0, output
+    assert_whole(tmp_path / "out")
