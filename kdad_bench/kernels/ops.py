@@ -30,15 +30,6 @@ def pixels(x: Tensor) -> list[Any]:
     return [x.shape[0], x.shape[2], x.shape[3]]
 
 
-def reference_gradients(made: Tensor, inputs: Sequence[Tensor], upstream: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of a reference computation, as tensors of the layout of the inputs."""
-    return torch.autograd.grad(made, inputs, upstream)
-
-
-def leaves(*tensors: Tensor) -> list[Tensor]:
-    return [t.detach().requires_grad_() for t in tensors]
-
-
 # ---- per-pixel discrepancy ----------------------------------------------------------------------------------------
 
 
@@ -60,10 +51,7 @@ def pixel_discrepancy_gradients(
     upstream: Tensor, teacher: Tensor, student: Tensor, kind: str, weight: float, to_teacher: bool, to_student: bool
 ) -> tuple[Tensor, Tensor]:
     if uses_reference(teacher, student):
-        with torch.enable_grad():
-            t, s = leaves(teacher, student)
-            made = reference.pixel_discrepancy(t, s, kind=kind, weight=weight)
-        grad_t, grad_s = reference_gradients(made, (t, s), upstream)
+        grad_t, grad_s = reference.pixel_discrepancy_gradients(upstream, teacher, student, kind=kind, weight=weight)
     else:
         grad_t, grad_s = dispatch.run(
             "pixel_gradients", teacher, teacher, student, upstream.float(), kind, weight, (to_teacher, to_student)
@@ -176,10 +164,7 @@ def flattened_cosine_gradients(
     upstream: Tensor, teacher: Tensor, student: Tensor, sums: Tensor, to_teacher: bool, to_student: bool
 ) -> tuple[Tensor, Tensor]:
     if uses_reference(teacher, student):
-        with torch.enable_grad():
-            t, s = leaves(teacher, student)
-            made = reference.flattened_cosine(t, s)
-        grad_t, grad_s = reference_gradients(made, (t, s), upstream)
+        grad_t, grad_s = reference.flattened_cosine_gradients(upstream, teacher, student)
     else:
         grad_t, grad_s = dispatch.run(
             "flat_gradients", teacher, teacher, student, sums, upstream.float(), 1.0, (to_teacher, to_student)
@@ -223,11 +208,12 @@ def distillation_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     early = early_teacher, early_student
     if uses_reference(teacher, student):
-        with torch.enable_grad():
-            t, s = leaves(teacher, student)
-            loss = reference.distillation_loss([t], [s], kind=kind, weights=[weight])
-        grad_t, grad_s = reference_gradients(loss, (t, s), torch.ones_like(loss)) if any(early) else (None, None)
-        loss = loss.detach()
+        loss = reference.distillation_loss([teacher], [student], kind=kind, weights=[weight])
+        n, _c, h, w = teacher.shape
+        above = loss.new_ones(()).expand(n, h, w)
+        grad_t, grad_s = reference.pixel_discrepancy_gradients(
+            above, teacher, student, kind=kind, weight=weight / (n * h * w)
+        )
     else:
         loss, to_teachers, to_students = dispatch.run(
             "pixel_loss", teacher, [teacher], [[student]], kind, [weight], early
@@ -292,10 +278,8 @@ def _(maps: Sequence[Tensor], size: Sequence[int], mode: str, align_corners: boo
 def fuse_scales_gradients(
     upstream: Tensor, maps: Sequence[Tensor], size: Sequence[int], mode: str, align_corners: bool
 ) -> list[Tensor]:
-    with torch.enable_grad():
-        wanted = leaves(*maps)
-        made = reference.fuse_scales(wanted, (size[0], size[1]), mode=mode, align_corners=align_corners)
-    return [g.contiguous() for g in reference_gradients(made, wanted, upstream)]
+    found = reference.fuse_scales_gradients(upstream, maps, mode=mode, align_corners=align_corners)
+    return [g.contiguous() for g in found]
 
 
 @fuse_scales_gradients.register_fake
@@ -336,10 +320,7 @@ def _(maps: Tensor, sigma: float, border: str, radius: int) -> Tensor:
 
 @torch.library.custom_op("kdad::gaussian_blur_gradients", mutates_args=())
 def gaussian_blur_gradients(upstream: Tensor, maps: Tensor, sigma: float, border: str, radius: int) -> Tensor:
-    with torch.enable_grad():
-        (wanted,) = leaves(maps)
-        made = reference.gaussian_blur(wanted, sigma, border=border, radius=radius)
-    return reference_gradients(made, (wanted,), upstream)[0].contiguous()
+    return reference.gaussian_blur_gradient(upstream, sigma, border=border, radius=radius).to(maps.dtype).contiguous()
 
 
 @gaussian_blur_gradients.register_fake

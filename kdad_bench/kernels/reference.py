@@ -44,6 +44,40 @@ def pixel_discrepancy(teacher: Tensor, student: Tensor, *, kind: str = "unit_l2"
     return weight * distance
 
 
+def unit_and_inverse_length(x: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """x / |x| and 1 / |x|, both 0 for the zero vector."""
+    largest = x.abs().amax(dim, keepdim=True)
+    nonzero = largest > TINY
+    scaled = x / torch.where(nonzero, largest, 1.0)
+    inverse = torch.where(nonzero, 1.0 / (scaled.square().sum(dim, keepdim=True).sqrt() * largest), 0.0)
+    return unit(x, dim), inverse
+
+
+def cosine_gradients(upstream: Tensor, t: Tensor, s: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """∂(1 - c)/∂t = (c t̂ - ŝ)/|t| and ∂(1 - c)/∂s = (c ŝ - t̂)/|s|, both 0 where t or s is the zero vector."""
+    (a, ia), (b, ib) = unit_and_inverse_length(t, dim), unit_and_inverse_length(s, dim)
+    g = torch.where((ia > 0) & (ib > 0), upstream, 0.0)
+    c = (a * b).sum(dim, keepdim=True)
+    return g * ia * (c * a - b), g * ib * (c * b - a)
+
+
+def pixel_discrepancy_gradients(
+    upstream: Tensor, teacher: Tensor, student: Tensor, *, kind: str = "unit_l2", weight: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `pixel_discrepancy` to teacher and student in closed form; upstream [N,H,W]."""
+    t, s = wide(teacher), wide(student)
+    g = weight * upstream.to(t.dtype)[:, None]
+    to_teacher, to_student = (2 * g * (t - s), 2 * g * (s - t)) if kind == "l2" else cosine_gradients(g, t, s, 1)
+    return to_teacher.to(teacher.dtype), to_student.to(student.dtype)
+
+
+def flattened_cosine_gradients(upstream: Tensor, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of `flattened_cosine` to teacher and student in closed form; upstream [N]."""
+    t, s = wide(teacher), wide(student)
+    to_teacher, to_student = cosine_gradients(upstream.to(t.dtype).view(-1, 1, 1, 1), t, s, (1, 2, 3))
+    return to_teacher.to(teacher.dtype), to_student.to(student.dtype)
+
+
 def flattened_cosine(teacher: Tensor, student: Tensor) -> Tensor:
     """1 - T·S/(|T||S|) with each sample's C·H·W values as one vector (RD4AD's code, MKD eq. 2). -> [N]."""
     t, s = wide(teacher).flatten(1), wide(student).flatten(1)
@@ -113,6 +147,24 @@ def fuse_scales(
     return fused
 
 
+def fuse_scales_gradients(
+    upstream: Tensor, maps: Sequence[Tensor], *, mode: str = "sum", align_corners: bool = False
+) -> list[Tensor]:
+    """The gradients of `fuse_scales` to every map: the adjoint of each upsampling."""
+    size = [upstream.shape[1], upstream.shape[2]]
+    ups = [F.interpolate(wide(m)[:, None], size, mode="bilinear", align_corners=align_corners) for m in maps]
+    gradients = []
+    for k, m in enumerate(maps):
+        g = upstream.to(ups[k].dtype)[:, None]
+        if mode == "product":
+            for i, up in enumerate(ups):
+                g = g * up if i != k else g
+        shape = [m.shape[0], 1, m.shape[1], m.shape[2]]
+        back = torch.ops.aten.upsample_bilinear2d_backward(g.contiguous(), size, shape, align_corners)
+        gradients.append(back[:, 0].to(m.dtype))
+    return gradients
+
+
 def blur_radius(sigma: float) -> int:
     """scipy's default: the filter is cut off at 4σ."""
     return int(4.0 * sigma + 0.5)
@@ -140,9 +192,29 @@ def reflected(length: int, radius: int, border: str) -> Tensor:
     return torch.minimum(i, 2 * length - 2 - i)
 
 
+def blur_matrix(length: int, sigma: float, radius: int, border: str) -> Tensor:
+    """G with G @ x the blur of a column of `length` values, the reflected borders folded in; float64."""
+    source = reflected(length, radius, border)
+    matrix = torch.zeros(length, length, dtype=torch.float64)
+    rows = torch.arange(length)
+    for k, weight in enumerate(blur_weights(sigma, radius)):
+        matrix[rows, source[k : k + length]] += weight
+    return matrix
+
+
+def gaussian_blur_gradient(upstream: Tensor, sigma: float, *, border: str, radius: int) -> Tensor:
+    """The gradient of `gaussian_blur`: Gᵀ g G."""
+    down = blur_matrix(upstream.shape[1], sigma, radius, border).to(upstream)
+    across = blur_matrix(upstream.shape[2], sigma, radius, border).to(upstream)
+    return down.T @ upstream @ across
+
+
 def gaussian_blur(maps: Tensor, sigma: float = 4.0, *, border: str = "scipy", radius: int | None = None) -> Tensor:
     """Separable Gaussian of [N,H,W], cut off at `radius`, with reflected borders."""
     x = wide(maps)[:, None]
+    if torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            return gaussian_blur(maps, sigma, border=border, radius=radius)
     r = blur_radius(sigma) if radius is None else radius
     w = torch.tensor(blur_weights(sigma, r), dtype=x.dtype, device=x.device)
     x = x.index_select(2, reflected(x.shape[2], r, border).to(x.device))

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdad_bench.kernels.reference import TINY, blur_weights, reflected
+from kdad_bench.kernels import reference
+from kdad_bench.kernels.reference import TINY
 
 SCRATCH = {"cpu": 1 << 18, "cuda": 1 << 26}  # elements of a feature map that are widened and normalised at a time
 
@@ -182,13 +183,8 @@ def attention_weighting(teacher: Tensor, student: Tensor) -> Tensor:
 
 @cache
 def blur_matrix(length: int, sigma: float, radius: int, border: str, device: torch.device) -> Tensor:
-    """G with G @ x the blur of a column of `length` values, reflected borders folded in."""
-    source = reflected(length, radius, border)
-    matrix = torch.zeros(length, length, dtype=torch.float64)
-    rows = torch.arange(length)
-    for k, weight in enumerate(blur_weights(sigma, radius)):
-        matrix[rows, source[k : k + length]] += weight
-    return matrix.float().to(device)
+    """The reference's blur matrix in float32 on the device."""
+    return reference.blur_matrix(length, sigma, radius, border).float().to(device)
 
 
 def fuse_blur_score(
