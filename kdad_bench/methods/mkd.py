@@ -7,20 +7,39 @@ the authors' code (per-image normalisation of maps, a noise level squared by a s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdad_bench.kernels import flattened_cosine, pixel_discrepancy
+from kdad_bench.kernels import flattened_cosine, gaussian_blur, pixel_discrepancy
 from kdad_bench.methods.backbones import Backbone
+from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps, autocast, chance, resized
+from kdad_bench.methods.protocol import Entry, Scores
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)  # per block, before its pooling: VGG-16, and the cloner
 NARROW = (16, 16, 16, 16, 16)  # cloner "B": official code
 FULL = (64, 128, 256, 512, 512)  # cloner "A": VGG-16's own
-SIGNED_TAPS = ("efficientnet_lite0",)  # teachers whose taps are linear; all others end in a ReLU
+SIGMA = 4.0  # of the maps' Gaussian, at the network's size: official code
+SMOOTH_SAMPLES = 50  # noisy copies per image: official code
+SMOOTH_NOISE = 0.05  # their noise, as a part of the image's range: official code
+PERCENTILE = 0.99  # where the official code clips a map before it stretches it to [0, 1]
+GRADIENT_SCALE = 2.0**12  # of the score while its gradient is taken, so that fp16 does not lose it; exact in fp32
+
+SALIENCIES = ("gradient", "smooth_grad", "guided_backprop")
+CLONERS = ("A", "B")
+LOSSES = ("value_and_direction", "direction_only")
+NOISES = ("relative", "official")
+
+READINGS = (
+    "saliency: gradient; which one the published localisation has is not settled",
+    "taps: after ReLU and pooling, as in the code; the text says before the activation",
+    "localisation: maps are not normalised per image, opened once in grey",
+)
 
 Rectifier = Callable[[Tensor], Tensor]
 
@@ -32,10 +51,9 @@ class Cloner(nn.Module):
     than VGG-16 the same pattern with their tap widths, and no ReLU at the taps where theirs are signed: a reading.
     """
 
-    def __init__(self, source: Backbone, *, full_width: bool = False) -> None:
+    def __init__(self, source: Backbone, *, full_width: bool, signed: bool) -> None:
         super().__init__()
-        self.strides = source.strides
-        self.signed = source.name in SIGNED_TAPS
+        self.strides, self.signed = source.strides, signed
         tap_widths = dict(zip(source.strides, source.channels, strict=True))
         self.blocks = nn.ModuleList()
         inputs = 3
@@ -48,14 +66,14 @@ class Cloner(nn.Module):
             self.blocks.append(ClonerBlock(inputs, widths))
             inputs = widths[-1]
 
-    def forward(self, images: Tensor, rectify: Rectifier = F.relu) -> tuple[Tensor, ...]:
-        """Taps of `images` [N, 3, H, W] as the source names them; `rectify` is the activation."""
+    def forward(self, images: Tensor, rectify: Rectifier = F.relu) -> Taps:
+        """Taps of normalised `images` [N, 3, H, W] as the source names them; `rectify` is the activation."""
         x, taps = images, []
         for index, block in enumerate(self.blocks):
-            pooled = block(x, rectify, last=not self.signed)
-            x = rectify(pooled) if self.signed else pooled  # the pooled ReLU is the ReLU of the pooled
+            pooled = block(x, rectify, signed=self.signed)
             if 2 << index in self.strides:
                 taps.append(pooled)
+            x = rectify(pooled) if self.signed else pooled
         return tuple(taps)
 
 
@@ -64,18 +82,23 @@ class ClonerBlock(nn.Module):
 
     def __init__(self, inputs: int, widths: Sequence[int]) -> None:
         super().__init__()
-        pairs = zip([inputs, *widths[:-1]], widths, strict=True)
-        self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairs)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths[:-1])
-        for convolution in self.convolutions:
-            nn.init.xavier_uniform_(convolution.weight)  # official code: Xavier
+        pairs = list(zip([inputs, *widths[:-1]], widths, strict=True))
+        self.inner = nn.ModuleList(nn.Sequential(convolution(a, b), nn.BatchNorm2d(b)) for a, b in pairs[:-1])
+        self.last = convolution(*pairs[-1])
 
-    def forward(self, x: Tensor, rectify: Rectifier, *, last: bool) -> Tensor:
-        """The pooled map; the last convolution is rectified only if `last`."""
-        for convolution, norm in zip(self.convolutions, self.norms, strict=False):
-            x = rectify(norm(convolution(x)))
-        x = self.convolutions[-1](x)
-        return F.max_pool2d(rectify(x) if last else x, 2)
+    def forward(self, x: Tensor, rectify: Rectifier, *, signed: bool) -> Tensor:
+        """The pooled map; unless `signed`, the last convolution is rectified as the others are."""
+        for layer in self.inner:
+            x = rectify(layer(x))
+        x = self.last(x)
+        return F.max_pool2d(x if signed else rectify(x), 2)
+
+
+def convolution(inputs: int, outputs: int) -> nn.Conv2d:
+    """3 x 3, no bias, Xavier's initial weights (official code)."""
+    layer = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    nn.init.xavier_uniform_(layer.weight)
+    return layer
 
 
 class GuidedRelu(torch.autograd.Function):
@@ -99,32 +122,33 @@ def guided_relu(x: Tensor) -> Tensor:
     return rectified
 
 
-def discrepancy(
-    source: Sequence[Tensor], cloner: Sequence[Tensor], *, value_weight: float, direction_only: bool = False
-) -> Tensor:
-    """Per image [N], float32: sum over layers of 1 - cos(vec b, vec a) + lambda * mean (b - a)^2, lambda = `value_weight`.
+class Terms(NamedTuple):
+    """The two parts of MKD's loss per image, each [N] float32, summed over layers."""
 
-    The direction term (eq. 2) and the value term (eq. 1) of the paper, without a mean over the batch.
-    """
-    total = torch.zeros(source[0].shape[0], device=source[0].device)
-    for a, b in zip(source, cloner, strict=True):
-        total = total + flattened_cosine(a, b)
-        if not direction_only:
-            total = total + value_weight * pixel_discrepancy(a, b, kind="l2").mean(dim=(1, 2)) / a.shape[1]
-    return total
+    direction: Tensor  # 1 - cos(vec b, vec a), eq. 2
+    value: Tensor  # mean of (b - a)^2, eq. 1, without lambda
+
+
+def discrepancy(source: Sequence[Tensor], cloned: Sequence[Tensor]) -> Terms:
+    """MKD's loss of the layers `source` and `cloned` [N, C_k, h_k, w_k], per image: no mean over the batch."""
+    layers = list(zip(source, cloned, strict=True))
+    return Terms(
+        direction=torch.stack([flattened_cosine(a, b) for a, b in layers]).sum(dim=0),
+        value=torch.stack([pixel_discrepancy(a, b, kind="l2").mean(dim=(1, 2)) / a.shape[1] for a, b in layers]).sum(
+            dim=0
+        ),
+    )
 
 
 def input_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
     """Scores [N] of `images` [N, 3, H, W] and their gradient with respect to the images; no other gradient is left."""
     images = images.detach().clone().requires_grad_()
     scores = score(images)
-    (gradient,) = torch.autograd.grad(scores.sum(), images)
-    return scores.detach(), gradient.detach()
+    (gradient,) = torch.autograd.grad(GRADIENT_SCALE * scores.sum(), images)
+    return scores.detach(), gradient.detach() / GRADIENT_SCALE
 
 
-def smooth_gradient(
-    score: Callable[[Tensor], Tensor], images: Tensor, noise: Tensor, deviation: Tensor
-) -> Tensor:
+def smooth_gradient(score: Callable[[Tensor], Tensor], images: Tensor, noise: Tensor, deviation: Tensor) -> Tensor:
     """SmoothGrad (Smilkov et al. 2017): the mean input gradient over noisy copies of `images` [N, 3, H, W].
 
     `noise` [samples, 3, H, W] standard normal, the same for every image, so that no image depends on its neighbours;
@@ -152,10 +176,145 @@ def cross_maximum(maps: Tensor) -> Tensor:
     return torch.maximum(upright, level)[:, 0]
 
 
-def min_max(maps: Tensor, percentile: float = 0.99) -> Tensor:
-    """Each map of [N, H, W] clipped at its percentile and stretched to [0, 1] (official code only)."""
+def stretched(maps: Tensor) -> Tensor:
+    """Each map of [N, H, W] clipped at its own percentile and stretched to [0, 1] (official code only)."""
     flat = maps.flatten(1)
-    low = flat.amin(dim=1)[:, None]
-    high = flat.quantile(percentile, dim=1, keepdim=True)
-    stretched = (flat.clamp(max=high) - low) / (high - low).clamp(min=1e-12)
-    return stretched.clamp(0, 1).view_as(maps)
+    low, high = flat.amin(dim=1, keepdim=True), flat.quantile(PERCENTILE, dim=1, keepdim=True)
+    return ((flat - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).view_as(maps)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MkdSettings(DistillationSettings):
+    """MKD. Sources: the official code's MVTec AD configuration, unless a comment says otherwise."""
+
+    teacher: str = "vgg16"
+    strides: tuple[int, ...] = (4, 8, 16, 32)  # pool2 to pool5
+    image_size: int = 128
+    epochs: int = 601
+    batch_size: int = 64
+    optimiser: str = "adam"
+    learning_rate: float = 1e-3
+    scored: int = 3  # the deepest taps, of which the score and the map are made
+    cloner: str = "B"  # B: 16 channels wide inside | A: as wide as VGG-16
+    loss: str = "value_and_direction"  # | direction_only
+    value_weight: float = 0.5  # lambda
+    normalised: bool = True  # ImageNet normalisation of the input; the official code has none
+    saliency: str = "gradient"  # gradient | smooth_grad | guided_backprop; READING: which one the paper's table has
+    smooth_noise: str = "relative"  # relative: 0.05 of the image's range | official: (0.05 / range) squared
+    stretch: bool = False  # True: each map clipped at its 99th percentile and stretched to [0, 1]; official code
+    readings: tuple[str, ...] = READINGS
+
+
+class Mkd(StudentTeacher[MkdSettings]):
+    """A cloner learns a source's activations; the score is the loss, the map the score's gradient at the input."""
+
+    def __init__(self, settings: MkdSettings, teacher: Backbone | None, device: torch.device) -> None:
+        for name, value, known in (
+            ("saliency", settings.saliency, SALIENCIES),
+            ("cloner", settings.cloner, CLONERS),
+            ("loss", settings.loss, LOSSES),
+            ("smooth_noise", settings.smooth_noise, NOISES),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} {value!r} is not known; have: {', '.join(known)}")
+        if not 1 <= settings.scored <= len(settings.strides):
+            raise ValueError(f"scored {settings.scored}: must be 1 to {len(settings.strides)}, the number of taps")
+        if teacher is not None and not settings.normalised:
+            teacher = deepcopy(teacher)
+            teacher.mean.zero_()
+            teacher.std.fill_(1.0)
+        super().__init__(settings, teacher, device)
+
+    def build_student(self, teacher: Backbone) -> nn.Module:
+        """The cloner."""
+        signed = teacher.signed or self.settings.taps == "standardised"
+        return Cloner(teacher, full_width=self.settings.cloner == "A", signed=signed)
+
+    def loss(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Direction: sum over layers of 1 - cos, flattened (eq. 2). Value: lambda * sum of the mean squares (eq. 1)."""
+        cloned = self.student(self.teacher.network.normalise(batch.images))
+        terms = discrepancy(batch.teacher, cloned)
+        if self.settings.loss == "direction_only":
+            return {"direction": terms.direction.mean()}
+        return {"direction": terms.direction.mean(), "value": self.settings.value_weight * terms.value.mean()}
+
+    def networks(self, images: Tensor) -> tuple[Taps, Taps]:
+        """The source's and the cloner's taps of `images` [N, 3, S, S]."""
+        with torch.inference_mode(False), torch.no_grad():  # inference copies built here must serve gradients later
+            images = images.clone()
+            return self.teacher(images), self.cloned(images)
+
+    def cloned(self, images: Tensor, rectify: Rectifier = F.relu) -> Taps:
+        """The cloner's taps, at inference."""
+        images = self.teacher.network.normalise(images).contiguous(memory_format=torch.channels_last)
+        taps: Taps = self.folded_student(images, rectify)
+        return taps
+
+    def score(self, images: Tensor) -> Scores:
+        """Image: the loss over the deepest taps. Pixel: its input gradient through source AND cloner, |.| summed over
+        RGB, blurred, opened. Works under no_grad and inference_mode; leaves no gradient behind."""
+        size = int(images.shape[-2]), int(images.shape[-1])
+        with torch.inference_mode(False), torch.enable_grad():
+            images = resized(images.detach().clone().to(self.device), self.settings.image_size)
+            image, gradient = input_gradient(self.loss_of_images, images)
+            if self.settings.saliency == "smooth_grad":
+                gradient = smooth_gradient(self.loss_of_images, images, self.noise(images), self.deviation(images))
+        maps = gradient.abs().sum(dim=1)
+        maps = gaussian_blur(stretched(maps) if self.settings.stretch else maps, SIGMA)
+        maps = grey_opening(maps)
+        if maps.shape[-2:] != size:
+            maps = F.interpolate(maps[:, None], size, mode="bilinear")[:, 0]
+        return Scores(image=image, pixel=maps)
+
+    def loss_of_images(self, images: Tensor) -> Tensor:
+        """The loss over the deepest taps, per image [N] float32; differentiable with respect to `images`."""
+        settings = self.settings
+        rectify = guided_relu if settings.saliency == "guided_backprop" else F.relu
+        with autocast(settings.precision, self.device):
+            source, cloned = self.teacher(images), self.cloned(images, rectify)
+        terms = discrepancy(source[-settings.scored :], cloned[-settings.scored :])
+        if settings.loss == "direction_only":
+            return terms.direction
+        return terms.direction + settings.value_weight * terms.value
+
+    def noise(self, images: Tensor) -> Tensor:
+        """Standard normal noise [samples, 3, S, S]: a function of the seed, the same for every image."""
+        generator = chance(self.settings.seed, "smooth_grad", 0)
+        return torch.randn((SMOOTH_SAMPLES, *images.shape[1:]), generator=generator).to(images.device)
+
+    def deviation(self, images: Tensor) -> Tensor:
+        """The standard deviation [N] of SmoothGrad's noise for `images` [N, 3, S, S]."""
+        values = images.flatten(1)
+        extent = (values.amax(dim=1) - values.amin(dim=1)).clamp(min=1e-6)
+        return (SMOOTH_NOISE / extent).square() if self.settings.smooth_noise == "official" else SMOOTH_NOISE * extent
+
+
+def build(settings: MkdSettings, teacher: Backbone | None, device: torch.device) -> Mkd:
+    """MKD with a frozen source whose taps are at the settings' strides."""
+    return Mkd(settings, teacher, device)
+
+
+MKD = Entry(
+    name="mkd",
+    title="MKD",
+    paper="Salehi et al., CVPR 2021, arXiv 2011.11108",
+    presets={
+        "paper": MkdSettings(),
+        "quick": MkdSettings(
+            teacher="efficientnet_lite0",
+            steps=200,
+            batch_size=16,
+            schedule="one_cycle",
+            learning_rate=3e-3,
+            readings=(*READINGS, "cloner: for this source, a narrow VGG with the source's tap widths", "quick: budget"),
+        ),
+    },
+    build=build,
+    variants={
+        "official": {"normalised": False, "stretch": True, "smooth_noise": "official"},
+        "smooth_grad": {"saliency": "smooth_grad"},
+        "guided_backprop": {"saliency": "guided_backprop"},
+        "direction_only": {"loss": "direction_only"},
+        "full_width": {"cloner": "A"},
+    },
+)
