@@ -105,7 +105,7 @@ def test_a_wrong_setting_is_named_with_the_remedy(tiny_tree: Path, overrides: di
 
 
 def test_an_unknown_variant_lists_those_there_are(tiny_tree: Path) -> None:
-    with pytest.raises(SelectionError, match="no variant 'papr_scale' .did you mean 'paper_scale'"):
+    with pytest.raises(SelectionError, match=r"no variant 'papr_scale' .did you mean 'paper_scale'"):
         jobs_of(tiny_tree, methods=(("stfpm", "papr_scale"),))
 
 

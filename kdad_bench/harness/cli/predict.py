@@ -149,17 +149,14 @@ def write_overlay(path: Path, heat: Any, peak: float, out: Path, index: int) -> 
     Colours run from 0 to `peak`, the highest value of any map of this call and of the held-out normals, so that
     pictures compare and a normal image does not glow.
     """
-    import matplotlib
-    import numpy as np
     from PIL import Image
 
     from kdad_bench.harness.datasets.decoding import as_rgb, open_image
+    from kdad_bench.harness.pictures import colours
 
     out.mkdir(parents=True, exist_ok=True)
     picture = as_rgb(open_image(path), path)
-    scaled = np.clip(heat / max(peak, 1e-12), 0, 1)
-    colours = (matplotlib.colormaps["inferno"](scaled)[..., :3] * 255).astype(np.uint8)
-    layer = Image.fromarray(colours).resize(picture.size, Image.Resampling.BILINEAR)
+    layer = Image.fromarray(colours(heat, 0.0, peak)).resize(picture.size, Image.Resampling.BILINEAR)
     target = out / f"{index:04}-{path.stem}.png"
     Image.blend(picture, layer, 0.45).save(target)
     return str(target)

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -353,10 +354,19 @@ def work_from(given: dict[str, Any]) -> Work:
     """Where and how results are kept; raises StoreError for a folder that cannot be written."""
     from kdad_bench.harness.work import Work
 
-    names = (
-        "out", "force", "retry_failed", "pictures", "save_models", "save_maps", "tensorboard", "checkpoint_every_seconds",
-    )  # fmt: skip
-    return Work(**{name: given[name] for name in names})
+    names = ("out", "force", "retry_failed", "pictures", "save_models", "save_maps", "tensorboard")
+    work = Work(**{name: given[name] for name in names}, checkpoint_every_seconds=given["checkpoint_every_seconds"])
+    folder = work.beside
+    if folder is not None and not given["dry_run"]:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-"):
+                pass
+        except OSError as error:
+            raise BadInput(f"{folder}: no results can be written there ({error.strerror}); choose --out") from error
+    elif folder is not None and folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder}: not a folder; choose another --out")
+    return work
 
 
 def finished(jobs: Sequence[Job], work: Work) -> dict[str, str]:
