@@ -44,7 +44,7 @@ def _stamps(tensors: list[Tensor]) -> Iterator[tuple[int, int]]:
 
 def folded(network: nn.Module) -> nn.Module:
     """A frozen copy of `network` in eval mode, norms folded, channels last; `network` itself stays as it is."""
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # a copy made while scoring serves training too
         copy = deepcopy(network).eval().requires_grad_(False)
         for module in list(copy.modules()):
             for (_, first), (name, second) in pairwise(list(module.named_children())):
