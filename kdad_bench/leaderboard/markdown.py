@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdad_bench.leaderboard import published
 from kdad_bench.leaderboard.board import DRAWN, RANKED, Board, boards
 from kdad_bench.leaderboard.row import ACCURACY, METRICS
 from kdad_bench.leaderboard.store import Problem, Results, StoreError, read
@@ -103,6 +104,7 @@ def _board_sections(board: Board, notes: Mapping[str, int]) -> list[str]:
     for metric in board.headline:
         parts += [f"### {METRICS[metric].label} by category", by_category(board, metric, notes)]
     parts.append(f"<details><summary>All accuracy metrics</summary>\n\n{_all_metrics(board, notes)}\n\n</details>")
+    parts += ["### Published and measured", published_and_measured(board)]
     if len(board.rows) > 1:
         parts.append(f"<details><summary>Every pair of methods</summary>\n\n{_pairs(board)}\n\n</details>")
     return parts
@@ -209,6 +211,65 @@ def _few(board: Board, key: str, metric: str) -> str:
     if found is None or found.complete:
         return ""
     return f" ({found.categories} of {len(board.categories(metric))})"
+
+
+def published_and_measured(board: Board) -> str:
+    """What papers and other codes report beside what was measured; across protocols without a difference."""
+    whole = published.refusal(board)
+    if whole:
+        return f"Not compared: {_text(whole)}."
+    found = [
+        one for one in published.verdicts(board) if not one.reported.measured or board.measured(one.reported.measured)
+    ]
+    if not found:
+        return "Nothing published is known here for these methods."
+    reasons: dict[str, str] = {}
+    places: dict[tuple[str, str, str], list[published.Verdict]] = {}
+    for one in found:
+        if one.refusal and one.refusal not in reasons:
+            reasons[one.refusal] = f"({chr(ord('a') + len(reasons))})"
+        places.setdefault((one.reported.method or "", one.reported.category, one.reported.metric), []).append(one)
+    header = ["method", "category", "metric", *published.ORIGINS, "ours", "difference", "verdict"]
+    means: list[list[str]] = []
+    others: list[list[str]] = []
+    order = [board.summary.entrant(key).method for key in board.order]
+    for (method, category, metric), group in sorted(
+        places.items(), key=lambda item: (order.index(item[0][0]), item[0][2])
+    ):
+        title = next(board.labels[key] for key in board.order if board.summary.entrant(key).method == method)
+        first = next((one for one in group if one.difference is not None), group[0])
+        cells = [_text(title), _text(category), _text(metric)]
+        for origin in published.ORIGINS:
+            values = [one for one in group if one.reported.origin == origin]
+            cells.append(
+                "<br>".join(f"{_reported(one)} {reasons.get(one.refusal, '')}".strip() for one in values) or MISSING
+            )
+        measured = first.measured if first.reported.measured else None
+        cells.append(MISSING if measured is None else f"{measured:.3f}")
+        cells += [MISSING if first.difference is None else f"{first.difference:+.3f}", first.verdict or "not compared"]
+        (means if category == published.MEAN else others).append(cells)
+    text = _table(header, means, left=(0, 1, 2, 9)) if means else ""
+    if others:
+        table = _table(header, others, left=(0, 1, 2, 9))
+        text += f"\n\n<details><summary>By category</summary>\n\n{table}\n\n</details>"
+    text += (
+        "\n\nThe difference is to the first comparable number from the left. *agrees*: within "
+        f"{published.TOLERANCE} or the 95 % interval over our seeds."
+    )
+    if reasons:
+        text += "\n\nNot compared:\n\n" + "\n".join(f"- {mark} {_text(why)}" for why, mark in reasons.items())
+    sources = dict.fromkeys(f"- {_text(one.reported.reported)}: {_text(one.reported.source)}" for one in found)
+    listed = "\n".join(sources)
+    return f"{text.strip()}\n\n<details><summary>Sources</summary>\n\n{listed}\n\n</details>"
+
+
+def _reported(one: published.Verdict) -> str:
+    """The number as printed, with the network where the source has several."""
+    name = one.reported.reported
+    inside = name[name.index("(") + 1 : -1] if name.endswith(")") else ""
+    backbone = "" if one.reported.teacher or not inside else one.reported.backbone
+    about = ", ".join(part for part in (inside, backbone) if part)
+    return f"{one.reported.value:.3f}" + (f" {_text(about)}" if about else "")
 
 
 def _all_metrics(board: Board, notes: Mapping[str, int]) -> str:

@@ -1,0 +1,125 @@
+"""Published beside measured: the numbers as their sources print them, and what may not be compared."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from statistics import fmean
+
+import plausible
+import pytest
+from test_markdown import board_of, page, section
+
+from kdad_bench.leaderboard import published
+from kdad_bench.leaderboard.published import MEAN, Verdict
+
+MVTEC = (
+    *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw", "tile"),
+    *("toothbrush", "transistor", "wood", "zipper"),
+)
+
+
+def verdicts(method: str, categories: tuple[str, ...] = MVTEC, **changes: object) -> dict[tuple[str, ...], Verdict]:
+    board = board_of(plausible.full_table((method,), categories, 2, **changes))
+    return {
+        (
+            one.reported.origin,
+            one.reported.reported,
+            one.reported.backbone,
+            one.reported.category,
+            one.reported.metric,
+        ): one
+        for one in published.verdicts(board)
+    }
+
+
+def test_every_reported_number_has_exactly_one_rule_and_lies_between_0_and_1() -> None:
+    found = published.reported()
+    assert len(found) == 370
+    assert all(0 < one.value <= 1 for one in found)
+    assert all(one.source for one in found)
+    assert all(one.refusal for one in found if one.method is None)
+    assert {one.origin for one in found} == set(published.ORIGINS)
+
+
+def test_printed_means_are_those_of_their_rows_but_for_one_that_is_known() -> None:
+    groups = defaultdict(list)
+    for one in published.reported():
+        groups[one.reported, one.backbone, one.metric, one.source].append(one)
+    wrong = []
+    for key, members in groups.items():
+        rows = [one.value for one in members if one.category != MEAN]
+        means = [one.value for one in members if one.category == MEAN]
+        if rows and any(abs(fmean(rows) - mean) > 0.0015 for mean in means):
+            wrong.append(key[:3])
+    assert wrong == [("RD4AD (anomalib)", "wideresnet50", "pixel_auroc")]  # prints 0.969, its rows give 0.972
+
+
+def test_a_number_of_the_same_protocol_gets_a_difference_and_a_verdict() -> None:
+    found = verdicts("stfpm", image_auroc=0.955)
+    one = found["paper", "STFPM", "resnet18", MEAN, "image_auroc"]
+    assert (one.refusal, one.verdict) == ("", "agrees")
+    assert one.difference == pytest.approx(0.0)
+    for value, verdict in ((0.90, "lower"), (0.99, "higher"), (0.9639, "agrees")):
+        one = verdicts("stfpm", image_auroc=value)["paper", "STFPM", "resnet18", MEAN, "image_auroc"]
+        assert one.verdict == verdict
+        assert one.difference == pytest.approx(value - 0.955)
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "why"),
+    [
+        ("stfpm", ("authors' code", "STFPM", "resnet18", MEAN, "pro_min-max-rescaled"), "divided by its own maximum"),
+        ("stfpm", ("authors' code", "STFPM", "resnet18", "bottle", "pixel_auroc"), "any touched pixel"),
+        ("stfpm", ("other code", "STFPM (anomalib)", "resnet18", MEAN, "image_auroc"), "stopped early by"),
+        ("rd4ad", ("paper", "RD4AD", "wide_resnet50_2", MEAN, "pro"), "in each anomalous image apart"),
+        ("mkd", ("paper", "MKD", "vgg16 -> small cloner", MEAN, "image_auroc"), "test images in view"),
+    ],
+)
+def test_a_number_of_another_protocol_is_listed_with_the_reason_and_no_difference(
+    method: str, key: tuple[str, ...], why: str
+) -> None:
+    one = verdicts(method)[key]
+    assert why in one.refusal
+    assert (one.difference, one.verdict) == (None, "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"preset": "quick"}, "preset quick"),
+        ({"preset": "paper[steps=500]"}, r"preset paper\[steps=500\]"),
+        ({"dataset": "synthetic", "synthetic": True}, "synthetic data"),
+        ({"dataset": "folder:/data/parts"}, "nothing published for data set folder:parts"),
+        ({"modality": "depth"}, "not depth"),
+    ],
+)
+def test_a_board_of_another_preset_or_data_set_is_refused_as_a_whole(changes: dict[str, object], why: str) -> None:
+    made = plausible.full_table(("stfpm",), MVTEC, 1, **changes)
+    assert not [one for one in published.verdicts(board_of(made)) if one.difference is not None]
+    text = section(page(made), "Published and measured")
+    assert text.startswith("Not compared: ")
+    assert why.replace("\\", "") in text.replace("\\", "")
+
+
+def test_another_teacher_is_not_compared() -> None:
+    one = verdicts("stfpm", teacher="efficientnet_lite0")["paper", "STFPM", "resnet18", MEAN, "image_auroc"]
+    assert one.refusal == "reported with teacher resnet18, measured with efficientnet_lite0"
+
+
+def test_a_mean_over_fewer_categories_is_not_compared_but_its_categories_are() -> None:
+    found = verdicts("stfpm", ("bottle", "cable"))
+    assert "over 15 categories, ours over 2" in found["paper", "STFPM", "resnet18", MEAN, "image_auroc"].refusal
+    assert found["authors' code", "STFPM", "resnet18", "bottle", "image_auroc"].difference is not None
+    assert found["authors' code", "STFPM", "resnet18", "zipper", "image_auroc"].refusal == "not measured here"
+
+
+def test_a_variant_is_no_reproduction_and_is_not_compared() -> None:
+    assert verdicts("stfpm", variant="held_out") == {}
+
+
+def test_the_page_explains_every_mark_and_names_every_source() -> None:
+    text = section(page(plausible.full_table(("stfpm", "rd4ad", "mkd"), MVTEC, 2)), "Published and measured")
+    for letter in "abcdef":
+        assert text.count(f"({letter})") >= 2, letter
+        assert f"\n- ({letter}) " in text
+    assert "gdwang08/STFPM README @2598a5e" in text
