@@ -174,14 +174,23 @@ def anomaly_map(
         if sigma is not None:
             fused = gaussian_blur(fused, sigma, border=border)
         return fused, image_scores(fused, score)
-    first = teacher_taps[0]
-    students = [[s] for s in student_taps]
-    maps = [m[0] for m in dispatch.run("pixel_maps", first, teacher_taps, students, kind, weight)]
-    check_maps(maps, size)
-    if fuse_size is not None:
-        check_maps(maps, fuse_size)
-        maps = [dispatch.run("fuse_blur_score", first, maps, fuse_size, mode, align_corners, None, 0, "scipy", None)[0]]
+    smallest = [(t.shape[2], t.shape[3]) for t in teacher_taps] + [size] + ([] if fuse_size is None else [fuse_size])
+    if min(map(min, smallest)) < 1:
+        raise ValueError(f"maps and size must have at least one pixel; got {smallest}")
     made: tuple[Tensor, Tensor] = dispatch.run(
-        "fuse_blur_score", first, maps, size, mode, align_corners, sigma, cut, border, score
+        "anomaly_map",
+        teacher_taps[0],
+        teacher_taps,
+        student_taps,
+        size,
+        kind,
+        weight,
+        mode,
+        align_corners,
+        sigma,
+        cut,
+        border,
+        score,
+        fuse_size,
     )
     return made

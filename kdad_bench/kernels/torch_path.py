@@ -217,3 +217,26 @@ def scale_in_place(grads: Sequence[Tensor], factor: Tensor) -> None:
     """Multiply every gradient by the scalar `factor`."""
     for g in grads:
         g.mul_(factor)
+
+
+def anomaly_map(
+    teachers: Sequence[Tensor],
+    students: Sequence[Tensor],
+    size: tuple[int, int],
+    kind: str,
+    weight: float,
+    mode: str,
+    align_corners: bool,
+    sigma: float | None,
+    radius: int,
+    border: str,
+    score: str,
+    fuse_size: tuple[int, int] | None,
+) -> tuple[Tensor, Tensor]:
+    """The whole map: discrepancies, fusion (at `fuse_size` first, if given), blur, score."""
+    maps = [m[0] for m in pixel_maps(teachers, [[s] for s in students], kind, weight)]
+    if fuse_size is not None:
+        maps = [fuse_blur_score(maps, fuse_size, mode, align_corners, None, 0, border, None)[0]]
+    out, scores = fuse_blur_score(maps, size, mode, align_corners, sigma, radius, border, score)
+    assert scores is not None
+    return out, scores

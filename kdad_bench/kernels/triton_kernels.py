@@ -1,0 +1,567 @@
+"""The Triton kernels. `triton_path.py` launches them, `compile_check.py` compiles them for a GPU that is not there.
+
+Offsets inside a sample are int32 unless the host says WIDE; the offset of the sample is always int64. A tile is
+[BLOCK_C channels, BLOCK_P pixels] of one sample and stays in registers between the sums and the residual when all
+channels fit (SINGLE); otherwise the channel blocks are read again, from the L2.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+TINY = tl.constexpr(2.0**-100)  # as in reference.py: vectors not above it count as zero
+
+UNIT_L2 = tl.constexpr(0)
+COSINE = tl.constexpr(1)
+L2 = tl.constexpr(2)
+
+
+@triton.jit
+def pixel_offsets(p, stride_h, stride_w, width, FLAT: tl.constexpr, WIDE: tl.constexpr):
+    """Offsets of pixels `p` inside a sample: p * stride_w if rows follow each other (FLAT), else by row and column."""
+    if WIDE:
+        p = p.to(tl.int64)
+    if FLAT:
+        return p * stride_w
+    return (p // width) * stride_h + (p % width) * stride_w
+
+
+@triton.jit
+def load_tile(base, c, offsets, stride_c, channels, inside, WIDE: tl.constexpr):
+    """[BLOCK_C, BLOCK_P] in float32; 0 beyond the last channel or pixel."""
+    if WIDE:
+        c = c.to(tl.int64)
+    mask = (c < channels)[:, None] & inside[None, :]
+    return tl.load(base + c[:, None] * stride_c + offsets[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_tile(base, c, offsets, stride_c, channels, inside, value, WIDE: tl.constexpr):
+    """The counterpart of `load_tile`; converts to the dtype of the output."""
+    if WIDE:
+        c = c.to(tl.int64)
+    mask = (c < channels)[:, None] & inside[None, :]
+    tl.store(base + c[:, None] * stride_c + offsets[None, :], value.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def reciprocal_or_zero(largest):
+    """1/largest, 0 for a zero vector: the scale that keeps squares inside float32."""
+    zero = largest <= TINY
+    return tl.where(zero, 0.0, 1.0 / tl.where(zero, 1.0, largest))
+
+
+@triton.jit
+def inverse_length(largest, scale, squares):
+    """1/|x| from Σ (x · scale)²; 0 for a zero vector, NaN if one entered."""
+    zero = (largest <= TINY) & (squares == squares)
+    return tl.where(zero, 0.0, scale * tl.rsqrt(tl.where(squares > 0.0, squares, tl.where(squares == squares, 1.0, squares))))
+
+
+@triton.jit
+def lengths_of_tile(x):
+    """1/|x| per pixel of a tile that holds every channel."""
+    largest = tl.max(tl.abs(x), axis=0)
+    scale = reciprocal_or_zero(largest)
+    scaled = x * scale[None, :]
+    return inverse_length(largest, scale, tl.sum(scaled * scaled, axis=0))
+
+
+@triton.jit
+def lengths_of_blocks(
+    t_base, s_base, t_pixels, s_pixels, t_stride_c, s_stride_c, channels, inside,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """1/|t|, 1/|s| and 1 - cos per pixel from one pass over channel blocks; the sums are rescaled as the maximum grows."""
+    t_most = tl.zeros([BLOCK_P], tl.float32)
+    s_most = tl.zeros([BLOCK_P], tl.float32)
+    t_sum = tl.zeros([BLOCK_P], tl.float32)
+    s_sum = tl.zeros([BLOCK_P], tl.float32)
+    product = tl.zeros([BLOCK_P], tl.float32)
+    for start in range(0, channels, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        t = load_tile(t_base, c, t_pixels, t_stride_c, channels, inside, WIDE)
+        s = load_tile(s_base, c, s_pixels, s_stride_c, channels, inside, WIDE)
+        t_new = tl.maximum(t_most, tl.max(tl.abs(t), axis=0))
+        s_new = tl.maximum(s_most, tl.max(tl.abs(s), axis=0))
+        t_scale = reciprocal_or_zero(t_new)
+        s_scale = reciprocal_or_zero(s_new)
+        t_shrink = t_most * t_scale
+        s_shrink = s_most * s_scale
+        t = t * t_scale[None, :]
+        s = s * s_scale[None, :]
+        t_sum = t_sum * t_shrink * t_shrink + tl.sum(t * t, axis=0)
+        s_sum = s_sum * s_shrink * s_shrink + tl.sum(s * s, axis=0)
+        product = product * t_shrink * s_shrink + tl.sum(t * s, axis=0)
+        t_most = t_new
+        s_most = s_new
+    t_inverse = inverse_length(t_most, reciprocal_or_zero(t_most), t_sum)
+    s_inverse = inverse_length(s_most, reciprocal_or_zero(s_most), s_sum)
+    directed = (t_inverse != 0.0) & (s_inverse != 0.0)
+    cosine = product * tl.rsqrt(tl.where(directed, t_sum, 1.0)) * tl.rsqrt(tl.where(directed, s_sum, 1.0))
+    return t_inverse, s_inverse, tl.where(directed, 1.0 - cosine, 1.0)
+
+
+@triton.jit
+def distance_of(squares, t_inverse, s_inverse, KIND: tl.constexpr):
+    """The discrepancy from Σ residual²."""
+    if KIND == L2:
+        return squares
+    distance = 0.5 * squares
+    if KIND == COSINE:
+        distance = tl.where((t_inverse == 0.0) | (s_inverse == 0.0), 1.0, distance)
+    return distance
+
+
+@triton.jit
+def pixel_distance(
+    t_base, s_base, t_pixels, s_pixels, t_stride_c, s_stride_c, channels, inside,
+    KIND: tl.constexpr, SINGLE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """The discrepancy of BLOCK_P pixels of one sample."""
+    c = tl.arange(0, BLOCK_C)
+    t_inverse = tl.full([BLOCK_P], 1.0, tl.float32)
+    s_inverse = tl.full([BLOCK_P], 1.0, tl.float32)
+    if SINGLE:
+        t = load_tile(t_base, c, t_pixels, t_stride_c, channels, inside, WIDE)
+        s = load_tile(s_base, c, s_pixels, s_stride_c, channels, inside, WIDE)
+        if KIND != L2:
+            t_inverse = lengths_of_tile(t)
+            s_inverse = lengths_of_tile(s)
+        residual = s * s_inverse[None, :] - t * t_inverse[None, :]
+        squares = tl.sum(residual * residual, axis=0)
+    else:
+        if KIND != L2:
+            t_inverse, s_inverse, _q = lengths_of_blocks(
+                t_base, s_base, t_pixels, s_pixels, t_stride_c, s_stride_c, channels, inside, BLOCK_C, BLOCK_P, WIDE
+            )
+        squares = tl.zeros([BLOCK_P], tl.float32)
+        for start in range(0, channels, BLOCK_C):
+            t = load_tile(t_base, start + c, t_pixels, t_stride_c, channels, inside, WIDE)
+            s = load_tile(s_base, start + c, s_pixels, s_stride_c, channels, inside, WIDE)
+            residual = s * s_inverse[None, :] - t * t_inverse[None, :]
+            squares += tl.sum(residual * residual, axis=0)
+    return distance_of(squares, t_inverse, s_inverse, KIND)
+
+
+@triton.jit
+def maps_kernel(
+    teachers, firsts, seconds, maps_a, maps_b, sizes, t_strides, a_strides, b_strides, starts,
+    scores, samples, weight,
+    BLOCKS: tl.constexpr, SCALES: tl.constexpr, KIND: tl.constexpr, DUAL: tl.constexpr, FLAT: tl.constexpr,
+    WIDE: tl.constexpr, SCORES: tl.constexpr,
+):  # fmt: skip
+    """Discrepancy maps of all scales in one launch. Program `starts[k] + n * tiles_k + i` does tile i of sample n of scale k.
+
+    sizes: channels, pixels, width per scale. *_strides: n, c, h, w per scale. BLOCKS: BLOCK_C, BLOCK_P, SINGLE per scale.
+    A second student (DUAL) finds the teacher's tile in the cache. SCORES: also set the image scores to 0 for the
+    maximum that follows in a later launch.
+    """
+    pid = tl.program_id(0)
+    if SCORES:
+        tl.store(scores + pid, 0.0, mask=pid < samples)
+    for k in tl.static_range(SCALES):
+        if (pid >= starts[k]) & (pid < starts[k + 1]):
+            BLOCK_C: tl.constexpr = BLOCKS[3 * k]
+            BLOCK_P: tl.constexpr = BLOCKS[3 * k + 1]
+            SINGLE: tl.constexpr = BLOCKS[3 * k + 2]
+            channels = sizes[3 * k]
+            pixels = sizes[3 * k + 1]
+            width = sizes[3 * k + 2]
+            tiles = tl.cdiv(pixels, BLOCK_P)
+            n = ((pid - starts[k]) // tiles).to(tl.int64)
+            p = ((pid - starts[k]) % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
+            inside = p < pixels
+            t_base = teachers[k] + n * t_strides[4 * k]
+            a_base = firsts[k] + n * a_strides[4 * k]
+            t_pixels = pixel_offsets(p, t_strides[4 * k + 2], t_strides[4 * k + 3], width, FLAT, WIDE)
+            a_pixels = pixel_offsets(p, a_strides[4 * k + 2], a_strides[4 * k + 3], width, FLAT, WIDE)
+            distance = pixel_distance(
+                t_base, a_base, t_pixels, a_pixels, t_strides[4 * k + 1], a_strides[4 * k + 1], channels, inside,
+                KIND, SINGLE, BLOCK_C, BLOCK_P, WIDE,
+            )  # fmt: skip
+            tl.store(maps_a[k] + n * pixels + p, distance * weight, mask=inside)
+            if DUAL:
+                b_base = seconds[k] + n * b_strides[4 * k]
+                b_pixels = pixel_offsets(p, b_strides[4 * k + 2], b_strides[4 * k + 3], width, FLAT, WIDE)
+                distance = pixel_distance(
+                    t_base, b_base, t_pixels, b_pixels, t_strides[4 * k + 1], b_strides[4 * k + 1], channels, inside,
+                    KIND, SINGLE, BLOCK_C, BLOCK_P, WIDE,
+                )  # fmt: skip
+                tl.store(maps_b[k] + n * pixels + p, distance * weight, mask=inside)
+
+
+@triton.jit
+def gradient_kernel(
+    teacher, student, to_teacher, to_student, upstream, losses,
+    channels, pixels, width, factor,
+    t_stride_n, t_stride_c, t_stride_h, t_stride_w,
+    s_stride_n, s_stride_c, s_stride_h, s_stride_w,
+    gt_stride_n, gt_stride_c, gt_stride_w,
+    gs_stride_n, gs_stride_c, gs_stride_w,
+    u_stride_n, u_stride_h, u_stride_w,
+    KIND: tl.constexpr, SINGLE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    WANT_T: tl.constexpr, WANT_S: tl.constexpr, UPSTREAM: tl.constexpr, LOSS: tl.constexpr, ATTENTION: tl.constexpr,
+    FLAT: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Gradients of one tile, and its share of the mean loss, in one sweep.
+
+    ∂d/∂s = (c s/|s| - t/|t|)/|s| = (e - (1 - c) s/|s|)/|s| with e = s/|s| - t/|t|: nothing cancels when s is near t. LOSS:
+    program i writes factor · Σ d of its pixels to losses[i]. UPSTREAM: a gradient per pixel, any strides (0 too); otherwise
+    it is 1. ATTENTION: what is written to `to_student` is (1 - cos)/2 · s instead.
+    """
+    tiles = tl.cdiv(pixels, BLOCK_P)
+    pid = tl.program_id(0)
+    n = (pid // tiles).to(tl.int64)
+    p = (pid % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = p < pixels
+    c = tl.arange(0, BLOCK_C)
+    t_base = teacher + n * t_stride_n
+    s_base = student + n * s_stride_n
+    gt_base = to_teacher + n * gt_stride_n
+    gs_base = to_student + n * gs_stride_n
+    t_pixels = pixel_offsets(p, t_stride_h, t_stride_w, width, FLAT, WIDE)
+    s_pixels = pixel_offsets(p, s_stride_h, s_stride_w, width, FLAT, WIDE)
+    gt_pixels = pixel_offsets(p, 0, gt_stride_w, width, True, WIDE)
+    gs_pixels = pixel_offsets(p, 0, gs_stride_w, width, True, WIDE)
+    g = tl.full([BLOCK_P], 1.0, tl.float32) * factor
+    if UPSTREAM:
+        u_pixels = pixel_offsets(p, u_stride_h, u_stride_w, width, False, WIDE)
+        g = g * tl.load(upstream + n * u_stride_n + u_pixels, mask=inside, other=0.0)
+    t_inverse = tl.full([BLOCK_P], 1.0, tl.float32)
+    s_inverse = tl.full([BLOCK_P], 1.0, tl.float32)
+    q = tl.zeros([BLOCK_P], tl.float32)
+    squares = tl.zeros([BLOCK_P], tl.float32)
+
+    if SINGLE:
+        t = load_tile(t_base, c, t_pixels, t_stride_c, channels, inside, WIDE)
+        s = load_tile(s_base, c, s_pixels, s_stride_c, channels, inside, WIDE)
+        if KIND != L2:
+            t_inverse = lengths_of_tile(t)
+            s_inverse = lengths_of_tile(s)
+        residual = s * s_inverse[None, :] - t * t_inverse[None, :]
+        squares = tl.sum(residual * residual, axis=0)
+        if KIND != L2:
+            q = tl.where((t_inverse == 0.0) | (s_inverse == 0.0), 1.0, 0.5 * squares)
+        if ATTENTION:
+            store_tile(gs_base, c, gs_pixels, gs_stride_c, channels, inside, (0.5 * q)[None, :] * s, WIDE)
+        else:
+            if WANT_S:
+                k = g * s_inverse if KIND != L2 else 2.0 * g
+                value = k[None, :] * residual - (k * q * s_inverse)[None, :] * s
+                store_tile(gs_base, c, gs_pixels, gs_stride_c, channels, inside, value, WIDE)
+            if WANT_T:
+                k = g * t_inverse if KIND != L2 else 2.0 * g
+                value = -k[None, :] * residual - (k * q * t_inverse)[None, :] * t
+                store_tile(gt_base, c, gt_pixels, gt_stride_c, channels, inside, value, WIDE)
+    else:
+        if KIND != L2:
+            t_inverse, s_inverse, q = lengths_of_blocks(
+                t_base, s_base, t_pixels, s_pixels, t_stride_c, s_stride_c, channels, inside, BLOCK_C, BLOCK_P, WIDE
+            )
+        if ATTENTION:  # the direct residual first: q above has lost its digits where student and teacher agree
+            for start in range(0, channels, BLOCK_C):
+                t = load_tile(t_base, start + c, t_pixels, t_stride_c, channels, inside, WIDE)
+                s = load_tile(s_base, start + c, s_pixels, s_stride_c, channels, inside, WIDE)
+                residual = s * s_inverse[None, :] - t * t_inverse[None, :]
+                squares += tl.sum(residual * residual, axis=0)
+            q = distance_of(squares, t_inverse, s_inverse, COSINE)
+        for start in range(0, channels, BLOCK_C):
+            s = load_tile(s_base, start + c, s_pixels, s_stride_c, channels, inside, WIDE)
+            if ATTENTION:
+                store_tile(gs_base, start + c, gs_pixels, gs_stride_c, channels, inside, (0.5 * q)[None, :] * s, WIDE)
+            else:
+                t = load_tile(t_base, start + c, t_pixels, t_stride_c, channels, inside, WIDE)
+                residual = s * s_inverse[None, :] - t * t_inverse[None, :]
+                squares += tl.sum(residual * residual, axis=0)
+                if WANT_S:
+                    k = g * s_inverse if KIND != L2 else 2.0 * g
+                    value = k[None, :] * residual - (k * q * s_inverse)[None, :] * s
+                    store_tile(gs_base, start + c, gs_pixels, gs_stride_c, channels, inside, value, WIDE)
+                if WANT_T:
+                    k = g * t_inverse if KIND != L2 else 2.0 * g
+                    value = -k[None, :] * residual - (k * q * t_inverse)[None, :] * t
+                    store_tile(gt_base, start + c, gt_pixels, gt_stride_c, channels, inside, value, WIDE)
+    if LOSS:
+        distance = distance_of(squares, t_inverse, s_inverse, KIND)
+        tl.store(losses + pid, factor * tl.sum(tl.where(inside, distance, 0.0), axis=0))
+
+
+@triton.jit
+def flat_sums_kernel(
+    teacher, student, parts,
+    channels, pixels, width, channel_blocks,
+    t_stride_n, t_stride_c, t_stride_h, t_stride_w,
+    s_stride_n, s_stride_c, s_stride_h, s_stride_w,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """One tile's share of a sample's A, B and P: parts[program] = (max|t|, Σ(t/max)², max|s|, Σ(s/max)², |t̂ - ŝ|²) of the tile.
+
+    P of the tile is √(AB)(1 - |t̂ - ŝ|²/2): the small difference is taken before anything large is added.
+    """
+    tiles = tl.cdiv(pixels, BLOCK_P)
+    pid = tl.program_id(0)
+    per_sample = tiles * channel_blocks
+    n = (pid // per_sample).to(tl.int64)
+    local = pid % per_sample
+    p = (local % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = (local // tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = p < pixels
+    t_pixels = pixel_offsets(p, t_stride_h, t_stride_w, width, FLAT, WIDE)
+    s_pixels = pixel_offsets(p, s_stride_h, s_stride_w, width, FLAT, WIDE)
+    t = load_tile(teacher + n * t_stride_n, c, t_pixels, t_stride_c, channels, inside, WIDE)
+    s = load_tile(student + n * s_stride_n, c, s_pixels, s_stride_c, channels, inside, WIDE)
+    t_most = tl.max(tl.max(tl.abs(t), axis=0), axis=0)
+    s_most = tl.max(tl.max(tl.abs(s), axis=0), axis=0)
+    t = t * reciprocal_or_zero(t_most)
+    s = s * reciprocal_or_zero(s_most)
+    t_sum = tl.sum(tl.sum(t * t, axis=0), axis=0)
+    s_sum = tl.sum(tl.sum(s * s, axis=0), axis=0)
+    t_root = tl.rsqrt(tl.where(t_sum > 0.0, t_sum, 1.0))
+    s_root = tl.rsqrt(tl.where(s_sum > 0.0, s_sum, 1.0))
+    residual = s * s_root - t * t_root
+    squares = tl.sum(tl.sum(residual * residual, axis=0), axis=0)
+    out = parts + pid.to(tl.int64) * 5
+    tl.store(out, t_most)
+    tl.store(out + 1, t_sum)
+    tl.store(out + 2, s_most)
+    tl.store(out + 3, s_sum)
+    tl.store(out + 4, squares)
+
+
+@triton.jit
+def flat_finish_kernel(parts, sums, distances, count, BLOCK: tl.constexpr):
+    """Adds the parts of one sample in float64, in a fixed order: sums[n] = (A, B, P), distances[n] = 1 - P/√(AB)."""
+    n = tl.program_id(0).to(tl.int64)
+    a = tl.zeros([BLOCK], tl.float64)
+    b = tl.zeros([BLOCK], tl.float64)
+    product = tl.zeros([BLOCK], tl.float64)
+    for start in range(0, count, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        mask = i < count
+        base = parts + (n * count + i) * 5
+        t_most = tl.load(base, mask=mask, other=0.0).to(tl.float64)
+        t_sum = tl.load(base + 1, mask=mask, other=0.0).to(tl.float64)
+        s_most = tl.load(base + 2, mask=mask, other=0.0).to(tl.float64)
+        s_sum = tl.load(base + 3, mask=mask, other=0.0).to(tl.float64)
+        squares = tl.load(base + 4, mask=mask, other=0.0).to(tl.float64)
+        a += t_most * t_most * t_sum
+        b += s_most * s_most * s_sum
+        product += t_most * s_most * tl.sqrt(t_sum) * tl.sqrt(s_sum) * (1.0 - 0.5 * squares)
+    total_a = tl.sum(a, axis=0)
+    total_b = tl.sum(b, axis=0)
+    total = tl.sum(product, axis=0)
+    tl.store(sums + n * 3, total_a)
+    tl.store(sums + n * 3 + 1, total_b)
+    tl.store(sums + n * 3 + 2, total)
+    smallest = 2.0**-200
+    zero = (total_a <= smallest) | (total_b <= smallest)
+    root = tl.sqrt(tl.where(zero, 1.0, total_a)) * tl.sqrt(tl.where(zero, 1.0, total_b))
+    distance = tl.where(zero, 1.0, 1.0 - total / root)
+    tl.store(distances + n, tl.where(distance < 0.0, 0.0, distance).to(tl.float32))
+
+
+@triton.jit
+def flat_gradient_kernel(
+    teacher, student, to_teacher, to_student, sums, upstream, factor,
+    channels, pixels, width, channel_blocks,
+    t_stride_n, t_stride_c, t_stride_h, t_stride_w,
+    s_stride_n, s_stride_c, s_stride_h, s_stride_w,
+    gt_stride_n, gt_stride_c, gt_stride_w,
+    gs_stride_n, gs_stride_c, gs_stride_w,
+    u_stride_n,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, WANT_T: tl.constexpr, WANT_S: tl.constexpr,
+    FLAT: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """One tile of ∂d/∂s = (P/√(AB)/B) s - t/√(AB) and its mirror image, with the A, B, P of the whole sample."""
+    tiles = tl.cdiv(pixels, BLOCK_P)
+    pid = tl.program_id(0)
+    per_sample = tiles * channel_blocks
+    n = (pid // per_sample).to(tl.int64)
+    local = pid % per_sample
+    p = (local % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = (local // tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = p < pixels
+    a = tl.load(sums + n * 3)
+    b = tl.load(sums + n * 3 + 1)
+    product = tl.load(sums + n * 3 + 2)
+    g = (tl.load(upstream + n * u_stride_n) * factor).to(tl.float64)
+    smallest = 2.0**-200
+    zero = (a <= smallest) | (b <= smallest)
+    a = tl.where(zero, 1.0, a)
+    b = tl.where(zero, 1.0, b)
+    g = tl.where(zero, 0.0, g)
+    root = tl.sqrt(a) * tl.sqrt(b)
+    alpha = (g / root).to(tl.float32)
+    t_beta = (g * product / root / a).to(tl.float32)
+    s_beta = (g * product / root / b).to(tl.float32)
+    t_pixels = pixel_offsets(p, t_stride_h, t_stride_w, width, FLAT, WIDE)
+    s_pixels = pixel_offsets(p, s_stride_h, s_stride_w, width, FLAT, WIDE)
+    t = load_tile(teacher + n * t_stride_n, c, t_pixels, t_stride_c, channels, inside, WIDE)
+    s = load_tile(student + n * s_stride_n, c, s_pixels, s_stride_c, channels, inside, WIDE)
+    if WANT_S:
+        gs_pixels = pixel_offsets(p, 0, gs_stride_w, width, True, WIDE)
+        value = s_beta * s - alpha * t
+        store_tile(to_student + n * gs_stride_n, c, gs_pixels, gs_stride_c, channels, inside, value, WIDE)
+    if WANT_T:
+        gt_pixels = pixel_offsets(p, 0, gt_stride_w, width, True, WIDE)
+        value = t_beta * t - alpha * s
+        store_tile(to_teacher + n * gt_stride_n, c, gt_pixels, gt_stride_c, channels, inside, value, WIDE)
+
+
+@triton.jit
+def scale_kernel(values, factor, count, BLOCK: tl.constexpr):
+    """values *= factor, and nothing is read or written if factor is 1."""
+    by = tl.load(factor).to(tl.float32)
+    if by != 1.0:
+        i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        mask = i < count
+        x = tl.load(values + i, mask=mask, other=0.0).to(tl.float32)
+        tl.store(values + i, (x * by).to(values.dtype.element_ty), mask=mask)
+
+
+# ---- fusion and blur ------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def bilinear(i, source, target, ALIGN: tl.constexpr):
+    """Low and high source index and the high one's share at target positions `i`, in exact integer arithmetic."""
+    if ALIGN:
+        over = i * (source - 1)
+        under = tl.maximum(target - 1, 1)
+    else:
+        over = tl.maximum((2 * i + 1) * source - target, 0)
+        under = 2 * target
+    low = tl.minimum(over // under, source - 1)
+    part = (over - low * under).to(tl.float32) / under.to(tl.float32)
+    return low, tl.minimum(low + 1, source - 1), part
+
+
+@triton.jit
+def reflected(i, length, TORCH: tl.constexpr):
+    """Position `i` folded back into 0..length-1, as often as needed; see reference.reflected."""
+    if TORCH:
+        period = tl.maximum(2 * length - 2, 1)
+        i = ((i % period) + period) % period
+        return tl.minimum(tl.minimum(i, period - i), length - 1)
+    period = 2 * length
+    i = ((i % period) + period) % period
+    return tl.minimum(i, period - 1 - i)
+
+
+@triton.jit
+def fused_tile(
+    maps, map_sizes, n, y, x, height, width, MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr
+):
+    """The fused map at rows `y` and columns `x` (inside the map): bilinear samples of every scale, added or multiplied."""
+    for k in tl.static_range(MAPS):
+        h = map_sizes[2 * k]
+        w = map_sizes[2 * k + 1]
+        y0, y1, fy = bilinear(y, h, height, ALIGN)
+        x0, x1, fx = bilinear(x, w, width, ALIGN)
+        base = maps[k] + n * h * w
+        upper = base + y0[:, None] * w
+        lower = base + y1[:, None] * w
+        a = tl.load(upper + x0[None, :])
+        b = tl.load(upper + x1[None, :])
+        c = tl.load(lower + x0[None, :])
+        d = tl.load(lower + x1[None, :])
+        top = a + fx[None, :] * (b - a)
+        bottom = c + fx[None, :] * (d - c)
+        value = top + fy[:, None] * (bottom - top)
+        if k == 0:
+            fused = value
+        elif PRODUCT:
+            fused = fused * value
+        else:
+            fused = fused + value
+    return fused
+
+
+@triton.jit
+def score_tile(scores, partial, n, local, programs, value, inside, MAXIMUM: tl.constexpr, MEAN: tl.constexpr):
+    """Take a tile into its image's score. Maximum of values >= 0: their bits order as integers, NaN above all."""
+    if MAXIMUM:
+        most = tl.max(tl.max(tl.where(inside, value, 0.0).to(tl.int32, bitcast=True), axis=0), axis=0)
+        tl.atomic_max(scores.to(tl.pointer_type(tl.int32)) + n, most)
+    if MEAN:
+        total = tl.sum(tl.sum(tl.where(inside, value, 0.0), axis=0), axis=0)
+        tl.store(partial + n * programs + local, total)
+
+
+@triton.jit
+def fuse_kernel(
+    maps, map_sizes, out, scores, partial, height, width, blocks_y, blocks_x,
+    MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr, MAXIMUM: tl.constexpr, MEAN: tl.constexpr,
+    BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
+):  # fmt: skip
+    """One tile of the fused map, and its share of the image score."""
+    pid = tl.program_id(0)
+    programs = blocks_y * blocks_x
+    n = (pid // programs).to(tl.int64)
+    local = pid % programs
+    y = (local // blocks_x) * BLOCK_Y + tl.arange(0, BLOCK_Y)
+    x = (local % blocks_x) * BLOCK_X + tl.arange(0, BLOCK_X)
+    inside = (y < height)[:, None] & (x < width)[None, :]
+    at_y = tl.minimum(y, height - 1)
+    at_x = tl.minimum(x, width - 1)
+    value = fused_tile(maps, map_sizes, n, at_y, at_x, height, width, MAPS, PRODUCT, ALIGN)
+    tl.store(out + n * height * width + y[:, None] * width + x[None, :], value, mask=inside)
+    score_tile(scores, partial, n, local, programs, value, inside, MAXIMUM, MEAN)
+
+
+@triton.jit
+def blur_x_kernel(
+    maps, map_sizes, out, weights, radius, height, width, blocks_y, blocks_x,
+    MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr, TORCH: tl.constexpr,
+    BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of the fused map blurred along its rows: chunks of fused columns times a band of the filter's Toeplitz matrix."""
+    pid = tl.program_id(0)
+    programs = blocks_y * blocks_x
+    n = (pid // programs).to(tl.int64)
+    local = pid % programs
+    x_start = (local % blocks_x) * BLOCK_X
+    y = (local // blocks_x) * BLOCK_Y + tl.arange(0, BLOCK_Y)
+    x = x_start + tl.arange(0, BLOCK_X)
+    at_y = tl.minimum(y, height - 1)
+    total = tl.zeros([BLOCK_Y, BLOCK_X], tl.float32)
+    for start in range(0, BLOCK_X + 2 * radius, CHUNK):
+        column = x_start - radius + start + tl.arange(0, CHUNK)
+        value = fused_tile(
+            maps, map_sizes, n, at_y, reflected(column, width, TORCH), height, width, MAPS, PRODUCT, ALIGN
+        )
+        tap = column[:, None] - x[None, :] + radius
+        band = tl.load(weights + tap, mask=(tap >= 0) & (tap <= 2 * radius), other=0.0)
+        total = tl.dot(value, band, total, input_precision=PRECISION)
+    inside = (y < height)[:, None] & (x < width)[None, :]
+    tl.store(out + n * height * width + y[:, None] * width + x[None, :], total, mask=inside)
+
+
+@triton.jit
+def blur_y_kernel(
+    source, out, scores, partial, weights, radius, height, width, blocks_y, blocks_x,
+    TORCH: tl.constexpr, MAXIMUM: tl.constexpr, MEAN: tl.constexpr,
+    BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile blurred along its columns, and its share of the image score."""
+    pid = tl.program_id(0)
+    programs = blocks_y * blocks_x
+    n = (pid // programs).to(tl.int64)
+    local = pid % programs
+    y_start = (local // blocks_x) * BLOCK_Y
+    y = y_start + tl.arange(0, BLOCK_Y)
+    x = (local % blocks_x) * BLOCK_X + tl.arange(0, BLOCK_X)
+    base = source + n * height * width
+    total = tl.zeros([BLOCK_Y, BLOCK_X], tl.float32)
+    for start in range(0, BLOCK_Y + 2 * radius, CHUNK):
+        row = y_start - radius + start + tl.arange(0, CHUNK)
+        at = reflected(row, height, TORCH)
+        value = tl.load(base + at[:, None] * width + x[None, :], mask=(x < width)[None, :], other=0.0)
+        tap = row[None, :] - y[:, None] + radius
+        band = tl.load(weights + tap, mask=(tap >= 0) & (tap <= 2 * radius), other=0.0)
+        total = tl.dot(band, value, total, input_precision=PRECISION)
+    inside = (y < height)[:, None] & (x < width)[None, :]
+    tl.store(out + n * height * width + y[:, None] * width + x[None, :], total, mask=inside)
+    score_tile(scores, partial, n, local, programs, total, inside, MAXIMUM, MEAN)
