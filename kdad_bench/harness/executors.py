@@ -208,7 +208,7 @@ def on_ray(
         ray.init(address=address, log_to_driver=False, configure_logging=False, **local_only)
     needs_gpu = any(job.device.startswith("cuda") for job in jobs)
     remote = ray.remote(perform).options(
-        max_retries=ATTEMPTS - 1, num_cpus=1, num_gpus=gpu_fraction if needs_gpu else 0, max_calls=0
+        max_retries=ATTEMPTS - 1, num_cpus=1, num_gpus=gpu_fraction if needs_gpu else 0
     )
     waiting = deque(jobs)
     running: dict[Any, tuple[Job, float]] = {}

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from kdad_bench.leaderboard.row import Row
 
 
+WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
+
+
 class MethodName(click.ParamType[Any]):
     """`name` or `name:variant`; completes names without importing torch."""
 
@@ -192,6 +195,8 @@ def carry_out(given: dict[str, Any]) -> int:
     config = read(given["config"]) if given["config"] else Config()
     merge(given, config)
     console = Console(stderr=given["as_json"], highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = WIDTH_OF_FILES
     if not (given["everything"] or given["methods"] or given["datasets"] or given["categories"] or given["config"]):
         raise click.UsageError("nothing chosen: say --all, or choose with --method, --dataset, --category or --config")
     selection = selection_from(given, config, console)
@@ -354,8 +359,10 @@ def work_from(given: dict[str, Any]) -> Work:
     """Where and how results are kept; raises StoreError for a folder that cannot be written."""
     from kdad_bench.harness.work import Work
 
-    names = ("out", "force", "retry_failed", "pictures", "save_models", "save_maps", "tensorboard")
-    work = Work(**{name: given[name] for name in names}, checkpoint_every_seconds=given["checkpoint_every_seconds"])
+    names = ("force", "retry_failed", "pictures", "save_models", "save_maps", "tensorboard")
+    out = given["out"] if "://" in given["out"] else str(Path(given["out"]).absolute())
+    every = given["checkpoint_every_seconds"]
+    work = Work(out=out, checkpoint_every_seconds=every, **{name: given[name] for name in names})
     folder = work.beside
     if folder is not None and not given["dry_run"]:
         try:
@@ -487,7 +494,7 @@ def report(
         from kdad_bench.leaderboard.markdown import write_leaderboard
 
         path = write_leaderboard(work.out, work.beside / "leaderboard.md")
-        console.print(f"{len(rows)} jobs run in {seconds:.0f} s; leaderboard: {path}", markup=False)
+        console.print(f"{len(rows)} jobs run in {seconds:.0f} s; leaderboard: {os.path.relpath(path)}", markup=False)
     for row in failed:
         console.print(
             f"failed: {row['method']} {row['dataset']}/{row['category']} seed {row['seed']}: {row['reason']}",
