@@ -7,7 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kdad_bench.harness.metrics import AUPRO_LIMITS, PIXEL_METRICS, MetricError, Values, _name, _not_finite, _Sums
+from kdad_bench.harness.metrics import (
+    AUPRO_LIMITS,
+    PIXEL_METRICS,
+    MetricError,
+    Values,
+    image_name,
+    not_finite,
+    partial_sums,
+    ratios,
+)
 from kdad_bench.harness.regions import RegionIndex
 
 _CHUNK = 1 << 23  # keys sorted at a time: torch.sort also writes int64 indices, 12 bytes per key and its workspace
@@ -46,9 +55,9 @@ def pixel_metrics_on_device(
     true = positives - (counts.cumsum(0) - counts)
     false = (flat.numel() - below).double() - true
     mass = torch.zeros_like(counts).scatter_add_(0, group, weights)
-    sums = _Sums(positives, negatives, AUPRO_LIMITS, index.count)
-    sums.add_block(counts, true, false, tied.double() - counts, mass)
-    return dict(zip(PIXEL_METRICS, sums.ratios(), strict=True))
+    limits = tuple(AUPRO_LIMITS.values())
+    part = partial_sums(counts, true, false, tied.double() - counts, mass, (positives, negatives), limits)
+    return dict(zip(PIXEL_METRICS, ratios([part], positives, negatives, index.count, limits), strict=True))
 
 
 def _check_finite(flat: Tensor, shape: Sequence[int], names: Sequence[str] | None, method: str | None) -> None:
@@ -58,4 +67,4 @@ def _check_finite(flat: Tensor, shape: Sequence[int], names: Sequence[str] | Non
         image, pixel = divmod(first, int(shape[1]) * int(shape[2]))
         row, column = divmod(pixel, int(shape[2]))
         where = f"anomaly map at row {row}, column {column}"
-        raise MetricError(_not_finite(method, _name(names, image), flat[first].item(), where))
+        raise MetricError(not_finite(method, image_name(names, image), flat[first].item(), where))

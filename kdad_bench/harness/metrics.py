@@ -1,9 +1,10 @@
 """Exact image and pixel metrics from one key-only sort of the scores; arrays in, floats out.
 
-Only the scores of positive pixels tell where a curve moves. They alone are sorted with their regions; all other
-pixels are sorted as bare keys, in chunks, and counted by binary search of the positives' distinct scores. With P
-positives, N negatives, R regions and, for the j-th distinct positive score u_j, c_j positives equal to it, W_j the sum
-of 1/|region| over those, TP_j and FP_j the positives and negatives >= u_j and E_j the negatives equal to u_j:
+Only the scores of positive pixels tell where a curve moves. They alone are sorted with their regions; all pixels are
+sorted as bare keys, in as many chunks as there are threads, and counted by binary search of the positives' distinct
+scores. With P positives, N negatives, R regions and, for the j-th distinct positive score u_j, c_j positives equal to
+it, W_j the sum of 1/|region| over those, TP_j and FP_j the positives and negatives >= u_j and E_j the negatives equal
+to u_j:
 
     AUROC = sum_j c_j (N - FP_j + E_j / 2) / (P N)
     AP    = sum_j (c_j / P) TP_j / (TP_j + FP_j)
@@ -16,10 +17,12 @@ Pixels with equal score move together, as a straight segment of the curve, which
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -50,9 +53,8 @@ PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", *AUPRO_LIMITS)
 
 Values = dict[str, float | None]
 
-_BLOCK = 1 << 18  # distinct scores handled at a time: bounds the temporaries
+_BLOCK = 1 << 13  # distinct scores handled at a time, so that temporaries stay in a core's cache
 _MOST_THREADS = 8
-_SIGN, _ALL = np.uint32(0x80000000), np.uint32(0xFFFFFFFF)
 
 
 class MetricError(ValueError):
@@ -81,16 +83,13 @@ def image_metrics(
         )
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
-        raise MetricError(_not_finite(method, _name(names, int(bad[0])), values[bad[0]], "image score"))
+        raise MetricError(not_finite(method, image_name(names, int(bad[0])), values[bad[0]], "image score"))
     positives = int(positive.sum())
     if positives == 0 or positives == positive.size:
         return dict.fromkeys(IMAGE_METRICS)
-    distinct, starts, _ = _distinct(values[positive], None)
-    ordered = np.sort(values)
-    least, tied = _counted(ordered, distinct)
-    sums = _Sums(positives, values.size - positives, {})
-    sums.add(starts, least, tied, values.size, None, 0, distinct.size)
-    return dict(zip(IMAGE_METRICS, sums.ratios()[:3], strict=True))
+    ranked = _Ranked.of(_keys(values[positive]))
+    found = _block(ranked, [_sorted_keys(values, overwrite=False)], 0, ranked.keys.size, values.size, ())
+    return dict(zip(IMAGE_METRICS, ratios([found], positives, values.size - positives, 0, ()), strict=True))
 
 
 def pixel_metrics(
@@ -99,6 +98,7 @@ def pixel_metrics(
     *,
     region_index: RegionIndex | None = None,
     threads: int | None = None,
+    overwrite: bool = False,
     names: Sequence[str] | None = None,
     method: str | None = None,
 ) -> Values:
@@ -106,9 +106,11 @@ def pixel_metrics(
 
     `maps` [N, H, W] floats, higher is more anomalous; a tensor on a GPU is evaluated there. `masks` [N, H, W], true
     where defective, good images included (all false); or None for a data set without masks. `region_index` spares
-    the search for connected regions: build it once with `region_index(masks, cache_key)`. `threads` is for numpy
-    inputs; None takes the CPUs this process may use, at most 8. Extra memory is that of one copy of the maps plus
-    about 50 bytes per positive pixel.
+    the search for connected regions: build it once with `region_index(masks, cache_key)`. `threads` is for maps on
+    the CPU; None takes the CPUs this process may use, at most 8. The result does not depend on it.
+
+    Extra memory: one copy of the maps as float32 (float64 maps: float64) and some 50 bytes per positive pixel. With
+    `overwrite` the maps are sorted where they lie, which destroys them and saves the copy.
 
     Returns floats in [0, 1]. All are None without masks, without any positive pixel and without any negative pixel.
     Raises MetricError for a NaN or infinite pixel (naming `method` and the image) and for shapes that do not match.
@@ -129,31 +131,31 @@ def pixel_metrics(
         from kdad_bench.harness.device_metrics import pixel_metrics_on_device
 
         return pixel_metrics_on_device(maps, index, names=names, method=method)  # type: ignore[arg-type]
-    flat = np.ascontiguousarray(_floating(_numpy(maps))).reshape(-1)
+    given = _numpy(maps)
+    flat = np.ascontiguousarray(_floating(given)).reshape(-1)
+    overwrite = overwrite or not np.may_share_memory(flat, given)  # a converted copy is ours to sort
     positives, negatives = index.positions.size, flat.size - index.positions.size
-    if positives == 0 or negatives == 0:
+    if overwrite or positives == 0 or negatives == 0:
         _check_finite(flat, shape, names, method)
+    if positives == 0 or negatives == 0:
         return dict.fromkeys(PIXEL_METRICS)
+    ranked = _Ranked.of(_keys(flat[index.positions]), index)
     workers = max(1, threads if threads is not None else min(available_cpus(), _MOST_THREADS))
-    distinct, starts, mass = _distinct(flat[index.positions], index)
-    least = np.zeros(distinct.size, np.int64)  # pixels below u_j
-    tied = np.zeros(distinct.size, np.int64)  # pixels equal to u_j
     edges = [flat.size * k // workers for k in range(workers + 1)]
+    limits = tuple(AUPRO_LIMITS.values())
 
-    def count(k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        keys = np.sort(flat[edges[k] : edges[k + 1]])
-        if keys.size and not (np.isfinite(keys[0]) and np.isfinite(keys[-1])):  # NaN is sorted last
+    def arranged(k: int) -> NDArray[Any]:
+        return _sorted_keys(flat[edges[k] : edges[k + 1]], overwrite=overwrite)
+
+    def counted(start: int) -> tuple[float, ...]:
+        return _block(ranked, chunks, start, min(start + _BLOCK, ranked.keys.size), flat.size, limits)
+
+    with ThreadPoolExecutor(workers) as pool:  # numpy sorts and searches without the interpreter's lock
+        chunks = list(pool.map(arranged, range(workers)))
+        if not all(_finite(keys) for keys in chunks):
             _check_finite(flat, shape, names, method)
-        return _counted(keys, distinct)
-
-    with ThreadPoolExecutor(workers) as pool:
-        for below, equal in pool.map(count, range(workers)):
-            least += below
-            tied += equal
-    sums = _Sums(positives, negatives, AUPRO_LIMITS, index.count)
-    for start in range(0, distinct.size, _BLOCK):
-        sums.add(starts, least, tied, flat.size, mass, start, min(start + _BLOCK, distinct.size))
-    return dict(zip(PIXEL_METRICS, sums.ratios(), strict=True))
+        parts = list(pool.map(counted, range(0, ranked.keys.size, _BLOCK)))
+    return dict(zip(PIXEL_METRICS, ratios(parts, positives, negatives, index.count, limits), strict=True))
 
 
 def mask_conflicts(
@@ -172,8 +174,8 @@ def mask_conflicts(
     if marked.shape != anomalous.shape:
         raise MetricError(f"{marked.size} masks for {anomalous.size} labels; give one mask per image")
     return (
-        [_name(names, int(i)) for i in np.flatnonzero(marked & ~anomalous)],
-        [_name(names, int(i)) for i in np.flatnonzero(~marked & anomalous)],
+        [image_name(names, int(i)) for i in np.flatnonzero(marked & ~anomalous)],
+        [image_name(names, int(i)) for i in np.flatnonzero(~marked & anomalous)],
     )
 
 
@@ -182,106 +184,154 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-class _Sums:
-    """The sums over distinct positive scores that the formulas above need, added block by block.
+def partial_sums(
+    counts: Any, true: Any, false: Any, equal: Any, mass: Any, classes: tuple[int, int], limits: Sequence[float]
+) -> tuple[float, ...]:
+    """What a run of distinct positive scores, in ascending order, adds to the formulas above.
 
-    Written with operators that numpy arrays and tensors share, so that both paths use the same formulas.
+    c_j, TP_j, FP_j, E_j and W_j as float64 arrays, or tensors: only operators that both have are used, so that both
+    paths share one formula. `classes` = (P, N). Returns the sums of AUROC and AP, the maximum of F1, and the sum of
+    AUPRO for each limit.
     """
-
-    def __init__(self, positives: int, negatives: int, limits: dict[str, float], regions: int = 0) -> None:
-        self.positives, self.negatives, self.regions = positives, negatives, regions
-        self.limits = tuple(limits.values())
-        self.auroc = self.ap = self.f1_max = 0.0
-        self.aupro = [0.0] * len(self.limits)
-
-    def add(
-        self,
-        starts: NDArray[np.int64],
-        least: NDArray[np.int64],
-        tied: NDArray[np.int64],
-        pixels: int,
-        mass: NDArray[np.float64] | None,
-        begin: int,
-        end: int,
-    ) -> None:
-        """Add the distinct scores begin..end, in ascending order: rank of each among positives and among all."""
-        rank = starts[begin : end + 1]
-        if end == starts.size:
-            rank = np.append(rank, self.positives)
-        counts = np.diff(rank).astype(np.float64)
-        true = (self.positives - rank[:-1]).astype(np.float64)
-        false = (pixels - least[begin:end]).astype(np.float64) - true
-        self.add_block(counts, true, false, tied[begin:end] - counts, mass[begin:end] if mass is not None else None)
-
-    def add_block(self, counts: Any, true: Any, false: Any, equal: Any, mass: Any) -> None:
-        """Add one block of float64 values c_j, TP_j, FP_j, E_j, W_j."""
-        self.auroc += float((counts * (self.negatives - false + equal / 2)).sum())
-        self.ap += float((counts * (true / (true + false))).sum())
-        self.f1_max = max(self.f1_max, float((2 * true / (self.positives + true + false)).max()))
-        for i, limit in enumerate(self.limits):
-            x1 = false / self.negatives
-            x0 = (false - equal) / self.negatives
-            top = x1.clip(max=limit)
-            width = top - x0.clip(max=limit)
-            rise = (x1 - x0).clip(min=1e-300)  # a step (no tie) has width 0 and adds nothing here
-            self.aupro[i] += float((mass * (limit - top + width * width / (2 * rise))).sum())
-
-    def ratios(self) -> list[float]:
-        """AUROC, AP, F1-max and AUPRO at each limit."""
-        areas = [area / (self.regions * limit) for area, limit in zip(self.aupro, self.limits, strict=True)]
-        return [self.auroc / (self.positives * self.negatives), self.ap / self.positives, self.f1_max, *areas]
+    positives, negatives = classes
+    called = true + false
+    x1 = false / negatives
+    x0 = x1 - equal / negatives
+    areas = []
+    for limit in limits:
+        first = int((x0 >= limit).sum())  # x0 falls as the score rises: nothing before this one reaches the limit
+        left, right = x0[first:], x1[first:]
+        top = right.clip(max=limit)
+        width = top - left
+        rise = (right - left).clip(min=1e-300)  # without a tie the ramp is a step: width 0, no triangle
+        areas.append(float((mass[first:] * (limit - top + width * width / (2 * rise))).sum()))
+    return (
+        float((counts * (negatives - false + equal / 2)).sum()),
+        float((counts * true / called).sum()),
+        float((2 * true / (called + positives)).max()),
+        *areas,
+    )
 
 
-def _distinct(
-    scores: NDArray[Any], index: RegionIndex | None
-) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float64] | None]:
-    """Distinct values of `scores` ascending, the rank at which each begins, and the region mass W of each."""
-    if scores.dtype == np.float32:
-        # one word per pixel, score above region: sorting bare words is many times faster than argsort
-        bits: NDArray[Any] = (scores + np.float32(0)).view(np.uint32)  # + 0 turns -0.0 into 0.0
-        bits ^= np.where(bits & _SIGN, _ALL, _SIGN)  # unsigned order = order of the floats
-        words = bits.astype(np.uint64) << np.uint64(32)
-        if index is not None:
-            words |= index.regions
-        words.sort()
-        high: NDArray[Any] = (words >> np.uint64(32)).astype(np.uint32)
-        starts = _changes(high)
-        high = high[starts]
-        high ^= np.where(high & _SIGN, _SIGN, _ALL)
-        distinct: NDArray[Any] = high.view(np.float32)
-        regions: NDArray[Any] = words.astype(np.uint32)  # the low half
+def ratios(
+    parts: Sequence[tuple[float, ...]], positives: int, negatives: int, regions: int, limits: Sequence[float]
+) -> list[float]:
+    """AUROC, AP, F1-max and AUPRO at each limit from the partial sums of all runs of scores."""
+    auroc, ap, f1_max, *areas = zip(*parts, strict=True)
+    return [
+        math.fsum(auroc) / (positives * negatives),
+        math.fsum(ap) / positives,
+        max(f1_max),
+        *(math.fsum(area) / (regions * limit) for area, limit in zip(areas, limits, strict=True)),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranked:
+    """The distinct keys of the positives, ascending."""
+
+    keys: NDArray[Any]  # u_j
+    ranks: NDArray[np.int64]  # positives below u_j, and finally all of them: one longer than `keys`
+    mass: NDArray[np.float64] | None  # W_j
+
+    @classmethod
+    def of(cls, keys: NDArray[Any], index: RegionIndex | None = None) -> _Ranked:
+        regions: NDArray[Any] | None = index.regions if index is not None else None
+        if keys.dtype == np.int32 and regions is not None:
+            # one word per pixel, key above region: sorting bare words is many times faster than an argsort
+            words = keys.astype(np.int64) << 32
+            words |= regions
+            words.sort()
+            keys, regions = (words >> 32).astype(np.int32), words.astype(np.uint32)
+        elif regions is not None:
+            order = np.argsort(keys, kind="stable")
+            keys, regions = keys[order], regions[order]
+        else:
+            keys = np.sort(keys)
+        new = np.empty(keys.size, bool)
+        new[:1] = True
+        np.not_equal(keys[1:], keys[:-1], out=new[1:])
+        starts = np.flatnonzero(new)
+        ranks = np.append(starts, keys.size)
+        if index is None:
+            return cls(keys[starts], ranks, None)
+        return cls(keys[starts], ranks, np.add.reduceat((1.0 / index.sizes)[regions], starts))
+
+
+def _block(
+    ranked: _Ranked, chunks: Sequence[NDArray[Any]], start: int, end: int, pixels: int, limits: Sequence[float]
+) -> tuple[float, ...]:
+    """The partial sums of the distinct positive keys start..end, counted in sorted `chunks` of all keys."""
+    wanted = ranked.keys[start:end]
+    below = np.zeros(wanted.size, np.int64)
+    equal = np.zeros(wanted.size, np.int64)
+    for keys in chunks:
+        if keys.size == 0:
+            continue
+        offset = int(np.searchsorted(keys, wanted[0]))
+        window = keys[offset : int(np.searchsorted(keys, wanted[-1], side="right")) + 1]
+        if window.size == 0:
+            below += offset
+            continue
+        found = np.searchsorted(window, wanted)
+        # an index past the end is clipped to a smaller key, which equals none
+        equal += window.take(found, mode="clip") == wanted
+        below += found
+        below += offset
+        # most scores occur once in a chunk; only where the next key is equal too are the ties worth a second search
+        found += 1
+        ties = np.flatnonzero(window.take(found, mode="clip") == wanted)
+        if ties.size:
+            equal[ties] += np.searchsorted(window, wanted[ties], side="right") - found[ties]
+    ranks = ranked.ranks[start : end + 1]
+    counts = np.diff(ranks).astype(np.float64)
+    positives = int(ranked.ranks[-1])
+    true = positives - ranks[:-1].astype(np.float64)
+    mass = ranked.mass[start:end] if ranked.mass is not None else None
+    return partial_sums(
+        counts, true, pixels - below - true, equal - counts, mass, (positives, pixels - positives), limits
+    )
+
+
+def _keys(scores: NDArray[Any]) -> NDArray[Any]:
+    """Signed integers in the order of the float32 or float64 `scores`; 0.0 and -0.0 share one key.
+
+    Integers are sorted and searched faster than floats and know no NaN, and subnormal scores stay apart whatever the
+    processor's flush-to-zero mode.
+    """
+    keys: NDArray[Any] = scores.view(_integer(scores.dtype)).copy()
+    negative = keys < 0
+    keys[negative] ^= np.iinfo(keys.dtype).max
+    keys[keys == -1] = 0  # where -0.0 lands
+    return keys
+
+
+def _sorted_keys(scores: NDArray[Any], *, overwrite: bool) -> NDArray[Any]:
+    """`_keys` of the scores, sorted; with `overwrite` in the memory of the scores."""
+    keys: NDArray[Any] = scores.view(_integer(scores.dtype))
+    if overwrite:
+        keys.sort()
     else:
-        order = np.argsort(scores, kind="stable")
-        ordered = scores[order]
-        starts = _changes(ordered)
-        distinct = ordered[starts]
-        regions = index.regions[order] if index is not None else order
-    if index is None:
-        return distinct, starts, None
-    return distinct, starts, np.add.reduceat((1.0 / index.sizes)[regions], starts)
+        keys = np.sort(keys)
+    zero = keys.dtype.type(0)  # a plain 0 would have all keys widened to 64 bits for the search
+    negative = int(np.searchsorted(keys, zero))
+    if negative:  # sorted as integers, negative floats come first and from the largest to the smallest
+        head = keys[:negative]
+        head ^= np.iinfo(keys.dtype).max
+        head[:] = head[::-1].copy()
+        head[int(np.searchsorted(head, zero - 1)) :] = zero  # where -0.0 lands
+    return keys
 
 
-def _changes(ordered: NDArray[Any]) -> NDArray[np.int64]:
-    """Where a new value begins in sorted values."""
-    new = np.empty(ordered.size, bool)
-    new[:1] = True
-    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
-    return np.flatnonzero(new)
+def _finite(keys: NDArray[Any]) -> bool:
+    """Whether sorted keys are those of finite scores: infinities, and beyond them NaN, would lie at the ends."""
+    kind = np.float32 if keys.dtype == np.int32 else np.float64
+    lowest, highest = _keys(np.array([-np.inf, np.inf], kind))
+    return keys.size == 0 or bool(keys[0] > lowest and keys[-1] < highest)
 
 
-def _counted(keys: NDArray[Any], distinct: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each of the ascending `distinct` values: how many sorted `keys` are below it, and how many equal it."""
-    below = np.searchsorted(keys, distinct, side="left")
-    equal = np.zeros(distinct.size, np.int64)
-    if keys.size == 0:
-        return below, equal
-    last = keys.size - 1
-    equal += (keys[np.minimum(below, last)] == distinct) & (below <= last)
-    # most values occur once in a chunk: only real ties need the second search
-    ties = np.flatnonzero((equal == 1) & (below < last) & (keys[np.minimum(below + 1, last)] == distinct))
-    if ties.size:
-        equal[ties] = np.searchsorted(keys, distinct[ties], side="right") - below[ties]
-    return below, equal
+def _integer(kind: np.dtype[Any]) -> type[np.signedinteger[Any]]:
+    return np.int32 if kind == np.float32 else np.int64
 
 
 def _index(masks: ArrayLike | Tensor | None) -> RegionIndex:
@@ -303,9 +353,13 @@ def _numpy(value: Any) -> NDArray[Any]:
 
 def _floating(values: NDArray[Any]) -> NDArray[Any]:
     """Values as float32 if that is exact, else as float64: no score is ever rounded."""
-    if values.dtype in (np.dtype(np.float32), np.dtype(np.float64)):
+    if values.dtype in (np.float32, np.float64) and values.dtype.isnative:
         return values
-    return values.astype(np.float32 if np.can_cast(values.dtype, np.float32) else np.float64)
+    if values.dtype.kind in "fiub":
+        for wider in (np.float32, np.float64):
+            if np.can_cast(values.dtype, wider) and not (values.dtype.kind in "iu" and values.dtype.itemsize > 4):
+                return values.astype(wider)
+    raise MetricError(f"scores of type {values.dtype} would be rounded; give float32 or float64")
 
 
 def _check_finite(flat: NDArray[Any], shape: tuple[int, ...], names: Sequence[str] | None, method: str | None) -> None:
@@ -316,10 +370,10 @@ def _check_finite(flat: NDArray[Any], shape: tuple[int, ...], names: Sequence[st
         if not finite.all():
             row, column = divmod(int(np.argmin(finite)), shape[2])
             where = f"anomaly map at row {row}, column {column}"
-            raise MetricError(_not_finite(method, _name(names, image), values[np.argmin(finite)], where))
+            raise MetricError(not_finite(method, image_name(names, image), values[np.argmin(finite)], where))
 
 
-def _not_finite(method: str | None, image: str, value: Any, where: str) -> str:
+def not_finite(method: str | None, image: str, value: Any, where: str) -> str:
     return f"{_who(method)}{where} of {image} is {float(value)}; a score must be finite, so no metric is computed"
 
 
@@ -327,5 +381,5 @@ def _who(method: str | None) -> str:
     return f"{method}: " if method else ""
 
 
-def _name(names: Sequence[str] | None, image: int) -> str:
+def image_name(names: Sequence[str] | None, image: int) -> str:
     return f"image {names[image]!r}" if names is not None else f"image {image}"
