@@ -9,7 +9,9 @@ from pathlib import Path
 
 from kdad_bench.harness.datasets import mvtec_3d_ad, mvtec_ad, synthetic
 from kdad_bench.harness.datasets.category import GOOD, MODALITIES, Category, DatasetError, Sample
-from kdad_bench.harness.datasets.loading import TestSet, load_test, load_train, load_validation
+from kdad_bench.harness.datasets.loading import TestSet, load_test, load_train, load_validation, single_modalities
+from kdad_bench.harness.datasets.splits import Normals, held_out, load_normals
+from kdad_bench.harness.datasets.stand_in import MARKER
 
 __all__ = [
     "GOOD",
@@ -17,21 +19,24 @@ __all__ = [
     "Category",
     "DatasetError",
     "Known",
+    "Normals",
     "Sample",
     "TestSet",
     "categories",
     "find",
+    "held_out",
     "known",
+    "load_normals",
     "load_test",
     "load_train",
     "load_validation",
+    "single_modalities",
 ]
 
 FOLDERS = {  # names under which the trees are found in the wild
     "mvtec_ad": ("mvtec_ad", "mvtec_anomaly_detection", "MVTecAD", "mvtec"),
     "mvtec_3d_ad": ("mvtec_3d_ad", "mvtec_3d_anomaly_detection", "MVTec3D-AD", "mvtec3d", "mvtec_3d"),
 }
-MARKER = "kdad-bench.json"  # lies in the root of a drawn stand-in
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +56,7 @@ def known() -> tuple[Known, ...]:
         Known(name="mvtec_3d_ad", title="MVTec 3D-AD", licence="CC BY-NC-SA 4.0", modalities=MODALITIES),
         Known(name="folder:PATH", title="any folder in the MVTec AD layout", licence="its own", modalities=("rgb",)),
         Known(name="synthetic", title="embedded, drawn on first use", licence="Apache-2.0", modalities=("rgb",)),
+        Known(name="synthetic_3d", title="embedded, with scans", licence="Apache-2.0", modalities=MODALITIES),
     )
 
 
@@ -72,9 +78,10 @@ def categories(
     """
     if modality not in MODALITIES:
         raise DatasetError(f"modality '{modality}': must be one of {', '.join(MODALITIES)}")
-    if dataset == "synthetic":
-        _refuse_depth(modality, dataset)
-        return synthetic.categories(_chosen(dataset, sorted(synthetic.SUBJECTS), names))
+    if dataset in synthetic.SUBJECTS:
+        home = synthetic.home(dataset)
+        synthetic.generate(dataset, home, _chosen(dataset, list(synthetic.SUBJECTS[dataset]), names))
+        return _tree(dataset, home, names, modality)
     if dataset.startswith("folder:"):
         return _tree(dataset, Path(dataset.removeprefix("folder:")).expanduser(), names, modality)
     stand_in = data_root is not None and (data_root / dataset / MARKER).is_file()
@@ -95,7 +102,7 @@ def categories(
 def _tree(dataset: str, root: Path, names: Sequence[str], modality: str) -> list[Category]:
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder; the layout is {mvtec_ad.LAYOUT}")
-    drawn = _is_drawn(root) or _is_drawn(root.parent)
+    drawn = dataset in synthetic.SUBJECTS or _is_drawn(root) or _is_drawn(root.parent)
     for layout in (mvtec_3d_ad, mvtec_ad):
         single = layout.is_category(root)
         have = [root.name] if single else layout.category_names(root)

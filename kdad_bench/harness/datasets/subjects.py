@@ -68,7 +68,9 @@ def _anywhere(canvas: Canvas, flaw: Stream, margin: float) -> tuple[float, float
     return 128.0 + flaw.between(-mx, mx), 128.0 + flaw.between(-my, my)
 
 
-def _blob(x: Field, y: Field, flaw: Stream, centre: tuple[float, float], radius: float, ragged: float = 0.35) -> Field:
+def irregular(
+    x: Field, y: Field, flaw: Stream, centre: tuple[float, float], radius: float, ragged: float = 0.35
+) -> Field:
     """Signed distance of an irregular blob about `centre`; negative inside."""
     bumps = cloud(flaw, x / (radius * 0.9), y / (radius * 0.9), 2)
     squash = flaw.between(0.75, 1.3)
@@ -91,15 +93,15 @@ class Fabric:
         region = _nothing(canvas)
         tilt = look.between(-0.006, 0.006)
         u, v = rotated(x, y, tilt)
-        u = u + look.between(0.0, 64.0) + 5.0 * (noise(look, x / 70.0 + 1.0, y / 70.0) - 0.5)
-        v = v + look.between(0.0, 64.0) + 5.0 * (noise(look, x / 70.0, y / 70.0 + 1.0) - 0.5)
+        u = u + look.between(0.0, 64.0) + 4.0 * (noise(look, x / 70.0 + 1.0, y / 70.0) - 0.5)
+        v = v + look.between(0.0, 64.0) + 4.0 * (noise(look, x / 70.0, y / 70.0 + 1.0) - 0.5)
         if defect == "pulled_thread":
             cx, cy = _anywhere(canvas, flaw, 50.0)
-            reach, height = flaw.between(28.0, 48.0), flaw.between(4.5, 7.5)
+            reach, height = flaw.between(32.0, 52.0), flaw.between(6.0, 9.0)
             along, across = (x - cx, y - cy) if flaw.sign() > 0 else (y - cy, x - cx)
-            bell = smooth(1.0 - np.abs(along) / reach) * smooth(1.0 - np.abs(across) / (self.period * 1.3))
+            bell = smooth(1.0 - np.abs(along) / reach) * smooth(1.0 - np.abs(across) / (self.period * 1.8))
             shift = height * flaw.sign() * bell
-            region = bell * height > 0.9
+            region = bell * height > 1.2
             if along is not x:
                 u, v = u + shift * 0.8, v + shift
         i, j = np.floor(u / self.period), np.floor(v / self.period)
@@ -115,8 +117,8 @@ class Fabric:
             over = np.where(region, flaw.sign() > 0, over)
         bright_i = noise(look, i * 1.0 + 0.0, np.zeros_like(i), cells=64) - 0.5
         bright_j = noise(look, j * 1.0 + 0.0, np.zeros_like(j), cells=64) - 0.5
-        warp = (1.0 - 1.9 * fu * fu) * (1.0 - 0.9 * fv * fv) * (1.0 + 0.16 * bright_i)
-        weft = (1.0 - 1.9 * fv * fv) * (1.0 - 0.9 * fu * fu) * (1.0 + 0.16 * bright_j)
+        warp = (1.0 - 1.9 * fu * fu) * (1.0 - 0.9 * fv * fv) * (1.0 + 0.10 * bright_i)
+        weft = (1.0 - 1.9 * fv * fv) * (1.0 - 0.9 * fu * fu) * (1.0 + 0.10 * bright_j)
         fibre_u = 0.10 * (noise(look, u * 0.9, v * 0.25, cells=256) - 0.5)
         fibre_v = 0.10 * (noise(look, u * 0.25, v * 0.9, cells=256) - 0.5)
         gap = smooth((np.maximum(np.abs(fu), np.abs(fv)) - 0.40) / 0.12)
@@ -128,12 +130,12 @@ class Fabric:
         image = image * (1.0 - 0.35 * gap)[:, :, None]
         image = image * (0.93 + 0.14 * cloud(look, x / 90.0, y / 90.0))[:, :, None]
         if defect == "hole":
-            edge = _blob(x, y, flaw, _anywhere(canvas, flaw, 22.0), flaw.between(6.0, 11.0), 0.6)
+            edge = irregular(x, y, flaw, _anywhere(canvas, flaw, 22.0), flaw.between(6.0, 11.0), 0.6)
             image = paint(image, (30.0, 30.0, 34.0), unit(0.5 - edge / 2.0) * 0.92)
             region = edge < 0.0
         elif defect == "stain":
-            edge = _blob(x, y, flaw, _anywhere(canvas, flaw, 36.0), flaw.between(16.0, 26.0), 0.5)
-            tint = np.asarray((1.0, 0.93, 0.78) if flaw.sign() > 0 else (0.80, 0.86, 0.90)) * flaw.between(0.9, 1.0)
+            edge = irregular(x, y, flaw, _anywhere(canvas, flaw, 36.0), flaw.between(16.0, 26.0), 0.5)
+            tint = np.asarray((1.0, 0.91, 0.74) if flaw.sign() > 0 else (0.76, 0.83, 0.88)) * flaw.between(0.9, 1.0)
             image = image * (1.0 + (tint - 1.0) * smooth(0.5 - edge / 5.0)[:, :, None])
             region = edge < 0.0
         return Picture(image, region)
@@ -183,7 +185,7 @@ class Wood:
             image = paint(image, colour, coverage(distance, 1.4) * flaw.between(0.4, 0.75))
             region = distance < 0.5
         elif defect == "liquid":
-            edge = _blob(x, y, flaw, _anywhere(canvas, flaw, 34.0), flaw.between(13.0, 24.0), 0.45)
+            edge = irregular(x, y, flaw, _anywhere(canvas, flaw, 34.0), flaw.between(13.0, 24.0), 0.45)
             depth = flaw.between(0.07, 0.16)
             rim = smooth(1.0 - np.abs(edge) / 2.5) * 0.05
             image = image * (1.0 - depth * smooth(0.5 - edge / 4.0) - rim)[:, :, None]
@@ -218,7 +220,7 @@ class Stone:
         dark = smooth((noise(look, u, v, cells=64) - 0.60) * 5.0)
         bright = smooth((noise(look, u * 0.7, v * 0.7, cells=64) - 0.62) * 5.0)
         if defect == "dull_patch":
-            edge = _blob(x, y, flaw, _anywhere(canvas, flaw, 34.0), flaw.between(14.0, 24.0), 0.4)
+            edge = irregular(x, y, flaw, _anywhere(canvas, flaw, 34.0), flaw.between(14.0, 24.0), 0.4)
             soft = smooth(0.5 - edge / 4.0) * flaw.between(0.75, 0.95)
             dark, bright = dark + (0.22 - dark) * soft, bright + (0.25 - bright) * soft
             region = edge < 0.0
@@ -234,7 +236,7 @@ class Stone:
             image = paint(image, (38.0, 36.0, 36.0), coverage(distance, 1.4) * 0.9)
             region = distance < 0.6
         elif defect == "oil":
-            edge = _blob(x, y, flaw, _anywhere(canvas, flaw, 34.0), flaw.between(14.0, 26.0), 0.4)
+            edge = irregular(x, y, flaw, _anywhere(canvas, flaw, 34.0), flaw.between(14.0, 26.0), 0.4)
             tint = np.asarray((0.88, 0.80, 0.60))
             image = image * (1.0 + (tint - 1.0) * smooth(0.5 - edge / 3.0)[:, :, None])
             region = edge < 0.0
@@ -277,11 +279,11 @@ class Gear:
         whole = self._outline(u, v, radius)
         blocked = flaw.below(self.bolts) if defect == "blocked_hole" and self.bolts else None
         shape = whole
-        if defect == "broken_tooth":
+        if defect in ("broken_tooth", "broken_rim"):
             tooth = flaw.below(max(self.teeth, 3))
             c, s = direction(tooth / max(self.teeth, 3))
             reach = self.radius + (9.0 if self.teeth else 0.0)
-            bite = _blob(u, v, flaw, (c * reach, s * reach), flaw.between(10.0, 17.0), 0.4)
+            bite = irregular(u, v, flaw, (c * reach, s * reach), flaw.between(10.0, 17.0), 0.4)
             shape = np.maximum(whole, -bite)
             region = (whole < 0.0) & (shape >= 0.0)
         holes = self._holes(u, v)
@@ -310,7 +312,7 @@ class Gear:
         if defect == "rust":
             reach = flaw.between(0.4, 0.95) * self.radius
             c, s = direction(flaw.between(0.0, 1.0))
-            edge = _blob(u, v, flaw, (c * reach, s * reach), flaw.between(8.0, 15.0), 0.8)
+            edge = irregular(u, v, flaw, (c * reach, s * reach), flaw.between(8.0, 15.0), 0.8)
             speckle = 0.45 + 0.55 * cloud(flaw, u / 4.0, v / 4.0, 2)
             metal = paint(metal, (138.0, 96.0, 66.0), smooth(0.5 - edge / 5.0) * speckle * flaw.between(0.55, 0.85))
             region = (edge < 0.0) & (body < 0.0)
@@ -453,12 +455,14 @@ class Capsule:
                 wrong = text[:place] + ("8" if text[place] != "8" else "7") + text[place + 1 :]
             else:
                 at = (left + flaw.between(6.0, len(text) * 6 * cell - 10.0), top + 3.5 * cell)
-                lost = smooth(0.5 + _blob(u, v, flaw, at, flaw.between(10.0, 15.0), 0.5) / 3.0)
+                lost = smooth(0.5 + irregular(u, v, flaw, at, flaw.between(10.0, 15.0), 0.5) / 3.0)
         full = self._letters(u - left, v - top, text, cell)
         return self._letters(u - left, v - top, wrong, cell) * lost, full
 
     def _letters(self, u: Field, v: Field, text: str, cell: float) -> Field:
         """Ink in [0, 1] at points relative to the upper left corner of `text`: bitmaps with softened edges."""
+        if not text:
+            return np.zeros(u.shape)
         rows = [".".join(LETTERS[letter][row] for letter in text) for row in range(7)]
         bitmap = np.zeros((9, len(rows[0]) + 2))
         for row, line in enumerate(rows):

@@ -1,4 +1,7 @@
-"""A data set in the MVTec AD layout, drawn by the package itself: the same bytes on every machine, no download."""
+"""Data sets drawn by the package itself: the same bytes on every machine, no download.
+
+`synthetic` has the MVTec AD layout and `synthetic_3d` the MVTec 3D-AD layout with an xyz file for each image.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,37 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from kdad_bench.harness.datasets import cache, mvtec_ad
-from kdad_bench.harness.datasets.category import GOOD, Category, DatasetError
+from kdad_bench.harness.datasets import cache
+from kdad_bench.harness.datasets.category import GOOD, DatasetError
 from kdad_bench.harness.datasets.drawing import Canvas, Stream
-from kdad_bench.harness.datasets.png import encode
+from kdad_bench.harness.datasets.encoding import png, tiff
+from kdad_bench.harness.datasets.solids import Solid
 from kdad_bench.harness.datasets.subjects import Capsule, Fabric, Gear, Picture, Subject, Wood
 
-VERSION = 1  # of the drawings: a change of any pixel is a new version and a new SHA256
-SIZE = 256
+SIZE = 256  # pixels, both ways
+SCAN_SIZE = 192
 TRAIN, TEST_GOOD, PER_DEFECT = 40, 12, 6
-SUBJECTS: dict[str, Subject] = {"capsule": Capsule(), "fabric": Fabric(), "gear": Gear(), "wood": Wood()}
-# SHA-256 over the names and bytes of a category's files, in the order of their names
-SHA256: dict[str, str] = {}
+SUBJECTS: dict[str, dict[str, Subject | Solid]] = {
+    "synthetic": {"capsule": Capsule(), "fabric": Fabric(), "gear": Gear(), "wood": Wood()},
+    "synthetic_3d": {
+        "biscuit": Solid(),
+        "foam": Solid(
+            half_width=92.0, half_height=58.0, thickness=0.026, crust=(96.0, 118.0, 150.0), pale=(128.0, 150.0, 178.0)
+        ),
+    },
+}
+# SHA-256 over the names and bytes of a category's files, in the order of their names: a changed pixel changes them
+SHA256: dict[str, dict[str, str]] = {"synthetic": {}, "synthetic_3d": {}}
+PIXELS_AT_ONCE = 4 << 20  # drawn at the same time by all threads: each needs some 300 bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +50,24 @@ class Sensor:
     level: float = 0.04  # relative brightness, to either side
     cast: float = 0.012  # relative gain of a colour channel, to either side
     noise: float = 2.2  # standard deviation of a pixel, of 255
+
+
+class Drawing(NamedTuple):
+    """A finished drawing."""
+
+    image: npt.NDArray[np.uint8]  # [H, W, 3]
+    mask: npt.NDArray[np.bool_]  # [H, W]
+    points: npt.NDArray[np.float32] | None  # [H, W, 3] metres, where the subject is a solid
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """Some drawings of one folder: `<split>/<kind>` of the data set, with a defect of the subject or none."""
+
+    split: str  # train | validation | test
+    kind: str  # the name of the folder: good, or a defect
+    defect: str | None  # what is drawn
+    count: int
 
 
 def exposed(picture: Picture, canvas: Canvas, look: Stream, sensor: Sensor = Sensor()) -> npt.NDArray[np.uint8]:
@@ -53,54 +85,66 @@ def exposed(picture: Picture, canvas: Canvas, look: Stream, sensor: Sensor = Sen
     return image
 
 
-def drawn(
-    subject: Subject, name: str, canvas: Canvas, defect: str | None
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Image uint8 [H, W, 3] and mask bool [H, W] of the drawing called `name`.
+def drawn(subject: Subject | Solid, name: str, canvas: Canvas, defect: str | None) -> Drawing:
+    """The drawing called `name`; equal names give equal drawings.
 
-    A defect that its place happens to hide (fewer than 12 pixels of 256 x 256 units) is drawn again elsewhere.
+    A defect that its place happens to hide (fewer than 12 pixels of 256 x 256) is drawn again elsewhere.
     """
     smallest = 12.0 / (canvas.unit * canvas.unit)
     for attempt in range(100):
-        look = Stream(f"{name}/look")
-        picture = subject.draw(canvas, look, defect, Stream(f"{name}/flaw/{attempt}"))
+        look, flaw = Stream(f"{name}/look"), Stream(f"{name}/flaw/{attempt}")
+        points = None
+        if isinstance(subject, Solid):
+            picture, points = subject.draw(canvas, look, defect, flaw)
+        else:
+            picture = subject.draw(canvas, look, defect, flaw)
         if defect is None or int(np.count_nonzero(picture.region)) >= smallest:
-            return exposed(picture, canvas, look), picture.region
-    raise AssertionError(f"{name}: no place for the defect {defect}")
+            return Drawing(exposed(picture, canvas, look), picture.region, points)
+    raise DatasetError(f"{name}: no place for the defect '{defect}' on {canvas.width} x {canvas.height} pixels")
 
 
 def write_category(
     folder: Path,
-    subject: Subject,
+    subject: Subject | Solid,
     *,
     name: str,
-    seed: int,
     canvas: Canvas,
-    train: int,
-    test: Sequence[tuple[str, str | None, int]],
+    splits: Sequence[Split],
     compress: bool = False,
+    done: Callable[[], None] = lambda: None,
 ) -> None:
-    """Draw a category in the MVTec AD layout; `test` gives (folder, defect of the subject, number of images)."""
-    jobs: list[tuple[Path, Path | None, str, str | None]] = []
-    for index in range(train):
-        jobs.append((folder / "train" / GOOD / f"{index:03d}.png", None, f"{name}/{seed}/train/{index}", None))
-    for kind, defect, count in test:
-        for index in range(count):
-            mask = folder / "ground_truth" / kind / f"{index:03d}_mask.png" if defect is not None else None
-            jobs.append((folder / "test" / kind / f"{index:03d}.png", mask, f"{name}/{seed}/{kind}/{index}", defect))
-    for parent in {path.parent for job in jobs for path in job[:2] if path is not None}:
+    """Draw the `splits` of a category below `folder`: solids in the MVTec 3D-AD layout, others in that of MVTec AD.
+
+    `name` names the random numbers; `done` is called after each image.
+    """
+    jobs: list[tuple[Path, Path | None, Path | None, str, str | None]] = []
+    for split in splits:
+        place = folder / split.split / split.kind
+        for index in range(split.count):
+            number, mask, scan = f"{index:03d}", None, None
+            image = place / f"{number}.png"
+            if isinstance(subject, Solid):
+                image, scan = place / "rgb" / f"{number}.png", place / "xyz" / f"{number}.tiff"
+                mask = place / "gt" / f"{number}.png" if split.split == "test" else None
+            elif split.defect is not None:
+                mask = folder / "ground_truth" / split.kind / f"{number}_mask.png"
+            jobs.append((image, mask, scan, f"{name}/{split.split}/{split.kind}/{index}", split.defect))
+    for parent in {path.parent for job in jobs for path in job[:3] if path is not None}:
         parent.mkdir(parents=True, exist_ok=True)
 
-    def draw(job: tuple[Path, Path | None, str, str | None]) -> None:
-        path, mask_path, title, defect = job
-        image, mask = drawn(subject, title, canvas, defect)
-        path.write_bytes(encode(image, compress=compress))
-        if mask_path is not None:
-            mask_path.write_bytes(encode(mask.astype(np.uint8) * 255, compress=compress))
+    def draw(job: tuple[Path, Path | None, Path | None, str, str | None]) -> None:
+        image, mask, scan, title, defect = job
+        drawing = drawn(subject, title, canvas, defect)
+        image.write_bytes(png(drawing.image, compress=compress))
+        if mask is not None:
+            mask.write_bytes(png(drawing.mask.astype(np.uint8) * 255, compress=compress))
+        if scan is not None and drawing.points is not None:
+            scan.write_bytes(tiff(drawing.points))
 
-    with ThreadPoolExecutor(cache.workers()) as pool:
+    threads = max(1, min(cache.workers(), PIXELS_AT_ONCE // (canvas.width * canvas.height)))
+    with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(draw, jobs):
-            pass
+            done()
 
 
 def tree_hash(folder: Path) -> str:
@@ -112,45 +156,68 @@ def tree_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def generate(target: Path, names: Sequence[str] = ()) -> None:
-    """Draw the embedded data set (or the categories `names` of it) into the folder `target`, one category at a time.
+def embedded_splits(subject: Subject | Solid) -> list[Split]:
+    """The splits of a category of the embedded data sets."""
+    splits = [Split(split="train", kind=GOOD, defect=None, count=TRAIN)]
+    if isinstance(subject, Solid):
+        splits.append(Split(split="validation", kind=GOOD, defect=None, count=8))
+    splits.append(Split(split="test", kind=GOOD, defect=None, count=TEST_GOOD))
+    splits += [Split(split="test", kind=defect, defect=defect, count=PER_DEFECT) for defect in subject.defects]
+    return splits
 
-    Every category appears whole or not at all. Raises DatasetError if the bytes are not the known ones.
+
+def generate(dataset: str, target: Path, names: Sequence[str] = ()) -> None:
+    """Draw an embedded data set (or the categories `names` of it) into the folder `target`.
+
+    Every category appears whole or not at all; one that is there is left alone.
+    Raises DatasetError if the bytes are not the known ones.
     """
-    for name in names or tuple(SUBJECTS):
-        if name not in SUBJECTS:
-            raise DatasetError(f"category '{name}' not in synthetic; have: {', '.join(SUBJECTS)}")
+    subjects = SUBJECTS[dataset]
+    for name in names or tuple(subjects):
+        if name not in subjects:
+            raise DatasetError(f"category '{name}' not in {dataset}; have: {', '.join(subjects)}")
         final = target / name
         with cache.only_builder(final):
             if final.is_dir():
                 continue
-            subject = SUBJECTS[name]
-            kinds = [(GOOD, None, TEST_GOOD), *((defect, defect, PER_DEFECT) for defect in subject.defects)]
+            side = SCAN_SIZE if isinstance(subjects[name], Solid) else SIZE
             draft = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=target))
             try:
                 write_category(
-                    draft / name, subject, name=name, seed=VERSION, canvas=Canvas(SIZE, SIZE), train=TRAIN, test=kinds
+                    draft / name,
+                    subjects[name],
+                    name=f"{dataset}/{name}",
+                    canvas=Canvas(side, side),
+                    splits=embedded_splits(subjects[name]),
                 )
-                known = SHA256.get(name)
-                found = tree_hash(draft / name)
-                if known is not None and found != known:
-                    raise DatasetError(
-                        f"{final}: drawn with sha256 {found} and not {known}: this machine's arithmetic differs; "
-                        "report it with the output of `kdad-bench doctor`"
-                    )
-                os.rename(draft / name, final)
+                _check(dataset, name, draft / name)
+                settle(draft / name, final)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
 
 
-def home() -> Path:
-    """The folder in the cache where the embedded data set lies."""
-    path = cache.folder() / f"synthetic-v{VERSION}"
+def settle(draft: Path, final: Path) -> None:
+    """Move a finished folder into place; where another process was faster, its equal result is kept."""
+    try:
+        os.rename(draft, final)
+    except OSError:
+        if not final.is_dir():
+            raise
+
+
+def _check(dataset: str, name: str, folder: Path) -> None:
+    known = SHA256[dataset].get(name)
+    found = tree_hash(folder)
+    if known is not None and found != known:
+        raise DatasetError(
+            f"{dataset}/{name}: drawn with sha256 {found} and not {known}: the arithmetic of this machine differs; "
+            "report it with the output of `kdad-bench doctor`"
+        )
+
+
+def home(dataset: str) -> Path:
+    """The folder in the cache where an embedded data set lies; its name changes with the known hashes."""
+    version = hashlib.sha256(repr(sorted(SHA256[dataset].items())).encode()).hexdigest()[:12]
+    path = cache.folder() / dataset / version
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def categories(names: Sequence[str] = ()) -> list[Category]:
-    """The embedded data set, drawn into the cache where it is not there yet."""
-    generate(home(), names)
-    return [mvtec_ad.category("synthetic", home() / name, synthetic=True) for name in names or tuple(SUBJECTS)]
