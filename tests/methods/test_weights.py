@@ -1,0 +1,193 @@
+"""Weights: found, fetched, verified, and refused with a remedy when something is wrong with them."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from kdad_bench.methods.backbones import FACTS, build, names
+from kdad_bench.methods.backbones.efficientnet_lite import norm
+from kdad_bench.methods.backbones.weights import WeightsError, download, find_weights, load_teacher
+
+BODY = b"weights that someone published" * 1000
+
+
+class Server(BaseHTTPRequestHandler):
+    """Serves BODY whole, or promises it and hangs up half way."""
+
+    def do_GET(self) -> None:
+        if self.path == "/missing":
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(BODY)))
+        self.end_headers()
+        self.wfile.write(BODY if self.path == "/whole" else BODY[: len(BODY) // 2])
+
+    def log_message(self, *arguments: object) -> None:
+        """Keep the test's output clean."""
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    thread = threading.Thread(target=http.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{http.server_port}"
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> str:
+    """ResNet-18's checkpoint is BODY, so that its hash is right."""
+    prefix = hashlib.sha256(BODY).hexdigest()[:8]
+    facts = names.BackboneFacts(
+        name="resnet18",
+        title="ResNet-18",
+        channels=FACTS["resnet18"].channels,
+        weights_file=f"resnet18-{prefix}.pth",
+        weights_from="torchvision",
+    )
+    monkeypatch.setattr(names, "FACTS", {**FACTS, "resnet18": facts})
+    return facts.weights_file
+
+
+def test_a_download_with_the_right_hash_takes_its_place(tmp_path: Path, server: str, published: str) -> None:
+    path = download("resnet18", tmp_path / "new", url=f"{server}/whole")
+    assert path == tmp_path / "new" / published
+    assert path.read_bytes() == BODY
+    assert [item.name for item in path.parent.iterdir()] == [published]
+
+
+def test_a_download_with_a_wrong_hash_leaves_nothing(tmp_path: Path, server: str) -> None:
+    found = hashlib.sha256(BODY).hexdigest()[:8]
+    with pytest.raises(WeightsError, match=f"sha256 begins {found}, not f37072fd.*--weights"):
+        download("resnet18", tmp_path, url=f"{server}/whole")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_connection_leaves_nothing(tmp_path: Path, server: str, published: str) -> None:
+    with pytest.raises(WeightsError, match=f"after {len(BODY) // 2} of {len(BODY)} bytes"):
+        download("resnet18", tmp_path, url=f"{server}/half")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_download_says_where_to_put_the_file(tmp_path: Path, server: str) -> None:
+    for url in (f"{server}/missing", "http://127.0.0.1:9/closed"):
+        with pytest.raises(WeightsError, match=r"resnet18-f37072fd\.pth into .*efficientnet_lite0"):
+            download("resnet18", tmp_path, url=url)
+
+
+def test_torch_hubs_cache_is_looked_up_where_torch_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert find_weights("resnet18") is None
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "resnet18-f37072fd.pth").write_bytes(BODY)
+    assert find_weights("resnet18") == folder / "resnet18-f37072fd.pth"
+    with pytest.raises(WeightsError, match="not a plain state_dict"):
+        load_teacher("resnet18")
+
+
+def test_every_published_checkpoint_carries_its_hash_in_its_name() -> None:
+    for facts in FACTS.values():
+        assert len(facts.sha256_prefix) == 8
+        assert int(facts.sha256_prefix, 16) > 0
+    assert FACTS["resnet18"].url == "https://download.pytorch.org/models/resnet18-f37072fd.pth"
+    assert FACTS["efficientnet_lite0"].url is None
+
+
+def test_a_local_file_needs_no_classification_layers_and_may_have_them(tmp_path: Path) -> None:
+    for strides in ((4, 8, 16, 32), (4, 8, 16)):
+        trunk = build("resnet18", strides=(4, 8, 16, 32)).state_dict()
+        torch.save(trunk | {"fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}, tmp_path / "w.pth")
+        teacher, info = load_teacher("resnet18", strides=strides, source=tmp_path / "w.pth")
+        assert torch.equal(teacher.state_dict()["layer3.1.bn2.weight"], trunk["layer3.1.bn2.weight"])
+        assert info.source == "w.pth"
+        assert info.sha256 == hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
+        assert not teacher.training
+        assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_a_vgg_trunk_without_fully_connected_layers_loads_strictly(tmp_path: Path) -> None:
+    trunk = {key: torch.randn_like(value) for key, value in build("vgg16", strides=(32,)).state_dict().items()}
+    torch.save(trunk, tmp_path / "vgg.pth")
+    teacher, _ = load_teacher("vgg16", strides=(4, 8, 16, 32), source=tmp_path / "vgg.pth")
+    assert all(torch.equal(value, trunk[key]) for key, value in teacher.state_dict().items())
+
+
+def test_weights_of_another_network_are_refused_by_name(tmp_path: Path) -> None:
+    trunk = build("resnet18", strides=(4, 8, 16, 32)).state_dict()
+    path = tmp_path / "w.pth"
+    torch.save(trunk, path)
+    with pytest.raises(WeightsError, match=r"w\.pth: not weights of resnet34: lacks 'layer1\.2"):
+        load_teacher("resnet34", source=path)
+    torch.save(trunk | {"layer5.weight": torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match=r"has 'layer5\.weight'"):
+        load_teacher("resnet18", source=path)
+    torch.save(trunk | {"conv1.weight": torch.zeros(64, 3, 3, 3)}, path)
+    with pytest.raises(WeightsError, match=r"shape \(64, 3, 3, 3\), not \(64, 3, 7, 7\)"):
+        load_teacher("resnet18", source=path)
+
+
+def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="cannot be read"):
+        load_teacher("resnet18", source=tmp_path / "absent.pth")
+    (tmp_path / "text.pth").write_text("not weights")
+    with pytest.raises(WeightsError, match="not a plain state_dict"):
+        load_teacher("resnet18", source=tmp_path / "text.pth")
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    with pytest.raises(WeightsError, match="holds list"):
+        load_teacher("resnet18", source=tmp_path / "list.pth")
+
+
+def test_random_weights_have_to_be_asked_for_and_are_always_the_same() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first, info = load_teacher("resnet18", source="random")
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(4)
+    second, again = load_teacher("resnet18", source="random")
+    assert info == again
+    assert info.source == "random"
+    assert torch.equal(first.state_dict()["conv1.weight"], second.state_dict()["conv1.weight"])
+
+
+def test_lite0_comes_with_the_wheel_and_its_hash_is_that_of_its_name() -> None:
+    path = find_weights("efficientnet_lite0")
+    assert path is not None
+    teacher, info = load_teacher("efficientnet_lite0", strides=(4, 8, 16, 32))
+    assert info.sha256.startswith("57934424")
+    published = torch.load(path, weights_only=True)
+    assert all(torch.equal(value, published[key]) for key, value in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize(("photograph", "names_of_it"), [("china.jpg", (698, 442)), ("flower.jpg", (985,))])
+def test_lite0_with_its_published_head_recognises_photographs(photograph: str, names_of_it: tuple[int, ...]) -> None:
+    """ImageNet's 698 and 442 are palace and bell cote, 985 is daisy.
+
+    A layer in the wrong place, a wrong padding or a wrong normalisation would flatten the answer.
+    """
+    images = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
+    path = find_weights("efficientnet_lite0")
+    assert path is not None
+    published = torch.load(path, weights_only=True)
+    teacher, _ = load_teacher("efficientnet_lite0", strides=(32,))
+    head_norm = norm(1280).eval().requires_grad_(False)
+    head_norm.load_state_dict({key: published[f"_bn1.{key}"] for key in head_norm.state_dict()})
+    pixels = torch.tensor(images.load_sample_image(photograph)).permute(2, 0, 1)[None] / 255  # [1, 3, 427, 640]
+    image = F.interpolate(pixels, (224, 336), mode="bilinear", antialias=True)[..., 56:280]
+    features = F.relu6(head_norm(F.conv2d(teacher(image)[0], published["_conv_head.weight"]))).mean((2, 3))
+    logits = F.linear(features, published["_fc.weight"], published["_fc.bias"])[0]
+    best = logits.topk(len(names_of_it)).indices
+    assert tuple(best.tolist()) == names_of_it
+    assert float(logits.softmax(0).max()) > 0.15  # of 1000 classes
