@@ -30,6 +30,7 @@ __all__ = [
     "load_test",
     "load_train",
     "load_validation",
+    "root_of",
     "single_modalities",
 ]
 
@@ -62,7 +63,7 @@ def known() -> tuple[Known, ...]:
 
 def find(data_root: Path) -> list[str]:
     """The names of the data sets that lie under `data_root`: real ones and drawn stand-ins."""
-    found = [name for name in FOLDERS if _root(name, data_root) is not None]
+    found = [name for name in FOLDERS if root_of(name, data_root) is not None]
     if data_root.is_dir():
         found += [folder.name for folder in mvtec_ad.subfolders(data_root) if (folder / MARKER).is_file()]
     return found
@@ -92,7 +93,7 @@ def categories(
         raise DatasetError(
             f"{dataset}: no data root; give --data-root or set KDAD_DATA to the folder that holds {dataset}/"
         )
-    root = _root(dataset, data_root)
+    root = root_of(dataset, data_root)
     if root is None:
         places = " or ".join(str(data_root / name) for name in FOLDERS[dataset][:2])
         raise DatasetError(f"{data_root}: no {dataset} there; put its categories in {places}, or fetch it")
@@ -127,7 +128,7 @@ def _refuse_depth(modality: str, dataset: str) -> None:
         raise DatasetError(f"modality '{modality}': {dataset} has no scans; use rgb, or mvtec_3d_ad")
 
 
-def _root(name: str, data_root: Path) -> Path | None:
+def root_of(name: str, data_root: Path) -> Path | None:
     """The folder of a data set below `data_root`, or `data_root` itself where it is that folder."""
     layout = mvtec_3d_ad if name == "mvtec_3d_ad" else mvtec_ad
     places = [data_root / folder for folder in FOLDERS.get(name, (name,))]

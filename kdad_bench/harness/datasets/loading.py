@@ -81,7 +81,7 @@ def _depths(category: Category, split: str, files: Sequence[Path], resolution: i
     from kdad_bench.harness.datasets.depth import read_depth
 
     scans = [scan_path(path) for path in files]
-    top = _top(category)
+    top = highest_relief(category)
 
     def fill(array: cache.Array) -> None:
         def decode(index: int) -> None:
@@ -97,7 +97,7 @@ def _depths(category: Category, split: str, files: Sequence[Path], resolution: i
     return cache.array(name, (len(scans), 3, resolution, resolution), np.uint8, fill)
 
 
-def _top(category: Category) -> float:
+def highest_relief(category: Category) -> float:
     """The highest relief of the category's normal training scans, in metres; the scale of the height channel."""
     from kdad_bench.harness.datasets.depth import top_of
 
