@@ -109,7 +109,7 @@ def _checksum(index: RegionIndex) -> str:
 
 def _read(path: Path, source: str) -> RegionIndex | None:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             if str(stored["source"]) != source:
                 return None
             count, height, width = (int(n) for n in stored["shape"])
