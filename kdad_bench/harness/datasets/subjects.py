@@ -135,7 +135,7 @@ class Fabric:
             region = edge < 0.0
         elif defect == "stain":
             edge = irregular(x, y, flaw, _anywhere(canvas, flaw, 36.0), flaw.between(16.0, 26.0), 0.5)
-            tint = np.asarray((1.0, 0.91, 0.74) if flaw.sign() > 0 else (0.76, 0.83, 0.88)) * flaw.between(0.9, 1.0)
+            tint = np.asarray((0.98, 0.80, 0.52) if flaw.sign() > 0 else (0.58, 0.66, 0.76)) * flaw.between(0.9, 1.0)
             image = image * (1.0 + (tint - 1.0) * smooth(0.5 - edge / 5.0)[:, :, None])
             region = edge < 0.0
         return Picture(image, region)
