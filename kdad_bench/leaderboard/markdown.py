@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from kdad_bench.leaderboard import published
 from kdad_bench.leaderboard.board import DRAWN, RANKED, Board, boards
+from kdad_bench.leaderboard.numbers import MISSING, deviation, interval, large, number
 from kdad_bench.leaderboard.row import ACCURACY, METRICS
 from kdad_bench.leaderboard.store import Problem, Results, StoreError, read
-from kdad_bench.leaderboard.summary import Estimate
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MISSING = "–"
 BEGIN = re.compile(r"<!-- leaderboard begin: (?P<section>[a-z0-9_]+) -->\n")
 END = "<!-- leaderboard end -->"
 COSTS = ("train_seconds", "latency_ms", "network_latency_ms")
@@ -54,11 +53,11 @@ def page(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem] = 
     left_out = [(board, problem) for board in found for problem in board.summary.problems]
     if problems or left_out:
         parts += ["## Left out", _left_out(problems, left_out)]
-    provenance = _provenance(rows)
-    if provenance:
-        parts += ["## How these numbers were made", provenance]
+    origin = [f"- {label}: {_text(values)}" for label, values in provenance(rows)]
+    if origin:
+        parts += ["## How these numbers were made", "\n".join(origin)]
     if notes:
-        parts.append("\n".join(f"[^{number}]: {text}" for text, number in notes.items()))
+        parts.append("\n".join(f"[^{place}]: {text}" for text, place in notes.items()))
     return "\n\n".join(parts) + "\n"
 
 
@@ -85,8 +84,8 @@ def _overview(rows: Sequence[Mapping[str, Any]]) -> str:
     return line + (f". **{_count(failed, 'job')} failed** (listed below)." if failed else ".")
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _count(how_many: int, what: str) -> str:
+    return f"{how_many} {what}{'' if how_many == 1 else 's'}"
 
 
 def _warning(board: Board) -> list[str]:
@@ -131,7 +130,7 @@ def ranking(board: Board, notes: Mapping[str, int]) -> str:
             place = position + 1
         cells = [str(place) if rank is not None else MISSING, _named(board, key, notes), _teacher(board, key)]
         for metric in board.headline:
-            text = _interval(board.overall(key, metric)) + _few(board, key, metric)
+            text = interval(board.overall(key, metric)) + _few(board, key, metric)
             cells.append(_marked(text, marks[metric].get(key, "")))
         covered = len(board.covered(key))
         cells += [
@@ -170,13 +169,13 @@ def speed(board: Board, notes: Mapping[str, int]) -> str:
         for metric in accuracy:
             found = board.overall(key, metric)
             cells.append((f"{found.mean:.3f}" if found else MISSING) + _few(board, key, metric))
-        cells += [_number(board.typical(key, column)) + _tilde(board, key, column) for column in COSTS]
+        cells += [number(board.typical(key, column)) + _tilde(board, key, column) for column in COSTS]
         batch = board.typical(key, "best_batch")
-        rate = _number(board.typical(key, "images_per_second")) + _tilde(board, key, "images_per_second")
+        rate = number(board.typical(key, "images_per_second")) + _tilde(board, key, "images_per_second")
         cells.append(rate + (f" (batch {batch:.0f})" if batch else ""))
-        cells.append(_number(board.typical(key, "peak_memory_mb")))
-        cells += [_large(board.typical(key, column)) for column in ("parameters", "trainable_parameters")]
-        cells.append(_number(board.typical(key, "gflops")))
+        cells.append(number(board.typical(key, "peak_memory_mb")))
+        cells += [large(board.typical(key, column)) for column in ("parameters", "trainable_parameters")]
+        cells.append(number(board.typical(key, "gflops")))
         lines.append(cells)
     text = _table(["method", *(METRICS[metric].label for metric in accuracy), *costs], lines, left=(0,))
     legend = "Medians over jobs. ms/image: batch 1, networks, map and score. images/s: at the best batch."
@@ -197,10 +196,10 @@ def by_category(board: Board, metric: str, notes: Mapping[str, int]) -> str:
     for category in categories:
         marks = board.cell_marks(metric, category)
         found = ((key, board.cell(key, category, metric)) for key in shown)
-        lines.append([_text(category), *(_marked(_deviation(cell), marks.get(key, "")) for key, cell in found)])
+        lines.append([_text(category), *(_marked(deviation(cell), marks.get(key, "")) for key, cell in found)])
     if len(categories) > 1:
         marks = board.overall_marks(metric)
-        means = ((key, _deviation(board.overall(key, metric)) + _few(board, key, metric)) for key in shown)
+        means = ((key, deviation(board.overall(key, metric)) + _few(board, key, metric)) for key in shown)
         lines.append(["mean", *(_marked(text, marks.get(key, "")) for key, text in means)])
     return _table(["category", *(_named(board, key, notes) for key in shown)], lines, left=(0,))
 
@@ -275,7 +274,7 @@ def _reported(one: published.Verdict) -> str:
 def _all_metrics(board: Board, notes: Mapping[str, int]) -> str:
     metrics = [metric for metric in ACCURACY if board.measured(metric)]
     lines = [
-        [_named(board, key, notes), *(_deviation(board.overall(key, metric)) for metric in metrics)]
+        [_named(board, key, notes), *(deviation(board.overall(key, metric)) for metric in metrics)]
         for key in board.order
     ]
     table = _table(["method", *(METRICS[metric].label for metric in metrics)], lines, left=(0,))
@@ -336,10 +335,10 @@ PROVENANCE = (
 )
 
 
-def _provenance(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The versions behind the finished rows; more than one value means that the rows are of different origin."""
+def provenance(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(what, its values) of the versions behind the finished rows; several values mean rows of different origin."""
     ok = [row for row in rows if row["status"] == "ok"]
-    lines = []
+    found = []
     for label, column in PROVENANCE:
         values = {
             f"{row[column]}{' (with uncommitted changes)' if column == 'git_commit' and row['git_dirty'] else ''}"
@@ -347,8 +346,8 @@ def _provenance(rows: Sequence[Mapping[str, Any]]) -> str:
             if row[column] not in (None, "")
         }
         if values:
-            lines.append(f"- {label}: {', '.join(_text(value) for value in sorted(values))}")
-    return "\n".join(lines)
+            found.append((label, ", ".join(sorted(values))))
+    return found
 
 
 def _notes(found: Sequence[Board]) -> dict[str, int]:
@@ -367,8 +366,8 @@ def _note(board: Board, key: str) -> str:
 
 
 def _named(board: Board, key: str, notes: Mapping[str, int]) -> str:
-    number = notes.get(_note(board, key)) if board.readings(key) else None
-    return _text(board.labels[key]) + (f"[^{number}]" if number else "")
+    place = notes.get(_note(board, key)) if board.readings(key) else None
+    return _text(board.labels[key]) + (f"[^{place}]" if place else "")
 
 
 def _teacher(board: Board, key: str) -> str:
@@ -378,38 +377,8 @@ def _teacher(board: Board, key: str) -> str:
     return _text(entrant.teacher) + (" (random weights)" if entrant.teacher_weights == "random" else "")
 
 
-def _interval(found: Estimate | None) -> str:
-    if found is None:
-        return MISSING
-    return f"{found.mean:.3f}" + ("" if found.low is None else f" [{found.low:.3f}, {found.high:.3f}]")
-
-
-def _deviation(found: Estimate | None) -> str:
-    if found is None:
-        return MISSING
-    return f"{found.mean:.3f}" + ("" if found.std is None else f" ± {found.std:.3f}")
-
-
 def _marked(text: str, mark: str) -> str:
     return {"best": f"**{text}**", "second": f"<ins>{text}</ins>"}.get(mark, text)
-
-
-def _number(value: float | None) -> str:
-    """Three significant digits, never an exponent."""
-    if value is None:
-        return MISSING
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _large(value: float | None) -> str:
-    """A count of weights: 1.23 M, 456 k, 78."""
-    if value is None:
-        return MISSING
-    if value >= 1e6:
-        return f"{value / 1e6:.2f} M"
-    return f"{value / 1e3:.0f} k" if value >= 1e3 else f"{value:.0f}"
 
 
 def _text(value: object) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from kdad_bench.leaderboard import markdown, tidy
+from kdad_bench.leaderboard import html, markdown, tidy
 from kdad_bench.leaderboard.board import DRAWN, boards
 from kdad_bench.leaderboard.folder import StoreError
 from kdad_bench.leaderboard.store import Results, read
 
 
 def publish(results: str | Path, out: Path) -> tuple[Results, list[Path]]:
-    """Write leaderboard.md, .parquet, .csv and .json into `out`; returns what was read and the files.
+    """Write leaderboard.md, .html, .parquet, .csv and .json into `out`; returns what was read and the files.
 
     Raises StoreError for a folder that cannot be read or written.
     """
@@ -21,6 +21,7 @@ def publish(results: str | Path, out: Path) -> tuple[Results, list[Path]]:
     made = tidy.lines(drawn)
     contents: dict[str, Callable[[], bytes]] = {
         "leaderboard.md": lambda: markdown.page(drawn, found.table, found.problems).encode(),
+        "leaderboard.html": lambda: html.page(drawn, found.table, found.problems, pictures(results)).encode(),
         "leaderboard.parquet": lambda: tidy.as_parquet(made),
         "leaderboard.csv": lambda: tidy.as_csv(made).encode(),
         "leaderboard.json": lambda: tidy.as_json(made).encode(),
@@ -35,3 +36,10 @@ def publish(results: str | Path, out: Path) -> tuple[Results, list[Path]]:
     except OSError as error:
         raise StoreError(f"cannot write to {str(out)!r}: {error.strerror}; choose another place with --out") from error
     return found, paths
+
+
+def pictures(results: str | Path) -> dict[str, bytes]:
+    """job -> contact sheet, from the folder `pictures` of a local results folder; a URL has none."""
+    if "://" in str(results):
+        return {}
+    return {path.stem: path.read_bytes() for path in sorted(Path(results).glob("pictures/*.png"))}

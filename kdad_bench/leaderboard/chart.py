@@ -1,0 +1,152 @@
+"""The Pareto chart of the page as inline SVG: points that can be reached with the keyboard and read aloud."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+from kdad_bench.leaderboard.board import Board
+from kdad_bench.leaderboard.numbers import interval, large, number
+from kdad_bench.leaderboard.row import METRICS
+
+WIDTH, HEIGHT = 760, 400
+LEFT, RIGHT, TOP, BOTTOM = 64, 130, 16, 52
+COLOURS = 8  # of the style sheet: --c0 .. --c7
+
+
+class Point(NamedTuple):
+    """One entrant of a speed/accuracy chart."""
+
+    key: str
+    label: str
+    latency_ms: float
+    value: float
+    low: float | None
+    high: float | None
+
+
+def points(board: Board, metric: str) -> list[Point]:
+    """The entrants with a latency and a value in every category, the fastest first."""
+    found = []
+    for key in board.order:
+        estimate = board.overall(key, metric)
+        latency = board.typical(key, "latency_ms")
+        if estimate is not None and estimate.complete and latency:
+            found.append(Point(key, board.labels[key], latency, estimate.mean, estimate.low, estimate.high))
+    return sorted(found, key=lambda point: (point.latency_ms, -point.value, point.key))
+
+
+def front(found: Sequence[Point]) -> list[Point]:
+    """The points that no other one beats in both speed and value (the Pareto front), the fastest first."""
+    best: list[Point] = []
+    for point in sorted(found, key=lambda point: (point.latency_ms, -point.value, point.key)):
+        if not best or point.value > best[-1].value:
+            best.append(point)
+    return best
+
+
+def pareto(board: Board, metric: str) -> str:
+    """The chart of `metric` against ms/image as an SVG element, or "" if nothing was timed."""
+    found = points(board, metric)
+    if not found:
+        return ""
+    across = _log_ticks(min(p.latency_ms for p in found), max(p.latency_ms for p in found))
+    lows = [p.value if p.low is None else p.low for p in found]
+    highs = [p.value if p.high is None else p.high for p in found]
+    up = _ticks(min(lows), min(1.0, max(highs)))
+
+    def x(value: float) -> float:
+        low, high = math.log10(across[0]), math.log10(across[-1])
+        return LEFT + (math.log10(value) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+
+    def y(value: float) -> float:
+        return HEIGHT - BOTTOM - (value - up[0]) / (up[-1] - up[0]) * (HEIGHT - TOP - BOTTOM)
+
+    title = f"{METRICS[metric].label} against milliseconds per image"
+    parts = [
+        f'<svg class="pareto" viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="{escape(title, quote=True)}">',
+        *(f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>' for t in across),
+        *(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>' for t in up),
+        *(
+            f'<text class="tick" x="{x(t):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{t:g}</text>'
+            for t in across
+        ),
+        *(
+            f'<text class="tick" x="{LEFT - 8}" y="{y(t) + 4:.1f}" text-anchor="end">{_decimal(t, up)}</text>'
+            for t in up
+        ),
+        f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2:.1f}" y="{HEIGHT - 10}" text-anchor="middle">'
+        "ms per image at batch 1 (log scale; left is faster)</text>",
+        f'<text class="axis" transform="translate(16 {(TOP + HEIGHT - BOTTOM) / 2:.1f}) rotate(-90)" '
+        f'text-anchor="middle">{escape(METRICS[metric].label)}</text>',
+    ]
+    best = front(found)
+    path = [f"M{x(best[0].latency_ms):.1f} {y(best[0].value):.1f}"]
+    path += [f"H{x(point.latency_ms):.1f} V{y(point.value):.1f}" for point in best[1:]]
+    parts.append(f'<path class="front" d="{" ".join(path)} H{WIDTH - RIGHT}"/>')
+    labels = _spread_out([(x(p.latency_ms), y(p.value)) for p in found])
+    for point, label_y in zip(found, labels, strict=True):
+        parts.append(_mark(board, metric, point, x(point.latency_ms), y(point.value), label_y, y))
+    return "\n".join([*parts, "</svg>"])
+
+
+def _mark(board: Board, metric: str, point: Point, px: float, py: float, label_y: float, y: object) -> str:
+    """A point with its interval, its name, and what is said when it is reached."""
+    assert callable(y)
+    colour = f"--c:var(--c{board.order.index(point.key) % COLOURS})"
+    said = escape(describe(board, metric, point), quote=True)
+    bar = ""
+    if point.low is not None and point.high is not None:
+        bar = f'<line class="interval" x1="{px:.1f}" x2="{px:.1f}" y1="{y(point.low):.1f}" y2="{y(point.high):.1f}"/>'
+    return (
+        f'<g class="point" tabindex="0" role="img" aria-label="{said}" style="{colour}">'
+        f'{bar}<circle cx="{px:.1f}" cy="{py:.1f}" r="7"/>'
+        f'<text x="{px + 12:.1f}" y="{label_y + 4:.1f}">{escape(point.label)}</text></g>'
+    )
+
+
+def describe(board: Board, metric: str, point: Point) -> str:
+    """What the chart says about a point: one line."""
+    memory = board.typical(point.key, "peak_memory_mb")
+    return (
+        f"{point.label}: {METRICS[metric].label} {interval(board.overall(point.key, metric))}, "
+        f"{number(point.latency_ms)} ms/image, {number(board.typical(point.key, 'images_per_second'))} images/s, "
+        f"{large(board.typical(point.key, 'parameters'))} parameters"
+        + (f", {number(memory)} MB" if memory is not None else "")
+    )
+
+
+def _spread_out(places: Sequence[tuple[float, float]]) -> list[float]:
+    """Heights for the labels of points (x, y) so that no two near one another overlap."""
+    order = sorted(range(len(places)), key=lambda index: places[index][1])
+    taken: list[tuple[float, float]] = []
+    heights = [0.0] * len(places)
+    for index in order:
+        x, y = places[index]
+        while any(abs(x - other_x) < 120 and abs(y - other_y) < 14 for other_x, other_y in taken):
+            y += 2
+        taken.append((x, y))
+        heights[index] = y
+    return heights
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2, 5, 10, ... from below `low` to above `high`, at least two."""
+    steps = [round(m * 10.0**e, 12) for e in range(-6, 9) for m in (1, 2, 5)]
+    below = [step for step in steps if step <= low * 0.95] or steps[:1]
+    above = [step for step in steps if step >= high * 1.05] or steps[-1:]
+    return [step for step in steps if below[-1] <= step <= above[0]]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Four to eight round values around [low, high]; the ends of the axis."""
+    span = max(high - low, 0.002)
+    step = min((m * 10.0**e for e in range(-5, 1) for m in (1, 2, 5)), key=lambda s: abs(span / s - 5))
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [round(index * step, 10) for index in range(first, max(last, first + 1) + 1)]
+
+
+def _decimal(value: float, ticks: Sequence[float]) -> str:
+    return f"{value:.{max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))}f}"

@@ -1,0 +1,39 @@
+"""How numbers are written in pages: this is the only place that rounds."""
+
+from __future__ import annotations
+
+from kdad_bench.leaderboard.summary import Estimate
+
+MISSING = "–"
+
+
+def interval(found: Estimate | None) -> str:
+    """The mean with its 95 % interval: 0.953 [0.941, 0.962]."""
+    if found is None:
+        return MISSING
+    return f"{found.mean:.3f}" + ("" if found.low is None else f" [{found.low:.3f}, {found.high:.3f}]")
+
+
+def deviation(found: Estimate | None) -> str:
+    """The mean with its standard deviation over seeds: 0.953 ± 0.004."""
+    if found is None:
+        return MISSING
+    return f"{found.mean:.3f}" + ("" if found.std is None else f" ± {found.std:.3f}")
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, never an exponent."""
+    if value is None:
+        return MISSING
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def large(value: float | None) -> str:
+    """A count of weights: 1.23 M, 456 k, 78."""
+    if value is None:
+        return MISSING
+    if value >= 1e6:
+        return f"{value / 1e6:.2f} M"
+    return f"{value / 1e3:.0f} k" if value >= 1e3 else f"{value:.0f}"

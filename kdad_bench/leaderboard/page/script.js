@@ -1,0 +1,74 @@
+"use strict";
+(() => {
+  const root = document.documentElement;
+  root.classList.add("js");
+
+  // light and dark: as the system says, until the button is used
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const button = document.getElementById("theme");
+  const show = (dark) => {
+    root.classList.toggle("dark", dark);
+    button.setAttribute("aria-pressed", String(dark));
+  };
+  show(system.matches);
+  system.addEventListener("change", (event) => show(event.matches));
+  button.addEventListener("click", () => show(!root.classList.contains("dark")));
+
+  // one metric at a time
+  for (const choice of document.querySelectorAll("fieldset.choice")) {
+    const parts = choice.parentElement.querySelectorAll(":scope > [data-metric]");
+    const pick = () => {
+      const metric = choice.querySelector("input:checked").value;
+      for (const part of parts) part.hidden = part.dataset.metric !== metric;
+    };
+    choice.addEventListener("change", pick);
+    pick();
+  }
+
+  // the tip of a point: on hover and on focus, away with Escape
+  const tip = document.getElementById("tip");
+  const hide = () => { tip.hidden = true; };
+  for (const point of document.querySelectorAll(".point")) {
+    const reveal = () => {
+      tip.textContent = point.getAttribute("aria-label");
+      tip.hidden = false;
+      const place = point.querySelector("circle").getBoundingClientRect();
+      const left = Math.min(place.right + 8, root.clientWidth - tip.offsetWidth - 8);
+      tip.style.left = `${Math.max(8, left) + scrollX}px`;
+      tip.style.top = `${place.bottom + 8 + scrollY}px`;
+    };
+    point.addEventListener("mouseenter", reveal);
+    point.addEventListener("focus", reveal);
+    point.addEventListener("mouseleave", hide);
+    point.addEventListener("blur", hide);
+  }
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
+
+  // sortable tables; a cell's number is in data-order
+  const still = { paging: false, info: false, searching: false, order: [], autoWidth: false };
+  for (const table of document.querySelectorAll("table.sortable")) {
+    new DataTable(table, { ...still, searching: table.classList.contains("searchable") });
+  }
+
+  // every job: drawn from the data at the end of the page
+  const holder = document.getElementById("jobs");
+  if (holder) {
+    const jobs = JSON.parse(document.getElementById("jobs-data").textContent);
+    const shown = (digits) => (value, kind) =>
+      kind !== "display" ? value : value === null ? "–" : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+    const text = (value, kind) => kind !== "display" ? value : String(value ?? "–").replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
+    const columns = jobs.columns.map(([title, digits]) =>
+      digits === null ? { title, render: text } : { title, className: "n", type: "num", render: shown(digits) });
+    const table = new DataTable(holder, {
+      data: jobs.rows, columns, deferRender: true, pageLength: 25, lengthMenu: [25, 100, 1000], order: [], autoWidth: false,
+      language: { info: "_START_ to _END_ of _TOTAL_ jobs", infoFiltered: "(of _MAX_ in all)", search: "Search:" },
+    });
+    for (const select of document.querySelectorAll(".filters select")) {
+      select.addEventListener("change", () => {
+        table.column(Number(select.dataset.column)).search(select.value, { exact: select.value !== "" }).draw();
+      });
+    }
+  }
+
+  addEventListener("beforeprint", () => { for (const part of document.querySelectorAll("details")) part.open = true; });
+})();
