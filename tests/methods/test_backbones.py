@@ -1,4 +1,4 @@
-"""Backbones: shapes, parameter counts and keys against numbers worked out by hand, and torchvision where it is there."""
+"""Backbones: shapes, parameters and keys against numbers worked out by hand, and torchvision where it is there."""
 
 from __future__ import annotations
 

@@ -1,0 +1,263 @@
+"""The training loop: budget, order, cache, checkpoints, selection, precision and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdad_bench.methods import distillation
+from kdad_bench.methods.distillation import (
+    SCHEDULES,
+    CheckpointError,
+    DistillationSettings,
+    Teacher,
+    chance,
+    planned_steps,
+    seeded,
+)
+from kdad_bench.methods.protocol import Fitting
+from kdad_bench.methods.stfpm import Stfpm
+from tests.methods.checks import assert_same_state, state
+from tests.methods.toys import CPU, normals, small_method, small_settings, teacher_of, with_defects
+
+
+class Interrupted(Exception):
+    """Stands for a machine that is switched off."""
+
+
+def stop_at(limit: int) -> Any:
+    def log(step: int, terms: Mapping[str, float]) -> None:
+        if step == limit:
+            raise Interrupted
+
+    return log
+
+
+def test_steps_replace_epochs_and_epochs_count_incomplete_batches() -> None:
+    settings = DistillationSettings(epochs=3, batch_size=4)
+    assert planned_steps(settings, 10) == (9, 3)
+    assert planned_steps(replace(settings, drop_last=True), 10) == (6, 2)
+    assert planned_steps(replace(settings, steps=5), 10) == (5, 3)
+    assert planned_steps(replace(settings, batch_size=64), 10) == (3, 1)
+
+
+def test_every_epoch_sees_every_image_once_in_a_new_order() -> None:
+    settings = DistillationSettings(batch_size=4)
+    epochs = [torch.cat([distillation._batch_of(3 * epoch + k, 3, 10, settings) for k in range(3)]) for epoch in (0, 1)]
+    assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in epochs)
+    assert epochs[0].tolist() != epochs[1].tolist()
+    assert epochs[0].tolist() != torch.arange(10).tolist()
+
+
+@pytest.mark.parametrize("name", ["stfpm", "eca_mskdad", "rd4ad"])
+def test_a_resumed_fit_is_the_same_as_an_uninterrupted_one_bit_for_bit(name: str, tmp_path: Path) -> None:
+    images, path = normals(10, seed=1), tmp_path / "deep" / "fit.pt"
+    whole, broken, resumed = (small_method(name, steps=5, batch_size=4, schedule="cosine") for _ in range(3))
+    whole.fit(images)
+    with pytest.raises(Interrupted):
+        broken.fit(images, Fitting(log=stop_at(4), log_every=1, checkpoint=path, checkpoint_every_seconds=0))
+    assert path.exists()
+    steps: list[int] = []
+    resumed.fit(images, Fitting(log=lambda step, _: steps.append(step), log_every=1, checkpoint=path))
+    assert steps == [4, 5]  # the third step was the last one kept
+    assert_same_state(state(whole), state(resumed), "resuming changed the result")
+    assert not path.exists()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_resumed_fit_remembers_the_best_epoch_so_far(tmp_path: Path) -> None:
+    images, path = normals(10, seed=1), tmp_path / "fit.pt"
+    settings = {"steps": 6, "batch_size": 4, "held_out": 0.2}
+    whole, broken, resumed = (small_method("stfpm", **settings) for _ in range(3))
+    whole.fit(images)
+    with pytest.raises(Interrupted):
+        broken.fit(images, Fitting(log=stop_at(6), log_every=1, checkpoint=path, checkpoint_every_seconds=0))
+    resumed.fit(images, Fitting(checkpoint=path))
+    assert_same_state(state(whole), state(resumed), "resuming lost the best epoch")
+
+
+def test_a_checkpoint_of_another_fit_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "fit.pt"
+    with pytest.raises(Interrupted):
+        small_method("stfpm").fit(
+            normals(8, seed=1), Fitting(log=stop_at(2), log_every=1, checkpoint=path, checkpoint_every_seconds=0)
+        )
+    for other, images in ((small_method("stfpm", seed=1), normals(8, seed=1)), (small_method("stfpm"), normals(8, 2))):
+        with pytest.raises(CheckpointError, match=r"fit\.pt: the checkpoint of another fit"):
+            other.fit(images, Fitting(checkpoint=path))
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"fit\.pt: damaged checkpoint .* delete it"):
+        small_method("stfpm").fit(normals(8, seed=1), Fitting(checkpoint=path))
+
+
+def test_features_computed_once_are_those_computed_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = normals(8, seed=1)
+    kept, recomputed = small_method("stfpm", steps=3, batch_size=8), small_method("stfpm", steps=3, batch_size=8)
+    kept.fit(images)
+    monkeypatch.setattr(distillation, "CACHE_BYTES", 0)
+    recomputed.fit(images)
+    for key, value in state(kept).items():
+        torch.testing.assert_close(value, state(recomputed)[key], rtol=1e-3, atol=1e-4)
+
+
+def test_the_log_hears_of_the_first_the_last_and_every_tenth_step() -> None:
+    heard: dict[int, Mapping[str, float]] = {}
+    method = small_method("eca_mskdad", steps=11, batch_size=2, image_size=32)
+    method.fit(normals(4, seed=1), Fitting(log=lambda step, terms: heard.update({step: terms})))
+    assert sorted(heard) == [1, 10, 11]
+    for terms in heard.values():
+        assert set(terms) == {"feature", "feature_augmented", "relative", "loss"}
+        assert terms["loss"] == pytest.approx(terms["feature"] + terms["feature_augmented"] + terms["relative"])
+
+
+def test_the_kept_epoch_is_the_one_with_the_least_mean_map_on_held_out_normals(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[float, dict[str, Tensor]]] = []
+    measure = distillation._mean_map
+
+    def spy(method: Any, images: Tensor) -> float:
+        assert len(images) == 2
+        value = measure(method, images) * (1 if len(seen) == 1 else 5)  # the second epoch wins
+        seen.append((value, {key: tensor.clone() for key, tensor in method.student.state_dict().items()}))
+        return value
+
+    monkeypatch.setattr(distillation, "_mean_map", spy)
+    method = small_method("stfpm", steps=None, epochs=3, batch_size=4, held_out=0.2)
+    method.fit(normals(10, seed=1))
+    assert len(seen) == 3
+    assert min(value for value, _ in seen) == seen[1][0]
+    best = {f"student.{key}": tensor for key, tensor in seen[1][1].items()}
+    assert all(torch.equal(value, best[key]) for key, value in state(method).items() if key in best)
+
+
+def test_held_out_images_are_never_learnt_from() -> None:
+    images = normals(10, seed=1)
+    kept, held_out = distillation._split(images, DistillationSettings(held_out=0.2, seed=5))
+    assert held_out is not None
+    assert (len(kept), len(held_out)) == (8, 2)
+    together = torch.cat([kept, held_out]).flatten(1).sum(1).sort().values
+    torch.testing.assert_close(together, images.flatten(1).sum(1).sort().values)
+    assert distillation._split(images, DistillationSettings())[1] is None
+
+
+def test_standardised_taps_have_no_mean_and_unit_deviation_over_the_normals() -> None:
+    teacher, images = Teacher(teacher_of("efficientnet_lite0"), standardise=True), normals(12, seed=1)
+    teacher.learn_statistics(images)
+    with torch.no_grad():
+        for tap in teacher(images):
+            torch.testing.assert_close(tap.mean((0, 2, 3)), torch.zeros(tap.shape[1]), atol=1e-3, rtol=0)
+            torch.testing.assert_close(tap.std((0, 2, 3), correction=0), torch.ones(tap.shape[1]), atol=1e-3, rtol=0)
+
+
+def test_a_teacher_stays_in_eval_mode_whatever_is_asked() -> None:
+    teacher = Teacher(teacher_of("efficientnet_lite0"), standardise=False)
+    teacher.train()
+    assert not any(module.training for module in teacher.modules())
+    method = small_method("stfpm")
+    method.module.train()
+    assert not getattr(method, "teacher").training  # noqa: B009
+
+
+def test_all_parameters_of_the_student_learn_and_nothing_else_requires_a_gradient() -> None:
+    for name in ("stfpm", "rd4ad", "eca_mskdad", "dskd", "bmkd"):
+        method = small_method(name, steps=1, learning_rate=0.01, optimiser="adam")
+        before = state(method)
+        method.fit(normals(8, seed=1))
+        learnt = {f"student.{key}" for key, _ in getattr(method, "student").named_parameters()}  # noqa: B009
+        same = {key for key, value in state(method).items() if torch.equal(value, before[key])}
+        assert not learnt & same, f"{name}: {sorted(learnt & same)[:3]} did not learn"
+        asking = {key for key, parameter in method.module.named_parameters() if parameter.requires_grad}
+        assert asking == learnt
+
+
+@pytest.mark.parametrize("name", ["stfpm", "rd4ad", "eca_mskdad", "bmkd"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_training_and_scoring_work_under_autocast(name: str, precision: str) -> None:
+    method = small_method(name, precision=precision, steps=2, batch_size=4)
+    method.fit(normals(4, seed=1))
+    scores = method.score(with_defects(2, seed=2)[0])
+    assert scores.pixel.dtype == scores.image.dtype == torch.float32
+    assert bool(scores.pixel.isfinite().all())
+    assert all(value.isfinite().all() for value in state(method).values())
+
+
+@pytest.mark.parametrize("name", ["stfpm", "rd4ad", "bmkd"])
+@pytest.mark.parametrize("side", [96, 160])
+def test_any_size_divisible_by_32_works(name: str, side: int) -> None:
+    method = small_method(name, image_size=side, steps=1, batch_size=2)
+    method.fit(normals(2, seed=1, side=64))
+    assert method.score(normals(1, seed=2, side=side)).pixel.shape == (1, side, side)
+
+
+@pytest.mark.parametrize("teacher", ["resnet18", "resnet50", "vgg16"])
+@pytest.mark.parametrize("name", ["stfpm", "rd4ad", "eca_mskdad", "bmkd"])
+def test_every_teacher_family_works_with_raw_and_standardised_taps(name: str, teacher: str) -> None:
+    for taps in ("raw", "standardised"):
+        method = small_method(name, teacher=teacher, source="random", image_size=32, steps=1, batch_size=2, taps=taps)
+        method.fit(normals(2, seed=1, side=32))
+        assert method.score(normals(1, seed=2, side=32)).pixel.shape == (1, 32, 32)
+
+
+def test_what_cannot_be_learnt_from_or_is_not_known_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"N > 0; got \(0, 3, 64, 64\)"):
+        small_method("stfpm").fit(torch.empty(0, 3, 64, 64))
+    for changes in ({"schedule": "linear"}, {"optimiser": "lion"}, {"precision": "fp8"}):
+        (field, value), *_ = changes.items()
+        with pytest.raises(ValueError, match=f"{field} '{value}' is not known; have: "):
+            small_method("stfpm", **changes).fit(normals(2, seed=1))
+    with pytest.raises(ValueError, match="taps 'cooked' is not known"):
+        small_method("stfpm", taps="cooked")
+    with pytest.raises(ValueError, match=r"held_out 1\.5 of 4 images"):
+        small_method("stfpm", held_out=1.5).fit(normals(4, seed=1))
+    with pytest.raises(ValueError, match=r"Stfpm needs a teacher with taps at strides \(4, 8, 16\); got no teacher"):
+        Stfpm(small_settings("stfpm"), None, CPU)
+
+
+def test_a_loss_that_is_not_finite_stops_the_fit_with_its_terms() -> None:
+    with pytest.raises(FloatingPointError, match=r"step 1: the loss is not finite .*feature"):
+        small_method("stfpm").fit(torch.full((2, 3, 64, 64), float("nan")))
+
+
+def test_schedules_start_and_end_where_they_say() -> None:
+    assert SCHEDULES["constant"](0.7) == 1
+    assert SCHEDULES["cosine"](0.0) == 1
+    assert SCHEDULES["cosine"](0.5) == pytest.approx(0.5)
+    assert SCHEDULES["one_cycle"](0.0) == pytest.approx(0.1)
+    assert SCHEDULES["one_cycle"](0.1) == pytest.approx(1.0)
+    assert SCHEDULES["one_cycle"](0.999) < 1e-4
+
+
+def test_the_norm_momentum_is_the_students_and_not_the_teachers() -> None:
+    method = small_method("stfpm", norm_momentum=0.25)
+    momenta = {
+        part: {module.momentum for module in getattr(method, part).modules() if hasattr(module, "momentum")}
+        for part in ("student", "teacher")
+    }
+    assert momenta == {"student": {0.25}, "teacher": {0.01}}
+
+
+def test_chance_is_a_function_of_seed_purpose_and_index() -> None:
+    def draw(*what: Any) -> float:
+        return float(torch.rand(1, generator=chance(*what)))
+
+    assert draw(0, "order", 3) == draw(0, "order", 3)
+    assert len({draw(0, "order", 3), draw(1, "order", 3), draw(0, "augmentation", 3), draw(0, "order", 4)}) == 4
+
+
+def test_a_seeded_scope_leaves_the_random_state_as_it_found_it_even_when_it_fails() -> None:
+    torch.manual_seed(9)
+    before = torch.get_rng_state()
+
+    def fail() -> None:
+        with seeded(3, CPU):
+            torch.rand(5)
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        fail()
+    assert torch.equal(torch.get_rng_state(), before)
