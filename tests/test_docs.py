@@ -1,0 +1,59 @@
+"""The README and the docs tell the truth: every option and method is there, links resolve, tables are the rows'."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import Path
+
+import click
+import pytest
+
+from kdad_bench.harness.cli import COMMANDS
+from kdad_bench.methods import METHODS
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def command(name: str) -> click.Command:
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    found: click.Command = getattr(import_module(module), attribute)
+    return found
+
+
+def test_every_option_of_run_is_in_the_readme() -> None:
+    options = [option for parameter in command("run").params for option in parameter.opts if option.startswith("--")]
+    assert len(options) > 20
+    assert [option for option in options if option not in README] == []
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_can_be_imported_and_is_in_the_readme(name: str) -> None:
+    assert command(name).name == name
+    assert f"kdad-bench {name}" in README
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_is_in_the_readme_and_has_its_page(name: str) -> None:
+    assert f"`{name}`" in README
+    page = (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    assert len(page) > 500
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_pages_resolve(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
+    local = [target for target in targets if target and "://" not in target and not target.startswith("mailto:")]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+def test_the_tables_of_the_readme_are_those_of_the_rows_beside_it() -> None:
+    from kdad_bench.leaderboard import store
+    from kdad_bench.leaderboard.markdown import refreshed, sections
+
+    tables = sections(store.read(ROOT / "docs" / "results" / "quick"))
+    assert refreshed(README, tables) == README
+    assert "STFPM" in tables["ranking"]
