@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdad_bench.leaderboard import chart, published
-from kdad_bench.leaderboard.board import RANKED, Board, Mark
+from kdad_bench.leaderboard.board import RANKED, VISIBLE, Board, Mark
 from kdad_bench.leaderboard.numbers import MISSING, deviation, large, number
 from kdad_bench.leaderboard.row import METRICS
 from kdad_bench.leaderboard.store import Problem
@@ -164,7 +164,7 @@ def _ranking(board: Board) -> str:
     costs = ("train_seconds", "latency_ms", "images_per_second", "peak_memory_mb")
     heads = [("#", "n"), ("method", ""), ("teacher", ""), *((METRICS[metric].label, "n") for metric in board.headline)]
     heads += [("average rank", "n"), ("train s", "n"), ("ms/image", "n"), ("images/s", "n"), ("peak MB", "n")]
-    heads += [("parameters", "n"), ("seeds", "n"), ("categories", "n")]
+    heads += [("weights", "n"), ("seeds", "n"), ("categories", "n")]
     lines = []
     for place, key in enumerate(board.order, 1):
         rank = board.average_ranks.get(key)
@@ -175,7 +175,9 @@ def _ranking(board: Board) -> str:
             f"<td>{escape(entrant.teacher or 'none')}</td>",
         ]
         for metric in board.headline:
-            cells.append(_accuracy(board.overall(key, metric), marks[metric].get(key, "")))
+            cells.append(
+                _accuracy(board.overall(key, metric), marks[metric].get(key, ""), len(board.categories(metric)))
+            )
         cells.append(_cell(MISSING if rank is None else f"{rank:.2f}", 9999 if rank is None else rank))
         for column in costs:
             value = board.typical(key, column)
@@ -198,11 +200,11 @@ def _ranking(board: Board) -> str:
     return _table(heads, lines, caption, "sortable searchable")
 
 
-def _accuracy(found: Estimate | None, mark: Mark) -> str:
+def _accuracy(found: Estimate | None, mark: Mark, categories: int) -> str:
     if found is None:
         return _cell(MISSING)
     around = "" if found.low is None else f' <span class="interval-text">[{found.low:.3f}, {found.high:.3f}]</span>'
-    few = "" if found.complete else f' <span class="interval-text">({found.categories} categories)</span>'
+    few = "" if found.complete else f' <span class="interval-text">{found.categories} of {categories} categories</span>'
     return _cell(f"{found.mean:.3f}{around}{few}", found.mean, mark)
 
 
@@ -244,7 +246,7 @@ def _ablations(board: Board) -> str:
                 found = board.summary.comparison(key, base, metric)
                 if found.difference is None:
                     continue
-                tone = "up" if found.difference > 0 else "down" if found.difference < 0 else ""
+                tone = "" if abs(found.difference) < VISIBLE else "up" if found.difference > 0 else "down"
                 p = MISSING if found.p_holm is None else f"{found.p_holm:.3f}"
                 lines.append(
                     f'<th scope="row">{escape(board.labels[key])}</th><td>{escape(board.labels[base])}</td>'

@@ -11,7 +11,8 @@ sys.path.insert(0, str(HERE.parent / "leaderboard"))
 
 import plausible  # noqa: E402
 
-from kdad_bench.leaderboard import markdown, publish, store  # noqa: E402
+from kdad_bench.leaderboard import html, markdown, publish, store  # noqa: E402
+from kdad_bench.leaderboard.board import boards  # noqa: E402
 
 
 def main() -> None:
@@ -23,6 +24,9 @@ def main() -> None:
         store.compact(results)
         (results / ".lock").unlink()
     (HERE / "leaderboard.md").write_text(markdown.leaderboard(store.read(results)), encoding="utf-8", newline="\n")
+    found = store.read(results)
+    body = html.body(boards(found.table), found.table, found.problems, {})
+    (HERE / "leaderboard_body.html").write_text(body + "\n", encoding="utf-8", newline="\n")
     drawn = HERE / "drawn"
     publish.publish(results, drawn)
     shutil.move(drawn / "leaderboard.csv", HERE / "leaderboard.csv")
