@@ -93,7 +93,8 @@ class Job:
     @property
     def label(self) -> str:
         """How people read this job: `stfpm synthetic/weave seed 0`."""
-        return f"{self.name} {self.category.dataset}/{self.category.name} seed {self.seed}"
+        modality = "" if self.category.modality == "rgb" else f" {self.category.modality}"
+        return f"{self.name} {self.category.dataset}/{self.category.name}{modality} seed {self.seed}"
 
     @property
     def name(self) -> str:

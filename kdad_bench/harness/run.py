@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from kdad_bench.harness import clock, datasets
+from kdad_bench.harness.datasets.splits import FRACTION
 from kdad_bench.harness.decision import Decision
 from kdad_bench.harness.environment import describe
+from kdad_bench.harness.fused import FusedModalities
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.metrics import image_metrics, pixel_metrics, region_index
 from kdad_bench.harness.protocol import PROTOCOL, PROTOCOL_VERSION
@@ -46,15 +48,14 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     curve = earlier_losses(job, work)
 
     def remember(step: int, terms: Mapping[str, float]) -> None:
-        curve[step] = {"step": step, **terms}
+        curve[step] = {**curve.get(step, {}), "step": step, **terms}
         log(step, terms)
 
     start = time.perf_counter()
-    normal = as_images(datasets.load_train(job.category, job.resolution), device)
+    normal, held_out = (as_images(pixels, device) for pixels in normals(job))
     data_seconds = time.perf_counter() - start
-    normal, held_out = split(normal, job)
     with clock.peak_memory(job.device) as peak:
-        method = build(job, device)
+        method = build(job, device, held_out)
         start = time.perf_counter()
         method.fit(normal, Fitting(log=remember, checkpoint=checkpoint_path(job, work),
                                    checkpoint_every_seconds=work.checkpoint_every_seconds))  # fmt: skip
@@ -64,7 +65,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         del normal
 
         start = time.perf_counter()
-        test = datasets.load_test(job.category, job.resolution)
+        test = test_set(job)
         images = as_images(test.images, device)
         data_seconds += time.perf_counter() - start
         start = time.perf_counter()
@@ -110,8 +111,37 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     )
 
 
-def build(job: Job, device: torch.device) -> Method:
-    """The untrained method of `job` on `device`, its teacher loaded; raises WeightsError without weights."""
+def normals(job: Job) -> tuple[Any, Any]:
+    """uint8 (images to learn from, held-out images) [N, 3 M, R, R], the M modalities stacked along the channels.
+
+    Normals are held out where a threshold or a late fusion needs them: the validation split that the data set ships,
+    else a share of the training images drawn by the job's seed.
+    """
+    parts = datasets.single_modalities(job.category)
+    if not job.hold_out and len(parts) == 1:
+        images = datasets.load_train(job.category, job.resolution)
+        return images, images[:0]
+    fraction = job.hold_out or FRACTION
+    found = [datasets.load_normals(part, job.resolution, fraction=fraction, seed=job.seed) for part in parts]
+    return np.concatenate([one.fit for one in found], 1), np.concatenate([one.held_out for one in found], 1)
+
+
+def test_set(job: Job) -> datasets.TestSet:
+    """The test images, the modalities stacked along the channels."""
+    found = [datasets.load_test(part, job.resolution) for part in datasets.single_modalities(job.category)]
+    return found[0]._replace(images=np.concatenate([one.images for one in found], 1)) if len(found) > 1 else found[0]
+
+
+def build(job: Job, device: torch.device, held_out: Tensor) -> Method:
+    """The untrained method of `job` on `device`, one per modality; raises WeightsError without teacher weights."""
+    modalities = job.category.modality.split("+")
+    if len(modalities) == 1:
+        return build_one(job, device)
+    return FusedModalities([build_one(job, device) for _ in modalities], modalities, held_out)
+
+
+def build_one(job: Job, device: torch.device) -> Method:
+    """One detector on three channels, its teacher loaded."""
     found = entry(job.method)
     if job.weights is None:
         return found.build(job.settings, None, device)
@@ -252,20 +282,6 @@ def environment_columns(job: Job) -> dict[str, Any]:
     return {**found, "environment": json.dumps(found["environment"], sort_keys=True)}
 
 
-def split(normal: Tensor, job: Job) -> tuple[Tensor, Tensor]:
-    """(images to learn from, images held out for a threshold): a share drawn by the job's seed, at least one each."""
-    if not job.hold_out:
-        return normal, normal[:0]
-    count = max(1, round(job.hold_out * len(normal)))
-    if count >= len(normal):
-        raise ValueError(f"hold-out {job.hold_out:g} of {len(normal)} normal images leaves none to learn from")
-    order = torch.randperm(len(normal), generator=torch.Generator().manual_seed(job.seed))
-    chosen = torch.zeros(len(normal), dtype=torch.bool)
-    chosen[order[:count]] = True
-    chosen = chosen.to(normal.device)
-    return normal[~chosen], normal[chosen]
-
-
 def keep_beside(job: Job, work: Work, method: Method, test: datasets.TestSet, scores: Scores, held_out: Tensor) -> None:
     """Write what was asked for beside the rows: contact sheet, model, raw maps."""
     if work.beside is None:
@@ -276,7 +292,7 @@ def keep_beside(job: Job, work: Work, method: Method, test: datasets.TestSet, sc
         folder = work.beside / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
         contact_sheet(
-            test.images, test.masks, scores.pixel.cpu().numpy(), scores.image.cpu().numpy(), test.names,
+            test.images[:, :3], test.masks, scores.pixel.cpu().numpy(), scores.image.cpu().numpy(), test.names,
             folder / f"{job.id}.png", labels=test.labels, title=f"{job.label} [{job.preset}]",
         )  # fmt: skip
     if work.save_models:

@@ -55,8 +55,7 @@ def perform(job: Job, work: Work) -> Row | None:
         except Exception as error:
             return record_failure(job, work, reason_of(error))
         store.write(row, work.out)
-        checkpoint = checkpoint_path(job, work)
-        if checkpoint is not None:
+        for checkpoint in checkpoints(job, work):
             checkpoint.unlink(missing_ok=True)
         return row
 
@@ -96,6 +95,12 @@ def checkpoint_path(job: Job, work: Work) -> Path | None:
     return work.beside / "checkpoints" / f"{job.id}.pt" if work.beside else None
 
 
+def checkpoints(job: Job, work: Work) -> list[Path]:
+    """What is kept of an unfinished training of `job`: one file, or one per modality."""
+    path = checkpoint_path(job, work)
+    return [] if path is None else sorted(path.parent.glob(f"{job.id}*.pt"))
+
+
 @contextlib.contextmanager
 def claim(job: Job, work: Work) -> Iterator[bool]:
     """Hold `job` against other runners on the same local folder; the lock goes with the process, however it dies.
@@ -131,15 +136,15 @@ def tensorboard_writer(job: Job, work: Work) -> Any:
 
 def earlier_losses(job: Job, work: Work) -> dict[int, dict[str, float]]:
     """step -> loss terms that an interrupted training of `job` logged before it was stopped."""
-    checkpoint = checkpoint_path(job, work)
-    if work.beside is None or checkpoint is None or not checkpoint.exists():
+    if work.beside is None or not checkpoints(job, work):
         return {}
-    found = {}
+    found: dict[int, dict[str, float]] = {}
     with contextlib.suppress(OSError, ValueError):  # a log that is torn or gone costs only its own lines
         for text in (work.beside / "logs" / f"{job.id}.jsonl").read_text(encoding="utf-8").splitlines():
             content = json.loads(text)
             if content.pop("event") == "step":
-                found[int(content["step"])] = content
+                step = int(content["step"])
+                found[step] = {**found.get(step, {}), **content}
     return found
 
 
@@ -152,8 +157,7 @@ def step_log(job: Job, work: Work) -> Iterator[Callable[[int, Mapping[str, float
     path = work.beside / "logs" / f"{job.id}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = tensorboard_writer(job, work)
-    checkpoint = checkpoint_path(job, work)
-    resumed = checkpoint is not None and checkpoint.exists()  # then the log goes on as well
+    resumed = bool(checkpoints(job, work))  # then the log goes on as well
     with path.open("a" if resumed else "w", encoding="utf-8", buffering=1) as file:
         header = {"job": job.id, **{key: value for key, value in job.identity.items() if key != "settings"}}
         file.write(json.dumps({"event": "start", **header}) + "\n")

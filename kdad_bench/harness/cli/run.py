@@ -194,6 +194,8 @@ def carry_out(given: dict[str, Any]) -> int:
 
     config = read(given["config"]) if given["config"] else Config()
     merge(given, config)
+    if given["save_models"] and given["modality"] != "rgb":
+        raise BadInput(f"--save-models keeps rgb models, which `predict` can use; not --modality {given['modality']}")
     console = Console(stderr=given["as_json"], highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = WIDTH_OF_FILES
