@@ -113,7 +113,8 @@ class GuidedRelu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (rectified,) = ctx.saved_tensors
-        return gradients[0].clamp(min=0) * (rectified > 0)
+        passed: Tensor = gradients[0].clamp(min=0) * (rectified > 0)
+        return passed
 
 
 def guided_relu(x: Tensor) -> Tensor:

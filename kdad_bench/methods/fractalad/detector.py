@@ -37,6 +37,7 @@ class FractalADSettings(DistillationSettings):
     drop_last: bool = True
     kd: bool = True  # False: the head sees the teacher's features, no student, no distillation loss
     find_object: bool = False  # True: anomalies follow the object that stands out from the background
+    head_width: int = 64  # channels of the head's pyramid
     fractal_points: int = 100_000  # of the chaos game, per fractal
     readings: tuple[str, ...] = READINGS
 
@@ -67,7 +68,7 @@ class FractalAD(StudentTeacher[FractalADSettings]):
     def build_student(self, teacher: Backbone) -> nn.Module:
         """A student of the teacher's architecture from random weights, and the head."""
         network = Student(teacher, standardised=self.settings.taps == "standardised") if self.settings.kd else None
-        return StudentAndHead(network, SegmentationHead(teacher.channels))
+        return StudentAndHead(network, SegmentationHead(teacher.channels, self.settings.head_width))
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """L = L_KD (clean images) + L_seg (anomalous images); L_seg does not reach the student."""

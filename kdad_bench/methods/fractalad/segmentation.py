@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WIDTH = 64  # channels of the pyramid: official code
 DICE_SMOOTHING = 1.0  # official code
 
 
@@ -43,9 +42,9 @@ def warp(maps: Tensor, flow: Tensor) -> Tensor:
 class FlowAlignment(nn.Module):
     """Bring a coarse map to a fine one's size after a learnt flow has aligned it."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.flow = nn.Conv2d(2 * WIDTH, 2, 3, padding=1, bias=False)
+        self.flow = nn.Conv2d(2 * width, 2, 3, padding=1, bias=False)
 
     def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
         """`coarse` [N, C, h, w] aligned and resized to `fine` [N, C, H, W]."""
@@ -54,15 +53,15 @@ class FlowAlignment(nn.Module):
 
 
 class SegmentationHead(nn.Module):
-    """Feature maps at rising strides in, one map of logits out."""
+    """Feature maps of `channels` at rising strides in, one map of logits out; `width` channels inside."""
 
-    def __init__(self, channels: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], width: int) -> None:
         super().__init__()
-        self.laterals = nn.ModuleList(conv_norm_relu(c, WIDTH, 1) for c in channels)
-        self.alignments = nn.ModuleList(FlowAlignment() for _ in channels[1:])
-        self.smoothings = nn.ModuleList(conv_norm_relu(WIDTH, WIDTH, 3) for _ in channels[1:])
+        self.laterals = nn.ModuleList(conv_norm_relu(c, width, 1) for c in channels)
+        self.alignments = nn.ModuleList(FlowAlignment(width) for _ in channels[1:])
+        self.smoothings = nn.ModuleList(conv_norm_relu(width, width, 3) for _ in channels[1:])
         self.classifier = nn.Sequential(
-            conv_norm_relu(len(channels) * WIDTH, WIDTH, 3), nn.Conv2d(WIDTH, 1, 3, padding=1)
+            conv_norm_relu(len(channels) * width, width, 3), nn.Conv2d(width, 1, 3, padding=1)
         )
 
     def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:

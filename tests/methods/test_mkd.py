@@ -1,0 +1,317 @@
+"""MKD's cloner, loss, saliency maps, switches and learning."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch import Tensor, nn
+
+from kdad_bench.methods.backbones import Backbone, build
+from kdad_bench.methods.distillation import Batch
+from kdad_bench.methods.mkd import (
+    MKD,
+    Cloner,
+    Mkd,
+    MkdSettings,
+    discrepancy,
+    grey_opening,
+    guided_relu,
+    input_gradient,
+    smooth_gradient,
+    stretched,
+)
+from kdad_bench.methods.protocol import Fitting
+from tests.methods.toys import CPU, auroc, normals, teacher_of, with_defects
+
+TINY = MkdSettings(teacher="efficientnet_lite0", strides=(4, 8), scored=1, image_size=32, steps=3, batch_size=4)
+CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=bool)
+
+
+@cache
+def source(name: str, strides: tuple[int, ...] = (4, 8)) -> Backbone:
+    torch.manual_seed(3)
+    return build(name, strides=strides).eval()
+
+
+def detector(**changes: object) -> Mkd:
+    settings = replace(TINY, **changes)
+    return MKD.build(settings, source(settings.teacher, settings.strides), CPU)  # type: ignore[return-value]
+
+
+def numpy_loss(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Direction and value of one layer per image, from the formulas."""
+    flat_a, flat_b = a.reshape(len(a), -1).astype(np.float64), b.reshape(len(b), -1).astype(np.float64)
+    cosine = (flat_a * flat_b).sum(1) / np.sqrt((flat_a**2).sum(1) * (flat_b**2).sum(1))
+    return 1 - cosine, ((flat_a - flat_b) ** 2).mean(1)
+
+
+def test_the_loss_of_each_image_is_what_numpy_makes_of_its_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    taps = [torch.randn(2, 3, c, n, n, generator=generator) for c, n in ((4, 6), (7, 3))]
+    terms = discrepancy([t[0] for t in taps], [t[1] for t in taps])
+    layers = [numpy_loss(t[0].numpy(), t[1].numpy()) for t in taps]
+    np.testing.assert_allclose(terms.direction.numpy(), sum(d for d, _ in layers), rtol=1e-5)
+    np.testing.assert_allclose(terms.value.numpy(), sum(v for _, v in layers), rtol=1e-5)
+
+
+def test_training_and_scoring_weigh_the_value_and_score_only_the_deepest_layers() -> None:
+    method = detector(value_weight=0.25)
+    images = normals(4, 1, 32)
+    with torch.no_grad():
+        taps = method.teacher(images)
+        cloned = method.student(method.teacher.network.normalise(images))  # eval mode, as in scoring
+        terms = method.loss(Batch(images=images, teacher=taps, step=1, generator=torch.Generator()))
+    layers = [numpy_loss(a.numpy(), b.numpy()) for a, b in zip(taps, cloned, strict=True)]
+    assert terms["direction"].item() == pytest.approx(sum(d.mean() for d, _ in layers), rel=1e-4)
+    assert terms["value"].item() == pytest.approx(0.25 * sum(v.mean() for _, v in layers), rel=1e-4)
+    deepest_direction, deepest_value = layers[-1]
+    np.testing.assert_allclose(method.score(images).image, deepest_direction + 0.25 * deepest_value, rtol=1e-4)
+
+
+def test_the_loss_reaches_every_weight_of_the_cloner_and_none_of_the_source() -> None:
+    method = detector()
+    method.student.train()
+    images = normals(4, 1, 32)
+    with torch.no_grad():
+        taps = method.teacher(images)
+    sum(method.loss(Batch(images=images, teacher=taps, step=1, generator=torch.Generator())).values()).backward()  # type: ignore[union-attr]
+    assert all(p.grad is not None and bool(p.grad.any()) for p in method.student.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in method.teacher.parameters())
+
+
+def test_training_leaves_the_source_bit_for_bit() -> None:
+    method = detector()
+    before = {key: value.clone() for key, value in method.teacher.network.state_dict().items()}
+    method.fit(normals(6, 2, 32))
+    assert all(torch.equal(method.teacher.network.state_dict()[key], value) for key, value in before.items())
+
+
+def test_the_cloner_has_the_published_widths_and_norms() -> None:
+    cloner = Cloner(source("vgg16", (4, 8, 16, 32)), full_width=False, signed=False)
+    convolutions = [m for m in cloner.modules() if isinstance(m, nn.Conv2d)]
+    assert [c.out_channels for c in convolutions] == [16, 16, 16, 128, 16, 16, 256, 16, 16, 512, 16, 16, 512]
+    assert all(b.in_channels == a.out_channels for a, b in pairwise(convolutions))
+    assert all(c.bias is None for c in convolutions)
+    normed = [m.num_features for m in cloner.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert normed == [16] * 8  # all but the last of each block
+    full = Cloner(source("vgg16", (4, 8, 16, 32)), full_width=True, signed=False)
+    assert [c.out_channels for c in full.modules() if isinstance(c, nn.Conv2d)][-3:] == [512, 512, 512]
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet18", "efficientnet_lite0"])
+def test_the_cloner_answers_with_the_shapes_of_any_source_and_its_signs(name: str) -> None:
+    method = detector(teacher=name)
+    taps, cloned = method.networks(normals(2, 1, 32))
+    assert [t.shape for t in taps] == [c.shape for c in cloned]
+    assert any(bool((c < 0).any()) for c in cloned) == (name == "efficientnet_lite0")
+
+
+def test_the_map_is_the_gradient_through_source_and_cloner_both() -> None:
+    """Against central differences of the score in float64; a gradient through the cloner alone would fail."""
+    generator = torch.Generator().manual_seed(1)
+    a, b = (torch.randn(3, 3, 3, 3, dtype=torch.float64, generator=generator) for _ in range(2))
+    images = torch.randn(2, 3, 6, 6, dtype=torch.float64, generator=generator)
+
+    def score(x: Tensor) -> Tensor:
+        terms = discrepancy([nn.functional.conv2d(x, a).relu()], [nn.functional.conv2d(x, b).relu()])
+        return terms.direction + 0.5 * terms.value
+
+    def through_the_cloner_alone(x: Tensor) -> Tensor:
+        terms = discrepancy([nn.functional.conv2d(x, a).relu().detach()], [nn.functional.conv2d(x, b).relu()])
+        return terms.direction + 0.5 * terms.value
+
+    scores, gradient = input_gradient(score, images)
+    torch.testing.assert_close(scores, score(images))
+    assert not torch.allclose(gradient, input_gradient(through_the_cloner_alone, images)[1], rtol=0.1)
+    for n, c, i, j in ((0, 0, 2, 2), (0, 2, 5, 1), (1, 1, 0, 4)):
+        step = torch.zeros_like(images)
+        step[n, c, i, j] = 1e-4
+        difference = (score(images + step) - score(images - step)).sum() / 2e-4
+        assert gradient[n, c, i, j].item() == pytest.approx(difference.item(), rel=1e-3, abs=1e-6)
+
+
+def test_a_detectors_map_is_its_gradient_summed_over_colours_blurred_and_opened() -> None:
+    method = detector()
+    method.fit(normals(6, 2, 32))
+    images = normals(2, 3, 32).requires_grad_()
+    taps, cloned = method.teacher(images), method.student(method.teacher.network.normalise(images))
+    layers = [(taps[-1], cloned[-1])]
+    score = sum(
+        (1 - nn.functional.cosine_similarity(a.flatten(1), b.flatten(1))) + 0.5 * (a - b).square().mean((1, 2, 3))
+        for a, b in layers
+    )
+    score.sum().backward()  # type: ignore[union-attr]
+    assert images.grad is not None
+    saliency = images.grad.abs().sum(1).numpy()
+    expected = [
+        ndimage.grey_opening(ndimage.gaussian_filter(m, 4, truncate=4.0), footprint=CROSS, mode="nearest")
+        for m in saliency.astype(np.float64)
+    ]
+    answer = method.score(images.detach()).pixel.numpy()
+    np.testing.assert_allclose(answer[:, 1:-1, 1:-1], np.stack(expected)[:, 1:-1, 1:-1], rtol=2e-3)
+
+
+def test_guided_backpropagation_passes_only_positive_gradients_through_positive_units() -> None:
+    """A net of two layers by hand: y = w2 . relu(W1 x), once with a unit of negative weight."""
+    first = np.array([[1.0, -2.0], [0.5, 1.0], [-1.0, 1.0], [2.0, 1.0]])
+    second = np.array([1.0, -3.0, 2.0, 0.5])
+    x = np.array([1.5, 1.0])
+    hidden = first @ x  # -0.5, 1.75, -0.5, 4: units 1 and 3 are on
+    passed = np.where(hidden > 0, np.maximum(second, 0), 0)  # guided: the negative weight of unit 1 stops
+    vanilla = np.where(hidden > 0, second, 0)
+    for relu, expected in ((guided_relu, passed @ first), (torch.relu, vanilla @ first)):
+        image = torch.tensor(x, requires_grad=True)
+        (torch.tensor(second) * relu(torch.tensor(first) @ image)).sum().backward()
+        np.testing.assert_allclose(image.grad, expected)
+    assert not np.allclose(passed @ first, vanilla @ first)
+
+
+def test_smooth_grad_is_the_mean_gradient_over_the_given_noise() -> None:
+    generator = torch.Generator().manual_seed(4)
+    images = torch.randn(2, 3, 4, 4, generator=generator)
+    noise = torch.randn(5, 3, 4, 4, generator=generator)
+    deviation = torch.tensor([0.1, 0.7])
+    answer = smooth_gradient(lambda x: (x**3).sum((1, 2, 3)), images, noise, deviation)
+    x, n, d = images.numpy(), noise.numpy(), deviation.numpy()
+    expected = np.mean([3 * (x + d[:, None, None, None] * sample) ** 2 for sample in n], axis=0)
+    np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_noise_of_smooth_grad_follows_the_range_or_the_official_slip() -> None:
+    images = torch.zeros(2, 3, 4, 4)
+    images[0, 0, 0, 0], images[1, 0, 0, 0] = 1.0, 0.5
+    assert detector().deviation(images).tolist() == pytest.approx([0.05, 0.025])
+    assert detector(smooth_noise="official").deviation(images).tolist() == pytest.approx([0.0025, 0.01])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 5), (32, 31)])
+def test_one_grey_opening_is_all_binary_openings_of_the_thresholded_maps(shape: tuple[int, int]) -> None:
+    maps = torch.rand(2, *shape, generator=torch.Generator().manual_seed(6))
+    opened = grey_opening(maps)
+    for threshold in (0.1, 0.35, 0.5, 0.8):
+        for m, o in zip(maps.numpy(), opened.numpy(), strict=True):
+            eroded = ndimage.binary_erosion(m > threshold, CROSS, border_value=1)  # beyond the border is ignored
+            assert np.array_equal(o > threshold, ndimage.binary_dilation(eroded, CROSS))
+
+
+def test_a_stretched_map_is_clipped_at_its_percentile_and_fills_the_unit_interval() -> None:
+    maps = torch.rand(2, 20, 20, generator=torch.Generator().manual_seed(7)) * torch.tensor([1.0, 50.0]).view(2, 1, 1)
+    for m, s in zip(maps.numpy(), stretched(maps).numpy(), strict=True):
+        top = np.percentile(m, 99)
+        np.testing.assert_allclose(s, (np.minimum(m, top) - m.min()) / (top - m.min()), atol=1e-5)
+
+
+SWITCHES = (
+    {"saliency": "smooth_grad"},
+    {"saliency": "guided_backprop"},
+    {"stretch": True},
+    {"loss": "direction_only"},
+    {"value_weight": 0.01},
+    {"scored": 2},
+    {"cloner": "A"},
+    {"normalised": False},
+)
+
+
+def test_every_switch_changes_the_result() -> None:
+    images, test = normals(6, 2, 32), normals(2, 9, 32)
+
+    def maps(**changes: object) -> Tensor:
+        method = detector(**changes)
+        method.fit(images)
+        return method.score(test).pixel
+
+    plain = maps()
+    for change in SWITCHES:
+        assert not torch.allclose(plain, maps(**change), rtol=1e-3), change
+    noises = [maps(saliency="smooth_grad", smooth_noise=kind) for kind in ("relative", "official")]
+    assert not torch.allclose(*noises, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("saliency", "cam"), ("cloner", "C"), ("loss", "mse"), ("smooth_noise", "none"), ("scored", 3), ("scored", 0)],
+)
+def test_an_unknown_choice_is_refused_with_those_there_are(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{field} '?{value}"):
+        detector(**{field: value})
+
+
+def test_without_normalisation_both_networks_see_the_raw_image_and_the_source_given_is_untouched() -> None:
+    given = source("efficientnet_lite0")
+    mean = given.mean.clone()
+    method = detector(normalised=False)
+    images = normals(2, 1, 32)
+    taps, cloned = method.networks(images)
+    raw = given.taps(images)
+    torch.testing.assert_close(taps[0], raw[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(cloned[0], method.student(images)[0], atol=1e-4, rtol=1e-4)
+    assert torch.equal(given.mean, mean)
+
+
+@pytest.mark.parametrize("saliency", ["gradient", "smooth_grad", "guided_backprop"])
+def test_scoring_under_inference_mode_leaves_no_trace_and_ignores_the_batch(saliency: str) -> None:
+    method = detector(saliency=saliency)
+    images = normals(3, 4, 32)
+    before = {key: value.clone() for key, value in method.module.state_dict().items()}
+    with torch.inference_mode():
+        method.networks(images)  # builds the inference copies first, as a clock might
+        together = method.score(images)
+        alone = [method.score(images[i : i + 1]) for i in range(3)]
+    again = method.score(images)
+    torch.testing.assert_close(again.pixel, together.pixel)
+    largest = together.pixel.max().item()
+    torch.testing.assert_close(together.pixel, torch.cat([a.pixel for a in alone]), atol=1e-4 * largest, rtol=1e-3)
+    torch.testing.assert_close(together.image, torch.cat([a.image for a in alone]), atol=1e-5, rtol=1e-5)
+    assert all(p.grad is None for p in method.module.parameters())
+    assert all(torch.equal(method.module.state_dict()[key], value) for key, value in before.items())
+    assert not together.pixel.requires_grad
+    assert not together.image.requires_grad
+
+
+def test_the_same_seed_gives_the_same_model_and_another_seed_another() -> None:
+    images = normals(6, 2, 32)
+    scores = []
+    for seed in (1, 1, 2):
+        method = detector(seed=seed, saliency="smooth_grad")
+        torch.rand(3)  # the caller's random state must not matter
+        method.fit(images)
+        scores.append(method.score(normals(3, 9, 32)))
+    assert torch.equal(scores[0].pixel, scores[1].pixel)
+    assert torch.equal(scores[0].image, scores[1].image)
+    assert not torch.equal(scores[0].image, scores[2].image)
+
+
+def test_maps_come_at_the_size_of_the_images_given() -> None:
+    scores = detector().score(normals(2, 4, 48))
+    assert scores.pixel.shape == (2, 48, 48)
+    assert scores.image.shape == (2,)
+    assert scores.pixel.dtype == scores.image.dtype == torch.float32
+    assert (scores.pixel >= 0).all()
+
+
+def test_training_lowers_the_loss_and_finds_defects_that_the_untrained_cloner_does_not() -> None:
+    settings = replace(MKD.presets["quick"], image_size=64, strides=(4, 8, 16), scored=2, steps=60, batch_size=8)
+    method = MKD.build(settings, teacher_of("efficientnet_lite0"), CPU)
+    good, (bad, masks) = normals(12, 70), with_defects(12, 71)
+    bad = normals(12, 71).lerp(bad, 0.25)  # faint, for an untrained cloner finds the plain ones
+    labels = torch.arange(24) >= 12
+
+    def judged() -> tuple[float, float]:
+        scores = method.score(torch.cat([good, bad]))
+        return auroc(scores.image, labels), auroc(scores.pixel[12:], masks)
+
+    before = judged()
+    seen: list[float] = []
+    method.fit(normals(24, 2), Fitting(log_every=1, log=lambda step, terms: seen.append(terms["loss"])))
+    image, pixel = judged()
+    assert np.mean(seen[-5:]) < 0.6 * np.mean(seen[:5])
+    assert image > 0.9
+    assert image > before[0] + 0.1
+    assert pixel > max(0.9, before[1])
