@@ -308,7 +308,7 @@ struct Scratch {
     float k[MAX_PIXELS], m[MAX_PIXELS], k2[MAX_PIXELS], m2[MAX_PIXELS], g[MAX_PIXELS];
 };
 
-INLINE bool flat(const View& v, i64 h, i64 w) { return h == 1 || v.sh == v.sw * w; }
+INLINE bool flat(const View& v, i64 h, i64 w) { return h == 1 || w == 1 || v.sh == v.sw * w; }
 
 INLINE i64 pixel_stride(const View& v, i64 w) { return w == 1 ? v.sh : v.sw; }
 
@@ -443,6 +443,8 @@ double run_tile(const Job& j, int kind, i64 n, i64 p0, i64 np, bool planes, cons
         for (i64 p = 0; p < np; p++)
             if (!(s.A[p] > 1e-30f && s.A[p] < 1e37f && s.B[p] > 1e-30f && s.B[p] < 1e37f)) careful_pixel(t, p, s.ia, s.ib, s.q);
 
+    if (wants_student || wants_teacher)  // a zero vector has no direction: it neither gets nor gives a gradient
+        for (i64 p = 0; p < np; p++) s.g[p] = s.ia[p] == 0 || s.ib[p] == 0 ? 0 : s.g[p];
     if (wants_student && kind != ATTENTION) {
         // d/db = ib (c b/|b| - a/|a|) = ib (e - q b/|b|), q = 1 - c
         for (i64 p = 0; p < np; p++) { s.k[p] = s.g[p] * s.ib[p]; s.m[p] = -s.k[p] * s.q[p] * s.ib[p]; s.D[p] = 0; }

@@ -43,8 +43,8 @@ class Pair:
         self.residual = self.s * self.is_
         self.residual.addcmul_(self.t, self.it, value=-1)
         self.half = 0.5 * torch.linalg.vector_norm(self.residual, dim=1, keepdim=True).square()
-        directed = (self.it != 0) & (self.is_ != 0)
-        self.cosine_distance = torch.where(directed, self.half, 1.0)
+        self.directed = (self.it != 0) & (self.is_ != 0)
+        self.cosine_distance = torch.where(self.directed, self.half, 1.0)
 
     def distance(self, kind: str) -> Tensor:
         """[n,h,w]."""
@@ -56,14 +56,14 @@ class Pair:
         """g · ∂d/∂s with g [n,1,h,w]."""
         if kind == "l2":
             return 2 * g * self.residual
-        g = g * self.is_
+        g = torch.where(self.directed, g * self.is_, 0.0)
         return g * self.residual - (g * self.cosine_distance * self.is_) * self.s
 
     def to_teacher(self, g: Tensor, kind: str) -> Tensor:
         """g · ∂d/∂t with g [n,1,h,w]."""
         if kind == "l2":
             return -2 * g * self.residual
-        g = g * self.it
+        g = torch.where(self.directed, g * self.it, 0.0)
         return -g * self.residual - (g * self.cosine_distance * self.it) * self.t
 
 

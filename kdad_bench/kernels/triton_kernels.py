@@ -198,8 +198,8 @@ def gradient_kernel(
     channels, pixels, width, factor,
     t_stride_n, t_stride_c, t_stride_h, t_stride_w,
     s_stride_n, s_stride_c, s_stride_h, s_stride_w,
-    gt_stride_n, gt_stride_c, gt_stride_w,
-    gs_stride_n, gs_stride_c, gs_stride_w,
+    gt_stride_n, gt_stride_c, gt_stride_h, gt_stride_w,
+    gs_stride_n, gs_stride_c, gs_stride_h, gs_stride_w,
     u_stride_n, u_stride_h, u_stride_w,
     KIND: tl.constexpr, SINGLE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
     WANT_T: tl.constexpr, WANT_S: tl.constexpr, UPSTREAM: tl.constexpr, LOSS: tl.constexpr, ATTENTION: tl.constexpr,
@@ -223,8 +223,8 @@ def gradient_kernel(
     gs_base = to_student + n * gs_stride_n
     t_pixels = pixel_offsets(p, t_stride_h, t_stride_w, width, FLAT, WIDE)
     s_pixels = pixel_offsets(p, s_stride_h, s_stride_w, width, FLAT, WIDE)
-    gt_pixels = pixel_offsets(p, 0, gt_stride_w, width, True, WIDE)
-    gs_pixels = pixel_offsets(p, 0, gs_stride_w, width, True, WIDE)
+    gt_pixels = pixel_offsets(p, gt_stride_h, gt_stride_w, width, FLAT, WIDE)
+    gs_pixels = pixel_offsets(p, gs_stride_h, gs_stride_w, width, FLAT, WIDE)
     g = tl.full([BLOCK_P], 1.0, tl.float32) * factor
     if UPSTREAM:
         u_pixels = pixel_offsets(p, u_stride_h, u_stride_w, width, False, WIDE)
@@ -243,7 +243,9 @@ def gradient_kernel(
         residual = s * s_inverse[None, :] - t * t_inverse[None, :]
         squares = tl.sum(residual * residual, axis=0)
         if KIND != L2:
-            q = tl.where((t_inverse == 0.0) | (s_inverse == 0.0), 1.0, 0.5 * squares)
+            undirected = (t_inverse == 0.0) | (s_inverse == 0.0)
+            q = tl.where(undirected, 1.0, 0.5 * squares)
+            g = tl.where(undirected, 0.0, g)
         if ATTENTION:
             store_tile(gs_base, c, gs_pixels, gs_stride_c, channels, inside, (0.5 * q)[None, :] * s, WIDE)
         else:
@@ -260,6 +262,7 @@ def gradient_kernel(
             t_inverse, s_inverse, q = lengths_of_blocks(
                 t_base, s_base, t_pixels, s_pixels, t_stride_c, s_stride_c, channels, inside, BLOCK_C, BLOCK_P, WIDE
             )
+            g = tl.where((t_inverse == 0.0) | (s_inverse == 0.0), 0.0, g)
         if ATTENTION:  # the direct residual first: q above has lost its digits where student and teacher agree
             for start in range(0, channels, BLOCK_C):
                 t = load_tile(t_base, start + c, t_pixels, t_stride_c, channels, inside, WIDE)
@@ -368,8 +371,8 @@ def flat_gradient_kernel(
     channels, pixels, width, channel_blocks,
     t_stride_n, t_stride_c, t_stride_h, t_stride_w,
     s_stride_n, s_stride_c, s_stride_h, s_stride_w,
-    gt_stride_n, gt_stride_c, gt_stride_w,
-    gs_stride_n, gs_stride_c, gs_stride_w,
+    gt_stride_n, gt_stride_c, gt_stride_h, gt_stride_w,
+    gs_stride_n, gs_stride_c, gs_stride_h, gs_stride_w,
     u_stride_n,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, WANT_T: tl.constexpr, WANT_S: tl.constexpr,
     FLAT: tl.constexpr, WIDE: tl.constexpr,
@@ -401,11 +404,11 @@ def flat_gradient_kernel(
     t = load_tile(teacher + n * t_stride_n, c, t_pixels, t_stride_c, channels, inside, WIDE)
     s = load_tile(student + n * s_stride_n, c, s_pixels, s_stride_c, channels, inside, WIDE)
     if WANT_S:
-        gs_pixels = pixel_offsets(p, 0, gs_stride_w, width, True, WIDE)
+        gs_pixels = pixel_offsets(p, gs_stride_h, gs_stride_w, width, FLAT, WIDE)
         value = s_beta * s - alpha * t
         store_tile(to_student + n * gs_stride_n, c, gs_pixels, gs_stride_c, channels, inside, value, WIDE)
     if WANT_T:
-        gt_pixels = pixel_offsets(p, 0, gt_stride_w, width, True, WIDE)
+        gt_pixels = pixel_offsets(p, gt_stride_h, gt_stride_w, width, FLAT, WIDE)
         value = t_beta * t - alpha * s
         store_tile(to_teacher + n * gt_stride_n, c, gt_pixels, gt_stride_c, channels, inside, value, WIDE)
 

@@ -37,7 +37,7 @@ LOOP_C, LOOP_P = 128, 32
 FLAT_C, FLAT_P = 64, 64
 SCALE_BLOCK = 4096
 FUSE_Y, FUSE_X, FUSE_WARPS = 16, 64, 4
-BLUR_Y, BLUR_X, BLUR_CHUNK, BLUR_WARPS = 32, 64, 32, 4
+BLUR_Y, BLUR_X, BLUR_CHUNK, BLUR_WARPS = 32, 64, 32, 8
 BLUR_PRECISION = "tf32x3"  # three tensor-core products, as precise as float32 to about 1e-6
 FINISH_BLOCK = 128
 
@@ -178,10 +178,8 @@ def launch_gradient(
         factor,
         *strides(teacher),
         *strides(student),
-        *strides(gt)[:2],
-        strides(gt)[3],
-        *strides(gs)[:2],
-        strides(gs)[3],
+        *strides(gt),
+        *strides(gs),
         *u_strides,
         KIND=kind,
         SINGLE=tile.single,
@@ -192,7 +190,7 @@ def launch_gradient(
         UPSTREAM=upstream is not None,
         LOSS=losses is not None,
         ATTENTION=attention,
-        FLAT=is_flat(teacher) and is_flat(student),
+        FLAT=all(map(is_flat, tensors)),
         WIDE=any(map(is_wide, tensors)),
         num_warps=tile.warps,
         num_stages=1,
@@ -302,16 +300,14 @@ def flat_gradients(
             blocks,
             *strides(teacher),
             *strides(student),
-            *strides(gt)[:2],
-            strides(gt)[3],
-            *strides(gs)[:2],
-            strides(gs)[3],
+            *strides(gt),
+            *strides(gs),
             upstream.stride(0),
             BLOCK_C=FLAT_C,
             BLOCK_P=FLAT_P,
             WANT_T=to_teacher is not None,
             WANT_S=to_student is not None,
-            FLAT=is_flat(teacher) and is_flat(student),
+            FLAT=all(map(is_flat, (teacher, student, gt, gs))),
             WIDE=any(map(is_wide, (teacher, student, gt, gs))),
             num_warps=SMALL_WARPS,
             num_stages=1,

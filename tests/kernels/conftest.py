@@ -1,0 +1,51 @@
+"""Without a GPU the Triton kernels run in Triton's interpreter, on CPU tensors; with one, on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+
+from kdad_bench.kernels import native
+from tests.kernels.guards import Guards
+
+PATHS = [
+    pytest.param("cpp", marks=pytest.mark.skipif(native.missing() is not None, reason="no compiled CPU kernels")),
+    "torch",
+    "triton",
+]
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every implementation in turn."""
+    monkeypatch.setenv("KDAD_KERNELS", request.param)
+    return str(request.param)
+
+
+@pytest.fixture
+def device(path: str) -> torch.device:
+    """Where `path` can run."""
+    return torch.device("cuda" if path == "triton" and torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def guards(monkeypatch: pytest.MonkeyPatch) -> Iterator[Guards]:
+    """Canaries around every tensor allocated during the test; checked at its end."""
+    watched = Guards(monkeypatch)
+    yield watched
+    watched.check()
+
+
+@pytest.fixture
+def cpp(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """The compiled CPU kernels, or a skip."""
+    if native.missing() is not None:
+        pytest.skip("no compiled CPU kernels")
+    monkeypatch.setenv("KDAD_KERNELS", "cpp")
+    return lambda: None

@@ -1,0 +1,96 @@
+"""Which path runs, and that no slower one is taken without a word."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from kdad_bench import kernels
+from kdad_bench.kernels import dispatch, native, reference, torch_path
+from tests.kernels.checks import pair
+
+
+@pytest.fixture(autouse=True)
+def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_told", set())
+    monkeypatch.setattr(dispatch, "_broken", {})
+    monkeypatch.delenv("KDAD_KERNELS", raising=False)
+
+
+def test_named_path_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("reference", "torch"):
+        monkeypatch.setenv("KDAD_KERNELS", name)
+        assert kernels.path() == name
+        assert kernels.path("cuda") == name
+
+
+def test_unknown_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDAD_KERNELS", "fast")
+    with pytest.raises(ValueError, match="KDAD_KERNELS='fast' is not one of reference, torch, cpp, triton"):
+        kernels.pixel_discrepancy(*pair((1, 2, 2, 2)))
+
+
+def test_triton_on_a_cpu_is_refused_outside_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDAD_KERNELS", "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="needs CUDA tensors"):
+        kernels.path("cpu")
+
+
+def test_missing_compiled_kernels_are_reported_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "missing", lambda: "the C++ kernels were not built")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kernels.path() == "torch"
+    monkeypatch.setenv("KDAD_KERNELS", "cpp")
+    with pytest.warns(RuntimeWarning, match="the C\\+\\+ kernels were not built; plain PyTorch is used"):
+        assert kernels.path() == "torch"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kernels.path() == "torch"
+
+
+def test_kernel_that_fails_to_compile_is_replaced_with_one_warning_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        @staticmethod
+        def pixel_maps(*_: object) -> None:
+            raise RuntimeError("PTXAS error: too many registers\nand more")
+
+    monkeypatch.setattr(dispatch, "path", lambda device="cpu": "triton")
+    monkeypatch.setattr(dispatch, "implementation", lambda name: Failing if name == "triton" else torch_path)
+    t, s = pair((1, 4, 3, 3))
+    with pytest.warns(RuntimeWarning, match="pixel_maps failed \\(RuntimeError: PTXAS error: too many registers\\)"):
+        first = kernels.pixel_discrepancy(t, s)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = kernels.pixel_discrepancy(t, s)
+    torch.testing.assert_close(first, reference.pixel_discrepancy(t, s))
+    torch.testing.assert_close(second, first)
+    assert "too many registers" in dispatch.broken()["pixel_maps"]
+
+
+def test_lack_of_memory_is_no_reason_to_change_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        @staticmethod
+        def pixel_maps(*_: object) -> None:
+            raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(dispatch, "path", lambda device="cpu": "triton")
+    monkeypatch.setattr(dispatch, "implementation", lambda name: Full)
+    with pytest.raises(torch.OutOfMemoryError):
+        kernels.pixel_discrepancy(*pair((1, 4, 3, 3)))
+    assert dispatch.broken() == {}
+
+
+def test_float64_takes_the_reference_and_stays_float64() -> None:
+    t, s = (x.double() for x in pair((1, 4, 3, 3)))
+    assert kernels.pixel_discrepancy(t, s).dtype == torch.float64
+
+
+def test_importing_the_kernels_does_not_import_triton() -> None:
+    code = "import sys, kdad_bench.kernels; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,50 @@
+"""Every Triton kernel, in the configurations that ship, compiles for GPUs that are not there, without spills."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import dataclasses, json, sys
+from kdad_bench.kernels import compile_check
+archs, quick = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+launches = compile_check.shipped(quick)
+print(json.dumps([dataclasses.asdict(compile_check.compiled(launch, arch)) for launch in launches for arch in archs]))
+"""
+
+
+def reports(archs: list[int], quick: bool) -> list[dict[str, object]]:
+    """The compile reports, from a process of their own: Triton must not be in its interpreter."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    arguments = [sys.executable, "-c", CODE, json.dumps(archs), json.dumps(quick)]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: list[dict[str, object]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def check(found: list[dict[str, object]], archs: list[int]) -> None:
+    kernels = {"maps", "gradient", "flat_sums", "flat_finish", "flat_gradient", "scale", "fuse", "blur_x", "blur_y"}
+    assert {(r["kernel"], r["arch"]) for r in found} == {(f"{k}_kernel", arch) for k in kernels for arch in archs}
+    for report in found:
+        assert report["stack_bytes"] == 0, report
+        assert report["shared_bytes"] <= 232_448, report
+        assert report["registers"] <= 255, report
+        features = report["kernel"] in ("maps_kernel", "gradient_kernel", "flat_sums_kernel", "flat_gradient_kernel")
+        if features and not str(report["case"]).startswith("odd"):
+            assert report["widest_load_bytes"] == 16, report
+            assert report["loads"] - report["wide_loads"] <= 4, report  # type: ignore[operator]
+
+
+def test_shipped_configurations_compile_for_sm_80_and_sm_90_without_spills() -> None:
+    check(reports([80, 90], quick=True), [80, 90])
+
+
+@pytest.mark.slow
+def test_every_configuration_compiles_for_three_generations_without_spills() -> None:
+    check(reports([80, 90, 100], quick=False), [80, 90, 100])
