@@ -173,23 +173,31 @@ def peak_memory(device: str | torch.device = "cpu") -> Iterator[Peak]:
         torch.cuda.synchronize(chosen)
         before = torch.cuda.memory_allocated(chosen)
         torch.cuda.reset_peak_memory_stats(chosen)
-        yield found
-        torch.cuda.synchronize(chosen)
-        peak = torch.cuda.max_memory_allocated(chosen)
         found.how = "CUDA allocator"
-    else:
-        before = _resident()
-        if _reset_high_water():
+        with _ending(found, before, lambda: torch.cuda.max_memory_allocated(chosen)):
             yield found
-            peak = max(_high_water(), before)
-            found.how = "high-water mark of resident memory"
-        else:
-            with _Sampler() as sampler:
-                yield found
-            peak = sampler.peak
-            found.how = f"resident memory sampled every {1000 * _SAMPLING_SECONDS:g} ms"
-    found.peak_mb = peak / 1e6
-    found.growth_mb = (peak - before) / 1e6
+        return
+    before = _resident()
+    if _reset_high_water():
+        found.how = "high-water mark of resident memory"
+        with _ending(found, before, lambda: max(_high_water(), before)):
+            yield found
+        return
+    found.how = f"resident memory sampled every {1000 * _SAMPLING_SECONDS:g} ms"
+    sampler = _Sampler()
+    with _ending(found, before, lambda: sampler.peak), sampler:
+        yield found
+
+
+@contextlib.contextmanager
+def _ending(found: Peak, before: int, peak: Callable[[], int]) -> Iterator[None]:
+    """Fill in `found` when the block ends, also by an exception: the peak of a failed job is worth knowing."""
+    try:
+        yield
+    finally:
+        highest = peak()
+        found.peak_mb = highest / 1e6
+        found.growth_mb = (highest - before) / 1e6
 
 
 def peak_memory_mb(call: Call, device: str | torch.device = "cpu") -> float:

@@ -1,0 +1,362 @@
+"""Means, intervals, tests and ranks against numbers worked out by hand and against scipy."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from kdad_bench.leaderboard.row import SCHEMA, Row
+from kdad_bench.leaderboard.summary import (
+    Summary,
+    average_ranks,
+    critical_difference,
+    holm,
+    summarise,
+    two_level_bootstrap,
+    wilcoxon,
+)
+
+METRIC = "image_auroc"
+
+
+def row(method: str, category: str, seed: int, value: float | None, **columns: object) -> Row:
+    known = {
+        "job_id": f"{method}-{category}-{seed}-{len(columns)}",
+        "created_at": "2026-01-01T00:00:00",
+        "dataset": "mvtec_ad",
+        "preset": "quick",
+        "protocol_version": "1",
+        "resolution": 256,
+        "device": "cpu",
+        "device_name": "a CPU",
+        "data_fingerprint": f"files of {category}",
+    }
+    return Row(**{**known, "method": method, "category": category, "seed": seed, METRIC: value, **columns})
+
+
+def table(rows: list[Row]) -> pa.Table:
+    return pa.Table.from_pylist([{f.name: getattr(r, f.name) for f in dataclasses.fields(r)} for r in rows], SCHEMA)
+
+
+def only(rows: list[Row]) -> Summary:
+    (summary,) = summarise(table(rows))
+    return summary
+
+
+def grid(values: dict[str, list[list[float | None]]]) -> list[Row]:
+    """Rows of method -> [category][seed] values."""
+    return [
+        row(method, f"c{c:02}", seed, value)
+        for method, categories in values.items()
+        for c, seeds in enumerate(categories)
+        for seed, value in enumerate(seeds)
+        if value is not None
+    ]
+
+
+# --- means and intervals
+
+
+def test_a_cell_is_the_mean_over_seeds_with_n_minus_one_and_students_interval() -> None:
+    cell = only(grid({"a": [[0.90, 0.92, 0.97]]})).cell("a", "c00", METRIC)
+    assert cell is not None
+    assert cell.mean == pytest.approx(0.93)
+    assert cell.std == pytest.approx(math.sqrt((0.03**2 + 0.01**2 + 0.04**2) / 2))
+    half = 4.302652729911275 * cell.std / math.sqrt(3)  # t of 2 degrees of freedom at 0.975
+    assert (cell.low, cell.high) == (pytest.approx(0.93 - half), pytest.approx(0.93 + half))
+    assert (cell.seeds, cell.categories) == (3, 1)
+
+
+def test_the_overall_mean_is_over_categories_and_its_std_over_seeds() -> None:
+    overall = only(grid({"a": [[0.8, 0.9], [0.6, 1.0], [0.7, 0.8]]})).overall("a", METRIC)
+    assert overall is not None
+    assert overall.mean == pytest.approx((0.85 + 0.8 + 0.75) / 3)
+    assert overall.std == pytest.approx(abs(0.9 - 0.7) / math.sqrt(2))  # seed means 0.7 and 0.9
+    assert overall.low is not None
+    assert overall.high is not None
+    assert overall.low < overall.mean < overall.high
+    assert (overall.seeds, overall.categories, overall.complete) == (2, 3, True)
+
+
+def test_a_category_with_more_seeds_does_not_weigh_more() -> None:
+    overall = only(grid({"a": [[1.0, 1.0, 1.0], [0.0, None, None]]})).overall("a", METRIC)
+    assert overall is not None
+    assert overall.mean == pytest.approx(0.5)
+    assert overall.std is None  # only one seed has a value in every category
+    assert overall.seeds == 1
+
+
+def test_a_single_value_has_neither_std_nor_interval() -> None:
+    summary = only(grid({"a": [[0.9]]}))
+    for found in (summary.cell("a", "c00", METRIC), summary.overall("a", METRIC)):
+        assert found is not None
+        assert (found.mean, found.std, found.low, found.high) == (0.9, None, None, None)
+
+
+def test_a_metric_without_values_has_no_estimate() -> None:
+    summary = only(grid({"a": [[0.9]]}))
+    assert summary.cell("a", "c00", "pixel_ap") is None
+    assert summary.overall("a", "pixel_ap") is None
+    assert summary.ranks("pixel_ap").average == {}
+    assert summary.marks("pixel_ap") == {}
+
+
+def test_the_bootstrap_draws_categories_then_seeds() -> None:
+    same = np.full((5, 3), 0.4)
+    assert two_level_bootstrap(same) == pytest.approx((0.4, 0.4))
+    # two categories of constant seeds: the mean is 0, 1/2 or 1 with probability 1/4, 1/2, 1/4
+    assert two_level_bootstrap(np.array([[0.0, 0.0], [1.0, 1.0]])) == (0.0, 1.0)
+    # seeds alone, in many alike categories: the two levels give the standard error of the whole mean
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=(200, 4))
+    low, high = two_level_bootstrap(values)
+    level_one, level_two = values.mean(axis=1).var(), values.var(axis=1).mean() / 4
+    expected = 1.96 * math.sqrt((level_one + level_two) / 200)
+    assert (high - low) / 2 == pytest.approx(expected, rel=0.1)
+
+
+def test_the_bootstrap_passes_over_missing_seeds() -> None:
+    nan = float("nan")
+    low, high = two_level_bootstrap(np.array([[nan, 0.5, nan], [0.5, nan, 0.5], [0.5, 0.5, 0.5]]))
+    assert (low, high) == pytest.approx((0.5, 0.5))
+
+
+# --- Wilcoxon, Holm, ranks
+
+
+def test_wilcoxon_by_hand() -> None:
+    assert wilcoxon([1.0, 2.0, 3.0]) == pytest.approx(2 / 8)
+    assert wilcoxon([1, 2, 3, 4, 5]) == pytest.approx(2 / 32)
+    assert wilcoxon([-1, 2, 3, 4, 5]) == pytest.approx(4 / 32)  # W = 1: nothing, or the 1
+    assert wilcoxon([1, 1, -1]) == 1.0  # ranks 2 2 2; at most 4 of 6 on one side
+    assert wilcoxon([0, 0, 5]) == 1.0
+    assert wilcoxon([0.0, 0.0]) == 1.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-1, 1).filter(lambda x: abs(x) > 1e-6), min_size=1, max_size=25, unique_by=abs))
+def test_wilcoxon_without_ties_is_scipys_exact_test(differences: list[float]) -> None:
+    rounded = np.round(differences, 12)
+    if len(set(np.abs(rounded))) == len(rounded):
+        expected = stats.wilcoxon(rounded, method="exact").pvalue
+        assert wilcoxon(differences) == pytest.approx(expected, rel=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=9))
+def test_wilcoxon_with_ties_is_the_permutation_test_of_all_signs(differences: list[int]) -> None:
+    kept = np.array([d for d in differences if d])
+    ranks = average_ranks(np.abs(kept).astype(float)) if kept.size else np.array([])
+    sums = [float(np.dot(signs, ranks)) for signs in itertools.product((0, 1), repeat=len(kept))]
+    observed = float(ranks[kept > 0].sum()) if kept.size else 0.0
+    low, high = np.mean([s <= observed for s in sums]), np.mean([s >= observed for s in sums])
+    assert wilcoxon(differences) == pytest.approx(min(1.0, 2 * min(low, high)))
+
+
+def test_wilcoxon_of_many_categories_does_not_overflow() -> None:
+    values = np.random.default_rng(0).normal(0.2, 1, 300)
+    assert wilcoxon(values) == pytest.approx(stats.wilcoxon(values, method="approx").pvalue, rel=0.02)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=12))
+def test_average_ranks_are_scipys(values: list[int]) -> None:
+    np.testing.assert_array_equal(average_ranks(np.array(values, float)), stats.rankdata(values))
+
+
+def test_the_critical_difference_is_demsars() -> None:
+    assert critical_difference(4, 14) == pytest.approx(
+        2.569 * math.sqrt(4 * 5 / (6 * 14)), abs=1e-3
+    )  # his example: 1.25
+    assert critical_difference(1, 14) is None
+    assert critical_difference(4, 1) is None
+    for methods in (2, 5, 13, 20, 21):
+        expected = stats.studentized_range.ppf(0.95, methods, np.inf) / math.sqrt(2)
+        assert critical_difference(methods, 10) == pytest.approx(
+            expected * math.sqrt(methods * (methods + 1) / 60), rel=1e-5
+        )
+
+
+def test_average_ranks_and_marks_by_hand() -> None:
+    summary = only(grid({"a": [[0.9], [0.8], [0.7]], "b": [[0.8], [0.8], [0.6]], "c": [[0.7], [0.9], [0.5]]}))
+    ranks = summary.ranks(METRIC)
+    assert ranks.average == pytest.approx({"a": (1 + 2.5 + 1) / 3, "b": (2 + 2.5 + 2) / 3, "c": (3 + 1 + 3) / 3})
+    assert ranks.categories == 3
+    assert summary.marks(METRIC) == {"a": "best", "b": "second", "c": "tied"}  # three categories cannot tell
+
+
+def test_a_metric_of_which_less_is_better_is_ranked_the_other_way() -> None:
+    rows = [
+        row(m, f"c{c}", 0, None, latency_ms=value) for m, value in (("slow", 9.0), ("quick", 2.0)) for c in range(3)
+    ]
+    summary = only(rows)
+    assert summary.ranks("latency_ms").average == {"quick": 1.0, "slow": 2.0}
+    assert summary.marks("latency_ms") == {"quick": "best", "slow": "second"}
+    assert summary.comparison("quick", "slow", "latency_ms").a_better == 3
+    assert summary.comparison("quick", "slow", "latency_ms").difference == -7.0
+
+
+# --- comparisons
+
+
+def test_methods_are_paired_by_category_and_seed() -> None:
+    # b is 0.1 below a wherever both were run; the seed that b alone has must not count
+    found = only(grid({"a": [[0.9, 0.5, None], [0.8, 0.7, None]], "b": [[0.8, 0.4, 1.0], [0.7, 0.6, 1.0]]}))
+    comparison = found.comparison("a", "b", METRIC)
+    assert comparison.difference == pytest.approx(0.1)
+    assert (comparison.categories, comparison.pairs, comparison.a_better, comparison.b_better) == (2, 4, 2, 0)
+    turned = found.comparison("b", "a", METRIC)
+    assert turned.difference == pytest.approx(-0.1)
+    assert (turned.a_better, turned.b_better, turned.p_holm) == (0, 2, comparison.p_holm)
+
+
+def test_the_number_of_seeds_does_not_make_a_difference_significant() -> None:
+    few = only(grid({"a": [[0.9] * 2] * 5, "b": [[0.8] * 2] * 5}))
+    many = only(grid({"a": [[0.9] * 50] * 5, "b": [[0.8] * 50] * 5}))
+    for summary in (few, many):
+        comparison = summary.comparison("a", "b", METRIC)
+        assert comparison.p == pytest.approx(2 / 32)
+        assert not comparison.significant
+
+
+def test_all_pairs_are_corrected_together() -> None:
+    rng = np.random.default_rng(0)
+    values = {m: [[0.6 + 0.1 * i + 0.001 * rng.random()] for _ in range(8)] for i, m in enumerate("abc")}
+    comparisons = only(grid(values)).comparisons(METRIC)
+    assert [c.p for c in comparisons] == pytest.approx([2 / 256] * 3)
+    assert [c.p_holm for c in comparisons] == pytest.approx([6 / 256] * 3)
+    assert all(c.significant for c in comparisons)
+
+
+def test_a_clear_winner_is_marked_and_a_close_third_is_tied() -> None:
+    steps = [0.01 * k for k in range(1, 11)]
+    values = {
+        "best": [[0.90 + s / 10] for s in steps],
+        "second": [[0.89 + s / 10 + (0.02 if i % 2 else -0.02)] for i, s in enumerate(steps)],
+        "third": [[0.88 + s / 10 + (0.021 if i % 2 else -0.02)] for i, s in enumerate(steps)],
+        "far": [[0.50 + s] for s in steps],
+    }
+    marks = only(grid(values)).marks(METRIC)
+    assert marks == {"best": "best", "second": "second", "third": "tied"}
+
+
+def test_methods_without_a_common_category_are_not_compared() -> None:
+    comparison = only([row("a", "x", 0, 0.9), row("b", "y", 0, 0.8)]).comparison("a", "b", METRIC)
+    assert (comparison.p, comparison.p_holm, comparison.difference, comparison.significant) == (None, None, None, False)
+
+
+def test_an_unknown_pair_or_entrant_is_named() -> None:
+    summary = only(grid({"a": [[0.9]], "b": [[0.8]]}))
+    with pytest.raises(KeyError, match="no comparison of 'a' with 'z'; have: a, b"):
+        summary.comparison("a", "z", METRIC)
+    with pytest.raises(KeyError, match="no entrant 'z'; have: a, b"):
+        summary.overall("z", METRIC)
+
+
+# --- what may stand in one table
+
+
+@pytest.mark.parametrize(
+    ("column", "other"),
+    [
+        ("device", "cuda"),
+        ("device_name", "another CPU"),
+        ("preset", "paper"),
+        ("protocol_version", "2"),
+        ("dataset", "synthetic"),
+        ("modality", "depth"),
+        ("resolution", 128),
+    ],
+)
+def test_rows_that_differ_in_this_never_meet(column: str, other: object) -> None:
+    summaries = summarise(table([row("a", "x", 0, 0.9), row("a", "x", 0, 0.1, **{column: other})]))
+    assert len(summaries) == 2
+    assert sorted(s.overall("a", METRIC).mean for s in summaries) == [0.1, 0.9]  # type: ignore[union-attr]
+
+
+def test_failed_jobs_are_listed_and_not_averaged() -> None:
+    broken = dataclasses.replace(row("a", "y", 0, None), status="failed", reason="CUDA out of memory")
+    summary = only([row("a", "x", 0, 0.9), broken, row("b", "x", 0, 0.8), row("b", "y", 0, 0.8)])
+    assert summary.failed == (("a", "y", 0, "CUDA out of memory"),)
+    assert summary.missing("a", METRIC) == ("y",)
+    overall = summary.overall("a", METRIC)
+    assert overall is not None
+    assert (overall.mean, overall.categories, overall.complete) == (0.9, 1, False)
+    assert summary.ranks(METRIC).average == {"b": 1.0}
+    assert summary.marks(METRIC) == {}
+
+
+def test_the_newest_row_of_a_repeated_job_counts_and_this_is_said() -> None:
+    rows = [
+        row("a", "x", 0, 0.5, job_id="later", created_at="2026-02-01T00:00:00"),
+        row("a", "x", 0, 0.9, job_id="earlier", created_at="2026-01-01T00:00:00"),
+    ]
+    for order in (rows, rows[::-1]):
+        summary = only(order)
+        assert summary.cell("a", "x", METRIC).mean == 0.5  # type: ignore[union-attr]
+        assert summary.jobs == {("a", "x", 0): "later"}
+        assert summary.problems == ("1 results of repeated jobs left out: the newest row of each counts",)
+
+
+def test_a_later_failure_does_not_erase_a_result() -> None:
+    failure = dataclasses.replace(
+        row("a", "x", 0, None, job_id="z", created_at="2026-03-01T00:00:00"), status="failed", reason="killed"
+    )
+    summary = only([row("a", "x", 0, 0.9), failure])
+    assert summary.failed == ()
+    assert summary.overall("a", METRIC).mean == 0.9  # type: ignore[union-attr]
+
+
+def test_rows_of_changed_files_are_left_out_and_this_is_said() -> None:
+    rows = [
+        row("a", "x", 0, 0.5, job_id="1", data_fingerprint="old", created_at="2026-01-01T00:00:00"),
+        row("b", "x", 0, 0.9, job_id="2", data_fingerprint="new", created_at="2026-02-01T00:00:00"),
+    ]
+    summary = only(rows)
+    assert [e.key for e in summary.entrants] == ["b"]
+    assert summary.problems == ("category 'x': 1 rows left out, made from other files than the newest row's",)
+
+
+def test_variants_and_other_teachers_are_entrants_of_their_own() -> None:
+    rows = [
+        row("a", "x", 0, 0.9, teacher="resnet18", teacher_weights="torchvision", teacher_sha256="11"),
+        row("a", "x", 0, 0.5, teacher="resnet18", teacher_weights="random", teacher_sha256="22", job_id="r"),
+        row("a", "x", 0, 0.7, variant="held_out", job_id="v"),
+    ]
+    summary = only(rows)
+    assert [e.key for e in summary.entrants] == ["a:held_out", "a@resnet18 random", "a@resnet18 torchvision"]
+    assert summary.overall("a@resnet18 random", METRIC).mean == 0.5  # type: ignore[union-attr]
+
+
+def test_summaries_do_not_depend_on_the_order_of_rows() -> None:
+    rng = np.random.default_rng(0)
+    rows = grid({m: rng.random((4, 3)).tolist() for m in ("a", "b", "c")})
+    expected = only(rows)
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(rows))
+        found = only([rows[i] for i in order])
+        assert found.overall("a", METRIC) == expected.overall("a", METRIC)
+        assert found.comparisons(METRIC) == expected.comparisons(METRIC)
+        assert found.ranks(METRIC) == expected.ranks(METRIC)
+
+
+def test_a_table_without_the_needed_columns_is_refused() -> None:
+    with pytest.raises(KeyError, match="the table lacks the columns"):
+        summarise(pa.table({"method": ["a"]}))
+
+
+def test_an_empty_table_has_no_summaries() -> None:
+    assert summarise(SCHEMA.empty_table()) == []
