@@ -32,6 +32,8 @@ class Entry(NamedTuple):
 class Folder(Protocol):
     """What the store needs of a place to keep files in."""
 
+    readers: int  # threads that read at a time
+
     @property
     def where(self) -> str:
         """The folder as the user knows it: a path or a URL."""
@@ -75,6 +77,8 @@ def open_folder(where: str | Path) -> Folder:
 
 class LocalFolder:
     """A directory. Writes go to a dot-name, are flushed to the disk, and are renamed over the final name."""
+
+    readers = 2  # more only wait for one another
 
     def __init__(self, path: Path) -> None:
         self.root = path
@@ -176,6 +180,8 @@ class LocalFolder:
 
 class RemoteFolder:
     """An fsspec URL. Object stores put whole objects; there is no lock, so compact while nobody runs."""
+
+    readers = 16  # requests under way
 
     def __init__(self, url: str) -> None:
         import fsspec

@@ -38,7 +38,6 @@ __all__ = [
 
 COMPACTED = "compacted-"
 DRAWN = "leaderboard.parquet"  # written by the renderer, perhaps into the same folder: no result
-THREADS = 4
 ATTEMPTS = 20  # listings of a folder that other processes are rewriting
 
 
@@ -173,7 +172,7 @@ def _load(place: Folder, columns: Iterable[str]) -> list[_Loaded]:
     wanted = {*columns, *KEY_COLUMNS, "created_at"}
     schema = pa.schema([rows.SCHEMA.field(name) for name in COLUMNS if name in wanted])
     known: dict[Entry, _Loaded] = {}
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(place.readers) as pool:
         for _ in range(ATTEMPTS):
             listed = [entry for entry in place.entries() if _is_result(entry.name)]
             known = {entry: known[entry] for entry in listed if entry in known}

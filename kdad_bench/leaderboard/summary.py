@@ -372,16 +372,23 @@ def two_level_bootstrap(values: NDArray[np.float64]) -> tuple[float, float]:
     """
     counts = (~np.isnan(values)).sum(axis=1)
     packed = np.take_along_axis(values, np.argsort(np.isnan(values), axis=1, kind="stable"), axis=1)
-    generator = np.random.default_rng(0)
-    drawn = generator.integers(len(values), size=(RESAMPLES, len(values)))
-    drawn_counts = counts[drawn]
-    picks = np.floor(generator.random((*drawn.shape, values.shape[1])) * drawn_counts[..., None]).astype(int)
-    sample = packed[drawn[..., None], picks]
-    inside = np.arange(values.shape[1]) < drawn_counts[..., None]
-    means = np.where(inside, sample, 0).sum(axis=2) / drawn_counts
+    drawn, picks, inside, drawn_counts = _draws(tuple(counts.tolist()), values.shape[1])
+    means = np.where(inside, packed[drawn[..., None], picks], 0).sum(axis=2) / drawn_counts
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(means.mean(axis=1), [tail, 100 - tail])
     return float(low), float(high)
+
+
+@functools.lru_cache(maxsize=4)
+def _draws(
+    counts: tuple[int, ...], seeds: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_], NDArray[np.intp]]:
+    """The resamples for categories with `counts` values each: the same for every method and metric of that shape."""
+    generator = np.random.default_rng(0)
+    drawn = generator.integers(len(counts), size=(RESAMPLES, len(counts)))
+    drawn_counts = np.asarray(counts)[drawn]
+    picks = np.floor(generator.random((*drawn.shape, seeds)) * drawn_counts[..., None]).astype(int)
+    return drawn, picks, np.arange(seeds) < drawn_counts[..., None], drawn_counts
 
 
 def _student(values: NDArray[np.float64]) -> tuple[float | None, float | None, float | None]:

@@ -1,0 +1,150 @@
+"""The commands that read results: what they print, write, and return."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import plausible
+import pytest
+from click.testing import CliRunner, Result
+
+from kdad_bench.harness.cli import cli
+from kdad_bench.leaderboard import store
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
+    for row in plausible.mixed_table():
+        store.write(row, folder)
+    return folder
+
+
+def test_leaderboard_writes_every_form_beside_the_rows(results: Path) -> None:
+    done = run("leaderboard", results)
+    assert done.exit_code == 0, done.output
+    for kind in ("md", "html", "parquet", "csv", "json"):
+        assert (results / f"leaderboard.{kind}").stat().st_size > 1000
+    assert "130 jobs of 130 files" in done.output
+    before = (results / "leaderboard.html").read_bytes()
+    assert run("leaderboard", results).exit_code == 0
+    assert (results / "leaderboard.html").read_bytes() == before, "the page depends on the rows alone"
+
+
+def test_leaderboard_of_a_url_needs_a_place_to_write() -> None:
+    done = run("leaderboard", "memory://nowhere")
+    assert done.exit_code == 2
+    assert "say with --out where to write" in done.stderr
+
+
+def test_leaderboard_names_files_it_left_out_and_goes_on(results: Path, tmp_path: Path) -> None:
+    (results / "torn.parquet").write_bytes(b"PAR1")
+    done = run("leaderboard", results, "--out", tmp_path / "page")
+    assert done.exit_code == 0
+    assert "left out: torn.parquet: unreadable" in done.stderr
+    assert "torn.parquet" in (tmp_path / "page" / "leaderboard.md").read_text()
+
+
+def test_leaderboard_redraws_and_checks_tables_in_another_page(results: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("# A\n<!-- leaderboard begin: ranking -->\n<!-- leaderboard end -->\n", encoding="utf-8")
+    assert run("leaderboard", results, "--into", readme, "--check").exit_code == 1
+    assert run("leaderboard", results, "--into", readme).exit_code == 0
+    assert "RD4AD" in readme.read_text()
+    assert run("leaderboard", results, "--into", readme, "--check").exit_code == 0
+    store.write(plausible.row("stfpm", "bottle", 9), results)
+    assert run("leaderboard", results, "--into", readme, "--check").exit_code == 1
+    readme.write_text("no marker")
+    done = run("leaderboard", results, "--into", readme)
+    assert done.exit_code == 2
+    assert "README.md: no marker" in done.stderr
+
+
+MISSING_FOLDER = (
+    ("leaderboard",),
+    ("results", "verify"),
+    ("results", "compact"),
+    ("show", "abc", "--results"),
+    ("compare", "a", "b", "--results"),
+)
+
+
+@pytest.mark.parametrize("arguments", MISSING_FOLDER)
+def test_a_folder_that_does_not_exist_is_one_line_and_exit_code_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    done = run(*arguments, tmp_path / "nowhere")
+    assert done.exit_code == 2, done.output
+    assert "no results folder" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_verify_counts_and_fails_on_a_torn_file_or_an_unmet_expectation(results: Path) -> None:
+    done = run("results", "verify", results, "--expect", 128)
+    assert done.exit_code == 0, done.output
+    assert "130 jobs, each counted once: 128 ok, 2 failed" in done.output
+    assert run("results", "verify", results, "--expect", 127).exit_code == 1
+    (results / "torn.parquet").write_bytes(b"PAR1")
+    done = run("results", "verify", results, "--json")
+    assert done.exit_code == 1
+    said = json.loads(done.stdout)
+    assert (said["ok"], said["failed"], said["sound"], said["problems"][0]["file"]) == (128, 2, False, "torn.parquet")
+
+
+def test_compact_and_export_say_what_they_did(results: Path, tmp_path: Path) -> None:
+    assert "130 files are now in" in run("results", "compact", results).output
+    assert "nothing to compact" in run("results", "compact", results).output
+    done = run("results", "export", results, "csv", "--out", tmp_path / "all.csv")
+    assert done.output.strip() == f"130 rows in {tmp_path / 'all.csv'}"
+
+
+def test_compare_returns_1_for_a_regression_and_0_without(results: Path) -> None:
+    worse = run("compare", "rd4ad", "stfpm", "--results", results)
+    assert worse.exit_code == 1
+    assert worse.output.splitlines()[4].startswith("worse")
+    better = run("compare", "stfpm", "rd4ad", "--results", results, "--json")
+    assert better.exit_code == 0
+    assert {one["verdict"] for one in json.loads(better.stdout)} == {"better"}
+    assert run("compare", results, results).exit_code == 0
+    unknown = run("compare", "stfpm", "rd4ad", "--results", results, "--metric", "auroc")
+    assert unknown.exit_code == 2
+    assert "--metric auroc: no such column; have: image_auroc" in unknown.stderr
+
+
+def test_show_tells_all_about_a_job_by_the_start_of_its_id(results: Path) -> None:
+    row = next(row for row in plausible.mixed_table() if row.method == "dskd")
+    (results / "pictures").mkdir()
+    (results / "pictures" / f"{row.job_id}.png").touch()
+    done = run("show", row.job_id[:9], "--results", results)
+    assert done.exit_code == 0, done.output
+    for text in (row.job_id, "DSKD (reading)", f"{row.image_auroc:.6g}", "fusion: sum over scales", "pictures"):
+        assert str(text) in done.output
+    said = json.loads(run("show", row.job_id, "--results", results, "--json").stdout)
+    assert said["image_names"] == list(row.image_names)
+    assert "no job 'zzz'" in run("show", "zzz", "--results", results).stderr
+    assert "begins the ids of 130 jobs" in run("show", "", "--results", results).stderr
+
+
+def test_show_gives_the_reason_of_a_failed_job(results: Path) -> None:
+    job = next(job for job, status in store.finished(results).items() if status == "failed")
+    done = run("show", job, "--results", results)
+    assert "reason: CUDA out of memory | tried batch 16, then 8" in done.output
+
+
+@pytest.mark.slow
+def test_the_leaderboard_of_a_thousand_files_takes_under_two_seconds(tmp_path: Path) -> None:
+    for row in plausible.full_table(categories=tuple(f"c{n}" for n in range(15)), seeds=14)[:1000]:
+        store.write(row, tmp_path)
+    best = 9.9
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "kdad_bench", "leaderboard", str(tmp_path)], check=True, env=os.environ)
+        best = min(best, time.perf_counter() - start)
+    assert best < 2

@@ -1,0 +1,101 @@
+"""Comparing two methods or two folders: regressions first, judged only where the difference is sure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import plausible
+import pytest
+from test_markdown import table
+
+from kdad_bench.leaderboard.compare import Difference, NothingToCompare, of_folders, of_methods
+from kdad_bench.leaderboard.row import Row
+
+
+def rows(
+    values: Sequence[float], category: str = "bottle", metric: str = "image_auroc", **changes: object
+) -> list[Row]:
+    return [plausible.row("stfpm", category, seed, **{**changes, metric: value}) for seed, value in enumerate(values)]
+
+
+def folders(first: list[Row], second: list[Row], metric: str = "image_auroc") -> list[Difference]:
+    return of_folders(table(first), table(second), [metric], 0.005)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "verdict"),
+    [
+        ((0.90, 0.91, 0.92), (0.80, 0.81, 0.82), "worse"),
+        ((0.80, 0.81, 0.82), (0.90, 0.91, 0.92), "better"),
+        ((0.90, 0.91, 0.92), (0.896, 0.906, 0.916), "same"),  # sure but within the tolerance
+        ((0.90, 0.95, 0.70), (0.70, 0.90, 0.93), "same"),  # beyond the tolerance but not sure
+        ((0.90,), (0.80,), "worse"),  # one seed: nothing is known of the noise, the tolerance decides
+        ((0.90,), (0.899,), "same"),
+    ],
+)
+def test_a_change_counts_if_it_is_beyond_the_tolerance_and_beyond_the_noise(
+    first: Sequence[float], second: Sequence[float], verdict: str
+) -> None:
+    (one,) = folders(rows(first), rows(second))
+    assert one.verdict == verdict
+    assert one.difference == pytest.approx(sum(second) / len(second) - sum(first) / len(first))
+    assert (one.low is None) == (len(first) == 1)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"), [(10.0, 12.0, "worse"), (12.0, 10.0, "better"), (10.0, 10.9, "same")]
+)
+def test_a_cost_that_rises_is_a_regression(before: float, after: float, verdict: str) -> None:
+    found = folders(rows((before,) * 2, metric="latency_ms"), rows((after,) * 2, metric="latency_ms"), "latency_ms")
+    assert [one.verdict for one in found] == [verdict]
+
+
+def test_the_interval_is_that_of_the_paired_differences() -> None:
+    (one,) = folders(rows((0.90, 0.92)), rows((0.80, 0.86)))
+    # differences -0.10 and -0.06: mean -0.08, std 0.0283, half width 12.706 * 0.02
+    assert (one.low, one.high) == (pytest.approx(-0.08 - 0.254124), pytest.approx(-0.08 + 0.254124, abs=1e-5))
+
+
+def test_regressions_come_first_the_largest_at_the_top() -> None:
+    first = [row for c in "abcd" for row in rows((0.9, 0.9), c)]
+    second = [row for c, value in zip("abcd", (0.95, 0.88, 0.9, 0.5), strict=True) for row in rows((value, value), c)]
+    found = folders(first, second)
+    assert [(one.category, one.verdict) for one in found] == [
+        ("d", "worse"), ("mean of 4", "worse"), ("b", "worse"), ("a", "better"), ("c", "same"),
+    ]  # fmt: skip
+
+
+def test_only_seeds_and_categories_in_common_are_paired() -> None:
+    found = folders(rows((0.9, 0.8, 0.7)) + rows((0.9,), "cable"), rows((0.9, 0.8)) + rows((0.5,), "tile"))
+    assert [(one.category, one.pairs, one.difference) for one in found] == [("bottle", 2, pytest.approx(0.0))]
+
+
+def test_a_category_whose_files_changed_is_listed_and_not_judged() -> None:
+    first = rows((0.9, 0.9)) + rows((0.9, 0.9), "cable")
+    second = [replace(row, data_fingerprint="f" * 64) for row in rows((0.5, 0.5))] + rows((0.9, 0.9), "cable")
+    verdicts = {one.category: one.verdict for one in folders(first, second)}
+    assert verdicts == {"bottle": "data differ", "cable": "same"}
+
+
+@pytest.mark.parametrize("change", [{"preset": "quick"}, {"device_name": "Another CPU"}, {"protocol_version": "2"}])
+def test_folders_of_different_conditions_have_nothing_in_common(change: dict[str, object]) -> None:
+    with pytest.raises(NothingToCompare, match=r"nothing in common; first: mvtec_ad .*; second: mvtec_ad"):
+        folders(rows((0.9,)), rows((0.9,), **change))
+
+
+def test_two_methods_are_compared_on_every_board_that_has_both() -> None:
+    made = plausible.full_table(("stfpm", "rd4ad"), ("bottle", "cable"), 2)
+    made += plausible.full_table(("stfpm", "rd4ad"), ("weave",), 2, dataset="synthetic", preset="quick", synthetic=True)
+    made += plausible.full_table(("stfpm",), ("bottle",), 2, variant="held_out")
+    found = of_methods(table(made), "rd4ad", "stfpm", ["image_auroc"], 0.005)
+    assert {one.method for one in found} == {"STFPM against RD4AD"}
+    assert {one.board.split()[0] for one in found} == {"mvtec_ad", "synthetic"}
+    assert all(one.verdict == "worse" for one in found)
+    variants = of_methods(table(made), "stfpm", "stfpm:held_out", ["image_auroc"], 0.005)
+    assert {(one.method, one.category) for one in variants} == {("STFPM (held_out) against STFPM", "bottle")}
+
+
+def test_a_method_that_is_not_there_is_an_error_that_names_those_that_are() -> None:
+    with pytest.raises(NothingToCompare, match=r"no finished jobs of both 'stfpm' and 'mkd'.*have: stfpm"):
+        of_methods(table(rows((0.9,))), "stfpm", "mkd", ["image_auroc"], 0.005)
