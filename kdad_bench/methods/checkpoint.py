@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from kdad_bench.methods import METHODS, entry
 from kdad_bench.methods.backbones import build
-from kdad_bench.methods.protocol import Entry, Method
+from kdad_bench.methods.protocol import Method
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -38,14 +38,11 @@ def save(name: str, method: Method, folder: Path) -> None:
     os.replace(temporary, folder / DESCRIPTION)
 
 
-def load(folder: Path, device: torch.device | str = "cpu", registered: Entry | None = None) -> tuple[str, Method]:
-    """The name and the method that `save` wrote into `folder`, ready to score; the same maps as before.
-
-    `registered` stands in for the entry of that name, for a method that is not among METHODS. Raises ModelError.
-    """
+def load(folder: Path, device: torch.device | str = "cpu") -> tuple[str, Method]:
+    """The name and the method that `save` wrote into `folder`, ready to score with the same maps; raises ModelError."""
     device = torch.device(device)
-    name, settings = _described(folder / DESCRIPTION, registered)
-    found = registered or entry(name)
+    name, settings = _described(folder / DESCRIPTION)
+    found = entry(name)
     teacher = build(settings.teacher, strides=settings.strides) if found.needs_teacher else None
     method = found.build(settings, teacher, device)
     try:
@@ -56,7 +53,7 @@ def load(folder: Path, device: torch.device | str = "cpu", registered: Entry | N
     return name, method
 
 
-def _described(path: Path, registered: Entry | None) -> tuple[str, Any]:
+def _described(path: Path) -> tuple[str, Any]:
     """(method's name, its settings) from the JSON file."""
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
@@ -66,9 +63,9 @@ def _described(path: Path, registered: Entry | None) -> tuple[str, Any]:
         raise ModelError(f"{path}: no description of a saved model ({error})") from error
     if version != FORMAT:
         raise ModelError(f"{path}: format {version}, this version reads {FORMAT}")
-    if registered is None and name not in METHODS:
+    if name not in METHODS:
         raise ModelError(f"{path}: method {name!r} is not known; have: {', '.join(METHODS)}")
-    kind = type(next(iter((registered or entry(name)).presets.values())))
+    kind = type(next(iter(entry(name).presets.values())))
     unknown = set(values) - {field.name for field in fields(kind)}
     if unknown:
         raise ModelError(f"{path}: setting {sorted(unknown)[0]!r} is not one of {name}'s")
