@@ -1,0 +1,118 @@
+"""What the harness checks of a method's answer, and what it does when a GPU runs out of memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdad_bench.harness.metrics import MetricError, pixel_metrics
+from kdad_bench.harness.run import SCORE_BATCH, ScoreError, batch_invariance, score_all, thinned
+from kdad_bench.harness.work import reason_of
+from kdad_bench.methods.protocol import Scores
+
+JOB: Any = SimpleNamespace(name="some_method")
+IMAGES = torch.rand(20, 3, 8, 8)
+
+
+class Answering:
+    """A method that answers with what a function makes of the images."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        self.batches: list[int] = []
+
+    def score(self, images: Tensor) -> Scores:
+        self.batches.append(len(images))
+        found: Scores = self.answer(images)
+        return found
+
+
+def honest(images: Tensor) -> Scores:
+    return Scores(images.amax((1, 2, 3)), images.mean(1))
+
+
+def test_scores_come_back_for_all_images_in_order() -> None:
+    scores = score_all(Answering(honest), IMAGES, JOB)  # type: ignore[arg-type]
+    assert torch.equal(scores.image, honest(IMAGES).image)
+    assert torch.equal(scores.pixel, honest(IMAGES).pixel)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda images: Scores(images.amax((1, 2, 3)), images.mean(1)[:, :4]),
+        lambda images: Scores(images.amax((1, 2, 3))[:1], images.mean(1)),
+        lambda images: Scores(images.amax((1, 2, 3)).double(), images.mean(1)),
+        lambda images: Scores(images.amax((1, 2, 3)), images.mean(1).half()),
+        lambda images: Scores(images.amax((1, 2, 3)), images.mean(1, keepdim=True)),
+    ],
+    ids=["map of another size", "a score missing", "float64 score", "float16 map", "a channel too many"],
+)
+def test_an_answer_that_breaks_the_protocol_names_the_method(answer: Any) -> None:
+    with pytest.raises(ScoreError, match="method 'some_method'"):
+        score_all(Answering(answer), IMAGES, JOB)  # type: ignore[arg-type]
+
+
+def test_a_nan_in_a_map_is_an_error_that_names_method_and_image_never_a_number() -> None:
+    maps = IMAGES.mean(1)
+    maps[7, 3, 3] = torch.nan
+    masks = torch.zeros(20, 8, 8, dtype=torch.bool)
+    masks[0, :2] = True
+    names = [f"{index:03}.png" for index in range(20)]
+    with pytest.raises(MetricError, match=r"some_method.*007\.png"):
+        pixel_metrics(maps, masks, names=names, method="some_method")
+
+
+def test_a_gpu_out_of_memory_gets_one_more_try_with_smaller_batches() -> None:
+    def tight(images: Tensor) -> Scores:
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return honest(images)
+
+    method = Answering(tight)
+    scores = score_all(method, IMAGES, JOB)  # type: ignore[arg-type]
+    assert torch.equal(scores.image, honest(IMAGES).image)
+    assert method.batches == [SCORE_BATCH, *[2] * 10]
+
+
+def test_a_gpu_that_stays_out_of_memory_fails_the_job_with_the_reason() -> None:
+    def full(images: Tensor) -> Scores:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        score_all(Answering(full), IMAGES, JOB)  # type: ignore[arg-type]
+    assert "Tried to allocate 2.00 GiB" in reason_of(caught.value)
+
+
+def test_a_method_that_normalises_over_the_batch_shows_in_the_invariance_column() -> None:
+    def over_the_batch(images: Tensor) -> Scores:
+        maps = images.mean(1)
+        return Scores(maps.amax((1, 2)), (maps - maps.min()) / (maps.max() - maps.min()))
+
+    for answer, invariant in ((honest, True), (over_the_batch, False)):
+        method: Any = Answering(answer)
+        found = batch_invariance(method, IMAGES, score_all(method, IMAGES, JOB))
+        assert (found == 0.0) is invariant
+
+
+def test_a_loss_curve_in_a_row_is_short_and_keeps_its_end() -> None:
+    curve = [{"step": float(step), "loss": 1.0 / step} for step in range(1, 1001)]
+    kept = thinned(curve)
+    assert len(kept) <= 200
+    assert kept[-1] == curve[-1]
+    assert thinned([]) == []
+
+
+def test_a_reason_is_one_line_with_the_place_in_this_package(tmp_path: Path) -> None:
+    try:
+        pixel_metrics(torch.zeros(2, 3), None, region_index=None)
+        pixel_metrics(torch.zeros(2, 3), torch.zeros(2, 3))
+    except MetricError as error:
+        reason = reason_of(error)
+    assert "\n" not in reason
+    assert "metrics.py:" in reason
