@@ -11,12 +11,12 @@ from kdad_bench.leaderboard.folder import StoreError
 from kdad_bench.leaderboard.store import Results, read
 
 
-def publish(results: str | Path, out: Path) -> tuple[Results, list[Path]]:
-    """Write leaderboard.md, .html, .parquet, .csv and .json into `out`; returns what was read and the files.
+def publish(results: str | Path, out: Path, *, figures: bool = False) -> tuple[Results, list[Path]]:
+    """Write leaderboard.md, .html, .parquet, .csv and .json into `out`, and figures/ if asked; returns rows and files.
 
     Raises StoreError for a folder that cannot be read or written.
     """
-    found = read(results, DRAWN)
+    found = read(results, (*DRAWN, "throughput") if figures else DRAWN)
     drawn = boards(found.table)
     made = tidy.lines(drawn)
     contents: dict[str, Callable[[], bytes]] = {
@@ -35,6 +35,10 @@ def publish(results: str | Path, out: Path) -> tuple[Results, list[Path]]:
             paths.append(path)
     except OSError as error:
         raise StoreError(f"cannot write to {str(out)!r}: {error.strerror}; choose another place with --out") from error
+    if figures:
+        from kdad_bench.leaderboard.figures import draw
+
+        paths += draw(drawn, found.table.to_pylist(), out / "figures")
     return found, paths
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "leaderboard"))
 
 import plausible  # noqa: E402
+from test_figures import shown  # noqa: E402
 
-from kdad_bench.leaderboard import html, markdown, publish, store  # noqa: E402
+from kdad_bench.leaderboard import figures, html, markdown, publish, store  # noqa: E402
 from kdad_bench.leaderboard.board import boards  # noqa: E402
 
 
@@ -27,6 +29,10 @@ def main() -> None:
     found = store.read(results)
     body = html.body(boards(found.table), found.table, found.problems, {})
     (HERE / "leaderboard_body.html").write_text(body + "\n", encoding="utf-8", newline="\n")
+    plan = figures._plan(boards(found.table), found.table.to_pylist())
+    said = {name: shown(make()) for name, make in plan}
+    text = json.dumps(said, indent=1, ensure_ascii=False)
+    (HERE / "figures.json").write_text(text + "\n", encoding="utf-8", newline="\n")
     drawn = HERE / "drawn"
     publish.publish(results, drawn)
     shutil.move(drawn / "leaderboard.csv", HERE / "leaderboard.csv")

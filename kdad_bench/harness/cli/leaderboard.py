@@ -13,6 +13,9 @@ from kdad_bench.harness.cli import BadInput
 @click.argument("results")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where to write [default: RESULTS].")
 @click.option(
+    "--figures", is_flag=True, help="Also draw figures/ as SVG and PNG: Pareto, seeds, ranks, batch, image size."
+)
+@click.option(
     "--into",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="Draw only the tables between `<!-- leaderboard begin: NAME -->` and `<!-- leaderboard end -->` of this file.",
@@ -21,7 +24,9 @@ from kdad_bench.harness.cli import BadInput
     "--check", is_flag=True, help="With --into: write nothing, exit 1 if the tables there are not up to date."
 )
 @click.pass_context
-def leaderboard(context: click.Context, results: str, out: Path | None, into: Path | None, check: bool) -> None:
+def leaderboard(
+    context: click.Context, results: str, out: Path | None, figures: bool, into: Path | None, check: bool
+) -> None:
     """Write leaderboard.md, .html, .parquet, .csv and .json of a results folder (a path or an fsspec URL)."""
     from kdad_bench.leaderboard import markdown, publish, store
 
@@ -39,11 +44,14 @@ def leaderboard(context: click.Context, results: str, out: Path | None, into: Pa
             return
         if out is None and "://" in results:
             raise BadInput(f"{results} is a URL: say with --out where to write the leaderboard")
-        found, paths = publish.publish(results, out or Path(results))
+        found, paths = publish.publish(results, out or Path(results), figures=figures)
     except store.StoreError as error:
         raise BadInput(str(error)) from error
     except ValueError as error:
         raise BadInput(f"{into}: {error}") from error
     for problem in found.problems:
         click.echo(f"left out: {problem.file}: {problem.what}", err=True)
-    click.echo(f"{found.table.num_rows} jobs of {found.files} files -> {', '.join(str(path) for path in paths)}")
+    drawn = [path for path in paths if path.parent.name != "figures"]
+    click.echo(f"{found.table.num_rows} jobs of {found.files} files -> {', '.join(str(path) for path in drawn)}")
+    if len(drawn) < len(paths):
+        click.echo(f"{len(paths) - len(drawn)} figures -> {paths[-1].parent}")

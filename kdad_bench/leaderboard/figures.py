@@ -1,0 +1,291 @@
+"""Figures for papers and pages, SVG and PNG, the same bytes for the same rows: matplotlib is loaded only here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdad_bench.leaderboard import chart
+from kdad_bench.leaderboard.board import Board
+from kdad_bench.leaderboard.folder import StoreError
+from kdad_bench.leaderboard.row import METRICS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#007a5a", "#a8457f", "#7a5c00", "#2b7fb0", "#6b4fa0", "#444444")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+STYLE: Any = {
+    "svg.hashsalt": "kdad-bench",  # ids that do not change from run to run
+    "svg.fonttype": "path",
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "axes.axisbelow": True,
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "figure.facecolor": "white",
+}
+
+
+def draw(found: Sequence[Board], rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+    """Write every figure that the boards have data for into `folder` as SVG and PNG; returns the files.
+
+    `rows` are those behind the boards with the column `throughput`. Raises StoreError if the folder cannot be written.
+    """
+    import matplotlib as mpl
+
+    paths = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with mpl.rc_context(STYLE):
+            for name, make in _plan(found, rows):
+                figure = make()
+                for kind in ("svg", "png"):
+                    path = folder / f"{name}.{kind}"
+                    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+                    figure.savefig(path, metadata=metadata, bbox_inches="tight")
+                    paths.append(path)
+    except OSError as error:
+        raise StoreError(f"cannot write figures to {str(folder)!r}: {error.strerror}; choose another place") from error
+    return paths
+
+
+def _plan(found: Sequence[Board], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """(file name, figure) of all figures with something to show."""
+    taken: dict[str, int] = {}
+    for board in found:
+        if not board.rows:
+            continue
+        stem = re.sub(r"[^a-z0-9]+", "-", f"{board.dataset} {board.group.preset} {board.group.device}".lower()).strip(
+            "-"
+        )
+        taken[stem] = taken.get(stem, 0) + 1
+        stem = stem if taken[stem] == 1 else f"{stem}-{taken[stem]}"
+        metric = board.headline[-1] if board.headline else ""  # AUPRO where there are masks
+        if metric and chart.points(board, metric):
+            yield f"pareto-{stem}", lambda board=board, metric=metric: pareto(board, metric)  # type: ignore[misc]
+        if metric:
+            yield f"seeds-{stem}", lambda board=board, metric=metric: seeds(board, metric)  # type: ignore[misc]
+            if board.summary.ranks(metric).critical_difference is not None:
+                yield f"ranks-{stem}", lambda board=board, metric=metric: ranks(board, metric)  # type: ignore[misc]
+        if batches(board, rows):
+            yield f"batch-{stem}", lambda board=board: batch_growth(board, rows)  # type: ignore[misc]
+    if len(sizes(found)) > 0:
+        yield "size", lambda: size_growth(found)
+
+
+def _figure(board: Board | None, title: str, size: tuple[float, float] = (7.0, 4.2)) -> tuple[Figure, Axes]:
+    """An empty figure whose title carries the labels that a reader must not miss."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    caveats = f"  [{', '.join(board.caveats)}]" if board is not None and board.caveats else ""
+    axes.set_title(f"{title}{caveats}", loc="left", fontsize=11, fontweight="bold")
+    if board is not None:
+        figure.supxlabel(board.title, x=0.01, ha="left", fontsize=8, color="#555555")
+    return figure, axes
+
+
+def _look(board: Board, key: str) -> dict[str, Any]:
+    place = board.order.index(key)
+    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+
+
+def pareto(board: Board, metric: str) -> Figure:
+    """ms/image at batch 1 (log) against the metric with its 95 % interval; dashed: the Pareto front."""
+    figure, axes = _figure(board, f"{METRICS[metric].label} against speed")
+    found = chart.points(board, metric)
+    for point in found:
+        if point.low is not None and point.high is not None:
+            axes.vlines(point.latency_ms, point.low, point.high, color=_look(board, point.key)["color"], alpha=0.5)
+        axes.plot(point.latency_ms, point.value, ls="", ms=8, mec="white", label=point.label, **_look(board, point.key))
+    best = chart.front(found)
+    axes.step(
+        [p.latency_ms for p in best], [p.value for p in best], where="post", ls="--", lw=1, color="#777777", zorder=1
+    )
+    axes.set_xscale("log")
+    _plain_ticks(axes.xaxis)
+    axes.set_xlabel("ms per image, batch 1 (log scale; left is faster)")
+    axes.set_ylabel(METRICS[metric].label)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure
+
+
+def seeds(board: Board, metric: str) -> Figure:
+    """The mean over categories of each seed (dots) with the mean and its standard deviation over seeds."""
+    shown = [key for key in board.order if board.overall(key, metric)]
+    figure, axes = _figure(board, f"{METRICS[metric].label} over seeds", (7.0, 0.9 + 0.42 * len(shown) + 0.8))
+    for place, key in enumerate(reversed(shown)):
+        estimate = board.overall(key, metric)
+        index = [entrant.key for entrant in board.summary.entrants].index(key)
+        values = board.summary.values[metric][index]
+        values = values[~np.isnan(values).all(axis=1)]
+        means = values[:, ~np.isnan(values).any(axis=0)].mean(axis=0)  # of the seeds with every category
+        colour = _look(board, key)["color"]
+        axes.plot(means, np.full(len(means), place), "o", ms=5, color=colour, alpha=0.55, mec="none")
+        if estimate is not None:
+            axes.errorbar(estimate.mean, place, xerr=estimate.std, fmt="|", ms=14, mew=2, capsize=4, color=colour)
+    axes.set_yticks(range(len(shown)), [_short(board, key, metric) for key in reversed(shown)])
+    axes.set_ylim(-0.6, len(shown) - 0.4)
+    axes.set_xlabel(f"{METRICS[metric].label}: mean over categories; bar: mean ± standard deviation over seeds")
+    return figure
+
+
+def _short(board: Board, key: str, metric: str) -> str:
+    found = board.overall(key, metric)
+    few = "" if found is None or found.complete else f" ({found.categories} of {len(board.categories(metric))})"
+    return board.labels[key] + few
+
+
+def ranks(board: Board, metric: str) -> Figure:
+    """The critical-difference diagram: average ranks, and bars that join methods which are not told apart."""
+    found = board.summary.ranks(metric)
+    order = sorted(found.average, key=lambda key: (found.average[key], key))
+    distance = found.critical_difference or 0.0
+    half = (len(order) + 1) // 2
+    figure, axes = _figure(board, f"Average rank in {METRICS[metric].label}", (7.5, 1.7 + 0.3 * half))
+    top, step = 0.0, 1.0
+    count = max(len(order), 2)
+    axes.set_xlim(1 - 0.05 * count, count + 0.05 * count)
+    axes.grid(False)
+    axes.hlines(top, 1, count, color="#222222", lw=1.2)
+    for tick in range(1, count + 1):
+        axes.vlines(tick, top, top + 0.18, color="#222222", lw=1.2)
+        axes.text(tick, top + 0.3, str(tick), ha="center", va="bottom", fontsize=9)
+    groups = joined(found.average, distance)
+    for level, (low, high) in enumerate(groups):
+        axes.hlines(top - 0.35 - 0.28 * level, low - 0.03, high + 0.03, color="#222222", lw=4)
+    below = top - 0.5 - 0.28 * len(groups)
+    for place, key in enumerate(order):
+        left = place < half
+        line = place if left else len(order) - 1 - place
+        y = below - step * 0.75 * line
+        edge = 1 - 0.03 * count if left else count + 0.03 * count
+        colour = _look(board, key)["color"]
+        axes.plot([found.average[key], found.average[key], edge], [top, y, y], color=colour, lw=1.2)
+        text = (
+            f"{board.labels[key]}  {found.average[key]:.2f}"
+            if left
+            else f"{found.average[key]:.2f}  {board.labels[key]}"
+        )
+        axes.text(edge, y, f"{text} " if left else f" {text}", ha="right" if left else "left", va="center", fontsize=10)
+    axes.hlines(top + 1.25, 1, 1 + distance, color="#222222", lw=2)
+    axes.text(1 + distance / 2, top + 1.4, f"critical difference {distance:.2f}", ha="center", va="bottom", fontsize=9)
+    axes.set_ylim(below - 0.75 * step * (half - 1) - 0.6, top + 2.1)
+    axes.axis("off")
+    axes.set_title(axes.get_title(loc="left"), loc="left", fontsize=11, fontweight="bold")
+    figure.supxlabel(
+        f"{board.title}; {found.categories} categories, Nemenyi test at 0.05; 1 is best", x=0.01, ha="left", fontsize=8
+    )
+    return figure
+
+
+def joined(average: Mapping[str, float], distance: float) -> list[tuple[float, float]]:
+    """The largest groups of at least two methods whose average ranks lie within `distance`: (lowest, highest) rank."""
+    values = sorted(average.values())
+    found: list[tuple[float, float]] = []
+    for start, low in enumerate(values):
+        inside = [value for value in values[start:] if value - low <= distance]
+        if len(inside) > 1 and not any(a <= low and inside[-1] <= b for a, b in found):
+            found.append((low, inside[-1]))
+    return found
+
+
+def batches(board: Board, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """entrant -> (batch, median images/s over jobs), of the jobs with a throughput curve."""
+    curves = {row["job_id"]: row["throughput"] for row in rows if row.get("throughput")}
+    found = {}
+    for key in board.order:
+        by_batch: dict[int, list[float]] = {}
+        for row in board.rows[key]:
+            for point in curves.get(row["job_id"], ()):
+                by_batch.setdefault(point["batch"], []).append(point["images_per_second"])
+        if len(by_batch) > 1:
+            found[key] = [(batch, float(np.median(by_batch[batch]))) for batch in sorted(by_batch)]
+    return found
+
+
+def batch_growth(board: Board, rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Images per second against the batch."""
+    figure, axes = _figure(board, "Throughput against batch")
+    for key, points in batches(board, rows).items():
+        axes.plot(*zip(*points, strict=True), ms=6, lw=1.4, label=board.labels[key], **_look(board, key))
+    _log_axes(axes, sorted({batch for points in batches(board, rows).values() for batch, _ in points}))
+    axes.set_xlabel("batch")
+    axes.set_ylabel("images per second (median over jobs)")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure
+
+
+Curve = tuple[str, str]  # (machine, method with its variant)
+
+
+def sizes(found: Sequence[Board]) -> dict[Curve, list[tuple[int, float]]]:
+    """(machine, method) -> (image side, median ms/image) where the same method was timed at several image sizes."""
+    samples: dict[Curve, dict[int, list[float]]] = {}
+    for board in found:
+        for key in board.order:
+            entrant = board.summary.entrant(key)
+            name = f"{entrant.title} ({entrant.variant})" if entrant.variant else entrant.title
+            teacher = f", {entrant.teacher}" if entrant.teacher else ""
+            for row in board.rows[key]:
+                if row["image_size"] and row["latency_ms"]:
+                    place = (board.machine, name + teacher)
+                    samples.setdefault(place, {}).setdefault(row["image_size"], []).append(row["latency_ms"])
+    return {
+        place: [(size, float(np.median(by_size[size]))) for size in sorted(by_size)]
+        for place, by_size in sorted(samples.items())
+        if len(by_size) > 1
+    }
+
+
+def size_growth(found: Sequence[Board]) -> Figure:
+    """ms/image at batch 1 against the side of the image, one line per method and machine."""
+    caveats = sorted({caveat for board in found for caveat in board.caveats})
+    figure, axes = _figure(None, "Cost against image size" + (f"  [with {', '.join(caveats)}]" if caveats else ""))
+    curves = sizes(found)
+    machines = {machine for machine, _ in curves}
+    for place, ((machine, name), points) in enumerate(curves.items()):
+        label = name if len(machines) == 1 else f"{name}; {machine}"
+        look: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+        axes.plot(*zip(*points, strict=True), ms=6, lw=1.4, label=label, **look)
+    _log_axes(axes, sorted({size for points in curves.values() for size, _ in points}))
+    axes.set_xlabel("side of the image, px")
+    axes.set_ylabel("ms per image, batch 1 (median over jobs)")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    if len(machines) == 1:
+        figure.supxlabel(next(iter(machines)), x=0.01, ha="left", fontsize=8, color="#555555")
+    return figure
+
+
+def _log_axes(axes: Axes, ticks: Sequence[int]) -> None:
+    """Both axes logarithmic, with the measured places written out across."""
+    from matplotlib.ticker import NullFormatter
+
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(list(ticks), [str(tick) for tick in ticks])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    _plain_ticks(axes.yaxis)
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """1, 2, 5, 10, ... written as people do."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,136 @@
+"""Figures: what they show, that the same rows give the same bytes, and that nothing is drawn from nothing."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import plausible
+import pyarrow as pa
+import pytest
+from matplotlib.ticker import FixedFormatter
+from test_markdown import board_of
+
+from kdad_bench.leaderboard import figures, store
+from kdad_bench.leaderboard import row as rows
+from kdad_bench.leaderboard.board import DRAWN, boards
+from kdad_bench.leaderboard.row import Row
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def drawn(made: Sequence[Row], folder: Path) -> dict[str, Path]:
+    names = (*DRAWN, "throughput")
+    schema = pa.schema([rows.SCHEMA.field(name) for name in names])
+    lines = [{name: _plain(getattr(row, name)) for name in names} for row in made]
+    table = pa.Table.from_pylist(lines, schema=schema)
+    return {path.name: path for path in figures.draw(boards(table), table.to_pylist(), folder)}
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def shown(figure: Any) -> dict[str, Any]:
+    """What a figure says: its texts, and the places of its points and lines."""
+    (axes,) = figure.axes
+    fixed = [axis for axis in (axes.xaxis, axes.yaxis) if isinstance(axis.get_major_formatter(), FixedFormatter)]
+    ticks = [label for axis in fixed for label in axis.get_ticklabels()]  # matplotlib chooses the others by its version
+    texts = [text.get_text() for text in (*figure.texts, *axes.texts, *ticks)]
+    legend = axes.get_legend()
+    texts += [text.get_text() for text in legend.get_texts()] if legend else []
+    lines = [[[round(float(v), 4) for v in axis] for axis in line.get_data()] for line in axes.lines]
+    return {
+        "title": axes.get_title(loc="left"),
+        "axes": [axes.get_xlabel(), axes.get_ylabel()],
+        "texts": [text for text in texts if text],
+        "lines": lines,
+    }
+
+
+def test_the_figures_of_the_recorded_results_show_what_the_golden_file_says() -> None:
+    found = store.read(GOLDEN / "results")
+    made = {name: shown(make()) for name, make in figures._plan(boards(found.table), found.table.to_pylist())}
+    assert made == json.loads((GOLDEN / "figures.json").read_text(encoding="utf-8"))
+
+
+def test_the_same_rows_in_any_order_give_the_same_bytes(tmp_path: Path) -> None:
+    made = plausible.full_table(("stfpm", "rd4ad", "mkd"), ("bottle", "cable"), 2)
+    first = drawn(made, tmp_path / "a")
+    random.Random(1).shuffle(made)
+    second = drawn(made, tmp_path / "b")
+    assert first.keys() == second.keys()
+    assert {name.rsplit(".", 1)[1] for name in first} == {"svg", "png"}
+    for name, path in first.items():
+        assert path.read_bytes() == second[name].read_bytes(), name
+
+
+def test_each_figure_is_drawn_only_where_there_is_something_to_show(tmp_path: Path) -> None:
+    def names(**changes: Any) -> set[str]:
+        made = plausible.full_table(("stfpm", "rd4ad"), ("bottle", "cable"), 1, **changes)
+        return {name.split("-")[0] for name in drawn(made, tmp_path) if name.endswith(".svg")}
+
+    assert names() == {"pareto", "seeds", "ranks", "batch"}
+    assert names(latency_ms=None) == {"seeds", "ranks", "batch"}
+    assert names(throughput=()) == {"pareto", "seeds", "ranks"}
+    assert drawn([plausible.failed_row("stfpm", "bottle", 0, "no weights")], tmp_path) == {}
+    two_sizes = plausible.full_table(("stfpm",), ("bottle",), 1)
+    two_sizes += plausible.full_table(("stfpm",), ("bottle",), 1, preset="paper[image_size=128]", image_size=128)
+    assert "size.svg" in drawn(two_sizes, tmp_path)
+
+
+def test_without_masks_the_figures_show_image_auroc() -> None:
+    none = dict.fromkeys(("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro_30", "aupro_05"))
+    board = board_of(plausible.full_table(("stfpm", "rd4ad"), ("bottle", "cable"), 2, **none))
+    titles = [shown(make())["title"] for _, make in figures._plan([board], [])]
+    assert titles == ["image AUROC against speed", "image AUROC over seeds", "Average rank in image AUROC"]
+
+
+def test_quick_and_synthetic_are_said_in_every_figure() -> None:
+    changes = {"preset": "quick", "dataset": "synthetic", "synthetic": True}
+    made = plausible.full_table(("stfpm", "rd4ad"), ("blobs", "weave"), 2, **changes)
+    made += plausible.full_table(
+        ("stfpm",), ("blobs",), 1, **{**changes, "preset": "quick[image_size=64]", "image_size": 64}
+    )
+    names = (*DRAWN, "throughput")
+    schema = pa.schema([rows.SCHEMA.field(name) for name in names])
+    table = pa.Table.from_pylist([{n: _plain(getattr(row, n)) for n in names} for row in made], schema=schema)
+    plan = dict(figures._plan(boards(table), table.to_pylist()))
+    assert {name.split("-")[0] for name in plan} == {"pareto", "seeds", "ranks", "batch", "size"}
+    for name, make in plan.items():
+        assert "quick preset, synthetic data]" in shown(make())["title"], name
+
+
+@pytest.mark.parametrize(
+    ("average", "distance", "groups"),
+    [
+        ({"a": 1.0, "b": 1.5, "c": 3.0}, 0.5, [(1.0, 1.5)]),
+        ({"a": 1.0, "b": 2.0, "c": 3.0}, 1.0, [(1.0, 2.0), (2.0, 3.0)]),
+        ({"a": 1.0, "b": 2.0, "c": 3.0}, 2.0, [(1.0, 3.0)]),
+        ({"a": 1.0, "b": 3.0}, 1.0, []),
+        ({"a": 1.5, "b": 1.5, "c": 3.0}, 0.1, [(1.5, 1.5)]),
+    ],
+)
+def test_methods_within_the_critical_difference_are_joined_and_no_bar_lies_inside_another(
+    average: dict[str, float], distance: float, groups: list[tuple[float, float]]
+) -> None:
+    assert figures.joined(average, distance) == groups
+
+
+def test_the_throughput_of_a_batch_is_the_median_over_jobs() -> None:
+    made = []
+    for seed, rate in enumerate((100.0, 300.0, 110.0)):
+        curve = ({"batch": 1, "images_per_second": rate}, {"batch": 8, "images_per_second": 2 * rate})
+        made.append(plausible.row("stfpm", "bottle", seed, throughput=curve))
+    lines = [{"job_id": row.job_id, "throughput": list(row.throughput)} for row in made]
+    assert figures.batches(board_of(made), lines) == {"stfpm": [(1, 110.0), (8, 220.0)]}
+
+
+def test_matplotlib_is_loaded_for_figures_only() -> None:
+    code = "import sys; from kdad_bench.leaderboard import figures; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
