@@ -14,6 +14,7 @@ Bergmann, Jin, Sattlegger, Steger, VISAPP 2022 describe the data; the choice of 
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ TRIPLES = 128  # random planes tried
 SAMPLE = 1024  # points of the frame that judge them
 NEAREST_METRES, FARTHEST_METRES = 0.0005, 0.005  # limits of the tolerance around the table
 FEWEST = 64  # points below which a frame or a scan cannot be used
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it also raises; a fault here is one line
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -59,6 +61,8 @@ def read_scan(path: Path) -> F32:
     except Exception as error:  # tifffile raises almost anything on damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DatasetError(f"{path}: not a readable scan ({reason}); restore the file") from error
+    if points.ndim != 3 or points.size == 0 or points.size != shape[0] * shape[1] * shape[2]:
+        raise DatasetError(f"{path}: not a readable scan ({points.size} values in it); restore the file")
     if points.shape[-1] != 3:  # stored channel by channel
         points = np.moveaxis(points, 0, -1)
     points = np.ascontiguousarray(points, dtype=np.float32)

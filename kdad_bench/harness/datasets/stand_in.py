@@ -124,7 +124,7 @@ def generate(
                 name=f"{like}/{name}/{seed}",
                 canvas=canvas,
                 splits=planned,
-                compress=True,
+                stand_in=True,
                 done=done,
             )
             settle(draft / name, final)

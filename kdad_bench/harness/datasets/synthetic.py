@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from kdad_bench.harness.datasets import cache
 from kdad_bench.harness.datasets.category import GOOD, DatasetError
@@ -39,6 +40,7 @@ SUBJECTS: dict[str, dict[str, Subject | Solid]] = {
 }
 # SHA-256 over the names and bytes of a category's files, in the order of their names: a changed pixel changes them
 SHA256: dict[str, dict[str, str]] = {"synthetic": {}, "synthetic_3d": {}}
+COARSE = 384  # pixels a side on which the things of stand-ins are drawn
 PIXELS_AT_ONCE = 4 << 20  # drawn at the same time by all threads: each needs some 300 bytes
 
 
@@ -85,11 +87,14 @@ def exposed(picture: Picture, canvas: Canvas, look: Stream, sensor: Sensor = Sen
     return image
 
 
-def drawn(subject: Subject | Solid, name: str, canvas: Canvas, defect: str | None) -> Drawing:
+def drawn(subject: Subject | Solid, name: str, canvas: Canvas, defect: str | None, *, coarse: bool = False) -> Drawing:
     """The drawing called `name`; equal names give equal drawings.
 
-    A defect that its place happens to hide (fewer than 12 pixels of 256 x 256) is drawn again elsewhere.
+    A defect that its place happens to hide (fewer than 12 pixels of 256 x 256) is drawn again elsewhere. With `coarse`
+    the thing itself is drawn on at most COARSE pixels a side and enlarged; light and noise have every pixel.
     """
+    if coarse and max(canvas.width, canvas.height) > COARSE:
+        return _enlarged(subject, name, canvas, defect)
     smallest = 12.0 / (canvas.unit * canvas.unit)
     for attempt in range(100):
         look, flaw = Stream(f"{name}/look"), Stream(f"{name}/flaw/{attempt}")
@@ -103,6 +108,20 @@ def drawn(subject: Subject | Solid, name: str, canvas: Canvas, defect: str | Non
     raise DatasetError(f"{name}: no place for the defect '{defect}' on {canvas.width} x {canvas.height} pixels")
 
 
+def _enlarged(subject: Subject | Solid, name: str, canvas: Canvas, defect: str | None) -> Drawing:
+    factor = -(-max(canvas.width, canvas.height) // COARSE)
+    small = Canvas(-(-canvas.width // factor), -(-canvas.height // factor))
+    drawing = drawn(subject, name, small, defect)
+    size = (canvas.width, canvas.height)
+    image = np.asarray(Image.fromarray(drawing.image).resize(size, Image.Resampling.BICUBIC), dtype=np.float64)
+    mask = np.asarray(Image.fromarray(drawing.mask).resize(size, Image.Resampling.NEAREST))
+    points = None
+    if drawing.points is not None:
+        channels = [Image.fromarray(drawing.points[:, :, axis]) for axis in range(3)]
+        points = np.stack([np.asarray(one.resize(size, Image.Resampling.NEAREST)) for one in channels], axis=2)
+    return Drawing(exposed(Picture(image, mask), canvas, Stream(f"{name}/enlarged")), mask, points)
+
+
 def write_category(
     folder: Path,
     subject: Subject | Solid,
@@ -110,12 +129,13 @@ def write_category(
     name: str,
     canvas: Canvas,
     splits: Sequence[Split],
-    compress: bool = False,
+    stand_in: bool = False,
     done: Callable[[], None] = lambda: None,
 ) -> None:
     """Draw the `splits` of a category below `folder`: solids in the MVTec 3D-AD layout, others in that of MVTec AD.
 
-    `name` names the random numbers; `done` is called after each image.
+    `name` names the random numbers; `done` is called after each image. A `stand_in` is drawn coarsely, for speed, and
+    its PNG files are compressed, so that they cost what real ones cost.
     """
     jobs: list[tuple[Path, Path | None, Path | None, str, str | None]] = []
     for split in splits:
@@ -134,10 +154,10 @@ def write_category(
 
     def draw(job: tuple[Path, Path | None, Path | None, str, str | None]) -> None:
         image, mask, scan, title, defect = job
-        drawing = drawn(subject, title, canvas, defect)
-        image.write_bytes(png(drawing.image, compress=compress))
+        drawing = drawn(subject, title, canvas, defect, coarse=stand_in)
+        image.write_bytes(png(drawing.image, compress=stand_in))
         if mask is not None:
-            mask.write_bytes(png(drawing.mask.astype(np.uint8) * 255, compress=compress))
+            mask.write_bytes(png(drawing.mask.astype(np.uint8) * 255, compress=stand_in))
         if scan is not None and drawing.points is not None:
             scan.write_bytes(tiff(drawing.points))
 
