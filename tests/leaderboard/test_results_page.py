@@ -1,0 +1,61 @@
+"""docs/results.md says what the code does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from kdad_bench.harness.cli import cli
+from kdad_bench.leaderboard import markdown, row
+from kdad_bench.leaderboard.board import HEADLINE
+from kdad_bench.leaderboard.summary import GROUP_COLUMNS
+
+PAGE = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
+
+
+def test_every_column_stands_there_with_its_type_and_meaning_in_order() -> None:
+    lines = [f"| `{name}` | {kind} | {meaning} |" for name, kind, meaning in row.describe()]
+    assert "\n".join(lines) in PAGE
+    assert f"Schema version {row.SCHEMA_VERSION}." in PAGE
+    for version, change in row.SCHEMA_HISTORY.items():
+        assert f"| {version} | {change} |" in PAGE
+    for name in row.KEY_COLUMNS:
+        assert f"`{name}`" in PAGE
+
+
+def test_every_metric_stands_there_with_its_unit_and_direction() -> None:
+    for name, about in row.METRICS.items():
+        better = "higher" if about.higher_is_better else "lower"
+        assert f"| `{name}` | {about.label} | {about.unit or 'none'} | {better} |" in PAGE
+
+
+def test_every_column_that_separates_groups_is_named() -> None:
+    sentence = PAGE[PAGE.index("Rows are averaged only if") : PAGE.index("each such group")]
+    for name in GROUP_COLUMNS:
+        assert f"`{name}`" in sentence
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (("leaderboard",), ("--out", "--figures", "--into", "--check")),
+        (("results", "verify"), ("--expect",)),
+        (("results", "export"), ("csv|json|sqlite",)),
+        (("compare",), ()),
+        (("show",), ()),
+    ],
+)
+def test_every_command_and_option_that_it_names_exists(command: tuple[str, ...], options: tuple[str, ...]) -> None:
+    said = CliRunner().invoke(cli, [*command, "--help"]).output
+    assert f"`kdad-bench {' '.join(command)} " in PAGE
+    for option in options:
+        assert option in said
+        assert option.replace("|", r"\|") in PAGE
+
+
+def test_the_names_of_the_tables_that_another_page_may_hold_are_listed() -> None:
+    for name in ("ranking", "speed", *HEADLINE):
+        assert f"`{name}`" in PAGE
+    assert markdown.END in PAGE
