@@ -20,7 +20,6 @@ from kdad_bench.methods.distillation import Batch, DistillationSettings, Student
 from kdad_bench.methods.protocol import Entry, Scores
 from kdad_bench.methods.reverse import Bottleneck, Decoder, Embedding, Fusion
 
-SIGMA = 4.0  # reading: RD4AD's
 ATTENTIONS: Mapping[str, Callable[[int], nn.Module] | None] = {"none": None, "eca": Eca, "cbam": Cbam}
 CHOICES = {
     "attention": tuple(ATTENTIONS),
@@ -45,6 +44,7 @@ class DualStudentSettings(DistillationSettings):
     optimiser: str = "adam"
     learning_rate: float = 0.005
     betas: tuple[float, float] = (0.5, 0.999)
+    sigma: float = 4.0  # of the blur, px of the map; RD4AD's, at 256 px
     attention: str = "none"  # none | eca | cbam, in every block of the forward student
     fusion: str = "plain"  # plain: RD4AD's bottleneck | ffrm: feature-fusion residual module, then one-class embedding
     fed_by: str = "student"  # whose features the bottleneck sees: student | teacher
@@ -119,7 +119,7 @@ class DualStudent(StudentTeacher[DualStudentSettings]):
         for taps in zip(*outputs, strict=True):
             forward, reverse = dual_discrepancy(*taps, kind="cosine")
             maps.append(forward * reverse if self.settings.over_students == "product" else forward + reverse)
-        pixel = gaussian_blur(fuse_scales(maps, size, mode=self.settings.over_scales), SIGMA)
+        pixel = gaussian_blur(fuse_scales(maps, size, mode=self.settings.over_scales), self.settings.sigma)
         return Scores(image_scores(pixel), pixel)
 
 

@@ -18,7 +18,6 @@ from kdad_bench.methods.distillation import Batch, DistillationSettings, Student
 from kdad_bench.methods.protocol import Entry, Scores
 from kdad_bench.methods.reverse import Bottleneck, Decoder
 
-SIGMA = 4.0  # official test code
 LOSSES = ("flattened", "cosine")
 
 
@@ -31,6 +30,7 @@ class Rd4adSettings(DistillationSettings):
     optimiser: str = "adam"
     learning_rate: float = 0.005
     betas: tuple[float, float] = (0.5, 0.999)  # official code; anomalib takes 0.99
+    sigma: float = 4.0  # of the blur, px of the map; official test code, at 256 px
     distance: str = "flattened"  # flattened: official code, one vector per sample and scale | cosine: eq. 1, per pixel
 
 
@@ -70,7 +70,14 @@ class Rd4ad(StudentTeacher[Rd4adSettings]):
         blurred; the image score is the maximum."""
         teacher, restored = outputs
         pixel, image = anomaly_map(
-            teacher, restored, size, kind="cosine", mode="sum", align_corners=True, sigma=SIGMA, border="scipy"
+            teacher,
+            restored,
+            size,
+            kind="cosine",
+            mode="sum",
+            align_corners=True,
+            sigma=self.settings.sigma,
+            border="scipy",
         )
         return Scores(image, pixel)
 
