@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdad_bench.leaderboard import chart, published
 from kdad_bench.leaderboard.board import RANKED, VISIBLE, Board, Mark
-from kdad_bench.leaderboard.numbers import MISSING, deviation, large, number
+from kdad_bench.leaderboard.numbers import MISSING, deviation, large, number, signed
 from kdad_bench.leaderboard.row import METRICS
 from kdad_bench.leaderboard.store import Problem
 from kdad_bench.leaderboard.summary import Estimate
@@ -164,7 +164,7 @@ def _ranking(board: Board) -> str:
     costs = ("train_seconds", "latency_ms", "images_per_second", "peak_memory_mb")
     heads = [("#", "n"), ("method", ""), ("teacher", ""), *((METRICS[metric].label, "n") for metric in board.headline)]
     heads += [("average rank", "n"), ("train s", "n"), ("ms/image", "n"), ("images/s", "n"), ("peak MB", "n")]
-    heads += [("weights", "n"), ("seeds", "n"), ("categories", "n")]
+    heads += [("weights", "n"), ("categories × seeds", "n")]
     lines = []
     for place, key in enumerate(board.order, 1):
         rank = board.average_ranks.get(key)
@@ -188,8 +188,8 @@ def _ranking(board: Board) -> str:
             )
             cells.append(_cell(number(value) + steady, value))
         cells.append(_cell(large(board.typical(key, "parameters")), board.typical(key, "parameters")))
-        cells.append(_cell(str(len({row["seed"] for row in board.rows[key]}))))
-        cells.append(_cell(str(len(board.covered(key)))))
+        seeds, covered = len({row["seed"] for row in board.rows[key]}), len(board.covered(key))
+        cells.append(_cell(f"{covered} × {seeds}", covered * seeds))
         lines.append("".join(cells))
     caption = (
         "Average rank: over the categories, of "
@@ -251,7 +251,7 @@ def _ablations(board: Board) -> str:
                 lines.append(
                     f'<th scope="row">{escape(board.labels[key])}</th><td>{escape(board.labels[base])}</td>'
                     f"<td>{METRICS[metric].label}</td>"
-                    + _cell(f'<span class="{tone}">{found.difference:+.3f}</span>', found.difference)
+                    + _cell(f'<span class="{tone}">{signed(found.difference)}</span>', found.difference)
                     + _cell(f"{found.a_better} of {found.categories}", found.a_better)
                     + _cell(p, found.p_holm)
                 )
@@ -281,7 +281,7 @@ def _published(board: Board) -> str:
             f"<td>{escape(reported.category)}</td><td>{escape(reported.metric)}</td><td>{escape(reported.origin)}</td>"
             + _cell(f"{reported.value:.3f}", reported.value)
             + _cell(MISSING if one.measured is None else f"{one.measured:.3f}", one.measured)
-            + _cell(MISSING if one.difference is None else f"{one.difference:+.3f}", one.difference)
+            + _cell(MISSING if one.difference is None else signed(one.difference), one.difference)
             + f"<td>{said}</td><td>{escape(reported.source)}</td>"
         )
     heads = [("reported", ""), ("network", ""), ("category", ""), ("metric", ""), ("origin", ""), ("value", "n")]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdad_bench.leaderboard import published
 from kdad_bench.leaderboard.board import DRAWN, RANKED, Board, boards
-from kdad_bench.leaderboard.numbers import MISSING, deviation, interval, large, number
+from kdad_bench.leaderboard.numbers import MISSING, deviation, interval, large, number, signed
 from kdad_bench.leaderboard.row import ACCURACY, METRICS
 from kdad_bench.leaderboard.store import Problem, Results, StoreError, read
 
@@ -104,7 +105,7 @@ def _board_sections(board: Board, notes: Mapping[str, int]) -> list[str]:
         parts += [f"### {METRICS[metric].label} by category", by_category(board, metric, notes)]
     parts.append(f"<details><summary>All accuracy metrics</summary>\n\n{_all_metrics(board, notes)}\n\n</details>")
     parts += ["### Published and measured", published_and_measured(board)]
-    if len(board.rows) > 1:
+    if len(board.rows) > 1 and len(board.categories(RANKED[0])) > 1:
         parts.append(f"<details><summary>Every pair of methods</summary>\n\n{_pairs(board)}\n\n</details>")
     return parts
 
@@ -245,7 +246,7 @@ def published_and_measured(board: Board) -> str:
             )
         measured = first.measured if first.reported.measured else None
         cells.append(MISSING if measured is None else f"{measured:.3f}")
-        cells += [MISSING if first.difference is None else f"{first.difference:+.3f}", first.verdict or "not compared"]
+        cells += [MISSING if first.difference is None else signed(first.difference), first.verdict or "not compared"]
         (means if category == published.MEAN else others).append(cells)
     text = _table(header, means, left=(0, 1, 2, 9)) if means else ""
     if others:
@@ -285,14 +286,15 @@ def _pairs(board: Board) -> str:
     """All pairs, the better first; a sure difference is bold."""
     lines = []
     for metric in board.headline:
-        for found in board.summary.comparisons(metric):
-            if found.difference is None or not {found.a, found.b} <= set(board.rows):
+        for first, second in combinations(board.order, 2):
+            found = board.summary.comparison(first, second, metric)
+            if found.difference is None:
                 continue
-            one = found if found.difference >= 0 else board.summary.comparison(found.b, found.a, metric)
+            one = found if found.difference >= 0 else board.summary.comparison(second, first, metric)
             p = MISSING if one.p_holm is None else f"{one.p_holm:.3f}"
             lines.append([
                 METRICS[metric].label, _text(board.labels[one.a]), _text(board.labels[one.b]),
-                f"{one.difference or 0.0:+.3f}", f"{one.a_better} of {one.categories}",
+                signed(one.difference or 0.0), f"{one.a_better} of {one.categories}",
                 _marked(p, "best" if one.significant else ""),
             ])  # fmt: skip
     table = _table(["metric", "better", "than", "by", "categories won", "p"], lines, left=(0, 1, 2))

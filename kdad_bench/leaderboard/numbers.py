@@ -21,6 +21,12 @@ def deviation(found: Estimate | None) -> str:
     return f"{found.mean:.3f}" + ("" if found.std is None else f" ± {found.std:.3f}")
 
 
+def signed(value: float) -> str:
+    """A difference of accuracies with its sign; 0.000 has none."""
+    text = f"{value:+.3f}"
+    return text[1:] if text[1:] == "0.000" else text
+
+
 def number(value: float | None) -> str:
     """Three significant digits, never an exponent."""
     if value is None:
