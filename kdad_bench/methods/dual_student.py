@@ -133,7 +133,9 @@ QUICK = DualStudentSettings(
     image_size=128,
     steps=60,
     batch_size=8,
+    schedule="one_cycle",
     norm_momentum=0.1,
+    sigma=2.0,
 )
 QUICK_READING = "quick: small teacher, small images, short budget"
 BMKD_READINGS = (*READINGS, "attention: ECA in every block", "ffrm: residual around the deepest tap")

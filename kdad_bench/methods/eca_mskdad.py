@@ -148,6 +148,7 @@ ECA_MSKDAD = Entry(
             teacher="efficientnet_lite0",
             steps=60,
             batch_size=8,
+            schedule="one_cycle",
             norm_momentum=0.1,
             readings=(*READINGS, "quick: small teacher, small images, short budget"),
         ),

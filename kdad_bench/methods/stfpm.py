@@ -69,8 +69,9 @@ STFPM = Entry(
         "quick": StfpmSettings(
             teacher="efficientnet_lite0",
             image_size=128,
-            steps=60,
-            batch_size=16,
+            steps=80,
+            batch_size=8,
+            schedule="one_cycle",
             norm_momentum=0.1,
             readings=("quick: small teacher, small images, short budget",),
         ),
