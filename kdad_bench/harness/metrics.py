@@ -55,6 +55,7 @@ Values = dict[str, float | None]
 
 _BLOCK = 1 << 13  # distinct scores handled at a time, so that temporaries stay in a core's cache
 _MOST_THREADS = 8
+_RANKING = 6  # ranking a positive with its region takes as long as sorting so many keys
 
 
 class MetricError(ValueError):
@@ -133,15 +134,16 @@ def pixel_metrics(
         return pixel_metrics_on_device(maps, index, names=names, method=method)  # type: ignore[arg-type]
     given = _numpy(maps)
     flat = np.ascontiguousarray(_floating(given)).reshape(-1)
-    overwrite = overwrite or not np.may_share_memory(flat, given)  # a converted copy is ours to sort
+    # a converted copy is ours to sort
+    overwrite = flat.flags.writeable and (overwrite or not np.may_share_memory(flat, given))
     positives, negatives = index.positions.size, flat.size - index.positions.size
     if overwrite or positives == 0 or negatives == 0:
         _check_finite(flat, shape, names, method)
     if positives == 0 or negatives == 0:
         return dict.fromkeys(PIXEL_METRICS)
-    ranked = _Ranked.of(_keys(flat[index.positions]), index)
     workers = max(1, threads if threads is not None else min(available_cpus(), _MOST_THREADS))
-    edges = [flat.size * k // workers for k in range(workers + 1)]
+    own = _keys(flat[index.positions])  # before anything is overwritten
+    edges = _edges(flat.size, positives, workers)
     limits = tuple(AUPRO_LIMITS.values())
 
     def arranged(k: int) -> NDArray[Any]:
@@ -151,7 +153,9 @@ def pixel_metrics(
         return _block(ranked, chunks, start, min(start + _BLOCK, ranked.keys.size), flat.size, limits)
 
     with ThreadPoolExecutor(workers) as pool:  # numpy sorts and searches without the interpreter's lock
+        ranking = pool.submit(_Ranked.of, own, index)
         chunks = list(pool.map(arranged, range(workers)))
+        ranked = ranking.result()
         if not all(_finite(keys) for keys in chunks):
             _check_finite(flat, shape, names, method)
         parts = list(pool.map(counted, range(0, ranked.keys.size, _BLOCK)))
@@ -224,6 +228,12 @@ def ratios(
         max(f1_max),
         *(math.fsum(area) / (regions * limit) for area, limit in zip(areas, limits, strict=True)),
     ]
+
+
+def _edges(pixels: int, positives: int, workers: int) -> list[int]:
+    """Where the chunks of keys begin and end: the worker that also ranks the positives sorts a smaller one."""
+    first = max(0, (pixels + _RANKING * positives) // workers - _RANKING * positives) if workers > 1 else pixels
+    return [0, *(first + (pixels - first) * k // max(1, workers - 1) for k in range(workers))]
 
 
 @dataclass(frozen=True, slots=True)

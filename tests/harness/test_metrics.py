@@ -181,6 +181,21 @@ def test_inputs_are_left_as_they_were() -> None:
     np.testing.assert_array_equal(masks, before[1])
 
 
+def test_read_only_maps_are_copied_even_when_told_to_overwrite() -> None:
+    maps, masks = blobs()
+    expected = pixel_metrics(maps, masks)
+    maps.flags.writeable = False
+    assert pixel_metrics(maps, masks, overwrite=True) == expected
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+@pytest.mark.parametrize(("pixels", "positives"), [(2, 1), (7, 3), (1000, 20), (1000, 990)])
+def test_the_chunks_cover_every_pixel_once(pixels: int, positives: int, workers: int) -> None:
+    edges = metrics._edges(pixels, positives, workers)
+    assert edges == sorted(edges)
+    assert (edges[0], edges[-1], len(edges)) == (0, pixels, workers + 1)
+
+
 def test_scores_that_would_be_rounded_are_refused() -> None:
     with pytest.raises(MetricError, match="int64 would be rounded"):
         pixel_metrics(np.zeros((1, 2, 2), np.int64), np.zeros((1, 2, 2), bool))
