@@ -86,24 +86,35 @@ def pareto(board: Board, metric: str) -> str:
     path = [f"M{x(best[0].latency_ms):.1f} {y(best[0].value):.1f}"]
     path += [f"H{x(point.latency_ms):.1f} V{y(point.value):.1f}" for point in best[1:]]
     parts.append(f'<path class="front" d="{" ".join(path)} H{WIDTH - RIGHT}"/>')
-    labels = _spread_out([(x(p.latency_ms), y(p.value)) for p in found])
-    for point, label_y in zip(found, labels, strict=True):
-        parts.append(_mark(board, metric, point, x(point.latency_ms), y(point.value), label_y, y))
+    labels = _labels([p.label for p in found], [(x(p.latency_ms), y(p.value)) for p in found])
+    for point, label in zip(found, labels, strict=True):
+        ends = None if point.low is None or point.high is None else (y(point.low), y(point.high))
+        parts.append(_mark(board, metric, point, (x(point.latency_ms), y(point.value)), ends, label))
     return "\n".join([*parts, "</svg>"])
 
 
-def _mark(board: Board, metric: str, point: Point, px: float, py: float, label_y: float, y: object) -> str:
+def _mark(
+    board: Board,
+    metric: str,
+    point: Point,
+    place: tuple[float, float],
+    ends: tuple[float, float] | None,
+    label: Label,
+) -> str:
     """A point with its interval, its name, and what is said when it is reached."""
-    assert callable(y)
     colour = f"--c:var(--c{board.order.index(point.key) % COLOURS})"
     said = escape(describe(board, metric, point), quote=True)
-    bar = ""
-    if point.low is not None and point.high is not None:
-        bar = f'<line class="interval" x1="{px:.1f}" x2="{px:.1f}" y1="{y(point.low):.1f}" y2="{y(point.high):.1f}"/>'
+    x, y = place
+    bar = (
+        ""
+        if ends is None
+        else f'<line class="interval" x1="{x:.1f}" x2="{x:.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}"/>'
+    )
+    anchor = "end" if label.end else "start"
     return (
         f'<g class="point" tabindex="0" role="img" aria-label="{said}" style="{colour}">'
-        f'{bar}<circle cx="{px:.1f}" cy="{py:.1f}" r="7"/>'
-        f'<text x="{px + 12:.1f}" y="{label_y + 4:.1f}">{escape(point.label)}</text></g>'
+        f'{bar}<circle cx="{x:.1f}" cy="{y:.1f}" r="7"/>'
+        f'<text text-anchor="{anchor}" x="{label.x:.1f}" y="{label.y:.1f}">{escape(point.label)}</text></g>'
     )
 
 
@@ -118,18 +129,39 @@ def describe(board: Board, metric: str, point: Point) -> str:
     )
 
 
-def _spread_out(places: Sequence[tuple[float, float]]) -> list[float]:
-    """Heights for the labels of points (x, y) so that no two near one another overlap."""
-    order = sorted(range(len(places)), key=lambda index: places[index][1])
-    taken: list[tuple[float, float]] = []
-    heights = [0.0] * len(places)
-    for index in order:
-        x, y = places[index]
-        while any(abs(x - other_x) < 120 and abs(y - other_y) < 14 for other_x, other_y in taken):
-            y += 2
-        taken.append((x, y))
-        heights[index] = y
-    return heights
+class Label(NamedTuple):
+    """Where a point's name stands: beside it, left or right, moved up or down where it would cover something."""
+
+    x: float
+    y: float
+    end: bool  # the text ends at x
+
+
+def _labels(texts: Sequence[str], places: Sequence[tuple[float, float]]) -> list[Label]:
+    """A place for the name of each point (x, y) that covers no other name or point, as far as there is one."""
+    boxes: list[tuple[float, float, float, float]] = []
+    markers = [(x - 8, y - 8, x + 8, y + 8) for x, y in places]
+    found = []
+    for index, (text, (x, y)) in enumerate(zip(texts, places, strict=True)):
+        width = 7.2 * len(text)
+        others = [box for other, box in enumerate(markers) if other != index]
+        best: tuple[int, Label, tuple[float, float, float, float]] | None = None
+        for shift in (0, 15, -15, 30, -30, 45, -45):
+            for end in (False, True):
+                left = x - 12 - width if end else x + 12
+                box = (left, y + shift - 7, left + width, y + shift + 7)
+                covered = sum(_overlap(box, other) for other in (*boxes, *others))
+                outside = 5 * (left < LEFT or left + width > WIDTH or not TOP - 8 < y + shift < HEIGHT - BOTTOM + 2)
+                if best is None or covered + outside < best[0]:
+                    best = (covered + outside, Label(x - 12 if end else x + 12, y + shift + 4, end), box)
+        assert best is not None
+        found.append(best[1])
+        boxes.append(best[2])
+    return found
+
+
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

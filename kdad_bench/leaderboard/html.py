@@ -164,10 +164,13 @@ def _ranking(board: Board) -> str:
     costs = ("train_seconds", "latency_ms", "images_per_second", "peak_memory_mb")
     heads = [("#", "n"), ("method", ""), ("teacher", ""), *((METRICS[metric].label, "n") for metric in board.headline)]
     heads += [("average rank", "n"), ("train s", "n"), ("ms/image", "n"), ("images/s", "n"), ("peak MB", "n")]
-    heads += [("weights", "n"), ("categories × seeds", "n")]
+    heads += [("weights", "n"), ("jobs", "n")]
     lines = []
-    for place, key in enumerate(board.order, 1):
+    place = 0
+    for position, key in enumerate(board.order, 1):
         rank = board.average_ranks.get(key)
+        if position == 1 or rank != board.average_ranks.get(board.order[position - 2]):
+            place = position
         entrant = board.summary.entrant(key)
         cells = [
             _cell(str(place) if rank is not None else MISSING, place if rank is not None else 9999),
@@ -188,8 +191,7 @@ def _ranking(board: Board) -> str:
             )
             cells.append(_cell(number(value) + steady, value))
         cells.append(_cell(large(board.typical(key, "parameters")), board.typical(key, "parameters")))
-        seeds, covered = len({row["seed"] for row in board.rows[key]}), len(board.covered(key))
-        cells.append(_cell(f"{covered} × {seeds}", covered * seeds))
+        cells.append(_cell(str(len(board.rows[key]))))
         lines.append("".join(cells))
     caption = (
         "Average rank: over the categories, of "

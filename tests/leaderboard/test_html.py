@@ -222,8 +222,26 @@ def test_any_spread_of_points_lies_inside_the_drawing(latencies: Sequence[float]
     for x, y in places:
         assert chart.LEFT <= float(x) <= chart.WIDTH - chart.RIGHT
         assert chart.TOP <= float(y) <= chart.HEIGHT - chart.BOTTOM
-    (x1, y1), (x2, y2) = re.findall(r'<text x="([\d.]+)" y="([\d.]+)">', drawing)
-    assert abs(float(x1) - float(x2)) >= 100 or abs(float(y1) - float(y2)) >= 14, "labels do not overlap"
+    assert drawing.count("<text text-anchor=") == 2
+
+
+def test_names_in_the_chart_cover_no_other_name_and_no_other_point() -> None:
+    methods = tuple(plausible.METHODS)
+    made = [
+        plausible.row(method, "bottle", 0, latency_ms=20 + index, aupro_30=0.9 + index / 1000)
+        for index, method in enumerate(methods)
+    ]
+    drawing = chart.pareto(board_of(made), "aupro_30")
+    points = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawing)]
+    names = re.findall(r'<text text-anchor="(\w+)" x="([\d.]+)" y="([\d.]+)">([^<]+)<', drawing)
+    boxes = []
+    for anchor, x, y, name in names:
+        left = float(x) - (7.2 * len(name) if anchor == "end" else 0)
+        boxes.append((left, float(y) - 11, left + 7.2 * len(name), float(y) + 3))
+    for place, box in enumerate(boxes):
+        assert not any(chart._overlap(box, other) for other in boxes[:place])
+        for index, (x, y) in enumerate(points):
+            assert index == place or not chart._overlap(box, (x - 7, y - 7, x + 7, y + 7))
 
 
 # ---- in a browser
