@@ -182,18 +182,18 @@ class Wood:
             points = wander(flaw, start, flaw.between(0.0, 1.0), flaw.between(35.0, 75.0), 5, 0.03)
             distance = path(x, y, points) - flaw.between(0.6, 1.5)
             colour = (222.0, 186.0, 142.0) if flaw.sign() > 0 else (104.0, 70.0, 44.0)
-            image = paint(image, colour, coverage(distance, 1.4) * flaw.between(0.4, 0.75))
+            image = paint(image, colour, coverage(distance, 1.4) * flaw.between(0.6, 0.9))
             region = distance < 0.5
         elif defect == "liquid":
             edge = irregular(x, y, flaw, _anywhere(canvas, flaw, 34.0), flaw.between(13.0, 24.0), 0.45)
-            depth = flaw.between(0.07, 0.16)
+            depth = flaw.between(0.12, 0.22)
             rim = smooth(1.0 - np.abs(edge) / 2.5) * 0.05
             image = image * (1.0 - depth * smooth(0.5 - edge / 4.0) - rim)[:, :, None]
             region = edge < 0.0
         elif defect == "drill_hole":
             for _ in range(1 + flaw.below(3)):
                 cx, cy = _anywhere(canvas, flaw, 14.0)
-                distance = length(x - cx, y - cy) - flaw.between(2.0, 3.6)
+                distance = length(x - cx, y - cy) - flaw.between(2.6, 4.2)
                 image = paint(image, (44.0, 28.0, 18.0), coverage(distance, 1.5))
                 region = region | (distance < 0.0)
         return Picture(image, region)
@@ -365,6 +365,7 @@ LETTERS = {
     "D": ("####.", "#...#", "#...#", "#...#", "#...#", "#...#", "####."),
     "5": ("#####", "#....", "####.", "....#", "....#", "#...#", ".###."),
     "0": (".###.", "#...#", "#..##", "#.#.#", "##..#", "#...#", ".###."),
+    "#": ("#.#.#", ".#.#.", "#.#.#", ".#.#.", "#.#.#", ".#.#.", "#.#.#"),
     "8": (".###.", "#...#", "#...#", ".###.", "#...#", "#...#", ".###."),
     "7": ("#####", "....#", "...#.", "..#..", ".#...", ".#...", ".#..."),
 }
@@ -426,12 +427,12 @@ class Capsule:
             start = (flaw.between(-0.8, 0.8) * straight, flaw.between(-0.5, 0.5) * self.radius)
             points = wander(flaw, start, flaw.between(0.0, 1.0), flaw.between(28.0, 48.0), 7, 0.13)
             fork = wander(flaw, points[3], flaw.between(0.0, 1.0), flaw.between(8.0, 16.0), 3, 0.1)
-            distance = np.minimum(path(u, v, points), path(u, v, fork)) - flaw.between(0.9, 1.5)
+            distance = np.minimum(path(u, v, points), path(u, v, fork)) - flaw.between(1.1, 1.7)
             skin = paint(skin, (52.0, 34.0, 30.0), coverage(distance, 1.3) * flaw.between(0.75, 0.95))
             region = (distance < 0.5) & (shape < 0.0)
         elif defect == "poke":
             tip = (flaw.between(-0.95, 0.95) * straight, flaw.between(-0.6, 0.6) * self.radius)
-            size = flaw.between(10.0, 14.0)
+            size = flaw.between(11.0, 15.0)
             du, dv = u - tip[0], v - tip[1]
             distance = length(du, dv)
             bell = smooth(1.0 - distance / size)
@@ -452,10 +453,10 @@ class Capsule:
         if defect == "faulty_print":
             if flaw.sign() > 0:
                 place = flaw.below(len(text))
-                wrong = text[:place] + ("8" if text[place] != "8" else "7") + text[place + 1 :]
+                wrong = text[:place] + ("#" if place & 1 else "8") + text[place + 1 :]
             else:
                 at = (left + flaw.between(6.0, len(text) * 6 * cell - 10.0), top + 3.5 * cell)
-                lost = smooth(0.5 + irregular(u, v, flaw, at, flaw.between(10.0, 15.0), 0.5) / 3.0)
+                lost = smooth(0.5 + irregular(u, v, flaw, at, flaw.between(13.0, 18.0), 0.5) / 3.0)
         full = self._letters(u - left, v - top, text, cell)
         return self._letters(u - left, v - top, wrong, cell) * lost, full
 

@@ -39,7 +39,18 @@ SUBJECTS: dict[str, dict[str, Subject | Solid]] = {
     },
 }
 # SHA-256 over the names and bytes of a category's files, in the order of their names: a changed pixel changes them
-SHA256: dict[str, dict[str, str]] = {"synthetic": {}, "synthetic_3d": {}}
+SHA256: dict[str, dict[str, str]] = {
+    "synthetic": {
+        "capsule": "1c6e7dd156aa11835081d88c36ef8f2ab52729fb53985bcf0d455a8e76b0176c",
+        "fabric": "d8a81ca7e867aa9885d7bf518dfe08fc4c0403810b4ff2028c0198b882870940",
+        "gear": "f3a9838d883a2b08ae72894a1853c951ea863c31c3544c90a41b2458a4ae7fd8",
+        "wood": "f460a158f8ea3030a7ac9ffcb78b28e696693dc5067674ed300378d70d7c59f5",
+    },
+    "synthetic_3d": {
+        "biscuit": "8ec5ea577ca019b29a71717b113b9d1661c77dea18ad43f0cb2b437823242559",
+        "foam": "6d9b1f938166208e431109878a6c6dca6667c80fbacf0252e9a2a05bac0199bb",
+    },
+}
 COARSE = 384  # pixels a side on which the things of stand-ins are drawn
 PIXELS_AT_ONCE = 4 << 20  # drawn at the same time by all threads: each needs some 300 bytes
 
