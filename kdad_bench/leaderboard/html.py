@@ -279,21 +279,26 @@ def _published(board: Board) -> str:
         reported = one.reported
         said = escape(one.verdict) if one.verdict else f"not compared: {escape(one.refusal)}"
         lines.append(
-            f'<th scope="row">{escape(reported.reported)}</th><td>{escape(reported.backbone)}</td>'
+            f'<th scope="row" class="wrap">{escape(reported.reported)} '
+            f'<span class="interval-text">{escape(reported.backbone)}</span></th>'
             f"<td>{escape(reported.category)}</td><td>{escape(reported.metric)}</td><td>{escape(reported.origin)}</td>"
             + _cell(f"{reported.value:.3f}", reported.value)
             + _cell(MISSING if one.measured is None else f"{one.measured:.3f}", one.measured)
             + _cell(MISSING if one.difference is None else signed(one.difference), one.difference)
-            + f"<td>{said}</td><td>{escape(reported.source)}</td>"
+            + f'<td class="prose">{said}</td>'
         )
-    heads = [("reported", ""), ("network", ""), ("category", ""), ("metric", ""), ("origin", ""), ("value", "n")]
-    heads += [("ours", "n"), ("difference", "n"), ("verdict", ""), ("source", "")]
+    heads = [("reported", ""), ("category", ""), ("metric", ""), ("origin", ""), ("value", "n")]
+    heads += [("ours", "n"), ("difference", "n"), ("verdict", "")]
     caption = (
         f"agrees: within {published.TOLERANCE} or the 95 % interval over our seeds. Other protocols are not compared."
     )
     table = _table(heads, lines, caption, "sortable searchable")
     compared = sum(one.difference is not None for one in found)
-    return f"<details><summary>{len(found)} reported numbers, {compared} of them comparable</summary>{table}</details>"
+    sources = dict.fromkeys(f"<li>{escape(one.reported.reported)}: {escape(one.reported.source)}</li>" for one in found)
+    return (
+        f'<details class="long"><summary>{len(found)} reported numbers, {compared} of them comparable</summary>{table}'
+        f"<h4>Sources</h4><ul>{''.join(sources)}</ul></details>"
+    )
 
 
 def _readings(board: Board) -> str:
