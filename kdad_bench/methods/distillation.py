@@ -60,7 +60,7 @@ class Batch:
     """What a loss sees of one step."""
 
     images: Tensor  # [B, 3, S, S] float32 in [0, 1], on the device
-    teacher: Taps  # the frozen teacher's taps of `images`
+    teacher: Taps  # the frozen teacher's taps of `images`; () for a method without `clean_taps`
     step: int  # from 1
     generator: torch.Generator  # on the CPU, a function of seed and step: all chance of an augmentation
 
@@ -72,7 +72,7 @@ class CheckpointError(ValueError):
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Torch's random state is a function of `seed` inside, and what it was before outside."""
-    devices = [device.index or 0] if device.type == "cuda" else []
+    devices = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
     deterministic = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     with torch.random.fork_rng(devices=devices):
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
@@ -175,6 +175,7 @@ class StudentTeacher(Generic[S]):
     """
 
     settings: S
+    clean_taps = True  # whether the loss reads `batch.teacher`; without it the taps are neither computed nor kept
 
     def __init__(self, settings: S, teacher: Backbone | None, device: torch.device) -> None:
         if teacher is None or teacher.strides != tuple(settings.strides):
@@ -296,7 +297,7 @@ def distil(method: StudentTeacher[Any], normal: Tensor, fitting: Fitting) -> Non
         with torch.no_grad(), autocast(settings.precision, device):
             if method.teacher.standardise:
                 method.teacher.learn_statistics(images)
-            cache = _cached_taps(method.teacher, images)
+            cache = _cached_taps(method.teacher, images) if method.clean_taps else ()
         optimiser = method.optimiser()
         rates = [group["lr"] for group in optimiser.param_groups]
         scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
@@ -311,7 +312,9 @@ def distil(method: StudentTeacher[Any], normal: Tensor, fitting: Fitting) -> Non
                 group["lr"] = rate * SCHEDULES[settings.schedule]((step - 1) / total)
             with autocast(settings.precision, device):
                 with torch.no_grad():
-                    taps = tuple(tap[chosen] for tap in cache) if cache else method.teacher(batch_images)
+                    taps = tuple(tap[chosen] for tap in cache)
+                    if method.clean_taps and not cache:
+                        taps = method.teacher(batch_images)
                 generator = chance(settings.seed, "augmentation", step)
                 terms = method.loss(Batch(images=batch_images, teacher=taps, step=step, generator=generator))
             loss = torch.stack([term.float() for term in terms.values()]).sum()

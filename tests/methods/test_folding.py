@@ -27,24 +27,34 @@ def norms(network: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 
-@pytest.mark.parametrize("kind", [None, Eca, Cbam])
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg16", "efficientnet_lite0"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("resnet18", None),
+        ("resnet50", None),
+        ("vgg16", None),
+        ("efficientnet_lite0", None),
+        ("resnet18", Eca),
+        ("vgg16", Eca),
+        ("efficientnet_lite0", Cbam),
+    ],
+)
 def test_a_folded_backbone_has_no_norms_and_the_same_answers(name: str, kind: type[nn.Module] | None) -> None:
     network = disturbed(build(name, attention=Attention(kind) if kind else None, batch_norm=True))
     copy = folded(network)
     assert norms(network) > 0
     assert norms(copy) == 0
-    images = torch.rand(2, 3, 64, 64)
+    images = torch.rand(1, 3, 32, 64)
     with torch.no_grad():
         for ours, theirs in zip(copy(images), network(images), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-4 * float(theirs.abs().max()))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "wide_resnet50_2", "efficientnet_lite0"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "efficientnet_lite0"])
 def test_a_folded_decoder_has_no_norms_and_the_same_answers(name: str) -> None:
     teacher = build(name)
     student = disturbed(nn.Sequential(Bottleneck(teacher), Decoder(teacher, signed=False)))
-    taps = tuple(torch.randn(1, c, 64 // s, 64 // s) for c, s in zip(teacher.channels, teacher.strides, strict=True))
+    taps = tuple(torch.randn(1, c, 32 // s, 32 // s) for c, s in zip(teacher.channels, teacher.strides, strict=True))
     copy = folded(student)
     assert norms(copy) == 0
     with torch.no_grad():
