@@ -1,4 +1,6 @@
-"""Builds the optional CPU kernels; everything else is in pyproject.toml. Without a C++ compiler the package installs without them."""
+"""Builds the optional CPU kernels; everything else is in pyproject.toml.
+Without a C++ compiler the package installs without them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassoc
 
 
 class BuildWithFallback(build_ext):
-    """Tries one copy of each loop per instruction set first; compilers that cannot do that build for the plain machine."""
+    """Tries one copy of each loop per instruction set first;
+    compilers that cannot do that build for the plain machine.
+    """
 
     def build_extension(self, extension: Extension) -> None:
         try:

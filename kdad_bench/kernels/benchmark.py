@@ -1,4 +1,6 @@
-"""Times the ops against what people write instead, and against the memory bandwidth measured in the same run. Prints nothing."""
+"""Times the ops against what people write instead, and against the memory bandwidth measured in the same run.
+Prints nothing.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,7 @@ class Timing:
         return self.minimum_bytes / self.median_us / 1e3
 
 
-# ---- what people write ------------------------------------------------------------------------------------------------
+# ---- what people write ---------------------------------------------------------------------------------------------
 
 
 def paper_distance(t: Tensor, s: Tensor) -> Tensor:
@@ -106,7 +108,9 @@ Call = Callable[[Taps], Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Op:
-    """An op and its two eager forms, as functions of the taps; `transfers` are feature sets moved, `maps` outputs written."""
+    """An op and its two eager forms, as functions of the taps;
+    `transfers` are feature sets moved, `maps` outputs written.
+    """
 
     ours: Call
     paper: Call
@@ -145,9 +149,7 @@ def both(distance: Callable[[Tensor, Tensor], Tensor]) -> Call:
 
 
 def weighting(distance: Callable[[Tensor, Tensor], Tensor]) -> Call:
-    return lambda taps: [
-        (0.5 * distance(t, s)[:, None] * s).to(s.dtype) for t, s in zip(taps[0], taps[1], strict=True)
-    ]
+    return lambda taps: [(0.5 * distance(t, s)[:, None] * s).to(s.dtype) for t, s in zip(taps[0], taps[1], strict=True)]
 
 
 def whole(distance: Callable[[Tensor, Tensor], Tensor], mode: str, blurs: bool) -> Call:
@@ -237,7 +239,7 @@ OPS = {
 }
 
 
-# ---- measuring --------------------------------------------------------------------------------------------------------
+# ---- measuring -----------------------------------------------------------------------------------------------------
 
 
 def minimum_bytes(op: Op, case: Case) -> int:
@@ -258,14 +260,19 @@ def inputs(case: Case, device: torch.device) -> list[Taps]:
 
     students = 2 if case.op == "two students" else 1
     teacher = [tap(c, side, None) for c, side in SHAPES[case.shape]]
-    first = [teacher, *([tap(*cs, t) for cs, t in zip(SHAPES[case.shape], teacher, strict=True)] for _ in range(students))]
+    first = [
+        teacher,
+        *([tap(*cs, t) for cs, t in zip(SHAPES[case.shape], teacher, strict=True)] for _ in range(students)),
+    ]
     size = sum(x.numel() * x.element_size() for group in first for x in group)
     copies = max(3, min(64, math.ceil(ROTATION[device.type] / size)))
     return [first, *([[x.clone() for x in group] for group in first] for _ in range(copies - 1))]
 
 
 def timed(call: Call, sets: list[Taps], device: torch.device) -> list[float]:
-    """Microseconds per call. On a GPU between events around a queue of calls, so that launching overlaps with running."""
+    """Microseconds per call. On a GPU between events around a queue of calls, so that launching overlaps with
+    running.
+    """
     for k in range(3):
         call(sets[k % len(sets)])
     samples: list[float] = []
@@ -281,7 +288,7 @@ def timed(call: Call, sets: list[Taps], device: torch.device) -> list[float]:
     queue, at = 10, 0
     end = time.perf_counter() + SECONDS
     while len(samples) < FEWEST or time.perf_counter() < end:
-        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         before.record()
         for _ in range(queue):
             call(sets[at % len(sets)])
@@ -293,8 +300,10 @@ def timed(call: Call, sets: list[Taps], device: torch.device) -> list[float]:
 
 
 def as_graph(call: Call, sets: list[Taps]) -> Call:
-    """The call on every set in turn, captured in one CUDA graph; a replay counts as len(sets) calls (see `timed_graph`)."""
-    stream = torch.cuda.Stream()
+    """The call on every set in turn, captured in one CUDA graph;
+    a replay counts as len(sets) calls (see `timed_graph`).
+    """
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for taps in sets[:3]:
@@ -398,7 +407,7 @@ def cases(device: torch.device, *, quick: bool) -> list[Case]:
         names = ["discrepancy", "loss, forward and backward", "map: sum, blur, max"]
     else:
         dtypes = ("fp32", "fp16") if cuda else ("fp32",)
-        batches = (1, 8, 32) if cuda else (1, 8, 32)
+        batches = (1, 8, 32)
         chosen = [("resnet18", n, d, layout) for n in batches for d in dtypes for layout in LAYOUTS]
         chosen.append(("wide_resnet50_2", 32 if cuda else 4, "bf16" if cuda else "fp32", "channels_last"))
         names = list(OPS)

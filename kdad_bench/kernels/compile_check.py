@@ -1,6 +1,8 @@
-"""Compiles every kernel, as its launcher would launch it, for a GPU that is not there: registers, spills, memory, load width.
+"""Compiles every kernel, as its launcher would launch it, for a GPU that is not there: registers, spills, memory,
+load width.
 
-The launchers of `triton_path.py` run on tensors without memory (device "meta") and what they would launch is recorded and
+The launchers of `triton_path.py` run on tensors without memory (device "meta") and what they would launch is
+recorded and
 specialised by Triton's own rules, so that what ships is what is checked. Run it in a process without TRITON_INTERPRET.
 """
 
@@ -17,13 +19,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
-
-from kdad_bench.kernels import triton_path
-
 import triton  # after triton_path, which sets its environment
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from kdad_bench.kernels import triton_kernels, triton_path
 
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float64: "*fp64"}
 OPTIONS = ("num_warps", "num_stages")
@@ -63,7 +64,6 @@ class Launch:
 @contextmanager
 def recording(log: list[Launch], case: str) -> Iterator[None]:
     """Within it the launchers of triton_path launch nothing and write into `log`."""
-    kernels = triton_path.triton_kernels
 
     class Recorder:
         def __init__(self, kernel: Any) -> None:
@@ -77,16 +77,19 @@ def recording(log: list[Launch], case: str) -> Iterator[None]:
 
             return record
 
-    names = [name for name in dir(kernels) if name.endswith("_kernel")]
-    triton_path.triton_kernels = SimpleNamespace(**{n: Recorder(getattr(kernels, n)) for n in names})  # type: ignore[assignment]
+    names = [name for name in dir(triton_kernels) if name.endswith("_kernel")]
+    recorders = SimpleNamespace(**{name: Recorder(getattr(triton_kernels, name)) for name in names})
+    setattr(triton_path, "triton_kernels", recorders)  # noqa: B010
     try:
         yield
     finally:
-        triton_path.triton_kernels = kernels
+        setattr(triton_path, "triton_kernels", triton_kernels)  # noqa: B010
 
 
 def specialised(value: Any, place: tuple[int, ...], constants: dict[Any, Any], hints: dict[Any, Any]) -> Any:
-    """The type of an argument in a kernel's signature; constants and divisibility hints go into the two dictionaries."""
+    """The type of an argument in a kernel's signature;
+    constants and divisibility hints go into the two dictionaries.
+    """
     if isinstance(value, tuple):
         return tuple(specialised(v, (*place, i), constants, hints) for i, v in enumerate(value))
     if isinstance(value, Tensor):
@@ -121,7 +124,9 @@ def compiled(launch: Launch, arch: int) -> Report:
     """Compile a launch for compute capability `arch` (80, 90, 100)."""
     kernel = triton.compile(source_of(launch), target=GPUTarget("cuda", arch, 32), options=dict(launch.options))
     usage = resource_usage(kernel.asm["cubin"])
-    widths = [load_bytes(match) for match in re.finditer(r"ld\.global\S*?(?:\.v(\d))?\.[bfsu](\d+)\s", kernel.asm["ptx"])]
+    widths = [
+        load_bytes(match) for match in re.finditer(r"ld\.global\S*?(?:\.v(\d))?\.[bfsu](\d+)\s", kernel.asm["ptx"])
+    ]
     return Report(
         kernel=launch.kernel.__name__,
         case=launch.case,
@@ -150,7 +155,9 @@ def resource_usage(cubin: bytes) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", done.stdout)}
 
 
-def taps(shapes: tuple[tuple[int, int], ...], batch: int, dtype: torch.dtype, layout: torch.memory_format) -> list[Tensor]:
+def taps(
+    shapes: tuple[tuple[int, int], ...], batch: int, dtype: torch.dtype, layout: torch.memory_format
+) -> list[Tensor]:
     """Feature maps without memory."""
     return [torch.empty((batch, c, h, h), dtype=dtype, device="meta", memory_format=layout) for c, h in shapes]
 
@@ -207,7 +214,13 @@ def distinct(launches: list[Launch]) -> list[Launch]:
     seen: dict[Any, Launch] = {}
     for launch in launches:
         source = source_of(launch)
-        key = launch.kernel.__name__, str(source.signature), str(source.constants), str(source.attrs), str(launch.options)
+        key = (
+            launch.kernel.__name__,
+            str(source.signature),
+            str(source.constants),
+            str(source.attrs),
+            str(launch.options),
+        )
         seen.setdefault(key, launch)
     return list(seen.values())
 

@@ -96,7 +96,7 @@ def pixel_discrepancy(teacher: Tensor, student: Tensor, *, kind: str = "unit_l2"
     if uses_reference(teacher, student):
         return reference.pixel_discrepancy(teacher, student, kind=kind, weight=weight)
     if wants_gradient(teacher, student):
-        recorded: Tensor = PixelDiscrepancy.apply(teacher, student, kind, weight)
+        recorded: Tensor = PixelDiscrepancy.apply(teacher, student, kind, weight)  # type: ignore[no-untyped-call]
         return recorded
     made: Tensor = dispatch.run("pixel_maps", teacher, [teacher], [[student]], kind, weight)[0][0]
     return made
@@ -125,7 +125,8 @@ class FlattenedCosine(torch.autograd.Function):
 def flattened_cosine(teacher: Tensor, student: Tensor) -> Tensor:
     """1 - cos between the C·H·W values of each sample, as RD4AD's code and MKD (Salehi et al. 2021, eq. 2) have it.
 
-    Inputs as for `pixel_discrepancy`. Returns [N] float32 in [0, 2]; 1 where a sample is all zero. Differentiable in both.
+    Inputs as for `pixel_discrepancy`. Returns [N] float32 in [0, 2]; 1 where a sample is all zero. Differentiable in
+    both.
 
     Raises: ValueError for other ranks, or shapes and devices that differ.
     """
@@ -136,7 +137,7 @@ def flattened_cosine(teacher: Tensor, student: Tensor) -> Tensor:
     if uses_reference(teacher, student):
         return reference.flattened_cosine(teacher, student)
     if wants_gradient(teacher, student):
-        recorded: Tensor = FlattenedCosine.apply(teacher, student)
+        recorded: Tensor = FlattenedCosine.apply(teacher, student)  # type: ignore[no-untyped-call]
         return recorded
     made: Tensor = dispatch.run("flat_sums", teacher, [teacher], [[student]])[0][0][1]
     return made
@@ -157,8 +158,8 @@ def dual_discrepancy(
         return reference.dual_discrepancy(teacher, a, b, kind=kind, weight=weight)
     if wants_gradient(teacher, a, b):
         return (
-            PixelDiscrepancy.apply(teacher, a, kind, weight),
-            PixelDiscrepancy.apply(teacher, b, kind, weight),
+            PixelDiscrepancy.apply(teacher, a, kind, weight),  # type: ignore[no-untyped-call]
+            PixelDiscrepancy.apply(teacher, b, kind, weight),  # type: ignore[no-untyped-call]
         )
     map_a, map_b = dispatch.run("pixel_maps", teacher, [teacher], [[a, b]], kind, weight)[0]
     return map_a, map_b
@@ -199,7 +200,10 @@ class PixelLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kind: str, weights: tuple[float, ...], *taps: Tensor) -> Tensor:
         scales = len(weights)
-        teachers, students = taps[:scales], list(zip(*(taps[i : i + scales] for i in range(scales, len(taps), scales)), strict=True))
+        teachers, students = (
+            taps[:scales],
+            list(zip(*(taps[i : i + scales] for i in range(scales, len(taps), scales)), strict=True)),
+        )
         wants = any(ctx.needs_input_grad[2 : 2 + scales]), any(ctx.needs_input_grad[2 + scales :])
         ctx.save_for_backward(*taps)
         ctx.kind, ctx.weights, ctx.wants = kind, weights, wants
@@ -225,7 +229,7 @@ class PixelLoss(torch.autograd.Function):
             grads = [None] * len(taps)
             for i in range(scales, len(taps)):
                 teacher, student, weight = taps[i % scales], taps[i], ctx.weights[i % scales]
-                n, c, h, w = teacher.shape
+                n, _, h, w = teacher.shape
                 above = upstream.float().expand(n, h, w)
                 to_teacher, grads[i] = dispatch.run(
                     "pixel_gradients", teacher, teacher, student, above, ctx.kind, weight / (n * h * w), ctx.wants
@@ -236,12 +240,17 @@ class PixelLoss(torch.autograd.Function):
 
 
 class FlattenedLoss(torch.autograd.Function):
-    """The mean of the per-sample distances of all scales; the sums of a whole sample come first, so no early gradient."""
+    """The mean of the per-sample distances of all scales;
+    the sums of a whole sample come first, so no early gradient.
+    """
 
     @staticmethod
     def forward(ctx: Any, weights: tuple[float, ...], *taps: Tensor) -> Tensor:
         scales = len(weights)
-        teachers, students = taps[:scales], list(zip(*(taps[i : i + scales] for i in range(scales, len(taps), scales)), strict=True))
+        teachers, students = (
+            taps[:scales],
+            list(zip(*(taps[i : i + scales] for i in range(scales, len(taps), scales)), strict=True)),
+        )
         found = dispatch.run("flat_sums", taps[0], teachers, students)
         ctx.weights = weights
         per_tap = [found[i % scales][i // scales - 1] for i in range(scales, len(taps))]
@@ -298,13 +307,15 @@ def loss_of(
         if len(several) == 2:
             return reference.dual_distillation_loss(teachers, *several, kind=kind, weights=factors)
         return reference.distillation_loss(teachers, several[0], kind=kind, weights=factors)
-    if len(several) == 2 and wants_gradient(*teachers):  # both students' gradients meet in the teacher: let autograd add
+    if len(several) == 2 and wants_gradient(
+        *teachers
+    ):  # both students' gradients meet in the teacher: let autograd add
         return loss_of(teachers, several[:1], kind, factors) + loss_of(teachers, several[1:], kind, factors)
     if wants_gradient(*everything):
         if kind == "flattened":
-            recorded: Tensor = FlattenedLoss.apply(factors, *everything)
+            recorded: Tensor = FlattenedLoss.apply(factors, *everything)  # type: ignore[no-untyped-call]
         else:
-            recorded = PixelLoss.apply(kind, factors, *everything)
+            recorded = PixelLoss.apply(kind, factors, *everything)  # type: ignore[no-untyped-call]
         return recorded
     per_scale = list(zip(*several, strict=True))
     if kind == "flattened":
@@ -335,8 +346,10 @@ def distillation_loss(
 ) -> Tensor:
     """Σ_k w_k · mean of the discrepancy at scale k: the training loss of every method here, all scales in one sweep.
 
-    The mean is over n, h and w for the pixel kinds ("unit_l2": STFPM eq. 3; "cosine": RD4AD eq. 1-2; "l2": MKD, STAD) and
-    over n for "flattened" (RD4AD's code, MKD). When a gradient is wanted, the pixel kinds write it in the sweep that makes
+    The mean is over n, h and w for the pixel kinds ("unit_l2": STFPM eq. 3; "cosine": RD4AD eq. 1-2; "l2": MKD,
+    STAD) and
+    over n for "flattened" (RD4AD's code, MKD). When a gradient is wanted, the pixel kinds write it in the sweep that
+    makes
     the loss, unless it would be float16.
 
     Args:

@@ -1,7 +1,10 @@
-"""Which implementation runs: Triton on CUDA, the compiled kernels on a CPU, another on request, never silently a slower one."""
+"""Which implementation runs: Triton on CUDA, the compiled kernels on a CPU, another on request, never
+silently a slower one.
+"""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import warnings
@@ -77,14 +80,14 @@ def implementation(name: str) -> ModuleType:
     if name == "cpp":
         return native
     if name == "triton":
-        from kdad_bench.kernels import triton_path
-
-        return triton_path
+        return importlib.import_module("kdad_bench.kernels.triton_path")  # imports triton: only when it is used
     return torch_path
 
 
 def run(op: str, tensor: Tensor, *arguments: Any) -> Any:
-    """Run `op` on the path of `tensor`. A Triton kernel that fails to compile is replaced, with one warning that says why."""
+    """Run `op` on the path of `tensor`.
+    A Triton kernel that fails to compile is replaced, with one warning that says why.
+    """
     chosen = path_of(tensor)
     if chosen == "triton" and op in _broken:
         chosen = "torch"

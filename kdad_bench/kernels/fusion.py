@@ -83,7 +83,8 @@ def gaussian_blur(maps: Tensor, sigma: float = 4.0, *, border: str = "scipy", ra
     Args:
         maps: [N, H, W].
         border: "scipy" repeats the edge value (d c b a | a b c d), as scipy's "reflect"; "torch" does not
-            (d c b | a b c d), as torch's and kornia's "reflect" and scipy's "mirror". Maps may be smaller than the radius.
+            (d c b | a b c d), as torch's and kornia's "reflect" and scipy's "mirror". Maps may be smaller than the
+            radius.
         radius: where the filter is cut off; int(4·sigma + 0.5) if absent, as scipy.
 
     Returns: [N, H, W] float32 (float64 for float64). Differentiable; the backward is the reference's.

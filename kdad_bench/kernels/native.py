@@ -37,7 +37,9 @@ def library() -> ctypes.CDLL:
     here = Path(__file__).parent
     built = [here / f"_cpu{suffix}" for suffix in EXTENSION_SUFFIXES if (here / f"_cpu{suffix}").exists()]
     if not built:
-        raise Missing("the C++ kernels were not built (no compiler at install?); run `pip install .` with a C++17 compiler")
+        raise Missing(
+            "the C++ kernels were not built (no compiler at install?); run `pip install .` with a C++17 compiler"
+        )
     try:
         loaded = ctypes.CDLL(str(built[0]))
         words = loaded.kdad_job_words(), loaded.kdad_epilogue_words()
@@ -97,7 +99,7 @@ def job(
 ) -> bytes:
     """One struct Job. `upstream` is [N,H,W] or [N] float32 with any strides; `sums` is [N,3] float64."""
     if upstream is None:
-        above = (0, 0, 0, 0)
+        above: tuple[int, ...] = (0, 0, 0, 0)
     elif upstream.dim() == 1:
         above = (upstream.data_ptr(), upstream.stride(0), 0, 0)
     else:
@@ -172,9 +174,7 @@ def pixel_loss(
     return torch.tensor(sum(map(float.__mul__, factors, totals))), to_teachers, to_students
 
 
-def flat_sums(
-    teachers: Sequence[Tensor], students: Sequence[Sequence[Tensor]]
-) -> list[list[tuple[Tensor, Tensor]]]:
+def flat_sums(teachers: Sequence[Tensor], students: Sequence[Sequence[Tensor]]) -> list[list[tuple[Tensor, Tensor]]]:
     """(A, B, P [N,3] float64, distance [N] float32) of each student (one or two per scale), in one parallel region."""
     jobs, found = [], []
     for t, several in zip(teachers, students, strict=True):

@@ -1,6 +1,8 @@
-"""Every op registered with torch.library (fake kernel, autograd), so that torch.compile and friends see one opaque call.
+"""Every op registered with torch.library (fake kernel, autograd), so that torch.compile and friends see one opaque
+call.
 
-A direct call of the public functions does not come through here: the dispatcher and a registered backward cost 10 to 30 us,
+A direct call of the public functions does not come through here: the dispatcher and a registered backward cost 10 to
+30 us,
 more than the kernels themselves at a small batch.
 """
 
@@ -190,16 +192,14 @@ def keep_flattened_cosine(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Non
 def flattened_cosine_backward(ctx: Any, upstream: Tensor, _: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     teacher, student, sums = ctx.saved_tensors
     to_teacher, to_student = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-    grad_t, grad_s = torch.ops.kdad.flattened_cosine_gradients(
-        upstream, teacher, student, sums, to_teacher, to_student
-    )
+    grad_t, grad_s = torch.ops.kdad.flattened_cosine_gradients(upstream, teacher, student, sums, to_teacher, to_student)
     return grad_t if to_teacher else None, grad_s if to_student else None
 
 
 flattened_cosine.register_autograd(flattened_cosine_backward, setup_context=keep_flattened_cosine)
 
 
-# ---- the mean loss of one scale, gradients written by the forward ---------------------------------------------------------
+# ---- the mean loss of one scale, gradients written by the forward --------------------------------------------------
 
 
 @torch.library.custom_op("kdad::distillation_loss", mutates_args=())
@@ -283,9 +283,7 @@ def fuse_scales_gradients(
 
 
 @fuse_scales_gradients.register_fake
-def _(
-    upstream: Tensor, maps: Sequence[Tensor], size: Sequence[int], mode: str, align_corners: bool
-) -> list[Tensor]:
+def _(upstream: Tensor, maps: Sequence[Tensor], size: Sequence[int], mode: str, align_corners: bool) -> list[Tensor]:
     return [m.new_empty(m.shape) for m in maps]
 
 

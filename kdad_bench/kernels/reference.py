@@ -1,6 +1,8 @@
-"""Every op of this room as its formula reads, in eager PyTorch: the oracle of tests and benchmarks, differentiable in float64.
+"""Every op of this room as its formula reads, in eager PyTorch: the oracle of tests and benchmarks, differentiable
+in float64.
 
-Nothing here is fast. Inputs of 16 bits are widened to float32 first; float64 stays float64. `docs/kernels.md` has the mathematics.
+Nothing here is fast. Inputs of 16 bits are widened to float32 first; float64 stays float64. `docs/kernels.md` has
+the mathematics.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ def is_nonzero(x: Tensor, dim: int | tuple[int, ...] = 1) -> Tensor:
 
 
 def pixel_discrepancy(teacher: Tensor, student: Tensor, *, kind: str = "unit_l2", weight: float = 1.0) -> Tensor:
-    """unit_l2: ½|t/|t| - s/|s||² (STFPM eq. 1-2); cosine: 1 - t·s/(|t||s|) (RD4AD eq. 1); l2: |t - s|². [N,C,H,W]² -> [N,H,W]."""
+    """unit_l2: ½|t/|t| - s/|s||² (STFPM eq. 1-2); cosine: 1 - t·s/(|t||s|) (RD4AD eq. 1); l2: |t - s|².
+    [N,C,H,W]² -> [N,H,W].
+    """
     t, s = wide(teacher), wide(student)
     if kind == "l2":
         return weight * (t - s).square().sum(1)
@@ -244,9 +248,7 @@ def anomaly_map(
     fuse_size: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Discrepancy of every scale, fusion, optional blur, image score: the whole inference epilogue."""
-    maps = [
-        pixel_discrepancy(t, s, kind=kind, weight=weight) for t, s in zip(teacher_taps, student_taps, strict=True)
-    ]
+    maps = [pixel_discrepancy(t, s, kind=kind, weight=weight) for t, s in zip(teacher_taps, student_taps, strict=True)]
     fused = fuse_scales(maps, fuse_size or size, mode=mode, align_corners=align_corners)
     if fuse_size is not None:
         fused = fuse_scales([fused], size, align_corners=align_corners)

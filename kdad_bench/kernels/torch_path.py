@@ -1,4 +1,6 @@
-"""The ops in plain PyTorch, with the residual taken directly and a bounded scratch: for machines without compiler or Triton."""
+"""The ops in plain PyTorch, with the residual taken directly and a bounded scratch:
+for machines without compiler or Triton.
+"""
 
 from __future__ import annotations
 
@@ -132,9 +134,7 @@ def flat_distance(sums: Tensor) -> Tensor:
     return torch.where(nonzero, 1 - p / (a.sqrt() * b.sqrt()), 1.0).clamp_min_(0).float()
 
 
-def flat_sums(
-    teachers: Sequence[Tensor], students: Sequence[Sequence[Tensor]]
-) -> list[list[tuple[Tensor, Tensor]]]:
+def flat_sums(teachers: Sequence[Tensor], students: Sequence[Sequence[Tensor]]) -> list[list[tuple[Tensor, Tensor]]]:
     """(A, B, P [N,3] float64, distance [N] float32) of each student; float64 sums because 1 - P/√(AB) cancels."""
     found = []
     for t, several in zip(teachers, students, strict=True):

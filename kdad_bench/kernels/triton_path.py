@@ -1,13 +1,17 @@
-"""Launches the Triton kernels: allocation, tiles, strides. The launch configurations are the small tables below, no autotuning."""
+"""Launches the Triton kernels: allocation, tiles, strides.
+The launch configurations are the small tables below, no autotuning.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # triton 3.9 warns when nobody chose; multiply-add is wanted here
+os.environ.setdefault(
+    "TRITON_DEFAULT_FP_FUSION", "1"
+)  # triton 3.9 warns when nobody chose; multiply-add is wanted here
 
 import torch
 from torch import Tensor
@@ -99,7 +103,10 @@ def launch_maps(
     teachers: Sequence[Tensor], students: Sequence[Sequence[Tensor]], kind: str, weight: float, scores: Tensor | None
 ) -> list[list[Tensor]]:
     """Up to four scales in one launch, which also sets `scores` to 0 if given."""
-    maps = [[t.new_empty((t.shape[0], t.shape[2], t.shape[3]), dtype=torch.float32) for _ in s] for t, s in zip(teachers, students, strict=True)]
+    maps = [
+        [t.new_empty((t.shape[0], t.shape[2], t.shape[3]), dtype=torch.float32) for _ in s]
+        for t, s in zip(teachers, students, strict=True)
+    ]
     dual = len(students[0]) == 2
     large = is_large(teachers) and not dual
     everything = [*teachers, *(s for several in students for s in several)]
@@ -215,7 +222,9 @@ def pixel_loss(
     weights: Sequence[float],
     wants: tuple[bool, bool],
 ) -> tuple[Tensor, list[Tensor | None], list[list[Tensor | None]]]:
-    """The loss, and the gradients under an upstream gradient of 1: one launch per pair, one sum of the programs' shares."""
+    """The loss, and the gradients under an upstream gradient of 1:
+    one launch per pair, one sum of the programs' shares.
+    """
     plan = []
     total = 0
     for t, several, weight in zip(teachers, students, weights, strict=True):
@@ -238,9 +247,7 @@ def pixel_loss(
     return losses.sum(), to_teachers, to_students
 
 
-def flat_sums(
-    teachers: Sequence[Tensor], students: Sequence[Sequence[Tensor]]
-) -> list[list[tuple[Tensor, Tensor]]]:
+def flat_sums(teachers: Sequence[Tensor], students: Sequence[Sequence[Tensor]]) -> list[list[tuple[Tensor, Tensor]]]:
     """(A, B, P [N,3] float64, distance [N] float32) of each student; two launches per pair."""
     found = []
     for t, several in zip(teachers, students, strict=True):
@@ -350,7 +357,8 @@ def fuse_blur_score(
 ) -> tuple[Tensor, Tensor | None]:
     """Upsample and fuse, blur unless `sigma` is None, score unless `score` is None: one launch, or two with a blur.
 
-    The maximum is taken inside the last launch if `scores` comes set to 0 and no map is negative; otherwise, and for the
+    The maximum is taken inside the last launch if `scores` comes set to 0 and no map is negative; otherwise, and for
+    the
     mean (whose partial sums are added in a fixed order), the score is one launch more.
     """
     kept = tuple(m.float().contiguous() for m in maps)

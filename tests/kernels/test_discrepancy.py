@@ -121,7 +121,14 @@ def test_views_of_any_strides_are_read_as_they_are(device: torch.device) -> None
 
 
 def test_gradients_of_views_of_any_strides_agree_with_the_oracle(device: torch.device, guards: Guards) -> None:
-    for name in ("every other channel", "cropped, channels last", "two layouts", "transposed", "one column", "one pixel"):
+    for name in (
+        "every other channel",
+        "cropped, channels last",
+        "two layouts",
+        "transposed",
+        "one column",
+        "one pixel",
+    ):
         t, s = views(device)[name]
         upstream = torch.rand(t.shape[0], t.shape[2], t.shape[3], device=device)
         check_upstream(kernels.pixel_discrepancy, upstream, t, s)

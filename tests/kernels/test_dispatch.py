@@ -54,7 +54,9 @@ def test_missing_compiled_kernels_are_reported_only_when_asked_for(monkeypatch: 
         assert kernels.path() == "torch"
 
 
-def test_kernel_that_fails_to_compile_is_replaced_with_one_warning_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_that_fails_to_compile_is_replaced_with_one_warning_that_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Failing:
         @staticmethod
         def pixel_maps(*_: object) -> None:

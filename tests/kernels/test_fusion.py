@@ -8,13 +8,28 @@ import torch
 
 from kdad_bench import kernels
 from kdad_bench.kernels import compile_check, reference, triton_path
-from tests.kernels.checks import CHANNELS_LAST, assert_close, check_blur, check_fusion, check_scores, double, maps_of, pair
+from tests.kernels.checks import (
+    CHANNELS_LAST,
+    assert_close,
+    check_blur,
+    check_fusion,
+    check_scores,
+    double,
+    maps_of,
+    pair,
+)
 from tests.kernels.guards import Guards, between_nans
 
 
 def test_fusion_agrees_with_the_oracle_and_stays_inside_its_tensors(device: torch.device, guards: Guards) -> None:
-    check_fusion(kernels.fuse_scales, [between_nans(m) for m in maps_of([(8, 8), (4, 4), (2, 2)], device=device)], (32, 32))
-    check_fusion(kernels.fuse_scales, [between_nans(m) for m in maps_of([(7, 5), (1, 1), (3, 9), (30, 41)], device=device)], (29, 37))
+    check_fusion(
+        kernels.fuse_scales, [between_nans(m) for m in maps_of([(8, 8), (4, 4), (2, 2)], device=device)], (32, 32)
+    )
+    check_fusion(
+        kernels.fuse_scales,
+        [between_nans(m) for m in maps_of([(7, 5), (1, 1), (3, 9), (30, 41)], device=device)],
+        (29, 37),
+    )
     check_fusion(kernels.fuse_scales, maps_of([(5, 70)], device=device), (1, 1))
 
 
@@ -79,7 +94,6 @@ def test_more_scales_than_one_launch_takes_still_agree_with_the_oracle(device: t
 
 
 def test_not_a_number_reaches_map_and_score(device: torch.device) -> None:
-    (maps,) = maps_of([(6, 6)], device=device)
     t, s = pair((2, 4, 6, 6), device=device)
     s[1, 0, 2, 2] = torch.nan
     found, scores = kernels.anomaly_map([t], [s], (12, 12))
@@ -107,7 +121,9 @@ def test_whole_map_passes_gradients_to_the_features(device: torch.device) -> Non
     gradients = torch.autograd.grad(found.sum() + scores.sum(), students)
     oracle = [s.requires_grad_() for s in double(*students)]
     expected, expected_scores = reference.anomaly_map(double(*teachers), oracle, (12, 12), sigma=1.0, mode="product")
-    for mine, theirs in zip(gradients, torch.autograd.grad(expected.sum() + expected_scores.sum(), oracle), strict=True):
+    for mine, theirs in zip(
+        gradients, torch.autograd.grad(expected.sum() + expected_scores.sum(), oracle), strict=True
+    ):
         torch.testing.assert_close(mine.cpu().double(), theirs, rtol=1e-4, atol=1e-7)
 
 

@@ -34,7 +34,9 @@ def test_feature_ops_pass_opcheck(case: str) -> None:
     torch.library.opcheck(OPS.dual_discrepancy, (t, a, b, "l2", 2.0))
     torch.library.opcheck(OPS.flattened_cosine, (t, a))
     torch.library.opcheck(OPS.attention_weighting, (t.detach(), a.detach()))
-    torch.library.opcheck(OPS.pixel_discrepancy_gradients, (upstream, t.detach(), a.detach(), "cosine", 1.0, True, True))
+    torch.library.opcheck(
+        OPS.pixel_discrepancy_gradients, (upstream, t.detach(), a.detach(), "cosine", 1.0, True, True)
+    )
     early = t.dtype != torch.float16
     torch.library.opcheck(OPS.distillation_loss, (t.detach(), a, "cosine", 0.5, False, early))
 
@@ -77,7 +79,13 @@ def everything(t: Tensor, a: Tensor, b: Tensor) -> Tensor:
     loss = kernels.distillation_loss([t], [a]) + kernels.distillation_loss([t], [b], kind="flattened")
     both = kernels.dual_discrepancy(t, a, b)
     loss = loss + kernels.dual_distillation_loss([t], [a], [b], kind="l2", weights=[0.5]) + both[0].mean()
-    return loss + scores.sum() + found.mean() + kernels.attention_weighting(t, a).sum() + kernels.flattened_cosine(t, b).sum()
+    return (
+        loss
+        + scores.sum()
+        + found.mean()
+        + kernels.attention_weighting(t, a).sum()
+        + kernels.flattened_cosine(t, b).sum()
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])

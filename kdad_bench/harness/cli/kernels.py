@@ -16,10 +16,14 @@ def kernels() -> None:
 
 
 @kernels.command()
-@click.option("--arch", "archs", type=int, multiple=True, default=(80, 90, 100), show_default=True, help="Compute capability.")
+@click.option(
+    "--arch", "archs", type=int, multiple=True, default=(80, 90, 100), show_default=True, help="Compute capability."
+)
 @click.option("--quick", is_flag=True, help="Only some pairs of dtype and layout.")
 def inspect(archs: tuple[int, ...], quick: bool) -> None:
-    """Compile every Triton kernel in every shipped configuration, GPU or not; exit 1 if one spills or does not compile."""
+    """Compile every Triton kernel in every shipped configuration, GPU or not;
+    exit 1 if one spills or does not compile.
+    """
     from kdad_bench.harness.cli import BadInput
 
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -31,14 +35,17 @@ def inspect(archs: tuple[int, ...], quick: bool) -> None:
     from kdad_bench.kernels import compile_check
 
     failures = 0
-    click.echo(f"{'kernel':20} {'case':44} {'arch':>6} {'regs':>4} {'stack':>5} {'shared':>6} {'16-byte loads':>13} {'warps':>5}")
+    head = f"{'kernel':20} {'case':44} {'arch':>6} {'regs':>4} {'stack':>5} {'shared':>6}"
+    click.echo(f"{head} {'16-byte loads':>13} {'warps':>5}")
     for launch in compile_check.shipped(quick):
         for arch in archs:
             try:
                 found = compile_check.compiled(launch, arch)
             except Exception as error:  # whatever the compiler throws is a finding
                 failures += 1
-                click.echo(f"{launch.kernel.__name__:20} {launch.case:44} sm_{arch:<3} {str(error).strip().splitlines()[-1]}")
+                click.echo(
+                    f"{launch.kernel.__name__:20} {launch.case:44} sm_{arch:<3} {str(error).strip().splitlines()[-1]}"
+                )
                 continue
             bad = found.stack_bytes > 0 or found.shared_bytes > compile_check.SHARED_LIMIT
             failures += bad
@@ -57,9 +64,13 @@ def inspect(archs: tuple[int, ...], quick: bool) -> None:
 @click.option("--device", default=None, help="cpu or cuda; the GPU if there is one.")
 @click.option("--op", "ops", multiple=True, help="Only ops whose name contains this.")
 @click.option("--batch", "batches", type=int, multiple=True, help="Only these batch sizes.")
-@click.option("--layout", "layouts", type=click.Choice(["nchw", "channels_last"]), multiple=True, help="Only these layouts.")
+@click.option(
+    "--layout", "layouts", type=click.Choice(["nchw", "channels_last"]), multiple=True, help="Only these layouts."
+)
 @click.option("--compile/--no-compile", "compiled", default=True, help="Also time torch.compile of the eager forms.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for kernels.parquet and kernels.md.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for kernels.parquet and kernels.md."
+)
 def bench(
     check: bool,
     quick: bool,
@@ -94,7 +105,9 @@ def bench(
     timings: list[benchmark.Timing] = []
     failures = []
     for number, case in enumerate(chosen, 1):
-        click.echo(f"{number}/{len(chosen)} {case.op}, {case.shape}, N={case.batch}, {case.dtype}, {case.layout}", err=True)
+        click.echo(
+            f"{number}/{len(chosen)} {case.op}, {case.shape}, N={case.batch}, {case.dtype}, {case.layout}", err=True
+        )
         graphs = place.type == "cuda" and case.batch == 1
         try:
             timings += benchmark.measure(case, place, check=check, compiled=compiled, graphs=graphs)

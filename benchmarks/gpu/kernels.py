@@ -1,0 +1,303 @@
+"""What only a GPU can tell: the kernels' results there, launches, graph capture, memory, offsets beyond 2^31, and the tables.
+
+Started by run.sh. Stops measuring when --seconds are over; what was measured by then is written and printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdad_bench import kernels
+from kdad_bench.kernels import benchmark, reference
+
+DEVICE = torch.device("cuda")
+BEGAN = time.perf_counter()
+NCHW, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
+
+
+def pair(
+    shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    t = torch.randn(*shape, generator=generator, device=DEVICE)
+    s = 0.7 * t + 0.5 * torch.randn(*shape, generator=generator, device=DEVICE)
+    return t.to(dtype, memory_format=layout), s.to(dtype, memory_format=layout)
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """Relative error in the norm of the whole tensor."""
+    return float((found.double() - expected).norm() / expected.norm().clamp_min(1e-300))
+
+
+class Checklist:
+    """Runs checks, prints each outcome, remembers failures."""
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+
+    def run(self, name: str, check: Callable[[], str]) -> None:
+        start = time.perf_counter()
+        try:
+            outcome = check()
+        except Exception as problem:  # every check must get its turn on a machine that is hard to come by
+            self.failed.append(name)
+            outcome = f"FAILED: {type(problem).__name__}: {str(problem).strip()[:500]}"
+        print(f"{name}: {outcome} ({time.perf_counter() - start:.1f} s)", flush=True)
+
+
+def demand(condition: bool, what: str) -> None:
+    if not condition:
+        raise AssertionError(what)
+
+
+def maps_and_gradients() -> str:
+    """Maps, losses and gradients of every kind, dtype and layout against float64."""
+    worst = 0.0
+    shapes = [(2, 64, 33, 31), (1, 3, 7, 5), (3, 100, 1, 1), (2, 512, 9, 8), (1, 2048, 8, 8), (4, 256, 16, 16)]
+    for dtype, allowed in ((torch.float32, 1e-5), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)):
+        for layout in (NCHW, CHANNELS_LAST):
+            for shape in shapes:
+                t, s = pair(shape, dtype, layout)
+                for kind in ("unit_l2", "cosine", "l2"):
+                    found = kernels.pixel_discrepancy(t, s, kind=kind)
+                    expected = reference.pixel_discrepancy(t.double(), s.double(), kind=kind)
+                    worst = max(worst, error(found, expected))
+                    demand(
+                        error(found, expected) < 1e-5, f"map {kind} {shape} {dtype} {layout}: {error(found, expected)}"
+                    )
+                for kind in ("unit_l2", "l2", "flattened"):
+                    mine = [x.detach().requires_grad_() for x in (t, s)]
+                    loss = kernels.distillation_loss([mine[0]], [mine[1]], kind=kind)
+                    gradients = torch.autograd.grad(loss * 4096, mine)
+                    oracle = [x.double().requires_grad_() for x in (t, s)]
+                    expected_loss = reference.distillation_loss([oracle[0]], [oracle[1]], kind=kind)
+                    for g, e in zip(gradients, torch.autograd.grad(expected_loss * 4096, oracle), strict=True):
+                        demand(error(g, e) < allowed, f"gradient {kind} {shape} {dtype} {layout}: {error(g, e)}")
+    return f"worst map error {worst:.1e}"
+
+
+def precision() -> str:
+    """Near pairs, element by element."""
+    found = []
+    for distance in (1e-2, 1e-4, 1e-6):
+        generator = torch.Generator(DEVICE).manual_seed(1)
+        t, noise = (
+            torch.randn(2, 256, 16, 16, generator=generator, device=DEVICE, dtype=torch.float64) for _ in range(2)
+        )
+        noise -= (noise * t).sum(1, True) / t.square().sum(1, True) * t
+        s = 1.7 * (t + noise * (t.square().sum(1, True) / noise.square().sum(1, True)).sqrt() * (2 * distance) ** 0.5)
+        t, s = t.float(), s.float()
+        expected = reference.pixel_discrepancy(t.double(), s.double())
+        relative = float(((kernels.pixel_discrepancy(t, s).double() - expected) / expected).abs().max())
+        demand(relative < 1e-4, f"d = {distance}: {relative}")
+        found.append(f"d={distance:.0e}: {relative:.1e}")
+    return ", ".join(found)
+
+
+def magnitudes() -> str:
+    """Huge, tiny and zero features."""
+    t, s = pair((2, 256, 8, 8), torch.float32, NCHW)
+    for a, b in ((1e-20, 1.0), (3e36, 1e-25), (1e18, 1e18)):
+        found = kernels.pixel_discrepancy(t * a, s * b)
+        demand(error(found, reference.pixel_discrepancy((t * a).double(), (s * b).double())) < 1e-5, f"{a}, {b}")
+    high = (torch.randn(2, 512, 4, 4, device=DEVICE).sign() * 6e4).half()
+    found = kernels.pixel_discrepancy(high, -high)
+    demand(float((found - 2).abs().max()) < 1e-5, "float16 at 6e4")
+    zero = torch.zeros_like(t)
+    demand(float((kernels.pixel_discrepancy(t, zero) - 0.5).abs().max()) < 1e-6, "zero student")
+    demand(float(kernels.pixel_discrepancy(zero, zero).abs().max()) == 0, "both zero")
+    return "as in float64"
+
+
+def whole_maps() -> str:
+    """Fusion, blur, scores."""
+    worst = 0.0
+    taps = [pair((3, c, side, side), torch.float16, CHANNELS_LAST, c) for c, side in benchmark.RESNET18]
+    t, s = [x for x, _ in taps], [x for _, x in taps]
+    wide = [[x.double() for x in group] for group in (t, s)]
+    for options in (
+        {"mode": "product"},
+        {"mode": "product", "fuse_size": (64, 64)},
+        {"sigma": 4.0, "align_corners": True},
+        {"sigma": 4.0, "border": "torch", "score": "mean"},
+        {"kind": "l2", "score": "mean"},
+    ):
+        for size in ((256, 256), (251, 130)):
+            for mine, theirs in zip(
+                kernels.anomaly_map(t, s, size, **options), reference.anomaly_map(*wide, size, **options), strict=True
+            ):
+                worst = max(worst, error(mine, theirs))
+                demand(error(mine, theirs) < 2e-5, f"{options} {size}: {error(mine, theirs)}")
+    return f"worst error {worst:.1e}"
+
+
+def launches() -> str:
+    """Kernels that a whole-map call starts, counted by the profiler."""
+    taps = [pair((1, c, side, side), torch.float32, NCHW, c) for c, side in benchmark.RESNET18]
+    t, s = [x for x, _ in taps], [x for _, x in taps]
+    kernels.anomaly_map(t, s, (256, 256), sigma=4.0)
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
+        kernels.anomaly_map(t, s, (256, 256), sigma=4.0)
+        torch.cuda.synchronize()
+    names = [e.name for e in recorded.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    demand(0 < len(names) <= 3, f"{len(names)} launches: {names}")
+    return f"{len(names)}: {', '.join(names)}"
+
+
+def graph() -> str:
+    """A captured whole-map call follows its inputs, without a synchronisation on the way."""
+    taps = [pair((2, c, side, side), torch.float32, NCHW, c) for c, side in benchmark.RESNET18]
+    t, s = [x for x, _ in taps], [x for _, x in taps]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        kernels.anomaly_map(t, s, (256, 256), sigma=4.0)
+        captured = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(captured):
+            found, scores = kernels.anomaly_map(t, s, (256, 256), sigma=4.0)
+        for k, x in enumerate(s):
+            x.copy_(pair(tuple(x.shape), torch.float32, NCHW, 100 + k)[1])
+        captured.replay()
+        torch.cuda.synchronize()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected, expected_scores = reference.anomaly_map(
+        [x.double() for x in t], [x.double() for x in s], (256, 256), sigma=4.0
+    )
+    demand(error(found, expected) < 2e-5 and error(scores, expected_scores) < 2e-5, f"{error(found, expected)}")
+    return f"error after replay {error(found, expected):.1e}"
+
+
+def memory() -> str:
+    """Peak memory of a training step's loss beyond its gradient."""
+    t, s = pair((32, 256, 64, 64), torch.float32, CHANNELS_LAST)
+    s.requires_grad_()
+    kernels.distillation_loss([t], [s]).backward()
+    s.grad = None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    kernels.distillation_loss([t], [s]).backward()
+    extra = torch.cuda.max_memory_allocated() - before
+    feature = s.numel() * 4
+    demand(extra < 1.1 * feature, f"{extra / feature:.2f} feature maps")
+    return f"{extra / feature:.3f} feature maps (the gradient is one)"
+
+
+def beyond_int32() -> str:
+    """A batch of more than 2^31 elements, and one sample whose own offsets leave int32."""
+    free, _ = torch.cuda.mem_get_info()
+    if free < 16e9:
+        return "skipped: less than 16 GB free"
+    shape = (2, 64, 4112, 4112)  # 2^31 + elements in all
+    t, s = (torch.empty(shape, device=DEVICE, dtype=torch.float16).normal_() for _ in range(2))
+    demand(t.numel() > 2**31, "too small")
+    found = kernels.pixel_discrepancy(t, s)[1, -2:, :]
+    expected = reference.pixel_discrepancy(t[1:, :, -2:].double(), s[1:, :, -2:].double())[0]
+    demand(error(found, expected) < 1e-5, f"whole batch: {error(found, expected)}")
+    del found, t, s
+    shape = (1, 512, 2056, 2056)
+    t, s = (torch.empty(shape, device=DEVICE, dtype=torch.float16).normal_() for _ in range(2))
+    s.requires_grad_()
+    gradient = torch.autograd.grad(kernels.pixel_discrepancy(t, s).sum(), s)[0][:, :, -1:]
+    one = torch.ones(1, 1, shape[3], device=DEVICE, dtype=torch.float64)
+    expected = reference.pixel_discrepancy_gradients(one, t[:, :, -1:].double(), s.detach()[:, :, -1:].double())[1]
+    demand(error(gradient, expected) < 1e-3, f"one sample: {error(gradient, expected)}")
+    return "agree"
+
+
+def opcheck_and_compile() -> str:
+    """The registered ops on CUDA tensors, and a traced call."""
+    t, s = pair((2, 32, 9, 8), torch.float32, NCHW)
+    s.requires_grad_()
+    torch.library.opcheck(torch.ops.kdad.pixel_discrepancy, (t, s, "unit_l2", 1.0))
+    torch.library.opcheck(torch.ops.kdad.distillation_loss, (t, s, "unit_l2", 1.0, False, True))
+    torch.library.opcheck(torch.ops.kdad.flattened_cosine, (t, s))
+    compiled = torch.compile(lambda a, b: kernels.distillation_loss([a], [b]), fullgraph=True)
+    demand(error(compiled(t, s), kernels.distillation_loss([t], [s]).double()) < 1e-5, "compiled loss differs")
+    return "pass"
+
+
+def gradient_in_forward() -> str:
+    """The loss that writes its gradient early against forward and backward apart (5 transfers)."""
+    t, s = pair((32, 256, 64, 64), torch.float32, CHANNELS_LAST)
+    s.requires_grad_()
+
+    def early() -> None:
+        torch.autograd.grad(kernels.distillation_loss([t], [s]), s)
+
+    def apart() -> None:
+        torch.autograd.grad(kernels.pixel_discrepancy(t, s).mean(), s)
+
+    times = []
+    for call in (early, apart):
+        samples = sorted(benchmark.timed(lambda _, call=call: call(), [[]], DEVICE))
+        times.append(samples[len(samples) // 2])
+    return f"one sweep {times[0]:.0f} us, apart {times[1]:.0f} us, ratio {times[1] / times[0]:.2f}"
+
+
+CHECKS = (
+    maps_and_gradients,
+    precision,
+    magnitudes,
+    whole_maps,
+    launches,
+    graph,
+    memory,
+    beyond_int32,
+    opcheck_and_compile,
+    gradient_in_forward,
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=480.0)
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("torch sees no GPU: nothing was run")
+        return 2
+    checks = Checklist()
+    for check in CHECKS:
+        checks.run(check.__name__, check)
+    timings: list[benchmark.Timing] = []
+    cases = benchmark.cases(DEVICE, quick=False)
+    # What matters most first, so that a slow machine still answers the questions asked.
+    cases.sort(
+        key=lambda c: (c.op not in ("discrepancy", "map: sum, blur, max", "loss, forward and backward"), -c.batch)
+    )
+    for number, case in enumerate(cases):
+        if time.perf_counter() - BEGAN > arguments.seconds:
+            print(f"out of time: {len(cases) - number} of {len(cases)} cases not measured")
+            break
+        compiled = case.layout == "channels_last" and case.batch == 32
+        try:
+            timings += benchmark.measure(case, DEVICE, compiled=compiled, graphs=case.batch == 1)
+        except Exception as problem:  # a case that fails must not take the others' figures with it
+            checks.failed.append(f"{case}: {type(problem).__name__}: {str(problem)[:300]}")
+    where = benchmark.environment(DEVICE)
+    text = "\n".join([", ".join(f"{k} {v}" for k, v in where.items()), "", benchmark.table(timings) if timings else ""])
+    (arguments.out / "kernels.md").write_text(text + "\n", encoding="utf-8")
+    try:
+        from kdad_bench.harness.cli.kernels import write_parquet
+
+        write_parquet(arguments.out / "kernels.parquet", timings, where)
+    except ImportError as missing:
+        print(f"no Parquet file: {missing}")
+    print(text)
+    for failure in checks.failed:
+        print(f"FAILED {failure}")
+    print(f"{len(checks.failed)} failed, {time.perf_counter() - BEGAN:.0f} s")
+    return 1 if checks.failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
