@@ -1,4 +1,4 @@
-"""Every kernel against its eager forms under pytest-benchmark: `pytest benchmarks/kernels.py --benchmark-group-by=param:op`.
+"""Every kernel against its eager forms: `pytest benchmarks/kernels.py --benchmark-group-by=param:op`.
 
 `kdad-bench kernels bench` measures the same calls with bandwidth, bytes and torch.compile, and writes the table.
 """

@@ -1,4 +1,4 @@
-"""What only a GPU can tell: the kernels' results there, launches, graph capture, memory, offsets beyond 2^31, and the tables.
+"""What only a GPU can tell: results there, launches, graph capture, memory, offsets beyond 2^31, and the tables.
 
 Started by run.sh. Stops measuring when --seconds are over; what was measured by then is written and printed.
 """

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from kdad_bench.kernels import native, torch_path
 
+# Triton 3.9 warns at its import when nobody chose whether a multiply and an add may fuse; here they may.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
 PATHS = ("reference", "torch", "cpp", "triton")
 SUPPORTED = (torch.float32, torch.float16, torch.bfloat16)
 _broken: dict[str, str] = {}  # op -> why its Triton kernel is not used any more

@@ -4,7 +4,6 @@ The launch configurations are the small tables below, no autotuning.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
