@@ -22,6 +22,10 @@ class StoreError(Exception):
     """A results folder cannot be read or written; the message is one line with the remedy."""
 
 
+class MissingFolder(StoreError):
+    """There is no such results folder."""
+
+
 class Entry(NamedTuple):
     """One file of the folder; `stamp` changes whenever its content is replaced."""
 
@@ -100,7 +104,7 @@ class LocalFolder:
                             stat = item.stat()
                             listed.append(Entry(item.name, (stat.st_ino, stat.st_mtime_ns, stat.st_size)))
         except FileNotFoundError:
-            raise StoreError(
+            raise MissingFolder(
                 f"no results folder {self.where!r}; `kdad-bench run --out {self.where}` makes one"
             ) from None
         except NotADirectoryError:
@@ -208,7 +212,7 @@ class RemoteFolder:
             self.fs.invalidate_cache(self.root)
             found = self.fs.ls(self.root, detail=True)
         except FileNotFoundError:
-            raise StoreError(
+            raise MissingFolder(
                 f"no results folder {self.where!r}; `kdad-bench run --out {self.where}` makes one"
             ) from None
         except Exception as error:  # each back end raises its own

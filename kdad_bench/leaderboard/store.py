@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from kdad_bench.leaderboard import row as rows
-from kdad_bench.leaderboard.folder import TEMPORARY, Entry, Folder, StoreError, open_folder
+from kdad_bench.leaderboard.folder import TEMPORARY, Entry, Folder, MissingFolder, StoreError, open_folder
 from kdad_bench.leaderboard.row import COLUMNS, KEY_COLUMNS, SCHEMA_VERSION, STATUSES, Row
 
 if TYPE_CHECKING:
@@ -149,13 +149,14 @@ def read(folder: str | Path, columns: Iterable[str] = COLUMNS) -> Results:
 
 
 def finished(folder: str | Path) -> dict[str, str]:
-    """job_id -> status ("ok" or "failed") of every readable row; empty if there is no such folder yet."""
-    place = open_folder(folder)
+    """job_id -> status ("ok" or "failed") of every readable row; empty if there is no such folder yet.
+
+    Raises StoreError if there is one that cannot be listed: to start anew would be to lose what is finished.
+    """
     try:
-        place.entries()
-    except StoreError:
+        table = read(folder, KEY_COLUMNS).table
+    except MissingFolder:
         return {}
-    table = read(folder, KEY_COLUMNS).table
     return dict(zip(table["job_id"].to_pylist(), table["status"].to_pylist(), strict=True))
 
 

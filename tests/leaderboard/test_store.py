@@ -99,8 +99,9 @@ def test_an_empty_folder_has_no_rows_and_a_missing_one_is_an_error_with_its_reme
         store.read(tmp_path / "nowhere")
     assert store.finished(tmp_path / "nowhere") == {}
     (tmp_path / "file").touch()
-    with pytest.raises(store.StoreError, match="is a file, not a results folder"):
-        store.read(tmp_path / "file")
+    for question in (store.read, store.finished):
+        with pytest.raises(store.StoreError, match="is a file, not a results folder"):
+            question(tmp_path / "file")
 
 
 def test_names_that_no_file_system_takes_still_give_a_file(tmp_path: Path) -> None:
