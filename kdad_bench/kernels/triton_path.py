@@ -8,10 +8,6 @@ from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
-os.environ.setdefault(
-    "TRITON_DEFAULT_FP_FUSION", "1"
-)  # triton 3.9 warns when nobody chose; multiply-add is wanted here
-
 import torch
 from torch import Tensor
 
