@@ -6,15 +6,13 @@ import base64
 import io
 import json
 import re
-import shutil
-import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import plausible
 import pytest
+from browser import CHROMIUM, Browser
 from PIL import Image
 from test_markdown import board_of, table
 
@@ -24,7 +22,6 @@ from kdad_bench.leaderboard.row import Row
 from kdad_bench.leaderboard.store import Problem
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def page(made: Sequence[Row], problems: Sequence[Problem] = (), pictures: dict[str, bytes] | None = None) -> str:
@@ -244,149 +241,155 @@ def test_names_in_the_chart_cover_no_other_name_and_no_other_point() -> None:
             assert index == place or not chart._overlap(box, (x - 7, y - 7, x + 7, y + 7))
 
 
-# ---- in a browser
-
-SCRIPT = """
-const said = {};
-const $ = (selector) => document.querySelector(selector);
-const visible = (table) => [...table.tBodies[0].rows].map((row) => row.cells[1].textContent.trim());
-const errors = [];
-addEventListener("error", (event) => errors.push(event.message));
-const drawn = () => new Promise((resolve) => setTimeout(resolve, 60));
-addEventListener("load", async () => {
-  await drawn();
-  const ranking = $("#b0 table.sortable");
-  const heading = [...ranking.tHead.rows[0].cells].find((cell) => cell.textContent.includes("ms/image"));
-  said.before = visible(ranking);
-  heading.click();
-  await drawn();
-  said.sorted = visible(ranking); said.ariaSort = heading.getAttribute("aria-sort");
-  heading.click();
-  await drawn();
-  said.reversed = visible(ranking); said.ariaReversed = heading.getAttribute("aria-sort");
-  const handle = heading.querySelector("[role=button]") || heading;
-  handle.dispatchEvent(new KeyboardEvent("keypress", { key: "Enter", bubbles: true, keyCode: 13 }));
-  await drawn();
-  said.afterKey = heading.getAttribute("aria-sort");
-  said.reachable = handle.tabIndex === 0;
-
-  const search = $("#b0 .dt-search input");
-  search.value = "stfpm"; search.dispatchEvent(new Event("input", { bubbles: true }));
-  await drawn();
-  said.found = visible(ranking);
-
-  const info = () => $("#all-jobs .dt-info").textContent;
-  said.all = info();
-  const status = $('.filters select[data-column="5"]');
-  status.value = "failed"; status.dispatchEvent(new Event("change"));
-  said.failed = info();
-  status.value = ""; status.dispatchEvent(new Event("change"));
-  const method = $('.filters select[data-column="0"]');
-  method.value = "STFPM"; method.dispatchEvent(new Event("change"));
-  said.exact = info();
-
-  const point = $("#b0 .point"), tip = $("#tip");
-  said.tipHidden = tip.hidden;
-  point.dispatchEvent(new MouseEvent("mouseenter"));
-  said.tip = tip.hidden ? "" : tip.textContent; said.label = point.getAttribute("aria-label");
-  point.dispatchEvent(new MouseEvent("mouseleave")); said.tipLeft = tip.hidden;
-  point.focus(); said.tipFocus = tip.hidden ? "" : tip.textContent;
-  document.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape" })); said.tipEscape = tip.hidden;
-
-  const figures = () => [...document.querySelectorAll("#b0 figure[data-metric]")]
-    .filter((figure) => !figure.hidden).map((figure) => figure.dataset.metric);
-  said.figure = figures();
-  $('#b0 input[value="image_auroc"]').click();
-  said.otherFigure = figures();
-
-  const dark = () => document.documentElement.classList.contains("dark");
-  const background = () => getComputedStyle(document.body).backgroundColor;
-  said.theme = [dark(), background()];
-  $("#theme").click();
-  said.otherTheme = [dark(), background()];
-
-  said.wide = document.documentElement.scrollWidth <= document.documentElement.clientWidth;
-  said.requests = performance.getEntriesByType("resource").length;
-  said.errors = errors;
-  const out = document.createElement("pre");
-  out.id = "said"; out.textContent = JSON.stringify(said);
-  document.body.append(out);
-});
-"""
+# ---- in a browser, with a real mouse and keyboard
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the page did in a headless browser, and what its console said."""
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser that has opened the page of rich_rows."""
     if CHROMIUM is None:
         pytest.skip("no Chromium: apt-get install chromium")
     folder = tmp_path_factory.mktemp("page")
-    text = page(rich_rows()).replace("</body>", f"<script>{SCRIPT}</script></body>")
-    (folder / "page.html").write_text(text, encoding="utf-8")
-    command = [
-        *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,900"),
-        *(
-            f"--user-data-dir={folder / 'profile'}",
-            "--enable-logging=stderr",
-            "--virtual-time-budget=4000",
-            "--dump-dom",
-        ),
-        f"file://{folder / 'page.html'}",
+    (folder / "page.html").write_text(page(rich_rows()), encoding="utf-8")
+    with Browser(folder / "profile") as opened:
+        opened.open(folder / "page.html")
+        yield opened
+        assert opened.console == [], "the page said something after the tests"
+
+
+METHODS_SHOWN = (
+    "[...document.querySelectorAll('#b0 table.sortable')[0].tBodies[0].rows].map((r) => r.cells[1].textContent)"
+)
+LATENCY = "#b0 table.sortable thead th:nth-child(9)"
+
+
+def info(browser: Browser) -> str:
+    return str(browser.evaluate("document.querySelector('#all-jobs .dt-info').textContent"))
+
+
+def test_no_error_and_no_warning_reaches_the_console_and_nothing_is_fetched(browser: Browser) -> None:
+    assert browser.console == []
+    assert [url for url in browser.requests if not url.startswith(("data:", "about:"))] == [
+        browser.evaluate("location.href")
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    said = re.search(r'<pre id="said">(.*?)</pre>', done.stdout, re.S)
-    assert said, done.stderr[-2000:]
-    from html import unescape
-
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return {**json.loads(unescape(said[1])), "console": console}
 
 
-def test_no_error_and_no_warning_reaches_the_console(seen: dict[str, Any]) -> None:
-    assert seen["errors"] == []
-    assert seen["console"] == []
-    assert seen["requests"] == 0
+def test_a_click_on_a_heading_sorts_by_number_and_says_so(browser: Browser) -> None:
+    assert "ms/image" in browser.evaluate(f"document.querySelector({LATENCY!r}).textContent")
+    assert browser.evaluate(METHODS_SHOWN)[0] == "RD4AD"
+    browser.mouse(LATENCY, click=True)
+    browser.wait(f"document.querySelector({LATENCY!r}).ariaSort === 'ascending'")
+    ascending = browser.evaluate(METHODS_SHOWN)
+    assert [name for name in ascending if "STFPM" not in name] == ["Pixel mean", "DSKD (reading)", "RD4AD", "MKD"]
+    assert {*ascending[1:3]} == {"STFPM", "STFPM (held_out)"}
+    browser.mouse(LATENCY, click=True)
+    browser.wait(f"document.querySelector({LATENCY!r}).ariaSort === 'descending'")
+    assert browser.evaluate(METHODS_SHOWN) == ascending[::-1]
 
 
-def test_a_click_on_a_heading_sorts_by_number_and_says_so(seen: dict[str, Any]) -> None:
-    by_latency = ["Pixel mean", "STFPM", "STFPM (held_out)", "DSKD (reading)", "RD4AD", "MKD"]
-    assert seen["before"][0] == "RD4AD"
-    assert sorted(seen["sorted"][1:3]) == by_latency[1:3]
-    assert [name for name in seen["sorted"] if "STFPM" not in name] == [n for n in by_latency if "STFPM" not in n]
-    assert seen["reversed"] == seen["sorted"][::-1]
-    assert (seen["ariaSort"], seen["ariaReversed"]) == ("ascending", "descending")
+def test_a_heading_is_reached_with_tab_and_used_with_enter(browser: Browser) -> None:
+    search = "#b0 .dt-search input"
+    browser.mouse(search, click=True)
+    browser.key("Tab")
+    place = "document.activeElement.closest('th')"
+    assert browser.evaluate(f"{place} && {place}.textContent.trim()") == "#"
+    browser.key("Tab")
+    assert browser.evaluate(f"{place}.textContent.trim()") == "method"
+    browser.key("Enter")
+    browser.wait(f"{place}.ariaSort === 'ascending'")
+    names = browser.evaluate(METHODS_SHOWN)
+    assert names == sorted(names)
 
 
-def test_headings_are_reached_and_used_with_the_keyboard(seen: dict[str, Any]) -> None:
-    assert seen["reachable"]
-    assert seen["afterKey"] != "descending", "a third activation changes the order again"
+def test_typing_into_the_search_filters(browser: Browser) -> None:
+    browser.mouse("#b0 .dt-search input", click=True)
+    browser.type("stfpm")
+    browser.wait(f"{METHODS_SHOWN}.length === 2")
+    assert sorted(browser.evaluate(METHODS_SHOWN)) == ["STFPM", "STFPM (held_out)"]
 
 
-def test_a_search_and_the_selects_filter(seen: dict[str, Any]) -> None:
-    assert sorted(seen["found"]) == ["STFPM", "STFPM (held_out)"]
-    assert seen["all"] == "1 to 25 of 154 jobs"
-    assert seen["failed"] == "1 to 2 of 2 jobs (of 154 in all)"
-    assert seen["exact"].endswith("of 28 jobs (of 154 in all)"), "STFPM alone, not its variant"
+def test_the_selects_filter_all_jobs_exactly(browser: Browser) -> None:
+    def choose(column: str, value: str) -> str:
+        place = next(index for index, (name, _, _) in enumerate(html.JOB_COLUMNS) if name == column)
+        browser.evaluate(
+            f"(() => {{ const s = document.querySelector('.filters select[data-column=\"{place}\"]');"
+            f" s.value = {value!r}; s.dispatchEvent(new Event('change')); }})()"
+        )
+        return info(browser)
+
+    assert info(browser) == "1 to 25 of 154 jobs"
+    assert choose("status", "failed") == "1 to 2 of 2 jobs (of 154 in all)"
+    choose("status", "")
+    assert choose("method", "STFPM").endswith("of 28 jobs (of 154 in all)"), "STFPM alone, not its variant"
+    choose("method", "")
 
 
-def test_a_point_tells_about_itself_on_hover_and_on_focus(seen: dict[str, Any]) -> None:
-    assert seen["tipHidden"]
-    assert seen["tip"] == seen["label"] == seen["tipFocus"]
-    assert "AUPRO@0.3 0." in seen["tip"]
-    assert seen["tipLeft"]
-    assert seen["tipEscape"]
+def test_the_mouse_over_a_point_shows_what_it_is_and_leaving_hides_it(browser: Browser) -> None:
+    tip = "document.querySelector('#tip')"
+    assert browser.evaluate(f"{tip}.hidden")
+    browser.mouse("#b0 .point circle")
+    browser.wait(f"!{tip}.hidden")
+    said = browser.evaluate(f"{tip}.textContent")
+    assert said.startswith("Pixel mean: AUPRO@0.3 0.")
+    assert "ms/image" in said
+    box = browser.evaluate(
+        f"(() => {{ const r = {tip}.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom]; }})()"
+    )
+    assert box[0] >= 0
+    assert box[1] >= 0
+    assert box[2] <= 1280
+    browser.mouse("h1")
+    browser.wait(f"{tip}.hidden")
 
 
-def test_one_metric_is_shown_at_a_time(seen: dict[str, Any]) -> None:
-    assert seen["figure"] == ["aupro_30"]
-    assert seen["otherFigure"] == ["image_auroc"]
+def test_a_point_is_reached_with_tab_tells_the_same_and_escape_hides_it(browser: Browser) -> None:
+    tip = "document.querySelector('#tip')"
+    browser.mouse("#b0 fieldset.choice input", click=True)
+    browser.key("Tab")
+    browser.wait(f"!{tip}.hidden")
+    said = browser.evaluate(f"{tip}.textContent")
+    assert said == browser.evaluate("document.activeElement.getAttribute('aria-label')")
+    browser.key("Escape")
+    browser.wait(f"{tip}.hidden")
 
 
-def test_the_button_changes_the_theme(seen: dict[str, Any]) -> None:
-    (dark, background), (other, other_background) = seen["theme"], seen["otherTheme"]
-    assert dark != other
-    assert {background, other_background} == {"rgb(255, 255, 255)", "rgb(21, 25, 30)"}
+def test_one_metric_is_shown_at_a_time(browser: Browser) -> None:
+    shown = (
+        "[...document.querySelectorAll('#b0 figure[data-metric]')]"
+        ".filter((f) => f.getBoundingClientRect().height > 0).map((f) => f.dataset.metric)"
+    )
+    assert browser.evaluate(shown) == ["aupro_30"]
+    browser.mouse("#b0 input[value=image_auroc]", click=True)
+    browser.wait(f"{shown}[0] === 'image_auroc'")
+    assert browser.evaluate(shown) == ["image_auroc"]
 
 
-def test_the_page_itself_never_scrolls_sideways(seen: dict[str, Any]) -> None:
-    assert seen["wide"]
+def test_the_page_follows_the_theme_of_the_system_and_the_button(browser: Browser) -> None:
+    background = "getComputedStyle(document.body).backgroundColor"
+    light, dark = "rgb(255, 255, 255)", "rgb(21, 25, 30)"
+    for theme, colour in (("dark", dark), ("light", light)):
+        browser.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
+        browser.wait(f"{background} === {colour!r}")
+    browser.mouse("#theme", click=True)
+    browser.wait(f"{background} === {dark!r}")
+    browser.mouse("#theme", click=True)
+    browser.wait(f"{background} === {light!r}")
+
+
+def test_paper_gets_light_colours_and_every_metric(browser: Browser) -> None:
+    browser.ask(
+        "Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}]
+    )
+    assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    heights = browser.evaluate(
+        "[...document.querySelectorAll('#b0 figure[data-metric]')].map((f) => f.getBoundingClientRect().height)"
+    )
+    assert all(height > 100 for height in heights)
+    browser.ask("Emulation.setEmulatedMedia", media="", features=[])
+
+
+def test_the_page_never_scrolls_sideways_on_a_desk_or_a_phone(browser: Browser) -> None:
+    for width in (1280, 390):
+        browser.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        assert browser.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), width
+    browser.ask("Emulation.clearDeviceMetricsOverride")

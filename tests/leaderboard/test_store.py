@@ -409,6 +409,7 @@ def test_a_full_disk_gives_one_line_and_keeps_what_was_there(tmp_path: Path, mon
     assert sorted(os.listdir(tmp_path)) == sorted([LOCK, store.file_name(made)])
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to write as somebody else")
 def test_a_read_only_folder_gives_one_line_and_can_still_be_read() -> None:
     folder = Path(tempfile.mkdtemp())
