@@ -183,7 +183,7 @@ def print_memory(name: str, folder: Path) -> None:
     print(peak.growth_mb)
 
 
-def run(case: str, rounds: int, memory: bool) -> None:
+def run(case: str, rounds: int, memory_of: str) -> None:
     """Print the table of one case."""
     count, side = CASES[case]
     maps, masks = draw(count, side)
@@ -213,11 +213,11 @@ def run(case: str, rounds: int, memory: bool) -> None:
         except Exception as error:
             results[name] = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:60]}"
     extra: dict[str, float] = {}
-    if memory:
+    if memory_of != "none":
         with tempfile.TemporaryDirectory() as folder:
             np.save(Path(folder) / "maps.npy", maps)
             np.save(Path(folder) / "masks.npy", masks)
-            extra = {name: extra_megabytes(name, Path(folder)) for name in seconds}
+            extra = {name: extra_megabytes(name, Path(folder)) for name in (seconds if memory_of == "all" else QUICK)}
     floor = seconds["np.sort of the keys"]
     print("\n| implementation | seconds | x np.sort | extra MB | bytes/pixel | furthest from kdad-bench |")
     print("|---|---:|---:|---:|---:|---|")
@@ -245,7 +245,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["A"])
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds of np.sort and kdad-bench")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the memory columns (a process for each)")
+    parser.add_argument(
+        "--memory-of", choices=["all", "ours", "none"], default="all", help="memory columns: a process for each line"
+    )
     parser.add_argument("--memory", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.memory:
@@ -254,7 +256,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     print(f"numpy {np.__version__}, {available_cpus()} CPUs, load {load:.1f} before the start")
     for case in chosen.cases:
-        run(case, chosen.rounds, not chosen.no_memory)
+        run(case, chosen.rounds, chosen.memory_of)
 
 
 if __name__ == "__main__":

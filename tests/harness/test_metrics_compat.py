@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -134,3 +136,8 @@ def test_a_map_that_is_not_finite_has_no_variants() -> None:
 def test_no_variant_bears_the_name_of_a_protocol_metric_or_a_column() -> None:
     assert not set(compat.COMPAT) & {*IMAGE_METRICS, *PIXEL_METRICS, *COLUMNS}
     assert all(variant.like in PIXEL_METRICS for variant in compat.COMPAT.values())
+
+
+def test_every_variant_stands_on_its_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert not [name for name in compat.COMPAT if f"`{name}`" not in page]
