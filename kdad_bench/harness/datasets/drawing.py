@@ -112,14 +112,17 @@ def smooth(value: Field) -> Field:
 
 
 def noise(stream: Stream, x: Field, y: Field, *, cells: int = 32) -> Field:
-    """Value noise in [0, 1) at the points (x, y), given in cells; it repeats after `cells` cells."""
-    lattice = stream.field(cells, cells)
+    """Value noise in [0, 1) at the points (x, y), given in cells; it repeats after `cells` (a power of two) cells."""
+    lattice = stream.field(cells, cells).ravel()
     floor_x, floor_y = np.floor(x), np.floor(y)
-    fx, fy = smooth(x - floor_x), smooth(y - floor_y)
-    left, top = floor_x.astype(np.int64) % cells, floor_y.astype(np.int64) % cells
-    right, bottom = (left + 1) % cells, (top + 1) % cells
-    above = lattice[top, left] + (lattice[top, right] - lattice[top, left]) * fx
-    below = lattice[bottom, left] + (lattice[bottom, right] - lattice[bottom, left]) * fx
+    fx, fy = x - floor_x, y - floor_y  # in [0, 1): the smooth step needs no cut
+    fx, fy = fx * fx * (3.0 - 2.0 * fx), fy * fy * (3.0 - 2.0 * fy)
+    left, top = floor_x.astype(np.int64) & (cells - 1), floor_y.astype(np.int64) & (cells - 1)
+    right, upper, lower = (left + 1) & (cells - 1), top * cells, ((top + 1) & (cells - 1)) * cells
+    corner = lattice.take(upper + left)
+    above = corner + (lattice.take(upper + right) - corner) * fx
+    corner = lattice.take(lower + left)
+    below = corner + (lattice.take(lower + right) - corner) * fx
     return above + (below - above) * fy
 
 
