@@ -138,7 +138,8 @@ def torchmetrics_ap(maps: np.ndarray, masks: np.ndarray, index: RegionIndex) -> 
 
 
 def adeval_1000_bins(maps: np.ndarray, masks: np.ndarray, index: RegionIndex) -> Values:
-    vars(np).setdefault("trapz", np.trapezoid)  # it calls the name that numpy 2.4 removed
+    if not hasattr(np, "trapz"):
+        vars(np)["trapz"] = np.trapezoid  # it calls the name that numpy 2.4 removed
     import adeval
 
     auroc, ap, aupro = adeval.auroc_aupr_aupro(maps, masks.astype(np.uint8))

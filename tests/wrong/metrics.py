@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy import ndimage
+from scipy.integrate import trapezoid
 
 from kdad_bench.harness.metrics import pixel_metrics
 
@@ -31,7 +32,7 @@ def area(rates: np.ndarray, overlaps: np.ndarray, limit: float) -> float:
     """Trapezoids up to the limit, cut there by interpolation, divided by the limit."""
     inside = rates <= limit
     x, y = np.append(rates[inside], limit), np.append(overlaps[inside], np.interp(limit, rates, overlaps))
-    return float(np.trapezoid(y, x) / limit)
+    return float(trapezoid(y, x) / limit)
 
 
 def exact_thresholds(maps: np.ndarray) -> np.ndarray:
@@ -53,13 +54,13 @@ def flipped_interpolation(maps: np.ndarray, masks: np.ndarray) -> Values:
     k = int(np.searchsorted(x, 0.3, side="right"))
     share = (x[k] - 0.3) / (x[k] - x[k - 1])  # should be the other part
     cut = y[k - 1] + share * (y[k] - y[k - 1])
-    return with_aupro(maps, masks, float(np.trapezoid(np.append(y[:k], cut), np.append(x[:k], 0.3)) / 0.3))
+    return with_aupro(maps, masks, float(trapezoid(np.append(y[:k], cut), np.append(x[:k], 0.3)) / 0.3))
 
 
 def no_interpolation(maps: np.ndarray, masks: np.ndarray) -> Values:
     """The curve ends at the last point before the limit."""
     x, y = aupro_curve(maps, masks, exact_thresholds(maps))
-    return with_aupro(maps, masks, float(np.trapezoid(y[x <= 0.3], x[x <= 0.3]) / 0.3))
+    return with_aupro(maps, masks, float(trapezoid(y[x <= 0.3], x[x <= 0.3]) / 0.3))
 
 
 def two_hundred_thresholds(maps: np.ndarray, masks: np.ndarray) -> Values:
@@ -149,7 +150,7 @@ def ap_by_trapezoids(maps: np.ndarray, masks: np.ndarray) -> Values:
         called = maps >= threshold
         points.append(((called & masks).sum() / masks.sum(), (called & masks).sum() / called.sum()))
     recall, precision = np.array([(0.0, points[0][1]), *points]).T
-    return {**pixel_metrics(maps, masks), "pixel_ap": float(np.trapezoid(precision, recall))}
+    return {**pixel_metrics(maps, masks), "pixel_ap": float(trapezoid(precision, recall))}
 
 
 def mean_over_images(maps: np.ndarray, masks: np.ndarray) -> Values:
