@@ -22,6 +22,7 @@ from kdad_bench.methods.reverse import Bottleneck, Decoder, Embedding, Fusion
 
 ATTENTIONS: Mapping[str, Callable[[int], nn.Module] | None] = {"none": None, "eca": Eca, "cbam": Cbam}
 CHOICES = {
+    "distance": ("cosine", "flattened"),
     "attention": tuple(ATTENTIONS),
     "fusion": ("ffrm", "plain"),
     "fed_by": ("student", "teacher"),
@@ -44,6 +45,7 @@ class DualStudentSettings(DistillationSettings):
     optimiser: str = "adam"
     learning_rate: float = 0.005
     betas: tuple[float, float] = (0.5, 0.999)
+    distance: str = "cosine"  # cosine: per pixel, eq. 1 of RD4AD | flattened: as RD4AD's official code
     sigma: float = 4.0  # of the blur, px of the map; RD4AD's, at 256 px
     attention: str = "none"  # none | eca | cbam, in every block of the forward student
     fusion: str = "plain"  # plain: RD4AD's bottleneck | ffrm: feature-fusion residual module, then one-class embedding
@@ -106,7 +108,7 @@ class DualStudent(StudentTeacher[DualStudentSettings]):
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """Sum over both students and all scales of the mean over pixels of 1 - cos (reading)."""
         seen, restored = self.student(batch.images, batch.teacher)
-        return {"feature": dual_distillation_loss(batch.teacher, seen, restored, kind="cosine")}
+        return {"feature": dual_distillation_loss(batch.teacher, seen, restored, kind=self.settings.distance)}
 
     def networks(self, images: Tensor) -> tuple[Taps, Taps, Taps]:
         taps = self.teacher(images)
@@ -135,13 +137,13 @@ QUICK = DualStudentSettings(
     batch_size=8,
     schedule="one_cycle",
     norm_momentum=0.1,
-    sigma=2.0,
 )
 QUICK_READING = "quick: small teacher, small images, short budget"
 BMKD_READINGS = (*READINGS, "attention: ECA in every block", "ffrm: residual around the deepest tap")
 SWITCHES: Mapping[str, Mapping[str, object]] = {
     "teacher_fed": {"fed_by": "teacher"},
     "detached": {"detach": True},
+    "flattened": {"distance": "flattened"},
     "product_scales": {"over_scales": "product"},
     "product_students": {"over_students": "product"},
 }

@@ -96,11 +96,9 @@ RD4AD = Entry(
         "quick": Rd4adSettings(
             teacher="efficientnet_lite0",
             image_size=128,
-            steps=120,
+            steps=100,
             batch_size=8,
             schedule="one_cycle",
-            taps="standardised",
-            sigma=2.0,
             readings=("quick: small teacher, small images, short budget",),
         ),
     },
