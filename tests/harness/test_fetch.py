@@ -204,8 +204,11 @@ def test_a_server_error_is_tried_again_and_a_missing_file_is_not(server: Server,
 
 def test_a_web_page_in_the_place_of_the_archive_is_told(server: Server, tmp_path: Path) -> None:
     server.answer = lambda handler, number: serve(handler, b"<html>moved</html>", kind="text/html; charset=utf-8")
-    with pytest.raises(DatasetError, match="a web page and not an archive"):
-        get(server, tmp_path / "a")
+    with pytest.raises(
+        DatasetError, match=r"a web page and not an archive; the link may have moved: see https://a\.org/b"
+    ):
+        get(server, tmp_path / "a", page="https://a.org/b")
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_server_that_is_not_there_ends_in_one_line(tmp_path: Path) -> None:

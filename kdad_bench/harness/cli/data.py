@@ -126,6 +126,7 @@ def _show(report: Report) -> None:
     from rich.table import Table
 
     table = Table("category", "train", "valid.", "good", "anomalous", "types", "masks", "published")
+    table.columns[0].overflow = "fold"
     for one in report.categories:
         published = "-" if one.published is None else "differs" if _differs(one.problems + one.notes) else "equal"
         table.add_row(

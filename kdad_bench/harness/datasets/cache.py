@@ -119,7 +119,8 @@ def _folder_hashes(parent: Path, paths: Sequence[Path]) -> dict[Path, str]:
             for path, digest in zip(fresh, pool.map(file_hash, fresh), strict=True):
                 known[path.name] = [*stats[path], digest]
         text = json.dumps(known)
-        place(lambda temporary: _write_text(temporary, text), record)
+        with contextlib.suppress(OSError):  # a full or read-only cache only costs the next call its time
+            place(lambda temporary: _write_text(temporary, text), record)
     return {path: str(known[path.name][2]) for path in paths}
 
 

@@ -24,9 +24,9 @@ from kdad_bench.harness.datasets.archive import Limits, extract
 from kdad_bench.harness.datasets.category import DatasetError
 
 CHUNK = 1 << 20
-ATTEMPTS = 8  # in a row without a single new byte
+ATTEMPTS = 6  # in a row without a single new byte
 STALL_SECONDS = 30.0  # without a byte before the connection is given up and taken up again
-PAUSE_SECONDS = 2.0  # before the second attempt; doubled each time, up to a minute
+PAUSE_SECONDS = 2.0  # before the second attempt; doubled each time, up to half a minute
 
 Progress = Callable[[str, int, int | None], None]  # phase, bytes done, bytes in all (None where unknown)
 
@@ -82,6 +82,10 @@ class _Again(Exception):
     """The connection failed in a way that another attempt may heal."""
 
 
+class _Moved(Exception):
+    """The server answers with something that is not the archive."""
+
+
 def download(
     url: str,
     target: Path,
@@ -115,10 +119,11 @@ def download(
                     f"{url}: {error} ({failures} attempts); run the command again to go on from byte "
                     f"{part.stat().st_size if part.is_file() else 0}"
                 ) from error
-            time.sleep(min(pause_seconds * 2 ** (failures - 1), 60.0))
-        except urllib.error.HTTPError as error:
-            see = f"; the link may have moved: see {page} and give --url or --archive" if page else ""
-            raise DatasetError(f"{url}: the server answers {error.code} {error.reason}{see}") from error
+            time.sleep(min(pause_seconds * 2 ** (failures - 1), 30.0))
+        except (_Moved, urllib.error.HTTPError) as error:
+            said = f"the server answers {error.code} {error.reason}" if not isinstance(error, _Moved) else str(error)
+            see = f": see {page} and give --url or --archive" if page else "; give --url or --archive"
+            raise DatasetError(f"{url}: {said}; the link may have moved{see}") from error
     os.replace(part, target)
     facts.unlink(missing_ok=True)
     return target
@@ -136,7 +141,7 @@ def _continue(url: str, part: Path, facts: Path, progress: Progress, stall_secon
     try:
         request = urllib.request.Request(url, headers=headers)
         with urllib.request.urlopen(request, timeout=stall_seconds) as answer:
-            start, total = _agreed(url, answer, start)
+            start, total = _agreed(answer, start)
             version = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
             if start and known.get("total") not in (None, total):
                 part.unlink(missing_ok=True)
@@ -160,11 +165,11 @@ def _continue(url: str, part: Path, facts: Path, progress: Progress, stall_secon
         raise _Again(str(reason)) from error
 
 
-def _agreed(url: str, answer: Any, start: int) -> tuple[int, int | None]:
+def _agreed(answer: Any, start: int) -> tuple[int, int | None]:
     """(first byte that this answer brings, length of the whole file or None)."""
     kind = answer.headers.get_content_type()
     if kind == "text/html":
-        raise DatasetError(f"{url}: a web page and not an archive; the link has moved: give --url or --archive")
+        raise _Moved("a web page and not an archive")
     length = answer.headers.get("Content-Length")
     declared = int(length) if length is not None and length.isdigit() else None
     if answer.status != 206:
