@@ -57,11 +57,11 @@ class Method(Protocol):
     module: nn.Module  # everything with weights, frozen or learnt: its state_dict is the saved model
 
     def fit(self, normal: Tensor, fitting: Fitting = ...) -> None:
-        """Learn from `normal` [N, 3, H, W] float32 in [0, 1] (CPU or device); the method normalises as its paper says."""
+        """Learn from `normal` [N, 3, H, W] float32 in [0, 1], on any device; the method normalises as its paper says."""
         ...
 
     def score(self, images: Tensor) -> Scores:
-        """Scores of `images` [N, 3, H, W] float32 in [0, 1]; must not change what was learnt nor depend on the batch."""
+        """Scores of `images` [N, 3, H, W] float32 in [0, 1]; changes nothing learnt, each image alone."""
         ...
 
     def networks(self, images: Tensor) -> object:

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 import rich_click as click
+from click.exceptions import NoArgsIsHelpError
 
 from kdad_bench import __version__
 
@@ -41,8 +42,8 @@ class Commands(click.RichGroup):
     def main(self, *arguments: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run a command and exit; an error is one plain line on stderr, whatever the width of the terminal."""
         try:
-            code = super().main(*arguments, standalone_mode=False, **extra)
-        except click.exceptions.NoArgsIsHelpError as error:
+            code = super().main(*arguments, standalone_mode=False, **extra)  # type: ignore[call-overload]
+        except NoArgsIsHelpError as error:
             click.echo(error.message, err=True)
             sys.exit(2)
         except click.ClickException as error:
