@@ -57,7 +57,7 @@ class Method(Protocol):
     module: nn.Module  # everything with weights, frozen or learnt: its state_dict is the saved model
 
     def fit(self, normal: Tensor, fitting: Fitting = ...) -> None:
-        """Learn from `normal` [N, 3, H, W] float32 in [0, 1], on any device; the method normalises as its paper says."""
+        """Learn from `normal` [N, 3, H, W] float32 in [0, 1], on any device; normalising is up to the method."""
         ...
 
     def score(self, images: Tensor) -> Scores:
