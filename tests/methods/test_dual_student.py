@@ -12,6 +12,7 @@ from kdad_bench.methods.distillation import Batch
 from kdad_bench.methods.dual_student import DualStudent, DualStudents, ResidualFusion
 from kdad_bench.methods.reverse import Bottleneck
 from tests.methods.curves import assert_variants_differ, losses
+from tests.methods.test_rd4ad import one_minus_cosine
 from tests.methods.test_stfpm import bilinear, squared_distance, taps
 from tests.methods.toys import normals, small_method, teacher_of
 
@@ -23,14 +24,14 @@ def dual(name: str, **changes: object) -> tuple[DualStudent, DualStudents]:
     return method, method.student
 
 
-def test_the_loss_is_the_sum_over_students_and_scales() -> None:
-    method, _ = dual("dskd")
+@pytest.mark.parametrize("distance", ["cosine", "flattened"])
+def test_the_loss_is_the_sum_over_students_and_scales(distance: str) -> None:
+    method, _ = dual("dskd", distance=distance)
     teacher, seen, restored = taps(1), taps(2), taps(3)
     method.student.forward = lambda images, given: (seen, restored)  # type: ignore[method-assign]
     batch = Batch(images=normals(2, seed=1), teacher=teacher, step=1, generator=torch.Generator())
     expected = sum(
-        (squared_distance(t, a).mean() + squared_distance(t, b).mean()) / 2
-        for t, a, b in zip(teacher, seen, restored, strict=True)
+        one_minus_cosine(t, s, distance) for answer in (seen, restored) for t, s in zip(teacher, answer, strict=True)
     )
     assert float(method.loss(batch)["feature"]) == pytest.approx(expected, rel=1e-5)
 
@@ -38,7 +39,7 @@ def test_the_loss_is_the_sum_over_students_and_scales() -> None:
 @pytest.mark.parametrize("over_scales", ["sum", "product"])
 @pytest.mark.parametrize("over_students", ["sum", "product"])
 def test_the_map_is_its_formula(over_scales: str, over_students: str) -> None:
-    method, _ = dual("bmkd", over_scales=over_scales, over_students=over_students)
+    method, _ = dual("bmkd", over_scales=over_scales, over_students=over_students, sigma=4.0)
     outputs = taps(1, count=1), taps(2, count=1), taps(3, count=1)
     fused = np.zeros((64, 64)) if over_scales == "sum" else np.ones((64, 64))
     for t, a, b in zip(*outputs, strict=True):
@@ -101,7 +102,7 @@ def test_each_switch_changes_the_result(name: str) -> None:
     assert_variants_differ(name)
 
 
-@pytest.mark.parametrize("field", ["attention", "fusion", "fed_by", "over_scales", "over_students"])
+@pytest.mark.parametrize("field", ["distance", "attention", "fusion", "fed_by", "over_scales", "over_students"])
 def test_unknown_choices_are_refused(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field} 'other' is not known; have: "):
         small_method("bmkd", **{field: "other"})

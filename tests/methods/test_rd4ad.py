@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
-from torch import nn
+from torch import Tensor, nn
 
 from kdad_bench.methods.backbones import build
 from kdad_bench.methods.distillation import Batch
@@ -16,17 +16,19 @@ from tests.methods.test_stfpm import squared_distance, taps
 from tests.methods.toys import normals, small_method
 
 
+def one_minus_cosine(t: Tensor, s: Tensor, distance: str) -> float:
+    """1 - cos, the mean over pixels ("cosine") or of each sample's flattened map ("flattened")."""
+    if distance == "cosine":
+        return float(squared_distance(t, s).mean()) / 2  # 1 - cos = 1/2 |unit difference|^2
+    a, b = t.double().numpy().reshape(len(t), -1), s.double().numpy().reshape(len(s), -1)
+    cosines = [np.dot(u, v) / np.linalg.norm(u) / np.linalg.norm(v) for u, v in zip(a, b, strict=True)]
+    return 1 - float(np.mean(cosines))
+
+
 @pytest.mark.parametrize("distance", ["flattened", "cosine"])
 def test_the_loss_is_its_formula(distance: str) -> None:
     teacher, restored = taps(1), taps(2)
-    expected = 0.0
-    for t, s in zip(teacher, restored, strict=True):
-        if distance == "cosine":
-            expected += squared_distance(t, s).mean() / 2  # 1 - cos = 1/2 |unit difference|^2
-        else:
-            a, b = t.double().numpy().reshape(2, -1), s.double().numpy().reshape(2, -1)
-            cosines = [np.dot(u, v) / np.linalg.norm(u) / np.linalg.norm(v) for u, v in zip(a, b, strict=True)]
-            expected += 1 - float(np.mean(cosines))
+    expected = sum(one_minus_cosine(t, s, distance) for t, s in zip(teacher, restored, strict=True))
     method = small_method("rd4ad", distance=distance)
     assert isinstance(method, Rd4ad)
     method.student = nn.Identity()
