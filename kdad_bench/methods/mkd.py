@@ -320,6 +320,12 @@ MKD = Entry(
     build=build,
     variants={
         "official": {"normalised": False, "stretch": True, "smooth_noise": "official"},
+        "official_guided_backprop": {
+            "normalised": False,
+            "stretch": True,
+            "smooth_noise": "official",
+            "saliency": "guided_backprop",
+        },
         "smooth_grad": {"saliency": "smooth_grad"},
         "guided_backprop": {"saliency": "guided_backprop"},
         "direction_only": {"loss": "direction_only"},

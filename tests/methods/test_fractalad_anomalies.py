@@ -232,19 +232,19 @@ def test_finishing_dilates_the_mask_by_three_pixels_and_keeps_noise_inside_it() 
 def test_a_sample_depends_on_its_key_and_not_on_its_batch() -> None:
     images = torch.from_numpy(np.stack([photograph(seed=s) for s in range(4)])) / 255
     keys = [(0, 7, i) for i in range(4)]
-    together = anomaly.anomalous(images, keys, size=32, points=500)
+    together = anomaly.anomalous(images, keys, points=500)
     for i in (0, 3):
-        alone = anomaly.anomalous(images[i : i + 1], keys[i : i + 1], size=32, points=500)
+        alone = anomaly.anomalous(images[i : i + 1], keys[i : i + 1], points=500)
         assert all(torch.equal(a[i], b[0]) for a, b in zip(together, alone, strict=True))
-    other = anomaly.anomalous(images, [(0, 8, i) for i in range(4)], size=32, points=500)
+    other = anomaly.anomalous(images, [(0, 8, i) for i in range(4)], points=500)
     assert not torch.equal(other[1], together[1])
 
 
-def test_samples_have_the_size_asked_for_and_stay_in_range() -> None:
+def test_samples_have_the_size_of_the_images_and_stay_in_range() -> None:
     images = torch.from_numpy(np.stack([photograph(50, 70, seed=s) for s in range(3)])) / 255
-    clean, pasted, masks = anomaly.anomalous(images, [(i,) for i in range(3)], size=32, points=500)
-    assert clean.shape == pasted.shape == (3, 3, 32, 32)
-    assert masks.shape == (3, 32, 32)
+    clean, pasted, masks = anomaly.anomalous(images, [(i,) for i in range(3)], points=500)
+    assert clean.shape == pasted.shape == (3, 3, 50, 70)
+    assert masks.shape == (3, 50, 70)
     for made in (clean, pasted, masks):
         assert made.dtype == torch.float32
         assert made.min() >= 0
