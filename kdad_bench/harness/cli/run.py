@@ -493,10 +493,11 @@ def report(
     if not as_json:
         console.print(summary_table(ours))
     if work.beside is not None:
-        from kdad_bench.leaderboard.markdown import write_leaderboard
+        from kdad_bench.leaderboard.publish import publish
 
-        path = write_leaderboard(work.out, work.beside / "leaderboard.md")
-        console.print(f"{len(rows)} jobs run in {seconds:.0f} s; leaderboard: {os.path.relpath(path)}", markup=False)
+        publish(work.out, work.beside)
+        pages = ", ".join(os.path.relpath(work.beside / name) for name in ("leaderboard.md", "leaderboard.html"))
+        console.print(f"{len(rows)} jobs run in {seconds:.0f} s; leaderboard: {pages}", markup=False)
     for row in failed:
         console.print(
             f"failed: {row['method']} {row['dataset']}/{row['category']} seed {row['seed']}: {row['reason']}",
