@@ -245,6 +245,23 @@ CLONES void planes_residual_gradient(const float* __restrict a, const float* __r
         out[p] = k[p] * e + m[p] * b[p];
     }
 }
+// Four channels at a time: the coefficients of a pixel are loaded once for all of them.
+CLONES void planes_residual_gradient4(const float* __restrict a, i64 sa, const float* __restrict b, i64 sb, const float* __restrict ia,
+                                      const float* __restrict ib, const float* __restrict k, const float* __restrict m,
+                                      float* __restrict D, float* __restrict out, i64 so, i64 n) {
+    const float *a1 = a + sa, *a2 = a1 + sa, *a3 = a2 + sa, *b1 = b + sb, *b2 = b1 + sb, *b3 = b2 + sb;
+    float *out1 = out + so, *out2 = out1 + so, *out3 = out2 + so;
+#pragma GCC ivdep
+    for (i64 p = 0; p < n; p++) {
+        const float x = ia[p], y = ib[p], u = k[p], v = m[p];
+        const float e0 = b[p] * y - a[p] * x, e1 = b1[p] * y - a1[p] * x;
+        const float e2 = b2[p] * y - a2[p] * x, e3 = b3[p] * y - a3[p] * x;
+        D[p] += (e0 * e0 + e1 * e1) + (e2 * e2 + e3 * e3);
+        out[p] = u * e0 + v * b[p]; out1[p] = u * e1 + v * b1[p];
+        out2[p] = u * e2 + v * b2[p]; out3[p] = u * e3 + v * b3[p];
+    }
+}
+
 CLONES float rows_residual_gradient(const float* __restrict a, const float* __restrict b, float ia, float ib, float k, float m,
                                     float* __restrict out, i64 n) {
     float d = 0;
@@ -449,7 +466,12 @@ double run_tile(const Job& j, int kind, i64 n, i64 p0, i64 np, bool planes, cons
         // d/db = ib (c b/|b| - a/|a|) = ib (e - q b/|b|), q = 1 - c
         for (i64 p = 0; p < np; p++) { s.k[p] = s.g[p] * s.ib[p]; s.m[p] = -s.k[p] * s.q[p] * s.ib[p]; s.D[p] = 0; }
         if ((i64)s.out.size() < length) s.out.resize(length);
-        for (i64 r = 0; r < rows; r++) {
+        i64 r = 0;
+        if (planes && j.student_grad.dtype == F32 && row_is_contiguous(j.student_grad, j, planes))
+            for (; r + 4 <= rows; r += 4)
+                planes_residual_gradient4(t.a + r * t.sa, t.sa, t.b + r * t.sb, t.sb, s.ia, s.ib, s.k, s.m, s.D,
+                                          output_row(j.student_grad, j, n, p0, r, planes, nullptr), j.student_grad.sc, length);
+        for (; r < rows; r++) {
             float* out = output_row(j.student_grad, j, n, p0, r, planes, s.out.data());
             const float *x = t.a + r * t.sa, *y = t.b + r * t.sb;
             if (planes) planes_residual_gradient(x, y, s.ia, s.ib, s.k, s.m, s.D, out, length);
