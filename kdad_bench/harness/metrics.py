@@ -20,9 +20,11 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -53,7 +55,7 @@ PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", *AUPRO_LIMITS)
 
 Values = dict[str, float | None]
 
-_BLOCK = 1 << 13  # distinct scores handled at a time, so that temporaries stay in a core's cache
+_BLOCK = 1 << 15  # distinct scores handled at a time, so that temporaries stay in a core's cache
 _MOST_THREADS = 8
 _RANKING = 6  # ranking a positive with its region takes as long as sorting so many keys
 
@@ -146,19 +148,16 @@ def pixel_metrics(
     edges = _edges(flat.size, positives, workers)
     limits = tuple(AUPRO_LIMITS.values())
 
-    def arranged(k: int) -> NDArray[Any]:
-        return _sorted_keys(flat[edges[k] : edges[k + 1]], overwrite=overwrite)
-
-    def counted(start: int) -> tuple[float, ...]:
-        return _block(ranked, chunks, start, min(start + _BLOCK, ranked.keys.size), flat.size, limits)
-
+    arranging = [partial(_sorted_keys, flat[begin:end], overwrite=overwrite) for begin, end in pairwise(edges)]
     with ThreadPoolExecutor(workers) as pool:  # numpy sorts and searches without the interpreter's lock
-        ranking = pool.submit(_Ranked.of, own, index)
-        chunks = list(pool.map(arranged, range(workers)))
-        ranked = ranking.result()
+        # a single worker is this thread: handing the interpreter's lock to and fro costs more than it gains
+        run: Callable[..., Any] = pool.map if workers > 1 else map
+        ranked, *chunks = run(_called, [partial(_Ranked.of, own, index), *arranging])
         if not all(_finite(keys) for keys in chunks):
             _check_finite(flat, shape, names, method)
-        parts = list(pool.map(counted, range(0, ranked.keys.size, _BLOCK)))
+        starts = range(0, ranked.keys.size, _BLOCK)
+        counting = [partial(_block, ranked, chunks, k, k + _BLOCK, flat.size, limits) for k in starts]
+        parts = list(run(_called, counting))
     return dict(zip(PIXEL_METRICS, ratios(parts, positives, negatives, index.count, limits), strict=True))
 
 
@@ -181,6 +180,10 @@ def mask_conflicts(
         [image_name(names, int(i)) for i in np.flatnonzero(marked & ~anomalous)],
         [image_name(names, int(i)) for i in np.flatnonzero(~marked & anomalous)],
     )
+
+
+def _called(task: Callable[[], Any]) -> Any:
+    return task()
 
 
 def available_cpus() -> int:
