@@ -145,7 +145,7 @@ def each(distance: Callable[[Tensor, Tensor], Tensor]) -> Call:
 
 
 def both(distance: Callable[[Tensor, Tensor], Tensor]) -> Call:
-    return lambda taps: [distance(t, s) for k in (1, 2) for t, s in zip(taps[0], taps[k], strict=True)]
+    return lambda taps: [(distance(t, a), distance(t, b)) for t, a, b in zip(*taps, strict=True)]
 
 
 def weighting(distance: Callable[[Tensor, Tensor], Tensor]) -> Call:
@@ -340,7 +340,9 @@ def flattened(result: Any) -> list[Tensor]:
 
 def relative_error(found: Any, expected: Any) -> float:
     """The largest |found - expected| / |expected| over the outputs, in the norm of each output."""
-    pairs = zip(flattened(found), flattened(expected), strict=True)
+    pairs = list(zip(flattened(found), flattened(expected), strict=True))
+    if any(f.shape != e.shape for f, e in pairs):
+        return math.inf
     return max(float((f.double() - e).norm() / e.norm().clamp_min(1e-30)) for f, e in pairs)
 
 
