@@ -21,7 +21,7 @@ def losses(name: str, **changes: Any) -> list[float]:
 
 def answers(name: str, **changes: Any) -> Scores:
     """The scores of toy defects after a toy fit."""
-    method = small_method(name, **({"steps": 3, "batch_size": 4} | changes))
+    method = small_method(name, **({"steps": 2, "batch_size": 4} | changes))
     method.fit(normals(10, seed=1))
     return method.score(with_defects(3, seed=2)[0])
 

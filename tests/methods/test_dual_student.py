@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 
 from kdad_bench.methods.backbones import Eca
 from kdad_bench.methods.distillation import Batch
-from kdad_bench.methods.dual_student import DualStudent, DualStudents, ResidualFusion
+from kdad_bench.methods.dual_student import BMKD, DSKD, DualStudent, DualStudents, ResidualFusion
 from kdad_bench.methods.reverse import Bottleneck
 from tests.methods.curves import assert_variants_differ, losses
 from tests.methods.test_rd4ad import one_minus_cosine
@@ -93,13 +93,14 @@ def test_residual_fusion_is_the_deepest_tap_plus_what_all_three_say() -> None:
 
 @pytest.mark.parametrize("name", ["dskd", "bmkd"])
 def test_the_loss_falls(name: str) -> None:
-    seen = losses(name, steps=12)
-    assert seen[-1] < 0.7 * seen[0]
+    seen = losses(name, steps=10, batch_size=4)
+    assert seen[-1] < 0.8 * seen[0]
 
 
-@pytest.mark.parametrize("name", ["dskd", "bmkd"])
-def test_each_switch_changes_the_result(name: str) -> None:
-    assert_variants_differ(name)
+def test_each_switch_changes_the_result() -> None:
+    """BMKD's variants are DSKD's and more."""
+    assert set(DSKD.variants) < set(BMKD.variants)
+    assert_variants_differ("bmkd")
 
 
 @pytest.mark.parametrize("field", ["distance", "attention", "fusion", "fed_by", "over_scales", "over_students"])

@@ -117,8 +117,8 @@ def test_the_score_can_be_the_mean_of_the_loss() -> None:
 
 
 def test_the_loss_falls() -> None:
-    seen = losses("eca_mskdad", steps=12)
-    assert seen[-1] < 0.7 * seen[0]
+    seen = losses("eca_mskdad", steps=10, batch_size=4)
+    assert seen[-1] < 0.8 * seen[0]
 
 
 def test_each_switch_changes_the_result() -> None:

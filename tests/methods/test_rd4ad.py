@@ -98,8 +98,8 @@ def test_linear_taps_are_restored_with_their_negative_values() -> None:
 
 
 def test_the_loss_falls() -> None:
-    seen = losses("rd4ad", steps=12)
-    assert seen[-1] < 0.6 * seen[0]
+    seen = losses("rd4ad", steps=10, batch_size=4)
+    assert seen[-1] < 0.8 * seen[0]
 
 
 def test_the_per_pixel_loss_changes_what_is_learnt() -> None:

@@ -84,8 +84,8 @@ def test_a_student_that_equals_the_teacher_has_no_loss_and_an_empty_map() -> Non
 
 
 def test_the_loss_falls() -> None:
-    seen = losses("stfpm", steps=12)
-    assert seen[-1] < 0.6 * seen[0]
+    seen = losses("stfpm", steps=10, batch_size=4)
+    assert seen[-1] < 0.8 * seen[0]
 
 
 def test_loss_scales_change_what_is_learnt() -> None:
