@@ -75,7 +75,8 @@ def fetch(
                 )
         else:
             click.echo(f"{place}: {source.title} is already there", err=True)
-        report = count(place, against=dataset)
+        # an archive of the user's own choice may hold a part of the data set
+        report = count(place, against=None if sha256 else dataset)
     except DatasetError as error:
         raise BadInput(str(error)) from error
     except KeyboardInterrupt:

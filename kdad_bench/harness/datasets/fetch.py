@@ -229,7 +229,7 @@ def check(path: Path, algorithm: str, digest: str, progress: Progress = lambda *
     if found.hexdigest() != digest.lower():
         raise DatasetError(
             f"{path}: {algorithm} {found.hexdigest()} and not {digest.lower()}: not the published archive; "
-            "nothing was unpacked, delete it and fetch it again"
+            "nothing was unpacked; fetch it again, or give --sha256 if you trust this archive"
         )
 
 
