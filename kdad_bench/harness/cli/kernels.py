@@ -68,6 +68,7 @@ def inspect(archs: tuple[int, ...], quick: bool) -> None:
     "--layout", "layouts", type=click.Choice(["nchw", "channels_last"]), multiple=True, help="Only these layouts."
 )
 @click.option("--compile/--no-compile", "compiled", default=True, help="Also time torch.compile of the eager forms.")
+@click.option("--cpu-time", is_flag=True, help="One thread and its CPU time: for a machine that other work shares.")
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for kernels.parquet and kernels.md."
 )
@@ -79,6 +80,7 @@ def bench(
     batches: tuple[int, ...],
     layouts: tuple[str, ...],
     compiled: bool,
+    cpu_time: bool,
     out: Path | None,
 ) -> None:
     """Time every op against eager PyTorch, torch.compile and the memory bandwidth of this machine."""
@@ -93,6 +95,11 @@ def bench(
         raise BadInput(f"--device {device}: not a device; use cpu or cuda") from error
     if place.type == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: torch sees no GPU; use --device cpu")
+    if cpu_time:
+        if place.type != "cpu":
+            raise BadInput("--cpu-time measures the CPU; add --device cpu")
+        torch.set_num_threads(1)
+        benchmark.SHARED_MACHINE = True
     chosen = [
         case
         for case in benchmark.cases(place, quick=quick)
