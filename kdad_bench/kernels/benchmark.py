@@ -1,6 +1,4 @@
-"""Times the ops against what people write instead, and against the memory bandwidth measured in the same run.
-Prints nothing.
-"""
+"""Times the ops against what people write instead and against this run's memory bandwidth. Prints nothing."""
 
 from __future__ import annotations
 

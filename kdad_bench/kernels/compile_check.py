@@ -1,8 +1,6 @@
-"""Compiles every kernel, as its launcher would launch it, for a GPU that is not there: registers, spills, memory,
-load width.
+"""Compiles every kernel, as its launcher would launch it, for a GPU that is not there.
 
-The launchers of `triton_path.py` run on tensors without memory (device "meta") and what they would launch is
-recorded and
+The launchers of `triton_path.py` run on tensors without memory (device "meta"); what they would launch is recorded and
 specialised by Triton's own rules, so that what ships is what is checked. Run it in a process without TRITON_INTERPRET.
 """
 

@@ -148,7 +148,9 @@ def dual_discrepancy(
 ) -> tuple[Tensor, Tensor]:
     """The maps of two students against one teacher, which is read once (DSKD, BMKD: forward and reverse student).
 
+
     Arguments, range and errors as `pixel_discrepancy`; returns two maps [N, H, W] float32. Differentiable in all three.
+
     """
     check(kind, PIXEL_KINDS, teacher, a, b)
     if not plain(teacher, a, b):
@@ -373,6 +375,8 @@ def dual_distillation_loss(
 ) -> Tensor:
     """`distillation_loss` of two students against one teacher, added; the teacher is read once (DSKD, BMKD).
 
+
     Arguments and errors as there.
+
     """
     return loss_of(teacher_taps, [a_taps, b_taps], kind, weights)

@@ -1,6 +1,4 @@
-"""Which implementation runs: Triton on CUDA, the compiled kernels on a CPU, another on request, never
-silently a slower one.
-"""
+"""Which implementation runs: Triton on CUDA, the compiled kernels on a CPU, never silently a slower one."""
 
 from __future__ import annotations
 
@@ -89,6 +87,7 @@ def implementation(name: str) -> ModuleType:
 
 def run(op: str, tensor: Tensor, *arguments: Any) -> Any:
     """Run `op` on the path of `tensor`.
+
     A Triton kernel that fails to compile is replaced, with one warning that says why.
     """
     chosen = path_of(tensor)

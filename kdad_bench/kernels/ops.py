@@ -1,9 +1,7 @@
-"""Every op registered with torch.library (fake kernel, autograd), so that torch.compile and friends see one opaque
-call.
+"""Every op registered with torch.library: fake kernel and autograd, so that torch.compile sees one opaque call.
 
-A direct call of the public functions does not come through here: the dispatcher and a registered backward cost 10 to
-30 us,
-more than the kernels themselves at a small batch.
+A direct call of the public functions does not come through here: the dispatcher and a registered backward cost more
+than the kernels themselves at a small batch.
 """
 
 from __future__ import annotations

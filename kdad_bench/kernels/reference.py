@@ -1,8 +1,7 @@
-"""Every op of this room as its formula reads, in eager PyTorch: the oracle of tests and benchmarks, differentiable
-in float64.
+"""Every op of this room as its formula reads, in eager PyTorch: the oracle of tests and benchmarks.
 
-Nothing here is fast. Inputs of 16 bits are widened to float32 first; float64 stays float64. `docs/kernels.md` has
-the mathematics.
+Nothing here is fast. Inputs of 16 bits are widened to float32 first; float64 stays float64, and is differentiable.
+`docs/kernels.md` has the mathematics.
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ def is_nonzero(x: Tensor, dim: int | tuple[int, ...] = 1) -> Tensor:
 
 def pixel_discrepancy(teacher: Tensor, student: Tensor, *, kind: str = "unit_l2", weight: float = 1.0) -> Tensor:
     """unit_l2: ½|t/|t| - s/|s||² (STFPM eq. 1-2); cosine: 1 - t·s/(|t||s|) (RD4AD eq. 1); l2: |t - s|².
+
     [N,C,H,W]² -> [N,H,W].
     """
     t, s = wide(teacher), wide(student)

@@ -1,6 +1,4 @@
-"""The ops in plain PyTorch, with the residual taken directly and a bounded scratch:
-for machines without compiler or Triton.
-"""
+"""The ops in plain PyTorch, the residual taken directly, a bounded scratch: without compiler or Triton."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """Launches the Triton kernels: allocation, tiles, strides.
-The launch configurations are the small tables below, no autotuning.
+
+The launch configurations are the small tables below; there is no autotuning.
 """
 
 from __future__ import annotations
