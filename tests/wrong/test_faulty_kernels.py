@@ -35,7 +35,9 @@ def half_sums(t: Tensor, s: Tensor, *, kind: str = "unit_l2", weight: float = 1.
     """Sums in the dtype of the features."""
     if kind == "l2":
         return weight * (t - s).square().sum(1).float()
-    return weight * 0.5 * (t / t.square().sum(1, True).sqrt() - s / s.square().sum(1, True).sqrt()).square().sum(1).float()
+    return (
+        weight * 0.5 * (t / t.square().sum(1, True).sqrt() - s / s.square().sum(1, True).sqrt()).square().sum(1).float()
+    )
 
 
 def with_epsilon(t: Tensor, s: Tensor, *, kind: str = "unit_l2", weight: float = 1.0) -> Tensor:
@@ -125,7 +127,9 @@ class WrongGradient(torch.autograd.Function):
         return to_teacher, to_student
 
 
-@pytest.mark.parametrize("fault", ["first stride only", "sign of the teacher", "not divided by the length", "no projection"])
+@pytest.mark.parametrize(
+    "fault", ["first stride only", "sign of the teacher", "not divided by the length", "no projection"]
+)
 def test_a_wrong_backward_is_rejected(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WrongGradient, "fault", fault)
     t, s = checks.pair((2, 9, 5, 4))
@@ -171,7 +175,9 @@ def test_a_wrong_loss_is_rejected(faulty: Callable[..., Tensor]) -> None:
     rejected(lambda: checks.check_loss_gradient(faulty, pairs, "unit_l2", upstream=3.0, weights=(0.5, 2.0)))
 
 
-def fuses_with_other_corners(maps: Sequence[Tensor], size: tuple[int, int], *, mode: str, align_corners: bool) -> Tensor:
+def fuses_with_other_corners(
+    maps: Sequence[Tensor], size: tuple[int, int], *, mode: str, align_corners: bool
+) -> Tensor:
     return reference.fuse_scales(maps, size, mode=mode, align_corners=not align_corners)
 
 
