@@ -96,9 +96,10 @@ RD4AD = Entry(
         "quick": Rd4adSettings(
             teacher="efficientnet_lite0",
             image_size=128,
-            steps=100,
+            steps=140,
             batch_size=8,
             schedule="one_cycle",
+            sigma=2.0,  # as wide on 128 px as 4 on 256
             readings=("quick: small teacher, small images, short budget",),
         ),
     },
