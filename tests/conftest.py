@@ -12,6 +12,7 @@ from PIL import Image
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # triton warns when it is unset
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the test workers share the cores: more threads only wait
 SIDE = 64
 
 

@@ -110,7 +110,7 @@ def test_two_runners_on_one_folder_share_the_work(tiny_tree: Path, tmp_path: Pat
     outputs = [process.communicate(timeout=200)[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), outputs
     assert_whole(tmp_path)
-    assert len(list(tmp_path.glob("*.parquet"))) == JOBS
+    assert len(list(tmp_path.glob("pixel_mean-*.parquet"))) == JOBS
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tiny_tree: Path, tmp_path: Path) -> None:

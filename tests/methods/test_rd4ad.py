@@ -48,7 +48,7 @@ def test_the_map_is_the_blurred_sum_with_aligned_corners() -> None:
         rows = small[low] * (1 - part)[:, None] + small[low + 1] * part[:, None]
         total += rows[:, low] * (1 - part) + rows[:, low + 1] * part
     expected = gaussian_filter(total, 4.0)
-    scores = small_method("rd4ad").judge((teacher, restored), (64, 64))  # type: ignore[attr-defined]
+    scores = small_method("rd4ad", sigma=4.0).judge((teacher, restored), (64, 64))  # type: ignore[attr-defined]
     np.testing.assert_allclose(scores.pixel[0].numpy(), expected, rtol=2e-5, atol=1e-6)
     assert float(scores.image[0]) == pytest.approx(expected.max(), rel=2e-5)
 

@@ -67,7 +67,7 @@ def datasets(data_root: Path | None) -> None:
     from kdad_bench.harness.cli import BadInput
 
     table = Table("data set", "category", "train", "test good", "test anomalous", "masks")
-    names = [*(rooms.find(data_root) if data_root else []), "synthetic"]
+    names = [*(rooms.find(data_root) if data_root else []), "synthetic", "synthetic_3d"]
     for name in names:
         try:
             found = rooms.categories(name, data_root)
