@@ -65,6 +65,8 @@ def weighted(teacher_taps: Sequence[Tensor], student_taps: Sequence[Tensor]) -> 
 class FractalAD(StudentTeacher[FractalADSettings]):
     """Distillation on clean images, and a head that learns to segment pasted fractals from the attention's output."""
 
+    clean_taps = False  # the clean images are jittered with the augmented ones, so their taps cannot be kept
+
     def build_student(self, teacher: Backbone) -> nn.Module:
         """A student of the teacher's architecture from random weights, and the head."""
         network = Student(teacher, standardised=self.settings.taps == "standardised") if self.settings.kd else None
