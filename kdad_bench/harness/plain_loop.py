@@ -1,7 +1,8 @@
 """STFPM as official codes write such things: DataLoader, eager losses, one test image at a time, scikit-learn, a loop.
 
 The baseline of `kdad-bench bench end-to-end`: the same data, teacher, student, optimiser and number of steps as the
-harness, with none of its caches, kernels or metrics. It shares only the networks' definitions and weights.
+harness, with none of its caches, kernels or metrics. Of the networks it shares the layout and the weights; its
+convolutions are PyTorch's own.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from kdad_bench.harness.datasets import Category
+from kdad_bench.methods.backbones.efficientnet_lite import SameConv2d
 
 THRESHOLDS = 200  # the usual AUPRO loop
 FPR_LIMIT = 0.3
@@ -72,6 +75,7 @@ def train_and_evaluate(
     `teacher` and `student` map images [N, 3, H, W] in [0, 1] to taps. Needs scikit-learn.
     """
     watch = Stopwatch()
+    teacher, student = stock(teacher), stock(student)
     torch.manual_seed(seed)
     loader = DataLoader(Images(category.train, size), batch_size=batch_size, shuffle=True)
     optimiser = torch.optim.SGD(student.parameters(), learning_rate, momentum=0.9, weight_decay=weight_decay)
@@ -98,6 +102,18 @@ def train_and_evaluate(
     with watch.part("metrics"):
         figures = metrics(np.stack(maps), np.stack(masks), np.array(labels))
     return watch.seconds, figures
+
+
+def stock(network: torch.nn.Module) -> torch.nn.Module:
+    """A copy of `network` whose convolutions are PyTorch's own, without this package's matrix products for 1x1."""
+    copy = deepcopy(network)
+    for parent in list(copy.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, SameConv2d) and child.kernel_size == (1, 1):
+                own = torch.nn.Conv2d(child.in_channels, child.out_channels, 1, bias=False)
+                own.weight = child.weight
+                setattr(parent, name, own)
+    return copy
 
 
 def step(teacher: torch.nn.Module, student: torch.nn.Module, optimiser: torch.optim.Optimizer, images: Tensor) -> None:

@@ -59,9 +59,6 @@ def end_to_end(**given: Any) -> None:
         console.print(
             f"{name}: plain loop {result['plain_metrics'][name]:.4f}, kdad-bench {result['metrics'][name]:.4f}"
         )
-    console.print(
-        f"overhead of kdad-bench outside data, networks and metrics: {100 * result['overhead']:.1f} % of its total"
-    )
     console.print(result["environment"])
 
 
@@ -145,6 +142,5 @@ def measured(given: dict[str, Any]) -> dict[str, Any]:
         "ours": ours,
         "plain_metrics": plain_figures,
         "metrics": figures,
-        "overhead": 1 - sum(ours[part] for part in PARTS[:-1]) / ours["total"],
         "environment": f"{machine['device_name']}, {machine['threads']} threads, torch {machine['torch']}",
     }
