@@ -64,7 +64,7 @@ class Job:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """The fields that are hashed into `id`. Paths, worker counts and device numbers are not among them."""
+        """The fields that are hashed into `id`. Paths, worker counts, device numbers and labels are not among them."""
         return {
             "kdad_bench": __version__,
             "protocol": PROTOCOL_VERSION,
@@ -75,7 +75,6 @@ class Job:
             "modality": self.category.modality,
             "data": self.category.fingerprint(),
             "seed": self.seed,
-            "preset": self.preset,
             "resolution": self.resolution,
             "settings": asdict(self.settings),
             "teacher_sha256": self.weights.sha256 if self.weights else None,
@@ -188,14 +187,14 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
     resolution = selection.resolution or PRESETS[selection.preset].resolution
     for seed in selection.seeds:
         for category in selection.categories:
-            for (method, variant), (settings, changed, needs_teacher) in configurations.items():
+            for (method, variant), (settings, own, needs_teacher) in configurations.items():
                 jobs.append(
                     Job(
                         method=method,
                         variant=variant,
                         category=category,
                         seed=seed,
-                        preset=preset_label(selection, changed),
+                        preset=preset_label(selection, own),
                         resolution=resolution,
                         settings=replace(settings, seed=seed),
                         weights=weights[settings.teacher] if needs_teacher else None,
@@ -216,7 +215,7 @@ def teachers(selection: Selection) -> tuple[str, ...]:
 def configurations_of(
     selection: Selection,
 ) -> Iterator[tuple[tuple[str, str], tuple[Any, dict[str, Any], bool]]]:
-    """((method, variant), (settings, what was overridden, whether it needs a teacher)) of each selected method."""
+    """((method, variant), (settings, overrides for it alone, whether it needs a teacher)) of each selected method."""
     from kdad_bench.methods import entry
 
     for method, variant in selection.methods:
@@ -235,17 +234,20 @@ def configurations_of(
         asked = {**shared, **own}
         if not found.needs_teacher:
             asked.pop("teacher", None)
-        changed = {name: value for name, value in asked.items() if getattr(settings, name, None) != value}
-        yield (method, variant), (configured(settings, asked, f"method '{method}'"), changed, found.needs_teacher)
+        yield (method, variant), (configured(settings, asked, f"method '{method}'"), own, found.needs_teacher)
 
 
-def preset_label(selection: Selection, changed: Mapping[str, Any]) -> str:
-    """The preset, with overrides in brackets, so that a changed budget is never averaged with the preset's own."""
-    parts = dict(changed)
+def preset_label(selection: Selection, own: Mapping[str, Any]) -> str:
+    """The preset, with overrides in brackets, so that a changed budget is never averaged with the preset's own.
+
+    What was asked of all methods stands in every label, so that the rows of one command share a table.
+    """
+    parts = {**(selection.overrides or {}), **own}
     if selection.resolution and selection.resolution != PRESETS[selection.preset].resolution:
         parts["resolution"] = selection.resolution
     if selection.hold_out:
         parts["hold_out"] = selection.hold_out
-    if not parts:
+    asked = {name: value for name, value in parts.items() if value is not None}
+    if not asked:
         return selection.preset
-    return f"{selection.preset}[{','.join(f'{name}={parts[name]}' for name in sorted(parts))}]"
+    return f"{selection.preset}[{','.join(f'{name}={asked[name]}' for name in sorted(asked))}]"

@@ -78,17 +78,26 @@ def test_changed_data_give_another_id(tmp_path: Path) -> None:
     assert jobs_of(tree)[0].id != before
 
 
-def test_an_override_is_named_in_the_preset_and_one_equal_to_the_default_is_not(tiny_tree: Path) -> None:
+def test_an_override_is_named_in_the_preset_and_one_equal_to_the_default_is_the_same_job(tiny_tree: Path) -> None:
     job = jobs_of(tiny_tree)[0]
     assert job.preset == "quick"
     assert jobs_of(tiny_tree, overrides={"steps": 7})[0].preset == "quick[steps=7]"
     assert jobs_of(tiny_tree, overrides={"steps": job.settings.steps})[0].id == job.id
 
 
+def test_the_rows_of_one_command_share_a_label_and_an_override_for_one_method_is_its_own(tiny_tree: Path) -> None:
+    jobs = jobs_of(
+        tiny_tree, overrides={"steps": 7, "learning_rate": 0.1}, method_overrides={"stfpm": {"momentum": 0.5}}
+    )
+    labels = {job.method: job.preset for job in jobs}
+    assert labels["pixel_mean"] == "quick[learning_rate=0.1,steps=7]"
+    assert labels["stfpm"] == "quick[learning_rate=0.1,momentum=0.5,steps=7]"
+
+
 def test_a_shared_override_reaches_only_methods_that_have_the_field(tiny_tree: Path) -> None:
     stfpm, floor = jobs_of(tiny_tree, overrides={"learning_rate": 0.01})[:2]
     assert stfpm.settings.learning_rate == 0.01
-    assert floor.preset == "quick"
+    assert not hasattr(floor.settings, "learning_rate")
 
 
 @pytest.mark.parametrize(
