@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -16,6 +17,12 @@ archs, quick = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 launches = compile_check.shipped(quick)
 print(json.dumps([dataclasses.asdict(compile_check.compiled(launch, arch)) for launch in launches for arch in archs]))
 """
+
+
+# The launch configurations were chosen with Triton 3.9, where nothing spills. The assemblers in older wheels spill a
+# register or two (8 bytes with 3.7.1) although registers are left; a real spill is of hundreds of bytes.
+TRITON = tuple(int(part) for part in version("triton").split(".")[:2])
+STACK_BYTES = 0 if TRITON >= (3, 9) else 16
 
 
 def reports(archs: list[int], quick: bool) -> list[dict[str, object]]:
@@ -32,7 +39,7 @@ def check(found: list[dict[str, object]], archs: list[int]) -> None:
     kernels = {"maps", "gradient", "flat_sums", "flat_finish", "flat_gradient", "scale", "fuse", "blur_x", "blur_y"}
     assert {(r["kernel"], r["arch"]) for r in found} == {(f"{k}_kernel", arch) for k in kernels for arch in archs}
     for report in found:
-        assert report["stack_bytes"] == 0, report
+        assert report["stack_bytes"] <= STACK_BYTES, report
         assert report["shared_bytes"] <= 232_448, report
         assert report["registers"] <= 255, report
         features = report["kernel"] in ("maps_kernel", "gradient_kernel", "flat_sums_kernel", "flat_gradient_kernel")
