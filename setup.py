@@ -1,4 +1,4 @@
-"""Builds the optional CPU kernels; everything else is in pyproject.toml. No compiler, no kernels, no error."""
+"""Builds the optional C++ parts; everything else is in pyproject.toml. No compiler, plain Python paths, no error."""
 
 from __future__ import annotations
 
@@ -26,12 +26,10 @@ class BuildWithFallback(build_ext):
 
 setup(
     ext_modules=[
-        Extension(
-            "kdad_bench.kernels._cpu",  # loaded with ctypes: no Python headers are needed
-            ["kdad_bench/kernels/cpu.cpp"],
-            language="c++",
-            extra_compile_args=FLAGS,
-            optional=True,
+        Extension(name, [source], language="c++", extra_compile_args=FLAGS, optional=True)
+        for name, source in (  # loaded with ctypes: no Python headers are needed
+            ("kdad_bench.kernels._cpu", "kdad_bench/kernels/cpu.cpp"),
+            ("kdad_bench.harness._counting", "kdad_bench/harness/counting.cpp"),
         )
     ],
     cmdclass={"build_ext": BuildWithFallback},

@@ -1,10 +1,9 @@
-"""Exact image and pixel metrics from one key-only sort of the scores; arrays in, floats out.
+"""Exact image and pixel metrics from counts at the scores of the positives; arrays in, floats out.
 
-Only the scores of positive pixels tell where a curve moves. They alone are sorted with their regions; all pixels are
-sorted as bare keys, in as many chunks as there are threads, and counted by binary search of the positives' distinct
-scores. With P positives, N negatives, R regions and, for the j-th distinct positive score u_j, c_j positives equal to
-it, W_j the sum of 1/|region| over those, TP_j and FP_j the positives and negatives >= u_j and E_j the negatives equal
-to u_j:
+Only the scores of positive pixels tell where a curve moves. They alone are sorted, with their regions; of all pixels it
+is only counted how many lie below and at each of their distinct scores (counting.py), in pieces and by threads. With P
+positives, N negatives, R regions and, for the j-th distinct positive score u_j, c_j positives equal to it, W_j the sum
+of 1/|region| over those, TP_j and FP_j the positives and negatives >= u_j and E_j the negatives equal to u_j:
 
     AUROC = sum_j c_j (N - FP_j + E_j / 2) / (P N)
     AP    = sum_j (c_j / P) TP_j / (TP_j + FP_j)
@@ -20,16 +19,14 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kdad_bench.harness.counting import Counter, NotFinite, add_up, keys
 from kdad_bench.harness.regions import RegionIndex, region_index
 
 if TYPE_CHECKING:
@@ -57,7 +54,6 @@ Values = dict[str, float | None]
 
 _BLOCK = 1 << 15  # distinct scores handled at a time, so that temporaries stay in a core's cache
 _MOST_THREADS = 8
-_RANKING = 6  # ranking a positive with its region takes as long as sorting so many keys
 
 
 class MetricError(ValueError):
@@ -90,9 +86,10 @@ def image_metrics(
     positives = int(positive.sum())
     if positives == 0 or positives == positive.size:
         return dict.fromkeys(IMAGE_METRICS)
-    ranked = _Ranked.of(_keys(values[positive]))
-    found = _block(ranked, [_sorted_keys(values, overwrite=False)], 0, ranked.keys.size, values.size, ())
-    return dict(zip(IMAGE_METRICS, ratios([found], positives, values.size - positives, 0, ()), strict=True))
+    ranked = _Ranked.of(keys(values[positive]))
+    counter = Counter(ranked.keys)
+    found = _sums(counter, ranked, counter(values, 1), ())
+    return dict(zip(IMAGE_METRICS, ratios(found, positives, values.size - positives, 0, ()), strict=True))
 
 
 def pixel_metrics(
@@ -101,7 +98,6 @@ def pixel_metrics(
     *,
     region_index: RegionIndex | None = None,
     threads: int | None = None,
-    overwrite: bool = False,
     names: Sequence[str] | None = None,
     method: str | None = None,
 ) -> Values:
@@ -112,8 +108,8 @@ def pixel_metrics(
     the search for connected regions: build it once with `region_index(masks, cache_key)`. `threads` is for maps on
     the CPU; None takes the CPUs this process may use, at most 8. The result does not depend on it.
 
-    Extra memory: one copy of the maps as float32 (float64 maps: float64) and some 50 bytes per positive pixel. With
-    `overwrite` the maps are sorted where they lie, which destroys them and saves the copy.
+    Extra memory: some 100 bytes per positive pixel and thread, whatever the number of pixels (without the compiled
+    counting also 32 MB per thread); maps of another type or layout are first copied.
 
     Returns floats in [0, 1]. All are None without masks, without any positive pixel and without any negative pixel.
     Raises MetricError for a NaN or infinite pixel (naming `method` and the image) and for shapes that do not match.
@@ -134,31 +130,22 @@ def pixel_metrics(
         from kdad_bench.harness.device_metrics import pixel_metrics_on_device
 
         return pixel_metrics_on_device(maps, index, names=names, method=method)  # type: ignore[arg-type]
-    given = _numpy(maps)
-    flat = np.ascontiguousarray(_floating(given)).reshape(-1)
-    # a converted copy is ours to sort
-    overwrite = flat.flags.writeable and (overwrite or not np.may_share_memory(flat, given))
+    flat = np.ascontiguousarray(_floating(_numpy(maps))).reshape(-1)
     positives, negatives = index.positions.size, flat.size - index.positions.size
-    if overwrite or positives == 0 or negatives == 0:
-        _check_finite(flat, shape, names, method)
     if positives == 0 or negatives == 0:
+        _check_finite(flat, shape, names, method)
         return dict.fromkeys(PIXEL_METRICS)
     workers = max(1, threads if threads is not None else min(available_cpus(), _MOST_THREADS))
-    own = _keys(flat[index.positions])  # before anything is overwritten
-    edges = _edges(flat.size, positives, workers)
     limits = tuple(AUPRO_LIMITS.values())
-
-    arranging = [partial(_sorted_keys, flat[begin:end], overwrite=overwrite) for begin, end in pairwise(edges)]
-    with ThreadPoolExecutor(workers) as pool:  # numpy sorts and searches without the interpreter's lock
-        # a single worker is this thread: handing the interpreter's lock to and fro costs more than it gains
-        run: Callable[..., Any] = pool.map if workers > 1 else map
-        ranked, *chunks = run(_called, [partial(_Ranked.of, own, index), *arranging])
-        if not all(_finite(keys) for keys in chunks):
-            _check_finite(flat, shape, names, method)
-        starts = range(0, ranked.keys.size, _BLOCK)
-        counting = [partial(_block, ranked, chunks, k, k + _BLOCK, flat.size, limits) for k in starts]
-        parts = list(run(_called, counting))
-    return dict(zip(PIXEL_METRICS, ratios(parts, positives, negatives, index.count, limits), strict=True))
+    ranked = _Ranked.of(keys(flat[index.positions]), index)
+    counter = Counter(ranked.keys)
+    try:
+        counts = counter(flat, workers)
+    except NotFinite:
+        _check_finite(flat, shape, names, method)
+        raise
+    sums = _sums(counter, ranked, counts, limits)
+    return dict(zip(PIXEL_METRICS, ratios(sums, positives, negatives, index.count, limits), strict=True))
 
 
 def mask_conflicts(
@@ -180,10 +167,6 @@ def mask_conflicts(
         [image_name(names, int(i)) for i in np.flatnonzero(marked & ~anomalous)],
         [image_name(names, int(i)) for i in np.flatnonzero(~marked & anomalous)],
     )
-
-
-def _called(task: Callable[[], Any]) -> Any:
-    return task()
 
 
 def available_cpus() -> int:
@@ -233,12 +216,6 @@ def ratios(
     ]
 
 
-def _edges(pixels: int, positives: int, workers: int) -> list[int]:
-    """Where the chunks of keys begin and end: the worker that also ranks the positives sorts a smaller one."""
-    first = max(0, (pixels + _RANKING * positives) // workers - _RANKING * positives) if workers > 1 else pixels
-    return [0, *(first + (pixels - first) * k // max(1, workers - 1) for k in range(workers))]
-
-
 @dataclass(frozen=True, slots=True)
 class _Ranked:
     """The distinct keys of the positives, ascending."""
@@ -271,80 +248,25 @@ class _Ranked:
         return cls(keys[starts], ranks, np.add.reduceat((1.0 / index.sizes)[regions], starts))
 
 
-def _block(
-    ranked: _Ranked, chunks: Sequence[NDArray[Any]], start: int, end: int, pixels: int, limits: Sequence[float]
-) -> tuple[float, ...]:
-    """The partial sums of the distinct positive keys start..end, counted in sorted `chunks` of all keys."""
-    wanted = ranked.keys[start:end]
-    below = np.zeros(wanted.size, np.int64)
-    equal = np.zeros(wanted.size, np.int64)
-    for keys in chunks:
-        if keys.size == 0:
-            continue
-        offset = int(np.searchsorted(keys, wanted[0]))
-        window = keys[offset : int(np.searchsorted(keys, wanted[-1], side="right")) + 1]
-        if window.size == 0:
-            below += offset
-            continue
-        found = np.searchsorted(window, wanted)
-        # an index past the end is clipped to a smaller key, which equals none
-        equal += window.take(found, mode="clip") == wanted
-        below += found
-        below += offset
-        # most scores occur once in a chunk; only where the next key is equal too are the ties worth a second search
-        found += 1
-        ties = np.flatnonzero(window.take(found, mode="clip") == wanted)
-        if ties.size:
-            equal[ties] += np.searchsorted(window, wanted[ties], side="right") - found[ties]
-    ranks = ranked.ranks[start : end + 1]
-    counts = np.diff(ranks).astype(np.float64)
-    positives = int(ranked.ranks[-1])
-    true = positives - ranks[:-1].astype(np.float64)
-    mass = ranked.mass[start:end] if ranked.mass is not None else None
-    return partial_sums(
-        counts, true, pixels - below - true, equal - counts, mass, (positives, pixels - positives), limits
-    )
-
-
-def _keys(scores: NDArray[Any]) -> NDArray[Any]:
-    """Signed integers in the order of the float32 or float64 `scores`; 0.0 and -0.0 share one key.
-
-    Integers are sorted and searched faster than floats and know no NaN, and subnormal scores stay apart whatever the
-    processor's flush-to-zero mode.
-    """
-    keys: NDArray[Any] = scores.view(_integer(scores.dtype)).copy()
-    negative = keys < 0
-    keys[negative] ^= np.iinfo(keys.dtype).max
-    keys[keys == -1] = 0  # where -0.0 lands
-    return keys
-
-
-def _sorted_keys(scores: NDArray[Any], *, overwrite: bool) -> NDArray[Any]:
-    """`_keys` of the scores, sorted; with `overwrite` in the memory of the scores."""
-    keys: NDArray[Any] = scores.view(_integer(scores.dtype))
-    if overwrite:
-        keys.sort()
-    else:
-        keys = np.sort(keys)
-    zero = keys.dtype.type(0)  # a plain 0 would have all keys widened to 64 bits for the search
-    negative = int(np.searchsorted(keys, zero))
-    if negative:  # sorted as integers, negative floats come first and from the largest to the smallest
-        head = keys[:negative]
-        head ^= np.iinfo(keys.dtype).max
-        head[:] = head[::-1].copy()
-        head[int(np.searchsorted(head, zero - 1)) :] = zero  # where -0.0 lands
-    return keys
-
-
-def _finite(keys: NDArray[Any]) -> bool:
-    """Whether sorted keys are those of finite scores: infinities, and beyond them NaN, would lie at the ends."""
-    kind = np.float32 if keys.dtype == np.int32 else np.float64
-    lowest, highest = _keys(np.array([-np.inf, np.inf], kind))
-    return keys.size == 0 or bool(keys[0] > lowest and keys[-1] < highest)
-
-
-def _integer(kind: np.dtype[Any]) -> type[np.signedinteger[Any]]:
-    return np.int32 if kind == np.float32 else np.int64
+def _sums(
+    counter: Counter, ranked: _Ranked, counts: NDArray[np.int64], limits: Sequence[float]
+) -> list[tuple[float, ...]]:
+    """The partial sums of the distinct positive scores, run by run."""
+    if counter.compiled is not None:
+        return [add_up(counter.compiled, counts, ranked.ranks, ranked.mass, limits)]
+    upto = np.cumsum(counts)
+    pixels, positives = int(upto[-1]), int(ranked.ranks[-1])
+    found = []
+    for start in range(0, ranked.keys.size, _BLOCK):
+        end = min(start + _BLOCK, ranked.keys.size)
+        ranks = ranked.ranks[start : end + 1]
+        own = np.diff(ranks).astype(np.float64)
+        true = positives - ranks[:-1].astype(np.float64)
+        false = pixels - upto[2 * start : 2 * end : 2] - true
+        equal = counts[2 * start + 1 : 2 * end : 2] - own
+        mass = ranked.mass[start:end] if ranked.mass is not None else None
+        found.append(partial_sums(own, true, false, equal, mass, (positives, pixels - positives), limits))
+    return found
 
 
 def _index(masks: ArrayLike | Tensor | None) -> RegionIndex:

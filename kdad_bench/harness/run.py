@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +19,7 @@ from kdad_bench.harness.decision import Decision
 from kdad_bench.harness.environment import describe
 from kdad_bench.harness.fused import FusedModalities
 from kdad_bench.harness.job import Job
-from kdad_bench.harness.metrics import image_metrics, pixel_metrics, region_index
+from kdad_bench.harness.metrics import image_metrics, mask_conflicts, pixel_metrics, region_index
 from kdad_bench.harness.protocol import PROTOCOL, PROTOCOL_VERSION
 from kdad_bench.harness.work import Work, checkpoint_path, earlier_losses
 from kdad_bench.leaderboard.row import Row
@@ -78,6 +78,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     figures: dict[str, Any] = image_metrics(scores.image, test.labels, names=test.names, method=job.name)
     common = image_metrics(scores.pixel.amax(dim=(1, 2)), test.labels, names=test.names, method=job.name)
     figures["image_auroc_max"] = common["image_auroc"]
+    warn_of_conflicts(test, job)
     regions = None if test.masks is None else region_index(test.masks, region_key(job))
     figures |= pixel_metrics(scores.pixel, test.masks, region_index=regions, names=test.names, method=job.name)
     metric_seconds = time.perf_counter() - start
@@ -236,6 +237,25 @@ def synchronise(device: torch.device) -> None:
     """Wait for a GPU, so that a wall clock around it tells the truth."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def warn_of_conflicts(test: datasets.TestSet, job: Job) -> None:
+    """One line on images whose mask and label disagree: the pixel metrics then mean less than they seem to."""
+    marked, unmarked = mask_conflicts(test.masks, test.labels, names=test.names)
+    where = f"{job.category.dataset}/{job.category.name} at {job.resolution} px"
+    if marked:
+        warnings.warn(f"{where}: defect pixels in {len(marked)} good images ({listed(marked)})", stacklevel=2)
+    if unmarked:
+        warnings.warn(
+            f"{where}: no defect pixel in the masks of {len(unmarked)} anomalous images ({listed(unmarked)}); they count "
+            "as anomalous in the image metrics and as normal in the pixel metrics; a higher --resolution may keep them",
+            stacklevel=2,
+        )
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def region_key(job: Job) -> str:

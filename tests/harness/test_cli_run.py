@@ -136,6 +136,22 @@ def test_a_tree_without_masks_has_null_pixel_metrics(tmp_path: Path) -> None:
     assert row["image_auroc"] == 1.0
 
 
+def test_a_mask_that_vanishes_when_it_is_resized_is_told(tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    from tests.conftest import write_tree
+
+    tree = write_tree(tmp_path / "tree", categories=("bolt",))
+    mask = tree / "bolt" / "ground_truth" / "spot" / "001_mask.png"
+    Image.fromarray(np.zeros_like(np.array(Image.open(mask)))).save(mask)
+    with pytest.warns(UserWarning, match=r"bolt at \d+ px: no defect pixel in the masks of 1 anomalous images \(.*001"):
+        result = floor(tree, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    (row,) = rows(tmp_path / "out").values()
+    assert row["status"] == "ok"
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_tree: Path, tmp_path: Path) -> None:
     result = floor(tiny_tree, tmp_path / "none", "--dry-run")
     assert result.exit_code == 0

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdad_bench.harness import metrics
+from kdad_bench.harness import counting, metrics
 from kdad_bench.harness.device_metrics import pixel_metrics_on_device
 from kdad_bench.harness.metrics import (
     IMAGE_METRICS,
@@ -45,17 +45,70 @@ def test_all_five_agree_with_the_definitions_under_heavy_ties(drawn: tuple[np.nd
 
 
 @settings(max_examples=60, deadline=None)
-@given(cases(), st.integers(2, 5), st.integers(1, 7))
-def test_neither_threads_nor_blocks_nor_overwriting_change_a_value(
-    drawn: tuple[np.ndarray, np.ndarray], threads: int, block: int
+@given(cases(), st.integers(2, 5), st.integers(1, 7), st.integers(1, 100))
+def test_neither_threads_nor_pieces_nor_blocks_change_a_value(
+    drawn: tuple[np.ndarray, np.ndarray], threads: int, block: int, piece: int
 ) -> None:
     maps, masks = drawn
     expected = pixel_metrics(maps, masks, threads=1)
     assert pixel_metrics(maps, masks, threads=threads) == expected
-    assert pixel_metrics(maps.copy(), masks, threads=threads, overwrite=True) == expected
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "_MOST", piece)
+        assert pixel_metrics(maps, masks, threads=threads) == expected
+        patch.setattr(counting, "library", lambda: None)
+        patch.setattr(counting, "_PIECE", piece)
         patch.setattr(metrics, "_BLOCK", block)
         assert pixel_metrics(maps, masks, threads=threads) == pytest.approx(expected, abs=1e-14)
+
+
+needs_compiled = pytest.mark.skipif(counting.library() is None, reason="counting.cpp was not compiled")
+
+
+@needs_compiled
+@pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
+@settings(max_examples=150, deadline=None)
+@given(cases())
+def test_the_compiled_counting_equals_the_sorting(double: bool, drawn: tuple[np.ndarray, np.ndarray]) -> None:
+    maps, masks = drawn
+    if double:
+        maps = maps.astype(np.float64) * (1 + 1e-9 * np.arange(maps.size).reshape(maps.shape))
+    expected = pixel_metrics(maps, masks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "library", lambda: None)
+        assert pixel_metrics(maps, masks, threads=2) == pytest.approx(expected, abs=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["compiled", "sorting"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("spread", ["even", "one far away", "many octaves", "few"])
+def test_counts_are_those_of_a_plain_search(
+    kind: str, dtype: type, spread: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "sorting":
+        monkeypatch.setattr(counting, "library", lambda: None)
+    elif counting.library() is None:
+        pytest.skip("counting.cpp was not compiled")
+    rng = np.random.default_rng(1)
+    scores = {
+        "even": rng.random(5000),
+        "one far away": np.append(rng.random(4999) * 1e-3, -3e38),  # nearly all in one bucket of the table
+        "many octaves": rng.normal(size=5000) * 10.0 ** rng.integers(-44, 38, 5000),
+        "few": rng.integers(-3, 3, 5000) / 3,
+    }[spread].astype(dtype)
+    wanted = np.unique(counting.keys(scores[rng.random(5000) < 0.3]))
+    if spread == "one far away":
+        wanted = np.unique(np.append(wanted, counting.keys(scores[-1:])))
+    every = np.sort(counting.keys(scores))
+    found = counting.Counter(wanted)(scores, 2)
+    upto = np.cumsum(found)
+    np.testing.assert_array_equal(upto[:-1:2], np.searchsorted(every, wanted))
+    np.testing.assert_array_equal(upto[1::2], np.searchsorted(every, wanted, side="right"))
+    assert upto[-1] == scores.size
+
+
+def test_the_sorting_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDAD_COUNTING", "numpy")
+    assert counting.library.__wrapped__() is None
 
 
 @settings(max_examples=60, deadline=None)
@@ -181,19 +234,11 @@ def test_inputs_are_left_as_they_were() -> None:
     np.testing.assert_array_equal(masks, before[1])
 
 
-def test_read_only_maps_are_copied_even_when_told_to_overwrite() -> None:
+def test_read_only_maps_are_read() -> None:
     maps, masks = blobs()
     expected = pixel_metrics(maps, masks)
     maps.flags.writeable = False
-    assert pixel_metrics(maps, masks, overwrite=True) == expected
-
-
-@pytest.mark.parametrize("workers", [1, 2, 3, 8])
-@pytest.mark.parametrize(("pixels", "positives"), [(2, 1), (7, 3), (1000, 20), (1000, 990)])
-def test_the_chunks_cover_every_pixel_once(pixels: int, positives: int, workers: int) -> None:
-    edges = metrics._edges(pixels, positives, workers)
-    assert edges == sorted(edges)
-    assert (edges[0], edges[-1], len(edges)) == (0, pixels, workers + 1)
+    assert pixel_metrics(maps, masks) == expected
 
 
 def test_scores_that_would_be_rounded_are_refused() -> None:
@@ -246,14 +291,18 @@ def test_a_single_region_of_a_single_pixel_works() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("how", ["numpy", "overwrite", "device", "float64", "no anomaly"])
-def test_a_value_that_is_not_finite_is_an_error_that_names_method_and_image(bad: float, how: str) -> None:
+@pytest.mark.parametrize("how", ["float32", "sorting", "device", "float64", "no anomaly"])
+def test_a_value_that_is_not_finite_is_an_error_that_names_method_and_image(
+    bad: float, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if how == "sorting":
+        monkeypatch.setattr(counting, "library", lambda: None)
     maps, masks = blobs()
     maps[3, 7, 11] = bad
     names = [f"spot/{i:03}.png" for i in range(len(maps))]
     compute = {
-        "numpy": lambda: pixel_metrics(maps, masks, names=names, method="stfpm", threads=2),
-        "overwrite": lambda: pixel_metrics(maps, masks, names=names, method="stfpm", overwrite=True),
+        "float32": lambda: pixel_metrics(maps, masks, names=names, method="stfpm", threads=2),
+        "sorting": lambda: pixel_metrics(maps, masks, names=names, method="stfpm"),
         "device": lambda: pixel_metrics_on_device(
             torch.from_numpy(maps), region_index(masks), names=names, method="stfpm"
         ),
@@ -309,23 +358,25 @@ def test_an_anomalous_image_with_an_empty_mask_counts_as_normal_pixels() -> None
 # --- memory
 
 
-def test_extra_memory_stays_below_nine_bytes_a_pixel_and_below_five_when_overwriting() -> None:
+@pytest.mark.parametrize(("kind", "most"), [("compiled", 4.0), ("sorting", 9.0)])
+def test_extra_memory_per_pixel_is_bounded(kind: str, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
+    if kind == "sorting":
+        monkeypatch.setattr(counting, "library", lambda: None)
+    elif counting.library() is None:
+        pytest.skip("counting.cpp was not compiled")
     rng = np.random.default_rng(0)
     masks = np.zeros((40, 256, 256), bool)
     masks[:30, 100:150, 100:140] = True  # 2.3 % of the pixels
     maps = rng.random(masks.shape, dtype=np.float32)
     index = region_index(masks)
     pixel_metrics(maps[:1], masks[:1])  # first-use imports
-    extra = {}
-    for overwrite in (False, True):
-        tracemalloc.start()
-        pixel_metrics(maps, masks, region_index=index, overwrite=overwrite, threads=2)
-        extra[overwrite] = tracemalloc.get_traced_memory()[1] / maps.size
-        tracemalloc.stop()
-    assert extra[False] < 9
-    assert extra[True] < 4  # together with the maps less than twice the maps
+    tracemalloc.start()
+    pixel_metrics(maps, masks, region_index=index, threads=2)
+    extra = tracemalloc.get_traced_memory()[1] / maps.size
+    tracemalloc.stop()
+    assert extra < most  # below 4: together with the maps less than twice the maps
 
 
 def test_many_callers_at_once_do_not_disturb_each_other() -> None:

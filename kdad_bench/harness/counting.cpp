@@ -1,0 +1,175 @@
+// How many scores lie between and at the entries of a sorted list, and the sums of the metrics over it: the inner loops of
+// metrics.py, behind a plain C interface that counting.py loads. No Python headers.
+//
+// Scores are compared by integer keys in the order of the floats. A table over the leading bits of (key - smallest wanted key)
+// says where to start in the list of wanted keys; at some four entries per wanted key, one comparison mostly ends the search.
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+// One copy of each inner loop per instruction set, chosen when the library is loaded.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__) && !defined(KDAD_NO_CLONES)
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONES
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+namespace {
+
+typedef int64_t i64;
+constexpr i64 BLOCK = 512;  // scores handled at a time: keys, buckets and positions stay in the L1 cache
+
+template <class Key, class Unsigned> INLINE Key key_of(Unsigned bits) {
+    Key x = (Key)bits;
+    x ^= (x >> (8 * sizeof(Key) - 1)) & (Key)(~(Unsigned)0 >> 1);
+    return x == -1 ? 0 : x;  // -0.0 shares the key of 0.0
+}
+
+// wanted: m ascending distinct keys and a last one that no finite score exceeds; table: where the keys of each bucket begin, for
+// buckets + 2 buckets; counts [2 m + 2], added to: scores between wanted[j - 1] and wanted[j] at 2 j, equal to it at 2 j + 1.
+// Returns whether all scores are finite.
+template <class Score, class Key, class Unsigned>
+INLINE int count(const Score* scores, i64 n, const Key* wanted, const int32_t* table, int shift, i64 buckets, Unsigned infinity,
+                 uint32_t* counts) {
+    Key keys[BLOCK], smallest = 0, largest = 0;
+    int32_t bucket[BLOCK], at[BLOCK];
+    const Key first = wanted[0];
+    for (i64 start = 0; start < n; start += BLOCK) {
+        const i64 length = std::min(BLOCK, n - start);
+        for (i64 i = 0; i < length; i++) {
+            Unsigned bits;
+            std::memcpy(&bits, scores + start + i, sizeof bits);
+            const Key x = key_of<Key, Unsigned>(bits);
+            smallest = std::min(smallest, x); largest = std::max(largest, x);
+            const Unsigned beyond = std::min<Unsigned>(((Unsigned)x - (Unsigned)first) >> shift, (Unsigned)buckets);
+            keys[i] = x;
+            bucket[i] = x < first ? 0 : (int32_t)beyond;
+        }
+        for (i64 i = 0; i < length; i++) at[i] = table[bucket[i]];
+        for (i64 i = 0; i < length; i++) at[i] += wanted[at[i]] < keys[i];
+        for (i64 i = 0; i < length; i++) {
+            i64 j = at[i];
+            const Key x = keys[i];
+            if (__builtin_expect(wanted[j] < x, 0)) j = std::lower_bound(wanted + j, wanted + table[bucket[i] + 1], x) - wanted;
+            counts[2 * j + (wanted[j] == x)]++;
+        }
+    }
+    return smallest > key_of<Key, Unsigned>(infinity | ~(~(Unsigned)0 >> 1)) && largest < (Key)infinity;
+}
+
+template <class Key, class Unsigned>
+INLINE void tabulate(const Key* wanted, i64 m, int shift, i64 buckets, int32_t* table) {
+    i64 j = 0;
+    for (i64 b = 0; b < buckets; b++) {
+        while (j < m && (i64)(((Unsigned)wanted[j] - (Unsigned)wanted[0]) >> shift) < b) j++;
+        table[b] = (int32_t)j;
+    }
+    table[buckets] = table[buckets + 1] = (int32_t)m;
+}
+
+CLONES int count_float(const float* scores, i64 n, const int32_t* wanted, const int32_t* table, int shift, i64 buckets,
+                       uint32_t* counts) {
+    return count<float, int32_t, uint32_t>(scores, n, wanted, table, shift, buckets, 0x7f800000u, counts);
+}
+
+CLONES int count_double(const double* scores, i64 n, const i64* wanted, const int32_t* table, int shift, i64 buckets,
+                        uint32_t* counts) {
+    return count<double, i64, uint64_t>(scores, n, wanted, table, shift, buckets, 0x7ff0000000000000u, counts);
+}
+
+constexpr i64 PIECE = 1 << 16;  // scores a thread takes at a time
+
+template <class Score, class Key, class Inner>
+int count_by_threads(Inner inner, const Score* scores, i64 n, const Key* wanted, i64 m, const int32_t* table, int shift, i64 buckets,
+                     int threads, i64* total) {
+    std::atomic<i64> next(0);
+    std::atomic<int> finite(1);
+    std::vector<std::vector<uint32_t>> counts(threads);  // n < 2^32: none can overflow
+    auto work = [&](int mine) {
+        counts[mine].assign(2 * m + 2, 0);
+        for (i64 start; (start = next.fetch_add(PIECE)) < n;)
+            if (!inner(scores + start, std::min(PIECE, n - start), wanted, table, shift, buckets, counts[mine].data())) finite = 0;
+    };
+    std::vector<std::thread> others;
+    for (int i = 1; i < threads; i++) others.emplace_back(work, i);
+    work(0);
+    for (auto& other : others) other.join();
+    for (const auto& some : counts)
+        for (i64 k = 0; k < 2 * m + 1; k++) total[k] += some[k];
+    return finite;
+}
+
+// The formulas of metrics.py over the distinct scores of the positives, ascending. counts [2 m + 1] as above, of all pixels;
+// ranks [m + 1]: positives below each, and finally all of them; mass [m] or null. out: the sums of AUROC and AP, the maximum of
+// F1, the sum of AUPRO for each limit. Blocks are added up one after the other, so that little is lost to rounding.
+CLONES void add_up(const i64* counts, const i64* ranks, const double* mass, i64 m, i64 pixels, const double* limits, int nlimits,
+                   double* out) {
+    double own[BLOCK], positives_above[BLOCK], negatives_above[BLOCK], tied[BLOCK];
+    const double P = (double)ranks[m], N = (double)(pixels - ranks[m]);
+    i64 below = 0;
+    for (int k = 0; k < 3 + nlimits; k++) out[k] = 0;
+    for (i64 start = 0; start < m; start += BLOCK) {
+        const i64 length = std::min(BLOCK, m - start);
+        for (i64 i = 0; i < length; i++) {
+            const i64 j = start + i, here = ranks[j + 1] - ranks[j];
+            below += counts[2 * j];
+            own[i] = (double)here;
+            positives_above[i] = (double)(ranks[m] - ranks[j]);
+            negatives_above[i] = (double)(pixels - below - (ranks[m] - ranks[j]));
+            tied[i] = (double)(counts[2 * j + 1] - here);
+            below += counts[2 * j + 1];
+        }
+        double auroc = 0, ap = 0, f1 = out[2];
+        for (i64 i = 0; i < length; i++) {
+            const double TP = positives_above[i], FP = negatives_above[i];
+            auroc += own[i] * (N - FP + tied[i] / 2);
+            ap += own[i] * TP / (TP + FP);
+            f1 = std::max(f1, 2 * TP / (TP + FP + P));
+        }
+        out[0] += auroc; out[1] += ap; out[2] = f1;
+        for (int k = 0; k < nlimits; k++) {
+            const double limit = limits[k];
+            double area = 0;
+            for (i64 i = 0; i < length; i++) {
+                const double x1 = negatives_above[i] / N, x0 = x1 - tied[i] / N, top = std::min(x1, limit), width = top - x0;
+                const double rise = std::max(x1 - x0, 1e-300);  // without a tie the ramp is a step: width 0, no triangle
+                area += x0 < limit ? mass[start + i] * (limit - top + width * width / (2 * rise)) : 0;
+            }
+            out[3 + k] += area;
+        }
+    }
+}
+
+}  // namespace
+
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+extern "C" {
+
+EXPORT void kdad_tabulate(const void* wanted, i64 m, int bytes, int shift, i64 buckets, int32_t* table) {
+    if (bytes == 4) tabulate<int32_t, uint32_t>((const int32_t*)wanted, m, shift, buckets, table);
+    else tabulate<i64, uint64_t>((const i64*)wanted, m, shift, buckets, table);
+}
+
+EXPORT int kdad_count(const void* scores, i64 n, int bytes, const void* wanted, i64 m, const int32_t* table, int shift, i64 buckets,
+                      int threads, i64* total) {
+    if (bytes == 4)
+        return count_by_threads(count_float, (const float*)scores, n, (const int32_t*)wanted, m, table, shift, buckets, threads, total);
+    return count_by_threads(count_double, (const double*)scores, n, (const i64*)wanted, m, table, shift, buckets, threads, total);
+}
+
+EXPORT void kdad_add_up(const i64* counts, const i64* ranks, const double* mass, i64 m, i64 pixels, const double* limits,
+                        int nlimits, double* out) {
+    add_up(counts, ranks, mass, m, pixels, limits, nlimits, out);
+}
+
+}  // extern "C"
