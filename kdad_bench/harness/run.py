@@ -247,8 +247,8 @@ def warn_of_conflicts(test: datasets.TestSet, job: Job) -> None:
         warnings.warn(f"{where}: defect pixels in {len(marked)} good images ({listed(marked)})", stacklevel=2)
     if unmarked:
         warnings.warn(
-            f"{where}: no defect pixel in the masks of {len(unmarked)} anomalous images ({listed(unmarked)}); they count "
-            "as anomalous in the image metrics and as normal in the pixel metrics; a higher --resolution may keep them",
+            f"{where}: no defect pixel in the masks of {len(unmarked)} anomalous images ({listed(unmarked)}); they "
+            "count as anomalous in the image metrics and as normal in the pixel metrics; a higher --resolution helps",
             stacklevel=2,
         )
 

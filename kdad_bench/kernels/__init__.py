@@ -5,10 +5,13 @@ from __future__ import annotations
 from kdad_bench.kernels import ops as _ops  # registers torch.ops.kdad
 from kdad_bench.kernels.discrepancy import (
     attention_weighting,
+    attention_weightings,
     distillation_loss,
+    dual_discrepancies,
     dual_discrepancy,
     dual_distillation_loss,
     flattened_cosine,
+    pixel_discrepancies,
     pixel_discrepancy,
 )
 from kdad_bench.kernels.dispatch import path
@@ -17,7 +20,9 @@ from kdad_bench.kernels.fusion import anomaly_map, fuse_scales, gaussian_blur, i
 __all__ = [
     "anomaly_map",
     "attention_weighting",
+    "attention_weightings",
     "distillation_loss",
+    "dual_discrepancies",
     "dual_discrepancy",
     "dual_distillation_loss",
     "flattened_cosine",
@@ -25,6 +30,7 @@ __all__ = [
     "gaussian_blur",
     "image_scores",
     "path",
+    "pixel_discrepancies",
     "pixel_discrepancy",
 ]
 

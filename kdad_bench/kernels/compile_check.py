@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 from kdad_bench.kernels import triton_kernels, triton_path
 
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float64: "*fp64"}
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
 SHARED_LIMIT = 232_448  # bytes a block may use on sm_90
 RESNET18 = ((64, 64), (128, 32), (256, 16))  # channels and side of the taps at 256 x 256
 WIDE_RESNET50 = ((256, 64), (512, 32), (1024, 16))
@@ -182,7 +182,7 @@ def feature_launches(shape: str, batch: int, dtype: str, layout: str) -> list[La
             above = torch.empty((), device="meta").expand(x.shape[0], x.shape[2], x.shape[3])
             triton_path.pixel_gradients(x, y, above, "cosine", 1.0, (True, True))
     with recording(log, label + " attention"):
-        triton_path.attention_weighting(t[0], s[0])
+        triton_path.attention_weighting(t, s)
     with recording(log, label + " flattened"):
         sums = triton_path.flat_sums(t, [[x] for x in s])
         above = torch.empty((), device="meta").expand(t[0].shape[0])

@@ -1,8 +1,9 @@
 // One-sweep CPU kernels behind a plain C interface; native.py loads them. No Python or torch headers, no OpenMP library of its own.
 //
-// Work is cut into tiles of a few hundred pixels that stay in the cache between the first sweep (the sums A = |t|^2, B = |s|^2,
-// P = t.s per pixel) and the second (residual of the unit vectors, gradients). Every tile has its own slot for partial results
-// and these are added in order, so a result does not depend on the number of threads.
+// Work is cut into tiles that stay in the cache between the first sweep (the sums A = |t|^2, B = |s|^2, P = t.s per pixel) and
+// the second (residual of the unit vectors, gradients). Where no gradient is wanted one sweep is enough: with planes the sums
+// are double, with rows float, and there only the pixels whose 1 - c float cannot resolve are read again. Every tile has its
+// own slot for partial results and these are added in order, so a result does not depend on the number of threads.
 
 #include <algorithm>
 #include <atomic>
@@ -26,11 +27,13 @@ namespace {
 typedef int64_t i64;
 
 constexpr float TINY = 7.888609052210118e-31f;  // 2^-100: vectors below it count as zero, as in reference.py
-constexpr int MAX_PIXELS = 512;                 // pixels of a tile, at most
-constexpr i64 PLANES_TILE = 65536;              // values of one tensor in a tile: NCHW (stays in L2) ...
-constexpr i64 ROWS_TILE = 4096;                 // ... and channels_last (stays in L1)
+constexpr int MAX_PIXELS = 2048;                // pixels of a tile, at most; NCHW is read fastest in long rows
+constexpr i64 PLANES_TILE = 65536;              // values of one tensor in a tile: NCHW (stays in L2 for the second sweep) ...
+constexpr i64 ROWS_TILE = 32768;                // ... and channels_last
+constexpr i64 SECOND_LOOK = 4096;               // values of one tensor that stay in L1
+constexpr float NEAR = 0.03125f;                // below it 1 - c in float is off by more than about 1e-5 of itself
 
-enum Kind { UNIT_L2 = 0, COSINE = 1, L2 = 2, FLAT_SUMS = 3, FLAT_GRADIENT = 4, ATTENTION = 5 };
+enum Kind { UNIT_L2 = 0, COSINE = 1, L2 = 2, FLAT_SUMS = 3, FLAT_GRADIENT = 4, ATTENTION = 5, FLAT_LOSS = 6 };
 enum Dtype { F32 = 0, F16 = 1, BF16 = 2 };
 
 struct View {  // strides in elements
@@ -45,7 +48,7 @@ struct Job {  // laid out as native.py packs it
     i64 upstream, un, uh, uw;   // float, any strides, or 0
     double factor;              // multiplies the gradients
     double weight;              // multiplies the map
-    i64 sums;                   // double [n, 3] A, B, P per sample: written by FLAT_SUMS, read by FLAT_GRADIENT
+    i64 sums;                   // double [n, 3] A, B, P per sample: written by FLAT_SUMS and FLAT_LOSS, read by FLAT_GRADIENT
     i64 chained;                // 1: same teacher and tiling as the job before it, so that its tile is still in the cache
 };
 
@@ -120,7 +123,7 @@ CLONES void planes_sums(const Tile& t, float* __restrict A, float* __restrict B,
     }
 }
 
-// Four pixels at a time, one accumulator of 16 lanes each; `collapse` adds the lanes of all four with one tree.
+// Four pixels at a time, one accumulator of 16 lanes each, channels innermost so that memory is read in order; `collapse` adds the lanes of all four with one tree.
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define LANES 1
@@ -148,17 +151,19 @@ CLONES void rows_sums(const Tile& t, float* __restrict A, float* __restrict B, f
 #ifdef LANES
     for (; p + 4 <= t.p; p += 4) {
         V16 x[4] = {}, y[4] = {}, z[4] = {};
-        i64 c = 0;
-        for (; c + 16 <= t.c; c += 16)
+        const i64 whole = t.c & ~(i64)15;
 #pragma GCC unroll 4
-            for (int i = 0; i < 4; i++) {
-                const V16 a = *(const V16*)(t.a + (p + i) * t.sa + c), b = *(const V16*)(t.b + (p + i) * t.sb + c);
+        for (int i = 0; i < 4; i++) {
+            const float* in_a = t.a + (p + i) * t.sa; const float* in_b = t.b + (p + i) * t.sb;
+            for (i64 c = 0; c < whole; c += 16) {
+                const V16 a = *(const V16*)(in_a + c), b = *(const V16*)(in_b + c);
                 x[i] += a * a; y[i] += b * b; z[i] += a * b;
             }
+        }
         collapse(x, A + p); collapse(y, B + p); collapse(z, P + p);
-        if (c < t.c)
+        if (whole < t.c)
             for (int i = 0; i < 4; i++)
-                for (i64 k = c; k < t.c; k++) {
+                for (i64 k = whole; k < t.c; k++) {
                     const float a = t.a[(p + i) * t.sa + k], b = t.b[(p + i) * t.sb + k];
                     A[p + i] += a * a; B[p + i] += b * b; P[p + i] += a * b;
                 }
@@ -169,6 +174,88 @@ CLONES void rows_sums(const Tile& t, float* __restrict A, float* __restrict B, f
         float x = 0, y = 0, z = 0;
         for (i64 c = 0; c < t.c; c++) { x += a[c] * a[c]; y += b[c] * b[c]; z += a[c] * b[c]; }
         A[p] = x; B[p] = y; P[p] = z;
+    }
+}
+
+// The sums of a teacher and two students in one reading.
+CLONES void rows_dual_sums(const Tile& t, const Tile& o, float* __restrict A, float* __restrict B, float* __restrict P,
+                           float* __restrict B2, float* __restrict P2) {
+    i64 p = 0;
+#ifdef LANES
+    for (; p + 4 <= t.p; p += 4) {
+        V16 x[4] = {}, y[4] = {}, z[4] = {}, y2[4] = {}, z2[4] = {};
+        const i64 whole = t.c & ~(i64)15;
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            const float* in_a = t.a + (p + i) * t.sa; const float* in_b = t.b + (p + i) * t.sb; const float* in_o = o.b + (p + i) * o.sb;
+            for (i64 c = 0; c < whole; c += 16) {
+                const V16 a = *(const V16*)(in_a + c), b = *(const V16*)(in_b + c), other = *(const V16*)(in_o + c);
+                x[i] += a * a; y[i] += b * b; z[i] += a * b; y2[i] += other * other; z2[i] += a * other;
+            }
+        }
+        collapse(x, A + p); collapse(y, B + p); collapse(z, P + p); collapse(y2, B2 + p); collapse(z2, P2 + p);
+        if (whole < t.c)
+            for (int i = 0; i < 4; i++)
+                for (i64 k = whole; k < t.c; k++) {
+                    const float a = t.a[(p + i) * t.sa + k], b = t.b[(p + i) * t.sb + k], other = o.b[(p + i) * o.sb + k];
+                    A[p + i] += a * a; B[p + i] += b * b; P[p + i] += a * b; B2[p + i] += other * other; P2[p + i] += a * other;
+                }
+    }
+#endif
+    for (; p < t.p; p++) {
+        float x = 0, y = 0, z = 0, y2 = 0, z2 = 0;
+        for (i64 c = 0; c < t.c; c++) {
+            const float a = t.a[p * t.sa + c], b = t.b[p * t.sb + c], other = o.b[p * o.sb + c];
+            x += a * a; y += b * b; z += a * b; y2 += other * other; z2 += a * other;
+        }
+        A[p] = x; B[p] = y; P[p] = z; B2[p] = y2; P2[p] = z2;
+    }
+}
+
+#ifdef LANES
+typedef float V8 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef double D8 __attribute__((vector_size(64), aligned(8), may_alias));
+#define WIDENED(x) __builtin_convertvector(*(const V8*)(x), D8)
+#endif
+
+// The sums in double: products of floats are exact there, so that 1 - P / sqrt(A B) keeps its digits for near pairs.
+CLONES void planes_double_sums(const Tile& t, double* __restrict A, double* __restrict B, double* __restrict P) {
+    for (i64 p = 0; p < t.p; p++) A[p] = B[p] = P[p] = 0;
+    i64 c = 0, done = 0;
+#ifdef LANES
+    done = t.p & ~(i64)7;
+    for (; c + 8 <= t.c; c += 8) {
+        const float* a = t.a + c * t.sa; const float* b = t.b + c * t.sb;
+        for (i64 p = 0; p < done; p += 8) {
+            D8 x = *(D8*)(A + p), y = *(D8*)(B + p), z = *(D8*)(P + p);
+#pragma GCC unroll 8
+            for (int k = 0; k < 8; k++) {
+                const D8 u = WIDENED(a + k * t.sa + p), v = WIDENED(b + k * t.sb + p);
+                x += u * u; y += v * v; z += u * v;
+            }
+            *(D8*)(A + p) = x; *(D8*)(B + p) = y; *(D8*)(P + p) = z;
+        }
+    }
+    const i64 left = c;
+    for (c = 0; c < left; c++)
+        for (i64 p = done; p < t.p; p++) {
+            const double u = t.a[c * t.sa + p], v = t.b[c * t.sb + p];
+            A[p] += u * u; B[p] += v * v; P[p] += u * v;
+        }
+#endif
+    for (; c < t.c; c++) {
+        const float* __restrict a = t.a + c * t.sa; const float* __restrict b = t.b + c * t.sb;
+        for (i64 p = 0; p < t.p; p++) {
+            const double u = a[p], v = b[p];
+            A[p] += u * u; B[p] += v * v; P[p] += u * v;
+        }
+    }
+}
+
+CLONES void distances(const double* __restrict A, const double* __restrict B, const double* __restrict P, float* __restrict D, i64 n) {
+    for (i64 p = 0; p < n; p++) {
+        const double q = 1.0 - P[p] / std::sqrt(A[p] * B[p]);
+        D[p] = (float)(q < 0 ? 0 : q);
     }
 }
 
@@ -262,6 +349,16 @@ CLONES void planes_residual_gradient4(const float* __restrict a, i64 sa, const f
     }
 }
 
+// out = u * x, the rows of a tile at once.
+CLONES void planes_scale(const float* __restrict x, i64 sx, const float* __restrict u, float* __restrict out, i64 so, i64 rows, i64 n) {
+    for (i64 r = 0; r < rows; r++, x += sx, out += so)
+        for (i64 p = 0; p < n; p++) out[p] = u[p] * x[p];
+}
+CLONES void rows_scale(const float* __restrict x, i64 sx, const float* __restrict u, float* __restrict out, i64 so, i64 rows, i64 n) {
+    for (i64 r = 0; r < rows; r++, x += sx, out += so)
+        for (i64 i = 0; i < n; i++) out[i] = u[r] * x[i];
+}
+
 CLONES float rows_residual_gradient(const float* __restrict a, const float* __restrict b, float ia, float ib, float k, float m,
                                     float* __restrict out, i64 n) {
     float d = 0;
@@ -273,9 +370,48 @@ CLONES float rows_residual_gradient(const float* __restrict a, const float* __re
     return d;
 }
 
+// The same for all rows of a tile.
+CLONES void rows_residual_gradients(const Tile& t, const float* __restrict ia, const float* __restrict ib, const float* __restrict k,
+                                    const float* __restrict m, float* __restrict D, float* __restrict out, i64 so) {
+    for (i64 r = 0; r < t.p; r++) {
+        const float* __restrict a = t.a + r * t.sa; const float* __restrict b = t.b + r * t.sb;
+        float* __restrict to = out + r * so;
+        const float x = ia[r], y = ib[r], u = k[r], v = m[r];
+        i64 c = 0;
+        float d = 0;
+#ifdef LANES
+        V16 sum = {};
+        for (; c + 16 <= t.c; c += 16) {
+            const V16 own = *(const V16*)(b + c), e = own * y - *(const V16*)(a + c) * x;
+            sum += e * e;
+            *(V16*)(to + c) = u * e + v * own;
+        }
+        for (int i = 0; i < 16; i++) d += sum[i];
+#endif
+        for (; c < t.c; c++) {
+            const float e = b[c] * y - a[c] * x;
+            d += e * e;
+            to[c] = u * e + v * b[c];
+        }
+        D[r] = d;
+    }
+}
+
 CLONES void row_double_sums(const float* __restrict a, const float* __restrict b, i64 n, double* __restrict out) {
     double x = 0, y = 0, z = 0;
-    for (i64 i = 0; i < n; i++) {
+    i64 i = 0;
+#ifdef LANES
+    D8 xs[4] = {}, ys[4] = {}, zs[4] = {};
+    for (; i + 32 <= n; i += 32)
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) {
+            const D8 u = WIDENED(a + i + 8 * k), v = WIDENED(b + i + 8 * k);
+            xs[k] += u * u; ys[k] += v * v; zs[k] += u * v;
+        }
+    const D8 sx = (xs[0] + xs[1]) + (xs[2] + xs[3]), sy = (ys[0] + ys[1]) + (ys[2] + ys[3]), sz = (zs[0] + zs[1]) + (zs[2] + zs[3]);
+    for (int k = 0; k < 8; k++) { x += sx[k]; y += sy[k]; z += sz[k]; }
+#endif
+    for (; i < n; i++) {
         const double u = a[i], v = b[i];
         x += u * u; y += v * v; z += u * v;
     }
@@ -291,11 +427,12 @@ CLONES void inverse_lengths(const float* __restrict A, const float* __restrict B
     }
 }
 
+INLINE bool in_range(float A, float B) { return A > 1e-30f && A < 1e37f && B > 1e-30f && B < 1e37f; }
+
 CLONES i64 out_of_range(const float* __restrict A, const float* __restrict B, i64 n) {
     i64 found = 0;
     for (i64 p = 0; p < n; p++) {
-        const bool fine = A[p] > 1e-30f && A[p] < 1e37f && B[p] > 1e-30f && B[p] < 1e37f;
-        found += fine ? 0 : 1;
+        found += in_range(A[p], B[p]) ? 0 : 1;
     }
     return found;
 }
@@ -320,9 +457,10 @@ void careful_pixel(const Tile& t, i64 p, float* ia, float* ib, float* q) {
 // ---- reading and writing tiles of any dtype and layout --------------------------------------------------------------
 
 struct Scratch {
-    std::vector<float> a, b, out, out2;
+    std::vector<float> a, b, b2, out;
     float A[MAX_PIXELS], B[MAX_PIXELS], P[MAX_PIXELS], ia[MAX_PIXELS], ib[MAX_PIXELS], q[MAX_PIXELS], D[MAX_PIXELS];
-    float k[MAX_PIXELS], m[MAX_PIXELS], k2[MAX_PIXELS], m2[MAX_PIXELS], g[MAX_PIXELS];
+    float B2[MAX_PIXELS], P2[MAX_PIXELS], k[MAX_PIXELS], m[MAX_PIXELS], g[MAX_PIXELS];
+    double wide_A[MAX_PIXELS], wide_B[MAX_PIXELS], wide_P[MAX_PIXELS];
 };
 
 INLINE bool flat(const View& v, i64 h, i64 w) { return h == 1 || w == 1 || v.sh == v.sw * w; }
@@ -376,6 +514,11 @@ INLINE float* output_row(const View& v, const Job& j, i64 n, i64 p0, i64 r, bool
     return (float*)v.data + n * v.sn + p0 * ps + r * (planes ? v.sc : ps);
 }
 
+// Whether the rows of an output tile can be written in place.
+INLINE bool in_place(const View& v, const Job& j, bool planes) { return v.dtype == F32 && row_is_contiguous(v, j, planes); }
+
+INLINE i64 row_stride(const View& v, const Job& j, bool planes) { return planes ? v.sc : pixel_stride(v, j.w); }
+
 void finish_row(const View& v, const Job& j, i64 n, i64 p0, i64 r, bool planes, const float* row, i64 length) {
     if (row_is_contiguous(v, j, planes)) {
         if (v.dtype == F32) return;
@@ -412,6 +555,112 @@ void write_combination(const Job& j, const Tile& t, const View& v, i64 n, i64 p0
     }
 }
 
+// grads = u * first + v * second for every value
+void write_flat(const Job& j, const Tile& t, const View& v, i64 n, i64 p0, float u, float w, std::vector<float>& row) {
+    const i64 rows = t.planes ? t.c : t.p, length = t.planes ? t.p : t.c;
+    if ((i64)row.size() < length) row.resize(length);
+    const bool dense = t.sa == length && t.sb == length && in_place(v, j, t.planes) && row_stride(v, j, t.planes) == length;
+    if (dense) return rows_combine(t.a, t.b, u, w, output_row(v, j, n, p0, 0, t.planes, nullptr), rows * length);
+    for (i64 r = 0; r < rows; r++) {
+        float* out = output_row(v, j, n, p0, r, t.planes, row.data());
+        rows_combine(t.a + r * t.sa, t.b + r * t.sb, u, w, out, length);
+        finish_row(v, j, n, p0, r, t.planes, out, length);
+    }
+}
+
+// From the float sums of pixels p0 to p1 of a tile of rows: 1 - c where float resolves it, the residual of the pixel elsewhere.
+// Returns whether there were such pixels.
+bool rows_distances(const Tile& t, Scratch& s, const float* B, const float* P, i64 p0, i64 p1) {
+    bool any = false;
+    inverse_lengths(s.A + p0, B + p0, P + p0, s.ia + p0, s.ib + p0, s.q + p0, p1 - p0);
+    if (out_of_range(s.A + p0, B + p0, p1 - p0))
+        for (i64 p = p0; p < p1; p++)
+            if (!in_range(s.A[p], B[p])) { careful_pixel(t, p, s.ia, s.ib, s.q); s.q[p] = 0; }
+    for (i64 p = p0; p < p1;) {
+        if (s.q[p] >= NEAR) { s.D[p] = s.q[p]; p++; continue; }
+        i64 end = p + 1;
+        while (end < p1 && !(s.q[end] >= NEAR)) end++;
+        Tile near = t;
+        near.a += p * t.sa; near.b += p * t.sb; near.p = end - p;
+        rows_residual(near, s.ia + p, s.ib + p, s.D + p);
+        for (; p < end; p++) s.D[p] *= 0.5f;
+        any = true;
+    }
+    return any;
+}
+
+// Walks a tile of rows: in one stride, or after near pixels in strides that are still in the L1 cache for their second reading.
+struct Strides {
+    i64 p0 = 0, p1, pixels, small;
+    Strides(i64 pixels, i64 channels)
+        : p1(std::min<i64>(16, pixels)), pixels(pixels), small(std::max<i64>(4, SECOND_LOOK / channels / 4 * 4)) {}
+    bool next(bool near) {
+        p0 = p1;
+        p1 = near ? std::min(pixels, p0 + small) : pixels;
+        return p0 < pixels;
+    }
+};
+
+Tile part_of(const Tile& t, i64 p0, i64 p1) {
+    Tile part = t;
+    part.a += p0 * t.sa; part.b += p0 * t.sb; part.p = p1 - p0;
+    return part;
+}
+
+// Half the squared residual of the unit vectors by one sweep, to s.D; the lengths to s.ia, s.ib only where they are 0.
+void one_sweep(const Tile& t, Scratch& s) {
+    if (t.planes) {
+        planes_double_sums(t, s.wide_A, s.wide_B, s.wide_P);
+        distances(s.wide_A, s.wide_B, s.wide_P, s.D, t.p);
+        const double least = (double)t.c * TINY * TINY;  // zero vectors lie below
+        for (i64 p = 0; p < t.p; p++) {
+            s.ia[p] = s.ib[p] = 1;
+            if (s.wide_A[p] > least && s.wide_B[p] > least) continue;
+            careful_pixel(t, p, s.ia, s.ib, s.q);
+            s.D[p] = s.ia[p] == 0 && s.ib[p] == 0 ? 0.0f : s.ia[p] == 0 || s.ib[p] == 0 ? 0.5f : s.q[p];
+        }
+        return;
+    }
+    Strides at(t.p, t.c);
+    bool near;
+    do {
+        rows_sums(part_of(t, at.p0, at.p1), s.A + at.p0, s.B + at.p0, s.P + at.p0);
+        near = rows_distances(t, s, s.B, s.P, at.p0, at.p1);
+    } while (at.next(near));
+}
+
+// The distances in s.D of pixels p0 to p1 as a map; returns their sum.
+double finish_map(const Job& j, int kind, float* map, i64 p0, i64 p1, Scratch& s) {
+    if (kind != UNIT_L2)  // a zero vector has no direction: its cosine is 0
+        for (i64 p = p0; p < p1; p++) if (s.ia[p] == 0 || s.ib[p] == 0) s.D[p] = 1;
+    const float weight = (float)j.weight;
+    double total = 0;
+    for (i64 p = p0; p < p1; p++) total += s.D[p];
+    if (map) for (i64 p = p0; p < p1; p++) map[p] = weight * s.D[p];
+    return total;
+}
+
+// The maps of two students of one teacher, channels_last; the sums of their distances to `totals`.
+void run_pair(const Job* jobs, int kind, i64 n, i64 p0, i64 np, const float* a, i64 sa, Scratch& s, double* totals, i64 width) {
+    Tile t[2];
+    for (int k = 0; k < 2; k++) {
+        t[k].a = a; t[k].sa = sa; t[k].c = jobs[k].c; t[k].p = np; t[k].planes = false;
+        t[k].b = acquire(jobs[k].student, jobs[k], n, p0, np, false, k ? s.b2 : s.b, &t[k].sb);
+    }
+    Strides at(np, t[0].c);
+    bool near;
+    totals[0] = totals[width] = 0;
+    do {
+        const i64 from = at.p0, to = at.p1;
+        rows_dual_sums(part_of(t[0], from, to), part_of(t[1], from, to), s.A + from, s.B + from, s.P + from, s.B2 + from, s.P2 + from);
+        near = false;
+        for (int k = 0; k < 2; k++) {
+            near |= rows_distances(t[k], s, k ? s.B2 : s.B, k ? s.P2 : s.P, from, to);
+            totals[k * width] += finish_map(jobs[k], kind, (float*)jobs[k].map + n * jobs[k].h * jobs[k].w + p0, from, to, s);
+        }
+    } while (at.next(near));
+}
+
 double run_tile(const Job& j, int kind, i64 n, i64 p0, i64 np, bool planes, const float* a, i64 sa, Scratch& s, double* sums) {
     Tile t;
     t.a = a; t.sa = sa; t.c = j.c; t.p = np; t.planes = planes;
@@ -420,7 +669,8 @@ double run_tile(const Job& j, int kind, i64 n, i64 p0, i64 np, bool planes, cons
     float* map = j.map ? (float*)j.map + n * j.h * j.w + p0 : nullptr;
 
     if (kind == FLAT_SUMS) {
-        for (i64 r = 0; r < rows; r++) row_double_sums(t.a + r * t.sa, t.b + r * t.sb, length, sums);
+        if (t.sa == length && t.sb == length) row_double_sums(t.a, t.b, rows * length, sums);
+        else for (i64 r = 0; r < rows; r++) row_double_sums(t.a + r * t.sa, t.b + r * t.sb, length, sums);
         return 0;
     }
     const bool wants_student = j.student_grad.data != 0, wants_teacher = j.teacher_grad.data != 0;
@@ -430,13 +680,9 @@ double run_tile(const Job& j, int kind, i64 n, i64 p0, i64 np, bool planes, cons
         const bool zero = S[0] <= tiny || S[1] <= tiny;
         const double root = std::sqrt(S[0]) * std::sqrt(S[1]), cosine = zero ? 0 : S[2] / root, alpha = zero ? 0 : 1 / root;
         const double g = j.factor * (j.upstream ? (double)((const float*)j.upstream)[n * j.un] : 1.0);
-        for (i64 p = 0; p < np; p++) {
-            s.k[p] = (float)(-g * alpha);
-            s.m[p] = zero ? 0 : (float)(g * cosine / S[1]);
-            s.m2[p] = zero ? 0 : (float)(g * cosine / S[0]);
-        }
-        if (wants_student) write_combination(j, t, j.student_grad, n, p0, s.k, s.m, s.out);
-        if (wants_teacher) write_combination(j, t, j.teacher_grad, n, p0, s.m2, s.k, s.out);
+        const float other = (float)(-g * alpha);
+        if (wants_student) write_flat(j, t, j.student_grad, n, p0, other, zero ? 0 : (float)(g * cosine / S[1]), s.out);
+        if (wants_teacher) write_flat(j, t, j.teacher_grad, n, p0, zero ? 0 : (float)(g * cosine / S[0]), other, s.out);
         return 0;
     }
     if (wants_student || wants_teacher) upstream_of(j, n, p0, np, s.g);
@@ -454,45 +700,58 @@ double run_tile(const Job& j, int kind, i64 n, i64 p0, i64 np, bool planes, cons
         return total;
     }
 
-    if (planes) planes_sums(t, s.A, s.B, s.P); else rows_sums(t, s.A, s.B, s.P);
-    inverse_lengths(s.A, s.B, s.P, s.ia, s.ib, s.q, np);
-    if (out_of_range(s.A, s.B, np))
-        for (i64 p = 0; p < np; p++)
-            if (!(s.A[p] > 1e-30f && s.A[p] < 1e37f && s.B[p] > 1e-30f && s.B[p] < 1e37f)) careful_pixel(t, p, s.ia, s.ib, s.q);
-
-    if (wants_student || wants_teacher)  // a zero vector has no direction: it neither gets nor gives a gradient
+    if ((!wants_student && !wants_teacher) || kind == ATTENTION) one_sweep(t, s);
+    else {
+        if (planes) planes_sums(t, s.A, s.B, s.P); else rows_sums(t, s.A, s.B, s.P);
+        inverse_lengths(s.A, s.B, s.P, s.ia, s.ib, s.q, np);
+        if (out_of_range(s.A, s.B, np))
+            for (i64 p = 0; p < np; p++)
+                if (!in_range(s.A[p], s.B[p])) careful_pixel(t, p, s.ia, s.ib, s.q);
+        // a zero vector has no direction: it neither gets nor gives a gradient
         for (i64 p = 0; p < np; p++) s.g[p] = s.ia[p] == 0 || s.ib[p] == 0 ? 0 : s.g[p];
-    if (wants_student && kind != ATTENTION) {
-        // d/db = ib (c b/|b| - a/|a|) = ib (e - q b/|b|), q = 1 - c
-        for (i64 p = 0; p < np; p++) { s.k[p] = s.g[p] * s.ib[p]; s.m[p] = -s.k[p] * s.q[p] * s.ib[p]; s.D[p] = 0; }
-        if ((i64)s.out.size() < length) s.out.resize(length);
-        i64 r = 0;
-        if (planes && j.student_grad.dtype == F32 && row_is_contiguous(j.student_grad, j, planes))
-            for (; r + 4 <= rows; r += 4)
-                planes_residual_gradient4(t.a + r * t.sa, t.sa, t.b + r * t.sb, t.sb, s.ia, s.ib, s.k, s.m, s.D,
-                                          output_row(j.student_grad, j, n, p0, r, planes, nullptr), j.student_grad.sc, length);
-        for (; r < rows; r++) {
-            float* out = output_row(j.student_grad, j, n, p0, r, planes, s.out.data());
-            const float *x = t.a + r * t.sa, *y = t.b + r * t.sb;
-            if (planes) planes_residual_gradient(x, y, s.ia, s.ib, s.k, s.m, s.D, out, length);
-            else s.D[r] = rows_residual_gradient(x, y, s.ia[r], s.ib[r], s.k[r], s.m[r], out, length);
-            finish_row(j.student_grad, j, n, p0, r, planes, out, length);
-        }
-    } else if (planes) planes_residual(t, s.ia, s.ib, s.D);
-    else rows_residual(t, s.ia, s.ib, s.D);
-
-    for (i64 p = 0; p < np; p++) s.D[p] *= 0.5f;
-    if (kind != UNIT_L2)  // a zero vector has no direction: its cosine is 0
-        for (i64 p = 0; p < np; p++) if (s.ia[p] == 0 || s.ib[p] == 0) s.D[p] = 1;
-    for (i64 p = 0; p < np; p++) {
-        if (map) map[p] = (float)j.weight * s.D[p];
-        total += s.D[p];
+        if (wants_student) {
+            // d/db = ib (c b/|b| - a/|a|) = ib (e - q b/|b|), q = 1 - c
+            for (i64 p = 0; p < np; p++) { s.k[p] = s.g[p] * s.ib[p]; s.m[p] = -s.k[p] * s.q[p] * s.ib[p]; s.D[p] = 0; }
+            if ((i64)s.out.size() < length) s.out.resize(length);
+            const bool direct = in_place(j.student_grad, j, planes);
+            i64 r = 0;
+            if (planes && direct)
+                for (; r + 4 <= rows; r += 4)
+                    planes_residual_gradient4(t.a + r * t.sa, t.sa, t.b + r * t.sb, t.sb, s.ia, s.ib, s.k, s.m, s.D,
+                                              output_row(j.student_grad, j, n, p0, r, planes, nullptr), j.student_grad.sc, length);
+            else if (direct) {
+                rows_residual_gradients(t, s.ia, s.ib, s.k, s.m, s.D, output_row(j.student_grad, j, n, p0, 0, planes, nullptr),
+                                        row_stride(j.student_grad, j, planes));
+                r = rows;
+            }
+            for (; r < rows; r++) {
+                float* out = output_row(j.student_grad, j, n, p0, r, planes, s.out.data());
+                const float *x = t.a + r * t.sa, *y = t.b + r * t.sb;
+                if (planes) planes_residual_gradient(x, y, s.ia, s.ib, s.k, s.m, s.D, out, length);
+                else s.D[r] = rows_residual_gradient(x, y, s.ia[r], s.ib[r], s.k[r], s.m[r], out, length);
+                finish_row(j.student_grad, j, n, p0, r, planes, out, length);
+            }
+        } else if (planes) planes_residual(t, s.ia, s.ib, s.D);
+        else rows_residual(t, s.ia, s.ib, s.D);
+        for (i64 p = 0; p < np; p++) s.D[p] *= 0.5f;
     }
+
+    total = finish_map(j, kind, map, 0, np, s);
     if (kind == ATTENTION) {
-        for (i64 p = 0; p < np; p++) { s.k[p] = 0; s.m[p] = 0.5f * s.D[p]; }
-        // a * 0 would turn an infinite teacher into NaN: read the student twice instead
-        Tile own = t; own.a = t.b; own.sa = t.sb;
-        write_combination(j, own, j.student_grad, n, p0, s.k, s.m, s.out);
+        for (i64 p = 0; p < np; p++) s.m[p] = 0.5f * s.D[p];
+        if (in_place(j.student_grad, j, planes)) {
+            float* out = output_row(j.student_grad, j, n, p0, 0, planes, nullptr);
+            const i64 so = row_stride(j.student_grad, j, planes);
+            if (planes) planes_scale(t.b, t.sb, s.m, out, so, rows, length);
+            else rows_scale(t.b, t.sb, s.m, out, so, rows, length);
+            return total;
+        }
+        if ((i64)s.out.size() < length) s.out.resize(length);
+        for (i64 r = 0; r < rows; r++) {
+            if (planes) planes_scale(t.b + r * t.sb, 0, s.m, s.out.data(), 0, 1, length);
+            else rows_scale(t.b + r * t.sb, 0, s.m + r, s.out.data(), 0, 1, length);
+            finish_row(j.student_grad, j, n, p0, r, planes, s.out.data(), length);
+        }
     }
     if (wants_teacher) {  // d/da = ia (c a/|a| - b/|b|), the residual seen from the other side
         for (i64 p = 0; p < np; p++) { s.k[p] = s.g[p] * s.ia[p]; s.m[p] = -s.k[p] * s.q[p] * s.ia[p]; }
@@ -525,12 +784,34 @@ void parallel(Body body, void* data, int threads) {
 
 struct Group { const Job* first; int count; bool planes; i64 pixels, tiles; i64 start; };
 
+double flat_distance(const double* S) {  // 1 - c of a sample from its A, B, P; 1 where a vector is zero
+    const double tiny = (double)TINY * TINY;
+    if (S[0] <= tiny || S[1] <= tiny) return 1;
+    const double q = 1 - S[2] / (std::sqrt(S[0]) * std::sqrt(S[1]));
+    return q < 0 ? 0 : q;
+}
+
 struct Sweep {
     const Group* groups; int ngroups; int kind; i64 units;
     double* partial;  // per unit and job of its group: total, or A, B, P
     int width, most;
     std::atomic<i64> next;
 };
+
+// The sums of a whole sample and then its gradients, while the sample is still in the cache.
+void run_sample(const Job& j, i64 n, i64 pixels, bool planes, Scratch& s) {
+    double* S = (double*)j.sums + 3 * n;
+    S[0] = S[1] = S[2] = 0;
+    for (const int kind : {(int)FLAT_SUMS, (int)FLAT_GRADIENT})
+        for (i64 p0 = 0; p0 < j.h * j.w; p0 += pixels) {
+            const i64 np = std::min(pixels, j.h * j.w - p0);
+            i64 sa;
+            const float* a = acquire(j.teacher, j, n, p0, np, planes, s.a, &sa);
+            double part[3] = {0, 0, 0};
+            run_tile(j, kind, n, p0, np, planes, a, sa, s, part);
+            for (int i = 0; i < 3; i++) S[i] += part[i];
+        }
+}
 
 void sweep_body(void* raw) {
     Sweep& w = *(Sweep*)raw;
@@ -542,10 +823,18 @@ void sweep_body(void* raw) {
         while (g + 1 < w.ngroups && unit >= w.groups[g + 1].start) g++;
         const Group& group = w.groups[g];
         const Job& j = *group.first;
+        if (w.kind == FLAT_LOSS) {
+            for (int k = 0; k < group.count; k++) run_sample(group.first[k], unit - group.start, group.pixels, group.planes, s);
+            continue;
+        }
         const i64 local = unit - group.start, n = local / group.tiles, p0 = (local % group.tiles) * group.pixels;
         const i64 np = std::min(group.pixels, j.h * j.w - p0);
         i64 sa;
         const float* a = acquire(j.teacher, j, n, p0, np, group.planes, s.a, &sa);
+        if (group.count == 2 && !group.planes && w.kind <= COSINE && j.map && !j.student_grad.data && !j.teacher_grad.data) {
+            run_pair(group.first, w.kind, n, p0, np, a, sa, s, w.partial + unit * w.most * w.width, w.width);
+            continue;
+        }
         for (int k = 0; k < group.count; k++) {
             double* slot = w.partial + (unit * w.most + k) * w.width;
             for (int i = 0; i < w.width; i++) slot[i] = 0;
@@ -569,7 +858,7 @@ EXPORT void kdad_use_gomp(void* function) { gomp_parallel = (GompParallel)functi
 
 EXPORT int kdad_job_words() { return (int)(sizeof(Job) / 8); }
 
-// totals: one double per job, the sum of its (unweighted) discrepancies.
+// totals: one double per job, the sum of its (unweighted) discrepancies, of pixels or of samples.
 EXPORT void kdad_sweep(const void* raw, int njobs, int kind, int threads, double* totals) {
     const Job* jobs = (const Job*)raw;
     std::vector<Group> groups;
@@ -584,9 +873,12 @@ EXPORT void kdad_sweep(const void* raw, int njobs, int kind, int threads, double
         g.planes = !(j.student.sc == 1 && j.c > 1 && (pixel_stride(j.student, j.w) != 1 || j.h * j.w == 1));
         const i64 hw = j.h * j.w;
         i64 pixels = (g.planes ? PLANES_TILE : ROWS_TILE) / std::max<i64>(j.c, 1);
-        pixels = std::max<i64>(g.planes ? 16 : 4, std::min<i64>(pixels, MAX_PIXELS));
+        const bool once = g.planes && kind <= COSINE && !j.student_grad.data && !j.teacher_grad.data;
+        if (once) pixels = MAX_PIXELS;  // nothing is read twice
+        const bool flat_kind = kind == FLAT_SUMS || kind == FLAT_GRADIENT || kind == FLAT_LOSS;  // keeps nothing per pixel
+        pixels = std::max<i64>(g.planes ? 16 : 4, flat_kind ? pixels : std::min<i64>(pixels, MAX_PIXELS));
         if (g.planes) pixels = pixels / 16 * 16;
-        g.pixels = pixels; g.tiles = (hw + pixels - 1) / pixels;
+        g.pixels = pixels; g.tiles = kind == FLAT_LOSS ? 1 : (hw + pixels - 1) / pixels;
         units += j.n * g.tiles;
         groups.push_back(g);
     }
@@ -600,7 +892,7 @@ EXPORT void kdad_sweep(const void* raw, int njobs, int kind, int threads, double
     for (const Group& g : groups)
         for (int k = 0; k < g.count; k++) {
             const Job& j = g.first[k];
-            for (i64 n = 0; n < j.n; n++)
+            for (i64 n = 0; n < j.n && kind != FLAT_LOSS; n++)
                 for (i64 tile = 0; tile < g.tiles; tile++) {
                     const double* slot = partial.data() + ((g.start + n * g.tiles + tile) * most + k) * width;
                     if (kind == FLAT_SUMS)
@@ -610,6 +902,8 @@ EXPORT void kdad_sweep(const void* raw, int njobs, int kind, int threads, double
                         }
                     else totals[&j - jobs] += slot[0];
                 }
+            if (kind == FLAT_SUMS || kind == FLAT_LOSS)
+                for (i64 n = 0; n < j.n; n++) totals[&j - jobs] += flat_distance((const double*)j.sums + 3 * n);
         }
 }
 

@@ -49,7 +49,9 @@ def wants_gradient(*tensors: Tensor) -> bool:
 
 def uses_reference(*tensors: Tensor) -> bool:
     """Whether the eager formula runs: on request, and for float64."""
-    return any(dispatch.path_of(t) == "reference" for t in tensors)
+    if any(t.dtype not in dispatch.SUPPORTED for t in tensors):
+        return True
+    return dispatch.path(tensors[0].device) == "reference"
 
 
 class PixelDiscrepancy(torch.autograd.Function):
@@ -102,6 +104,26 @@ def pixel_discrepancy(teacher: Tensor, student: Tensor, *, kind: str = "unit_l2"
     return made
 
 
+def pixel_discrepancies(
+    teacher_taps: Sequence[Tensor], student_taps: Sequence[Tensor], *, kind: str = "unit_l2", weight: float = 1.0
+) -> list[Tensor]:
+    """`pixel_discrepancy` at every scale: all maps in one launch on a GPU, one parallel region on a CPU.
+
+    Args: one [N, C_k, H_k, W_k] per scale. Returns: one [N, H_k, W_k] float32 per scale. Differentiable.
+
+    Raises: ValueError as there, and for no or unequal numbers of scales.
+    """
+    check_scales(teacher_taps, student_taps)
+    for t, s in zip(teacher_taps, student_taps, strict=True):
+        check(kind, PIXEL_KINDS, t, s)
+    everything = [*teacher_taps, *student_taps]
+    if not plain(*everything) or uses_reference(*everything) or wants_gradient(*everything):
+        pairs = zip(teacher_taps, student_taps, strict=True)
+        return [pixel_discrepancy(t, s, kind=kind, weight=weight) for t, s in pairs]
+    found = dispatch.run("pixel_maps", teacher_taps[0], teacher_taps, [[s] for s in student_taps], kind, weight)
+    return [maps[0] for maps in found]
+
+
 class FlattenedCosine(torch.autograd.Function):
     """Per-sample distances; keeps A, B, P of each sample for the backward."""
 
@@ -148,9 +170,7 @@ def dual_discrepancy(
 ) -> tuple[Tensor, Tensor]:
     """The maps of two students against one teacher, which is read once (DSKD, BMKD: forward and reverse student).
 
-
     Arguments, range and errors as `pixel_discrepancy`; returns two maps [N, H, W] float32. Differentiable in all three.
-
     """
     check(kind, PIXEL_KINDS, teacher, a, b)
     if not plain(teacher, a, b):
@@ -167,6 +187,34 @@ def dual_discrepancy(
     return map_a, map_b
 
 
+def dual_discrepancies(
+    teacher_taps: Sequence[Tensor],
+    a_taps: Sequence[Tensor],
+    b_taps: Sequence[Tensor],
+    *,
+    kind: str = "unit_l2",
+    weight: float = 1.0,
+) -> list[tuple[Tensor, Tensor]]:
+    """`dual_discrepancy` at every scale: all maps in one launch on a GPU, one parallel region on a CPU.
+
+    Args: one [N, C_k, H_k, W_k] per scale. Returns: two [N, H_k, W_k] float32 per scale. Differentiable.
+
+    Raises: ValueError as there, and for no or unequal numbers of scales.
+    """
+    check_scales(teacher_taps, a_taps, b_taps)
+    for t, a, b in zip(teacher_taps, a_taps, b_taps, strict=True):
+        check(kind, PIXEL_KINDS, t, a, b)
+    everything = [*teacher_taps, *a_taps, *b_taps]
+    students = list(zip(a_taps, b_taps, strict=True))
+    if not plain(*everything) or uses_reference(*everything) or wants_gradient(*everything):
+        return [
+            dual_discrepancy(t, a, b, kind=kind, weight=weight)
+            for t, (a, b) in zip(teacher_taps, students, strict=True)
+        ]
+    found = dispatch.run("pixel_maps", teacher_taps[0], teacher_taps, students, kind, weight)
+    return [(maps[0], maps[1]) for maps in found]
+
+
 def attention_weighting(teacher: Tensor, student: Tensor) -> Tensor:
     """(1 - cos)/2 · s at every pixel: the student's features where it departs from its teacher.
 
@@ -175,14 +223,23 @@ def attention_weighting(teacher: Tensor, student: Tensor) -> Tensor:
 
     Raises: ValueError for other ranks, or shapes and devices that differ.
     """
-    check("cosine", PIXEL_KINDS, teacher, student)
-    teacher, student = teacher.detach(), student.detach()
-    if not plain(teacher, student):
-        traced: Tensor = torch.ops.kdad.attention_weighting(teacher, student)
-        return traced
-    if uses_reference(teacher, student):
-        return reference.attention_weighting(teacher, student)
-    made: Tensor = dispatch.run("attention_weighting", teacher, teacher, student)
+    return attention_weightings([teacher], [student])[0]
+
+
+def attention_weightings(teacher_taps: Sequence[Tensor], student_taps: Sequence[Tensor]) -> list[Tensor]:
+    """`attention_weighting` at every scale, in one parallel region on a CPU.
+
+    Raises: ValueError as there, and for no or unequal numbers of scales.
+    """
+    check_scales(teacher_taps, student_taps)
+    for t, s in zip(teacher_taps, student_taps, strict=True):
+        check("cosine", PIXEL_KINDS, t, s)
+    teachers, students = [t.detach() for t in teacher_taps], [s.detach() for s in student_taps]
+    if not plain(*teachers, *students):
+        return [torch.ops.kdad.attention_weighting(t, s) for t, s in zip(teachers, students, strict=True)]
+    if uses_reference(*teachers, *students):
+        return [reference.attention_weighting(t, s) for t, s in zip(teachers, students, strict=True)]
+    made: list[Tensor] = dispatch.run("attention_weighting", teachers[0], teachers, students)
     return made
 
 
@@ -242,8 +299,10 @@ class PixelLoss(torch.autograd.Function):
 
 
 class FlattenedLoss(torch.autograd.Function):
-    """The mean of the per-sample distances of all scales;
-    the sums of a whole sample come first, so no early gradient.
+    """The mean of the per-sample distances of all scales.
+
+    The C++ path writes the gradients with the forward, as `PixelLoss` does: a sample's second reading comes from the
+    cache. On a GPU the sums of all samples come first and the backward reads again.
     """
 
     @staticmethod
@@ -253,17 +312,35 @@ class FlattenedLoss(torch.autograd.Function):
             taps[:scales],
             list(zip(*(taps[i : i + scales] for i in range(scales, len(taps), scales)), strict=True)),
         )
-        found = dispatch.run("flat_sums", taps[0], teachers, students)
+        wanted = ctx.needs_input_grad[1:]
+        written = [t for t, wish in zip(taps, wanted, strict=True) if wish]
+        ctx.grads = None
         ctx.weights = weights
-        per_tap = [found[i % scales][i // scales - 1] for i in range(scales, len(taps))]
-        ctx.save_for_backward(*taps, *(sums for sums, _ in per_tap))
-        return weighted_means([distance for _, distance in per_tap], weights)
+        if dispatch.path_of(taps[0]) == "cpp" and all(t.dtype != torch.float16 for t in written):
+            wants = any(wanted[:scales]), any(wanted[scales:])
+            loss, sums, to_teachers, to_students = dispatch.run(
+                "flat_loss", taps[0], teachers, students, weights, wants
+            )
+            ctx.grads = [*to_teachers, *(grads[i] for i in range(len(taps) // scales - 1) for grads in to_students)]
+        else:
+            found = dispatch.run("flat_sums", taps[0], teachers, students)
+            sums = [[one for one, _ in pairs] for pairs in found]
+            distances = [found[i % scales][i // scales - 1][1] for i in range(scales, len(taps))]
+            loss = weighted_means(distances, weights)
+        ctx.save_for_backward(*taps, *(sums[i % scales][i // scales - 1] for i in range(scales, len(taps))))
+        made: Tensor = loss
+        return made
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         scales, wanted = len(ctx.weights), ctx.needs_input_grad[1:]
         taps, sums = ctx.saved_tensors[: len(wanted)], ctx.saved_tensors[len(wanted) :]
+        if ctx.grads is not None:
+            early, ctx.grads = ctx.grads, None
+            if not is_one(upstream):
+                dispatch.run("scale_in_place", taps[0], [g for g in early if g is not None], upstream)
+            return None, *(g if wish else None for g, wish in zip(early, wanted, strict=True))
         grads: list[Tensor | None] = [None] * len(taps)
         for i in range(scales, len(taps)):
             teacher, student = taps[i % scales], taps[i]
@@ -349,10 +426,8 @@ def distillation_loss(
     """Σ_k w_k · mean of the discrepancy at scale k: the training loss of every method here, all scales in one sweep.
 
     The mean is over n, h and w for the pixel kinds ("unit_l2": STFPM eq. 3; "cosine": RD4AD eq. 1-2; "l2": MKD,
-    STAD) and
-    over n for "flattened" (RD4AD's code, MKD). When a gradient is wanted, the pixel kinds write it in the sweep that
-    makes
-    the loss, unless it would be float16.
+    STAD) and over n for "flattened" (RD4AD's code, MKD). When a gradient is wanted, it is written as the loss is made
+    (not if it would be float16, nor for "flattened" on a GPU).
 
     Args:
         teacher_taps, student_taps: one [N, C_k, H_k, W_k] per scale, as for `pixel_discrepancy`.
@@ -375,8 +450,6 @@ def dual_distillation_loss(
 ) -> Tensor:
     """`distillation_loss` of two students against one teacher, added; the teacher is read once (DSKD, BMKD).
 
-
     Arguments and errors as there.
-
     """
     return loss_of(teacher_taps, [a_taps, b_taps], kind, weights)

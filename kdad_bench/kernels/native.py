@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from kdad_bench.kernels.torch_path import flat_distance
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 KINDS = {"unit_l2": 0, "cosine": 1, "l2": 2}
-FLAT_SUMS, FLAT_GRADIENT, ATTENTION = 3, 4, 5
+FLAT_SUMS, FLAT_GRADIENT, ATTENTION, FLAT_LOSS = 3, 4, 5, 6
 ABSENT = (0, 0, 0, 0, 0, 0)
 
 # struct Job of cpu.cpp: sizes, teacher, student, map, two gradients, upstream, factor, weight, sums, chained
@@ -174,13 +175,42 @@ def pixel_loss(
     return torch.tensor(sum(map(float.__mul__, factors, totals))), to_teachers, to_students
 
 
+def dense_order(tensors: Sequence[Tensor]) -> tuple[int, ...] | None:
+    """The order of dimensions in which all `tensors` are contiguous: NCHW, channels_last or None."""
+    for order in ((0, 1, 2, 3), (0, 2, 3, 1)):
+        if all(x.permute(order).is_contiguous() for x in tensors):
+            return order
+    return None
+
+
+def flat_job(
+    order: tuple[int, ...] | None,
+    teacher: Tensor,
+    student: Tensor,
+    sums: Tensor,
+    grads: Sequence[Tensor | None] = (None, None),
+    **more: Any,
+) -> bytes:
+    """One struct Job of a flattened kind; `grads` to teacher and student.
+
+    Which value is whose channel does not matter there: with an `order`, dense samples become plain rows.
+    """
+
+    def rows(x: Tensor) -> Tensor:
+        return x if order is None else x.permute(order).reshape(x.shape[0], 1, 1, x.shape[1:].numel())  # a view
+
+    to_teacher, to_student = (None if g is None else rows(g) for g in grads)
+    return job(rows(teacher), rows(student), teacher_grad=to_teacher, student_grad=to_student, sums=sums, **more)
+
+
 def flat_sums(teachers: Sequence[Tensor], students: Sequence[Sequence[Tensor]]) -> list[list[tuple[Tensor, Tensor]]]:
     """(A, B, P [N,3] float64, distance [N] float32) of each student (one or two per scale), in one parallel region."""
     jobs, found = [], []
     for t, several in zip(teachers, students, strict=True):
         sums = [torch.empty((t.shape[0], 3), dtype=torch.float64) for _ in several]
+        order = dense_order([t, *several])
         for i, (s, out) in enumerate(zip(several, sums, strict=True)):
-            jobs.append(job(t, s, sums=out, chained=i > 0))
+            jobs.append(flat_job(order, t, s, out, chained=i > 0))
         found.append(sums)
     sweep(jobs, FLAT_SUMS)
     return [[(out, flat_distance(out)) for out in sums] for sums in found]
@@ -192,18 +222,48 @@ def flat_gradients(
     """Gradients to (teacher, student) of the flattened cosine distance under the upstream gradient [N] float32."""
     to_teacher = torch.empty_like(teacher) if wants[0] else None
     to_student = torch.empty_like(student) if wants[1] else None
-    made = job(
-        teacher, student, student_grad=to_student, teacher_grad=to_teacher, upstream=upstream, factor=factor, sums=sums
-    )
-    sweep([made], FLAT_GRADIENT)
+    order, grads = dense_order([teacher, student]), (to_teacher, to_student)
+    sweep([flat_job(order, teacher, student, sums, grads, upstream=upstream, factor=factor)], FLAT_GRADIENT)
     return to_teacher, to_student
 
 
-def attention_weighting(teacher: Tensor, student: Tensor) -> Tensor:
-    """(1 - cos)/2 · student."""
-    out = torch.empty_like(student)
-    sweep([job(teacher, student, student_grad=out)], ATTENTION)
-    return out
+def flat_loss(
+    teachers: Sequence[Tensor],
+    students: Sequence[Sequence[Tensor]],
+    weights: Sequence[float],
+    wants: tuple[bool, bool],
+) -> tuple[Tensor, list[list[Tensor]], list[Tensor | None], list[list[Tensor | None]]]:
+    """The weighted sum of the mean distances, A, B, P of each student, and the gradients to teachers and students.
+
+    The gradients are those under an upstream gradient of 1.
+    A thread takes a whole sample, whose second reading then comes from its cache; fewer samples than threads are shared
+    out by tiles, in two sweeps.
+    """
+    jobs, factors, found, to_teachers, to_students = [], [], [], [], []
+    for t, several, w in zip(teachers, students, weights, strict=True):
+        to_teacher = torch.empty_like(t) if wants[0] else None
+        grads = [torch.empty_like(s) if wants[1] else None for s in several]
+        sums = [torch.empty((t.shape[0], 3), dtype=torch.float64) for _ in several]
+        order = dense_order([t, *several])
+        for i, (s, grad, out) in enumerate(zip(several, grads, sums, strict=True)):
+            factors.append(w / t.shape[0])
+            jobs.append(flat_job(order, t, s, out, (to_teacher, grad), factor=factors[-1], chained=i > 0))
+        found.append(sums)
+        to_teachers.append(to_teacher)
+        to_students.append(grads)
+    if teachers[0].shape[0] >= torch.get_num_threads():
+        totals = sweep(jobs, FLAT_LOSS)
+    else:
+        totals = sweep(jobs, FLAT_SUMS)
+        sweep(jobs, FLAT_GRADIENT)
+    return torch.tensor(sum(map(float.__mul__, factors, totals))), found, to_teachers, to_students
+
+
+def attention_weighting(teachers: Sequence[Tensor], students: Sequence[Tensor]) -> list[Tensor]:
+    """(1 - cos)/2 · student at every scale, in one parallel region."""
+    outs = [torch.empty_like(s) for s in students]
+    sweep([job(t, s, student_grad=o) for t, s, o in zip(teachers, students, outs, strict=True)], ATTENTION)
+    return outs
 
 
 @cache

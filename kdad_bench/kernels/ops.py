@@ -120,7 +120,7 @@ dual_discrepancy.register_autograd(dual_discrepancy_backward, setup_context=keep
 def attention_weighting(teacher: Tensor, student: Tensor) -> Tensor:
     if uses_reference(teacher, student):
         return reference.attention_weighting(teacher, student)
-    made: Tensor = dispatch.run("attention_weighting", teacher, teacher, student)
+    made: Tensor = dispatch.run("attention_weighting", teacher, [teacher], [student])[0]
     return made
 
 

@@ -170,13 +170,14 @@ def flat_gradients(
     return to_teacher, to_student
 
 
-def attention_weighting(teacher: Tensor, student: Tensor) -> Tensor:
-    """(1 - cos)/2 · student."""
-    out = torch.empty_like(student)
-    for part in chunks(teacher):
-        pair = Pair(teacher[part], student[part], "cosine")
-        out[part] = 0.5 * pair.cosine_distance * pair.s
-    return out
+def attention_weighting(teachers: Sequence[Tensor], students: Sequence[Tensor]) -> list[Tensor]:
+    """(1 - cos)/2 · student at every scale."""
+    outs = [torch.empty_like(s) for s in students]
+    for teacher, student, out in zip(teachers, students, outs, strict=True):
+        for part in chunks(teacher):
+            pair = Pair(teacher[part], student[part], "cosine")
+            out[part] = 0.5 * pair.cosine_distance * pair.s
+    return outs
 
 
 @cache

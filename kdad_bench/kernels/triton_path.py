@@ -31,6 +31,9 @@ class Tile(NamedTuple):
 # Values of one tensor in a tile by number of programs: few images need many small programs to fill the GPU.
 SMALL_TILE, LARGE_TILE = 4096, 8192
 SMALL_WARPS, LARGE_WARPS = 4, 8
+MOST_REGISTERS = (
+    255  # the most there are: left to itself, ptxas spills a few bytes to fit one more program on a multiprocessor
+)
 FILLING = 1 << 23  # values of one tensor from which on large tiles still give every multiprocessor several programs
 MOST_CHANNELS = 1024  # more are read in blocks, twice
 LOOP_C, LOOP_P = 128, 32
@@ -61,6 +64,11 @@ def least_pixels(t: Tensor) -> int:
     if t.stride(1) == 1 and t.shape[1] > 1:
         return 1
     return 32 // t.element_size()
+
+
+def loads_wide(t: Tensor) -> bool:
+    """Whether Triton may assume that every row starts at a multiple of 16 values, so that loads are vectors."""
+    return all(stride == 1 or stride % 16 == 0 for stride in t.stride())
 
 
 def is_large(tensors: Sequence[Tensor]) -> bool:
@@ -143,6 +151,7 @@ def launch_maps(
         SCORES=scores is not None,
         num_warps=LARGE_WARPS if large or dual else SMALL_WARPS,
         num_stages=1,
+        maxnreg=MOST_REGISTERS,
     )
     return maps
 
@@ -195,8 +204,9 @@ def launch_gradient(
         ATTENTION=attention,
         FLAT=all(map(is_flat, tensors)),
         WIDE=any(map(is_wide, tensors)),
-        num_warps=tile.warps,
+        num_warps=tile.warps if all(map(loads_wide, tensors)) else LARGE_WARPS,  # narrow loads need more registers
         num_stages=1,
+        maxnreg=MOST_REGISTERS,
     )
 
 
@@ -318,12 +328,13 @@ def flat_gradients(
     return to_teacher, to_student
 
 
-def attention_weighting(teacher: Tensor, student: Tensor) -> Tensor:
-    """(1 - cos)/2 · student."""
-    out = torch.empty_like(student)
-    tile = tile_of(student.shape[1], is_large([student]), max(least_pixels(teacher), least_pixels(student)))
-    launch_gradient(teacher, student, None, out, None, None, tile, KINDS["cosine"], 1.0, attention=True)
-    return out
+def attention_weighting(teachers: Sequence[Tensor], students: Sequence[Tensor]) -> list[Tensor]:
+    """(1 - cos)/2 · student, one launch per scale."""
+    outs = [torch.empty_like(s) for s in students]
+    for t, s, out in zip(teachers, students, outs, strict=True):
+        tile = tile_of(s.shape[1], is_large([s]), max(least_pixels(t), least_pixels(s)))
+        launch_gradient(t, s, None, out, None, None, tile, KINDS["cosine"], 1.0, attention=True)
+    return outs
 
 
 def scale_in_place(grads: Sequence[Tensor], factor: Tensor) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from kdad_bench.kernels import dual_discrepancy, dual_distillation_loss, fuse_scales, gaussian_blur, image_scores
+from kdad_bench.kernels import dual_discrepancies, dual_distillation_loss, fuse_scales, gaussian_blur, image_scores
 from kdad_bench.methods.backbones import Attention, Backbone, Cbam, Eca
 from kdad_bench.methods.backbones.resnet import initialise
 from kdad_bench.methods.distillation import Batch, DistillationSettings, Student, StudentTeacher, Taps
@@ -118,8 +118,7 @@ class DualStudent(StudentTeacher[DualStudentSettings]):
     def judge(self, outputs: tuple[Taps, Taps, Taps], size: tuple[int, int]) -> Scores:
         """m_k = d(T, S_f)_k + d(T, S_r)_k, upsampled, summed over scales, blurred; the maximum (reading)."""
         maps = []
-        for taps in zip(*outputs, strict=True):
-            forward, reverse = dual_discrepancy(*taps, kind="cosine")
+        for forward, reverse in dual_discrepancies(*outputs, kind="cosine"):
             maps.append(forward * reverse if self.settings.over_students == "product" else forward + reverse)
         pixel = gaussian_blur(fuse_scales(maps, size, mode=self.settings.over_scales), self.settings.sigma)
         return Scores(image_scores(pixel), pixel)

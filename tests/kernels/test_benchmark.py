@@ -30,8 +30,10 @@ def test_every_op_and_its_eager_forms_agree_with_the_oracle(op: str) -> None:
     entry = benchmark.OPS[op]
     expected = entry.oracle(benchmark.double(taps))
     assert entry.three_sum is not None
-    for call in (entry.ours, entry.paper, entry.three_sum):
+    for call in (entry.ours, entry.paper):
         assert benchmark.relative_error(call(taps), expected) < 1e-4
+    cancelled = benchmark.relative_error(entry.three_sum(taps), expected)
+    assert 1e-4 < cancelled < 1e-2 if op == benchmark.NEAR else cancelled < 1e-4
 
 
 def test_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

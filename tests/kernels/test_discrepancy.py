@@ -62,6 +62,79 @@ def test_near_pairs_keep_their_digits(device: torch.device) -> None:
     check_precision(kernels.pixel_discrepancy, device)
 
 
+@LAYOUTS
+@pytest.mark.parametrize("channels", [64, 100, 2048])
+@pytest.mark.parametrize("distance", [0.02, 0.0313, 0.035, 0.1])
+def test_digits_are_kept_on_both_sides_of_where_one_reading_is_enough(
+    layout: torch.memory_format, channels: int, distance: float
+) -> None:
+    t, s = (x.contiguous(memory_format=layout) for x in near_pair((1, channels, 16, 25), distance, torch.device("cpu")))
+    expected = reference.pixel_discrepancy(*double(t, s))
+    found = kernels.pixel_discrepancy(t, s).double()
+    torch.testing.assert_close(found, expected, rtol=3e-5, atol=0)
+    for mine in kernels.dual_discrepancy(t, s, s.clone()):
+        torch.testing.assert_close(mine.double(), expected, rtol=3e-5, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@LAYOUTS
+def test_all_scales_in_one_call_are_the_scales_one_by_one(
+    kind: str, layout: torch.memory_format, device: torch.device, guards: Guards
+) -> None:
+    shapes = [(2, 20, 5, 4), (2, 33, 3, 3), (2, 70, 2, 1)]
+    teachers, first = zip(*(pair(shape, layout=layout, seed=1, device=device) for shape in shapes), strict=True)
+    second = [pair(shape, layout=layout, seed=2, device=device)[1] for shape in shapes]
+    first[0][:, :, 0, 1] = 0
+    teachers[0][:, :, 2, 1] = 0
+    maps = kernels.pixel_discrepancies(teachers, first, kind=kind, weight=1.5)
+    both = kernels.dual_discrepancies(teachers, first, second, kind=kind, weight=1.5)
+    for k, (t, a, b) in enumerate(zip(teachers, first, second, strict=True)):
+        for mine, student in ((maps[k], a), (both[k][0], a), (both[k][1], b)):
+            torch.testing.assert_close(mine, kernels.pixel_discrepancy(t, student, kind=kind, weight=1.5))
+    if kind == "cosine":
+        for mine, t, a in zip(kernels.attention_weightings(teachers, first), teachers, first, strict=True):
+            torch.testing.assert_close(mine, kernels.attention_weighting(t, a))
+    with pytest.raises(ValueError, match="same number of scales"):
+        kernels.pixel_discrepancies(teachers, first[:2])
+    with pytest.raises(ValueError, match="same number of scales"):
+        kernels.dual_discrepancies(teachers, first, second[1:])
+    with pytest.raises(ValueError, match="must agree"):
+        kernels.attention_weightings(teachers, first[::-1])
+
+
+def test_all_scales_in_one_call_are_differentiable() -> None:
+    pairs = [pair((1, 6, 3, 4)), pair((1, 9, 2, 2))]
+    teachers, students = [t for t, _ in pairs], [s.requires_grad_() for _, s in pairs]
+    total = sum(m.sum() for m in kernels.pixel_discrepancies(teachers, students))
+    total = total + sum(m.sum() for maps in kernels.dual_discrepancies(teachers, students, students) for m in maps)
+    for t, s, found in zip(teachers, students, torch.autograd.grad(total, students), strict=True):
+        (expected,) = torch.autograd.grad(3 * kernels.pixel_discrepancy(t, s).sum(), s)
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("mixed", [False, True], ids=["one layout", "two layouts"])
+def test_flattened_gradients_of_few_and_many_samples_agree_with_the_oracle(
+    batch: int, mixed: bool, device: torch.device
+) -> None:
+    shapes = [(batch, 20, 9, 8), (batch, 7, 3, 5)]
+    pairs = [pair(shape, seed=k, device=device) for k, shape in enumerate(shapes)]
+    if mixed:  # the second student then has another order of values than the teacher and the first one
+        pairs = [(t, s.to(memory_format=CHANNELS_LAST)) for t, s in pairs]
+    check_loss_gradient(kernels.distillation_loss, pairs, "flattened", weights=(1.0, 0.5))
+    teachers, reversed_layout = [t for t, _ in pairs], [s.detach().requires_grad_() for _, s in pairs]
+    plain = [s.detach().contiguous().requires_grad_() for _, s in pairs]
+    loss = kernels.dual_distillation_loss(teachers, plain, reversed_layout, kind="flattened")
+    found = torch.autograd.grad(loss, [*plain, *reversed_layout], retain_graph=True)
+    again = torch.autograd.grad(loss, [*plain, *reversed_layout])
+    single = kernels.distillation_loss(teachers, plain, kind="flattened")
+    expected = torch.autograd.grad(single, plain)
+    torch.testing.assert_close(loss, 2 * single)
+    for k, wanted in enumerate([*expected, *expected]):
+        torch.testing.assert_close(found[k], wanted)
+        torch.testing.assert_close(again[k], wanted)
+
+
 def test_near_samples_keep_their_digits_when_flattened(device: torch.device) -> None:
     for distance in (1e-2, 1e-4, 1e-6):
         t, s = near_pair((2, 40, 9, 7), distance, device)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kdad_bench.kernels import attention_weighting, distillation_loss, image_scores
+from kdad_bench.kernels import attention_weightings, distillation_loss, image_scores
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Batch, DistillationSettings, Student, StudentTeacher
 from kdad_bench.methods.fractalad.anomaly import anomalous
@@ -59,7 +59,7 @@ class StudentAndHead(nn.Module):
 
 def weighted(teacher_taps: Sequence[Tensor], student_taps: Sequence[Tensor]) -> list[Tensor]:
     """Cosine-similarity attention (CSAM): (1 - cos) / 2 per pixel, times the STUDENT's features; no gradient."""
-    return [attention_weighting(t, s) for t, s in zip(teacher_taps, student_taps, strict=True)]
+    return attention_weightings(teacher_taps, student_taps)
 
 
 class FractalAD(StudentTeacher[FractalADSettings]):
