@@ -26,10 +26,14 @@ class BuildWithFallback(build_ext):
 
 setup(
     ext_modules=[
-        Extension(name, [source], language="c++", extra_compile_args=FLAGS, optional=True)
-        for name, source in (  # loaded with ctypes: no Python headers are needed
-            ("kdad_bench.kernels._cpu", "kdad_bench/kernels/cpu.cpp"),
-            ("kdad_bench.harness._counting", "kdad_bench/harness/counting.cpp"),
+        Extension(name, sources, depends=depends, language="c++", extra_compile_args=FLAGS, optional=True)
+        for name, sources, depends in (  # loaded with ctypes: no Python headers are needed
+            (
+                "kdad_bench.kernels._cpu",
+                ["kdad_bench/kernels/cpu.cpp", "kdad_bench/kernels/training.cpp"],
+                ["kdad_bench/kernels/cpu.h"],
+            ),
+            ("kdad_bench.harness._counting", ["kdad_bench/harness/counting.cpp"], []),
         )
     ],
     cmdclass={"build_ext": BuildWithFallback},

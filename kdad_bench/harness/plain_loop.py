@@ -2,11 +2,12 @@
 
 The baseline of `kdad-bench bench end-to-end`: the same data, teacher, student, optimiser and number of steps as the
 harness, with none of its caches, kernels or metrics. Of the networks it shares the layout and the weights; its
-convolutions are PyTorch's own.
+convolutions and norms are PyTorch's own.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,8 +75,38 @@ def train_and_evaluate(
 
     `teacher` and `student` map images [N, 3, H, W] in [0, 1] to taps. Needs scikit-learn.
     """
+    with kernels_off():
+        return by_plain_pytorch(category, stock(teacher), stock(student), size, steps, batch_size, learning_rate,
+                                weight_decay, seed)  # fmt: skip
+
+
+@contextmanager
+def kernels_off() -> Iterator[None]:
+    """The layers of the networks are PyTorch's own inside."""
+    before = os.environ.get("KDAD_KERNELS")
+    os.environ["KDAD_KERNELS"] = "torch"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["KDAD_KERNELS"]
+        else:
+            os.environ["KDAD_KERNELS"] = before
+
+
+def by_plain_pytorch(
+    category: Category,
+    teacher: torch.nn.Module,
+    student: torch.nn.Module,
+    size: int,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    seed: int,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """See `train_and_evaluate`."""
     watch = Stopwatch()
-    teacher, student = stock(teacher), stock(student)
     torch.manual_seed(seed)
     loader = DataLoader(Images(category.train, size), batch_size=batch_size, shuffle=True)
     optimiser = torch.optim.SGD(student.parameters(), learning_rate, momentum=0.9, weight_decay=weight_decay)

@@ -16,7 +16,7 @@ from torch import Tensor
 from kdad_bench.harness import clock, datasets
 from kdad_bench.harness.datasets.splits import FRACTION
 from kdad_bench.harness.decision import Decision
-from kdad_bench.harness.environment import describe
+from kdad_bench.harness.environment import describe, keep_freed_memory
 from kdad_bench.harness.fused import FusedModalities
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.metrics import image_metrics, mask_conflicts, pixel_metrics, region_index
@@ -44,6 +44,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     """Carry out `job` and return its row; raises whatever stops it. The test files are opened after the training."""
     began = time.perf_counter()
     torch.use_deterministic_algorithms(job.deterministic)
+    keep_freed_memory()
     device = torch.device(job.device)
     curve = earlier_losses(job, work)
 
@@ -168,10 +169,13 @@ def score_all(method: Method, images: Tensor, job: Job) -> Scores:
 
 
 def scored(method: Method, images: Tensor, batch: int, job: Job) -> Scores:
-    """Scores of all images in batches of `batch`, each checked at the border."""
+    """Scores of all images in batches of at most `batch`, each checked at the border.
+
+    The batches are as equal as can be: every new shape costs the convolutions a preparation.
+    """
     parts = []
     with torch.inference_mode():
-        for chunk in torch.split(images, batch):
+        for chunk in torch.chunk(images, max(1, -(-len(images) // batch))):
             parts.append(checked(method.score(chunk), chunk, job))
     return Scores(torch.cat([part.image for part in parts]), torch.cat([part.pixel for part in parts]))
 

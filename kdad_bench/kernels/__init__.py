@@ -16,11 +16,13 @@ from kdad_bench.kernels.discrepancy import (
 )
 from kdad_bench.kernels.dispatch import path
 from kdad_bench.kernels.fusion import anomaly_map, fuse_scales, gaussian_blur, image_scores
+from kdad_bench.kernels.layers import depthwise_same, inference_conv, norm_clamp
 
 __all__ = [
     "anomaly_map",
     "attention_weighting",
     "attention_weightings",
+    "depthwise_same",
     "distillation_loss",
     "dual_discrepancies",
     "dual_discrepancy",
@@ -29,6 +31,8 @@ __all__ = [
     "fuse_scales",
     "gaussian_blur",
     "image_scores",
+    "inference_conv",
+    "norm_clamp",
     "path",
     "pixel_discrepancies",
     "pixel_discrepancy",

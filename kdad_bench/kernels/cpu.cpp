@@ -14,17 +14,9 @@
 #include <thread>
 #include <vector>
 
-// One copy of each inner loop per instruction set, chosen when the library is loaded.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__) && !defined(KDAD_NO_CLONES)
-#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define CLONES
-#endif
-#define INLINE static inline __attribute__((always_inline))
+#include "cpu.h"
 
 namespace {
-
-typedef int64_t i64;
 
 constexpr float TINY = 7.888609052210118e-31f;  // 2^-100: vectors below it count as zero, as in reference.py
 constexpr int MAX_PIXELS = 2048;                // pixels of a tile, at most; NCHW is read fastest in long rows
@@ -124,15 +116,7 @@ CLONES void planes_sums(const Tile& t, float* __restrict A, float* __restrict B,
 }
 
 // Four pixels at a time, one accumulator of 16 lanes each, channels innermost so that memory is read in order; `collapse` adds the lanes of all four with one tree.
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define LANES 1
-#endif
-#endif
-
 #ifdef LANES
-typedef float V16 __attribute__((vector_size(64), aligned(4), may_alias));
-
 INLINE void collapse(const V16* v, float* out) {
     V16 x[2];
     for (int i = 0; i < 2; i++)
@@ -769,9 +753,10 @@ double run_tile(const Job& j, int kind, i64 n, i64 p0, i64 np, bool planes, cons
 
 // ---- threads: the pool torch already has ----------------------------------------------------------------------------
 
-typedef void (*Body)(void*);
 typedef void (*GompParallel)(Body, void*, unsigned, unsigned);
 GompParallel gomp_parallel = nullptr;
+
+}  // namespace
 
 void parallel(Body body, void* data, int threads) {
     if (threads <= 1) { body(data); return; }
@@ -781,6 +766,8 @@ void parallel(Body body, void* data, int threads) {
     body(data);
     for (auto& other : others) other.join();
 }
+
+namespace {
 
 struct Group { const Job* first; int count; bool planes; i64 pixels, tiles; i64 start; };
 
@@ -847,12 +834,6 @@ void sweep_body(void* raw) {
 }  // namespace
 
 extern "C" {
-
-#if defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
-#endif
 
 EXPORT void kdad_use_gomp(void* function) { gomp_parallel = (GompParallel)function; }
 

@@ -52,6 +52,14 @@ def library() -> ctypes.CDLL:
     loaded.kdad_sweep.restype = None
     loaded.kdad_epilogue.argtypes = [ctypes.c_char_p, ctypes.c_int]
     loaded.kdad_epilogue.restype = None
+    pointer, long, integer, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
+    moments: list[Any] = [long, long, pointer, pointer, real, real, real, pointer, pointer]
+    loaded.kdad_norm_forward.argtypes = [pointer, pointer, *moments, integer]
+    loaded.kdad_norm_forward.restype = None
+    loaded.kdad_norm_backward.argtypes = [pointer, pointer, pointer, *moments, pointer, pointer, integer]
+    loaded.kdad_norm_backward.restype = None
+    loaded.kdad_depthwise_weight_gradient.argtypes = [pointer, pointer, pointer, *[long] * 10, integer]
+    loaded.kdad_depthwise_weight_gradient.restype = integer
     loaded.kdad_use_gomp.argtypes = [ctypes.c_void_p]
     loaded.kdad_use_gomp.restype = None
     pool = torch_thread_pool()
@@ -339,3 +347,77 @@ def anomaly_map(
     out, scores = fuse_blur_score(maps, size, mode, align_corners, sigma, radius, border, score)
     assert scores is not None
     return out, scores
+
+
+def norm_clamp(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float, low: float, high: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(clamped batch norm, mean [C], biased variance [C]) of channels_last float32 [N,C,H,W] over the batch."""
+    out, mean, variance = torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+    library().kdad_norm_forward(
+        x.data_ptr(),
+        out.data_ptr(),
+        x.numel() // x.shape[1],
+        x.shape[1],
+        None if weight is None else weight.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        epsilon,
+        low,
+        high,
+        mean.data_ptr(),
+        variance.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out, mean, variance
+
+
+def norm_clamp_gradients(
+    upstream: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    epsilon: float,
+    low: float,
+    high: float,
+    mean: Tensor,
+    variance: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to (x, weight, bias) of `norm_clamp`; `upstream` channels_last float32 too."""
+    out, to_weight, to_bias = torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
+    library().kdad_norm_backward(
+        x.data_ptr(),
+        upstream.data_ptr(),
+        out.data_ptr(),
+        x.numel() // x.shape[1],
+        x.shape[1],
+        None if weight is None else weight.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        epsilon,
+        low,
+        high,
+        mean.data_ptr(),
+        variance.data_ptr(),
+        to_weight.data_ptr(),
+        to_bias.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out, to_weight, to_bias
+
+
+def depthwise_weight_gradient(
+    upstream: Tensor, x: Tensor, size: int, stride: int, top: int, left: int
+) -> Tensor | None:
+    """Gradient [C,1,K,K] to the weight of a depthwise convolution, channels_last float32; None if it cannot.
+
+    `top` and `left` are the pixels of zero padding before the image.
+    """
+    n, c, h, w = x.shape
+    out = x.new_empty((c, 1, size, size))
+    done = library().kdad_depthwise_weight_gradient(
+        x.data_ptr(),
+        upstream.data_ptr(),
+        out.data_ptr(),
+        *(n, h, w, *upstream.shape[2:], c, size, stride, top, left),
+        torch.get_num_threads(),
+    )
+    return out if done else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import deepcopy
 from itertools import chain, pairwise
 from typing import Any
 
@@ -45,7 +44,7 @@ def _stamps(tensors: list[Tensor]) -> Iterator[tuple[int, int]]:
 def folded(network: nn.Module) -> nn.Module:
     """A frozen copy of `network` in eval mode, norms folded, channels last; `network` itself stays as it is."""
     with torch.inference_mode(False), torch.no_grad():  # a copy made while scoring serves training too
-        copy = deepcopy(network).eval().requires_grad_(False)
+        copy = copied(network).eval()
         for module in list(copy.modules()):
             for (_, first), (name, second) in pairwise(list(module.named_children())):
                 if isinstance(first, nn.Conv2d | nn.ConvTranspose2d) and isinstance(second, nn.BatchNorm2d):
@@ -55,6 +54,21 @@ def folded(network: nn.Module) -> nn.Module:
             if tensor.dim() == 4:
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return copy
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A copy with frozen parameters and buffers of its own; other attributes are shared."""
+    made = module.__new__(type(module))
+    made.__dict__ = dict(module.__dict__)
+    made._parameters = {
+        name: None if tensor is None else nn.Parameter(tensor.detach().clone(), requires_grad=False)
+        for name, tensor in module._parameters.items()
+    }
+    made._buffers = {
+        name: None if tensor is None else tensor.detach().clone() for name, tensor in module._buffers.items()
+    }
+    made._modules = {name: None if child is None else copied(child) for name, child in module._modules.items()}
+    return made
 
 
 def _fold(convolution: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> None:

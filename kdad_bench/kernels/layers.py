@@ -1,0 +1,177 @@
+"""Layers of the networks themselves that PyTorch is slow at on CPUs; elsewhere PyTorch's own run.
+
+Batch norm with the clamp after it in two readings forward and two backward, without the copy that an in-place ReLU6
+keeps; depthwise convolutions whose asymmetric padding costs no copy of the image and whose 5x5 weight gradient is not
+left to a generic loop; convolutions of an inference copy by oneDNN with packed weights, bias and clamp in one pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from kdad_bench.kernels import dispatch, native
+
+LANES = 16  # channels that the compiled weight gradient takes at a time
+
+
+def fits(x: Tensor) -> bool:
+    """Whether the compiled layers take `x`: a plain float32 CPU tensor in channels_last, nothing traced."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.dim() == 4
+        and x.numel() > 0
+        and type(x) is Tensor
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and dispatch.path("cpu") == "cpp"
+    )
+
+
+class NormClamp(torch.autograd.Function):
+    """clamp(weight (x - mean) / sqrt(variance + epsilon) + bias, low, high); mean and variance are the batch's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, low: float, high: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y, mean, variance = native.norm_clamp(x, weight, bias, epsilon, low, high)
+        ctx.save_for_backward(x, weight, bias, mean, variance)
+        ctx.facts = epsilon, low, high
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, variance = ctx.saved_tensors
+        above = upstream.contiguous(memory_format=torch.channels_last)
+        epsilon, low, high = ctx.facts
+        found = native.norm_clamp_gradients(above, x, weight, bias, epsilon, low, high, mean, variance)
+        return *found, None, None, None
+
+
+def norm_clamp(norm: nn.Module, x: Tensor, low: float = -float("inf"), high: float = float("inf")) -> Tensor:
+    """clamp(norm(x), low, high): ReLU6 is (0, 6), none (-inf, inf). In training the running statistics move.
+
+    Args: `norm`, or what replaced it; x [N, C, H, W]. Returns the shape of x.
+    """
+    if not isinstance(norm, nn.BatchNorm2d) or not takes_batch_statistics(norm, x) or not fits(x):
+        y: Tensor = norm(x)
+        return y if low == -high == -float("inf") else F.hardtanh(y, low, high)
+    y, mean, variance = NormClamp.apply(x, norm.weight, norm.bias, norm.eps, low, high)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        values = x.numel() // x.shape[1]
+        for running, seen in ((norm.running_mean, mean), (norm.running_var, variance * (values / (values - 1)))):
+            if running is not None and norm.momentum is not None:
+                running.lerp_(seen, norm.momentum)
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+    return y
+
+
+def takes_batch_statistics(norm: nn.BatchNorm2d, x: Tensor) -> bool:
+    """Whether `norm` is in training, with everything that a usual one has, and there is more than one value."""
+    usual = norm.affine and norm.track_running_stats and norm.momentum is not None
+    return type(norm) is nn.BatchNorm2d and norm.training and usual and x.numel() > x.shape[1]
+
+
+class DepthwiseSame(torch.autograd.Function):
+    """A depthwise convolution with zero padding (before, after) per axis, `after` equal to `before` or one more."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, stride: int, rows: tuple[int, int], columns: tuple[int, int]
+    ) -> Tensor:
+        wider = widened(weight, rows, columns)
+        ctx.save_for_backward(x, weight)
+        ctx.facts = stride, rows, columns
+        return torch.conv2d(x, wider, None, stride, (rows[1], columns[1]), 1, x.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        stride, rows, columns = ctx.facts
+        above = upstream.contiguous(memory_format=torch.channels_last)
+        to_x = to_weight = None
+        if ctx.needs_input_grad[0]:
+            to_x = torch.ops.aten.convolution_backward(
+                above, x, widened(weight, rows, columns), None, [stride, stride], [rows[1], columns[1]], [1, 1],
+                False, [0, 0], x.shape[1], [True, False, False],
+            )[0]  # fmt: skip
+        if ctx.needs_input_grad[1]:
+            to_weight = native.depthwise_weight_gradient(above, x, weight.shape[2], stride, rows[0], columns[0])
+        return to_x, to_weight, None, None, None
+
+
+def widened(weight: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+    """A kernel with zeros before it where the padding is one more after the image than before it.
+
+    With symmetric padding by `after` it gives what the kernel gives with (before, after).
+    """
+    return F.pad(weight, (columns[1] - columns[0], 0, rows[1] - rows[0], 0))
+
+
+def depthwise_same(x: Tensor, weight: Tensor, stride: int, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+    """A depthwise convolution without bias of x [N, C, H, W] by weight [C, 1, K, K].
+
+    The zero padding is (before, after) per axis; `after` must be `before` or one more, as TensorFlow's "SAME" has it.
+    """
+    size = weight.shape[2]
+    compiled = size == weight.shape[3] and size in (3, 5) and x.shape[1] % LANES == 0 and fits(x)
+    if compiled and torch.is_grad_enabled():
+        made: Tensor = DepthwiseSame.apply(x, weight, stride, rows, columns)  # type: ignore[no-untyped-call]
+        return made
+    if rows[0] != rows[1] or columns[0] != columns[1]:
+        return F.conv2d(F.pad(x, (*columns, *rows)), weight, None, stride, groups=x.shape[1])
+    return F.conv2d(x, weight, None, stride, (rows[0], columns[0]), groups=x.shape[1])
+
+
+class PackedWeight:
+    """A frozen convolution's weight as oneDNN wants it, with asymmetric padding turned into symmetric."""
+
+    def __init__(self, conv: nn.Conv2d, rows: tuple[int, int], columns: tuple[int, int]) -> None:
+        self.padding = [rows[1], columns[1]]
+        self.stride = list(conv.stride)
+        self.groups = conv.groups
+        self.bias = conv.bias
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(
+            widened(conv.weight.detach(), rows, columns).contiguous(), self.padding, self.stride, [1, 1], self.groups
+        )
+
+    def __call__(self, x: Tensor, high: float | None) -> Tensor:
+        how: tuple[str, list[float]] = ("none", []) if high is None else ("hardtanh", [0.0, high])
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, self.weight, self.bias, self.padding, self.stride, [1, 1], self.groups, *how, ""
+        )
+        return y
+
+
+def has_onednn() -> bool:
+    """Whether this PyTorch has oneDNN's fused convolutions (its own compiler uses them)."""
+    return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+
+def inference_conv(
+    conv: nn.Conv2d, x: Tensor, rows: tuple[int, int], columns: tuple[int, int], high: float | None
+) -> Tensor | None:
+    """The frozen `conv` of an inference copy, zero-padded (before, after) per axis, clamped to [0, high] unless None.
+
+    `after` must be `before` or one more. The packed weight is kept on `conv`, so its weight must not change any more.
+    Returns None where it does not apply: with gradients, under a dispatch mode, off the CPU, in other dtypes.
+    """
+    if (torch.is_grad_enabled() and x.requires_grad) or not fits(x) or not has_onednn():
+        return None
+    key = (rows, columns)
+    packed: dict[Any, PackedWeight] = conv.__dict__.setdefault("packed", {})
+    if key not in packed:
+        with torch.inference_mode(False), torch.no_grad():
+            packed[key] = PackedWeight(conv, rows, columns)
+    return packed[key](x, high)

@@ -1,0 +1,247 @@
+// Two training steps of convolutional networks that PyTorch is slow at on CPUs, channels last and float32: batch norm with the
+// activation after it, and the weight gradient of a depthwise convolution. Plain C interface; native.py loads them.
+//
+// Work is cut into parts that do not depend on the number of threads, and partial sums are added in the order of the parts.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <vector>
+
+#include "cpu.h"
+
+namespace {
+
+constexpr i64 WIDTH = 512;       // at least so many values are handled at a time: several pixels where channels are few
+constexpr i64 TILE = 1 << 15;    // values of a part, about
+
+// Runs work(part) for each of `parts`.
+template <class Work> void shared_out(const Work& work, i64 parts, int threads) {
+    struct Queue { const Work* work; i64 parts; std::atomic<i64> next; } queue{&work, parts, {0}};
+    auto body = [](void* raw) {
+        Queue& q = *(Queue*)raw;
+        for (i64 part; (part = q.next.fetch_add(1, std::memory_order_relaxed)) < q.parts;) (*q.work)(part);
+    };
+    parallel(body, &queue, (int)std::min<i64>(threads, parts));
+}
+
+// ---- batch norm and activation: y = clamp(w (x - mean) / std + b, low, high) over rows [m, c] ---------------------------------
+
+struct Norm {
+    const float *x, *above;  // above: upstream gradient, of the backward
+    float* out;              // y, or the gradient to x
+    i64 m, c;
+    float low, high;
+};
+
+struct Shape {  // pixels are taken `pixels` at a time as one row of `width` values; a part has `rows` such rows
+    i64 pixels, width, rows, parts;
+    explicit Shape(const Norm& j) {
+        pixels = std::max<i64>(1, WIDTH / j.c);
+        width = pixels * j.c;
+        rows = std::max<i64>(1, TILE / width);
+        parts = (j.m + pixels * rows - 1) / (pixels * rows);
+    }
+};
+
+std::vector<float> repeated(const std::vector<float>& v, i64 pixels) {
+    std::vector<float> out;
+    for (i64 i = 0; i < pixels; i++) out.insert(out.end(), v.begin(), v.end());
+    return out;
+}
+
+CLONES void add_moments(const float* __restrict x, const float* __restrict pilot, float* __restrict first, float* __restrict second,
+                        i64 n) {
+    for (i64 i = 0; i < n; i++) { const float d = x[i] - pilot[i]; first[i] += d; second[i] += d * d; }
+}
+
+CLONES void normalise(const float* __restrict x, const float* __restrict scale, const float* __restrict shift, float low, float high,
+                      float* __restrict y, i64 n) {
+    for (i64 i = 0; i < n; i++) {
+        const float v = x[i] * scale[i] + shift[i];
+        const float w = v < low ? low : v;  // NaN stays
+        y[i] = w > high ? high : w;
+    }
+}
+
+CLONES void add_gradients(const float* __restrict x, const float* __restrict above, const float* __restrict scale,
+                          const float* __restrict shift, const float* __restrict mean, float low, float high,
+                          float* __restrict first, float* __restrict second, i64 n) {
+    for (i64 i = 0; i < n; i++) {
+        const float v = x[i] * scale[i] + shift[i];
+        const float g = v <= low || v >= high ? 0.0f : above[i];
+        first[i] += g;
+        second[i] += g * (x[i] - mean[i]);
+    }
+}
+
+CLONES void input_gradient(const float* __restrict x, const float* __restrict above, const float* __restrict scale,
+                           const float* __restrict shift, const float* __restrict mean, const float* __restrict constant,
+                           const float* __restrict slope, float low, float high, float* __restrict out, i64 n) {
+    for (i64 i = 0; i < n; i++) {
+        const float v = x[i] * scale[i] + shift[i];
+        const float g = v <= low || v >= high ? 0.0f : above[i];
+        out[i] = scale[i] * g - constant[i] - slope[i] * (x[i] - mean[i]);
+    }
+}
+
+// Two sums per channel over all pixels, by `add(values, at, first, second)` for a run of values from offset `at`.
+template <class Add> void channel_sums(const Norm& j, const Shape& shape, int threads, const Add& add, double* first, double* second) {
+    std::vector<double> partial((size_t)shape.parts * 2 * j.c, 0.0);
+    shared_out([&](i64 part) {
+        std::vector<float> a(shape.width, 0.0f), b(shape.width, 0.0f);
+        const i64 begin = part * shape.rows * shape.pixels, end = std::min(j.m, begin + shape.rows * shape.pixels);
+        for (i64 p = begin; p < end; p += shape.pixels)
+            add(std::min(shape.pixels, end - p) * j.c, p * j.c, a.data(), b.data());
+        double* sums = partial.data() + part * 2 * j.c;
+        for (i64 i = 0; i < shape.width; i++) { sums[i % j.c] += a[i]; sums[j.c + i % j.c] += b[i]; }
+    }, shape.parts, threads);
+    for (i64 c = 0; c < j.c; c++) first[c] = second[c] = 0;
+    for (i64 part = 0; part < shape.parts; part++)
+        for (i64 c = 0; c < j.c; c++) {
+            first[c] += partial[(part * 2) * j.c + c];
+            second[c] += partial[(part * 2 + 1) * j.c + c];
+        }
+}
+
+template <class Run> void all_rows(const Norm& j, const Shape& shape, int threads, const Run& run) {
+    shared_out([&](i64 part) {
+        const i64 begin = part * shape.rows * shape.pixels, end = std::min(j.m, begin + shape.rows * shape.pixels);
+        for (i64 p = begin; p < end; p += shape.pixels) run(std::min(shape.pixels, end - p) * j.c, p * j.c);
+    }, shape.parts, threads);
+}
+
+// ---- weight gradient of a depthwise convolution --------------------------------------------------------------------------------
+
+struct Depthwise {
+    const float *x, *above;  // [n, h, w, c], [n, oh, ow, c]
+    float* out;              // [c, K, K]
+    i64 n, h, w, oh, ow, c, stride, top, left;
+};
+
+#ifdef LANES
+// One sample. For every row of taps the sums of sixteen channels stay in registers; the rows they read stay in the cache until
+// all channels have been through. sums [c / 16, K, K, 16].
+template <int K> INLINE void weight_gradient(const Depthwise& d, i64 n, float* sums) {
+    i64 begin[K], end[K], first = 0, last = d.ow;  // output columns that see tap k, and those that see every tap
+    for (int k = 0; k < K; k++) {
+        const i64 offset = k - d.left;
+        begin[k] = std::min(d.ow, offset < 0 ? (-offset + d.stride - 1) / d.stride : 0);
+        end[k] = offset >= d.w ? begin[k] : std::max(begin[k], std::min(d.ow, (d.w - 1 - offset) / d.stride + 1));
+        first = std::max(first, begin[k]); last = std::min(last, end[k]);
+    }
+    last = std::max(first, last);
+    for (i64 oh = 0; oh < d.oh; oh++) {
+        const float* above = d.above + (n * d.oh + oh) * d.ow * d.c;
+        for (int i = 0; i < K; i++) {
+            const i64 row = oh * d.stride + i - d.top;
+            if (row < 0 || row >= d.h) continue;
+            const float* image = d.x + ((n * d.h + row) * d.w - d.left) * d.c;
+            for (i64 c = 0; c < d.c; c += 16) {
+                V16* sum = (V16*)(sums + (c * K + 16 * i) * K);
+                V16 s[K];
+#pragma GCC unroll 5
+                for (int k = 0; k < K; k++) s[k] = sum[k];
+                for (i64 o = first; o < last; o++) {
+                    const V16 g = *(const V16*)(above + o * d.c + c);
+                    const float* x = image + o * d.stride * d.c + c;
+#pragma GCC unroll 5
+                    for (int k = 0; k < K; k++) s[k] += g * *(const V16*)(x + k * d.c);
+                }
+#pragma GCC unroll 5
+                for (int k = 0; k < K; k++) {
+                    for (i64 o = begin[k]; o < std::min(first, end[k]); o++)
+                        s[k] += *(const V16*)(above + o * d.c + c) * *(const V16*)(image + (o * d.stride + k) * d.c + c);
+                    for (i64 o = std::max(last, begin[k]); o < end[k]; o++)
+                        s[k] += *(const V16*)(above + o * d.c + c) * *(const V16*)(image + (o * d.stride + k) * d.c + c);
+                    sum[k] = s[k];
+                }
+            }
+        }
+    }
+}
+
+CLONES void weight_gradient_3(const Depthwise& d, i64 n, float* sums) { weight_gradient<3>(d, n, sums); }
+CLONES void weight_gradient_5(const Depthwise& d, i64 n, float* sums) { weight_gradient<5>(d, n, sums); }
+#endif
+
+}  // namespace
+
+extern "C" {
+
+// mean, variance (biased): float [c], written.
+EXPORT void kdad_norm_forward(const float* x, float* y, i64 m, i64 c, const float* weight, const float* bias, double epsilon, double low,
+                              double high, float* mean, float* variance, int threads) {
+    const Norm j{x, nullptr, y, m, c, (float)low, (float)high};
+    const Shape shape(j);
+    const std::vector<float> pilot(x, x + c), pilots = repeated(pilot, shape.pixels);  // keeps the variance of a far mean
+    std::vector<double> first(c), second(c);
+    channel_sums(j, shape, threads, [&](i64 n, i64 at, float* a, float* b) { add_moments(x + at, pilots.data(), a, b, n); },
+                 first.data(), second.data());
+    std::vector<float> scale(c), shift(c);
+    for (i64 k = 0; k < c; k++) {
+        const double off = first[k] / (double)m, centre = pilot[k] + off, spread = std::max(0.0, second[k] / (double)m - off * off);
+        const double s = (weight ? weight[k] : 1.0) / std::sqrt(spread + epsilon);
+        mean[k] = (float)centre; variance[k] = (float)spread;
+        scale[k] = (float)s; shift[k] = (float)((bias ? bias[k] : 0.0) - s * centre);
+    }
+    const std::vector<float> scales = repeated(scale, shape.pixels), shifts = repeated(shift, shape.pixels);
+    all_rows(j, shape, threads, [&](i64 n, i64 at) { normalise(x + at, scales.data(), shifts.data(), j.low, j.high, y + at, n); });
+}
+
+EXPORT void kdad_norm_backward(const float* x, const float* above, float* out, i64 m, i64 c, const float* weight, const float* bias,
+                               double epsilon, double low, double high, const float* mean, const float* variance, float* to_weight,
+                               float* to_bias, int threads) {
+    const Norm j{x, above, out, m, c, (float)low, (float)high};
+    const Shape shape(j);
+    std::vector<float> scale(c), shift(c), centre(mean, mean + c), constant(c), slope(c);
+    for (i64 k = 0; k < c; k++) {
+        const double s = (weight ? weight[k] : 1.0) / std::sqrt((double)variance[k] + epsilon);
+        scale[k] = (float)s; shift[k] = (float)((bias ? bias[k] : 0.0) - s * mean[k]);
+    }
+    const std::vector<float> scales = repeated(scale, shape.pixels), shifts = repeated(shift, shape.pixels),
+                             centres = repeated(centre, shape.pixels);
+    std::vector<double> first(c), second(c);
+    channel_sums(j, shape, threads, [&](i64 n, i64 at, float* a, float* b) {
+        add_gradients(x + at, above + at, scales.data(), shifts.data(), centres.data(), j.low, j.high, a, b, n);
+    }, first.data(), second.data());
+    for (i64 k = 0; k < c; k++) {
+        const double inverse = 1.0 / std::sqrt((double)variance[k] + epsilon), s = (weight ? weight[k] : 1.0) * inverse;
+        to_bias[k] = (float)first[k];
+        to_weight[k] = (float)(second[k] * inverse);
+        constant[k] = (float)(s * first[k] / (double)m);
+        slope[k] = (float)(s * inverse * inverse * second[k] / (double)m);
+    }
+    const std::vector<float> constants = repeated(constant, shape.pixels), slopes = repeated(slope, shape.pixels);
+    all_rows(j, shape, threads, [&](i64 n, i64 at) {
+        input_gradient(x + at, above + at, scales.data(), shifts.data(), centres.data(), constants.data(), slopes.data(), j.low, j.high,
+                       out + at, n);
+    });
+}
+
+// Channels must be a multiple of 16 and K 3 or 5; returns 0 if it cannot, then nothing is written.
+EXPORT int kdad_depthwise_weight_gradient(const float* x, const float* above, float* out, i64 n, i64 h, i64 w, i64 oh, i64 ow, i64 c,
+                                          i64 size, i64 stride, i64 top, i64 left, int threads) {
+#ifdef LANES
+    if (c % 16 || (size != 3 && size != 5)) return 0;
+    const Depthwise d{x, above, out, n, h, w, oh, ow, c, stride, top, left};
+    const i64 values = c * size * size;
+    std::vector<float> sums((size_t)n * values, 0.0f);
+    shared_out([&](i64 k) {
+        if (size == 3) weight_gradient_3(d, k, sums.data() + k * values);
+        else weight_gradient_5(d, k, sums.data() + k * values);
+    }, n, threads);
+    std::fill(out, out + values, 0.0f);
+    const i64 taps = size * size;
+    for (i64 k = 0; k < n; k++)
+        for (i64 block = 0; block < c; block += 16)
+            for (i64 tap = 0; tap < taps; tap++)
+                for (i64 lane = 0; lane < 16; lane++)
+                    out[(block + lane) * taps + tap] += sums[k * values + (block * taps) + tap * 16 + lane];
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+}  // extern "C"

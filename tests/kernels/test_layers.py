@@ -1,0 +1,165 @@
+"""The layers of the networks against PyTorch's own in float64, and that they step aside where they must."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdad_bench.kernels import depthwise_same, inference_conv, layers, native, norm_clamp
+
+needs_compiled = pytest.mark.skipif(native.missing() is not None, reason="the C++ kernels were not built")
+INFINITY = float("inf")
+CLAMPS = {"none": (-INFINITY, INFINITY), "relu": (0.0, INFINITY), "relu6": (0.0, 6.0)}
+
+
+def features(*shape: int, seed: int = 0, mean: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(shape, generator=generator) * 2 + mean
+    return drawn.contiguous(memory_format=torch.channels_last)
+
+
+def norms(channels: int) -> tuple[nn.BatchNorm2d, nn.BatchNorm2d]:
+    """A norm and its copy in float64."""
+    own = nn.BatchNorm2d(channels, eps=1e-3, momentum=0.2).train()
+    with torch.no_grad():
+        own.weight.copy_(torch.linspace(0.5, 1.5, channels))
+        own.bias.copy_(torch.linspace(-1, 1, channels))
+    other = nn.BatchNorm2d(channels, eps=1e-3, momentum=0.2).double().train()
+    other.load_state_dict(own.state_dict())
+    return own, other
+
+
+@needs_compiled
+@pytest.mark.parametrize("clamp", CLAMPS)
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 5, 7), (1, 40, 1, 9), (3, 700, 4, 4), (16, 24, 33, 31), (2, 1, 2, 2)], ids=str
+)
+def test_batch_norm_with_clamp_agrees_with_float64_forward_backward_and_in_its_statistics(
+    clamp: str, shape: tuple[int, ...]
+) -> None:
+    low, high = CLAMPS[clamp]
+    own, other = norms(shape[1])
+    x = features(*shape).requires_grad_()
+    double = x.detach().double().requires_grad_()
+    upstream = features(*shape, seed=1)
+    assert layers.fits(x)
+    found, expected = norm_clamp(own, x, low, high), other(double).clamp(low, high)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-6)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    mine = torch.autograd.grad(found, [x, own.weight, own.bias], upstream)
+    theirs = torch.autograd.grad(expected, [double, other.weight, other.bias], upstream.double())
+    for a, b in zip(mine, theirs, strict=True):
+        assert float((a - b).norm() / b.norm().clamp_min(1e-3)) < 2e-5
+    torch.testing.assert_close(own.running_mean.double(), other.running_mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(own.running_var.double(), other.running_var, rtol=1e-5, atol=1e-6)
+    assert int(own.num_batches_tracked) == 1
+
+
+@needs_compiled
+def test_batch_norm_keeps_the_variance_of_values_far_from_zero() -> None:
+    own, other = norms(8)
+    x = features(4, 8, 9, 9, mean=1e4)
+    torch.testing.assert_close(norm_clamp(own, x).double(), other(x.double()), rtol=1e-3, atol=1e-2)
+
+
+@needs_compiled
+def test_batch_norm_lets_not_a_number_through_and_takes_strided_gradients() -> None:
+    own, other = norms(4)
+    x = features(2, 4, 3, 3).requires_grad_()
+    double = x.detach().double().requires_grad_()
+    (found,) = torch.autograd.grad(norm_clamp(own, x, 0, 6).sum(), x)
+    (expected,) = torch.autograd.grad(other(double).clamp(0, 6).sum(), double)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+    broken = x.detach().clone(memory_format=torch.channels_last)
+    broken[1, 2, 1, 1] = float("nan")
+    assert bool(norm_clamp(own, broken, 0, 6)[:, 2].isnan().all())
+    assert not bool(norm_clamp(own, broken, 0, 6)[:, :2].isnan().any())
+
+
+@needs_compiled
+def test_the_result_does_not_depend_on_the_number_of_threads() -> None:
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        own, _ = norms(48)
+        x = features(5, 48, 40, 40).requires_grad_()
+        weight = features(48, 1, 5, 5, seed=2).contiguous().requires_grad_()
+        y = depthwise_same(norm_clamp(own, x, 0, 6), weight, 2, (1, 2), (1, 2))
+        results.append(torch.autograd.grad(y.square().sum(), [own.weight, own.bias, weight, x]))
+    torch.set_num_threads(before)
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("side", [(1, 1), (2, 7), (9, 8), (16, 3)], ids=str)
+@pytest.mark.parametrize("channels", [16, 48, 20])
+def test_depthwise_convolution_agrees_with_padding_the_image(
+    size: int, stride: int, side: tuple[int, int], channels: int
+) -> None:
+    x = features(3, channels, *side).requires_grad_()
+    weight = torch.randn(channels, 1, size, size, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    double_x, double_weight = (t.detach().double().requires_grad_() for t in (x, weight))
+    pads = []
+    for length in side:
+        total = max((-(-length // stride) - 1) * stride + size - length, 0)
+        pads.append((total // 2, total - total // 2))
+    found = depthwise_same(x, weight, stride, pads[0], pads[1])
+    padded = F.pad(double_x, (*pads[1], *pads[0]))
+    expected = F.conv2d(padded, double_weight, None, stride, groups=channels)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    upstream = torch.randn(found.shape, generator=torch.Generator().manual_seed(4))
+    mine = torch.autograd.grad(found, [x, weight], upstream)
+    theirs = torch.autograd.grad(expected, [double_x, double_weight], upstream.double())
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "stride", "groups"), [*product([1, 3, 5], [1, 2], [1, 16])])
+@pytest.mark.parametrize("high", [None, 6.0])
+def test_an_inference_convolution_agrees_with_convolution_and_clamp(
+    size: int, stride: int, groups: int, high: float | None
+) -> None:
+    conv = nn.Conv2d(16, 32 if groups == 1 else 16, size, stride, groups=groups).requires_grad_(False)
+    x = features(2, 16, 12, 10)
+    pads = [(t // 2, t - t // 2) for t in (max((-(-n // stride) - 1) * stride + size - n, 0) for n in x.shape[2:])]
+    found = inference_conv(conv, x, pads[0], pads[1], high)
+    if native.missing() is not None or not layers.has_onednn():
+        assert found is None
+        return
+    expected = conv(F.pad(x, (*pads[1], *pads[0])))
+    assert found is not None
+    torch.testing.assert_close(found, expected if high is None else expected.clamp(0, high), rtol=1e-4, atol=1e-5)
+
+
+def test_an_inference_convolution_steps_aside_for_gradients_counters_and_other_dtypes() -> None:
+    conv = nn.Conv2d(16, 16, 1).requires_grad_(False)
+    x = features(1, 16, 4, 4)
+    none = (0, 0)
+    assert inference_conv(conv, x.clone().requires_grad_(), none, none, None) is None
+    assert inference_conv(conv.double(), x.double(), none, none, None) is None
+    with FlopCounterMode(display=False):
+        assert inference_conv(conv.float(), x, none, none, None) is None
+
+
+def test_plain_pytorch_runs_where_the_kernels_are_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDAD_KERNELS", "torch")
+    x = features(2, 16, 6, 6)
+    own, other = norms(16)
+    assert not layers.fits(x)
+    torch.testing.assert_close(norm_clamp(own, x, 0, 6).double(), other(x.double()).clamp(0, 6), rtol=1e-4, atol=1e-5)
+    assert int(own.num_batches_tracked) == 1
+
+
+def test_batch_norm_in_eval_mode_uses_the_running_statistics() -> None:
+    own, _ = norms(16)
+    x = features(2, 16, 6, 6)
+    torch.testing.assert_close(norm_clamp(own.eval(), x, 0, 6), F.relu6(own(x)))
+    assert int(own.num_batches_tracked) == 0
