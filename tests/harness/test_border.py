@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdad_bench.harness.metrics import MetricError, pixel_metrics
-from kdad_bench.harness.run import SCORE_BATCH, ScoreError, batch_invariance, score_all, thinned
+from kdad_bench.harness.run import ScoreError, batch_invariance, score_all, thinned
 from kdad_bench.harness.work import reason_of
 from kdad_bench.methods.protocol import Scores
 
@@ -77,7 +77,7 @@ def test_a_gpu_out_of_memory_gets_one_more_try_with_smaller_batches() -> None:
     method = Answering(tight)
     scores = score_all(method, IMAGES, JOB)  # type: ignore[arg-type]
     assert torch.equal(scores.image, honest(IMAGES).image)
-    assert method.batches == [SCORE_BATCH, *[2] * 10]
+    assert method.batches == [10, *[2] * 10]  # 20 images in two equal batches, at most SCORE_BATCH each
 
 
 def test_a_gpu_that_stays_out_of_memory_fails_the_job_with_the_reason() -> None:
