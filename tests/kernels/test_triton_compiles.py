@@ -45,7 +45,9 @@ def check(found: list[dict[str, object]], archs: list[int]) -> None:
         features = report["kernel"] in ("maps_kernel", "gradient_kernel", "flat_sums_kernel", "flat_gradient_kernel")
         if features and not str(report["case"]).startswith("odd"):
             assert report["widest_load_bytes"] == 16, report
-            assert report["loads"] - report["wide_loads"] <= 4, report  # type: ignore[operator]
+            # an upstream gradient with stride 0 is one value per pixel, read one by one
+            narrow = 8 if "both gradients" in str(report["case"]) else 4
+            assert report["loads"] - report["wide_loads"] <= narrow, report  # type: ignore[operator]
 
 
 def test_shipped_configurations_compile_for_sm_80_and_sm_90_without_spills() -> None:
