@@ -71,9 +71,7 @@ def main() -> None:
     print("| method | whole job, s | forward | backward | optimiser | metrics | overhead |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for method in chosen.method or ["stfpm"]:
-        selection = Selection(
-            methods=((method, ""),), categories=(category,), seeds=(0,), preset="quick", device="cpu"
-        )
+        selection = Selection(methods=((method, ""),), categories=(category,), seeds=(0,), preset="quick", device="cpu")
         (job,) = plan(selection, {name: find(name, None, may_download=False) for name in teachers(selection)})
         implementation = type(run.build(job, torch.device("cpu"), torch.empty(0)))
         for name in ("loss", "score", "networks"):

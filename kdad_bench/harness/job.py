@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdad_bench import __version__
-from kdad_bench.harness.datasets import Category
+from kdad_bench.harness.datasets import Category, DatasetError
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
 from kdad_bench.methods import METHODS
 
@@ -61,6 +61,7 @@ class Job:
     device: str  # "cpu" or "cuda:N"
     deterministic: bool = False
     hold_out: float = 0.0  # share of the normals that the method never sees; a threshold is fitted on them
+    fingerprint: str = ""  # of the category, where the plan has it already: once for all its jobs
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -73,7 +74,7 @@ class Job:
             "dataset": self.category.dataset.partition(":")[0],  # where a folder lies does not matter, its files do
             "category": self.category.name,
             "modality": self.category.modality,
-            "data": self.category.fingerprint(),
+            "data": self.fingerprint or self.category.fingerprint(),
             "seed": self.seed,
             "resolution": self.resolution,
             "settings": asdict(self.settings),
@@ -185,8 +186,9 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
     jobs = []
     configurations = dict(configurations_of(selection))
     resolution = selection.resolution or PRESETS[selection.preset].resolution
+    fingerprints = [fingerprint_of(category) for category in selection.categories]
     for seed in selection.seeds:
-        for category in selection.categories:
+        for category, fingerprint in zip(selection.categories, fingerprints, strict=True):
             for (method, variant), (settings, own, needs_teacher) in configurations.items():
                 jobs.append(
                     Job(
@@ -201,9 +203,18 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
                         device=selection.device,
                         deterministic=selection.deterministic,
                         hold_out=selection.hold_out,
+                        fingerprint=fingerprint,
                     )
                 )
     return jobs
+
+
+def fingerprint_of(category: Category) -> str:
+    """The category's fingerprint; empty if a file is missing, which is then told where the job's id is asked for."""
+    try:
+        return category.fingerprint()
+    except DatasetError:
+        return ""
 
 
 def teachers(selection: Selection) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ left to a generic loop; convolutions of an inference copy by oneDNN with packed 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch.nn import functional as F
 
 from kdad_bench.kernels import dispatch, native
 
+Padding = tuple[int, int]  # pixels of zeros before and after
 LANES = 16  # channels that the compiled weight gradient takes at a time
 
 
@@ -86,9 +89,7 @@ class DepthwiseSame(torch.autograd.Function):
     """A depthwise convolution with zero padding (before, after) per axis, `after` equal to `before` or one more."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, stride: int, rows: tuple[int, int], columns: tuple[int, int]
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, rows: Padding, columns: Padding) -> Tensor:
         wider = widened(weight, rows, columns)
         ctx.save_for_backward(x, weight)
         ctx.facts = stride, rows, columns
@@ -111,7 +112,7 @@ class DepthwiseSame(torch.autograd.Function):
         return to_x, to_weight, None, None, None
 
 
-def widened(weight: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+def widened(weight: Tensor, rows: Padding, columns: Padding) -> Tensor:
     """A kernel with zeros before it where the padding is one more after the image than before it.
 
     With symmetric padding by `after` it gives what the kernel gives with (before, after).
@@ -119,7 +120,7 @@ def widened(weight: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> 
     return F.pad(weight, (columns[1] - columns[0], 0, rows[1] - rows[0], 0))
 
 
-def depthwise_same(x: Tensor, weight: Tensor, stride: int, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+def depthwise_same(x: Tensor, weight: Tensor, stride: int, rows: Padding, columns: Padding) -> Tensor:
     """A depthwise convolution without bias of x [N, C, H, W] by weight [C, 1, K, K].
 
     The zero padding is (before, after) per axis; `after` must be `before` or one more, as TensorFlow's "SAME" has it.
@@ -137,7 +138,7 @@ def depthwise_same(x: Tensor, weight: Tensor, stride: int, rows: tuple[int, int]
 class PackedWeight:
     """A frozen convolution's weight as oneDNN wants it, with asymmetric padding turned into symmetric."""
 
-    def __init__(self, conv: nn.Conv2d, rows: tuple[int, int], columns: tuple[int, int]) -> None:
+    def __init__(self, conv: nn.Conv2d, rows: Padding, columns: Padding) -> None:
         self.padding = [rows[1], columns[1]]
         self.stride = list(conv.stride)
         self.groups = conv.groups
@@ -154,24 +155,32 @@ class PackedWeight:
         return y
 
 
+@cache
 def has_onednn() -> bool:
     """Whether this PyTorch has oneDNN's fused convolutions (its own compiler uses them)."""
     return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
 def inference_conv(
-    conv: nn.Conv2d, x: Tensor, rows: tuple[int, int], columns: tuple[int, int], high: float | None
+    conv: nn.Conv2d, x: Tensor, padding_of: Callable[[Tensor], tuple[Padding, Padding]], high: float | None
 ) -> Tensor | None:
-    """The frozen `conv` of an inference copy, zero-padded (before, after) per axis, clamped to [0, high] unless None.
+    """The frozen `conv` of an inference copy, clamped to [0, high] unless that is None.
 
-    `after` must be `before` or one more. The packed weight is kept on `conv`, so its weight must not change any more.
-    Returns None where it does not apply: with gradients, under a dispatch mode, off the CPU, in other dtypes.
+    `padding_of(x)` gives the zero padding (before, after) of rows and of columns, `after` equal to `before` or one
+    more; it must be a function of the height and width. The packed weight is kept on `conv`, whose own weight must
+    not change then. Returns None where it does not apply: with gradients, under a dispatch mode, off the CPU, in other
+    dtypes.
     """
-    if (torch.is_grad_enabled() and x.requires_grad) or not fits(x) or not has_onednn():
+    if x.dtype != torch.float32 or x.device.type != "cpu" or (x.requires_grad and torch.is_grad_enabled()):
         return None
-    key = (rows, columns)
+    plain = type(x) is Tensor and not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0
+    if not plain or not has_onednn() or not x.is_contiguous(memory_format=torch.channels_last) or x.numel() == 0:
+        return None
     packed: dict[Any, PackedWeight] = conv.__dict__.setdefault("packed", {})
-    if key not in packed:
+    found = packed.get(x.shape[2:])
+    if found is None:
+        padding = padding_of(x)
         with torch.inference_mode(False), torch.no_grad():
-            packed[key] = PackedWeight(conv, rows, columns)
-    return packed[key](x, high)
+            found = packed.get(padding) or packed.setdefault(padding, PackedWeight(conv, *padding))
+        packed[x.shape[2:]] = found
+    return found(x, high)

@@ -130,23 +130,31 @@ def test_an_inference_convolution_agrees_with_convolution_and_clamp(
     conv = nn.Conv2d(16, 32 if groups == 1 else 16, size, stride, groups=groups).requires_grad_(False)
     x = features(2, 16, 12, 10)
     pads = [(t // 2, t - t // 2) for t in (max((-(-n // stride) - 1) * stride + size - n, 0) for n in x.shape[2:])]
-    found = inference_conv(conv, x, pads[0], pads[1], high)
-    if native.missing() is not None or not layers.has_onednn():
+    found = inference_conv(conv, x, lambda _: (pads[0], pads[1]), high)
+    if not layers.has_onednn():
         assert found is None
         return
     expected = conv(F.pad(x, (*pads[1], *pads[0])))
     assert found is not None
+    other = features(2, 16, 7, 13, seed=5)  # another size has another padding
+    pads = [(t // 2, t - t // 2) for t in (max((-(-n // stride) - 1) * stride + size - n, 0) for n in other.shape[2:])]
+    second = inference_conv(conv, other, lambda _: (pads[0], pads[1]), high)
+    wanted = conv(F.pad(other, (*pads[1], *pads[0])))
+    torch.testing.assert_close(second, wanted if high is None else wanted.clamp(0, high), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found, expected if high is None else expected.clamp(0, high), rtol=1e-4, atol=1e-5)
 
 
 def test_an_inference_convolution_steps_aside_for_gradients_counters_and_other_dtypes() -> None:
     conv = nn.Conv2d(16, 16, 1).requires_grad_(False)
     x = features(1, 16, 4, 4)
-    none = (0, 0)
-    assert inference_conv(conv, x.clone().requires_grad_(), none, none, None) is None
-    assert inference_conv(conv.double(), x.double(), none, none, None) is None
+
+    def none(_: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
+        return (0, 0), (0, 0)
+
+    assert inference_conv(conv, x.clone().requires_grad_(), none, None) is None
+    assert inference_conv(conv.double(), x.double(), none, None) is None
     with FlopCounterMode(display=False):
-        assert inference_conv(conv.float(), x, none, none, None) is None
+        assert inference_conv(conv.float(), x, none, None) is None
 
 
 def test_plain_pytorch_runs_where_the_kernels_are_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:

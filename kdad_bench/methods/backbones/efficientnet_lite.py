@@ -64,7 +64,7 @@ class SameConv2d(nn.Conv2d):
 def clamped(conv: SameConv2d, norm: nn.Module, x: Tensor, high: float | None = None) -> Tensor:
     """norm(conv(x)), clamped to [0, high] unless that is None; in an inference copy `norm` is folded into `conv`."""
     if isinstance(norm, nn.Identity):
-        y = inference_conv(conv, x, *conv.padding_of(x), high)
+        y = inference_conv(conv, x, conv.padding_of, high)
         if y is not None:
             return y
     if high is None:
