@@ -2,6 +2,7 @@
 
     python benchmarks/gpu/methods.py --device cuda:0 --out OUT          # random weights where there are no others
     python benchmarks/gpu/methods.py --device cpu --size 64 --steps 3   # the same on a CPU, to try the script
+    python benchmarks/gpu/methods.py --device cpu --preset quick --compiled default   # does torch.compile pay here?
 
 Images are noise: times depend on shapes, not on content. Steps are timed inside `fit`, between two entries of its log,
 after the teacher's feature cache is filled; STFPM's step is also timed as official codes write it, plain and under
@@ -92,7 +93,7 @@ def plain_step_seconds(settings: Any, teacher: Any, device: torch.device, steps:
 def measure(name: str, given: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Everything about one method."""
     found = entry(name)
-    settings = found.presets["paper"]
+    settings = found.presets[given.preset]
     changes: dict[str, Any] = {"steps": given.steps + WARM_STEPS}
     if found.needs_teacher and given.teacher:
         changes["teacher"] = given.teacher
@@ -122,6 +123,10 @@ def measure(name: str, given: argparse.Namespace, device: torch.device) -> dict[
         "latency_ms": timing.median_ms,
         "images_per_second": speed,
         "projected_hours": projected_hours(paper, seconds, speed, given.seeds),
+        "compiled_ms": {
+            mode: 1000 * compiled_step_seconds(found, settings, teacher, normal, mode, given.steps)
+            for mode in given.compiled
+        },
         "top_costs": top_costs(lambda: method.fit(normal[: settings.batch_size]), device),
     }
     if name == "stfpm":
@@ -129,6 +134,13 @@ def measure(name: str, given: argparse.Namespace, device: torch.device) -> dict[
         if not given.no_compile:
             row["compiled_step_ms"] = 1000 * plain_step_seconds(settings, teacher, device, given.steps, compiled=True)
     return row
+
+
+def compiled_step_seconds(found: Any, settings: Any, teacher: Any, normal: Tensor, mode: str, steps: int) -> float:
+    """Median seconds of a step with the student compiled; compiling itself falls on the warm steps."""
+    return step_seconds(
+        found.build(replace(settings, compiled=mode), teacher, normal.device), normal, normal.device, steps
+    )
 
 
 def projected_hours(paper: Any, step: float, images_per_second: float, seeds: int) -> float:
@@ -151,10 +163,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="timed steps per method")
     parser.add_argument("--seeds", type=int, default=3, help="of the projection")
     parser.add_argument("--methods", nargs="*", default=[name for name in METHODS if name != "pixel_mean"])
+    parser.add_argument("--preset", choices=("paper", "quick"), default="paper")
+    parser.add_argument("--compiled", nargs="*", help="modes to time the setting `compiled` in; default: all on a GPU")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
     parser.add_argument("--out", type=Path, help="folder for methods.json")
     given = parser.parse_args()
     device = torch.device(given.device)
+    if given.compiled is None:
+        given.compiled = [] if given.no_compile or device.type != "cuda" else ["default", "reduce-overhead"]
     machine = describe(given.device)
     print(
         f"{machine['device_name']}, torch {machine['torch']}, triton {machine['triton']}, {machine['threads']} threads"
@@ -172,6 +188,8 @@ def main() -> None:
         )
     print(f"\nall of these, 15 categories x {given.seeds} seeds: {sum(row['projected_hours'] for row in rows):.1f} h")
     for row in rows:
+        for mode, taken in row["compiled_ms"].items():
+            print(f"{row['method']} step with compiled={mode}: {taken:.2f} ms, {row['step_ms'] / taken:.2f}x as fast")
         print(f"{row['method']} costs: " + ", ".join(f"{key} {100 * share:.0f} %" for key, share in row["top_costs"]))
         if "plain_step_ms" in row:
             ratios = [f"plain {row['plain_step_ms'] / row['step_ms']:.2f}x"]

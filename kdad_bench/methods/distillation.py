@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from math import ceil, cos, isfinite, pi
@@ -29,6 +29,7 @@ CACHE_BYTES = 4 << 30  # teacher features above this are recomputed per batch; a
 CACHE_CHUNK = 32  # images per teacher pass when the cache is filled
 LEAST_DEVIATION = 1e-6  # a tap channel that never varies is centred and not scaled
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+COMPILED = ("off", "default", "reduce-overhead", "max-autotune")  # torch.compile's modes
 SCHEDULES: Mapping[str, Callable[[float], float]] = {  # progress in [0, 1) -> factor of the learning rate
     "constant": lambda progress: 1.0,
     "cosine": lambda progress: 0.5 * (1.0 + cos(pi * progress)),
@@ -52,6 +53,9 @@ class DistillationSettings(Settings):
     norm_momentum: float | None = None  # of the student's batch norms; None: the architecture's own
     taps: str = "raw"  # raw | standardised: per channel over the normal images, before any distance
     drop_last: bool = False  # leave out the incomplete batch at an epoch's end
+    # torch.compile of the student's training pass: off | default | reduce-overhead (CUDA graphs) | max-autotune.
+    # Off: on a CPU it does not pay (docs/performance.md).
+    compiled: str = "off"
     held_out: float = 0.0  # share of the normals that select the epoch kept; 0: the last epoch, all normals
 
 
@@ -95,6 +99,26 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
         raise ValueError(f"precision {precision!r} is not known; have: {', '.join(DTYPES)}")
     dtype = DTYPES[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+@contextmanager
+def compiled(modules: Sequence[nn.Module], mode: str) -> Iterator[None]:
+    """Inside, `modules` run through torch.compile in `mode` (one of COMPILED); ValueError for an unknown mode.
+
+    Each batch size is compiled for itself: the last batch of an epoch may be smaller.
+    """
+    if mode not in COMPILED:
+        raise ValueError(f"compiled {mode!r} is not known; have: {', '.join(COMPILED)}")
+    if mode == "off":
+        yield
+        return
+    for module in modules:
+        module.compile(mode=mode, dynamic=False)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module._compiled_call_impl = None  # back to `forward`; there is no public way
 
 
 def resized(images: Tensor, size: int) -> Tensor:
@@ -214,6 +238,10 @@ class StudentTeacher(Generic[S]):
         """Map at `size` and image score from what `networks` returned."""
         raise NotImplementedError(f"{type(self).__name__} gives no scores")
 
+    def learners(self) -> Sequence[nn.Module]:
+        """The modules that `loss` calls and that learn: what `settings.compiled` compiles."""
+        return (self.student,)
+
     def optimiser(self) -> torch.optim.Optimizer:
         """The optimiser of all of the student's parameters, from the settings."""
         return optimiser_of(self.student.parameters(), self.settings)
@@ -291,7 +319,7 @@ def distil(method: StudentTeacher[Any], normal: Tensor, fitting: Fitting) -> Non
         raise ValueError(f"fit needs images [N, 3, H, W] with N > 0; got {tuple(normal.shape)}")
     if settings.schedule not in SCHEDULES:
         raise ValueError(f"schedule {settings.schedule!r} is not known; have: {', '.join(SCHEDULES)}")
-    with seeded(settings.seed, device):
+    with seeded(settings.seed, device), compiled(method.learners(), settings.compiled):
         images, held_out = _split(resized(normal.to(device), settings.image_size), settings)
         total, per_epoch = planned_steps(settings, len(images))
         with torch.no_grad(), autocast(settings.precision, device):
@@ -307,6 +335,8 @@ def distil(method: StudentTeacher[Any], normal: Tensor, fitting: Fitting) -> Non
         while step < total:
             chosen = _batch_of(step, per_epoch, len(images), settings).to(device)
             step += 1
+            if settings.compiled != "off":  # its CUDA graphs may overwrite what they answered at the step before
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             batch_images = _channels_last(images[chosen])
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * SCHEDULES[settings.schedule]((step - 1) / total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdad_bench.methods import distillation
+from kdad_bench.methods import METHODS, distillation, entry
+from kdad_bench.methods.backbones.folding import folded
 from kdad_bench.methods.distillation import (
     SCHEDULES,
     CheckpointError,
@@ -208,7 +210,7 @@ def test_every_teacher_family_works(name: str, taps: str, teacher: str) -> None:
 def test_what_cannot_be_learnt_from_or_is_not_known_is_refused() -> None:
     with pytest.raises(ValueError, match=r"N > 0; got \(0, 3, 64, 64\)"):
         small_method("stfpm").fit(torch.empty(0, 3, 64, 64))
-    for changes in ({"schedule": "linear"}, {"optimiser": "lion"}, {"precision": "fp8"}):
+    for changes in ({"schedule": "linear"}, {"optimiser": "lion"}, {"precision": "fp8"}, {"compiled": "yes"}):
         (field, value), *_ = changes.items()
         with pytest.raises(ValueError, match=f"{field} '{value}' is not known; have: "):
             small_method("stfpm", **changes).fit(normals(2, seed=1))
@@ -218,6 +220,66 @@ def test_what_cannot_be_learnt_from_or_is_not_known_is_refused() -> None:
         small_method("stfpm", held_out=1.5).fit(normals(4, seed=1))
     with pytest.raises(ValueError, match=r"Stfpm needs a teacher with taps at strides \(4, 8, 16\); got no teacher"):
         Stfpm(small_settings("stfpm"), None, CPU)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
+@pytest.mark.parametrize("name", ["stfpm", "rd4ad", "fractalad:kd"])
+def test_a_compiled_student_learns_the_same_and_is_its_own_network_afterwards(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[torch.nn.Module] = []
+
+    def traced(module: torch.nn.Module, *, mode: str, dynamic: bool) -> None:
+        assert mode == "reduce-overhead"
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="aot_eager", dynamic=dynamic)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    name, _, variant = name.partition(":")
+    changes: dict[str, Any] = dict(entry(name).variants[variant]) if variant else {}
+    changes["learning_rate"] = 1e-3  # steps so small that rounding stays small
+    if name == "fractalad":
+        changes["fractal_points"] = 2_000
+    images = normals(6, seed=1)
+    plain, other = (small_method(name, compiled=mode, **changes) for mode in ("off", "reduce-overhead"))
+    losses: list[list[float]] = [[], []]
+    for method, found in zip((plain, other), losses, strict=True):
+        kept = found.append
+        method.fit(images, Fitting(log=lambda step, terms, kept=kept: kept(terms["loss"]), log_every=1))
+    assert compiled == list(other.learners())
+    assert len(losses[0]) == 3
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert all(module._compiled_call_impl is None for module in other.module.modules())
+    assert torch.allclose(other.score(images).pixel, plain.score(images).pixel, rtol=0.05, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
+def test_a_mode_of_compilation_ends_with_the_fit_even_when_it_fails() -> None:
+    student = small_method("stfpm").student
+
+    def fail() -> None:
+        with distillation.compiled([student], "default"):
+            assert student._compiled_call_impl is not None
+            assert folded(student)._compiled_call_impl is None
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        fail()
+    assert student._compiled_call_impl is None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "pixel_mean"])
+def test_every_method_trains_compiled(name: str) -> None:
+    images = normals(12, seed=1)
+    found: dict[str, list[float]] = {"off": [], "default": []}
+    for mode, losses in found.items():
+        kept = losses.append
+        method = small_method(name, compiled=mode, held_out=0.2, learning_rate=1e-3)
+        method.fit(images, Fitting(log=lambda step, terms, kept=kept: kept(terms["loss"]), log_every=1))
+    assert found["default"] == pytest.approx(found["off"], rel=5e-3)  # rounding, after three steps
 
 
 def test_a_loss_that_is_not_finite_stops_the_fit_with_its_terms() -> None:

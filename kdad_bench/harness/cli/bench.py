@@ -101,6 +101,9 @@ def measured(given: dict[str, Any]) -> dict[str, Any]:
 
     torch.manual_seed(given["seed"])
     student = build(given["teacher"], batch_norm=True)
+    for module in student.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = settings.norm_momentum  # as the harness sets it, so that both learn the same
     start = time.perf_counter()
     plain, plain_figures = train_and_evaluate(
         category, teacher, student, size=given["size"], steps=given["steps"], batch_size=given["batch_size"],

@@ -60,6 +60,7 @@ def copied(module: nn.Module) -> nn.Module:
     """A copy with frozen parameters and buffers of its own; other attributes are shared."""
     made = module.__new__(type(module))
     made.__dict__ = dict(module.__dict__)
+    made.__dict__.pop("_compiled_call_impl", None)  # of the original, whose weights it would use
     made._parameters = {
         name: None if tensor is None else nn.Parameter(tensor.detach().clone(), requires_grad=False)
         for name, tensor in module._parameters.items()

@@ -72,6 +72,9 @@ class FractalAD(StudentTeacher[FractalADSettings]):
         network = Student(teacher, standardised=self.settings.taps == "standardised") if self.settings.kd else None
         return StudentAndHead(network, SegmentationHead(teacher.channels, self.settings.head_width))
 
+    def learners(self) -> Sequence[nn.Module]:
+        return tuple(self.student.children())
+
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """L = L_KD (clean images) + L_seg (anomalous images); L_seg does not reach the student."""
         settings, networks = self.settings, self.student
