@@ -32,7 +32,7 @@ class Backbone(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """(images - mean) / std per channel; images [N, 3, H, W]."""
-        return (images - self.mean.view(3, 1, 1)) / self.std.view(3, 1, 1)
+        return (images - self.mean.view(3, 1, 1)).div_(self.std.view(3, 1, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Taps of `images` [N, 3, H, W] in [0, 1]: one [N, C_k, H / stride_k, W / stride_k] per stride."""
