@@ -16,7 +16,7 @@ from kdad_bench.kernels.discrepancy import (
 )
 from kdad_bench.kernels.dispatch import path
 from kdad_bench.kernels.fusion import anomaly_map, fuse_scales, gaussian_blur, image_scores
-from kdad_bench.kernels.layers import depthwise_same, inference_conv, norm_clamp
+from kdad_bench.kernels.layers import depthwise_same, inference_conv, norm_clamp, pointwise_norm_clamp
 
 __all__ = [
     "anomaly_map",
@@ -36,6 +36,7 @@ __all__ = [
     "path",
     "pixel_discrepancies",
     "pixel_discrepancy",
+    "pointwise_norm_clamp",
 ]
 
 del _ops

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from kdad_bench.kernels import dispatch, native
 
 Padding = tuple[int, int]  # pixels of zeros before and after
+PIECE = 1 << 18  # values between a 1x1 convolution and its norm that are handled at a time: 1 MiB
+LEAST_PIECE = 1024  # pixels; smaller matrix products are slow
 LANES = 16  # channels that the compiled weight gradient takes at a time
 
 
@@ -38,26 +40,81 @@ def fits(x: Tensor) -> bool:
 
 
 class NormClamp(torch.autograd.Function):
-    """clamp(weight (x - mean) / sqrt(variance + epsilon) + bias, low, high); mean and variance are the batch's."""
+    """clamp(norm(x), low, high) of a batch norm that takes the batch's statistics and moves the running ones."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, low: float, high: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        y, mean, variance = native.norm_clamp(x, weight, bias, epsilon, low, high)
-        ctx.save_for_backward(x, weight, bias, mean, variance)
-        ctx.facts = epsilon, low, high
-        ctx.mark_non_differentiable(mean, variance)
-        return y, mean, variance
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, low: float, high: float
+    ) -> Tensor:
+        found = native.norm_statistics([pixels(x)], *parts_of(norm))
+        ctx.save_for_backward(x, weight, bias, found)
+        ctx.facts = norm.eps, low, high
+        return native.norm_apply(x, found[2], found[3], low, high)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, variance = ctx.saved_tensors
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, statistics = ctx.saved_tensors
         above = upstream.contiguous(memory_format=torch.channels_last)
-        epsilon, low, high = ctx.facts
-        found = native.norm_clamp_gradients(above, x, weight, bias, epsilon, low, high, mean, variance)
-        return *found, None, None, None
+        found = native.norm_sums(above, x, weight, bias, statistics, ctx.facts)
+        to_x = torch.empty_like(x)
+        native.norm_input_gradient(above, x, found[2:], ctx.facts, to_x)
+        return to_x, found[0], found[1], None, None, None
+
+
+class PointwiseNormClamp(torch.autograd.Function):
+    """NormClamp of a 1x1 convolution, a piece of the image at a time: what lies between the two stays in the cache."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, low: float, high: float
+    ) -> Tensor:
+        between = torch.empty((x.shape[0], len(kernel), *x.shape[2:]), memory_format=torch.channels_last)
+        matrix, size = kernel[:, :, 0, 0].t(), piece_of(kernel)
+        parts = zip(torch.split(pixels(x), size), torch.split(pixels(between), size), strict=True)
+        products = (torch.mm(part, matrix, out=out) for part, out in parts)
+        found = native.norm_statistics(products, *parts_of(norm))
+        ctx.save_for_backward(x, kernel, between, weight, bias, found)
+        ctx.facts = norm.eps, low, high
+        return native.norm_apply(between, found[2], found[3], low, high)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, kernel, between, weight, bias, statistics = ctx.saved_tensors
+        above = upstream.contiguous(memory_format=torch.channels_last)
+        found = native.norm_sums(above, between, weight, bias, statistics, ctx.facts)
+        to_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        matrix, size = kernel[:, :, 0, 0], piece_of(kernel)
+        to_matrix = torch.zeros_like(matrix)
+        tensors = (above, between, x, x if to_x is None else to_x)
+        buffer = above.new_empty(min(size, above.numel() // len(kernel)), len(kernel))
+        for given, product, part, out in zip(*(torch.split(pixels(tensor), size) for tensor in tensors), strict=True):
+            gradient = buffer[: len(given)]
+            native.norm_input_gradient(given, product, found[2:], ctx.facts, gradient)
+            to_matrix.addmm_(gradient.t(), part)
+            if to_x is not None:
+                torch.mm(gradient, matrix, out=out)
+        return to_x, to_matrix[:, :, None, None], found[0], found[1], None, None, None
+
+
+def parts_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, float, Tensor, Tensor, float]:
+    """What `native.norm_statistics` needs of a norm that `takes_batch_statistics`; counts the batch."""
+    mean, variance, tracked, momentum = norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum
+    assert mean is not None and variance is not None  # noqa: PT018
+    assert tracked is not None and momentum is not None  # noqa: PT018
+    tracked.add_(1)
+    return norm.weight, norm.bias, norm.eps, mean, variance, momentum
+
+
+def pixels(x: Tensor) -> Tensor:
+    """x [N, C, H, W] in channels_last as a matrix [N H W, C]; no copy."""
+    return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
+
+
+def piece_of(kernel: Tensor) -> int:
+    """How many pixels of the answer of a 1x1 convolution by `kernel` are handled at a time."""
+    return max(PIECE // len(kernel), LEAST_PIECE)
 
 
 def norm_clamp(norm: nn.Module, x: Tensor, low: float = -float("inf"), high: float = float("inf")) -> Tensor:
@@ -68,15 +125,25 @@ def norm_clamp(norm: nn.Module, x: Tensor, low: float = -float("inf"), high: flo
     if not isinstance(norm, nn.BatchNorm2d) or not takes_batch_statistics(norm, x) or not fits(x):
         y: Tensor = norm(x)
         return y if low == -high == -float("inf") else F.hardtanh(y, low, high)
-    y, mean, variance = NormClamp.apply(x, norm.weight, norm.bias, norm.eps, low, high)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        values = x.numel() // x.shape[1]
-        for running, seen in ((norm.running_mean, mean), (norm.running_var, variance * (values / (values - 1)))):
-            if running is not None and norm.momentum is not None:
-                running.lerp_(seen, norm.momentum)
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-    return y
+    made: Tensor = NormClamp.apply(x, norm.weight, norm.bias, norm, low, high)  # type: ignore[no-untyped-call]
+    return made
+
+
+def pointwise_norm_clamp(conv: nn.Conv2d, norm: nn.Module, x: Tensor, low: float, high: float) -> Tensor | None:
+    """norm_clamp(norm, conv(x), low, high) of a 1x1 convolution in training; None where it does not apply.
+
+    It applies to a convolution without bias, groups, stride or padding whose norm takes the batch's statistics, for an
+    x [N, C, H, W] that the compiled layers take, outside autocast.
+    """
+    plain = conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1 and conv.bias is None
+    if not plain or conv.padding != (0, 0) or not isinstance(norm, nn.BatchNorm2d):
+        return None
+    if not takes_batch_statistics(norm, x) or torch.is_autocast_enabled("cpu") or not fits(x):
+        return None
+    made: Tensor = PointwiseNormClamp.apply(  # type: ignore[no-untyped-call]
+        x, conv.weight, norm.weight, norm.bias, norm, low, high
+    )
+    return made
 
 
 def takes_batch_statistics(norm: nn.BatchNorm2d, x: Tensor) -> bool:
@@ -117,6 +184,8 @@ def widened(weight: Tensor, rows: Padding, columns: Padding) -> Tensor:
 
     With symmetric padding by `after` it gives what the kernel gives with (before, after).
     """
+    if rows[0] == rows[1] and columns[0] == columns[1]:
+        return weight
     return F.pad(weight, (columns[1] - columns[0], 0, rows[1] - rows[0], 0))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -53,11 +53,15 @@ def library() -> ctypes.CDLL:
     loaded.kdad_epilogue.argtypes = [ctypes.c_char_p, ctypes.c_int]
     loaded.kdad_epilogue.restype = None
     pointer, long, integer, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
-    moments: list[Any] = [long, long, pointer, pointer, real, real, real, pointer, pointer]
-    loaded.kdad_norm_forward.argtypes = [pointer, pointer, *moments, integer]
-    loaded.kdad_norm_forward.restype = None
-    loaded.kdad_norm_backward.argtypes = [pointer, pointer, pointer, *moments, pointer, pointer, integer]
-    loaded.kdad_norm_backward.restype = None
+    arguments: dict[str, list[Any]] = {
+        "kdad_norm_moments": [pointer, long, long, pointer, pointer, pointer, integer],
+        "kdad_norm_finish": [long, long, pointer, pointer, real, *[pointer] * 6, real],
+        "kdad_norm_apply": [pointer, pointer, long, long, pointer, pointer, real, real, integer],
+        "kdad_norm_sums": [pointer, pointer, long, long, pointer, pointer, real, real, real, *[pointer] * 3, integer],
+        "kdad_norm_input_gradient": [pointer, pointer, pointer, long, long, pointer, real, real, integer],
+    }
+    for name, types in arguments.items():
+        getattr(loaded, name).argtypes, getattr(loaded, name).restype = types, None
     loaded.kdad_depthwise_weight_gradient.argtypes = [pointer, pointer, pointer, *[long] * 10, integer]
     loaded.kdad_depthwise_weight_gradient.restype = integer
     loaded.kdad_use_gomp.argtypes = [ctypes.c_void_p]
@@ -349,59 +353,71 @@ def anomaly_map(
     return out, scores
 
 
-def norm_clamp(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float, low: float, high: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(clamped batch norm, mean [C], biased variance [C]) of channels_last float32 [N,C,H,W] over the batch."""
-    out, mean, variance = torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
-    library().kdad_norm_forward(
-        x.data_ptr(),
-        out.data_ptr(),
-        x.numel() // x.shape[1],
-        x.shape[1],
-        None if weight is None else weight.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        epsilon,
-        low,
-        high,
-        mean.data_ptr(),
-        variance.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return out, mean, variance
-
-
-def norm_clamp_gradients(
-    upstream: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+def norm_statistics(
+    pieces: Iterable[Tensor],
+    weight: Tensor,
+    bias: Tensor,
     epsilon: float,
-    low: float,
-    high: float,
-    mean: Tensor,
-    variance: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to (x, weight, bias) of `norm_clamp`; `upstream` channels_last float32 too."""
-    out, to_weight, to_bias = torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
-    library().kdad_norm_backward(
-        x.data_ptr(),
-        upstream.data_ptr(),
-        out.data_ptr(),
-        x.numel() // x.shape[1],
-        x.shape[1],
-        None if weight is None else weight.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        epsilon,
-        low,
-        high,
-        mean.data_ptr(),
-        variance.data_ptr(),
-        to_weight.data_ptr(),
-        to_bias.data_ptr(),
-        torch.get_num_threads(),
+    running_mean: Tensor,
+    running_variance: Tensor,
+    momentum: float,
+) -> Tensor:
+    """[4, C]: mean, biased variance, scale and shift (y = x scale + shift) of a batch norm; moves the running ones.
+
+    `pieces` [M, C], contiguous float32, are the batch together; each is read once, as it comes.
+    """
+    compiled, values, threads, channels = library(), 0, torch.get_num_threads(), weight.numel()
+    sums = torch.zeros(2, channels, dtype=torch.float64)
+    first, second = sums.data_ptr(), sums.data_ptr() + 8 * channels
+    made = torch.empty(5, channels)  # the four results and a pilot, from which deviations are measured
+    found, pilot = made.data_ptr(), made.data_ptr() + 16 * channels
+    for piece in pieces:
+        if values == 0:
+            made[4].copy_(piece[0])
+        compiled.kdad_norm_moments(piece.data_ptr(), piece.shape[0], channels, pilot, first, second, threads)
+        values += piece.shape[0]
+    compiled.kdad_norm_finish(
+        *(values, channels, weight.data_ptr(), bias.data_ptr(), epsilon, pilot, first, second, found),
+        *(running_mean.data_ptr(), running_variance.data_ptr(), momentum),
     )
-    return out, to_weight, to_bias
+    return made[:4]
+
+
+def norm_apply(x: Tensor, scale: Tensor, shift: Tensor, low: float, high: float) -> Tensor:
+    """clamp(x * scale + shift, low, high) of `x` [N,C,H,W] in channels_last."""
+    out, channels = torch.empty_like(x), x.shape[1]
+    library().kdad_norm_apply(
+        *(x.data_ptr(), out.data_ptr(), x.numel() // channels, channels, scale.data_ptr(), shift.data_ptr()),
+        *(low, high, torch.get_num_threads()),
+    )
+    return out
+
+
+def norm_sums(
+    upstream: Tensor, x: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, facts: tuple[float, float, float]
+) -> Tensor:
+    """[7, C]: the gradients to weight and bias, then the five terms of `norm_input_gradient`.
+
+    `upstream` and `x` [N,C,H,W] in channels_last; `facts` are epsilon, low and high.
+    """
+    channels = weight.numel()
+    found, mean = torch.empty(7, channels), statistics.data_ptr()
+    library().kdad_norm_sums(
+        *(x.data_ptr(), upstream.data_ptr(), x.numel() // channels, channels, weight.data_ptr(), bias.data_ptr()),
+        *(*facts, mean, mean + 4 * channels, found.data_ptr(), torch.get_num_threads()),
+    )
+    return found
+
+
+def norm_input_gradient(
+    upstream: Tensor, x: Tensor, terms: Tensor, facts: tuple[float, float, float], out: Tensor
+) -> None:
+    """Write the gradient to `x`, or to some of its pixels, into `out`, all channels last in memory."""
+    channels = terms.shape[1]
+    library().kdad_norm_input_gradient(
+        *(x.data_ptr(), upstream.data_ptr(), out.data_ptr(), x.numel() // channels, channels, terms.data_ptr()),
+        *(*facts[1:], torch.get_num_threads()),
+    )
 
 
 def depthwise_weight_gradient(

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <thread>
 #include <vector>
 
 #include "cpu.h"
@@ -15,14 +16,24 @@ namespace {
 constexpr i64 WIDTH = 512;       // at least so many values are handled at a time: several pixels where channels are few
 constexpr i64 TILE = 1 << 15;    // values of a part, about
 
-// Runs work(part) for each of `parts`.
+// Runs work(part) for each of `parts`. Every thread starts with its own stretch of them, the caller with the first, as matrix
+// products divide rows: what one of those just wrote is then in this core's cache. Who is done early takes over from others.
 template <class Work> void shared_out(const Work& work, i64 parts, int threads) {
-    struct Queue { const Work* work; i64 parts; std::atomic<i64> next; } queue{&work, parts, {0}};
+    struct alignas(64) Stretch { std::atomic<i64> next{0}; i64 end = 0; };
+    struct Queue { const Work* work; std::vector<Stretch> stretches; std::atomic<int> joined; std::thread::id caller; };
+    threads = (int)std::max<i64>(1, std::min<i64>(threads, parts));
+    Queue queue{&work, std::vector<Stretch>(threads), {1}, std::this_thread::get_id()};
+    for (int k = 0; k < threads; k++) { queue.stretches[k].next = k * parts / threads; queue.stretches[k].end = (k + 1) * parts / threads; }
     auto body = [](void* raw) {
         Queue& q = *(Queue*)raw;
-        for (i64 part; (part = q.next.fetch_add(1, std::memory_order_relaxed)) < q.parts;) (*q.work)(part);
+        const int own = std::this_thread::get_id() == q.caller ? 0 : q.joined.fetch_add(1, std::memory_order_relaxed);
+        const int all = (int)q.stretches.size();
+        for (int k = 0; k < all; k++) {
+            Stretch& s = q.stretches[(own + k) % all];
+            for (i64 part; (part = s.next.fetch_add(1, std::memory_order_relaxed)) < s.end;) (*q.work)(part);
+        }
     };
-    parallel(body, &queue, (int)std::min<i64>(threads, parts));
+    parallel(body, &queue, threads);
 }
 
 // ---- batch norm and activation: y = clamp(w (x - mean) / std + b, low, high) over rows [m, c] ---------------------------------
@@ -44,9 +55,10 @@ struct Shape {  // pixels are taken `pixels` at a time as one row of `width` val
     }
 };
 
-std::vector<float> repeated(const std::vector<float>& v, i64 pixels) {
+std::vector<float> repeated(const float* v, i64 c, i64 pixels) {
     std::vector<float> out;
-    for (i64 i = 0; i < pixels; i++) out.insert(out.end(), v.begin(), v.end());
+    out.reserve((size_t)(c * pixels));
+    for (i64 i = 0; i < pixels; i++) out.insert(out.end(), v, v + c);
     return out;
 }
 
@@ -85,7 +97,7 @@ CLONES void input_gradient(const float* __restrict x, const float* __restrict ab
     }
 }
 
-// Two sums per channel over all pixels, by `add(values, at, first, second)` for a run of values from offset `at`.
+// Adds two sums per channel over all pixels, by `add(values, at, first, second)` for a run of values from offset `at`.
 template <class Add> void channel_sums(const Norm& j, const Shape& shape, int threads, const Add& add, double* first, double* second) {
     std::vector<double> partial((size_t)shape.parts * 2 * j.c, 0.0);
     shared_out([&](i64 part) {
@@ -96,7 +108,6 @@ template <class Add> void channel_sums(const Norm& j, const Shape& shape, int th
         double* sums = partial.data() + part * 2 * j.c;
         for (i64 i = 0; i < shape.width; i++) { sums[i % j.c] += a[i]; sums[j.c + i % j.c] += b[i]; }
     }, shape.parts, threads);
-    for (i64 c = 0; c < j.c; c++) first[c] = second[c] = 0;
     for (i64 part = 0; part < shape.parts; part++)
         for (i64 c = 0; c < j.c; c++) {
             first[c] += partial[(part * 2) * j.c + c];
@@ -169,52 +180,74 @@ CLONES void weight_gradient_5(const Depthwise& d, i64 n, float* sums) { weight_g
 
 extern "C" {
 
-// mean, variance (biased): float [c], written.
-EXPORT void kdad_norm_forward(const float* x, float* y, i64 m, i64 c, const float* weight, const float* bias, double epsilon, double low,
-                              double high, float* mean, float* variance, int threads) {
-    const Norm j{x, nullptr, y, m, c, (float)low, (float)high};
+// Adds to first and second, double [c], the sums of x - pilot and of its square; the pilot keeps the variance of a far mean.
+EXPORT void kdad_norm_moments(const float* x, i64 m, i64 c, const float* pilot, double* first, double* second, int threads) {
+    const Norm j{x, nullptr, nullptr, m, c, 0, 0};
     const Shape shape(j);
-    const std::vector<float> pilot(x, x + c), pilots = repeated(pilot, shape.pixels);  // keeps the variance of a far mean
-    std::vector<double> first(c), second(c);
+    const std::vector<float> pilots = repeated(pilot, c, shape.pixels);
     channel_sums(j, shape, threads, [&](i64 n, i64 at, float* a, float* b) { add_moments(x + at, pilots.data(), a, b, n); },
-                 first.data(), second.data());
-    std::vector<float> scale(c), shift(c);
+                 first, second);
+}
+
+// From the sums over m pixels: float [4, c] mean, variance (biased), scale and shift, which give y = clamp(x scale + shift). The
+// running statistics move by `momentum` towards mean and unbiased variance.
+EXPORT void kdad_norm_finish(i64 m, i64 c, const float* weight, const float* bias, double epsilon, const float* pilot,
+                             const double* first, const double* second, float* found, float* running_mean, float* running_variance,
+                             double momentum) {
+    float *mean = found, *variance = found + c, *scale = found + 2 * c, *shift = found + 3 * c;
     for (i64 k = 0; k < c; k++) {
         const double off = first[k] / (double)m, centre = pilot[k] + off, spread = std::max(0.0, second[k] / (double)m - off * off);
-        const double s = (weight ? weight[k] : 1.0) / std::sqrt(spread + epsilon);
+        const double s = weight[k] / std::sqrt(spread + epsilon);
         mean[k] = (float)centre; variance[k] = (float)spread;
-        scale[k] = (float)s; shift[k] = (float)((bias ? bias[k] : 0.0) - s * centre);
+        scale[k] = (float)s; shift[k] = (float)(bias[k] - s * centre);
+        running_mean[k] += (float)(momentum * (centre - running_mean[k]));
+        running_variance[k] += (float)(momentum * (spread * ((double)m / (double)(m - 1)) - running_variance[k]));
     }
-    const std::vector<float> scales = repeated(scale, shape.pixels), shifts = repeated(shift, shape.pixels);
+}
+
+EXPORT void kdad_norm_apply(const float* x, float* y, i64 m, i64 c, const float* scale, const float* shift, double low, double high,
+                            int threads) {
+    const Norm j{x, nullptr, y, m, c, (float)low, (float)high};
+    const Shape shape(j);
+    const std::vector<float> scales = repeated(scale, c, shape.pixels), shifts = repeated(shift, c, shape.pixels);
     all_rows(j, shape, threads, [&](i64 n, i64 at) { normalise(x + at, scales.data(), shifts.data(), j.low, j.high, y + at, n); });
 }
 
-EXPORT void kdad_norm_backward(const float* x, const float* above, float* out, i64 m, i64 c, const float* weight, const float* bias,
-                               double epsilon, double low, double high, const float* mean, const float* variance, float* to_weight,
-                               float* to_bias, int threads) {
-    const Norm j{x, above, out, m, c, (float)low, (float)high};
+// Float [7, c]: the gradients to weight and bias, and what the gradient to x needs: scale, shift, mean, constant, slope.
+EXPORT void kdad_norm_sums(const float* x, const float* above, i64 m, i64 c, const float* weight, const float* bias, double epsilon,
+                           double low, double high, const float* mean, const float* variance, float* found, int threads) {
+    const Norm j{x, above, nullptr, m, c, (float)low, (float)high};
     const Shape shape(j);
-    std::vector<float> scale(c), shift(c), centre(mean, mean + c), constant(c), slope(c);
+    float *to_weight = found, *to_bias = found + c, *scale = found + 2 * c, *shift = found + 3 * c, *centre = found + 4 * c;
+    float *constant = found + 5 * c, *slope = found + 6 * c;
     for (i64 k = 0; k < c; k++) {
-        const double s = (weight ? weight[k] : 1.0) / std::sqrt((double)variance[k] + epsilon);
-        scale[k] = (float)s; shift[k] = (float)((bias ? bias[k] : 0.0) - s * mean[k]);
+        const double s = weight[k] / std::sqrt((double)variance[k] + epsilon);
+        scale[k] = (float)s; shift[k] = (float)(bias[k] - s * mean[k]); centre[k] = mean[k];
     }
-    const std::vector<float> scales = repeated(scale, shape.pixels), shifts = repeated(shift, shape.pixels),
-                             centres = repeated(centre, shape.pixels);
-    std::vector<double> first(c), second(c);
+    const std::vector<float> scales = repeated(scale, c, shape.pixels), shifts = repeated(shift, c, shape.pixels),
+                             centres = repeated(centre, c, shape.pixels);
+    std::vector<double> first(c, 0.0), second(c, 0.0);
     channel_sums(j, shape, threads, [&](i64 n, i64 at, float* a, float* b) {
         add_gradients(x + at, above + at, scales.data(), shifts.data(), centres.data(), j.low, j.high, a, b, n);
     }, first.data(), second.data());
     for (i64 k = 0; k < c; k++) {
-        const double inverse = 1.0 / std::sqrt((double)variance[k] + epsilon), s = (weight ? weight[k] : 1.0) * inverse;
+        const double inverse = 1.0 / std::sqrt((double)variance[k] + epsilon), s = weight[k] * inverse;
         to_bias[k] = (float)first[k];
         to_weight[k] = (float)(second[k] * inverse);
         constant[k] = (float)(s * first[k] / (double)m);
         slope[k] = (float)(s * inverse * inverse * second[k] / (double)m);
     }
-    const std::vector<float> constants = repeated(constant, shape.pixels), slopes = repeated(slope, shape.pixels);
+}
+
+// The gradient to x of m pixels; `terms`: the last five rows of what kdad_norm_sums found.
+EXPORT void kdad_norm_input_gradient(const float* x, const float* above, float* out, i64 m, i64 c, const float* terms, double low,
+                                     double high, int threads) {
+    const Norm j{x, above, out, m, c, (float)low, (float)high};
+    const Shape shape(j);
+    std::vector<float> wide[5];
+    for (int k = 0; k < 5; k++) wide[k] = repeated(terms + k * c, c, shape.pixels);
     all_rows(j, shape, threads, [&](i64 n, i64 at) {
-        input_gradient(x + at, above + at, scales.data(), shifts.data(), centres.data(), constants.data(), slopes.data(), j.low, j.high,
+        input_gradient(x + at, above + at, wide[0].data(), wide[1].data(), wide[2].data(), wide[3].data(), wide[4].data(), j.low, j.high,
                        out + at, n);
     });
 }

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdad_bench.kernels import depthwise_same, inference_conv, layers, native, norm_clamp
+from kdad_bench.kernels import depthwise_same, inference_conv, layers, native, norm_clamp, pointwise_norm_clamp
 
 needs_compiled = pytest.mark.skipif(native.missing() is not None, reason="the C++ kernels were not built")
 INFINITY = float("inf")
@@ -79,6 +79,77 @@ def test_batch_norm_lets_not_a_number_through_and_takes_strided_gradients() -> N
     broken[1, 2, 1, 1] = float("nan")
     assert bool(norm_clamp(own, broken, 0, 6)[:, 2].isnan().all())
     assert not bool(norm_clamp(own, broken, 0, 6)[:, :2].isnan().any())
+
+
+@needs_compiled
+@pytest.mark.parametrize("clamp", CLAMPS)
+@pytest.mark.parametrize("pieces", ["one", "many"])
+@pytest.mark.parametrize(
+    ("shape", "answers"), [((2, 3, 5, 7), 8), ((1, 40, 1, 9), 1), ((3, 24, 33, 31), 144), ((2, 1, 2, 2), 3)], ids=str
+)
+def test_a_1x1_convolution_with_norm_and_clamp_agrees_with_float64(
+    clamp: str, pieces: str, shape: tuple[int, ...], answers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if pieces == "many":
+        monkeypatch.setattr(layers, "PIECE", 1)
+        monkeypatch.setattr(layers, "LEAST_PIECE", 5)
+    torch.manual_seed(0)
+    low, high = CLAMPS[clamp]
+    own, other = norms(answers)
+    conv = nn.Conv2d(shape[1], answers, 1, bias=False)
+    double_conv = nn.Conv2d(shape[1], answers, 1, bias=False).double()
+    double_conv.load_state_dict(conv.state_dict())
+    x = features(*shape).requires_grad_()
+    double = x.detach().double().requires_grad_()
+    upstream = features(shape[0], answers, *shape[2:], seed=1)
+    found, expected = pointwise_norm_clamp(conv, own, x, low, high), other(double_conv(double)).clamp(low, high)
+    assert found is not None
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=2e-5)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    mine = torch.autograd.grad(found, [x, conv.weight, own.weight, own.bias], upstream)
+    theirs = torch.autograd.grad(expected, [double, double_conv.weight, other.weight, other.bias], upstream.double())
+    for a, b in zip(mine, theirs, strict=True):
+        assert a.shape == b.shape
+        assert float((a - b).norm() / b.norm().clamp_min(0.1)) < 1e-4  # a norm cancels some gradients
+    torch.testing.assert_close(own.running_mean.double(), other.running_mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(own.running_var.double(), other.running_var, rtol=1e-4, atol=1e-5)
+    assert int(own.num_batches_tracked) == 1
+
+
+@needs_compiled
+def test_a_1x1_convolution_with_norm_steps_aside_where_it_does_not_apply() -> None:
+    def applies(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> bool:
+        return pointwise_norm_clamp(conv, norm, x, 0.0, 6.0) is not None
+
+    x, norm, conv = features(2, 4, 3, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1, bias=False)
+    assert applies(conv, norm, x)
+    others = {"kernel_size": 3, "bias": True, "groups": 2, "stride": 2, "padding": 1}
+    for field, value in others.items():
+        assert not applies(nn.Conv2d(4, 4, **{"kernel_size": 1, "bias": False} | {field: value}), norm, x), field
+    assert not applies(conv, nn.Identity(), x)
+    assert not applies(conv, nn.BatchNorm2d(4).eval(), x)
+    assert not applies(conv, norm, x.double())
+    assert not applies(conv, norm, x.contiguous())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not applies(conv, norm, x)
+    with FlopCounterMode(display=False):
+        assert not applies(conv, norm, x)
+
+
+@needs_compiled
+def test_a_1x1_convolution_whose_image_needs_no_gradient_gives_the_weights_theirs() -> None:
+    torch.manual_seed(0)
+    conv, norm, x = nn.Conv2d(4, 6, 1, bias=False), nn.BatchNorm2d(6), features(2, 4, 5, 5)
+    y = pointwise_norm_clamp(conv, norm, x, 0.0, 6.0)
+    assert y is not None
+    (y * features(*y.shape, seed=3)).sum().backward()
+    assert conv.weight.grad is not None
+    expected = nn.Conv2d(4, 6, 1, bias=False)
+    expected.load_state_dict(conv.state_dict())
+    other = nn.BatchNorm2d(6)
+    (other(expected(x)).clamp(0, 6) * features(*y.shape, seed=3)).sum().backward()
+    assert expected.weight.grad is not None
+    torch.testing.assert_close(conv.weight.grad, expected.weight.grad, rtol=1e-4, atol=1e-4)
 
 
 @needs_compiled

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdad_bench.kernels import depthwise_same, inference_conv, norm_clamp
+from kdad_bench.kernels import depthwise_same, inference_conv, norm_clamp, pointwise_norm_clamp
 from kdad_bench.methods.backbones.attention import Attention, attention_at
 from kdad_bench.methods.backbones.backbone import Backbone
 from kdad_bench.methods.backbones.names import facts_of
@@ -67,9 +67,9 @@ def clamped(conv: SameConv2d, norm: nn.Module, x: Tensor, high: float | None = N
         y = inference_conv(conv, x, conv.padding_of, high)
         if y is not None:
             return y
-    if high is None:
-        return norm_clamp(norm, conv(x))
-    return norm_clamp(norm, conv(x), 0.0, high)
+    limits = (-float("inf"), float("inf")) if high is None else (0.0, high)
+    y = pointwise_norm_clamp(conv, norm, x, *limits)
+    return norm_clamp(norm, conv(x), *limits) if y is None else y
 
 
 class MbConvBlock(nn.Module):
