@@ -69,7 +69,10 @@ def _described(path: Path) -> tuple[str, Any]:
     unknown = set(values) - {field.name for field in fields(kind)}
     if unknown:
         raise ModelError(f"{path}: setting {sorted(unknown)[0]!r} is not one of {name}'s")
-    return name, kind(**{key: _frozen(value) for key, value in values.items()})
+    try:
+        return name, kind(**{key: _frozen(value) for key, value in values.items()})
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path}: {error}") from error
 
 
 def _frozen(value: Any) -> Any:

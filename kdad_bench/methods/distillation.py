@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from math import ceil, cos, isfinite, pi
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,14 @@ class DistillationSettings(Settings):
     compiled: str = "off"
     held_out: float = 0.0  # share of the normals that select the epoch kept; 0: the last epoch, all normals
 
+    CHOICES: ClassVar[Mapping[str, Collection[str]]] = {
+        **Settings.CHOICES,
+        "optimiser": ("sgd", "adam", "adamw"),
+        "schedule": tuple(SCHEDULES),
+        "taps": ("raw", "standardised"),
+        "compiled": COMPILED,
+    }
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
@@ -94,21 +102,17 @@ def chance(seed: int, purpose: str, index: int) -> torch.Generator:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast of the networks for `precision`; ValueError for an unknown one."""
-    if precision not in DTYPES:
-        raise ValueError(f"precision {precision!r} is not known; have: {', '.join(DTYPES)}")
+    """Autocast of the networks for `precision`, one of DTYPES."""
     dtype = DTYPES[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 @contextmanager
 def compiled(modules: Sequence[nn.Module], mode: str) -> Iterator[None]:
-    """Inside, `modules` run through torch.compile in `mode` (one of COMPILED); ValueError for an unknown mode.
+    """Inside, `modules` run through torch.compile in `mode`, one of COMPILED.
 
     Each batch size is compiled for itself: the last batch of an epoch may be smaller.
     """
-    if mode not in COMPILED:
-        raise ValueError(f"compiled {mode!r} is not known; have: {', '.join(COMPILED)}")
     if mode == "off":
         yield
         return
@@ -207,8 +211,6 @@ class StudentTeacher(Generic[S]):
             raise ValueError(
                 f"{type(self).__name__} needs a teacher with taps at strides {settings.strides}; got {have}"
             )
-        if settings.taps not in ("raw", "standardised"):
-            raise ValueError(f"taps {settings.taps!r} is not known; have: raw, standardised")
         self.settings, self.device = settings, device
         self.teacher = Teacher(teacher, settings.taps == "standardised").to(device)
         with seeded(settings.seed, device):
@@ -289,15 +291,13 @@ class Student(nn.Module):
 
 
 def optimiser_of(parameters: Iterator[nn.Parameter], settings: DistillationSettings) -> torch.optim.Optimizer:
-    """The fused optimiser that `settings` name; ValueError for an unknown one."""
+    """The fused optimiser that `settings` name."""
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimiser == "sgd":
         return torch.optim.SGD(parameters, rate, momentum=settings.momentum, weight_decay=decay, fused=True)
     if settings.optimiser == "adam":
         return torch.optim.Adam(parameters, rate, betas=settings.betas, weight_decay=decay, fused=True)
-    if settings.optimiser == "adamw":
-        return torch.optim.AdamW(parameters, rate, betas=settings.betas, weight_decay=decay, fused=True)
-    raise ValueError(f"optimiser {settings.optimiser!r} is not known; have: sgd, adam, adamw")
+    return torch.optim.AdamW(parameters, rate, betas=settings.betas, weight_decay=decay, fused=True)
 
 
 def planned_steps(settings: DistillationSettings, images: int) -> tuple[int, int]:
@@ -317,8 +317,6 @@ def distil(method: StudentTeacher[Any], normal: Tensor, fitting: Fitting) -> Non
     settings, device, student = method.settings, method.device, method.student
     if normal.ndim != 4 or normal.shape[0] == 0:
         raise ValueError(f"fit needs images [N, 3, H, W] with N > 0; got {tuple(normal.shape)}")
-    if settings.schedule not in SCHEDULES:
-        raise ValueError(f"schedule {settings.schedule!r} is not known; have: {', '.join(SCHEDULES)}")
     with seeded(settings.seed, device), compiled(method.learners(), settings.compiled):
         images, held_out = _split(resized(normal.to(device), settings.image_size), settings)
         total, per_epoch = planned_steps(settings, len(images))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +22,6 @@ from kdad_bench.methods.protocol import Entry, Scores
 from kdad_bench.methods.reverse import Bottleneck, Decoder, Embedding, Fusion
 
 ATTENTIONS: Mapping[str, Callable[[int], nn.Module] | None] = {"none": None, "eca": Eca, "cbam": Cbam}
-CHOICES = {
-    "distance": ("cosine", "flattened"),
-    "attention": tuple(ATTENTIONS),
-    "fusion": ("ffrm", "plain"),
-    "fed_by": ("student", "teacher"),
-    "over_scales": ("sum", "product"),
-    "over_students": ("sum", "product"),
-}
 READINGS = (
     "loss: cosine distance of flattened maps (RD4AD's code), both students and all scales alike",
     "bottleneck: fed by the forward student's three taps",
@@ -54,6 +47,16 @@ class DualStudentSettings(DistillationSettings):
     over_scales: str = "sum"  # sum | product
     over_students: str = "sum"  # sum | product
     readings: tuple[str, ...] = READINGS
+
+    CHOICES: ClassVar = {
+        **DistillationSettings.CHOICES,
+        "distance": ("cosine", "flattened"),
+        "attention": tuple(ATTENTIONS),
+        "fusion": ("ffrm", "plain"),
+        "fed_by": ("student", "teacher"),
+        "over_scales": ("sum", "product"),
+        "over_students": ("sum", "product"),
+    }
 
 
 class ResidualFusion(nn.Module):
@@ -100,9 +103,6 @@ class DualStudent(StudentTeacher[DualStudentSettings]):
     """Two students of inverted structure; where either departs from the teacher the image is anomalous."""
 
     def build_student(self, teacher: Backbone) -> nn.Module:
-        for name, known in CHOICES.items():
-            if getattr(self.settings, name) not in known:
-                raise ValueError(f"{name} {getattr(self.settings, name)!r} is not known; have: {', '.join(known)}")
         return DualStudents(teacher, self.settings)
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,19 +50,19 @@ class EcaMskdadSettings(DistillationSettings):
     )
     readings: tuple[str, ...] = READINGS
 
+    CHOICES: ClassVar = {
+        **DistillationSettings.CHOICES,
+        "rel_mode": REL_MODES,
+        "attention": ("blocks", "stages", "none"),
+        "score": ("max", "loss"),
+    }
+
 
 class EcaMskdad(StudentTeacher[EcaMskdadSettings]):
     """Feature loss on an image and its distorted copy; the student keeps the teacher's distance between the two."""
 
     def build_student(self, teacher: Backbone) -> nn.Module:
         settings = self.settings
-        for name, value, known in (
-            ("rel_mode", settings.rel_mode, REL_MODES),
-            ("attention", settings.attention, ("blocks", "stages", "none")),
-            ("score", settings.score, ("max", "loss")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} {value!r} is not known; have: {', '.join(known)}")
         attention = None if settings.attention == "none" else Attention(Eca, settings.attention == "blocks")
         return Student(teacher, standardised=settings.taps == "standardised", attention=attention)
 

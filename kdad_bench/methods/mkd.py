@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -205,19 +205,19 @@ class MkdSettings(DistillationSettings):
     stretch: bool = False  # True: each map clipped at its 99th percentile and stretched to [0, 1]; official code
     readings: tuple[str, ...] = READINGS
 
+    CHOICES: ClassVar = {
+        **DistillationSettings.CHOICES,
+        "saliency": SALIENCIES,
+        "cloner": CLONERS,
+        "loss": LOSSES,
+        "smooth_noise": NOISES,
+    }
+
 
 class Mkd(StudentTeacher[MkdSettings]):
     """A cloner learns a source's activations; the score is the loss, the map the score's gradient at the input."""
 
     def __init__(self, settings: MkdSettings, teacher: Backbone | None, device: torch.device) -> None:
-        for name, value, known in (
-            ("saliency", settings.saliency, SALIENCIES),
-            ("cloner", settings.cloner, CLONERS),
-            ("loss", settings.loss, LOSSES),
-            ("smooth_noise", settings.smooth_noise, NOISES),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} {value!r} is not known; have: {', '.join(known)}")
         if not 1 <= settings.scored <= len(settings.strides):
             raise ValueError(f"scored {settings.scored}: must be 1 to {len(settings.strides)}, the number of taps")
         if teacher is not None and not settings.normalised:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,15 @@ class Settings:
     seed: int = 0
     # the fields of this instance that no source settles ("field: what was chosen"), flagged in rows and tables
     readings: tuple[str, ...] = field(default=())
+
+    # field -> the values it may have; a method adds its own
+    CHOICES: ClassVar[Mapping[str, Collection[str]]] = {"precision": ("fp32", "bf16", "fp16")}
+
+    def __post_init__(self) -> None:
+        """Raises ValueError that names the field, its value and what it may be."""
+        for name, known in self.CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r} is not known; have: {', '.join(known)}")
 
 
 class Method(Protocol):

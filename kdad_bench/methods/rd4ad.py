@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ class Rd4adSettings(DistillationSettings):
     sigma: float = 4.0  # of the blur, px of the map; official test code, at 256 px
     distance: str = "flattened"  # flattened: official code, one vector per sample and scale | cosine: eq. 1, per pixel
 
+    CHOICES: ClassVar = {**DistillationSettings.CHOICES, "distance": LOSSES}
+
 
 class ReverseStudent(nn.Module):
     """The one-class bottleneck embedding and the decoder that restores the teacher's taps from it."""
@@ -52,8 +55,6 @@ class Rd4ad(StudentTeacher[Rd4adSettings]):
     """A decoder restores the teacher's features from a compact embedding; it fails where the image is anomalous."""
 
     def build_student(self, teacher: Backbone) -> nn.Module:
-        if self.settings.distance not in LOSSES:
-            raise ValueError(f"distance {self.settings.distance!r} is not known; have: {', '.join(LOSSES)}")
         return ReverseStudent(teacher, signed=teacher.signed or self.settings.taps == "standardised")
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:

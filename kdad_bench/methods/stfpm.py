@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +28,13 @@ class StfpmSettings(DistillationSettings):
     weight_decay: float = 1e-4  # official code; anomalib takes 1e-3
     loss_scale: str = "official"  # official: no 1/2 | paper: with 1/2 (eq. 2) | batch_sum: 1/2, summed over the batch
 
+    CHOICES: ClassVar = {**DistillationSettings.CHOICES, "loss_scale": LOSS_SCALES}
+
 
 class Stfpm(StudentTeacher[StfpmSettings]):
     """A student of the teacher's architecture matches its normalised features at three scales."""
 
     def build_student(self, teacher: Backbone) -> nn.Module:
-        if self.settings.loss_scale not in LOSS_SCALES:
-            have = ", ".join(LOSS_SCALES)
-            raise ValueError(f"loss_scale {self.settings.loss_scale!r} is not known; have: {have}")
         return Student(teacher, standardised=self.settings.taps == "standardised")
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
