@@ -162,6 +162,10 @@ class Board:
 
         return tuple(sorted(self.rows, key=place))
 
+    def look(self, key: str) -> int:
+        """A number that says how an entrant is drawn; a change of ranks leaves it as it is."""
+        return sorted(self.rows).index(key)
+
     def typical(self, key: str, column: str) -> float | None:
         """Median over the jobs of a cost, which categories and seeds share."""
         values = [row[column] for row in self.rows[key] if row[column] is not None]

@@ -102,7 +102,7 @@ def _mark(
     label: Label,
 ) -> str:
     """A point with its interval, its name, and what is said when it is reached."""
-    colour = f"--c:var(--c{board.order.index(point.key) % COLOURS})"
+    colour = f"--c:var(--c{board.look(point.key) % COLOURS})"
     said = escape(describe(board, metric, point), quote=True)
     x, y = place
     bar = (

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#007a5a", "#a8457f", "#7a5c00", "#2b7fb0", "#6b4fa0", "#444444")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "<", ">", "p")
 STYLE: Any = {
     "svg.hashsalt": "kdad-bench",  # ids that do not change from run to run
     "svg.fonttype": "path",
@@ -100,7 +100,7 @@ def _figure(board: Board | None, title: str, size: tuple[float, float] = (7.0, 4
 
 
 def _look(board: Board, key: str) -> dict[str, Any]:
-    place = board.order.index(key)
+    place = board.look(key)
     return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
 
 

@@ -70,6 +70,20 @@ def test_the_same_rows_in_any_order_give_the_same_bytes(tmp_path: Path) -> None:
         assert path.read_bytes() == second[name].read_bytes(), name
 
 
+def test_an_entrant_looks_the_same_whatever_its_rank() -> None:
+    def drawn_board(best: str, worst: str) -> Any:
+        figures = {best: 0.95, worst: 0.6}
+        return board_of([
+            plausible.row(method, category, 0, image_auroc=value, aupro_30=value)
+            for method, value in figures.items() for category in ("bottle", "cable")
+        ])  # fmt: skip
+
+    one, other = drawn_board("stfpm", "rd4ad"), drawn_board("rd4ad", "stfpm")
+    assert one.order != other.order
+    assert {key: one.look(key) for key in one.order} == {key: other.look(key) for key in other.order}
+    assert len({one.look(key) for key in one.order}) == 2
+
+
 def test_each_figure_is_drawn_only_where_there_is_something_to_show(tmp_path: Path) -> None:
     def names(**changes: Any) -> set[str]:
         made = plausible.full_table(("stfpm", "rd4ad"), ("bottle", "cable"), 1, **changes)
