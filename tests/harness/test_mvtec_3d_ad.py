@@ -1,4 +1,4 @@
-"""Scans: their layout, their faults, and the picture of their relief; late fusion of two modalities."""
+"""Scans: their layout, their faults, and the picture of their relief."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kdad_bench.harness import datasets
-from kdad_bench.harness.datasets import depth, late_fusion
+from kdad_bench.harness.datasets import depth
 from kdad_bench.harness.datasets.category import DatasetError
 from kdad_bench.harness.datasets.encoding import tiff
 
@@ -263,47 +263,3 @@ def test_fuzzed_scans_end_in_a_result_or_in_one_line(tmp_path: Path, cut: int, f
     assert shape == (3, 8, 8)
     assert "\n" not in message
     assert not message or str(path) in message
-
-
-# --- late fusion ----------------------------------------------------------------------------------------------------
-
-
-def test_fusion_ignores_the_units_of_the_detectors() -> None:
-    rng = np.random.default_rng(0)
-    held = [rng.gamma(2.0, size=(9, 8, 8)) for _ in range(2)]
-    maps = [rng.gamma(2.0, size=(5, 8, 8)) for _ in range(2)]
-
-    def fused(units: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-        parts = []
-        for unit, normal, test in zip(units, held, maps, strict=True):
-            calibration = late_fusion.calibrate(normal * unit + unit, (normal * unit + unit).max(axis=(1, 2)))
-            parts.append((test * unit + unit, (test * unit + unit).max(axis=(1, 2)), calibration))
-        return late_fusion.fuse(parts)
-
-    first, second = fused((1.0, 1.0)), fused((1e-4, 1e3))
-    assert first[0].dtype == first[1].dtype == np.float32
-    assert np.allclose(first[0], second[0], atol=1e-4)
-    assert np.allclose(first[1], second[1], atol=1e-4)
-
-
-def test_fusion_of_one_detector_keeps_its_order() -> None:
-    maps = np.random.default_rng(0).normal(size=(6, 4, 4))
-    fused, scores = late_fusion.fuse(
-        [(maps, maps.max(axis=(1, 2)), late_fusion.calibrate(maps, maps.max(axis=(1, 2))))]
-    )
-    assert np.array_equal(np.argsort(fused.ravel()), np.argsort(maps.ravel().astype(np.float32)))
-    assert np.array_equal(np.argsort(scores), np.argsort(maps.max(axis=(1, 2))))
-
-
-def test_calibration_needs_finite_maps_and_survives_constant_ones() -> None:
-    constant = late_fusion.calibrate(np.full((1, 2, 2), 0.1), [0.1])
-    assert (constant.pixel_std, constant.score_std) == (1.0, 1.0)
-    for maps, scores in (
-        (np.zeros((0, 2, 2)), np.zeros(0)),
-        (np.full((1, 2, 2), np.nan), [0.0]),
-        (np.zeros((2, 2, 2)), [0.0]),
-    ):
-        with pytest.raises(ValueError, match="maps"):
-            late_fusion.calibrate(maps, scores)
-    with pytest.raises(ValueError, match="shape"):
-        late_fusion.fuse([(np.zeros((1, 2, 2)), [0.0], constant), (np.zeros((1, 3, 3)), [0.0], constant)])
