@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
+from pathlib import Path
+
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
@@ -24,9 +27,25 @@ class BuildWithFallback(build_ext):
             super().build_extension(extension)
 
 
+def checksum(files: list[str]) -> str:
+    """What kdad_bench/compiled.py expects of a library built from `files`."""
+    value = 0
+    for file in files:
+        value = zlib.crc32((Path(__file__).parent / file).read_bytes(), value)
+    return f"{value}u"
+
+
 setup(
     ext_modules=[
-        Extension(name, sources, depends=depends, language="c++", extra_compile_args=FLAGS, optional=True)
+        Extension(
+            name,
+            sources,
+            depends=depends,
+            define_macros=[("KDAD_SOURCE", checksum(sources + depends))],
+            language="c++",
+            extra_compile_args=FLAGS,
+            optional=True,
+        )
         for name, sources, depends in (  # loaded with ctypes: no Python headers are needed
             (
                 "kdad_bench.kernels._cpu",

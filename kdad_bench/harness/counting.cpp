@@ -155,6 +155,8 @@ CLONES void add_up(const i64* counts, const i64* ranks, const double* mass, i64 
 
 extern "C" {
 
+EXPORT uint32_t kdad_source() { return KDAD_SOURCE; }  // of setup.py: which sources this was built from
+
 EXPORT void kdad_tabulate(const void* wanted, i64 m, int bytes, int shift, i64 buckets, int32_t* table) {
     if (bytes == 4) tabulate<int32_t, uint32_t>((const int32_t*)wanted, m, shift, buckets, table);
     else tabulate<i64, uint64_t>((const i64*)wanted, m, shift, buckets, table);

@@ -7,13 +7,14 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kdad_bench.compiled import Missing, load
 
 _ENTRIES = 4  # table entries per wanted score; more miss the cache, fewer leave more to compare
 _MOST_ENTRIES = 1 << 21
@@ -23,27 +24,24 @@ _MOST = 1 << 31  # scores counted by one call: counts of a thread are 32-bit
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled counting.cpp; None if it was not built, or if KDAD_COUNTING=numpy turns it off."""
+    """The compiled counting.cpp; None if it was not built, or not from this, or if KDAD_COUNTING=numpy turns it off."""
     if os.environ.get("KDAD_COUNTING") == "numpy":
         return None
-    here = Path(__file__).parent
-    for suffix in EXTENSION_SUFFIXES:
-        try:
-            loaded = ctypes.CDLL(str(here / f"_counting{suffix}"))
-            long, pointer, integer = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int
-            loaded.kdad_tabulate.argtypes = [pointer, long, integer, integer, long, pointer]
-            loaded.kdad_tabulate.restype = None
-            loaded.kdad_count.argtypes = [
-                *(pointer, long, integer, pointer, long, pointer),
-                *(integer, long, integer, pointer),
-            ]
-            loaded.kdad_count.restype = integer
-            loaded.kdad_add_up.argtypes = [pointer, pointer, pointer, long, long, pointer, integer, pointer]
-            loaded.kdad_add_up.restype = None
-        except (OSError, AttributeError):
-            continue
-        return loaded
-    return None
+    try:
+        loaded = load(Path(__file__).parent, "_counting", ("counting.cpp",))
+    except Missing:
+        return None
+    long, pointer, integer = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int
+    loaded.kdad_tabulate.argtypes = [pointer, long, integer, integer, long, pointer]
+    loaded.kdad_tabulate.restype = None
+    loaded.kdad_count.argtypes = [
+        *(pointer, long, integer, pointer, long, pointer),
+        *(integer, long, integer, pointer),
+    ]
+    loaded.kdad_count.restype = integer
+    loaded.kdad_add_up.argtypes = [pointer, pointer, pointer, long, long, pointer, integer, pointer]
+    loaded.kdad_add_up.restype = None
+    return loaded
 
 
 class NotFinite(ArithmeticError):
@@ -74,10 +72,11 @@ class Counter:
         )
 
     def __call__(self, scores: NDArray[Any], threads: int) -> NDArray[np.int64]:
-        """Counts [2 M + 1] of contiguous `scores` [n] by so many threads; raises NotFinite.
+        """Counts [2 M + 1] of `scores` [n], of the type the keys are of, by so many threads; raises NotFinite.
 
         Those between wanted[j - 1] and wanted[j] stand at 2 j, those equal to wanted[j] at 2 j + 1.
         """
+        scores = np.ascontiguousarray(scores)
         total = np.zeros(2 * self.wanted.size + 1, np.int64)
         if self.compiled is None:
             pieces = threads * -(-scores.size // (threads * _PIECE))

@@ -69,13 +69,14 @@ def image_metrics(
 ) -> Values:
     """AUROC, average precision and best F1 over images.
 
-    `scores` [N] floats, higher is more anomalous; `labels` [N], true for an anomalous image. Values lie in [0, 1].
+    `scores` [N] floats, higher is more anomalous; `labels` [N], true or 1 for an anomalous image. Values lie in [0, 1].
     All three are None when one of the two classes is absent: a ranking of one class says nothing.
 
-    Raises MetricError for a NaN or infinite score (naming `method` and the image) and for shapes that do not match.
+    Raises MetricError for a NaN or infinite score (naming `method` and the image), for labels other than false, true, 0
+    and 1, and for shapes that do not match.
     """
     values = _floating(_numpy(scores)).reshape(-1)
-    positive = _numpy(labels).reshape(-1).astype(bool)
+    positive = _boolean(labels, method)
     if values.shape != positive.shape:
         raise MetricError(
             f"{_who(method)}{values.size} image scores for {positive.size} labels; give one score per image"
@@ -159,8 +160,8 @@ def mask_conflicts(
     """
     if masks is None:
         return [], []
-    marked = np.asarray(masks).reshape(len(np.asarray(masks)), -1).any(axis=1)
-    anomalous = np.asarray(labels).astype(bool)
+    marked = np.asarray(masks).any(axis=(1, 2))
+    anomalous = _boolean(labels)
     if marked.shape != anomalous.shape:
         raise MetricError(f"{marked.size} masks for {anomalous.size} labels; give one mask per image")
     return (
@@ -284,6 +285,15 @@ def _numpy(value: Any) -> NDArray[Any]:
         value = value.detach().cpu()
         return np.asarray(value.float() if value.dtype.is_floating_point and value.dtype.itemsize < 4 else value)
     return np.asarray(value)
+
+
+def _boolean(labels: Any, method: str | None = None) -> NDArray[np.bool_]:
+    values = _numpy(labels).reshape(-1)
+    found = values.astype(bool)
+    if values.dtype != bool and values.size and not (values == found).all():
+        odd = values[np.flatnonzero(values != found)[0]]
+        raise MetricError(f"{_who(method)}label {str(odd)!r} is neither good (false, 0) nor anomalous (true, 1)")
+    return found
 
 
 def _floating(values: NDArray[Any]) -> NDArray[Any]:

@@ -77,7 +77,7 @@ def _built(masks: NDArray[np.bool_]) -> RegionIndex:
     count, height, width = masks.shape
     positions, regions, sizes, images = [], [], [], []
     found = 0
-    for image in np.flatnonzero(masks.reshape(count, -1).any(axis=1)):
+    for image in np.flatnonzero(masks.any(axis=(1, 2))):
         labels, number = ndimage.label(masks[image], structure=_EIGHT)
         labels = labels.reshape(-1)
         inside = np.flatnonzero(labels)

@@ -837,7 +837,7 @@ extern "C" {
 
 EXPORT void kdad_use_gomp(void* function) { gomp_parallel = (GompParallel)function; }
 
-EXPORT int kdad_job_words() { return (int)(sizeof(Job) / 8); }
+EXPORT uint32_t kdad_source() { return KDAD_SOURCE; }  // of setup.py: which sources this was built from
 
 // totals: one double per job, the sum of its (unweighted) discrepancies, of pixels or of samples.
 EXPORT void kdad_sweep(const void* raw, int njobs, int kind, int threads, double* totals) {
@@ -1094,8 +1094,6 @@ void fusion_body(void* raw) {
 }  // namespace
 
 extern "C" {
-
-EXPORT int kdad_epilogue_words() { return (int)(sizeof(Epilogue) / 8); }
 
 EXPORT void kdad_epilogue(const void* raw, int threads) {
     const Epilogue& e = *(const Epilogue*)raw;

@@ -7,7 +7,7 @@ left to a generic loop; convolutions of an inference copy by oneDNN with packed 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -25,18 +25,36 @@ LANES = 16  # channels that the compiled weight gradient takes at a time
 
 
 def fits(x: Tensor) -> bool:
-    """Whether the compiled layers take `x`: a plain float32 CPU tensor in channels_last, nothing traced."""
+    """Whether the compiled layers take `x`: a float32 CPU tensor in channels_last that is `unwatched`."""
+    return unwatched(x) and dense(x) and dispatch.path("cpu") == "cpp"
+
+
+def dense(x: Tensor) -> bool:
+    """Whether `x` holds float32 values on the CPU in channels_last."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.dim() == 4
         and x.numel() > 0
-        and type(x) is Tensor
         and x.is_contiguous(memory_format=torch.channels_last)
-        and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and dispatch.path("cpu") == "cpp"
     )
+
+
+def unwatched(x: Tensor) -> bool:
+    """Whether an operation on `x` is only that: no trace, compiler, transform, dispatch mode or subclass follows it."""
+    return (
+        type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def bare(module: nn.Module) -> bool:
+    """Whether calling `module` is calling its class's forward: no hooks (pruning has some), no parametrisation."""
+    hooks = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
+    return not any(hooks) and "parametrizations" not in module._modules
 
 
 class NormClamp(torch.autograd.Function):
@@ -46,17 +64,17 @@ class NormClamp(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, low: float, high: float
     ) -> Tensor:
-        found = native.norm_statistics([pixels(x)], *parts_of(norm))
-        ctx.save_for_backward(x, weight, bias, found)
+        found = batch_statistics(norm, [pixels(x)])
+        ctx.save_for_backward(x, found)
         ctx.facts = norm.eps, low, high
         return native.norm_apply(x, found[2], found[3], low, high)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, statistics = ctx.saved_tensors
+        x, statistics = ctx.saved_tensors
         above = upstream.contiguous(memory_format=torch.channels_last)
-        found = native.norm_sums(above, x, weight, bias, statistics, ctx.facts)
+        found = native.norm_sums(above, x, statistics, ctx.facts)
         to_x = torch.empty_like(x)
         native.norm_input_gradient(above, x, found[2:], ctx.facts, to_x)
         return to_x, found[0], found[1], None, None, None
@@ -73,17 +91,17 @@ class PointwiseNormClamp(torch.autograd.Function):
         matrix, size = kernel[:, :, 0, 0].t(), piece_of(kernel)
         parts = zip(torch.split(pixels(x), size), torch.split(pixels(between), size), strict=True)
         products = (torch.mm(part, matrix, out=out) for part, out in parts)
-        found = native.norm_statistics(products, *parts_of(norm))
-        ctx.save_for_backward(x, kernel, between, weight, bias, found)
+        found = batch_statistics(norm, products)
+        ctx.save_for_backward(x, kernel, between, found)
         ctx.facts = norm.eps, low, high
         return native.norm_apply(between, found[2], found[3], low, high)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, kernel, between, weight, bias, statistics = ctx.saved_tensors
+        x, kernel, between, statistics = ctx.saved_tensors
         above = upstream.contiguous(memory_format=torch.channels_last)
-        found = native.norm_sums(above, between, weight, bias, statistics, ctx.facts)
+        found = native.norm_sums(above, between, statistics, ctx.facts)
         to_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         matrix, size = kernel[:, :, 0, 0], piece_of(kernel)
         to_matrix = torch.zeros_like(matrix)
@@ -98,13 +116,14 @@ class PointwiseNormClamp(torch.autograd.Function):
         return to_x, to_matrix[:, :, None, None], found[0], found[1], None, None, None
 
 
-def parts_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, float, Tensor, Tensor, float]:
-    """What `native.norm_statistics` needs of a norm that `takes_batch_statistics`; counts the batch."""
+def batch_statistics(norm: nn.BatchNorm2d, pieces: Iterable[Tensor]) -> Tensor:
+    """`native.norm_statistics` of a norm that `takes_batch_statistics`; counts the batch."""
     mean, variance, tracked, momentum = norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum
     assert mean is not None and variance is not None  # noqa: PT018
     assert tracked is not None and momentum is not None  # noqa: PT018
+    found = native.norm_statistics(pieces, norm.weight, norm.bias, norm.eps, mean, variance, momentum)
     tracked.add_(1)
-    return norm.weight, norm.bias, norm.eps, mean, variance, momentum
+    return found
 
 
 def pixels(x: Tensor) -> Tensor:
@@ -122,7 +141,7 @@ def norm_clamp(norm: nn.Module, x: Tensor, low: float = -float("inf"), high: flo
 
     Args: `norm`, or what replaced it; x [N, C, H, W]. Returns the shape of x.
     """
-    if not isinstance(norm, nn.BatchNorm2d) or not takes_batch_statistics(norm, x) or not fits(x):
+    if not isinstance(norm, nn.BatchNorm2d) or not takes_batch_statistics(norm, x, x.shape[1]) or not fits(x):
         y: Tensor = norm(x)
         return y if low == -high == -float("inf") else F.hardtanh(y, low, high)
     made: Tensor = NormClamp.apply(x, norm.weight, norm.bias, norm, low, high)  # type: ignore[no-untyped-call]
@@ -133,12 +152,12 @@ def pointwise_norm_clamp(conv: nn.Conv2d, norm: nn.Module, x: Tensor, low: float
     """norm_clamp(norm, conv(x), low, high) of a 1x1 convolution in training; None where it does not apply.
 
     It applies to a convolution without bias, groups, stride or padding whose norm takes the batch's statistics, for an
-    x [N, C, H, W] that the compiled layers take, outside autocast.
+    x [N, C, H, W] that the compiled layers take, outside autocast, with no hooks on either.
     """
     plain = conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1 and conv.bias is None
-    if not plain or conv.padding != (0, 0) or not isinstance(norm, nn.BatchNorm2d):
+    if not plain or conv.padding != (0, 0) or not isinstance(norm, nn.BatchNorm2d) or not bare(conv):
         return None
-    if not takes_batch_statistics(norm, x) or torch.is_autocast_enabled("cpu") or not fits(x):
+    if not takes_batch_statistics(norm, x, conv.out_channels) or torch.is_autocast_enabled("cpu") or not fits(x):
         return None
     made: Tensor = PointwiseNormClamp.apply(  # type: ignore[no-untyped-call]
         x, conv.weight, norm.weight, norm.bias, norm, low, high
@@ -146,10 +165,20 @@ def pointwise_norm_clamp(conv: nn.Conv2d, norm: nn.Module, x: Tensor, low: float
     return made
 
 
-def takes_batch_statistics(norm: nn.BatchNorm2d, x: Tensor) -> bool:
-    """Whether `norm` is in training, with everything that a usual one has, and there is more than one value."""
-    usual = norm.affine and norm.track_running_stats and norm.momentum is not None
-    return type(norm) is nn.BatchNorm2d and norm.training and usual and x.numel() > x.shape[1]
+def takes_batch_statistics(norm: nn.BatchNorm2d, x: Tensor, channels: int) -> bool:
+    """Whether `norm` is in training, with everything that a usual one of `channels` has, and `x` has several pixels."""
+    if type(norm) is not nn.BatchNorm2d or not norm.training or not norm.track_running_stats or not bare(norm):
+        return False
+    if norm.momentum is None or norm.num_batches_tracked is None or x.numel() <= x.shape[1]:
+        return False
+    return all(
+        row is not None
+        and row.dtype == torch.float32
+        and row.device.type == "cpu"
+        and row.numel() == channels
+        and row.is_contiguous()
+        for row in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    )
 
 
 class DepthwiseSame(torch.autograd.Function):
@@ -195,13 +224,32 @@ def depthwise_same(x: Tensor, weight: Tensor, stride: int, rows: Padding, column
     The zero padding is (before, after) per axis; `after` must be `before` or one more, as TensorFlow's "SAME" has it.
     """
     size = weight.shape[2]
-    compiled = size == weight.shape[3] and size in (3, 5) and x.shape[1] % LANES == 0 and fits(x)
-    if compiled and torch.is_grad_enabled():
+    compiled = size == weight.shape[3] and size in (3, 5) and x.shape[1] % LANES == 0 and len(weight) == x.shape[1]
+    if compiled and torch.is_grad_enabled() and fits(x) and not torch.is_autocast_enabled("cpu"):
         made: Tensor = DepthwiseSame.apply(x, weight, stride, rows, columns)  # type: ignore[no-untyped-call]
         return made
     if rows[0] != rows[1] or columns[0] != columns[1]:
         return F.conv2d(F.pad(x, (*columns, *rows)), weight, None, stride, groups=x.shape[1])
     return F.conv2d(x, weight, None, stride, (rows[0], columns[0]), groups=x.shape[1])
+
+
+class PackedWeights(dict[Any, "PackedWeight"]):
+    """A convolution's packed weights by padding and by image size, and what they were made from; copies are empty."""
+
+    source: tuple[tuple[int, int], ...] = ()  # address and version of weight and bias
+
+    def __reduce__(self) -> tuple[type[PackedWeights], tuple[()]]:
+        return PackedWeights, ()
+
+    @staticmethod
+    def of(conv: nn.Conv2d) -> PackedWeights:
+        """Those kept on `conv`, dropped if its weight or bias has changed since."""
+        kept: PackedWeights = conv.__dict__.setdefault("packed", PackedWeights())
+        source = tuple((t.data_ptr(), t._version) for t in (conv.weight, conv.bias) if t is not None)
+        if source != kept.source:
+            kept.clear()
+            kept.source = source
+        return kept
 
 
 class PackedWeight:
@@ -236,16 +284,18 @@ def inference_conv(
     """The frozen `conv` of an inference copy, clamped to [0, high] unless that is None.
 
     `padding_of(x)` gives the zero padding (before, after) of rows and of columns, `after` equal to `before` or one
-    more; it must be a function of the height and width. The packed weight is kept on `conv`, whose own weight must
-    not change then. Returns None where it does not apply: with gradients, under a dispatch mode, off the CPU, in other
-    dtypes.
+    more; it must be a function of the height and width. The packed weight is kept on `conv`. Returns None where it does
+    not apply: with gradients to image or weight, under autocast, a trace or a dispatch mode, with hooks, off the CPU,
+    in other dtypes, and where KDAD_KERNELS forces another path.
     """
-    if x.dtype != torch.float32 or x.device.type != "cpu" or (x.requires_grad and torch.is_grad_enabled()):
+    if not unwatched(x) or not dense(x) or not has_onednn() or dispatch.forced() in ("reference", "torch"):
         return None
-    plain = type(x) is Tensor and not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0
-    if not plain or not has_onednn() or not x.is_contiguous(memory_format=torch.channels_last) or x.numel() == 0:
+    if torch.is_autocast_enabled("cpu") or not bare(conv) or conv.weight.dtype != torch.float32:
         return None
-    packed: dict[Any, PackedWeight] = conv.__dict__.setdefault("packed", {})
+    tensors = [t for t in (x, conv.weight, conv.bias) if t is not None]
+    if (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)) or conv.weight.is_inference():
+        return None
+    packed = PackedWeights.of(conv)
     found = packed.get(x.shape[2:])
     if found is None:
         padding = padding_of(x)

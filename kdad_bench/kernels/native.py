@@ -6,13 +6,13 @@ import ctypes
 import struct
 from collections.abc import Iterable, Sequence
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kdad_bench.compiled import Missing, load
 from kdad_bench.kernels.reference import blur_weights
 from kdad_bench.kernels.torch_path import flat_distance
 
@@ -28,26 +28,10 @@ EPILOGUE = struct.Struct("<12q8q8q8q")
 MOST_MAPS = 8
 
 
-class Missing(RuntimeError):
-    """The compiled kernels cannot be used; says why and what to do."""
-
-
 @cache
 def library() -> ctypes.CDLL:
-    """The loaded library; raises Missing if it was not built or does not fit this source."""
-    here = Path(__file__).parent
-    built = [here / f"_cpu{suffix}" for suffix in EXTENSION_SUFFIXES if (here / f"_cpu{suffix}").exists()]
-    if not built:
-        raise Missing(
-            "the C++ kernels were not built (no compiler at install?); run `pip install .` with a C++17 compiler"
-        )
-    try:
-        loaded = ctypes.CDLL(str(built[0]))
-        words = loaded.kdad_job_words(), loaded.kdad_epilogue_words()
-    except (OSError, AttributeError) as error:
-        raise Missing(f"{built[0].name} does not load: {error}") from error
-    if words != (JOB.size // 8, EPILOGUE.size // 8):
-        raise Missing(f"{built[0].name} was built from another version of cpu.cpp; reinstall the package")
+    """The loaded library; raises compiled.Missing if it was not built, or not from these sources."""
+    loaded = load(Path(__file__).parent, "_cpu", ("cpu.cpp", "training.cpp", "cpu.h"))
     loaded.kdad_sweep.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
     loaded.kdad_sweep.restype = None
     loaded.kdad_epilogue.argtypes = [ctypes.c_char_p, ctypes.c_int]
@@ -57,7 +41,7 @@ def library() -> ctypes.CDLL:
         "kdad_norm_moments": [pointer, long, long, pointer, pointer, pointer, integer],
         "kdad_norm_finish": [long, long, pointer, pointer, real, *[pointer] * 6, real],
         "kdad_norm_apply": [pointer, pointer, long, long, pointer, pointer, real, real, integer],
-        "kdad_norm_sums": [pointer, pointer, long, long, pointer, pointer, real, real, real, *[pointer] * 3, integer],
+        "kdad_norm_sums": [pointer, pointer, long, long, pointer, real, real, real, pointer, integer],
         "kdad_norm_input_gradient": [pointer, pointer, pointer, long, long, pointer, real, real, integer],
     }
     for name, types in arguments.items():
@@ -393,18 +377,17 @@ def norm_apply(x: Tensor, scale: Tensor, shift: Tensor, low: float, high: float)
     return out
 
 
-def norm_sums(
-    upstream: Tensor, x: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, facts: tuple[float, float, float]
-) -> Tensor:
+def norm_sums(upstream: Tensor, x: Tensor, statistics: Tensor, facts: tuple[float, float, float]) -> Tensor:
     """[7, C]: the gradients to weight and bias, then the five terms of `norm_input_gradient`.
 
-    `upstream` and `x` [N,C,H,W] in channels_last; `facts` are epsilon, low and high.
+    `upstream` and `x` [N,C,H,W] in channels_last; `statistics` come from `norm_statistics`; `facts` are epsilon,
+    low and high.
     """
-    channels = weight.numel()
-    found, mean = torch.empty(7, channels), statistics.data_ptr()
+    channels = statistics.shape[1]
+    found = torch.empty(7, channels)
     library().kdad_norm_sums(
-        *(x.data_ptr(), upstream.data_ptr(), x.numel() // channels, channels, weight.data_ptr(), bias.data_ptr()),
-        *(*facts, mean, mean + 4 * channels, found.data_ptr(), torch.get_num_threads()),
+        *(x.data_ptr(), upstream.data_ptr(), x.numel() // channels, channels, statistics.data_ptr()),
+        *(*facts, found.data_ptr(), torch.get_num_threads()),
     )
     return found
 

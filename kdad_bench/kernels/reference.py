@@ -23,7 +23,7 @@ def wide(x: Tensor) -> Tensor:
 def unit(x: Tensor, dim: int | tuple[int, ...] = 1) -> Tensor:
     """x / |x| along `dim`; the zero vector stays zero. The division by the largest magnitude keeps |x|² in range."""
     largest = x.detach().abs().amax(dim, keepdim=True)
-    nonzero = largest > TINY
+    nonzero = ~(largest <= TINY)  # NaN is no zero vector: it spreads
     scaled = x / torch.where(nonzero, largest, 1.0)
     length = torch.where(nonzero, scaled.square().sum(dim, keepdim=True), 1.0).sqrt()
     return torch.where(nonzero, scaled / length, 0.0)
@@ -31,7 +31,7 @@ def unit(x: Tensor, dim: int | tuple[int, ...] = 1) -> Tensor:
 
 def is_nonzero(x: Tensor, dim: int | tuple[int, ...] = 1) -> Tensor:
     """Where `x` is not the zero vector along `dim`."""
-    return x.detach().abs().amax(dim) > TINY
+    return ~(x.detach().abs().amax(dim) <= TINY)
 
 
 def pixel_discrepancy(teacher: Tensor, student: Tensor, *, kind: str = "unit_l2", weight: float = 1.0) -> Tensor:
@@ -51,7 +51,7 @@ def pixel_discrepancy(teacher: Tensor, student: Tensor, *, kind: str = "unit_l2"
 def unit_and_inverse_length(x: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """x / |x| and 1 / |x|, both 0 for the zero vector."""
     largest = x.abs().amax(dim, keepdim=True)
-    nonzero = largest > TINY
+    nonzero = ~(largest <= TINY)
     scaled = x / torch.where(nonzero, largest, 1.0)
     inverse = torch.where(nonzero, 1.0 / (scaled.square().sum(dim, keepdim=True).sqrt() * largest), 0.0)
     return unit(x, dim), inverse

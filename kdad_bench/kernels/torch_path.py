@@ -153,7 +153,7 @@ def flat_gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients to (teacher, student) of the flattened cosine distance under the upstream gradient [N] float32."""
     a, b, p = sums.unbind(1)
-    nonzero = (a > TINY**2) & (b > TINY**2)
+    nonzero = ~((a <= TINY**2) | (b <= TINY**2))
     root = a.sqrt() * b.sqrt()
     g = upstream.double() * factor
     alpha = torch.where(nonzero, g / root, 0.0).float().view(-1, 1, 1, 1)

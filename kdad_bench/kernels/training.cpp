@@ -196,7 +196,8 @@ EXPORT void kdad_norm_finish(i64 m, i64 c, const float* weight, const float* bia
                              double momentum) {
     float *mean = found, *variance = found + c, *scale = found + 2 * c, *shift = found + 3 * c;
     for (i64 k = 0; k < c; k++) {
-        const double off = first[k] / (double)m, centre = pilot[k] + off, spread = std::max(0.0, second[k] / (double)m - off * off);
+        const double off = first[k] / (double)m, centre = pilot[k] + off, moment = second[k] / (double)m - off * off;
+        const double spread = moment < 0 ? 0 : moment;  // NaN stays
         const double s = weight[k] / std::sqrt(spread + epsilon);
         mean[k] = (float)centre; variance[k] = (float)spread;
         scale[k] = (float)s; shift[k] = (float)(bias[k] - s * centre);
@@ -214,16 +215,16 @@ EXPORT void kdad_norm_apply(const float* x, float* y, i64 m, i64 c, const float*
 }
 
 // Float [7, c]: the gradients to weight and bias, and what the gradient to x needs: scale, shift, mean, constant, slope.
-EXPORT void kdad_norm_sums(const float* x, const float* above, i64 m, i64 c, const float* weight, const float* bias, double epsilon,
-                           double low, double high, const float* mean, const float* variance, float* found, int threads) {
+// `statistics`: what kdad_norm_finish found.
+EXPORT void kdad_norm_sums(const float* x, const float* above, i64 m, i64 c, const float* statistics, double epsilon, double low,
+                           double high, float* found, int threads) {
     const Norm j{x, above, nullptr, m, c, (float)low, (float)high};
     const Shape shape(j);
+    const float *mean = statistics, *variance = statistics + c;
     float *to_weight = found, *to_bias = found + c, *scale = found + 2 * c, *shift = found + 3 * c, *centre = found + 4 * c;
     float *constant = found + 5 * c, *slope = found + 6 * c;
-    for (i64 k = 0; k < c; k++) {
-        const double s = weight[k] / std::sqrt((double)variance[k] + epsilon);
-        scale[k] = (float)s; shift[k] = (float)(bias[k] - s * mean[k]); centre[k] = mean[k];
-    }
+    std::copy(statistics + 2 * c, statistics + 4 * c, scale);  // and shift
+    std::copy(mean, mean + c, centre);
     const std::vector<float> scales = repeated(scale, c, shape.pixels), shifts = repeated(shift, c, shape.pixels),
                              centres = repeated(centre, c, shape.pixels);
     std::vector<double> first(c, 0.0), second(c, 0.0);
@@ -231,7 +232,7 @@ EXPORT void kdad_norm_sums(const float* x, const float* above, i64 m, i64 c, con
         add_gradients(x + at, above + at, scales.data(), shifts.data(), centres.data(), j.low, j.high, a, b, n);
     }, first.data(), second.data());
     for (i64 k = 0; k < c; k++) {
-        const double inverse = 1.0 / std::sqrt((double)variance[k] + epsilon), s = weight[k] * inverse;
+        const double inverse = 1.0 / std::sqrt((double)variance[k] + epsilon), s = scale[k];
         to_bias[k] = (float)first[k];
         to_weight[k] = (float)(second[k] * inverse);
         constant[k] = (float)(s * first[k] / (double)m);

@@ -116,13 +116,14 @@ def compiled(modules: Sequence[nn.Module], mode: str) -> Iterator[None]:
     if mode == "off":
         yield
         return
+    before = [module._compiled_call_impl for module in modules]
     for module in modules:
         module.compile(mode=mode, dynamic=False)
     try:
         yield
     finally:
-        for module in modules:
-            module._compiled_call_impl = None  # back to `forward`; there is no public way
+        for module, call in zip(modules, before, strict=True):
+            module._compiled_call_impl = call  # back to what it was; there is no public way
 
 
 def resized(images: Tensor, size: int) -> Tensor:

@@ -111,6 +111,32 @@ def test_the_sorting_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counting.library.__wrapped__() is None
 
 
+def test_image_metrics_of_columns_slices_and_reversed_scores() -> None:
+    rng = np.random.default_rng(0)
+    table, labels = rng.normal(size=(50, 4)), rng.random(50) < 0.4
+    for dtype in (np.float32, np.float64):
+        typed = table.astype(dtype)
+        expected = image_metrics(typed[:, 1].copy(), labels)
+        assert image_metrics(typed[:, 1], labels) == expected
+        assert image_metrics(torch.from_numpy(typed)[:, 1], torch.from_numpy(labels)) == expected
+        assert image_metrics(typed[::-1, 1], labels[::-1]) == expected
+
+
+@pytest.mark.parametrize("labels", [[-1, 1, 1], ["good", "bad", "good"], [float("nan"), 1, 0], [0, 2, 1]], ids=str)
+def test_labels_that_are_neither_good_nor_anomalous_are_refused(labels: list[object]) -> None:
+    with pytest.raises(MetricError, match="neither good"):
+        image_metrics(np.zeros(3), np.array(labels))
+    with pytest.raises(MetricError, match="neither good"):
+        mask_conflicts(np.zeros((3, 2, 2), bool), np.array(labels))
+
+
+def test_no_images_have_no_metrics() -> None:
+    nothing = np.zeros((0, 4, 4), np.float32)
+    assert set(pixel_metrics(nothing, nothing > 0).values()) == {None}
+    assert set(image_metrics([], []).values()) == {None}
+    assert mask_conflicts(nothing > 0, []) == ([], [])
+
+
 @settings(max_examples=60, deadline=None)
 @given(cases(), st.integers(1, 200))
 def test_the_device_path_equals_the_numpy_path(drawn: tuple[np.ndarray, np.ndarray], chunk: int) -> None:

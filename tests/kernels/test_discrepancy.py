@@ -401,3 +401,23 @@ def test_unusable_input_is_refused_with_its_reason() -> None:
         kernels.distillation_loss([t, t], [s])
     with pytest.raises(ValueError, match="1 weights for 2 scales"):
         kernels.distillation_loss([t, t], [s, s], weights=[1.0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("path", ["reference", None])
+def test_nan_never_becomes_a_score(path: str | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float64 takes the reference whatever is asked for; a NaN that it hid would pass as an ordinary pixel."""
+    if path:
+        monkeypatch.setenv("KDAD_KERNELS", path)
+    for role in (0, 1):
+        taps = [torch.randn(2, 8, 3, 3, dtype=dtype) for _ in range(2)]
+        taps[role][1, 5, 2, 0] = torch.nan
+        for kind in ("unit_l2", "cosine", "l2"):
+            found = kernels.pixel_discrepancy(*taps, kind=kind)
+            assert found.isnan().nonzero().tolist() == [[1, 2, 0]]
+        assert kernels.flattened_cosine(*taps).isnan().tolist() == [False, True]
+        student = taps[1].clone().requires_grad_()
+        kernels.flattened_cosine(taps[0], student).sum().backward()
+        assert student.grad is not None
+        assert student.grad[1].isnan().all()
+        assert not student.grad[0].isnan().any()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from itertools import product
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdad_bench.kernels import depthwise_same, inference_conv, layers, native, norm_clamp, pointwise_norm_clamp
@@ -21,6 +25,10 @@ def features(*shape: int, seed: int = 0, mean: float = 1.0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(shape, generator=generator) * 2 + mean
     return drawn.contiguous(memory_format=torch.channels_last)
+
+
+def prune_weight(module: nn.Module) -> nn.Module:
+    return prune.l1_unstructured(module, "weight", 0.5)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def norms(channels: int) -> tuple[nn.BatchNorm2d, nn.BatchNorm2d]:
@@ -242,3 +250,159 @@ def test_batch_norm_in_eval_mode_uses_the_running_statistics() -> None:
     x = features(2, 16, 6, 6)
     torch.testing.assert_close(norm_clamp(own.eval(), x, 0, 6), F.relu6(own(x)))
     assert int(own.num_batches_tracked) == 0
+
+
+def padding_none(_: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (0, 0), (0, 0)
+
+
+def test_an_inference_convolution_steps_aside_for_weights_that_learn_hooks_autocast_and_other_paths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, conv = features(1, 16, 4, 4), nn.Conv2d(16, 16, 1)
+    assert inference_conv(conv, x, padding_none, None) is None
+    conv.requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert inference_conv(conv, x, padding_none, None) is None
+    handle = conv.register_forward_hook(lambda *_: None)
+    assert inference_conv(conv, x, padding_none, None) is None
+    handle.remove()
+    assert (inference_conv(conv, x, padding_none, None) is not None) == layers.has_onednn()
+    monkeypatch.setenv("KDAD_KERNELS", "torch")
+    assert inference_conv(conv, x, padding_none, None) is None
+
+
+@pytest.mark.skipif(not layers.has_onednn(), reason="this PyTorch has no oneDNN")
+def test_an_inference_convolution_follows_its_weight() -> None:
+    x, conv = features(1, 16, 4, 4), nn.Conv2d(16, 16, 1).requires_grad_(False)
+    other = nn.Parameter(torch.randn(16, 16, 1, 1), requires_grad=False)
+    for change in (lambda: conv.weight.mul_(2), lambda: conv.bias.add_(1), lambda: setattr(conv, "weight", other)):
+        inference_conv(conv, x, padding_none, None)
+        change()
+        torch.testing.assert_close(inference_conv(conv, x, padding_none, None), conv(x), rtol=1e-4, atol=1e-5)
+    assert not copy.deepcopy(conv).packed
+    assert not pickle.loads(pickle.dumps(conv)).packed
+
+
+@needs_compiled
+@pytest.mark.parametrize("normalise", [prune_weight, nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm])
+def test_reparametrised_convolutions_train_as_in_plain_pytorch(
+    normalise: Callable[[nn.Module], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for path in ("cpp", "torch"):
+        monkeypatch.setenv("KDAD_KERNELS", path)
+        torch.manual_seed(0)
+        conv, norm = nn.Conv2d(4, 6, 1, bias=False), nn.BatchNorm2d(6)
+        normalise(conv)
+        optimiser = torch.optim.SGD([*conv.parameters(), *norm.parameters()], 0.1)
+        for step in range(3):
+            x = features(2, 4, 5, 5, seed=step)
+            y = pointwise_norm_clamp(conv, norm, x, 0.0, 6.0)
+            y = norm_clamp(norm, conv(x), 0.0, 6.0) if y is None else y
+            optimiser.zero_grad()
+            (y * features(*y.shape, seed=9)).mean().backward()
+            optimiser.step()
+        found.append([p.detach() for p in conv.parameters()])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@needs_compiled
+def test_hooks_of_convolutions_and_norms_are_called() -> None:
+    called: list[nn.Module] = []
+    conv, norm, x = nn.Conv2d(4, 6, 1, bias=False), nn.BatchNorm2d(6), features(2, 4, 5, 5)
+    norm.register_forward_hook(lambda module, *_: called.append(module))
+    assert pointwise_norm_clamp(conv, norm, x, 0.0, 6.0) is None
+    norm_clamp(norm, conv(x), 0.0, 6.0)
+    assert called == [norm]
+    conv.register_forward_pre_hook(lambda *_: None)
+    assert pointwise_norm_clamp(conv, nn.BatchNorm2d(6), x, 0.0, 6.0) is None
+
+
+def odd_norms() -> dict[str, nn.BatchNorm2d]:
+    strided, unstepped, uncounted, wide, half = (nn.BatchNorm2d(4) for _ in range(5))
+    strided.weight = nn.Parameter(torch.arange(8.0)[::2])
+    unstepped.running_mean = unstepped.running_var = None
+    uncounted.num_batches_tracked = None
+    return {
+        "strided": strided,
+        "no running statistics": unstepped,
+        "no count": uncounted,
+        "float64": wide.double(),
+        "bfloat16": half.bfloat16(),
+        "other channels": nn.BatchNorm2d(5),
+    }
+
+
+@pytest.mark.parametrize("name", odd_norms())
+def test_odd_norms_do_what_pytorch_does_with_them(name: str) -> None:
+    norm, other, x = odd_norms()[name], odd_norms()[name], features(2, 4, 3, 3)
+    try:
+        expected = other(x)
+    except (RuntimeError, ValueError) as error:
+        with pytest.raises(type(error)):
+            norm_clamp(norm, x)
+        return
+    torch.testing.assert_close(norm_clamp(norm, x), expected, rtol=1e-4, atol=1e-5)
+    for a, b in zip(norm.buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@needs_compiled
+def test_a_call_that_fails_counts_no_batch() -> None:
+    conv, norm = nn.Conv2d(4, 6, 1, bias=False), nn.BatchNorm2d(6)
+    with pytest.raises(RuntimeError):
+        pointwise_norm_clamp(conv, norm, features(2, 5, 3, 3), 0.0, 6.0)
+    assert int(norm.num_batches_tracked or 0) == 0
+
+
+@needs_compiled
+@pytest.mark.parametrize("bad", [float("nan"), INFINITY])
+def test_a_value_that_is_not_finite_shows_in_all_of_its_channel_and_in_the_running_statistics(bad: float) -> None:
+    x = features(2, 4, 3, 3)
+    x[1, 2, 1, 1] = bad
+    norm, other = norms(4)
+    found, expected = norm_clamp(norm, x, 0.0, 6.0), other(x.double()).clamp(0, 6)
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert found[:, 2].isnan().all()
+    assert torch.equal(norm.running_var.isnan(), other.running_var.isnan())
+
+
+@needs_compiled
+def test_the_parameters_of_a_norm_may_change_before_the_backward() -> None:
+    gradients = []
+    for changes in (False, True):
+        norm, x = norms(4)[0], features(2, 4, 3, 3).requires_grad_()
+        y = norm_clamp(norm, x, 0.0, 6.0)
+        if changes:
+            with torch.no_grad():
+                norm.weight.mul_(3)
+                norm.bias.add_(1)
+        gradients.append(torch.autograd.grad(y.square().sum(), [x, norm.weight, norm.bias]))
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_depthwise_convolutions_step_aside_under_autocast_and_for_several_outputs_per_channel() -> None:
+    x, weight = features(2, 16, 6, 6), torch.randn(16, 1, 3, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = depthwise_same(x, weight, 1, (1, 1), (1, 1))
+    (found,) = torch.autograd.grad(y, weight, torch.ones_like(y))
+    (expected,) = torch.autograd.grad(F.conv2d(x, weight, padding=1, groups=16).sum(), weight)
+    assert float((found - expected).norm() / expected.norm()) < 0.02
+    double = torch.randn(32, 1, 3, 3, requires_grad=True)
+    (found,) = torch.autograd.grad(depthwise_same(x, double, 1, (1, 1), (1, 1)).sum(), double)
+    (expected,) = torch.autograd.grad(F.conv2d(x, double, padding=1, groups=16).sum(), double)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_the_layers_step_aside_for_traces_and_transforms() -> None:
+    x = features(2, 16, 4, 4)
+    seen = []
+    torch.jit.trace(lambda image: seen.append(layers.unwatched(image)) or image * 2, x, check_trace=False)
+    torch.func.grad(lambda image: (seen.append(layers.unwatched(image)), image.sum())[1])(x)
+    assert layers.unwatched(x)
+    assert not any(seen)
+    assert len(seen) >= 2

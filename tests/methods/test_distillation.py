@@ -266,6 +266,11 @@ def test_a_mode_of_compilation_ends_with_the_fit_even_when_it_fails() -> None:
     with pytest.raises(Interrupted):
         fail()
     assert student._compiled_call_impl is None
+    student.compile()  # by the user: it stays so
+    own = student._compiled_call_impl
+    with pytest.raises(Interrupted):
+        fail()
+    assert student._compiled_call_impl is own
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from kdad_bench.methods.backbones import Attention, Cbam, Eca, build
 from kdad_bench.methods.backbones.folding import Folded, folded
@@ -95,3 +100,92 @@ def test_a_copy_made_while_scoring_serves_training() -> None:
     copy(images)[0].sum().backward()
     assert images.grad is not None
     assert float(images.grad.abs().sum()) > 0
+
+
+def replaced_weight(network: nn.Module) -> None:
+    network.conv1.weight = nn.Parameter(torch.randn_like(network.conv1.weight))  # type: ignore[union-attr,arg-type,call-overload]
+
+
+def replaced_layer(network: nn.Module) -> None:
+    network.bn1 = nn.Identity()
+
+
+def assigned_weights(network: nn.Module) -> None:
+    network.load_state_dict(build("resnet18", strides=(4,)).state_dict(), assign=True)
+
+
+def pruned(network: nn.Module) -> None:
+    prune.l1_unstructured(network.conv1, "weight", 0.9)
+
+
+def weight_normed(network: nn.Module) -> None:
+    parametrizations.weight_norm(network.conv1)
+    with torch.no_grad():
+        network.conv1.parametrizations.weight.original0.mul_(3)  # type: ignore[union-attr,operator]
+
+
+def spectrally_normed(network: nn.Module) -> None:
+    parametrizations.spectral_norm(network.conv1)
+
+
+@pytest.mark.parametrize(
+    "change", [replaced_weight, replaced_layer, assigned_weights, pruned, weight_normed, spectrally_normed]
+)
+def test_a_copy_is_made_anew_when_layers_or_tensors_are_replaced(change: Callable[[nn.Module], None]) -> None:
+    network = disturbed(build("resnet18", strides=(4,)))
+    copy, images = Folded(network), torch.rand(1, 3, 32, 32)
+    before = copy(images)[0]
+    change(network)
+    network.eval()
+    after = copy(images)[0]
+    assert not torch.allclose(after, before, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(after, network(images)[0].detach(), rtol=1e-4, atol=1e-4)
+    assert copy.current() is copy.current()
+
+
+def test_a_copy_can_be_forgotten() -> None:
+    network = build("resnet18", strides=(4,)).eval()
+    copy, images = Folded(network), torch.rand(1, 3, 32, 32)
+    copy(images)
+    network.conv1.weight.data.mul_(2)  # type: ignore[union-attr,operator]
+    copy.forget()
+    torch.testing.assert_close(copy(images)[0], network(images)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0"])
+def test_a_network_that_has_scored_can_be_copied_and_saved(name: str) -> None:
+    copy, images = Folded(build(name, strides=(4,)).eval()), torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = copy(images)[0]
+        inner = deepcopy(copy.current())
+        again, loaded = deepcopy(copy), pickle.loads(pickle.dumps(copy))
+        assert torch.equal(inner(images)[0], expected)
+        assert torch.equal(again(images)[0], expected)
+        assert torch.equal(loaded(images)[0], expected)
+        again.network.get_parameter(next(iter(dict(again.network.named_parameters())))).mul_(2)
+        assert not torch.equal(again(images)[0], expected)
+        assert torch.equal(copy(images)[0], expected)
+
+
+def test_a_network_made_in_inference_mode_can_be_folded() -> None:
+    with torch.inference_mode():
+        copy = Folded(build("efficientnet_lite0", strides=(4,)).eval())
+        images = torch.rand(1, 3, 32, 32)
+        torch.testing.assert_close(copy(images)[0], copy.network(images)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_folded_copy_can_be_traced() -> None:
+    network = disturbed(build("efficientnet_lite0", strides=(4,)))
+    copy, images = folded(network), torch.rand(1, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        copy(images)
+        traced = torch.jit.trace(copy, images)
+        torch.testing.assert_close(traced(images)[0], network(images)[0], rtol=1e-3, atol=1e-3)
+
+
+def test_bf16_networks_answer_in_bf16_whatever_the_layout() -> None:
+    copy = folded(build("efficientnet_lite0", strides=(4,)))
+    for layout in (torch.contiguous_format, torch.channels_last):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert copy(torch.rand(1, 3, 32, 32).contiguous(memory_format=layout))[0].dtype == torch.bfloat16

@@ -2,52 +2,95 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
-from itertools import chain, pairwise
+from itertools import chain, pairwise, zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from kdad_bench.kernels.layers import bare
+
 
 class Folded:
-    """A network's inference copy, rebuilt whenever the network's weights have changed since the last call.
+    """A network's inference copy, rebuilt whenever the network's weights or layers have changed since the last call.
 
     It relies on this room's convention that a batch norm directly after a convolution among a module's children is
-    also applied directly after it.
+    also applied directly after it. Not seen, because PyTorch keeps no account of them: writes through `tensor.data`,
+    and new values of plain attributes such as a norm's `eps`. After those, call `forget`.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         self._copy: nn.Module | None = None
-        self._tensors: list[Tensor] = []
-        self._stamp: list[tuple[int, int]] = []
+        self._contents: Contents | None = None
 
     def __call__(self, *inputs: Any) -> Any:
         """The network's answer in eval mode; its weights receive no gradient, its inputs do."""
         return self.current()(*inputs)
 
     def current(self) -> nn.Module:
-        """The copy, up to date. A stamp of address and version per tensor tells in-place changes and moves."""
-        if self._copy is None or self._stamp != list(_stamps(self._tensors)):
-            self._copy = folded(self.network)
-            self._tensors = [*self.network.parameters(), *self.network.buffers()]
-            self._stamp = list(_stamps(self._tensors))
+        """The copy, up to date."""
+        if self._copy is None or self._contents is None or not self._contents.unchanged():
+            self._copy, self._contents = folded(self.network), Contents(self.network)
         return self._copy
 
+    def forget(self) -> None:
+        """Make the copy anew at the next call."""
+        self._copy = self._contents = None
 
-def _stamps(tensors: list[Tensor]) -> Iterator[tuple[int, int]]:
-    return ((tensor.data_ptr(), tensor._version) for tensor in tensors)
+    def __getstate__(self) -> nn.Module:
+        """The network alone: copies and files make their own inference copy."""
+        return self.network
+
+    def __setstate__(self, network: nn.Module) -> None:
+        self.__init__(network)  # type: ignore[misc]
+
+
+class Contents:
+    """The layers and tensors of a network at one time, kept to see whether it still holds the same."""
+
+    def __init__(self, network: nn.Module) -> None:
+        modules = list(network.modules())
+        self.families = [module._modules for module in modules]
+        self.tables = [table for module in modules for table in (module._parameters, module._buffers)]
+        self.children, self.tensors = list(self._children()), list(self._tensors())
+        self.stamps = [stamp(tensor) for tensor in self.tensors]
+
+    def unchanged(self) -> bool:
+        """Whether no layer or tensor was added, taken away, replaced, written to or moved."""
+        return (
+            all(a is b for a, b in zip_longest(self._tensors(), self.tensors))
+            and all(a is b for a, b in zip_longest(self._children(), self.children))
+            and all(stamp(tensor) == kept for tensor, kept in zip(self.tensors, self.stamps, strict=True))
+        )
+
+    def _children(self) -> Iterator[nn.Module | None]:
+        return chain.from_iterable(family.values() for family in self.families)
+
+    def _tensors(self) -> Iterator[Tensor]:
+        return (tensor for table in self.tables for tensor in table.values() if tensor is not None)
+
+
+def stamp(tensor: Tensor) -> tuple[int, int]:
+    """Address and version: writes and moves show. Tensors of the inference mode keep no version."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def folded(network: nn.Module) -> nn.Module:
-    """A frozen copy of `network` in eval mode, norms folded, channels last; `network` itself stays as it is."""
+    """A frozen copy of `network` in eval mode, norms folded, channels last; `network` itself stays as it is.
+
+    A convolution or norm with hooks or a parametrisation (pruning, weight_norm, spectral_norm) is left as it is.
+    """
     with torch.inference_mode(False), torch.no_grad():  # a copy made while scoring serves training too
         copy = copied(network).eval()
         for module in list(copy.modules()):
             for (_, first), (name, second) in pairwise(list(module.named_children())):
-                if isinstance(first, nn.Conv2d | nn.ConvTranspose2d) and isinstance(second, nn.BatchNorm2d):
+                if not isinstance(first, nn.Conv2d | nn.ConvTranspose2d) or not isinstance(second, nn.BatchNorm2d):
+                    continue
+                if bare(first) and bare(second):
                     _fold(first, second)
                     setattr(module, name, nn.Identity())
         for tensor in chain(copy.parameters(), copy.buffers()):
@@ -59,8 +102,11 @@ def folded(network: nn.Module) -> nn.Module:
 def copied(module: nn.Module) -> nn.Module:
     """A copy with frozen parameters and buffers of its own; other attributes are shared."""
     made = module.__new__(type(module))
-    made.__dict__ = dict(module.__dict__)
-    made.__dict__.pop("_compiled_call_impl", None)  # of the original, whose weights it would use
+    made.__dict__ = {  # tables of hooks too: one that the original gets later is not for this copy
+        name: value.copy() if isinstance(value, OrderedDict) else value for name, value in module.__dict__.items()
+    }
+    for of_the_original in ("_compiled_call_impl", "packed"):  # they would use its weights
+        made.__dict__.pop(of_the_original, None)
     made._parameters = {
         name: None if tensor is None else nn.Parameter(tensor.detach().clone(), requires_grad=False)
         for name, tensor in module._parameters.items()
