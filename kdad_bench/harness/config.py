@@ -30,7 +30,7 @@ class RunTable(BaseModel):
     device: str | None = None
     data_root: str | None = None
     out: str | None = None
-    resolution: int | None = None
+    resolution: int | None = Field(default=None, ge=32, le=8192)
     modality: str | None = None
     weights: dict[str, str] = Field(default_factory=dict)  # teacher -> file
 
@@ -57,7 +57,7 @@ class Config(BaseModel):
 def read(path: Path) -> Config:
     """The config in `path`; raises ConfigError that lists every mistake as `file:line: key: what is wrong`."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     try:

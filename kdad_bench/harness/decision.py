@@ -47,7 +47,8 @@ class Decision:
         if rank > n:
             raise DecisionError(
                 f"{n} held-out normals cannot promise a false-alarm rate of {false_alarms:g}; "
-                f"take at least {1 / (n + 1):.3f}, or hold more out"
+                f"take --false-alarms {math.ceil(1000 / (n + 1)) / 1000:g}, give --threshold or more --normals, "
+                "or train with a larger --hold-out"
             )
         return sorted(self.normal_scores)[max(rank, 1) - 1]
 

@@ -60,6 +60,7 @@ class Pool:
     workers: int
     job_timeout: float | None
     started: Started
+    threads: int | None = None  # of each worker; None: its share of the cores
     running: list[Worker] = field(default_factory=list)
     attempts: dict[str, int] = field(default_factory=dict)
 
@@ -67,7 +68,7 @@ class Pool:
         """Start one worker with its share of the cores."""
         context = get_context("spawn")
         ours, theirs = context.Pipe()
-        threads = max(1, (os.cpu_count() or 1) // self.workers)
+        threads = self.threads or max(1, (os.cpu_count() or 1) // self.workers)
         process = context.Process(target=serve, args=(theirs, self.work, threads, os.getpid()), daemon=True)
         process.start()
         theirs.close()
@@ -108,13 +109,21 @@ class Pool:
             yield worker, worker.job, f"it ran longer than --job-timeout {self.job_timeout:g} s"
 
 
-def local(jobs: Sequence[Job], work: Work, started: Started, *, workers: int, job_timeout: float | None) -> Outcomes:
-    """Run the jobs in `workers` spawned processes.
+def local(
+    jobs: Sequence[Job],
+    work: Work,
+    started: Started,
+    *,
+    workers: int,
+    job_timeout: float | None,
+    threads: int | None = None,
+) -> Outcomes:
+    """Run the jobs in `workers` spawned processes, each with `threads` or its share of the cores.
 
     A worker that dies (kill -9, out of memory) costs only its own job, which is tried once more and then recorded as
     failed; a worker that outlives `job_timeout` seconds is killed and its job recorded as failed at once.
     """
-    pool = Pool(work=work, workers=workers, job_timeout=job_timeout, started=started)
+    pool = Pool(work=work, workers=workers, job_timeout=job_timeout, started=started, threads=threads)
     waiting = deque(jobs)
     not_before: dict[str, float] = {}
     try:

@@ -16,6 +16,11 @@ from kdad_bench.harness.datasets import Category, DatasetError
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
 from kdad_bench.methods import METHODS
 
+MOST_SEED = 2**63 - 1  # what a column of rows holds
+MOST_SEEDS = 10_000
+# settings that stand elsewhere -> where
+NOT_SETTINGS = {"seed": "choose seeds with --seeds", "readings": "it follows from the method"}
+
 
 class SelectionError(ValueError):
     """A selection that cannot be planned: an unknown method, variant, setting or seed; one line with the remedy."""
@@ -123,22 +128,26 @@ def seeds_from(text: str) -> tuple[int, ...]:
         raise SelectionError(f"seeds '{text}' is neither a count (3) nor a list (0,4,7)")
     numbers = tuple(int(part) for part in parts)
     if "," in text:
+        if max(numbers) > MOST_SEED:
+            raise SelectionError(f"seeds '{text}': a seed is at most {MOST_SEED}")
         if len(set(numbers)) != len(numbers):
             raise SelectionError(f"seeds '{text}' names a seed twice")
         return numbers
     if numbers[0] == 0:
         raise SelectionError("seeds '0' is a count of none; for seed 0 alone write '0,'")
+    if numbers[0] > MOST_SEEDS:
+        raise SelectionError(
+            f"seeds '{text}' is a count of more than {MOST_SEEDS}; for that seed alone write '{text},'"
+        )
     return tuple(range(numbers[0]))
 
 
 def configured(settings: Any, overrides: Mapping[str, Any], where: str) -> Any:
     """`settings` with `overrides` applied; raises SelectionError naming an unknown field or a wrong type."""
-    known = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    known = {name: getattr(settings, name) for name in names_of(settings)}
     for name, value in overrides.items():
-        if name not in known or name in ("seed", "readings"):
-            raise SelectionError(
-                f"{where}: '{name}' is not a setting{suggestion(name, known)}; have: {', '.join(known)}"
-            )
+        if name not in known:
+            raise not_a_setting(name, list(known), where)
         if not compatible(known[name], value):
             raise SelectionError(
                 f"{where}: {name}={value!r} does not fit, the default is {known[name]!r} ({type(known[name]).__name__})"
@@ -147,6 +156,18 @@ def configured(settings: Any, overrides: Mapping[str, Any], where: str) -> Any:
         return replace(settings, **overrides)
     except (ValueError, TypeError) as error:
         raise SelectionError(f"{where}: {error}") from error
+
+
+def names_of(settings: Any) -> list[str]:
+    """The fields that a person may set."""
+    return [field.name for field in fields(settings) if field.name not in NOT_SETTINGS]
+
+
+def not_a_setting(name: str, known: Sequence[str], where: str) -> SelectionError:
+    """What to raise for a field that is none."""
+    if name in NOT_SETTINGS:
+        return SelectionError(f"{where}: '{name}' cannot be set: {NOT_SETTINGS[name]}")
+    return SelectionError(f"{where}: '{name}' is not a setting{suggestion(name, known)}; have: {', '.join(known)}")
 
 
 def compatible(default: object, value: object) -> bool:
@@ -189,14 +210,14 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
     fingerprints = [fingerprint_of(category) for category in selection.categories]
     for seed in selection.seeds:
         for category, fingerprint in zip(selection.categories, fingerprints, strict=True):
-            for (method, variant), (settings, own, needs_teacher) in configurations.items():
+            for (method, variant), (settings, asked, needs_teacher) in configurations.items():
                 jobs.append(
                     Job(
                         method=method,
                         variant=variant,
                         category=category,
                         seed=seed,
-                        preset=preset_label(selection, own),
+                        preset=preset_label(selection, asked),
                         resolution=resolution,
                         settings=replace(settings, seed=seed),
                         weights=weights[settings.teacher] if needs_teacher else None,
@@ -226,9 +247,17 @@ def teachers(selection: Selection) -> tuple[str, ...]:
 def configurations_of(
     selection: Selection,
 ) -> Iterator[tuple[tuple[str, str], tuple[Any, dict[str, Any], bool]]]:
-    """((method, variant), (settings, overrides for it alone, whether it needs a teacher)) of each selected method."""
+    """((method, variant), (settings, overrides that it takes, whether it needs a teacher)) of each selected method.
+
+    Raises SelectionError for an override that no selected method takes.
+    """
     from kdad_bench.methods import entry
 
+    presets = [entry(method).presets[selection.preset] for method, _ in selection.methods]
+    every = list(dict.fromkeys(name for settings in presets for name in names_of(settings)))
+    for name in selection.overrides or {}:
+        if name not in every:
+            raise not_a_setting(name, every, "settings of all methods")
     for method, variant in selection.methods:
         found = entry(method)
         settings = found.presets[selection.preset]
@@ -239,26 +268,25 @@ def configurations_of(
                     f"method '{method}' has no variant '{variant}'{suggestion(variant, found.variants)}; have: {have}"
                 )
             settings = replace(settings, **found.variants[variant])
-        known = {field.name for field in fields(settings)}
+        known = names_of(settings)
         shared = {name: value for name, value in (selection.overrides or {}).items() if name in known}
-        own = dict((selection.method_overrides or {}).get(method, {}))
-        asked = {**shared, **own}
+        asked = {**shared, **(selection.method_overrides or {}).get(method, {})}
         if not found.needs_teacher:
             asked.pop("teacher", None)
-        yield (method, variant), (configured(settings, asked, f"method '{method}'"), own, found.needs_teacher)
+        yield (method, variant), (configured(settings, asked, f"method '{method}'"), asked, found.needs_teacher)
 
 
-def preset_label(selection: Selection, own: Mapping[str, Any]) -> str:
+def preset_label(selection: Selection, asked: Mapping[str, Any]) -> str:
     """The preset, with overrides in brackets, so that a changed budget is never averaged with the preset's own.
 
-    What was asked of all methods stands in every label, so that the rows of one command share a table.
+    Only what the method takes stands there: a job that nothing changed is the preset's own, whatever it ran beside.
     """
-    parts = {**(selection.overrides or {}), **own}
+    parts = dict(asked)
     if selection.resolution and selection.resolution != PRESETS[selection.preset].resolution:
         parts["resolution"] = selection.resolution
     if selection.hold_out:
         parts["hold_out"] = selection.hold_out
-    asked = {name: value for name, value in parts.items() if value is not None}
-    if not asked:
+    shown = {name: value for name, value in parts.items() if value is not None}
+    if not shown:
         return selection.preset
-    return f"{selection.preset}[{','.join(f'{name}={asked[name]}' for name in sorted(asked))}]"
+    return f"{selection.preset}[{','.join(f'{name}={shown[name]}' for name in sorted(shown))}]"

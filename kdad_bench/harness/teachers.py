@@ -15,7 +15,8 @@ RANDOM = "random"
 def find(name: str, source: str | None, *, may_download: bool) -> TeacherWeights:
     """The weights of teacher `name` from `source` (a file, or "random"), else from this machine, else downloaded.
 
-    Weights that cannot be had come back with `problem` set. Raises SelectionError for a `source` file that is missing.
+    Weights that cannot be downloaded come back with `problem` set. Raises SelectionError for a `source` file that is
+    missing or holds no weights of this teacher.
     """
     if source == RANDOM:
         return TeacherWeights(teacher=name, source=RANDOM, sha256=RANDOM)
@@ -25,6 +26,10 @@ def find(name: str, source: str | None, *, may_download: bool) -> TeacherWeights
             raise SelectionError(
                 f"--weights {source}: no such file; give a checkpoint of {name}, or 'random' for a test"
             )
+        try:
+            weights.load_teacher(name, source=path)
+        except weights.WeightsError as error:
+            raise SelectionError(f"--weights: {error}") from error
         return TeacherWeights(teacher=name, source=path.name, sha256=sha256_of(path), path=path)
     found = weights.find_weights(name)
     if found is None and may_download:

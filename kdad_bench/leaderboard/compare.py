@@ -80,7 +80,8 @@ def of_folders(first: pa.Table, second: pa.Table, metrics: Sequence[str], tolera
         for key in board.order if old else ():
             if old is not None and key in old.rows:
                 cells = _cells(old, key), _cells(board, key)
-                found += _differences(board.title, board.labels[key], *cells, metrics, tolerance)
+                title = board.title if old.machine == board.machine else f"{board.title} (first: {old.machine})"
+                found += _differences(title, board.labels[key], *cells, metrics, tolerance)
     if not found:
         have = [
             "; ".join(sorted(f"{board.title}: {', '.join(board.order)}" for board in side)) or "no finished jobs"

@@ -367,10 +367,13 @@ def verify(folder: str | Path) -> Verification:
     place = open_folder(folder)
     found = _load(place, COLUMNS)
     merged = _merge(place, found, COLUMNS)
-    problems = list(merged.problems)
+    problems = [Problem(problem.file, f"left out: {problem.what}") for problem in merged.problems]
     for item in found:
         if item.table is not None:
-            problems += [Problem(item.entry.name, what) for what in _impossible(item.table)]
+            problems += [
+                Problem(item.entry.name, f"{what}, and counts all the same: redo the job with --force")
+                for what in _impossible(item.table)
+            ]
     status = merged.table["status"].to_pylist()
     return Verification(
         where=place.where,

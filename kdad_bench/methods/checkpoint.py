@@ -60,7 +60,9 @@ def _described(path: Path) -> tuple[str, Any]:
         name, values = description["method"], description["settings"]
         version = description["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: no description of a saved model ({error})") from error
+        raise ModelError(
+            f"{path}: no description of a saved model ({error}); give a folder under models/, of `run --save-models`"
+        ) from error
     if version != FORMAT:
         raise ModelError(f"{path}: format {version}, this version reads {FORMAT}")
     if name not in METHODS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 
 from kdad_bench.methods.backbones import Attention, Backbone, build
 from kdad_bench.methods.backbones.folding import Folded
-from kdad_bench.methods.protocol import Fitting, Scores, Settings
+from kdad_bench.methods.protocol import Fitting, Range, Scores, Settings
 
 Taps = tuple[Tensor, ...]
 CACHE_BYTES = 4 << 30  # teacher features above this are recomputed per batch; a constant, so that results repeat
@@ -65,6 +66,16 @@ class DistillationSettings(Settings):
         "taps": ("raw", "standardised"),
         "compiled": COMPILED,
     }
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        **Settings.RANGES,
+        "epochs": Range(1),
+        "learning_rate": Range(0, open_low=True),
+        "momentum": Range(0, 1),
+        "betas": Range(0, 1, open_high=True),
+        "weight_decay": Range(0),
+        "norm_momentum": Range(0, 1, open_low=True),
+        "held_out": Range(0, 0.9),
+    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +89,7 @@ class Batch:
 
 
 class CheckpointError(ValueError):
-    """A mid-fit checkpoint is damaged or of another fit."""
+    """A mid-fit checkpoint is of another fit."""
 
 
 @contextmanager
@@ -365,10 +376,8 @@ def _split(images: Tensor, settings: DistillationSettings) -> tuple[Tensor, Tens
     """(images to learn from, held-out images or None): a seeded share, at least one image on either side."""
     if not settings.held_out:
         return images, None
-    if not 0 < settings.held_out < 1 or len(images) < 2:
-        raise ValueError(
-            f"held_out {settings.held_out} of {len(images)} images: needs a share in (0, 1) of two or more"
-        )
+    if len(images) < 2:
+        raise ValueError(f"held_out {settings.held_out} of {len(images)} images: needs two or more")
     count = min(max(round(settings.held_out * len(images)), 1), len(images) - 1)
     order = torch.randperm(len(images), generator=chance(settings.seed, "held out", 0)).to(images.device)
     kept, held_out = order[count:].sort().values, order[:count].sort().values
@@ -444,14 +453,20 @@ class _State:
         self.best_value = float("inf")
 
     def resume(self) -> int:
-        """Load the file if there is one; the number of steps done."""
+        """Load the file if there is one; the number of steps done. A damaged one is dropped with a warning.
+
+        Raises CheckpointError for the checkpoint of another fit.
+        """
         if self.path is None or not self.path.exists():
             return 0
         try:
             kept = torch.load(self.path, map_location="cpu", weights_only=True)
             fingerprint = kept["fingerprint"]
         except Exception as error:  # torch.load raises many types on damaged files
-            raise CheckpointError(f"{self.path}: damaged checkpoint ({type(error).__name__}); delete it") from error
+            text = f"{self.path}: damaged checkpoint ({type(error).__name__}): the training starts from its beginning"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            self.path.unlink(missing_ok=True)
+            return 0
         if fingerprint != self.fingerprint:
             raise CheckpointError(f"{self.path}: the checkpoint of another fit (settings or images differ); delete it")
         self.student.load_state_dict(kept["student"])

@@ -18,7 +18,7 @@ from kdad_bench.kernels import dual_discrepancies, dual_distillation_loss, fuse_
 from kdad_bench.methods.backbones import Attention, Backbone, Cbam, Eca
 from kdad_bench.methods.backbones.resnet import initialise
 from kdad_bench.methods.distillation import Batch, DistillationSettings, Student, StudentTeacher, Taps
-from kdad_bench.methods.protocol import Entry, Scores
+from kdad_bench.methods.protocol import BLURS, Entry, Scores
 from kdad_bench.methods.reverse import Bottleneck, Decoder, Embedding, Fusion
 
 ATTENTIONS: Mapping[str, Callable[[int], nn.Module] | None] = {"none": None, "eca": Eca, "cbam": Cbam}
@@ -57,6 +57,7 @@ class DualStudentSettings(DistillationSettings):
         "over_scales": ("sum", "product"),
         "over_students": ("sum", "product"),
     }
+    RANGES: ClassVar = {**DistillationSettings.RANGES, "sigma": BLURS}
 
 
 class ResidualFusion(nn.Module):

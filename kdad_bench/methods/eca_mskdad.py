@@ -17,7 +17,7 @@ from kdad_bench.kernels import anomaly_map, distillation_loss, pixel_discrepancy
 from kdad_bench.methods.augmentation import Strengths, distorted
 from kdad_bench.methods.backbones import Attention, Backbone, Eca
 from kdad_bench.methods.distillation import Batch, DistillationSettings, Student, StudentTeacher, Taps
-from kdad_bench.methods.protocol import Entry, Scores
+from kdad_bench.methods.protocol import Entry, Range, Scores
 
 REL_MODES = ("normalised_mean", "raw_mean", "literal")
 READINGS = (
@@ -56,6 +56,7 @@ class EcaMskdadSettings(DistillationSettings):
         "attention": ("blocks", "stages", "none"),
         "score": ("max", "loss"),
     }
+    RANGES: ClassVar = {**DistillationSettings.RANGES, "balance": Range(0), "distortion": Range(0, 1)}
 
 
 class EcaMskdad(StudentTeacher[EcaMskdadSettings]):

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from kdad_bench.kernels import flattened_cosine, gaussian_blur, pixel_discrepancy
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps, autocast, chance, resized
-from kdad_bench.methods.protocol import Entry, Scores
+from kdad_bench.methods.protocol import Entry, Range, Scores
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)  # per block, before its pooling: VGG-16, and the cloner
 NARROW = (16, 16, 16, 16, 16)  # cloner "B": official code
@@ -212,6 +212,7 @@ class MkdSettings(DistillationSettings):
         "loss": LOSSES,
         "smooth_noise": NOISES,
     }
+    RANGES: ClassVar = {**DistillationSettings.RANGES, "scored": Range(1), "value_weight": Range(0)}
 
 
 class Mkd(StudentTeacher[MkdSettings]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from kdad_bench.kernels import fuse_scales, gaussian_blur, image_scores
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import resized
-from kdad_bench.methods.protocol import Entry, Fitting, Scores, Settings
+from kdad_bench.methods.protocol import BLURS, Entry, Fitting, Scores, Settings
 
 LEAST_DEVIATION = 1 / 255  # one grey level: keeps a pixel that never changes from dividing by zero
 
@@ -22,6 +23,8 @@ class PixelMeanSettings(Settings):
     teacher: str = "none"
     epochs: int = 0
     sigma: float = 4.0  # of the blur, RD4AD's
+
+    RANGES: ClassVar = {**Settings.RANGES, "sigma": BLURS}
 
 
 class PixelMean:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -11,6 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from kdad_bench.methods.backbones import Backbone
+
+
+class Range(NamedTuple):
+    """The finite numbers a setting may be: an interval whose ends belong to it unless they are said to be open."""
+
+    low: float
+    high: float = inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, (int, float)) or not isfinite(value):
+            return False
+        above = value > self.low if self.open_low else value >= self.low
+        return above and (value < self.high if self.open_high else value <= self.high)
+
+    def __str__(self) -> str:
+        closing = ")" if self.open_high or self.high == inf else "]"
+        return f"{'(' if self.open_low else '['}{self.low:g}, {self.high:g}{closing}"
+
+
+BLURS = Range(0, 1000, open_low=True)  # sigma in px of a blurred map
 
 
 class Scores(NamedTuple):
@@ -51,12 +74,27 @@ class Settings:
 
     # field -> the values it may have; a method adds its own
     CHOICES: ClassVar[Mapping[str, Collection[str]]] = {"precision": ("fp32", "bf16", "fp16")}
+    # field -> the numbers it, or each of its entries, may be; None is no number. A method adds its own.
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "image_size": Range(32, 8192),
+        "epochs": Range(0),
+        "steps": Range(1),
+        "batch_size": Range(1),
+        "seed": Range(0, 2**63, open_high=True),
+    }
 
     def __post_init__(self) -> None:
         """Raises ValueError that names the field, its value and what it may be."""
         for name, known in self.CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not known; have: {', '.join(known)}")
+        for name, numbers in self.RANGES.items():
+            value = getattr(self, name)
+            entries = value if isinstance(value, (tuple, list)) else () if value is None else (value,)
+            if not all(entry in numbers for entry in entries):
+                raise ValueError(f"{name} {value!r} is not in {numbers}")
+        if self.image_size % 32:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of 32")
 
 
 class Method(Protocol):

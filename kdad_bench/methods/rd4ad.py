@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kdad_bench.kernels import anomaly_map, distillation_loss
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps
-from kdad_bench.methods.protocol import Entry, Scores
+from kdad_bench.methods.protocol import BLURS, Entry, Scores
 from kdad_bench.methods.reverse import Bottleneck, Decoder
 
 LOSSES = ("flattened", "cosine")
@@ -35,6 +35,7 @@ class Rd4adSettings(DistillationSettings):
     distance: str = "flattened"  # flattened: official code, one vector per sample and scale | cosine: eq. 1, per pixel
 
     CHOICES: ClassVar = {**DistillationSettings.CHOICES, "distance": LOSSES}
+    RANGES: ClassVar = {**DistillationSettings.RANGES, "sigma": BLURS}
 
 
 class ReverseStudent(nn.Module):

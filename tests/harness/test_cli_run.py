@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from kdad_bench.harness.cli import cli
+from kdad_bench.harness.cli import VARIABLES, BadInput, cli
+from kdad_bench.harness.cli.run import refuse_silence
+from kdad_bench.kernels import dispatch
 from kdad_bench.leaderboard import store
 from kdad_bench.methods import METHODS
 
@@ -183,6 +185,28 @@ def test_json_lines_on_stdout_are_one_per_job_and_progress_goes_to_stderr(tiny_t
         (("--method", "pixel_mean", "--category", "bottel"), "category 'bottel'"),
         (("--method", "stfpm", "--weights", "/no/such/file.pth"), "/no/such/file.pth"),
         (("--config", "/no/such.toml"), "/no/such.toml"),
+        (("--method", "stfpm", "--set", "lerning_rate=0.1"), "did you mean 'learning_rate'"),
+        (("--method", "pixel_mean", "--set", "learning_rate=0.1"), "'learning_rate' is not a setting"),
+        (("--method", "stfpm", "--set", "rd4ad.steps=4"), "rd4ad is not among the chosen methods"),
+        (("--method", "stfpm", "--set", "seed=3"), "choose seeds with --seeds"),
+        (("--method", "stfpm", "--set", "steps=0"), "steps 0 is not in [1, inf)"),
+        (("--method", "stfpm", "--set", "batch_size=0"), "batch_size 0 is not in [1, inf)"),
+        (("--method", "stfpm", "--set", "learning_rate=nan"), "learning_rate nan is not in (0, inf)"),
+        (("--method", "rd4ad", "--set", "betas=[0.5, 1.0]"), "is not in [0, 1)"),
+        (("--method", "rd4ad", "--set", "sigma=-1"), "sigma -1 is not in (0, 1000]"),
+        (("--method", "stfpm", "--image-size", "48"), "image_size 48 is not a multiple of 32"),
+        (("--method", "stfpm", "--image-size", "1000000"), "8192"),
+        (("--method", "stfpm", "--seeds", "99999999999999999999,"), "a seed is at most 9223372036854775807"),
+        (("--method", "stfpm", "--seeds", "99999999"), "a count of more than 10000"),
+        (("--method", "stfpm", "--hold-out", "nan"), "not a finite number"),
+        (("--method", "stfpm", "--job-timeout", "nan"), "not a finite number"),
+        (("--method", "stfpm", "--threads", "100000"), "512"),
+        (("--method", "stfpm", "--address", "there:1"), "--executor ray"),
+        (("--method", "stfpm", "--gpu-fraction", "0.5"), "--executor ray"),
+        (("--method", "stfpm", "--executor", "ray", "--workers", "2"), "--executor local"),
+        (("--method", "stfpm", "--out", "s3://"), "names no place"),
+        (("--method", "stfpm", "--out", "memory://x", "--save-models"), "--save-models writes beside the rows"),
+        (("--all", "--data-root", "/does/not/exist"), "data root /does/not/exist: no such folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -197,6 +221,95 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
     assert words in shown
     assert "Traceback" not in result.output
     assert not list(tmp_path.iterdir())
+
+
+def test_a_data_root_without_data_is_refused_and_not_replaced_by_synthetic_data(
+    tiny_tree: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    found = run("--method", "pixel_mean", "--data-root", tmp_path / "empty", "--out", tmp_path / "out")
+    assert found.exit_code == 2
+    assert "no mvtec_ad/ or mvtec_3d_ad/ there" in found.output
+    found = run("--method", "pixel_mean", "--data-root", tiny_tree, "--out", tmp_path / "out")
+    assert found.exit_code == 2
+    assert f"give the folder it lies in, or --dataset folder:{tiny_tree}" in found.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_none_are_refused_before_anything_runs(tiny_tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights").write_text("none\n")
+    arguments = ("--method", "stfpm", "--dataset", f"folder:{tiny_tree}", "--out", tmp_path / "out")
+    found = run(*arguments, "--weights", tmp_path / "weights")
+    assert found.exit_code == 2
+    assert "not a plain state_dict" in found.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", ["foo", "triton"])
+def test_kernels_that_are_not_there_are_refused_before_anything_runs(
+    tiny_tree: Path, tmp_path: Path, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDAD_KERNELS", value)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    found = floor(tiny_tree, tmp_path / "out", "--device", "cpu")
+    assert found.exit_code == 2, found.output
+    assert "KDAD_KERNELS" in found.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_variables_of_the_command_line_are_those_of_the_kernels() -> None:
+    assert VARIABLES["KDAD_KERNELS"] == dispatch.PATHS
+
+
+def test_tensorboard_is_asked_for_before_anything_runs(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdad_bench.harness.cli.run.find_spec", lambda name: None)
+    found = floor(tiny_tree, tmp_path / "out", "--tensorboard")
+    assert found.exit_code == 2
+    assert "pip install tensorboard" in found.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_label_names_only_what_changed_the_job(tiny_tree: Path, tmp_path: Path) -> None:
+    arguments = ("--dataset", f"folder:{tiny_tree}", "--category", "bolt", "--seeds", "1", "--dry-run", "--json")
+    found = run("--method", "pixel_mean", "--method", "stfpm", *arguments, "--set", "learning_rate=0.1")
+    presets = [json.loads(line).get("preset") for line in found.stdout.splitlines()]
+    assert presets[:2] == ["quick", "quick[learning_rate=0.1]"]
+
+
+def test_what_a_finished_job_lacks_is_told(tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    floor(tiny_tree, tmp_path)
+    again = floor(tiny_tree, tmp_path, "--save-models", "--save-maps").output
+    assert "2 of the finished jobs have no saved model; --force redoes them" in again
+    assert "2 of the finished jobs have no saved map; --force redoes them" in again
+    assert "state of the code" not in again
+    monkeypatch.setattr("kdad_bench.harness.environment.git_state", lambda: ("0" * 40, False))
+    assert "2 of the finished jobs were run by another state of the code" in floor(tiny_tree, tmp_path).output
+
+
+def test_several_workers_are_processes(tiny_tree: Path, tmp_path: Path) -> None:
+    found = floor(tiny_tree, tmp_path, "--workers", "2", "--threads", "1")
+    assert found.exit_code == 0, found.output
+    assert {row["threads"] for row in rows(tmp_path).values()} == {1}
+
+
+def test_nobody_at_the_address_of_a_ray_cluster_is_told_at_once() -> None:
+    for address, words in (("127.0.0.1:1", "nobody answers there"), ("nohost", "not HOST:PORT")):
+        with pytest.raises(BadInput, match=words):
+            refuse_silence(address)
+
+
+def test_a_damaged_checkpoint_starts_the_training_anew(tiny_tree: Path, tmp_path: Path) -> None:
+    arguments = ("--method", "stfpm", "--dataset", f"folder:{tiny_tree}", "--category", "bolt", "--seeds", "1")
+    arguments = (*arguments, "--weights", "random", "--steps", "2", "--image-size", "64", "--out", tmp_path)
+    planned = json.loads(run(*arguments, "--dry-run", "--json").stdout.splitlines()[0])
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / f"{planned['job_id']}.pt").write_bytes(b"torn")
+    with pytest.warns(RuntimeWarning, match="damaged checkpoint"):
+        found = run(*arguments)
+    assert found.exit_code == 0, found.output
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_a_results_folder_that_is_a_file_is_refused(tiny_tree: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_globs_and_single_files_work_and_a_given_threshold_wins(model: tuple[Pat
     [
         (["{model}", "/no/such/*.png"], "no such image"),
         (["/no/such/model", "{tree}"], "/no/such/model"),
-        (["{model}", "{tree}/bolt/test", "--false-alarms", "0.01"], "take at least 0.091"),
+        (["{model}", "{tree}/bolt/test", "--false-alarms", "0.01"], "take --false-alarms 0.091"),
         (["{model}", "{text}"], "not a readable image"),
     ],
 )

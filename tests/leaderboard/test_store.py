@@ -577,7 +577,8 @@ def test_verify_counts_and_finds_values_that_cannot_be(tmp_path: Path) -> None:
     assert (found.files, found.rows, found.jobs, found.ok, found.failed) == (7, 7, 7, len(made), 1)
     store.write(plausible.row("rd4ad", "tile", 0, pixel_ap=1.25, latency_ms=-3.0), tmp_path)
     what = {problem.what for problem in store.verify(tmp_path).problems}
-    assert what == {"pixel_ap is 1.25, which cannot be", "latency_ms is -3.0, which cannot be"}
+    counts = "and counts all the same: redo the job with --force"
+    assert what == {f"pixel_ap is 1.25, which cannot be, {counts}", f"latency_ms is -3.0, which cannot be, {counts}"}
 
 
 def test_every_export_holds_every_row_and_column(tmp_path: Path) -> None:

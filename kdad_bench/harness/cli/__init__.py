@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import sys
 from importlib import import_module
@@ -30,10 +32,25 @@ COMMANDS = {
 }
 
 
+# environment variable -> its values; spelt out, so that no command has to import torch for them
+VARIABLES = {"KDAD_KERNELS": ("reference", "torch", "cpp", "triton"), "KDAD_COUNTING": ("numpy",)}
+
+
 class BadInput(click.ClickException):
     """Input that cannot be used: one line naming it and the remedy, exit code 2."""
 
     exit_code = 2
+
+
+class Number(click.FloatRange):
+    """A range of finite numbers: NaN, which no comparison catches, and infinity are refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number; a usage error for one that is not finite."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return found
 
 
 class Commands(click.RichGroup):
@@ -56,6 +73,12 @@ class Commands(click.RichGroup):
         except BrokenPipeError:  # the reader, `head` say, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has no place either
+            click.echo(f"kdad-bench: {error.filename or 'output'}: no space left; make room and run again", err=True)
+            sys.exit(2)
         if standalone_mode:
             sys.exit(code if isinstance(code, int) else 0)
         return code
@@ -71,9 +94,18 @@ class Commands(click.RichGroup):
         name, stand_in, rest = super().resolve_command(ctx, args)
         if name is None or stand_in is None:
             return name, stand_in, rest
+        check_environment()
         module, _, attribute = COMMANDS[name][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
         return name, command, rest
+
+
+def check_environment() -> None:
+    """Raises BadInput for a variable whose value would only fail later, job by job."""
+    for name, known in VARIABLES.items():
+        value = os.environ.get(name)
+        if value and value not in known:
+            raise BadInput(f"{name}={value!r} is not one of {', '.join(known)}; unset it or choose one")
 
 
 @click.group(

@@ -27,7 +27,7 @@ def bench() -> None:
 @click.option("--dataset", default="synthetic", show_default=True, help="The data set.")
 @click.option("--data-root", type=click.Path(path_type=Path), envvar="KDAD_DATA", show_envvar=True, help="Data folder.")
 @click.option("--steps", type=click.IntRange(min=1), default=60, show_default=True, help="Optimiser steps.")
-@click.option("--size", type=click.IntRange(min=32), default=128, show_default=True, help="Side of the images, px.")
+@click.option("--size", type=click.IntRange(32, 8192), default=128, show_default=True, help="Side of the images, px.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Training batch.")
 @click.option("--teacher", default="efficientnet_lite0", show_default=True, help="The teacher of both.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The seed of both.")
@@ -79,7 +79,9 @@ def measured(given: dict[str, Any]) -> dict[str, Any]:
         found = datasets.categories(given["dataset"], given["data_root"])
         category = next(one for one in found if given["category"] in (None, one.name))
         teacher, _ = load_teacher(given["teacher"])
-    except (datasets.DatasetError, WeightsError, ValueError) as error:
+    except WeightsError as error:
+        raise BadInput(f"{error}; or choose a --teacher whose weights `kdad-bench doctor` finds") from error
+    except (datasets.DatasetError, ValueError) as error:
         raise BadInput(str(error)) from error
     except StopIteration:
         have = ", ".join(one.name for one in found)

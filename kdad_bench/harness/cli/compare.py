@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from kdad_bench.harness.cli import BadInput
+from kdad_bench.harness.cli import BadInput, Number
 
 if TYPE_CHECKING:
     from kdad_bench.leaderboard.compare import Difference
@@ -28,7 +29,7 @@ HEADLINE = ("image_auroc", "pixel_auroc", "aupro_30")
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=0.005,
     show_default=True,
     help="A change of an accuracy up to this is none (costs: 10 %).",
@@ -60,6 +61,9 @@ def compare(
     for name in wanted:
         if name not in METRICS:
             raise BadInput(f"--metric {name}: no such column; have: {', '.join(METRICS)}")
+    for name in (first, second):
+        if os.sep in name and not _is_folder(name):
+            raise BadInput(f"{name}: no such results folder")
     columns = (*DRAWN, *(name for name in wanted if name not in DRAWN))
     try:
         if _is_folder(first) and _is_folder(second):

@@ -74,7 +74,12 @@ def software() -> Iterator[Finding]:
             yield Finding(f"cuda:{index}", "ok", text)
     else:
         yield Finding("CUDA", "note", "no device: everything runs on the CPU, preset quick is the default")
-    for name, purpose in (("ray", "--executor ray"), ("s3fs", "results on s3://"), ("nvidia-ml-py", "GPU clocks")):
+    for name, purpose in (
+        ("ray", "--executor ray"),
+        ("s3fs", "results on s3://"),
+        ("nvidia-ml-py", "GPU clocks"),
+        ("tensorboard", "--tensorboard"),
+    ):
         version = package_version(name)
         yield Finding(name, "ok" if version else "note", version or f"not installed (optional, for {purpose})")
 
@@ -87,7 +92,10 @@ def kernels_found() -> Iterator[Finding]:
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
-        yield Finding(f"kernels on {device}", "ok", str(kernels.path(device)))
+        try:
+            yield Finding(f"kernels on {device}", "ok", str(kernels.path(device)))
+        except ValueError as error:
+            yield Finding(f"kernels on {device}", "missing", str(error))
 
 
 def data_found(root: Path | None) -> Iterator[Finding]:

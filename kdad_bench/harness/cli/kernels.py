@@ -9,6 +9,8 @@ from typing import Any
 
 import rich_click as click
 
+ARCHS = ("75", "80", "86", "89", "90", "100", "120")
+
 
 @click.group()
 def kernels() -> None:
@@ -17,10 +19,16 @@ def kernels() -> None:
 
 @kernels.command()
 @click.option(
-    "--arch", "archs", type=int, multiple=True, default=(80, 90, 100), show_default=True, help="Compute capability."
+    "--arch",
+    "archs",
+    type=click.Choice(ARCHS),
+    multiple=True,
+    default=("80", "90", "100"),
+    show_default=True,
+    help="Compute capability.",
 )
 @click.option("--quick", is_flag=True, help="Only some pairs of dtype and layout.")
-def inspect(archs: tuple[int, ...], quick: bool) -> None:
+def inspect(archs: tuple[str, ...], quick: bool) -> None:
     """Compile every Triton kernel in every shipped configuration, GPU or not;
     exit 1 if one spills or does not compile.
     """
@@ -38,7 +46,7 @@ def inspect(archs: tuple[int, ...], quick: bool) -> None:
     head = f"{'kernel':20} {'case':44} {'arch':>6} {'regs':>4} {'stack':>5} {'shared':>6}"
     click.echo(f"{head} {'16-byte loads':>13} {'warps':>5}")
     for launch in compile_check.shipped(quick):
-        for arch in archs:
+        for arch in map(int, archs):
             try:
                 found = compile_check.compiled(launch, arch)
             except Exception as error:  # whatever the compiler throws is a finding
@@ -87,7 +95,7 @@ def bench(
     import torch
 
     from kdad_bench.harness.cli import BadInput
-    from kdad_bench.kernels import benchmark
+    from kdad_bench.kernels import benchmark, dispatch
 
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -95,6 +103,10 @@ def bench(
         raise BadInput(f"--device {device}: not a device; use cpu or cuda") from error
     if place.type == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: torch sees no GPU; use --device cpu")
+    try:
+        dispatch.path(place)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
     if cpu_time:
         if place.type != "cpu":
             raise BadInput("--cpu-time measures the CPU; add --device cpu")

@@ -32,6 +32,8 @@ def leaderboard(
 
     if check and into is None:
         raise click.UsageError("--check needs --into FILE")
+    if into is not None and (figures or out is not None):
+        raise click.UsageError("--into draws into that file alone: without --out and --figures")
     try:
         if into is not None:
             text = into.read_text(encoding="utf-8")

@@ -23,10 +23,14 @@ from kdad_bench.harness.cli import BadInput
 def logs(job: str, results: Path, last: int | None, follow: bool, as_json: bool) -> None:
     """Show the loss terms of JOB, given by its id or the beginning of it."""
     folder = results / "logs"
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such folder; say with --results where the results of the run are")
     found = sorted(folder.glob(f"{job}*.jsonl"))
     if len(found) != 1:
         which = f"{len(found)} jobs begin with it, write more of the id" if found else "none begins so"
-        raise BadInput(f"no log of job '{job}' in {folder}: {which}; `kdad-bench run --dry-run` prints the ids")
+        raise BadInput(
+            f"no log of job '{job}' in {folder}: {which}; the files there are named by the ids of their jobs"
+        )
     lines = found[0].read_text(encoding="utf-8").splitlines()
     for text in lines[-last:] if last else lines:
         click.echo(text if as_json else readable(text))

@@ -10,7 +10,7 @@ from typing import Any
 
 import rich_click as click
 
-from kdad_bench.harness.cli import BadInput
+from kdad_bench.harness.cli import BadInput, Number
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 BATCH = 16
@@ -19,13 +19,13 @@ BATCH = 16
 @click.command(context_settings={"show_default": True})
 @click.argument("model", type=click.Path(path_type=Path, file_okay=False))
 @click.argument("images", nargs=-1, required=True)
-@click.option("--threshold", type=float, help="Call an image anomalous above this score.")
+@click.option("--threshold", type=Number(), help="Call an image anomalous above this score.")
 @click.option(
     "--normals", type=click.Path(path_type=Path), help="Folder of normal images, not trained on, to fit it on."
 )
 @click.option(
     "--false-alarms",
-    type=click.FloatRange(min=0.0, max=1.0, min_open=True, max_open=True),
+    type=Number(min=0.0, max=1.0, min_open=True, max_open=True),
     default=0.1,
     help="False-alarm rate that the fitted threshold is to keep.",
 )
@@ -43,6 +43,11 @@ def predict(model: Path, images: tuple[str, ...], **given: Any) -> None:
     from kdad_bench.harness.job import SelectionError
     from kdad_bench.methods.checkpoint import ModelError
 
+    if given["out"]:
+        try:
+            given["out"].mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"{given['out']}: no folder can be made there ({error.strerror}); choose --out") from error
     try:
         files = list(expanded(images))
         found = predictions(model, files, given)
@@ -154,7 +159,6 @@ def write_overlay(path: Path, heat: Any, peak: float, out: Path, index: int) -> 
     from kdad_bench.harness.datasets.decoding import as_rgb, open_image
     from kdad_bench.harness.pictures import colours
 
-    out.mkdir(parents=True, exist_ok=True)
     picture = as_rgb(open_image(path), path)
     layer = Image.fromarray(colours(heat, 0.0, peak)).resize(picture.size, Image.Resampling.BILINEAR)
     target = out / f"{index:04}-{path.stem}.png"

@@ -62,7 +62,7 @@ def verify(context: click.Context, folder: str, expect: int | None, as_json: boo
         for name in found.unfinished:
             click.echo(f"interrupted write, ignored: {name}")
         for problem in found.problems:
-            click.echo(f"left out: {problem.file}: {problem.what}", err=True)
+            click.echo(f"{problem.file}: {problem.what}", err=True)
         if short:
             click.echo(f"expected {expect} finished jobs, found {found.ok}", err=True)
     if short or not found.sound:

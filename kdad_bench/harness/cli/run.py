@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ import rich_click as click
 from click.shell_completion import CompletionItem
 from rich.console import Console
 
-from kdad_bench.harness.cli import BadInput
+from kdad_bench.harness.cli import BadInput, Number
 from kdad_bench.methods import METHODS
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from kdad_bench.leaderboard.row import Row
 
 
+CONNECT_SECONDS = 10.0  # for a Ray cluster to answer
 WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 
 
@@ -115,9 +118,11 @@ def complete_category(ctx: click.Context, param: click.Parameter, incomplete: st
 @click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps, in place of the preset's budget.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs, in place of the preset's budget.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Training batch.")
-@click.option("--image-size", type=click.IntRange(min=32), help="Side of what the networks see, px, divisible by 32.")
 @click.option(
-    "--resolution", type=click.IntRange(min=32), help="Side at which images are loaded and maps evaluated, px."
+    "--image-size", type=click.IntRange(min=32, max=8192), help="Side of what the networks see, px, divisible by 32."
+)
+@click.option(
+    "--resolution", type=click.IntRange(32, 8192), help="Side at which images are loaded and maps evaluated, px."
 )
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="Autocast of the networks.")
 @click.option(
@@ -131,34 +136,38 @@ def complete_category(ctx: click.Context, param: click.Parameter, incomplete: st
 @click.option(
     "--executor", type=click.Choice(["in-process", "local", "ray"]), default="in-process", help="Where jobs run."
 )
-@click.option("--workers", type=click.IntRange(min=1), default=1, help="Worker processes of --executor local.")
-@click.option("--address", metavar="HOST:PORT", help="Ray cluster; without it one is started on this machine.")
+@click.option(
+    "--workers", type=click.IntRange(1, 1024), default=1, help="Worker processes; more than one are --executor local."
+)
+@click.option("--address", metavar="HOST:PORT", help="Ray cluster; without it Ray starts one on this machine.")
 @click.option(
     "--gpu-fraction",
-    type=click.FloatRange(min=0.0, max=1.0, min_open=True),
+    type=Number(min=0.0, max=1.0, min_open=True),
     default=1.0,
     help="GPU share of one Ray job.",
 )
 @click.option(
     "--job-timeout",
-    type=click.FloatRange(min=0.0, min_open=True),
+    type=Number(min=0.0, min_open=True),
     metavar="SECONDS",
-    help="Give a job up after this long (local and ray).",
+    help="Give a job up after this long; it then runs in a process of its own.",
 )
 @click.option(
     "--checkpoint-every",
     "checkpoint_every_seconds",
-    type=click.FloatRange(min=0.0),
+    type=Number(min=0.0),
     default=60.0,
     metavar="SECONDS",
     help="Keep the state of a running training so often; an interrupted job goes on from it.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of this process.  [default: torch's]")
+@click.option(
+    "--threads", type=click.IntRange(1, 512), help="CPU threads of a job.  [default: the cores, shared by the workers]"
+)
 @click.option("--deterministic", is_flag=True, help="Deterministic algorithms only (slower on CUDA).")
 @click.option("--pictures/--no-pictures", default=True, help="A contact sheet per job in pictures/.")
 @click.option(
     "--hold-out",
-    type=click.FloatRange(min=0.0, max=0.9),
+    type=Number(min=0.0, max=0.9),
     default=0.0,
     metavar="SHARE",
     help="Keep so many of the normals from the method and fit the saved model's threshold on them.",
@@ -194,8 +203,7 @@ def carry_out(given: dict[str, Any]) -> int:
 
     config = read(given["config"]) if given["config"] else Config()
     merge(given, config)
-    if given["save_models"] and given["modality"] != "rgb":
-        raise BadInput(f"--save-models keeps rgb models, which `predict` can use; not --modality {given['modality']}")
+    refuse_contradictions(given)
     console = Console(stderr=given["as_json"], highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = WIDTH_OF_FILES
@@ -210,11 +218,35 @@ def carry_out(given: dict[str, Any]) -> int:
     if given["dry_run"]:
         return show_plan(jobs, left, console, given["as_json"])
     say_plan(jobs, left, selection, console)
+    say_what_is_not_redone(jobs, left, work, console)
     began = time.perf_counter()
     rows = run_jobs(left, work, given, console)
     if rows is None:
         return stopped(len(left), console)
     return report(jobs, rows, work, console, time.perf_counter() - began, given["as_json"])
+
+
+def refuse_contradictions(given: dict[str, Any]) -> None:
+    """Raises BadInput for options that would be ignored, or that lack a package every job would then miss."""
+    if given["save_models"] and given["modality"] != "rgb":
+        raise BadInput(f"--save-models keeps rgb models, which `predict` can use; not --modality {given['modality']}")
+    if given["executor"] != "ray":
+        for option, default in (("address", None), ("gpu_fraction", 1.0)):
+            if given[option] != default:
+                raise BadInput(f"--{option.replace('_', '-')} is for --executor ray; add that, or leave it out")
+    if given["executor"] == "ray" and given["workers"] > 1:
+        raise BadInput("--workers is for --executor local; Ray runs as many jobs as its cluster has CPUs")
+    if given["tensorboard"] and find_spec("tensorboard") is None:
+        raise BadInput("--tensorboard needs the tensorboard package: pip install tensorboard")
+    scheme, separator, rest = given["out"].partition("://")
+    if separator and not rest:
+        raise BadInput(f"--out {given['out']}: names no place; give a bucket and a folder, {scheme}://bucket/results")
+    if separator:
+        for option in ("save_models", "save_maps", "tensorboard"):
+            if given[option]:
+                raise BadInput(
+                    f"--{option.replace('_', '-')} writes beside the rows, on this machine: not with a URL as --out"
+                )
 
 
 def merge(given: dict[str, Any], config: Any) -> None:
@@ -241,8 +273,13 @@ def merge(given: dict[str, Any], config: Any) -> None:
 def selection_from(given: dict[str, Any], config: Any, console: Console) -> Selection:
     """The checked selection; raises SelectionError or DatasetError with one line."""
     from kdad_bench.harness.job import PRESETS, Selection, SelectionError, seeds_from, suggestion
+    from kdad_bench.kernels import dispatch
 
     device = device_from(given["device"])
+    try:
+        dispatch.path(device)
+    except ValueError as error:  # KDAD_KERNELS asks for what this device has not
+        raise SelectionError(str(error)) from error
     preset = given["preset"] or ("paper" if device.startswith("cuda") else "quick")
     if preset not in PRESETS:
         raise SelectionError(f"preset '{preset}'{suggestion(preset, PRESETS)} is not one of {', '.join(PRESETS)}")
@@ -253,6 +290,8 @@ def selection_from(given: dict[str, Any], config: Any, console: Console) -> Sele
     per_method = {name: dict(values) for name, values in config.method_settings.items()}
     for assignment in given["assignments"]:
         method, field, value = parse_assignment(assignment)
+        if method and given["methods"] and method not in [name for name, _ in given["methods"]]:
+            raise SelectionError(f"--set '{assignment}': {method} is not among the chosen methods")
         (per_method.setdefault(method, {}) if method else overrides)[field] = value
     chosen = given["methods"] or tuple((name, "") for name in METHODS)
     return Selection(
@@ -319,11 +358,11 @@ def categories_from(given: dict[str, Any], console: Console) -> tuple[Category, 
     root: Path | None = given["data_root"]
     names = list(given["datasets"])
     if not names:
-        names = datasets.find(root) if root else []
-        if not names:
-            where = f"no data set under {root}" if root else "no --data-root and no KDAD_DATA"
-            console.print(f"{where}: running the embedded synthetic data", markup=False)
-            names = ["synthetic"]
+        names = datasets.find(root) if root else ["synthetic"]
+        if root is None:
+            console.print("no --data-root and no KDAD_DATA: running the embedded synthetic data", markup=False)
+        elif not names:
+            raise SelectionError(no_data(root))
     found = [
         one for name in dict.fromkeys(names) for one in datasets.categories(name, root, modality=given["modality"])
     ]
@@ -335,6 +374,18 @@ def categories_from(given: dict[str, Any], console: Console) -> tuple[Category, 
                 f"category '{name}'{suggestion(name, known)} not in {', '.join(names)}; have: {', '.join(known)}"
             )
     return tuple(one for one in found if not wanted or one.name in wanted)
+
+
+def no_data(root: Path) -> str:
+    """Why nothing can be run from a data root that was named, and what to do."""
+    from kdad_bench.harness.datasets import mvtec_3d_ad, mvtec_ad
+
+    remedy = "or take the embedded data with --dataset synthetic"
+    if not root.is_dir():
+        return f"data root {root}: no such folder; name the one that holds mvtec_ad/, {remedy}"
+    if mvtec_ad.category_names(root) or mvtec_3d_ad.category_names(root):
+        return f"data root {root}: is a data set itself; give the folder it lies in, or --dataset folder:{root}"
+    return f"data root {root}: no mvtec_ad/ or mvtec_3d_ad/ there; fetch one (`kdad-bench data fetch`), {remedy}"
 
 
 def teachers_of(selection: Selection) -> tuple[str, ...]:
@@ -350,8 +401,14 @@ def teachers_of(selection: Selection) -> tuple[str, ...]:
 
 
 def weights_of(name: str, given: dict[str, Any], config: Any) -> Any:
-    """The weights of teacher `name`; weights that cannot be had make failed rows, not a stopped run."""
+    """The weights of teacher `name`; weights that cannot be downloaded make failed rows, not a stopped run."""
+    from kdad_bench.harness.job import SelectionError, suggestion
     from kdad_bench.harness.teachers import find
+    from kdad_bench.methods.backbones.names import BACKBONES
+
+    for named in config.run.weights:
+        if named not in BACKBONES:
+            raise SelectionError(f"run.weights: unknown teacher '{named}'{suggestion(named, BACKBONES)}")
 
     source = given["weights"] or config.run.weights.get(name)
     return find(name, str(source) if source else None, may_download=not given["dry_run"])
@@ -392,14 +449,44 @@ def must_run(status: str | None, given: dict[str, Any]) -> bool:
 
 def say_plan(jobs: Sequence[Job], left: Sequence[Job], selection: Selection, console: Console) -> None:
     """One line on what is about to happen."""
-    methods = len({job.name for job in jobs})
+    methods = counted(len({job.name for job in jobs}), "method")
+    categories, seeds = counted(len(selection.categories), "category"), counted(len(selection.seeds), "seed")
     skipped = len(jobs) - len(left)
     rest = f", {skipped} already finished" if skipped else ""
     console.print(
-        f"{len(jobs)} jobs: {methods} methods x {len(selection.categories)} categories x {len(selection.seeds)} seeds, "
+        f"{counted(len(jobs), 'job')}: {methods} x {categories} x {seeds}, "
         f"preset {selection.preset}, {selection.device}{rest}",
         markup=False,
     )
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 job`, `2 jobs`, `3 categories`."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
+
+
+def say_what_is_not_redone(jobs: Sequence[Job], left: Sequence[Job], work: Work, console: Console) -> None:
+    """Tell what finished jobs lack of what this call asks for: other code ran them, or they left no model or maps."""
+    from kdad_bench.harness.environment import git_state
+    from kdad_bench.leaderboard import store
+
+    kept = {job.id: job for job in jobs} if len(jobs) > len(left) else {}
+    for job in left:
+        kept.pop(job.id, None)
+    if not kept:
+        return
+    commit, dirty = git_state()
+    rows = store.read(work.out, ("job_id", "git_commit", "git_dirty")).rows() if commit else []
+    others = sum(row["job_id"] in kept and (row["git_commit"], row["git_dirty"]) != (commit, dirty) for row in rows)
+    if others:
+        console.print(f"{others} of the finished jobs were run by another state of the code; --force redoes them")
+    asked = {"model": work.save_models, "map": work.save_maps}
+    for what, file in (("model", "models/*-{}"), ("map", "maps/{}.npz")):
+        if asked[what] and work.beside is not None:
+            without = sum(not any(work.beside.glob(file.format(id))) for id in kept)
+            if without:
+                console.print(f"{without} of the finished jobs have no saved {what}; --force redoes them")
 
 
 def show_plan(jobs: Sequence[Job], left: Sequence[Job], console: Console, as_json: bool) -> int:
@@ -430,7 +517,7 @@ def run_jobs(left: Sequence[Job], work: Work, given: dict[str, Any], console: Co
     """Run the jobs and show each as it ends; None when Ctrl-C stopped them."""
     from kdad_bench.harness.cli.progress import Progress
 
-    if given["threads"]:
+    if given["threads"]:  # a worker takes its own
         import torch
 
         torch.set_num_threads(given["threads"])
@@ -453,15 +540,24 @@ def outcomes(left: Sequence[Job], work: Work, given: dict[str, Any], progress: A
     from kdad_bench.harness import executors
 
     kind = given["executor"]
-    if kind == "in-process" and given["job_timeout"]:
+    if kind == "in-process" and (given["job_timeout"] or given["workers"] > 1):
         kind = "local"  # only a process of its own can be stopped
     if kind == "local":
-        return executors.local(left, work, progress.started, workers=given["workers"], job_timeout=given["job_timeout"])
+        return executors.local(
+            left,
+            work,
+            progress.started,
+            workers=given["workers"],
+            job_timeout=given["job_timeout"],
+            threads=given["threads"],
+        )
     if kind == "ray":
         try:
             import ray  # noqa: F401
         except ModuleNotFoundError as error:
             raise BadInput("--executor ray needs Ray: pip install 'kdad-bench[ray]'") from error
+        if given["address"]:
+            refuse_silence(given["address"])
         return executors.on_ray(
             left,
             work,
@@ -471,6 +567,19 @@ def outcomes(left: Sequence[Job], work: Work, given: dict[str, Any], progress: A
             gpu_fraction=given["gpu_fraction"],
         )
     return executors.in_process(left, work, progress.started)
+
+
+def refuse_silence(address: str) -> None:
+    """Raises BadInput if nobody listens at the address of a Ray cluster: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        if address in ("auto", "local"):
+            return
+        raise BadInput(f"--address {address}: not HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise BadInput(f"--address {address}: nobody answers there ({error}); is the Ray cluster running?") from error
 
 
 def stopped(total: int, console: Console) -> int:
@@ -497,7 +606,9 @@ def report(
 
         publish(work.out, work.beside)
         pages = ", ".join(os.path.relpath(work.beside / name) for name in ("leaderboard.md", "leaderboard.html"))
-        console.print(f"{len(rows)} jobs run in {seconds:.0f} s; leaderboard: {pages}", markup=False)
+        console.print(f"{counted(len(rows), 'job')} run in {seconds:.0f} s; leaderboard: {pages}", markup=False)
+    else:
+        console.print(f"{counted(len(rows), 'job')} run in {seconds:.0f} s; rows: {work.out}", markup=False)
     for row in failed:
         console.print(
             f"failed: {row['method']} {row['dataset']}/{row['category']} seed {row['seed']}: {row['reason']}",

@@ -250,5 +250,8 @@ def home(dataset: str) -> Path:
     """The folder in the cache where an embedded data set lies; its name changes with the known hashes."""
     version = hashlib.sha256(repr(sorted(SHA256[dataset].items())).encode()).hexdigest()[:12]
     path = cache.folder() / dataset / version
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatasetError(f"{path}: the cache cannot be written ({error.strerror}); set KDAD_CACHE") from error
     return path

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from kdad_bench.methods.backbones.names import BackboneFacts, facts_of
@@ -148,7 +149,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error}); give a state_dict file") from error
     except Exception as error:  # torch.load raises many types on foreign or damaged files
-        reason = str(error).strip().partition("\n")[0][:120]
+        reason = shorten(str(error).strip().partition("\n")[0], 120, placeholder=" ...")
         raise WeightsError(f"{path}: not a plain state_dict ({type(error).__name__}: {reason})") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise WeightsError(f"{path}: holds {type(tensors).__name__}, not a plain state_dict of tensors")

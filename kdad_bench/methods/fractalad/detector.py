@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Batch, DistillationSettings, Student, StudentTeacher
 from kdad_bench.methods.fractalad.anomaly import anomalous
 from kdad_bench.methods.fractalad.segmentation import SegmentationHead, segmentation_loss
-from kdad_bench.methods.protocol import Entry, Scores
+from kdad_bench.methods.protocol import Entry, Range, Scores
 
 READINGS = (
     "resolution: anomalies are made at the network's size, not at the image files' own",
@@ -40,6 +41,12 @@ class FractalADSettings(DistillationSettings):
     head_width: int = 64  # channels of the head's pyramid
     fractal_points: int = 100_000  # of the chaos game, per fractal
     readings: tuple[str, ...] = READINGS
+
+    RANGES: ClassVar = {
+        **DistillationSettings.RANGES,
+        "head_width": Range(1, 4096),
+        "fractal_points": Range(1, 100_000_000),
+    }
 
 
 class StudentAndHead(nn.Module):
