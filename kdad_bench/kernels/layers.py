@@ -32,7 +32,7 @@ def fits(x: Tensor) -> bool:
 def dense(x: Tensor) -> bool:
     """Whether `x` holds float32 values on the CPU in channels_last."""
     return (
-        x.device.type == "cpu"
+        x.is_cpu
         and x.dtype == torch.float32
         and x.dim() == 4
         and x.numel() > 0
@@ -53,8 +53,13 @@ def unwatched(x: Tensor) -> bool:
 
 def bare(module: nn.Module) -> bool:
     """Whether calling `module` is calling its class's forward: no hooks (pruning has some), no parametrisation."""
-    hooks = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
-    return not any(hooks) and "parametrizations" not in module._modules
+    return not (
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+        or "parametrizations" in module._modules
+    )
 
 
 class NormClamp(torch.autograd.Function):
@@ -233,19 +238,26 @@ def depthwise_same(x: Tensor, weight: Tensor, stride: int, rows: Padding, column
     return F.conv2d(x, weight, None, stride, (rows[0], columns[0]), groups=x.shape[1])
 
 
+def version(tensor: Tensor) -> int:
+    """How often `tensor` was written to; tensors of the inference mode keep no account."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 class PackedWeights(dict[Any, "PackedWeight"]):
     """A convolution's packed weights by padding and by image size, and what they were made from; copies are empty."""
 
-    source: tuple[tuple[int, int], ...] = ()  # address and version of weight and bias
+    source: tuple[int, ...] = ()  # address and version of weight and bias
 
     def __reduce__(self) -> tuple[type[PackedWeights], tuple[()]]:
         return PackedWeights, ()
 
     @staticmethod
-    def of(conv: nn.Conv2d) -> PackedWeights:
+    def of(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> PackedWeights:
         """Those kept on `conv`, dropped if its weight or bias has changed since."""
-        kept: PackedWeights = conv.__dict__.setdefault("packed", PackedWeights())
-        source = tuple((t.data_ptr(), t._version) for t in (conv.weight, conv.bias) if t is not None)
+        kept: PackedWeights | None = conv.__dict__.get("packed")
+        if kept is None:
+            kept = conv.__dict__["packed"] = PackedWeights()
+        source = (weight.data_ptr(), version(weight), *(() if bias is None else (bias.data_ptr(), version(bias))))
         if source != kept.source:
             kept.clear()
             kept.source = source
@@ -263,12 +275,11 @@ class PackedWeight:
         self.weight = torch.ops.mkldnn._reorder_convolution_weight(
             widened(conv.weight.detach(), rows, columns).contiguous(), self.padding, self.stride, [1, 1], self.groups
         )
+        self.run = torch.ops.mkldnn._convolution_pointwise.default  # the overload: choosing it costs at each call
 
     def __call__(self, x: Tensor, high: float | None) -> Tensor:
         how: tuple[str, list[float]] = ("none", []) if high is None else ("hardtanh", [0.0, high])
-        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, self.bias, self.padding, self.stride, [1, 1], self.groups, *how, ""
-        )
+        y: Tensor = self.run(x, self.weight, self.bias, self.padding, self.stride, [1, 1], self.groups, *how, "")
         return y
 
 
@@ -286,18 +297,22 @@ def inference_conv(
     `padding_of(x)` gives the zero padding (before, after) of rows and of columns, `after` equal to `before` or one
     more; it must be a function of the height and width. The packed weight is kept on `conv`. Returns None where it does
     not apply: with gradients to image or weight, under autocast, a trace or a dispatch mode, with hooks, off the CPU,
-    in other dtypes, and where KDAD_KERNELS forces another path.
+    in other dtypes, and where KDAD_KERNELS forced another path when such an image first came.
     """
-    if not unwatched(x) or not dense(x) or not has_onednn() or dispatch.forced() in ("reference", "torch"):
+    weight, bias = conv._parameters.get("weight"), conv._parameters["bias"]  # quicker than the attributes
+    if weight is None or not unwatched(x) or not dense(x) or not bare(conv) or weight.dtype != torch.float32:
         return None
-    if torch.is_autocast_enabled("cpu") or not bare(conv) or conv.weight.dtype != torch.float32:
+    if torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
         return None
-    tensors = [t for t in (x, conv.weight, conv.bias) if t is not None]
-    if (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)) or conv.weight.is_inference():
+    if torch.is_autocast_enabled("cpu"):
         return None
-    packed = PackedWeights.of(conv)
+    packed = PackedWeights.of(conv, weight, bias)
     found = packed.get(x.shape[2:])
     if found is None:
+        if not has_onednn() or dispatch.forced() in ("reference", "torch"):
+            return None
         padding = padding_of(x)
         with torch.inference_mode(False), torch.no_grad():
             found = packed.get(padding) or packed.setdefault(padding, PackedWeight(conv, *padding))

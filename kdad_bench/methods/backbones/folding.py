@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from itertools import chain, pairwise, zip_longest
+from itertools import chain, pairwise
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -50,33 +51,40 @@ class Folded:
 
 
 class Contents:
-    """The layers and tensors of a network at one time, kept to see whether it still holds the same."""
+    """The layers and tensors of a network at one time, kept to see whether it still holds the same.
+
+    Addresses and versions show writes and moves; tensors of the inference mode keep no version.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         modules = list(network.modules())
-        self.families = [module._modules for module in modules]
-        self.tables = [table for module in modules for table in (module._parameters, module._buffers)]
-        self.children, self.tensors = list(self._children()), list(self._tensors())
-        self.stamps = [stamp(tensor) for tensor in self.tensors]
+        self.tables: list[dict[str, Any]] = [
+            table for module in modules for table in (module._parameters, module._buffers, module._modules)
+        ]
+        self.entries = list(entries(self.tables))  # kept alive, so that nothing new can have their identities
+        self.identities = list(map(id, self.entries))
+        self.tensors = [entry for entry in self.entries if isinstance(entry, Tensor)]
+        self.counted = [tensor for tensor in self.tensors if not tensor.is_inference()]
+        self.addresses, self.versions = self._addresses(), self._versions()
 
     def unchanged(self) -> bool:
         """Whether no layer or tensor was added, taken away, replaced, written to or moved."""
         return (
-            all(a is b for a, b in zip_longest(self._tensors(), self.tensors))
-            and all(a is b for a, b in zip_longest(self._children(), self.children))
-            and all(stamp(tensor) == kept for tensor, kept in zip(self.tensors, self.stamps, strict=True))
+            list(map(id, entries(self.tables))) == self.identities
+            and self._versions() == self.versions
+            and self._addresses() == self.addresses
         )
 
-    def _children(self) -> Iterator[nn.Module | None]:
-        return chain.from_iterable(family.values() for family in self.families)
+    def _addresses(self) -> list[int]:
+        return list(map(Tensor.data_ptr, self.tensors))
 
-    def _tensors(self) -> Iterator[Tensor]:
-        return (tensor for table in self.tables for tensor in table.values() if tensor is not None)
+    def _versions(self) -> list[int]:
+        return list(map(attrgetter("_version"), self.counted))
 
 
-def stamp(tensor: Tensor) -> tuple[int, int]:
-    """Address and version: writes and moves show. Tensors of the inference mode keep no version."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+def entries(tables: list[dict[str, Any]]) -> Iterator[Any]:
+    """All values of all `tables`."""
+    return chain.from_iterable(map(dict.values, tables))
 
 
 def folded(network: nn.Module) -> nn.Module:
