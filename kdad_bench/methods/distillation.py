@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdad_bench.methods.backbones import Attention, Backbone, build
-from kdad_bench.methods.backbones.folding import Folded
+from kdad_bench.methods.backbones.folding import Folded, channels_last
 from kdad_bench.methods.protocol import Fitting, Range, Scores, Settings
 
 Taps = tuple[Tensor, ...]
@@ -166,7 +166,7 @@ class Teacher(nn.Module):
     def forward(self, images: Tensor) -> Taps:
         """Taps of `images` [N, 3, S, S] in [0, 1]; no gradient reaches the teacher's weights, the images' flows."""
         found = []
-        for k, tap in enumerate(self.folded(_channels_last(images))):
+        for k, tap in enumerate(self.folded(images)):
             if self.standardise:
                 centre, deviation = getattr(self, f"centre{k}"), getattr(self, f"deviation{k}")
                 tap = (tap - centre.view(-1, 1, 1)) / deviation.view(-1, 1, 1)
@@ -180,7 +180,7 @@ class Teacher(nn.Module):
         squares: list[Tensor] = []
         counts: list[int] = []
         for chunk in chunks(images, CACHE_CHUNK):
-            for k, tap in enumerate(self.folded(_channels_last(chunk))):
+            for k, tap in enumerate(self.folded(chunk)):
                 if k == len(sums):
                     sums.append(torch.zeros_like(getattr(self, f"centre{k}"), dtype=torch.float64))
                     squares.append(torch.zeros_like(sums[k]))
@@ -198,10 +198,6 @@ class Teacher(nn.Module):
 def chunks(images: Tensor, size: int) -> Iterator[Tensor]:
     """`images` in order, at most `size` at a time."""
     return (images[start : start + size] for start in range(0, len(images), size))
-
-
-def _channels_last(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)
 
 
 S = TypeVar("S", bound=DistillationSettings)
@@ -268,7 +264,7 @@ class StudentTeacher(Generic[S]):
     def score(self, images: Tensor) -> Scores:
         """Scores of `images` [N, 3, H, W] float32 in [0, 1], each independent of the others."""
         size = int(images.shape[-2]), int(images.shape[-1])
-        images = resized(images.to(self.device), self.settings.image_size)
+        images = channels_last(resized(images.to(self.device), self.settings.image_size))  # once for all networks
         with autocast(self.settings.precision, self.device):
             outputs = self.networks(images)
         return self.judge(outputs, size)
@@ -347,7 +343,7 @@ def distil(method: StudentTeacher[Any], normal: Tensor, fitting: Fitting) -> Non
             step += 1
             if settings.compiled != "off":  # its CUDA graphs may overwrite what they answered at the step before
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-            batch_images = _channels_last(images[chosen])
+            batch_images = channels_last(images[chosen])
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * SCHEDULES[settings.schedule]((step - 1) / total)
             with autocast(settings.precision, device):

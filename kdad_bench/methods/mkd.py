@@ -248,8 +248,7 @@ class Mkd(StudentTeacher[MkdSettings]):
 
     def cloned(self, images: Tensor, rectify: Rectifier = F.relu) -> Taps:
         """The cloner's taps, at inference."""
-        images = self.teacher.network.normalise(images).contiguous(memory_format=torch.channels_last)
-        taps: Taps = self.folded_student(images, rectify)
+        taps: Taps = self.folded_student(self.teacher.network.normalise(images), rectify)
         return taps
 
     def score(self, images: Tensor) -> Scores:

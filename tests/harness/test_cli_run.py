@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from kdad_bench.harness.cli import VARIABLES, BadInput, cli, wait_for_threads_a_little
-from kdad_bench.harness.cli.run import refuse_silence
+from kdad_bench.harness.cli import VARIABLES, BadInput, cli
+from kdad_bench.harness.cli.run import make_room_for_other_work, refuse_silence
 from kdad_bench.kernels import dispatch
 from kdad_bench.leaderboard import store
 from kdad_bench.methods import METHODS
@@ -290,6 +290,7 @@ def test_what_a_finished_job_lacks_is_told(tiny_tree: Path, tmp_path: Path, monk
 
 
 def test_other_work_on_the_machine_is_told(tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "10000")  # so that the run does not set it for the tests after this one
     monkeypatch.setattr("kdad_bench.harness.environment.busy_elsewhere", lambda: 0.52)
     assert "other work keeps 52% of the processors busy" in floor(tiny_tree, tmp_path).output
     assert "other work" not in floor(tiny_tree, tmp_path).output  # nothing left to run
@@ -298,13 +299,20 @@ def test_other_work_on_the_machine_is_told(tiny_tree: Path, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(
-    ("given", "spins"), [({}, "30000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, None)]
+    ("busy", "given", "spins"),
+    [
+        (0.5, {}, "10000"),
+        (0.1, {}, None),
+        (0.5, {"GOMP_SPINCOUNT": "7"}, "7"),
+        (0.5, {"OMP_WAIT_POLICY": "PASSIVE"}, None),
+    ],
 )
-def test_threads_wait_as_the_environment_says(
-    given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
+def test_threads_spin_less_beside_other_work_unless_the_environment_says_how(
+    busy: float, given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("kdad_bench.harness.environment.busy_elsewhere", lambda: busy)
     monkeypatch.setattr(os, "environ", dict(given))
-    wait_for_threads_a_little()
+    assert make_room_for_other_work() == busy
     assert os.environ.get("GOMP_SPINCOUNT") == spins
 
 

@@ -36,9 +36,6 @@ COMMANDS = {
 VARIABLES = {"KDAD_KERNELS": ("reference", "torch", "cpp", "triton"), "KDAD_COUNTING": ("numpy",)}
 
 
-SPINS = "30000"  # of OpenMP's default 300,000 at a barrier
-
-
 class BadInput(click.ClickException):
     """Input that cannot be used: one line naming it and the remedy, exit code 2."""
 
@@ -125,17 +122,6 @@ def cli() -> None:
     """
 
 
-def wait_for_threads_a_little() -> None:
-    """Have OpenMP's threads (GNU's runtime, torch's on Linux) sleep sooner when one of them is late.
-
-    By default they spin for milliseconds at every barrier: idle machines do not notice, but where other work holds a
-    core, the late thread needs the very core that spins (docs/performance.md). Read once, when torch is imported.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-
-
 def main() -> None:
     """Entry point of the `kdad-bench` script."""
-    wait_for_threads_a_little()
     cli(prog_name="kdad-bench")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 MOST_BUSY = 0.2  # share of the processors that other work may hold without a word
+SPINS = "10000"  # at a barrier, on a busy machine; OpenMP's default is 300,000
 CONNECT_SECONDS = 10.0  # for a Ray cluster to answer
 WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 
@@ -199,6 +200,7 @@ def run(**given: Any) -> None:
 
 def carry_out(given: dict[str, Any]) -> int:
     """Plan, run, report; returns the exit code."""
+    busy = make_room_for_other_work()  # before torch is imported
     from kdad_bench.harness.config import Config, read
     from kdad_bench.harness.job import plan
 
@@ -220,8 +222,12 @@ def carry_out(given: dict[str, Any]) -> int:
         return show_plan(jobs, left, console, given["as_json"])
     say_plan(jobs, left, selection, console)
     say_what_is_not_redone(jobs, left, work, console)
-    if left:
-        warn_of_other_work(console)
+    if left and busy > MOST_BUSY:
+        console.print(
+            f"other work keeps {busy:.0%} of the processors busy: times will be too long; "
+            "wait for it, or try fewer --threads",
+            markup=False,
+        )
     began = time.perf_counter()
     rows = run_jobs(left, work, given, console)
     if rows is None:
@@ -469,17 +475,19 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun if number == 1 else plural}"
 
 
-def warn_of_other_work(console: Console) -> None:
-    """Tell that this machine is not idle: times will be too long, and threads wait for each other."""
+def make_room_for_other_work() -> float:
+    """The share of the processors that other work holds; if that is much, threads here spin less for each other.
+
+    By default the threads of OpenMP (GNU's, torch's on Linux) spin for milliseconds at every barrier. That is best on
+    an idle machine; where other work holds a core, the late thread needs the very core that spins
+    (docs/performance.md). It reads its settings once, when torch is imported; those that a person made stay.
+    """
     from kdad_bench.harness.environment import busy_elsewhere
 
     busy = busy_elsewhere()
-    if busy > MOST_BUSY:
-        console.print(
-            f"other work keeps {busy:.0%} of the processors busy: times will be too long; "
-            "wait for it, or try fewer --threads",
-            markup=False,
-        )
+    if busy > MOST_BUSY and "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    return busy
 
 
 def say_what_is_not_redone(jobs: Sequence[Job], left: Sequence[Job], work: Work, console: Console) -> None:

@@ -29,8 +29,11 @@ class Folded:
         self._contents: Contents | None = None
 
     def __call__(self, *inputs: Any) -> Any:
-        """The network's answer in eval mode; its weights receive no gradient, its inputs do."""
-        return self.current()(*inputs)
+        """The network's answer in eval mode; its weights receive no gradient, its inputs do.
+
+        Images are laid out channels last first, where they are not: the first convolution is slower without.
+        """
+        return self.current()(*map(channels_last, inputs))
 
     def current(self) -> nn.Module:
         """The copy, up to date."""
@@ -48,6 +51,13 @@ class Folded:
 
     def __setstate__(self, network: nn.Module) -> None:
         self.__init__(network)  # type: ignore[misc]
+
+
+def channels_last(given: Any) -> Any:
+    """A tensor [N, C, H, W] in that layout; anything else as it is."""
+    if isinstance(given, Tensor) and given.dim() == 4:
+        return given.contiguous(memory_format=torch.channels_last)
+    return given
 
 
 class Contents:

@@ -106,7 +106,7 @@ class FractalAD(StudentTeacher[FractalADSettings]):
     def networks(self, images: Tensor) -> Tensor:
         """Logits [N, S, S]."""
         taps = self.teacher(images)
-        logits: Tensor = self.folded_student(images.contiguous(memory_format=torch.channels_last), taps)
+        logits: Tensor = self.folded_student(images, taps)
         return logits
 
     def judge(self, outputs: Tensor, size: tuple[int, int]) -> Scores:
