@@ -257,8 +257,9 @@ class StudentTeacher(Generic[S]):
         return optimiser_of(self.student.parameters(), self.settings)
 
     def fit(self, normal: Tensor, fitting: Fitting | None = None) -> None:
-        """Train the student on `normal` [N, 3, H, W] float32 in [0, 1], images without a defect."""
+        """Train the student on `normal` [N, 3, H, W] float32 in [0, 1], images without a defect; then it can score."""
         distil(self, normal, fitting or Fitting())
+        self.folded_student.current()  # so that the first image waits for no more than any other
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:

@@ -12,6 +12,7 @@ from torch import nn
 from kdad_bench.methods.backbones import BACKBONES, FACTS, Attention, Cbam, Eca, build
 from kdad_bench.methods.backbones.attention import eca_kernel_size
 from kdad_bench.methods.backbones.efficientnet_lite import SameConv2d
+from kdad_bench.methods.backbones.names import IMAGENET_MEAN, IMAGENET_STD
 
 CHANNELS = {
     "resnet18": (64, 128, 256, 512),
@@ -170,3 +171,13 @@ def test_torchvision_has_the_same_keys_and_answers(name: str) -> None:
         x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
         expected = theirs.layer4(theirs.layer3(theirs.layer2(theirs.layer1(x))))
     assert torch.equal(ours(images)[3], expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 32, 48), (1, 3, 1, 1), (3, 3, 1, 7)], ids=str)
+def test_images_are_normalised_alike_in_every_layout(shape: tuple[int, ...]) -> None:
+    network, images = build("resnet18", strides=(4,)), torch.rand(shape)
+    expected = (images - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = network.normalise(images.contiguous(memory_format=layout))
+        assert torch.equal(found, expected)
+        assert found.is_contiguous(memory_format=layout)
