@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
+    "Finished",
     "Problem",
     "Results",
     "StoreError",
@@ -148,16 +149,25 @@ def read(folder: str | Path, columns: Iterable[str] = COLUMNS) -> Results:
     return _merge(place, _load(place, wanted), wanted)
 
 
-def finished(folder: str | Path) -> dict[str, str]:
-    """job_id -> status ("ok" or "failed") of every readable row; empty if there is no such folder yet.
+class Finished(NamedTuple):
+    """What a plan has to know of a job that has a row."""
+
+    status: str  # "ok" or "failed"
+    git_commit: str | None
+    git_dirty: bool | None
+
+
+def finished(folder: str | Path) -> dict[str, Finished]:
+    """job_id -> how it ended, of every readable row; empty if there is no such folder yet.
 
     Raises StoreError if there is one that cannot be listed: to start anew would be to lose what is finished.
     """
     try:
-        table = read(folder, KEY_COLUMNS).table
+        table = read(folder, ("job_id", *Finished._fields)).table
     except MissingFolder:
         return {}
-    return dict(zip(table["job_id"].to_pylist(), table["status"].to_pylist(), strict=True))
+    columns = (table[name].to_pylist() for name in Finished._fields)
+    return dict(zip(table["job_id"].to_pylist(), map(Finished, *columns), strict=True))
 
 
 class _Loaded(NamedTuple):

@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from kdad_bench.harness.job import Job, Selection
     from kdad_bench.harness.work import Work
     from kdad_bench.leaderboard.row import Row
+    from kdad_bench.leaderboard.store import Finished
 
 
 MOST_BUSY = 0.2  # share of the processors that other work may hold without a word
@@ -203,6 +204,7 @@ def carry_out(given: dict[str, Any]) -> int:
     busy = make_room_for_other_work()  # before torch is imported
     from kdad_bench.harness.config import Config, read
     from kdad_bench.harness.job import plan
+    from kdad_bench.leaderboard.store import finished
 
     config = read(given["config"]) if given["config"] else Config()
     merge(given, config)
@@ -216,12 +218,13 @@ def carry_out(given: dict[str, Any]) -> int:
     weights = {name: weights_of(name, given, config) for name in teachers_of(selection)}
     jobs = plan(selection, weights)
     work = work_from(given)
-    done = finished(jobs, work)
+    done = finished(work.out)
     left = [job for job in jobs if must_run(done.get(job.id), given)]
     if given["dry_run"]:
         return show_plan(jobs, left, console, given["as_json"])
     say_plan(jobs, left, selection, console)
-    say_what_is_not_redone(jobs, left, work, console)
+    again = {job.id for job in left}
+    say_what_is_not_redone({job.id: done[job.id] for job in jobs if job.id not in again}, work, console)
     if left and busy > MOST_BUSY:
         console.print(
             f"other work keeps {busy:.0%} of the processors busy: times will be too long; "
@@ -444,16 +447,9 @@ def work_from(given: dict[str, Any]) -> Work:
     return work
 
 
-def finished(jobs: Sequence[Job], work: Work) -> dict[str, str]:
-    """job id -> status of the rows that are already there."""
-    from kdad_bench.leaderboard import store
-
-    return dict(store.finished(work.out))
-
-
-def must_run(status: str | None, given: dict[str, Any]) -> bool:
-    """Whether a job with this status of its row is to be run."""
-    return status is None or given["force"] or (status == "failed" and given["retry_failed"])
+def must_run(row: Finished | None, given: dict[str, Any]) -> bool:
+    """Whether a job with this row is to be run."""
+    return row is None or given["force"] or (row.status == "failed" and given["retry_failed"])
 
 
 def say_plan(jobs: Sequence[Job], left: Sequence[Job], selection: Selection, console: Console) -> None:
@@ -490,19 +486,13 @@ def make_room_for_other_work() -> float:
     return busy
 
 
-def say_what_is_not_redone(jobs: Sequence[Job], left: Sequence[Job], work: Work, console: Console) -> None:
+def say_what_is_not_redone(kept: Mapping[str, Finished], work: Work, console: Console) -> None:
     """Tell what finished jobs lack of what this call asks for: other code ran them, or they left no model or maps."""
     from kdad_bench.harness.environment import git_state
-    from kdad_bench.leaderboard import store
 
-    kept = {job.id: job for job in jobs} if len(jobs) > len(left) else {}
-    for job in left:
-        kept.pop(job.id, None)
-    if not kept:
-        return
-    commit, dirty = git_state()
-    rows = store.read(work.out, ("job_id", "git_commit", "git_dirty")).rows() if commit else []
-    others = sum(row["job_id"] in kept and (row["git_commit"], row["git_dirty"]) != (commit, dirty) for row in rows)
+    known = [(row.git_commit, row.git_dirty) for row in kept.values() if row.git_commit]
+    own = git_state() if known else (None, None)
+    others = sum(state != own for state in known) if own[0] else 0
     if others:
         console.print(f"{others} of the finished jobs were run by another state of the code; --force redoes them")
     asked = {"model": work.save_models, "map": work.save_maps}
