@@ -133,7 +133,7 @@ def test_show_tells_all_about_a_job_by_the_start_of_its_id(results: Path) -> Non
 
 
 def test_show_gives_the_reason_of_a_failed_job(results: Path) -> None:
-    job = next(job for job, status in store.finished(results).items() if status == "failed")
+    job = next(job for job, found in store.finished(results).items() if found.status == "failed")
     done = run("show", job, "--results", results)
     assert "reason: CUDA out of memory | tried batch 16, then 8" in done.output
 
