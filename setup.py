@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
+import runpy
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -27,12 +27,9 @@ class BuildWithFallback(build_ext):
             super().build_extension(extension)
 
 
-def checksum(files: list[str]) -> str:
-    """What kdad_bench/compiled.py expects of a library built from `files`."""
-    value = 0
-    for file in files:
-        value = zlib.crc32((Path(__file__).parent / file).read_bytes(), value)
-    return f"{value}u"
+HERE = Path(__file__).parent
+# the package's own function, which reads it back; the package itself may not be importable yet
+checksum = runpy.run_path(str(HERE / "kdad_bench" / "compiled.py"))["checksum"]
 
 
 setup(
@@ -41,7 +38,7 @@ setup(
             name,
             sources,
             depends=depends,
-            define_macros=[("KDAD_SOURCE", checksum(sources + depends))],
+            define_macros=[("KDAD_SOURCE", f"{checksum([HERE / file for file in sources + depends])}u")],
             language="c++",
             extra_compile_args=FLAGS,
             optional=True,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdad_bench.harness.job import suggestion
 from kdad_bench.methods import METHODS
+from kdad_bench.methods.backbones.names import BACKBONES
 
 
 class ConfigError(ValueError):
@@ -68,6 +69,10 @@ def read(path: Path) -> Config:
         config = Config.model_validate(content)
     except ValidationError as error:
         raise ConfigError("\n".join(mistakes(path, text, error))) from error
+    for name in config.run.weights:
+        if name not in BACKBONES:
+            where = f"{path}:{line_of(text, ('run', 'weights', name))}"
+            raise ConfigError(f"{where}: run.weights.{name}: not a teacher{suggestion(name, BACKBONES)}")
     for name, value in config.method_settings.items():
         if not isinstance(value, dict):
             raise ConfigError(f"{path}:{line_of(text, ('settings', name))}: settings.{name}: a table is expected")

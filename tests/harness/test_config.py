@@ -53,3 +53,8 @@ def test_broken_toml_names_the_file_and_line(tmp_path: Path) -> None:
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none.toml: cannot be read"):
         read(tmp_path / "none.toml")
+
+
+def test_weights_of_a_teacher_that_does_not_exist_are_refused_with_their_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"bad.toml:2: run.weights.resnet19: not a teacher .did you mean 'resnet18'"):
+        read(written(tmp_path, '[run.weights]\nresnet19 = "x.pth"\n'))

@@ -53,6 +53,9 @@ class Number(click.FloatRange):
         return found
 
 
+SIDE = click.IntRange(32, 8192)  # of square images, px
+
+
 class Commands(click.RichGroup):
     """A group that shows its commands from COMMANDS and imports only the one that is used."""
 

@@ -12,7 +12,7 @@ import rich_click as click
 from rich.console import Console
 from rich.table import Table
 
-from kdad_bench.harness.cli import BadInput
+from kdad_bench.harness.cli import SIDE, BadInput
 
 PARTS = ("data", "training step", "inference", "metrics", "total")
 
@@ -27,7 +27,7 @@ def bench() -> None:
 @click.option("--dataset", default="synthetic", show_default=True, help="The data set.")
 @click.option("--data-root", type=click.Path(path_type=Path), envvar="KDAD_DATA", show_envvar=True, help="Data folder.")
 @click.option("--steps", type=click.IntRange(min=1), default=60, show_default=True, help="Optimiser steps.")
-@click.option("--size", type=click.IntRange(32, 8192), default=128, show_default=True, help="Side of the images, px.")
+@click.option("--size", type=SIDE, default=128, show_default=True, help="Side of the images, px.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Training batch.")
 @click.option("--teacher", default="efficientnet_lite0", show_default=True, help="The teacher of both.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The seed of both.")
