@@ -29,7 +29,7 @@ class BuildWithFallback(build_ext):
 
 HERE = Path(__file__).parent
 # the package's own function, which reads it back; the package itself may not be importable yet
-checksum = runpy.run_path(str(HERE / "kdad_bench" / "compiled.py"))["checksum"]
+checksum = runpy.run_path(str(HERE / "kdad_bench" / "kernels" / "compiled.py"))["checksum"]
 
 
 setup(
@@ -49,7 +49,7 @@ setup(
                 ["kdad_bench/kernels/cpu.cpp", "kdad_bench/kernels/training.cpp"],
                 ["kdad_bench/kernels/cpu.h"],
             ),
-            ("kdad_bench.harness._counting", ["kdad_bench/harness/counting.cpp"], []),
+            ("kdad_bench.kernels._counting", ["kdad_bench/kernels/counting.cpp"], []),
         )
     ],
     cmdclass={"build_ext": BuildWithFallback},

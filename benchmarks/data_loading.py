@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kdad_bench.harness import datasets
-from kdad_bench.harness.datasets import cache, synthetic
-from kdad_bench.harness.datasets.drawing import Canvas
-from kdad_bench.harness.datasets.encoding import png
+from kdad_bench import datasets
+from kdad_bench.datasets import cache
+from kdad_bench.datasets.synthetic import embedded as synthetic
+from kdad_bench.datasets.synthetic.drawing import Canvas
+from kdad_bench.datasets.synthetic.encoding import png
 
 
 def draw_tree(root: Path, images: int, side: int) -> None:

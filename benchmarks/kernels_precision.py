@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdad_bench import kernels
-from kdad_bench.kernels import native, reference
+from kdad_bench.kernels import cpp_path, reference
 from kdad_bench.kernels.benchmark import three_sum_distance
 
 DISTANCES = (1e-2, 1e-4, 1e-6)
@@ -32,7 +32,7 @@ def worst(found: Tensor, expected: Tensor) -> str:
 
 def main() -> None:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    paths = ["torch", *(["cpp"] if native.missing() is None else []), *(["triton"] if interpreted else [])]
+    paths = ["torch", *(["cpp"] if cpp_path.missing() is None else []), *(["triton"] if interpreted else [])]
     print("| d | three sums in float32 | " + " | ".join(f"{p}: pixel, flattened" for p in paths) + " |")
     print("|" + " --- |" * (2 + len(paths)))
     for distance in DISTANCES:

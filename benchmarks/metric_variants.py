@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdad_bench.harness import datasets
-from kdad_bench.harness.compat_metrics import COMPAT, compat_metrics
-from kdad_bench.harness.metrics import pixel_metrics
+from kdad_bench import datasets
 from kdad_bench.harness.protocol import PROTOCOL
 from kdad_bench.methods import METHODS, entry
 from kdad_bench.methods.backbones.weights import load_teacher
+from kdad_bench.metrics.compat import COMPAT, compat_metrics
+from kdad_bench.metrics.exact import pixel_metrics
 
 BEGIN, END = "<!-- variants: begin -->", "<!-- variants: end -->"
 SHOWN = ("aupro_30", "pixel_auroc", "pixel_ap", "pixel_f1_max")

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from kdad_bench.harness import datasets, run
+from kdad_bench import datasets
+from kdad_bench.harness import run
 from kdad_bench.harness.job import Selection, plan, teachers
 from kdad_bench.harness.teachers import find
 from kdad_bench.harness.work import Work, perform

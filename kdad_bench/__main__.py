@@ -1,5 +1,5 @@
 """`python -m kdad_bench`: the command line from a bare checkout, nothing installed."""
 
-from kdad_bench.harness.cli import main
+from kdad_bench.cli import main
 
 main()

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from kdad_bench.harness.cli import COMMANDS
+from kdad_bench.cli import COMMANDS
 from kdad_bench.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]

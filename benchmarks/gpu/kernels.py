@@ -287,7 +287,7 @@ def main() -> int:
     text = "\n".join([", ".join(f"{k} {v}" for k, v in where.items()), "", benchmark.table(timings) if timings else ""])
     (arguments.out / "kernels.md").write_text(text + "\n", encoding="utf-8")
     try:
-        from kdad_bench.harness.cli.kernels import write_parquet
+        from kdad_bench.cli.kernels import write_parquet
 
         write_parquet(arguments.out / "kernels.parquet", timings, where)
     except ImportError as missing:

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdad_bench.datasets.published import MVTEC_AD
 from kdad_bench.harness import clock
-from kdad_bench.harness.datasets.published import MVTEC_AD
 from kdad_bench.harness.environment import describe
 from kdad_bench.harness.plain_loop import step as plain_step
 from kdad_bench.methods import METHODS, entry

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdad_bench.harness.job import Job
-from kdad_bench.harness.regions import cache_folder
+from kdad_bench.metrics.regions import cache_folder
 
 KEPT = 10  # durations remembered per kind of job
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdad_bench import __version__
-from kdad_bench.harness.datasets import Category, DatasetError
+from kdad_bench.datasets import Category, DatasetError
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
 from kdad_bench.methods import METHODS
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from kdad_bench.harness.datasets import Category
+from kdad_bench.datasets import Category
 from kdad_bench.methods.backbones.efficientnet_lite import SameConv2d
 
 THRESHOLDS = 200  # the usual AUPRO loop

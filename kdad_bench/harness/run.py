@@ -13,19 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdad_bench.harness import clock, datasets
-from kdad_bench.harness.datasets.splits import FRACTION
+from kdad_bench import datasets
+from kdad_bench.datasets.splits import FRACTION
+from kdad_bench.harness import clock
 from kdad_bench.harness.decision import Decision
 from kdad_bench.harness.environment import describe, keep_freed_memory
-from kdad_bench.harness.fused import FusedModalities
 from kdad_bench.harness.job import Job
-from kdad_bench.harness.metrics import image_metrics, mask_conflicts, pixel_metrics, region_index
+from kdad_bench.harness.late_fusion import FusedModalities
 from kdad_bench.harness.protocol import PROTOCOL, PROTOCOL_VERSION
 from kdad_bench.harness.work import Work, checkpoint_path, earlier_losses
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods import entry
 from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
 from kdad_bench.methods.protocol import Fitting, Method, Scores
+from kdad_bench.metrics.exact import image_metrics, mask_conflicts, pixel_metrics, region_index
 
 SCORE_BATCH = 16
 SMALLER_SCORE_BATCH = 2  # tried once when a GPU is out of memory

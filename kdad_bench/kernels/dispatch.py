@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdad_bench.kernels import native, torch_path
+from kdad_bench.kernels import cpp_path, torch_path
 
 # Triton 3.9 warns at its import when nobody chose whether a multiply and an add may fuse; here they may.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
@@ -56,7 +56,7 @@ def path(device: str | torch.device = "cpu") -> str:
         return "torch"
     if torch.device(device).type != "cpu":
         return "torch"
-    why = native.missing()
+    why = cpp_path.missing()
     if why is None:
         return "cpp"
     if wanted == "cpp":
@@ -79,7 +79,7 @@ def tell(message: str) -> None:
 def implementation(name: str) -> ModuleType:
     """The module that implements a path."""
     if name == "cpp":
-        return native
+        return cpp_path
     if name == "triton":
         return importlib.import_module("kdad_bench.kernels.triton_path")  # imports triton: only when it is used
     return torch_path

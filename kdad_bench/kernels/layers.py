@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from kdad_bench.kernels import dispatch, native
+from kdad_bench.kernels import cpp_path, dispatch
 
 Padding = tuple[int, int]  # pixels of zeros before and after
 PIECE = 1 << 18  # values between a 1x1 convolution and its norm that are handled at a time: 1 MiB
@@ -72,16 +72,16 @@ class NormClamp(torch.autograd.Function):
         found = batch_statistics(norm, [pixels(x)])
         ctx.save_for_backward(x, found)
         ctx.facts = norm.eps, low, high
-        return native.norm_apply(x, found[2], found[3], low, high)
+        return cpp_path.norm_apply(x, found[2], found[3], low, high)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, statistics = ctx.saved_tensors
         above = upstream.contiguous(memory_format=torch.channels_last)
-        found = native.norm_sums(above, x, statistics, ctx.facts)
+        found = cpp_path.norm_sums(above, x, statistics, ctx.facts)
         to_x = torch.empty_like(x)
-        native.norm_input_gradient(above, x, found[2:], ctx.facts, to_x)
+        cpp_path.norm_input_gradient(above, x, found[2:], ctx.facts, to_x)
         return to_x, found[0], found[1], None, None, None
 
 
@@ -99,14 +99,14 @@ class PointwiseNormClamp(torch.autograd.Function):
         found = batch_statistics(norm, products)
         ctx.save_for_backward(x, kernel, between, found)
         ctx.facts = norm.eps, low, high
-        return native.norm_apply(between, found[2], found[3], low, high)
+        return cpp_path.norm_apply(between, found[2], found[3], low, high)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, kernel, between, statistics = ctx.saved_tensors
         above = upstream.contiguous(memory_format=torch.channels_last)
-        found = native.norm_sums(above, between, statistics, ctx.facts)
+        found = cpp_path.norm_sums(above, between, statistics, ctx.facts)
         to_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         matrix, size = kernel[:, :, 0, 0], piece_of(kernel)
         to_matrix = torch.zeros_like(matrix)
@@ -114,7 +114,7 @@ class PointwiseNormClamp(torch.autograd.Function):
         buffer = above.new_empty(min(size, above.numel() // len(kernel)), len(kernel))
         for given, product, part, out in zip(*(torch.split(pixels(tensor), size) for tensor in tensors), strict=True):
             gradient = buffer[: len(given)]
-            native.norm_input_gradient(given, product, found[2:], ctx.facts, gradient)
+            cpp_path.norm_input_gradient(given, product, found[2:], ctx.facts, gradient)
             to_matrix.addmm_(gradient.t(), part)
             if to_x is not None:
                 torch.mm(gradient, matrix, out=out)
@@ -122,11 +122,11 @@ class PointwiseNormClamp(torch.autograd.Function):
 
 
 def batch_statistics(norm: nn.BatchNorm2d, pieces: Iterable[Tensor]) -> Tensor:
-    """`native.norm_statistics` of a norm that `takes_batch_statistics`; counts the batch."""
+    """`cpp_path.norm_statistics` of a norm that `takes_batch_statistics`; counts the batch."""
     mean, variance, tracked, momentum = norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum
     assert mean is not None and variance is not None  # noqa: PT018
     assert tracked is not None and momentum is not None  # noqa: PT018
-    found = native.norm_statistics(pieces, norm.weight, norm.bias, norm.eps, mean, variance, momentum)
+    found = cpp_path.norm_statistics(pieces, norm.weight, norm.bias, norm.eps, mean, variance, momentum)
     tracked.add_(1)
     return found
 
@@ -209,7 +209,7 @@ class DepthwiseSame(torch.autograd.Function):
                 False, [0, 0], x.shape[1], [True, False, False],
             )[0]  # fmt: skip
         if ctx.needs_input_grad[1]:
-            to_weight = native.depthwise_weight_gradient(above, x, weight.shape[2], stride, rows[0], columns[0])
+            to_weight = cpp_path.depthwise_weight_gradient(above, x, weight.shape[2], stride, rows[0], columns[0])
         return to_x, to_weight, None, None, None
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kdad_bench.leaderboard.row import ACCURACY, METRICS
-from kdad_bench.leaderboard.student import student_quantile
+from kdad_bench.leaderboard.student_t import student_quantile
 from kdad_bench.leaderboard.summary import CONFIDENCE, Entrant, Estimate, Group, Summary, summarise
 
 if TYPE_CHECKING:

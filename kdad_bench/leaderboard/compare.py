@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdad_bench.leaderboard.board import Board, boards
 from kdad_bench.leaderboard.row import ACCURACY, METRICS
-from kdad_bench.leaderboard.student import student_quantile
+from kdad_bench.leaderboard.student_t import student_quantile
 from kdad_bench.leaderboard.summary import CONFIDENCE
 
 if TYPE_CHECKING:

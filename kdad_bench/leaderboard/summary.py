@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdad_bench.leaderboard.row import METRICS
-from kdad_bench.leaderboard.student import student_quantile
+from kdad_bench.leaderboard.student_t import student_quantile
 
 if TYPE_CHECKING:
     import pyarrow as pa

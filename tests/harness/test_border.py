@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdad_bench.harness.metrics import MetricError, pixel_metrics
 from kdad_bench.harness.run import ScoreError, batch_invariance, score_all, thinned
 from kdad_bench.harness.work import reason_of
 from kdad_bench.methods.protocol import Scores
+from kdad_bench.metrics.exact import MetricError, pixel_metrics
 
 JOB: Any = SimpleNamespace(name="some_method")
 IMAGES = torch.rand(20, 3, 8, 8)
@@ -115,4 +115,4 @@ def test_a_reason_is_one_line_with_the_place_in_this_package(tmp_path: Path) -> 
     except MetricError as error:
         reason = reason_of(error)
     assert "\n" not in reason
-    assert "metrics.py:" in reason
+    assert "exact.py:" in reason

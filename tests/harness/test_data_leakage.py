@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import write_tree
-from tests.harness.test_mvtec_3d_ad import write_scans
+from tests.datasets.test_mvtec_3d_ad import write_scans
 
 JOB = """
 import json, sys
 from pathlib import Path
-from kdad_bench.harness import datasets, run
+from kdad_bench.harness import run
+from kdad_bench import datasets
 from kdad_bench.harness.job import Selection, plan
 from kdad_bench.harness.work import Work
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdad_bench.harness import datasets
+from kdad_bench import datasets
 from kdad_bench.harness.job import Job, Selection, SelectionError, TeacherWeights, plan, seeds_from
 
 WEIGHTS = {

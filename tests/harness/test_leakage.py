@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdad_bench.harness import datasets
+from kdad_bench import datasets
 from kdad_bench.harness.job import Job, Selection, TeacherWeights, plan
 from kdad_bench.harness.run import as_images, build, normals, run
 from kdad_bench.harness.work import Work

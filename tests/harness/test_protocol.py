@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdad_bench.harness import clock, metrics
+from kdad_bench.harness import clock
 from kdad_bench.harness.protocol import PROTOCOL, PROTOCOL_VERSION, Protocol
-from kdad_bench.harness.regions import region_index
 from kdad_bench.leaderboard import summary
 from kdad_bench.leaderboard.row import Row
+from kdad_bench.metrics import exact as metrics
+from kdad_bench.metrics.regions import region_index
 
 PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
 

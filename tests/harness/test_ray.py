@@ -45,7 +45,7 @@ def test_ray_without_its_package_is_one_line_with_the_remedy(
 ) -> None:
     from click.testing import CliRunner
 
-    from kdad_bench.harness.cli import cli
+    from kdad_bench.cli import cli
 
     monkeypatch.setitem(sys.modules, "ray", None)
     arguments = ["run", "--method", "pixel_mean", "--dataset", f"folder:{tiny_tree}", "--executor", "ray"]

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from kdad_bench.kernels import cpp_path
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
 
-from kdad_bench.kernels import native
 from tests.kernels.guards import Guards
 
 PATHS = [
-    pytest.param("cpp", marks=pytest.mark.skipif(native.missing() is not None, reason="no compiled CPU kernels")),
+    pytest.param("cpp", marks=pytest.mark.skipif(cpp_path.missing() is not None, reason="no compiled CPU kernels")),
     "torch",
     "triton",
 ]
@@ -46,7 +47,7 @@ def guards(path: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guards]:
 @pytest.fixture
 def cpp(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """The compiled CPU kernels, or a skip."""
-    if native.missing() is not None:
+    if cpp_path.missing() is not None:
         pytest.skip("no compiled CPU kernels")
     monkeypatch.setenv("KDAD_KERNELS", "cpp")
     return lambda: None

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from kdad_bench.harness.cli.kernels import kernels as group
+from kdad_bench.cli.kernels import kernels as group
 from kdad_bench.kernels import benchmark
 
 CASE = benchmark.Case(op="discrepancy", shape="resnet18", batch=1, dtype="fp32", layout="nchw")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdad_bench import kernels
-from kdad_bench.kernels import dispatch, native, reference, torch_path
+from kdad_bench.kernels import cpp_path, dispatch, reference, torch_path
 from tests.kernels.checks import pair
 
 
@@ -42,7 +42,7 @@ def test_triton_on_a_cpu_is_refused_outside_the_interpreter(monkeypatch: pytest.
 
 
 def test_missing_compiled_kernels_are_reported_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "missing", lambda: "the C++ kernels were not built")
+    monkeypatch.setattr(cpp_path, "missing", lambda: "the C++ kernels were not built")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert kernels.path() == "torch"

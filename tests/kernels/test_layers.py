@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdad_bench.kernels import depthwise_same, inference_conv, layers, native, norm_clamp, pointwise_norm_clamp
+from kdad_bench.kernels import cpp_path, depthwise_same, inference_conv, layers, norm_clamp, pointwise_norm_clamp
 
-needs_compiled = pytest.mark.skipif(native.missing() is not None, reason="the C++ kernels were not built")
+needs_compiled = pytest.mark.skipif(cpp_path.missing() is not None, reason="the C++ kernels were not built")
 INFINITY = float("inf")
 CLAMPS = {"none": (-INFINITY, INFINITY), "relu": (0.0, INFINITY), "relu6": (0.0, 6.0)}
 

@@ -13,7 +13,7 @@ import plausible
 import pytest
 from click.testing import CliRunner, Result
 
-from kdad_bench.harness.cli import cli
+from kdad_bench.cli import cli
 from kdad_bench.leaderboard import store
 
 

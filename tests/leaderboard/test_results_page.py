@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from kdad_bench.harness.cli import cli
+from kdad_bench.cli import cli
 from kdad_bench.leaderboard import markdown, row
 from kdad_bench.leaderboard.board import HEADLINE
 from kdad_bench.leaderboard.summary import GROUP_COLUMNS

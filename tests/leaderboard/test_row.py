@@ -57,8 +57,8 @@ def test_a_row_is_made_without_loading_pyarrow_and_no_part_of_the_room_loads_tor
         "import sys; from kdad_bench.leaderboard.row import Row;"
         "Row(job_id='a', method='m', dataset='d', category='c', seed=0, preset='quick');"
         "assert 'pyarrow' not in sys.modules, 'pyarrow';"
-        "from kdad_bench.leaderboard import markdown, publish, store, tidy;"
-        "from kdad_bench.harness.cli import leaderboard, results;"
+        "from kdad_bench.leaderboard import markdown, pages, store, long_table;"
+        "from kdad_bench.cli import leaderboard, results;"
         "assert not {'torch', 'triton', 'matplotlib', 'scipy'} & set(sys.modules), 'heavy'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

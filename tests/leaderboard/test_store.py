@@ -232,7 +232,7 @@ def test_text_that_is_not_utf8_is_refused_when_read_and_not_when_shown(tmp_path:
 
 
 def test_the_leaderboard_written_into_the_folder_is_no_result(tmp_path: Path) -> None:
-    from kdad_bench.leaderboard.publish import publish
+    from kdad_bench.leaderboard.pages import publish
 
     made = filled(tmp_path)
     publish(tmp_path, tmp_path)

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdad_bench.kernels import cpp_path
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
 
-from kdad_bench.kernels import native, reference
+from kdad_bench.kernels import reference
 from tests.kernels import checks
 from tests.kernels.guards import Guards, between_nans
 
@@ -250,10 +252,10 @@ def test_a_write_beyond_the_tensor_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
     rejected(guards.check)
 
 
-@pytest.mark.skipif(native.missing() is not None, reason="no compiled CPU kernels")
+@pytest.mark.skipif(cpp_path.missing() is not None, reason="no compiled CPU kernels")
 def test_a_compiled_kernel_told_of_a_row_too_many_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     t, s = checks.pair((1, 4, 6, 8))
     guards = Guards(monkeypatch)
     out = torch.empty((1, 5, 8))  # one row less than the features have
-    native.sweep([native.job(t, s, out=out)], native.KINDS["unit_l2"])
+    cpp_path.sweep([cpp_path.job(t, s, out=out)], cpp_path.KINDS["unit_l2"])
     rejected(guards.check)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdad_bench.harness.metrics import MetricError, pixel_metrics
-from tests.harness import metrics_by_definition as definition
+from kdad_bench.metrics.exact import MetricError, pixel_metrics
+from tests.metrics import metrics_by_definition as definition
 from tests.wrong.metrics import WRONG, Compute, sound
 
 

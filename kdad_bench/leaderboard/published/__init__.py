@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.row import ACCURACY
-from kdad_bench.leaderboard.student import student_quantile
+from kdad_bench.leaderboard.student_t import student_quantile
 from kdad_bench.leaderboard.summary import CONFIDENCE
 
 HERE = Path(__file__).parent

@@ -1,0 +1,130 @@
+"""The command line: the only place that prints, catches broadly, or exits. Commands are imported when they are used."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import sys
+from importlib import import_module
+from typing import Any
+
+import rich_click as click
+from click.exceptions import NoArgsIsHelpError
+
+from kdad_bench import __version__
+
+# command -> ("module:attribute", one line for --help, so that --help imports no command)
+COMMANDS = {
+    "run": ("kdad_bench.cli.run:run", "Train and evaluate methods; one result row per job."),
+    "leaderboard": ("kdad_bench.cli.leaderboard:leaderboard", "Write the leaderboard of a results folder."),
+    "compare": ("kdad_bench.cli.compare:compare", "Compare two methods or two results folders."),
+    "show": ("kdad_bench.cli.show:show", "Show everything about one job."),
+    "logs": ("kdad_bench.cli.logs:logs", "Show the training log of one job."),
+    "predict": ("kdad_bench.cli.predict:predict", "Score new images with a saved model."),
+    "results": ("kdad_bench.cli.results:results", "Compact, verify or export a results folder."),
+    "data": ("kdad_bench.cli.data:data", "Fetch, verify, preview or generate data sets."),
+    "kernels": ("kdad_bench.cli.kernels:kernels", "Inspect and benchmark the kernels."),
+    "bench": ("kdad_bench.cli.bench:bench", "Benchmark the harness against a plain PyTorch loop."),
+    "list": ("kdad_bench.cli.list:list_", "List methods, data sets or teachers."),
+    "doctor": ("kdad_bench.cli.doctor:doctor", "Report what this machine has and lacks."),
+    "completion": ("kdad_bench.cli.completion:completion", "Print the shell completion script."),
+}
+
+
+# environment variable -> its values; spelt out, so that no command has to import torch for them
+VARIABLES = {"KDAD_KERNELS": ("reference", "torch", "cpp", "triton"), "KDAD_COUNTING": ("numpy",)}
+
+
+class BadInput(click.ClickException):
+    """Input that cannot be used: one line naming it and the remedy, exit code 2."""
+
+    exit_code = 2
+
+
+class Number(click.FloatRange):
+    """A range of finite numbers: NaN, which no comparison catches, and infinity are refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number; a usage error for one that is not finite."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return found
+
+
+SIDE = click.IntRange(32, 8192)  # of square images, px
+
+
+class Commands(click.RichGroup):
+    """A group that shows its commands from COMMANDS and imports only the one that is used."""
+
+    def main(self, *arguments: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run a command and exit; an error is one plain line on stderr, whatever the width of the terminal."""
+        try:
+            code = super().main(*arguments, standalone_mode=False, **extra)  # type: ignore[call-overload]
+        except NoArgsIsHelpError as error:
+            click.echo(error.message, err=True)
+            sys.exit(2)
+        except click.ClickException as error:
+            if not standalone_mode:
+                raise
+            click.echo(f"kdad-bench: {' '.join(error.format_message().split())}", err=True)
+            sys.exit(error.exit_code)
+        except click.Abort:
+            sys.exit(130)
+        except BrokenPipeError:  # the reader, `head` say, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has no place either
+            click.echo(f"kdad-bench: {error.filename or 'output'}: no space left; make room and run again", err=True)
+            sys.exit(2)
+        if standalone_mode:
+            sys.exit(code if isinstance(code, int) else 0)
+        return code
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the order of COMMANDS: what people need first comes first."""
+        return list(COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Replace the stand-in that help shows by the command itself."""
+        name, stand_in, rest = super().resolve_command(ctx, args)
+        if name is None or stand_in is None:
+            return name, stand_in, rest
+        check_environment()
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return name, command, rest
+
+
+def check_environment() -> None:
+    """Raises BadInput for a variable whose value would only fail later, job by job."""
+    for name, known in VARIABLES.items():
+        value = os.environ.get(name)
+        if value and value not in known:
+            raise BadInput(f"{name}={value!r} is not one of {', '.join(known)}; unset it or choose one")
+
+
+@click.group(
+    cls=Commands,
+    commands={name: click.Command(name, help=summary) for name, (_, summary) in COMMANDS.items()},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+@click.version_option(__version__, prog_name="kdad-bench")
+def cli() -> None:
+    """Benchmark knowledge-distillation (student-teacher) image anomaly detection.
+
+    `kdad-bench run --all` trains and evaluates every method on every data set it finds and writes a leaderboard.
+    Exit codes: 0 all done, 1 some job failed, 2 bad usage or input, 130 stopped by Ctrl-C.
+    """
+
+
+def main() -> None:
+    """Entry point of the `kdad-bench` script."""
+    cli(prog_name="kdad-bench")

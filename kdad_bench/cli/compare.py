@@ -1,0 +1,111 @@
+"""`kdad-bench compare`: what changed between two methods or two results folders; for people and for CI."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rich_click as click
+
+from kdad_bench.cli import BadInput, Number
+
+if TYPE_CHECKING:
+    from kdad_bench.leaderboard.compare import Difference
+
+HEADLINE = ("image_auroc", "pixel_auroc", "aupro_30")
+
+
+@click.command()
+@click.argument("first")
+@click.argument("second")
+@click.option(
+    "--results", default="results", show_default=True, help="Results folder, when FIRST and SECOND are methods."
+)
+@click.option(
+    "--metric", "metrics", multiple=True, help=f"Column to compare, repeatable [default: {', '.join(HEADLINE)}]."
+)
+@click.option(
+    "--tolerance",
+    type=Number(min=0),
+    default=0.005,
+    show_default=True,
+    help="A change of an accuracy up to this is none (costs: 10 %).",
+)
+@click.option("--all", "everything", is_flag=True, help="Also the categories without a sure change.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+@click.pass_context
+def compare(
+    context: click.Context,
+    first: str,
+    second: str,
+    results: str,
+    metrics: tuple[str, ...],
+    tolerance: float,
+    everything: bool,
+    as_json: bool,
+) -> None:
+    """Compare SECOND with FIRST: two methods (`stfpm rd4ad`, `stfpm stfpm:held_out`) or two results folders.
+
+    Jobs are paired by category and seed. A change is judged if it is larger than the tolerance and, with two seeds or
+    more, the 95 % interval of the difference excludes zero. Regressions come first. Exit code 1 if there are any.
+    """
+    from kdad_bench.leaderboard import compare as comparison
+    from kdad_bench.leaderboard.board import DRAWN
+    from kdad_bench.leaderboard.row import METRICS
+    from kdad_bench.leaderboard.store import StoreError, read
+
+    wanted = metrics or HEADLINE
+    for name in wanted:
+        if name not in METRICS:
+            raise BadInput(f"--metric {name}: no such column; have: {', '.join(METRICS)}")
+    for name in (first, second):
+        if os.sep in name and not _is_folder(name):
+            raise BadInput(f"{name}: no such results folder")
+    columns = (*DRAWN, *(name for name in wanted if name not in DRAWN))
+    try:
+        if _is_folder(first) and _is_folder(second):
+            found = comparison.of_folders(read(first, columns).table, read(second, columns).table, wanted, tolerance)
+        else:
+            found = comparison.of_methods(read(results, columns).table, first, second, wanted, tolerance)
+    except (StoreError, comparison.NothingToCompare) as error:
+        raise BadInput(str(error)) from error
+    worse = sum(one.verdict == "worse" for one in found)
+    if as_json:
+        click.echo(json.dumps([{**dataclasses.asdict(one), "difference": one.difference} for one in found], indent=1))
+    else:
+        _say(
+            [one for one in found if everything or one.verdict != "same" or one.category.startswith("mean of ")]
+            or found
+        )
+        better = sum(one.verdict == "better" for one in found)
+        click.echo(f"\n{worse} worse, {better} better, {len(found) - worse - better} without a sure change")
+    context.exit(1 if worse else 0)
+
+
+def _is_folder(name: str) -> bool:
+    return "://" in name or Path(name).is_dir()
+
+
+def _say(found: list[Difference]) -> None:
+    """One aligned table per board and pair, regressions at the top of each."""
+    groups: dict[tuple[str, str], list[Difference]] = {}
+    for one in found:
+        groups.setdefault((one.board, one.method), []).append(one)
+    for (board, method), members in groups.items():
+        click.echo(f"\n{method}\n{board}")
+        lines = [("", "metric", "category", "first", "second", "difference", "95 % interval", "seeds")]
+        for one in members:
+            around = "one seed" if one.low is None else f"[{one.low:+.4f}, {one.high:+.4f}]"
+            lines.append((
+                one.verdict if one.verdict != "same" else "", one.metric, one.category, f"{one.first:.4f}",
+                f"{one.second:.4f}", f"{one.difference:+.4f}", around, str(one.pairs),
+            ))  # fmt: skip
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            cells = [
+                cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            ]
+            click.echo("  ".join(cells).rstrip())

@@ -1,0 +1,254 @@
+"""`kdad-bench data`: fetch, verify, preview or generate data sets."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from kdad_bench.cli import BadInput
+
+if TYPE_CHECKING:
+    from kdad_bench.datasets.category import Category
+    from kdad_bench.datasets.verify import Report
+
+SHOWN = 20  # problems printed for each category; --json has all
+data_folder = click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="KDAD_DATA",
+    default=Path("data"),
+    show_default="KDAD_DATA, or ./data",
+    help="Folder that holds, or will hold, the data sets.",
+)
+
+
+@click.group(name="data")
+def data() -> None:
+    """Fetch, verify, preview or generate data sets."""
+
+
+@data.command()
+@click.argument("dataset", type=click.Choice(["mvtec_ad", "mvtec_3d_ad"]))
+@data_folder
+@click.option("--accept-license", is_flag=True, help="Accept the licence of the data set without being asked.")
+@click.option("--url", help="Another address of the archive: a mirror.")
+@click.option("--archive", type=click.Path(path_type=Path), help="An archive on this machine; nothing is downloaded.")
+@click.option("--sha256", help="Checksum of the archive, where it is not the published one.")
+@click.option("--keep-archive", is_flag=True, help="Keep the downloaded archive after it has been unpacked.")
+def fetch(
+    dataset: str,
+    out: Path,
+    accept_license: bool,
+    url: str | None,
+    archive: Path | None,
+    sha256: str | None,
+    keep_archive: bool,
+) -> None:
+    """Download a data set, check it, unpack it and count it.
+
+    A broken download is taken up by the same command. The archive is checked before it is unpacked, and the data set
+    appears whole or not at all. A data set that is already there is only counted.
+    """
+    from kdad_bench.datasets import fetch as fetching
+    from kdad_bench.datasets.category import DatasetError
+    from kdad_bench.datasets.verify import count
+
+    source = fetching.SOURCES[dataset]
+    if url is not None and archive is not None:
+        raise click.UsageError("--url and --archive exclude each other")
+    if sha256 is not None and (len(sha256) != 64 or any(letter not in "0123456789abcdefABCDEF" for letter in sha256)):
+        raise click.UsageError(f"--sha256 '{sha256}': must be 64 hexadecimal digits")
+    try:
+        place = fetching.existing(source, out)
+        if place is None:
+            click.echo(f"{source.title}: {source.licence}\nMore about it: {source.page}", err=True)
+            _accept(accept_license)
+            with _Progress() as shown:
+                place = fetching.fetch(
+                    source, out, url=url, archive=archive, sha256=sha256, keep=keep_archive, progress=shown
+                )
+        else:
+            click.echo(f"{place}: {source.title} is already there", err=True)
+        # an archive of the user's own choice may hold a part of the data set
+        report = count(place, against=None if sha256 else dataset)
+    except DatasetError as error:
+        raise BadInput(str(error)) from error
+    except KeyboardInterrupt:
+        click.echo("\nstopped; the same command goes on from here", err=True)
+        sys.exit(130)
+    _show(report)
+    sys.exit(0 if report.sound else 1)
+
+
+def _accept(given: bool) -> None:
+    if given:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError("the licence has to be accepted: add --accept-license")
+    if not click.confirm("Do you accept the licence?", err=True):
+        raise click.UsageError("the licence was not accepted; nothing was downloaded")
+
+
+@data.command()
+@click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--against",
+    type=click.Choice(["mvtec_ad", "mvtec_3d_ad", "none"]),
+    help="Published table to compare with; recognised by the names of the categories if not given.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The whole report as JSON on stdout.")
+def verify(path: Path, against: str | None, as_json: bool) -> None:
+    """Examine a data set: numbers, unreadable files, masks that do not fit, equal files in training and test.
+
+    Exit code 0 if it is sound, 1 if there is a problem, 2 if PATH holds no data set.
+    """
+    from kdad_bench.datasets import verify as verifying
+    from kdad_bench.datasets.category import DatasetError
+
+    try:
+        report = verifying.verify(path, against=against, done=lambda name: click.echo(f"examined {name}", err=True))
+    except DatasetError as error:
+        raise BadInput(str(error)) from error
+    if as_json:
+        click.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        _show(report)
+    sys.exit(0 if report.sound else 1)
+
+
+def _show(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("category", "train", "valid.", "good", "anomalous", "types", "masks", "published")
+    table.columns[0].overflow = "fold"
+    for one in report.categories:
+        published = "-" if one.published is None else "differs" if _differs(one.problems + one.notes) else "equal"
+        table.add_row(
+            one.name, str(one.train), str(one.validation), str(one.test_good), str(one.test_anomalous),
+            str(len(one.types)), str(one.masks), published,
+        )  # fmt: skip
+    Console().print(table)
+    for label, lines in (("problem", report.problems), ("note", report.notes)):
+        for line in lines:
+            click.echo(f"{label}: {line}")
+    for one in report.categories:
+        for label, lines in (("problem", one.problems), ("note", one.notes)):
+            for line in lines[:SHOWN]:
+                click.echo(f"{label}: {line}")
+            if len(lines) > SHOWN:
+                click.echo(f"{label}: {one.name}: {len(lines) - SHOWN} more (--json lists all)")
+    total = sum(one.train + one.validation + one.test_good + one.test_anomalous for one in report.categories)
+    faults = len(report.problems) + sum(len(one.problems) for one in report.categories)
+    state = "sound" if report.sound else f"{faults} problem(s)"
+    click.echo(f"{report.path}: {len(report.categories)} categories, {total} images, {state}")
+
+
+def _differs(lines: list[str]) -> bool:
+    return any("differs from the published numbers" in line for line in lines)
+
+
+@data.command()
+@click.argument("dataset")
+@click.option("--category", "names", multiple=True, help="Category (repeatable); all of them if not given.")
+@click.option(
+    "--data-root", type=click.Path(path_type=Path), envvar="KDAD_DATA", help="Folder with data sets (KDAD_DATA)."
+)
+@click.option("--modality", type=click.Choice(["rgb", "depth", "rgb+depth"]), default="rgb", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("preview"), show_default=True)
+@click.option("--columns", type=click.IntRange(1, 50), default=6, show_default=True, help="Images a row.")
+@click.option("--side", type=click.IntRange(16, 1024), default=160, show_default=True, help="Pixels of an image.")
+def preview(
+    dataset: str, names: tuple[str, ...], data_root: Path | None, modality: str, out: Path, columns: int, side: int
+) -> None:
+    """Draw a contact sheet of each category of DATASET: normal images, then each kind of defect, outlined.
+
+    DATASET is mvtec_ad, mvtec_3d_ad, synthetic, synthetic_3d, folder:PATH or a stand-in under the data root.
+    """
+    from kdad_bench import datasets
+    from kdad_bench.datasets.preview import contact_sheet
+
+    try:
+        found: list[Category] = datasets.categories(dataset, data_root, names, modality=modality)
+        out.mkdir(parents=True, exist_ok=True)
+        for category in found:
+            path = out / f"{category.dataset.partition(':')[0]}-{category.name}-{modality}.png"
+            contact_sheet(category, columns=columns, side=side).save(path)
+            click.echo(str(path))
+    except (datasets.DatasetError, OSError) as error:
+        raise BadInput(str(error)) from error
+
+
+@data.command()
+@click.option(
+    "--like", type=click.Choice(["mvtec_ad", "mvtec_3d_ad"]), required=True, help="Data set whose sizes are taken."
+)
+@data_folder
+@click.option("--category", "names", multiple=True, help="Category (repeatable); all of them if not given.")
+@click.option("--size", type=click.IntRange(64, 4096), help="Longer side in pixels; the published one if not given.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def generate(like: str, out: Path, names: tuple[str, ...], size: int | None, seed: int) -> None:
+    """Draw a stand-in for a data set: its numbers, sizes and layout, with drawn images.
+
+    It is called synthetic_<data set>, its categories synthetic_<category>: for cost and memory, not for accuracy.
+    """
+    from kdad_bench.datasets.category import DatasetError
+    from kdad_bench.datasets.synthetic import stand_in
+
+    began = time.perf_counter()
+    try:
+        total, drawn = stand_in.image_count(like, names), 0
+        with _Progress(unit="images") as shown:
+
+            def done() -> None:
+                nonlocal drawn
+                drawn += 1
+                shown("draw", drawn, total)
+
+            place = stand_in.generate(like, out, names, size=size, seed=seed, done=done)
+    except (DatasetError, OSError) as error:
+        raise BadInput(str(error)) from error
+    click.echo(f"{place}: {total} images in {time.perf_counter() - began:.0f} s")
+
+
+class _Progress:
+    """Progress on stderr: a bar in a terminal, a line every ten seconds elsewhere."""
+
+    def __init__(self, unit: str = "bytes") -> None:
+        self._unit = unit
+        self._bar: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._last = time.monotonic()
+
+    def __enter__(self) -> _Progress:
+        if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+            from rich import progress
+            from rich.console import Console
+
+            amount = progress.DownloadColumn() if self._unit == "bytes" else progress.MofNCompleteColumn()
+            self._bar = progress.Progress(
+                "{task.description}", progress.BarColumn(), amount, progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )  # fmt: skip
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, phase: str, done: int, total: int | None) -> None:
+        if self._bar is not None:
+            if phase not in self._tasks:
+                self._tasks[phase] = self._bar.add_task(phase, total=total)
+            self._bar.update(self._tasks[phase], completed=done, total=total)
+        elif time.monotonic() - self._last > 10:
+            self._last = time.monotonic()
+            share = f" of {total} ({done / total:.0%})" if total else ""
+            click.echo(f"{phase}: {done}{share} {self._unit}", err=True)

@@ -1,0 +1,146 @@
+"""`kdad-bench doctor`: what this machine has and lacks, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import rich_click as click
+from rich.console import Console
+from rich.table import Table
+
+
+class Finding(NamedTuple):
+    """One line of the report."""
+
+    what: str
+    state: str  # ok | note | missing
+    text: str
+
+
+MARKS = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "missing": "[red]missing[/red]"}
+
+
+@click.command()
+@click.option(
+    "--data-root", type=click.Path(path_type=Path), envvar="KDAD_DATA", show_envvar=True, help="Folder with data sets."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Results folder."
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def doctor(data_root: Path | None, out: Path, as_json: bool) -> None:
+    """Report what is found: torch, triton, CUDA, kernels, data, weights, writable folders.
+
+    Exit code 1 if something that `kdad-bench run --all` needs is missing.
+    """
+    found = [*software(), *kernels_found(), *data_found(data_root), *weights_found(), *folders(out)]
+    if as_json:
+        click.echo(json.dumps([finding._asdict() for finding in found], indent=2))
+    else:
+        table = Table("", "what", "found", box=None, pad_edge=False)
+        for finding in found:
+            table.add_row(MARKS[finding.state], finding.what, finding.text)
+        Console(highlight=False).print(table)
+    if any(finding.state == "missing" for finding in found):
+        raise SystemExit(1)
+
+
+def software() -> Iterator[Finding]:
+    """Python packages and devices."""
+    import platform
+
+    import torch
+
+    from kdad_bench import __version__
+    from kdad_bench.harness.environment import cpu_model, package_version, total_memory_bytes
+
+    yield Finding("kdad-bench", "ok", f"{__version__}, Python {platform.python_version()}")
+    memory = total_memory_bytes() / 2**30
+    yield Finding("machine", "ok", f"{cpu_model()}, {os.cpu_count()} cores, {memory:.0f} GiB memory")
+    yield Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    triton = package_version("triton")
+    yield Finding("triton", "ok" if triton else "note", triton or "not installed: only needed on CUDA")
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            text = (
+                f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, sm_{properties.major}{properties.minor}"
+            )
+            yield Finding(f"cuda:{index}", "ok", text)
+    else:
+        yield Finding("CUDA", "note", "no device: everything runs on the CPU, preset quick is the default")
+    for name, purpose in (
+        ("ray", "--executor ray"),
+        ("s3fs", "results on s3://"),
+        ("nvidia-ml-py", "GPU clocks"),
+        ("tensorboard", "--tensorboard"),
+    ):
+        version = package_version(name)
+        yield Finding(name, "ok" if version else "note", version or f"not installed (optional, for {purpose})")
+
+
+def kernels_found() -> Iterator[Finding]:
+    """Which implementation of the kernels serves each device."""
+    import torch
+
+    from kdad_bench import kernels
+
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for device in devices:
+        try:
+            yield Finding(f"kernels on {device}", "ok", str(kernels.path(device)))
+        except ValueError as error:
+            yield Finding(f"kernels on {device}", "missing", str(error))
+
+
+def data_found(root: Path | None) -> Iterator[Finding]:
+    """Data sets under the data root, and the embedded one."""
+    from kdad_bench import datasets
+
+    if root is None:
+        yield Finding("data", "note", "no KDAD_DATA and no --data-root: `run --all` takes the embedded synthetic data")
+    elif not root.is_dir():
+        yield Finding("data", "missing", f"{root} is not a folder: set KDAD_DATA to the folder that holds mvtec_ad/")
+    for name in [*(datasets.find(root) if root and root.is_dir() else []), "synthetic"]:
+        try:
+            found = datasets.categories(name, root)
+        except datasets.DatasetError as error:
+            yield Finding(name, "missing", str(error))
+            continue
+        images = sum(len(one.train) + len(one.test) for one in found)
+        yield Finding(name, "ok", f"{len(found)} categories, {images} images")
+
+
+def weights_found() -> Iterator[Finding]:
+    """Teacher weights on this machine."""
+    from kdad_bench.methods.backbones.names import BACKBONES
+    from kdad_bench.methods.backbones.weights import find_weights
+
+    for name in BACKBONES:
+        path = find_weights(name)
+        if path is None:
+            yield Finding(
+                f"teacher {name}", "note", "weights not here: downloaded at first use, or give --weights FILE"
+            )
+        else:
+            yield Finding(f"teacher {name}", "ok", path.name)
+
+
+def folders(out: Path) -> Iterator[Finding]:
+    """Whether results and cache can be written."""
+    from kdad_bench.metrics.regions import cache_folder
+
+    for what, folder in (("results folder", out), ("cache folder", cache_folder())):
+        place = folder
+        while not place.exists():
+            place = place.parent
+        try:
+            with tempfile.NamedTemporaryFile(dir=place):
+                yield Finding(what, "ok", str(folder))
+        except OSError as error:
+            yield Finding(what, "missing", f"{folder}: cannot be written ({error.strerror}); choose another folder")

@@ -1,0 +1,97 @@
+"""`kdad-bench list`: what can be run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import rich_click as click
+from rich.console import Console
+from rich.table import Table
+
+
+@click.group(name="list")
+def list_() -> None:
+    """List methods, data sets or teachers."""
+
+
+@list_.command()
+@click.option("--verbose", "-v", is_flag=True, help="Paper, presets, variants and readings of each (imports torch).")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def methods(verbose: bool, as_json: bool) -> None:
+    """Names of the methods, as `run --method` takes them."""
+    from kdad_bench.methods import METHODS, entry
+
+    if not verbose and not as_json:
+        for name in METHODS:
+            click.echo(name)
+        return
+    found = {name: entry(name) for name in METHODS}
+    if as_json:
+        rows = {
+            name: {
+                "title": one.title,
+                "paper": one.paper,
+                "needs_teacher": one.needs_teacher,
+                "variants": list(one.variants),
+                "readings": list(one.presets["paper"].readings),
+            }
+            for name, one in found.items()
+        }
+        click.echo(json.dumps(rows, indent=2))
+        return
+    console = Console(soft_wrap=True)
+    for name, one in found.items():
+        console.print(f"[bold]{name}[/bold]  {one.title}", highlight=False)
+        console.print(f"  {one.paper}", highlight=False, markup=False)
+        for preset, settings in one.presets.items():
+            budget = f"{settings.steps} steps" if settings.steps else f"{settings.epochs} epochs"
+            teacher = settings.teacher if one.needs_teacher else "none"
+            console.print(
+                f"  {preset}: teacher {teacher}, {settings.image_size} px, {budget}, batch {settings.batch_size}",
+                highlight=False,
+            )
+        if one.variants:
+            console.print(f"  variants: {', '.join(f'{name}:{variant}' for variant in one.variants)}", highlight=False)
+        for reading in one.presets["paper"].readings:
+            console.print(f"  reading: {reading}", highlight=False, markup=False)
+
+
+@list_.command()
+@click.option(
+    "--data-root", type=click.Path(path_type=Path), envvar="KDAD_DATA", help="Folder with data sets (KDAD_DATA)."
+)
+def datasets(data_root: Path | None) -> None:
+    """Data sets, their categories and image counts as found on disk."""
+    from kdad_bench import datasets as rooms
+    from kdad_bench.cli import BadInput
+
+    table = Table("data set", "category", "train", "test good", "test anomalous", "masks")
+    names = [*(rooms.find(data_root) if data_root else []), "synthetic", "synthetic_3d"]
+    for name in names:
+        try:
+            found = rooms.categories(name, data_root)
+        except rooms.DatasetError as error:
+            raise BadInput(str(error)) from error
+        for category in found:
+            good = sum(sample.defect == "good" for sample in category.test)
+            table.add_row(
+                name, category.name, str(len(category.train)), str(good), str(len(category.test) - good),
+                "yes" if category.has_masks else "no",
+            )  # fmt: skip
+    Console().print(table)
+    if not data_root:
+        click.echo("No --data-root and no KDAD_DATA: only the embedded data set is listed.", err=True)
+
+
+@list_.command()
+def teachers() -> None:
+    """Teacher networks and whether their weights are on this machine."""
+    from kdad_bench.methods.backbones.names import BACKBONES
+    from kdad_bench.methods.backbones.weights import find_weights
+
+    table = Table("teacher", "weights")
+    for name in BACKBONES:
+        path = find_weights(name)
+        table.add_row(name, str(path) if path else "not here: downloaded at first use, or --weights FILE")
+    Console().print(table)

@@ -1,0 +1,1 @@
+"""The embedded data sets and stand-ins: drawing, subjects, writing."""

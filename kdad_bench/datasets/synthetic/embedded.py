@@ -1,0 +1,257 @@
+"""Data sets drawn by the package itself: the same bytes on every machine, no download.
+
+`synthetic` has the MVTec AD layout and `synthetic_3d` the MVTec 3D-AD layout with an xyz file for each image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from kdad_bench.datasets import cache
+from kdad_bench.datasets.category import GOOD, DatasetError
+from kdad_bench.datasets.synthetic.drawing import Canvas, Stream
+from kdad_bench.datasets.synthetic.encoding import png, tiff
+from kdad_bench.datasets.synthetic.solids import Solid
+from kdad_bench.datasets.synthetic.subjects import Capsule, Fabric, Gear, Picture, Subject, Wood
+
+SIZE = 256  # pixels, both ways
+SCAN_SIZE = 192
+TRAIN, TEST_GOOD, PER_DEFECT = 40, 12, 6
+SUBJECTS: dict[str, dict[str, Subject | Solid]] = {
+    "synthetic": {"capsule": Capsule(), "fabric": Fabric(), "gear": Gear(), "wood": Wood()},
+    "synthetic_3d": {
+        "biscuit": Solid(),
+        "foam": Solid(
+            half_width=92.0, half_height=58.0, thickness=0.026, crust=(96.0, 118.0, 150.0), pale=(128.0, 150.0, 178.0)
+        ),
+    },
+}
+# SHA-256 over the names and bytes of a category's files, in the order of their names: a changed pixel changes them
+SHA256: dict[str, dict[str, str]] = {
+    "synthetic": {
+        "capsule": "1c6e7dd156aa11835081d88c36ef8f2ab52729fb53985bcf0d455a8e76b0176c",
+        "fabric": "d8a81ca7e867aa9885d7bf518dfe08fc4c0403810b4ff2028c0198b882870940",
+        "gear": "f3a9838d883a2b08ae72894a1853c951ea863c31c3544c90a41b2458a4ae7fd8",
+        "wood": "f460a158f8ea3030a7ac9ffcb78b28e696693dc5067674ed300378d70d7c59f5",
+    },
+    "synthetic_3d": {
+        "biscuit": "8ec5ea577ca019b29a71717b113b9d1661c77dea18ad43f0cb2b437823242559",
+        "foam": "6d9b1f938166208e431109878a6c6dca6667c80fbacf0252e9a2a05bac0199bb",
+    },
+}
+COARSE = 384  # pixels a side on which the things of stand-ins are drawn
+PIXELS_AT_ONCE = 4 << 20  # drawn at the same time by all threads: each needs some 300 bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sensor:
+    """The light and the camera: what differs between two images of the same thing."""
+
+    gradient: float = 0.05  # relative brightness at the edges, to either side
+    level: float = 0.04  # relative brightness, to either side
+    cast: float = 0.012  # relative gain of a colour channel, to either side
+    noise: float = 2.2  # standard deviation of a pixel, of 255
+
+
+class Drawing(NamedTuple):
+    """A finished drawing."""
+
+    image: npt.NDArray[np.uint8]  # [H, W, 3]
+    mask: npt.NDArray[np.bool_]  # [H, W]
+    points: npt.NDArray[np.float32] | None  # [H, W, 3] metres, where the subject is a solid
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """Some drawings of one folder: `<split>/<kind>` of the data set, with a defect of the subject or none."""
+
+    split: str  # train | validation | test
+    kind: str  # the name of the folder: good, or a defect
+    defect: str | None  # what is drawn
+    count: int
+
+
+def exposed(picture: Picture, canvas: Canvas, look: Stream, sensor: Sensor = Sensor()) -> npt.NDArray[np.uint8]:
+    """The photograph of `picture` as uint8 [H, W, 3]: uneven light, white balance, noise, rounding to the nearest."""
+    a, b = look.between(-sensor.gradient, sensor.gradient), look.between(-sensor.gradient, sensor.gradient)
+    level = 1.0 + look.between(-sensor.level, sensor.level)
+    light = level + a * (canvas.x - 128.0) / 128.0 + b * (canvas.y - 128.0) / 128.0
+    shared = look.grain(canvas.height, canvas.width) * (sensor.noise * 0.7)
+    image = np.empty((canvas.height, canvas.width, 3), dtype=np.uint8)
+    for channel in range(3):
+        gain = 1.0 + look.between(-sensor.cast, sensor.cast)
+        own = look.grain(canvas.height, canvas.width) * (sensor.noise * 0.7)
+        value = np.floor(picture.image[:, :, channel] * light * gain + shared + own + 0.5)
+        image[:, :, channel] = np.minimum(np.maximum(value, 0.0), 255.0).astype(np.uint8)
+    return image
+
+
+def drawn(subject: Subject | Solid, name: str, canvas: Canvas, defect: str | None, *, coarse: bool = False) -> Drawing:
+    """The drawing called `name`; equal names give equal drawings.
+
+    A defect that its place happens to hide (fewer than 12 pixels of 256 x 256) is drawn again elsewhere. With `coarse`
+    the thing itself is drawn on at most COARSE pixels a side and enlarged; light and noise have every pixel.
+    """
+    if coarse and max(canvas.width, canvas.height) > COARSE:
+        return _enlarged(subject, name, canvas, defect)
+    smallest = 12.0 / (canvas.unit * canvas.unit)
+    for attempt in range(100):
+        look, flaw = Stream(f"{name}/look"), Stream(f"{name}/flaw/{attempt}")
+        points = None
+        if isinstance(subject, Solid):
+            picture, points = subject.draw(canvas, look, defect, flaw)
+        else:
+            picture = subject.draw(canvas, look, defect, flaw)
+        if defect is None or int(np.count_nonzero(picture.region)) >= smallest:
+            return Drawing(exposed(picture, canvas, look), picture.region, points)
+    raise DatasetError(f"{name}: no place for the defect '{defect}' on {canvas.width} x {canvas.height} pixels")
+
+
+def _enlarged(subject: Subject | Solid, name: str, canvas: Canvas, defect: str | None) -> Drawing:
+    factor = -(-max(canvas.width, canvas.height) // COARSE)
+    small = Canvas(-(-canvas.width // factor), -(-canvas.height // factor))
+    drawing = drawn(subject, name, small, defect)
+    size = (canvas.width, canvas.height)
+    image = np.asarray(Image.fromarray(drawing.image).resize(size, Image.Resampling.BICUBIC), dtype=np.float64)
+    mask = np.asarray(Image.fromarray(drawing.mask).resize(size, Image.Resampling.NEAREST))
+    points = None
+    if drawing.points is not None:
+        channels = [Image.fromarray(drawing.points[:, :, axis]) for axis in range(3)]
+        points = np.stack([np.asarray(one.resize(size, Image.Resampling.NEAREST)) for one in channels], axis=2)
+    return Drawing(exposed(Picture(image, mask), canvas, Stream(f"{name}/enlarged")), mask, points)
+
+
+def write_category(
+    folder: Path,
+    subject: Subject | Solid,
+    *,
+    name: str,
+    canvas: Canvas,
+    splits: Sequence[Split],
+    stand_in: bool = False,
+    done: Callable[[], None] = lambda: None,
+) -> None:
+    """Draw the `splits` of a category below `folder`: solids in the MVTec 3D-AD layout, others in that of MVTec AD.
+
+    `name` names the random numbers; `done` is called after each image. A `stand_in` is drawn coarsely, for speed, and
+    its PNG files are compressed, so that they cost what real ones cost.
+    """
+    jobs: list[tuple[Path, Path | None, Path | None, str, str | None]] = []
+    for split in splits:
+        place = folder / split.split / split.kind
+        for index in range(split.count):
+            number, mask, scan = f"{index:03d}", None, None
+            image = place / f"{number}.png"
+            if isinstance(subject, Solid):
+                image, scan = place / "rgb" / f"{number}.png", place / "xyz" / f"{number}.tiff"
+                mask = place / "gt" / f"{number}.png" if split.split == "test" else None
+            elif split.defect is not None:
+                mask = folder / "ground_truth" / split.kind / f"{number}_mask.png"
+            jobs.append((image, mask, scan, f"{name}/{split.split}/{split.kind}/{index}", split.defect))
+    for parent in {path.parent for job in jobs for path in job[:3] if path is not None}:
+        parent.mkdir(parents=True, exist_ok=True)
+
+    def draw(job: tuple[Path, Path | None, Path | None, str, str | None]) -> None:
+        image, mask, scan, title, defect = job
+        drawing = drawn(subject, title, canvas, defect, coarse=stand_in)
+        image.write_bytes(png(drawing.image, compress=stand_in))
+        if mask is not None:
+            mask.write_bytes(png(drawing.mask.astype(np.uint8) * 255, compress=stand_in))
+        if scan is not None and drawing.points is not None:
+            scan.write_bytes(tiff(drawing.points))
+
+    threads = max(1, min(cache.workers(), PIXELS_AT_ONCE // (canvas.width * canvas.height)))
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(draw, jobs):
+            done()
+
+
+def tree_hash(folder: Path) -> str:
+    """SHA-256 over the relative names and the bytes of every file below `folder`."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.relative_to(folder).as_posix()}\0{cache.file_hash(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def embedded_splits(subject: Subject | Solid) -> list[Split]:
+    """The splits of a category of the embedded data sets."""
+    splits = [Split(split="train", kind=GOOD, defect=None, count=TRAIN)]
+    if isinstance(subject, Solid):
+        splits.append(Split(split="validation", kind=GOOD, defect=None, count=8))
+    splits.append(Split(split="test", kind=GOOD, defect=None, count=TEST_GOOD))
+    splits += [Split(split="test", kind=defect, defect=defect, count=PER_DEFECT) for defect in subject.defects]
+    return splits
+
+
+def generate(dataset: str, target: Path, names: Sequence[str] = ()) -> None:
+    """Draw an embedded data set (or the categories `names` of it) into the folder `target`.
+
+    Every category appears whole or not at all; one that is there is left alone.
+    Raises DatasetError if the bytes are not the known ones.
+    """
+    subjects = SUBJECTS[dataset]
+    for name in names or tuple(subjects):
+        if name not in subjects:
+            raise DatasetError(f"category '{name}' not in {dataset}; have: {', '.join(subjects)}")
+        final = target / name
+        with cache.only_builder(final):
+            if final.is_dir():
+                continue
+            side = SCAN_SIZE if isinstance(subjects[name], Solid) else SIZE
+            draft = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=target))
+            try:
+                write_category(
+                    draft / name,
+                    subjects[name],
+                    name=f"{dataset}/{name}",
+                    canvas=Canvas(side, side),
+                    splits=embedded_splits(subjects[name]),
+                )
+                _check(dataset, name, draft / name)
+                settle(draft / name, final)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+
+
+def settle(draft: Path, final: Path) -> None:
+    """Move a finished folder into place; where another process was faster, its equal result is kept."""
+    try:
+        os.rename(draft, final)
+    except OSError:
+        if not final.is_dir():
+            raise
+
+
+def _check(dataset: str, name: str, folder: Path) -> None:
+    known = SHA256[dataset].get(name)
+    found = tree_hash(folder)
+    if known is not None and found != known:
+        raise DatasetError(
+            f"{dataset}/{name}: drawn with sha256 {found} and not {known}: the arithmetic of this machine differs; "
+            "report it with the output of `kdad-bench doctor`"
+        )
+
+
+def home(dataset: str) -> Path:
+    """The folder in the cache where an embedded data set lies; its name changes with the known hashes."""
+    version = hashlib.sha256(repr(sorted(SHA256[dataset].items())).encode()).hexdigest()[:12]
+    path = cache.folder() / dataset / version
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatasetError(f"{path}: the cache cannot be written ({error.strerror}); set KDAD_CACHE") from error
+    return path

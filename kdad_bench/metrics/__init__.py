@@ -1,0 +1,1 @@
+"""Anomaly maps and scores in, numbers out: exact metrics, their formulas and the index of defect regions."""

@@ -1,0 +1,330 @@
+"""Exact image and pixel metrics from counts at the scores of the positives; arrays in, floats out.
+
+Only the scores of positive pixels tell where a curve moves. They alone are sorted, with their regions; of all pixels it
+is only counted how many lie below and at each of their distinct scores (counting.py), in pieces and by threads. With P
+positives, N negatives, R regions and, for the j-th distinct positive score u_j, c_j positives equal to it, W_j the sum
+of 1/|region| over those, TP_j and FP_j the positives and negatives >= u_j and E_j the negatives equal to u_j:
+
+    AUROC = sum_j c_j (N - FP_j + E_j / 2) / (P N)
+    AP    = sum_j (c_j / P) TP_j / (TP_j + FP_j)
+    F1max = max_j 2 TP_j / (P + TP_j + FP_j)
+    AUPRO = 1 / (R L) sum_j W_j area_j(L), where area_j(L) is the area below a ramp that rises from 0 at
+            x0 = (FP_j - E_j) / N to 1 at x1 = FP_j / N, cut at the limit L.
+
+Pixels with equal score move together, as a straight segment of the curve, which is scikit-learn's rule.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kdad_bench.kernels.counting import Counter, NotFinite, add_up, keys
+from kdad_bench.metrics.regions import RegionIndex, region_index
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Array: TypeAlias = NDArray[Any] | Tensor
+
+__all__ = [
+    "AUPRO_LIMITS",
+    "IMAGE_METRICS",
+    "PIXEL_METRICS",
+    "MetricError",
+    "RegionIndex",
+    "image_metrics",
+    "mask_conflicts",
+    "pixel_metrics",
+    "region_index",
+]
+
+AUPRO_LIMITS = {"aupro_30": 0.3, "aupro_05": 0.05}  # false-positive rates up to which AUPRO integrates
+IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
+PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", *AUPRO_LIMITS)
+
+Values = dict[str, float | None]
+
+_BLOCK = 1 << 15  # distinct scores handled at a time, so that temporaries stay in a core's cache
+_MOST_THREADS = 8
+
+
+class MetricError(ValueError):
+    """Scores or masks from which no honest number can be computed; the message names method and image."""
+
+
+def image_metrics(
+    scores: ArrayLike | Tensor,
+    labels: ArrayLike | Tensor,
+    *,
+    names: Sequence[str] | None = None,
+    method: str | None = None,
+) -> Values:
+    """AUROC, average precision and best F1 over images.
+
+    `scores` [N] floats, higher is more anomalous; `labels` [N], true or 1 for an anomalous image. Values lie in [0, 1].
+    All three are None when one of the two classes is absent: a ranking of one class says nothing.
+
+    Raises MetricError for a NaN or infinite score (naming `method` and the image), for labels other than false, true, 0
+    and 1, and for shapes that do not match.
+    """
+    values = _floating(_numpy(scores)).reshape(-1)
+    positive = _boolean(labels, method)
+    if values.shape != positive.shape:
+        raise MetricError(
+            f"{_who(method)}{values.size} image scores for {positive.size} labels; give one score per image"
+        )
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise MetricError(not_finite(method, image_name(names, int(bad[0])), values[bad[0]], "image score"))
+    positives = int(positive.sum())
+    if positives == 0 or positives == positive.size:
+        return dict.fromkeys(IMAGE_METRICS)
+    ranked = _Ranked.of(keys(values[positive]))
+    counter = Counter(ranked.keys)
+    found = _sums(counter, ranked, counter(values, 1), ())
+    return dict(zip(IMAGE_METRICS, ratios(found, positives, values.size - positives, 0, ()), strict=True))
+
+
+def pixel_metrics(
+    maps: ArrayLike | Tensor,
+    masks: ArrayLike | Tensor | None,
+    *,
+    region_index: RegionIndex | None = None,
+    threads: int | None = None,
+    names: Sequence[str] | None = None,
+    method: str | None = None,
+) -> Values:
+    """AUROC, average precision, best F1, AUPRO@0.3 and AUPRO@0.05 over all pixels of all test images, exact.
+
+    `maps` [N, H, W] floats, higher is more anomalous; a tensor on a GPU is evaluated there. `masks` [N, H, W], true
+    where defective, good images included (all false); or None for a data set without masks. `region_index` spares
+    the search for connected regions: build it once with `region_index(masks, cache_key)`. `threads` is for maps on
+    the CPU; None takes the CPUs this process may use, at most 8. The result does not depend on it.
+
+    Extra memory: some 100 bytes per positive pixel and thread, whatever the number of pixels (without the compiled
+    counting also 32 MB per thread); maps of another type or layout are first copied.
+
+    Returns floats in [0, 1]. All are None without masks, without any positive pixel and without any negative pixel.
+    Raises MetricError for a NaN or infinite pixel (naming `method` and the image) and for shapes that do not match.
+
+    Source: Bergmann et al., IJCV 2021, section 5 (PRO; 8-connected regions, one sweep over the whole test set).
+    """
+    if masks is None and region_index is None:
+        return dict.fromkeys(PIXEL_METRICS)
+    shape = tuple(np.shape(maps))
+    if len(shape) != 3:
+        raise MetricError(f"{_who(method)}maps of shape {shape}; they must be [N, H, W]")
+    if masks is not None and tuple(np.shape(masks)) != shape:
+        raise MetricError(f"{_who(method)}maps of shape {shape} for masks of shape {tuple(np.shape(masks))}")
+    index = region_index if region_index is not None else _index(masks)
+    if index.shape != shape:
+        raise MetricError(f"{_who(method)}maps of shape {shape} for a region index of shape {index.shape}")
+    if _is_tensor(maps) and maps.device.type != "cpu":  # type: ignore[union-attr]
+        from kdad_bench.metrics.device import pixel_metrics_on_device
+
+        return pixel_metrics_on_device(maps, index, names=names, method=method)  # type: ignore[arg-type]
+    flat = np.ascontiguousarray(_floating(_numpy(maps))).reshape(-1)
+    positives, negatives = index.positions.size, flat.size - index.positions.size
+    if positives == 0 or negatives == 0:
+        _check_finite(flat, shape, names, method)
+        return dict.fromkeys(PIXEL_METRICS)
+    workers = max(1, threads if threads is not None else min(available_cpus(), _MOST_THREADS))
+    limits = tuple(AUPRO_LIMITS.values())
+    ranked = _Ranked.of(keys(flat[index.positions]), index)
+    counter = Counter(ranked.keys)
+    try:
+        counts = counter(flat, workers)
+    except NotFinite:
+        _check_finite(flat, shape, names, method)
+        raise
+    sums = _sums(counter, ranked, counts, limits)
+    return dict(zip(PIXEL_METRICS, ratios(sums, positives, negatives, index.count, limits), strict=True))
+
+
+def mask_conflicts(
+    masks: ArrayLike | None, labels: ArrayLike, *, names: Sequence[str] | None = None
+) -> tuple[list[str], list[str]]:
+    """Images whose mask and label disagree: (good by label but with mask pixels, anomalous but with an empty mask).
+
+    `masks` [N, H, W] or None, `labels` [N]. The first kind is a fault of the data set. The second happens when a thin
+    defect vanishes as its mask is resized: such an image counts as anomalous in the image metrics, its pixels count
+    as normal and it has no region. Without masks both lists are empty and all pixel metrics are None.
+    """
+    if masks is None:
+        return [], []
+    marked = np.asarray(masks).any(axis=(1, 2))
+    anomalous = _boolean(labels)
+    if marked.shape != anomalous.shape:
+        raise MetricError(f"{marked.size} masks for {anomalous.size} labels; give one mask per image")
+    return (
+        [image_name(names, int(i)) for i in np.flatnonzero(marked & ~anomalous)],
+        [image_name(names, int(i)) for i in np.flatnonzero(~marked & anomalous)],
+    )
+
+
+def available_cpus() -> int:
+    """CPUs this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def partial_sums(
+    counts: Any, true: Any, false: Any, equal: Any, mass: Any, classes: tuple[int, int], limits: Sequence[float]
+) -> tuple[float, ...]:
+    """What a run of distinct positive scores, in ascending order, adds to the formulas above.
+
+    c_j, TP_j, FP_j, E_j and W_j as float64 arrays, or tensors: only operators that both have are used, so that both
+    paths share one formula. `classes` = (P, N). Returns the sums of AUROC and AP, the maximum of F1, and the sum of
+    AUPRO for each limit.
+    """
+    positives, negatives = classes
+    called = true + false
+    x1 = false / negatives
+    x0 = x1 - equal / negatives
+    areas = []
+    for limit in limits:
+        first = int((x0 >= limit).sum())  # x0 falls as the score rises: nothing before this one reaches the limit
+        left, right = x0[first:], x1[first:]
+        top = right.clip(max=limit)
+        width = top - left
+        rise = (right - left).clip(min=1e-300)  # without a tie the ramp is a step: width 0, no triangle
+        areas.append(float((mass[first:] * (limit - top + width * width / (2 * rise))).sum()))
+    return (
+        float((counts * (negatives - false + equal / 2)).sum()),
+        float((counts * true / called).sum()),
+        float((2 * true / (called + positives)).max()),
+        *areas,
+    )
+
+
+def ratios(
+    parts: Sequence[tuple[float, ...]], positives: int, negatives: int, regions: int, limits: Sequence[float]
+) -> list[float]:
+    """AUROC, AP, F1-max and AUPRO at each limit from the partial sums of all runs of scores."""
+    auroc, ap, f1_max, *areas = zip(*parts, strict=True)
+    return [
+        math.fsum(auroc) / (positives * negatives),
+        math.fsum(ap) / positives,
+        max(f1_max),
+        *(math.fsum(area) / (regions * limit) for area, limit in zip(areas, limits, strict=True)),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranked:
+    """The distinct keys of the positives, ascending."""
+
+    keys: NDArray[Any]  # u_j
+    ranks: NDArray[np.int64]  # positives below u_j, and finally all of them: one longer than `keys`
+    mass: NDArray[np.float64] | None  # W_j
+
+    @classmethod
+    def of(cls, keys: NDArray[Any], index: RegionIndex | None = None) -> _Ranked:
+        regions: NDArray[Any] | None = index.regions if index is not None else None
+        if keys.dtype == np.int32 and regions is not None:
+            # one word per pixel, key above region: sorting bare words is many times faster than an argsort
+            words = keys.astype(np.int64) << 32
+            words |= regions
+            words.sort()
+            keys, regions = (words >> 32).astype(np.int32), words.astype(np.uint32)
+        elif regions is not None:
+            order = np.argsort(keys, kind="stable")
+            keys, regions = keys[order], regions[order]
+        else:
+            keys = np.sort(keys)
+        new = np.empty(keys.size, bool)
+        new[:1] = True
+        np.not_equal(keys[1:], keys[:-1], out=new[1:])
+        starts = np.flatnonzero(new)
+        ranks = np.append(starts, keys.size)
+        if index is None:
+            return cls(keys[starts], ranks, None)
+        return cls(keys[starts], ranks, np.add.reduceat((1.0 / index.sizes)[regions], starts))
+
+
+def _sums(
+    counter: Counter, ranked: _Ranked, counts: NDArray[np.int64], limits: Sequence[float]
+) -> list[tuple[float, ...]]:
+    """The partial sums of the distinct positive scores, run by run."""
+    if counter.compiled is not None:
+        return [add_up(counter.compiled, counts, ranked.ranks, ranked.mass, limits)]
+    upto = np.cumsum(counts)
+    pixels, positives = int(upto[-1]), int(ranked.ranks[-1])
+    found = []
+    for start in range(0, ranked.keys.size, _BLOCK):
+        end = min(start + _BLOCK, ranked.keys.size)
+        ranks = ranked.ranks[start : end + 1]
+        own = np.diff(ranks).astype(np.float64)
+        true = positives - ranks[:-1].astype(np.float64)
+        false = pixels - upto[2 * start : 2 * end : 2] - true
+        equal = counts[2 * start + 1 : 2 * end : 2] - own
+        mass = ranked.mass[start:end] if ranked.mass is not None else None
+        found.append(partial_sums(own, true, false, equal, mass, (positives, pixels - positives), limits))
+    return found
+
+
+def _index(masks: ArrayLike | Tensor | None) -> RegionIndex:
+    return region_index(_numpy(masks))
+
+
+def _is_tensor(value: object) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _numpy(value: Any) -> NDArray[Any]:
+    """The values as a numpy array, without a copy where possible."""
+    if _is_tensor(value):
+        value = value.detach().cpu()
+        return np.asarray(value.float() if value.dtype.is_floating_point and value.dtype.itemsize < 4 else value)
+    return np.asarray(value)
+
+
+def _boolean(labels: Any, method: str | None = None) -> NDArray[np.bool_]:
+    values = _numpy(labels).reshape(-1)
+    found = values.astype(bool)
+    if values.dtype != bool and values.size and not (values == found).all():
+        odd = values[np.flatnonzero(values != found)[0]]
+        raise MetricError(f"{_who(method)}label {str(odd)!r} is neither good (false, 0) nor anomalous (true, 1)")
+    return found
+
+
+def _floating(values: NDArray[Any]) -> NDArray[Any]:
+    """Values as float32 if that is exact, else as float64: no score is ever rounded."""
+    if values.dtype in (np.float32, np.float64) and values.dtype.isnative:
+        return values
+    if values.dtype.kind in "fiub":
+        for wider in (np.float32, np.float64):
+            if np.can_cast(values.dtype, wider) and not (values.dtype.kind in "iu" and values.dtype.itemsize > 4):
+                return values.astype(wider)
+    raise MetricError(f"scores of type {values.dtype} would be rounded; give float32 or float64")
+
+
+def _check_finite(flat: NDArray[Any], shape: tuple[int, ...], names: Sequence[str] | None, method: str | None) -> None:
+    side = shape[1] * shape[2]
+    for image in range(shape[0]):
+        values = flat[image * side : (image + 1) * side]
+        finite = np.isfinite(values)
+        if not finite.all():
+            row, column = divmod(int(np.argmin(finite)), shape[2])
+            where = f"anomaly map at row {row}, column {column}"
+            raise MetricError(not_finite(method, image_name(names, image), values[np.argmin(finite)], where))
+
+
+def not_finite(method: str | None, image: str, value: Any, where: str) -> str:
+    return f"{_who(method)}{where} of {image} is {float(value)}; a score must be finite, so no metric is computed"
+
+
+def _who(method: str | None) -> str:
+    return f"{method}: " if method else ""
+
+
+def image_name(names: Sequence[str] | None, image: int) -> str:
+    return f"image {names[image]!r}" if names is not None else f"image {image}"

@@ -1,0 +1,134 @@
+"""The command line beside `run`: quick to start, listing, doctor, logs, completion."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from kdad_bench.cli import COMMANDS, cli
+from kdad_bench.methods import METHODS
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def modules_after(*arguments: str) -> set[str]:
+    """The modules that a command has loaded when it ends, in a process of its own."""
+    code = "import sys; from kdad_bench.cli import cli\ntry:\n    cli(sys.argv[1:])\nexcept SystemExit:\n"
+    code += "    print('MODULES', *sys.modules, file=sys.stderr)"
+    found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
+    lines = [line for line in found.stderr.splitlines() if line.startswith("MODULES")]
+    assert lines, found.stderr
+    return set(lines[-1].split()[1:])
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("list", "methods"), ("leaderboard", "--help")])
+def test_help_and_names_load_neither_torch_nor_pyarrow(arguments: tuple[str, ...]) -> None:
+    loaded = modules_after(*arguments)
+    assert "rich_click" in loaded
+    assert {"torch", "triton", "pyarrow", "numpy", "matplotlib", "scipy"} & loaded == set()
+
+
+def test_the_leaderboard_is_drawn_without_torch(tmp_path: Path) -> None:
+    results = Path(__file__).resolve().parents[1] / "golden" / "results"
+    loaded = modules_after("leaderboard", str(results), "--out", str(tmp_path))
+    assert (tmp_path / "leaderboard.md").exists()
+    assert {"torch", "triton"} & loaded == set()
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_explains_itself(name: str) -> None:
+    result = invoke(name, "--help")
+    assert result.exit_code == 0, result.output
+    assert "Usage" in result.output
+
+
+def test_an_unknown_command_is_answered_with_the_closest_one() -> None:
+    result = invoke("rum")
+    assert result.exit_code == 2
+    assert "Did you mean 'run'?" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_methods_are_listed_by_name_with_their_papers_and_as_json() -> None:
+    assert invoke("list", "methods").output.split() == list(METHODS)
+    verbose = invoke("list", "methods", "--verbose").output
+    assert "BMVC 2021" in verbose
+    assert "reading:" in verbose
+    found = json.loads(invoke("list", "methods", "--json").output)
+    assert list(found) == list(METHODS)
+    assert found["pixel_mean"]["needs_teacher"] is False
+
+
+def test_teachers_are_listed_with_their_weights() -> None:
+    output = invoke("list", "teachers").output
+    assert "efficientnet_lite0" in output
+    assert "wide_resnet50_2" in output
+
+
+def test_data_sets_are_listed_with_their_counts(tmp_path: Path) -> None:
+    from tests.conftest import write_tree
+
+    write_tree(tmp_path / "mvtec_ad", categories=("bottle",))
+    output = invoke("list", "datasets", "--data-root", tmp_path).output
+    assert "bottle" in output
+    assert "synthetic" in output
+
+
+def test_doctor_says_what_is_there_and_fails_for_a_data_root_that_is_not(tmp_path: Path) -> None:
+    result = invoke("doctor", "--json", "--out", tmp_path / "results")
+    found = {one["what"]: one for one in json.loads(result.output)}
+    assert found["teacher efficientnet_lite0"]["state"] == "ok"
+    assert found["kernels on cpu"]["text"] in ("cpp", "torch", "reference")
+    missing = invoke("doctor", "--data-root", tmp_path / "nowhere", "--out", tmp_path)
+    assert missing.exit_code == 1
+    assert "KDAD_DATA" in missing.output
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_are_printed(shell: str) -> None:
+    result = invoke("completion", shell)
+    assert result.exit_code == 0
+    assert "_KDAD_BENCH_COMPLETE" in result.output
+
+
+def test_the_shell_completes_methods() -> None:
+    environment = {**os.environ, "_KDAD_BENCH_COMPLETE": "bash_complete", "COMP_CWORD": "3"}
+    environment["COMP_WORDS"] = "kdad-bench run --method st"
+    found = subprocess.run(
+        [sys.executable, "-c", "from kdad_bench.cli import main; main()"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+    )
+    assert "stfpm" in found.stdout
+
+
+def test_the_log_of_a_job_is_readable_and_an_unknown_job_is_one_line(tiny_tree: Path, tmp_path: Path) -> None:
+    arguments = ("--weights", "random", "--steps", "3", "--image-size", "64", "--resolution", "64", "--no-pictures")
+    where = ("--dataset", f"folder:{tiny_tree}", "--category", "bolt", "--seeds", "1", "--out", tmp_path)
+    assert invoke("run", "--method", "stfpm", *arguments, *where).exit_code == 0
+    (path,) = (tmp_path / "logs").glob("*.jsonl")
+    output = invoke("logs", path.stem[:6], "--results", tmp_path).output
+    assert "step      3" in output
+    assert "loss" in output
+    unknown = invoke("logs", "zzz", "--results", tmp_path)
+    assert unknown.exit_code == 2
+    assert unknown.stderr.count("\n") == 1
+
+
+def test_the_end_to_end_benchmark_prints_ratios_of_both_sides(tiny_tree: Path) -> None:
+    pytest.importorskip("sklearn")
+    result = invoke("bench", "end-to-end", "--dataset", f"folder:{tiny_tree}", "--steps", "2", "--size", "64", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert set(found["plain"]) == set(found["ours"]) == {"data", "training step", "inference", "metrics", "total"}
+    assert all(0 <= found["plain_metrics"][name] <= 1 for name in ("image_auroc", "pixel_auroc", "aupro_30"))

@@ -1,0 +1,358 @@
+"""`kdad-bench run` as a person uses it: results, resume, failures, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from kdad_bench.cli import VARIABLES, BadInput, cli
+from kdad_bench.cli.run import make_room_for_other_work, refuse_silence
+from kdad_bench.kernels import dispatch
+from kdad_bench.leaderboard import store
+from kdad_bench.methods import METHODS
+
+
+def run(*arguments: object) -> Result:
+    """The command line in this process."""
+    return CliRunner().invoke(cli, [str(argument) for argument in ("run", *arguments)])
+
+
+def rows(folder: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """(method, category, seed) -> row."""
+    return {(row["method"], row["category"], row["seed"]): row for row in store.read(folder).rows()}
+
+
+def floor(tree: Path, out: Path, *more: object) -> Result:
+    """The method without a teacher on both categories: the fastest real run."""
+    return run("--method", "pixel_mean", "--dataset", f"folder:{tree}", "--seeds", "1", "--out", out, *more)
+
+
+METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro_30", "aupro_05")
+
+
+def test_a_run_leaves_a_row_per_job_a_leaderboard_a_log_and_a_picture(tiny_tree: Path, tmp_path: Path) -> None:
+    result = floor(tiny_tree, tmp_path)
+    assert result.exit_code == 0, result.output
+    found = rows(tmp_path)
+    assert set(found) == {("pixel_mean", "bolt", 0), ("pixel_mean", "cloth", 0)}
+    for row in found.values():
+        assert row["status"] == "ok"
+        assert all(0 <= row[name] <= 1 for name in METRICS)
+        assert row["image_auroc"] == 1.0  # a blob of +90 grey levels on noise of 6
+        assert row["test_images"] == 6
+        assert row["latency_ms"] > 0
+        assert (tmp_path / "pictures" / f"{row['job_id']}.png").stat().st_size > 1000
+        assert (tmp_path / "logs" / f"{row['job_id']}.jsonl").exists()
+    assert "Pixel mean" in (tmp_path / "leaderboard.md").read_text()
+
+
+def test_a_second_run_does_nothing_and_force_does_all_again(tiny_tree: Path, tmp_path: Path) -> None:
+    floor(tiny_tree, tmp_path)
+    before = rows(tmp_path)
+    again = floor(tiny_tree, tmp_path)
+    assert "2 already finished" in again.output
+    assert rows(tmp_path) == before
+    forced = floor(tiny_tree, tmp_path, "--force")
+    assert forced.exit_code == 0
+    after = rows(tmp_path)
+    assert {row["job_id"] for row in after.values()} == {row["job_id"] for row in before.values()}
+    assert all(after[key]["created_at"] > before[key]["created_at"] for key in before)
+
+
+def test_the_same_job_gives_the_same_numbers_alone_inside_a_larger_run_and_again(
+    tiny_tree: Path, tmp_path: Path
+) -> None:
+    common = ("--dataset", f"folder:{tiny_tree}", "--weights", "random", "--steps", "2", "--seeds", "2")
+    common = (*common, "--image-size", "64", "--resolution", "64", "--batch-size", "4", "--no-pictures")
+    all_of_it = run(*common, "--method", "stfpm", "--method", "pixel_mean", "--out", tmp_path / "all")
+    alone = run(*common, "--method", "stfpm", "--category", "cloth", "--out", tmp_path / "alone")
+    again = run(*common, "--method", "stfpm", "--category", "cloth", "--out", tmp_path / "alone2")
+    assert (all_of_it.exit_code, alone.exit_code, again.exit_code) == (0, 0, 0), all_of_it.output + alone.output
+    for seed in (0, 1):
+        key = ("stfpm", "cloth", seed)
+        one, two, three = (rows(tmp_path / name)[key] for name in ("all", "alone", "alone2"))
+        assert one["job_id"] == two["job_id"] == three["job_id"]
+        for name in (*METRICS, "image_scores", "image_auroc_max"):
+            assert one[name] == two[name] == three[name], name
+        losses = [[{**point} for point in json.loads(row["losses"])] for row in (one, two, three)]
+        assert losses[0] == losses[1] == losses[2]
+    assert (
+        rows(tmp_path / "all")[("stfpm", "cloth", 0)]["image_scores"]
+        != rows(tmp_path / "all")[("stfpm", "cloth", 1)]["image_scores"]
+    )
+
+
+def test_a_job_that_fails_leaves_a_failed_row_the_others_still_run_and_the_exit_code_is_1(
+    tiny_tree: Path, tmp_path: Path
+) -> None:
+    arguments = ("--dataset", f"folder:{tiny_tree}", "--seeds", "1", "--out", tmp_path, "--category", "bolt")
+    diverging = ("--weights", "random", "--steps", "3", "--set", "stfpm.learning_rate=1e38")
+    result = run("--method", "stfpm", "--method", "pixel_mean", *arguments, *diverging)
+    assert result.exit_code == 1, result.output
+    found = rows(tmp_path)
+    assert found[("pixel_mean", "bolt", 0)]["status"] == "ok"
+    failed = found[("stfpm", "bolt", 0)]
+    assert failed["status"] == "failed"
+    assert failed["reason"] in result.output
+    assert failed["image_auroc"] is None
+    again = run("--method", "stfpm", "--method", "pixel_mean", *arguments, *diverging)
+    assert again.exit_code == 1
+    assert "--retry-failed" in again.output
+    assert rows(tmp_path)[("stfpm", "bolt", 0)]["created_at"] == failed["created_at"]
+    run("--method", "stfpm", *arguments, *diverging, "--retry-failed")
+    assert rows(tmp_path)[("stfpm", "bolt", 0)]["created_at"] > failed["created_at"]
+
+
+def test_missing_teacher_weights_fail_the_job_with_the_remedy(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    from kdad_bench.methods.backbones import weights
+
+    def unreachable(name: str) -> Path:
+        raise weights.WeightsError(f"teacher {name}: no weights here; give a file with --weights")
+
+    monkeypatch.setattr(weights, "download", unreachable)
+    arguments = ("--dataset", f"folder:{tiny_tree}", "--category", "bolt", "--seeds", "1", "--out", tmp_path / "out")
+    result = run("--method", "stfpm", "--teacher", "resnet18", *arguments)
+    assert result.exit_code == 1
+    assert "give a file with --weights" in result.output
+
+
+def test_a_tree_without_masks_has_null_pixel_metrics(tmp_path: Path) -> None:
+    import shutil
+
+    from tests.conftest import write_tree
+
+    tree = write_tree(tmp_path / "tree", categories=("bolt",))
+    shutil.rmtree(tree / "bolt" / "ground_truth")
+    result = floor(tree, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    (row,) = rows(tmp_path / "out").values()
+    assert row["pixel_auroc"] is None
+    assert row["aupro_30"] is None
+    assert row["image_auroc"] == 1.0
+
+
+def test_a_mask_that_vanishes_when_it_is_resized_is_told(tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    from tests.conftest import write_tree
+
+    tree = write_tree(tmp_path / "tree", categories=("bolt",))
+    mask = tree / "bolt" / "ground_truth" / "spot" / "001_mask.png"
+    Image.fromarray(np.zeros_like(np.array(Image.open(mask)))).save(mask)
+    with pytest.warns(UserWarning, match=r"bolt at \d+ px: no defect pixel in the masks of 1 anomalous images \(.*001"):
+        result = floor(tree, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    (row,) = rows(tmp_path / "out").values()
+    assert row["status"] == "ok"
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_tree: Path, tmp_path: Path) -> None:
+    result = floor(tiny_tree, tmp_path / "none", "--dry-run")
+    assert result.exit_code == 0
+    assert "2 jobs, 0 finished, 2 to run" in result.output
+    assert not (tmp_path / "none").exists()
+
+
+def test_json_lines_on_stdout_are_one_per_job_and_progress_goes_to_stderr(tiny_tree: Path, tmp_path: Path) -> None:
+    result = floor(tiny_tree, tmp_path, "--json")
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [one["category"] for one in found] == ["bolt", "cloth"]
+    assert all(one["status"] == "ok" for one in found)
+    assert "[2/2]" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "say --all"),
+        (("--method", "stfmp"), "did you mean 'stfpm'"),
+        (("--method", "stfpm", "--device", "cuda:7"), "cuda:7"),
+        (("--method", "stfpm", "--device", "gpu"), "not one of auto, cpu"),
+        (("--method", "stfpm", "--seeds", "x"), "neither a count"),
+        (("--method", "stfpm", "--teacher", "resnet19"), "did you mean 'resnet18'"),
+        (("--method", "stfpm", "--set", "nonsense"), "not [METHOD.]FIELD=VALUE"),
+        (("--method", "stfpm", "--set", "stfmp.steps=3"), "did you mean 'stfpm'"),
+        (("--dataset", "mvtec_ad"), "KDAD_DATA"),
+        (("--dataset", "folder:/does/not/exist"), "/does/not/exist"),
+        (("--method", "pixel_mean", "--category", "bottel"), "category 'bottel'"),
+        (("--method", "stfpm", "--weights", "/no/such/file.pth"), "/no/such/file.pth"),
+        (("--config", "/no/such.toml"), "/no/such.toml"),
+        (("--method", "stfpm", "--set", "lerning_rate=0.1"), "did you mean 'learning_rate'"),
+        (("--method", "pixel_mean", "--set", "learning_rate=0.1"), "'learning_rate' is not a setting"),
+        (("--method", "stfpm", "--set", "rd4ad.steps=4"), "rd4ad is not among the chosen methods"),
+        (("--method", "stfpm", "--set", "seed=3"), "choose seeds with --seeds"),
+        (("--method", "stfpm", "--set", "steps=0"), "steps 0 is not in [1, inf)"),
+        (("--method", "stfpm", "--set", "batch_size=0"), "batch_size 0 is not in [1, inf)"),
+        (("--method", "stfpm", "--set", "learning_rate=nan"), "learning_rate nan is not in (0, inf)"),
+        (("--method", "rd4ad", "--set", "betas=[0.5, 1.0]"), "is not in [0, 1)"),
+        (("--method", "rd4ad", "--set", "sigma=-1"), "sigma -1 is not in (0, 1000]"),
+        (("--method", "stfpm", "--image-size", "48"), "image_size 48 is not a multiple of 32"),
+        (("--method", "stfpm", "--image-size", "1000000"), "8192"),
+        (("--method", "stfpm", "--seeds", "99999999999999999999,"), "a seed is at most 9223372036854775807"),
+        (("--method", "stfpm", "--seeds", "99999999"), "a count of more than 10000"),
+        (("--method", "stfpm", "--hold-out", "nan"), "not a finite number"),
+        (("--method", "stfpm", "--job-timeout", "nan"), "not a finite number"),
+        (("--method", "stfpm", "--threads", "100000"), "512"),
+        (("--method", "stfpm", "--address", "there:1"), "--executor ray"),
+        (("--method", "stfpm", "--gpu-fraction", "0.5"), "--executor ray"),
+        (("--method", "stfpm", "--executor", "ray", "--workers", "2"), "--executor local"),
+        (("--method", "stfpm", "--out", "s3://"), "names no place"),
+        (("--method", "stfpm", "--out", "memory://x", "--save-models"), "--save-models writes beside the rows"),
+        (("--all", "--data-root", "/does/not/exist"), "data root /does/not/exist: no such folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_input_is_one_clear_line_and_exit_code_2(
+    arguments: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("KDAD_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    shown = " ".join(result.output.replace("│", " ").split())
+    assert words in shown
+    assert "Traceback" not in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_data_root_without_data_is_refused_and_not_replaced_by_synthetic_data(
+    tiny_tree: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    found = run("--method", "pixel_mean", "--data-root", tmp_path / "empty", "--out", tmp_path / "out")
+    assert found.exit_code == 2
+    assert "no mvtec_ad/ or mvtec_3d_ad/ there" in found.output
+    found = run("--method", "pixel_mean", "--data-root", tiny_tree, "--out", tmp_path / "out")
+    assert found.exit_code == 2
+    assert f"give the folder it lies in, or --dataset folder:{tiny_tree}" in found.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_none_are_refused_before_anything_runs(tiny_tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights").write_text("none\n")
+    arguments = ("--method", "stfpm", "--dataset", f"folder:{tiny_tree}", "--out", tmp_path / "out")
+    found = run(*arguments, "--weights", tmp_path / "weights")
+    assert found.exit_code == 2
+    assert "not a plain state_dict" in found.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", ["foo", "triton"])
+def test_kernels_that_are_not_there_are_refused_before_anything_runs(
+    tiny_tree: Path, tmp_path: Path, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDAD_KERNELS", value)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    found = floor(tiny_tree, tmp_path / "out", "--device", "cpu")
+    assert found.exit_code == 2, found.output
+    assert "KDAD_KERNELS" in found.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_variables_of_the_command_line_are_those_of_the_kernels() -> None:
+    assert VARIABLES["KDAD_KERNELS"] == dispatch.PATHS
+
+
+def test_tensorboard_is_asked_for_before_anything_runs(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdad_bench.cli.run.find_spec", lambda name: None)
+    found = floor(tiny_tree, tmp_path / "out", "--tensorboard")
+    assert found.exit_code == 2
+    assert "pip install tensorboard" in found.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_label_names_only_what_changed_the_job(tiny_tree: Path, tmp_path: Path) -> None:
+    arguments = ("--dataset", f"folder:{tiny_tree}", "--category", "bolt", "--seeds", "1", "--dry-run", "--json")
+    found = run("--method", "pixel_mean", "--method", "stfpm", *arguments, "--set", "learning_rate=0.1")
+    presets = [json.loads(line).get("preset") for line in found.stdout.splitlines()]
+    assert presets[:2] == ["quick", "quick[learning_rate=0.1]"]
+
+
+def test_what_a_finished_job_lacks_is_told(tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    floor(tiny_tree, tmp_path)
+    again = floor(tiny_tree, tmp_path, "--save-models", "--save-maps").output
+    assert "2 of the finished jobs have no saved model; --force redoes them" in again
+    assert "2 of the finished jobs have no saved map; --force redoes them" in again
+    assert "state of the code" not in again
+    monkeypatch.setattr("kdad_bench.harness.environment.git_state", lambda: ("0" * 40, False))
+    assert "2 of the finished jobs were run by another state of the code" in floor(tiny_tree, tmp_path).output
+
+
+def test_other_work_on_the_machine_is_told(tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "10000")  # so that the run does not set it for the tests after this one
+    monkeypatch.setattr("kdad_bench.harness.environment.busy_elsewhere", lambda: 0.52)
+    assert "other work keeps 52% of the processors busy" in floor(tiny_tree, tmp_path).output
+    assert "other work" not in floor(tiny_tree, tmp_path).output  # nothing left to run
+    monkeypatch.setattr("kdad_bench.harness.environment.busy_elsewhere", lambda: 0.02)
+    assert "other work" not in floor(tiny_tree, tmp_path, "--force").output
+
+
+@pytest.mark.parametrize(
+    ("busy", "given", "spins"),
+    [
+        (0.5, {}, "10000"),
+        (0.1, {}, None),
+        (0.5, {"GOMP_SPINCOUNT": "7"}, "7"),
+        (0.5, {"OMP_WAIT_POLICY": "PASSIVE"}, None),
+    ],
+)
+def test_threads_spin_less_beside_other_work_unless_the_environment_says_how(
+    busy: float, given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdad_bench.harness.environment.busy_elsewhere", lambda: busy)
+    monkeypatch.setattr(os, "environ", dict(given))
+    assert make_room_for_other_work() == busy
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
+def test_several_workers_are_processes(tiny_tree: Path, tmp_path: Path) -> None:
+    found = floor(tiny_tree, tmp_path, "--workers", "2", "--threads", "1")
+    assert found.exit_code == 0, found.output
+    assert {row["threads"] for row in rows(tmp_path).values()} == {1}
+
+
+def test_nobody_at_the_address_of_a_ray_cluster_is_told_at_once() -> None:
+    for address, words in (("127.0.0.1:1", "nobody answers there"), ("nohost", "not HOST:PORT")):
+        with pytest.raises(BadInput, match=words):
+            refuse_silence(address)
+
+
+def test_a_damaged_checkpoint_starts_the_training_anew(tiny_tree: Path, tmp_path: Path) -> None:
+    arguments = ("--method", "stfpm", "--dataset", f"folder:{tiny_tree}", "--category", "bolt", "--seeds", "1")
+    arguments = (*arguments, "--weights", "random", "--steps", "2", "--image-size", "64", "--out", tmp_path)
+    planned = json.loads(run(*arguments, "--dry-run", "--json").stdout.splitlines()[0])
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / f"{planned['job_id']}.pt").write_bytes(b"torn")
+    with pytest.warns(RuntimeWarning, match="damaged checkpoint"):
+        found = run(*arguments)
+    assert found.exit_code == 0, found.output
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_results_folder_that_is_a_file_is_refused(tiny_tree: Path, tmp_path: Path) -> None:
+    path = tmp_path / "results"
+    path.write_text("mine")
+    result = floor(tiny_tree, path)
+    assert result.exit_code == 2
+    assert str(path) in result.output
+    assert path.read_text() == "mine"
+
+
+def test_every_method_has_an_entry_of_its_own_name_with_both_presets() -> None:
+    from kdad_bench.methods import entry
+
+    for name in METHODS:
+        found = entry(name)
+        assert found.name == name
+        assert set(found.presets) == {"quick", "paper"}

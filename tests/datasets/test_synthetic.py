@@ -1,0 +1,212 @@
+"""The drawn data sets: the same bytes everywhere, exact masks, defects that can be seen, and published sizes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from kdad_bench import datasets
+from kdad_bench.datasets.category import DatasetError
+from kdad_bench.datasets.published import MVTEC_3D_AD, MVTEC_AD, TABLES
+from kdad_bench.datasets.synthetic import drawing, stand_in
+from kdad_bench.datasets.synthetic import embedded as synthetic
+from kdad_bench.datasets.synthetic.drawing import Canvas, Stream
+from kdad_bench.datasets.synthetic.encoding import png, tiff
+from kdad_bench.datasets.synthetic.solids import Solid
+from kdad_bench.datasets.synthetic.subjects import Stone
+
+EVERY = [(dataset, name) for dataset, subjects in synthetic.SUBJECTS.items() for name in subjects]
+SMALL = Canvas(96, 96)
+
+
+def test_random_words_are_those_of_philox() -> None:
+    assert [int(word) for word in Stream("a").words(2)] == [3032838489708147381, 5340701529479776103]
+    assert Stream("a").between(0, 1) == Stream("a").between(0, 1) != Stream("b").between(0, 1)
+
+
+def test_the_sine_polynomial_is_the_sine() -> None:
+    t = np.linspace(-3, 3, 2001)
+    assert np.abs(drawing.turn(t) - np.sin(2 * np.pi * t)).max() < 1e-7
+
+
+def test_grain_has_mean_zero_and_variance_one() -> None:
+    grain = Stream("grain").grain(200, 301)
+    assert abs(float(grain.mean())) < 0.02
+    assert abs(float(grain.std()) - 1) < 0.01
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (5, 7, 3), (300, 301, 3)])
+@pytest.mark.parametrize("compress", [False, True])
+def test_png_files_hold_the_pixels(tmp_path: Path, shape: tuple[int, ...], compress: bool) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    path = tmp_path / "image.png"
+    path.write_bytes(png(pixels, compress=compress))
+    with Image.open(path) as image:
+        assert np.array_equal(np.asarray(image), pixels)
+
+
+def test_tiff_files_hold_the_points(tmp_path: Path) -> None:
+    points = np.random.default_rng(0).normal(size=(7, 9, 3)).astype(np.float32)
+    path = tmp_path / "points.tiff"
+    path.write_bytes(tiff(points))
+    assert np.array_equal(tifffile.imread(path), points)
+
+
+@pytest.mark.parametrize("dataset", list(synthetic.SUBJECTS))
+def test_the_embedded_data_sets_have_their_known_bytes(dataset: str) -> None:
+    found = datasets.categories(dataset, None)
+    assert [category.name for category in found] == sorted(synthetic.SUBJECTS[dataset])
+    assert set(synthetic.SHA256[dataset]) == set(synthetic.SUBJECTS[dataset])
+    for category in found:
+        assert category.synthetic
+        assert synthetic.tree_hash(category.root) == synthetic.SHA256[dataset][category.name]
+        assert len(category.train) == 40
+        assert sum(not sample.label for sample in category.test) == 12
+        assert len({sample.defect for sample in category.test}) >= 4
+
+
+DRAW = """
+import hashlib
+from kdad_bench.datasets.synthetic import embedded as synthetic
+from kdad_bench.datasets.synthetic.drawing import Canvas
+digest = hashlib.sha256()
+for dataset, subjects in synthetic.SUBJECTS.items():
+    for name, subject in subjects.items():
+        for defect in (None, *subject.defects):
+            image, mask, points = synthetic.drawn(subject, f"{name}/{defect}", Canvas(96, 96), defect)
+            digest.update(image.tobytes() + mask.tobytes() + (b"" if points is None else points.tobytes()))
+print(digest.hexdigest())
+"""
+
+
+def test_vector_instructions_do_not_change_a_bit() -> None:
+    disabled = "AVX2 FMA3 AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL"
+    answers = set()
+    for extra in ({}, {"NPY_DISABLE_CPU_FEATURES": disabled}):
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", DRAW],
+            env={**os.environ, **extra}, capture_output=True, text=True, check=True, timeout=120,
+        )  # fmt: skip
+        answers.add(done.stdout)
+    assert len(answers) == 1
+    assert len(answers.pop()) == 65
+
+
+def test_other_bytes_than_the_known_ones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "TRAIN", 2)
+    with pytest.raises(DatasetError, match="arithmetic of this machine differs"):
+        synthetic.generate("synthetic", tmp_path, ["wood"])
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.parametrize(("dataset", "name"), EVERY)
+def test_defects_change_the_image_inside_their_mask_and_hardly_outside(dataset: str, name: str) -> None:
+    subject = synthetic.SUBJECTS[dataset][name]
+    for defect in subject.defects:
+        for index in range(2):
+            title = f"test/{name}/{defect}/{index}"
+            with_defect = synthetic.drawn(subject, title, SMALL, defect)
+            without = synthetic.drawn(subject, title, SMALL, None)
+            assert not without.mask.any()
+            change = np.abs(with_defect.image.astype(int) - without.image.astype(int)).max(axis=2)
+            if with_defect.points is not None and without.points is not None:
+                deeper = np.abs(with_defect.points[:, :, 2] - without.points[:, :, 2]) > 0.0005
+                change = np.maximum(change, np.where(deeper, 60, 0))
+            inside, outside = change[with_defect.mask], change[~with_defect.mask]
+            assert np.percentile(inside, 90) >= 12, (defect, index)
+            assert (inside > 8).mean() > 10 * (outside > 8).mean(), (defect, index)
+
+
+def test_two_normal_images_differ_as_photographs_do() -> None:
+    for dataset, name in EVERY:
+        subject = synthetic.SUBJECTS[dataset][name]
+        first, second = (synthetic.drawn(subject, f"{name}/{index}", SMALL, None).image.astype(int) for index in (0, 1))
+        assert 2 < np.abs(first - second).mean() < 60
+
+
+@pytest.mark.parametrize("dataset", ["mvtec_ad", "mvtec_3d_ad"])
+def test_the_published_tables_add_up(dataset: str) -> None:
+    table = TABLES[dataset].values()
+    sums = [sum(getattr(one, key) for one in table) for key in ("train", "validation", "test_good", "test_anomalous")]
+    assert sums == ([3629, 0, 467, 1258] if dataset == "mvtec_ad" else [2656, 294, 249, 948])
+    assert stand_in.image_count(dataset) == sum(sums)
+    if dataset == "mvtec_ad":
+        assert sum(len(one.types) for one in table) == 73
+
+
+@pytest.mark.parametrize("like", ["mvtec_ad", "mvtec_3d_ad"])
+def test_stand_ins_plan_the_published_numbers_for_every_category(like: str) -> None:
+    assert set(stand_in.STAND_INS[like]) == set(TABLES[like])
+    for name, counts in TABLES[like].items():
+        planned = stand_in.splits(counts, stand_in.STAND_INS[like][name])
+        by_split = {(one.split, one.kind == "good"): 0 for one in planned}
+        for one in planned:
+            by_split[one.split, one.kind == "good"] += one.count
+            assert one.count > 0
+        assert by_split["train", True] == counts.train
+        assert by_split["test", True] == counts.test_good
+        assert by_split["test", False] == counts.test_anomalous
+        assert by_split.get(("validation", True), 0) == counts.validation
+        assert tuple(one.kind for one in planned if one.split == "test" and one.kind != "good") == counts.types
+
+
+@pytest.mark.parametrize("like", ["mvtec_ad", "mvtec_3d_ad"])
+def test_every_subject_of_a_stand_in_can_be_drawn(like: str) -> None:
+    for name, subject in stand_in.STAND_INS[like].items():
+        counts = TABLES[like][name]
+        longer = max(counts.width, counts.height)
+        canvas = Canvas(80 * counts.width // longer, 80 * counts.height // longer)
+        for defect in subject.defects:
+            image, mask, points = synthetic.drawn(subject, f"{name}/{defect}", canvas, defect)
+            assert image.shape == (canvas.height, canvas.width, 3)
+            assert 0.0005 < mask.mean() < 0.35, (name, defect)
+            assert (points is not None) == isinstance(subject, Solid)
+
+
+def test_a_stand_in_is_written_marked_and_read_back(tmp_path: Path) -> None:
+    drawn = []
+    root = stand_in.generate("mvtec_ad", tmp_path, ["toothbrush"], size=64, done=lambda: drawn.append(1))
+    counts = MVTEC_AD["toothbrush"]
+    assert len(drawn) == counts.train + counts.test_good + counts.test_anomalous
+    assert root.name == "synthetic_mvtec_ad"
+    assert datasets.find(tmp_path) == ["synthetic_mvtec_ad"]
+    (category,) = datasets.categories("synthetic_mvtec_ad", tmp_path)
+    assert (category.name, category.synthetic) == ("synthetic_toothbrush", True)
+    assert (len(category.train), len(category.test)) == (60, 42)
+    with Image.open(category.train[0]) as image:
+        assert image.size == (64, 64)
+    assert stand_in.generate("mvtec_ad", tmp_path, ["toothbrush"], size=64) == root  # nothing to do
+    with pytest.raises(DatasetError, match="another stand-in"):
+        stand_in.generate("mvtec_ad", tmp_path, ["toothbrush"], size=65)
+
+
+@pytest.mark.parametrize(("like", "names", "size"), [("coco", [], 64), ("mvtec_ad", ["x"], 64), ("mvtec_ad", [], 8)])
+def test_a_stand_in_that_cannot_be_drawn_is_refused(tmp_path: Path, like: str, names: list[str], size: int) -> None:
+    with pytest.raises(DatasetError):
+        stand_in.generate(like, tmp_path, names, size=size)
+
+
+@pytest.mark.slow
+def test_a_stand_in_has_the_published_size(tmp_path: Path) -> None:
+    stand_in.generate("mvtec_ad", tmp_path, ["toothbrush"])
+    for path in (tmp_path / "synthetic_mvtec_ad" / "synthetic_toothbrush").rglob("*.png"):
+        with Image.open(path) as image:
+            assert image.size == (1024, 1024)
+
+
+def test_the_stone_is_seeded() -> None:
+    first = synthetic.drawn(Stone(), "a", SMALL, "crack")
+    assert np.array_equal(first.image, synthetic.drawn(Stone(), "a", SMALL, "crack").image)
+    assert not np.array_equal(first.image, synthetic.drawn(Stone(), "b", SMALL, "crack").image)
+
+
+def test_names_of_recalled_tables_are_complete() -> None:
+    assert len(MVTEC_AD) == 15
+    assert len(MVTEC_3D_AD) == 10
