@@ -46,7 +46,6 @@ class DualStudentSettings(DistillationSettings):
     detach: bool = False  # whether the reverse student's gradient stops before the forward student
     over_scales: str = "sum"  # sum | product
     over_students: str = "sum"  # sum | product
-    readings: tuple[str, ...] = READINGS
 
     CHOICES: ClassVar = {
         **DistillationSettings.CHOICES,
@@ -57,6 +56,7 @@ class DualStudentSettings(DistillationSettings):
         "over_scales": ("sum", "product"),
         "over_students": ("sum", "product"),
     }
+    READINGS: ClassVar = {"everything": lambda settings: "; ".join(READINGS)}
     RANGES: ClassVar = {**DistillationSettings.RANGES, "sigma": BLURS}
 
 
@@ -139,8 +139,6 @@ QUICK = DualStudentSettings(
     norm_momentum=0.1,
     sigma=2.0,  # as wide on 128 px as 4 on 256
 )
-QUICK_READING = "quick: small teacher, small images, short budget"
-BMKD_READINGS = (*READINGS, "attention: ECA in every block", "ffrm: residual around the deepest tap")
 SWITCHES: Mapping[str, Mapping[str, object]] = {
     "teacher_fed": {"fed_by": "teacher"},
     "detached": {"detach": True},
@@ -155,7 +153,7 @@ DSKD = Entry(
     paper="Yao, Gao 2024, arXiv 2402.00448",
     presets={
         "paper": DualStudentSettings(),
-        "quick": replace(QUICK, readings=(*READINGS, QUICK_READING)),
+        "quick": QUICK,
     },
     build=build,
     variants=SWITCHES,
@@ -166,8 +164,8 @@ BMKD = Entry(
     title="BMKD (reading)",
     paper="Liu, Li, Ren, Liu, Wang, Computer and Modernization 2025(2):58-63,85",
     presets={
-        "paper": DualStudentSettings(attention="eca", fusion="ffrm", readings=BMKD_READINGS),
-        "quick": replace(QUICK, attention="eca", fusion="ffrm", readings=(*BMKD_READINGS, QUICK_READING)),
+        "paper": DualStudentSettings(attention="eca", fusion="ffrm"),
+        "quick": replace(QUICK, attention="eca", fusion="ffrm"),
     },
     build=build,
     variants={

@@ -48,7 +48,6 @@ class EcaMskdadSettings(DistillationSettings):
     score: str = (
         "max"  # of the product map | "loss": eq. 2, the mean over pixels of the discrepancies, summed over scales
     )
-    readings: tuple[str, ...] = READINGS
 
     CHOICES: ClassVar = {
         **DistillationSettings.CHOICES,
@@ -56,6 +55,7 @@ class EcaMskdadSettings(DistillationSettings):
         "attention": ("blocks", "stages", "none"),
         "score": ("max", "loss"),
     }
+    READINGS: ClassVar = {"everything": lambda settings: "; ".join(READINGS)}
     RANGES: ClassVar = {**DistillationSettings.RANGES, "balance": Range(0), "distortion": Range(0, 1)}
 
 
@@ -152,7 +152,6 @@ ECA_MSKDAD = Entry(
             batch_size=8,
             schedule="one_cycle",
             norm_momentum=0.1,
-            readings=(*READINGS, "quick: small teacher, small images, short budget"),
         ),
     },
     build=build,

@@ -203,7 +203,6 @@ class MkdSettings(DistillationSettings):
     saliency: str = "gradient"  # gradient | smooth_grad | guided_backprop; READING: which one the paper's table has
     smooth_noise: str = "relative"  # relative: 0.05 of the image's range | official: (0.05 / range) squared
     stretch: bool = False  # True: each map clipped at its 99th percentile and stretched to [0, 1]; official code
-    readings: tuple[str, ...] = READINGS
 
     CHOICES: ClassVar = {
         **DistillationSettings.CHOICES,
@@ -212,6 +211,7 @@ class MkdSettings(DistillationSettings):
         "loss": LOSSES,
         "smooth_noise": NOISES,
     }
+    READINGS: ClassVar = {"everything": lambda settings: "; ".join(READINGS)}
     RANGES: ClassVar = {**DistillationSettings.RANGES, "scored": Range(1), "value_weight": Range(0)}
 
 
@@ -310,11 +310,6 @@ MKD = Entry(
             taps="standardised",
             value_weight=0.01,  # the official code's for data sets other than MVTec AD
             scored=4,
-            readings=(
-                *READINGS,
-                "cloner: for this source, a narrow VGG with the source's tap widths",
-                "quick: all four taps scored, standardised; lambda 0.01; short budget with a schedule",
-            ),
         ),
     },
     build=build,

@@ -57,6 +57,13 @@ class Fitting:
     checkpoint_every_seconds: float = 60.0
 
 
+class Settled(NamedTuple):
+    """What a method's sources settle about a setting: its value, or several where paper and code differ."""
+
+    source: str  # as people cite it: "official code", "eq. 7", "section 4.1"
+    values: tuple[object, ...]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """The settings every method has. A method adds its own; each default names its source in a comment."""
@@ -69,8 +76,6 @@ class Settings:
     batch_size: int = 32
     precision: str = "fp32"  # fp32 | bf16 | fp16: autocast of the networks; losses and maps stay fp32
     seed: int = 0
-    # the fields of this instance that no source settles ("field: what was chosen"), flagged in rows and tables
-    readings: tuple[str, ...] = field(default=())
 
     # field -> the values it may have; a method adds its own
     CHOICES: ClassVar[Mapping[str, Collection[str]]] = {"precision": ("fp32", "bf16", "fp16")}
@@ -82,6 +87,12 @@ class Settings:
         "batch_size": Range(1),
         "seed": Range(0, 2**63, open_high=True),
     }
+    # subject -> what these settings choose where no source settles it, in words; "" where it does not apply to them
+    READINGS: ClassVar[Mapping[str, Callable[[Any], str]]] = {}
+    # field -> what its sources settle
+    SETTLED: ClassVar[Mapping[str, Settled]] = {}
+    # subject -> in words, how these settings depart from a settled source in more than one field; "" if they do not
+    DEPARTURES: ClassVar[Mapping[str, Callable[[Any], str]]] = {}
 
     def __post_init__(self) -> None:
         """Raises ValueError that names the field, its value and what it may be."""
@@ -95,6 +106,33 @@ class Settings:
                 raise ValueError(f"{name} {value!r} is not in {numbers}")
         if self.image_size % 32:
             raise ValueError(f"image_size {self.image_size} is not a multiple of 32")
+
+    @property
+    def readings(self) -> tuple[str, ...]:
+        """`subject: what was chosen` for whatever no source settles; it follows from these very settings."""
+        said = ((subject, say(self)) for subject, say in self.READINGS.items())
+        return tuple(f"{subject}: {words}" for subject, words in said if words)
+
+    @property
+    def deviations(self) -> tuple[str, ...]:
+        """`field: value (source: its value)` for whatever a source settles and these very settings do otherwise."""
+        values = ((name, getattr(self, name), settled) for name, settled in self.SETTLED.items())
+        plain = tuple(
+            f"{name}: {_shown(value)} ({settled.source}: {' or '.join(map(_shown, settled.values))})"
+            for name, value, settled in values
+            if value not in settled.values
+        )
+        said = ((subject, say(self)) for subject, say in self.DEPARTURES.items())
+        return (*plain, *(f"{subject}: {words}" for subject, words in said if words))
+
+
+def _shown(value: object) -> str:
+    """A setting as people write it."""
+    if isinstance(value, (tuple, list)):
+        return " ".join(map(_shown, value)) or "none"
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 class Method(Protocol):

@@ -102,7 +102,6 @@ RD4AD = Entry(
             batch_size=8,
             schedule="one_cycle",
             sigma=2.0,  # as wide on 128 px as 4 on 256
-            readings=("quick: small teacher, small images, short budget",),
         ),
     },
     build=build,

@@ -73,7 +73,6 @@ STFPM = Entry(
             batch_size=8,
             schedule="one_cycle",
             norm_momentum=0.1,
-            readings=("quick: small teacher, small images, short budget",),
         ),
     },
     build=build,

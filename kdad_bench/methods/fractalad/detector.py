@@ -40,8 +40,8 @@ class FractalADSettings(DistillationSettings):
     find_object: bool = False  # True: anomalies follow the object that stands out from the background
     head_width: int = 64  # channels of the head's pyramid
     fractal_points: int = 100_000  # of the chaos game, per fractal
-    readings: tuple[str, ...] = READINGS
 
+    READINGS: ClassVar = {"everything": lambda settings: "; ".join(READINGS)}
     RANGES: ClassVar = {
         **DistillationSettings.RANGES,
         "head_width": Range(1, 4096),
@@ -133,11 +133,6 @@ QUICK = FractalADSettings(
     kd=False,
     head_width=32,
     fractal_points=20_000,
-    readings=(
-        *READINGS,
-        "quick: no distillation (as the official code for textures); no student is of use after so few steps",
-        "quick: small teacher, small images, narrow head, short budget with a schedule",
-    ),
 )
 
 FRACTALAD = Entry(
