@@ -95,15 +95,15 @@ class Mesh:
         straight: Field, bent: Field, whole: Field, cut: Field,
     ) -> Region:  # fmt: skip
         """The pixels that a bent, broken or tarnished wire covers and ought not to, or the other way round."""
+        region: Region = np.zeros(x.shape, dtype=np.bool_)
         if defect == "bent_wire":
-            return (straight < 0.0) != (bent < 0.0)
-        if defect == "broken_wire":
-            return (whole < 0.0) & (cut >= 0.0)
-        if defect == "tarnish":
+            region = (straight < 0.0) != (bent < 0.0)
+        elif defect == "broken_wire":
+            region = (whole < 0.0) & (cut >= 0.0)
+        elif defect == "tarnish":
             stain = irregular(x, y, Stream(f"stain/{centre}"), centre, 24.0, 0.4)
-            on_wire: Region = np.minimum(straight, whole) < 0.0
-            return (stain < 0.0) & on_wire
-        return np.zeros(x.shape, dtype=np.bool_)
+            region = (stain < 0.0) & (np.minimum(straight, whole) < 0.0)
+        return region
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
