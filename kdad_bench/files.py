@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import platformdirs
 
@@ -17,10 +19,16 @@ except ImportError:  # Windows: without locks, `sweep` leaves every temporary fi
     fcntl = None  # type: ignore[assignment]
 
 SUFFIX = ".tmp"  # of a file that is being written: `.NAME.RANDOM.tmp` beside NAME
+JSON_BYTES = 16 << 20  # longest JSON file that is read; the largest of the product's own is far below
+T = TypeVar("T", dict, list)  # type: ignore[type-arg]  # what a JSON file may hold at its top
 
 
 class CacheError(ValueError):
     """The cache folder cannot be used: one line that names it, what is wrong and what to do."""
+
+
+class DamagedError(ValueError):
+    """A file of the product's own is not what it wrote: one line that names it, what is wrong and the remedy."""
 
 
 def cache_folder() -> Path:
@@ -66,6 +74,40 @@ def write_text_whole(path: Path, text: str) -> None:
 def write_bytes_whole(path: Path, content: bytes) -> None:
     """Put `content` at `path` in one step; raises OSError."""
     write_whole(path, lambda temporary: temporary.write_bytes(content))
+
+
+def read_json(path: Path, kind: type[T], *, limit: int = JSON_BYTES) -> T:
+    """The contents of a JSON file, which must be a `kind` (dict or list) of finite numbers and printable text.
+
+    What lies inside of it is for the caller to check. Raises DamagedError for a file that is longer than `limit` bytes,
+    not a regular file, not UTF-8, not JSON, nested too deeply or not a `kind`, and OSError (FileNotFoundError
+    if it is missing) where it cannot be read. A pipe or an endless file neither hangs nor fills the memory.
+    """
+    try:
+        value = json.loads(_read_regular(path, limit).decode("utf-8"))
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")  # NaN, 1e999, half a surrogate pair
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise DamagedError(f"{path}: damaged ({why}); delete it") from error
+    if not isinstance(value, kind):
+        raise DamagedError(f"{path}: damaged (holds {type(value).__name__} and not {kind.__name__}); delete it")
+    return value
+
+
+def _read_regular(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file; ValueError for anything else or more than `limit` bytes."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    content = bytearray()
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("not a regular file")
+        while len(content) <= limit and (chunk := os.read(descriptor, 1 << 20)):
+            content += chunk
+    finally:
+        os.close(descriptor)
+    if len(content) > limit:
+        raise ValueError(f"more than {limit} bytes")
+    return bytes(content)
 
 
 def sweep(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kdad_bench import files
 
@@ -93,3 +96,57 @@ def test_a_cache_folder_that_cannot_be_made_is_one_line(tmp_path: Path, monkeypa
     monkeypatch.setenv("KDAD_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(files.CacheError, match=r"file/cache: the cache folder cannot be made \(Not a directory\)"):
         files.cache_folder()
+
+
+DAMAGED = {
+    "empty": (b"", "Expecting value"),
+    "cut": (b'{"a": 1', "delimiter"),
+    "zeros": (bytes(100), "Expecting value"),
+    "not UTF-8": (b'{"a": "\xff"}', "codec"),
+    "NaN": (b'{"a": NaN}', "not JSON compliant"),
+    "infinite": (b'{"a": [1e999]}', "not JSON compliant"),
+    "half a surrogate pair": (b'{"a": "\\ud800"}', "surrogates"),
+    "deep": (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
+    "deep but allowed": (b'{"a":' * 100_000, "nested too deeply"),
+    "a number of 5,000 digits": (b'{"a": ' + b"9" * 5000 + b"}", "limit"),
+    "list": (b"[1]", "holds list and not dict"),
+    "text": (b'"a"', "holds str and not dict"),
+    "null": (b"null", "holds NoneType and not dict"),
+    "two values": (b"{}{}", "Extra data"),
+    "long": (b'{"a": "' + b"a" * 2000 + b'"}', "more than 1000 bytes"),
+}
+
+
+@pytest.mark.parametrize("kind", list(DAMAGED))
+def test_a_damaged_json_file_is_one_line_that_names_it_and_says_delete(tmp_path: Path, kind: str) -> None:
+    content, why = DAMAGED[kind]
+    (tmp_path / "record.json").write_bytes(content)
+    with pytest.raises(files.DamagedError, match=f"record.json: damaged .*{why}.*; delete it$") as error:
+        files.read_json(tmp_path / "record.json", dict, limit=1000 if kind == "long" else files.JSON_BYTES)
+    assert "\n" not in str(error.value)
+
+
+def test_folders_pipes_and_endless_files_are_no_json_and_do_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(files.DamagedError, match="not a regular file"):
+            files.read_json(path, dict)
+    with pytest.raises(FileNotFoundError):
+        files.read_json(tmp_path / "absent", dict)
+
+
+def test_what_was_written_is_read_again(tmp_path: Path) -> None:
+    for value in ({}, {"σ": [1, 2.5, None, True, "\U0001f600"]}, [], [{"a": -0.0}]):
+        files.write_text_whole(tmp_path / "a.json", json.dumps(value))
+        assert files.read_json(tmp_path / "a.json", type(value)) == value  # type: ignore[type-var]
+
+
+@given(content=st.binary(max_size=60) | st.text('[]{}",:0123456789eE-+.nulltrueNaN\\u \n', max_size=60).map(str.encode))
+def test_any_bytes_are_read_or_called_damaged(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_bytes(content)
+    try:
+        said = str(len(files.read_json(path, dict)))
+    except files.DamagedError as error:
+        said = str(error)
+    assert "\n" not in said
