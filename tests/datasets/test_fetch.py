@@ -19,7 +19,6 @@ import pytest
 from click.testing import CliRunner
 
 from kdad_bench import datasets
-from kdad_bench.datasets import archive as unpacking
 from kdad_bench.datasets import fetch as fetching
 from kdad_bench.datasets.archive import Limits, extract
 from kdad_bench.datasets.category import DatasetError
@@ -374,7 +373,8 @@ def test_bombs_are_refused_by_what_they_declare(tmp_path: Path, limits: Limits, 
     path = archive(tmp_path / "bomb.tar.xz", *(member(f"{index}", bytes(1000)) for index in range(3)))
     with pytest.raises(DatasetError, match=message):
         extract(path, target, limits=limits)
-    assert extract(path, target) == 3
+    (tmp_path / "other").mkdir()
+    assert extract(path, tmp_path / "other") == 3
 
 
 def test_a_header_of_a_gigabyte_is_not_read_into_memory(tmp_path: Path) -> None:
@@ -383,7 +383,7 @@ def test_a_header_of_a_gigabyte_is_not_read_into_memory(tmp_path: Path) -> None:
     path = tmp_path / "pax.tar.xz"
     path.write_bytes(lzma.compress(info.tobuf() + bytes(1 << 20), preset=0))
     (tmp_path / "target").mkdir()
-    with pytest.raises(DatasetError, match="damaged archive"):
+    with pytest.raises(DatasetError, match="refused, an extended header of 1073741824 bytes"):
         extract(path, tmp_path / "target")
 
 
@@ -420,20 +420,6 @@ def test_every_compression_and_size_is_unpacked_exactly(tmp_path: Path, compress
     for size in sizes:
         expected = bytes(range(256)) * (size // 256) + bytes(size % 256)
         assert (tmp_path / "target" / "folder" / f"{size}.bin").read_bytes() == expected
-
-
-def test_the_stream_steps_back_by_a_little_only() -> None:
-    stream = unpacking._Forward(io.BytesIO(bytes(range(200)) * 100))
-    assert stream.read(600)[-1] == 599 % 200
-    stream.seek(599)
-    assert stream.tell() == 599
-    assert list(stream.read(3)) == [199, 0, 1]
-    stream.seek(10_000)
-    assert list(stream.read(2)) == [0, 1]
-    with pytest.raises(tarfile.ReadError, match="jump back"):
-        stream.seek(0)
-    with pytest.raises(tarfile.ReadError, match="header"):
-        stream.read(1 << 30)
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
