@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import lzma
+import os
+import re
+import stat
+import subprocess
+import sys
 import tarfile
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +21,9 @@ import pytest
 
 from kdad_bench.datasets.archive import Limits, extract
 from kdad_bench.datasets.category import DatasetError
+from kdad_bench.datasets.fetch import SOURCES, fetch
+from tests.datasets import hostile
+from tests.datasets.hostile import BOMBS, HOSTILE
 
 
 def member(name: str, data: bytes = b"x", **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
@@ -29,42 +41,152 @@ def archive(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
     return path
 
 
-HOSTILE = {
-    "parent": member("../outside.txt"),
-    "hidden parent": member("a/../../outside.txt"),
-    "absolute": member("/tmp/kdad-outside.txt"),
-    "drive": member("C:\\outside.txt"),
-    "backslash": member("..\\outside.txt"),
-    "link out": member("link", b"", type=tarfile.SYMTYPE, linkname="../../etc"),
-    "absolute link": member("link", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
-    "hard link": member("link", b"", type=tarfile.LNKTYPE, linkname="/etc/passwd"),
-    "device": member("dev", b"", type=tarfile.BLKTYPE, devmajor=8),
-    "character device": member("dev", b"", type=tarfile.CHRTYPE, devmajor=1),
-    "pipe": member("pipe", b"", type=tarfile.FIFOTYPE),
-}
+MEASURED = """
+import json, resource, sys, time
+from pathlib import Path
+from kdad_bench.datasets.archive import extract
+from kdad_bench.datasets.category import DatasetError
+said = {}
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    target = Path(sys.argv[2]) / path.name
+    target.mkdir()
+    began = time.monotonic()
+    try:
+        extract(path, target)
+        said[path.name] = ["unpacked", 0]
+    except DatasetError as error:
+        said[path.name] = [str(error), time.monotonic() - began]
+print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, said]))
+"""
+PUBLISHED = SOURCES["mvtec_ad"]
+
+
+def entries(folder: Path) -> dict[str, tuple[int, str]]:
+    """Everything below a folder: its mode, and the contents of files."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        content = path.read_bytes().hex() if path.is_file() and path.stat().st_size < 1000 else ""
+        found[str(path.relative_to(folder))] = (path.lstat().st_mode, content)
+    return found
 
 
 @pytest.mark.parametrize("kind", list(HOSTILE))
-def test_a_hostile_member_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+def test_a_hostile_archive_is_refused_in_one_line_and_leaves_nothing(tmp_path: Path, kind: str) -> None:
+    made, why = HOSTILE[kind]
+    path = tmp_path / "archive"
+    path.write_bytes(made())
+    (tmp_path / "victim").write_text("original")
+    out = tmp_path / "outer" / "out"
+    out.mkdir(parents=True)
+    (tmp_path / "outer" / "victim").write_text("original")
+    before = entries(tmp_path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(DatasetError, match=why) as error:
+        fetch(PUBLISHED, out, archive=path, sha256=digest)
+    assert str(error.value).isprintable()
+    assert str(path) in str(error.value)
+    assert len(str(error.value)) < len(str(path)) + 400
+    assert entries(tmp_path) == before
+    assert not list(Path("/tmp").glob("kdad-outside*"))
+
+
+@pytest.mark.parametrize("kind", list(HOSTILE))
+def test_what_is_written_before_the_refusal_lies_inside(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "archive"
+    path.write_bytes(HOSTILE[kind][0]())
     target = tmp_path / "deep" / "target"
     target.mkdir(parents=True)
-    path = archive(tmp_path / "hostile.tar.xz", member("fine.txt"), HOSTILE[kind], member("after.txt"))
-    with pytest.raises(DatasetError, match="refused, member") as error:
+    with pytest.raises(DatasetError):
         extract(path, target)
-    assert "\n" not in str(error.value)
-    assert str(path) in str(error.value)
-    assert [entry.name for entry in target.iterdir()] == ["fine.txt"]
-    assert sorted(entry.name for entry in tmp_path.rglob("*")) == ["deep", "fine.txt", "hostile.tar.xz", "target"]
+    assert sorted(os.listdir(tmp_path)) == ["archive", "deep"]
+    assert os.listdir(tmp_path / "deep") == ["target"]
+    for inside in target.rglob("*"):
+        assert stat.S_ISREG(inside.lstat().st_mode) or stat.S_ISDIR(inside.lstat().st_mode)
 
 
-def test_a_link_that_leads_a_later_member_out_is_refused(tmp_path: Path) -> None:
+def test_hostile_archives_take_less_than_256_mb_and_little_time(tmp_path: Path) -> None:
+    (tmp_path / "archives").mkdir()
+    (tmp_path / "targets").mkdir()
+    for number, (made, _) in enumerate((HOSTILE | BOMBS).values()):
+        (tmp_path / "archives" / f"{number:03}").write_bytes(made())
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, tmp_path / "archives", tmp_path / "targets"],
+        capture_output=True, text=True, timeout=200, check=True,
+    )  # fmt: skip
+    megabytes, said = json.loads(done.stdout)
+    for (kind, (_, why)), (message, seconds) in zip((HOSTILE | BOMBS).items(), said.values(), strict=True):
+        assert re.search(why, message), (kind, message)
+        assert seconds < 20, kind
+    assert megabytes < 256
+
+
+def test_a_link_put_in_the_way_is_not_followed(tmp_path: Path) -> None:
+    """Should a name ever pass that should not, or another process meddle, the opened folders still hold."""
+    (tmp_path / "outside").mkdir()
     target = tmp_path / "target"
     target.mkdir()
-    inner = member("a", b"", type=tarfile.SYMTYPE, linkname=".")
-    step = member("a/b", b"", type=tarfile.SYMTYPE, linkname="..")
-    with pytest.raises(DatasetError, match="refused"):
-        extract(archive(tmp_path / "x.tar.xz", inner, step, member("a/b/outside.txt")), target)
-    assert not (tmp_path / "outside.txt").exists()
+    (target / "fine").symlink_to(tmp_path / "outside")
+    path = tmp_path / "archive"
+    path.write_bytes(hostile.tar())
+    with pytest.raises(DatasetError, match="cannot be written"):
+        extract(path, target)
+    (target / "fine").unlink()
+    (target / "fine").mkdir()
+    (target / "fine" / "one.txt").symlink_to(tmp_path / "outside" / "one.txt")
+    with pytest.raises(DatasetError, match="cannot be written"):
+        extract(path, target)
+    assert os.listdir(tmp_path / "outside") == []
+
+
+ORDINARY = {
+    "ustar": lambda: hostile.tar(hostile.entry("a/b.txt")),
+    "leading dots": lambda: hostile.tar(hostile.entry("./", b"", type=tarfile.DIRTYPE), hostile.entry("./a/b.txt")),
+    "a folder twice": lambda: hostile.tar(hostile.entry("a", b"", type=tarfile.DIRTYPE) * 2, hostile.entry("a/b.txt")),
+    "folders with setgid": lambda: hostile.tar(
+        hostile.entry("a", b"", type=tarfile.DIRTYPE, mode=0o2775), hostile.entry("a/b.txt", mode=0o777)
+    ),
+    "pax": lambda: hostile.tar(hostile.pax({"path": b"a/b.txt", "mtime": b"1.5", "size": b"1"}) + hostile.entry("c")),
+    "comment": lambda: hostile.tar(hostile.pax({"comment": b"c" * 40}, b"g"), hostile.entry("a/b.txt")),
+    "long name": lambda: hostile.tar(hostile.named(b"a/" + b"c" * 250), hostile.entry("a/b.txt")),
+    "Unicode": lambda: hostile.tar(hostile.entry("größe/σ.png"), hostile.entry("a/b.txt")),
+    "zip": lambda: hostile.zipped(("a/", b""), ("a/b.txt", b"x")),
+    "stored zip": lambda: hostile.zipped(("a/b.txt", b"x"), method=zipfile.ZIP_STORED),
+    "zip with modes": lambda: hostile.zipped(
+        hostile.of_mode("a/", stat.S_IFDIR | 0o2755, b""), hostile.of_mode("a/b.txt", stat.S_IFREG | 0o755)
+    ),
+    "zip with a UTF-8 name": lambda: hostile.zipped(("größe/σ.png", b"x"), ("a/b.txt", b"x")),
+}
+
+
+@pytest.mark.parametrize("kind", list(ORDINARY))
+def test_ordinary_archives_are_unpacked_without_their_modes(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "archive").write_bytes(ORDINARY[kind]())
+    (tmp_path / "target").mkdir()
+    umask = os.umask(0o022)
+    try:
+        assert extract(tmp_path / "archive", tmp_path / "target") >= 2
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "target" / "a" / "b.txt").read_bytes() == b"x"
+    assert (tmp_path / "target" / "a" / "b.txt").stat().st_mode & 0o7777 == 0o644
+    assert (tmp_path / "target" / "a").stat().st_mode & 0o7777 == 0o755
+
+
+def test_a_zip_of_many_members_and_64_bit_fields_is_unpacked_exactly(tmp_path: Path) -> None:
+    path = tmp_path / "archive.zip"
+    contents = {f"a/{size}.bin": bytes(range(256)) * (size // 256) for size in (0, 256, 65_536, 131_072, 1 << 20)}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, data in contents.items():
+            with made.open(name, "w", force_zip64=True) as file:
+                file.write(data)
+        with warnings.catch_warnings():  # of a name that is there twice: folders may be
+            warnings.simplefilter("ignore")
+            for _ in range(70_000):
+                made.writestr("b/", b"")
+    (tmp_path / "target").mkdir()
+    assert extract(path, tmp_path / "target") == len(contents)
+    for name, data in contents.items():
+        assert (tmp_path / "target" / name).read_bytes() == data
 
 
 @pytest.mark.parametrize(
