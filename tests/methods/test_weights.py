@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kdad_bench.methods.backbones import FACTS, build, names
+from kdad_bench.methods.backbones import FACTS, build, names, weights
 from kdad_bench.methods.backbones.efficientnet_lite import norm
 from kdad_bench.methods.backbones.weights import WeightsError, download, find_weights, load_teacher
 
@@ -44,6 +44,12 @@ def server() -> Iterator[str]:
     http.shutdown()
     thread.join()
     http.server_close()
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pause between attempts."""
+    monkeypatch.setattr(weights, "PAUSE_SECONDS", 0.001)
 
 
 @pytest.fixture

