@@ -347,5 +347,4 @@ def published(work: Work) -> str:
     from kdad_bench.leaderboard.pages import publish
 
     publish(work.out, work.beside)
-    pages = (os.path.relpath(work.beside / name) for name in ("leaderboard.md", "leaderboard.html"))
-    return f"leaderboard: {', '.join(pages)}"
+    return f"leaderboard: {', '.join(os.path.relpath(work.beside / f'leaderboard.{kind}') for kind in ('md', 'html'))}"
