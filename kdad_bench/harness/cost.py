@@ -12,7 +12,9 @@ from kdad_bench.harness import clock
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.protocol import PROTOCOL
 from kdad_bench.methods.protocol import Method
+from kdad_bench.methods.resizing import resized
 
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 QUICK_BATCHES = (1, 8, 32)
 QUICK_CURVE = clock.Budget(3, 0.3)  # of each point of the throughput curve in the `quick` preset
 CURVE_WARMUP = clock.Budget(1, 0.2)
@@ -29,7 +31,7 @@ def cost_of(method: Method, images: Tensor, job: Job) -> dict[str, Any]:
 def latencies(method: Method, one: Tensor, device: str, *, quick: bool) -> dict[str, Any]:
     """Milliseconds of one image through `score` and through the networks alone, and the networks' operations."""
     warmup, budget = (clock.QUICK_WARMUP, clock.QUICK_TIMED) if quick else (clock.WARMUP, clock.TIMED)
-    calls = {"score": lambda: method.score(one), "networks": lambda: method.networks(one)}
+    calls = {"score": lambda: method.score(one), "networks": networks_on(method, one)}
     timings = clock.interleaved(calls, device, warmup=warmup, budget=budget)
     return {
         "latency_ms": timings["score"].median_ms,
@@ -38,6 +40,22 @@ def latencies(method: Method, one: Tensor, device: str, *, quick: bool) -> dict[
         "latency_samples_ms": timings["score"].samples_ms,
         "gflops": clock.flops(calls["networks"]) / 1e9,
     }
+
+
+def networks_on(method: Method, images: Tensor) -> Callable[[], object]:
+    """A call that runs the networks alone, on what they see when `score` is given `images` [N, 3 M, R, R].
+
+    That is the images at the method's `image_size`, under autocast for its precision: neither the resolution of the
+    run nor a precision of its own is measured.
+    """
+    seen = resized(images, method.settings.image_size)
+    half = HALVES.get(method.settings.precision)
+
+    def networks() -> object:
+        with torch.autocast(images.device.type, dtype=half, enabled=half is not None):
+            return method.networks(seen)
+
+    return networks
 
 
 def throughput(method: Method, images: Tensor, device: str, *, quick: bool) -> dict[str, Any]:

@@ -70,6 +70,22 @@ class Job:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
+    def deviations(self) -> tuple[str, ...]:
+        """Where a source settles something and this job does otherwise: the settings' words, then the job's own.
+
+        A job without a teacher is a floor and follows no source.
+        """
+        if self.weights is None:
+            return tuple(self.settings.deviations)
+        size, share = self.settings.image_size, self.hold_out
+        said = {
+            "resizing": size != self.resolution and f"twice, file to {self.resolution} px to {size} px (papers: once)",
+            "hold_out": share and f"{share:g} of the normals are kept from the method (papers: it learns from all)",
+            "weights": self.weights.source == "random" and "random (papers: trained on ImageNet)",
+        }
+        return (*self.settings.deviations, *(f"{subject}: {words}" for subject, words in said.items() if words))
+
+    @property
     def label(self) -> str:
         """How people read this job: `stfpm synthetic/weave seed 0`."""
         modality = "" if self.category.modality == "rgb" else f" {self.category.modality}"

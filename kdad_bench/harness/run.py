@@ -23,7 +23,7 @@ from kdad_bench.harness.late_fusion import FusedModalities
 from kdad_bench.harness.output import Work, checkpoint_path, earlier_losses, keep_beside
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
 from kdad_bench.harness.scoring import as_images, batch_invariance, score_all
-from kdad_bench.leaderboard.row import Row
+from kdad_bench.leaderboard.row import COLUMNS, Row
 from kdad_bench.methods import entry
 from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
 from kdad_bench.methods.protocol import Fitting, Method
@@ -184,7 +184,9 @@ def thinned(losses: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def columns_of(job: Job) -> dict[str, Any]:
     """The columns of a row that are known before the job runs."""
+    deviations = {"deviations": job.deviations} if "deviations" in COLUMNS else {}  # a column of newer schemas
     return {
+        **deviations,
         "job_id": job.id,
         "protocol_version": PROTOCOL_VERSION,
         "method": job.method,

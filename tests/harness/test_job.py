@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdad_bench.harness.job import TeacherWeights
+from kdad_bench.harness.job import Job, TeacherWeights
 from tests.harness.planned import jobs_of
 
 
@@ -49,3 +49,19 @@ def test_changed_data_give_another_id(tmp_path: Path) -> None:
     image = tree / "bolt" / "train" / "good" / "000.png"
     (tree / "bolt" / "train" / "good" / "001.png").write_bytes(image.read_bytes())
     assert jobs_of(tree)[0].id != before
+
+
+def test_what_a_job_does_otherwise_than_the_papers_follows_from_the_job(tiny_tree: Path) -> None:
+    stfpm, floor = jobs_of(tiny_tree)[:2]
+    real = replace(stfpm, weights=TeacherWeights(teacher="efficientnet_lite0", source="file.pth", sha256="abc"))
+
+    def words(job: Job) -> list[str]:
+        return [one.partition(":")[0] for one in job.deviations if one not in job.settings.deviations]
+
+    assert real.settings.image_size == real.resolution
+    assert words(real) == []
+    assert words(stfpm) == ["weights"]  # random, in these tests
+    assert words(replace(real, hold_out=0.2)) == ["hold_out"]
+    assert words(replace(real, resolution=256)) == ["resizing"]
+    assert "file to 256 px to 128 px" in " ".join(replace(real, resolution=256).deviations)
+    assert words(replace(floor, resolution=256, hold_out=0.2)) == []
