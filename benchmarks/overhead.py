@@ -21,9 +21,11 @@ import torch
 
 from kdad_bench import datasets
 from kdad_bench.harness import run
-from kdad_bench.harness.job import Selection, plan, teachers
+from kdad_bench.harness.output import Work
+from kdad_bench.harness.perform import perform
+from kdad_bench.harness.plan import plan, teachers
+from kdad_bench.harness.selection import Selection
 from kdad_bench.harness.teachers import find
-from kdad_bench.harness.work import Work, perform
 from kdad_bench.methods import METHODS
 from kdad_bench.methods.distillation import StudentTeacher, Teacher
 

@@ -1,1 +1,1 @@
-"""The roof: jobs, data sets, metrics, clocks, executors and the command line. It may see every room."""
+"""The corridor: options, selection, plan, jobs, scoring, clocks, executors. It sees every room but the command line."""

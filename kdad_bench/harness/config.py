@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kdad_bench.harness.job import suggestion
+from kdad_bench.harness.choices import suggestion
+from kdad_bench.harness.options import RunTable, message_of
 from kdad_bench.methods import METHODS
 from kdad_bench.methods.backbones.names import BACKBONES
 
@@ -18,31 +19,19 @@ class ConfigError(ValueError):
     """A config file that cannot be used; one line per mistake."""
 
 
-class RunTable(BaseModel):
-    """`[run]`: the same choices as the options of `kdad-bench run`, which win over the file."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    methods: list[str] = Field(default_factory=list)
-    datasets: list[str] = Field(default_factory=list)
-    categories: list[str] = Field(default_factory=list)
-    seeds: int | list[int] | None = None
-    preset: str | None = None
-    device: str | None = None
-    data_root: str | None = None
-    out: str | None = None
-    resolution: int | None = Field(default=None, ge=32, le=8192)
-    modality: str | None = None
-    weights: dict[str, str] = Field(default_factory=dict)  # teacher -> file
-
-
 class Config(BaseModel):
     """A whole config file: `[run]`, and `[settings]` for all methods or `[settings.<method>]` for one."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     run: RunTable = Field(default_factory=RunTable)
     settings: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """The fields of `RunOptions` that the file names."""
+        named = {name: getattr(self.run, name) for name in self.run.model_fields_set}
+        return {**named, "settings": self.shared_settings, "method_settings": self.method_settings}
 
     @property
     def shared_settings(self) -> dict[str, Any]:
@@ -88,7 +77,7 @@ def mistakes(path: Path, text: str, error: ValidationError) -> list[str]:
     lines = []
     for item in error.errors():
         keys = tuple(str(part) for part in item["loc"])
-        message = item["msg"]
+        message = message_of(item)
         if item["type"] == "extra_forbidden":
             known = RunTable.model_fields if keys[0] == "run" and len(keys) > 1 else Config.model_fields
             message = f"not a field{suggestion(keys[-1], list(known))}"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from kdad_bench.files import write_text_whole
 
 FILE = "decision.json"
 
@@ -26,9 +27,7 @@ class Decision:
 
     def write(self, folder: Path) -> None:
         """Put it beside the model, whole."""
-        temporary = folder / f".{FILE}.{os.getpid()}"
-        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / FILE)
+        write_text_whole(folder / FILE, json.dumps(asdict(self), indent=2) + "\n")
 
     def threshold(self, false_alarms: float) -> float:
         """The score above which an image is called anomalous, for a wanted false-alarm rate in (0, 1).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections import deque
@@ -14,15 +15,64 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.job import Job
-from kdad_bench.harness.work import Work, perform, record_failure
+from kdad_bench.harness.options import RunOptions
+from kdad_bench.harness.output import Work
+from kdad_bench.harness.perform import perform, record_failure
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.leaderboard.store import StoreError
 
 ATTEMPTS = 2  # how often a job is tried when its worker dies under it
 BUSY_RETRY_SECONDS = 1.0  # a job that another runner holds is looked at again after this long
+CONNECT_SECONDS = 10.0  # for a Ray cluster to answer
 Started = Callable[[Job], None]
 Outcomes = Generator[tuple[Job, Row], None, None]
+
+
+def outcomes(jobs: Sequence[Job], work: Work, started: Started, options: RunOptions) -> Outcomes:
+    """The (job, row) stream of the executor that `options` choose; raises SelectionError for one that is not there."""
+    if options.threads:  # a worker takes its own
+        import torch
+
+        torch.set_num_threads(options.threads)
+    if options.executor == "ray":
+        refuse_no_ray(options.address)
+        return on_ray(
+            jobs, work, started,
+            address=options.address, job_timeout=options.job_timeout, gpu_fraction=options.gpu_fraction,
+        )  # fmt: skip
+    if options.executor == "local" or options.job_timeout or options.workers > 1:  # only a process can be stopped
+        return local(
+            jobs, work, started,
+            workers=options.workers, job_timeout=options.job_timeout, threads=options.threads,
+        )  # fmt: skip
+    return in_process(jobs, work, started)
+
+
+def refuse_no_ray(address: str | None) -> None:
+    """Raises SelectionError without the package, or without a cluster at `address`."""
+    try:
+        import ray  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise SelectionError("--executor ray needs Ray: pip install 'kdad-bench[ray]'") from error
+    if address:
+        refuse_silence(address)
+
+
+def refuse_silence(address: str) -> None:
+    """Raises SelectionError if nobody listens at the address of a Ray cluster: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        if address in ("auto", "local"):
+            return
+        raise SelectionError(f"--address {address}: not HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise SelectionError(
+            f"--address {address}: nobody answers there ({error}); is the Ray cluster running?"
+        ) from error
 
 
 def in_process(jobs: Sequence[Job], work: Work, started: Started) -> Outcomes:

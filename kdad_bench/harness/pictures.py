@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from kdad_bench.files import write_whole
+
 TILE = 160  # px
 GAP = 6
 CAPTION = 16
@@ -52,7 +54,7 @@ def contact_sheet(
         mask = None if masks is None else masks[index]
         for column, tile in enumerate(tiles(images[index], mask, maps[index], low, high)):
             sheet.paste(tile, (GAP + column * (TILE + GAP), top + CAPTION))
-    sheet.save(path, optimize=True)
+    write_whole(path, lambda temporary: sheet.save(temporary, format="PNG", optimize=True))
 
 
 def chosen(scores: NDArray[Any], labels: NDArray[np.bool_]) -> list[tuple[str, int]]:

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from kdad_bench.harness.job import SelectionError, TeacherWeights
+from kdad_bench.harness.choices import SelectionError, suggestion
+from kdad_bench.harness.job import TeacherWeights
+from kdad_bench.harness.options import RunOptions
+from kdad_bench.harness.plan import teachers
+from kdad_bench.harness.selection import Selection
 from kdad_bench.methods.backbones import weights
+from kdad_bench.methods.backbones.names import BACKBONES
 
 RANDOM = "random"
+
+
+def weights_for(selection: Selection, options: RunOptions) -> Mapping[str, TeacherWeights]:
+    """Teacher -> its weights, for all that `selection` needs; a dry run downloads none.
+
+    Raises SelectionError for a name that is no teacher, and for a file of weights that is none.
+    """
+    names = teachers(selection)
+    for name in names:
+        if name not in BACKBONES:
+            raise SelectionError(f"unknown teacher '{name}'{suggestion(name, BACKBONES)}; have: {', '.join(BACKBONES)}")
+    sources = {name: options.all_weights or options.weights.get(name) for name in names}
+    return {name: find(name, source, may_download=not options.dry_run) for name, source in sources.items()}
 
 
 def find(name: str, source: str | None, *, may_download: bool) -> TeacherWeights:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from kdad_bench.cli import cli
-from kdad_bench.harness.decision import Decision, DecisionError
 from tests.conftest import write_tree
 
 
@@ -88,11 +89,14 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert errors.count("\n") == 1
 
 
-def test_the_threshold_is_the_conformal_quantile() -> None:
-    scores = tuple(float(i) for i in range(1, 20))  # n = 19: rate 0.05 needs the 19th of 19
-    assert Decision(category="x", resolution=64, normal_scores=scores).threshold(0.05) == 19.0
-    assert Decision(category="x", resolution=64, normal_scores=scores).threshold(0.5) == 10.0
-    with pytest.raises(DecisionError, match="cannot promise"):
-        Decision(category="x", resolution=64, normal_scores=scores).threshold(0.04)
-    with pytest.raises(DecisionError, match="no held-out scores"):
-        Decision(category="x", resolution=64).threshold(0.1)
+def test_a_model_whose_weights_are_not_finite_calls_nothing_normal(model: tuple[Path, Path], tmp_path: Path) -> None:
+    saved, tree = model
+    broken = tmp_path / "broken"
+    shutil.copytree(saved, broken)
+    state = load_file(broken / "model.safetensors")
+    state["mean"][0, 3, 3] = float("nan")
+    save_file(state, broken / "model.safetensors")
+    code, output, errors = predict(broken, tree / "bolt" / "test")
+    assert (code, output) == (2, "")
+    assert "the scores of method 'pixel_mean' are not finite" in errors
+    assert errors.count("\n") == 1

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from kdad_bench.cli import VARIABLES, BadInput, cli
-from kdad_bench.cli.run import make_room_for_other_work, refuse_silence
+from kdad_bench.cli import VARIABLES, cli
 from kdad_bench.kernels import dispatch
 from kdad_bench.leaderboard import store
 from kdad_bench.methods import METHODS
@@ -265,7 +263,7 @@ def test_the_variables_of_the_command_line_are_those_of_the_kernels() -> None:
 def test_tensorboard_is_asked_for_before_anything_runs(
     tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdad_bench.cli.run.find_spec", lambda name: None)
+    monkeypatch.setattr("kdad_bench.harness.selection.find_spec", lambda name: None)
     found = floor(tiny_tree, tmp_path / "out", "--tensorboard")
     assert found.exit_code == 2
     assert "pip install tensorboard" in found.output
@@ -298,34 +296,10 @@ def test_other_work_on_the_machine_is_told(tiny_tree: Path, tmp_path: Path, monk
     assert "other work" not in floor(tiny_tree, tmp_path, "--force").output
 
 
-@pytest.mark.parametrize(
-    ("busy", "given", "spins"),
-    [
-        (0.5, {}, "10000"),
-        (0.1, {}, None),
-        (0.5, {"GOMP_SPINCOUNT": "7"}, "7"),
-        (0.5, {"OMP_WAIT_POLICY": "PASSIVE"}, None),
-    ],
-)
-def test_threads_spin_less_beside_other_work_unless_the_environment_says_how(
-    busy: float, given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("kdad_bench.harness.environment.busy_elsewhere", lambda: busy)
-    monkeypatch.setattr(os, "environ", dict(given))
-    assert make_room_for_other_work() == busy
-    assert os.environ.get("GOMP_SPINCOUNT") == spins
-
-
 def test_several_workers_are_processes(tiny_tree: Path, tmp_path: Path) -> None:
     found = floor(tiny_tree, tmp_path, "--workers", "2", "--threads", "1")
     assert found.exit_code == 0, found.output
     assert {row["threads"] for row in rows(tmp_path).values()} == {1}
-
-
-def test_nobody_at_the_address_of_a_ray_cluster_is_told_at_once() -> None:
-    for address, words in (("127.0.0.1:1", "nobody answers there"), ("nohost", "not HOST:PORT")):
-        with pytest.raises(BadInput, match=words):
-            refuse_silence(address)
 
 
 def test_a_damaged_checkpoint_starts_the_training_anew(tiny_tree: Path, tmp_path: Path) -> None:

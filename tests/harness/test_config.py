@@ -26,7 +26,7 @@ steps = 5
 learning_rate = 0.1
 """
     config = read(written(tmp_path, text))
-    assert config.run.seeds == [3, 7]
+    assert config.run.seeds == (3, 7)
     assert config.shared_settings == {"steps": 5}
     assert config.method_settings == {"stfpm": {"learning_rate": 0.1}}
 

@@ -18,8 +18,9 @@ import json, sys
 from pathlib import Path
 from kdad_bench.harness import run
 from kdad_bench import datasets
-from kdad_bench.harness.job import Selection, plan
-from kdad_bench.harness.work import Work
+from kdad_bench.harness.plan import plan
+from kdad_bench.harness.selection import Selection
+from kdad_bench.harness.output import Work
 
 tree, modality, out = sys.argv[1:]
 (category,) = datasets.categories("folder:" + tree, None, modality=modality)

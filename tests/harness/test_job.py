@@ -1,4 +1,4 @@
-"""Jobs: identity, plan, selection."""
+"""Jobs: their identity."""
 
 from __future__ import annotations
 
@@ -7,35 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kdad_bench import datasets
-from kdad_bench.harness.job import Job, Selection, SelectionError, TeacherWeights, plan, seeds_from
-
-WEIGHTS = {
-    name: TeacherWeights(teacher=name, source="random", sha256="random")
-    for name in ("efficientnet_lite0", "resnet18", "wide_resnet50_2", "vgg16")
-}
-
-
-def selection(tree: Path, **changes: object) -> Selection:
-    """Two methods, two categories, two seeds."""
-    base = Selection(
-        methods=(("stfpm", ""), ("pixel_mean", "")),
-        categories=tuple(datasets.categories(f"folder:{tree}", None)),
-        seeds=(0, 1),
-        preset="quick",
-        device="cpu",
-    )
-    return replace(base, **changes)  # type: ignore[arg-type]
-
-
-def jobs_of(tree: Path, **changes: object) -> list[Job]:
-    return plan(selection(tree, **changes), WEIGHTS)
-
-
-def test_the_plan_is_every_method_category_and_seed_with_seeds_outermost(tiny_tree: Path) -> None:
-    labels = [(job.seed, job.category.name, job.method) for job in jobs_of(tiny_tree)]
-    assert len(labels) == 8
-    assert labels == sorted(labels, key=lambda one: (one[0], one[1]))
+from kdad_bench.harness.job import Job, TeacherWeights
+from tests.harness.planned import jobs_of
 
 
 def test_ids_are_distinct_and_the_same_when_planned_again(tiny_tree: Path) -> None:
@@ -78,54 +51,17 @@ def test_changed_data_give_another_id(tmp_path: Path) -> None:
     assert jobs_of(tree)[0].id != before
 
 
-def test_an_override_is_named_in_the_preset_and_one_equal_to_the_default_is_the_same_job(tiny_tree: Path) -> None:
-    job = jobs_of(tiny_tree)[0]
-    assert job.preset == "quick"
-    assert jobs_of(tiny_tree, overrides={"steps": 7})[0].preset == "quick[steps=7]"
-    assert jobs_of(tiny_tree, overrides={"steps": job.settings.steps})[0].id == job.id
+def test_what_a_job_does_otherwise_than_the_papers_follows_from_the_job(tiny_tree: Path) -> None:
+    stfpm, floor = jobs_of(tiny_tree)[:2]
+    real = replace(stfpm, weights=TeacherWeights(teacher="efficientnet_lite0", source="file.pth", sha256="abc"))
 
+    def words(job: Job) -> list[str]:
+        return [one.partition(":")[0] for one in job.deviations if one not in job.settings.deviations]
 
-def test_a_label_holds_the_overrides_that_the_method_takes(tiny_tree: Path) -> None:
-    jobs = jobs_of(
-        tiny_tree, overrides={"steps": 7, "learning_rate": 0.1}, method_overrides={"stfpm": {"momentum": 0.5}}
-    )
-    labels = {job.method: job.preset for job in jobs}
-    assert labels["pixel_mean"] == "quick[steps=7]"
-    assert labels["stfpm"] == "quick[learning_rate=0.1,momentum=0.5,steps=7]"
-
-
-def test_a_shared_override_reaches_only_methods_that_have_the_field(tiny_tree: Path) -> None:
-    stfpm, floor = jobs_of(tiny_tree, overrides={"learning_rate": 0.01})[:2]
-    assert stfpm.settings.learning_rate == 0.01
-    assert not hasattr(floor.settings, "learning_rate")
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        ({"stfpm": {"lerning_rate": 0.1}}, "did you mean 'learning_rate'"),
-        ({"stfpm": {"learning_rate": "fast"}}, "learning_rate='fast' does not fit"),
-        ({"stfpm": {"compiled": "fast"}}, "compiled 'fast' is not known; have: off, default, reduce-overhead"),
-        ({"stfpm": {"precision": "fp8"}}, "precision 'fp8' is not known; have: fp32, bf16, fp16"),
-        ({"stfpm": {"seed": 3}}, "'seed' cannot be set: choose seeds with --seeds"),
-    ],
-)
-def test_a_wrong_setting_is_named_with_the_remedy(tiny_tree: Path, overrides: dict[str, object], words: str) -> None:
-    with pytest.raises(SelectionError, match=words):
-        jobs_of(tiny_tree, method_overrides=overrides)
-
-
-def test_an_unknown_variant_lists_those_there_are(tiny_tree: Path) -> None:
-    with pytest.raises(SelectionError, match=r"no variant 'papr_scale' .did you mean 'paper_scale'"):
-        jobs_of(tiny_tree, methods=(("stfpm", "papr_scale"),))
-
-
-@pytest.mark.parametrize(("text", "seeds"), [("1", (0,)), ("3", (0, 1, 2)), ("3,7", (3, 7)), ("5,", (5,))])
-def test_seeds_are_a_count_or_a_list(text: str, seeds: tuple[int, ...]) -> None:
-    assert seeds_from(text) == seeds
-
-
-@pytest.mark.parametrize("text", ["", "x", "0", "1,1", "-1", "1.5", "1,b"])
-def test_seeds_that_mean_nothing_are_refused(text: str) -> None:
-    with pytest.raises(SelectionError, match="seeds"):
-        seeds_from(text)
+    assert real.settings.image_size == real.resolution
+    assert words(real) == []
+    assert words(stfpm) == ["weights"]  # random, in these tests
+    assert words(replace(real, hold_out=0.2)) == ["hold_out"]
+    assert words(replace(real, resolution=256)) == ["resizing"]
+    assert "file to 256 px to 128 px" in " ".join(replace(real, resolution=256).deviations)
+    assert words(replace(floor, resolution=256, hold_out=0.2)) == []

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from kdad_bench import datasets
-from kdad_bench.harness.job import Job, Selection, TeacherWeights, plan
-from kdad_bench.harness.run import as_images, build, normals, run
-from kdad_bench.harness.work import Work
+from kdad_bench.harness.job import Job, TeacherWeights
+from kdad_bench.harness.output import Work
+from kdad_bench.harness.plan import plan
+from kdad_bench.harness.run import build, normals, run
+from kdad_bench.harness.scoring import as_images
+from kdad_bench.harness.selection import Selection
 from kdad_bench.methods import METHODS
 from tests.conftest import write_tree
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from kdad_bench.harness.run import ScoreError, batch_invariance, score_all, thinned
-from kdad_bench.harness.work import reason_of
+from kdad_bench.harness.perform import reason_of
+from kdad_bench.harness.scoring import ScoreError, batch_invariance, score_all
 from kdad_bench.methods.protocol import Scores
 from kdad_bench.metrics.exact import MetricError, pixel_metrics
 
-JOB: Any = SimpleNamespace(name="some_method")
+METHOD = "some_method"
 IMAGES = torch.rand(20, 3, 8, 8)
 
 
@@ -37,7 +35,7 @@ def honest(images: Tensor) -> Scores:
 
 
 def test_scores_come_back_for_all_images_in_order() -> None:
-    scores = score_all(Answering(honest), IMAGES, JOB)  # type: ignore[arg-type]
+    scores = score_all(Answering(honest), IMAGES, METHOD)  # type: ignore[arg-type]
     assert torch.equal(scores.image, honest(IMAGES).image)
     assert torch.equal(scores.pixel, honest(IMAGES).pixel)
 
@@ -55,7 +53,7 @@ def test_scores_come_back_for_all_images_in_order() -> None:
 )
 def test_an_answer_that_breaks_the_protocol_names_the_method(answer: Any) -> None:
     with pytest.raises(ScoreError, match="method 'some_method'"):
-        score_all(Answering(answer), IMAGES, JOB)  # type: ignore[arg-type]
+        score_all(Answering(answer), IMAGES, METHOD)  # type: ignore[arg-type]
 
 
 def test_a_nan_in_a_map_is_an_error_that_names_method_and_image_never_a_number() -> None:
@@ -75,7 +73,7 @@ def test_a_gpu_out_of_memory_gets_one_more_try_with_smaller_batches() -> None:
         return honest(images)
 
     method = Answering(tight)
-    scores = score_all(method, IMAGES, JOB)  # type: ignore[arg-type]
+    scores = score_all(method, IMAGES, METHOD)  # type: ignore[arg-type]
     assert torch.equal(scores.image, honest(IMAGES).image)
     assert method.batches == [10, *[2] * 10]  # 20 images in two equal batches, at most SCORE_BATCH each
 
@@ -85,7 +83,7 @@ def test_a_gpu_that_stays_out_of_memory_fails_the_job_with_the_reason() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     with pytest.raises(torch.OutOfMemoryError) as caught:
-        score_all(Answering(full), IMAGES, JOB)  # type: ignore[arg-type]
+        score_all(Answering(full), IMAGES, METHOD)  # type: ignore[arg-type]
     assert "Tried to allocate 2.00 GiB" in reason_of(caught.value)
 
 
@@ -96,23 +94,5 @@ def test_a_method_that_normalises_over_the_batch_shows_in_the_invariance_column(
 
     for answer, invariant in ((honest, True), (over_the_batch, False)):
         method: Any = Answering(answer)
-        found = batch_invariance(method, IMAGES, score_all(method, IMAGES, JOB))
+        found = batch_invariance(method, IMAGES, score_all(method, IMAGES, METHOD))
         assert (found == 0.0) is invariant
-
-
-def test_a_loss_curve_in_a_row_is_short_and_keeps_its_end() -> None:
-    curve = [{"step": float(step), "loss": 1.0 / step} for step in range(1, 1001)]
-    kept = thinned(curve)
-    assert len(kept) <= 200
-    assert kept[-1] == curve[-1]
-    assert thinned([]) == []
-
-
-def test_a_reason_is_one_line_with_the_place_in_this_package(tmp_path: Path) -> None:
-    try:
-        pixel_metrics(torch.zeros(2, 3), None, region_index=None)
-        pixel_metrics(torch.zeros(2, 3), torch.zeros(2, 3))
-    except MetricError as error:
-        reason = reason_of(error)
-    assert "\n" not in reason
-    assert "exact.py:" in reason

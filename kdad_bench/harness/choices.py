@@ -1,0 +1,83 @@
+"""What a person names on the command line or in a config file: methods, seeds, settings; each name checked once."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from kdad_bench.methods import METHODS
+
+MOST_SEED = 2**63 - 1  # what a column of rows holds
+MOST_SEEDS = 10_000
+LEAST_SIDE, MOST_SIDE = 32, 8192  # of square images, px
+
+
+class SelectionError(ValueError):
+    """A selection that cannot be planned: an unknown method, variant, setting or seed; one line with the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preset:
+    """What a preset means to the harness; what it means to a method is in the method's own `Entry.presets`."""
+
+    resolution: int  # side in px at which images are given to methods and maps are evaluated
+    seeds: int  # how many seeds unless --seeds says otherwise
+
+
+PRESETS = {
+    "quick": Preset(resolution=128, seeds=2),
+    "paper": Preset(resolution=256, seeds=3),
+}
+
+
+def suggestion(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    """` (did you mean 'x'?)` for the closest known word, or nothing."""
+    close = get_close_matches(word, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def method_choice(text: str) -> tuple[str, str]:
+    """Split `method[:variant]`; raises SelectionError for an unknown method."""
+    method, _, variant = text.partition(":")
+    if method not in METHODS:
+        raise SelectionError(f"unknown method '{method}'{suggestion(method, METHODS)}; have: {', '.join(METHODS)}")
+    return method, variant
+
+
+def seeds_from(text: str) -> tuple[int, ...]:
+    """`4` -> (0, 1, 2, 3); `3,7` -> (3, 7); `5,` -> (5,). Raises SelectionError for anything else."""
+    parts = [part for part in text.split(",") if part.strip()]
+    if not parts or not all(part.strip().isdecimal() for part in parts):
+        raise SelectionError(f"seeds '{text}' is neither a count (3) nor a list (0,4,7)")
+    numbers = tuple(int(part) for part in parts)
+    if "," in text:
+        if max(numbers) > MOST_SEED:
+            raise SelectionError(f"seeds '{text}': a seed is at most {MOST_SEED}")
+        if len(set(numbers)) != len(numbers):
+            raise SelectionError(f"seeds '{text}' names a seed twice")
+        return numbers
+    if numbers[0] == 0:
+        raise SelectionError("seeds '0' is a count of none; for seed 0 alone write '0,'")
+    if numbers[0] > MOST_SEEDS:
+        raise SelectionError(
+            f"seeds '{text}' is a count of more than {MOST_SEEDS}; for that seed alone write '{text},'"
+        )
+    return tuple(range(numbers[0]))
+
+
+def parse_assignment(text: str) -> tuple[str, str, Any]:
+    """`stfpm.loss_scale=0.5` -> ("stfpm", "loss_scale", 0.5); the value is read as TOML, else as a bare string."""
+    target, equals, raw = text.partition("=")
+    if not equals or not target.strip():
+        raise SelectionError(f"--set '{text}' is not [METHOD.]FIELD=VALUE")
+    try:
+        value: Any = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    method, _, field = target.strip().rpartition(".")
+    if method and method not in METHODS:
+        raise SelectionError(f"--set '{text}': unknown method '{method}'{suggestion(method, METHODS)}")
+    return method, field, tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,165 @@
+"""The choices of a run, with two faces: the options of `kdad-bench run` and the `[run]` table of its config file.
+
+Names, types and checks stand here once; what both faces leave open gets its default here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from kdad_bench.harness.choices import (
+    LEAST_SIDE,
+    MOST_SIDE,
+    PRESETS,
+    SelectionError,
+    method_choice,
+    seeds_from,
+    suggestion,
+)
+
+PRESET_NAMES = tuple(PRESETS)
+MODALITIES = ("rgb", "depth", "rgb+depth")
+
+
+def tuple_of_texts(value: object) -> object:
+    """TOML's list as a tuple."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def method_of(value: object) -> object:
+    """`stfpm:held_out` -> ("stfpm", "held_out"); raises SelectionError for an unknown method."""
+    return method_choice(value) if isinstance(value, str) else value
+
+
+def seeds_of(value: object) -> object:
+    """A count, a list, or either as the command line writes it -> the seeds; raises SelectionError."""
+    if isinstance(value, list) and value and all(type(item) is int for item in value):
+        return seeds_from(",".join(map(str, value)) + ",")
+    if type(value) is int:
+        return seeds_from(str(value))
+    return seeds_from(value) if isinstance(value, str) else value
+
+
+def folder_of(value: object) -> object:
+    """A path with `~` expanded; raises ValueError for the home folder of a user who is not there."""
+    if not isinstance(value, (str, Path)):
+        return value
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"'{value}': {error}") from error
+
+
+def place_of(value: object) -> object:
+    """A folder with `~` expanded, or a URL as it stands."""
+    return value if not isinstance(value, str) or "://" in value else str(folder_of(value))
+
+
+def weights_of(value: object) -> object:
+    """A file of weights with `~` expanded, or the word `random`."""
+    return value if value == "random" or not isinstance(value, (str, Path)) else str(folder_of(value))
+
+
+def known_preset(value: str) -> str:
+    """`value` if it is a preset."""
+    if value not in PRESETS:
+        raise ValueError(f"preset '{value}'{suggestion(value, PRESETS)} is not one of {', '.join(PRESETS)}")
+    return value
+
+
+def known_modality(value: str) -> str:
+    """`value` if it is a modality."""
+    if value not in MODALITIES:
+        raise ValueError(f"modality '{value}': must be one of {', '.join(MODALITIES)}")
+    return value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(tuple_of_texts)]
+Methods = Annotated[tuple[Annotated[tuple[str, str], BeforeValidator(method_of)], ...], BeforeValidator(tuple_of_texts)]
+Seeds = Annotated[tuple[int, ...], BeforeValidator(seeds_of)]
+Folder = Annotated[Path, BeforeValidator(folder_of)]
+Place = Annotated[str, BeforeValidator(place_of)]
+Weights = Annotated[str, BeforeValidator(weights_of)]
+Side = Annotated[int, Field(ge=LEAST_SIDE, le=MOST_SIDE)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class RunTable(BaseModel):
+    """What both faces may say; the options of the command line win over the file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    methods: Methods = ()
+    datasets: Texts = ()
+    categories: Texts = ()
+    seeds: Seeds | None = None  # None: the preset's
+    preset: Annotated[str, AfterValidator(known_preset)] | None = None  # None: paper with CUDA, else quick
+    device: str = "auto"
+    data_root: Folder | None = None
+    out: Place = "results"  # a folder or an fsspec URL
+    resolution: Side | None = None  # None: the preset's
+    modality: Annotated[str, AfterValidator(known_modality)] = "rgb"
+    weights: Mapping[str, Weights] = Field(default_factory=dict)  # teacher -> file
+
+
+class RunOptions(RunTable):
+    """Everything a run was asked for; what it means is judged by `selection`."""
+
+    everything: bool = False
+    config: Folder | None = None
+    settings: Mapping[str, Any] = Field(default_factory=dict)  # for every method that has the field
+    method_settings: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)  # for one method
+    assignments: tuple[str, ...] = ()  # [METHOD.]FIELD=VALUE
+    dry_run: bool = False
+    as_json: bool = False
+    force: bool = False
+    retry_failed: bool = False
+    teacher: str | None = None
+    all_weights: Weights | None = None  # for every teacher, before `weights`
+    steps: Positive | None = None
+    epochs: Positive | None = None
+    batch_size: Positive | None = None
+    image_size: Side | None = None
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    executor: Literal["in-process", "local", "ray"] = "in-process"
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    address: str | None = None
+    gpu_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    job_timeout: Annotated[float, Field(gt=0)] | None = None
+    checkpoint_every_seconds: Annotated[float, Field(ge=0)] = 60.0
+    threads: Annotated[int, Field(ge=1, le=512)] | None = None
+    deterministic: bool = False
+    pictures: bool = True
+    hold_out: Annotated[float, Field(ge=0, le=0.9)] = 0.0
+    save_models: bool = False
+    save_maps: bool = False
+    tensorboard: bool = False
+
+    @property
+    def chosen(self) -> bool:
+        """Whether anything was chosen to run."""
+        return bool(self.everything or self.methods or self.datasets or self.categories or self.config)
+
+
+def options_from(said: Mapping[str, Any]) -> RunOptions:
+    """The options of what was said; raises SelectionError with one line for the first value that is none."""
+    try:
+        return RunOptions.model_validate(dict(said))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"][:1]).replace("_", "-")
+        raise SelectionError(message_of(first) if own(first) else f"--{name}: {message_of(first)}") from error
+
+
+def own(mistake: Any) -> bool:
+    """Whether the message of a mistake is this package's, and names what it is about."""
+    return str(mistake["type"]) == "value_error"
+
+
+def message_of(mistake: Any) -> str:
+    """What is wrong, in words."""
+    return str(mistake["msg"]).removeprefix("Value error, ")

@@ -1,0 +1,149 @@
+"""From a selection to its jobs, in a fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from kdad_bench.datasets import Category, DatasetError
+from kdad_bench.harness.choices import PRESETS, SelectionError, suggestion
+from kdad_bench.harness.job import Job, TeacherWeights
+from kdad_bench.harness.selection import Selection
+
+# settings that stand elsewhere -> where
+NOT_SETTINGS = {"seed": "choose seeds with --seeds", "readings": "it follows from the method"}
+
+
+def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Job]:
+    """All jobs of a selection in a fixed order: seeds outermost, so that a first full table comes early.
+
+    `weights` maps a teacher's name to its weights; it must hold every teacher that `teachers(selection)` names.
+    """
+    jobs = []
+    configurations = dict(configurations_of(selection))
+    resolution = selection.resolution or PRESETS[selection.preset].resolution
+    fingerprints = [fingerprint_of(category) for category in selection.categories]
+    for seed in selection.seeds:
+        for category, fingerprint in zip(selection.categories, fingerprints, strict=True):
+            for (method, variant), (settings, asked, needs_teacher) in configurations.items():
+                jobs.append(
+                    Job(
+                        method=method,
+                        variant=variant,
+                        category=category,
+                        seed=seed,
+                        preset=preset_label(selection, asked),
+                        resolution=resolution,
+                        settings=replace(settings, seed=seed),
+                        weights=weights[settings.teacher] if needs_teacher else None,
+                        device=selection.device,
+                        deterministic=selection.deterministic,
+                        hold_out=selection.hold_out,
+                        fingerprint=fingerprint,
+                    )
+                )
+    return jobs
+
+
+def fingerprint_of(category: Category) -> str:
+    """The category's fingerprint; empty if a file is missing, which is then told where the job's id is asked for."""
+    try:
+        return category.fingerprint()
+    except DatasetError:
+        return ""
+
+
+def teachers(selection: Selection) -> tuple[str, ...]:
+    """The names of the teachers that a selection needs, in order of first use."""
+    found = [settings.teacher for _, (settings, _, needs) in configurations_of(selection) if needs]
+    return tuple(dict.fromkeys(found))
+
+
+def configurations_of(
+    selection: Selection,
+) -> Iterator[tuple[tuple[str, str], tuple[Any, dict[str, Any], bool]]]:
+    """((method, variant), (settings, overrides that it takes, whether it needs a teacher)) of each selected method.
+
+    Raises SelectionError for an override that no selected method takes.
+    """
+    from kdad_bench.methods import entry
+
+    presets = [entry(method).presets[selection.preset] for method, _ in selection.methods]
+    every = list(dict.fromkeys(name for settings in presets for name in names_of(settings)))
+    for name in selection.overrides or {}:
+        if name not in every:
+            raise not_a_setting(name, every, "settings of all methods")
+    for method, variant in selection.methods:
+        found = entry(method)
+        settings = found.presets[selection.preset]
+        if variant:
+            if variant not in found.variants:
+                have = ", ".join(found.variants) or "none"
+                raise SelectionError(
+                    f"method '{method}' has no variant '{variant}'{suggestion(variant, found.variants)}; have: {have}"
+                )
+            settings = replace(settings, **found.variants[variant])
+        known = names_of(settings)
+        shared = {name: value for name, value in (selection.overrides or {}).items() if name in known}
+        asked = {**shared, **(selection.method_overrides or {}).get(method, {})}
+        if not found.needs_teacher:
+            asked.pop("teacher", None)
+        yield (method, variant), (configured(settings, asked, f"method '{method}'"), asked, found.needs_teacher)
+
+
+def preset_label(selection: Selection, asked: Mapping[str, Any]) -> str:
+    """The preset, with overrides in brackets, so that a changed budget is never averaged with the preset's own.
+
+    Only what the method takes stands there: a job that nothing changed is the preset's own, whatever it ran beside.
+    """
+    parts = dict(asked)
+    if selection.resolution and selection.resolution != PRESETS[selection.preset].resolution:
+        parts["resolution"] = selection.resolution
+    if selection.hold_out:
+        parts["hold_out"] = selection.hold_out
+    shown = {name: value for name, value in parts.items() if value is not None}
+    if not shown:
+        return selection.preset
+    return f"{selection.preset}[{','.join(f'{name}={shown[name]}' for name in sorted(shown))}]"
+
+
+def configured(settings: Any, overrides: Mapping[str, Any], where: str) -> Any:
+    """`settings` with `overrides` applied; raises SelectionError naming an unknown field or a wrong type."""
+    known = {name: getattr(settings, name) for name in names_of(settings)}
+    for name, value in overrides.items():
+        if name not in known:
+            raise not_a_setting(name, list(known), where)
+        if not compatible(known[name], value):
+            raise SelectionError(
+                f"{where}: {name}={value!r} does not fit, the default is {known[name]!r} ({type(known[name]).__name__})"
+            )
+    try:
+        return replace(settings, **overrides)
+    except (ValueError, TypeError) as error:
+        raise SelectionError(f"{where}: {error}") from error
+
+
+def names_of(settings: Any) -> list[str]:
+    """The fields that a person may set."""
+    return [field.name for field in fields(settings) if field.name not in NOT_SETTINGS]
+
+
+def not_a_setting(name: str, known: Sequence[str], where: str) -> SelectionError:
+    """What to raise for a field that is none."""
+    if name in NOT_SETTINGS:
+        return SelectionError(f"{where}: '{name}' cannot be set: {NOT_SETTINGS[name]}")
+    return SelectionError(f"{where}: '{name}' is not a setting{suggestion(name, known)}; have: {', '.join(known)}")
+
+
+def compatible(default: object, value: object) -> bool:
+    """Whether an override has the type of the default it replaces (an int may stand for a float, None is untyped)."""
+    if default is None or value is None:
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, (int, float))
+    if isinstance(default, tuple):
+        return isinstance(value, (tuple, list))
+    return isinstance(value, type(default))

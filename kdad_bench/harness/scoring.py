@@ -1,0 +1,76 @@
+"""Images -> checked scores: the one scoring path of `run`, `predict` and `bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdad_bench.methods.protocol import Method, Scores
+
+SCORE_BATCH = 16
+SMALLER_SCORE_BATCH = 2  # tried once when a GPU is out of memory
+INVARIANCE_IMAGES = 4  # maps of so many images at batch 1 are compared with those of the full batch
+
+
+class ScoreError(ValueError):
+    """A method answered with scores that break the protocol: shape, dtype or a value that is not finite."""
+
+
+def as_images(pixels: Any, device: torch.device) -> Tensor:
+    """uint8 [N, 3, H, W] -> float32 in [0, 1] on `device`."""
+    return torch.from_numpy(np.array(pixels)).to(device).float().div_(255)  # a copy: the cache is read-only
+
+
+def score_all(method: Method, images: Tensor, name: str) -> Scores:
+    """Scores of all images, in batches; a GPU out of memory gets one more try with smaller ones."""
+    try:
+        return scored(method, images, SCORE_BATCH, name)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return scored(method, images, SMALLER_SCORE_BATCH, name)
+
+
+def scored(method: Method, images: Tensor, batch: int, name: str) -> Scores:
+    """Scores of all images in batches of at most `batch`, each checked at the border.
+
+    The batches are as equal as can be: every new shape costs the convolutions a preparation.
+    """
+    parts = []
+    with torch.inference_mode():
+        for chunk in torch.chunk(images, max(1, -(-len(images) // batch))):
+            parts.append(checked(method.score(chunk), chunk, name))
+    return Scores(torch.cat([part.image for part in parts]), torch.cat([part.pixel for part in parts]))
+
+
+def checked(scores: Scores, images: Tensor, name: str) -> Scores:
+    """`scores` if they keep the protocol; raises ScoreError naming the method and what is wrong.
+
+    That values are finite is checked with the metrics, which can name the image.
+    """
+    shapes = {"image": images.shape[:1], "pixel": (len(images), *images.shape[2:])}
+    for part, shape in shapes.items():
+        value = getattr(scores, part)
+        if tuple(value.shape) != tuple(shape) or value.dtype != torch.float32:
+            raise ScoreError(
+                f"method '{name}': {part} scores are {value.dtype} {tuple(value.shape)}, not float32 {tuple(shape)}"
+            )
+    return scores
+
+
+def refuse_not_finite(scores: Scores, images: Sequence[str], name: str) -> None:
+    """Raises ScoreError naming the first of `images` whose scores of method `name` hold a NaN or an infinity."""
+    finite = torch.isfinite(scores.image) & torch.isfinite(scores.pixel).flatten(1).all(1)
+    if not finite.all():
+        image = images[int(torch.nonzero(~finite)[0, 0])]
+        raise ScoreError(f"{image}: the scores of method '{name}' are not finite; train the model again")
+
+
+def batch_invariance(method: Method, images: Tensor, scores: Scores) -> float:
+    """The largest difference between a map scored alone and within its batch, over the first few images."""
+    with torch.inference_mode():
+        alone = [method.score(images[i : i + 1]).pixel[0] for i in range(min(INVARIANCE_IMAGES, len(images)))]
+    return max(float((one - scores.pixel[i]).abs().max()) for i, one in enumerate(alone))

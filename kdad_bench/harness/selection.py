@@ -1,0 +1,167 @@
+"""From what a person asked for to a checked `Selection`: names, categories, device, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from kdad_bench import datasets
+from kdad_bench.datasets import Category
+from kdad_bench.harness.choices import PRESETS, SelectionError, parse_assignment, suggestion
+from kdad_bench.harness.options import RunOptions
+from kdad_bench.methods import METHODS
+
+EVERYWHERE = ("teacher", "steps", "epochs", "batch_size", "image_size", "precision")  # options that are settings
+BESIDE = ("save_models", "save_maps", "tensorboard")  # what is written beside the rows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """What a person asked to run, after the command line and the config file have been read."""
+
+    methods: tuple[tuple[str, str], ...]  # (method, variant)
+    categories: tuple[Category, ...]
+    seeds: tuple[int, ...]
+    preset: str
+    device: str
+    resolution: int | None = None
+    overrides: Mapping[str, Any] | None = None  # for every method that has the field
+    method_overrides: Mapping[str, Mapping[str, Any]] | None = None  # for one method
+    deterministic: bool = False
+    hold_out: float = 0.0
+
+
+def selected(options: RunOptions) -> Selection:
+    """The checked selection; raises SelectionError or DatasetError with one line."""
+    device = device_from(options.device)
+    refuse_kernels_that_are_not_there(device)
+    preset = options.preset or ("paper" if device.startswith("cuda") else "quick")
+    overrides, per_method = settings_of(options)
+    return Selection(
+        methods=tuple(dict.fromkeys(options.methods or ((name, "") for name in METHODS))),
+        categories=categories_of(options),
+        seeds=options.seeds or tuple(range(PRESETS[preset].seeds)),
+        preset=preset,
+        device=device,
+        resolution=options.resolution,
+        overrides=overrides,
+        method_overrides=per_method,
+        deterministic=options.deterministic,
+        hold_out=options.hold_out,
+    )
+
+
+def refuse_contradictions(options: RunOptions) -> None:
+    """Raises SelectionError for options that would be ignored, or that lack a package every job would then miss."""
+    if not options.chosen:
+        raise SelectionError("nothing chosen: say --all, or choose with --method, --dataset, --category or --config")
+    if options.save_models and options.modality != "rgb":
+        raise SelectionError(
+            f"--save-models keeps rgb models, which `predict` can use; not --modality {options.modality}"
+        )
+    if options.executor != "ray":
+        for name, said in (("address", options.address is not None), ("gpu-fraction", options.gpu_fraction != 1.0)):
+            if said:
+                raise SelectionError(f"--{name} is for --executor ray; add that, or leave it out")
+    if options.executor == "ray" and options.workers > 1:
+        raise SelectionError("--workers is for --executor local; Ray runs as many jobs as its cluster has CPUs")
+    if options.tensorboard and find_spec("tensorboard") is None:
+        raise SelectionError("--tensorboard needs the tensorboard package: pip install tensorboard")
+    refuse_urls_that_cannot_serve(options)
+
+
+def refuse_urls_that_cannot_serve(options: RunOptions) -> None:
+    """Raises SelectionError for a URL that names no place, and for files that cannot lie beside rows at a URL."""
+    scheme, separator, rest = options.out.partition("://")
+    if separator and not rest:
+        raise SelectionError(
+            f"--out {options.out}: names no place; give a bucket and a folder, {scheme}://bucket/results"
+        )
+    for name in BESIDE if separator else ():
+        if getattr(options, name):
+            option = name.replace("_", "-")
+            raise SelectionError(f"--{option} writes beside the rows, on this machine: not with a URL as --out")
+
+
+def settings_of(options: RunOptions) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """(overrides for every method that has the field, method -> overrides for it alone)."""
+    said = {name: getattr(options, name) for name in EVERYWHERE}
+    overrides = {**options.settings, **{name: value for name, value in said.items() if value is not None}}
+    if overrides.get("epochs") is not None and overrides.get("steps") is None:
+        overrides["steps"] = None
+    per_method = {name: dict(values) for name, values in options.method_settings.items()}
+    for assignment in options.assignments:
+        method, field, value = parse_assignment(assignment)
+        if method and options.methods and method not in [name for name, _ in options.methods]:
+            raise SelectionError(f"--set '{assignment}': {method} is not among the chosen methods")
+        (per_method.setdefault(method, {}) if method else overrides)[field] = value
+    return overrides, per_method
+
+
+def device_from(text: str) -> str:
+    """`auto`, `cpu`, `cuda` or `cuda:N` -> `cpu` or `cuda:N`; raises SelectionError for a device that is not there."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if text == "auto":
+        return "cuda:0" if count else "cpu"
+    if text == "cpu":
+        return text
+    kind, _, number = text.partition(":")
+    if kind != "cuda" or (number and not number.isdecimal()):
+        raise SelectionError(f"device '{text}' is not one of auto, cpu, cuda, cuda:N")
+    if int(number or 0) >= count:
+        raise SelectionError(
+            f"device '{text}' is not there: torch sees {count} CUDA device(s); take --device cpu or auto"
+        )
+    return f"cuda:{int(number or 0)}"
+
+
+def refuse_kernels_that_are_not_there(device: str) -> None:
+    """Raises SelectionError if KDAD_KERNELS asks for what this device has not."""
+    from kdad_bench.kernels import dispatch
+
+    try:
+        dispatch.path(device)
+    except ValueError as error:
+        raise SelectionError(str(error)) from error
+
+
+def categories_of(options: RunOptions) -> tuple[Category, ...]:
+    """Every selected category; the embedded data where neither data sets nor a data root are named."""
+    names, root = datasets_of(options), options.data_root
+    found = [one for name in dict.fromkeys(names) for one in datasets.categories(name, root, modality=options.modality)]
+    wanted = dict.fromkeys(options.categories)
+    known = [one.name for one in found]
+    for name in wanted:
+        if name not in known:
+            raise SelectionError(
+                f"category '{name}'{suggestion(name, known)} not in {', '.join(names)}; have: {', '.join(known)}"
+            )
+    return tuple(one for one in found if not wanted or one.name in wanted)
+
+
+def datasets_of(options: RunOptions) -> list[str]:
+    """The names of the selected data sets; raises SelectionError for a data root without one."""
+    root = options.data_root
+    if options.datasets or root is None:
+        return list(options.datasets) or ["synthetic"]
+    names = datasets.find(root)
+    if not names:
+        raise SelectionError(no_data(root))
+    return names
+
+
+def no_data(root: Path) -> str:
+    """Why nothing can be run from a data root that was named, and what to do."""
+    from kdad_bench.datasets import mvtec_3d_ad, mvtec_ad
+
+    remedy = "or take the embedded data with --dataset synthetic"
+    if not root.is_dir():
+        return f"data root {root}: no such folder; name the one that holds mvtec_ad/, {remedy}"
+    if mvtec_ad.category_names(root) or mvtec_3d_ad.category_names(root):
+        return f"data root {root}: is a data set itself; give the folder it lies in, or --dataset folder:{root}"
+    return f"data root {root}: no mvtec_ad/ or mvtec_3d_ad/ there; fetch one (`kdad-bench data fetch`), {remedy}"

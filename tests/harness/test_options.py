@@ -1,0 +1,91 @@
+"""The choices of a run: the command line and the config file are two faces of one definition."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from kdad_bench.cli.run import options_of, run
+from kdad_bench.harness.choices import SelectionError
+from kdad_bench.harness.options import RunOptions, RunTable, options_from
+
+SETTINGS = {"settings", "method_settings", "weights"}  # tables of the file; on the command line --set and --weights
+
+
+def test_every_option_is_a_field_and_every_field_an_option() -> None:
+    options = {parameter.name for parameter in run.params}
+    assert options - {"help"} == set(RunOptions.model_fields) - SETTINGS
+
+
+def test_what_help_calls_the_default_is_the_default() -> None:
+    for parameter in run.params:
+        default = parameter.default
+        if isinstance(default, (str, int, float)) and parameter.name in RunOptions.model_fields:
+            assert RunOptions.model_fields[parameter.name].default == default, parameter.name
+
+
+def test_options_cannot_be_changed_on_their_way() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        options_from({"methods": ["stfpm"]}).device = "cpu"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"preset": "papr"}, "preset 'papr' (did you mean 'paper'?) is not one of quick, paper"),
+        ({"modality": "xyz"}, "modality 'xyz': must be one of rgb, depth, rgb+depth"),
+        ({"seeds": "x"}, "seeds 'x' is neither a count (3) nor a list (0,4,7)"),
+        ({"seeds": [1, 1]}, "names a seed twice"),
+        ({"methods": ["stfmp"]}, "unknown method 'stfmp' (did you mean 'stfpm'?)"),
+        ({"batch_size": 0}, "--batch-size: Input should be greater than or equal to 1"),
+        ({"resolution": 9000}, "--resolution: Input should be less than or equal to 8192"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_one_line_that_names_it(said: dict[str, Any], words: str) -> None:
+    with pytest.raises(SelectionError) as caught:
+        options_from(said)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_both_faces_give_the_same_options_and_the_command_line_wins(tmp_path: Path) -> None:
+    said = {
+        "methods": ["stfpm:held_out"], "datasets": ["mvtec_ad"], "categories": ["bottle"], "seeds": [3, 7],
+        "preset": "paper", "device": "cpu", "data_root": "data", "out": "there", "resolution": 64, "modality": "depth",
+    }  # fmt: skip
+    assert set(said) == set(RunTable.model_fields) - {"weights"}
+    shown = {name: f'"{value}"' if isinstance(value, str) else value for name, value in said.items()}
+    path = tmp_path / "run.toml"
+    path.write_text("[run]\n" + "".join(f"{name} = {value}\n" for name, value in shown.items()))
+    by_file = options_of({"config": path})
+    by_command_line = options_of(
+        {**said, "methods": (("stfpm", "held_out"),), "datasets": ("mvtec_ad",), "categories": ("bottle",),
+         "seeds": "3,7", "config": path}
+    )  # fmt: skip
+    assert by_file == by_command_line
+    assert options_of({"config": path, "out": "elsewhere", "seeds": None, "datasets": ()}).out == "elsewhere"
+
+
+@pytest.mark.parametrize("face", ["command line", "file"])
+def test_the_home_folder_is_expanded_in_every_path_and_in_no_url(
+    face: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = tmp_path / "run.toml"
+    if face == "file":
+        config.write_text('[run]\ndata_root = "~/data"\nout = "~/out"\n[run.weights]\nresnet18 = "~/w.pth"\n')
+        found = options_of({"config": Path("~/run.toml").expanduser()})
+        assert found.weights == {"resnet18": str(tmp_path / "w.pth")}
+    else:
+        config.write_text("")
+        found = options_of(
+            {"data_root": Path("~/data"), "out": "~/out", "all_weights": "~/w.pth", "config": Path("~/run.toml")}
+        )
+        assert found.all_weights == str(tmp_path / "w.pth")
+    assert (found.data_root, found.out, found.config) == (tmp_path / "data", str(tmp_path / "out"), config)
+    assert options_from({"out": "s3://bucket/~"}).out == "s3://bucket/~"
+    assert options_from({"all_weights": "random"}).all_weights == "random"
