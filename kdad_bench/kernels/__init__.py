@@ -17,6 +17,7 @@ from kdad_bench.kernels.discrepancy import (
 from kdad_bench.kernels.dispatch import path
 from kdad_bench.kernels.fusion import anomaly_map, fuse_scales, gaussian_blur, image_scores
 from kdad_bench.kernels.layers import depthwise_same, inference_conv, norm_clamp, pointwise_norm_clamp
+from kdad_bench.kernels.neighbours import nearest
 
 __all__ = [
     "anomaly_map",
@@ -32,6 +33,7 @@ __all__ = [
     "gaussian_blur",
     "image_scores",
     "inference_conv",
+    "nearest",
     "norm_clamp",
     "path",
     "pixel_discrepancies",

@@ -22,9 +22,15 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kdad_bench.kernels import triton_kernels, triton_path
+from kdad_bench.kernels import neighbours_triton, triton_kernels, triton_path
 
-POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float64: "*fp64"}
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float64: "*fp64",
+    torch.int32: "*i32",
+}
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
 SHARED_LIMIT = 232_448  # bytes a block may use on sm_90
 RESNET18 = ((64, 64), (128, 32), (256, 16))  # channels and side of the taps at 256 x 256
@@ -61,7 +67,7 @@ class Launch:
 
 @contextmanager
 def recording(log: list[Launch], case: str) -> Iterator[None]:
-    """Within it the launchers of triton_path launch nothing and write into `log`."""
+    """Within it the launchers of triton_path and neighbours_triton launch nothing and write into `log`."""
 
     class Recorder:
         def __init__(self, kernel: Any) -> None:
@@ -77,11 +83,14 @@ def recording(log: list[Launch], case: str) -> Iterator[None]:
 
     names = [name for name in dir(triton_kernels) if name.endswith("_kernel")]
     recorders = SimpleNamespace(**{name: Recorder(getattr(triton_kernels, name)) for name in names})
+    nearest = neighbours_triton.nearest_kernel
     setattr(triton_path, "triton_kernels", recorders)  # noqa: B010
+    setattr(neighbours_triton, "nearest_kernel", Recorder(nearest))  # noqa: B010
     try:
         yield
     finally:
         setattr(triton_path, "triton_kernels", triton_kernels)  # noqa: B010
+        setattr(neighbours_triton, "nearest_kernel", nearest)  # noqa: B010
 
 
 def specialised(value: Any, place: tuple[int, ...], constants: dict[Any, Any], hints: dict[Any, Any]) -> Any:
@@ -207,6 +216,17 @@ def map_launches(shape: str, batch: int) -> list[Launch]:
     return log
 
 
+def neighbour_launches(widths: tuple[int, ...]) -> list[Launch]:
+    """Every launch of the nearest-neighbour search: many queries and few, rows of `widths` values."""
+    log: list[Launch] = []
+    for c in widths:
+        for n in (40_000, 1024):
+            with recording(log, f"nearest {n} x 4096 x {c}"):
+                queries, points = torch.empty(n, c, device="meta"), torch.empty(4096, c, device="meta")
+                neighbours_triton.launch(queries, points, torch.empty(4096, device="meta"))
+    return log
+
+
 def distinct(launches: list[Launch]) -> list[Launch]:
     """The launches that differ in what is compiled."""
     seen: dict[Any, Launch] = {}
@@ -238,6 +258,7 @@ def shipped(quick: bool = False) -> list[Launch]:
             if not quick or (shape, batch) in QUICK[i]:
                 log += feature_launches(shape, batch, dtype, layout)
     log += map_launches("resnet18", 1)
+    log += neighbour_launches((1024,) if quick else (1024, 64))
     if not quick:
         log += map_launches("odd", 2)
     return distinct(log)

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 # name -> "module:entry". Strings, so that the command line can list and complete names without importing torch.
 METHODS: dict[str, str] = {
     "pixel_mean": "kdad_bench.methods.pixel_mean:PIXEL_MEAN",
+    "padim": "kdad_bench.methods.padim:PADIM",
+    "spade": "kdad_bench.methods.spade:SPADE",
+    "patchcore": "kdad_bench.methods.patchcore:PATCHCORE",
     "stfpm": "kdad_bench.methods.stfpm:STFPM",
     "rd4ad": "kdad_bench.methods.rd4ad:RD4AD",
     "mkd": "kdad_bench.methods.mkd:MKD",

@@ -71,4 +71,5 @@ PIXEL_MEAN = Entry(
     presets={"paper": PixelMeanSettings(), "quick": PixelMeanSettings(image_size=128)},
     build=build,
     needs_teacher=False,
+    family="floor",
 )

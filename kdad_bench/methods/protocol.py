@@ -154,6 +154,10 @@ class Method(Protocol):
         ...
 
 
+# floor: what every method must beat; yardstick: frozen features and no student, to measure the others by
+FAMILIES = ("floor", "yardstick", "student-teacher")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """One entrant: its settings by preset and how to build it."""
@@ -164,5 +168,6 @@ class Entry:
     presets: Mapping[str, Settings]  # "quick" and "paper"
     build: Callable[[Any, Backbone | None, torch.device], Method]  # (settings, teacher with weights, device)
     needs_teacher: bool = True
+    family: str = "student-teacher"  # one of FAMILIES
     # named settings overrides: ablations and compat options, run as `--method NAME:VARIANT`
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -36,7 +36,18 @@ def reports(archs: list[int], quick: bool) -> list[dict[str, object]]:
 
 
 def check(found: list[dict[str, object]], archs: list[int]) -> None:
-    kernels = {"maps", "gradient", "flat_sums", "flat_finish", "flat_gradient", "scale", "fuse", "blur_x", "blur_y"}
+    kernels = {
+        "maps",
+        "gradient",
+        "flat_sums",
+        "flat_finish",
+        "flat_gradient",
+        "scale",
+        "fuse",
+        "blur_x",
+        "blur_y",
+        "nearest",
+    }
     assert {(r["kernel"], r["arch"]) for r in found} == {(f"{k}_kernel", arch) for k in kernels for arch in archs}
     for report in found:
         assert report["stack_bytes"] <= STACK_BYTES, report

@@ -1,0 +1,233 @@
+"""Exact nearest neighbours by one blocked matrix product: the product only selects, what is answered is recomputed.
+
+No distance matrix is ever held: a tile of it at most, from which a running minimum and the few that may be it are kept.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdad_bench.kernels import dispatch
+
+ROWS, COLUMNS = 512, 4096  # queries and memory rows of a tile: 8 MB of float32
+GROUP = 64  # columns of a tile whose least value is looked at first; divides COLUMNS
+PAIRS = 1 << 17  # values of each side that are recomputed at a time: 1 MB of float64, which stays in a cache
+UNIT = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}  # rounding of a product's factors, by torch's setting
+LEAST = 1e-36  # float32 differences below this may be of numbers too small for it
+SUPPORTED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_broken: list[str] = []  # why the Triton kernel is not used any more; empty while it is
+
+
+def nearest(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+    """The `k` nearest rows of `memory` to each row of `queries`, by squared Euclidean distance, nearest first.
+
+    Exact: the distances that a matrix product gives are used only with a proven bound of their rounding error; whatever
+    they cannot tell apart is compared by distances computed directly, in float64. Equal distances: the lower index.
+
+    Args:
+        queries: [N, C]; memory: [M, C]; float32, float16, bfloat16 or float64, of one dtype and device, any strides.
+        k: neighbours wanted, from 1 to M.
+
+    Returns: squared distances [N, k] float32 (float64 for float64), indices [N, k] int64. Not differentiable.
+
+    Raises: ValueError for other ranks, widths, dtypes or devices that differ, an empty memory, vectors without values,
+    a k outside 1..M, and values that are not finite.
+    """
+    _check(queries, memory, k)
+    answer = torch.float64 if queries.dtype == torch.float64 else torch.float32
+    if len(queries) == 0:
+        return queries.new_empty(0, k, dtype=answer), queries.new_empty(0, k, dtype=torch.int64)
+    with torch.no_grad():
+        squared, indices = _found(queries, memory, k)
+    return squared.to(answer), indices
+
+
+def _check(queries: Tensor, memory: Tensor, k: int) -> None:
+    shapes = f"got {tuple(queries.shape)} and {tuple(memory.shape)}"
+    if queries.dim() != 2 or memory.dim() != 2 or queries.shape[1] != memory.shape[1] or queries.shape[1] == 0:
+        raise ValueError(f"queries and memory must be [N, C] and [M, C] with C > 0; {shapes}")
+    if queries.dtype != memory.dtype or queries.dtype not in SUPPORTED or queries.device != memory.device:
+        kinds = f"{queries.dtype} on {queries.device} and {memory.dtype} on {memory.device}"
+        raise ValueError(f"queries and memory must be floating point of one dtype and device; got {kinds}")
+    if len(memory) == 0:
+        raise ValueError("the memory is empty: there is no nearest row")
+    if not 1 <= k <= len(memory):
+        raise ValueError(f"k must be from 1 to the {len(memory)} rows of the memory; got {k}")
+    for name, values in (("queries", queries), ("memory", memory)):
+        if len(values) and not all(bool(end.isfinite()) for end in torch.aminmax(values)):  # NaN is passed on
+            raise ValueError(f"{name} hold NaN or infinity: they have no nearest row")
+
+
+def _found(queries: Tensor, memory: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Squared distances float64 and indices, on the path of the device."""
+    chosen = dispatch.path(queries.device)
+    if chosen == "reference":
+        return exhaustive(queries, memory, k)
+    if chosen != "triton" or k > 1 or queries.dtype == torch.float64 or _broken:
+        return blocked(queries, memory, k)
+    triton_path = importlib.import_module("kdad_bench.kernels.neighbours_triton")  # imports triton: only when used
+    try:
+        found: tuple[Tensor, Tensor] = triton_path.nearest(queries, memory)
+        return found
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if os.environ.get("KDAD_KERNELS") == "triton":
+            raise
+        _broken.append(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0] or 'no message'}")
+        text = f"the Triton kernel of nearest failed ({_broken[0]}); plain PyTorch is used from now on"
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+        return blocked(queries, memory, k)
+
+
+def exhaustive(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+    """The oracle: every distance, directly and in float64; [N, k] squared distances and indices."""
+    parts = []
+    for query in queries:
+        distances = (query.double() - memory.double()).square().sum(1)
+        indices = distances.sort(stable=True).indices[:k]  # stable: the lower index first
+        parts.append((distances[indices], indices))
+    return torch.stack([d for d, _ in parts]), torch.stack([i for _, i in parts])
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The memory as the product sees it: centred, so that lengths are small, and scaled to a radius near 1."""
+
+    centre: Tensor  # [C], in the dtype that differences are taken in
+    scale: float  # a power of two: scaling rounds nothing
+    points: Tensor  # [M, C] float32, and rows of zeros up to a multiple of GROUP
+    halves: Tensor  # [M] float32: half of each squared length; infinite for the rows of zeros
+    radius: float  # the greatest length
+
+    def of(self, values: Tensor) -> Tensor:
+        """`values` [N, C] in this frame, float32."""
+        return (values.to(self.centre.dtype) - self.centre).mul_(self.scale).float()
+
+    def slack(self, rows: Tensor, unit: float) -> Tensor:
+        """[N] float32: twice the most by which half a squared distance less half the query's own may be wrong.
+
+        A product of C terms is off by C u |q||m| at most, in any order of its sums; centring, the halves and the last
+        difference add a few u of the same size; 2 |q||m| + |m|² <= (|q| + |m|)². u is the unit of rounding.
+        """
+        reach = torch.linalg.vector_norm(rows, dim=1).double() * (1 + rows.shape[1] * 2.0**-24) + self.radius
+        slack: Tensor = ((rows.shape[1] + 8) * 2 * unit * reach.square()).float() + LEAST
+        return slack
+
+
+def frame_of(memory: Tensor) -> Frame:
+    """The frame of `memory` [M, C]."""
+    wide = torch.float64 if memory.dtype == torch.float64 else torch.float32
+    centre = memory.to(wide).mean(0)
+    points = memory.to(wide) - centre
+    lengths = torch.linalg.vector_norm(points, dim=1, dtype=torch.float64)
+    radius = float(lengths.max())
+    scale = 2.0 ** -max(min(round(torch.tensor(radius).log2().item()), 120), -120) if radius > 0 else 1.0
+    filling = -len(memory) % GROUP
+    points = F.pad(points.mul_(scale).float(), (0, 0, 0, filling))
+    halves = F.pad((lengths * scale).square_().mul_(0.5).float(), (0, filling), value=torch.inf)
+    return Frame(centre, scale, points, halves, radius * scale)
+
+
+def unit_of_products() -> float:
+    """The unit of rounding of torch's float32 products: some settings let it round the factors first."""
+    return UNIT[torch.get_float32_matmul_precision()]
+
+
+def blocked(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+    """`nearest` by tiles of ROWS x COLUMNS: [N, k] squared distances float64 and indices; inputs are finite, N > 0."""
+    frame, unit = frame_of(memory), unit_of_products()
+    tile = torch.empty(min(ROWS, len(queries)) * min(COLUMNS, len(frame.points)), device=memory.device)
+    parts = [_block(rows, memory, k, frame, unit, tile) for rows in torch.split(queries, ROWS)]
+    return torch.cat([distances for distances, _ in parts]), torch.cat([indices for _, indices in parts])
+
+
+def _block(rows: Tensor, memory: Tensor, k: int, frame: Frame, unit: float, tile: Tensor) -> tuple[Tensor, Tensor]:
+    """The `k` nearest of at most ROWS queries; `tile` is the memory to work in."""
+    framed = frame.of(rows)
+    slack = frame.slack(framed, unit)
+    least = framed.new_full((len(rows), k), torch.inf)  # the k smallest of what the product said so far
+    pool = Pool.empty(rows, memory)
+    for start in range(0, len(frame.points), COLUMNS):
+        points = frame.points[start : start + COLUMNS]
+        halves = frame.halves[start : start + COLUMNS]
+        said = tile[: len(rows) * len(points)].view(len(rows), len(points))
+        torch.addmm(halves, framed, points.T, alpha=-1, out=said)  # half a squared distance, less half the query's own
+        groups = said.view(len(rows), -1, GROUP)
+        of_groups = groups.amin(2)
+        least = _smallest(least, of_groups if k == 1 else said)
+        row, index = _hits(groups, of_groups, least[:, -1] + slack)
+        real = index + start < len(memory)
+        pool = pool.with_hits(row[real], index[real] + start, k)
+    return pool.table(k)
+
+
+def _smallest(least: Tensor, said: Tensor) -> Tensor:
+    """The smallest of both in each row, as many as `least` has columns, in rising order."""
+    k = least.shape[1]
+    if k == 1:
+        return torch.minimum(least, said.amin(1, keepdim=True))
+    here = said.topk(min(k, said.shape[1]), largest=False).values
+    return torch.cat([least, here], 1).topk(k, largest=False).values
+
+
+def _hits(groups: Tensor, of_groups: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of all that is not above its row's `limit` [N] in `groups` [N, n, GROUP]; rows, columns rise.
+
+    What overflowed is NaN and may be anything, so it is not above either.
+    """
+    row, group = (of_groups > limit[:, None]).logical_not_().nonzero(as_tuple=True)
+    inside = (groups[row, group] > limit[row, None]).logical_not_().nonzero()
+    return row[inside[:, 0]], group[inside[:, 0]] * GROUP + inside[:, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The nearest found so far with their true distances, row by row."""
+
+    rows: Tensor  # the queries, [N, C]
+    memory: Tensor
+    row: Tensor  # [n] int64, rising
+    distance: Tensor  # [n] float64, rising within a row; equal ones by index
+    index: Tensor  # [n] int64
+
+    @classmethod
+    def empty(cls, rows: Tensor, memory: Tensor) -> Pool:
+        """Nothing found yet."""
+        nothing = torch.empty(0, dtype=torch.int64, device=rows.device)
+        return cls(rows, memory, nothing, nothing.double(), nothing)
+
+    def with_hits(self, row: Tensor, index: Tensor, k: int) -> Pool:
+        """This pool and the pairs (row, index), of which the `k` nearest per row stay."""
+        distance = torch.cat([self.distance, distances(self.rows, self.memory, row, index)[:, 0]])
+        row, index = torch.cat([self.row, row]), torch.cat([self.index, index])  # indices rise within a row
+        if len(self.row) or len(row) > len(self.rows):
+            order = distance.sort(stable=True).indices
+            order = order[row[order].sort(stable=True).indices]
+            row, distance, index = row[order], distance[order], index[order]
+            places = torch.arange(len(row), device=row.device)
+            firsts = torch.searchsorted(row, torch.arange(len(self.rows), device=row.device))
+            kept = places - firsts[row] < k
+            row, distance, index = row[kept], distance[kept], index[kept]
+        return Pool(self.rows, self.memory, row, distance, index)
+
+    def table(self, k: int) -> tuple[Tensor, Tensor]:
+        """Distances and indices, [N, k] each."""
+        return self.distance.view(-1, k), self.index.view(-1, k)
+
+
+def distances(queries: Tensor, memory: Tensor, row: Tensor, index: Tensor) -> Tensor:
+    """[n, 1] squared distances of the pairs (row, index), in float64 from the values themselves."""
+    size = max(1, PAIRS // queries.shape[1])
+    made = torch.empty(len(row), 1, dtype=torch.float64, device=queries.device)
+    for start in range(0, len(row), size):
+        some = slice(start, start + size)
+        made[some, 0] = (queries[row[some]].double() - memory[index[some]]).square_().sum(1)
+    return made

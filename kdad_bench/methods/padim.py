@@ -1,0 +1,126 @@
+"""PaDiM: Defard et al., "PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization",
+ICPR workshops 2021, arXiv 2011.08785. One Gaussian per position over a random choice of feature channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdad_bench.methods.backbones import Backbone
+from kdad_bench.methods.distillation import Taps, chance
+from kdad_bench.methods.frozen_features import FrozenFeatures, FrozenSettings, Kept, with_maximum
+from kdad_bench.methods.protocol import Entry, Range, Scores, Settled
+
+POSITIONS = 256  # whose covariances are held in float64 at a time
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PadimSettings(FrozenSettings):
+    """The paper's R18-Rd100."""
+
+    channels: int = 100  # chosen at random of all taps' (paper: 100 with ResNet-18, 550 with WideResNet-50-2)
+    regulariser: float = 0.01  # of the covariance's diagonal (section III-B)
+
+    RANGES: ClassVar = {
+        **FrozenSettings.RANGES,
+        "channels": Range(1),
+        "regulariser": Range(0, open_low=True),
+    }
+    SETTLED: ClassVar = {
+        "teacher": Settled("paper", ("resnet18", "wide_resnet50_2")),
+        "strides": Settled("paper", ((4, 8, 16),)),
+        "taps": Settled("paper", ("raw",)),
+        "regulariser": Settled("paper", (0.01,)),
+        "sigma": Settled("paper", (4.0,)),
+    }
+    READINGS: ClassVar = {
+        "channels": lambda settings: f"which {settings.channels} follows from the seed; no source names them",
+        "upsampling": lambda settings: "deeper taps repeated, maps bilinear, as in public codes",
+    }
+    DEPARTURES: ClassVar = {
+        **FrozenSettings.DEPARTURES,
+        "channels": lambda settings: _unlike_the_paper(settings),
+    }
+
+
+def _unlike_the_paper(settings: PadimSettings) -> str:
+    """What the paper chose for this teacher, if it is something else."""
+    chosen = {"resnet18": 100, "wide_resnet50_2": 550}.get(settings.teacher)
+    if chosen is None or chosen == settings.channels:
+        return ""
+    return f"{settings.channels} (paper: {chosen} with this teacher)"
+
+
+class Padim(FrozenFeatures[PadimSettings]):
+    """Mahalanobis distance of each position's features to the Gaussian of the normal images there."""
+
+    def build_kept(self, teacher: Backbone) -> Kept:
+        have = sum(teacher.channels)
+        if self.settings.channels > have:
+            raise ValueError(f"channels {self.settings.channels}: teacher {teacher.name} has {have} in all its taps")
+        return Kept("channels", "mean", "whitening")
+
+    def learn(self, images: Tensor) -> None:
+        """Mean and covariance + 0.01 I of every position; kept is L^-1 of the covariance L L^T."""
+        have = sum(self.teacher.network.channels)
+        order = torch.randperm(have, generator=chance(self.settings.seed, "channels", 0))
+        channels = order[: self.settings.channels].sort().values.to(self.device)
+        features = torch.cat([embedding(taps, channels).flatten(2) for taps in self.taps_of(images)])  # [N, D, P]
+        whitening = [whitening_of(some, self.settings.regulariser) for some in torch.split(features, POSITIONS, 2)]
+        self.kept.keep(channels=channels, mean=features.mean(0), whitening=torch.cat(whitening))
+
+    def judge(self, outputs: Taps, size: tuple[int, int]) -> Scores:
+        """sqrt((x - mean)^T covariance^-1 (x - mean)) = |L^-1 (x - mean)| at each position (eq. 2), upsampled and
+        blurred; the image score is the maximum."""
+        kept = self.kept
+        features = embedding(outputs, kept.get_buffer("channels"))
+        centred = features.flatten(2) - kept.get_buffer("mean")  # [N, D, P]
+        white = torch.bmm(kept.get_buffer("whitening"), centred.permute(2, 1, 0))  # [P, D, N]
+        distances = torch.linalg.vector_norm(white, dim=1).T.reshape(-1, *features.shape[2:])
+        return with_maximum(self.smoothed([distances], size))
+
+
+def embedding(taps: Taps, channels: Tensor) -> Tensor:
+    """The `channels` of all taps' channels in a row [N, D, h, w] at the finest tap; a deeper pixel covers several."""
+    height, width = taps[0].shape[-2:]
+    found, first = [], 0
+    for tap in taps:
+        mine = channels[(channels >= first) & (channels < first + tap.shape[1])] - first
+        found.append(F.interpolate(tap[:, mine], (height, width), mode="nearest"))
+        first += tap.shape[1]
+    return torch.cat(found, 1)
+
+
+def whitening_of(features: Tensor, regulariser: float) -> Tensor:
+    """L^-1 [P, D, D] float32 of each position's covariance (eq. 1) of `features` [N, D, P], plus `regulariser` I."""
+    samples = features.double().permute(2, 0, 1)  # [P, N, D]
+    samples = samples - samples.mean(1, keepdim=True)
+    identity = torch.eye(features.shape[1], dtype=torch.float64, device=features.device)
+    covariance = samples.mT @ samples / max(len(features) - 1, 1) + regulariser * identity
+    lower = torch.linalg.cholesky(covariance)
+    inverse: Tensor = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
+    return inverse.float()
+
+
+def build(settings: PadimSettings, teacher: Backbone | None, device: torch.device) -> Padim:
+    """PaDiM on a frozen teacher."""
+    return Padim(settings, teacher, device)
+
+
+PADIM = Entry(
+    name="padim",
+    title="PaDiM",
+    paper="Defard, Setkov, Loesch, Audigier, ICPR workshops 2021, arXiv 2011.08785",
+    presets={
+        "paper": PadimSettings(),
+        "quick": PadimSettings(teacher="efficientnet_lite0", image_size=128, batch_size=8, sigma=2.0),
+    },
+    build=build,
+    family="yardstick",
+    variants={"wide": {"teacher": "wide_resnet50_2", "channels": 550}},
+)

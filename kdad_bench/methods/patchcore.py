@@ -1,0 +1,227 @@
+"""PatchCore: Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022, arXiv 2106.08265.
+
+A memory of locally aware patch features, thinned to a coreset; a patch is as anomalous as it is far from the memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdad_bench.kernels import nearest
+from kdad_bench.methods.backbones import Backbone
+from kdad_bench.methods.distillation import Taps, chance
+from kdad_bench.methods.frozen_features import FrozenFeatures, FrozenSettings, Kept
+from kdad_bench.methods.protocol import Entry, Range, Scores, Settled
+
+POOLINGS = ("adaptive", "mean")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PatchcoreSettings(FrozenSettings):
+    """The paper's PatchCore-10%, as the official code's first command."""
+
+    teacher: str = "wide_resnet50_2"
+    strides: tuple[int, ...] = (8, 16)  # layer2 and layer3 (section 3.1)
+    patch: int = 3  # side of the neighbourhood that a patch feature averages over; odd
+    # adaptive: official code, pooled over channel and neighbourhood to `width` per tap, then both to `width`
+    # mean: the neighbourhood's mean, all channels side by side (anomalib)
+    pooling: str = "adaptive"
+    width: int = 1024  # of a patch feature; adaptive only
+    coreset: float = 0.1  # share of the patches that is kept (paper: 0.25, 0.1, 0.01)
+    epsilon: float = 0.9  # distortion of distances that the random projection of the coreset's search may have
+    reweighted: int = 9  # neighbours b of eq. 7; 0: the plain maximum, as the official code
+
+    CHOICES: ClassVar = {**FrozenSettings.CHOICES, "pooling": POOLINGS}
+    RANGES: ClassVar = {
+        **FrozenSettings.RANGES,
+        "patch": Range(1, 63),
+        "width": Range(1, 1 << 16),
+        "coreset": Range(0, 1, open_low=True),
+        "epsilon": Range(0, 1, open_low=True, open_high=True),
+        "reweighted": Range(0, 1024),
+    }
+    SETTLED: ClassVar = {
+        "teacher": Settled("paper", ("wide_resnet50_2",)),
+        "strides": Settled("paper", ((8, 16),)),
+        "taps": Settled("paper", ("raw",)),
+        "patch": Settled("paper", (3,)),
+        "pooling": Settled("official code", ("adaptive",)),
+        "width": Settled("official code", (1024,)),
+        "coreset": Settled("paper", (0.25, 0.1, 0.01)),
+        "epsilon": Settled("paper", (0.9,)),
+        "sigma": Settled("paper", (4.0,)),
+    }
+    READINGS: ClassVar = {
+        "image score": lambda settings: (
+            f"eq. 7 with b = {settings.reweighted}, m* among them, as anomalib (official code: the plain maximum)"
+            if settings.reweighted
+            else "the plain maximum, as the official code (paper: re-weighted by eq. 7)"
+        ),
+        "coreset": lambda settings: "starts at a patch drawn by the seed" if settings.coreset < 1 else "",
+    }
+
+    def __post_init__(self) -> None:
+        """Raises ValueError that names the field, its value and what it may be."""
+        super(PatchcoreSettings, self).__post_init__()  # slots: the class is made anew, and super() knows the first
+        if self.patch % 2 == 0:
+            raise ValueError(f"patch {self.patch} is not odd")
+        if self.reweighted == 1:
+            raise ValueError("reweighted 1: a single neighbour gives every image the score 0; take 0 or at least 2")
+
+
+class Patchcore(FrozenFeatures[PatchcoreSettings]):
+    """Distance of each patch's feature to the nearest in a coreset of the normal images' patches."""
+
+    def build_kept(self, teacher: Backbone) -> Kept:
+        return Kept("memory")
+
+    def learn(self, images: Tensor) -> None:
+        """Keep the coreset of all patch features of `images`."""
+        features = torch.cat([patches(self.embed(taps)) for taps in self.taps_of(images)])
+        count = max(1, int(len(features) * self.settings.coreset))
+        if count < len(features):
+            features = features[coreset(features, count, self.settings.epsilon, self.settings.seed)]
+        self.kept.keep(memory=features)
+
+    def embed(self, taps: Taps) -> Tensor:
+        """Patch features [N, D, h, w] at the finest tap."""
+        settings = self.settings
+        if settings.pooling == "mean":
+            return torch.cat(aligned([mean_of_patches(tap, settings.patch) for tap in taps]), 1)
+        pooled = [pooled_patches(tap, settings.patch, settings.width) for tap in taps]
+        return pooled_channels(torch.cat(aligned(pooled), 1), settings.width)
+
+    def judge(self, outputs: Taps, size: tuple[int, int]) -> Scores:
+        """Distances to the memory, upsampled and blurred; the image score is that of the farthest patch, re-weighted.
+
+        Eq. 6 and 7: s = (1 - exp(|x - m*|) / sum over the b neighbours m of m* of exp(|x - m|)) |x - m*|.
+        """
+        features, memory = self.embed(outputs), self.kept.get_buffer("memory")
+        squared, index = nearest(patches(features), memory)
+        distances = squared.sqrt().view(len(features), *features.shape[2:])
+        farthest, place = distances.flatten(1).max(1)
+        if self.settings.reweighted:
+            x = features.flatten(2).gather(2, place[:, None, None].expand(-1, features.shape[1], 1))[:, :, 0]
+            star = index.view(len(features), -1).gather(1, place[:, None])[:, 0]
+            farthest = farthest * weight(x, memory, star, self.settings.reweighted)
+        return Scores(farthest, self.smoothed([distances], size))
+
+
+def patches(features: Tensor) -> Tensor:
+    """[N, D, h, w] -> [N h w, D], one row per patch."""
+    return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+
+
+def mean_of_patches(tap: Tensor, side: int) -> Tensor:
+    """The mean over each pixel's neighbourhood; zeros beyond the border count, as in the codes."""
+    means: Tensor = F.avg_pool2d(tap, side, 1, side // 2)
+    return means
+
+
+def pooled_patches(tap: Tensor, side: int, width: int) -> Tensor:
+    """Each pixel's neighbourhood as one row, channel by channel, pooled to `width` values: [N, width, h, w]."""
+    rows = F.unfold(tap, side, padding=side // 2)  # [N, C side^2, h w]
+    return pooled_channels(rows.view(len(tap), -1, *tap.shape[2:]), width)
+
+
+def pooled_channels(features: Tensor, width: int) -> Tensor:
+    """[N, D, h, w] -> [N, width, h, w]: means of neighbouring channels."""
+    n, _, height, breadth = features.shape
+    pooled = F.adaptive_avg_pool1d(patches(features)[None], width)
+    answer: Tensor = pooled.view(n, height, breadth, width).permute(0, 3, 1, 2)
+    return answer
+
+
+def aligned(maps: list[Tensor]) -> list[Tensor]:
+    """All maps at the size of the first, bilinear."""
+    size = maps[0].shape[-2:]
+    return [maps[0], *(F.interpolate(one, size, mode="bilinear", align_corners=False) for one in maps[1:])]
+
+
+def weight(x: Tensor, memory: Tensor, star: Tensor, count: int) -> Tensor:
+    """Eq. 7's factor [N] for patches `x` [N, D] whose nearest in `memory` is `star` [N]."""
+    around = nearest(memory[star], memory, min(count, len(memory)))[1]
+    distances = torch.linalg.vector_norm(x[:, None] - memory[around], dim=2)
+    own = torch.linalg.vector_norm(x - memory[star], dim=1)
+    factor: Tensor = 1 - (own - distances.logsumexp(1)).exp()
+    return factor
+
+
+def projected(features: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+    """Sparse random projection (Li et al. 2006) of [n, D] to the width that keeps distances within `epsilon`
+    (Johnson-Lindenstrauss); the features themselves if that is no fewer."""
+    n, have = features.shape
+    width = int(4 * log(n) / (epsilon**2 / 2 - epsilon**3 / 3))
+    if width >= have:
+        return features
+    density = have**-0.5
+    drawn = torch.rand(have, width, generator=generator)
+    signs = (drawn < density / 2).float() - (drawn > 1 - density / 2).float()
+    return features @ (signs * (1 / (density * width)) ** 0.5).to(features.device)
+
+
+def coreset(features: Tensor, count: int, epsilon: float, seed: int) -> Tensor:
+    """Rows [count] of `features` [n, D] such that no other row is far from all of them: greedy, by projected distances
+    (section 3.2, algorithm 1)."""
+    generator = chance(seed, "coreset", 0)
+    points = projected(features, epsilon, generator)
+    return farthest_first(points, count, int(torch.randint(len(points), (1,), generator=generator)))
+
+
+def farthest_first(points: Tensor, count: int, first: int) -> Tensor:
+    """`count` rows of `points` [n, d]: `first`, then always the row farthest from all rows chosen so far; the lower
+    index of equals.
+
+    A point at distance r from its centre cannot be nearer to one that is 2 r or more from that centre: only the others
+    are measured.
+    """
+    chosen = torch.empty(count, dtype=torch.int64, device=points.device)
+    centres = points.new_empty(count, points.shape[1])
+    away = points.new_full((len(points),), torch.inf)  # squared distance to the nearest centre
+    centre_of = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+    for k in range(count):
+        new = points[first]
+        chosen[k], centres[k] = first, new
+        if k == 0:
+            away = (points - new).square_().sum(1)
+        else:
+            between = (centres[:k] - new).square_().sum(1) * (1 - 1e-5)
+            near = (between[centre_of] < 4 * away).nonzero()[:, 0]
+            distances = (points[near] - new).square_().sum(1)
+            nearer = distances < away[near]
+            moved = near[nearer]
+            away[moved], centre_of[moved] = distances[nearer], k
+        away[first] = -1.0  # never again, though all others be duplicates
+        first = int(away.argmax())
+    return chosen
+
+
+def build(settings: PatchcoreSettings, teacher: Backbone | None, device: torch.device) -> Patchcore:
+    """PatchCore on a frozen teacher."""
+    return Patchcore(settings, teacher, device)
+
+
+PATCHCORE = Entry(
+    name="patchcore",
+    title="PatchCore",
+    paper="Roth, Pemula, Zepeda, Schölkopf, Brox, Gehler, CVPR 2022, arXiv 2106.08265",
+    presets={
+        "paper": PatchcoreSettings(),
+        "quick": PatchcoreSettings(
+            teacher="efficientnet_lite0", image_size=128, batch_size=8, pooling="mean", coreset=0.1, sigma=2.0
+        ),
+    },
+    build=build,
+    family="yardstick",
+    variants={
+        "one_percent": {"coreset": 0.01},
+        "maximum": {"reweighted": 0},  # official code
+        "mean": {"pooling": "mean"},  # anomalib
+    },
+)

@@ -1,0 +1,240 @@
+"""Exact nearest neighbours against the oracle in float64, on every path, and faulty ones that the checks reject."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kdad_bench.kernels import neighbours
+from kdad_bench.kernels.neighbours import blocked, exhaustive, nearest
+from tests.kernels.guards import between_nans
+
+Nearest = Callable[..., tuple[Tensor, Tensor]]
+
+
+def cloud(count: int, width: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def check(function: Nearest, queries: Tensor, memory: Tensor, k: int = 1) -> None:
+    """Indices are the oracle's, distances within a rounding of them."""
+    wanted, places = exhaustive(queries.cpu(), memory.cpu(), k)
+    found, indices = function(queries, memory, k)
+    assert indices.dtype == torch.int64
+    assert found.shape == indices.shape == (len(queries), k)
+    assert torch.equal(indices.cpu(), places), "another neighbour"
+    torch.testing.assert_close(found.cpu().double(), wanted, rtol=1e-6, atol=0)
+
+
+def check_sizes(function: Nearest, device: torch.device) -> None:
+    """Edges of tiles, groups and blocks."""
+    for n, m, c in ((1, 1, 1), (31, 33, 3), (32, 32, 32), (33, 31, 65), (513, 65, 8), (3, 1025, 7), (65, 129, 31)):
+        check(function, cloud(n, c, 1).to(device), cloud(m, c, 2).to(device))
+
+
+def check_near_ties(function: Nearest, device: torch.device) -> None:
+    """Neighbours that a product of float32 cannot tell apart, far from the origin."""
+    middle, apart = cloud(1, 96, 3) * 10 + 300, 5 * cloud(1, 96, 4)  # two heaps: centring does not help
+    memory = torch.cat([middle + apart + 1e-3 * cloud(129, 96, 5), middle - apart + 1e-3 * cloud(128, 96, 6)])
+    queries = torch.cat([middle + apart + 1e-3 * cloud(20, 96, 7), middle - apart + 1e-3 * cloud(13, 96, 8)])
+    check(function, queries.to(device), memory.to(device))
+
+
+def check_ties(function: Nearest, device: torch.device) -> None:
+    """Duplicates and points at equal distances: the lower index."""
+    memory = torch.tensor([[2.0, 0], [0, 2], [1, 1], [1, 1], [0, 2], [-2, 0]]).repeat(40, 1)
+    queries = torch.tensor([[1.0, 1], [0, 2], [0, 0], [0, -5], [-2, 0]])
+    check(function, queries.to(device), memory.to(device))
+    check(function, torch.zeros(3, 4, device=device), torch.zeros(70, 4, device=device))
+
+
+def check_magnitudes(function: Nearest, device: torch.device) -> None:
+    """No overflow or underflow decides: lengths from 1e-30 to 1e30, and both in one call."""
+    for scale in (1e-30, 1e-15, 1e15, 1e30):
+        found = function(scale * cloud(4, 9, 6).to(device), scale * cloud(70, 9, 7).to(device), 1)[1]
+        assert torch.equal(found.cpu(), exhaustive(scale * cloud(4, 9, 6), scale * cloud(70, 9, 7))[1])
+    queries = cloud(3, 9, 6) * torch.tensor([1e-12, 1.0, 1e25])[:, None]
+    assert torch.equal(function(queries.to(device), cloud(70, 9, 7).to(device), 1)[1].cpu(),
+                       exhaustive(queries, cloud(70, 9, 7))[1])  # fmt: skip
+
+
+CHECKS = (check_sizes, check_near_ties, check_ties, check_magnitudes)
+
+
+@pytest.mark.parametrize("one", CHECKS)
+def test_the_neighbours_are_the_oracles(one: Callable[..., None], device: torch.device) -> None:
+    one(nearest, device)
+
+
+@pytest.mark.parametrize("size", [1023, 1024, 1025])
+def test_the_neighbours_are_the_oracles_at_whole_tiles(size: int, device: torch.device) -> None:
+    check(nearest, cloud(size, 5, 1).to(device), cloud(size, 5, 2).to(device))
+
+
+@pytest.mark.parametrize("k", [2, 9, 64, 65])
+def test_several_neighbours_come_in_rising_order(k: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "COLUMNS", 64)  # several tiles, and more neighbours than a tile has columns
+    memory = torch.cat([cloud(80, 6, 1), cloud(80, 6, 1)[:50]])  # some twice
+    check(nearest, cloud(40, 6, 2).to(device), memory.to(device), k)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes_are_exact_too(dtype: torch.dtype, device: torch.device) -> None:
+    queries, memory = cloud(40, 33, 1, dtype), cloud(90, 33, 2, dtype)
+    check(nearest, queries.to(device), memory.to(device))
+    assert nearest(queries, memory)[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def test_it_reads_nothing_beyond_and_takes_any_strides(device: torch.device) -> None:
+    queries, memory = cloud(21, 70, 1)[::2, ::2], cloud(35, 90, 2).T[::2][:35]
+    check(nearest, between_nans(queries).to(device), between_nans(memory).to(device))
+
+
+def test_nothing_is_written_beyond(guards: Any, device: torch.device) -> None:
+    nearest(cloud(65, 9, 1).to(device), cloud(130, 9, 2).to(device))
+
+
+def test_a_tile_is_the_most_that_is_held(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if path == "triton":
+        assert (neighbours.ROWS, neighbours.GROUP) == (512, 64)  # its tile is in registers
+        return
+    monkeypatch.setattr(neighbours, "ROWS", 64)
+    monkeypatch.setattr(neighbours, "COLUMNS", 128)
+    largest = 0
+    plain = torch.addmm
+
+    def watched(*arguments: Any, **options: Any) -> Tensor:
+        nonlocal largest
+        largest = max(largest, options["out"].untyped_storage().nbytes())
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(torch, "addmm", watched)
+    check(nearest, cloud(300, 4, 1), cloud(1000, 4, 2))
+    assert largest == 64 * 128 * 4
+
+
+def test_no_query_has_no_neighbour(device: torch.device) -> None:
+    found, indices = nearest(torch.empty(0, 3, device=device), torch.zeros(5, 3, device=device), 2)
+    assert (found.shape, indices.shape) == ((0, 2), (0, 2))
+    assert (found.dtype, indices.dtype) == (torch.float32, torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("queries", "memory", "k", "says"),
+    [
+        (torch.zeros(2, 3), torch.zeros(2, 4), 1, r"\[N, C\] and \[M, C\] with C > 0; got \(2, 3\) and \(2, 4\)"),
+        (torch.zeros(3), torch.zeros(2, 3), 1, r"got \(3,\)"),
+        (torch.zeros(2, 0), torch.zeros(2, 0), 1, "C > 0"),
+        (torch.zeros(2, 3), torch.zeros(0, 3), 1, "the memory is empty"),
+        (torch.zeros(2, 3), torch.zeros(4, 3), 0, "k must be from 1 to the 4 rows of the memory; got 0"),
+        (torch.zeros(2, 3), torch.zeros(4, 3), 5, "k must be from 1 to the 4 rows of the memory; got 5"),
+        (torch.zeros(2, 3), torch.zeros(4, 3).double(), 1, "of one dtype and device; got torch.float32 on cpu and"),
+        (torch.zeros(2, 3).int(), torch.zeros(4, 3).int(), 1, "floating point"),
+        (torch.tensor([[0.0, torch.nan]]), torch.zeros(4, 2), 1, "queries hold NaN or infinity"),
+        (torch.zeros(4, 2), torch.tensor([[0.0, torch.inf]]), 1, "memory hold NaN or infinity"),
+        (torch.zeros(4, 2), torch.tensor([[0.0, -torch.inf]]).half().float(), 1, "memory hold NaN or infinity"),
+    ],
+)
+def test_what_has_no_nearest_row_is_refused(queries: Tensor, memory: Tensor, k: int, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        nearest(queries, memory, k)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 80), st.integers(1, 5), st.integers(0, 1000), st.booleans())
+def test_any_small_case_agrees_with_the_oracle(n: int, m: int, c: int, seed: int, whole: bool) -> None:
+    queries, memory = cloud(n, c, seed), cloud(m, c, seed + 1)
+    if whole:  # many ties
+        queries, memory = queries.round(), memory.round()
+    check(blocked, queries, memory, 1 + seed % m)
+
+
+def product_alone(queries: Tensor, memory: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """|q|² - 2qm + |m|² in float32: cancellation decides."""
+    squares = queries.square().sum(1)[:, None] - 2 * queries @ memory.T + memory.square().sum(1)
+    return squares.topk(k, largest=False)
+
+
+def half_products(queries: Tensor, memory: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The product in bfloat16, distances recomputed: selects wrongly."""
+    said = memory.square().sum(1) - 2 * (queries.bfloat16() @ memory.bfloat16().T).float()
+    indices = said.topk(k, largest=False).indices
+    return (queries[:, None] - memory[indices]).double().square().sum(2), indices
+
+
+def higher_index(queries: Tensor, memory: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    squares, indices = exhaustive(queries, memory.flip(0), k)
+    return squares, len(memory) - 1 - indices
+
+
+def forgets_the_last_row(queries: Tensor, memory: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    return exhaustive(queries, memory[: max(1, len(memory) - 1)], k)
+
+
+def plain_distances(queries: Tensor, memory: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Not squared."""
+    squares, indices = exhaustive(queries, memory, k)
+    return squares.sqrt(), indices
+
+
+def in_float32(queries: Tensor, memory: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Direct, but squares overflow and vanish."""
+    return (queries[:, None] - memory).square().sum(2).double().topk(k, largest=False)
+
+
+@pytest.mark.parametrize(
+    ("faulty", "one"),
+    [
+        (product_alone, check_near_ties),
+        (half_products, check_sizes),
+        (higher_index, check_ties),
+        (forgets_the_last_row, check_sizes),
+        (plain_distances, check_sizes),
+        (in_float32, check_magnitudes),
+    ],
+)
+def test_a_faulty_search_is_rejected(faulty: Nearest, one: Callable[..., None]) -> None:
+    with pytest.raises(AssertionError):
+        one(faulty, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-4])
+def test_a_bound_that_is_too_small_is_noticed(
+    factor: float, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = neighbours.Frame.slack
+    monkeypatch.setattr(neighbours.Frame, "slack", lambda frame, rows, unit: plain(frame, rows, unit) * factor)
+    with pytest.raises(AssertionError):
+        check_near_ties(nearest, device)
+
+
+def test_a_setting_that_rounds_products_changes_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    monkeypatch.setattr(
+        torch, "addmm", lambda halves, q, p, alpha, out, plain=torch.addmm: plain(
+            halves, q.bfloat16().float(), p.bfloat16().float(), alpha=alpha, out=out
+        )
+    )  # fmt: skip
+    monkeypatch.setenv("KDAD_KERNELS", "torch")
+    check(nearest, cloud(70, 40, 1), cloud(200, 40, 2))
+
+
+def test_a_kernel_that_fails_is_replaced_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("PTXAS error\nand more")
+
+    from kdad_bench.kernels import neighbours_triton
+
+    monkeypatch.delenv("KDAD_KERNELS", raising=False)
+    monkeypatch.setattr(neighbours, "_broken", [])
+    monkeypatch.setattr(neighbours.dispatch, "path", lambda device="cpu": "triton")
+    monkeypatch.setattr(neighbours_triton, "nearest", fails)
+    with pytest.warns(RuntimeWarning, match=r"nearest failed \(RuntimeError: PTXAS error\); plain PyTorch"):
+        check(nearest, cloud(3, 4, 1), cloud(9, 4, 2))
+    check(nearest, cloud(3, 4, 1), cloud(9, 4, 2))
