@@ -25,7 +25,8 @@ from kdad_bench.harness.job import Selection, plan, teachers
 from kdad_bench.harness.teachers import find
 from kdad_bench.harness.work import Work, perform
 from kdad_bench.methods import METHODS
-from kdad_bench.methods.distillation import StudentTeacher, Teacher
+from kdad_bench.methods.distillation import StudentTeacher
+from kdad_bench.methods.training.teacher import Teacher
 
 
 class Stopwatch:
