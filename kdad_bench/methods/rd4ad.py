@@ -19,7 +19,10 @@ from kdad_bench.methods.protocol import BLURS, Entry, Scores, Settled, shown
 from kdad_bench.methods.reverse import Bottleneck, Decoder, in_words
 from kdad_bench.methods.training import words
 
-LOSSES = ("flattened", "cosine")
+LOSSES_IN_WORDS = {
+    "flattened": "of flattened maps, as the official code; eq. 1 is per pixel",
+    "cosine": "per pixel, as eq. 1; the official code flattens the maps",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,9 +37,12 @@ class Rd4adSettings(DistillationSettings):
     sigma: float = 4.0  # of the blur, px of the map; official test code, at 256 px
     distance: str = "flattened"  # flattened: official code, one vector per sample and scale | cosine: eq. 1, per pixel
 
-    CHOICES: ClassVar = {**DistillationSettings.CHOICES, "distance": LOSSES}
+    CHOICES: ClassVar = {**DistillationSettings.CHOICES, "distance": tuple(LOSSES_IN_WORDS)}
     RANGES: ClassVar = {**DistillationSettings.RANGES, "sigma": BLURS}
-    READINGS: ClassVar = {"bottleneck and decoder": in_words}
+    READINGS: ClassVar = {
+        "loss": lambda settings: LOSSES_IN_WORDS[settings.distance],
+        "bottleneck and decoder": in_words,
+    }
     SETTLED: ClassVar = {
         "teacher": Settled("paper's main results and official code", ("wide_resnet50_2",)),
         "strides": Settled("paper and official code", ((4, 8, 16),)),

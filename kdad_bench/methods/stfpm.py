@@ -18,7 +18,12 @@ from kdad_bench.methods.distillation import Batch, DistillationSettings, Student
 from kdad_bench.methods.protocol import Entry, Scores, Settled
 from kdad_bench.methods.training import words
 
-LOSS_SCALES = ("official", "paper", "batch_sum")
+LOSS_SCALES_IN_WORDS = {
+    "official": "without 1/2, as the official code; eq. 2 has it",
+    "paper": "with 1/2, as eq. 2; the official code has none",
+    "batch_sum": "",  # no source of this method has it
+}
+LOSS_SCALES = tuple(LOSS_SCALES_IN_WORDS)
 CODES_SELECTION = "epoch of the least mean map on held-out normals, a share of 0.2"
 
 
@@ -30,7 +35,10 @@ class StfpmSettings(DistillationSettings):
     loss_scale: str = "official"  # official: no 1/2 | paper: with 1/2 (eq. 2) | batch_sum: 1/2, summed over the batch
 
     CHOICES: ClassVar = {**DistillationSettings.CHOICES, "loss_scale": LOSS_SCALES}
-    READINGS: ClassVar = {"student": words.student}
+    READINGS: ClassVar = {
+        "loss scale": lambda settings: LOSS_SCALES_IN_WORDS[settings.loss_scale],
+        "student": words.student,
+    }
     SETTLED: ClassVar = {
         "teacher": Settled("paper and official code", ("resnet18",)),
         "strides": Settled("paper and official code", ((4, 8, 16),)),
