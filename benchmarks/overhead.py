@@ -27,7 +27,8 @@ from kdad_bench.harness.plan import plan, teachers
 from kdad_bench.harness.selection import Selection
 from kdad_bench.harness.teachers import find
 from kdad_bench.methods import METHODS
-from kdad_bench.methods.distillation import StudentTeacher, Teacher
+from kdad_bench.methods.distillation import StudentTeacher
+from kdad_bench.methods.training.teacher import Teacher
 
 
 class Stopwatch:

@@ -29,8 +29,8 @@ from kdad_bench.harness.plain_loop import step as plain_step
 from kdad_bench.methods import METHODS, entry
 from kdad_bench.methods.backbones import build
 from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
-from kdad_bench.methods.distillation import planned_steps
 from kdad_bench.methods.protocol import Fitting
+from kdad_bench.methods.training.loop import planned_steps
 
 IMAGES = 64  # normals that a method is fitted on here
 WARM_STEPS = 3

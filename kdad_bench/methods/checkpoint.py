@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from kdad_bench.files import write_text_whole, write_whole
 from kdad_bench.methods import METHODS, entry
 from kdad_bench.methods.backbones import build
 from kdad_bench.methods.protocol import Method
@@ -30,12 +30,8 @@ def save(name: str, method: Method, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in method.module.state_dict().items()}
     description = {"format": FORMAT, "method": name, "settings": asdict(method.settings)}
-    temporary = folder / f".{WEIGHTS}.{os.getpid()}"
-    save_file(state, temporary)
-    os.replace(temporary, folder / WEIGHTS)
-    temporary = folder / f".{DESCRIPTION}.{os.getpid()}"
-    temporary.write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / DESCRIPTION)
+    write_whole(folder / WEIGHTS, lambda temporary: save_file(state, temporary))
+    write_text_whole(folder / DESCRIPTION, json.dumps(description, indent=2, sort_keys=True) + "\n")
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> tuple[str, Method]:

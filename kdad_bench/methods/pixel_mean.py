@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from kdad_bench.kernels import fuse_scales, gaussian_blur, image_scores
 from kdad_bench.methods.backbones import Backbone
-from kdad_bench.methods.distillation import resized
 from kdad_bench.methods.protocol import BLURS, Entry, Fitting, Scores, Settings
+from kdad_bench.methods.resizing import resized
 
 LEAST_DEVIATION = 1 / 255  # one grey level: keeps a pixel that never changes from dividing by zero
 

@@ -57,11 +57,17 @@ class Fitting:
     checkpoint_every_seconds: float = 60.0
 
 
+def always(settings: Any) -> bool:
+    """What a source settles matters to all settings, unless it says otherwise."""
+    return True
+
+
 class Settled(NamedTuple):
     """What a method's sources settle about a setting: its value, or several where paper and code differ."""
 
     source: str  # as people cite it: "official code", "eq. 7", "section 4.1"
     values: tuple[object, ...]
+    matters: Callable[[Any], bool] = always  # whether these settings use the field at all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,23 +122,30 @@ class Settings:
     @property
     def deviations(self) -> tuple[str, ...]:
         """`field: value (source: its value)` for whatever a source settles and these very settings do otherwise."""
-        values = ((name, getattr(self, name), settled) for name, settled in self.SETTLED.items())
-        plain = tuple(
-            f"{name}: {_shown(value)} ({settled.source}: {' or '.join(map(_shown, settled.values))})"
-            for name, value, settled in values
-            if value not in settled.values
+        plain = (
+            f"{name}: {instead(shown(getattr(self, name)), settled)}"
+            for name, settled in self.SETTLED.items()
+            if settled.matters(self) and getattr(self, name) not in settled.values
         )
         said = ((subject, say(self)) for subject, say in self.DEPARTURES.items())
         return (*plain, *(f"{subject}: {words}" for subject, words in said if words))
 
 
-def _shown(value: object) -> str:
-    """A setting as people write it."""
+def instead(words: str, settled: Settled) -> str:
+    """`words (source: what it settles)`: what is done, and what a source does."""
+    return f"{words} ({settled.source}: {' or '.join(map(shown, settled.values))})"
+
+
+def shown(value: object) -> str:
+    """A setting as people write it; two floats that differ are never written alike."""
     if isinstance(value, (tuple, list)):
-        return " ".join(map(_shown, value)) or "none"
+        return " ".join(map(shown, value)) or "none"
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return str(value)
 
 
 class Method(Protocol):
@@ -171,3 +184,5 @@ class Entry:
     family: str = "student-teacher"  # one of FAMILIES
     # named settings overrides: ablations and compat options, run as `--method NAME:VARIANT`
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    published_variant: str = ""  # the variant that follows the published protocol most closely; "": the default does
+    reading: bool = False  # the ARCHITECTURE is a reading of an abstract: no published number may be compared with it

@@ -10,16 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from kdad_bench.kernels import anomaly_map, distillation_loss
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps
-from kdad_bench.methods.protocol import BLURS, Entry, Scores
-from kdad_bench.methods.reverse import Bottleneck, Decoder
+from kdad_bench.methods.protocol import BLURS, Entry, Scores, Settled, shown
+from kdad_bench.methods.reverse import Bottleneck, Decoder, in_words
+from kdad_bench.methods.training import words
 
-LOSSES = ("flattened", "cosine")
+LOSSES_IN_WORDS = {
+    "flattened": "of flattened maps, as the official code; eq. 1 is per pixel",
+    "cosine": "per pixel, as eq. 1; the official code flattens the maps",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,8 +37,36 @@ class Rd4adSettings(DistillationSettings):
     sigma: float = 4.0  # of the blur, px of the map; official test code, at 256 px
     distance: str = "flattened"  # flattened: official code, one vector per sample and scale | cosine: eq. 1, per pixel
 
-    CHOICES: ClassVar = {**DistillationSettings.CHOICES, "distance": LOSSES}
+    CHOICES: ClassVar = {**DistillationSettings.CHOICES, "distance": tuple(LOSSES_IN_WORDS)}
     RANGES: ClassVar = {**DistillationSettings.RANGES, "sigma": BLURS}
+    READINGS: ClassVar = {
+        "loss": lambda settings: LOSSES_IN_WORDS[settings.distance],
+        "bottleneck and decoder": in_words,
+    }
+    SETTLED: ClassVar = {
+        "teacher": Settled("paper's main results and official code", ("wide_resnet50_2",)),
+        "strides": Settled("paper and official code", ((4, 8, 16),)),
+        "image_size": Settled("paper and official code", (256,)),
+        "taps": Settled("eq. 1", ("raw",)),
+        "distance": Settled("official code and eq. 1", ("flattened", "cosine")),
+        "batch_size": Settled("official code", (16,)),
+        "learning_rate": Settled("paper and official code", (0.005,)),
+        "weight_decay": Settled("official code", (0.0,)),
+        "schedule": Settled("official code", ("constant",)),
+        "drop_last": Settled("official code", (False,)),
+        "precision": Settled("official code", ("fp32",)),
+        "sigma": Settled("official test code", (4.0,)),
+    }
+    DEPARTURES: ClassVar = {
+        "optimiser": words.departs(words.algorithm, "adam, betas 0.5 0.999", source="official code"),
+        "budget": words.departs(words.budget, "200 epochs", source="official code"),
+        "student's norms": words.departs(
+            lambda settings: f"momentum {shown(settings.norm_momentum or words.NORM_MOMENTUM)}",
+            "momentum 0.1",
+            source="official code",
+        ),
+        "selection": words.departs(words.selection, "last step, all normals", source="official code"),
+    }
 
 
 class ReverseStudent(nn.Module):
@@ -84,11 +115,6 @@ class Rd4ad(StudentTeacher[Rd4adSettings]):
         return Scores(image, pixel)
 
 
-def build(settings: Rd4adSettings, teacher: Backbone | None, device: torch.device) -> Rd4ad:
-    """RD4AD with a frozen teacher whose taps are at strides 4, 8, 16."""
-    return Rd4ad(settings, teacher, device)
-
-
 RD4AD = Entry(
     name="rd4ad",
     title="RD4AD",
@@ -104,6 +130,6 @@ RD4AD = Entry(
             sigma=2.0,  # as wide on 128 px as 4 on 256
         ),
     },
-    build=build,
+    build=Rd4ad,
     variants={"per_pixel": {"distance": "cosine"}},
 )

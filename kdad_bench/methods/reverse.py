@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor, cat, nn
 
-from kdad_bench.methods.backbones import Backbone, facts_of
+from kdad_bench.methods.backbones import FACTS, Backbone, facts_of
 from kdad_bench.methods.backbones.resnet import LAYOUTS, initialise
 from kdad_bench.methods.backbones.resnet import BasicBlock as Basic
 from kdad_bench.methods.backbones.resnet import Bottleneck as Narrow
+from kdad_bench.methods.training.settings import DistillationSettings, Taps
 
-Taps = tuple[Tensor, ...]
 DEFAULT_BLOCKS = (2, 2, 2, 2)  # families that are no ResNets get ResNet-18's blocks
 
 
@@ -28,17 +28,30 @@ def layout_of(teacher: Backbone) -> tuple[bool, tuple[int, int, int, int], int]:
     return LAYOUTS.get(teacher.name, (False, DEFAULT_BLOCKS, 1))
 
 
-class Fusion(nn.Module):
-    """MFF: the shallower taps are convolved down to the size and width of the deepest, and all are concatenated."""
+def in_words(settings: DistillationSettings) -> str:
+    """What bottleneck and decoder have of a teacher, or of taps, that reverse distillation's sources do not have."""
+    facts = FACTS.get(settings.teacher)
+    parts = [] if facts is None or settings.teacher in LAYOUTS else [f"ResNet-18's blocks for {facts.title}'s taps"]
+    if settings.taps == "standardised" or (facts is not None and facts.signed):
+        parts.append("taps that can be negative are restored before the ReLU")
+    return ", ".join(parts)
 
-    def __init__(self, teacher: Backbone) -> None:
+
+class Fusion(nn.Module):
+    """MFF: the shallower taps are convolved down to the size and width of the deepest, and all are concatenated.
+
+    With `fed` 2 each tap comes with as many channels again, those of a second network.
+    """
+
+    def __init__(self, teacher: Backbone, fed: int = 1) -> None:
         super().__init__()
         shallow, middle, deep = teacher.channels
-        self.shallow = nn.Sequential(halved(shallow, middle), halved(middle, deep))
-        self.middle = halved(middle, deep)
+        self.shallow = nn.Sequential(halved(fed * shallow, middle), halved(middle, deep))
+        self.middle = halved(fed * middle, deep)
+        self.outputs = (2 + fed) * deep
 
     def forward(self, taps: Taps) -> Tensor:
-        """Taps at strides 4, 8, 16 -> [N, 3 C_16, H / 16, W / 16]."""
+        """Taps at strides 4, 8, 16 -> [N, (2 + fed) C_16, H / 16, W / 16]."""
         return cat([self.shallow(taps[0]), self.middle(taps[1]), taps[2]], dim=1)
 
 
@@ -66,10 +79,10 @@ class Embedding(nn.Module):
 class Bottleneck(nn.Module):
     """MFF followed by OCE."""
 
-    def __init__(self, teacher: Backbone) -> None:
+    def __init__(self, teacher: Backbone, fed: int = 1) -> None:
         super().__init__()
-        self.fusion = Fusion(teacher)
-        self.embedding = Embedding(teacher, 3 * teacher.channels[2])
+        self.fusion = Fusion(teacher, fed)
+        self.embedding = Embedding(teacher, self.fusion.outputs)
         initialise(self)
 
     def forward(self, taps: Taps) -> Tensor:

@@ -10,15 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from kdad_bench.kernels import anomaly_map, distillation_loss
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Batch, DistillationSettings, Student, StudentTeacher, Taps
-from kdad_bench.methods.protocol import Entry, Scores
+from kdad_bench.methods.protocol import Entry, Scores, Settled
+from kdad_bench.methods.training import words
 
-LOSS_SCALES = ("official", "paper", "batch_sum")
+LOSS_SCALES_IN_WORDS = {
+    "official": "without 1/2, as the official code; eq. 2 has it",
+    "paper": "with 1/2, as eq. 2; the official code has none",
+    "batch_sum": "",  # no source of this method has it
+}
+LOSS_SCALES = tuple(LOSS_SCALES_IN_WORDS)
+CODES_SELECTION = "epoch of the least mean map on held-out normals, a share of 0.2"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +35,31 @@ class StfpmSettings(DistillationSettings):
     loss_scale: str = "official"  # official: no 1/2 | paper: with 1/2 (eq. 2) | batch_sum: 1/2, summed over the batch
 
     CHOICES: ClassVar = {**DistillationSettings.CHOICES, "loss_scale": LOSS_SCALES}
+    READINGS: ClassVar = {
+        "loss scale": lambda settings: LOSS_SCALES_IN_WORDS[settings.loss_scale],
+        "student": words.student,
+    }
+    SETTLED: ClassVar = {
+        "teacher": Settled("paper and official code", ("resnet18",)),
+        "strides": Settled("paper and official code", ((4, 8, 16),)),
+        "image_size": Settled("paper and official code", (256,)),
+        "taps": Settled("eq. 1", ("raw",)),
+        "loss_scale": Settled("official code and eq. 2", ("official", "paper")),
+        "batch_size": Settled("official code", (32,)),
+        "learning_rate": Settled("paper and official code", (0.4,)),
+        "weight_decay": Settled("official code", (1e-4,)),
+        "schedule": Settled("official code", ("constant",)),
+        "drop_last": Settled("official code", (False,)),
+        "precision": Settled("official code", ("fp32",)),
+    }
+    DEPARTURES: ClassVar = {
+        "optimiser": words.departs(words.algorithm, "sgd, momentum 0.9", source="paper and official code"),
+        "budget": words.departs(
+            words.budget, "200 epochs", "100 epochs", source="official code, its README and its default"
+        ),
+        "student's norms": words.departs(words.norms, "momentum 0.1", source="official code"),
+        "selection": words.departs(words.selection, CODES_SELECTION, source="official code"),
+    }
 
 
 class Stfpm(StudentTeacher[StfpmSettings]):
@@ -55,11 +86,6 @@ class Stfpm(StudentTeacher[StfpmSettings]):
         return Scores(image, pixel)
 
 
-def build(settings: StfpmSettings, teacher: Backbone | None, device: torch.device) -> Stfpm:
-    """STFPM with a frozen teacher whose taps are at strides 4, 8, 16."""
-    return Stfpm(settings, teacher, device)
-
-
 STFPM = Entry(
     name="stfpm",
     title="STFPM",
@@ -75,10 +101,11 @@ STFPM = Entry(
             norm_momentum=0.1,
         ),
     },
-    build=build,
+    build=Stfpm,
     variants={
         "paper_scale": {"loss_scale": "paper"},
         "batch_sum": {"loss_scale": "batch_sum"},
         "held_out": {"held_out": 0.2},  # official code: 20 % of train/good select the epoch
     },
+    published_variant="held_out",
 )

@@ -12,19 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdad_bench.methods import METHODS, distillation, entry
+from kdad_bench.methods import METHODS, entry
 from kdad_bench.methods.backbones.folding import folded
-from kdad_bench.methods.distillation import (
-    SCHEDULES,
-    CheckpointError,
-    DistillationSettings,
-    Teacher,
-    chance,
-    planned_steps,
-    seeded,
-)
 from kdad_bench.methods.protocol import Fitting
 from kdad_bench.methods.stfpm import Stfpm
+from kdad_bench.methods.training import loop
+from kdad_bench.methods.training import teacher as frozen
+from kdad_bench.methods.training.chance import chance, seeded
+from kdad_bench.methods.training.loop import planned_steps
+from kdad_bench.methods.training.resume import CheckpointError
+from kdad_bench.methods.training.settings import SCHEDULES, DistillationSettings
+from kdad_bench.methods.training.teacher import Teacher
 from tests.methods.checks import assert_same_state, state
 from tests.methods.toys import CPU, normals, small_method, small_settings, teacher_of, with_defects
 
@@ -51,7 +49,7 @@ def test_steps_replace_epochs_and_epochs_count_incomplete_batches() -> None:
 
 def test_every_epoch_sees_every_image_once_in_a_new_order() -> None:
     settings = DistillationSettings(batch_size=4)
-    epochs = [torch.cat([distillation._batch_of(3 * epoch + k, 3, 10, settings) for k in range(3)]) for epoch in (0, 1)]
+    epochs = [torch.cat([loop._batch_of(3 * epoch + k, 3, 10, settings) for k in range(3)]) for epoch in (0, 1)]
     assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in epochs)
     assert epochs[0].tolist() != epochs[1].tolist()
     assert epochs[0].tolist() != torch.arange(10).tolist()
@@ -106,7 +104,7 @@ def test_features_computed_once_are_those_computed_per_batch(monkeypatch: pytest
     images = normals(8, seed=1)
     kept, recomputed = small_method("stfpm", steps=3, batch_size=8), small_method("stfpm", steps=3, batch_size=8)
     kept.fit(images)
-    monkeypatch.setattr(distillation, "CACHE_BYTES", 0)
+    monkeypatch.setattr(frozen, "CACHE_BYTES", 0)
     recomputed.fit(images)
     for key, value in state(kept).items():
         torch.testing.assert_close(value, state(recomputed)[key], rtol=1e-3, atol=1e-4)
@@ -124,7 +122,7 @@ def test_the_log_hears_of_the_first_the_last_and_every_tenth_step() -> None:
 
 def test_the_kept_epoch_is_the_one_with_the_least_mean_map_on_held_out_normals(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[float, dict[str, Tensor]]] = []
-    measure = distillation._mean_map
+    measure = loop._mean_map
 
     def spy(method: Any, images: Tensor) -> float:
         assert len(images) == 2
@@ -132,7 +130,7 @@ def test_the_kept_epoch_is_the_one_with_the_least_mean_map_on_held_out_normals(m
         seen.append((value, {key: tensor.clone() for key, tensor in method.student.state_dict().items()}))
         return value
 
-    monkeypatch.setattr(distillation, "_mean_map", spy)
+    monkeypatch.setattr(loop, "_mean_map", spy)
     method = small_method("stfpm", steps=None, epochs=3, batch_size=4, held_out=0.2)
     method.fit(normals(10, seed=1))
     assert len(seen) == 3
@@ -143,12 +141,12 @@ def test_the_kept_epoch_is_the_one_with_the_least_mean_map_on_held_out_normals(m
 
 def test_held_out_images_are_never_learnt_from() -> None:
     images = normals(10, seed=1)
-    kept, held_out = distillation._split(images, DistillationSettings(held_out=0.2, seed=5))
+    kept, held_out = loop._split(images, DistillationSettings(held_out=0.2, seed=5))
     assert held_out is not None
     assert (len(kept), len(held_out)) == (8, 2)
     together = torch.cat([kept, held_out]).flatten(1).sum(1).sort().values
     torch.testing.assert_close(together, images.flatten(1).sum(1).sort().values)
-    assert distillation._split(images, DistillationSettings())[1] is None
+    assert loop._split(images, DistillationSettings())[1] is None
 
 
 def test_standardised_taps_have_no_mean_and_unit_deviation_over_the_normals() -> None:
@@ -262,7 +260,7 @@ def test_a_mode_of_compilation_ends_with_the_fit_even_when_it_fails() -> None:
     student = small_method("stfpm").student
 
     def fail() -> None:
-        with distillation.compiled([student], "default"):
+        with loop.compiled([student], "default"):
             assert student._compiled_call_impl is not None
             assert folded(student)._compiled_call_impl is None
             raise Interrupted

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdad_bench.methods.augmentation import Strengths, distorted, grey, hue_rotations
 from kdad_bench.methods.distillation import Batch
-from kdad_bench.methods.eca_mskdad import EcaMskdad, distance, gradient_ratio, relative_loss
+from kdad_bench.methods.eca_mskdad import EcaMskdad, distance, relative_loss
 from tests.methods.curves import assert_variants_differ, losses
 from tests.methods.test_stfpm import squared_distance, taps
 from tests.methods.toys import normals, small_method
@@ -63,6 +63,19 @@ def test_the_relative_loss_reaches_the_student_through_both_images_and_never_the
     assert x_a.grad is not None
     assert float(x.grad.abs().sum()) > 0
     assert float(x_a.grad.abs().sum()) > 0
+
+
+def gradient_ratio(method: EcaMskdad, batch: Batch) -> float:
+    """|gradient of L_rel| / |gradient of L_feature| over the student's parameters: what the unweighted sum means."""
+    method.student.train()
+    terms = method.loss(batch)
+    parameters = list(method.student.parameters())
+
+    def norm(loss: Tensor) -> Tensor:
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        return torch.stack([gradient.square().sum() for gradient in gradients if gradient is not None]).sum().sqrt()
+
+    return float(norm(terms["relative"]) / norm(terms["feature"] + terms["feature_augmented"]))
 
 
 def test_the_literal_loss_drowns_the_feature_loss() -> None:

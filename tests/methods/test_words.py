@@ -1,0 +1,373 @@
+"""The words of a row follow from its settings: what is read into a paper, and where a run departs from its sources.
+
+Every method, preset and variant, a table of overrides, and settings that hypothesis draws. What the sources say is
+written down here a second time, from docs/methods, and not taken from the methods.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdad_bench.methods import METHODS, entry
+from kdad_bench.methods.protocol import Settings, Settled, shown
+
+HERE = ("pixel_mean", "stfpm", "rd4ad", "eca_mskdad", "dskd", "bmkd")  # mkd and fractalad: in their own tests
+CODE = {"schedule": ["constant"], "drop_last": [False], "precision": ["fp32"], "taps": ["raw"]}
+# method -> field -> the values that a source has
+SOURCES: Mapping[str, Mapping[str, list[object]]] = {
+    "pixel_mean": {},
+    "stfpm": CODE
+    | {
+        "teacher": ["resnet18"],
+        "strides": [(4, 8, 16)],
+        "image_size": [256],
+        "batch_size": [32],
+        "learning_rate": [0.4],
+        "weight_decay": [1e-4],
+        "loss_scale": ["official", "paper"],
+    },
+    "rd4ad": CODE
+    | {
+        "teacher": ["wide_resnet50_2"],
+        "strides": [(4, 8, 16)],
+        "image_size": [256],
+        "batch_size": [16],
+        "learning_rate": [0.005],
+        "weight_decay": [0.0],
+        "distance": ["flattened", "cosine"],
+        "sigma": [4.0],
+    },
+    "eca_mskdad": {
+        "teacher": ["resnet18"],
+        "image_size": [128],
+        "batch_size": [32],
+        "learning_rate": [0.4],
+        "schedule": ["constant"],
+        "taps": ["raw"],
+        "rel_mode": ["literal"],
+        "score": ["loss"],
+    },
+    "dskd": {"teacher": ["resnet18"]},
+    "bmkd": {"teacher": ["resnet18"]},
+}
+# method -> subject -> the words that depart from no source
+WHOLE: Mapping[str, Mapping[str, list[str]]] = {
+    "pixel_mean": {},
+    "stfpm": {
+        "optimiser": ["sgd, momentum 0.9"],
+        "budget": ["100 epochs", "200 epochs"],
+        "student's norms": ["momentum 0.1"],
+        "selection": ["epoch of the least mean map on held-out normals, a share of 0.2"],
+    },
+    "rd4ad": {
+        "optimiser": ["adam, betas 0.5 0.999"],
+        "budget": ["200 epochs"],
+        "student's norms": ["momentum 0.1"],
+        "selection": ["last step, all normals"],
+    },
+    "eca_mskdad": {
+        "optimiser": ["sgd, momentum 0.9"],
+        "budget": ["300 epochs", "300 steps"],
+        "attention": ["blocks", "stages"],
+    },
+    "dskd": {},
+    "bmkd": {"attention": ["eca", "cbam"], "fusion": ["ffrm"]},
+}
+VALUES: Mapping[str, list[object]] = {
+    "teacher": ["resnet18", "resnet34", "wide_resnet50_2", "vgg16", "efficientnet_lite0"],
+    "strides": [(4, 8, 16), (8, 16, 32)],
+    "image_size": [128, 256, 512],
+    "epochs": [1, 100, 200, 300],
+    "steps": [None, 1, 60, 200, 300],
+    "batch_size": [1, 8, 16, 32],
+    "learning_rate": [0.4, 0.4000001, 0.005, 1e-5],
+    "momentum": [0.9, 0.5],
+    "betas": [(0.5, 0.999), (0.9, 0.999)],
+    "weight_decay": [0.0, 1e-4, 1e-3],
+    "norm_momentum": [None, 0.1, 0.01],
+    "drop_last": [False, True],
+    "held_out": [0.0, 0.2, 0.29],
+    "sigma": [2.0, 4.0, 4.0000001],
+    "balance": [0.0, 1.0],
+    "joint_pass": [True, False],
+    "distortion": [0.5, 0.25],
+    "detach": [False, True],
+}
+SILENT = ("seed", "compiled")  # they change no more than rounding and chance
+
+
+def values_of(settings: Settings, field: str) -> list[object]:
+    """Values of `field` to try."""
+    return list(settings.CHOICES[field]) if field in settings.CHOICES else list(VALUES[field])
+
+
+ROWS = [
+    (name, preset, variant)
+    for name in METHODS
+    for preset in entry(name).presets
+    for variant in ("", *entry(name).variants)
+]
+
+
+def settings_of(name: str, preset: str, variant: str) -> Any:
+    return replace(entry(name).presets[preset], **(dict(entry(name).variants[variant]) if variant else {}))
+
+
+@st.composite
+def drawn(draw: st.DrawFn) -> tuple[str, Any]:
+    """A method and any settings of it."""
+    name = draw(st.sampled_from([name for name in HERE if name != "pixel_mean"]))
+    settings = entry(name).presets["paper"]
+    changes = {
+        field.name: draw(st.sampled_from(values_of(settings, field.name)))
+        for field in fields(settings)
+        if field.name not in SILENT
+    }
+    return name, replace(settings, **changes)
+
+
+def momentum_of_norms(name: str, settings: Any) -> float:
+    lite = settings.teacher == "efficientnet_lite0" and name != "rd4ad"  # RD4AD's student has no layer of the teacher's
+    return settings.norm_momentum or (0.01 if lite else 0.1)
+
+
+def whole_of(name: str, subject: str, settings: Any) -> str:
+    """What these settings have of a `subject` that is more than one field, in the words of WHOLE."""
+    if subject == "optimiser":
+        sgd = settings.optimiser == "sgd"
+        return f"{settings.optimiser}, " + (
+            f"momentum {shown(settings.momentum)}" if sgd else f"betas {shown(settings.betas)}"
+        )
+    if subject == "budget":
+        return f"{settings.epochs} epochs" if settings.steps is None else f"{settings.steps} steps"
+    if subject == "student's norms":
+        return f"momentum {shown(momentum_of_norms(name, settings))}"
+    if subject == "selection":
+        share = f"epoch of the least mean map on held-out normals, a share of {shown(settings.held_out)}"
+        return share if settings.held_out else "last step, all normals"
+    return str(getattr(settings, subject))
+
+
+def check_deviations(name: str, settings: Any) -> None:
+    """Exactly the fields and subjects that differ from their sources, each with both values."""
+    expected = {}
+    for field, values in SOURCES[name].items():
+        if getattr(settings, field) not in values:
+            expected[field] = shown(getattr(settings, field)), " or ".join(map(shown, values))
+    for subject, right in WHOLE[name].items():
+        said = whole_of(name, subject, settings)
+        if said not in right:
+            expected[subject] = said, right[0]
+    found = dict(line.split(": ", 1) for line in settings.deviations)
+    assert len(found) == len(settings.deviations)
+    assert found.keys() == expected.keys()
+    for subject, (ours, theirs) in expected.items():
+        done, _, source = found[subject].partition(" (")
+        if subject not in ("attention", "fusion"):  # in words of their own
+            assert done == ours
+            assert theirs.partition(" ")[0] in source  # "200" of "200 epochs or 100 epochs"
+        assert re.fullmatch(r".+: .+\)", source), f"{subject} names no source"
+
+
+def own_words(settings: Any) -> str:
+    """All words, without what the sources have instead."""
+    return "\n".join([*settings.readings, *(line.rpartition(" (")[0] for line in settings.deviations)])
+
+
+def check_numbers(settings: Any) -> None:
+    """Every number of a known kind in the words is that of the settings."""
+    words, number = own_words(settings), r"([\d.e+-]*\d)"
+    facts = {
+        rf"\bsigma:? {number}": lambda: settings.sigma,
+        rf"\bbatch(?:_size:)? {number}": lambda: settings.batch_size,
+        rf"\b{number} steps\b": lambda: settings.steps,
+        rf"\b{number} epochs\b": lambda: settings.epochs if settings.steps is None else None,
+        rf"\blearning[_ ]rate:? {number}": lambda: settings.learning_rate,
+        rf"\bweight[_ ]decay:? {number}": lambda: settings.weight_decay,
+        rf"\bheld-out normals, a share of {number}": lambda: settings.held_out,
+        rf"\bstrength {number}": lambda: settings.distortion,
+        rf"^lambda: {number}": lambda: settings.balance,
+        rf"^input: {number} px": lambda: settings.image_size,
+    }
+    for pattern, value in facts.items():
+        for found in re.findall(pattern, words, re.MULTILINE):
+            assert value() is not None, f"{pattern} says {found} of what does not apply"
+            assert float(found) == float(value()), f"{pattern} says {found}"
+
+
+def check_choices(name: str, settings: Any) -> None:
+    """Words that belong to one choice stand there if, and only if, it was made."""
+    words = own_words(settings)
+    dual, eca = name in ("dskd", "bmkd"), name == "eca_mskdad"
+    marks = {
+        "of flattened maps": (dual or name == "rd4ad") and settings.distance == "flattened",
+        "pyramid term": dual and settings.distance == "cosine",
+        "ECA after": (dual and settings.attention == "eca") or (eca and settings.attention != "none"),
+        "each stage's last block": eca and settings.attention == "stages",
+        "CBAM after": dual and settings.attention == "cbam",
+        "one-class embedding alone": dual and settings.fusion == "deepest",
+        "RD4AD's bottleneck": dual and settings.fusion == "plain",
+        "residual module": dual and settings.fusion == "ffrm",
+        "the deepest tap of": dual and settings.fusion == "deepest",
+        r"taps? of the teacher$": dual and settings.fed_by == "teacher",
+        r"taps? of the forward student$": dual and settings.fed_by == "student",
+        "forward student and teacher": dual and settings.fed_by == "both",
+        "sees only the teacher": dual and settings.fed_by == "teacher",
+        "stops before": dual and settings.detach and settings.fed_by != "teacher",
+        "flows into": dual and not settings.detach and settings.fed_by != "teacher",
+        "product over students": dual and settings.over_students == "product",
+        "product over scales": dual and settings.over_scales == "product",
+        "sum over scales": dual and settings.over_scales == "sum",
+        "x and x^a in one pass": eca and settings.joint_pass,
+        "read as epochs": eca and settings.steps is None and settings.epochs == 300,
+        "read as optimiser steps": eca and settings.steps == 300,
+        "without 1/2": name == "stfpm" and settings.loss_scale == "official",
+        "with 1/2": name == "stfpm" and settings.loss_scale == "paper",
+        "EfficientNet-Lite0": name != "pixel_mean" and settings.teacher == "efficientnet_lite0",
+        "VGG-16": name != "pixel_mean" and settings.teacher == "vgg16",
+    }
+    for mark, expected in marks.items():
+        said = re.search(mark.replace("^", r"\^"), words, re.MULTILINE) is not None
+        assert said == expected, f"{mark!r}: said {said}, true {expected}"
+
+
+@pytest.mark.parametrize(("name", "preset", "variant"), ROWS)
+def test_words_are_plain_and_follow_the_settings(name: str, preset: str, variant: str) -> None:
+    settings = settings_of(name, preset, variant)
+    for line in (*settings.readings, *settings.deviations):
+        assert re.fullmatch(r"[^:\n]+: \S[^\n]*", line)
+        assert "None" not in line
+        assert "True" not in line
+    check_numbers(settings)
+    if name in HERE:
+        check_deviations(name, settings)
+        check_choices(name, settings)
+
+
+@given(drawn())
+def test_words_follow_any_settings(given_settings: tuple[str, Any]) -> None:
+    name, settings = given_settings
+    check_numbers(settings)
+    check_deviations(name, settings)
+    check_choices(name, settings)
+
+
+def inert(name: str, settings: Any, field: str, value: object) -> bool:
+    """Whether another value of `field` changes nothing that a word could tell."""
+    if field in SILENT or value == getattr(settings, field):
+        return True
+    if field in SOURCES[name] and {getattr(settings, field), value} <= set(SOURCES[name][field]):
+        return False  # two sources differ: the words say which is followed
+    return (
+        (field == "momentum" and settings.optimiser != "sgd")
+        or (field == "betas" and settings.optimiser == "sgd")
+        or (field == "epochs" and (settings.steps is not None or {settings.epochs, value} <= {100, 200}))
+        or (field == "norm_momentum" and (value or 0.1) == momentum_of_norms(name, settings))
+        or (field == "detach" and settings.fed_by == "teacher")
+    )
+
+
+@pytest.mark.parametrize("preset", ["paper", "quick"])
+@pytest.mark.parametrize("name", [name for name in HERE if name != "pixel_mean"])
+def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
+    settings = entry(name).presets[preset]
+    before = settings.readings, settings.deviations
+    for field in fields(settings):
+        for value in [] if field.name in SILENT else values_of(settings, field.name):
+            changed = replace(settings, **{field.name: value})
+            if not inert(name, settings, field.name, value):
+                after = changed.readings, changed.deviations
+                assert after != before, f"{field.name}={value!r} is nowhere said"
+
+
+@pytest.mark.parametrize(
+    ("row", "overrides", "said", "unsaid"),
+    [
+        ("dskd:", {}, "sigma 2;", "sigma 4"),
+        ("dskd:", {"sigma": 3.5}, "sigma 3.5;", "sigma 2"),
+        ("bmkd:", {}, "batch 8, 60 steps", "200 epochs"),
+        ("bmkd:", {}, "one_cycle schedule", "constant"),
+        ("dskd:", {}, "pyramid term", "flattened"),
+        ("dskd:flattened", {}, "flattened maps (RD4AD's code)", "pyramid"),
+        ("dskd:both_fed", {}, "fed by all taps of forward student and teacher", "fed by all taps of the"),
+        ("dskd:deepest_tap", {}, "fed by the deepest tap of the forward student", "all taps"),
+        ("bmkd:attention_none", {}, "attention: none (abstract: an attention module", "ECA"),
+        ("bmkd:attention_cbam", {}, "CBAM after the last norm", "ECA"),
+        ("bmkd:plain_fusion", {}, "fusion: RD4AD's bottleneck (abstract: a feature-fusion", "module and"),
+        ("stfpm:held_out", {}, "teacher: efficientnet_lite0 (paper and official code: resnet18)", "selection"),
+        ("stfpm:", {"steps": None, "epochs": 7}, "budget: 7 epochs (official code, its README", "80 steps"),
+        ("stfpm:", {"optimiser": "adam"}, "adam, betas 0.9 0.999 (paper and official code: sgd", "momentum: "),
+        ("stfpm:", {"norm_momentum": None}, "student's norms: momentum 0.01 (official code: momentum 0.1)", "None"),
+        ("stfpm:batch_sum", {}, "loss_scale: batch_sum (official code and eq. 2: official or paper)", "1/2"),
+        ("rd4ad:", {}, "sigma: 2 (official test code: 4)", "momentum"),
+        (
+            "rd4ad:per_pixel",
+            {"held_out": 0.1},
+            "a share of 0.1 (official code: last step, all normals)",
+            "of flattened",
+        ),
+        ("eca_mskdad:", {}, "rel_mode: normalised_mean (eq. 15 to 18: literal)", "read as"),
+        ("eca_mskdad:score_loss", {}, "maps of 32, 16, 8 px", "score: "),
+        ("eca_mskdad:figure_size", {}, "maps of 64, 32, 16 px", "maps of 32"),
+        ("eca_mskdad:two_passes", {"steps": 300}, "x and x^a in two passes", "one pass"),
+    ],
+)
+def test_a_row_says_this_and_not_that(row: str, overrides: dict[str, Any], said: str, unsaid: str) -> None:
+    name, _, variant = row.partition(":")
+    settings = replace(settings_of(name, "quick", variant), **overrides)
+    words = "\n".join([*settings.readings, *settings.deviations])
+    assert said in words
+    assert unsaid not in words
+
+
+def test_paper_presets_depart_only_where_their_pages_say_so() -> None:
+    found = {name: [line.partition(":")[0] for line in entry(name).presets["paper"].deviations] for name in HERE}
+    assert found == {
+        "pixel_mean": [],
+        "stfpm": ["selection"],
+        "rd4ad": [],
+        "eca_mskdad": ["rel_mode", "score"],
+        "dskd": [],
+        "bmkd": [],
+    }
+    assert settings_of("stfpm", "paper", "held_out").deviations == ()
+
+
+def test_an_architecture_that_is_a_reading_is_marked_and_published_variants_exist() -> None:
+    for name in METHODS:
+        one = entry(name)
+        assert one.reading == one.title.endswith("(reading)")
+        assert one.published_variant in ("", *one.variants)
+    assert {name for name in METHODS if entry(name).reading} == {"dskd", "bmkd"}
+    assert entry("stfpm").published_variant == "held_out"
+    assert entry("eca_mskdad").published_variant == "score_loss"
+
+
+def test_a_setting_that_does_not_matter_is_no_departure() -> None:
+    class Small(Settings):
+        SETTLED: ClassVar = {"epochs": Settled("a page", (3,), lambda settings: settings.steps is None)}
+
+    assert Small().deviations == ("epochs: 200 (a page: 3)",)
+    assert Small(steps=5).deviations == ()
+    assert Small(epochs=3).deviations == ()
+
+
+@given(st.floats(allow_nan=False), st.floats(allow_nan=False))
+def test_two_numbers_that_differ_are_never_written_alike(one: float, other: float) -> None:
+    assert float(shown(one)) == one
+    assert (shown(one) == shown(other)) == (one == other) or one == other == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [((4, 8), "4 8"), ((), "none"), (None, "none"), (True, "yes"), (False, "no"), (4.0, "4"), (1e-4, "0.0001")],
+)
+def test_settings_are_written_as_people_write_them(value: object, words: str) -> None:
+    assert shown(value) == words
