@@ -15,8 +15,12 @@ from torch import Tensor, nn
 from kdad_bench.kernels import fuse_scales, gaussian_blur, image_scores
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.backbones.folding import channels_last
-from kdad_bench.methods.distillation import Taps, Teacher, autocast, chunks, resized, seeded
 from kdad_bench.methods.protocol import BLURS, Fitting, Range, Scores, Settings
+from kdad_bench.methods.resizing import resized
+from kdad_bench.methods.training.chance import seeded
+from kdad_bench.methods.training.loop import autocast
+from kdad_bench.methods.training.settings import Taps
+from kdad_bench.methods.training.teacher import Teacher, chunks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
