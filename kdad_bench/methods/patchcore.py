@@ -163,7 +163,9 @@ def projected(features: Tensor, epsilon: float, generator: torch.Generator) -> T
     density = have**-0.5
     drawn = torch.rand(have, width, generator=generator)
     signs = (drawn < density / 2).float() - (drawn > 1 - density / 2).float()
-    return features @ (signs * float((1 / (density * width)) ** 0.5)).to(features.device)
+    scale = float((1 / (density * width)) ** 0.5)
+    rotated: Tensor = features @ (signs * scale).to(features.device)
+    return rotated
 
 
 def coreset(features: Tensor, count: int, epsilon: float, seed: int) -> Tensor:
