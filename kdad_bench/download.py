@@ -213,6 +213,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         allowed = ("https:",) if req.type == "https" else ("http:", "https:")
         if not newurl.lower().startswith(allowed):
+            fp.close()
             raise _Never(f"the server redirects to '{_plain(newurl)}', which is not followed", moved=True)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
