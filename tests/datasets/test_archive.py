@@ -250,3 +250,11 @@ def test_every_compression_and_size_is_unpacked_exactly(tmp_path: Path, compress
     for size in sizes:
         expected = bytes(range(256)) * (size // 256) + bytes(size % 256)
         assert (tmp_path / "target" / "folder" / f"{size}.bin").read_bytes() == expected
+
+
+def test_folders_pipes_and_absent_files_are_no_archives_and_do_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "target").mkdir()
+    for path, why in ((tmp_path / "pipe", "not a regular"), (tmp_path, "not a regular"), (tmp_path / "no", "No such")):
+        with pytest.raises(DatasetError, match=why):
+            extract(path, tmp_path / "target")
