@@ -154,6 +154,7 @@ def test_a_full_disk_is_noticed_before_the_download(
     monkeypatch.setattr(downloading.shutil, "disk_usage", lambda _: Usage)
     with pytest.raises(DownloadError, match="1000 bytes free"):
         get(server, tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_untrusted_certificate_ends_at_once_with_the_remedy(
@@ -261,6 +262,8 @@ def test_a_lying_server_ends_in_one_plain_line(server: Server, tmp_path: Path, k
         get(server, tmp_path / "a", attempts=2, most_bytes=9_999_999)
     assert str(error.value).isprintable()
     assert not (tmp_path / "a").exists()
+    if not (tmp_path / "a.part").exists():
+        assert list(tmp_path.iterdir()) == []  # no record of nothing
 
 
 @pytest.mark.parametrize("length", ["-5", "²", "9" * 5000, "1e9", ""])
