@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -117,6 +118,20 @@ def test_hostile_archives_take_less_than_256_mb_and_little_time(tmp_path: Path) 
     for (kind, (_, why)), (message, seconds) in zip((HOSTILE | BOMBS).items(), said.values(), strict=True):
         assert re.search(why, message), (kind, message)
         assert seconds < 20, kind
+    assert megabytes < 256
+
+
+@pytest.mark.slow
+def test_the_most_files_that_are_allowed_take_less_than_256_mb(tmp_path: Path) -> None:
+    (tmp_path / "archives").mkdir()
+    (tmp_path / "targets").mkdir()
+    with gzip.open(tmp_path / "archives" / "many", "wb", compresslevel=1) as file:
+        for number in range(Limits().members + 1):
+            file.write(hostile.entry(f"{'n' * 60}/{number:030}", b""))
+    command = [sys.executable, "-c", MEASURED, tmp_path / "archives", tmp_path / "targets"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=True)
+    megabytes, said = json.loads(done.stdout)
+    assert "more than 200000" in said["many"][0]
     assert megabytes < 256
 
 
