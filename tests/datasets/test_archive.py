@@ -165,6 +165,7 @@ ORDINARY = {
     "comment": lambda: hostile.tar(hostile.pax({"comment": b"c" * 40}, b"g"), hostile.entry("a/b.txt")),
     "long name": lambda: hostile.tar(hostile.named(b"a/" + b"c" * 250), hostile.entry("a/b.txt")),
     "Unicode": lambda: hostile.tar(hostile.entry("größe/σ.png"), hostile.entry("a/b.txt")),
+    "xz -9": lambda: hostile.with_dictionary(28, hostile.tar(hostile.entry("a/b.txt"))),  # 64 MiB
     "zip": lambda: hostile.zipped(("a/", b""), ("a/b.txt", b"x")),
     "stored zip": lambda: hostile.zipped(("a/b.txt", b"x"), method=zipfile.ZIP_STORED),
     "zip with modes": lambda: hostile.zipped(
