@@ -137,27 +137,38 @@ def download(
     if target.is_file():
         return target
     failures, best = 0, _size(part)
-    while True:
-        try:
-            _continue(url, part, progress, stall_seconds, most_bytes)
-            break
-        except _Again as error:
-            failures = 1 if _size(part) > best else failures + 1
-            best = max(best, _size(part))
-            if failures >= attempts:
-                raise DownloadError(
-                    f"{url}: {error} ({failures} attempts); run the command again to go on from byte {_size(part)}, "
-                    f"or {remedy}"
-                ) from error
-            time.sleep(min(pause_seconds * 2 ** (failures - 1), 30.0))
-        except _Never as error:
-            raise DownloadError(
-                f"{url}: {error}{'; the link may have moved: ' if error.moved else '; '}{remedy}"
-            ) from error
-    with _writing(target.parent):
-        os.replace(part, target)
-        _facts_path(part).unlink(missing_ok=True)
+    with _no_record_of_nothing(part):
+        while True:
+            try:
+                _continue(url, part, progress, stall_seconds, most_bytes)
+                break
+            except _Again as error:
+                failures = 1 if _size(part) > best else failures + 1
+                best = max(best, _size(part))
+                if failures >= attempts:
+                    raise DownloadError(
+                        f"{url}: {error} ({failures} attempts); run the command again to go on from byte "
+                        f"{_size(part)}, or {remedy}"
+                    ) from error
+                time.sleep(min(pause_seconds * 2 ** (failures - 1), 30.0))
+            except _Never as error:
+                see = "; the link may have moved: " if error.moved else "; "
+                raise DownloadError(f"{url}: {error}{see}{remedy}") from error
+        with _writing(target.parent):
+            os.replace(part, target)
     return target
+
+
+@contextlib.contextmanager
+def _no_record_of_nothing(part: Path) -> Iterator[None]:
+    """At the end, an empty or missing part leaves no trace."""
+    try:
+        yield
+    finally:
+        if not _size(part):
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+                _facts_path(part).unlink(missing_ok=True)
 
 
 def _continue(url: str, part: Path, progress: Progress, stall_seconds: float, most_bytes: int) -> None:
@@ -178,10 +189,10 @@ def _continue(url: str, part: Path, progress: Progress, stall_seconds: float, mo
         if start and known is not None and known.total not in (None, total):
             part.unlink(missing_ok=True)
             raise _Again("the file on the server has changed its length")
+        _room(part, total, start)
         with _writing(part.parent):
             facts = {"url": url, "total": total, "version": _version(answer)}
             write_text_whole(_facts_path(part), json.dumps(facts))
-        _room(part, total, start)
         _receive(answer, part, start, total, most_bytes, progress)
 
 
@@ -213,6 +224,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         allowed = ("https:",) if req.type == "https" else ("http:", "https:")
         if not newurl.lower().startswith(allowed):
+            fp.close()
             raise _Never(f"the server redirects to '{_plain(newurl)}', which is not followed", moved=True)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 BODY = bytes(range(256)) * 4000  # 1,024,000 bytes
 
@@ -36,6 +44,15 @@ class Server:
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
         self.thread.start()
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/archive.tar.xz"
+
+    def secure(self, folder: Path) -> None:
+        """Speak TLS with a certificate that nobody has signed."""
+        key, certificate = self_signed()
+        (folder / "server.pem").write_bytes(key + certificate)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / "server.pem")
+        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        self.url = self.url.replace("http://127.0.0.1", "https://localhost")
 
     def stop(self) -> None:
         self.server.shutdown()
@@ -71,6 +88,27 @@ def serve(
     handler.end_headers()
     handler.wfile.write(body[start:][:send])
     handler.wfile.flush()
+
+
+def self_signed() -> tuple[bytes, bytes]:
+    """The key and certificate of localhost, PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    encoding = serialization.Encoding.PEM
+    secret = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return secret, made.public_bytes(encoding)
 
 
 @contextlib.contextmanager

@@ -74,6 +74,7 @@ def fetch(
                     source, out, url=url, archive=archive, sha256=sha256, keep=keep_archive, progress=shown
                 )
         else:
+            fetching.tidy(source, out)
             click.echo(f"{place}: {source.title} is already there", err=True)
         # an archive of the user's own choice may hold a part of the data set
         report = count(place, against=None if sha256 else dataset)

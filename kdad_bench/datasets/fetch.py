@@ -109,17 +109,18 @@ def fetch(
 
     `url` names a mirror and `sha256` the checksum of an archive other than the published one. Everything unfinished
     lies in `out/.<name>.fetch`, which one process holds at a time and the next takes over; it is gone at the end but
-    for a download to be taken up, or the archive with `keep`. A data set that is there already is returned as it is.
-    Raises DatasetError with one line; `out/<name>` is there whole or not at all.
+    for a download to be taken up. With `keep` a downloaded archive becomes `out/<name>.archive`. A data set that is
+    there already is returned as it is. Raises DatasetError with one line; `out/<name>` is there whole or not at all.
     """
     out = _at_home(out)
     archive = None if archive is None else _at_home(archive)
     if archive is not None and not archive.is_file():
         raise DatasetError(f"{archive}: no such archive")
-    work = out / f".{source.name}.fetch"
+    work = _work(source, out)
     try:
         with claimed(work, wait=False):
             if (place := existing(source, out)) is not None:  # a fetch that has just ended
+                shutil.rmtree(work, ignore_errors=True)
                 return place
             _free(source, out / source.name)
             _left_by_killed(work)
@@ -130,7 +131,9 @@ def fetch(
                 if _stamp(path) != before:
                     raise DatasetError(f"{path}: changed while it was read; nothing was placed")
                 os.rename(_unpacked_root(source, draft), out / source.name)
-            if archive is None and not keep:
+            if archive is None and keep:
+                os.replace(path, out / f"{source.name}.archive")
+            elif archive is None:
                 path.unlink(missing_ok=True)
     except BusyError as error:
         raise DatasetError(
@@ -139,6 +142,20 @@ def fetch(
     except OSError as error:
         raise DatasetError(f"{out}: cannot be written ({error.strerror}); free space or choose --out") from error
     return out / source.name
+
+
+def tidy(source: Source, out: Path) -> None:
+    """Remove what a fetch that was killed has left in `out`, its download too; nothing while another one runs there."""
+    work = _work(source, _at_home(out))
+    with contextlib.suppress(BusyError, OSError):  # a folder that cannot be written keeps what it has
+        if work.is_dir():
+            with claimed(work, wait=False):
+                shutil.rmtree(work, ignore_errors=True)
+
+
+def _work(source: Source, out: Path) -> Path:
+    """Where everything unfinished lies."""
+    return out / f".{source.name}.fetch"
 
 
 def _at_home(path: Path) -> Path:

@@ -95,11 +95,11 @@ def long_links(archive: tarfile.TarFile) -> None:
     archive.addfile(info, io.BytesIO(b"overwritten"))
 
 
-def four_gib_dictionary() -> bytes:
-    """An xz file whose header asks for a dictionary of 4 GiB."""
-    made = bytearray(lzma.compress(tar(), preset=0))
+def with_dictionary(size: int, data: bytes) -> bytes:
+    """An xz file whose header asks for a dictionary of that size, as LZMA2 writes it in one byte."""
+    made = bytearray(lzma.compress(data, preset=0))
     length = (made[12] + 1) * 4
-    made[16] = 40  # dictionary size byte of LZMA2: 2^32 - 1
+    made[16] = size
     made[12 + length - 4 : 12 + length] = struct.pack("<L", zlib.crc32(made[12 : 12 + length - 4]))
     return bytes(made)
 
@@ -253,7 +253,8 @@ TARS: dict[str, tuple[Callable[[], bytes], str]] = {
     "only an end": (lambda: bytes(1024), "no file in the archive"),
     "Zstandard": (lambda: b"\x28\xb5\x2f\xfd" + bytes(100), "a Zstandard file, which is not read"),
     "7-Zip": (lambda: b"7z\xbc\xaf\x27\x1c" + bytes(100), "a 7-Zip file, which is not read"),
-    "xz dictionary of 4 GiB": (four_gib_dictionary, "needs more memory"),
+    "xz dictionary of 4 GiB": (lambda: with_dictionary(40, tar()), "needs more memory"),
+    "xz dictionary of 128 MiB": (lambda: with_dictionary(30, tar()), "needs more memory"),
     "xz cut": (lambda: lzma.compress(tar())[:-20], "damaged"),
     "xz with a flipped byte": (lambda: lzma.compress(tar())[:-40] + b"\0" + lzma.compress(tar())[-39:], "damaged"),
     "gzip cut": (lambda: gzip.compress(tar())[:-8], "damaged"),
@@ -293,7 +294,6 @@ ZIPS: dict[str, tuple[Callable[[], bytes], str]] = {
     "zip: packed size too small": (lambda: zip_with(central={20: b"\1\0\0\0"}), "damaged"),
     "zip: wrong checksum": (lambda: zip_with(central={16: bytes(4)}), "another size or checksum"),
     "zip: member behind the end": (lambda: zip_with(central={42: b"\0\0\0\x7f"}), "begins behind"),
-    "zip: bomb": (lambda: zipped(("zeros", bytes(HEAVY))), "become more than"),
     "zip: overlapping": (overlapping, "reaches into the next one"),
     "zip: the same bytes twice": (same_bytes_twice, "two members share the same bytes"),
     "zip: cut": (lambda: zipped()[:-10], "cut short"),
@@ -310,6 +310,7 @@ ZIPS: dict[str, tuple[Callable[[], bytes], str]] = {
     "zip: zip64 size of 2^62": (lambda: zip64(0, 1 << 62), "declares 4611686018427387904 bytes"),
 }
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "zip bomb": (lambda: zipped(("zeros", bytes(HEAVY))), "become more than"),
     "gzip bomb": (lambda: bomb(gzip.compress), "become more than"),
     "bzip2 bomb": (lambda: bomb(bz2.compress), "become more than"),
     "xz bomb": (lambda: bomb(lambda data: lzma.compress(data, preset=0)), "become more than"),

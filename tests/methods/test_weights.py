@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +18,7 @@ from torch.nn import functional as F
 from kdad_bench.methods.backbones import FACTS, build, names, weights
 from kdad_bench.methods.backbones.efficientnet_lite import norm
 from kdad_bench.methods.backbones.weights import WeightsError, download, find_weights, load_teacher
+from tests.server import running, serve
 
 BODY = b"weights that someone published" * 1000
 
@@ -85,6 +89,66 @@ def test_a_broken_connection_leaves_nothing(tmp_path: Path, server: str, publish
     with pytest.raises(WeightsError, match=f"after {len(BODY) // 2} of {len(BODY)} bytes"):
         download("resnet18", tmp_path, url=f"{server}/half")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_downloads_at_once_ask_the_server_once(tmp_path: Path, published: str) -> None:
+    with running() as http:
+        http.answer = lambda handler, number: (time.sleep(0.2), serve(handler, BODY))[1]
+        paths: list[Path] = []
+        together = [
+            threading.Thread(target=lambda: paths.append(download("resnet18", tmp_path, url=http.url)))
+            for _ in range(4)
+        ]
+        for thread in together:
+            thread.start()
+        for thread in together:
+            thread.join()
+        assert paths == [tmp_path / published] * 4
+        assert len(http.ranges) == 1
+    assert os.listdir(tmp_path) == [published]
+
+
+def test_a_wrong_file_that_lies_there_is_fetched_again(tmp_path: Path, server: str, published: str) -> None:
+    (tmp_path / published).write_bytes(b"half")
+    assert download("resnet18", tmp_path, url=f"{server}/whole").read_bytes() == BODY
+
+
+def test_a_killed_download_is_gone_on_with(tmp_path: Path, published: str) -> None:
+    work = tmp_path / f".{published}.fetch"
+    work.mkdir()
+    with running() as http:
+        http.answer = lambda handler, number: serve(handler, BODY)
+        (work / "lock").write_text("")
+        (work / "weights.part").write_bytes(BODY[:1000])
+        (work / "weights.part.json").write_text(json.dumps({"url": http.url, "total": len(BODY), "version": '"one"'}))
+        (work / ".weights.part.json.0123.tmp").write_text("{")
+        assert download("resnet18", tmp_path, url=http.url).read_bytes() == BODY
+        assert http.ranges == ["bytes=1000-"]
+    assert os.listdir(tmp_path) == [published]
+
+
+def test_an_untrusted_certificate_ends_at_once_with_the_remedy(
+    tmp_path: Path, published: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setattr(weights, "PAUSE_SECONDS", 60)
+    with running() as http:
+        http.secure(tmp_path)
+        with pytest.raises(WeightsError, match=r"is not trusted.*SSL_CERT_FILE.*; put resnet18.*--weights"):
+            download("resnet18", tmp_path / "new", url=http.url)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_weights_folders_that_cannot_be_written_are_one_line(tmp_path: Path, server: str, published: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WeightsError, match=r"file/new: cannot be written \(Not a directory\); put resnet18"):
+        download("resnet18", tmp_path / "file" / "new", url=f"{server}/whole")
+
+
+def test_weights_come_over_the_web_only(tmp_path: Path, published: str) -> None:
+    (tmp_path / "w.pth").write_bytes(BODY)
+    with pytest.raises(WeightsError, match="not an address that can be fetched"):
+        download("resnet18", tmp_path / "new", url=(tmp_path / "w.pth").as_uri())
 
 
 def test_a_refused_download_says_where_to_put_the_file(tmp_path: Path, server: str) -> None:

@@ -29,10 +29,10 @@ def parts(name: str, *, folder: bool) -> tuple[str, ...]:
         raise _refused(name, "is a file without a name")
     if len(split) > DEPTH:
         raise _refused(name, f"lies {len(split)} folders deep; limit {DEPTH}")
+    if (length := len(name.encode("utf-8", "surrogateescape"))) > NAME_BYTES:
+        raise _refused(name, f"has a name of {length} bytes; limit {NAME_BYTES}")
     for part in split:
         _examine(name, part)
-    if len(name.encode()) > NAME_BYTES:
-        raise _refused(name, f"has a name of {len(name.encode())} bytes; limit {NAME_BYTES}")
     return tuple(split)
 
 

@@ -15,6 +15,7 @@ HEADERS = 16  # extended headers before one member
 TRAILING_BYTES = 16 << 20  # zeros after the end mark: tapes and tar's blocking factor
 PAX, GLOBAL, LONG_NAME, LONG_LINK = (b"x", b"X"), b"g", b"L", b"K"
 DECIDING = ("path", "linkpath", "size")  # pax keys that say what a member is; the others only describe it
+RECORD = re.compile(rb"([0-9]{1,7}) ([^=]{1,255})=")  # of a pax header: its length and its key
 KINDS = {
     tarfile.LNKTYPE: "is a hard link",
     tarfile.SYMTYPE: "is a symbolic link",
@@ -96,7 +97,7 @@ def _pax_fields(body: bytes) -> dict[str, str]:
     fields: dict[str, str] = {}
     position = 0
     while position < len(body) and body[position]:
-        match = re.compile(rb"([0-9]{1,7}) ([^=]{1,255})=").match(body, position)
+        match = RECORD.match(body, position)
         end = position + int(match[1]) if match else 0
         if match is None or not match.end() < end <= len(body) or body[end - 1] != 0x0A:
             raise Damaged("a pax header that cannot be read")
