@@ -13,6 +13,8 @@ import rich_click as click
 from rich.console import Console
 from rich.table import Table
 
+from kdad_bench.cli.parameters import LocalPath
+
 
 class Finding(NamedTuple):
     """One line of the report."""
@@ -26,12 +28,8 @@ MARKS = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "missing": 
 
 
 @click.command()
-@click.option(
-    "--data-root", type=click.Path(path_type=Path), envvar="KDAD_DATA", show_envvar=True, help="Folder with data sets."
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Results folder."
-)
+@click.option("--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Folder with data sets.")
+@click.option("--out", type=LocalPath(), default=Path("results"), show_default=True, help="Results folder.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def doctor(data_root: Path | None, out: Path, as_json: bool) -> None:
     """Report what is found: torch, triton, CUDA, kernels, data, weights, writable folders.

@@ -330,3 +330,22 @@ def test_every_method_has_an_entry_of_its_own_name_with_both_presets() -> None:
         found = entry(name)
         assert found.name == name
         assert set(found.presets) == {"quick", "paper"}
+
+
+def test_a_planned_job_without_a_row_is_told_and_the_exit_code_is_1(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdad_bench.cli.progress import Progress
+
+    ended = Progress.ended
+    moved = tmp_path / "moved"
+
+    def ended_and_moved(self: Progress, *given: Any) -> None:
+        ended(self, *given)
+        if not moved.exists():
+            (tmp_path / "out").rename(moved)
+
+    monkeypatch.setattr(Progress, "ended", ended_and_moved)
+    found = floor(tiny_tree, tmp_path / "out", "--no-pictures")
+    assert found.exit_code == 1, found.output
+    assert f"1 of 2 jobs have no row in {tmp_path / 'out'}; run them again" in found.output
