@@ -131,14 +131,20 @@ def weights_found() -> Iterator[Finding]:
 
 def folders(out: Path) -> Iterator[Finding]:
     """Whether results and cache can be written."""
-    from kdad_bench.metrics.regions import cache_folder
+    from kdad_bench.files import CacheError, cache_folder
 
-    for what, folder in (("results folder", out), ("cache folder", cache_folder())):
-        place = folder
-        while not place.exists():
-            place = place.parent
-        try:
-            with tempfile.NamedTemporaryFile(dir=place):
-                yield Finding(what, "ok", str(folder))
-        except OSError as error:
-            yield Finding(what, "missing", f"{folder}: cannot be written ({error.strerror}); choose another folder")
+    yield writable("results folder", out)
+    try:
+        yield writable("cache folder", cache_folder())
+    except CacheError as error:
+        yield Finding("cache folder", "missing", str(error))
+
+
+def writable(what: str, folder: Path) -> Finding:
+    """Whether `folder`, or the nearest one above it that is there, can be written."""
+    place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=place):
+            return Finding(what, "ok", str(folder))
+    except OSError as error:
+        return Finding(what, "missing", f"{folder}: cannot be written ({error.strerror}); choose another folder")
