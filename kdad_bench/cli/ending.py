@@ -34,8 +34,9 @@ def orderly() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an ASCII terminal shows \xb1 for a plus-minus sign
-    signal.signal(signal.SIGINT, first_interrupt)
-    signal.signal(signal.SIGTERM, terminate)
+    for number, handler in ((signal.SIGINT, first_interrupt), (signal.SIGTERM, terminate)):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell sets it for what runs in its background
+            signal.signal(number, handler)
     try:
         yield
     except KeyboardInterrupt:

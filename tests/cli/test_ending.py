@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -77,11 +78,9 @@ def test_where_the_cache_cannot_be_written_the_report_lies_elsewhere(tmp_path: P
 
 def test_a_reader_who_has_seen_enough_is_no_error() -> None:
     code = STAND_IN.format(statement="import click; [click.echo('x' * 1000) for _ in range(1000)]")
-    command = f"{sys.executable} -c '{code}' | head -n 1"
-    found = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command.replace("'x'", '"x"').replace("'list'", '"list"')],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    script = f"{sys.executable} -c {shlex.quote(code)} | head -n 1"
+    command = ["bash", "-o", "pipefail", "-c", script]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (found.returncode, found.stderr) == (1, "")
 
 
@@ -102,6 +101,14 @@ def test_a_second_ctrl_c_ends_at_once_with_a_word() -> None:
     assert found.returncode == 130
     assert found.stderr.strip() == "kdad-bench: stopped at once; finished jobs are kept"
     assert time.monotonic() - started < 8
+
+
+def test_a_signal_that_the_caller_ignores_stays_ignored() -> None:
+    statement = "import os, signal; os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGTERM); print(1)"
+    code = STAND_IN.format(statement=statement)
+    script = f"trap '' INT TERM; exec {sys.executable} -c {shlex.quote(code)}"
+    found = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "1\n", "")
 
 
 def test_ascii_streams_show_what_they_can() -> None:
