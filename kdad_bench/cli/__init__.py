@@ -13,6 +13,7 @@ import rich_click as click
 from click.exceptions import NoArgsIsHelpError
 
 from kdad_bench import __version__
+from kdad_bench.cli.ending import orderly, reader_left, silence_stdout
 
 # command -> ("module:attribute", one line for --help, so that --help imports no command)
 COMMANDS = {
@@ -71,20 +72,29 @@ class Commands(click.RichGroup):
                 raise
             click.echo(f"kdad-bench: {' '.join(error.format_message().split())}", err=True)
             sys.exit(error.exit_code)
-        except click.Abort:
-            sys.exit(130)
-        except BrokenPipeError:  # the reader, `head` say, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+        except click.Abort as error:  # click's name for Ctrl-C
+            raise KeyboardInterrupt from error
         except OSError as error:
+            if error.errno == errno.EPIPE and reader_left():  # `| head` has seen enough
+                silence_stdout()
+                sys.exit(1)
             if error.errno != errno.ENOSPC:
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has no place either
+            silence_stdout()
             click.echo(f"kdad-bench: {error.filename or 'output'}: no space left; make room and run again", err=True)
             sys.exit(2)
         if standalone_mode:
             sys.exit(code if isinstance(code, int) else 0)
         return code
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a pipe that breaks is the reader's leaving only where it is stdout."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            if reader_left():
+                raise
+            raise RuntimeError(f"a pipe between processes broke ({error})") from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names in the order of COMMANDS: what people need first comes first."""
@@ -121,10 +131,11 @@ def cli() -> None:
     """Benchmark knowledge-distillation (student-teacher) image anomaly detection.
 
     `kdad-bench run --all` trains and evaluates every method on every data set it finds and writes a leaderboard.
-    Exit codes: 0 all done, 1 some job failed, 2 bad usage or input, 130 stopped by Ctrl-C.
+    Exit codes: 0 all done, 1 some job failed or an unexpected error, 2 bad usage or input, 130 stopped by Ctrl-C.
     """
 
 
 def main() -> None:
     """Entry point of the `kdad-bench` script."""
-    cli(prog_name="kdad-bench")
+    with orderly():
+        cli(prog_name="kdad-bench")

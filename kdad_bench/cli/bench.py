@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kdad_bench.cli import SIDE, BadInput
+from kdad_bench.cli.parameters import LocalPath
 
 if TYPE_CHECKING:
     from kdad_bench.harness.end_to_end import Comparison
@@ -27,7 +27,7 @@ def bench() -> None:
 @bench.command(name="end-to-end")
 @click.option("--category", default=None, help="A category.  [default: the first]")
 @click.option("--dataset", default="synthetic", show_default=True, help="The data set.")
-@click.option("--data-root", type=click.Path(path_type=Path), envvar="KDAD_DATA", show_envvar=True, help="Data folder.")
+@click.option("--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Data folder.")
 @click.option("--steps", type=click.IntRange(min=1), default=60, show_default=True, help="Optimiser steps.")
 @click.option("--size", type=SIDE, default=128, show_default=True, help="Side of the images, px.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Training batch.")

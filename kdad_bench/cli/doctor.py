@@ -13,6 +13,8 @@ import rich_click as click
 from rich.console import Console
 from rich.table import Table
 
+from kdad_bench.cli.parameters import LocalPath
+
 
 class Finding(NamedTuple):
     """One line of the report."""
@@ -26,12 +28,8 @@ MARKS = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "missing": 
 
 
 @click.command()
-@click.option(
-    "--data-root", type=click.Path(path_type=Path), envvar="KDAD_DATA", show_envvar=True, help="Folder with data sets."
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Results folder."
-)
+@click.option("--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Folder with data sets.")
+@click.option("--out", type=LocalPath(), default=Path("results"), show_default=True, help="Results folder.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def doctor(data_root: Path | None, out: Path, as_json: bool) -> None:
     """Report what is found: torch, triton, CUDA, kernels, data, weights, writable folders.
@@ -133,14 +131,20 @@ def weights_found() -> Iterator[Finding]:
 
 def folders(out: Path) -> Iterator[Finding]:
     """Whether results and cache can be written."""
-    from kdad_bench.metrics.regions import cache_folder
+    from kdad_bench.files import CacheError, cache_folder
 
-    for what, folder in (("results folder", out), ("cache folder", cache_folder())):
-        place = folder
-        while not place.exists():
-            place = place.parent
-        try:
-            with tempfile.NamedTemporaryFile(dir=place):
-                yield Finding(what, "ok", str(folder))
-        except OSError as error:
-            yield Finding(what, "missing", f"{folder}: cannot be written ({error.strerror}); choose another folder")
+    yield writable("results folder", out)
+    try:
+        yield writable("cache folder", cache_folder())
+    except CacheError as error:
+        yield Finding("cache folder", "missing", str(error))
+
+
+def writable(what: str, folder: Path) -> Finding:
+    """Whether `folder`, or the nearest one above it that is there, can be written."""
+    place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=place):
+            return Finding(what, "ok", str(folder))
+    except OSError as error:
+        return Finding(what, "missing", f"{folder}: cannot be written ({error.strerror}); choose another folder")

@@ -9,6 +9,8 @@ from typing import Any
 
 import rich_click as click
 
+from kdad_bench.cli.parameters import LocalPath
+
 ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 
 
@@ -77,9 +79,7 @@ def inspect(archs: tuple[str, ...], quick: bool) -> None:
 )
 @click.option("--compile/--no-compile", "compiled", default=True, help="Also time torch.compile of the eager forms.")
 @click.option("--cpu-time", is_flag=True, help="One thread and its CPU time: for a machine that other work shares.")
-@click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for kernels.parquet and kernels.md."
-)
+@click.option("--out", type=LocalPath(file_okay=False), help="Folder for kernels.parquet and kernels.md.")
 def bench(
     check: bool,
     quick: bool,

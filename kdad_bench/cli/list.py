@@ -9,6 +9,8 @@ import rich_click as click
 from rich.console import Console
 from rich.table import Table
 
+from kdad_bench.cli.parameters import LocalPath
+
 
 @click.group(name="list")
 def list_() -> None:
@@ -58,9 +60,7 @@ def methods(verbose: bool, as_json: bool) -> None:
 
 
 @list_.command()
-@click.option(
-    "--data-root", type=click.Path(path_type=Path), envvar="KDAD_DATA", help="Folder with data sets (KDAD_DATA)."
-)
+@click.option("--data-root", type=LocalPath(), envvar="KDAD_DATA", help="Folder with data sets (KDAD_DATA).")
 def datasets(data_root: Path | None) -> None:
     """Data sets, their categories and image counts as found on disk."""
     from kdad_bench import datasets as rooms

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from kdad_bench.cli import BadInput, Number
+from kdad_bench.cli.parameters import LocalPath
 
 if TYPE_CHECKING:
     from kdad_bench.harness.predict import Prediction
@@ -16,19 +17,17 @@ VERDICTS = {None: "", True: "  ANOMALOUS", False: "  normal"}
 
 
 @click.command(context_settings={"show_default": True})
-@click.argument("model", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("model", type=LocalPath(file_okay=False))
 @click.argument("images", nargs=-1, required=True)
 @click.option("--threshold", type=Number(), help="Call an image anomalous above this score.")
-@click.option(
-    "--normals", type=click.Path(path_type=Path), help="Folder of normal images, not trained on, to fit it on."
-)
+@click.option("--normals", type=LocalPath(), help="Folder of normal images, not trained on, to fit it on.")
 @click.option(
     "--false-alarms",
     type=Number(min=0.0, max=1.0, min_open=True, max_open=True),
     default=0.1,
     help="False-alarm rate that the fitted threshold is to keep.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for overlay PNGs and predictions.json.")
+@click.option("--out", type=LocalPath(), help="Folder for overlay PNGs and predictions.json.")
 @click.option("--device", default="auto", help="auto, cpu or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def predict(model: Path, images: tuple[str, ...], as_json: bool, **given: Any) -> None:

@@ -9,15 +9,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
-from click.shell_completion import CompletionItem
 from rich.console import Console
 
 from kdad_bench.cli import SIDE, BadInput, Number
-from kdad_bench.methods import METHODS
+from kdad_bench.cli.parameters import LocalPath, MethodName, complete_category
 
 if TYPE_CHECKING:
     from kdad_bench.harness.agenda import Agenda
@@ -26,37 +24,6 @@ if TYPE_CHECKING:
     from kdad_bench.leaderboard.row import Row
 
 WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
-
-
-class MethodName(click.ParamType[Any]):
-    """`name` or `name:variant`; completes names without importing torch."""
-
-    name = "method"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        """Split and check the name; the variant is checked when the method is imported."""
-        if isinstance(value, tuple):
-            return value
-        from kdad_bench.harness.choices import SelectionError, method_choice
-
-        try:
-            return method_choice(value)
-        except SelectionError as error:
-            self.fail(str(error), param, ctx)
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """The methods that begin so."""
-        return [CompletionItem(name) for name in METHODS if name.startswith(incomplete)]
-
-
-def complete_category(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Category names of the chosen data sets."""
-    from kdad_bench import datasets
-
-    root = ctx.params.get("data_root") or os.environ.get("KDAD_DATA")
-    names = ctx.params.get("datasets") or ([*datasets.find(Path(root))] if root else ["synthetic"])
-    found = [one.name for name in names for one in datasets.categories(name, Path(root) if root else None)]
-    return [CompletionItem(name) for name in dict.fromkeys(found) if name.startswith(incomplete)]
 
 
 @click.command(context_settings={"show_default": True})
@@ -86,13 +53,13 @@ def complete_category(ctx: click.Context, param: click.Parameter, incomplete: st
 @click.option("--device", metavar="auto|cpu|cuda:N", help="Where to train and time.  [default: auto]")
 @click.option(
     "--data-root",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     envvar="KDAD_DATA",
     show_envvar=True,
     help="Folder that holds data sets.",
 )
 @click.option("--out", metavar="DIR|URL", help="Results folder, local or any fsspec URL.  [default: results]")
-@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="TOML file with the same choices.")
+@click.option("--config", type=LocalPath(dir_okay=False), help="TOML file with the same choices.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and an estimate, run nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per job on stdout; progress on stderr.")
 @click.option("--force", is_flag=True, help="Redo jobs that are finished.")
@@ -230,8 +197,9 @@ def agenda_of(options: RunOptions, console: Console) -> Agenda:
 def say_plan(found: Agenda, console: Console) -> None:
     """One line on what is about to happen."""
     methods = counted(len({job.name for job in found.jobs}), "method")
+    places = {(job.category.dataset, job.category.name) for job in found.jobs}
     selection, skipped = found.selection, len(found.jobs) - len(found.left)
-    categories, seeds = counted(len(selection.categories), "category"), counted(len(selection.seeds), "seed")
+    categories, seeds = counted(len(places), "category"), counted(len(selection.seeds), "seed")
     rest = f", {skipped} already finished" if skipped else ""
     console.print(
         f"{counted(len(found.jobs), 'job')}: {methods} x {categories} x {seeds}, "
@@ -319,7 +287,7 @@ def stopped(total: int, console: Console) -> int:
 
 
 def report(found: Agenda, ran: int, console: Console, seconds: float, as_json: bool) -> int:
-    """The summary table, the leaderboard files, the failures; exit code 1 if any planned job has a failed row."""
+    """The summary table, the leaderboard files, the failures; exit code 1 if a planned job has a failed row or none."""
     from kdad_bench.cli.summary_table import summary_table
     from kdad_bench.leaderboard import store
 
@@ -337,7 +305,10 @@ def report(found: Agenda, ran: int, console: Console, seconds: float, as_json: b
         )
     if failed:
         console.print(f"{len(failed)} of {len(ids)} jobs failed; retry them with --retry-failed", markup=False)
-    return 1 if failed else 0
+    without = len(ids) - len({row["job_id"] for row in ours})
+    if without:
+        console.print(f"{without} of {len(ids)} jobs have no row in {found.work.out}; run them again", markup=False)
+    return 1 if failed or without else 0
 
 
 def published(work: Work) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -92,6 +93,17 @@ def in_process(jobs: Sequence[Job], work: Work, started: Started) -> Outcomes:
         waiting = busy
 
 
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the block has ended; a process that is started inside holds it until it handles it."""
+    resource_tracker.ensure_running()  # started later, it would let interrupts through again
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 @dataclass
 class Worker:
     """One worker process, the pipe to it, and the job it holds."""
@@ -120,7 +132,8 @@ class Pool:
         ours, theirs = context.Pipe()
         threads = self.threads or max(1, (os.cpu_count() or 1) // self.workers)
         process = context.Process(target=serve, args=(theirs, self.work, threads, os.getpid()), daemon=True)
-        process.start()
+        with interrupts_held():  # a starting worker would answer Ctrl-C with a traceback
+            process.start()
         theirs.close()
         worker = Worker(process=process, pipe=ours)
         self.running.append(worker)
@@ -131,7 +144,10 @@ class Pool:
         worker.job, worker.since = job, time.monotonic()
         self.attempts[job.id] = self.attempts.get(job.id, 0) + 1
         self.started(job)
-        worker.pipe.send(job)
+        with contextlib.suppress(
+            BrokenPipeError, ConnectionResetError
+        ):  # it is dead: its pipe ends, and `answers` says so
+            worker.pipe.send(job)
 
     def retire(self, worker: Worker) -> None:
         """Kill a worker and forget it."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from kdad_bench.datasets import Category, DatasetError
 from kdad_bench.harness.choices import PRESETS, SelectionError, suggestion
 from kdad_bench.harness.job import Job, TeacherWeights
+from kdad_bench.harness.lone_batch import refuse_lone_batches
 from kdad_bench.harness.selection import Selection
 
 # settings that stand elsewhere -> where
@@ -18,40 +18,34 @@ NOT_SETTINGS = {"seed": "choose seeds with --seeds", "readings": "it follows fro
 def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Job]:
     """All jobs of a selection in a fixed order: seeds outermost, so that a first full table comes early.
 
-    `weights` maps a teacher's name to its weights; it must hold every teacher that `teachers(selection)` names.
+    `weights` maps a teacher's name to its weights; it must hold every teacher that `teachers(selection)` names. A job
+    that is asked for twice (one folder under two spellings, say) is there once. Raises SelectionError for settings that
+    a method cannot learn with, DatasetError for a file that is missing.
     """
-    jobs = []
+    jobs: dict[str, Job] = {}
     configurations = dict(configurations_of(selection))
     resolution = selection.resolution or PRESETS[selection.preset].resolution
-    fingerprints = [fingerprint_of(category) for category in selection.categories]
+    fingerprints = [category.fingerprint() for category in selection.categories]
     for seed in selection.seeds:
         for category, fingerprint in zip(selection.categories, fingerprints, strict=True):
             for (method, variant), (settings, asked, needs_teacher) in configurations.items():
-                jobs.append(
-                    Job(
-                        method=method,
-                        variant=variant,
-                        category=category,
-                        seed=seed,
-                        preset=preset_label(selection, asked),
-                        resolution=resolution,
-                        settings=replace(settings, seed=seed),
-                        weights=weights[settings.teacher] if needs_teacher else None,
-                        device=selection.device,
-                        deterministic=selection.deterministic,
-                        hold_out=selection.hold_out,
-                        fingerprint=fingerprint,
-                    )
+                job = Job(
+                    method=method,
+                    variant=variant,
+                    category=category,
+                    seed=seed,
+                    preset=preset_label(selection, asked),
+                    resolution=resolution,
+                    settings=replace(settings, seed=seed),
+                    weights=weights[settings.teacher] if needs_teacher else None,
+                    device=selection.device,
+                    deterministic=selection.deterministic,
+                    hold_out=selection.hold_out,
+                    fingerprint=fingerprint,
                 )
-    return jobs
-
-
-def fingerprint_of(category: Category) -> str:
-    """The category's fingerprint; empty if a file is missing, which is then told where the job's id is asked for."""
-    try:
-        return category.fingerprint()
-    except DatasetError:
-        return ""
+                refuse_lone_batches(job)
+                jobs.setdefault(job.id, job)
+    return list(jobs.values())
 
 
 def teachers(selection: Selection) -> tuple[str, ...]:

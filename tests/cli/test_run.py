@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -330,3 +331,62 @@ def test_every_method_has_an_entry_of_its_own_name_with_both_presets() -> None:
         found = entry(name)
         assert found.name == name
         assert set(found.presets) == {"quick", "paper"}
+
+
+def test_a_planned_job_without_a_row_is_told_and_the_exit_code_is_1(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdad_bench.cli.progress import Progress
+
+    ended = Progress.ended
+    moved = tmp_path / "moved"
+
+    def ended_and_moved(self: Progress, *given: Any) -> None:
+        ended(self, *given)
+        if not moved.exists():
+            (tmp_path / "out").rename(moved)
+
+    monkeypatch.setattr(Progress, "ended", ended_and_moved)
+    found = floor(tiny_tree, tmp_path / "out", "--no-pictures")
+    assert found.exit_code == 1, found.output
+    assert f"1 of 2 jobs have no row in {tmp_path / 'out'}; run them again" in found.output
+
+
+def test_from_the_command_to_the_training_it_is_six_calls(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdad_bench.methods.pixel_mean import PixelMean
+
+    walked: list[list[str]] = []
+    fit = PixelMean.fit
+
+    def seen(self: PixelMean, *given: Any) -> None:
+        frames = [frame for frame in inspect.stack() if "/kdad_bench/" in frame.filename]
+        walked.append([f"{Path(frame.filename).stem}.{frame.function}" for frame in reversed(frames)])
+        fit(self, *given)
+
+    monkeypatch.setattr(PixelMean, "fit", seen)
+    floor(tiny_tree, tmp_path, "--category", "bolt", "--no-pictures")
+    ((*walk,),) = walked
+    command = walk.index("run.run")
+    assert len(walk[command:]) <= 6, walk  # with the call of `fit` itself, from the last of them
+
+
+@pytest.mark.parametrize("command", ["run", "predict", "doctor", "bench"])
+def test_a_quoted_home_folder_is_no_folder_called_tilde(
+    command: str, tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    chosen = {
+        "run": ("run", "--method", "pixel_mean", "--dataset", f"folder:{tiny_tree}", "--seeds", "1", "--out", "~/out"),
+        "predict": ("predict", "~/out/models/none", str(tiny_tree), "--out", "~/out"),
+        "doctor": ("doctor", "--data-root", "~/data", "--out", "~/out"),
+        "bench": ("bench", "end-to-end", "--dataset", "mvtec_ad", "--data-root", "~/data"),
+    }[command]
+    found = CliRunner().invoke(cli, list(chosen))
+    assert [path.name for path in tmp_path.iterdir()] == ["home"], found.output
+    assert "~" not in found.output.replace("\n", "")
+    if command == "run":
+        assert len(rows(tmp_path / "home" / "out")) == 2

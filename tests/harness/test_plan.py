@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from kdad_bench import datasets
 from kdad_bench.harness.choices import SelectionError
+from kdad_bench.harness.output import Work
+from kdad_bench.harness.perform import perform
 from tests.harness.planned import jobs_of
 
 
@@ -56,3 +60,64 @@ def test_a_wrong_setting_is_named_with_the_remedy(tiny_tree: Path, overrides: di
 def test_an_unknown_variant_lists_those_there_are(tiny_tree: Path) -> None:
     with pytest.raises(SelectionError, match=r"no variant 'papr_scale' .did you mean 'paper_scale'"):
         jobs_of(tiny_tree, methods=(("stfpm", "papr_scale"),))
+
+
+def test_a_folder_under_several_spellings_is_one_set_of_jobs(tiny_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tiny_tree.parent))
+    monkeypatch.chdir(tiny_tree.parent)
+    once = jobs_of(tiny_tree)
+    spellings = [
+        tiny_tree,
+        f"./{tiny_tree.name}",
+        f"{tiny_tree}/",
+        f"{tiny_tree}/../{tiny_tree.name}",
+        f"~/{tiny_tree.name}",
+    ]
+    found = tuple(one for name in spellings for one in datasets.categories(f"folder:{name}", None))
+    assert len(found) == 2 * len(spellings)
+    assert [job.id for job in jobs_of(tiny_tree, categories=found)] == [job.id for job in once]
+
+
+LONE = {"image_size": 32, "batch_size": 5}  # six images: five and one
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "refused"),
+    [
+        ("rd4ad", LONE, True),
+        ("dskd", LONE, True),
+        ("bmkd", LONE, True),
+        ("rd4ad", LONE | {"batch_size": 1}, True),
+        ("rd4ad", LONE | {"batch_size": 3}, False),
+        ("rd4ad", LONE | {"batch_size": 100}, False),
+        ("rd4ad", LONE | {"drop_last": True}, False),
+        ("rd4ad", LONE | {"steps": 1}, False),
+        ("rd4ad", LONE | {"image_size": 64}, False),
+        ("rd4ad", LONE | {"held_out": 0.2}, False),  # five images
+        ("rd4ad", LONE | {"held_out": 0.2, "batch_size": 4}, True),
+        ("stfpm", LONE, False),
+    ],
+    ids=str,
+)
+def test_a_last_batch_of_one_value_for_batch_norm_is_refused(
+    tiny_tree: Path, method: str, changes: dict[str, object], refused: bool
+) -> None:
+    chosen: dict[str, object] = {"methods": ((method, ""),), "overrides": changes, "resolution": 32}
+    if refused:
+        with pytest.raises(SelectionError, match=f"{method} on folder.*images in batches of .* batch norm gets one"):
+            jobs_of(tiny_tree, **chosen)
+    else:
+        assert len(jobs_of(tiny_tree, **chosen)) == 4
+
+
+def test_what_the_plan_refuses_is_what_a_training_cannot_do(tiny_tree: Path, tmp_path: Path) -> None:
+    (job, *_) = jobs_of(
+        tiny_tree, methods=(("rd4ad", ""),), overrides={**LONE, "batch_size": 6, "steps": 2}, resolution=32
+    )
+    for size, ends_well in ((6, True), (5, False)):
+        row = perform(
+            replace(job, settings=replace(job.settings, batch_size=size)), Work(out=str(tmp_path / str(size)))
+        )
+        assert row is not None
+        assert (row.status == "ok") is ends_well
+        assert ends_well or "more than 1 value per channel" in str(row.reason)

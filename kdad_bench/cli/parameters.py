@@ -1,0 +1,57 @@
+"""What options accept: methods, categories, paths on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+from click.shell_completion import CompletionItem
+
+from kdad_bench.methods import METHODS
+
+
+class LocalPath(click.Path):
+    """A path on this machine; `~` is the home folder, also where no shell has seen it (quotes, variables)."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; a usage error for the home folder of a user who is not there."""
+        try:
+            return super().convert(os.fspath(Path(value).expanduser()), param, ctx)
+        except RuntimeError as error:
+            self.fail(f"{value}: {error}", param, ctx)
+
+
+class MethodName(click.ParamType[Any]):
+    """`name` or `name:variant`; completes names without importing torch."""
+
+    name = "method"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Split and check the name; the variant is checked when the method is imported."""
+        if isinstance(value, tuple):
+            return value
+        from kdad_bench.harness.choices import SelectionError, method_choice
+
+        try:
+            return method_choice(value)
+        except SelectionError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The methods that begin so."""
+        return [CompletionItem(name) for name in METHODS if name.startswith(incomplete)]
+
+
+def complete_category(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Category names of the chosen data sets."""
+    from kdad_bench import datasets
+
+    root = ctx.params.get("data_root") or os.environ.get("KDAD_DATA")
+    names = ctx.params.get("datasets") or ([*datasets.find(Path(root))] if root else ["synthetic"])
+    found = [one.name for name in names for one in datasets.categories(name, Path(root) if root else None)]
+    return [CompletionItem(name) for name in dict.fromkeys(found) if name.startswith(incomplete)]

@@ -1,0 +1,76 @@
+"""A last batch of one image whose maps end at one value per channel: batch norm cannot learn from it."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from functools import lru_cache
+from typing import Any
+
+from kdad_bench.datasets import single_modalities
+from kdad_bench.datasets.splits import FRACTION
+from kdad_bench.harness.choices import SelectionError
+from kdad_bench.harness.job import Job
+
+SMALL = 4  # images up to so many strides wide are looked at: a network may halve the deepest tap once or twice more
+
+
+def refuse_lone_batches(job: Job) -> None:
+    """Raises SelectionError for a job whose training would meet such a batch.
+
+    Only where a batch of one comes up on small images is the method asked, with random weights, by a step on one image.
+    """
+    settings = job.settings
+    count = learnt_from(job)
+    if settings.image_size > SMALL * max(settings.strides) or not has_a_batch_of_one(settings, count):
+        return
+    if not learns_from_one(job.method, replace(settings, seed=0)):
+        raise SelectionError(
+            f"{job.name} on {job.category.dataset}/{job.category.name}: {count} images in batches of "
+            f"{settings.batch_size} leave one alone, and at {settings.image_size} px batch norm gets one value per "
+            f"channel; take another --batch-size or a larger --image-size"
+        )
+
+
+def learnt_from(job: Job) -> int:
+    """How many images the optimiser sees: neither those that the harness holds out nor those that the method does."""
+    parts = single_modalities(job.category)
+    count = len(parts[0].train)
+    shares = [] if parts[0].validation else [job.hold_out or (FRACTION if len(parts) > 1 else 0.0)]
+    for share in (*shares, getattr(job.settings, "held_out", 0.0)):
+        if share and count > 1:
+            count -= min(max(round(share * count), 1), count - 1)
+    return count
+
+
+def has_a_batch_of_one(settings: Any, count: int) -> bool:
+    """Whether a training on `count` images comes to a batch of one image."""
+    size = min(settings.batch_size, count)
+    if size <= 1:
+        return True
+    reached = settings.steps is None or settings.steps > count // size
+    return count % size == 1 and not getattr(settings, "drop_last", False) and reached
+
+
+@lru_cache(maxsize=64)
+def learns_from_one(method: str, settings: Any) -> bool:
+    """Whether a step on one image of the size in `settings` is possible."""
+    import torch
+
+    from kdad_bench.methods import entry
+    from kdad_bench.methods.backbones.weights import load_teacher
+
+    found, cpu = entry(method), torch.device("cpu")
+    names = {field.name for field in fields(settings)}
+    one_step = {"steps": 1, "batch_size": 1, "held_out": 0.0, "compiled": "off", "precision": "fp32"}
+    settings = replace(settings, **{name: value for name, value in one_step.items() if name in names})
+    side = settings.image_size
+    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    random = {"strides": settings.strides, "source": "random"}
+    teacher = load_teacher(settings.teacher, **random)[0] if found.needs_teacher else None
+    try:
+        found.build(settings, teacher, cpu).fit(image)
+    except ValueError as error:
+        if "more than 1 value per channel" in str(error):
+            return False
+        raise
+    return True
