@@ -67,13 +67,14 @@ def measured(given: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from kdad_bench import datasets
+    from kdad_bench.files import cache_folder
     from kdad_bench.harness.environment import describe, keep_freed_memory
     from kdad_bench.harness.plain_loop import train_and_evaluate
     from kdad_bench.harness.run import SCORE_BATCH, as_images
     from kdad_bench.methods import entry
     from kdad_bench.methods.backbones import build
     from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
-    from kdad_bench.metrics.exact import image_metrics, pixel_metrics, region_index
+    from kdad_bench.metrics import image_metrics, pixel_metrics, region_index
 
     try:
         found = datasets.categories(given["dataset"], given["data_root"])
@@ -136,7 +137,8 @@ def measured(given: dict[str, Any]) -> dict[str, Any]:
     ours["inference"] = time.perf_counter() - start
     start = time.perf_counter()
     figures = image_metrics(image_scores, test.labels)
-    figures |= pixel_metrics(maps, masks, region_index=region_index(masks, "bench-end-to-end"))
+    index = region_index(masks, cache_folder() / "regions" / "bench-end-to-end.regions")
+    figures |= pixel_metrics(maps, masks, region_index=index)
     ours["metrics"] = time.perf_counter() - start
     ours["total"] = time.perf_counter() - began
 

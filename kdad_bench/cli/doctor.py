@@ -133,9 +133,14 @@ def weights_found() -> Iterator[Finding]:
 
 def folders(out: Path) -> Iterator[Finding]:
     """Whether results and cache can be written."""
-    from kdad_bench.metrics.regions import cache_folder
+    from kdad_bench.files import CacheError, cache_folder
 
-    for what, folder in (("results folder", out), ("cache folder", cache_folder())):
+    places = [("results folder", out)]
+    try:
+        places.append(("cache folder", cache_folder()))
+    except CacheError as error:
+        yield Finding("cache folder", "missing", str(error))
+    for what, folder in places:
         place = folder
         while not place.exists():
             place = place.parent

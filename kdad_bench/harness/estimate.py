@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdad_bench.files import CacheError, cache_folder, write_text_whole
 from kdad_bench.harness.job import Job
-from kdad_bench.metrics.regions import cache_folder
 
 KEPT = 10  # durations remembered per kind of job
 
@@ -50,12 +49,8 @@ def remember(job: Job, seconds: float) -> None:
     """Add a duration to this machine's history; a cache folder that cannot be written only costs later estimates."""
     history = dict(read_history())
     history[kind_of(job)] = [*history.get(kind_of(job), []), round(seconds, 2)][-KEPT:]
-    path = history_path()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(history, indent=0))
-        os.replace(temporary, path)
+    with contextlib.suppress(OSError, CacheError):
+        write_text_whole(history_path(), json.dumps(history, indent=0))
 
 
 def read_history() -> Mapping[str, list[float]]:

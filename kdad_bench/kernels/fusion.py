@@ -14,9 +14,9 @@ from kdad_bench.kernels.discrepancy import (
     check_scales,
     pixel_discrepancy,
     plain,
-    uses_reference,
     wants_gradient,
 )
+from kdad_bench.kernels.dispatch import uses_reference
 
 MODES = ("sum", "product")
 BORDERS = ("scipy", "torch")
@@ -73,8 +73,7 @@ def fuse_scales(
         return traced
     if wants_gradient(*maps) or uses_reference(*maps) or len(maps) > MOST_MAPS:
         return reference.fuse_scales(maps, size, mode=mode, align_corners=align_corners)
-    made: Tensor = dispatch.run("fuse_blur_score", maps[0], maps, size, mode, align_corners, None, 0, "scipy", None)[0]
-    return made
+    return dispatch.ops_of(maps[0]).fuse_blur_score(maps, size, mode, align_corners, None, 0, "scipy", None)[0]
 
 
 def gaussian_blur(maps: Tensor, sigma: float = 4.0, *, border: str = "scipy", radius: int | None = None) -> Tensor:
@@ -99,8 +98,7 @@ def gaussian_blur(maps: Tensor, sigma: float = 4.0, *, border: str = "scipy", ra
     if wants_gradient(maps) or uses_reference(maps):
         return reference.gaussian_blur(maps, sigma, border=border, radius=cut)
     size = (maps.shape[1], maps.shape[2])
-    made: Tensor = dispatch.run("fuse_blur_score", maps, [maps], size, "sum", False, sigma, cut, border, None)[0]
-    return made
+    return dispatch.ops_of(maps).fuse_blur_score([maps], size, "sum", False, sigma, cut, border, None)[0]
 
 
 def image_scores(maps: Tensor, rule: str = "max") -> Tensor:
@@ -178,9 +176,7 @@ def anomaly_map(
     smallest = [(t.shape[2], t.shape[3]) for t in teacher_taps] + [size] + ([] if fuse_size is None else [fuse_size])
     if min(map(min, smallest)) < 1:
         raise ValueError(f"maps and size must have at least one pixel; got {smallest}")
-    made: tuple[Tensor, Tensor] = dispatch.run(
-        "anomaly_map",
-        teacher_taps[0],
+    made: tuple[Tensor, Tensor] = dispatch.ops_of(teacher_taps[0]).anomaly_map(
         teacher_taps,
         student_taps,
         size,

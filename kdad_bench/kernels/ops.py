@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kdad_bench.kernels import dispatch, reference
-from kdad_bench.kernels.discrepancy import uses_reference
+from kdad_bench.kernels.dispatch import uses_reference
 
 
 def result(like: Tensor, shape: Sequence[Any]) -> Tensor:
@@ -26,7 +26,13 @@ def absent(like: Tensor) -> Tensor:
     return like.new_empty(0)
 
 
+def wanted(gradient: Tensor | None, wish: bool, like: Tensor) -> Tensor:
+    """The gradient, or what stands for it if nobody wants it."""
+    return gradient if wish and gradient is not None else absent(like)
+
+
 def pixels(x: Tensor) -> list[Any]:
+    """The shape [N, H, W] of the map of features `x` [N, C, H, W]."""
     return [x.shape[0], x.shape[2], x.shape[3]]
 
 
@@ -37,8 +43,7 @@ def pixels(x: Tensor) -> list[Any]:
 def pixel_discrepancy(teacher: Tensor, student: Tensor, kind: str, weight: float) -> Tensor:
     if uses_reference(teacher, student):
         return reference.pixel_discrepancy(teacher, student, kind=kind, weight=weight)
-    made: Tensor = dispatch.run("pixel_maps", teacher, [teacher], [[student]], kind, weight)[0][0]
-    return made
+    return dispatch.ops_of(teacher).pixel_maps([teacher], [[student]], kind, weight)[0][0]
 
 
 @pixel_discrepancy.register_fake
@@ -50,13 +55,15 @@ def _(teacher: Tensor, student: Tensor, kind: str, weight: float) -> Tensor:
 def pixel_discrepancy_gradients(
     upstream: Tensor, teacher: Tensor, student: Tensor, kind: str, weight: float, to_teacher: bool, to_student: bool
 ) -> tuple[Tensor, Tensor]:
+    grad_t: Tensor | None
+    grad_s: Tensor | None
     if uses_reference(teacher, student):
         grad_t, grad_s = reference.pixel_discrepancy_gradients(upstream, teacher, student, kind=kind, weight=weight)
     else:
-        grad_t, grad_s = dispatch.run(
-            "pixel_gradients", teacher, teacher, student, upstream.float(), kind, weight, (to_teacher, to_student)
+        grad_t, grad_s = dispatch.ops_of(teacher).pixel_gradients(
+            teacher, student, upstream.float(), kind, weight, (to_teacher, to_student)
         )
-    return grad_t if to_teacher else absent(teacher), grad_s if to_student else absent(student)
+    return wanted(grad_t, to_teacher, teacher), wanted(grad_s, to_student, student)
 
 
 @pixel_discrepancy_gradients.register_fake
@@ -90,7 +97,7 @@ pixel_discrepancy.register_autograd(pixel_discrepancy_backward, setup_context=ke
 def dual_discrepancy(teacher: Tensor, a: Tensor, b: Tensor, kind: str, weight: float) -> tuple[Tensor, Tensor]:
     if uses_reference(teacher, a, b):
         return reference.dual_discrepancy(teacher, a, b, kind=kind, weight=weight)
-    map_a, map_b = dispatch.run("pixel_maps", teacher, [teacher], [[a, b]], kind, weight)[0]
+    map_a, map_b = dispatch.ops_of(teacher).pixel_maps([teacher], [[a, b]], kind, weight)[0]
     return map_a, map_b
 
 
@@ -120,8 +127,7 @@ dual_discrepancy.register_autograd(dual_discrepancy_backward, setup_context=keep
 def attention_weighting(teacher: Tensor, student: Tensor) -> Tensor:
     if uses_reference(teacher, student):
         return reference.attention_weighting(teacher, student)
-    made: Tensor = dispatch.run("attention_weighting", teacher, [teacher], [student])[0]
-    return made
+    return dispatch.ops_of(teacher).attention_weighting([teacher], [student])[0]
 
 
 @attention_weighting.register_fake
@@ -149,7 +155,7 @@ def flattened_cosine(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
         t, s = teacher.double().flatten(1), student.double().flatten(1)
         sums = torch.stack(((t * t).sum(1), (s * s).sum(1), (t * s).sum(1)), 1)
         return reference.flattened_cosine(teacher, student), sums
-    sums, distance = dispatch.run("flat_sums", teacher, [teacher], [[student]])[0][0]
+    sums, distance = dispatch.ops_of(teacher).flat_sums([teacher], [[student]])[0][0]
     return distance, sums
 
 
@@ -163,13 +169,15 @@ def _(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
 def flattened_cosine_gradients(
     upstream: Tensor, teacher: Tensor, student: Tensor, sums: Tensor, to_teacher: bool, to_student: bool
 ) -> tuple[Tensor, Tensor]:
+    grad_t: Tensor | None
+    grad_s: Tensor | None
     if uses_reference(teacher, student):
         grad_t, grad_s = reference.flattened_cosine_gradients(upstream, teacher, student)
     else:
-        grad_t, grad_s = dispatch.run(
-            "flat_gradients", teacher, teacher, student, sums, upstream.float(), 1.0, (to_teacher, to_student)
+        grad_t, grad_s = dispatch.ops_of(teacher).flat_gradients(
+            teacher, student, sums, upstream.float(), 1.0, (to_teacher, to_student)
         )
-    return grad_t if to_teacher else absent(teacher), grad_s if to_student else absent(student)
+    return wanted(grad_t, to_teacher, teacher), wanted(grad_s, to_student, student)
 
 
 @flattened_cosine_gradients.register_fake
@@ -205,6 +213,8 @@ def distillation_loss(
     teacher: Tensor, student: Tensor, kind: str, weight: float, early_teacher: bool, early_student: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     early = early_teacher, early_student
+    grad_t: Tensor | None
+    grad_s: Tensor | None
     if uses_reference(teacher, student):
         loss = reference.distillation_loss([teacher], [student], kind=kind, weights=[weight])
         n, _c, h, w = teacher.shape
@@ -213,11 +223,11 @@ def distillation_loss(
             above, teacher, student, kind=kind, weight=weight / (n * h * w)
         )
     else:
-        loss, to_teachers, to_students = dispatch.run(
-            "pixel_loss", teacher, [teacher], [[student]], kind, [weight], early
+        loss, to_teachers, to_students = dispatch.ops_of(teacher).pixel_loss(
+            [teacher], [[student]], kind, [weight], early
         )
         grad_t, grad_s = to_teachers[0], to_students[0][0]
-    return loss, grad_t if early[0] else absent(teacher), grad_s if early[1] else absent(student)
+    return loss, wanted(grad_t, early_teacher, teacher), wanted(grad_s, early_student, student)
 
 
 @distillation_loss.register_fake
@@ -263,8 +273,7 @@ def fuse_scales(maps: Sequence[Tensor], size: Sequence[int], mode: str, align_co
     to = (size[0], size[1])
     if uses_reference(*maps) or len(maps) > 4:
         return reference.fuse_scales(maps, to, mode=mode, align_corners=align_corners)
-    made: Tensor = dispatch.run("fuse_blur_score", maps[0], maps, to, mode, align_corners, None, 0, "scipy", None)[0]
-    return made
+    return dispatch.ops_of(maps[0]).fuse_blur_score(maps, to, mode, align_corners, None, 0, "scipy", None)[0]
 
 
 @fuse_scales.register_fake
@@ -305,8 +314,7 @@ def gaussian_blur(maps: Tensor, sigma: float, border: str, radius: int) -> Tenso
     if uses_reference(maps):
         return reference.gaussian_blur(maps, sigma, border=border, radius=radius)
     size = (maps.shape[1], maps.shape[2])
-    made: Tensor = dispatch.run("fuse_blur_score", maps, [maps], size, "sum", False, sigma, radius, border, None)[0]
-    return made
+    return dispatch.ops_of(maps).fuse_blur_score([maps], size, "sum", False, sigma, radius, border, None)[0]
 
 
 @gaussian_blur.register_fake

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kdad_bench.metrics.exact import (
+from kdad_bench.metrics.curves import (
     AUPRO_LIMITS,
     PIXEL_METRICS,
     MetricError,

@@ -13,7 +13,7 @@ from torch import Tensor
 from kdad_bench.harness.run import ScoreError, batch_invariance, score_all, thinned
 from kdad_bench.harness.work import reason_of
 from kdad_bench.methods.protocol import Scores
-from kdad_bench.metrics.exact import MetricError, pixel_metrics
+from kdad_bench.metrics import MetricError, pixel_metrics
 
 JOB: Any = SimpleNamespace(name="some_method")
 IMAGES = torch.rand(20, 3, 8, 8)

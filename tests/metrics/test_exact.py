@@ -11,9 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdad_bench.kernels import counting
-from kdad_bench.metrics import exact as metrics
-from kdad_bench.metrics.device import pixel_metrics_on_device
-from kdad_bench.metrics.exact import (
+from kdad_bench.metrics import (
     IMAGE_METRICS,
     PIXEL_METRICS,
     MetricError,
@@ -22,6 +20,8 @@ from kdad_bench.metrics.exact import (
     pixel_metrics,
     region_index,
 )
+from kdad_bench.metrics import exact as metrics
+from kdad_bench.metrics.device import pixel_metrics_on_device
 from tests.metrics import metrics_by_definition as definition
 from tests.metrics.metric_cases import KINDS, case, cases
 
@@ -62,7 +62,7 @@ def test_neither_threads_nor_pieces_nor_blocks_change_a_value(
         assert pixel_metrics(maps, masks, threads=threads) == pytest.approx(expected, abs=1e-14)
 
 
-needs_compiled = pytest.mark.skipif(counting.library() is None, reason="counting.cpp was not compiled")
+needs_compiled = pytest.mark.skipif(counting.library() is None, reason="the C++ library was not built")
 
 
 @needs_compiled
@@ -88,7 +88,7 @@ def test_counts_are_those_of_a_plain_search(
     if kind == "sorting":
         monkeypatch.setattr(counting, "library", lambda: None)
     elif counting.library() is None:
-        pytest.skip("counting.cpp was not compiled")
+        pytest.skip("the C++ library was not built")
     rng = np.random.default_rng(1)
     scores = {
         "even": rng.random(5000),
@@ -392,7 +392,7 @@ def test_extra_memory_per_pixel_is_bounded(kind: str, most: float, monkeypatch: 
     if kind == "sorting":
         monkeypatch.setattr(counting, "library", lambda: None)
     elif counting.library() is None:
-        pytest.skip("counting.cpp was not compiled")
+        pytest.skip("the C++ library was not built")
     rng = np.random.default_rng(0)
     masks = np.zeros((40, 256, 256), bool)
     masks[:30, 100:150, 100:140] = True  # 2.3 % of the pixels

@@ -252,7 +252,7 @@ def test_a_write_beyond_the_tensor_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
     rejected(guards.check)
 
 
-@pytest.mark.skipif(cpp_path.missing() is not None, reason="no compiled CPU kernels")
+@pytest.mark.skipif(cpp_path.missing() is not None, reason="the C++ library was not built")
 def test_a_compiled_kernel_told_of_a_row_too_many_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     t, s = checks.pair((1, 4, 6, 8))
     guards = Guards(monkeypatch)
