@@ -29,9 +29,8 @@ ROTATION = {"cpu": 96 << 20, "cuda": 512 << 20}  # bytes of inputs to rotate thr
 ROUNDS = 3  # the implementations are timed in turn, so that a drift of the machine meets all alike
 SECONDS = 0.2  # per implementation and round, and at least FEWEST calls
 FEWEST = 4
-SHARED_MACHINE = (
-    False  # with one thread: count the thread's CPU time, which other work on the machine does not lengthen
-)
+# With one thread: count the thread's CPU time, which other work on the machine does not lengthen.
+SHARED_MACHINE = False
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 1.6e-2}  # of outputs in that dtype; maps are float32 always
 
 
@@ -81,10 +80,12 @@ def three_sum_distance(t: Tensor, s: Tensor) -> Tensor:
 
 
 def paper_flat(t: Tensor, s: Tensor) -> Tensor:
+    """The flattened cosine distance [N] by the library function."""
     return 1 - F.cosine_similarity(t.flatten(1), s.flatten(1))
 
 
 def three_sum_flat(t: Tensor, s: Tensor) -> Tensor:
+    """The same from three reductions."""
     dims = (1, 2, 3)
     return 1 - (t * s).sum(dims) / ((t * t).sum(dims) * (s * s).sum(dims)).sqrt()
 
@@ -97,6 +98,7 @@ def separable_blur(maps: Tensor, weights: Tensor) -> Tensor:
 
 
 def eager_fusion(maps: Sequence[Tensor], mode: str) -> Tensor:
+    """Maps upsampled one by one, then added or multiplied."""
     ups = [F.interpolate(m[:, None], SIZE, mode="bilinear", align_corners=False)[:, 0] for m in maps]
     total = ups[0]
     for up in ups[1:]:
@@ -110,15 +112,13 @@ Call = Callable[[Taps], Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Op:
-    """An op and its two eager forms, as functions of the taps;
-    `transfers` are feature sets moved, `maps` outputs written.
-    """
+    """An op and its two eager forms, as functions of the taps."""
 
     ours: Call
     paper: Call
     three_sum: Call | None
     oracle: Call
-    transfers: int
+    transfers: int  # feature sets that must move
     output_maps: bool = False  # writes [N, 256, 256]
     scale_maps: int = 0  # writes or reads that many sets of per-scale maps
     trains: bool = False
@@ -136,6 +136,8 @@ def gradients(loss: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]) -> C
 
 
 def mean_of(distance: Callable[[Tensor, Tensor], Tensor]) -> Call:
+    """Forward and backward of the mean of `distance` over all scales."""
+
     def loss(teachers: Sequence[Tensor], students: Sequence[Tensor]) -> Tensor:
         return torch.stack([distance(t, s).float().mean() for t, s in zip(teachers, students, strict=True)]).sum()
 
@@ -143,18 +145,23 @@ def mean_of(distance: Callable[[Tensor, Tensor], Tensor]) -> Call:
 
 
 def each(distance: Callable[[Tensor, Tensor], Tensor]) -> Call:
+    """`distance` at every scale."""
     return lambda taps: [distance(t, s) for t, s in zip(taps[0], taps[1], strict=True)]
 
 
 def both(distance: Callable[[Tensor, Tensor], Tensor]) -> Call:
+    """`distance` of two students at every scale."""
     return lambda taps: [(distance(t, a), distance(t, b)) for t, a, b in zip(*taps, strict=True)]
 
 
 def weighting(distance: Callable[[Tensor, Tensor], Tensor]) -> Call:
+    """Half the `distance` times the student's features, at every scale."""
     return lambda taps: [(0.5 * distance(t, s)[:, None] * s).to(s.dtype) for t, s in zip(taps[0], taps[1], strict=True)]
 
 
 def whole(distance: Callable[[Tensor, Tensor], Tensor], mode: str, blurs: bool) -> Call:
+    """Distances, fusion, blur and maximum: the map and its scores."""
+
     def call(taps: Taps) -> Any:
         fused = eager_fusion([distance(t, s).float() for t, s in zip(taps[0], taps[1], strict=True)], mode)
         if blurs:
@@ -176,6 +183,7 @@ def blur_kernel(device: torch.device) -> Tensor:
 
 
 def double(taps: Taps) -> Taps:
+    """The taps in float64."""
     return [[x.double() for x in group] for group in taps]
 
 
@@ -349,6 +357,7 @@ def bandwidth(sets: list[Taps], device: torch.device) -> tuple[float, float]:
 
 
 def flattened(result: Any) -> list[Tensor]:
+    """The tensors of a nested result, in order."""
     if isinstance(result, Tensor):
         return [result]
     return [t for part in result for t in flattened(part)]

@@ -51,12 +51,7 @@ class Counter:
         self._buckets = (span >> self._shift) + 1
         self._table = np.empty(self._buckets + 2, np.int32)
         self.compiled.kdad_tabulate(
-            self._padded.ctypes.data,
-            wanted.size,
-            wanted.itemsize,
-            self._shift,
-            self._buckets,
-            self._table.ctypes.data,
+            self._padded.ctypes.data, wanted.size, wanted.itemsize, self._shift, self._buckets, self._table.ctypes.data
         )
 
     def __call__(self, scores: NDArray[Any], threads: int) -> NDArray[np.int64]:
@@ -77,17 +72,9 @@ class Counter:
         for start in range(0, scores.size, _MOST):
             part = scores[start : start + _MOST]
             if not self.compiled.kdad_count(
-                part.ctypes.data,
-                part.size,
-                part.itemsize,
-                self._padded.ctypes.data,
-                self.wanted.size,
-                self._table.ctypes.data,
-                self._shift,
-                self._buckets,
-                threads,
-                total.ctypes.data,
-            ):
+                part.ctypes.data, part.size, part.itemsize, self._padded.ctypes.data, self.wanted.size,
+                self._table.ctypes.data, self._shift, self._buckets, threads, total.ctypes.data,
+            ):  # fmt: skip
                 raise NotFinite
         return total
 
@@ -117,15 +104,9 @@ def add_up(
     """
     found, upto = np.empty(3 + len(limits)), np.array(limits, np.float64)
     loaded.kdad_add_up(
-        counts.ctypes.data,
-        ranks.ctypes.data,
-        None if mass is None else mass.ctypes.data,
-        ranks.size - 1,
-        int(counts.sum()),
-        upto.ctypes.data,
-        upto.size,
-        found.ctypes.data,
-    )
+        counts.ctypes.data, ranks.ctypes.data, None if mass is None else mass.ctypes.data, ranks.size - 1,
+        int(counts.sum()), upto.ctypes.data, upto.size, found.ctypes.data,
+    )  # fmt: skip
     return tuple(found.tolist())
 
 

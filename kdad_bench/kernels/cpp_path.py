@@ -60,6 +60,7 @@ def missing() -> str | None:
 
 
 def view(t: Tensor) -> tuple[int, ...]:
+    """struct View of cpp/sweep.h: address, strides in elements, dtype."""
     return (t.data_ptr(), *t.stride(), DTYPES[t.dtype])
 
 
@@ -268,24 +269,12 @@ def fuse_blur_score(
     weights = None if sigma is None else blur_table(sigma, radius)
     padding = (0,) * (MOST_MAPS - len(kept))
     packed = EPILOGUE.pack(
-        n,
-        *size,
-        out.data_ptr(),
-        0 if scores is None else scores.data_ptr(),
-        0 if weights is None else weights.data_ptr(),
-        -1 if weights is None else radius,
-        int(mode == "product"),
-        int(align_corners),
-        int(border == "torch"),
-        int(score == "mean"),
-        len(kept),
-        *(m.data_ptr() for m in kept),
-        *padding,
-        *(m.shape[1] for m in kept),
-        *padding,
-        *(m.shape[2] for m in kept),
-        *padding,
-    )
+        n, *size, out.data_ptr(), 0 if scores is None else scores.data_ptr(),
+        0 if weights is None else weights.data_ptr(), -1 if weights is None else radius,
+        mode == "product", align_corners, border == "torch", score == "mean", len(kept),
+        *(m.data_ptr() for m in kept), *padding, *(m.shape[1] for m in kept), *padding,
+        *(m.shape[2] for m in kept), *padding,
+    )  # fmt: skip
     library().kdad_epilogue(packed, torch.get_num_threads())
     return out, scores
 
@@ -343,9 +332,9 @@ def norm_statistics(
         loaded.kdad_norm_moments(piece.data_ptr(), piece.shape[0], channels, pilot, first, second, threads)
         values += piece.shape[0]
     loaded.kdad_norm_finish(
-        *(values, channels, weight.data_ptr(), bias.data_ptr(), epsilon, pilot, first, second, found),
-        *(running_mean.data_ptr(), running_variance.data_ptr(), momentum),
-    )
+        values, channels, weight.data_ptr(), bias.data_ptr(), epsilon, pilot, first, second, found,
+        running_mean.data_ptr(), running_variance.data_ptr(), momentum,
+    )  # fmt: skip
     return made[:4]
 
 
@@ -353,9 +342,9 @@ def norm_apply(x: Tensor, scale: Tensor, shift: Tensor, low: float, high: float)
     """clamp(x * scale + shift, low, high) of `x` [N,C,H,W] in channels_last."""
     out, channels = torch.empty_like(x), x.shape[1]
     library().kdad_norm_apply(
-        *(x.data_ptr(), out.data_ptr(), x.numel() // channels, channels, scale.data_ptr(), shift.data_ptr()),
-        *(low, high, torch.get_num_threads()),
-    )
+        x.data_ptr(), out.data_ptr(), x.numel() // channels, channels, scale.data_ptr(), shift.data_ptr(),
+        low, high, torch.get_num_threads(),
+    )  # fmt: skip
     return out
 
 
@@ -368,9 +357,9 @@ def norm_sums(upstream: Tensor, x: Tensor, statistics: Tensor, facts: tuple[floa
     channels = statistics.shape[1]
     found = torch.empty(7, channels)
     library().kdad_norm_sums(
-        *(x.data_ptr(), upstream.data_ptr(), x.numel() // channels, channels, statistics.data_ptr()),
-        *(*facts, found.data_ptr(), torch.get_num_threads()),
-    )
+        x.data_ptr(), upstream.data_ptr(), x.numel() // channels, channels, statistics.data_ptr(),
+        *facts, found.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
     return found
 
 
@@ -380,9 +369,9 @@ def norm_input_gradient(
     """Write the gradient to `x`, or to some of its pixels, into `out`, all channels last in memory."""
     channels = terms.shape[1]
     library().kdad_norm_input_gradient(
-        *(x.data_ptr(), upstream.data_ptr(), out.data_ptr(), x.numel() // channels, channels, terms.data_ptr()),
-        *(*facts[1:], torch.get_num_threads()),
-    )
+        x.data_ptr(), upstream.data_ptr(), out.data_ptr(), x.numel() // channels, channels, terms.data_ptr(),
+        *facts[1:], torch.get_num_threads(),
+    )  # fmt: skip
 
 
 def depthwise_weight_gradient(
@@ -395,10 +384,7 @@ def depthwise_weight_gradient(
     n, c, h, w = x.shape
     out = x.new_empty((c, 1, size, size))
     done = library().kdad_depthwise_weight_gradient(
-        x.data_ptr(),
-        upstream.data_ptr(),
-        out.data_ptr(),
-        *(n, h, w, *upstream.shape[2:], c, size, stride, top, left),
-        torch.get_num_threads(),
-    )
+        x.data_ptr(), upstream.data_ptr(), out.data_ptr(), n, h, w, *upstream.shape[2:], c,
+        size, stride, top, left, torch.get_num_threads(),
+    )  # fmt: skip
     return out if done else None

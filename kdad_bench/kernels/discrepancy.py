@@ -46,6 +46,7 @@ def plain(*tensors: Tensor) -> bool:
 
 
 def wants_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd records what is done with the tensors."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
@@ -54,6 +55,7 @@ class PixelDiscrepancy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, teacher: Tensor, student: Tensor, kind: str, weight: float) -> Tensor:
+        """The map [N, H, W]."""
         ctx.save_for_backward(teacher, student)
         ctx.kind, ctx.weight = kind, weight
         made: Tensor = dispatch.ops_of(teacher).pixel_maps([teacher], [[student]], kind, weight)[0][0]
@@ -62,6 +64,7 @@ class PixelDiscrepancy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients to teacher and student under `upstream` [N, H, W]."""
         teacher, student = ctx.saved_tensors
         wants = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         to_teacher, to_student = dispatch.ops_of(teacher).pixel_gradients(
@@ -123,6 +126,7 @@ class FlattenedCosine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, teacher: Tensor, student: Tensor) -> Tensor:
+        """The distances [N]."""
         sums, distance = dispatch.ops_of(teacher).flat_sums([teacher], [[student]])[0][0]
         ctx.save_for_backward(teacher, student, sums)
         kept: Tensor = distance
@@ -131,6 +135,7 @@ class FlattenedCosine(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients to teacher and student under `upstream` [N]."""
         teacher, student, sums = ctx.saved_tensors
         to_teacher, to_student = dispatch.ops_of(teacher).flat_gradients(
             teacher, student, sums, upstream.float(), 1.0, ctx.needs_input_grad

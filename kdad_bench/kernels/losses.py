@@ -50,6 +50,7 @@ class PixelLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, kind: str, weights: tuple[float, ...], *taps: Tensor) -> Tensor:
+        """The loss, a scalar; `taps` are those of the teacher, then of each student."""
         scales = len(weights)
         teachers, students = parted(taps, scales)
         wants = any(ctx.needs_input_grad[2 : 2 + scales]), any(ctx.needs_input_grad[2 + scales :])
@@ -66,6 +67,7 @@ class PixelLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients to the taps that want one, under a scalar `upstream`."""
         taps, wanted = ctx.saved_tensors, ctx.needs_input_grad[2:]
         found = handed_on(ctx, taps[0], upstream) or PixelLoss.anew(ctx, taps, upstream)
         return None, None, *(g if wish else None for g, wish in zip(found, wanted, strict=True))
@@ -93,6 +95,7 @@ class FlattenedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weights: tuple[float, ...], *taps: Tensor) -> Tensor:
+        """The loss, a scalar; `taps` as in `PixelLoss`."""
         scales = len(weights)
         teachers, students = parted(taps, scales)
         wanted = ctx.needs_input_grad[1:]
@@ -114,6 +117,7 @@ class FlattenedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients to the taps that want one, under a scalar `upstream`."""
         scales, wanted = len(ctx.weights), ctx.needs_input_grad[1:]
         taps, sums = ctx.saved_tensors[: len(wanted)], ctx.saved_tensors[len(wanted) :]
         early = handed_on(ctx, taps[0], upstream)
@@ -123,13 +127,13 @@ class FlattenedLoss(torch.autograd.Function):
         for i in range(scales, len(taps)):
             teacher, student = taps[i % scales], taps[i]
             n = teacher.shape[0]
-            grads[i % scales], grads[i] = dispatch.ops_of(teacher).flat_gradients(
-                teacher,
-                student,
-                sums[i - scales],
+            above, factor, wants = (
                 upstream.float().expand(n),
                 ctx.weights[i % scales] / n,
                 (wanted[i % scales], wanted[i]),
+            )
+            grads[i % scales], grads[i] = dispatch.ops_of(teacher).flat_gradients(
+                teacher, student, sums[i - scales], above, factor, wants
             )
         return None, *grads
 

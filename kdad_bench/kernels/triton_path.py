@@ -31,9 +31,8 @@ class Tile(NamedTuple):
 # Values of one tensor in a tile by number of programs: few images need many small programs to fill the GPU.
 SMALL_TILE, LARGE_TILE = 4096, 8192
 SMALL_WARPS, LARGE_WARPS = 4, 8
-MOST_REGISTERS = (
-    255  # the most there are: left to itself, ptxas spills a few bytes to fit one more program on a multiprocessor
-)
+# The most there are: left to itself, ptxas spills a few bytes to fit one more program on a multiprocessor.
+MOST_REGISTERS = 255
 FILLING = 1 << 23  # values of one tensor from which on large tiles still give every multiprocessor several programs
 MOST_CHANNELS = 1024  # more are read in blocks, twice
 LOOP_C, LOOP_P = 128, 32
@@ -228,9 +227,7 @@ def pixel_loss(
     weights: Sequence[float],
     wants: tuple[bool, bool],
 ) -> tuple[Tensor, list[Tensor | None], list[list[Tensor | None]]]:
-    """The loss, and the gradients under an upstream gradient of 1:
-    one launch per pair, one sum of the programs' shares.
-    """
+    """The loss, and the gradients under an upstream gradient of 1: a launch per pair, one sum of programs' shares."""
     plan = []
     total = 0
     for t, several, weight in zip(teachers, students, weights, strict=True):
@@ -365,8 +362,7 @@ def fuse_blur_score(
     """Upsample and fuse, blur unless `sigma` is None, score unless `score` is None: one launch, or two with a blur.
 
     The maximum is taken inside the last launch if `scores` comes set to 0 and no map is negative; otherwise, and for
-    the
-    mean (whose partial sums are added in a fixed order), the score is one launch more.
+    the mean (whose partial sums are added in a fixed order), the score is one launch more.
     """
     kept = tuple(m.float().contiguous() for m in maps)
     n, (height, width) = kept[0].shape[0], size
