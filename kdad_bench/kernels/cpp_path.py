@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +245,7 @@ def attention_weighting(teachers: Sequence[Tensor], students: Sequence[Tensor]) 
     return outs
 
 
-@cache
+@lru_cache(64)  # a method may draw a new sigma for every image
 def blur_table(sigma: float, radius: int) -> Tensor:
     """The blur's weights in float32."""
     return torch.tensor(blur_weights(sigma, radius))

@@ -149,8 +149,8 @@ def pixel_distance(
 
 @triton.jit
 def maps_kernel(
-    teachers, firsts, seconds, maps_a, maps_b, sizes, t_strides, a_strides, b_strides, starts,
-    scores, samples, weight,
+    teachers, firsts, seconds, maps_a, maps_b, scores, weight,
+    sizes, t_strides, a_strides, b_strides, starts, samples,
     BLOCKS: tl.constexpr, SCALES: tl.constexpr, KIND: tl.constexpr, DUAL: tl.constexpr, FLAT: tl.constexpr,
     WIDE: tl.constexpr, SCORES: tl.constexpr,
 ):  # fmt: skip
@@ -196,8 +196,8 @@ def maps_kernel(
 
 @triton.jit
 def gradient_kernel(
-    teacher, student, to_teacher, to_student, upstream, losses,
-    channels, pixels, width, factor,
+    teacher, student, to_teacher, to_student, upstream, losses, factor,
+    channels, pixels, width,
     t_stride_n, t_stride_c, t_stride_h, t_stride_w,
     s_stride_n, s_stride_c, s_stride_h, s_stride_w,
     gt_stride_n, gt_stride_c, gt_stride_h, gt_stride_w,
