@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kdad_bench import kernels
-from kdad_bench.kernels import benchmark, reference
+from kdad_bench.kernels import benchmark, benchmark_ops, reference
 
 DEVICE = torch.device("cuda")
 BEGAN = time.perf_counter()
@@ -119,7 +119,7 @@ def magnitudes() -> str:
 def whole_maps() -> str:
     """Fusion, blur, scores."""
     worst = 0.0
-    taps = [pair((3, c, side, side), torch.float16, CHANNELS_LAST, c) for c, side in benchmark.RESNET18]
+    taps = [pair((3, c, side, side), torch.float16, CHANNELS_LAST, c) for c, side in benchmark_ops.RESNET18]
     t, s = [x for x, _ in taps], [x for _, x in taps]
     wide = [[x.double() for x in group] for group in (t, s)]
     for options in (
@@ -140,7 +140,7 @@ def whole_maps() -> str:
 
 def launches() -> str:
     """Kernels that a whole-map call starts, counted by the profiler."""
-    taps = [pair((1, c, side, side), torch.float32, NCHW, c) for c, side in benchmark.RESNET18]
+    taps = [pair((1, c, side, side), torch.float32, NCHW, c) for c, side in benchmark_ops.RESNET18]
     t, s = [x for x, _ in taps], [x for _, x in taps]
     kernels.anomaly_map(t, s, (256, 256), sigma=4.0)
     torch.cuda.synchronize()
@@ -154,7 +154,7 @@ def launches() -> str:
 
 def graph() -> str:
     """A captured whole-map call follows its inputs, without a synchronisation on the way."""
-    taps = [pair((2, c, side, side), torch.float32, NCHW, c) for c, side in benchmark.RESNET18]
+    taps = [pair((2, c, side, side), torch.float32, NCHW, c) for c, side in benchmark_ops.RESNET18]
     t, s = [x for x, _ in taps], [x for _, x in taps]
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -267,7 +267,7 @@ def main() -> int:
             break
         compiled = case.layout == "channels_last" and case.batch == 32
         try:
-            timings += benchmark.measure(case, DEVICE, compiled=compiled, graphs=case.batch == 1)
+            timings += benchmark.measure(case, DEVICE, compiled=compiled)
         except Exception as problem:  # a case that fails must not take the others' figures with it
             checks.failed.append(f"{case}: {type(problem).__name__}: {str(problem)[:300]}")
     where = benchmark.environment(DEVICE)
