@@ -1,4 +1,4 @@
-"""Builds the optional C++ parts; everything else is in pyproject.toml. No compiler, plain Python paths, no error."""
+"""Builds the optional C++ library; everything else is in pyproject.toml. No compiler, plain Python paths, no error."""
 
 from __future__ import annotations
 
@@ -28,28 +28,22 @@ class BuildWithFallback(build_ext):
 
 
 HERE = Path(__file__).parent
-# the package's own function, which reads it back; the package itself may not be importable yet
-checksum = runpy.run_path(str(HERE / "kdad_bench" / "kernels" / "compiled.py"))["checksum"]
+KERNELS = HERE / "kdad_bench" / "kernels"
+# the package's own functions, which read the library back; the package itself may not be importable yet
+compiled = runpy.run_path(str(KERNELS / "compiled.py"))
+files = compiled["sources"](KERNELS)
 
 
 setup(
     ext_modules=[
-        Extension(
-            name,
-            sources,
-            depends=depends,
-            define_macros=[("KDAD_SOURCE", f"{checksum([HERE / file for file in sources + depends])}u")],
+        Extension(  # loaded with ctypes: no Python headers are needed
+            f"kdad_bench.kernels.{compiled['NAME']}",
+            [str(file.relative_to(HERE)) for file in files if file.suffix == ".cpp"],
+            depends=[str(file.relative_to(HERE)) for file in files if file.suffix == ".h"],
+            define_macros=[("KDAD_SOURCE", f"{compiled['checksum'](files)}u")],
             language="c++",
             extra_compile_args=FLAGS,
             optional=True,
-        )
-        for name, sources, depends in (  # loaded with ctypes: no Python headers are needed
-            (
-                "kdad_bench.kernels._cpu",
-                ["kdad_bench/kernels/cpu.cpp", "kdad_bench/kernels/training.cpp"],
-                ["kdad_bench/kernels/cpu.h"],
-            ),
-            ("kdad_bench.kernels._counting", ["kdad_bench/kernels/counting.cpp"], []),
         )
     ],
     cmdclass={"build_ext": BuildWithFallback},

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdad_bench import kernels
 from kdad_bench.kernels import cpp_path, reference
-from kdad_bench.kernels.benchmark import three_sum_distance
+from kdad_bench.kernels.benchmark_ops import three_sum_distance
 
 DISTANCES = (1e-2, 1e-4, 1e-6)
 

@@ -19,8 +19,8 @@ from kdad_bench import datasets
 from kdad_bench.harness.protocol import PROTOCOL
 from kdad_bench.methods import METHODS, entry
 from kdad_bench.methods.backbones.weights import load_teacher
+from kdad_bench.metrics import pixel_metrics
 from kdad_bench.metrics.compat import COMPAT, compat_metrics
-from kdad_bench.metrics.exact import pixel_metrics
 
 BEGIN, END = "<!-- variants: begin -->", "<!-- variants: end -->"
 SHOWN = ("aupro_30", "pixel_auroc", "pixel_ap", "pixel_f1_max")

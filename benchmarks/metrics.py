@@ -25,8 +25,7 @@ from scipy import ndimage
 
 from kdad_bench.harness import clock
 from kdad_bench.kernels import counting
-from kdad_bench.metrics.exact import PIXEL_METRICS, available_cpus, pixel_metrics
-from kdad_bench.metrics.regions import RegionIndex, region_index
+from kdad_bench.metrics import PIXEL_METRICS, RegionIndex, available_cpus, pixel_metrics, region_index
 
 Values = dict[str, float]
 CASES = {"A": (83, 256), "B": (160, 256), "C": (40, 1024)}

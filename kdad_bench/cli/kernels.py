@@ -95,7 +95,7 @@ def bench(
     import torch
 
     from kdad_bench.cli import BadInput
-    from kdad_bench.kernels import benchmark, dispatch
+    from kdad_bench.kernels import benchmark, benchmark_ops, dispatch
 
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -120,16 +120,15 @@ def bench(
         and (not layouts or case.layout in layouts)
     ]
     if not chosen:
-        raise BadInput(f"no case matches; ops: {', '.join(benchmark.OPS)}")
+        raise BadInput(f"no case matches; ops: {', '.join(benchmark_ops.OPS)}")
     timings: list[benchmark.Timing] = []
     failures = []
     for number, case in enumerate(chosen, 1):
         click.echo(
             f"{number}/{len(chosen)} {case.op}, {case.shape}, N={case.batch}, {case.dtype}, {case.layout}", err=True
         )
-        graphs = place.type == "cuda" and case.batch == 1
         try:
-            timings += benchmark.measure(case, place, check=check, compiled=compiled, graphs=graphs)
+            timings += benchmark.measure(case, place, check=check, compiled=compiled)
         except ArithmeticError as error:
             failures.append(str(error))
     where = benchmark.environment(place)

@@ -11,6 +11,7 @@ import torch
 
 from kdad_bench import datasets
 from kdad_bench.datasets import Category, DatasetError
+from kdad_bench.files import cache_folder
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.environment import describe, keep_freed_memory
 from kdad_bench.harness.plain_loop import Stopwatch, train_and_evaluate
@@ -18,7 +19,7 @@ from kdad_bench.harness.scoring import as_images, score_all
 from kdad_bench.methods import entry
 from kdad_bench.methods.backbones import Backbone, build
 from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
-from kdad_bench.metrics.exact import image_metrics, pixel_metrics, region_index
+from kdad_bench.metrics import image_metrics, pixel_metrics, region_index
 
 PARTS = ("data", "training step", "inference", "metrics", "total")
 CPU = torch.device("cpu")
@@ -137,6 +138,6 @@ def by_harness(
             scores = score_all(method, images, "stfpm")
         with watch.part("metrics"):
             figures = dict(image_metrics(scores.image, test.labels))
-            regions = region_index(test.masks, "bench-end-to-end")
+            regions = region_index(test.masks, cache_folder() / "regions" / "bench-end-to-end.regions")
             figures |= pixel_metrics(scores.pixel, test.masks, region_index=regions)
     return watch.seconds, figures

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from kdad_bench import datasets
 from kdad_bench.datasets.splits import FRACTION
+from kdad_bench.files import CacheError, cache_folder
 from kdad_bench.harness import clock
 from kdad_bench.harness.cost import cost_of
 from kdad_bench.harness.environment import describe, keep_freed_memory
@@ -27,7 +29,7 @@ from kdad_bench.leaderboard.row import COLUMNS, Row
 from kdad_bench.methods import entry
 from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
 from kdad_bench.methods.protocol import Fitting, Method
-from kdad_bench.metrics.exact import image_metrics, mask_conflicts, pixel_metrics, region_index
+from kdad_bench.metrics import image_metrics, mask_conflicts, pixel_metrics, region_index
 
 KEPT_LOSSES = 200  # points of the loss curve that enter the row; the log file has all of them
 
@@ -74,7 +76,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     common = image_metrics(scores.pixel.amax(dim=(1, 2)), test.labels, names=test.names, method=job.name)
     figures["image_auroc_max"] = common["image_auroc"]
     warn_of_conflicts(test, job)
-    regions = None if test.masks is None else region_index(test.masks, region_key(job))
+    regions = None if test.masks is None else region_index(test.masks, region_file(job))
     figures |= pixel_metrics(scores.pixel, test.masks, region_index=regions, names=test.names, method=job.name)
     metric_seconds = time.perf_counter() - start
 
@@ -171,9 +173,14 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def region_key(job: Job) -> str:
-    """Names the cached region index of a category's masks at a resolution."""
-    return f"{job.category.dataset}-{job.category.name}-{job.resolution}"
+def region_file(job: Job) -> Path | None:
+    """Where the region index of a category's masks at a resolution is kept; None without a cache folder."""
+    name = f"{job.category.dataset}-{job.category.name}-{job.resolution}.regions"
+    readable = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[-120:]
+    try:
+        return cache_folder() / "regions" / readable
+    except CacheError:
+        return None
 
 
 def thinned(losses: list[dict[str, float]]) -> list[dict[str, float]]:

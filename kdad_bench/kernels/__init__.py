@@ -1,23 +1,28 @@
-"""The ground floor: discrepancy, scale fusion and smoothing, forward and backward. Tensors in, tensors out."""
+"""The ground floor: discrepancy, scale fusion and smoothing, forward and backward. Tensors in, tensors out.
+
+The functions are imported when one is first asked for: `kernels.counting`, which the metrics use, costs no torch.
+"""
 
 from __future__ import annotations
 
-from kdad_bench.kernels import ops as _ops  # registers torch.ops.kdad
-from kdad_bench.kernels.discrepancy import (
-    attention_weighting,
-    attention_weightings,
-    distillation_loss,
-    dual_discrepancies,
-    dual_discrepancy,
-    dual_distillation_loss,
-    flattened_cosine,
-    pixel_discrepancies,
-    pixel_discrepancy,
-)
-from kdad_bench.kernels.dispatch import path
-from kdad_bench.kernels.fusion import anomaly_map, fuse_scales, gaussian_blur, image_scores
-from kdad_bench.kernels.layers import depthwise_same, inference_conv, norm_clamp, pointwise_norm_clamp
-from kdad_bench.kernels.neighbours import nearest
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdad_bench.kernels.discrepancy import (
+        attention_weighting,
+        attention_weightings,
+        dual_discrepancies,
+        dual_discrepancy,
+        flattened_cosine,
+        pixel_discrepancies,
+        pixel_discrepancy,
+    )
+    from kdad_bench.kernels.dispatch import path
+    from kdad_bench.kernels.fusion import anomaly_map, fuse_scales, gaussian_blur, image_scores
+    from kdad_bench.kernels.layers import depthwise_same, inference_conv, norm_clamp, pointwise_norm_clamp
+    from kdad_bench.kernels.losses import distillation_loss, dual_distillation_loss
+    from kdad_bench.kernels.neighbours import nearest
 
 __all__ = [
     "anomaly_map",
@@ -41,4 +46,18 @@ __all__ = [
     "pointwise_norm_clamp",
 ]
 
-del _ops
+
+_MODULES = ("discrepancy", "dispatch", "fusion", "layers", "losses", "neighbours")
+
+
+def __getattr__(name: str) -> Any:
+    """A public function, from the module that has it."""
+    if name in __all__:
+        for module in (import_module(f"{__name__}.{one}") for one in _MODULES):
+            if hasattr(module, name):
+                return globals().setdefault(name, getattr(module, name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -94,9 +94,7 @@ def recording(log: list[Launch], case: str) -> Iterator[None]:
 
 
 def specialised(value: Any, place: tuple[int, ...], constants: dict[Any, Any], hints: dict[Any, Any]) -> Any:
-    """The type of an argument in a kernel's signature;
-    constants and divisibility hints go into the two dictionaries.
-    """
+    """The type of an argument in a kernel's signature; constants and hints go into the two dictionaries."""
     if isinstance(value, tuple):
         return tuple(specialised(v, (*place, i), constants, hints) for i, v in enumerate(value))
     if isinstance(value, Tensor):
@@ -149,6 +147,7 @@ def compiled(launch: Launch, arch: int) -> Report:
 
 
 def load_bytes(match: re.Match[str]) -> int:
+    """Bytes of a load in PTX: elements of a vector times their bits."""
     return int(match[1] or 1) * int(match[2]) // 8
 
 

@@ -1,41 +1,79 @@
-"""The C++ parts as ctypes libraries, refused unless they were built from the sources that lie beside them."""
+"""The C++ parts as one ctypes library, refused unless it was built from the sources that lie beside it.
+
+Importing this needs no torch: the metrics use the library without it.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import zlib
 from collections.abc import Sequence
+from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any
+
+NAME = "_cpp"
+_POINTER, _LONG, _INT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
+_BYTES = ctypes.c_char_p
+
+# function -> (what it returns, its arguments), as the C++ sources declare them
+SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "kdad_source": (ctypes.c_uint32, []),
+    "kdad_use_gomp": (None, [_POINTER]),
+    "kdad_sweep": (None, [_BYTES, _INT, _INT, _INT, _POINTER]),
+    "kdad_epilogue": (None, [_BYTES, _INT]),
+    "kdad_norm_moments": (None, [_POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _INT]),
+    "kdad_norm_finish": (None, [_LONG, _LONG, _POINTER, _POINTER, _REAL, *[_POINTER] * 6, _REAL]),
+    "kdad_norm_apply": (None, [_POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _REAL, _REAL, _INT]),
+    "kdad_norm_sums": (None, [_POINTER, _POINTER, _LONG, _LONG, _POINTER, _REAL, _REAL, _REAL, _POINTER, _INT]),
+    "kdad_norm_input_gradient": (None, [*[_POINTER] * 3, _LONG, _LONG, _POINTER, _REAL, _REAL, _INT]),
+    "kdad_depthwise_weight_gradient": (_INT, [*[_POINTER] * 3, *[_LONG] * 10, _INT]),
+    "kdad_tabulate": (None, [_POINTER, _LONG, _INT, _INT, _LONG, _POINTER]),
+    "kdad_count": (_INT, [_POINTER, _LONG, _INT, _POINTER, _LONG, _POINTER, _INT, _LONG, _INT, _POINTER]),
+    "kdad_add_up": (None, [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _POINTER, _INT, _POINTER]),
+}
 
 
 class Missing(RuntimeError):
-    """A compiled part cannot be used; says why and what to do."""
+    """The compiled part cannot be used; says why and what to do."""
 
 
-def load(folder: Path, name: str, sources: Sequence[str]) -> ctypes.CDLL:
-    """The library `name` of `folder`, built by setup.py from the files `sources` of the same folder.
+@cache
+def library() -> ctypes.CDLL:
+    """The library of this package, loaded once, its functions typed. Raises Missing as `load` does."""
+    return load(Path(__file__).parent)
 
-    Raises Missing if it was not built, does not load, or was built from sources other than these.
+
+def load(folder: Path) -> ctypes.CDLL:
+    """The library that setup.py built into `folder` from `sources(folder)`.
+
+    Raises Missing if it was not built, does not load, lacks a function, or was built from other sources than these.
     """
-    built = next((path for suffix in EXTENSION_SUFFIXES if (path := folder / f"{name}{suffix}").exists()), None)
+    built = next((path for suffix in EXTENSION_SUFFIXES if (path := folder / f"{NAME}{suffix}").exists()), None)
     if built is None:
         raise Missing(
-            f"the C++ library {name} was not built (no compiler at install?); run `pip install .` with a C++17 compiler"
+            f"the C++ library {NAME} was not built (no compiler at install?); run `pip install .` with a C++17 compiler"
         )
     try:
         loaded = ctypes.CDLL(str(built))
-        made_from = loaded.kdad_source
+        for name, (result, arguments) in SIGNATURES.items():
+            function = getattr(loaded, name)
+            function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise Missing(f"{built.name} does not load ({error}); reinstall the package") from error
-    made_from.restype = ctypes.c_uint32
-    if made_from() != checksum([folder / source for source in sources]):
-        raise Missing(f"{built.name} was built from other sources than {', '.join(sources)}; reinstall the package")
+    if loaded.kdad_source() != checksum(sources(folder)):
+        raise Missing(f"{built.name} was built from other sources than {folder / 'cpp'} holds; reinstall the package")
     return loaded
 
 
+def sources(folder: Path) -> list[Path]:
+    """The C++ sources and headers in `folder`/cpp, by name."""
+    return sorted(path for path in (folder / "cpp").iterdir() if path.suffix in (".cpp", ".h"))
+
+
 def checksum(files: Sequence[Path]) -> int:
-    """What setup.py compiles into a library as KDAD_SOURCE: the CRC-32 of its files, one after the other."""
+    """What setup.py compiles into the library as KDAD_SOURCE: the CRC-32 of its files, one after the other."""
     value = 0
     for file in files:
         value = zlib.crc32(file.read_bytes(), value)

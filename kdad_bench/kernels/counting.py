@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdad_bench.kernels.compiled import Missing, load
+from kdad_bench.kernels import compiled
 
 _ENTRIES = 4  # table entries per wanted score; more miss the cache, fewer leave more to compare
 _MOST_ENTRIES = 1 << 21
@@ -24,24 +23,13 @@ _MOST = 1 << 31  # scores counted by one call: counts of a thread are 32-bit
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled counting.cpp; None if it was not built, or not from this, or if KDAD_COUNTING=numpy turns it off."""
+    """The compiled counting; None if it was not built, or not from this, or if KDAD_COUNTING=numpy turns it off."""
     if os.environ.get("KDAD_COUNTING") == "numpy":
         return None
     try:
-        loaded = load(Path(__file__).parent, "_counting", ("counting.cpp",))
-    except Missing:
+        return compiled.library()
+    except compiled.Missing:
         return None
-    long, pointer, integer = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int
-    loaded.kdad_tabulate.argtypes = [pointer, long, integer, integer, long, pointer]
-    loaded.kdad_tabulate.restype = None
-    loaded.kdad_count.argtypes = [
-        *(pointer, long, integer, pointer, long, pointer),
-        *(integer, long, integer, pointer),
-    ]
-    loaded.kdad_count.restype = integer
-    loaded.kdad_add_up.argtypes = [pointer, pointer, pointer, long, long, pointer, integer, pointer]
-    loaded.kdad_add_up.restype = None
-    return loaded
 
 
 class NotFinite(ArithmeticError):
@@ -63,12 +51,7 @@ class Counter:
         self._buckets = (span >> self._shift) + 1
         self._table = np.empty(self._buckets + 2, np.int32)
         self.compiled.kdad_tabulate(
-            self._padded.ctypes.data,
-            wanted.size,
-            wanted.itemsize,
-            self._shift,
-            self._buckets,
-            self._table.ctypes.data,
+            self._padded.ctypes.data, wanted.size, wanted.itemsize, self._shift, self._buckets, self._table.ctypes.data
         )
 
     def __call__(self, scores: NDArray[Any], threads: int) -> NDArray[np.int64]:
@@ -89,17 +72,9 @@ class Counter:
         for start in range(0, scores.size, _MOST):
             part = scores[start : start + _MOST]
             if not self.compiled.kdad_count(
-                part.ctypes.data,
-                part.size,
-                part.itemsize,
-                self._padded.ctypes.data,
-                self.wanted.size,
-                self._table.ctypes.data,
-                self._shift,
-                self._buckets,
-                threads,
-                total.ctypes.data,
-            ):
+                part.ctypes.data, part.size, part.itemsize, self._padded.ctypes.data, self.wanted.size,
+                self._table.ctypes.data, self._shift, self._buckets, threads, total.ctypes.data,
+            ):  # fmt: skip
                 raise NotFinite
         return total
 
@@ -117,27 +92,21 @@ class Counter:
 
 
 def add_up(
-    compiled: ctypes.CDLL,
+    loaded: ctypes.CDLL,
     counts: NDArray[np.int64],
     ranks: NDArray[np.int64],
     mass: NDArray[np.float64] | None,
     limits: Sequence[float],
 ) -> tuple[float, ...]:
-    """`metrics.partial_sums` over all distinct positive scores.
+    """By the library `loaded`: `metrics.curves.partial_sums` over all distinct positive scores.
 
     `counts` [2 M + 1] of all pixels, `ranks` [M + 1] of the positives, `mass` [M].
     """
     found, upto = np.empty(3 + len(limits)), np.array(limits, np.float64)
-    compiled.kdad_add_up(
-        counts.ctypes.data,
-        ranks.ctypes.data,
-        None if mass is None else mass.ctypes.data,
-        ranks.size - 1,
-        int(counts.sum()),
-        upto.ctypes.data,
-        upto.size,
-        found.ctypes.data,
-    )
+    loaded.kdad_add_up(
+        counts.ctypes.data, ranks.ctypes.data, None if mass is None else mass.ctypes.data, ranks.size - 1,
+        int(counts.sum()), upto.ctypes.data, upto.size, found.ctypes.data,
+    )  # fmt: skip
     return tuple(found.tolist())
 
 

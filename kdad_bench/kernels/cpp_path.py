@@ -1,18 +1,18 @@
-"""The compiled CPU kernels of cpu.cpp, reached through ctypes; they run on the thread pool torch already has."""
+"""The ops by the compiled C++ of cpp/, reached through ctypes; they run on the thread pool torch already has."""
 
 from __future__ import annotations
 
 import ctypes
 import struct
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdad_bench.kernels.compiled import Missing, load
+from kdad_bench.kernels import compiled
 from kdad_bench.kernels.reference import blur_weights
 from kdad_bench.kernels.torch_path import flat_distance
 
@@ -21,35 +21,17 @@ KINDS = {"unit_l2": 0, "cosine": 1, "l2": 2}
 FLAT_SUMS, FLAT_GRADIENT, ATTENTION, FLAT_LOSS = 3, 4, 5, 6
 ABSENT = (0, 0, 0, 0, 0, 0)
 
-# struct Job of cpu.cpp: sizes, teacher, student, map, two gradients, upstream, factor, weight, sums, chained
+# struct Job of cpp/sweep.h: sizes, teacher, student, map, two gradients, upstream, factor, weight, sums, chained
 JOB = struct.Struct("<4q6q6qq6q6q4q2d2q")
-# struct Epilogue of cpu.cpp
+# struct Epilogue of cpp/fusion.cpp
 EPILOGUE = struct.Struct("<12q8q8q8q")
 MOST_MAPS = 8
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """The loaded library; raises compiled.Missing if it was not built, or not from these sources."""
-    loaded = load(Path(__file__).parent, "_cpu", ("cpu.cpp", "training.cpp", "cpu.h"))
-    loaded.kdad_sweep.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
-    loaded.kdad_sweep.restype = None
-    loaded.kdad_epilogue.argtypes = [ctypes.c_char_p, ctypes.c_int]
-    loaded.kdad_epilogue.restype = None
-    pointer, long, integer, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
-    arguments: dict[str, list[Any]] = {
-        "kdad_norm_moments": [pointer, long, long, pointer, pointer, pointer, integer],
-        "kdad_norm_finish": [long, long, pointer, pointer, real, *[pointer] * 6, real],
-        "kdad_norm_apply": [pointer, pointer, long, long, pointer, pointer, real, real, integer],
-        "kdad_norm_sums": [pointer, pointer, long, long, pointer, real, real, real, pointer, integer],
-        "kdad_norm_input_gradient": [pointer, pointer, pointer, long, long, pointer, real, real, integer],
-    }
-    for name, types in arguments.items():
-        getattr(loaded, name).argtypes, getattr(loaded, name).restype = types, None
-    loaded.kdad_depthwise_weight_gradient.argtypes = [pointer, pointer, pointer, *[long] * 10, integer]
-    loaded.kdad_depthwise_weight_gradient.restype = integer
-    loaded.kdad_use_gomp.argtypes = [ctypes.c_void_p]
-    loaded.kdad_use_gomp.restype = None
+    """`compiled.library`, which then runs on torch's threads; raises compiled.Missing."""
+    loaded = compiled.library()
     pool = torch_thread_pool()
     if pool is not None:
         loaded.kdad_use_gomp(pool)
@@ -72,12 +54,13 @@ def missing() -> str | None:
     """Why the compiled kernels cannot be used, or None if they can."""
     try:
         library()
-    except Missing as error:
+    except compiled.Missing as error:
         return str(error)
     return None
 
 
 def view(t: Tensor) -> tuple[int, ...]:
+    """struct View of cpp/sweep.h: address, strides in elements, dtype."""
     return (t.data_ptr(), *t.stride(), DTYPES[t.dtype])
 
 
@@ -262,7 +245,7 @@ def attention_weighting(teachers: Sequence[Tensor], students: Sequence[Tensor]) 
     return outs
 
 
-@cache
+@lru_cache(64)  # a method may draw a new sigma for every image
 def blur_table(sigma: float, radius: int) -> Tensor:
     """The blur's weights in float32."""
     return torch.tensor(blur_weights(sigma, radius))
@@ -286,24 +269,12 @@ def fuse_blur_score(
     weights = None if sigma is None else blur_table(sigma, radius)
     padding = (0,) * (MOST_MAPS - len(kept))
     packed = EPILOGUE.pack(
-        n,
-        *size,
-        out.data_ptr(),
-        0 if scores is None else scores.data_ptr(),
-        0 if weights is None else weights.data_ptr(),
-        -1 if weights is None else radius,
-        int(mode == "product"),
-        int(align_corners),
-        int(border == "torch"),
-        int(score == "mean"),
-        len(kept),
-        *(m.data_ptr() for m in kept),
-        *padding,
-        *(m.shape[1] for m in kept),
-        *padding,
-        *(m.shape[2] for m in kept),
-        *padding,
-    )
+        n, *size, out.data_ptr(), 0 if scores is None else scores.data_ptr(),
+        0 if weights is None else weights.data_ptr(), -1 if weights is None else radius,
+        mode == "product", align_corners, border == "torch", score == "mean", len(kept),
+        *(m.data_ptr() for m in kept), *padding, *(m.shape[1] for m in kept), *padding,
+        *(m.shape[2] for m in kept), *padding,
+    )  # fmt: skip
     library().kdad_epilogue(packed, torch.get_num_threads())
     return out, scores
 
@@ -350,7 +321,7 @@ def norm_statistics(
 
     `pieces` [M, C], contiguous float32, are the batch together; each is read once, as it comes.
     """
-    compiled, values, threads, channels = library(), 0, torch.get_num_threads(), weight.numel()
+    loaded, values, threads, channels = library(), 0, torch.get_num_threads(), weight.numel()
     sums = torch.zeros(2, channels, dtype=torch.float64)
     first, second = sums.data_ptr(), sums.data_ptr() + 8 * channels
     made = torch.empty(5, channels)  # the four results and a pilot, from which deviations are measured
@@ -358,12 +329,12 @@ def norm_statistics(
     for piece in pieces:
         if values == 0:
             made[4].copy_(piece[0])
-        compiled.kdad_norm_moments(piece.data_ptr(), piece.shape[0], channels, pilot, first, second, threads)
+        loaded.kdad_norm_moments(piece.data_ptr(), piece.shape[0], channels, pilot, first, second, threads)
         values += piece.shape[0]
-    compiled.kdad_norm_finish(
-        *(values, channels, weight.data_ptr(), bias.data_ptr(), epsilon, pilot, first, second, found),
-        *(running_mean.data_ptr(), running_variance.data_ptr(), momentum),
-    )
+    loaded.kdad_norm_finish(
+        values, channels, weight.data_ptr(), bias.data_ptr(), epsilon, pilot, first, second, found,
+        running_mean.data_ptr(), running_variance.data_ptr(), momentum,
+    )  # fmt: skip
     return made[:4]
 
 
@@ -371,9 +342,9 @@ def norm_apply(x: Tensor, scale: Tensor, shift: Tensor, low: float, high: float)
     """clamp(x * scale + shift, low, high) of `x` [N,C,H,W] in channels_last."""
     out, channels = torch.empty_like(x), x.shape[1]
     library().kdad_norm_apply(
-        *(x.data_ptr(), out.data_ptr(), x.numel() // channels, channels, scale.data_ptr(), shift.data_ptr()),
-        *(low, high, torch.get_num_threads()),
-    )
+        x.data_ptr(), out.data_ptr(), x.numel() // channels, channels, scale.data_ptr(), shift.data_ptr(),
+        low, high, torch.get_num_threads(),
+    )  # fmt: skip
     return out
 
 
@@ -386,9 +357,9 @@ def norm_sums(upstream: Tensor, x: Tensor, statistics: Tensor, facts: tuple[floa
     channels = statistics.shape[1]
     found = torch.empty(7, channels)
     library().kdad_norm_sums(
-        *(x.data_ptr(), upstream.data_ptr(), x.numel() // channels, channels, statistics.data_ptr()),
-        *(*facts, found.data_ptr(), torch.get_num_threads()),
-    )
+        x.data_ptr(), upstream.data_ptr(), x.numel() // channels, channels, statistics.data_ptr(),
+        *facts, found.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
     return found
 
 
@@ -398,9 +369,9 @@ def norm_input_gradient(
     """Write the gradient to `x`, or to some of its pixels, into `out`, all channels last in memory."""
     channels = terms.shape[1]
     library().kdad_norm_input_gradient(
-        *(x.data_ptr(), upstream.data_ptr(), out.data_ptr(), x.numel() // channels, channels, terms.data_ptr()),
-        *(*facts[1:], torch.get_num_threads()),
-    )
+        x.data_ptr(), upstream.data_ptr(), out.data_ptr(), x.numel() // channels, channels, terms.data_ptr(),
+        *facts[1:], torch.get_num_threads(),
+    )  # fmt: skip
 
 
 def depthwise_weight_gradient(
@@ -413,10 +384,7 @@ def depthwise_weight_gradient(
     n, c, h, w = x.shape
     out = x.new_empty((c, 1, size, size))
     done = library().kdad_depthwise_weight_gradient(
-        x.data_ptr(),
-        upstream.data_ptr(),
-        out.data_ptr(),
-        *(n, h, w, *upstream.shape[2:], c, size, stride, top, left),
-        torch.get_num_threads(),
-    )
+        x.data_ptr(), upstream.data_ptr(), out.data_ptr(), n, h, w, *upstream.shape[2:], c,
+        size, stride, top, left, torch.get_num_threads(),
+    )  # fmt: skip
     return out if done else None

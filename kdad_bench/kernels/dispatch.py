@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import warnings
-from functools import cache
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from kdad_bench.kernels import cpp_path, torch_path
+from kdad_bench.kernels.protocol import Path
 
 # Triton 3.9 warns at its import when nobody chose whether a multiply and an add may fuse; here they may.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
@@ -69,6 +69,13 @@ def path_of(tensor: Tensor) -> str:
     return path(tensor.device) if tensor.dtype in SUPPORTED else "reference"
 
 
+def uses_reference(*tensors: Tensor) -> bool:
+    """Whether the eager formula runs: on request, and for float64."""
+    if any(t.dtype not in SUPPORTED for t in tensors):
+        return True
+    return path(tensors[0].device) == "reference"
+
+
 def tell(message: str) -> None:
     """Warn once per process."""
     if message not in _told:
@@ -76,35 +83,48 @@ def tell(message: str) -> None:
         warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
-def implementation(name: str) -> ModuleType:
-    """The module that implements a path."""
+def implementation(name: str) -> Path:
+    """The module of a path's ops: "cpp", "triton", or plain PyTorch for any other name."""
     if name == "cpp":
         return cpp_path
     if name == "triton":
-        return importlib.import_module("kdad_bench.kernels.triton_path")  # imports triton: only when it is used
+        from kdad_bench.kernels import triton_path  # imports triton: only when it is used
+
+        return triton_path
     return torch_path
 
 
-def run(op: str, tensor: Tensor, *arguments: Any) -> Any:
-    """Run `op` on the path of `tensor`.
-
-    A Triton kernel that fails to compile is replaced, with one warning that says why.
-    """
+def ops_of(tensor: Tensor) -> Path:
+    """The ops of the path that `tensor` takes. On Triton's, an op that fails is replaced unless the path is forced."""
     chosen = path_of(tensor)
-    if chosen == "triton" and op in _broken:
-        chosen = "torch"
-    function = getattr(implementation(chosen), op)
-    if chosen != "triton" or forced() == "triton":
-        return function(*arguments)
-    try:
-        return function(*arguments)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
-        _broken[op] = reason
-        tell(f"the Triton kernel of {op} failed ({reason}); plain PyTorch is used from now on")
-        return getattr(torch_path, op)(*arguments)
+    if chosen == "triton" and forced() != "triton":
+        return cast(Path, Replacing())
+    return implementation(chosen)
+
+
+class Replacing:
+    """Triton's ops; one that fails to compile or run gives way to PyTorch's, with one warning that says why."""
+
+    def __getattr__(self, op: str) -> Callable[..., Any]:
+        return partial(self.run, op)
+
+    @staticmethod
+    def run(op: str, *arguments: Any) -> Any:
+        """Run `op` by Triton, or by PyTorch if Triton's failed, now or before; lack of memory is no failure."""
+        if op not in _broken:
+            try:
+                return getattr(implementation("triton"), op)(*arguments)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                _broken[op] = f"{type(error).__name__}: {first_line(str(error))}"
+                tell(f"the Triton kernel of {op} failed ({_broken[op]}); plain PyTorch is used from now on")
+        return getattr(implementation("torch"), op)(*arguments)
+
+
+def first_line(message: str) -> str:
+    """The first line of an error's message."""
+    return next(iter(message.strip().splitlines()), "no message")
 
 
 def broken() -> dict[str, str]:

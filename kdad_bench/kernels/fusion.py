@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +15,9 @@ from kdad_bench.kernels.discrepancy import (
     check_scales,
     pixel_discrepancy,
     plain,
-    uses_reference,
     wants_gradient,
 )
+from kdad_bench.kernels.dispatch import uses_reference
 
 MODES = ("sum", "product")
 BORDERS = ("scipy", "torch")
@@ -73,8 +74,7 @@ def fuse_scales(
         return traced
     if wants_gradient(*maps) or uses_reference(*maps) or len(maps) > MOST_MAPS:
         return reference.fuse_scales(maps, size, mode=mode, align_corners=align_corners)
-    made: Tensor = dispatch.run("fuse_blur_score", maps[0], maps, size, mode, align_corners, None, 0, "scipy", None)[0]
-    return made
+    return dispatch.ops_of(maps[0]).fuse_blur_score(maps, size, mode, align_corners, None, 0, "scipy", None)[0]
 
 
 def gaussian_blur(maps: Tensor, sigma: float = 4.0, *, border: str = "scipy", radius: int | None = None) -> Tensor:
@@ -99,8 +99,7 @@ def gaussian_blur(maps: Tensor, sigma: float = 4.0, *, border: str = "scipy", ra
     if wants_gradient(maps) or uses_reference(maps):
         return reference.gaussian_blur(maps, sigma, border=border, radius=cut)
     size = (maps.shape[1], maps.shape[2])
-    made: Tensor = dispatch.run("fuse_blur_score", maps, [maps], size, "sum", False, sigma, cut, border, None)[0]
-    return made
+    return dispatch.ops_of(maps).fuse_blur_score([maps], size, "sum", False, sigma, cut, border, None)[0]
 
 
 def image_scores(maps: Tensor, rule: str = "max") -> Tensor:
@@ -152,46 +151,40 @@ def anomaly_map(
     cut = 0 if sigma is None else check_blur(sigma, border, None)
     taps = [*teacher_taps, *student_taps]
     traced = not plain(*taps)
+    options: dict[str, Any] = {"mode": mode, "sigma": sigma, "border": border, "align_corners": align_corners}
+    options |= {"kind": kind, "weight": weight, "score": score, "fuse_size": fuse_size}
     if not traced and uses_reference(*taps):
-        return reference.anomaly_map(
-            teacher_taps,
-            student_taps,
-            size,
-            kind=kind,
-            weight=weight,
-            mode=mode,
-            align_corners=align_corners,
-            sigma=sigma,
-            border=border,
-            score=score,
-            fuse_size=fuse_size,
-        )
+        return reference.anomaly_map(teacher_taps, student_taps, size, **options)
     if traced or wants_gradient(*taps) or len(teacher_taps) > MOST_MAPS:
-        pairs = zip(teacher_taps, student_taps, strict=True)
-        maps = [pixel_discrepancy(t, s, kind=kind, weight=weight) for t, s in pairs]
-        fused = fuse_scales(maps, fuse_size or size, mode=mode, align_corners=align_corners)
-        if fuse_size is not None:
-            fused = fuse_scales([fused], size, align_corners=align_corners)
-        if sigma is not None:
-            fused = gaussian_blur(fused, sigma, border=border)
-        return fused, image_scores(fused, score)
+        return op_by_op(teacher_taps, student_taps, size, **options)
     smallest = [(t.shape[2], t.shape[3]) for t in teacher_taps] + [size] + ([] if fuse_size is None else [fuse_size])
     if min(map(min, smallest)) < 1:
         raise ValueError(f"maps and size must have at least one pixel; got {smallest}")
-    made: tuple[Tensor, Tensor] = dispatch.run(
-        "anomaly_map",
-        teacher_taps[0],
-        teacher_taps,
-        student_taps,
-        size,
-        kind,
-        weight,
-        mode,
-        align_corners,
-        sigma,
-        cut,
-        border,
-        score,
-        fuse_size,
+    return dispatch.ops_of(teacher_taps[0]).anomaly_map(
+        teacher_taps, student_taps, size, kind, weight, mode, align_corners, sigma, cut, border, score, fuse_size
     )
-    return made
+
+
+def op_by_op(
+    teacher_taps: Sequence[Tensor],
+    student_taps: Sequence[Tensor],
+    size: tuple[int, int],
+    *,
+    kind: str,
+    weight: float,
+    mode: str,
+    align_corners: bool,
+    sigma: float | None,
+    border: str,
+    score: str,
+    fuse_size: tuple[int, int] | None,
+) -> tuple[Tensor, Tensor]:
+    """`anomaly_map` by the other public functions, each of them differentiable and traceable."""
+    pairs = zip(teacher_taps, student_taps, strict=True)
+    maps = [pixel_discrepancy(t, s, kind=kind, weight=weight) for t, s in pairs]
+    fused = fuse_scales(maps, fuse_size or size, mode=mode, align_corners=align_corners)
+    if fuse_size is not None:
+        fused = fuse_scales([fused], size, align_corners=align_corners)
+    if sigma is not None:
+        fused = gaussian_blur(fused, sigma, border=border)
+    return fused, image_scores(fused, score)

@@ -69,6 +69,7 @@ class NormClamp(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, low: float, high: float
     ) -> Tensor:
+        """The normalised, clamped x [N, C, H, W] in channels_last."""
         found = batch_statistics(norm, [pixels(x)])
         ctx.save_for_backward(x, found)
         ctx.facts = norm.eps, low, high
@@ -77,6 +78,7 @@ class NormClamp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients to x, weight and bias."""
         x, statistics = ctx.saved_tensors
         above = upstream.contiguous(memory_format=torch.channels_last)
         found = cpp_path.norm_sums(above, x, statistics, ctx.facts)
@@ -92,6 +94,7 @@ class PointwiseNormClamp(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, low: float, high: float
     ) -> Tensor:
+        """The convolved, normalised, clamped x [N, K, H, W] in channels_last."""
         between = torch.empty((x.shape[0], len(kernel), *x.shape[2:]), memory_format=torch.channels_last)
         matrix, size = kernel[:, :, 0, 0].t(), piece_of(kernel)
         parts = zip(torch.split(pixels(x), size), torch.split(pixels(between), size), strict=True)
@@ -104,6 +107,7 @@ class PointwiseNormClamp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients to x, kernel, weight and bias."""
         x, kernel, between, statistics = ctx.saved_tensors
         above = upstream.contiguous(memory_format=torch.channels_last)
         found = cpp_path.norm_sums(above, between, statistics, ctx.facts)
@@ -191,6 +195,7 @@ class DepthwiseSame(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, rows: Padding, columns: Padding) -> Tensor:
+        """The convolved x [N, C, H, W]."""
         wider = widened(weight, rows, columns)
         ctx.save_for_backward(x, weight)
         ctx.facts = stride, rows, columns
@@ -199,6 +204,7 @@ class DepthwiseSame(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients to x and weight."""
         x, weight = ctx.saved_tensors
         stride, rows, columns = ctx.facts
         above = upstream.contiguous(memory_format=torch.channels_last)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kdad_bench.kernels import dispatch, reference
-from kdad_bench.kernels.discrepancy import uses_reference
+from kdad_bench.kernels.dispatch import uses_reference
 
 
 def result(like: Tensor, shape: Sequence[Any]) -> Tensor:
@@ -26,7 +26,13 @@ def absent(like: Tensor) -> Tensor:
     return like.new_empty(0)
 
 
+def wanted(gradient: Tensor | None, wish: bool, like: Tensor) -> Tensor:
+    """The gradient, or what stands for it if nobody wants it."""
+    return gradient if wish and gradient is not None else absent(like)
+
+
 def pixels(x: Tensor) -> list[Any]:
+    """The shape [N, H, W] of the map of features `x` [N, C, H, W]."""
     return [x.shape[0], x.shape[2], x.shape[3]]
 
 
@@ -35,10 +41,10 @@ def pixels(x: Tensor) -> list[Any]:
 
 @torch.library.custom_op("kdad::pixel_discrepancy", mutates_args=())
 def pixel_discrepancy(teacher: Tensor, student: Tensor, kind: str, weight: float) -> Tensor:
+    """The map [N, H, W] float32 (float64 for float64) of features [N, C, H, W]; see `discrepancy.pixel_discrepancy`."""
     if uses_reference(teacher, student):
         return reference.pixel_discrepancy(teacher, student, kind=kind, weight=weight)
-    made: Tensor = dispatch.run("pixel_maps", teacher, [teacher], [[student]], kind, weight)[0][0]
-    return made
+    return dispatch.ops_of(teacher).pixel_maps([teacher], [[student]], kind, weight)[0][0]
 
 
 @pixel_discrepancy.register_fake
@@ -50,13 +56,16 @@ def _(teacher: Tensor, student: Tensor, kind: str, weight: float) -> Tensor:
 def pixel_discrepancy_gradients(
     upstream: Tensor, teacher: Tensor, student: Tensor, kind: str, weight: float, to_teacher: bool, to_student: bool
 ) -> tuple[Tensor, Tensor]:
+    """Gradients to teacher and student under `upstream` [N, H, W], in their dtypes; empty where not wanted."""
+    grad_t: Tensor | None
+    grad_s: Tensor | None
     if uses_reference(teacher, student):
         grad_t, grad_s = reference.pixel_discrepancy_gradients(upstream, teacher, student, kind=kind, weight=weight)
     else:
-        grad_t, grad_s = dispatch.run(
-            "pixel_gradients", teacher, teacher, student, upstream.float(), kind, weight, (to_teacher, to_student)
+        grad_t, grad_s = dispatch.ops_of(teacher).pixel_gradients(
+            teacher, student, upstream.float(), kind, weight, (to_teacher, to_student)
         )
-    return grad_t if to_teacher else absent(teacher), grad_s if to_student else absent(student)
+    return wanted(grad_t, to_teacher, teacher), wanted(grad_s, to_student, student)
 
 
 @pixel_discrepancy_gradients.register_fake
@@ -70,11 +79,13 @@ def _(
 
 
 def keep_pixel_discrepancy(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Keeps the features: the backward reads them again."""
     teacher, student, ctx.kind, ctx.weight = inputs
     ctx.save_for_backward(teacher, student)
 
 
 def pixel_discrepancy_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients to teacher and student."""
     teacher, student = ctx.saved_tensors
     to_teacher, to_student = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
     grad_t, grad_s = torch.ops.kdad.pixel_discrepancy_gradients(
@@ -88,9 +99,10 @@ pixel_discrepancy.register_autograd(pixel_discrepancy_backward, setup_context=ke
 
 @torch.library.custom_op("kdad::dual_discrepancy", mutates_args=())
 def dual_discrepancy(teacher: Tensor, a: Tensor, b: Tensor, kind: str, weight: float) -> tuple[Tensor, Tensor]:
+    """The maps of two students of one teacher, each as `pixel_discrepancy`."""
     if uses_reference(teacher, a, b):
         return reference.dual_discrepancy(teacher, a, b, kind=kind, weight=weight)
-    map_a, map_b = dispatch.run("pixel_maps", teacher, [teacher], [[a, b]], kind, weight)[0]
+    map_a, map_b = dispatch.ops_of(teacher).pixel_maps([teacher], [[a, b]], kind, weight)[0]
     return map_a, map_b
 
 
@@ -100,11 +112,13 @@ def _(teacher: Tensor, a: Tensor, b: Tensor, kind: str, weight: float) -> tuple[
 
 
 def keep_dual_discrepancy(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Keeps the features."""
     teacher, a, b, ctx.kind, ctx.weight = inputs
     ctx.save_for_backward(teacher, a, b)
 
 
 def dual_discrepancy_backward(ctx: Any, above_a: Tensor, above_b: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients to teacher and both students; those to the teacher add up."""
     teacher, a, b = ctx.saved_tensors
     to_teacher, to_a, to_b = ctx.needs_input_grad[:3]
     gradients = torch.ops.kdad.pixel_discrepancy_gradients
@@ -118,10 +132,10 @@ dual_discrepancy.register_autograd(dual_discrepancy_backward, setup_context=keep
 
 @torch.library.custom_op("kdad::attention_weighting", mutates_args=())
 def attention_weighting(teacher: Tensor, student: Tensor) -> Tensor:
+    """(1 - cos)/2 · student, [N, C, H, W] in the student's dtype and layout."""
     if uses_reference(teacher, student):
         return reference.attention_weighting(teacher, student)
-    made: Tensor = dispatch.run("attention_weighting", teacher, [teacher], [student])[0]
-    return made
+    return dispatch.ops_of(teacher).attention_weighting([teacher], [student])[0]
 
 
 @attention_weighting.register_fake
@@ -134,6 +148,7 @@ def keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def attention_weighting_backward(ctx: Any, upstream: Tensor) -> tuple[None, None]:
+    """None at all."""
     return None, None  # detached by definition: FractalAD's segmentation loss never trains the student
 
 
@@ -145,11 +160,12 @@ attention_weighting.register_autograd(attention_weighting_backward, setup_contex
 
 @torch.library.custom_op("kdad::flattened_cosine", mutates_args=())
 def flattened_cosine(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances [N] float32 (float64 for float64) of whole samples, and A, B, P [N, 3] float64 for the backward."""
     if uses_reference(teacher, student):
         t, s = teacher.double().flatten(1), student.double().flatten(1)
         sums = torch.stack(((t * t).sum(1), (s * s).sum(1), (t * s).sum(1)), 1)
         return reference.flattened_cosine(teacher, student), sums
-    sums, distance = dispatch.run("flat_sums", teacher, [teacher], [[student]])[0][0]
+    sums, distance = dispatch.ops_of(teacher).flat_sums([teacher], [[student]])[0][0]
     return distance, sums
 
 
@@ -163,13 +179,16 @@ def _(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
 def flattened_cosine_gradients(
     upstream: Tensor, teacher: Tensor, student: Tensor, sums: Tensor, to_teacher: bool, to_student: bool
 ) -> tuple[Tensor, Tensor]:
+    """Gradients of the distances to teacher and student under `upstream` [N]; empty where not wanted."""
+    grad_t: Tensor | None
+    grad_s: Tensor | None
     if uses_reference(teacher, student):
         grad_t, grad_s = reference.flattened_cosine_gradients(upstream, teacher, student)
     else:
-        grad_t, grad_s = dispatch.run(
-            "flat_gradients", teacher, teacher, student, sums, upstream.float(), 1.0, (to_teacher, to_student)
+        grad_t, grad_s = dispatch.ops_of(teacher).flat_gradients(
+            teacher, student, sums, upstream.float(), 1.0, (to_teacher, to_student)
         )
-    return grad_t if to_teacher else absent(teacher), grad_s if to_student else absent(student)
+    return wanted(grad_t, to_teacher, teacher), wanted(grad_s, to_student, student)
 
 
 @flattened_cosine_gradients.register_fake
@@ -183,11 +202,13 @@ def _(
 
 
 def keep_flattened_cosine(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Keeps features and sums; the sums have no gradient of their own."""
     ctx.save_for_backward(*inputs, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
 def flattened_cosine_backward(ctx: Any, upstream: Tensor, _: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients to teacher and student."""
     teacher, student, sums = ctx.saved_tensors
     to_teacher, to_student = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
     grad_t, grad_s = torch.ops.kdad.flattened_cosine_gradients(upstream, teacher, student, sums, to_teacher, to_student)
@@ -204,7 +225,10 @@ flattened_cosine.register_autograd(flattened_cosine_backward, setup_context=keep
 def distillation_loss(
     teacher: Tensor, student: Tensor, kind: str, weight: float, early_teacher: bool, early_student: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean of the map of one scale times `weight`, a scalar, and early gradients; empty where not asked for."""
     early = early_teacher, early_student
+    grad_t: Tensor | None
+    grad_s: Tensor | None
     if uses_reference(teacher, student):
         loss = reference.distillation_loss([teacher], [student], kind=kind, weights=[weight])
         n, _c, h, w = teacher.shape
@@ -213,11 +237,11 @@ def distillation_loss(
             above, teacher, student, kind=kind, weight=weight / (n * h * w)
         )
     else:
-        loss, to_teachers, to_students = dispatch.run(
-            "pixel_loss", teacher, [teacher], [[student]], kind, [weight], early
+        loss, to_teachers, to_students = dispatch.ops_of(teacher).pixel_loss(
+            [teacher], [[student]], kind, [weight], early
         )
         grad_t, grad_s = to_teachers[0], to_students[0][0]
-    return loss, grad_t if early[0] else absent(teacher), grad_s if early[1] else absent(student)
+    return loss, wanted(grad_t, early_teacher, teacher), wanted(grad_s, early_student, student)
 
 
 @distillation_loss.register_fake
@@ -232,12 +256,14 @@ def _(
 
 
 def keep_distillation_loss(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Keeps features and early gradients; the latter are no differentiable outputs."""
     teacher, student, ctx.kind, ctx.weight, ctx.early_teacher, ctx.early_student = inputs
     ctx.mark_non_differentiable(output[1], output[2])
     ctx.save_for_backward(teacher, student, output[1], output[2])
 
 
 def distillation_loss_backward(ctx: Any, upstream: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Early gradients times the upstream gradient; those that were not written early are computed now."""
     teacher, student, grad_t, grad_s = ctx.saved_tensors
     to_teacher, to_student = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
     late_teacher, late_student = to_teacher and not ctx.early_teacher, to_student and not ctx.early_student
@@ -260,11 +286,11 @@ distillation_loss.register_autograd(distillation_loss_backward, setup_context=ke
 
 @torch.library.custom_op("kdad::fuse_scales", mutates_args=())
 def fuse_scales(maps: Sequence[Tensor], size: Sequence[int], mode: str, align_corners: bool) -> Tensor:
+    """Maps [N, h_k, w_k] upsampled to `size` and added or multiplied: [N, H, W]."""
     to = (size[0], size[1])
     if uses_reference(*maps) or len(maps) > 4:
         return reference.fuse_scales(maps, to, mode=mode, align_corners=align_corners)
-    made: Tensor = dispatch.run("fuse_blur_score", maps[0], maps, to, mode, align_corners, None, 0, "scipy", None)[0]
-    return made
+    return dispatch.ops_of(maps[0]).fuse_blur_score(maps, to, mode, align_corners, None, 0, "scipy", None)[0]
 
 
 @fuse_scales.register_fake
@@ -276,6 +302,7 @@ def _(maps: Sequence[Tensor], size: Sequence[int], mode: str, align_corners: boo
 def fuse_scales_gradients(
     upstream: Tensor, maps: Sequence[Tensor], size: Sequence[int], mode: str, align_corners: bool
 ) -> list[Tensor]:
+    """Gradients to every map under `upstream` [N, H, W]."""
     found = reference.fuse_scales_gradients(upstream, maps, mode=mode, align_corners=align_corners)
     return [g.contiguous() for g in found]
 
@@ -286,11 +313,13 @@ def _(upstream: Tensor, maps: Sequence[Tensor], size: Sequence[int], mode: str, 
 
 
 def keep_fuse_scales(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Keeps the maps: the product needs them."""
     maps, ctx.size, ctx.mode, ctx.align_corners = inputs
     ctx.save_for_backward(*maps)
 
 
 def fuse_scales_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+    """Gradients to every map."""
     grads = torch.ops.kdad.fuse_scales_gradients(
         upstream, list(ctx.saved_tensors), ctx.size, ctx.mode, ctx.align_corners
     )
@@ -302,11 +331,11 @@ fuse_scales.register_autograd(fuse_scales_backward, setup_context=keep_fuse_scal
 
 @torch.library.custom_op("kdad::gaussian_blur", mutates_args=())
 def gaussian_blur(maps: Tensor, sigma: float, border: str, radius: int) -> Tensor:
+    """Maps [N, H, W] blurred, cut off at `radius`."""
     if uses_reference(maps):
         return reference.gaussian_blur(maps, sigma, border=border, radius=radius)
     size = (maps.shape[1], maps.shape[2])
-    made: Tensor = dispatch.run("fuse_blur_score", maps, [maps], size, "sum", False, sigma, radius, border, None)[0]
-    return made
+    return dispatch.ops_of(maps).fuse_blur_score([maps], size, "sum", False, sigma, radius, border, None)[0]
 
 
 @gaussian_blur.register_fake
@@ -316,6 +345,7 @@ def _(maps: Tensor, sigma: float, border: str, radius: int) -> Tensor:
 
 @torch.library.custom_op("kdad::gaussian_blur_gradients", mutates_args=())
 def gaussian_blur_gradients(upstream: Tensor, maps: Tensor, sigma: float, border: str, radius: int) -> Tensor:
+    """The adjoint of the blur on `upstream` [N, H, W], in the maps' dtype."""
     return reference.gaussian_blur_gradient(upstream, sigma, border=border, radius=radius).to(maps.dtype).contiguous()
 
 
@@ -325,11 +355,13 @@ def _(upstream: Tensor, maps: Tensor, sigma: float, border: str, radius: int) ->
 
 
 def keep_gaussian_blur(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Keeps the maps for their dtype and device."""
     maps, ctx.sigma, ctx.border, ctx.radius = inputs
     ctx.save_for_backward(maps)
 
 
 def gaussian_blur_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradient to the maps."""
     (maps,) = ctx.saved_tensors
     grad = torch.ops.kdad.gaussian_blur_gradients(upstream, maps, ctx.sigma, ctx.border, ctx.radius)
     return grad, None, None, None

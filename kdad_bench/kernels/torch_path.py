@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -180,7 +180,7 @@ def attention_weighting(teachers: Sequence[Tensor], students: Sequence[Tensor]) 
     return outs
 
 
-@cache
+@lru_cache(64)  # a method may draw a new sigma for every image
 def blur_matrix(length: int, sigma: float, radius: int, border: str, device: torch.device) -> Tensor:
     """The reference's blur matrix in float32 on the device."""
     return reference.blur_matrix(length, sigma, radius, border).float().to(device)

@@ -75,9 +75,7 @@ def lengths_of_blocks(
     t_base, s_base, t_pixels, s_pixels, t_stride_c, s_stride_c, channels, inside,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """1/|t|, 1/|s| and 1 - cos per pixel from one pass over channel blocks;
-    the sums are rescaled as the maximum grows.
-    """
+    """1/|t|, 1/|s|, 1 - cos per pixel, in one pass over channel blocks; sums are rescaled as the maximum grows."""
     t_most = tl.zeros([BLOCK_P], tl.float32)
     s_most = tl.zeros([BLOCK_P], tl.float32)
     t_sum = tl.zeros([BLOCK_P], tl.float32)
@@ -151,18 +149,16 @@ def pixel_distance(
 
 @triton.jit
 def maps_kernel(
-    teachers, firsts, seconds, maps_a, maps_b, sizes, t_strides, a_strides, b_strides, starts,
-    scores, samples, weight,
+    teachers, firsts, seconds, maps_a, maps_b, scores, weight,
+    sizes, t_strides, a_strides, b_strides, starts, samples,
     BLOCKS: tl.constexpr, SCALES: tl.constexpr, KIND: tl.constexpr, DUAL: tl.constexpr, FLAT: tl.constexpr,
     WIDE: tl.constexpr, SCORES: tl.constexpr,
 ):  # fmt: skip
-    """Discrepancy maps of all scales in one launch. Program `starts[k] + n * tiles_k + i` does tile i of sample n of
-    scale k.
+    """Discrepancy maps of all scales in one launch.
 
-    sizes: channels, pixels, width per scale. *_strides: n, c, h, w per scale. BLOCKS: BLOCK_C, BLOCK_P, SINGLE per
-    scale.
-    A second student (DUAL) finds the teacher's tile in the cache. SCORES: also set the image scores to 0 for the
-    maximum that follows in a later launch.
+    Program `starts[k] + n * tiles_k + i` does tile i of sample n of scale k. Per scale: sizes are channels, pixels,
+    width; *_strides are n, c, h, w; BLOCKS are BLOCK_C, BLOCK_P, SINGLE. A second student (DUAL) finds the teacher's
+    tile in the cache. SCORES: also set the image scores to 0 for the maximum that follows in a later launch.
     """
     pid = tl.program_id(0)
     if SCORES:
@@ -200,8 +196,8 @@ def maps_kernel(
 
 @triton.jit
 def gradient_kernel(
-    teacher, student, to_teacher, to_student, upstream, losses,
-    channels, pixels, width, factor,
+    teacher, student, to_teacher, to_student, upstream, losses, factor,
+    channels, pixels, width,
     t_stride_n, t_stride_c, t_stride_h, t_stride_w,
     s_stride_n, s_stride_c, s_stride_h, s_stride_w,
     gt_stride_n, gt_stride_c, gt_stride_h, gt_stride_w,
@@ -214,10 +210,8 @@ def gradient_kernel(
     """Gradients of one tile, and its share of the mean loss, in one sweep.
 
     ∂d/∂s = (c s/|s| - t/|t|)/|s| = (e - (1 - c) s/|s|)/|s| with e = s/|s| - t/|t|: nothing cancels when s is near t.
-    LOSS:
-    program i writes factor · Σ d of its pixels to losses[i]. UPSTREAM: a gradient per pixel, any strides (0 too);
-    otherwise
-    it is 1. ATTENTION: what is written to `to_student` is (1 - cos)/2 · s instead.
+    LOSS: program i writes factor · Σ d of its pixels to losses[i]. UPSTREAM: a gradient per pixel, any strides (0 too);
+    otherwise it is 1. ATTENTION: what is written to `to_student` is (1 - cos)/2 · s instead.
     """
     tiles = tl.cdiv(pixels, BLOCK_P)
     pid = tl.program_id(0)
@@ -307,10 +301,10 @@ def flat_sums_kernel(
     s_stride_n, s_stride_c, s_stride_h, s_stride_w,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """One tile's share of a sample's A, B and P: parts[program] = (max|t|, Σ(t/max)², max|s|, Σ(s/max)², |t̂ - ŝ|²)
-    of the tile.
+    """One tile's share of a sample's A, B and P.
 
-    P of the tile is √(AB)(1 - |t̂ - ŝ|²/2): the small difference is taken before anything large is added.
+    parts[program] = (max|t|, Σ(t/max)², max|s|, Σ(s/max)², |t̂ - ŝ|²) of the tile. P of the
+    tile is √(AB)(1 - |t̂ - ŝ|²/2): the small difference is taken before anything large is added.
     """
     tiles = tl.cdiv(pixels, BLOCK_P)
     pid = tl.program_id(0)
@@ -464,9 +458,7 @@ def reflected(i, length, TORCH: tl.constexpr):
 
 @triton.jit
 def fused_tile(maps, map_sizes, n, y, x, height, width, MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr):
-    """The fused map at rows `y` and columns `x` (inside the map):
-    bilinear samples of every scale, added or multiplied.
-    """
+    """The fused map at rows `y` and columns `x` (inside it): bilinear samples of every scale, added or multiplied."""
     for k in tl.static_range(MAPS):
         h = map_sizes[2 * k]
         w = map_sizes[2 * k + 1]
@@ -529,9 +521,7 @@ def blur_x_kernel(
     MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr, TORCH: tl.constexpr,
     BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of the fused map blurred along its rows:
-    chunks of fused columns times a band of the filter's Toeplitz matrix.
-    """
+    """One tile of the fused map blurred along rows: chunks of columns times a band of the filter's Toeplitz matrix."""
     pid = tl.program_id(0)
     programs = blocks_y * blocks_x
     n = (pid // programs).to(tl.int64)

@@ -1,13 +1,16 @@
 """Launches the Triton kernels: allocation, tiles, strides.
 
-The launch configurations are the small tables below; there is no autotuning.
+The launch configurations are the small tables below; there is no autotuning. What a launch needs besides its tensors is
+planned once per layout of the tensors and kept. Every launch makes the device of its tensors current.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from functools import cache
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,9 +34,8 @@ class Tile(NamedTuple):
 # Values of one tensor in a tile by number of programs: few images need many small programs to fill the GPU.
 SMALL_TILE, LARGE_TILE = 4096, 8192
 SMALL_WARPS, LARGE_WARPS = 4, 8
-MOST_REGISTERS = (
-    255  # the most there are: left to itself, ptxas spills a few bytes to fit one more program on a multiprocessor
-)
+# The most there are: left to itself, ptxas spills a few bytes to fit one more program on a multiprocessor.
+MOST_REGISTERS = 255
 FILLING = 1 << 23  # values of one tensor from which on large tiles still give every multiprocessor several programs
 MOST_CHANNELS = 1024  # more are read in blocks, twice
 LOOP_C, LOOP_P = 128, 32
@@ -43,6 +45,44 @@ FUSE_Y, FUSE_X, FUSE_WARPS = 16, 64, 4
 BLUR_Y, BLUR_X, BLUR_CHUNK, BLUR_WARPS = 32, 64, 32, 8
 BLUR_PRECISION = "tf32x3"  # three tensor-core products, as precise as float32 to about 1e-6
 FINISH_BLOCK = 128
+MOST_PLANS = 1024  # launches that are remembered: a job needs a few, however many batches it has
+MOST_BLURS = 64  # a method may draw a new sigma for every image
+
+
+class Layout(NamedTuple):
+    """What a launch has to know of a tensor: everything but where it lies."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    itemsize: int
+
+
+class Plan(NamedTuple):
+    """A launch but for its tensors: how many programs, which numbers, which constants and options."""
+
+    programs: int
+    numbers: tuple[Any, ...]
+    constants: dict[str, Any]
+
+
+def layout(t: Tensor) -> Layout:
+    """The layout of `t`."""
+    return Layout(t.shape, t.stride(), t.element_size())
+
+
+def guard(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes `device` current: Triton launches on the current device, whatever the tensors say."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.cuda.device(device)
+
+
+def launch(kernel: Any, plan: Plan, *tensors: Any) -> None:
+    """Launch `plan` on the device of the first tensor; no program, no launch. Every launch goes through here."""
+    if plan.programs:
+        first = tensors[0][0] if isinstance(tensors[0], tuple) else tensors[0]
+        with guard(first.device):
+            kernel[(plan.programs,)](*tensors, *plan.numbers, **plan.constants)
 
 
 def power_of_two(n: int) -> int:
@@ -59,38 +99,43 @@ def tile_of(channels: int, large: bool, least_pixels: int) -> Tile:
     return Tile(max(block_c, 4), max(1, min(values // max(block_c, 4), 256)), True, warps)
 
 
-def least_pixels(t: Tensor) -> int:
+def least_pixels(t: Layout) -> int:
     """Pixels that fill a 32-byte sector of a feature map in NCHW; any number will do when channels are contiguous."""
-    if t.stride(1) == 1 and t.shape[1] > 1:
+    if t.stride[1] == 1 and t.shape[1] > 1:
         return 1
-    return 32 // t.element_size()
+    return 32 // t.itemsize
 
 
-def loads_wide(t: Tensor) -> bool:
+def loads_wide(t: Layout) -> bool:
     """Whether Triton may assume that every row starts at a multiple of 16 values, so that loads are vectors."""
-    return all(stride == 1 or stride % 16 == 0 for stride in t.stride())
+    return all(stride == 1 or stride % 16 == 0 for stride in t.stride)
 
 
-def is_large(tensors: Sequence[Tensor]) -> bool:
+def is_large(tensors: Sequence[Layout]) -> bool:
     """Whether the launch has work enough for large tiles."""
-    return sum(t.numel() for t in tensors) >= FILLING
+    return sum(math.prod(t.shape) for t in tensors) >= FILLING
 
 
-def is_flat(t: Tensor) -> bool:
+def is_flat(t: Layout) -> bool:
     """Whether pixel p of a sample lies at p times one stride."""
     h, w = t.shape[2], t.shape[3]
-    return h == 1 or w == 1 or t.stride(2) == t.stride(3) * w
+    return h == 1 or w == 1 or t.stride[2] == t.stride[3] * w
 
 
-def strides(t: Tensor) -> tuple[int, int, int, int]:
+def strides(t: Layout) -> tuple[int, int, int, int]:
     """Strides of n, c, h and w; with one column the stride of a pixel is that of a row."""
-    n, c, h, w = t.stride()
+    n, c, h, w = t.stride
     return n, c, h, h if t.shape[3] == 1 else w
 
 
-def is_wide(t: Tensor) -> bool:
+def is_wide(t: Layout) -> bool:
     """Whether offsets inside one sample leave int32."""
-    return sum((size - 1) * stride for size, stride in zip(t.shape[1:], t.stride()[1:], strict=True)) >= 2**31 - 2**20
+    return sum((size - 1) * stride for size, stride in zip(t.shape[1:], t.stride[1:], strict=True)) >= 2**31 - 2**20
+
+
+def pair_tile(teacher: Layout, student: Layout) -> Tile:
+    """The tile for a launch over one pair."""
+    return tile_of(student.shape[1], is_large([student]), max(least_pixels(teacher), least_pixels(student)))
 
 
 def pixel_maps(
@@ -103,6 +148,36 @@ def pixel_maps(
     return made
 
 
+@lru_cache(MOST_PLANS)
+def maps_plan(
+    teachers: tuple[Layout, ...],
+    firsts: tuple[Layout, ...],
+    seconds: tuple[Layout, ...],
+    kind: str,
+    dual: bool,
+    scored: bool,
+) -> Plan:
+    """The launch of `maps_kernel` over up to four scales; `seconds` are `firsts` unless `dual`."""
+    large = is_large(teachers) and not dual
+    everything = (*teachers, *firsts, *seconds)
+    blocks: list[int] = []
+    sizes: list[int] = []
+    starts = [0]
+    for t, a, b in zip(teachers, firsts, seconds, strict=True):
+        n, c, h, w = t.shape
+        tile = tile_of(c, large, max(map(least_pixels, (t, a, b))))
+        blocks += [tile.block_c, tile.block_p, tile.single]
+        sizes += [c, h * w, w]
+        starts.append(starts[-1] + n * -(-h * w // tile.block_p))
+    numbers = tuple(sizes), *(tuple(x for t in some for x in strides(t)) for some in (teachers, firsts, seconds))
+    constants = {
+        "BLOCKS": tuple(blocks), "SCALES": len(teachers), "KIND": KINDS[kind], "DUAL": dual, "SCORES": scored,
+        "FLAT": all(map(is_flat, everything)), "WIDE": any(map(is_wide, everything)),
+        "num_warps": LARGE_WARPS if large or dual else SMALL_WARPS, "num_stages": 1, "maxnreg": MOST_REGISTERS,
+    }  # fmt: skip
+    return Plan(starts[-1], (*numbers, tuple(starts), teachers[0].shape[0]), constants)
+
+
 def launch_maps(
     teachers: Sequence[Tensor], students: Sequence[Sequence[Tensor]], kind: str, weight: float, scores: Tensor | None
 ) -> list[list[Tensor]]:
@@ -111,49 +186,36 @@ def launch_maps(
         [t.new_empty((t.shape[0], t.shape[2], t.shape[3]), dtype=torch.float32) for _ in s]
         for t, s in zip(teachers, students, strict=True)
     ]
-    dual = len(students[0]) == 2
-    large = is_large(teachers) and not dual
-    everything = [*teachers, *(s for several in students for s in several)]
-    blocks: list[int] = []
-    sizes: list[int] = []
-    starts = [0]
-    for t, several in zip(teachers, students, strict=True):
-        n, c, h, w = t.shape
-        tile = tile_of(c, large, max(least_pixels(x) for x in (t, *several)))
-        blocks += [tile.block_c, tile.block_p, tile.single]
-        sizes += [c, h * w, w]
-        starts.append(starts[-1] + n * -(-h * w // tile.block_p))
-    if starts[-1] == 0:
-        return maps
-    scales = len(teachers)
-    firsts = [several[0] for several in students]
-    seconds = [several[-1] for several in students]
-    triton_kernels.maps_kernel[(starts[-1],)](
-        tuple(teachers),
-        tuple(firsts),
-        tuple(seconds),
-        tuple(m[0] for m in maps),
-        tuple(m[-1] for m in maps),
-        tuple(sizes),
-        tuple(x for t in teachers for x in strides(t)),
-        tuple(x for t in firsts for x in strides(t)),
-        tuple(x for t in seconds for x in strides(t)),
-        tuple(starts),
-        maps[0][0] if scores is None else scores,
-        teachers[0].shape[0],
-        weight,
-        BLOCKS=tuple(blocks),
-        SCALES=scales,
-        KIND=KINDS[kind],
-        DUAL=dual,
-        FLAT=all(map(is_flat, everything)),
-        WIDE=any(map(is_wide, everything)),
-        SCORES=scores is not None,
-        num_warps=LARGE_WARPS if large or dual else SMALL_WARPS,
-        num_stages=1,
-        maxnreg=MOST_REGISTERS,
-    )
+    firsts, seconds = tuple(several[0] for several in students), tuple(several[-1] for several in students)
+    layouts = [tuple(map(layout, some)) for some in (teachers, firsts, seconds)]
+    plan = maps_plan(*layouts, kind, len(students[0]) == 2, scores is not None)
+    maps_a, maps_b = tuple(m[0] for m in maps), tuple(m[-1] for m in maps)
+    launch(
+        triton_kernels.maps_kernel, plan, tuple(teachers), firsts, seconds, maps_a, maps_b,
+        maps_a[0] if scores is None else scores, weight,
+    )  # fmt: skip
     return maps
+
+
+@lru_cache(MOST_PLANS)
+def gradient_plan(
+    teacher: Layout, student: Layout, to_teacher: Layout | None, to_student: Layout | None,
+    upstream: tuple[int, ...] | None, loss: bool, kind: int, attention: bool,
+) -> Plan:  # fmt: skip
+    """The launch of `gradient_kernel` over one pair; `upstream` are the strides of the gradient from above."""
+    n, c, h, w = student.shape
+    tile = pair_tile(teacher, student)
+    tensors = teacher, student, to_teacher or student, to_student or student
+    numbers = c, h * w, w, *(x for t in tensors for x in strides(t)), *(upstream or (0, 0, 0))
+    constants = {
+        "KIND": kind, "SINGLE": tile.single, "BLOCK_C": tile.block_c, "BLOCK_P": tile.block_p,
+        "WANT_T": to_teacher is not None, "WANT_S": to_student is not None, "UPSTREAM": upstream is not None,
+        "LOSS": loss, "ATTENTION": attention, "FLAT": all(map(is_flat, tensors)), "WIDE": any(map(is_wide, tensors)),
+        # narrow loads need more registers
+        "num_warps": tile.warps if all(map(loads_wide, tensors)) else LARGE_WARPS,
+        "num_stages": 1, "maxnreg": MOST_REGISTERS,
+    }  # fmt: skip
+    return Plan(n * -(-h * w // tile.block_p), numbers, constants)
 
 
 def launch_gradient(
@@ -163,51 +225,18 @@ def launch_gradient(
     to_student: Tensor | None,
     upstream: Tensor | None,
     losses: Tensor | None,
-    tile: Tile,
     kind: int,
     factor: float,
     attention: bool = False,
 ) -> None:
-    """One launch of `gradient_kernel`."""
-    n, c, h, w = student.shape
-    programs = n * -(-h * w // tile.block_p)
-    if programs == 0:
-        return
-    gt, gs = student if to_teacher is None else to_teacher, student if to_student is None else to_student
-    u = student if upstream is None else upstream
-    u_strides = (0, 0, 0) if upstream is None else upstream.stride()
-    tensors = (teacher, student, gt, gs)
-    triton_kernels.gradient_kernel[(programs,)](
-        teacher,
-        student,
-        gt,
-        gs,
-        u,
-        student if losses is None else losses,
-        c,
-        h * w,
-        w,
-        factor,
-        *strides(teacher),
-        *strides(student),
-        *strides(gt),
-        *strides(gs),
-        *u_strides,
-        KIND=kind,
-        SINGLE=tile.single,
-        BLOCK_C=tile.block_c,
-        BLOCK_P=tile.block_p,
-        WANT_T=to_teacher is not None,
-        WANT_S=to_student is not None,
-        UPSTREAM=upstream is not None,
-        LOSS=losses is not None,
-        ATTENTION=attention,
-        FLAT=all(map(is_flat, tensors)),
-        WIDE=any(map(is_wide, tensors)),
-        num_warps=tile.warps if all(map(loads_wide, tensors)) else LARGE_WARPS,  # narrow loads need more registers
-        num_stages=1,
-        maxnreg=MOST_REGISTERS,
-    )
+    """One launch of `gradient_kernel`; what is not given is not read or written."""
+    plan = gradient_plan(
+        layout(teacher), layout(student),
+        None if to_teacher is None else layout(to_teacher), None if to_student is None else layout(to_student),
+        None if upstream is None else upstream.stride(), losses is not None, kind, attention,
+    )  # fmt: skip
+    absent = (student if x is None else x for x in (to_teacher, to_student, upstream, losses))
+    launch(triton_kernels.gradient_kernel, plan, teacher, student, *absent, factor)
 
 
 def pixel_gradients(
@@ -216,8 +245,7 @@ def pixel_gradients(
     """Gradients to (teacher, student) of the map under the upstream gradient [N,H,W] float32."""
     to_teacher = torch.empty_like(teacher) if wants[0] else None
     to_student = torch.empty_like(student) if wants[1] else None
-    tile = tile_of(student.shape[1], is_large([student]), max(least_pixels(teacher), least_pixels(student)))
-    launch_gradient(teacher, student, to_teacher, to_student, upstream, None, tile, KINDS[kind], weight)
+    launch_gradient(teacher, student, to_teacher, to_student, upstream, None, KINDS[kind], weight)
     return to_teacher, to_student
 
 
@@ -228,126 +256,127 @@ def pixel_loss(
     weights: Sequence[float],
     wants: tuple[bool, bool],
 ) -> tuple[Tensor, list[Tensor | None], list[list[Tensor | None]]]:
-    """The loss, and the gradients under an upstream gradient of 1:
-    one launch per pair, one sum of the programs' shares.
-    """
-    plan = []
-    total = 0
-    for t, several, weight in zip(teachers, students, weights, strict=True):
-        n, c, h, w = t.shape
-        for i, s in enumerate(several):
-            tile = tile_of(c, is_large([s]), max(least_pixels(t), least_pixels(s)))
-            programs = n * -(-h * w // tile.block_p)
-            plan.append((t, s, i, tile, total, total + programs, weight / (n * h * w)))
-            total += programs
-    losses = teachers[0].new_empty(total, dtype=torch.float32)
+    """The loss, and the gradients under an upstream gradient of 1: a launch per pair, one sum of programs' shares."""
+    programs = [
+        [programs_of(layout(t), layout(s)) for s in several] for t, several in zip(teachers, students, strict=True)
+    ]
+    losses = teachers[0].new_empty(sum(map(sum, programs)), dtype=torch.float32)
+    shares = iter(torch.split(losses, [count for counts in programs for count in counts]))
     to_teachers: list[Tensor | None] = []
     to_students: list[list[Tensor | None]] = []
-    for t, s, i, tile, start, end, factor in plan:
-        if i == 0:
-            to_teachers.append(torch.empty_like(t) if wants[0] else None)
-            to_students.append([])
-        to_student = torch.empty_like(s) if wants[1] else None
-        launch_gradient(t, s, to_teachers[-1], to_student, None, losses[start:end], tile, KINDS[kind], factor)
-        to_students[-1].append(to_student)
+    for t, several, weight in zip(teachers, students, weights, strict=True):
+        n, _, h, w = t.shape
+        to_teachers.append(torch.empty_like(t) if wants[0] else None)
+        to_students.append([torch.empty_like(s) if wants[1] else None for s in several])
+        for s, to_student in zip(several, to_students[-1], strict=True):
+            share, factor = next(shares), weight / (n * h * w)
+            launch_gradient(t, s, to_teachers[-1], to_student, None, share, KINDS[kind], factor)
     return losses.sum(), to_teachers, to_students
+
+
+@lru_cache(MOST_PLANS)
+def programs_of(teacher: Layout, student: Layout) -> int:
+    """How many programs `gradient_plan` starts over a pair."""
+    n, _, h, w = student.shape
+    return n * -(-h * w // pair_tile(teacher, student).block_p)
+
+
+@lru_cache(MOST_PLANS)
+def flat_plan(teacher: Layout, student: Layout) -> Plan:
+    """The launch of `flat_sums_kernel` over one pair."""
+    n, c, h, w = teacher.shape
+    blocks = -(-c // FLAT_C)
+    constants = {
+        "BLOCK_C": FLAT_C, "BLOCK_P": FLAT_P, "FLAT": is_flat(teacher) and is_flat(student),
+        "WIDE": is_wide(teacher) or is_wide(student), "num_warps": SMALL_WARPS, "num_stages": 1,
+    }  # fmt: skip
+    return Plan(
+        n * blocks * -(-h * w // FLAT_P), (c, h * w, w, blocks, *strides(teacher), *strides(student)), constants
+    )
 
 
 def flat_sums(teachers: Sequence[Tensor], students: Sequence[Sequence[Tensor]]) -> list[list[tuple[Tensor, Tensor]]]:
     """(A, B, P [N,3] float64, distance [N] float32) of each student; two launches per pair."""
-    found = []
-    for t, several in zip(teachers, students, strict=True):
-        n, c, h, w = t.shape
-        pairs = []
-        for s in several:
-            blocks = -(-c // FLAT_C)
-            count = blocks * -(-h * w // FLAT_P)
-            parts = t.new_empty(max(n * count, 1) * 5, dtype=torch.float32)
-            sums = t.new_empty((n, 3), dtype=torch.float64)
-            distances = t.new_empty(n, dtype=torch.float32)
-            if n:
-                triton_kernels.flat_sums_kernel[(n * count,)](
-                    t,
-                    s,
-                    parts,
-                    c,
-                    h * w,
-                    w,
-                    blocks,
-                    *strides(t),
-                    *strides(s),
-                    BLOCK_C=FLAT_C,
-                    BLOCK_P=FLAT_P,
-                    FLAT=is_flat(t) and is_flat(s),
-                    WIDE=is_wide(t) or is_wide(s),
-                    num_warps=SMALL_WARPS,
-                    num_stages=1,
-                )
-                triton_kernels.flat_finish_kernel[(n,)](parts, sums, distances, count, BLOCK=FINISH_BLOCK, num_warps=4)
-            pairs.append((sums, distances))
-        found.append(pairs)
-    return found
+    return [[flat_pair(t, s) for s in several] for t, several in zip(teachers, students, strict=True)]
+
+
+def flat_pair(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    """(A, B, P [N,3] float64, distance [N] float32) of one student."""
+    n, plan = teacher.shape[0], flat_plan(layout(teacher), layout(student))
+    parts = teacher.new_empty(max(plan.programs, 1) * 5, dtype=torch.float32)
+    sums = teacher.new_empty((n, 3), dtype=torch.float64)
+    distances = teacher.new_empty(n, dtype=torch.float32)
+    launch(triton_kernels.flat_sums_kernel, plan, teacher, student, parts)
+    if n:
+        finish = Plan(n, (plan.programs // n,), {"BLOCK": FINISH_BLOCK, "num_warps": 4})
+        launch(triton_kernels.flat_finish_kernel, finish, parts, sums, distances)
+    return sums, distances
+
+
+@lru_cache(MOST_PLANS)
+def flat_gradient_plan(
+    teacher: Layout, student: Layout, to_teacher: Layout | None, to_student: Layout | None, upstream: int
+) -> Plan:
+    """The launch of `flat_gradient_kernel`; `upstream` is the stride of the gradient from above."""
+    n, c, h, w = student.shape
+    blocks = -(-c // FLAT_C)
+    tensors = teacher, student, to_teacher or student, to_student or student
+    numbers = c, h * w, w, blocks, *(x for t in tensors for x in strides(t)), upstream
+    constants = {
+        "BLOCK_C": FLAT_C, "BLOCK_P": FLAT_P, "WANT_T": to_teacher is not None, "WANT_S": to_student is not None,
+        "FLAT": all(map(is_flat, tensors)), "WIDE": any(map(is_wide, tensors)),
+        "num_warps": SMALL_WARPS, "num_stages": 1,
+    }  # fmt: skip
+    return Plan(n * blocks * -(-h * w // FLAT_P), numbers, constants)
 
 
 def flat_gradients(
     teacher: Tensor, student: Tensor, sums: Tensor, upstream: Tensor, factor: float, wants: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients to (teacher, student) of the flattened cosine distance under the upstream gradient [N] float32."""
-    n, c, h, w = student.shape
     to_teacher = torch.empty_like(teacher) if wants[0] else None
     to_student = torch.empty_like(student) if wants[1] else None
-    gt, gs = student if to_teacher is None else to_teacher, student if to_student is None else to_student
-    blocks = -(-c // FLAT_C)
-    if n:
-        triton_kernels.flat_gradient_kernel[(n * blocks * -(-h * w // FLAT_P),)](
-            teacher,
-            student,
-            gt,
-            gs,
-            sums,
-            upstream,
-            factor,
-            c,
-            h * w,
-            w,
-            blocks,
-            *strides(teacher),
-            *strides(student),
-            *strides(gt),
-            *strides(gs),
-            upstream.stride(0),
-            BLOCK_C=FLAT_C,
-            BLOCK_P=FLAT_P,
-            WANT_T=to_teacher is not None,
-            WANT_S=to_student is not None,
-            FLAT=all(map(is_flat, (teacher, student, gt, gs))),
-            WIDE=any(map(is_wide, (teacher, student, gt, gs))),
-            num_warps=SMALL_WARPS,
-            num_stages=1,
-        )
+    launch_flat_gradient(teacher, student, to_teacher, to_student, sums, upstream, factor)
     return to_teacher, to_student
+
+
+def launch_flat_gradient(
+    teacher: Tensor,
+    student: Tensor,
+    to_teacher: Tensor | None,
+    to_student: Tensor | None,
+    sums: Tensor,
+    upstream: Tensor,
+    factor: float,
+) -> None:
+    """One launch of `flat_gradient_kernel`; a gradient that is not given is not written."""
+    plan = flat_gradient_plan(
+        layout(teacher), layout(student),
+        None if to_teacher is None else layout(to_teacher), None if to_student is None else layout(to_student),
+        upstream.stride(0),
+    )  # fmt: skip
+    absent = (student if x is None else x for x in (to_teacher, to_student))
+    launch(triton_kernels.flat_gradient_kernel, plan, teacher, student, *absent, sums, upstream, factor)
 
 
 def attention_weighting(teachers: Sequence[Tensor], students: Sequence[Tensor]) -> list[Tensor]:
     """(1 - cos)/2 · student, one launch per scale."""
     outs = [torch.empty_like(s) for s in students]
     for t, s, out in zip(teachers, students, outs, strict=True):
-        tile = tile_of(s.shape[1], is_large([s]), max(least_pixels(t), least_pixels(s)))
-        launch_gradient(t, s, None, out, None, None, tile, KINDS["cosine"], 1.0, attention=True)
+        launch_gradient(t, s, None, out, None, None, KINDS["cosine"], 1.0, attention=True)
     return outs
 
 
 def scale_in_place(grads: Sequence[Tensor], factor: Tensor) -> None:
     """Multiply every (dense) gradient by the scalar `factor`; the GPU finds out itself whether that is 1."""
     for g in grads:
-        if g.numel():
-            programs = -(-g.numel() // SCALE_BLOCK)
-            triton_kernels.scale_kernel[(programs,)](g, factor, g.numel(), BLOCK=SCALE_BLOCK, num_warps=4)
+        plan = Plan(-(-g.numel() // SCALE_BLOCK), (g.numel(),), {"BLOCK": SCALE_BLOCK, "num_warps": 4})
+        launch(triton_kernels.scale_kernel, plan, g, factor)
 
 
-@cache
+@lru_cache(MOST_BLURS)
 def blur_table(sigma: float, radius: int, device: torch.device) -> Tensor:
-    """The blur's weights on the device. Made once per sigma: call the op once before a CUDA graph is captured."""
+    """The blur's weights on the device, kept for the latest sigmas: call once before a CUDA graph is captured."""
     return torch.tensor(blur_weights(sigma, radius), device=device, dtype=torch.float32)
 
 
@@ -365,45 +394,35 @@ def fuse_blur_score(
     """Upsample and fuse, blur unless `sigma` is None, score unless `score` is None: one launch, or two with a blur.
 
     The maximum is taken inside the last launch if `scores` comes set to 0 and no map is negative; otherwise, and for
-    the
-    mean (whose partial sums are added in a fixed order), the score is one launch more.
+    the mean (whose partial sums are added in a fixed order), the score is one launch more.
     """
     kept = tuple(m.float().contiguous() for m in maps)
-    n, (height, width) = kept[0].shape[0], size
-    out = kept[0].new_empty((n, height, width))
-    blurs = sigma is not None
-    block_y, block_x = (BLUR_Y, BLUR_X) if blurs else (FUSE_Y, FUSE_X)
-    blocks_y, blocks_x = -(-height // block_y), -(-width // block_x)
-    programs = blocks_y * blocks_x
+    n, out = kept[0].shape[0], kept[0].new_empty((kept[0].shape[0], *size))
     maximum, mean = score == "max" and scores is not None, score == "mean"
-    partial = kept[0].new_empty((n, programs)) if mean else out
-    # A dummy pointer where there are no scores: never written to.
-    score_pointer = scores if maximum else out
-    sizes = tuple(x for m in kept for x in m.shape[1:])
-    flags = {"MAPS": len(kept), "PRODUCT": mode == "product", "ALIGN": align_corners}
-    if n and not blurs:
-        triton_kernels.fuse_kernel[(n * programs,)](
-            kept, sizes, out, score_pointer, partial, height, width, blocks_y, blocks_x,
-            **flags, MAXIMUM=maximum, MEAN=mean, BLOCK_Y=block_y, BLOCK_X=block_x, num_warps=FUSE_WARPS,
-        )  # fmt: skip
-    elif n and sigma is not None:
-        weights = blur_table(sigma, radius, out.device)
-        rows = torch.empty_like(out)
-        shape = {"BLOCK_Y": block_y, "BLOCK_X": block_x, "CHUNK": BLUR_CHUNK, "PRECISION": BLUR_PRECISION}
-        torch_border = border == "torch"
-        triton_kernels.blur_x_kernel[(n * programs,)](
-            kept, sizes, rows, weights, radius, height, width, blocks_y, blocks_x,
-            **flags, TORCH=torch_border, **shape, num_warps=BLUR_WARPS, num_stages=1,
-        )  # fmt: skip
-        triton_kernels.blur_y_kernel[(n * programs,)](
-            rows, out, score_pointer, partial, weights, radius, height, width, blocks_y, blocks_x,
-            TORCH=torch_border, MAXIMUM=maximum, MEAN=mean, **shape, num_warps=BLUR_WARPS, num_stages=1,
-        )  # fmt: skip
+    block = (FUSE_Y, FUSE_X) if sigma is None else (BLUR_Y, BLUR_X)
+    blocks = -(-size[0] // block[0]), -(-size[1] // block[1])
+    partial = kept[0].new_empty((n, math.prod(blocks))) if mean else out
+    ends = out, scores if maximum else out, partial  # dummies where there are no scores: never written to
+    common: dict[str, Any] = {"BLOCK_Y": block[0], "BLOCK_X": block[1]}
+    fusing = {"MAPS": len(kept), "PRODUCT": mode == "product", "ALIGN": align_corners}
+    scoring = {"MAXIMUM": maximum, "MEAN": mean}
+    sizes, grid, programs = tuple(x for m in kept for x in m.shape[1:]), (*size, *blocks), n * math.prod(blocks)
+    if sigma is None:
+        constants = common | fusing | scoring | {"num_warps": FUSE_WARPS}
+        launch(triton_kernels.fuse_kernel, Plan(programs, grid, constants), kept, sizes, *ends)
+    else:
+        weights, rows = blur_table(sigma, radius, out.device), torch.empty_like(out)
+        common |= {"TORCH": border == "torch", "CHUNK": BLUR_CHUNK, "PRECISION": BLUR_PRECISION}
+        common |= {"num_warps": BLUR_WARPS, "num_stages": 1}
+        plan = Plan(programs, (radius, *grid), common | fusing)
+        launch(triton_kernels.blur_x_kernel, plan, kept, sizes, rows, weights)
+        plan = Plan(programs, (radius, *grid), common | scoring)
+        launch(triton_kernels.blur_y_kernel, plan, rows, *ends, weights)
     if score is None:
         return out, None
     if maximum:
         return out, scores
-    return out, partial.sum(1) / (height * width) if mean else out.flatten(1).amax(1)
+    return out, partial.sum(1) / math.prod(size) if mean else out.flatten(1).amax(1)
 
 
 def anomaly_map(

@@ -1,1 +1,23 @@
-"""Anomaly maps and scores in, numbers out: exact metrics, their formulas and the index of defect regions."""
+"""Anomaly maps and scores in, numbers out: exact metrics, their formulas and the index of defect regions.
+
+Importing this and evaluating arrays takes numpy alone; torch is needed for tensors, scipy to find regions.
+"""
+
+from __future__ import annotations
+
+from kdad_bench.metrics.curves import AUPRO_LIMITS, IMAGE_METRICS, PIXEL_METRICS, MetricError
+from kdad_bench.metrics.exact import available_cpus, image_metrics, mask_conflicts, pixel_metrics
+from kdad_bench.metrics.regions import RegionIndex, region_index
+
+__all__ = [
+    "AUPRO_LIMITS",
+    "IMAGE_METRICS",
+    "PIXEL_METRICS",
+    "MetricError",
+    "RegionIndex",
+    "available_cpus",
+    "image_metrics",
+    "mask_conflicts",
+    "pixel_metrics",
+    "region_index",
+]

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kdad_bench.metrics.exact import MetricError, pixel_metrics
+from kdad_bench.metrics.curves import MetricError
+from kdad_bench.metrics.exact import pixel_metrics
 from kdad_bench.metrics.regions import RegionIndex, region_index
 
 Maps = NDArray[np.floating[Any]]

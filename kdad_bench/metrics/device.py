@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kdad_bench.metrics.exact import (
+from kdad_bench.metrics.curves import (
     AUPRO_LIMITS,
     PIXEL_METRICS,
     MetricError,
@@ -27,7 +27,8 @@ def pixel_metrics_on_device(
 ) -> Values:
     """What `metrics.pixel_metrics` returns, for `maps` [N, H, W] on any device, computed on that device.
 
-    Half-precision maps are widened, never rounded. Raises MetricError for a NaN or infinite pixel.
+    Half-precision maps are widened, never rounded. Every operation has one result under
+    `torch.use_deterministic_algorithms(True)`. Raises MetricError for a NaN or infinite pixel.
     """
     flat = maps.detach().reshape(-1)
     if flat.dtype not in (torch.float32, torch.float64):
@@ -36,28 +37,35 @@ def pixel_metrics_on_device(
     if positives == 0 or negatives == 0:
         _check_finite(flat, maps.shape, names, method)
         return dict.fromkeys(PIXEL_METRICS)
-    at = torch.from_numpy(index.positions).to(flat.device)
-    regions = torch.from_numpy(index.regions.astype("int64")).to(flat.device)
-    weights = (1.0 / torch.from_numpy(index.sizes).to(flat.device, torch.float64))[regions]
-    scores, order = torch.sort(flat[at] + 0.0)  # + 0 turns -0.0 into 0.0
-    weights = weights[order]
-    distinct, group, counts = torch.unique_consecutive(scores, return_inverse=True, return_counts=True)
-    below = torch.zeros_like(counts)
-    tied = torch.zeros_like(counts)
+    distinct, counts, mass = _ranked(flat, index)
+    below, upto = torch.zeros_like(counts), torch.zeros_like(counts)
     for chunk in torch.split(flat, _CHUNK):
         keys = torch.sort(chunk).values
         if not bool(torch.isfinite(keys[[0, -1]]).all()):  # NaN is sorted last
             _check_finite(flat, maps.shape, names, method)
-        left = torch.searchsorted(keys, distinct)
-        below += left
-        tied += torch.searchsorted(keys, distinct, right=True) - left
-    counts = counts.double()
-    true = positives - (counts.cumsum(0) - counts)
+        below += torch.searchsorted(keys, distinct)
+        upto += torch.searchsorted(keys, distinct, right=True)
+    true = (positives - (counts.cumsum(0) - counts)).double()  # of integers: the same whatever order a GPU adds them in
     false = (flat.numel() - below).double() - true
-    mass = torch.zeros_like(counts).scatter_add_(0, group, weights)
     limits = tuple(AUPRO_LIMITS.values())
-    part = partial_sums(counts, true, false, tied.double() - counts, mass, (positives, negatives), limits)
+    equal = (upto - below - counts).double()
+    part = partial_sums(counts.double(), true, false, equal, mass, (positives, negatives), limits)
     return dict(zip(PIXEL_METRICS, ratios([part], positives, negatives, index.count, limits), strict=True))
+
+
+def _ranked(flat: Tensor, index: RegionIndex) -> tuple[Tensor, Tensor, Tensor]:
+    """The distinct scores of the positives, ascending; how many positives have each; their sum of 1/|region|.
+
+    No atomic addition and no cumulative sum of floats, whose order changes between runs on a GPU: the weights of equal
+    scores lie side by side and are added segment by segment.
+    """
+    at = torch.from_numpy(index.positions).to(flat.device)
+    regions = torch.from_numpy(index.regions.astype("int64")).to(flat.device)
+    weights = (1.0 / torch.from_numpy(index.sizes).to(flat.device, torch.float64))[regions]
+    scores, order = torch.sort(flat[at] + 0.0, stable=True)  # + 0 turns -0.0 into 0.0
+    distinct, counts = torch.unique_consecutive(scores, return_counts=True)
+    mass = torch.segment_reduce(weights[order], "sum", lengths=counts)
+    return distinct, counts, mass
 
 
 def _check_finite(flat: Tensor, shape: Sequence[int], names: Sequence[str] | None, method: str | None) -> None:

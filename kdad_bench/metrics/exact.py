@@ -16,7 +16,6 @@ Pixels with equal score move together, as a straight segment of the curve, which
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -27,37 +26,28 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kdad_bench.kernels.counting import Counter, NotFinite, add_up, keys
-from kdad_bench.metrics.regions import RegionIndex, region_index
+from kdad_bench.metrics.curves import (
+    AUPRO_LIMITS,
+    IMAGE_METRICS,
+    PIXEL_METRICS,
+    MetricError,
+    Values,
+    image_name,
+    not_finite,
+    partial_sums,
+    ratios,
+    who,
+)
+from kdad_bench.metrics.regions import RegionIndex
+from kdad_bench.metrics.regions import region_index as regions_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     Array: TypeAlias = NDArray[Any] | Tensor
 
-__all__ = [
-    "AUPRO_LIMITS",
-    "IMAGE_METRICS",
-    "PIXEL_METRICS",
-    "MetricError",
-    "RegionIndex",
-    "image_metrics",
-    "mask_conflicts",
-    "pixel_metrics",
-    "region_index",
-]
-
-AUPRO_LIMITS = {"aupro_30": 0.3, "aupro_05": 0.05}  # false-positive rates up to which AUPRO integrates
-IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
-PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", *AUPRO_LIMITS)
-
-Values = dict[str, float | None]
-
 _BLOCK = 1 << 15  # distinct scores handled at a time, so that temporaries stay in a core's cache
 _MOST_THREADS = 8
-
-
-class MetricError(ValueError):
-    """Scores or masks from which no honest number can be computed; the message names method and image."""
 
 
 def image_metrics(
@@ -79,7 +69,7 @@ def image_metrics(
     positive = _boolean(labels, method)
     if values.shape != positive.shape:
         raise MetricError(
-            f"{_who(method)}{values.size} image scores for {positive.size} labels; give one score per image"
+            f"{who(method)}{values.size} image scores for {positive.size} labels; give one score per image"
         )
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
@@ -106,7 +96,7 @@ def pixel_metrics(
 
     `maps` [N, H, W] floats, higher is more anomalous; a tensor on a GPU is evaluated there. `masks` [N, H, W], true
     where defective, good images included (all false); or None for a data set without masks. `region_index` spares
-    the search for connected regions: build it once with `region_index(masks, cache_key)`. `threads` is for maps on
+    the search for connected regions: build it once with `metrics.region_index(masks, file)`. `threads` is for maps on
     the CPU; None takes the CPUs this process may use, at most 8. The result does not depend on it.
 
     Extra memory: some 100 bytes per positive pixel and thread, whatever the number of pixels (without the compiled
@@ -121,12 +111,12 @@ def pixel_metrics(
         return dict.fromkeys(PIXEL_METRICS)
     shape = tuple(np.shape(maps))
     if len(shape) != 3:
-        raise MetricError(f"{_who(method)}maps of shape {shape}; they must be [N, H, W]")
+        raise MetricError(f"{who(method)}maps of shape {shape}; they must be [N, H, W]")
     if masks is not None and tuple(np.shape(masks)) != shape:
-        raise MetricError(f"{_who(method)}maps of shape {shape} for masks of shape {tuple(np.shape(masks))}")
-    index = region_index if region_index is not None else _index(masks)
+        raise MetricError(f"{who(method)}maps of shape {shape} for masks of shape {tuple(np.shape(masks))}")
+    index = region_index if region_index is not None else regions_of(_numpy(masks))
     if index.shape != shape:
-        raise MetricError(f"{_who(method)}maps of shape {shape} for a region index of shape {index.shape}")
+        raise MetricError(f"{who(method)}maps of shape {shape} for a region index of shape {index.shape}")
     if _is_tensor(maps) and maps.device.type != "cpu":  # type: ignore[union-attr]
         from kdad_bench.metrics.device import pixel_metrics_on_device
 
@@ -173,48 +163,6 @@ def mask_conflicts(
 def available_cpus() -> int:
     """CPUs this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-
-
-def partial_sums(
-    counts: Any, true: Any, false: Any, equal: Any, mass: Any, classes: tuple[int, int], limits: Sequence[float]
-) -> tuple[float, ...]:
-    """What a run of distinct positive scores, in ascending order, adds to the formulas above.
-
-    c_j, TP_j, FP_j, E_j and W_j as float64 arrays, or tensors: only operators that both have are used, so that both
-    paths share one formula. `classes` = (P, N). Returns the sums of AUROC and AP, the maximum of F1, and the sum of
-    AUPRO for each limit.
-    """
-    positives, negatives = classes
-    called = true + false
-    x1 = false / negatives
-    x0 = x1 - equal / negatives
-    areas = []
-    for limit in limits:
-        first = int((x0 >= limit).sum())  # x0 falls as the score rises: nothing before this one reaches the limit
-        left, right = x0[first:], x1[first:]
-        top = right.clip(max=limit)
-        width = top - left
-        rise = (right - left).clip(min=1e-300)  # without a tie the ramp is a step: width 0, no triangle
-        areas.append(float((mass[first:] * (limit - top + width * width / (2 * rise))).sum()))
-    return (
-        float((counts * (negatives - false + equal / 2)).sum()),
-        float((counts * true / called).sum()),
-        float((2 * true / (called + positives)).max()),
-        *areas,
-    )
-
-
-def ratios(
-    parts: Sequence[tuple[float, ...]], positives: int, negatives: int, regions: int, limits: Sequence[float]
-) -> list[float]:
-    """AUROC, AP, F1-max and AUPRO at each limit from the partial sums of all runs of scores."""
-    auroc, ap, f1_max, *areas = zip(*parts, strict=True)
-    return [
-        math.fsum(auroc) / (positives * negatives),
-        math.fsum(ap) / positives,
-        max(f1_max),
-        *(math.fsum(area) / (regions * limit) for area, limit in zip(areas, limits, strict=True)),
-    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,10 +218,6 @@ def _sums(
     return found
 
 
-def _index(masks: ArrayLike | Tensor | None) -> RegionIndex:
-    return region_index(_numpy(masks))
-
-
 def _is_tensor(value: object) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
@@ -292,7 +236,7 @@ def _boolean(labels: Any, method: str | None = None) -> NDArray[np.bool_]:
     found = values.astype(bool)
     if values.dtype != bool and values.size and not (values == found).all():
         odd = values[np.flatnonzero(values != found)[0]]
-        raise MetricError(f"{_who(method)}label {str(odd)!r} is neither good (false, 0) nor anomalous (true, 1)")
+        raise MetricError(f"{who(method)}label {str(odd)!r} is neither good (false, 0) nor anomalous (true, 1)")
     return found
 
 
@@ -316,15 +260,3 @@ def _check_finite(flat: NDArray[Any], shape: tuple[int, ...], names: Sequence[st
             row, column = divmod(int(np.argmin(finite)), shape[2])
             where = f"anomaly map at row {row}, column {column}"
             raise MetricError(not_finite(method, image_name(names, image), values[np.argmin(finite)], where))
-
-
-def not_finite(method: str | None, image: str, value: Any, where: str) -> str:
-    return f"{_who(method)}{where} of {image} is {float(value)}; a score must be finite, so no metric is computed"
-
-
-def _who(method: str | None) -> str:
-    return f"{method}: " if method else ""
-
-
-def image_name(names: Sequence[str] | None, image: int) -> str:
-    return f"image {names[image]!r}" if names is not None else f"image {image}"

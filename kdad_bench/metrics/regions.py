@@ -1,25 +1,26 @@
-"""The connected ground-truth regions of a test set, found once and kept on disk."""
+"""The connected ground-truth regions of a test set, found once and kept in a file that the caller names."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
-import zipfile
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import platformdirs
 from numpy.typing import ArrayLike, NDArray
+
+from kdad_bench.files import write_bytes_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FORMAT = 1
+_FORMAT = b"kdad-regions 2\n"
+_DIGEST = 32  # bytes of the checksum that follows the format
 _EIGHT = np.ones((3, 3), bool)  # 8-connectivity: pixels that touch at a corner belong together
+_PARTS = ("positions", "regions", "sizes", "images")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -38,12 +39,12 @@ class RegionIndex:
         return int(self.sizes.size)
 
 
-def region_index(masks: ArrayLike | Tensor, cache_key: str | None = None) -> RegionIndex:
+def region_index(masks: ArrayLike | Tensor, file: Path | None = None) -> RegionIndex:
     """The connected regions of `masks` [N, H, W] (true or non-zero where defective), by 8-connectivity per image.
 
-    With a `cache_key` (say, data set, category and resolution) the index is kept in the cache folder (KDAD_CACHE, or
-    the user's cache folder). The file carries a hash of the masks and of its own content: an index of other masks, or
-    a damaged file, is rebuilt and replaced; a folder that cannot be written only costs the time to rebuild.
+    With a `file` the index is read from it or kept in it. The file carries a checksum of the masks and of its own
+    content, and what it holds is compared with the masks: one of other masks, a damaged one and one that does not fit
+    are built again and replaced. A file that cannot be read or written only costs the time to build.
 
     Raises ValueError if `masks` is not three-dimensional.
     """
@@ -51,24 +52,14 @@ def region_index(masks: ArrayLike | Tensor, cache_key: str | None = None) -> Reg
     if array.ndim != 3:
         raise ValueError(f"masks of shape {array.shape}; they must be [N, H, W]")
     array = array if array.dtype == bool else array != 0
-    if cache_key is None:
+    if file is None:
         return _built(array)
-    digest = hashlib.blake2b(np.packbits(array).data, digest_size=16, person=b"kdad-regions")
-    digest.update(repr((_FORMAT, array.shape)).encode())
-    source = digest.hexdigest()
-    readable = "".join(c if c.isalnum() or c in "-_." else "-" for c in cache_key)[-120:]
-    path = cache_folder() / "regions" / f"{readable}.npz"
-    index = _read(path, source)
+    index = _read(file, array)
     if index is None:
         index = _built(array)
-        _write(path, index, source)
+        with contextlib.suppress(OSError):  # full, read-only or no folder: the index is built again next time
+            write_bytes_whole(file, _packed(index, array))
     return index
-
-
-def cache_folder() -> Path:
-    """Where derived files are kept: KDAD_CACHE if set, else the user's cache folder."""
-    chosen = os.environ.get("KDAD_CACHE")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("kdad-bench"))
 
 
 def _built(masks: NDArray[np.bool_]) -> RegionIndex:
@@ -100,44 +91,43 @@ def _joined(parts: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
     return np.concatenate([np.empty(0, dtype), *parts]).astype(dtype, copy=False)
 
 
-def _checksum(index: RegionIndex) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for part in (index.positions, index.regions, index.sizes, index.images):
-        digest.update(np.ascontiguousarray(part).data)
-    return digest.hexdigest()
+def _checksum(content: bytes, masks: NDArray[np.bool_]) -> bytes:
+    digest = hashlib.blake2b(content, digest_size=_DIGEST, person=b"kdad-regions")
+    digest.update(repr(masks.shape).encode())
+    digest.update(np.packbits(masks).data)
+    return digest.digest()
 
 
-def _read(path: Path, source: str) -> RegionIndex | None:
+def _packed(index: RegionIndex, masks: NDArray[np.bool_]) -> bytes:
+    content = io.BytesIO()
+    np.savez(content, **{part: getattr(index, part) for part in _PARTS})
+    return _FORMAT + _checksum(content.getvalue(), masks) + content.getvalue()
+
+
+def _read(file: Path, masks: NDArray[np.bool_]) -> RegionIndex | None:
+    """The index in `file`; None unless it is whole and that of `masks`."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            if str(stored["source"]) != source:
-                return None
-            count, height, width = (int(n) for n in stored["shape"])
-            index = RegionIndex(
-                (count, height, width), stored["positions"], stored["regions"], stored["sizes"], stored["images"]
-            )
-            return index if str(stored["checksum"]) == _checksum(index) else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        stored = file.read_bytes()
+    except OSError:
         return None
+    start = len(_FORMAT) + _DIGEST
+    content = stored[start:]
+    if stored[:start] != _FORMAT + _checksum(content, masks):
+        return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:  # as it was written: the checksum says so
+        count, height, width = masks.shape
+        index = RegionIndex((count, height, width), *(arrays[part] for part in _PARTS))
+    return index if _fits(index, masks) else None
 
 
-def _write(path: Path, index: RegionIndex, source: str) -> None:
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".npz")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(
-                    file,
-                    source=np.array(source),
-                    checksum=np.array(_checksum(index)),
-                    shape=np.array(index.shape),
-                    positions=index.positions,
-                    regions=index.regions,
-                    sizes=index.sizes,
-                    images=index.images,
-                )
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+def _fits(index: RegionIndex, masks: NDArray[np.bool_]) -> bool:
+    """Whether the index can be that of the masks: every positive pixel in a region of its image, sizes as they are."""
+    side = masks.shape[1] * masks.shape[2]
+    return (
+        np.array_equal(index.positions, np.flatnonzero(masks))
+        and index.regions.shape == index.positions.shape
+        and index.images.shape == index.sizes.shape
+        and bool((index.sizes > 0).all())
+        and np.array_equal(np.bincount(index.regions, minlength=index.count), index.sizes)
+        and np.array_equal(index.images[index.regions], index.positions // max(side, 1))
+    )

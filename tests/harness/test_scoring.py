@@ -11,7 +11,7 @@ from torch import Tensor
 from kdad_bench.harness.perform import reason_of
 from kdad_bench.harness.scoring import ScoreError, batch_invariance, score_all
 from kdad_bench.methods.protocol import Scores
-from kdad_bench.metrics.exact import MetricError, pixel_metrics
+from kdad_bench.metrics import MetricError, pixel_metrics
 
 METHOD = "some_method"
 IMAGES = torch.rand(20, 3, 8, 8)

@@ -81,9 +81,9 @@ def check_precision(map_of: MapOf, device: str | torch.device = "cpu", channels:
             assert_close(map_of(t, s, kind=kind), expected, NEAR_RTOL)
 
 
-def check_zero_vectors(map_of: MapOf, device: str | torch.device = "cpu") -> None:
+def check_zero_vectors(map_of: MapOf, device: str | torch.device = "cpu", channels: int = 6) -> None:
     """unit_l2: zero stays zero, so ½ against something and 0 against zero. cosine: 1 in both cases."""
-    t, s = pair((1, 6, 2, 2), device=device)
+    t, s = pair((1, channels, 2, 2), device=device)
     t[:, :, 0, 1] = 0
     s[:, :, 1, 0] = 0
     t[:, :, 1, 1] = s[:, :, 1, 1] = 0
@@ -105,6 +105,44 @@ def check_magnitudes(map_of: MapOf, device: str | torch.device = "cpu") -> None:
     other[:, ::7] *= -1
     check_map(map_of, high, other)
     check_map(map_of, high, other, "l2")
+
+
+def check_zero_gradients(map_of: MapOf, device: str | torch.device = "cpu", channels: int = 6) -> None:
+    """A zero vector gets no gradient and gives none to the other; its neighbours do."""
+    t, s = pair((1, channels, 2, 2), device=device)
+    t[:, :, 0, 1] = 0
+    s[:, :, 1, 0] = 0
+    t, s = t.requires_grad_(), s.requires_grad_()
+    for kind in ("unit_l2", "cosine"):
+        for gradient in torch.autograd.grad(map_of(t, s, kind=kind).sum(), (t, s)):
+            assert bool(torch.isfinite(gradient).all())
+            assert float(gradient[:, :, 0, 1].abs().max()) == 0
+            assert float(gradient[:, :, 1, 0].abs().max()) == 0
+            assert float(gradient[:, :, 1, 1].abs().max()) > 0
+
+
+def check_zero_samples(distance_of: Callable[[Tensor, Tensor], Tensor], device: str | torch.device = "cpu") -> None:
+    """The distance of a sample that is all zero is 1, on either side and on both; its gradients are 0."""
+    t, s = pair((4, 70, 3, 3), device=device)
+    t[0], s[1], t[2], s[2] = 0, 0, 0, 0
+    t, s = t.requires_grad_(), s.requires_grad_()
+    distance = distance_of(t, s)
+    assert distance.detach()[:3].tolist() == [1, 1, 1]
+    assert 0 < float(distance.detach()[3]) < 1
+    for gradient in torch.autograd.grad(distance.sum(), (t, s)):
+        assert float(gradient[:3].abs().max()) == 0
+        assert float(gradient[3].abs().max()) > 0
+
+
+def check_not_a_number_stays_in_its_sample(
+    distance_of: Callable[[Tensor, Tensor], Tensor], device: str | torch.device = "cpu"
+) -> None:
+    """A NaN anywhere in a sample, of teacher or student, is the distance of that sample, and of no other."""
+    for role in (0, 1):
+        for place in ((1, 0, 0, 0), (1, 69, 8, 7), (1, 64, 0, 3)):  # in the first, the last and another tile
+            taps = pair((3, 70, 9, 8), device=device)
+            taps[role][place] = torch.nan
+            assert distance_of(*taps).isnan().tolist() == [False, True, False]
 
 
 def check_not_a_number_stays(map_of: MapOf, device: str | torch.device = "cpu") -> None:

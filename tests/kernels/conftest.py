@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from kdad_bench.kernels import cpp_path
+from tests.kernels import interpreter
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+    if interpreter.needs_remedy():
+        interpreter.remedy()
 
 from tests.kernels.guards import Guards
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,34 +12,34 @@ import torch
 from click.testing import CliRunner
 
 from kdad_bench.cli.kernels import kernels as group
-from kdad_bench.kernels import benchmark
+from kdad_bench.kernels import benchmark, benchmark_ops
 
-CASE = benchmark.Case(op="discrepancy", shape="resnet18", batch=1, dtype="fp32", layout="nchw")
+CASE = benchmark_ops.Case(op="discrepancy", shape="resnet18", batch=1, dtype="fp32", layout="nchw")
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "SECONDS", 0.0)
-    monkeypatch.setattr(benchmark, "ROTATION", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr(benchmark_ops, "ROTATION", {"cpu": 1, "cuda": 1})
 
 
-@pytest.mark.parametrize("op", benchmark.OPS)
+@pytest.mark.parametrize("op", benchmark_ops.OPS)
 def test_every_op_and_its_eager_forms_agree_with_the_oracle(op: str) -> None:
     case = dataclasses.replace(CASE, op=op)
-    taps = benchmark.inputs(case, CPU)[0]
-    entry = benchmark.OPS[op]
-    expected = entry.oracle(benchmark.double(taps))
+    taps = benchmark_ops.inputs(case, CPU)[0]
+    entry = benchmark_ops.OPS[op]
+    expected = entry.oracle(benchmark_ops.double(taps))
     assert entry.three_sum is not None
     for call in (entry.ours, entry.paper):
         assert benchmark.relative_error(call(taps), expected) < 1e-4
     cancelled = benchmark.relative_error(entry.three_sum(taps), expected)
-    assert 1e-4 < cancelled < 1e-2 if op == benchmark.NEAR else cancelled < 1e-4
+    assert 1e-4 < cancelled < 1e-2 if op == benchmark_ops.NEAR else cancelled < 1e-4
 
 
 def test_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = dataclasses.replace(benchmark.OPS["discrepancy"], ours=lambda taps: [t[:, 0] for t in taps[0]])
-    monkeypatch.setitem(benchmark.OPS, "discrepancy", wrong)
+    wrong = dataclasses.replace(benchmark_ops.OPS["discrepancy"], ours=lambda taps: [t[:, 0] for t in taps[0]])
+    monkeypatch.setitem(benchmark_ops.OPS, "discrepancy", wrong)
     with pytest.raises(ArithmeticError, match="relative error"):
         list(benchmark.measure(CASE, CPU, compiled=False))
 
@@ -46,9 +47,63 @@ def test_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_minimum_bytes_are_those_of_the_formula() -> None:
     features = (64 * 64 * 64 + 128 * 32 * 32 + 256 * 16 * 16) * 4
     maps = (64 * 64 + 32 * 32 + 16 * 16) * 4
-    assert benchmark.minimum_bytes(benchmark.OPS["discrepancy"], CASE) == 2 * features + maps
+    assert benchmark_ops.minimum_bytes(benchmark_ops.OPS["discrepancy"], CASE) == 2 * features + maps
     training = dataclasses.replace(CASE, op="loss, forward and backward", batch=3, dtype="bf16")
-    assert benchmark.minimum_bytes(benchmark.OPS[training.op], training) == 3 * 3 * features // 2
+    assert benchmark_ops.minimum_bytes(benchmark_ops.OPS[training.op], training) == 3 * 3 * features // 2
+
+
+class Machine:
+    """Stands in for a GPU: a graph is a list of calls, a launch takes 50 us, a kernel `self.us`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.us, self.graphs, self.allocated = 8.0, 0, []
+        self.work = 0.0
+        monkeypatch.setattr(benchmark, "captured", self.captured)
+        monkeypatch.setattr(benchmark, "device_microseconds", self.device_microseconds)
+        monkeypatch.setattr(benchmark, "host_microseconds", lambda call, sets: 50.0)
+        monkeypatch.setattr(benchmark, "BASELINE", 1 << 10)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        benchmark.baseline.cache_clear()
+
+    def captured(self, call: Any, sets: list[Any]) -> Any:
+        self.graphs += 1
+        for taps in sets:
+            call(taps)
+
+        def replay() -> None:
+            self.work += self.us * len(sets)
+
+        return replay
+
+    def device_microseconds(self, work: Any) -> float:
+        self.work = 0.0
+        work()
+        return self.work
+
+
+def test_on_a_gpu_kernels_are_timed_by_replay_and_the_host_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch)
+    meta = torch.device("meta")
+    monkeypatch.setattr(benchmark, "inputs", lambda case, device: benchmark_ops.inputs(case, CPU)[:1] * 3)
+    monkeypatch.setattr(benchmark.kernels, "path", lambda device: "triton")
+    monkeypatch.setattr(torch, "randn", lambda *size, device, randn=torch.randn, **named: randn(*size, **named))
+    found: list[benchmark.Timing] = []
+    for op, batch in (("discrepancy", 1), ("discrepancy", 2), ("loss, forward and backward", 1)):
+        case = dataclasses.replace(CASE, op=op, batch=batch)
+        found += benchmark.measure(case, meta, check=False, compiled=False)
+    assert {timing.median_us for timing in found} == {8.0}  # per call, however many sets a graph holds
+    assert {timing.host_us for timing in found} == {50.0}
+    assert {timing.copy_gb_per_s for timing in found} == {2 * 4 * 1024 / 8 / 1e3}
+    assert machine.graphs == 3 * benchmark.ROUNDS * 3 + 3  # three forms of three cases, and the baseline once
+    table = benchmark.table(found).splitlines()
+    assert "| host us |" in table[0]
+    assert "| 50 |" in table[2]
+
+
+def test_on_a_cpu_there_is_no_host_column() -> None:
+    found = list(benchmark.measure(CASE, CPU, compiled=False))
+    assert {timing.host_us for timing in found} == {None}
+    assert "host" not in benchmark.table(found)
 
 
 def test_command_prints_the_table_and_writes_parquet(tmp_path: Path) -> None:

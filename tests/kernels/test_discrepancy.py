@@ -18,9 +18,12 @@ from tests.kernels.checks import (
     check_magnitudes,
     check_map,
     check_not_a_number_stays,
+    check_not_a_number_stays_in_its_sample,
     check_orthogonal,
     check_precision,
     check_upstream,
+    check_zero_gradients,
+    check_zero_samples,
     check_zero_vectors,
     double,
     near_pair,
@@ -142,22 +145,31 @@ def test_near_samples_keep_their_digits_when_flattened(device: torch.device) -> 
         torch.testing.assert_close(kernels.flattened_cosine(t, s).cpu().double(), expected, rtol=1e-4, atol=0)
 
 
-def test_zero_vectors_follow_the_stated_rule(device: torch.device) -> None:
-    check_zero_vectors(kernels.pixel_discrepancy, device)
+@pytest.mark.parametrize("channels", [6, 1030])  # in one block, and read twice
+def test_zero_vectors_follow_the_stated_rule(channels: int, device: torch.device) -> None:
+    check_zero_vectors(kernels.pixel_discrepancy, device, channels)
 
 
-def test_zero_vectors_get_no_gradient_and_spread_none(device: torch.device) -> None:
-    t, s = pair((1, 6, 2, 2), device=device)
-    t[:, :, 0, 1] = 0
-    s[:, :, 1, 0] = 0
+@pytest.mark.parametrize("channels", [6, 1030])
+def test_zero_vectors_get_no_gradient_and_spread_none(channels: int, device: torch.device) -> None:
+    check_zero_gradients(kernels.pixel_discrepancy, device, channels)
+
+
+def test_zero_samples_are_at_distance_1_and_get_no_gradient(device: torch.device) -> None:
+    check_zero_samples(kernels.flattened_cosine, device)
+
+
+def test_not_a_number_is_not_hidden_when_flattened(device: torch.device) -> None:
+    check_not_a_number_stays_in_its_sample(kernels.flattened_cosine, device)
+
+
+@pytest.mark.parametrize("factor", [2.0, 0.5, 1.0, 0.0, -3.0, 1e-30, float("nan")])
+def test_the_gradient_written_early_is_scaled_by_any_factor(factor: float, device: torch.device) -> None:
+    t, s = pair((2, 8, 4, 4), device=device)
     s.requires_grad_()
-    t.requires_grad_()
-    for kind in ("unit_l2", "cosine"):
-        for gradient in torch.autograd.grad(kernels.pixel_discrepancy(t, s, kind=kind).sum(), (t, s)):
-            assert bool(torch.isfinite(gradient).all())
-            assert float(gradient[:, :, 0, 1].abs().max()) == 0
-            assert float(gradient[:, :, 1, 0].abs().max()) == 0
-            assert float(gradient[:, :, 1, 1].abs().max()) > 0
+    expected = torch.autograd.grad(reference.distillation_loss([t], [s]), s)[0] * factor
+    found = torch.autograd.grad(kernels.distillation_loss([t], [s]), s, torch.tensor(factor, device=device))[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-8, equal_nan=True)
 
 
 def test_huge_and_tiny_features_neither_overflow_nor_vanish(device: torch.device) -> None:

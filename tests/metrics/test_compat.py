@@ -11,8 +11,8 @@ from scipy import ndimage
 from scipy.integrate import trapezoid
 
 from kdad_bench.leaderboard.row import COLUMNS
+from kdad_bench.metrics import IMAGE_METRICS, PIXEL_METRICS, MetricError
 from kdad_bench.metrics import compat as compat
-from kdad_bench.metrics.exact import IMAGE_METRICS, PIXEL_METRICS, MetricError
 from tests.metrics import metrics_by_definition as definition
 from tests.metrics.metric_cases import cases
 from tests.metrics.metrics_by_definition import regions_of

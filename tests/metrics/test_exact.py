@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdad_bench.kernels import counting
-from kdad_bench.metrics import exact as metrics
-from kdad_bench.metrics.device import pixel_metrics_on_device
-from kdad_bench.metrics.exact import (
+from kdad_bench.metrics import (
     IMAGE_METRICS,
     PIXEL_METRICS,
     MetricError,
@@ -22,6 +22,8 @@ from kdad_bench.metrics.exact import (
     pixel_metrics,
     region_index,
 )
+from kdad_bench.metrics import exact as metrics
+from kdad_bench.metrics.device import pixel_metrics_on_device
 from tests.metrics import metrics_by_definition as definition
 from tests.metrics.metric_cases import KINDS, case, cases
 
@@ -62,7 +64,7 @@ def test_neither_threads_nor_pieces_nor_blocks_change_a_value(
         assert pixel_metrics(maps, masks, threads=threads) == pytest.approx(expected, abs=1e-14)
 
 
-needs_compiled = pytest.mark.skipif(counting.library() is None, reason="counting.cpp was not compiled")
+needs_compiled = pytest.mark.skipif(counting.library() is None, reason="the C++ library was not built")
 
 
 @needs_compiled
@@ -88,7 +90,7 @@ def test_counts_are_those_of_a_plain_search(
     if kind == "sorting":
         monkeypatch.setattr(counting, "library", lambda: None)
     elif counting.library() is None:
-        pytest.skip("counting.cpp was not compiled")
+        pytest.skip("the C++ library was not built")
     rng = np.random.default_rng(1)
     scores = {
         "even": rng.random(5000),
@@ -146,6 +148,53 @@ def test_the_device_path_equals_the_numpy_path(drawn: tuple[np.ndarray, np.ndarr
         patch.setattr("kdad_bench.metrics.device._CHUNK", chunk)
         found = pixel_metrics_on_device(torch.from_numpy(maps), region_index(masks))
     assert found == pytest.approx(pixel_metrics(maps, masks), abs=1e-13)
+
+
+class NoChance(TorchDispatchMode):
+    """Refuses what has no fixed order of additions on CUDA, by PyTorch's list, whatever device it runs on here."""
+
+    ADDING = ("cumsum", "cumprod", "logcumsumexp")  # of floats
+    ATOMIC = (
+        "scatter_add",
+        "scatter_reduce",
+        "index_add",
+        "index_put",
+        "put_",
+        "histc",
+        "bincount",
+        "kthvalue",
+        "median",
+    )
+
+    def __torch_dispatch__(self, op: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        name = op._schema.name.removeprefix("aten::")
+        floats = [x.is_floating_point() for x in arguments if isinstance(x, torch.Tensor)]
+        assert not (name.startswith(self.ADDING) and any(floats)), f"{name} of floats"
+        assert not name.startswith(self.ATOMIC), name
+        return op(*arguments, **(options or {}))
+
+
+def test_the_device_path_adds_in_one_order_only() -> None:
+    maps, masks = blobs()
+    tied = np.round(maps, 1)
+    for scores in (maps, tied, tied.astype(np.float64)):
+        with NoChance():
+            found = pixel_metrics_on_device(torch.from_numpy(scores), region_index(masks))
+        assert found == pytest.approx(pixel_metrics(scores, masks), abs=1e-13)
+    with NoChance(), pytest.raises(AssertionError, match="cumsum of floats"):
+        torch.ones(3).cumsum(0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_deterministic_maps_on_a_gpu_give_one_value() -> None:
+    maps, masks = blobs()
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = [pixel_metrics(torch.from_numpy(np.round(maps, 1)).cuda(), masks) for _ in range(3)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.gpu
@@ -392,7 +441,7 @@ def test_extra_memory_per_pixel_is_bounded(kind: str, most: float, monkeypatch: 
     if kind == "sorting":
         monkeypatch.setattr(counting, "library", lambda: None)
     elif counting.library() is None:
-        pytest.skip("counting.cpp was not compiled")
+        pytest.skip("the C++ library was not built")
     rng = np.random.default_rng(0)
     masks = np.zeros((40, 256, 256), bool)
     masks[:30, 100:150, 100:140] = True  # 2.3 % of the pixels

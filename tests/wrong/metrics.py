@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.integrate import trapezoid
 
-from kdad_bench.metrics.exact import pixel_metrics
+from kdad_bench.metrics import pixel_metrics
 
 Values = dict[str, float | None]
 Compute = Callable[[np.ndarray, np.ndarray], Values]

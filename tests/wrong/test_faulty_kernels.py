@@ -89,6 +89,36 @@ def test_a_wrong_rule_for_zero_vectors_is_rejected() -> None:
     rejected(lambda: checks.check_zero_vectors(one_rule_for_zero))
 
 
+def zero_gets_a_gradient(t: Tensor, s: Tensor, *, kind: str = "unit_l2", weight: float = 1.0) -> Tensor:
+    """The right map; its gradient treats a zero vector as a short one."""
+    return (
+        weight
+        * 0.5
+        * (t / (t.norm(dim=1, keepdim=True) + 1e-3) - s / (s.norm(dim=1, keepdim=True) + 1e-3)).square().sum(1)
+    )
+
+
+def test_a_gradient_at_a_zero_vector_is_rejected() -> None:
+    rejected(lambda: checks.check_zero_gradients(zero_gets_a_gradient))
+
+
+def flat_without_zero_rule(t: Tensor, s: Tensor) -> Tensor:
+    t, s = t.flatten(1) + 1e-12, s.flatten(1) + 1e-12
+    return 1 - (t * s).sum(1) / (t.norm(dim=1) * s.norm(dim=1))
+
+
+def flat_hiding_nan(t: Tensor, s: Tensor) -> Tensor:
+    return reference.flattened_cosine(torch.nan_to_num(t), s)
+
+
+def test_a_flattened_distance_without_the_rule_for_zero_is_rejected() -> None:
+    rejected(lambda: checks.check_zero_samples(flat_without_zero_rule))
+
+
+def test_a_flattened_distance_that_hides_nan_is_rejected() -> None:
+    rejected(lambda: checks.check_not_a_number_stays_in_its_sample(flat_hiding_nan))
+
+
 @pytest.mark.parametrize("faulty", [hides_nan, spreads_nan])
 def test_a_hidden_or_spreading_nan_is_rejected(faulty: Callable[..., Tensor]) -> None:
     rejected(lambda: checks.check_not_a_number_stays(faulty))
@@ -252,7 +282,7 @@ def test_a_write_beyond_the_tensor_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
     rejected(guards.check)
 
 
-@pytest.mark.skipif(cpp_path.missing() is not None, reason="no compiled CPU kernels")
+@pytest.mark.skipif(cpp_path.missing() is not None, reason="the C++ library was not built")
 def test_a_compiled_kernel_told_of_a_row_too_many_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     t, s = checks.pair((1, 4, 6, 8))
     guards = Guards(monkeypatch)

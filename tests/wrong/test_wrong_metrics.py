@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdad_bench.metrics.exact import MetricError, pixel_metrics
+from kdad_bench.metrics import MetricError, pixel_metrics
 from tests.metrics import metrics_by_definition as definition
 from tests.wrong.metrics import WRONG, Compute, sound
 

@@ -1,5 +1,5 @@
 // How many scores lie between and at the entries of a sorted list, and the sums of the metrics over it: the inner loops of
-// metrics.py, behind a plain C interface that counting.py loads. No Python headers.
+// kdad_bench.metrics, behind a plain C interface that counting.py loads.
 //
 // Scores are compared by integer keys in the order of the floats. A table over the leading bits of (key - smallest wanted key)
 // says where to start in the list of wanted keys; at some four entries per wanted key, one comparison mostly ends the search.
@@ -11,17 +11,10 @@
 #include <thread>
 #include <vector>
 
-// One copy of each inner loop per instruction set, chosen when the library is loaded.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__) && !defined(KDAD_NO_CLONES)
-#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define CLONES
-#endif
-#define INLINE static inline __attribute__((always_inline))
+#include "cpu.h"
 
 namespace {
 
-typedef int64_t i64;
 constexpr i64 BLOCK = 512;  // scores handled at a time: keys, buckets and positions stay in the L1 cache
 
 template <class Key, class Unsigned> INLINE Key key_of(Unsigned bits) {
@@ -104,7 +97,7 @@ int count_by_threads(Inner inner, const Score* scores, i64 n, const Key* wanted,
     return finite;
 }
 
-// The formulas of metrics.py over the distinct scores of the positives, ascending. counts [2 m + 1] as above, of all pixels;
+// The formulas of kdad_bench.metrics.exact over the distinct scores of the positives, ascending. counts [2 m + 1] as above, of all pixels;
 // ranks [m + 1]: positives below each, and finally all of them; mass [m] or null. out: the sums of AUROC and AP, the maximum of
 // F1, the sum of AUPRO for each limit. Blocks are added up one after the other, so that little is lost to rounding.
 CLONES void add_up(const i64* counts, const i64* ranks, const double* mass, i64 m, i64 pixels, const double* limits, int nlimits,
@@ -147,15 +140,7 @@ CLONES void add_up(const i64* counts, const i64* ranks, const double* mass, i64 
 
 }  // namespace
 
-#if defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
-#endif
-
 extern "C" {
-
-EXPORT uint32_t kdad_source() { return KDAD_SOURCE; }  // of setup.py: which sources this was built from
 
 EXPORT void kdad_tabulate(const void* wanted, i64 m, int bytes, int shift, i64 buckets, int32_t* table) {
     if (bytes == 4) tabulate<int32_t, uint32_t>((const int32_t*)wanted, m, shift, buckets, table);

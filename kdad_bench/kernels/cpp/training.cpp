@@ -1,5 +1,5 @@
 // Two training steps of convolutional networks that PyTorch is slow at on CPUs, channels last and float32: batch norm with the
-// activation after it, and the weight gradient of a depthwise convolution. Plain C interface; native.py loads them.
+// activation after it, and the weight gradient of a depthwise convolution. Plain C interface; cpp_path.py loads them.
 //
 // Work is cut into parts that do not depend on the number of threads, and partial sums are added in the order of the parts.
 

@@ -1,0 +1,242 @@
+// Fusion of maps, blur and image score, behind a plain C interface that cpp_path.py loads.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "cpu.h"
+
+namespace {
+
+struct Epilogue {  // laid out as cpp_path.py packs it
+    i64 n, h, w;
+    i64 out;                      // float [n, h, w], or 0
+    i64 scores;                   // float [n], or 0
+    i64 weights, radius;          // float [2 radius + 1]; radius < 0: no blur
+    i64 product, align_corners, torch_border, mean;
+    i64 maps;                     // how many of the following are there
+    i64 data[8], mh[8], mw[8];    // float [n, mh, mw]
+};
+
+struct Axis { std::vector<i64> low, high; std::vector<float> part; };  // value = low * (1 - part) + high * part
+
+Axis bilinear(i64 in, i64 out, bool align_corners) {
+    Axis axis;
+    axis.low.resize(out); axis.high.resize(out); axis.part.resize(out);
+    for (i64 i = 0; i < out; i++) {
+        double x = align_corners ? (out > 1 ? (double)i * (double)(in - 1) / (double)(out - 1) : 0.0)
+                                 : std::max(0.0, ((double)i + 0.5) * (double)in / (double)out - 0.5);
+        const i64 low = std::min<i64>((i64)x, in - 1);
+        axis.low[i] = low;
+        axis.high[i] = std::min<i64>(low + 1, in - 1);
+        axis.part[i] = (float)(x - (double)low);
+    }
+    return axis;
+}
+
+std::vector<i64> reflected(i64 length, i64 radius, bool torch_border) {
+    std::vector<i64> index(length + 2 * radius);
+    const i64 period = torch_border ? std::max<i64>(2 * length - 2, 1) : 2 * length;
+    for (i64 i = 0; i < (i64)index.size(); i++) {
+        const i64 k = (((i - radius) % period) + period) % period;
+        index[i] = std::min(k, period - (torch_border ? 0 : 1) - k);
+        if (length == 1) index[i] = 0;
+    }
+    return index;
+}
+
+CLONES void stretch_row(const float* __restrict in, const i64* __restrict low, const i64* __restrict high,
+                        const float* __restrict part, float* __restrict out, i64 n) {
+    for (i64 x = 0; x < n; x++) {
+        const float a = in[low[x]];
+        out[x] = a + part[x] * (in[high[x]] - a);
+    }
+}
+
+CLONES void blend_rows(const float* __restrict a, const float* __restrict b, float part, float* __restrict out, i64 n, int how) {
+    if (how == 0) for (i64 x = 0; x < n; x++) out[x] = a[x] + part * (b[x] - a[x]);
+    else if (how == 1) for (i64 x = 0; x < n; x++) out[x] += a[x] + part * (b[x] - a[x]);
+    else for (i64 x = 0; x < n; x++) out[x] *= a[x] + part * (b[x] - a[x]);
+}
+
+CLONES void blur_along_row(const float* __restrict padded, const float* __restrict weights, i64 taps, float* __restrict out, i64 n) {
+    i64 x = 0;
+#ifdef LANES
+    for (; x + 64 <= n; x += 64) {
+        V16 s0 = {}, s1 = {}, s2 = {}, s3 = {};
+        const float* in = padded + x;
+        for (i64 k = 0; k < taps; k++, in++) {
+            const float w = weights[k];
+            s0 += w * *(const V16*)in; s1 += w * *(const V16*)(in + 16);
+            s2 += w * *(const V16*)(in + 32); s3 += w * *(const V16*)(in + 48);
+        }
+        *(V16*)(out + x) = s0; *(V16*)(out + x + 16) = s1; *(V16*)(out + x + 32) = s2; *(V16*)(out + x + 48) = s3;
+    }
+#endif
+    for (; x < n; x++) {
+        float s = 0;
+        for (i64 k = 0; k < taps; k++) s += weights[k] * padded[x + k];
+        out[x] = s;
+    }
+}
+
+CLONES void blur_across_rows(const float* const* rows, const float* __restrict weights, i64 taps, float* __restrict out, i64 n) {
+    i64 x = 0;
+#ifdef LANES
+    for (; x + 64 <= n; x += 64) {
+        V16 s0 = {}, s1 = {}, s2 = {}, s3 = {};
+        for (i64 k = 0; k < taps; k++) {
+            const float w = weights[k];
+            const float* in = rows[k] + x;
+            s0 += w * *(const V16*)in; s1 += w * *(const V16*)(in + 16);
+            s2 += w * *(const V16*)(in + 32); s3 += w * *(const V16*)(in + 48);
+        }
+        *(V16*)(out + x) = s0; *(V16*)(out + x + 16) = s1; *(V16*)(out + x + 32) = s2; *(V16*)(out + x + 48) = s3;
+    }
+#endif
+    for (; x < n; x++) {
+        float s = 0;
+        for (i64 k = 0; k < taps; k++) s += weights[k] * rows[k][x];
+        out[x] = s;
+    }
+}
+
+CLONES float row_max(const float* in, i64 n, float start) {  // NaN if there is one
+    float lanes[16];
+    for (int i = 0; i < 16; i++) lanes[i] = start;
+    i64 x = 0;
+    for (; x + 16 <= n; x += 16)
+        for (int i = 0; i < 16; i++) {
+            const float v = in[x + i];
+            lanes[i] = (v > lanes[i]) | (v != v) ? v : lanes[i];
+        }
+    for (; x < n; x++) { const float v = in[x]; lanes[0] = (v > lanes[0]) | (v != v) ? v : lanes[0]; }
+    float most = lanes[0];
+    for (int i = 1; i < 16; i++) { const float v = lanes[i]; most = (v > most) | (v != v) ? v : most; }
+    return most;
+}
+
+CLONES double row_sum(const float* in, i64 n) {
+    double s = 0;
+    for (i64 x = 0; x < n; x++) s += in[x];
+    return s;
+}
+
+struct Fusion {
+    const Epilogue* e;
+    std::vector<Axis> down, across;
+    std::vector<i64> rows, columns;  // reflected indices, empty without blur
+    i64 bands;
+    std::vector<double> partial;     // [n, bands]: maximum or sum
+    std::atomic<i64> next;
+};
+
+void fuse_band(const Fusion& f, i64 n, i64 y0, i64 y1, double* score) {
+    const Epilogue& e = *f.e;
+    const i64 W = e.w, radius = e.radius, taps = 2 * radius + 1;
+    const bool blurs = radius >= 0;
+    const i64 lo = blurs ? std::max<i64>(0, y0 - radius) : y0, hi = blurs ? std::min(e.h, y1 + radius) : y1;
+    static thread_local std::vector<float> stretched, fused, line, padded;
+    static thread_local std::vector<const float*> window;
+
+    i64 sources = 0;
+    for (int k = 0; k < e.maps; k++) sources += f.down[k].high[hi - 1] - f.down[k].low[lo] + 1;
+    // A sum is linear: blurring the few stretched source rows along x costs less than blurring the output rows.
+    const bool early = blurs && !e.product && sources < hi - lo;
+    if ((i64)stretched.size() < sources * W) stretched.resize(sources * W);
+    if ((i64)fused.size() < (hi - lo) * W) fused.resize((hi - lo) * W);
+    if ((i64)line.size() < W) line.resize(W);
+    if (blurs && (i64)padded.size() < W + 2 * radius) padded.resize(W + 2 * radius);
+
+    auto blur_row = [&](const float* in, float* out) {
+        for (i64 i = 0; i < radius; i++) {
+            padded[i] = in[f.columns[i]];
+            padded[radius + W + i] = in[f.columns[radius + W + i]];
+        }
+        std::memcpy(padded.data() + radius, in, W * sizeof(float));
+        blur_along_row(padded.data(), (const float*)e.weights, taps, out, W);
+    };
+
+    i64 at = 0;
+    for (int k = 0; k < e.maps; k++) {
+        const i64 first = f.down[k].low[lo], last = f.down[k].high[hi - 1];
+        const float* map = (const float*)e.data[k] + n * e.mh[k] * e.mw[k];
+        float* base = stretched.data() + at * W;
+        for (i64 r = first; r <= last; r++) {
+            const float* in = map + r * e.mw[k];
+            float* out = base + (r - first) * W;
+            if (e.mw[k] == W) std::memcpy(out, in, W * sizeof(float));
+            else stretch_row(in, f.across[k].low.data(), f.across[k].high.data(), f.across[k].part.data(), out, W);
+            if (early) { blur_row(out, line.data()); std::memcpy(out, line.data(), W * sizeof(float)); }
+        }
+        for (i64 y = lo; y < hi; y++)
+            blend_rows(base + (f.down[k].low[y] - first) * W, base + (f.down[k].high[y] - first) * W, f.down[k].part[y],
+                       fused.data() + (y - lo) * W, W, k == 0 ? 0 : e.product ? 2 : 1);
+        at += last - first + 1;
+    }
+    if (blurs && !early)
+        for (i64 y = lo; y < hi; y++) {
+            float* row = fused.data() + (y - lo) * W;
+            blur_row(row, line.data());
+            std::memcpy(row, line.data(), W * sizeof(float));
+        }
+    if (blurs && (i64)window.size() < y1 - y0 + 2 * radius) window.resize(y1 - y0 + 2 * radius);
+    if (blurs)
+        for (i64 i = 0; i < y1 - y0 + 2 * radius; i++) window[i] = fused.data() + (f.rows[y0 + i] - lo) * W;
+    double total = e.mean ? 0 : -INFINITY;
+    for (i64 y = y0; y < y1; y++) {
+        float* out = e.out ? (float*)e.out + (n * e.h + y) * W : line.data();
+        if (blurs) blur_across_rows(window.data() + (y - y0), (const float*)e.weights, taps, out, W);
+        else std::memcpy(out, fused.data() + (y - lo) * W, W * sizeof(float));
+        if (!e.scores) continue;
+        if (e.mean) total += row_sum(out, W);
+        else total = row_max(out, W, (float)total);
+    }
+    *score = total;
+}
+
+void fusion_body(void* raw) {
+    Fusion& f = *(Fusion*)raw;
+    for (;;) {
+        const i64 unit = f.next.fetch_add(1, std::memory_order_relaxed);
+        if (unit >= f.e->n * f.bands) return;
+        const i64 band = unit % f.bands;
+        fuse_band(f, unit / f.bands, f.e->h * band / f.bands, f.e->h * (band + 1) / f.bands, &f.partial[unit]);
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+EXPORT void kdad_epilogue(const void* raw, int threads) {
+    const Epilogue& e = *(const Epilogue*)raw;
+    if (!e.n || !e.h || !e.w) return;
+    Fusion f;
+    f.e = &e;
+    for (int k = 0; k < e.maps; k++) {
+        f.down.push_back(bilinear(e.mh[k], e.h, e.align_corners));
+        f.across.push_back(bilinear(e.mw[k], e.w, e.align_corners));
+    }
+    if (e.radius >= 0) {
+        f.rows = reflected(e.h, e.radius, e.torch_border);
+        f.columns = reflected(e.w, e.radius, e.torch_border);
+    }
+    f.bands = e.n >= 2 * threads ? 1 : std::max<i64>(1, std::min<i64>(threads, e.h / 32));
+    f.partial.resize(e.n * f.bands);
+    f.next = 0;
+    parallel(fusion_body, &f, (int)std::min<i64>(threads, e.n * f.bands));
+    if (!e.scores) return;
+    for (i64 n = 0; n < e.n; n++) {
+        double s = f.partial[n * f.bands];
+        for (i64 b = 1; b < f.bands; b++) {
+            const double v = f.partial[n * f.bands + b];
+            s = e.mean ? s + v : v > s || v != v ? v : s;
+        }
+        ((float*)e.scores)[n] = (float)(e.mean ? s / (double)(e.h * e.w) : s);
+    }
+}
+
+}  // extern "C"

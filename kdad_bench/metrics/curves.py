@@ -1,0 +1,74 @@
+"""The formulas of the metrics over any arrays, their names, and the error of scores that have none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+AUPRO_LIMITS = {"aupro_30": 0.3, "aupro_05": 0.05}  # false-positive rates up to which AUPRO integrates
+IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
+PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", *AUPRO_LIMITS)
+
+Values = dict[str, float | None]
+
+
+class MetricError(ValueError):
+    """Scores or masks from which no honest number can be computed; the message names method and image."""
+
+
+def partial_sums(
+    counts: Any, true: Any, false: Any, equal: Any, mass: Any, classes: tuple[int, int], limits: Sequence[float]
+) -> tuple[float, ...]:
+    """What a run of distinct positive scores, in ascending order, adds to the formulas above.
+
+    c_j, TP_j, FP_j, E_j and W_j as float64 arrays, or tensors: only operators that both have are used, so that both
+    paths share one formula. `classes` = (P, N). Returns the sums of AUROC and AP, the maximum of F1, and the sum of
+    AUPRO for each limit.
+    """
+    positives, negatives = classes
+    called = true + false
+    x1 = false / negatives
+    x0 = x1 - equal / negatives
+    areas = []
+    for limit in limits:
+        first = int((x0 >= limit).sum())  # x0 falls as the score rises: nothing before this one reaches the limit
+        left, right = x0[first:], x1[first:]
+        top = right.clip(max=limit)
+        width = top - left
+        rise = (right - left).clip(min=1e-300)  # without a tie the ramp is a step: width 0, no triangle
+        areas.append(float((mass[first:] * (limit - top + width * width / (2 * rise))).sum()))
+    return (
+        float((counts * (negatives - false + equal / 2)).sum()),
+        float((counts * true / called).sum()),
+        float((2 * true / (called + positives)).max()),
+        *areas,
+    )
+
+
+def ratios(
+    parts: Sequence[tuple[float, ...]], positives: int, negatives: int, regions: int, limits: Sequence[float]
+) -> list[float]:
+    """AUROC, AP, F1-max and AUPRO at each limit from the partial sums of all runs of scores."""
+    auroc, ap, f1_max, *areas = zip(*parts, strict=True)
+    return [
+        math.fsum(auroc) / (positives * negatives),
+        math.fsum(ap) / positives,
+        max(f1_max),
+        *(math.fsum(area) / (regions * limit) for area, limit in zip(areas, limits, strict=True)),
+    ]
+
+
+def not_finite(method: str | None, image: str, value: Any, where: str) -> str:
+    """The message of MetricError for a score that is NaN or infinite."""
+    return f"{who(method)}{where} of {image} is {float(value)}; a score must be finite, so no metric is computed"
+
+
+def who(method: str | None) -> str:
+    """How a message begins: with the method, if it is known."""
+    return f"{method}: " if method else ""
+
+
+def image_name(names: Sequence[str] | None, image: int) -> str:
+    """The image with this number, by its name if names are known."""
+    return f"image {names[image]!r}" if names is not None else f"image {image}"
