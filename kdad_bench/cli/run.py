@@ -372,7 +372,9 @@ def categories_from(given: dict[str, Any], console: Console) -> tuple[Category, 
         elif not names:
             raise SelectionError(no_data(root))
     found = [
-        one for name in dict.fromkeys(names) for one in datasets.categories(name, root, modality=given["modality"])
+        one
+        for name in dict.fromkeys(map(datasets.canonical, names))
+        for one in datasets.categories(name, root, modality=given["modality"])
     ]
     wanted = dict.fromkeys(given["categories"])
     known = [one.name for one in found]
@@ -381,18 +383,22 @@ def categories_from(given: dict[str, Any], console: Console) -> tuple[Category, 
             raise SelectionError(
                 f"category '{name}'{suggestion(name, known)} not in {', '.join(names)}; have: {', '.join(known)}"
             )
-    return tuple(one for one in found if not wanted or one.name in wanted)
+    chosen = tuple(one for one in found if not wanted or one.name in wanted)
+    for line in datasets.remarks_on(chosen, root):
+        console.print(line, markup=False)
+    return chosen
 
 
 def no_data(root: Path) -> str:
     """Why nothing can be run from a data root that was named, and what to do."""
-    from kdad_bench.datasets import mvtec_3d_ad, mvtec_ad
+    from kdad_bench.datasets import canonical, entries
 
     remedy = "or take the embedded data with --dataset synthetic"
     if not root.is_dir():
         return f"data root {root}: no such folder; name the one that holds mvtec_ad/, {remedy}"
-    if mvtec_ad.category_names(root) or mvtec_3d_ad.category_names(root):
-        return f"data root {root}: is a data set itself; give the folder it lies in, or --dataset folder:{root}"
+    if any(layout.categories(root) for one in entries().values() for layout in one.layouts):
+        path = canonical(f"folder:{root}")
+        return f"data root {root}: is a data set itself; give the folder it lies in, or --dataset {path}"
     return f"data root {root}: no mvtec_ad/ or mvtec_3d_ad/ there; fetch one (`kdad-bench data fetch`), {remedy}"
 
 

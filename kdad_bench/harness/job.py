@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdad_bench import __version__
-from kdad_bench.datasets import Category, DatasetError
+from kdad_bench.datasets import Category, DatasetError, fingerprint, sealed
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
 from kdad_bench.methods import METHODS
 
@@ -79,7 +79,7 @@ class Job:
             "dataset": self.category.dataset.partition(":")[0],  # where a folder lies does not matter, its files do
             "category": self.category.name,
             "modality": self.category.modality,
-            "data": self.fingerprint or self.category.fingerprint(),
+            "data": self.fingerprint or fingerprint(self.category),
             "seed": self.seed,
             "resolution": self.resolution,
             "settings": asdict(self.settings),
@@ -207,9 +207,9 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
     jobs = []
     configurations = dict(configurations_of(selection))
     resolution = selection.resolution or PRESETS[selection.preset].resolution
-    fingerprints = [fingerprint_of(category) for category in selection.categories]
+    categories = [(one, fingerprint(one) if one.seal else "") for one in map(sealed_or_not, selection.categories)]
     for seed in selection.seeds:
-        for category, fingerprint in zip(selection.categories, fingerprints, strict=True):
+        for category, data in categories:
             for (method, variant), (settings, asked, needs_teacher) in configurations.items():
                 jobs.append(
                     Job(
@@ -224,18 +224,18 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
                         device=selection.device,
                         deterministic=selection.deterministic,
                         hold_out=selection.hold_out,
-                        fingerprint=fingerprint,
+                        fingerprint=data,
                     )
                 )
     return jobs
 
 
-def fingerprint_of(category: Category) -> str:
-    """The category's fingerprint; empty if a file is missing, which is then told where the job's id is asked for."""
+def sealed_or_not(category: Category) -> Category:
+    """The category with the hashes of its files; without if one is missing, which is told where a job's id is asked."""
     try:
-        return category.fingerprint()
+        return sealed(category)
     except DatasetError:
-        return ""
+        return category
 
 
 def teachers(selection: Selection) -> tuple[str, ...]:
