@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,7 +211,7 @@ def carry_out(given: dict[str, Any]) -> int:
         console.width = WIDTH_OF_FILES
     if not (given["everything"] or given["methods"] or given["datasets"] or given["categories"] or given["config"]):
         raise click.UsageError("nothing chosen: say --all, or choose with --method, --dataset, --category or --config")
-    selection = selection_from(given, config, console)
+    selection = with_known_names(selection_from(given, config, console), given["out"])
     weights = {name: weights_of(name, given, config) for name in teachers_of(selection)}
     jobs = plan(selection, weights)
     work = work_from(given)
@@ -232,6 +233,21 @@ def carry_out(given: dict[str, Any]) -> int:
     if rows is None:
         return stopped(len(left), console)
     return report(jobs, rows, work, console, time.perf_counter() - began, given["as_json"])
+
+
+def with_known_names(selection: Selection, out: str) -> Selection:
+    """The selection with the names that the rows in `out` have for the same data: a moved folder keeps its own."""
+    from kdad_bench.datasets import under_known_names
+    from kdad_bench.leaderboard.folder import MissingFolder
+    from kdad_bench.leaderboard.store import read
+
+    try:
+        table = read(out, ("category", "data_fingerprint", "dataset")).table
+    except MissingFolder:
+        return selection
+    keys = zip(table["category"].to_pylist(), table["data_fingerprint"].to_pylist(), strict=True)
+    known = dict(zip(keys, table["dataset"].to_pylist(), strict=True))
+    return replace(selection, categories=under_known_names(selection.categories, known))
 
 
 def refuse_contradictions(given: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kdad_bench.datasets.cache import fingerprint, sealed
 from kdad_bench.datasets.category import GOOD, MODALITIES, Category, DatasetError, Sample
 from kdad_bench.datasets.entry import Entry
-from kdad_bench.datasets.finding import canonical, categories, find, located, remarks_on
+from kdad_bench.datasets.finding import canonical, categories, find, located, remarks_on, under_known_names
 from kdad_bench.datasets.loading import TestSet, load_test, load_train, load_validation, single_modalities
 from kdad_bench.datasets.splits import Normals, held_out, load_normals
 from kdad_bench.datasets.table import DATASETS, entries, entry
@@ -35,4 +35,5 @@ __all__ = [
     "remarks_on",
     "sealed",
     "single_modalities",
+    "under_known_names",
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from kdad_bench.datasets.cache import fingerprint
 from kdad_bench.datasets.category import MODALITIES, Category, DatasetError, printable
 from kdad_bench.datasets.entry import Entry, Layout
 from kdad_bench.datasets.listing import Unused, holds_images, is_folder, look, nested, remarks
@@ -153,6 +155,36 @@ def strays(root: Path, folders: Sequence[Path]) -> list[Unused]:
     top = look(root)
     lost = [path for path in top.folders if path not in folders and holds_images(path)]
     return [Unused(one.path, "not a category", one.files) for one in nested(lost)]
+
+
+def under_known_names(chosen: Sequence[Category], known: Mapping[tuple[str, str], str]) -> tuple[Category, ...]:
+    """The categories of a folder under the name that results have for the same files: one that moved is no new one.
+
+    `known` maps (category, fingerprint) to the name of a data set in earlier results. A name is taken for a whole
+    folder, and only where no category of it has other files under that name.
+    """
+    marks = {(one.dataset, one.name): _mark(one) for one in chosen if _takes_path(one.dataset)}
+    names: dict[str, str] = {}
+    for dataset in dict.fromkeys(dataset for dataset, _ in marks):
+        own = {(name, mark) for (of, name), mark in marks.items() if of == dataset}
+        for earlier in dict.fromkeys(known[one] for one in own if one in known and _takes_path(known[one])):
+            theirs = {one for one, name in known.items() if name == earlier}
+            if not {name for name, _ in own - theirs} & {name for name, _ in theirs}:
+                names.setdefault(dataset, earlier)
+    return tuple(replace(one, dataset=names.get(one.dataset, one.dataset)) for one in chosen)
+
+
+def _takes_path(dataset: str) -> bool:
+    name, colon, _ = dataset.partition(":")
+    return bool(colon) and name in DATASETS and entry(name).takes_path
+
+
+def _mark(one: Category) -> str:
+    """The fingerprint, or nothing where a file is missing: the job itself will say so."""
+    try:
+        return fingerprint(one)
+    except DatasetError:
+        return ""
 
 
 def remarks_on(chosen: Sequence[Category], data_root: Path | None) -> list[str]:
