@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
+import math
 import os
 import time
 import zlib
@@ -241,16 +243,27 @@ def _in_memory(shape: tuple[int, ...], dtype: type[np.generic], fill: Callable[[
 
 def _build(path: Path, shape: tuple[int, ...], dtype: type[np.generic], fill: Callable[[Array], None]) -> None:
     """Write a .npy file whose space is taken before it is mapped (a full disk kills a mapping), and its checksum."""
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    head = _head(shape, dtype)
     with open(path, "r+b") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        start = file.tell()
-        _take(file, start + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
-        mapped = np.memmap(file, dtype=dtype, mode="r+", offset=start, shape=shape)
+        file.write(head)
+        _take(file, len(head) + _bytes(shape, dtype))
+        mapped = np.memmap(file, dtype=dtype, mode="r+", offset=len(head), shape=shape)
         fill(mapped)
         mapped.flush()
         file.seek(0, os.SEEK_END)
         file.write(SEAL + _checksum(mapped))
+
+
+def _head(shape: tuple[int, ...], dtype: type[np.generic]) -> bytes:
+    """The header of a .npy file, which is compared and never parsed."""
+    head = io.BytesIO()
+    facts = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, facts)
+    return head.getvalue()
+
+
+def _bytes(shape: tuple[int, ...], dtype: type[np.generic]) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize
 
 
 def _take(file: IO[bytes], size: int) -> None:
@@ -271,19 +284,20 @@ def _checksum(values: Array) -> bytes:
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> Array | None:
     """The array of a file; None if there is none, or if it is not what was written."""
+    head = _head(shape, dtype)
     try:
         with open(path, "rb") as file:
             about = os.fstat(file.fileno())
-            found: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+            if about.st_size != len(head) + _bytes(shape, dtype) + len(SEAL) + 4 or file.read(len(head)) != head:
+                return None
             file.seek(-len(SEAL) - 4, os.SEEK_END)
             seal = file.read()
-    except (OSError, ValueError, EOFError):
-        return None
-    if found.shape != shape or found.dtype != np.dtype(dtype) or seal[:-4] != SEAL:
+            found = np.memmap(file, dtype=dtype, mode="r", offset=len(head), shape=shape)
+    except (OSError, ValueError):
         return None
     known = (str(path), about.st_ino, about.st_mtime_ns, about.st_ctime_ns)
     if known not in _sound:
-        if _checksum(found) != seal[-4:]:
+        if seal != SEAL + _checksum(found):
             return None
         _sound.add(known)
     return found
