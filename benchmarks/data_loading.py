@@ -24,20 +24,20 @@ import numpy as np
 from PIL import Image
 
 from kdad_bench import datasets
-from kdad_bench.datasets import cache
-from kdad_bench.datasets.synthetic import embedded as synthetic
+from kdad_bench.datasets import cache, synthetic_2d
 from kdad_bench.datasets.synthetic.drawing import Canvas
+from kdad_bench.datasets.synthetic.embedded import drawn
 from kdad_bench.datasets.synthetic.encoding import png
 
 
 def draw_tree(root: Path, images: int, side: int) -> None:
     """A category of `images` training images: ten drawings, each shifted by another number of pixels."""
-    subjects = list(synthetic.SUBJECTS["synthetic"].items())
+    subjects = list(synthetic_2d.DRAWN.subjects.items())
     canvas = Canvas(side, side)
 
     def base(index: int) -> np.ndarray:
         name, subject = subjects[index % len(subjects)]
-        return synthetic.drawn(subject, f"benchmark/{name}/{index}", canvas, None, coarse=True).image
+        return drawn(subject, f"benchmark/{name}/{index}", canvas, None, coarse=True).image
 
     with ThreadPoolExecutor(cache.workers()) as pool:
         bases = list(pool.map(base, range(min(10, images))))
@@ -81,14 +81,15 @@ def main() -> None:
         root = Path(name)
         draw_tree(root / "category", given.images, given.side)
         (category,) = datasets.categories(f"folder:{root / 'category'}", None)
-        megabytes = sum(path.stat().st_size for path in category.train) / 1e6
+        paths = [sample.path for sample in category.train]
+        megabytes = sum(path.stat().st_size for path in paths) / 1e6
         seconds: dict[str, list[float]] = {"Pillow loop": [], "first load": [], "from the cache": []}
         for repeat in range(given.repeats):
             os.environ["KDAD_CACHE"] = str(root / f"cache-{repeat}")
             sums = set()
             for label in seconds:
                 took, total = timed(
-                    (lambda: pillow_loop(category.train, given.resolution))
+                    (lambda: pillow_loop(paths, given.resolution))
                     if label == "Pillow loop"
                     else lambda: datasets.load_train(category, given.resolution)
                 )

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdad_bench.datasets.published import MVTEC_AD
+from kdad_bench.datasets.mvtec_ad import PUBLISHED as MVTEC_AD
 from kdad_bench.harness import clock
 from kdad_bench.harness.environment import describe
 from kdad_bench.harness.plain_loop import step as plain_step

@@ -6,15 +6,17 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
+from click.shell_completion import CompletionItem
 
 from kdad_bench.cli import BadInput
 
 if TYPE_CHECKING:
-    from kdad_bench.datasets.category import Category
+    from kdad_bench.datasets import Category, Entry
     from kdad_bench.datasets.verify import Report
 
 SHOWN = 20  # problems printed for each category; --json has all
@@ -28,13 +30,42 @@ data_folder = click.option(
 )
 
 
+class DataSetName(click.ParamType[str]):
+    """The name of a data set of the table that `fits`; the table is asked when a command runs."""
+
+    name = "data set"
+
+    def __init__(self, fits: Callable[[Entry], object], *more: str) -> None:
+        self.fits, self.more = fits, more
+
+    def names(self) -> list[str]:
+        """What can be given."""
+        from kdad_bench.datasets import entries
+
+        return [*entries(self.fits), *self.more]
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name itself, if it is one of them."""
+        if value not in self.names():
+            self.fail(f"'{value}' is not one of {', '.join(self.names())}", param, ctx)
+        return value
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """The names, as the help shows them."""
+        return f"[{'|'.join(self.names())}]"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The names that begin so."""
+        return [CompletionItem(name) for name in self.names() if name.startswith(incomplete)]
+
+
 @click.group(name="data")
 def data() -> None:
     """Fetch, verify, preview or generate data sets."""
 
 
 @data.command()
-@click.argument("dataset", type=click.Choice(["mvtec_ad", "mvtec_3d_ad"]))
+@click.argument("dataset", type=DataSetName(lambda one: one.archive))
 @data_folder
 @click.option("--accept-license", is_flag=True, help="Accept the licence of the data set without being asked.")
 @click.option("--url", help="Another address of the archive: a mirror.")
@@ -59,7 +90,7 @@ def fetch(
     from kdad_bench.datasets.category import DatasetError
     from kdad_bench.datasets.verify import count
 
-    source = fetching.SOURCES[dataset]
+    source = fetching.source_of(dataset)
     if url is not None and archive is not None:
         raise click.UsageError("--url and --archive exclude each other")
     if sha256 is not None and (len(sha256) != 64 or any(letter not in "0123456789abcdefABCDEF" for letter in sha256)):
@@ -100,12 +131,12 @@ def _accept(given: bool) -> None:
 @click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option(
     "--against",
-    type=click.Choice(["mvtec_ad", "mvtec_3d_ad", "none"]),
+    type=DataSetName(lambda one: one.published, "none"),
     help="Published table to compare with; recognised by the names of the categories if not given.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The whole report as JSON on stdout.")
 def verify(path: Path, against: str | None, as_json: bool) -> None:
-    """Examine a data set: numbers, unreadable files, masks that do not fit, equal files in training and test.
+    """Examine a data set: numbers, unreadable or unused files, masks that do not fit, equal files in two splits.
 
     Exit code 0 if it is sound, 1 if there is a problem, 2 if PATH holds no data set.
     """
@@ -188,7 +219,7 @@ def preview(
 
 @data.command()
 @click.option(
-    "--like", type=click.Choice(["mvtec_ad", "mvtec_3d_ad"]), required=True, help="Data set whose sizes are taken."
+    "--like", type=DataSetName(lambda one: one.subjects), required=True, help="Data set whose sizes are taken."
 )
 @data_folder
 @click.option("--category", "names", multiple=True, help="Category (repeatable); all of them if not given.")
@@ -199,8 +230,8 @@ def generate(like: str, out: Path, names: tuple[str, ...], size: int | None, see
 
     It is called synthetic_<data set>, its categories synthetic_<category>: for cost and memory, not for accuracy.
     """
+    from kdad_bench.datasets import stand_in
     from kdad_bench.datasets.category import DatasetError
-    from kdad_bench.datasets.synthetic import stand_in
 
     began = time.perf_counter()
     try:

@@ -67,14 +67,14 @@ def datasets(data_root: Path | None) -> None:
     from kdad_bench.cli import BadInput
 
     table = Table("data set", "category", "train", "test good", "test anomalous", "masks")
-    names = [*(rooms.find(data_root) if data_root else []), "synthetic", "synthetic_3d"]
-    for name in names:
+    embedded = rooms.entries(lambda one: one.drawn)
+    for name in [*(rooms.find(data_root) if data_root else []), *embedded]:
         try:
             found = rooms.categories(name, data_root)
         except rooms.DatasetError as error:
             raise BadInput(str(error)) from error
         for category in found:
-            good = sum(sample.defect == "good" for sample in category.test)
+            good = sum(not sample.label for sample in category.test)
             table.add_row(
                 name, category.name, str(len(category.train)), str(good), str(len(category.test) - good),
                 "yes" if category.has_masks else "no",

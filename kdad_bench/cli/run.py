@@ -195,7 +195,9 @@ def agenda_of(options: RunOptions, console: Console) -> Agenda:
 
 
 def say_plan(found: Agenda, console: Console) -> None:
-    """One line on what is about to happen."""
+    """What lies in the data and is not used, a line each, and one line on what is about to happen."""
+    for remark in found.remarks:
+        console.print(remark, markup=False)
     methods = counted(len({job.name for job in found.jobs}), "method")
     places = {(job.category.dataset, job.category.name) for job in found.jobs}
     selection, skipped = found.selection, len(found.jobs) - len(found.left)

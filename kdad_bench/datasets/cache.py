@@ -1,38 +1,53 @@
-"""Decoded images, kept as memory-mapped uint8 arrays under a name made of their contents and their resolution."""
+"""Decoded images, kept as memory-mapped arrays under a name made of their contents and their resolution.
+
+Nothing in the cache is believed: an array carries a checksum of its bytes, the remembered hashes of files carry the
+size, times and inode that they were taken at, and what does not fit is made again. A cache that cannot be written only
+costs time and memory; one that is full says so.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
+import math
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-import platformdirs
 
-from kdad_bench.datasets.category import DatasetError
+from kdad_bench.datasets.category import Category, DatasetError
+from kdad_bench.datasets.decoding import MAX_BYTES, opened
+from kdad_bench.files import CacheError, cache_folder, sweep, write_text_whole, write_whole
 
 LAYOUT = "1"  # changes when decoding or the stored layout changes: old entries are then no longer found
 CHUNK = 1 << 20
+SEAL = b"kdad\x00crc"  # before the CRC-32 at the end of an array's file
+RACY_NS = 100_000_000  # a file changed so shortly ago may change again within one tick of its clock
+READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 Array = npt.NDArray[Any]
+Stamp = list[int]  # size, mtime, ctime, inode: what changes whenever a file is written
+
+_remembered: dict[Path, dict[str, list[Any]]] = {}  # folder -> name -> [*stamp, SHA-256], in this process
+_sound: set[tuple[str, int, int, int]] = set()  # arrays whose checksum this process has compared
 
 
 def folder() -> Path:
     """The cache folder: environment variable KDAD_CACHE, or the user's cache folder. Created if missing."""
-    named = os.environ.get("KDAD_CACHE")
-    path = Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("kdad-bench"))
     try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DatasetError(f"{path}: the cache folder cannot be made ({error.strerror}); set KDAD_CACHE") from error
-    return path.resolve()
+        return cache_folder()
+    except CacheError as error:
+        raise DatasetError(str(error)) from error
 
 
 def workers() -> int:
@@ -42,50 +57,52 @@ def workers() -> int:
 
 
 @contextlib.contextmanager
-def only_builder(path: Path) -> Iterator[None]:
-    """Hold the lock file beside `path`, so that one process builds and the others wait (advisory; POSIX only).
+def only_builder(path: Path) -> Iterator[bool]:
+    """Hold the lock file beside `path`, so that one process builds and the others wait; yields whether it is held.
 
-    Without the lock two builders would do the same work twice; the placement is atomic either way.
+    Without a lock (Windows, some network drives, a read-only disk) two builders do the same work twice; the placement
+    is atomic either way.
     """
     try:
         import fcntl
-    except ImportError:  # Windows: work twice rather than wait
-        yield
+
+        lock = open(path.with_name(f".{path.name}.lock"), "w")  # noqa: SIM115 - closed below, kept while the lock lasts
+    except (ImportError, OSError):
+        yield False
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-        with contextlib.suppress(OSError):  # a file system without locks
+    with lock:
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        except OSError:  # a file system without locks
+            yield False
+            return
+        yield True
 
 
-def place(write: Callable[[Path], None], path: Path) -> None:
-    """Call `write(temporary)` and move what it wrote to `path` in one step: nobody ever sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+# --- hashes of files --------------------------------------------------------------------------------------------------
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's contents, 64 hex digits. Raises DatasetError if it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb", buffering=0) as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}); restore the file") from error
+    """SHA-256 of a file's contents, 64 hex digits. Raises DatasetError if it cannot be read or is too large."""
+    digest, done = hashlib.sha256(), 0
+    with opened(path) as file:
+        while chunk := _read(file, path):
+            digest.update(chunk)
+            done += len(chunk)
+            if done > MAX_BYTES:
+                raise DatasetError(f"{path}: more than {MAX_BYTES} bytes, the limit for a file; not read")
     return digest.hexdigest()
 
 
-def content_hashes(files: Sequence[Path]) -> dict[Path, str]:
-    """SHA-256 of each file, remembered in the cache folder by path, size and modification time.
+def _read(file: IO[bytes], path: Path) -> bytes:
+    try:
+        return file.read(CHUNK)
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}); restore the file") from error
+
+
+def content_hashes(files: Iterable[Path]) -> dict[Path, str]:
+    """SHA-256 of each file, remembered by path, size, times of change and inode, in this process and in the cache.
 
     One record file per parent folder, so that the test images of a category are not touched for its training images.
     """
@@ -100,38 +117,89 @@ def content_hashes(files: Sequence[Path]) -> dict[Path, str]:
 
 def _folder_hashes(parent: Path, paths: Sequence[Path]) -> dict[Path, str]:
     resolved = parent.resolve()
-    record = folder() / "hashes" / f"{hashlib.sha256(str(resolved).encode()).hexdigest()[:32]}.json"
-    known: dict[str, list[Any]] = {}
-    with contextlib.suppress(OSError, ValueError):
-        read = json.loads(record.read_text())
-        if isinstance(read, dict):
-            known = read
-    stats: dict[Path, list[int]] = {}
-    for path in paths:
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise DatasetError(f"{path}: cannot be read ({error.strerror or error}); restore the file") from error
-        stats[path] = [stat.st_size, stat.st_mtime_ns]
-    fresh = [path for path in paths if known.get(path.name, [None])[:2] != stats[path]]
+    record = folder() / "hashes" / f"{hashlib.sha256(os.fsencode(resolved)).hexdigest()[:32]}.json"
+    known = {**_record(record), **_remembered.get(resolved, {})}
+    stamps = {path: _stamp(path) for path in paths}
+    fresh = [path for path in paths if known.get(path.name, [])[:-1] != stamps[path]]
     if fresh:
+        began = time.time_ns()
         with ThreadPoolExecutor(workers()) as pool:
             for path, digest in zip(fresh, pool.map(file_hash, fresh), strict=True):
-                known[path.name] = [*stats[path], digest]
-        text = json.dumps(known)
-        with contextlib.suppress(OSError):  # a full or read-only cache only costs the next call its time
-            place(lambda temporary: _write_text(temporary, text), record)
-    return {path: str(known[path.name][2]) for path in paths}
+                known[path.name] = [*stamps[path], digest]
+        lasting = {name: one for name, one in known.items() if began - max(one[1], one[2]) > RACY_NS}
+        _remembered[resolved] = lasting
+        # a full or read-only cache only costs the next process its time
+        with contextlib.suppress(OSError):
+            write_text_whole(record, _written(lasting))
+    return {path: str(known[path.name][-1]) for path in paths}
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
+def _stamp(path: Path) -> Stamp:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}); restore the file") from error
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
-def key(kind: str, files: Sequence[Path], root: Path, *parts: object) -> str:
+def _written(known: Mapping[str, list[Any]]) -> str:
+    body = json.dumps(known)
+    return json.dumps({"crc": zlib.crc32(body.encode("ascii")), "files": body})
+
+
+def _record(path: Path) -> dict[str, list[Any]]:
+    """What a record file remembers; nothing where it is missing, of an earlier version or damaged."""
+    try:
+        kept = json.loads(path.read_bytes())
+        if zlib.crc32(kept["files"].encode("ascii")) != kept["crc"]:
+            return {}
+        found: dict[str, list[Any]] = json.loads(kept["files"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}
+    return found
+
+
+def fingerprint(category: Category) -> str:
+    """SHA-256 (64 hex digits) over the relative names and the contents of every file the modality reads.
+
+    Of a sealed category it is the plan's, and no file is touched. Raises DatasetError if a file is missing.
+    """
+    found = category.seal or _named(category, content_hashes(dict.fromkeys(category.files())))
+    digest = hashlib.sha256(category.modality.encode())
+    for path in sorted(category.files()):
+        name = path.relative_to(category.root).as_posix()
+        digest.update(f"{name}\0{found[name]}\n".encode())
+    return digest.hexdigest()
+
+
+def sealed(category: Category) -> Category:
+    """The category with the hash of every file, so that loading it refuses a file that has changed since.
+
+    Raises DatasetError if a file is missing.
+    """
+    return replace(category, seal=_named(category, content_hashes(dict.fromkeys(category.files()))))
+
+
+def _named(category: Category, hashes: Mapping[Path, str]) -> dict[str, str]:
+    return {path.relative_to(category.root).as_posix(): digest for path, digest in hashes.items()}
+
+
+def unchanged(category: Category, files: Sequence[Path]) -> dict[Path, str]:
+    """SHA-256 of each of the category's files; raises DatasetError for one that is not as the plan saw it."""
+    hashes = content_hashes(files)
+    for path, digest in hashes.items():
+        planned = category.seal.get(path.relative_to(category.root).as_posix())
+        if planned is not None and planned != digest:
+            raise DatasetError(f"{path}: changed since the run was planned; restore the file, or start the run again")
+    return hashes
+
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+def key(kind: str, files: Sequence[Path], hashes: Mapping[Path, str], root: Path, *parts: object) -> str:
     """The name of a cache entry: 40 hex digits over `kind`, `parts`, and the names and contents of `files`."""
     digest = hashlib.sha256("\0".join([LAYOUT, kind, *map(str, parts)]).encode())
-    hashes = content_hashes(files)
     for path in files:
         digest.update(f"\n{path.relative_to(root).as_posix()}\0{hashes[path]}".encode())
     return digest.hexdigest()[:40]
@@ -140,39 +208,96 @@ def key(kind: str, files: Sequence[Path], root: Path, *parts: object) -> str:
 def array(name: str, shape: tuple[int, ...], dtype: type[np.generic], fill: Callable[[Array], None]) -> Array:
     """The read-only memory-mapped array `name`, made by `fill(array of that shape and dtype)` if it is not there.
 
-    Safe with concurrent builders: each writes its own temporary file, and the entry appears whole or not at all.
+    Safe with concurrent builders: each writes its own temporary file, and the entry appears whole or not at all. Where
+    the cache cannot be written the array is made in memory. Raises DatasetError where the disk is full.
     """
     path = folder() / "arrays" / f"{name}.npy"
     found = _mapped(path, shape, dtype)
     if found is not None:
         return found
-    with only_builder(path):
-        found = _mapped(path, shape, dtype)  # another process may have built it while this one waited
-        if found is not None:
-            return found
-
-        def write(temporary: Path) -> None:
-            mapped = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.dtype(dtype), shape=shape)
-            fill(mapped)
-            mapped.flush()
-
-        try:
-            place(write, path)
-        except OSError as error:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with only_builder(path):
+            found = _mapped(path, shape, dtype)  # another process may have built it while this one waited
+            if found is None:
+                sweep(path.parent)
+                write_whole(path, lambda temporary: _build(temporary, shape, dtype, fill))
+    except OSError as error:
+        if error.errno not in READ_ONLY:
             raise DatasetError(
-                f"{path}: the cache cannot be written ({error.strerror or error}); set KDAD_CACHE"
+                f"{path}: the cache cannot be written ({error.strerror or error}); free space or set KDAD_CACHE"
             ) from error
-    found = _mapped(path, shape, dtype)
+        return _in_memory(shape, dtype, fill)
+    found = found if found is not None else _mapped(path, shape, dtype)
     if found is None:
         raise DatasetError(f"{path}: the cache entry cannot be read back; delete it or set KDAD_CACHE")
     return found
 
 
+def _in_memory(shape: tuple[int, ...], dtype: type[np.generic], fill: Callable[[Array], None]) -> Array:
+    made: Array = np.zeros(shape, dtype)
+    fill(made)
+    made.flags.writeable = False
+    return made
+
+
+def _build(path: Path, shape: tuple[int, ...], dtype: type[np.generic], fill: Callable[[Array], None]) -> None:
+    """Write a .npy file whose space is taken before it is mapped (a full disk kills a mapping), and its checksum."""
+    head = _head(shape, dtype)
+    with open(path, "r+b") as file:
+        file.write(head)
+        _take(file, len(head) + _bytes(shape, dtype))
+        mapped = np.memmap(file, dtype=dtype, mode="r+", offset=len(head), shape=shape)
+        fill(mapped)
+        mapped.flush()
+        file.seek(0, os.SEEK_END)
+        file.write(SEAL + _checksum(mapped))
+
+
+def _head(shape: tuple[int, ...], dtype: type[np.generic]) -> bytes:
+    """The header of a .npy file, which is compared and never parsed."""
+    head = io.BytesIO()
+    facts = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, facts)
+    return head.getvalue()
+
+
+def _bytes(shape: tuple[int, ...], dtype: type[np.generic]) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize
+
+
+def _take(file: IO[bytes], size: int) -> None:
+    """Make `file` `size` bytes long on disk and not in name only; raises OSError where there is no room."""
+    file.flush()
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    file.seek(0, os.SEEK_END)
+    while (left := size - file.tell()) > 0:
+        file.write(bytes(min(left, CHUNK)))
+    file.flush()
+
+
+def _checksum(values: Array) -> bytes:
+    return zlib.crc32(values.reshape(-1).view(np.uint8).data).to_bytes(4, "little")
+
+
 def _mapped(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> Array | None:
-    if not path.exists():
-        return None
+    """The array of a file; None if there is none, or if it is not what was written."""
+    head = _head(shape, dtype)
     try:
-        found: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        with open(path, "rb") as file:
+            about = os.fstat(file.fileno())
+            if about.st_size != len(head) + _bytes(shape, dtype) + len(SEAL) + 4 or file.read(len(head)) != head:
+                return None
+            file.seek(-len(SEAL) - 4, os.SEEK_END)
+            seal = file.read()
+            found = np.memmap(file, dtype=dtype, mode="r", offset=len(head), shape=shape)
+    except (OSError, ValueError):
         return None
-    return found if found.shape == shape and found.dtype == np.dtype(dtype) else None
+    known = (str(path), about.st_ino, about.st_mtime_ns, about.st_ctime_ns)
+    if known not in _sound:
+        if seal != SEAL + _checksum(found):
+            return None
+        _sound.add(known)
+    return found

@@ -1,26 +1,38 @@
-"""What a data set is made of: samples, categories, and the fingerprint of their contents."""
+"""What a data set is made of: samples and categories. Imports nothing of this package."""
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 GOOD = "good"
 MODALITIES = ("rgb", "depth", "rgb+depth")
+# control characters, undecodable bytes of a file name, line ends and marks that turn the direction of writing
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """`text` on one line that a terminal shows as it is: what would end the line or steer it becomes an escape."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 class DatasetError(ValueError):
-    """A data set cannot be used: one line that names the path, what is wrong and what to do."""
+    """A data set cannot be used: one printable line that names the path, what is wrong and what to do."""
+
+    def __init__(self, line: str) -> None:
+        super().__init__(printable(line))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One test image: its file, its defect type ("good" if normal) and the file of its mask, if it has one."""
+    """One image: its file, its defect type ("good" if normal), the files that mark the defect, and its scan."""
 
-    path: Path
-    defect: str
-    mask: Path | None = None
+    path: Path  # the photograph, whatever the modality
+    defect: str = GOOD
+    masks: tuple[Path, ...] = ()  # marked is what any of them marks; none for a normal image
+    scan: Path | None = None  # the xyz file that belongs to the photograph
 
     @property
     def label(self) -> bool:
@@ -30,43 +42,26 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Category:
-    """One category of a data set: the normal images to learn from and the test images to be judged.
-
-    `train`, `validation` and the `path` of each test sample are RGB files, whatever the modality; the scan that
-    belongs to one of them is found by `mvtec_3d_ad.scan_path`.
-    """
+    """One category of a data set: the normal images to learn from and the test images to be judged."""
 
     dataset: str
     name: str
     root: Path
-    train: tuple[Path, ...]
+    train: tuple[Sample, ...]
     test: tuple[Sample, ...]
-    validation: tuple[Path, ...] = ()  # normal images shipped as a split of their own (MVTec 3D-AD)
+    validation: tuple[Sample, ...] = ()  # normal images shipped as a split of their own
     synthetic: bool = False
     modality: str = "rgb"  # rgb | depth | rgb+depth
     has_masks: bool = True
-    has_scans: bool = False  # True if an xyz file lies beside every image
+    has_scans: bool = False  # True if a scan belongs to every image
+    remarks: tuple[str, ...] = field(default=(), compare=False)  # a line for each kind of thing that is not used
+    # relative name -> SHA-256 of each file as a plan saw it (`cache.sealed`); loading refuses a file that has changed
+    seal: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
-    def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) over the relative names and the contents of every file the modality reads.
-
-        The hashes of single files are remembered by size and modification time, so that a second call is fast.
-        Raises DatasetError if a file is missing.
-        """
-        from kdad_bench.datasets.cache import content_hashes
-
-        files = [*self.train, *self.validation]
-        for sample in self.test:
-            files.append(sample.path)
-            if sample.mask is not None:
-                files.append(sample.mask)
-        if self.modality != "rgb":
-            from kdad_bench.datasets.mvtec_3d_ad import scan_path
-
-            images = [*self.train, *self.validation, *(sample.path for sample in self.test)]
-            files.extend(scan_path(path) for path in images)
-        digest = hashlib.sha256(self.modality.encode())
-        hashes = content_hashes(files)
-        for path in sorted(files):
-            digest.update(f"{path.relative_to(self.root).as_posix()}\0{hashes[path]}\n".encode())
-        return digest.hexdigest()
+    def files(self) -> Iterator[Path]:
+        """Every file that the modality reads."""
+        for sample in (*self.train, *self.validation, *self.test):
+            yield sample.path
+            yield from sample.masks
+            if self.modality != "rgb" and sample.scan is not None:
+                yield sample.scan

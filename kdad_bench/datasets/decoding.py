@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
+import stat
 import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,26 +21,73 @@ from kdad_bench.datasets.category import DatasetError
 
 MAX_PIXELS = 8192 * 8192  # an image with more pixels is refused before it is decoded (a decompression bomb)
 MAX_BYTES = 600_000_000  # no image within MAX_PIXELS needs a larger file: 8 bytes a pixel, 16-bit RGBA
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+CHUNK = 1 << 20
 # recognised by content, not by suffix; formats that start other programs are left out
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+JPEG_SIGNATURE = b"\xff\xd8\xff"
+FEW_VALUES = 8  # kinds of defects in one mask; more grey values than these are soft edges, or a photograph
+MOST = 0.5  # share of an image; a mask that marks more, and nearly its whole rim, is taken for an inverted one
+NEARLY_ALL = 0.95
 
 U8 = npt.NDArray[np.uint8]
+# a picture that Pillow finds too large is refused as a damaged one is; it would only warn
+warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-def read_bytes(path: Path) -> bytes:
-    """The contents of `path`. Raises DatasetError if it is missing, unreadable, empty or above MAX_BYTES."""
+class Mask(NamedTuple):
+    """What a file of ground truth marks."""
+
+    marked: npt.NDArray[np.bool_]  # [H, W]
+    doubt: str  # why it may not mean that, or nothing
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """`path` opened for reading, if it is a regular file: a pipe would block, a device would never end.
+
+    Raises DatasetError with one line.
+    """
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise DatasetError(f"{path}: {size} bytes, above the limit of {MAX_BYTES} for an image file; not read")
-        data = path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}); restore the file") from error
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DatasetError(f"{path}: cannot be read ({reason}); restore the file") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DatasetError(f"{path}: cannot be read (not a regular file); restore the file")
+    with open(descriptor, "rb", buffering=0) as file:
+        yield file
+
+
+def read_bytes(path: Path, sha256: str | None = None) -> bytes:
+    """The contents of `path`, which have the given SHA-256 where one is given.
+
+    Raises DatasetError if it is missing, unreadable, no regular file, empty, above MAX_BYTES or of other contents.
+    """
+    with opened(path) as file:
+        try:
+            data = _within(file, path)
+        except OSError as error:
+            raise DatasetError(f"{path}: cannot be read ({error.strerror or error}); restore the file") from error
     if not data:
         raise DatasetError(f"{path}: the file is empty (0 bytes); restore it")
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise DatasetError(f"{path}: changed while it was read; run again when nothing writes to it")
     return data
+
+
+def _within(file: IO[bytes], path: Path) -> bytes:
+    """All bytes of an open file, a piece at a time: what it says of its size need not be true."""
+    size, done = os.fstat(file.fileno()).st_size, 0
+    pieces: list[bytes] = []
+    while size <= MAX_BYTES and done <= MAX_BYTES:
+        piece = file.read(min(max(size - done, CHUNK), 64 * CHUNK))
+        if not piece:
+            return b"".join(pieces)
+        pieces.append(piece)
+        done += len(piece)
+    raise DatasetError(f"{path}: {max(size, done)} bytes, above the limit of {MAX_BYTES} for an image file; not read")
 
 
 def check_pixels(path: Path, width: int, height: int) -> None:
@@ -51,33 +105,45 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
 
     `data` are the bytes of the file where the caller has read them. Raises DatasetError with one line.
     """
-    if data is None:
-        data = read_bytes(path)
-    if data[:8] == PNG_SIGNATURE and len(data) >= 24:  # before Pillow sees it: its own bomb limit only warns
-        check_pixels(path, *struct.unpack(">II", data[16:24]))
+    image = _header(path, io.BytesIO(read_bytes(path) if data is None else data))
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-        check_pixels(path, *image.size)
         image.load()
         if image.getexif().get(0x0112, 1) != 1:
-            image = ImageOps.exif_transpose(image)
-    except DatasetError:
-        raise
+            return ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
-        reason = str(error).replace(str(path), "").splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            reason = "not one of " + ", ".join(FORMATS)
-        raise DatasetError(f"{path}: not a readable image ({reason}); restore the file") from error
+        raise _damaged(path, error) from error
     return image
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) as the file's header says, without decoding it. Raises DatasetError if it has none."""
+    with opened(path) as file:
+        return _header(path, file).size
+
+
+def _header(path: Path, file: IO[bytes]) -> Image.Image:
+    """The image in an open file, its size known and within the limit, its pixels not decoded."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return image.size
+        start = file.read(24)
+        file.seek(0)
+        if start[:8] == PNG_SIGNATURE and len(start) == 24:  # before Pillow sees it: it names its own limit
+            check_pixels(path, *struct.unpack(">II", start[16:]))
+        image: Image.Image = Image.open(file, formats=FORMATS)
+    except DatasetError:
+        raise
     except Exception as error:  # Pillow's parsers raise almost anything on damaged files
-        raise DatasetError(f"{path}: not a readable image; restore the file") from error
+        raise _damaged(path, error) from error
+    check_pixels(path, *image.size)
+    return image
+
+
+def _damaged(path: Path, error: Exception) -> DatasetError:
+    reason = str(error).replace(str(path), "").splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        reason = "not one of " + ", ".join(FORMATS)
+    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
+        reason = f"above the limit of {MAX_PIXELS} pixels"
+    return DatasetError(f"{path}: not a readable image ({reason}); restore the file")
 
 
 def as_rgb(image: Image.Image, path: Path) -> Image.Image:
@@ -97,9 +163,12 @@ def as_rgb(image: Image.Image, path: Path) -> Image.Image:
         raise DatasetError(f"{path}: colour mode {image.mode} cannot be converted to RGB; convert the file") from error
 
 
-def read_rgb(path: Path, resolution: int) -> tuple[U8, tuple[int, int]]:
-    """`path` as uint8 [3, R, R] (Pillow's antialiased bilinear reduction, no crop) and its own (width, height)."""
-    image = as_rgb(open_image(path), path)
+def read_rgb(path: Path, resolution: int, sha256: str | None = None) -> tuple[U8, tuple[int, int]]:
+    """`path` as uint8 [3, R, R] (Pillow's antialiased bilinear reduction, no crop) and its own (width, height).
+
+    Raises DatasetError if it cannot be read, or has not the SHA-256 where one is given.
+    """
+    image = as_rgb(open_image(path, read_bytes(path, sha256)), path)
     size = image.size
     if size != (resolution, resolution):
         image = image.resize((resolution, resolution), Image.Resampling.BILINEAR)
@@ -107,23 +176,59 @@ def read_rgb(path: Path, resolution: int) -> tuple[U8, tuple[int, int]]:
 
 
 def read_mask(path: Path, resolution: int | None, size: tuple[int, int] | None = None) -> npt.NDArray[np.bool_]:
-    """`path` as bool [R, R], True where any colour is above 0, taken by nearest neighbour ([H, W] if R is None).
+    """`path` as bool [R, R], True where it marks a defect, taken by nearest neighbour ([H, W] if R is None).
 
     Raises DatasetError if the mask has not the `size` (width, height) of its image.
     """
-    image = open_image(path)
+    return reduced(mask_of(path, size).marked, resolution)
+
+
+def mask_of(path: Path, size: tuple[int, int] | None = None, sha256: str | None = None) -> Mask:
+    """What the mask `path` marks, at its own size: every pixel with a value above 0.
+
+    A JPEG file blurs its edges: there a pixel is marked above half of the highest value. Raises DatasetError if it
+    cannot be read, has not the `size` (width, height) of its image, or not the SHA-256 where one is given.
+    """
+    data = read_bytes(path, sha256)
+    image, lossy = open_image(path, data), data[:3] == JPEG_SIGNATURE
     if size is not None and image.size != size:
         raise DatasetError(
             f"{path}: the mask is {image.size[0]} x {image.size[1]} pixels and its image {size[0]} x {size[1]}; "
             "they must be equal"
         )
     if image.mode.startswith(("I", "F")):
-        marked: npt.NDArray[np.bool_] = np.asarray(image) > 0
+        values: npt.NDArray[Any] = np.asarray(image)
     elif image.mode in ("1", "L"):
-        marked = np.asarray(image.convert("L")) > 0
+        values = np.asarray(image.convert("L"))
     else:
-        marked = np.asarray(as_rgb(image, path)).max(axis=2) > 0
+        values = np.asarray(as_rgb(image, path)).max(axis=2)
+    marked: npt.NDArray[np.bool_] = 2 * values.astype(np.float64) > values.max() if lossy else values > 0
+    return Mask(marked, _doubt(values, marked, lossy=lossy))
+
+
+def _doubt(values: npt.NDArray[Any], marked: npt.NDArray[np.bool_], *, lossy: bool) -> str:
+    """Why a mask may not mean what it marks; nothing for one of a few labels on a ground of zeros."""
+    if lossy:
+        return "is a JPEG file, whose edges are blurred: marked above half of the highest value; save it as PNG"
+    count = _distinct(values)
+    if count > FEW_VALUES:
+        return f"is not binary: {count} grey values, all of which count as defect; save it with two values"
+    rim = np.concatenate([marked[0], marked[-1], marked[:, 0], marked[:, -1]])
+    if marked.mean() > MOST and rim.mean() > NEARLY_ALL:
+        return f"marks {marked.mean():.0%} of the image with its rim: inverted? defects have values above 0"
+    return ""
+
+
+def _distinct(values: npt.NDArray[Any]) -> int:
+    """The number of values other than 0."""
+    if values.dtype == np.uint8:  # counted, which is much faster than sorted
+        return int(np.count_nonzero(np.bincount(values.ravel().astype(np.int64), minlength=1)[1:]))
+    return len(np.unique(values[values != 0]))
+
+
+def reduced(marked: npt.NDArray[np.bool_], resolution: int | None) -> npt.NDArray[np.bool_]:
+    """A mask [H, W] as [R, R] by nearest neighbour, or as it is where R is None."""
     if resolution is None or marked.shape == (resolution, resolution):
         return marked
-    reduced = Image.fromarray(marked.astype(np.uint8)).resize((resolution, resolution), Image.Resampling.NEAREST)
-    return np.asarray(reduced) > 0
+    small = Image.fromarray(marked.astype(np.uint8)).resize((resolution, resolution), Image.Resampling.NEAREST)
+    return np.asarray(small) > 0

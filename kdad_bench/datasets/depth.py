@@ -14,6 +14,7 @@ Bergmann, Jin, Sattlegger, Steger, VISAPP 2022 describe the data; the choice of 
 
 from __future__ import annotations
 
+import io
 import logging
 from pathlib import Path
 
@@ -37,14 +38,13 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 
-def read_scan(path: Path) -> F32:
+def read_scan(path: Path, sha256: str | None = None) -> F32:
     """The points of an xyz TIFF, float32 [H, W, 3] in metres; points without data are (0, 0, 0).
 
-    Raises DatasetError, naming the file, if it is not a TIFF of three floating-point channels or too large.
+    Raises DatasetError, naming the file, if it is not a TIFF of three floating-point channels, too large, or has not
+    the SHA-256 where one is given.
     """
-    import io
-
-    data = read_bytes(path)
+    data = read_bytes(path, sha256)
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             page = file.pages.first
@@ -130,15 +130,15 @@ def _best_plane(points: F64) -> tuple[F64, float]:
     return best[1], best[2]
 
 
-def top_of(path: Path) -> float:
+def top_of(path: Path, sha256: str | None = None) -> float:
     """The height in metres that 99.5 % of the object's points stay below; 0 where nothing stands out of the table."""
-    height, found = heights(read_scan(path), path)
+    height, found = heights(read_scan(path, sha256), path)
     return float(np.percentile(height[found], 99.5)) if found.any() else 0.0
 
 
-def render(path: Path, top: float) -> U8:
+def render(path: Path, top: float, sha256: str | None = None) -> U8:
     """The relief of a scan as uint8 [H, W, 3]: height over `top`, and the normal's x and y components about 128."""
-    points = read_scan(path)
+    points = read_scan(path, sha256)
     height, found = heights(points, path)
     level = np.clip(height / max(top, 1e-6), 0.0, 1.0) * 255.0
     pitch = _pitch(points)
@@ -170,9 +170,9 @@ def _pitch(points: F32) -> float:
     return max(float(np.median(steps)), 1e-6) if len(steps) else 1e-3
 
 
-def read_depth(path: Path, resolution: int, top: float) -> tuple[U8, tuple[int, int]]:
+def read_depth(path: Path, resolution: int, top: float, sha256: str | None = None) -> tuple[U8, tuple[int, int]]:
     """The relief of a scan as uint8 [3, R, R] (antialiased bilinear, no crop) and the scan's own (width, height)."""
-    picture = Image.fromarray(render(path, top))
+    picture = Image.fromarray(render(path, top, sha256))
     size = picture.size
     if size != (resolution, resolution):
         picture = picture.resize((resolution, resolution), Image.Resampling.BILINEAR)

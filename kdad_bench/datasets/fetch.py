@@ -7,12 +7,15 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kdad_bench.datasets import mvtec_3d_ad, mvtec_ad
 from kdad_bench.datasets.archive import Limits, extract
 from kdad_bench.datasets.category import DatasetError
+from kdad_bench.datasets.entry import Archive
+from kdad_bench.datasets.finding import root_of
+from kdad_bench.datasets.listing import look
+from kdad_bench.datasets.table import entries, entry
 from kdad_bench.download import PAUSE_SECONDS, STALL_SECONDS, BusyError, DownloadError, Progress, claimed, download
 from kdad_bench.files import sweep
 
@@ -20,50 +23,21 @@ CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """Where a data set can be had, and how to know that it is the right one."""
+class Source(Archive):
+    """The archive of a data set, and what a person has to know before it is fetched."""
 
     name: str
     title: str
-    url: str
-    algorithm: str  # sha256 | md5
-    digest: str
-    page: str  # for people: where to look when the link has moved
     licence: str
-    download_bytes: int  # about
-    unpacked_bytes: int  # about
 
 
-LICENCE = (
-    "CC BY-NC-SA 4.0 (https://creativecommons.org/licenses/by-nc-sa/4.0/): name the authors (MVTec Software GmbH), "
-    "no commercial use, share adaptations under the same licence"
-)
-SOURCES = {
-    "mvtec_ad": Source(
-        name="mvtec_ad",
-        title="MVTec AD",
-        url="https://www.mydrive.ch/shares/150996/b52ecdcbf521176e9db9c731f2304b27/download/"
-        "420938113-1629960298/mvtec_anomaly_detection.tar.xz",
-        algorithm="sha256",
-        digest="cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d",
-        page="https://www.mvtec.com/company/research/datasets/mvtec-ad",
-        licence=LICENCE,
-        download_bytes=5_300_000_000,
-        unpacked_bytes=5_400_000_000,
-    ),
-    "mvtec_3d_ad": Source(
-        name="mvtec_3d_ad",
-        title="MVTec 3D-AD",
-        url="https://www.mydrive.ch/shares/150646/25de33f1276dd418cd856f2f48a84cdb/download/"
-        "428824485-1643299897/mvtec_3d_anomaly_detection.tar.xz",
-        algorithm="md5",
-        digest="d8bb2800fbf3ac88e798da6ae10dc819",
-        page="https://www.mvtec.com/company/research/datasets/mvtec-3d-ad",
-        licence=LICENCE,
-        download_bytes=13_000_000_000,
-        unpacked_bytes=30_000_000_000,
-    ),
-}
+def source_of(name: str) -> Source:
+    """Where the data set `name` can be had; raises DatasetError for one that cannot be fetched."""
+    have = entries(lambda one: one.archive)
+    one = have.get(name)
+    if one is None or one.archive is None:
+        raise DatasetError(f"data set '{name}' cannot be fetched; have: {', '.join(have)}")
+    return Source(name=one.name, title=one.title, licence=one.terms, **asdict(one.archive))
 
 
 def check(path: Path, algorithm: str, digest: str, progress: Progress = lambda *_: None) -> None:
@@ -87,9 +61,7 @@ def check(path: Path, algorithm: str, digest: str, progress: Progress = lambda *
 
 def existing(source: Source, out: Path) -> Path | None:
     """The folder below `out` where the data set already lies, if it does."""
-    from kdad_bench.datasets import root_of
-
-    return root_of(source.name, _at_home(out))
+    return root_of(entry(source.name), _at_home(out))
 
 
 def fetch(
@@ -223,8 +195,9 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 def _unpacked_root(source: Source, draft: Path) -> Path:
     """The folder that holds the categories: the unpacked folder itself, or the only folder in it."""
-    layout = mvtec_3d_ad if source.name == "mvtec_3d_ad" else mvtec_ad
-    for place in (draft, *mvtec_ad.subfolders(draft)):
-        if layout.category_names(place):
-            return place
+    for place in (draft, *look(draft).folders):
+        for layout in entry(source.name).layouts:
+            found = layout.categories(place)
+            if found and place not in found.values():
+                return place
     raise DatasetError(f"the archive holds no category of {source.title}; nothing was placed")

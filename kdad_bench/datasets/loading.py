@@ -1,8 +1,13 @@
-"""A category's files -> uint8 arrays for training, validation and test, through the cache."""
+"""A category's files -> uint8 arrays for training, validation and test, through the cache.
+
+What is decoded is what was hashed: each file is compared with the hash that names its cache entry as it is read, and
+with the plan's where the category is sealed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kdad_bench.datasets import cache
-from kdad_bench.datasets.category import Category, DatasetError
-from kdad_bench.datasets.decoding import image_size, open_image, read_mask, read_rgb
-from kdad_bench.datasets.mvtec_3d_ad import scan_path
+from kdad_bench.datasets.category import Category, DatasetError, Sample, printable
+from kdad_bench.datasets.decoding import image_size, mask_of, open_image, read_bytes, read_rgb, reduced
 
 Size = tuple[int, int]  # width, height
+Hashes = dict[Path, str]
+DOUBT_BYTES = 200  # of a line on a mask, as it is kept
 
 
 class TestSet(NamedTuple):
@@ -43,8 +49,11 @@ def load_validation(category: Category, resolution: int) -> npt.NDArray[np.uint8
 
 
 def load_test(category: Category, resolution: int) -> TestSet:
-    """The test images, labels and masks. Raises DatasetError, naming the file, if one cannot be used."""
-    images = _images(category, "test", [sample.path for sample in category.test], resolution)
+    """The test images, labels and masks. Raises DatasetError, naming the file, if one cannot be used.
+
+    Warns, in one line for each reason, of masks that may not mean what they mark.
+    """
+    images = _images(category, "test", category.test, resolution)
     labels = np.array([sample.label for sample in category.test], dtype=np.bool_)
     names = tuple(f"{sample.defect}/{sample.path.name}" for sample in category.test)
     return TestSet(images, labels, _masks(category, resolution) if category.has_masks else None, names)
@@ -55,98 +64,144 @@ def single_modalities(category: Category) -> tuple[Category, ...]:
     return tuple(dataclasses.replace(category, modality=modality) for modality in category.modality.split("+"))
 
 
-def _images(category: Category, split: str, files: Sequence[Path], resolution: int) -> npt.NDArray[np.uint8]:
+def _images(category: Category, split: str, samples: Sequence[Sample], resolution: int) -> npt.NDArray[np.uint8]:
     if not 1 <= resolution <= 8192:
         raise DatasetError(f"resolution {resolution}: must lie between 1 and 8192")
     if category.modality not in ("rgb", "depth"):
         raise DatasetError(f"{category.name}: {category.modality} has two pictures; load single_modalities one by one")
-    if not files:
+    if not samples:
         return np.zeros((0, 3, resolution, resolution), dtype=np.uint8)
     if category.modality == "depth":
-        return _depths(category, split, files, resolution)
+        return _depths(category, split, samples, resolution)
+    files = [sample.path for sample in samples]
+    hashes = cache.unchanged(category, files)
 
     def fill(array: cache.Array) -> None:
         def decode(index: int) -> None:
-            array[index], sizes[index] = read_rgb(files[index], resolution)
+            array[index], sizes[index] = read_rgb(files[index], resolution, hashes[files[index]])
 
         sizes: list[Size] = [(0, 0)] * len(files)
         _in_threads(decode, len(files))
-        _sizes(category, files, lambda: sizes)
+        _sizes(category, files, hashes, lambda: sizes)
 
-    name = cache.key(f"rgb-{split}", files, category.root, resolution)
+    name = cache.key(f"rgb-{split}", files, hashes, category.root, resolution)
     return cache.array(name, (len(files), 3, resolution, resolution), np.uint8, fill)
 
 
-def _depths(category: Category, split: str, files: Sequence[Path], resolution: int) -> npt.NDArray[np.uint8]:
+def _depths(category: Category, split: str, samples: Sequence[Sample], resolution: int) -> npt.NDArray[np.uint8]:
     from kdad_bench.datasets.depth import read_depth
 
-    scans = [scan_path(path) for path in files]
+    scans = _scans(samples)
+    hashes = cache.unchanged(category, scans)
     top = highest_relief(category)
 
     def fill(array: cache.Array) -> None:
         def decode(index: int) -> None:
-            array[index], size = read_depth(scans[index], resolution, top)
-            if size != image_size(files[index]):
+            array[index], size = read_depth(scans[index], resolution, top, hashes[scans[index]])
+            if size != image_size(samples[index].path):
                 raise DatasetError(
                     f"{scans[index]}: the scan is {size[0]} x {size[1]} and its image is not; restore both"
                 )
 
         _in_threads(decode, len(scans))
 
-    name = cache.key(f"depth-{split}", scans, category.root, resolution, top.hex())
+    name = cache.key(f"depth-{split}", scans, hashes, category.root, resolution, top.hex())
     return cache.array(name, (len(scans), 3, resolution, resolution), np.uint8, fill)
+
+
+def _scans(samples: Sequence[Sample]) -> list[Path]:
+    """The scans of samples; `category_of` has seen to it that each has one."""
+    return [sample.scan for sample in samples if sample.scan is not None]
 
 
 def highest_relief(category: Category) -> float:
     """The highest relief of the category's normal training scans, in metres; the scale of the height channel."""
     from kdad_bench.datasets.depth import top_of
 
-    scans = [scan_path(path) for path in category.train]
+    scans = _scans(category.train)
+    hashes = cache.unchanged(category, scans)
 
     def fill(array: cache.Array) -> None:
         def measure(index: int) -> None:
-            array[index] = top_of(scans[index])
+            array[index] = top_of(scans[index], hashes[scans[index]])
 
         _in_threads(measure, len(scans))
 
-    tops = cache.array(cache.key("tops", scans, category.root), (len(scans),), np.float64, fill)
+    tops = cache.array(cache.key("tops", scans, hashes, category.root), (len(scans),), np.float64, fill)
     return float(np.max(tops))
 
 
 def _masks(category: Category, resolution: int) -> npt.NDArray[np.bool_]:
-    marked = [(index, sample) for index, sample in enumerate(category.test) if sample.mask is not None]
-    files = [path for _, sample in marked for path in (sample.path, sample.mask) if path is not None]
+    marked = [(index, sample) for index, sample in enumerate(category.test) if sample.masks]
+    files = [path for _, sample in marked for path in (sample.path, *sample.masks)]
     every = [sample.path for sample in category.test]
+    hashes = cache.unchanged(category, [*every, *files])
 
     def fill(array: cache.Array) -> None:
-        sizes = _sizes(category, every, lambda: _measured(every))
+        sizes = _sizes(category, every, hashes, lambda: _measured(every, hashes))
 
         def decode(place: int) -> None:
             index, sample = marked[place]
-            if sample.mask is not None:
-                array[index] = read_mask(sample.mask, resolution, sizes[index])
+            read = [mask_of(path, sizes[index], hashes[path]) for path in sample.masks]
+            array[index] = np.any([reduced(mask.marked, resolution) for mask in read], axis=0)
+            doubts[place] = next((mask.doubt for mask in read if mask.doubt), "")
 
+        doubts = [""] * len(marked)
         _in_threads(decode, len(marked))
+        _doubts(category, files, hashes, len(marked), lambda: doubts)
 
-    name = cache.key("masks", [*every, *files], category.root, resolution)
-    return cache.array(name, (len(category.test), resolution, resolution), np.bool_, fill)
+    name = cache.key("masks", [*every, *files], hashes, category.root, resolution)
+    array = cache.array(name, (len(category.test), resolution, resolution), np.bool_, fill)
+    _warn(category, [sample for _, sample in marked], _doubts(category, files, hashes, len(marked), lambda: [
+        next((doubt for path in sample.masks if (doubt := mask_of(path).doubt)), "") for _, sample in marked
+    ]))  # fmt: skip
+    return array
 
 
-def _sizes(category: Category, files: Sequence[Path], measure: Callable[[], list[Size]]) -> list[Size]:
+def _doubts(
+    category: Category, files: Sequence[Path], hashes: Hashes, count: int, examine: Callable[[], list[str]]
+) -> list[str]:
+    """For each image with masks why they may not mean what they mark, or nothing; remembered at any resolution."""
+
+    def fill(array: cache.Array) -> None:
+        for place, doubt in enumerate(examine()):
+            text = doubt.encode("ascii", "replace")[:DOUBT_BYTES]
+            array[place, : len(text)] = np.frombuffer(text, np.uint8)
+
+    kept = cache.array(cache.key("doubts", files, hashes, category.root), (count, DOUBT_BYTES), np.uint8, fill)
+    return [row.tobytes().rstrip(b"\0").decode("ascii") for row in kept]
+
+
+def _warn(category: Category, samples: Sequence[Sample], doubts: Sequence[str]) -> None:
+    """One line for each reason to doubt masks, with the first file and the number of those like it."""
+    reasons: dict[str, list[tuple[Sample, str]]] = {}
+    for sample, doubt in zip(samples, doubts, strict=True):
+        if doubt:
+            reasons.setdefault(" ".join(doubt.split()[:2]), []).append((sample, doubt))
+    for those in reasons.values():
+        sample, doubt = those[0]
+        many = f" (and {len(those) - 1} more masks like it)" if len(those) > 1 else ""
+        first = sample.masks[0].relative_to(category.root)
+        line = f"{category.dataset}/{category.name}: the mask {first} {doubt}{many}"
+        warnings.warn(printable(line), stacklevel=4)
+
+
+def _sizes(category: Category, files: Sequence[Path], hashes: Hashes, measure: Callable[[], list[Size]]) -> list[Size]:
     """(width, height) of the decoded images, remembered so that a mask is compared without decoding its image again."""
 
     def fill(array: cache.Array) -> None:
         array[:] = measure()
 
-    found = cache.array(cache.key("sizes", files, category.root), (len(files), 2), np.int32, fill)
+    found = cache.array(cache.key("sizes", files, hashes, category.root), (len(files), 2), np.int32, fill)
     return [(int(width), int(height)) for width, height in found]
 
 
-def _measured(files: Sequence[Path]) -> list[Size]:
+def _measured(files: Sequence[Path], hashes: Hashes) -> list[Size]:
     sizes: list[Size] = [(0, 0)] * len(files)
 
     def measure(index: int) -> None:
-        sizes[index] = open_image(files[index]).size
+        path = files[index]
+        sizes[index] = open_image(path, read_bytes(path, hashes[path])).size
 
     _in_threads(measure, len(files))
     return sizes

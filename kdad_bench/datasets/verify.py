@@ -9,12 +9,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdad_bench.datasets import cache, mvtec_3d_ad, mvtec_ad
-from kdad_bench.datasets.category import GOOD, DatasetError
-from kdad_bench.datasets.decoding import open_image, read_mask
-from kdad_bench.datasets.published import CONFIRMED, TABLES, Counts
-
-SPLITS = ("train", "validation", "test")
+from kdad_bench.datasets import cache
+from kdad_bench.datasets.category import DatasetError, Sample, printable
+from kdad_bench.datasets.decoding import image_size, mask_of, open_image
+from kdad_bench.datasets.entry import Counts, Entry, Layout
+from kdad_bench.datasets.finding import expanded, strays
+from kdad_bench.datasets.listing import Unused
+from kdad_bench.datasets.stand_in import PREFIX
+from kdad_bench.datasets.survey import Survey
+from kdad_bench.datasets.table import entries
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,50 +58,95 @@ class Report:
 
 
 def verify(root: Path, *, against: str | None = None, done: Callable[[str], None] = lambda _: None) -> Report:
-    """Examine a data set (or a single category) in either layout. `done` is called with each category's name.
+    """Examine a data set (or a single category) in a known layout. `done` is called with each category's name.
 
-    `against` is mvtec_ad, mvtec_3d_ad or "none"; without it the table is recognised by the names of the categories.
-    Files are decoded, masks compared with their images, and contents compared between train, validation and test.
-    Raises DatasetError only if `root` holds no category at all.
+    `against` is a data set with published numbers or "none"; without it the table is recognised by the names of the
+    categories. Files are decoded, masks compared with their images, and contents compared between train, validation
+    and test; whatever is not used is a problem. Raises DatasetError only if `root` holds no category at all.
     """
-    return _report(root, against, done, examine=True)
-
-
-def _report(root: Path, against: str | None, done: Callable[[str], None], *, examine: bool) -> Report:
-    if against not in (None, "none", *TABLES):
-        raise DatasetError(f"no published table '{against}'; have: {', '.join(TABLES)}, none")
-    scans = mvtec_3d_ad.is_category(root) or bool(mvtec_3d_ad.category_names(root))
-    layout = mvtec_3d_ad if scans else mvtec_ad
-    folders = [root] if layout.is_category(root) else [root / name for name in layout.category_names(root)]
-    if not folders:
-        raise DatasetError(f"{root}: no category there; the layout is {mvtec_ad.LAYOUT}")
-    names = [folder.name.removeprefix("synthetic_") for folder in folders]
-    table_name = against or _recognised("mvtec_3d_ad" if scans else "mvtec_ad", names)
-    table = TABLES.get(table_name or "", {})
-    report = Report(path=str(root), compared_with=table_name if table else None, categories=[])
-    for folder, name in zip(folders, names, strict=True):
-        found = _category_3d(folder, examine) if scans else _category(folder, examine)
-        if name in table:
-            _compare(found, table[name], confirmed=CONFIRMED[str(table_name)])
-        elif table:
-            found.notes.append(f"not a category of {table_name}")
-        report.categories.append(found)
-        done(folder.name)
-    absent = sorted(set(table) - set(names))
-    if absent and not layout.is_category(root):  # a part of a data set is no fault unless the whole was asked for
-        line = f"{root}: categories of {table_name} that are not there: {', '.join(absent)}"
-        (report.problems if against else report.notes).append(line)
-    return report
+    return _report(expanded(root), against, done, examine=True)
 
 
 def count(root: Path, *, against: str | None = None) -> Report:
     """The numbers of a data set compared with the published table; no image is decoded. As `verify` otherwise."""
-    return _report(root, against, lambda _: None, examine=False)
+    return _report(expanded(root), against, lambda _: None, examine=False)
 
 
-def _recognised(name: str, categories: Sequence[str]) -> str | None:
-    """The table that the categories belong to, if at least half of them are in it."""
-    return name if 2 * sum(one in TABLES[name] for one in categories) >= len(categories) else None
+def _report(root: Path, against: str | None, done: Callable[[str], None], *, examine: bool) -> Report:
+    tables = entries(lambda one: one.published)
+    if against not in (None, "none", *tables):
+        raise DatasetError(f"no published table '{against}'; have: {', '.join(tables)}, none")
+    layout, folders = _read(root)
+    original = tables.get(against or "") if against else _recognised(tables, layout, list(folders))
+    title = original.name if original is not None else None
+    report = Report(path=printable(str(root)), compared_with=title, categories=[])
+    single = root in folders.values()
+    if not single:
+        report.problems += map(_line, strays(root, list(folders.values())))
+    for name, folder in folders.items():
+        report.categories.append(_examined(layout, name, folder, original, examine=examine))
+        done(name)
+    absent = sorted(set(original.published) - {_plain(name) for name in folders}) if original is not None else []
+    if absent and not single:  # a part of a data set is no fault unless the whole was asked for
+        line = f"{root}: categories of {title} that are not there: {', '.join(absent)}"
+        (report.problems if against else report.notes).append(line)
+    return report
+
+
+def _read(root: Path) -> tuple[Layout, dict[str, Path]]:
+    """The first layout of any data set that finds a category in `root`, those of folders before all others."""
+    every = sorted(entries().values(), key=lambda one: not one.takes_path)
+    for layout in dict.fromkeys(layout for one in every for layout in one.layouts):
+        if folders := layout.categories(root):
+            return layout, folders
+    raise DatasetError(f"{root}: no category there; the layout is {every[0].layouts[-1].text}")
+
+
+def _plain(name: str) -> str:
+    """The name of the real category that a stand-in's is made of."""
+    return name.removeprefix(PREFIX)
+
+
+def _recognised(tables: dict[str, Entry], layout: Layout, names: Sequence[str]) -> Entry | None:
+    """The data set in this layout that the categories belong to: at least half of them are in its table."""
+    for one in tables.values():
+        if layout in one.layouts and 2 * sum(_plain(name) in one.published for name in names) >= len(names):
+            return one
+    return None
+
+
+def _examined(layout: Layout, name: str, folder: Path, original: Entry | None, *, examine: bool) -> CategoryReport:
+    """The report on one category; a folder that cannot be listed is its only problem."""
+    found = CategoryReport(name=printable(name))
+    try:
+        survey = layout.survey(folder)
+        _count(found, survey)
+        if original is not None and _plain(name) in original.published:
+            _compare(found, original.published[_plain(name)], confirmed=original.confirmed)
+        elif original is not None:
+            found.notes.append(f"{name}: not a category of {original.name}")
+        if examine:
+            _examine(found, survey)
+    except DatasetError as error:
+        found.problems.append(str(error))
+    found.problems, found.notes = list(map(printable, found.problems)), list(map(printable, found.notes))
+    return found
+
+
+def _line(unused: Unused) -> str:
+    return printable(f"{unused.path}: not used: {unused.why}")
+
+
+def _count(found: CategoryReport, survey: Survey) -> None:
+    """The numbers of a survey, and what it says by itself: faults, scans that are missing, what is not used."""
+    found.train, found.validation = len(survey.train), len(survey.validation)
+    found.test_good = sum(not sample.label for sample in survey.test)
+    found.test_anomalous = len(survey.test) - found.test_good
+    found.types = list(dict.fromkeys(sample.defect for sample in survey.test if sample.label))
+    found.masks = sum(len(sample.masks) for sample in survey.test) + len(survey.blank)
+    found.scans = sum(sample.scan is not None for sample in survey.samples)
+    found.problems += [*survey.faults, *(f"{path}: the scan is missing" for path in survey.absent_scans)]
+    found.problems += [*map(_line, survey.unused), *survey.doubts]
 
 
 def _compare(found: CategoryReport, counts: Counts, *, confirmed: bool) -> None:
@@ -117,139 +165,62 @@ def _compare(found: CategoryReport, counts: Counts, *, confirmed: bool) -> None:
         (found.problems if confirmed else found.notes).append(line)
 
 
-def _category(folder: Path, examine: bool) -> CategoryReport:
-    """One category in the MVTec AD layout."""
-    found = CategoryReport(name=folder.name)
-    splits: dict[str, list[Path]] = {
-        "train": list(mvtec_ad.images(folder / "train" / GOOD)),
-        "validation": [],
-        "test": [],
-    }
-    found.train = len(splits["train"])
-    masks = {
-        (kind.name, path.stem.removesuffix("_mask")): path
-        for kind in mvtec_ad.subfolders(folder / "ground_truth")
-        for path in mvtec_ad.images(kind)
-    }
-    pairs: list[tuple[Path, Path | None]] = [(path, None) for path in splits["train"]]
-    for kind in mvtec_ad.subfolders(folder / "test"):
-        images = mvtec_ad.images(kind)
-        _count(found, kind, len(images))
-        splits["test"] += images
-        for path in images:
-            mask = masks.pop((kind.name, path.stem), None)
-            if masks or mask is not None or found.masks:
-                found.masks += mask is not None
-                if mask is None and kind.name != GOOD:
-                    found.problems.append(f"{path}: has no mask in ground_truth/{kind.name}")
-            pairs.append((path, mask))
-    found.problems += [f"{path}: a mask without an image" for path in masks.values()]
-    for path in mvtec_ad.subfolders(folder / "train"):
-        if path.name != GOOD:
-            found.notes.append(f"{path}: not used; only train/{GOOD} is learnt from")
-    _empty_splits(found, folder)
-    if examine:
-        _examine(found, folder, splits, pairs)
-    return found
-
-
-def _category_3d(folder: Path, examine: bool) -> CategoryReport:
-    """One category in the MVTec 3D-AD layout."""
-    found = CategoryReport(name=folder.name)
-    splits: dict[str, list[Path]] = {"train": [], "validation": [], "test": []}
-    pairs: list[tuple[Path, Path | None]] = []
-    for split in SPLITS:
-        for kind in mvtec_ad.subfolders(folder / split):
-            images = mvtec_ad.images(kind / "rgb")
-            splits[split] += images
-            masks = {path.name: path for path in mvtec_ad.images(kind / "gt")}
-            if split == "test":
-                _count(found, kind, len(images))
-            for path in images:
-                mask = masks.pop(path.name, None)
-                found.masks += mask is not None
-                if split == "test" and mask is None and kind.name != GOOD:
-                    found.problems.append(f"{kind / 'gt' / path.name}: the mask is missing")
-                pairs.append((path, mask))
-                if mvtec_3d_ad.scan_path(path).is_file():
-                    found.scans += 1
-                else:
-                    found.problems.append(f"{mvtec_3d_ad.scan_path(path)}: the scan is missing")
-            found.problems += [f"{path}: a mask without an image" for path in masks.values()]
-    found.train, found.validation = len(splits["train"]), len(splits["validation"])
-    _empty_splits(found, folder)
-    if not examine:
-        return found
-    _examine(found, folder, splits, pairs)
-    scans = [mvtec_3d_ad.scan_path(path) for path, _ in pairs if mvtec_3d_ad.scan_path(path).is_file()]
+def _examine(found: CategoryReport, survey: Survey) -> None:
+    """Unreadable files, masks and scans that do not fit, and equal contents in two splits."""
+    blank = dict(survey.blank)
     with ThreadPoolExecutor(cache.workers()) as pool:
-        found.problems += [line for line in pool.map(_scan_problem, scans) if line]
-    return found
-
-
-def _count(found: CategoryReport, kind: Path, count: int) -> None:
-    if kind.name == GOOD:
-        found.test_good = count
-        return
-    found.test_anomalous += count
-    found.types.append(kind.name)
-    if not count:
-        found.problems.append(f"{kind}: an empty test folder")
-
-
-def _empty_splits(found: CategoryReport, folder: Path) -> None:
-    if not found.train:
-        found.problems.append(f"{folder / 'train' / GOOD}: no image to learn from")
-    if not found.test_good:
-        found.problems.append(f"{folder / 'test' / GOOD}: no normal test image")
-    if not found.test_anomalous:
-        found.problems.append(f"{folder / 'test'}: no anomalous test image")
-
-
-def _examine(
-    found: CategoryReport, folder: Path, splits: dict[str, list[Path]], pairs: Sequence[tuple[Path, Path | None]]
-) -> None:
-    """Unreadable files, masks that do not fit, and equal contents in two splits."""
-    with ThreadPoolExecutor(cache.workers()) as pool:
-        found.problems += [line for line in pool.map(_pair_problem, pairs) if line]
-    readable = {split: [path for path in paths if path.stat().st_size] for split, paths in splits.items()}
-    hashes = cache.content_hashes([path for paths in readable.values() for path in paths])
+        for lines in pool.map(lambda sample: _image_problems(sample, blank.get(sample.path)), survey.samples):
+            found.problems += lines
+        found.problems += [line for line in pool.map(_scan_problem, survey.samples) if line]
+    splits = {"train": survey.train, "validation": survey.validation, "test": survey.test}
+    readable = [
+        (split, sample.path) for split, samples in splits.items() for sample in samples if _has_bytes(sample.path)
+    ]
+    hashes = cache.content_hashes([path for _, path in readable])
     by_content: dict[str, list[tuple[str, Path]]] = defaultdict(list)
-    for split, paths in readable.items():
-        for path in paths:
-            by_content[hashes[path]].append((split, path))
+    for split, path in readable:
+        by_content[hashes[path]].append((split, path))
     for same in by_content.values():
         first, *others = same
         for split, path in others:
-            line = f"{path}: the same content as {first[1].relative_to(folder)}"
+            line = f"{path}: the same content as {first[1].relative_to(survey.folder)}"
             (found.problems if split != first[0] else found.notes).append(line)
 
 
-def _pair_problem(pair: tuple[Path, Path | None]) -> str | None:
-    image, mask = pair
+def _has_bytes(path: Path) -> bool:
+    """Whether a file is there and not empty; one that is not has its own line already."""
+    return path.is_file() and path.stat().st_size > 0
+
+
+def _image_problems(sample: Sample, blank: Path | None) -> list[str]:
+    """What is wrong with an image and with its masks; `blank` is the mask of a normal image."""
+    lines = []
     try:
-        size = open_image(image).size
-        if mask is not None:
-            marked = read_mask(mask, None, size)
-            is_good = GOOD in (image.parent.name, image.parent.parent.name)
-            if bool(marked.any()) == is_good:
-                return f"{mask}: marks {'something in a normal image' if is_good else 'no pixel'}"
+        size = open_image(sample.path).size
+        for path in sample.masks:
+            mask = mask_of(path, size)
+            if not mask.marked.any():
+                lines.append(f"{path}: marks no pixel")
+            if mask.doubt:
+                lines.append(f"{path}: the mask {mask.doubt}")
+        if blank is not None and mask_of(blank, size).marked.any():
+            lines.append(f"{blank}: marks something in a normal image")
     except DatasetError as error:
-        return str(error)
-    return None
+        lines.append(str(error))
+    return lines
 
 
-def _scan_problem(path: Path) -> str | None:
-    from kdad_bench.datasets.decoding import image_size
+def _scan_problem(sample: Sample) -> str | None:
     from kdad_bench.datasets.depth import FEWEST, read_scan
 
+    if sample.scan is None:
+        return None
     try:
-        points = read_scan(path)
-        image = path.parent.parent / "rgb" / f"{path.stem}.png"
-        size = image_size(image) if image.is_file() else None
+        points = read_scan(sample.scan)
+        size = image_size(sample.path)
     except DatasetError as error:
-        return str(error)
-    if size is not None and (points.shape[1], points.shape[0]) != size:
-        return f"{path}: {points.shape[1]} x {points.shape[0]} points and its image {size[0]} x {size[1]} pixels"
-    count = int((points[:, :, 2] > 0).sum())
-    return f"{path}: only {count} points with data" if count < FEWEST else None
+        return str(error) if str(error).startswith(str(sample.scan)) else None  # the image has its own line already
+    if (points.shape[1], points.shape[0]) != size:
+        return f"{sample.scan}: {points.shape[1]} x {points.shape[0]} points and its image {size[0]} x {size[1]} pixels"
+    seen = int((points[:, :, 2] > 0).sum())
+    return f"{sample.scan}: only {seen} points with data" if seen < FEWEST else None

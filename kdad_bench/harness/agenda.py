@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from kdad_bench.datasets import remarks_on, under_known_names
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.options import RunOptions
 from kdad_bench.harness.output import Work, work_of
 from kdad_bench.harness.plan import plan
 from kdad_bench.harness.selection import Selection, selected
 from kdad_bench.harness.teachers import weights_for
-from kdad_bench.leaderboard.store import Finished, finished
+from kdad_bench.leaderboard.folder import MissingFolder
+from kdad_bench.leaderboard.store import Finished, finished, read
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,15 +25,28 @@ class Agenda:
     jobs: tuple[Job, ...]
     left: tuple[Job, ...]  # to be run
     kept: Mapping[str, Finished]  # job id -> the row that stays
+    remarks: tuple[str, ...]  # what lies in the data and is not used
 
 
 def agenda(options: RunOptions) -> Agenda:
     """What `options` ask for; raises SelectionError, DatasetError or StoreError with one line."""
-    selection = selected(options)
+    selection = with_known_names(selected(options), options.out)
     jobs = plan(selection, weights_for(selection, options))
     work = work_of(options)
+    remarks = tuple(remarks_on(selection.categories, options.data_root))
     done = finished(work.out)
     left = tuple(job for job in jobs if work.redoes(done[job.id].status if job.id in done else None))
     again = {job.id for job in left}
     kept = {job.id: done[job.id] for job in jobs if job.id not in again}
-    return Agenda(selection=selection, work=work, jobs=tuple(jobs), left=left, kept=kept)
+    return Agenda(selection=selection, work=work, jobs=tuple(jobs), left=left, kept=kept, remarks=remarks)
+
+
+def with_known_names(selection: Selection, out: str) -> Selection:
+    """The selection with the names that the rows in `out` have for the same data: a moved folder keeps its own."""
+    try:
+        table = read(out, ("category", "data_fingerprint", "dataset")).table
+    except MissingFolder:
+        return selection
+    keys = zip(table["category"].to_pylist(), table["data_fingerprint"].to_pylist(), strict=True)
+    known = dict(zip(keys, table["dataset"].to_pylist(), strict=True))
+    return replace(selection, categories=under_known_names(selection.categories, known))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdad_bench import __version__
-from kdad_bench.datasets import Category
+from kdad_bench.datasets import Category, fingerprint
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
 
 
@@ -53,7 +53,7 @@ class Job:
             "dataset": self.category.dataset.partition(":")[0],  # where a folder lies does not matter, its files do
             "category": self.category.name,
             "modality": self.category.modality,
-            "data": self.fingerprint or self.category.fingerprint(),
+            "data": self.fingerprint or fingerprint(self.category),
             "seed": self.seed,
             "resolution": self.resolution,
             "settings": asdict(self.settings),

@@ -110,7 +110,9 @@ def by_plain_pytorch(
 
     watch = Stopwatch()
     torch.manual_seed(seed)
-    loader = DataLoader(Images(category.train, size), batch_size=batch_size, shuffle=True)
+    loader = DataLoader(
+        Images(tuple(sample.path for sample in category.train), size), batch_size=batch_size, shuffle=True
+    )
     optimiser = torch.optim.SGD(student.parameters(), learning_rate, momentum=0.9, weight_decay=weight_decay)
     teacher.eval()
     student.train()
@@ -128,7 +130,7 @@ def by_plain_pytorch(
     for sample in category.test:
         with watch.part("data"):
             image = Images((sample.path,), size)[0][None]
-            masks.append(read_mask(sample.mask, size))
+            masks.append(read_mask(next(iter(sample.masks), None), size))
         with watch.part("inference"):
             maps.append(anomaly_map(teacher, student, image, size))
         labels.append(sample.defect != "good")

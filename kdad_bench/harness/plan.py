@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from kdad_bench.datasets import fingerprint, sealed
 from kdad_bench.harness.choices import PRESETS, SelectionError, suggestion
 from kdad_bench.harness.job import Job, TeacherWeights
 from kdad_bench.harness.lone_batch import refuse_lone_batches
@@ -25,9 +26,9 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
     jobs: dict[str, Job] = {}
     configurations = dict(configurations_of(selection))
     resolution = selection.resolution or PRESETS[selection.preset].resolution
-    fingerprints = [category.fingerprint() for category in selection.categories]
+    categories = [(one, fingerprint(one)) for one in map(sealed, selection.categories)]
     for seed in selection.seeds:
-        for category, fingerprint in zip(selection.categories, fingerprints, strict=True):
+        for category, data in categories:
             for (method, variant), (settings, asked, needs_teacher) in configurations.items():
                 job = Job(
                     method=method,
@@ -41,7 +42,7 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
                     device=selection.device,
                     deterministic=selection.deterministic,
                     hold_out=selection.hold_out,
-                    fingerprint=fingerprint,
+                    fingerprint=data,
                 )
                 refuse_lone_batches(job)
                 jobs.setdefault(job.id, job)

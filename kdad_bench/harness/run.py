@@ -213,7 +213,7 @@ def columns_of(job: Job) -> dict[str, Any]:
         "precision": job.settings.precision,
         "readings": tuple(job.settings.readings),
         "settings": json.dumps(asdict(job.settings), sort_keys=True, default=str),
-        "data_fingerprint": job.category.fingerprint(),
+        "data_fingerprint": datasets.fingerprint(job.category),
         "synthetic": job.category.synthetic,
     }
 

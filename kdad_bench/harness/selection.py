@@ -133,7 +133,8 @@ def refuse_kernels_that_are_not_there(device: str) -> None:
 def categories_of(options: RunOptions) -> tuple[Category, ...]:
     """Every selected category; the embedded data where neither data sets nor a data root are named."""
     names, root = datasets_of(options), options.data_root
-    found = [one for name in dict.fromkeys(names) for one in datasets.categories(name, root, modality=options.modality)]
+    named = dict.fromkeys(map(datasets.canonical, names))
+    found = [one for name in named for one in datasets.categories(name, root, modality=options.modality)]
     wanted = dict.fromkeys(options.categories)
     known = [one.name for one in found]
     for name in wanted:
@@ -157,11 +158,10 @@ def datasets_of(options: RunOptions) -> list[str]:
 
 def no_data(root: Path) -> str:
     """Why nothing can be run from a data root that was named, and what to do."""
-    from kdad_bench.datasets import mvtec_3d_ad, mvtec_ad
-
     remedy = "or take the embedded data with --dataset synthetic"
     if not root.is_dir():
         return f"data root {root}: no such folder; name the one that holds mvtec_ad/, {remedy}"
-    if mvtec_ad.category_names(root) or mvtec_3d_ad.category_names(root):
-        return f"data root {root}: is a data set itself; give the folder it lies in, or --dataset folder:{root}"
+    if any(layout.categories(root) for one in datasets.entries().values() for layout in one.layouts):
+        path = datasets.canonical(f"folder:{root}")
+        return f"data root {root}: is a data set itself; give the folder it lies in, or --dataset {path}"
     return f"data root {root}: no mvtec_ad/ or mvtec_3d_ad/ there; fetch one (`kdad-bench data fetch`), {remedy}"

@@ -13,16 +13,18 @@ import tifffile
 from PIL import Image
 
 from kdad_bench import datasets
+from kdad_bench.datasets import stand_in, synthetic_2d, synthetic_3d
 from kdad_bench.datasets.category import DatasetError
-from kdad_bench.datasets.published import MVTEC_3D_AD, MVTEC_AD, TABLES
-from kdad_bench.datasets.synthetic import drawing, stand_in
+from kdad_bench.datasets.synthetic import drawing
 from kdad_bench.datasets.synthetic import embedded as synthetic
 from kdad_bench.datasets.synthetic.drawing import Canvas, Stream
 from kdad_bench.datasets.synthetic.encoding import png, tiff
 from kdad_bench.datasets.synthetic.solids import Solid
 from kdad_bench.datasets.synthetic.subjects import Stone
 
-EVERY = [(dataset, name) for dataset, subjects in synthetic.SUBJECTS.items() for name in subjects]
+EMBEDDED = {one.name: one for one in (synthetic_2d.DRAWN, synthetic_3d.DRAWN)}
+EVERY = [(dataset, name) for dataset, one in EMBEDDED.items() for name in one.subjects]
+STAND_INS = datasets.entries(lambda one: one.subjects)
 SMALL = Canvas(96, 96)
 
 
@@ -59,14 +61,14 @@ def test_tiff_files_hold_the_points(tmp_path: Path) -> None:
     assert np.array_equal(tifffile.imread(path), points)
 
 
-@pytest.mark.parametrize("dataset", list(synthetic.SUBJECTS))
+@pytest.mark.parametrize("dataset", list(EMBEDDED))
 def test_the_embedded_data_sets_have_their_known_bytes(dataset: str) -> None:
     found = datasets.categories(dataset, None)
-    assert [category.name for category in found] == sorted(synthetic.SUBJECTS[dataset])
-    assert set(synthetic.SHA256[dataset]) == set(synthetic.SUBJECTS[dataset])
+    assert [category.name for category in found] == sorted(EMBEDDED[dataset].subjects)
+    assert set(EMBEDDED[dataset].sha256) == set(EMBEDDED[dataset].subjects)
     for category in found:
         assert category.synthetic
-        assert synthetic.tree_hash(category.root) == synthetic.SHA256[dataset][category.name]
+        assert synthetic.tree_hash(category.root) == EMBEDDED[dataset].sha256[category.name]
         assert len(category.train) == 40
         assert sum(not sample.label for sample in category.test) == 12
         assert len({sample.defect for sample in category.test}) >= 4
@@ -74,11 +76,12 @@ def test_the_embedded_data_sets_have_their_known_bytes(dataset: str) -> None:
 
 DRAW = """
 import hashlib
+from kdad_bench.datasets import synthetic_2d, synthetic_3d
 from kdad_bench.datasets.synthetic import embedded as synthetic
 from kdad_bench.datasets.synthetic.drawing import Canvas
 digest = hashlib.sha256()
-for dataset, subjects in synthetic.SUBJECTS.items():
-    for name, subject in subjects.items():
+for dataset in (synthetic_2d.DRAWN, synthetic_3d.DRAWN):
+    for name, subject in dataset.subjects.items():
         for defect in (None, *subject.defects):
             image, mask, points = synthetic.drawn(subject, f"{name}/{defect}", Canvas(96, 96), defect)
             digest.update(image.tobytes() + mask.tobytes() + (b"" if points is None else points.tobytes()))
@@ -102,13 +105,13 @@ def test_vector_instructions_do_not_change_a_bit() -> None:
 def test_other_bytes_than_the_known_ones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "TRAIN", 2)
     with pytest.raises(DatasetError, match="arithmetic of this machine differs"):
-        synthetic.generate("synthetic", tmp_path, ["wood"])
+        synthetic_2d.DRAWN.generate(tmp_path, ["wood"])
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
 @pytest.mark.parametrize(("dataset", "name"), EVERY)
 def test_defects_change_the_image_inside_their_mask_and_hardly_outside(dataset: str, name: str) -> None:
-    subject = synthetic.SUBJECTS[dataset][name]
+    subject = EMBEDDED[dataset].subjects[name]
     for defect in subject.defects:
         for index in range(2):
             title = f"test/{name}/{defect}/{index}"
@@ -126,14 +129,14 @@ def test_defects_change_the_image_inside_their_mask_and_hardly_outside(dataset: 
 
 def test_two_normal_images_differ_as_photographs_do() -> None:
     for dataset, name in EVERY:
-        subject = synthetic.SUBJECTS[dataset][name]
+        subject = EMBEDDED[dataset].subjects[name]
         first, second = (synthetic.drawn(subject, f"{name}/{index}", SMALL, None).image.astype(int) for index in (0, 1))
         assert 2 < np.abs(first - second).mean() < 60
 
 
 @pytest.mark.parametrize("dataset", ["mvtec_ad", "mvtec_3d_ad"])
 def test_the_published_tables_add_up(dataset: str) -> None:
-    table = TABLES[dataset].values()
+    table = datasets.entry(dataset).published.values()
     sums = [sum(getattr(one, key) for one in table) for key in ("train", "validation", "test_good", "test_anomalous")]
     assert sums == ([3629, 0, 467, 1258] if dataset == "mvtec_ad" else [2656, 294, 249, 948])
     assert stand_in.image_count(dataset) == sum(sums)
@@ -143,9 +146,9 @@ def test_the_published_tables_add_up(dataset: str) -> None:
 
 @pytest.mark.parametrize("like", ["mvtec_ad", "mvtec_3d_ad"])
 def test_stand_ins_plan_the_published_numbers_for_every_category(like: str) -> None:
-    assert set(stand_in.STAND_INS[like]) == set(TABLES[like])
-    for name, counts in TABLES[like].items():
-        planned = stand_in.splits(counts, stand_in.STAND_INS[like][name])
+    assert set(STAND_INS[like].subjects) == set(STAND_INS[like].published)
+    for name, counts in STAND_INS[like].published.items():
+        planned = stand_in.splits(counts, STAND_INS[like].subjects[name])
         by_split = {(one.split, one.kind == "good"): 0 for one in planned}
         for one in planned:
             by_split[one.split, one.kind == "good"] += one.count
@@ -159,8 +162,8 @@ def test_stand_ins_plan_the_published_numbers_for_every_category(like: str) -> N
 
 @pytest.mark.parametrize("like", ["mvtec_ad", "mvtec_3d_ad"])
 def test_every_subject_of_a_stand_in_can_be_drawn(like: str) -> None:
-    for name, subject in stand_in.STAND_INS[like].items():
-        counts = TABLES[like][name]
+    for name, subject in STAND_INS[like].subjects.items():
+        counts = STAND_INS[like].published[name]
         longer = max(counts.width, counts.height)
         canvas = Canvas(80 * counts.width // longer, 80 * counts.height // longer)
         for defect in subject.defects:
@@ -173,14 +176,14 @@ def test_every_subject_of_a_stand_in_can_be_drawn(like: str) -> None:
 def test_a_stand_in_is_written_marked_and_read_back(tmp_path: Path) -> None:
     drawn = []
     root = stand_in.generate("mvtec_ad", tmp_path, ["toothbrush"], size=64, done=lambda: drawn.append(1))
-    counts = MVTEC_AD["toothbrush"]
+    counts = STAND_INS["mvtec_ad"].published["toothbrush"]
     assert len(drawn) == counts.train + counts.test_good + counts.test_anomalous
     assert root.name == "synthetic_mvtec_ad"
     assert datasets.find(tmp_path) == ["synthetic_mvtec_ad"]
     (category,) = datasets.categories("synthetic_mvtec_ad", tmp_path)
     assert (category.name, category.synthetic) == ("synthetic_toothbrush", True)
     assert (len(category.train), len(category.test)) == (60, 42)
-    with Image.open(category.train[0]) as image:
+    with Image.open(category.train[0].path) as image:
         assert image.size == (64, 64)
     assert stand_in.generate("mvtec_ad", tmp_path, ["toothbrush"], size=64) == root  # nothing to do
     with pytest.raises(DatasetError, match="another stand-in"):
@@ -208,5 +211,5 @@ def test_the_stone_is_seeded() -> None:
 
 
 def test_names_of_recalled_tables_are_complete() -> None:
-    assert len(MVTEC_AD) == 15
-    assert len(MVTEC_3D_AD) == 10
+    assert len(STAND_INS["mvtec_ad"].published) == 15
+    assert len(STAND_INS["mvtec_3d_ad"].published) == 10

@@ -13,10 +13,10 @@ from PIL import Image
 
 from kdad_bench import datasets
 from kdad_bench.cli import cli
+from kdad_bench.datasets import stand_in
 from kdad_bench.datasets.category import DatasetError
+from kdad_bench.datasets.mvtec_ad import PUBLISHED as MVTEC_AD
 from kdad_bench.datasets.preview import LABEL, contact_sheet
-from kdad_bench.datasets.published import MVTEC_AD
-from kdad_bench.datasets.synthetic import stand_in
 from kdad_bench.datasets.verify import count, verify
 from tests.conftest import SIDE, write_tree
 from tests.datasets.test_mvtec_3d_ad import write_scans
@@ -52,8 +52,8 @@ def test_every_fault_is_reported_and_not_only_the_first(tree: Path) -> None:
         "train/good/001.png: not a readable image",
         "test/good/000.png: the file is empty",
         "000_mask.png: the mask is 3 x 64",
-        "test/spot/001.png: has no mask",
-        "009_mask.png: a mask without an image",
+        "the mask of test/spot/001.png is missing",
+        "009_mask.png: not used: a mask without an image",
         "test/good/001.png: the same content as train/good/002.png",
     )
     for part in expected:

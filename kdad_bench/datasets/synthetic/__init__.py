@@ -1,1 +1,1 @@
-"""The embedded data sets and stand-ins: drawing, subjects, writing."""
+"""Drawing: pixel arithmetic, subjects, and the files of the embedded data sets and of stand-ins."""

@@ -1,7 +1,4 @@
-"""Data sets drawn by the package itself: the same bytes on every machine, no download.
-
-`synthetic` has the MVTec AD layout and `synthetic_3d` the MVTec 3D-AD layout with an xyz file for each image.
-"""
+"""Data sets drawn by the package itself: the same bytes on every machine, no download."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,33 +21,12 @@ from kdad_bench.datasets.category import GOOD, DatasetError
 from kdad_bench.datasets.synthetic.drawing import Canvas, Stream
 from kdad_bench.datasets.synthetic.encoding import png, tiff
 from kdad_bench.datasets.synthetic.solids import Solid
-from kdad_bench.datasets.synthetic.subjects import Capsule, Fabric, Gear, Picture, Subject, Wood
+from kdad_bench.datasets.synthetic.subjects import Picture, Subject
 
 SIZE = 256  # pixels, both ways
 SCAN_SIZE = 192
 TRAIN, TEST_GOOD, PER_DEFECT = 40, 12, 6
-SUBJECTS: dict[str, dict[str, Subject | Solid]] = {
-    "synthetic": {"capsule": Capsule(), "fabric": Fabric(), "gear": Gear(), "wood": Wood()},
-    "synthetic_3d": {
-        "biscuit": Solid(),
-        "foam": Solid(
-            half_width=92.0, half_height=58.0, thickness=0.026, crust=(96.0, 118.0, 150.0), pale=(128.0, 150.0, 178.0)
-        ),
-    },
-}
-# SHA-256 over the names and bytes of a category's files, in the order of their names: a changed pixel changes them
-SHA256: dict[str, dict[str, str]] = {
-    "synthetic": {
-        "capsule": "1c6e7dd156aa11835081d88c36ef8f2ab52729fb53985bcf0d455a8e76b0176c",
-        "fabric": "d8a81ca7e867aa9885d7bf518dfe08fc4c0403810b4ff2028c0198b882870940",
-        "gear": "f3a9838d883a2b08ae72894a1853c951ea863c31c3544c90a41b2458a4ae7fd8",
-        "wood": "f460a158f8ea3030a7ac9ffcb78b28e696693dc5067674ed300378d70d7c59f5",
-    },
-    "synthetic_3d": {
-        "biscuit": "8ec5ea577ca019b29a71717b113b9d1661c77dea18ad43f0cb2b437823242559",
-        "foam": "6d9b1f938166208e431109878a6c6dca6667c80fbacf0252e9a2a05bac0199bb",
-    },
-}
+DRAFT = ".tmp"  # of a folder that is being drawn
 COARSE = 384  # pixels a side on which the things of stand-ins are drawn
 PIXELS_AT_ONCE = 4 << 20  # drawn at the same time by all threads: each needs some 300 bytes
 
@@ -187,6 +163,76 @@ def tree_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Embedded:
+    """A data set that is drawn into the cache on first use; solids in the layout with scans, others in the plain."""
+
+    name: str
+    subjects: Mapping[str, Subject | Solid]
+    sha256: Mapping[str, str]  # over the names and bytes of a category's files, in the order of their names
+
+    @property
+    def home(self) -> Path:
+        """The folder in the cache where it lies; its name changes with the known hashes."""
+        version = hashlib.sha256(repr(sorted(self.sha256.items())).encode()).hexdigest()[:12]
+        return cache.folder() / self.name / version
+
+    def draw(self, names: Sequence[str] = ()) -> Path:
+        """Draw the categories `names`, or all of them, where they are not there yet; returns `home`.
+
+        Raises DatasetError if they cannot be written, or if the bytes are not the known ones.
+        """
+        home = self.home
+        try:
+            self.generate(home, names)
+        except OSError as error:
+            raise DatasetError(f"{home}: the cache cannot be written ({error.strerror}); set KDAD_CACHE") from error
+        return home
+
+    def generate(self, target: Path, names: Sequence[str] = ()) -> None:
+        """Draw categories into the folder `target`: each appears whole or not at all, one that is there is left alone.
+
+        Raises DatasetError if the bytes are not the known ones, and OSError if they cannot be written.
+        """
+        for name in names or tuple(self.subjects):
+            if name not in self.subjects:
+                raise DatasetError(f"category '{name}' not in {self.name}; have: {', '.join(self.subjects)}")
+            final = target / name
+            if final.is_dir():  # before a lock is asked for: the disk may be read-only by now
+                continue
+            target.mkdir(parents=True, exist_ok=True)
+            with cache.only_builder(final) as alone:
+                if not final.is_dir():
+                    self._draw(name, final, tidy=alone)
+
+    def _draw(self, name: str, final: Path, *, tidy: bool) -> None:
+        if tidy:  # drafts of killed builders; with the lock held nobody else is drawing this category
+            for left in final.parent.glob(f".{name}.*{DRAFT}"):
+                shutil.rmtree(left, ignore_errors=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=DRAFT, dir=final.parent))
+        side = SCAN_SIZE if isinstance(self.subjects[name], Solid) else SIZE
+        try:
+            write_category(
+                draft / name,
+                self.subjects[name],
+                name=f"{self.name}/{name}",
+                canvas=Canvas(side, side),
+                splits=embedded_splits(self.subjects[name]),
+            )
+            self._check(name, draft / name)
+            settle(draft / name, final)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def _check(self, name: str, folder: Path) -> None:
+        known, found = self.sha256.get(name), tree_hash(folder)
+        if known is not None and found != known:
+            raise DatasetError(
+                f"{self.name}/{name}: drawn with sha256 {found} and not {known}: the arithmetic of this machine "
+                "differs; report it with the output of `kdad-bench doctor`"
+            )
+
+
 def embedded_splits(subject: Subject | Solid) -> list[Split]:
     """The splits of a category of the embedded data sets."""
     splits = [Split(split="train", kind=GOOD, defect=None, count=TRAIN)]
@@ -197,36 +243,6 @@ def embedded_splits(subject: Subject | Solid) -> list[Split]:
     return splits
 
 
-def generate(dataset: str, target: Path, names: Sequence[str] = ()) -> None:
-    """Draw an embedded data set (or the categories `names` of it) into the folder `target`.
-
-    Every category appears whole or not at all; one that is there is left alone.
-    Raises DatasetError if the bytes are not the known ones.
-    """
-    subjects = SUBJECTS[dataset]
-    for name in names or tuple(subjects):
-        if name not in subjects:
-            raise DatasetError(f"category '{name}' not in {dataset}; have: {', '.join(subjects)}")
-        final = target / name
-        with cache.only_builder(final):
-            if final.is_dir():
-                continue
-            side = SCAN_SIZE if isinstance(subjects[name], Solid) else SIZE
-            draft = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=target))
-            try:
-                write_category(
-                    draft / name,
-                    subjects[name],
-                    name=f"{dataset}/{name}",
-                    canvas=Canvas(side, side),
-                    splits=embedded_splits(subjects[name]),
-                )
-                _check(dataset, name, draft / name)
-                settle(draft / name, final)
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
-
-
 def settle(draft: Path, final: Path) -> None:
     """Move a finished folder into place; where another process was faster, its equal result is kept."""
     try:
@@ -234,24 +250,3 @@ def settle(draft: Path, final: Path) -> None:
     except OSError:
         if not final.is_dir():
             raise
-
-
-def _check(dataset: str, name: str, folder: Path) -> None:
-    known = SHA256[dataset].get(name)
-    found = tree_hash(folder)
-    if known is not None and found != known:
-        raise DatasetError(
-            f"{dataset}/{name}: drawn with sha256 {found} and not {known}: the arithmetic of this machine differs; "
-            "report it with the output of `kdad-bench doctor`"
-        )
-
-
-def home(dataset: str) -> Path:
-    """The folder in the cache where an embedded data set lies; its name changes with the known hashes."""
-    version = hashlib.sha256(repr(sorted(SHA256[dataset].items())).encode()).hexdigest()[:12]
-    path = cache.folder() / dataset / version
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DatasetError(f"{path}: the cache cannot be written ({error.strerror}); set KDAD_CACHE") from error
-    return path

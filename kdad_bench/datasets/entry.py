@@ -1,0 +1,75 @@
+"""What the file of a data set says of it: one `Entry`, from which every command takes what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from kdad_bench.datasets.survey import Survey
+from kdad_bench.datasets.synthetic.solids import Solid
+from kdad_bench.datasets.synthetic.subjects import Subject
+
+
+class Layout(Protocol):
+    """How the files of a data set lie on disk. Neither function opens an image."""
+
+    @property
+    def text(self) -> str:
+        """One line on what lies where, for messages."""
+
+    def categories(self, root: Path) -> dict[str, Path]:
+        """Name -> folder of each category below `root`, in alphabetical order; of `root` itself where it is one."""
+
+    def survey(self, folder: Path) -> Survey:
+        """Sort the files of one category by their use: whatever is not hidden is used, or listed with a reason."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Archive:
+    """Where a data set can be had, and how to know that it is the right one."""
+
+    url: str
+    algorithm: str  # sha256 | md5
+    digest: str
+    page: str  # for people: where to look when the link has moved
+    download_bytes: int  # about
+    unpacked_bytes: int  # about
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """Number of images of one category and their size in pixels."""
+
+    train: int
+    validation: int = 0
+    test_good: int
+    test_anomalous: int
+    types: tuple[str, ...]  # folders of defects
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A data set: how it is called, read, found, fetched, checked and drawn."""
+
+    name: str  # as `--dataset` takes it
+    title: str
+    licence: str
+    layouts: tuple[Layout, ...]  # tried in this order
+    modalities: tuple[str, ...] = ("rgb",)
+    folders: tuple[str, ...] = ()  # names under which its folder is found below a data root
+    takes_path: bool = False  # named as NAME:PATH
+    drawn: Callable[[Sequence[str]], Path] | None = None  # draws categories (all if none) and returns their folder
+    terms: str = ""  # what the licence asks for, shown before a download
+    archive: Archive | None = None
+    published: Mapping[str, Counts] = field(default_factory=dict)  # category -> what a complete copy holds
+    confirmed: bool = True  # whether every published number is; differences are notes where they are not
+    subjects: Mapping[str, Subject | Solid] = field(default_factory=dict)  # category -> what its stand-in shows
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether this package draws it."""
+        return self.drawn is not None

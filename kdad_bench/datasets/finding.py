@@ -1,0 +1,197 @@
+"""From the name of a data set to its categories on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from kdad_bench.datasets.cache import fingerprint
+from kdad_bench.datasets.category import MODALITIES, Category, DatasetError, printable
+from kdad_bench.datasets.entry import Entry, Layout
+from kdad_bench.datasets.listing import Unused, holds_images, is_folder, look, nested, remarks
+from kdad_bench.datasets.stand_in import marked
+from kdad_bench.datasets.survey import category_of
+from kdad_bench.datasets.table import DATASETS, entries, entry, spelling
+
+
+class Place(NamedTuple):
+    """A data set that was found."""
+
+    name: str  # the same for every spelling of one folder
+    root: Path
+    entry: Entry
+    layout: Layout
+    categories: dict[str, Path]
+    synthetic: bool
+
+
+def expanded(path: Path) -> Path:
+    """`path` from the root on, with `~` and links resolved: one spelling for one folder.
+
+    Raises DatasetError for the home of an unknown user.
+    """
+    try:
+        return path.expanduser().resolve()
+    except (RuntimeError, OSError, ValueError) as error:
+        raise DatasetError(f"{path}: not a path ({error})") from error
+
+
+def canonical(dataset: str) -> str:
+    """The one spelling of a data set's name: folder:PATH with the resolved path."""
+    name, colon, path = dataset.partition(":")
+    if colon and path and name in DATASETS and entry(name).takes_path:
+        return f"{name}:{expanded(Path(path))}"
+    return dataset
+
+
+def find(data_root: Path) -> list[str]:
+    """The names of the data sets that lie under `data_root`: real ones and drawn stand-ins."""
+    data_root = expanded(data_root)
+    found = [name for name, one in entries(lambda one: one.folders).items() if root_of(one, data_root) is not None]
+    return found + [folder.name for folder in look(data_root).folders if marked(folder)]
+
+
+def root_of(one: Entry, data_root: Path) -> Path | None:
+    """The folder of a data set below `data_root`, or `data_root` itself where it is that folder."""
+    data_root = expanded(data_root)
+    places = [data_root / folder for folder in one.folders]
+    if data_root.name in one.folders:
+        places.append(data_root)
+    for place in places:
+        for layout in one.layouts:
+            found = layout.categories(place)
+            if found and place not in found.values():  # a folder of categories, and not one category
+                return place
+    return None
+
+
+def categories(
+    dataset: str, data_root: Path | None, names: Sequence[str] = (), *, modality: str = "rgb"
+) -> list[Category]:
+    """The categories of a data set, all of them or those in `names`, in alphabetical order.
+
+    `dataset` is a name of the table, folder:PATH, or the folder name of a drawn stand-in.
+    Raises DatasetError with one line if the data set, a category or a file is missing.
+    """
+    if modality not in MODALITIES:
+        raise DatasetError(f"modality '{modality}': must be one of {', '.join(MODALITIES)}")
+    place = located(dataset, data_root, names)
+    if modality not in place.entry.modalities:
+        raise DatasetError(f"modality '{modality}': {dataset} has no scans; use rgb, or mvtec_3d_ad")
+    chosen = _chosen(place.name, list(place.categories), names)
+    found = []
+    for name in chosen:
+        survey = place.layout.survey(place.categories[name])
+        survey.name = name
+        found.append(category_of(survey, place.name, synthetic=place.synthetic, modality=modality))
+    return found
+
+
+def located(dataset: str, data_root: Path | None, names: Sequence[str] = ()) -> Place:
+    """Where a data set lies and how it is read; an embedded one is drawn if it is not there, `names` of it or all.
+
+    Raises DatasetError with one line if it is not known or not there.
+    """
+    name, colon, path = dataset.partition(":")
+    one = entry(name) if name in DATASETS else None
+    if one is not None and one.takes_path:
+        if not path:
+            raise DatasetError(f"data set '{dataset}': write {spelling(one)}")
+        return _place(canonical(dataset), expanded(Path(path)), one)
+    if one is not None and not colon:
+        if one.drawn is not None:
+            return _place(name, one.drawn(names), one)
+        return _place(name, _root(one, data_root), one)
+    stand_in = expanded(data_root) / dataset if data_root is not None and "/" not in dataset else None
+    like = str(marked(stand_in).get("like")) if stand_in is not None else None
+    if stand_in is not None and like in DATASETS:
+        return _place(dataset, stand_in, entry(like))
+    raise DatasetError(_unknown(dataset))
+
+
+def _root(one: Entry, data_root: Path | None) -> Path:
+    """The folder of a data set that has to lie below the data root."""
+    if data_root is None:
+        raise DatasetError(
+            f"{one.name}: no data root; give --data-root or set KDAD_DATA to the folder that holds {one.name}/"
+        )
+    root = root_of(one, data_root)
+    if root is None:
+        places = " or ".join(str(data_root / name) for name in one.folders[:2])
+        raise DatasetError(f"{data_root}: no {one.name} there; put its categories in {places}, or fetch it")
+    return root
+
+
+def _place(name: str, root: Path, one: Entry) -> Place:
+    """The first layout that finds a category in `root`."""
+    if not is_folder(root):
+        raise DatasetError(f"{root}: no such folder; the layout is {one.layouts[-1].text}")
+    drawn = one.synthetic or bool(marked(root)) or bool(marked(root.parent))
+    for layout in one.layouts:
+        found = layout.categories(root)
+        if found:
+            return Place(name, root, one, layout, found, drawn)
+    raise DatasetError(f"{root}: no category there; the layout is {one.layouts[-1].text}")
+
+
+def _unknown(dataset: str) -> str:
+    if "/" in dataset or dataset.startswith(("~", ".")) or is_folder(Path(dataset)):
+        return f"data set '{dataset}': for a path write folder:{dataset}"
+    have = ", ".join(map(spelling, entries().values()))
+    return f"data set '{dataset}' is not known; have: {have}, or a drawn stand-in under the data root"
+
+
+def _chosen(dataset: str, have: Sequence[str], names: Sequence[str]) -> list[str]:
+    for name in names:
+        if name not in have:
+            raise DatasetError(f"category '{name}' not in {dataset}; have: {', '.join(have)}")
+    return [name for name in have if not names or name in names]
+
+
+def strays(root: Path, folders: Sequence[Path]) -> list[Unused]:
+    """What lies beside the categories of a data set and holds images, and is no category."""
+    top = look(root)
+    lost = [path for path in top.folders if path not in folders and holds_images(path)]
+    return [Unused(one.path, "not a category", one.files) for one in nested(lost)]
+
+
+def under_known_names(chosen: Sequence[Category], known: Mapping[tuple[str, str], str]) -> tuple[Category, ...]:
+    """The categories of a folder under the name that results have for the same files: one that moved is no new one.
+
+    `known` maps (category, fingerprint) to the name of a data set in earlier results. A name is taken for a whole
+    folder, and only where no category of it has other files under that name.
+    """
+    marks = {(one.dataset, one.name): _mark(one) for one in chosen if _takes_path(one.dataset)}
+    names: dict[str, str] = {}
+    for dataset in dict.fromkeys(dataset for dataset, _ in marks):
+        own = {(name, mark) for (of, name), mark in marks.items() if of == dataset}
+        for earlier in dict.fromkeys(known[one] for one in own if one in known and _takes_path(known[one])):
+            theirs = {one for one, name in known.items() if name == earlier}
+            if not {name for name, _ in own - theirs} & {name for name, _ in theirs}:
+                names.setdefault(dataset, earlier)
+    return tuple(replace(one, dataset=names.get(one.dataset, one.dataset)) for one in chosen)
+
+
+def _takes_path(dataset: str) -> bool:
+    name, colon, _ = dataset.partition(":")
+    return bool(colon) and name in DATASETS and entry(name).takes_path
+
+
+def _mark(one: Category) -> str:
+    """The fingerprint, or nothing where a file is missing: the job itself will say so."""
+    try:
+        return fingerprint(one)
+    except DatasetError:
+        return ""
+
+
+def remarks_on(chosen: Sequence[Category], data_root: Path | None) -> list[str]:
+    """A line for each kind of thing that is not used: beside the categories of their data sets, and in those chosen."""
+    lines: list[str] = []
+    for dataset in dict.fromkeys(one.dataset for one in chosen):
+        place = located(dataset, data_root, [one.name for one in chosen if one.dataset == dataset])
+        folders = list(place.categories.values())
+        lines += remarks([] if place.root in folders else strays(place.root, folders))
+    return [*map(printable, lines), *(line for one in chosen for line in one.remarks)]

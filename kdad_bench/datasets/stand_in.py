@@ -1,0 +1,127 @@
+"""Stand-ins for data sets that cannot be had: drawn images, in the published numbers, sizes, folders and layout.
+
+They serve to measure the cost and the memory of a full run. The pictures are not those of the real categories, and
+every name says so: `synthetic_mvtec_ad/synthetic_bottle`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kdad_bench.datasets.category import GOOD, DatasetError
+from kdad_bench.datasets.entry import Counts, Entry
+from kdad_bench.datasets.synthetic.drawing import Canvas
+from kdad_bench.datasets.synthetic.embedded import Split, settle, write_category
+from kdad_bench.datasets.synthetic.solids import Solid
+from kdad_bench.datasets.synthetic.subjects import Subject
+from kdad_bench.datasets.table import entries
+from kdad_bench.files import write_text_whole
+
+MARKER = "kdad-bench.json"  # lies in the root of a stand-in and says what it is
+PREFIX = "synthetic_"
+
+
+def marked(root: Path) -> dict[str, object]:
+    """What the marker in `root` says; empty where no stand-in lies."""
+    try:
+        found = json.loads((root / MARKER).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and found.get("synthetic") else {}
+
+
+def splits(counts: Counts, subject: Subject | Solid) -> list[Split]:
+    """The published splits; anomalous images are spread evenly over the published types of defects."""
+    planned = [Split(split="train", kind=GOOD, defect=None, count=counts.train)]
+    if counts.validation:
+        planned.append(Split(split="validation", kind=GOOD, defect=None, count=counts.validation))
+    planned.append(Split(split="test", kind=GOOD, defect=None, count=counts.test_good))
+    share, more = divmod(counts.test_anomalous, len(counts.types))
+    for place, kind in enumerate(counts.types):
+        defect = subject.defects[place % len(subject.defects)]
+        planned.append(Split(split="test", kind=kind, defect=defect, count=share + (place < more)))
+    return planned
+
+
+def image_count(like: str, names: Sequence[str] = ()) -> int:
+    """The number of images of a stand-in (or of the categories `names`)."""
+    table = _original(like).published
+    chosen = [table[name] for name in _chosen(like, names)]
+    return sum(one.train + one.validation + one.test_good + one.test_anomalous for one in chosen)
+
+
+def _original(like: str) -> Entry:
+    have = entries(lambda one: one.subjects)
+    if like not in have:
+        raise DatasetError(f"no stand-in for '{like}'; have: {', '.join(have)}")
+    return have[like]
+
+
+def generate(
+    like: str,
+    out: Path,
+    names: Sequence[str] = (),
+    *,
+    size: int | None = None,
+    seed: int = 0,
+    done: Callable[[], None] = lambda: None,
+) -> Path:
+    """Draw the stand-in of `like` (a data set with subjects) as `out/synthetic_<like>` and return that folder.
+
+    `names` limits it to categories of the real data set; `size` is the longer side in pixels, by default the published
+    one; `done` is called after each image. A category that is there is left alone and appears whole or not at all.
+    Raises DatasetError for an unknown name, a size outside 64 .. 4096, or a stand-in of another size or seed there.
+    """
+    original = _original(like)
+    if size is not None and not 64 <= size <= 4096:
+        raise DatasetError(f"size {size}: must lie between 64 and 4096 pixels")
+    root = out / f"{PREFIX}{like}"
+    root.mkdir(parents=True, exist_ok=True)
+    facts = {"synthetic": True, "like": like, "size": size or "as published", "seed": seed}
+    _mark(root, facts)
+    for name in _chosen(like, names):
+        counts, final = original.published[name], root / f"{PREFIX}{name}"
+        subject = original.subjects[name]
+        planned = splits(counts, subject)
+        if final.is_dir():
+            for _ in range(sum(one.count for one in planned)):
+                done()
+            continue
+        scale = 1.0 if size is None else size / max(counts.width, counts.height)
+        canvas = Canvas(max(1, round(counts.width * scale)), max(1, round(counts.height * scale)))
+        draft = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=root))
+        try:
+            write_category(
+                draft / name,
+                subject,
+                name=f"{like}/{name}/{seed}",
+                canvas=canvas,
+                splits=planned,
+                stand_in=True,
+                done=done,
+            )
+            settle(draft / name, final)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    return root
+
+
+def _mark(root: Path, facts: dict[str, object]) -> None:
+    marker = root / MARKER
+    if not marker.exists():
+        write_text_whole(marker, json.dumps(facts, indent=2) + "\n")
+    elif (found := marked(root)) != facts:
+        raise DatasetError(f"{marker}: another stand-in lies there ({found}); delete it or choose another folder")
+
+
+def _chosen(like: str, names: Sequence[str]) -> list[str]:
+    table = _original(like).published
+    plain = [name.removeprefix(PREFIX) for name in names]
+    for name in plain:
+        if name not in table:
+            raise DatasetError(f"category '{name}' not in {like}; have: {', '.join(table)}")
+    return plain or list(table)

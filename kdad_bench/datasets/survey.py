@@ -1,0 +1,116 @@
+"""What was found of one category, before anybody judges it: a run takes it whole, `verify` lists its faults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kdad_bench.datasets.category import Category, DatasetError, Sample, printable
+from kdad_bench.datasets.listing import Unused, remarks
+
+
+@dataclass(kw_only=True, slots=True)
+class Survey:
+    """The files of one category by their use. Nothing is left out that is not hidden."""
+
+    name: str
+    folder: Path
+    layout: str  # one line on what lies where, for messages
+    train: list[Sample] = field(default_factory=list)
+    validation: list[Sample] = field(default_factory=list)
+    test: list[Sample] = field(default_factory=list)
+    has_masks: bool = False
+    blank: list[tuple[Path, Path]] = field(default_factory=list)  # (normal image, its mask): should mark nothing
+    faults: list[str] = field(default_factory=list)  # lines, each of which stops a run
+    absent_scans: list[Path] = field(default_factory=list)  # stop a run that needs scans
+    unused: list[Unused] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)  # lines on what is used and may not be meant so
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Every image."""
+        return [*self.train, *self.validation, *self.test]
+
+    def check_splits(self, train: Path, good: Path, test: Path) -> None:
+        """Note what is empty that must not be: training images, normal and anomalous test images."""
+        if not self.train:
+            self.faults.insert(0, f"{train}: no image to learn from; the layout is {self.layout}")
+        if all(sample.label for sample in self.test):
+            self.faults.append(f"{good}: no normal test image; the layout is {self.layout}")
+        if not any(sample.label for sample in self.test):
+            self.faults.append(f"{test}: no anomalous test image beside {good.name}/; the layout is {self.layout}")
+
+
+def category_of(survey: Survey, dataset: str, *, synthetic: bool = False, modality: str = "rgb") -> Category:
+    """The category that a survey describes. No image is opened.
+
+    Raises DatasetError with the first fault: an empty split, a missing mask, a missing scan where scans are needed.
+    """
+    if survey.faults:
+        raise DatasetError(survey.faults[0])
+    has_scans = all(sample.scan is not None for sample in survey.samples)
+    if modality != "rgb" and survey.absent_scans:
+        raise DatasetError(f"{survey.absent_scans[0]}: the scan is missing; restore it or use the modality rgb")
+    if modality != "rgb" and not has_scans:
+        raise DatasetError(f"modality '{modality}': {dataset} has no scans; use rgb, or mvtec_3d_ad")
+    return Category(
+        dataset=dataset,
+        name=survey.name,
+        root=survey.folder,
+        train=tuple(survey.train),
+        test=tuple(survey.test),
+        validation=tuple(survey.validation),
+        synthetic=synthetic,
+        modality=modality,
+        has_masks=survey.has_masks,
+        has_scans=has_scans,
+        remarks=tuple(map(printable, (*remarks(survey.unused), *survey.doubts))),
+    )
+
+
+def matched(
+    images: Sequence[Path], files: Sequence[Path], endings: Sequence[str], what: str
+) -> tuple[dict[Path, Path], list[Unused]]:
+    """(image -> the file whose stem is the image's with one of `endings`, the files that belong to no image).
+
+    The first ending that fits wins, then the same case, then the last name; a second file for one image is not used.
+    """
+    by_stem: dict[str, list[Path]] = {}
+    for path in files:
+        by_stem.setdefault(path.stem.casefold(), []).append(path)
+    chosen: dict[Path, Path] = {}
+    for image in images:
+        for stem in (image.stem + ending for ending in endings):
+            found = by_stem.get(stem.casefold(), [])
+            same = [path for path in found if path.stem == stem]
+            others = [] if same else [path for path in found if not _is_anothers(path, images, endings)]
+            if same or others:
+                chosen[image] = (same or others)[-1]
+                break
+    used = set(chosen.values())
+    stems = {(image.stem + ending).casefold() for image in chosen for ending in endings}
+    lost = [
+        Unused(path, f"a second {what} of one image" if path.stem.casefold() in stems else f"a {what} without an image")
+        for path in files
+        if path not in used
+    ]
+    return chosen, lost
+
+
+def _is_anothers(path: Path, images: Sequence[Path], endings: Sequence[str]) -> bool:
+    """Whether a file fits another image to the letter, so that one of another case cannot have it."""
+    return any(path.stem == image.stem + ending for image in images for ending in endings)
+
+
+def twins(images: Sequence[Path], taken: Mapping[Path, Path]) -> list[str]:
+    """A line for each image that differs from another by its suffix alone, or that takes the same mask or scan."""
+    first: dict[str, Path] = {}
+    lines = []
+    for image in images:
+        other = first.setdefault(image.stem.casefold(), image)
+        shared = taken[image] if image in taken and taken.get(other) == taken[image] else None
+        if other is not image and (image.stem == other.stem or shared):
+            both = f"; both take {shared.name}" if shared else ""
+            lines.append(f"{image}: the same name as {other.name} but for its suffix or case{both}; is it meant twice?")
+    return lines

@@ -1,0 +1,327 @@
+"""Nothing in a data set is passed over in silence: what is not used is told by a run and is a problem for `verify`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from kdad_bench import datasets
+from kdad_bench.datasets.category import DatasetError
+from kdad_bench.datasets.listing import HIDDEN, SUFFIXES
+from kdad_bench.datasets.verify import verify
+from tests.conftest import SIDE, write_tree
+from tests.datasets.test_mvtec_3d_ad import write_scans
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return write_tree(tmp_path / "set", ("bolt",), train=4, test=3) / "bolt"
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    return write_scans(tmp_path / "scans" / "plate")
+
+
+def told(folder: Path) -> tuple[list[str], list[str]]:
+    """(what a run says of a data set, what `verify` finds wrong with it)."""
+    found = datasets.categories(f"folder:{folder.parent}", None)
+    report = verify(folder.parent, against="none")
+    assert report.sound == (not [*report.problems, *report.categories[0].problems])
+    return datasets.remarks_on(found, None), [*report.problems, *report.categories[0].problems]
+
+
+def move(folder: Path, old: str, new: str) -> None:
+    (folder / new).parent.mkdir(parents=True, exist_ok=True)
+    (folder / old).rename(folder / new)
+
+
+def copy(folder: Path, old: str, new: str) -> None:
+    (folder / new).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / old, folder / new)
+
+
+def dangle(folder: Path, old: str) -> None:
+    (folder / old).unlink()
+    (folder / old).symlink_to("/nowhere/at/all.png")
+
+
+GOOD, SPOT, MASK = "train/good/000.png", "test/spot/000.png", "ground_truth/spot/000_mask.png"
+PLAIN: dict[str, tuple[Callable[[Path], object], str, str]] = {  # what is done, the name told, the reason told
+    "a nested folder": (lambda at: move(at, GOOD, "train/good/day2/000.png"), "day2", "folders inside a folder"),
+    "a nested test folder": (lambda at: copy(at, SPOT, "test/spot/more/a.png"), "more", "folders inside a folder"),
+    "another suffix": (lambda at: move(at, GOOD, "train/good/000.jfif"), "000.jfif", "no suffix of an image"),
+    "no suffix": (lambda at: move(at, GOOD, "train/good/000"), "000", "no suffix of an image"),
+    "a phone's format": (lambda at: copy(at, GOOD, "test/good/a.HEIC"), "a.HEIC", "no suffix of an image"),
+    "text": (lambda at: (at / "train/good/readme.txt").write_text("x"), "readme.txt", "no suffix of an image"),
+    "a dangling link": (lambda at: dangle(at, GOOD), "000.png", "links whose target is missing"),
+    "a circle of links": (lambda at: (at / "train/good/x.png").symlink_to("x.png"), "x.png", "cannot be read"),
+    "a pipe": (lambda at: os.mkfifo(at / "train/good/pipe.png"), "pipe.png", "neither files nor folders"),
+    "a device": (lambda at: (at / "train/good/zero.png").symlink_to("/dev/zero"), "zero.png", "neither files nor"),
+    "another kind in train": (lambda at: copy(at, GOOD, "train/bad/a.png"), "bad", "only good/ holds normal images"),
+    "an image directly in train": (lambda at: copy(at, GOOD, "train/a.png"), "a.png", "not in a folder of a kind"),
+    "an image directly in test": (lambda at: copy(at, SPOT, "test/a.png"), "a.png", "not in a folder of a kind"),
+    "a mask directly in ground_truth": (lambda at: copy(at, MASK, "ground_truth/a.png"), "a.png", "not in a folder"),
+    "a mask of nothing": (lambda at: copy(at, MASK, "ground_truth/spot/9_mask.png"), "9_mask.png", "without an image"),
+    "masks of an unknown kind": (lambda at: copy(at, MASK, "ground_truth/dent/000.png"), "000.png", "without an image"),
+    "two masks of one image": (lambda at: copy(at, MASK, "ground_truth/spot/000.png"), "000.png", "a second mask"),
+    "two suffixes of a mask": (
+        lambda at: copy(at, MASK, "ground_truth/spot/000_mask.bmp"), "000_mask.bmp", "a second mask",
+    ),
+    "a mask one level deeper": (
+        lambda at: copy(at, MASK, "ground_truth/spot/000/000.png"), "000", "folders inside a folder",
+    ),
+    "another split": (lambda at: copy(at, GOOD, "val/good/000.png"), "val", "not a split"),
+    "two images of one name": (lambda at: copy(at, SPOT, "test/spot/000.jpg"), "000.jpg", "the same name as 000"),
+    "a name that is not UTF-8": (
+        lambda at: os.rename(os.fsencode(at / GOOD), os.fsencode(at / "train/good") + b"/\xfc.png"),
+        "\\udcfc.png", "not UTF-8",
+    ),
+    "a name with an escape": (lambda at: copy(at, GOOD, "train/good/\x1b[2J\n.png"), "\\x1b[2J\\n", "control charact"),
+    "a folder beside the categories": (lambda at: copy(at, GOOD, "../nut/images/a.png"), "nut", "not a category"),
+}  # fmt: skip
+SCANS: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "a scan of nothing": (lambda at: move(at, "train/good/rgb/000.png", "train/good/000.png"), "000.tiff", "a scan wi"),
+    "two scans of one image": (
+        lambda at: copy(at, "test/dent/xyz/000.tiff", "test/dent/xyz/000.tif"), "000.tif", "a second scan",
+    ),
+    "a mask of nothing": (lambda at: copy(at, "test/dent/gt/000.png", "test/dent/gt/9.png"), "9.png", "without an im"),
+    "an unknown part": (lambda at: copy(at, "test/dent/gt/000.png", "test/dent/depth/0.png"), "depth", "folders insi"),
+    "another kind in train": (
+        lambda at: copy(at, "test/dent/rgb/000.png", "train/dent/rgb/0.png"), "dent", "only good/",
+    ),
+    "a scan with the suffix of an image": (
+        lambda at: copy(at, "test/dent/gt/000.png", "test/dent/xyz/0.png"), "0.png", "no suffix",
+    ),
+    "another split": (lambda at: copy(at, "test/dent/gt/000.png", "extra/0.png"), "extra", "not a split"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_what_is_not_used_is_told(tree: Path, case: str) -> None:
+    assert told(tree) == ([], [])
+    change, name, why = PLAIN[case]
+    change(tree)
+    for lines in told(tree):
+        assert sum(name in line and why in line for line in lines) == 1, lines
+        assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize("case", SCANS)
+def test_what_is_not_used_beside_scans_is_told(scans: Path, case: str) -> None:
+    assert told(scans) == ([], [])
+    change, name, why = SCANS[case]
+    change(scans)
+    for lines in told(scans):
+        assert any(name in line and why in line for line in lines), lines
+
+
+PLACES = ("train", "train/good", "test", "test/good", "test/spot", "ground_truth", "ground_truth/spot", "validation")
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\x00"), min_size=1, max_size=12).filter(
+    lambda name: name not in (".", "..")
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    place=st.sampled_from(PLACES), name=NAMES, suffix=st.sampled_from(["", ".png", ".JPG", ".json", ".heif", ".tar"])
+)
+def test_any_file_anywhere_in_a_split_is_used_or_told_or_hidden(
+    tmp_path_factory: pytest.TempPathFactory, place: str, name: str, suffix: str
+) -> None:
+    tree = write_tree(tmp_path_factory.mktemp("any"), ("bolt",), train=1, test=1) / "bolt"
+    (before,) = datasets.categories(f"folder:{tree}", None)
+    path = tree / place / f"{name}{suffix}"
+    path.parent.mkdir(exist_ok=True)
+    if path.exists():
+        return
+    path.write_bytes((tree / GOOD).read_bytes())
+    (after,) = datasets.categories(f"folder:{tree}", None)
+    used = len(list(after.files())) > len(list(before.files()))
+    hidden = path.name.startswith(".") or path.name.casefold() in HIDDEN
+    assert used + hidden + bool(after.remarks) == 1, (path, after.remarks)
+    assert not used or path.suffix.lower() in SUFFIXES
+
+
+def test_many_of_a_kind_are_one_line(tree: Path) -> None:
+    for index in range(4):
+        move(tree, f"train/good/{index:03}.png", f"train/good/x{index}.heic")
+    copy(tree, "test/good/000.png", "train/good/000.png")
+    (remark,) = told(tree)[0]
+    assert remark == f"{tree}/train/good: 4 files not used (x0.heic, x1.heic, x2.heic, ...): no suffix of an image"
+
+
+def test_ground_truth_without_a_usable_mask_is_refused(tree: Path) -> None:
+    for change in (
+        lambda: [path.rename(path.with_suffix(".mat")) for path in (tree / "ground_truth/spot").iterdir()],
+        lambda: shutil.rmtree(tree / "ground_truth/spot"),
+    ):
+        change()
+        with pytest.raises(DatasetError, match="not one mask that can be used"):
+            datasets.categories(f"folder:{tree}", None)
+        assert any("not one mask" in line for line in verify(tree, against="none").categories[0].problems)
+
+
+def test_a_folder_of_test_images_without_one_that_can_be_read_is_refused(tree: Path) -> None:
+    for path in (tree / "test/spot").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    with pytest.raises(DatasetError, match="test/spot: an empty test folder"):
+        datasets.categories(f"folder:{tree}", None)
+    problems = verify(tree, against="none").categories[0].problems
+    assert sum("no suffix of an image" in line for line in problems) == 3
+
+
+def test_a_shipped_validation_split_is_held_out(tree: Path) -> None:
+    copy(tree, GOOD, "validation/good/v.png")
+    (category,) = datasets.categories(f"folder:{tree}", None)
+    normals = datasets.load_normals(category, 16)
+    assert (normals.source, len(normals.fit), len(normals.held_out)) == ("validation", 4, 1)
+    assert category.remarks == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("train/good", "train/Good"), ("test/good", "test/GOOD"), ("ground_truth", "Ground_Truth"), ("train", "TRAIN"),
+     ("ground_truth/spot", "ground_truth/Spot"), (MASK, "ground_truth/spot/000_MASK.PNG")],
+)  # fmt: skip
+def test_case_makes_no_difference(tree: Path, old: str, new: str) -> None:
+    (before,) = datasets.categories(f"folder:{tree}", None)
+    move(tree, old, new)
+    (after,) = datasets.categories(f"folder:{tree}", None)
+    assert [sample.label for sample in after.test].count(False) == 3
+    assert (len(after.train), sum(len(one.masks) for one in after.test)) == (4, 3)
+    assert after.remarks == before.remarks == ()
+    assert verify(tree, against="none").sound
+
+
+def test_folders_that_differ_in_case_alone_are_refused(tree: Path) -> None:
+    copy(tree, GOOD, "train/Good/000.png")
+    with pytest.raises(DatasetError, match="Good and good differ in nothing but case"):
+        datasets.categories(f"folder:{tree}", None)
+
+
+def test_masks_are_told_apart_by_case_where_images_are(tree: Path) -> None:
+    for name in ("A", "a"):
+        copy(tree, SPOT, f"test/spot/{name}.png")
+        copy(tree, MASK, f"ground_truth/spot/{name}_mask.png")
+    (category,) = datasets.categories(f"folder:{tree}", None)
+    masks = {one.path.name: one.masks[0].name for one in category.test if one.masks}
+    assert (masks["A.png"], masks["a.png"]) == ("A_mask.png", "a_mask.png")
+    assert category.remarks == ()
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".TIF", ".TIFF"])
+def test_scans_may_have_another_suffix(scans: Path, suffix: str) -> None:
+    (before,) = datasets.categories(f"folder:{scans}", None, modality="depth")
+    expected = datasets.load_train(before, 16).copy()
+    for path in list(scans.rglob("*.tiff")):
+        path.rename(path.with_suffix(suffix))
+    (after,) = datasets.categories(f"folder:{scans}", None, modality="depth")
+    assert np.array_equal(datasets.load_train(after, 16), expected)
+    assert verify(scans).sound
+
+
+def test_a_folder_that_cannot_be_listed_is_one_line(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> list[str]:
+        if str(path).endswith("test/good"):
+            raise PermissionError(13, "Permission denied")
+        return original(path)
+
+    original = os.listdir
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(DatasetError, match="test/good: the folder cannot be listed"):
+        datasets.categories(f"folder:{tree}", None)
+    assert not verify(tree, against="none").sound
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+REGION = np.zeros((SIDE, SIDE), bool)
+REGION[20:30, 12:40] = True
+
+
+def soft(radius: int) -> np.ndarray:
+    """A disc with an edge of many grey values."""
+    y, x = np.mgrid[:SIDE, :SIDE]
+    return np.clip((radius - np.hypot(x - 30, y - 30)) * 16 + 128, 0, 255).astype(np.uint8)
+
+
+def grey(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(values.astype(np.uint8))
+
+
+CLEAN = {
+    "1": grey(REGION * 1),
+    "236": grey(REGION * 236),
+    "255": grey(REGION * 255),
+    "eight labels": grey(REGION * (1 + np.arange(SIDE) % 8)),
+    "RGB": Image.fromarray(np.stack([REGION * np.uint8(0), REGION * np.uint8(200), REGION * np.uint8(0)], axis=2)),
+    "16 bits": Image.fromarray((REGION * 40_000).astype(np.uint16)),
+    "palette": grey(REGION * 255).convert("P"),
+    "one bit": Image.fromarray(REGION),
+    "half of the image": grey((np.arange(SIDE * SIDE).reshape(SIDE, SIDE) < SIDE * SIDE // 2) * 255),
+    "a great defect inside": grey(np.pad(np.full((SIDE - 4, SIDE - 4), 255), 2)),
+}
+DOUBTFUL = {
+    "inverted": (grey(~REGION * 255), "inverted", {}),
+    "everything": (grey(np.full((SIDE, SIDE), 1)), "inverted", {}),
+    "soft edges": (grey(soft(12)), "grey values", {}),
+    "a photograph": (grey(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE))), "grey values", {}),
+    "JPEG": (grey(REGION * 255), "JPEG", {"format": "JPEG", "quality": 75}),
+}
+
+
+def put_masks(tree: Path, image: Image.Image, **options: object) -> datasets.Category:
+    for path in (tree / "ground_truth/spot").iterdir():
+        image.save(path, **options)
+    (category,) = datasets.categories(f"folder:{tree}", None)
+    return category
+
+
+@pytest.mark.parametrize("case", CLEAN)
+def test_labels_of_every_kind_are_masks(tree: Path, case: str) -> None:
+    category = put_masks(tree, CLEAN[case])
+    masks = datasets.load_test(category, SIDE).masks
+    assert masks is not None
+    mode = "RGB" if case in ("RGB", "palette") else "F"
+    marked = np.asarray(CLEAN[case].convert(mode)).reshape(SIDE, SIDE, -1).max(axis=2) > 0
+    assert np.array_equal(masks[-1], marked)
+    assert verify(tree, against="none").sound
+
+
+@pytest.mark.parametrize("case", DOUBTFUL)
+def test_masks_that_may_mean_something_else_are_told(tree: Path, case: str) -> None:
+    image, word, options = DOUBTFUL[case]
+    category = put_masks(tree, image, **options)
+    for resolution in (SIDE, 24, SIDE):  # the last from the cache
+        with pytest.warns(UserWarning, match=word) as seen:
+            datasets.load_test(category, resolution)
+        assert len(seen) == 1
+        assert "2 more masks like it" in str(seen[0].message)
+    problems = verify(tree, against="none").categories[0].problems
+    assert sum(word in line for line in problems) == 3
+
+
+def test_the_halo_of_a_jpeg_mask_is_no_defect(tree: Path) -> None:
+    category = put_masks(tree, grey(REGION * 255), format="JPEG", quality=75)
+    with pytest.warns(UserWarning, match="JPEG"):
+        masks = datasets.load_test(category, SIDE).masks
+    assert masks is not None
+    assert np.array_equal(masks[-1], REGION)
+
+
+def test_a_mask_of_a_normal_image_must_mark_nothing(tree: Path) -> None:
+    path = tree / "ground_truth/good/000_mask.png"
+    path.parent.mkdir()
+    grey(REGION * 0).save(path)
+    assert told(tree) == ([], [])
+    grey(REGION * 255).save(path)
+    assert "marks something in a normal image" in told(tree)[1][0]
