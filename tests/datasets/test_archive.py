@@ -22,7 +22,7 @@ import pytest
 
 from kdad_bench.datasets.archive import Limits, extract
 from kdad_bench.datasets.category import DatasetError
-from kdad_bench.datasets.fetch import SOURCES, fetch
+from kdad_bench.datasets.fetch import fetch, source_of
 from tests.datasets import hostile
 from tests.datasets.hostile import BOMBS, HOSTILE
 
@@ -60,7 +60,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 # not getrusage: its peak begins with that of the process that started this one
 print(json.dumps([int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024, said]))
 """
-PUBLISHED = SOURCES["mvtec_ad"]
+PUBLISHED = source_of("mvtec_ad")
 
 
 def entries(folder: Path) -> dict[str, tuple[int, str]]:

@@ -151,7 +151,7 @@ def test_the_debris_of_a_fetch_is_swept_where_the_data_set_is_there(tmp_path: Pa
     write_tree(tmp_path / "mvtec_ad", ("bottle",), train=2, test=1)
     (tmp_path / ".mvtec_ad.fetch" / "draft" / "bottle").mkdir(parents=True)
     (tmp_path / ".mvtec_ad.fetch" / "archive").write_bytes(b"a" * 100)
-    source = fetching.SOURCES["mvtec_ad"]
+    source = fetching.source_of("mvtec_ad")
     with claimed(tmp_path / ".mvtec_ad.fetch", wait=False):
         fetching.tidy(source, tmp_path)  # another one runs
         assert (tmp_path / ".mvtec_ad.fetch" / "archive").is_file()
