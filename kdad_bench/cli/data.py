@@ -88,6 +88,7 @@ def fetch(
     """
     from kdad_bench.datasets import fetch as fetching
     from kdad_bench.datasets.category import DatasetError
+    from kdad_bench.datasets.finding import at_home
     from kdad_bench.datasets.verify import count
 
     source = fetching.source_of(dataset)
@@ -96,6 +97,7 @@ def fetch(
     if sha256 is not None and (len(sha256) != 64 or any(letter not in "0123456789abcdefABCDEF" for letter in sha256)):
         raise click.UsageError(f"--sha256 '{sha256}': must be 64 hexadecimal digits")
     try:
+        out = at_home(out)
         place = fetching.existing(source, out)
         if place is None:
             click.echo(f"{source.title}: {source.licence}\nMore about it: {source.page}", err=True)
@@ -128,7 +130,7 @@ def _accept(given: bool) -> None:
 
 
 @data.command()
-@click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("path", type=click.Path(path_type=Path))
 @click.option(
     "--against",
     type=DataSetName(lambda one: one.published, "none"),
@@ -201,13 +203,15 @@ def preview(
 ) -> None:
     """Draw a contact sheet of each category of DATASET: normal images, then each kind of defect, outlined.
 
-    DATASET is mvtec_ad, mvtec_3d_ad, synthetic, synthetic_3d, folder:PATH or a stand-in under the data root.
+    DATASET is a name of `list datasets`, folder:PATH, or a stand-in under the data root.
     """
     from kdad_bench import datasets
+    from kdad_bench.datasets.finding import at_home
     from kdad_bench.datasets.preview import contact_sheet
 
     try:
         found: list[Category] = datasets.categories(dataset, data_root, names, modality=modality)
+        out = at_home(out)
         out.mkdir(parents=True, exist_ok=True)
         for category in found:
             path = out / f"{category.dataset.partition(':')[0]}-{category.name}-{modality}.png"
@@ -232,6 +236,7 @@ def generate(like: str, out: Path, names: tuple[str, ...], size: int | None, see
     """
     from kdad_bench.datasets import stand_in
     from kdad_bench.datasets.category import DatasetError
+    from kdad_bench.datasets.finding import at_home
 
     began = time.perf_counter()
     try:
@@ -243,7 +248,7 @@ def generate(like: str, out: Path, names: tuple[str, ...], size: int | None, see
                 drawn += 1
                 shown("draw", drawn, total)
 
-            place = stand_in.generate(like, out, names, size=size, seed=seed, done=done)
+            place = stand_in.generate(like, at_home(out), names, size=size, seed=seed, done=done)
     except (DatasetError, OSError) as error:
         raise BadInput(str(error)) from error
     click.echo(f"{place}: {total} images in {time.perf_counter() - began:.0f} s")

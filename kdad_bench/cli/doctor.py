@@ -100,6 +100,7 @@ def data_found(root: Path | None) -> Iterator[Finding]:
     """Data sets under the data root, and the embedded one."""
     from kdad_bench import datasets
 
+    root = root.expanduser() if root is not None else None
     if root is None:
         yield Finding("data", "note", "no KDAD_DATA and no --data-root: `run --all` takes the embedded synthetic data")
     elif not root.is_dir():

@@ -27,14 +27,22 @@ class Place(NamedTuple):
     synthetic: bool
 
 
+def at_home(path: Path) -> Path:
+    """`path` with `~` as the home folder. Raises DatasetError for the home of an unknown user."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise DatasetError(f"{path}: not a path ({error})") from error
+
+
 def expanded(path: Path) -> Path:
     """`path` from the root on, with `~` and links resolved: one spelling for one folder.
 
-    Raises DatasetError for the home of an unknown user.
+    Raises DatasetError for what is no path.
     """
     try:
-        return path.expanduser().resolve()
-    except (RuntimeError, OSError, ValueError) as error:
+        return at_home(path).resolve()
+    except (RuntimeError, OSError, ValueError) as error:  # RuntimeError: a circle of links
         raise DatasetError(f"{path}: not a path ({error})") from error
 
 

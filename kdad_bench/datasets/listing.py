@@ -16,6 +16,7 @@ HIDDEN = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "$rec
                     "lost+found", "@eadir"})  # fmt: skip
 SHOWN = 3  # names in a line
 
+FILE, FOLDER = "file", "folder"
 DANGLING = "links whose target is missing"
 UNREADABLE = "cannot be read"
 SPECIAL = "neither files nor folders"
@@ -60,18 +61,18 @@ def look(folder: Path | None, suffixes: Iterable[str] = SUFFIXES) -> Listing:
         ) from error
     files, folders, unused = [], [], []
     for path in (folder / name for name in names):
-        why = _why_not(path, frozenset(suffixes))
-        if why is not None:
-            unused.append(Unused(path, why, max(1, files_below(path)) if is_folder(path) else 1))
-        elif is_folder(path):
+        kind = _kind(path, frozenset(suffixes))  # asks the disk once for each name
+        if kind == FILE:
+            files.append(path)
+        elif kind == FOLDER:
             folders.append(path)
         else:
-            files.append(path)
+            unused.append(Unused(path, kind, max(1, files_below(path))))
     return Listing(tuple(files), tuple(folders), tuple(unused))
 
 
-def _why_not(path: Path, suffixes: frozenset[str]) -> str | None:
-    """Why a path cannot be used, or None for a folder or a file with a known suffix."""
+def _kind(path: Path, suffixes: frozenset[str]) -> str:
+    """FILE for a regular one with a known suffix, FOLDER, or why a path cannot be used."""
     if UNPRINTABLE.search(path.name):
         return NAME
     try:
@@ -81,10 +82,10 @@ def _why_not(path: Path, suffixes: frozenset[str]) -> str | None:
     except OSError:  # a circle of links, a share that is gone
         return UNREADABLE
     if stat.S_ISDIR(mode):
-        return None
+        return FOLDER
     if not stat.S_ISREG(mode):
         return SPECIAL
-    return None if path.suffix.lower() in suffixes else SUFFIX
+    return FILE if path.suffix.lower() in suffixes else SUFFIX
 
 
 def is_folder(path: Path) -> bool:

@@ -14,7 +14,7 @@ from kdad_bench.datasets.category import DatasetError, Sample, printable
 from kdad_bench.datasets.decoding import image_size, mask_of, open_image
 from kdad_bench.datasets.entry import Counts, Entry, Layout
 from kdad_bench.datasets.finding import expanded, strays
-from kdad_bench.datasets.listing import Unused
+from kdad_bench.datasets.listing import Unused, is_folder
 from kdad_bench.datasets.stand_in import PREFIX
 from kdad_bench.datasets.survey import Survey
 from kdad_bench.datasets.table import entries
@@ -95,6 +95,8 @@ def _report(root: Path, against: str | None, done: Callable[[str], None], *, exa
 
 def _read(root: Path) -> tuple[Layout, dict[str, Path]]:
     """The first layout of any data set that finds a category in `root`, those of folders before all others."""
+    if not is_folder(root):
+        raise DatasetError(f"{root}: no such folder")
     every = sorted(entries().values(), key=lambda one: not one.takes_path)
     for layout in dict.fromkeys(layout for one in every for layout in one.layouts):
         if folders := layout.categories(root):
