@@ -133,6 +133,31 @@ def test_attention_sits_in_every_block_or_in_each_stages_last(name: str, kind: t
         assert network.eval()(torch.rand(1, 3, 32, 32))[2].shape[-1] == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("resnet18", ["layer1.1", "layer2.1", "layer3.1"]),
+        ("resnet50", ["layer1.2", "layer2.3", "layer3.5"]),
+        ("efficientnet_lite0", ["_blocks.0", "_blocks.2", "_blocks.4", "_blocks.7", "_blocks.10"]),
+    ],
+)
+def test_attention_of_stages_sits_in_their_last_blocks(name: str, places: list[str]) -> None:
+    network = build(name, attention=Attention(Eca, every_block=False))
+    found = [key.removesuffix(".attention") for key, module in network.named_modules() if isinstance(module, Eca)]
+    assert found == places
+
+
+def test_attention_of_a_vggs_stage_sits_between_its_last_norm_and_relu() -> None:
+    layers = list(
+        build("vgg16", attention=Attention(Eca, every_block=False), batch_norm=True).get_submodule("features")
+    )  # type: ignore[arg-type]
+    places = [index for index, layer in enumerate(layers) if isinstance(layer, Eca)]
+    assert len(places) == 4
+    for index in places:
+        around = [type(layer) for layer in layers[index - 1 : index + 3]]
+        assert around == [nn.BatchNorm2d, Eca, nn.ReLU, nn.MaxPool2d]
+
+
 def test_attention_of_a_residual_block_comes_before_the_addition() -> None:
     class Nothing(nn.Module):
         def __init__(self, channels: int) -> None:

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 
 from kdad_bench.methods.backbones import Eca
 from kdad_bench.methods.distillation import Batch
-from kdad_bench.methods.dual_student import BMKD, DSKD, DualStudent, DualStudents, ResidualFusion
+from kdad_bench.methods.dual_student import BMKD, DSKD, DeepestTap, DualStudent, DualStudents, ResidualFusion
 from kdad_bench.methods.reverse import Bottleneck
 from tests.methods.curves import assert_variants_differ, losses
 from tests.methods.test_rd4ad import one_minus_cosine
@@ -62,7 +62,16 @@ def test_bmkd_is_dskd_with_attention_and_residual_fusion() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "reaches"), [({}, True), ({"detach": True}, False), ({"fed_by": "teacher"}, False)]
+    ("changes", "reaches"),
+    [
+        ({}, True),
+        ({"fusion": "deepest"}, True),
+        ({"fed_by": "both"}, True),
+        ({"detach": True}, False),
+        ({"detach": True, "fed_by": "both"}, False),
+        ({"detach": True, "fusion": "deepest"}, False),
+        ({"fed_by": "teacher"}, False),
+    ],
 )
 @pytest.mark.parametrize("name", ["dskd", "bmkd"])
 def test_the_reverse_students_gradient_reaches_the_forward_student_unless_told_otherwise(
@@ -79,6 +88,49 @@ def test_the_reverse_students_gradient_reaches_the_forward_student_unless_told_o
     assert touched == reaches
     assert all(parameter.grad is None for parameter in method.teacher.parameters())
     assert all(parameter.grad is not None for parameter in students.decoder.parameters())
+
+
+@pytest.mark.parametrize("fusion", ["plain", "ffrm", "deepest"])
+@pytest.mark.parametrize("fed_by", ["student", "teacher", "both"])
+def test_the_embedding_sees_the_taps_of_whoever_feeds_it(fed_by: str, fusion: str) -> None:
+    """The student's first where both do; handed over unchanged, so that a wrong order would show."""
+    method, students = dual("dskd", fed_by=fed_by, fusion=fusion)
+    seen: list[tuple[torch.Tensor, ...]] = []
+    students.bottleneck.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    images = normals(2, seed=1)
+    with torch.no_grad():
+        teacher = method.teacher(images)
+        forward, restored = students.eval()(images, teacher)
+    both = tuple(torch.cat(pair, dim=1) for pair in zip(forward, teacher, strict=True))
+    expected = {"student": forward, "teacher": teacher, "both": both}[fed_by]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(seen[0], expected, strict=True))
+    assert [tap.shape for tap in restored] == [tap.shape for tap in teacher]
+
+
+@pytest.mark.parametrize("fed", [1, 2])
+def test_the_deepest_tap_alone_is_all_that_its_embedding_sees(fed: int) -> None:
+    kind = DeepestTap(teacher_of("efficientnet_lite0"), fed).eval()
+    given = tuple(torch.cat([tap] * fed, dim=1) for tap in taps(1))
+    other = (*(tap + 1 for tap in given[:2]), given[2])
+    with torch.no_grad():
+        torch.testing.assert_close(kind(given), kind.embedding(given[2]))
+        assert torch.equal(kind(given), kind(other))
+
+
+def test_residual_fusion_of_two_networks_keeps_the_first_ones_deepest_tap() -> None:
+    fusion = ResidualFusion(teacher_of("efficientnet_lite0"), 2).eval()
+    given = tuple(torch.cat(pair, dim=1) for pair in zip(taps(1), taps(2), strict=True))
+    with torch.no_grad():
+        fusion.residual[1].weight.zero_()  # type: ignore[operator,union-attr]
+        torch.testing.assert_close(fusion(given), fusion.embedding(torch.relu(taps(1)[2])))
+
+
+def test_the_default_is_the_pyramid_term_and_flattening_a_variant() -> None:
+    for one in (DSKD, BMKD):
+        assert {settings.distance for settings in one.presets.values()} == {"cosine"}
+        assert one.variants["flattened"] == {"distance": "flattened"}
+        assert {"both_fed", "deepest_tap", "teacher_fed", "detached"} < set(one.variants)
+        assert not any(settings.detach for settings in one.presets.values())
 
 
 def test_residual_fusion_is_the_deepest_tap_plus_what_all_three_say() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdad_bench.methods.augmentation import Strengths, distorted, grey, hue_rotations
+from kdad_bench.methods.augmentation import Strengths, distorted
 from kdad_bench.methods.distillation import Batch
 from kdad_bench.methods.eca_mskdad import EcaMskdad, distance, relative_loss
 from tests.methods.curves import assert_variants_differ, losses
@@ -88,38 +88,41 @@ def test_the_literal_loss_drowns_the_feature_loss() -> None:
     assert ratios["literal"] > 1e4 * ratios["normalised_mean"]
 
 
-def test_distortion_is_a_function_of_the_generator_and_stays_in_range() -> None:
-    images = normals(6, seed=1)
+@pytest.mark.parametrize("joint_pass", [True, False])
+def test_each_image_is_compared_with_its_own_copy_and_each_network_with_its_own_image(joint_pass: bool) -> None:
+    """A student that is the teacher has no loss on either image; with x and x^a exchanged it would have."""
+    method = small_method("eca_mskdad", joint_pass=joint_pass)
+    assert isinstance(method, EcaMskdad)
+    teacher, seen = method.teacher, []
+    method.student = torch.nn.Identity()
 
-    def once(seed: int) -> Tensor:
-        return distorted(images, torch.Generator().manual_seed(seed), Strengths())
+    def copy_of_the_teacher(images: Tensor) -> tuple[Tensor, ...]:
+        seen.append(images.clone())
+        found: tuple[Tensor, ...] = teacher(images)
+        return found
 
-    assert torch.equal(once(1), once(1))
-    assert not torch.equal(once(1), once(2))
-    assert float(once(1).min()) >= 0
-    assert float(once(1).max()) <= 1
-    assert not any(torch.equal(a, b) for a, b in zip(once(1), images, strict=True))
-
-
-def test_no_probability_means_no_change_and_certainty_means_grey() -> None:
+    method.student.forward = copy_of_the_teacher  # type: ignore[method-assign]
     images = normals(3, seed=1)
-    never = distorted(images, torch.Generator().manual_seed(0), Strengths(probability=0))
-    assert torch.equal(never, images)
-    always = distorted(images, torch.Generator().manual_seed(0), Strengths(probability=1))
-    assert torch.allclose(always[:, :1], always[:, 1:2], atol=1e-5)
+    terms = method.loss(batch_of(method, images))
+    assert {name: float(term) for name, term in terms.items()} == pytest.approx(dict.fromkeys(terms, 0), abs=1e-5)
+    together = torch.cat(seen)
+    assert len(seen) == (1 if joint_pass else 2)
+    torch.testing.assert_close(together[:3], images)
+    assert not torch.allclose(together[3:], images, atol=0.05)
 
 
-def test_a_hue_turn_keeps_greys_and_luma_and_a_full_turn_is_none() -> None:
-    turned = hue_rotations(torch.tensor([0.0, 0.25, 1.0]))
-    torch.testing.assert_close(
-        turned @ torch.ones(3, dtype=torch.float64), torch.ones(3, 3, dtype=torch.float64), atol=5e-3, rtol=0
-    )
-    torch.testing.assert_close(turned[0], torch.eye(3, dtype=torch.float64))
-    torch.testing.assert_close(turned[2], torch.eye(3, dtype=torch.float64))
-    colours = torch.rand(5, 3, 1, 1)
-    rotated = torch.einsum("ij,njhw->nihw", turned[1].float(), colours)
-    torch.testing.assert_close(grey(rotated), grey(colours), atol=2e-3, rtol=0)
-    assert not torch.allclose(rotated, colours, atol=0.01)
+def test_the_teacher_sees_the_distorted_images_too() -> None:
+    method = small_method("eca_mskdad")
+    assert isinstance(method, EcaMskdad)
+    given: list[Tensor] = []
+    forward = method.teacher.forward
+    method.teacher.forward = lambda images: (given.append(images), forward(images))[1]  # type: ignore[func-returns-value,method-assign]
+    batch = batch_of(method, normals(2, seed=1))
+    given.clear()
+    method.loss(batch)
+    (x_a,) = given
+    expected = distorted(batch.images, torch.Generator().manual_seed(3), Strengths.simclr(0.5))
+    torch.testing.assert_close(x_a, expected)
 
 
 def test_the_score_can_be_the_mean_of_the_loss() -> None:

@@ -1,0 +1,124 @@
+"""The recipe of every paper, as a table with its sources; and that the loop does what the settings say."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+
+from kdad_bench.methods import entry
+from kdad_bench.methods.training.loop import optimiser_of
+from kdad_bench.methods.training.settings import DistillationSettings
+from tests.methods.toys import small_method
+
+LOOP: dict[str, Any] = {  # the loop's own, where no source says otherwise
+    "strides": (4, 8, 16),  # layer1 to layer3
+    "steps": None,
+    "precision": "fp32",
+    "seed": 0,
+    "schedule": "constant",  # no scheduler in any of the codes
+    "norm_momentum": None,
+    "taps": "raw",
+    "drop_last": False,
+    "compiled": "off",
+    "held_out": 0.0,
+    "momentum": 0.9,
+    "betas": (0.9, 0.999),
+    "weight_decay": 0.0,
+}
+PAPER: dict[str, dict[str, Any]] = {
+    # gdwang08/STFPM @2598a5e: ResNet-18, 256 px, SGD 0.4 / 0.9 / 1e-4, batch 32, loss without 1/2; README: 200 epochs
+    "stfpm": {
+        "teacher": "resnet18",
+        "image_size": 256,
+        "epochs": 200,
+        "batch_size": 32,
+        "optimiser": "sgd",
+        "learning_rate": 0.4,
+        "weight_decay": 1e-4,
+        "loss_scale": "official",
+    },
+    # hq-deng/RD4AD @6554076: WideResNet-50-2, 256 px, Adam 0.005 / (0.5, 0.999), batch 16, 200 epochs, sigma 4
+    "rd4ad": {
+        "teacher": "wide_resnet50_2",
+        "image_size": 256,
+        "epochs": 200,
+        "batch_size": 16,
+        "optimiser": "adam",
+        "learning_rate": 0.005,
+        "betas": (0.5, 0.999),
+        "distance": "flattened",
+        "sigma": 4.0,
+    },
+    # Computer Science 2024 51(6A), section 4: 128 px, 300 iterations, batch 32, SGD 0.4 / 0.9; the rest is read
+    "eca_mskdad": {
+        "teacher": "resnet18",
+        "image_size": 128,
+        "epochs": 300,
+        "batch_size": 32,
+        "optimiser": "sgd",
+        "learning_rate": 0.4,
+        "weight_decay": 1e-4,
+        "balance": 1.0,
+        "rel_mode": "normalised_mean",
+        "attention": "blocks",
+        "joint_pass": True,
+        "distortion": 0.5,
+        "score": "max",
+    },
+    # arXiv 2402.00448: ResNet-18 (abstract); the rest is RD4AD's recipe with STFPM's term
+    "dskd": {
+        "teacher": "resnet18",
+        "image_size": 256,
+        "epochs": 200,
+        "batch_size": 16,
+        "optimiser": "adam",
+        "learning_rate": 0.005,
+        "betas": (0.5, 0.999),
+        "distance": "cosine",
+        "sigma": 4.0,
+        "attention": "none",
+        "fusion": "plain",
+        "fed_by": "student",
+        "detach": False,
+        "over_scales": "sum",
+        "over_students": "sum",
+    },
+}
+# Computer and Modernization 2025(2): ResNet-18, attention and a feature-fusion residual module (abstract)
+PAPER["bmkd"] = PAPER["dskd"] | {"attention": "eca", "fusion": "ffrm"}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_paper_preset_is_the_papers_recipe(name: str) -> None:
+    assert asdict(entry(name).presets["paper"]) == LOOP | PAPER[name]
+
+
+def test_the_floors_settings_are_these() -> None:
+    found = asdict(entry("pixel_mean").presets["paper"])
+    assert (found["image_size"], found["sigma"], found["epochs"], found["teacher"]) == (256, 4.0, 0, "none")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)],
+)
+def test_the_optimiser_has_every_constant_of_the_settings(name: str, kind: type[torch.optim.Optimizer]) -> None:
+    settings = DistillationSettings(
+        optimiser=name, learning_rate=0.37, momentum=0.81, betas=(0.51, 0.97), weight_decay=0.013
+    )
+    found = optimiser_of(iter([torch.nn.Parameter(torch.ones(1))]), settings)
+    assert type(found) is kind
+    (group,) = found.param_groups
+    assert (group["lr"], group["weight_decay"], group["fused"]) == (0.37, 0.013, True)
+    own = {"momentum": 0.81, "nesterov": False, "dampening": 0} if name == "sgd" else {"betas": (0.51, 0.97)}
+    assert {key: group[key] for key in own} == own
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_methods_optimiser_has_all_of_the_student_and_nothing_of_the_teacher(name: str) -> None:
+    method: Any = small_method(name)
+    held = {id(parameter) for group in method.optimiser().param_groups for parameter in group["params"]}
+    assert held == {id(parameter) for parameter in method.student.parameters()}
