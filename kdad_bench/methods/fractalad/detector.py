@@ -38,7 +38,7 @@ class FractalADSettings(DistillationSettings):
     drop_last: bool = True
     kd: bool = True  # False: the head sees the teacher's features, no student, no distillation loss
     find_object: bool = False  # True: anomalies follow the object that stands out from the background
-    head_width: int = 64  # channels of the head's pyramid
+    head_width: int | None = None  # channels of the head's pyramid; None: as many as the shallowest tap has
     fractal_points: int = 100_000  # of the chaos game, per fractal
 
     READINGS: ClassVar = {"everything": lambda settings: "; ".join(READINGS)}
