@@ -48,14 +48,18 @@ def test_the_mask_has_the_size_of_the_image_and_the_place_of_the_object(side: in
     )
 
 
-def test_single_pixels_are_no_object() -> None:
-    """The median of 5 x 5 takes away what the mean of 5 x 5 has not, and fills single holes."""
-    image = plate(20, 200)
-    image[:, 30, 30] = 200  # the mean leaves 27 of 256 levels
-    image[:, 115, 110] = 20
+def test_what_is_found_is_a_mean_of_25_cells_and_then_a_median_of_25() -> None:
+    """A black pixel in an object one level above the threshold: the mean makes a hole of 5 x 5, whose corners, with 9
+    of 25 cells, the median fills. A bright pixel on the background changes the mean by too little."""
+    image = plate(20, 31)
+    image[:, 115, 110] = 0
+    image[:, 30, 30] = 200
     mask = objects.object_mask(image)
-    assert not mask[25:36, 25:36].all()
-    assert mask[115, 110]
+    assert not mask[115, 110]
+    assert not mask[113:118, 110].any()
+    assert mask[113, 108]
+    assert mask[117, 112]
+    assert not mask[25:36, 25:36].any()
 
 
 def test_red_and_blue_change_places_in_the_luma_as_in_the_official_code() -> None:
