@@ -1,8 +1,8 @@
 """MKD, multiresolution knowledge distillation: Salehi et al., CVPR 2021, arXiv 2011.11108.
 
 A small cloner learns value and direction of a frozen source's activations; an image's score is the loss itself, and
-its map is the gradient of that score with respect to the input. Re-implemented from the formulas; the differences from
-the authors' code (per-image normalisation of maps, a noise level squared by a slip) are the variant `official`.
+its map is the gradient of that score with respect to the input. Re-implemented from the formulas; what the authors'
+code does to maps beyond them (each stretched to [0, 1], a noise level squared by a slip) is the variant `official`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdad_bench.kernels import flattened_cosine, gaussian_blur, pixel_discrepancy
-from kdad_bench.methods.backbones import Backbone
+from kdad_bench.methods.backbones import FACTS, Backbone, facts_of
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps, autocast, chance, resized
-from kdad_bench.methods.protocol import Entry, Range, Scores
+from kdad_bench.methods.protocol import Entry, Range, Scores, Settled
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)  # per block, before its pooling: VGG-16, and the cloner
 NARROW = (16, 16, 16, 16, 16)  # cloner "B": official code
@@ -28,6 +28,9 @@ SIGMA = 4.0  # of the maps' Gaussian, at the network's size: official code
 SMOOTH_SAMPLES = 50  # noisy copies per image: official code
 SMOOTH_NOISE = 0.05  # their noise, as a part of the image's range: official code
 PERCENTILE = 0.99  # where the official code clips a map before it stretches it to [0, 1]
+EPOCHS = 601  # up to the last state that the official code saves for MVTec AD
+BETAS = (0.9, 0.999)  # torch's own: official code
+VALUE_WEIGHT = 0.5  # lambda: official code, MVTec AD
 GRADIENT_SCALE = 2.0**12  # of the score while its gradient is taken, so that fp16 does not lose it; exact in fp32
 
 SALIENCIES = ("gradient", "smooth_grad", "guided_backprop")
@@ -35,20 +38,15 @@ CLONERS = ("A", "B")
 LOSSES = ("value_and_direction", "direction_only")
 NOISES = ("relative", "official")
 
-READINGS = (
-    "saliency: gradient; which one the published localisation has is not settled",
-    "taps: after ReLU and pooling, as in the code; the text says before the activation",
-    "localisation: maps are not normalised per image, opened once in grey",
-)
-
 Rectifier = Callable[[Tensor], Tensor]
 
 
 class Cloner(nn.Module):
     """VGG-16's layout, narrow, with the source's tap widths at the ends of its blocks.
 
-    3 x 3 convolutions without bias; a batch norm after each but the last of a block (official code). For sources other
-    than VGG-16 the same pattern with their tap widths, and no ReLU at the taps where theirs are signed: a reading.
+    3 x 3 convolutions without bias; a batch norm after each but the last of a block; max pooling (official code). For
+    sources other than VGG-16 the same pattern with their tap widths, and no ReLU at the taps where theirs are signed: a
+    reading.
     """
 
     def __init__(self, source: Backbone, *, full_width: bool, signed: bool) -> None:
@@ -95,7 +93,7 @@ class ClonerBlock(nn.Module):
 
 
 def convolution(inputs: int, outputs: int) -> nn.Conv2d:
-    """3 x 3, no bias, Xavier's initial weights (official code)."""
+    """3 x 3, no bias, Xavier's uniform initial weights (official code)."""
     layer = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
     nn.init.xavier_uniform_(layer.weight)
     return layer
@@ -124,10 +122,10 @@ def guided_relu(x: Tensor) -> Tensor:
 
 
 class Terms(NamedTuple):
-    """The two parts of MKD's loss per image, each [N] float32, summed over layers."""
+    """The two parts of MKD's loss per image, each [N] float32, summed over layers (official code)."""
 
-    direction: Tensor  # 1 - cos(vec b, vec a), eq. 2
-    value: Tensor  # mean of (b - a)^2, eq. 1, without lambda
+    direction: Tensor  # 1 - cos(vec b, vec a), a layer's activations as one vector
+    value: Tensor  # mean of (b - a)^2, without lambda
 
 
 def discrepancy(source: Sequence[Tensor], cloned: Sequence[Tensor]) -> Terms:
@@ -149,16 +147,15 @@ def input_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> tuple[T
     return scores.detach(), gradient.detach() / GRADIENT_SCALE
 
 
-def smooth_gradient(score: Callable[[Tensor], Tensor], images: Tensor, noise: Tensor, deviation: Tensor) -> Tensor:
-    """SmoothGrad (Smilkov et al. 2017): the mean input gradient over noisy copies of `images` [N, 3, H, W].
+def smooth_saliency(saliency: Callable[[Tensor], Tensor], images: Tensor, noise: Tensor, deviation: Tensor) -> Tensor:
+    """The mean of the maps `saliency` makes of noisy copies of `images` [N, 3, H, W]: [N, H, W].
 
-    `noise` [samples, 3, H, W] standard normal, the same for every image, so that no image depends on its neighbours;
+    After SmoothGrad (Smilkov et al. 2017), but of maps, not of signed gradients (official code). `noise`
+    [samples, 3, H, W] standard normal, the same for every image, so that no image depends on its neighbours;
     `deviation` [N] its standard deviation.
     """
-    total = torch.zeros_like(images)
-    for sample in noise:
-        total += input_gradient(score, images + deviation.view(-1, 1, 1, 1) * sample)[1]
-    return total / len(noise)
+    copies = (images + deviation.view(-1, 1, 1, 1) * sample for sample in noise)
+    return torch.stack([saliency(copy) for copy in copies]).mean(dim=0)
 
 
 def grey_opening(maps: Tensor) -> Tensor:
@@ -177,11 +174,85 @@ def cross_maximum(maps: Tensor) -> Tensor:
     return torch.maximum(upright, level)[:, 0]
 
 
-def stretched(maps: Tensor) -> Tensor:
-    """Each map of [N, H, W] clipped at its own percentile and stretched to [0, 1] (official code only)."""
+def stretched(maps: Tensor, percentile: float = 1.0) -> Tensor:
+    """Each map of [N, H, W] clipped at its own `percentile`, a part of 1, and stretched to [0, 1] (official code)."""
     flat = maps.flatten(1)
-    low, high = flat.amin(dim=1, keepdim=True), flat.quantile(PERCENTILE, dim=1, keepdim=True)
+    low, high = flat.amin(dim=1, keepdim=True), flat.quantile(percentile, dim=1, keepdim=True)
     return ((flat - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).view_as(maps)
+
+
+CODE = "official code"
+CODE_MVTEC = "official code, MVTec AD"
+
+
+def saliency_words(settings: MkdSettings) -> str:
+    """Which of the code's three saliencies is taken."""
+    return (
+        f"{settings.saliency}; the official code has gradient, smooth_grad and guided_backprop, the last in its "
+        "configuration; no source says which the published localisation has"
+    )
+
+
+def epoch_words(settings: MkdSettings) -> str:
+    """Which state is kept."""
+    kept = "the one with the least map on held-out normals" if settings.held_out else "the last"
+    return f"{kept}; the official code tests a saved one, every 50th, that is typed in by hand"
+
+
+def foreign_source(settings: MkdSettings) -> str:
+    """What the cloner of a source that no source of ours speaks of looks like."""
+    if settings.teacher == "vgg16":
+        return ""
+    inside = "VGG-16's widths" if settings.cloner == "A" else f"{NARROW[0]} channels"
+    return f"VGG-16's layout with {inside} inside and {settings.teacher}'s widths at the ends of its blocks"
+
+
+def signed_taps(settings: MkdSettings) -> str:
+    """What the cloner answers with where the source's taps have both signs."""
+    if settings.taps == "raw" and not (settings.teacher in FACTS and facts_of(settings.teacher).signed):
+        return ""
+    return "no ReLU at the cloner's taps, as the source's have both signs"
+
+
+def budget(settings: MkdSettings) -> str:
+    """The length of the training, where it is another."""
+    if settings.steps is None and settings.epochs == EPOCHS:
+        return ""
+    length = f"{settings.epochs} epochs" if settings.steps is None else f"{settings.steps} steps"
+    return f"{length} ({CODE_MVTEC}: {EPOCHS} epochs)"
+
+
+def betas_of_adam(settings: MkdSettings) -> str:
+    """Adam's betas, where they are others and in use."""
+    if settings.betas == BETAS or settings.optimiser == "sgd":
+        return ""
+    return f"{settings.betas[0]:g} {settings.betas[1]:g} ({CODE}: {BETAS[0]:g} {BETAS[1]:g})"
+
+
+def weight_of_value(settings: MkdSettings) -> str:
+    """Lambda, where it is in use and another."""
+    if settings.loss == "direction_only" or settings.value_weight == VALUE_WEIGHT:
+        return ""
+    return f"{settings.value_weight:g} ({CODE_MVTEC}: {VALUE_WEIGHT:g})"
+
+
+def noise_words(settings: MkdSettings) -> str:
+    """SmoothGrad's noise, where there is one."""
+    if settings.saliency != "smooth_grad":
+        return ""
+    deviation = {
+        "relative": f"{SMOOTH_NOISE:g} of the image's range",
+        "official": f"({SMOOTH_NOISE:g} / range) squared",
+    }
+    shared = "the same draws for all images"
+    return f"{deviation[settings.smooth_noise]}, {shared} ({CODE}: {deviation['official']}, drawn anew for each image)"
+
+
+def map_of_direction(settings: MkdSettings) -> str:
+    """What the map is the gradient of, where the official code takes both terms whatever the loss."""
+    if settings.loss != "direction_only":
+        return ""
+    return f"the gradient of the direction term ({CODE}: of both terms, whatever the loss)"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,18 +262,18 @@ class MkdSettings(DistillationSettings):
     teacher: str = "vgg16"
     strides: tuple[int, ...] = (4, 8, 16, 32)  # pool2 to pool5
     image_size: int = 128
-    epochs: int = 601
+    epochs: int = EPOCHS
     batch_size: int = 64
     optimiser: str = "adam"
     learning_rate: float = 1e-3
     scored: int = 3  # the deepest taps, of which the score and the map are made
     cloner: str = "B"  # B: 16 channels wide inside | A: as wide as VGG-16
     loss: str = "value_and_direction"  # | direction_only
-    value_weight: float = 0.5  # lambda
-    normalised: bool = True  # ImageNet normalisation of the input; the official code has none
-    saliency: str = "gradient"  # gradient | smooth_grad | guided_backprop; READING: which one the paper's table has
+    value_weight: float = VALUE_WEIGHT  # lambda
+    normalised: bool = False  # ImageNet normalisation of the input; none for MVTec AD
+    saliency: str = "gradient"  # gradient | smooth_grad | guided_backprop; READING: which the published numbers have
     smooth_noise: str = "relative"  # relative: 0.05 of the image's range | official: (0.05 / range) squared
-    stretch: bool = False  # True: each map clipped at its 99th percentile and stretched to [0, 1]; official code
+    stretch: bool = False  # True, official code: each map clipped at its 99th percentile and stretched to [0, 1]
 
     CHOICES: ClassVar = {
         **DistillationSettings.CHOICES,
@@ -211,7 +282,39 @@ class MkdSettings(DistillationSettings):
         "loss": LOSSES,
         "smooth_noise": NOISES,
     }
-    READINGS: ClassVar = {"everything": lambda settings: "; ".join(READINGS)}
+    READINGS: ClassVar = {
+        "saliency": saliency_words,
+        "epoch kept": epoch_words,
+        "cloner of this source": foreign_source,
+        "signs": signed_taps,
+    }
+    SETTLED: ClassVar = {
+        "teacher": Settled(CODE, ("vgg16",)),
+        "strides": Settled(CODE, ((4, 8, 16, 32),)),
+        "image_size": Settled(CODE_MVTEC, (128,)),
+        "batch_size": Settled(CODE, (64,)),
+        "precision": Settled(CODE, ("fp32",)),
+        "optimiser": Settled(CODE, ("adam",)),
+        "learning_rate": Settled(CODE, (1e-3,)),
+        "weight_decay": Settled(CODE, (0.0,)),
+        "schedule": Settled(CODE, ("constant",)),
+        "norm_momentum": Settled(CODE, (None,)),
+        "taps": Settled(CODE, ("raw",)),
+        "drop_last": Settled(CODE, (False,)),
+        "held_out": Settled(CODE, (0.0,)),
+        "scored": Settled(CODE, (3,)),
+        "cloner": Settled(CODE, ("B",)),
+        "loss": Settled(CODE, ("value_and_direction",)),
+        "normalised": Settled(CODE_MVTEC, (False,)),
+        "stretch": Settled(CODE, (True,)),
+    }
+    DEPARTURES: ClassVar = {
+        "budget": budget,
+        "betas": betas_of_adam,
+        "value_weight": weight_of_value,
+        "smooth_noise": noise_words,
+        "map": map_of_direction,
+    }
     RANGES: ClassVar = {**DistillationSettings.RANGES, "scored": Range(1), "value_weight": Range(0)}
 
 
@@ -233,7 +336,7 @@ class Mkd(StudentTeacher[MkdSettings]):
         return Cloner(teacher, full_width=self.settings.cloner == "A", signed=signed)
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Direction: sum over layers of 1 - cos, flattened (eq. 2). Value: lambda * sum of the mean squares (eq. 1)."""
+        """Direction: sum over layers of 1 - cos, flattened. Value: lambda * sum over layers of the mean squares."""
         cloned = self.student(self.teacher.network.normalise(batch.images))
         terms = discrepancy(batch.teacher, cloned)
         if self.settings.loss == "direction_only":
@@ -258,14 +361,27 @@ class Mkd(StudentTeacher[MkdSettings]):
         with torch.inference_mode(False), torch.enable_grad():
             images = resized(images.detach().clone().to(self.device), self.settings.image_size)
             image, gradient = input_gradient(self.loss_of_images, images)
+            maps = self.saliency(gradient)
             if self.settings.saliency == "smooth_grad":
-                gradient = smooth_gradient(self.loss_of_images, images, self.noise(images), self.deviation(images))
-        maps = gradient.abs().sum(dim=1)
-        maps = gaussian_blur(stretched(maps) if self.settings.stretch else maps, SIGMA)
+                maps = self.smoothed(images)
+        maps = gaussian_blur(maps, SIGMA)
         maps = grey_opening(maps)
         if maps.shape[-2:] != size:
             maps = F.interpolate(maps[:, None], size, mode="bilinear")[:, 0]
         return Scores(image=image, pixel=maps)
+
+    def saliency(self, gradient: Tensor) -> Tensor:
+        """The map [N, S, S] of an input gradient [N, 3, S, S]: |.| summed over RGB."""
+        maps = gradient.abs().sum(dim=1)
+        return stretched(maps, PERCENTILE) if self.settings.stretch else maps
+
+    def smoothed(self, images: Tensor) -> Tensor:
+        """The mean map [N, S, S] over noisy copies of `images` [N, 3, S, S]."""
+        noise, deviation = self.noise(images), self.deviation(images)
+        maps = smooth_saliency(
+            lambda copies: self.saliency(input_gradient(self.loss_of_images, copies)[1]), images, noise, deviation
+        )
+        return stretched(maps) if self.settings.stretch else maps
 
     def loss_of_images(self, images: Tensor) -> Tensor:
         """The loss over the deepest taps, per image [N] float32; differentiable with respect to `images`."""
@@ -309,6 +425,7 @@ MKD = Entry(
             learning_rate=3e-3,
             taps="standardised",
             value_weight=0.01,  # the official code's for data sets other than MVTec AD
+            normalised=True,  # as this teacher was trained
             scored=4,
         ),
     },

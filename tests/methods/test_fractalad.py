@@ -134,6 +134,17 @@ def test_without_distillation_there_is_no_student_and_one_term() -> None:
     assert FRACTALAD.variants["no_kd"] == {"kd": False, "weight_decay": 1e-2}
 
 
+@pytest.mark.parametrize(("variant", "decay"), [("kd", 1e-3), ("no_kd", 1e-2)])
+def test_everything_that_learns_is_given_to_adamw_with_the_weight_decay_of_the_case(variant: str, decay: float) -> None:
+    method = detector(**FRACTALAD.variants[variant])
+    optimiser = method.optimiser()
+    assert isinstance(optimiser, torch.optim.AdamW)
+    (group,) = optimiser.param_groups
+    assert (group["lr"], group["weight_decay"], group["betas"]) == (1e-3, decay, (0.9, 0.999))
+    learnt = {id(p) for p in group["params"]}
+    assert learnt == {id(p) for p in method.student.parameters()}
+
+
 def test_the_same_seed_gives_the_same_model_and_another_seed_another() -> None:
     images = normals(6, 2, 32)
     maps = []

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from kdad_bench.methods.backbones import Backbone, build
+from kdad_bench.methods.backbones import BACKBONES, Backbone, build, facts_of
 from kdad_bench.methods.distillation import Batch
 from kdad_bench.methods.mkd import (
     MKD,
@@ -23,10 +25,11 @@ from kdad_bench.methods.mkd import (
     grey_opening,
     guided_relu,
     input_gradient,
-    smooth_gradient,
+    smooth_saliency,
     stretched,
 )
 from kdad_bench.methods.protocol import Fitting
+from tests.methods.phased_weights import wave, with_fixed_weights
 from tests.methods.toys import CPU, auroc, normals, teacher_of, with_defects
 
 TINY = MkdSettings(teacher="efficientnet_lite0", strides=(4, 8), scored=1, image_size=32, steps=3, batch_size=4)
@@ -90,6 +93,59 @@ def test_training_leaves_the_source_bit_for_bit() -> None:
     before = {key: value.clone() for key, value in method.teacher.network.state_dict().items()}
     method.fit(normals(6, 2, 32))
     assert all(torch.equal(method.teacher.network.state_dict()[key], value) for key, value in before.items())
+
+
+def facts(name: str) -> Any:
+    """What a cloner needs to know of a source, without its weights."""
+    widths = facts_of(name).channels
+    return SimpleNamespace(strides=tuple(widths), channels=tuple(widths.values()), signed=facts_of(name).signed)
+
+
+PARAMETERS = {  # source -> of each block of cloner B and of cloner A; VGG-16's row counted from the official code too
+    "resnet18": ((2_768, 11_552, 30_016, 57_664, 112_960), (38_720, 147_712, 1_033_216, 4_130_816, 5_900_288)),
+    "resnet34": ((2_768, 11_552, 30_016, 57_664, 112_960), (38_720, 147_712, 1_033_216, 4_130_816, 5_900_288)),
+    "resnet50": ((2_768, 39_200, 112_960, 223_552, 444_736), (38_720, 368_896, 2_360_320, 9_439_232, 16_517_120)),
+    "wide_resnet50_2": (
+        (2_768, 39_200, 112_960, 223_552, 444_736),
+        (38_720, 368_896, 2_360_320, 9_439_232, 16_517_120),
+    ),
+    "vgg16": ((2_768, 20_768, 57_664, 112_960, 149_824), (38_720, 221_440, 1_475_584, 5_900_288, 7_079_936)),
+    "efficientnet_lite0": ((2_768, 5_792, 11_584, 24_256, 64_576), (38_720, 101_632, 738_304, 3_061_760, 4_352_000)),
+}
+GOLDEN = (  # the official cloner's taps with these very weights: mean, 4 channels at the first and at the last pixel
+    (0.027638, (0.08285, 0.0, 0.06222, 0.0), (0.02272, 0.01414, 0.02192, 0.02251)),
+    (0.014657, (0.00243, 0.0, 0.0, 0.0), (0.00609, 0.0, 0.0, 0.0)),
+    (0.008034, (0.00353, 0.0, 0.0, 0.00142), (0.01206, 0.00093, 0.0, 0.0)),
+    (0.020886, (0.0, 0.0, 0.00644, 0.03857), (0.00639, 0.0, 0.0, 0.01333)),
+)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("full_width", [False, True])
+def test_every_block_of_the_cloner_has_its_number_of_parameters(name: str, full_width: bool) -> None:
+    cloner = Cloner(facts(name), full_width=full_width, signed=facts_of(name).signed)
+    counts = tuple(sum(p.numel() for p in block.parameters()) for block in cloner.blocks)
+    assert counts == PARAMETERS[name][full_width]
+
+
+def test_taps_of_fixed_weights_are_the_official_cloners() -> None:
+    cloner = with_fixed_weights(Cloner(facts("vgg16"), full_width=False, signed=False))
+    with torch.no_grad():
+        taps = cloner(wave((1, 3, 64, 64), 0.0).abs())
+    for tap, (mean, first, last) in zip(taps, GOLDEN, strict=True):
+        channels = slice(None, None, tap.shape[1] // 4)
+        assert tap.mean().item() == pytest.approx(mean, abs=2e-6)
+        torch.testing.assert_close(tap[0, channels, 0, 0], torch.tensor(first), atol=2e-5, rtol=0)
+        torch.testing.assert_close(tap[0, channels, -1, -1], torch.tensor(last), atol=2e-5, rtol=0)
+
+
+def test_the_cloners_first_weights_are_xaviers_uniform_ones() -> None:
+    torch.manual_seed(5)
+    for layer in Cloner(facts("vgg16"), full_width=False, signed=False).modules():
+        if isinstance(layer, nn.Conv2d):
+            bound = (6 / (9 * (layer.in_channels + layer.out_channels))) ** 0.5
+            assert 0.97 * bound < float(layer.weight.detach().abs().max()) <= bound
+            assert float(layer.weight.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
 def test_the_cloner_has_the_published_widths_and_norms() -> None:
@@ -172,15 +228,35 @@ def test_guided_backpropagation_passes_only_positive_gradients_through_positive_
     assert not np.allclose(passed @ first, vanilla @ first)
 
 
-def test_smooth_grad_is_the_mean_gradient_over_the_given_noise() -> None:
+def test_smooth_grad_is_the_mean_of_the_maps_of_noisy_copies() -> None:
+    """Of maps, not of gradients: signs that change from copy to copy do not cancel (official code)."""
     generator = torch.Generator().manual_seed(4)
     images = torch.randn(2, 3, 4, 4, generator=generator)
     noise = torch.randn(5, 3, 4, 4, generator=generator)
     deviation = torch.tensor([0.1, 0.7])
-    answer = smooth_gradient(lambda x: (x**3).sum((1, 2, 3)), images, noise, deviation)
+    answer = smooth_saliency(lambda x: (x**3).abs().sum(1), images, noise, deviation)
     x, n, d = images.numpy(), noise.numpy(), deviation.numpy()
-    expected = np.mean([3 * (x + d[:, None, None, None] * sample) ** 2 for sample in n], axis=0)
+    expected = np.mean([np.abs((x + d[:, None, None, None] * sample) ** 3).sum(1) for sample in n], axis=0)
     np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_official_smooth_grad_averages_stretched_maps_and_stretches_their_mean() -> None:
+    """Every noisy copy's map alone is clipped and stretched; the mean is stretched again, not clipped."""
+    method = detector(saliency="smooth_grad", smooth_noise="official", stretch=True)
+    images = normals(2, 3, 32)
+    with torch.enable_grad():
+        deviation = method.deviation(images)
+        copies = [images + deviation.view(-1, 1, 1, 1) * sample for sample in method.noise(images)]
+        gradients = [input_gradient(method.loss_of_images, copy)[1].abs().sum(1).numpy() for copy in copies]
+    for n in range(2):
+        tops = [(np.percentile(g[n], 99), g[n].min()) for g in gradients]
+        maps = [np.clip((g[n] - low) / (top - low), 0, 1) for g, (top, low) in zip(gradients, tops, strict=True)]
+        mean = np.mean(maps, axis=0)
+        expected = (mean - mean.min()) / (mean.max() - mean.min())
+        with torch.enable_grad():
+            answer = method.smoothed(images)[n].numpy()
+        assert (answer.min(), answer.max()) == (0, 1)
+        np.testing.assert_allclose(answer, expected, atol=2e-3)
 
 
 def test_the_noise_of_smooth_grad_follows_the_range_or_the_official_slip() -> None:
@@ -202,7 +278,7 @@ def test_one_grey_opening_is_all_binary_openings_of_the_thresholded_maps(shape: 
 
 def test_a_stretched_map_is_clipped_at_its_percentile_and_fills_the_unit_interval() -> None:
     maps = torch.rand(2, 20, 20, generator=torch.Generator().manual_seed(7)) * torch.tensor([1.0, 50.0]).view(2, 1, 1)
-    for m, s in zip(maps.numpy(), stretched(maps).numpy(), strict=True):
+    for m, s in zip(maps.numpy(), stretched(maps, 0.99).numpy(), strict=True):
         top = np.percentile(m, 99)
         np.testing.assert_allclose(s, (np.minimum(m, top) - m.min()) / (top - m.min()), atol=1e-5)
 
@@ -215,7 +291,7 @@ SWITCHES = (
     {"value_weight": 0.01},
     {"scored": 2},
     {"cloner": "A"},
-    {"normalised": False},
+    {"normalised": True},
 )
 
 
@@ -243,15 +319,18 @@ def test_an_unknown_choice_is_refused_with_those_there_are(field: str, value: ob
         detector(**{field: value})
 
 
-def test_without_normalisation_both_networks_see_the_raw_image_and_the_source_given_is_untouched() -> None:
+@pytest.mark.parametrize("normalised", [False, True])
+def test_both_networks_see_the_raw_image_or_both_the_normalised_and_the_source_given_is_untouched(
+    normalised: bool,
+) -> None:
     given = source("efficientnet_lite0")
     mean = given.mean.clone()
-    method = detector(normalised=False)
+    method = detector(normalised=normalised)
     images = normals(2, 1, 32)
     taps, cloned = method.networks(images)
-    raw = given.taps(images)
-    torch.testing.assert_close(taps[0], raw[0], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(cloned[0], method.student(images)[0], atol=1e-4, rtol=1e-4)
+    seen = given.normalise(images) if normalised else images
+    torch.testing.assert_close(taps[0], given.taps(seen)[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(cloned[0], method.student(seen)[0], atol=1e-4, rtol=1e-4)
     assert torch.equal(given.mean, mean)
 
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 from torch import Tensor
 
-from kdad_bench.methods.fractalad.colour import Levels, grey, random_channel_scaling, random_jitter, rounded
+from kdad_bench.methods.fractalad.colour import Levels, cut, random_channel_scaling, random_jitter
 from kdad_bench.methods.fractalad.ifs import Mask, fractal, rotation, uniform
+from kdad_bench.methods.fractalad.objects import object_mask, shorter_side
 
 Item = TypeVar("Item", bound=np.generic)
 
@@ -28,9 +29,7 @@ DILATIONS = 3  # of the mask, 3 x 3 each: official code
 NOISE_CHANCE, NOISE_LEVELS = 0.5, 10.0  # Gaussian noise inside the mask: official code
 LAST_JITTER = 0.05  # ColorJitter of clean and anomalous image alike: official code
 
-CORNER = 20  # pixels: side of the top-left patch that shows the background; official code
-OBJECT_SIDE = (0.05, 1.5)  # 0.5 x SIDE[0] .. 3 x SIDE[1], of the object's shorter side: official code, read so
-OBJECT_CONTRAST = 20.0  # levels away from the background, either way: READING
+OBJECT_SIDE = (0.5 * SIDE[0], 3 * SIDE[1])  # side of the patch as a part of the object's shorter side: official code
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +51,7 @@ def recombine(image: Levels, rng: np.random.Generator, *, points: int, find_obje
         side = patch_side(shorter_side(outline), OBJECT_SIDE, image, rng)
         source, target = (corner_on_object(outline, side, rng) for _ in range(2))
     else:
-        side = patch_side(min(image.shape[1:]), SIDE, image, rng)
+        side = patch_side(float(min(image.shape[1:])), SIDE, image, rng)
         source, target = (corner_in_region(image, side, rng) for _ in range(2))
     patch = change_colour(window(image, source, side), rng)
     if rng.random() < 0.5:
@@ -74,7 +73,7 @@ def finish(clean: Levels, anomaly: Recombined, rng: np.random.Generator) -> tupl
     if rng.random() < NOISE_CHANCE:
         noise = NOISE_LEVELS * normal(rng, int(mask.sum()))
         image = image.copy()
-        image[:, mask] = rounded(image[:, mask] + noise)  # one channel of noise for all three
+        image[:, mask] = cut(image[:, mask] + noise)  # one channel of noise for all three
     seed = int(rng.random() * 2**53)
     clean, image = (
         random_jitter(
@@ -122,40 +121,22 @@ def change_colour(patch: Levels, rng: np.random.Generator) -> Levels:
 
 
 def rotate(patch: Levels, degrees: float) -> tuple[Levels, Mask]:
-    """`patch` [3, s, s] rotated about its centre, nearest neighbour, not expanded; and where it has content [s, s]."""
+    """`patch` [3, s, s] turned about its centre, nearest neighbour, not expanded; and where it has content [s, s].
+
+    Counter-clockwise, as Pillow turns.
+    """
     side = patch.shape[-1]
     middle = (side - 1) / 2
     offsets = np.indices((side, side)).reshape(2, -1) - middle
-    row, column = np.floor(rotation(np.deg2rad(degrees)) @ offsets + middle + 0.5).astype(np.int64)
+    row, column = np.floor(rotation(-np.deg2rad(degrees)) @ offsets + middle + 0.5).astype(np.int64)
     inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)
     turned = np.where(inside, patch[:, row.clip(0, side - 1), column.clip(0, side - 1)], np.float32(0))
     return turned.reshape(patch.shape), inside.reshape(side, side)
 
 
-def object_mask(image: Levels) -> Mask:
-    """Where `image` differs from its background, the mean of the top-left corner, by OBJECT_CONTRAST levels [H, W]."""
-    luma = grey(image)
-    background = np.mean(luma[:CORNER, :CORNER], dtype=np.float64)
-    return np.asarray(np.abs(luma - background) > OBJECT_CONTRAST)
-
-
-def shorter_side(outline: Mask) -> float:
-    """The shorter side, in pixels, of the smallest rotated rectangle around the true cells of `outline` [H, W]."""
-    angles = np.deg2rad(np.arange(90.0))
-    axes = np.stack([np.cos(angles), np.sin(angles), -np.sin(angles), np.cos(angles)]).reshape(2, 2, -1)
-    edge = outline & ~(
-        np.pad(outline, 1)[:-2, 1:-1] & np.pad(outline, 1)[2:, 1:-1]
-        & np.pad(outline, 1)[1:-1, :-2] & np.pad(outline, 1)[1:-1, 2:]
-    )  # fmt: skip
-    along = np.einsum("pd,adk->pak", np.argwhere(edge).astype(np.float64), axes)  # [points, 2 axes, 90 angles]
-    sides = along.max(axis=0) - along.min(axis=0) + 1
-    best = int(np.argmin(sides.prod(axis=0)))
-    return float(sides[:, best].min())
-
-
 def patch_side(whole: float, part: tuple[float, float], image: Levels, rng: np.random.Generator) -> int:
-    """A side uniform in `part` of `whole`, in pixels: at least 2, at most half the shorter side of the image."""
-    return int(np.clip(uniform(rng, *part) * whole, 2, max(2, min(image.shape[1:]) // 2)))
+    """A side uniform in `part` of `whole`, in whole pixels: at least 2, less than the shorter side of the image."""
+    return int(np.clip(uniform(rng, *part) * whole, 2, max(2, min(image.shape[1:]) - 1)))
 
 
 def corner_in_region(image: Levels, side: int, rng: np.random.Generator) -> tuple[int, int]:
@@ -165,11 +146,17 @@ def corner_in_region(image: Levels, side: int, rng: np.random.Generator) -> tupl
 
 
 def corner_on_object(outline: Mask, side: int, rng: np.random.Generator) -> tuple[int, int]:
-    """The top-left corner of a window of `side`, inside the image, whose centre was drawn from the object."""
-    cells = np.argwhere(outline)
-    centre = cells[int(rng.random() * len(cells))]
-    row, column = (int(np.clip(c - side // 2, 0, n - side)) for c, n in zip(centre, outline.shape, strict=True))
-    return row, column
+    """The top-left corner of a window of `side`, inside the image, whose centre was drawn from the object.
+
+    An object that is nearer to the border everywhere than half a side: the window is moved inwards (the official code
+    never ends then).
+    """
+    cells, last = np.argwhere(outline), np.array(outline.shape) - side
+    corners = cells - side // 2
+    fitting = ((corners >= 0) & (corners <= last)).all(axis=1)
+    corners = corners[fitting] if fitting.any() else corners.clip(0, last)
+    row, column = corners[int(rng.random() * len(corners))]
+    return int(row), int(column)
 
 
 def window(array: NDArray[Item], corner: tuple[int, int], side: int) -> NDArray[Item]:

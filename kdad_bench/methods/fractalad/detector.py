@@ -3,50 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from kdad_bench.kernels import attention_weightings, distillation_loss, image_scores
 from kdad_bench.methods.backbones import Backbone
-from kdad_bench.methods.distillation import Batch, DistillationSettings, Student, StudentTeacher
+from kdad_bench.methods.distillation import Batch, Student, StudentTeacher
 from kdad_bench.methods.fractalad.anomaly import anomalous
 from kdad_bench.methods.fractalad.segmentation import SegmentationHead, segmentation_loss
-from kdad_bench.methods.protocol import Entry, Range, Scores
-
-READINGS = (
-    "resolution: anomalies are made at the network's size, not at the image files' own",
-    "fractals: 1,000 orbits side by side for one long orbit; same attractor, own random numbers",
-    "find_object: contrast threshold of 20 levels and patch sides of 0.05..1.5 of the object's shorter side",
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FractalADSettings(DistillationSettings):
-    """FractalAD. Sources: the official code, unless a comment says otherwise."""
-
-    teacher: str = "resnet18"
-    strides: tuple[int, ...] = (4, 8, 16, 32)
-    image_size: int = 256
-    steps: int | None = 1200  # 100 epochs of 12 steps, the data set cycled to 391 items, whatever its size
-    batch_size: int = 32
-    optimiser: str = "adamw"
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-3  # 1e-2 without knowledge distillation
-    drop_last: bool = True
-    kd: bool = True  # False: the head sees the teacher's features, no student, no distillation loss
-    find_object: bool = False  # True: anomalies follow the object that stands out from the background
-    head_width: int = 64  # channels of the head's pyramid
-    fractal_points: int = 100_000  # of the chaos game, per fractal
-
-    READINGS: ClassVar = {"everything": lambda settings: "; ".join(READINGS)}
-    RANGES: ClassVar = {
-        **DistillationSettings.RANGES,
-        "head_width": Range(1, 4096),
-        "fractal_points": Range(1, 100_000_000),
-    }
+from kdad_bench.methods.fractalad.settings import DECAY, FractalADSettings
+from kdad_bench.methods.protocol import Entry, Scores
 
 
 class StudentAndHead(nn.Module):
@@ -128,7 +95,7 @@ QUICK = FractalADSettings(
     norm_momentum=0.1,
     schedule="one_cycle",
     learning_rate=3e-3,
-    weight_decay=1e-2,
+    weight_decay=DECAY[False],
     taps="standardised",
     kd=False,
     head_width=32,
@@ -142,8 +109,8 @@ FRACTALAD = Entry(
     presets={"quick": QUICK, "paper": PAPER},
     build=FractalAD,
     variants={
-        "kd": {"kd": True, "weight_decay": 1e-3},  # the default of `paper`; `quick` has it off
-        "no_kd": {"kd": False, "weight_decay": 1e-2},  # official code: carpet, grid, leather, tile, wood
+        "kd": {"kd": True, "weight_decay": DECAY[True]},  # the default of `paper`; `quick` has it off
+        "no_kd": {"kd": False, "weight_decay": DECAY[False]},  # official code: carpet, grid, leather, tile, wood
         "find_object": {"find_object": True},  # official code: capsule, pill, screw, toothbrush, zipper
     },
 )

@@ -84,12 +84,13 @@ def attractor(system: System, points: int, rng: np.random.Generator) -> Floats:
 def render(points: Floats, size: int, rng: np.random.Generator) -> Mask:
     """The binary picture [size, size] of `points` [n, 2]: their bounding box fills it, each point a random 3 x 3 dab.
 
-    Every cell of the dab is set with probability one half, one dab for the whole picture.
+    Every cell of the dab is set with probability one half, one dab for the whole picture. The first coordinate of a
+    point is its row; coordinates are cut, not rounded, to cells (official code).
     """
     dab = rng.random((3, 3)) < 0.5
     low, high = points.min(axis=0), points.max(axis=0)
-    cells = ((points - low) * (size / np.maximum(high - low, 1e-12))).astype(np.int64)
-    column, row = np.minimum(cells, size - 1).T
+    extent = np.where(high > low, high - low, 1.0)
+    row, column = ((points - low) * ((size - 1) / extent)).astype(np.int64).T
     hit = np.zeros((size + 2, size + 2), dtype=np.bool_)  # a border of one cell, so that a dab may stick out
     hit[row + 1, column + 1] = True
     picture = np.zeros((size, size), dtype=np.bool_)

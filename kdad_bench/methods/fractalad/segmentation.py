@@ -12,9 +12,9 @@ DICE_SMOOTHING = 1.0  # official code
 
 
 def conv_norm_relu(inputs: int, outputs: int, size: int) -> nn.Sequential:
-    """Convolution without bias, batch norm, ReLU."""
+    """Convolution, batch norm, ReLU. The bias does nothing before a batch norm; the official code has it."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+        nn.Conv2d(inputs, outputs, size, padding=size // 2), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
     )
 
 
@@ -44,7 +44,7 @@ class FlowAlignment(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.flow = nn.Conv2d(2 * width, 2, 3, padding=1, bias=False)
+        self.flow = nn.Conv2d(2 * width, 2, 3, padding=1)
 
     def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
         """`coarse` [N, C, h, w] aligned and resized to `fine` [N, C, H, W]."""
@@ -53,10 +53,14 @@ class FlowAlignment(nn.Module):
 
 
 class SegmentationHead(nn.Module):
-    """Feature maps of `channels` at rising strides in, one map of logits out; `width` channels inside."""
+    """Feature maps of `channels` at rising strides in, one map of logits out.
 
-    def __init__(self, channels: Sequence[int], width: int) -> None:
+    `width` channels inside; None: as many as the shallowest map has (official code).
+    """
+
+    def __init__(self, channels: Sequence[int], width: int | None = None) -> None:
         super().__init__()
+        width = channels[0] if width is None else width
         self.laterals = nn.ModuleList(conv_norm_relu(c, width, 1) for c in channels)
         self.alignments = nn.ModuleList(FlowAlignment(width) for _ in channels[1:])
         self.smoothings = nn.ModuleList(conv_norm_relu(width, width, 3) for _ in channels[1:])
@@ -65,13 +69,16 @@ class SegmentationHead(nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """Logits [N, H, W] at `size` (H, W) of `features` [N, C_k, h_k, w_k], shallow first."""
+        """Logits [N, H, W] at `size` (H, W) of `features` [N, C_k, h_k, w_k], shallow first.
+
+        What is passed down to the next finer level is the smoothed one (official code).
+        """
         laterals = [lateral(f) for lateral, f in zip(self.laterals, features, strict=True)]
         top = laterals[-1]
         levels = [top]
         for k in reversed(range(len(laterals) - 1)):
-            top = laterals[k] + self.alignments[k](laterals[k], top)
-            levels.append(self.smoothings[k](top))
+            top = self.smoothings[k](laterals[k] + self.alignments[k](laterals[k], top))
+            levels.append(top)
         finest = levels[-1].shape[-2:]
         pyramid = [level if level.shape[-2:] == finest else resize(level, finest) for level in reversed(levels)]
         logits = self.classifier(torch.cat(pyramid, dim=1))
