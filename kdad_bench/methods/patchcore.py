@@ -163,7 +163,8 @@ def projected(features: Tensor, epsilon: float, generator: torch.Generator) -> T
     density = have**-0.5
     drawn = torch.rand(have, width, generator=generator)
     signs = (drawn < density / 2).float() - (drawn > 1 - density / 2).float()
-    return features @ (signs * (1 / (density * width)) ** 0.5).to(features.device)
+    low: Tensor = features @ (signs * (1 / (density * width)) ** 0.5).to(features.device)
+    return low
 
 
 def coreset(features: Tensor, count: int, epsilon: float, seed: int) -> Tensor:
@@ -179,24 +180,23 @@ def farthest_first(points: Tensor, count: int, first: int) -> Tensor:
     index of equals.
 
     A point at distance r from its centre cannot be nearer to one that is 2 r or more from that centre: only the others
-    are measured.
+    are measured. Distances between centres are a matrix product less what its rounding can amount to.
     """
     chosen = torch.empty(count, dtype=torch.int64, device=points.device)
-    centres = points.new_empty(count, points.shape[1])
-    away = points.new_full((len(points),), torch.inf)  # squared distance to the nearest centre
+    centres = torch.empty(count, points.shape[1], device=points.device)
+    lengths = points.square().sum(1)
+    rounding = (points.shape[1] + 8) * 2.0**-21 * float(lengths.max())
+    away = torch.full_like(lengths, torch.inf)  # squared distance to the nearest centre
     centre_of = torch.zeros(len(points), dtype=torch.int64, device=points.device)
     for k in range(count):
         new = points[first]
         chosen[k], centres[k] = first, new
-        if k == 0:
-            away = (points - new).square_().sum(1)
-        else:
-            between = (centres[:k] - new).square_().sum(1) * (1 - 1e-5)
-            near = (between[centre_of] < 4 * away).nonzero()[:, 0]
-            distances = (points[near] - new).square_().sum(1)
-            nearer = distances < away[near]
-            moved = near[nearer]
-            away[moved], centre_of[moved] = distances[nearer], k
+        between = lengths[chosen[:k]] + lengths[first] - 2 * (centres[:k] @ new) - rounding
+        near = (between[centre_of] < 4 * away).nonzero()[:, 0] if k else torch.arange(len(points), device=points.device)
+        distances = (points[near] - new).square_().sum(1)
+        nearer = distances < away[near]
+        moved = near[nearer]
+        away[moved], centre_of[moved] = distances[nearer], k
         away[first] = -1.0  # never again, though all others be duplicates
         first = int(away.argmax())
     return chosen
