@@ -20,6 +20,7 @@ from kdad_bench.methods.frozen_features import FrozenFeatures, FrozenSettings, K
 from kdad_bench.methods.protocol import Entry, Range, Scores, Settled
 
 POOLINGS = ("adaptive", "mean")
+GATHERED = 4  # up to a fourth of the points is gathered to be measured; of more, all are
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,9 +164,8 @@ def projected(features: Tensor, epsilon: float, generator: torch.Generator) -> T
     density = have**-0.5
     drawn = torch.rand(have, width, generator=generator)
     signs = (drawn < density / 2).float() - (drawn > 1 - density / 2).float()
-    scale = float((1 / (density * width)) ** 0.5)
-    rotated: Tensor = features @ (signs * scale).to(features.device)
-    return rotated
+    low: Tensor = features @ (signs * (1 / (density * width)) ** 0.5).to(features.device)
+    return low
 
 
 def coreset(features: Tensor, count: int, epsilon: float, seed: int) -> Tensor:
@@ -180,28 +180,40 @@ def farthest_first(points: Tensor, count: int, first: int) -> Tensor:
     """`count` rows of `points` [n, d]: `first`, then always the row farthest from all rows chosen so far; the lower
     index of equals.
 
-    A point at distance r from its centre cannot be nearer to one that is 2 r or more from that centre: only the others
-    are measured.
+    A point at distance r from its centre cannot be nearer to one that is 2 r or more from that centre: while those are
+    many, only the others are measured. Distances are products, as in the official code; their rounding is allowed for.
     """
     chosen = torch.empty(count, dtype=torch.int64, device=points.device)
-    centres = points.new_empty(count, points.shape[1])
-    away = points.new_full((len(points),), torch.inf)  # squared distance to the nearest centre
+    lengths = points.square().sum(1)
+    rounding = (points.shape[1] + 8) * 2.0**-19 * float(lengths.max())
+    away = torch.full_like(lengths, torch.inf)  # squared distance to the nearest centre
     centre_of = torch.zeros(len(points), dtype=torch.int64, device=points.device)
     for k in range(count):
-        new = points[first]
-        chosen[k], centres[k] = first, new
-        if k == 0:
-            away = (points - new).square_().sum(1)
+        chosen[k] = first
+        to_centres = squared_to(points, lengths, first, chosen[:k]) - rounding
+        near = (to_centres[centre_of] < 4 * away).nonzero()[:, 0] if k else None
+        if near is None or len(near) > len(points) // GATHERED:
+            distances = squared_to(points, lengths, first)
+            moved = (distances < away).nonzero()[:, 0]
+            away[moved] = distances[moved]
         else:
-            between = (centres[:k] - new).square_().sum(1) * (1 - 1e-5)
-            near = (between[centre_of] < 4 * away).nonzero()[:, 0]
-            distances = (points[near] - new).square_().sum(1)
+            distances = squared_to(points, lengths, first, near)
             nearer = distances < away[near]
             moved = near[nearer]
-            away[moved], centre_of[moved] = distances[nearer], k
+            away[moved] = distances[nearer]
+        centre_of[moved] = k
         away[first] = -1.0  # never again, though all others be duplicates
         first = int(away.argmax())
     return chosen
+
+
+def squared_to(points: Tensor, lengths: Tensor, one: int, others: Tensor | None = None) -> Tensor:
+    """Squared distances of point `one` to the `others`, all by default, by their product; never below 0."""
+    if others is not None:
+        lengths_there, points_there = lengths[others], points[others]
+    else:
+        lengths_there, points_there = lengths, points
+    return (lengths_there + lengths[one] - 2 * (points_there @ points[one])).clamp_min_(0)
 
 
 def build(settings: PatchcoreSettings, teacher: Backbone | None, device: torch.device) -> Patchcore:
