@@ -52,6 +52,7 @@ class Report:
     widest_load_bytes: int
     loads: int
     wide_loads: int  # of 16 bytes
+    atomics: int  # read-modify-write instructions on global memory
     warps: int
 
 
@@ -142,6 +143,7 @@ def compiled(launch: Launch, arch: int) -> Report:
         widest_load_bytes=max(widths, default=0),
         loads=len(widths),
         wide_loads=sum(w >= 16 for w in widths),
+        atomics=len(re.findall(r"\b(?:atom|red)\.\S*global\S*", kernel.asm["ptx"])),
         warps=kernel.metadata.num_warps,
     )
 
