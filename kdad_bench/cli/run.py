@@ -599,16 +599,17 @@ def report(
     """The summary table, the leaderboard files, the failures; exit code 1 if any planned job has a failed row."""
     from kdad_bench.cli.summary_table import summary_table
     from kdad_bench.leaderboard import store
+    from kdad_bench.leaderboard.board import DRAWN
 
     ids = {job.id for job in jobs}
-    ours = [row for row in store.read(work.out).rows() if row["job_id"] in ids]
+    ours = [row for row in store.read(work.out, DRAWN).rows() if row["job_id"] in ids]
     failed = [row for row in ours if row["status"] != "ok"]
     if not as_json:
         console.print(summary_table(ours))
     if work.beside is not None:
-        from kdad_bench.leaderboard.pages import publish
+        from kdad_bench.leaderboard.pages import draw_pages
 
-        publish(work.out, work.beside)
+        draw_pages(work.out, work.beside)
         pages = ", ".join(os.path.relpath(work.beside / name) for name in ("leaderboard.md", "leaderboard.html"))
         console.print(f"{counted(len(rows), 'job')} run in {seconds:.0f} s; leaderboard: {pages}", markup=False)
     else:

@@ -295,6 +295,7 @@ def columns_of(job: Job) -> dict[str, Any]:
         "batch_size": job.settings.batch_size,
         "precision": job.settings.precision,
         "readings": tuple(job.settings.readings),
+        "deviations": tuple(job.settings.deviations),
         "settings": json.dumps(asdict(job.settings), sort_keys=True, default=str),
         "data_fingerprint": job.category.fingerprint(),
         "synthetic": job.category.synthetic,

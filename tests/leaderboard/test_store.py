@@ -232,10 +232,10 @@ def test_text_that_is_not_utf8_is_refused_when_read_and_not_when_shown(tmp_path:
 
 
 def test_the_leaderboard_written_into_the_folder_is_no_result(tmp_path: Path) -> None:
-    from kdad_bench.leaderboard.pages import publish
+    from kdad_bench.leaderboard.pages import draw_pages
 
     made = filled(tmp_path)
-    publish(tmp_path, tmp_path)
+    draw_pages(tmp_path, tmp_path)
     found = store.read(tmp_path)
     assert (found.table.num_rows, found.problems) == (len(made), ())
 

@@ -1,0 +1,161 @@
+"""The border where rows come in: columns and values are checked once, and what cannot be a row stays outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from kdad_bench.leaderboard import row as rows
+from kdad_bench.leaderboard.row import KEY_COLUMNS, SCHEMA_VERSION
+from kdad_bench.leaderboard.text import printable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MOST_ROWS = 1_000_000  # of one file
+MOST_BYTES = 2_000_000_000  # of the columns that are read of one file, unpacked
+NAMED = 3  # bad rows of one file that are named one by one
+
+
+class Foreign(ValueError):
+    """A file that holds no rows of ours; the message says why."""
+
+
+def opened(source: pa.NativeFile) -> pa.parquet.ParquetFile:
+    """The Parquet file if its footer says that it may be read: our columns, each once, in sizes that fit the memory.
+
+    Raises Foreign, and what pyarrow raises for a file that is none.
+    """
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(source, page_checksum_verification=True)
+    have = file.schema_arrow.names
+    lacking = set(KEY_COLUMNS) - set(have)
+    if lacking:
+        raise Foreign(f"not a kdad-bench result (columns missing: {_few(lacking)})")
+    doubled = {name for name in have if have.count(name) > 1} if len(set(have)) < len(have) else set()
+    if doubled:
+        raise Foreign(f"not a kdad-bench result (column {_few(doubled)} stands there twice)")
+    if file.metadata.num_rows == 0:
+        raise Foreign("holds no row")
+    if file.metadata.num_rows > MOST_ROWS:
+        raise Foreign(f"holds {file.metadata.num_rows} rows; {MOST_ROWS} are the most of one file")
+    return file
+
+
+def columns_of(file: pa.parquet.ParquetFile, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema` in its types: absent ones are null, numbers are widened. Raises Foreign for others."""
+    there = set(file.schema_arrow.names)
+    names = [name for name in schema.names if name in there]
+    if file.metadata.num_rows > 1 and _unpacked(file, set(names)) > MOST_BYTES:
+        raise Foreign(f"unpacks to more than {MOST_BYTES // 10**9} GB")
+    table = file.read(names, use_threads=False)
+    return table if table.schema.equals(schema) else _evolved(table, schema)
+
+
+def _unpacked(file: pa.parquet.ParquetFile, names: set[str]) -> int:
+    """Bytes of the columns `names` when unpacked, as the footer says."""
+    groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
+    chunks = (group.column(index) for group in groups for index in range(group.num_columns))
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in names)
+
+
+def _evolved(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """An older table in today's columns; raises Foreign if a value does not fit."""
+    import pyarrow as pa
+
+    have = set(table.column_names)
+    arrays = [
+        _cast(table[field.name], field) if field.name in have else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(arrays, schema=schema)
+
+
+def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    import pyarrow as pa
+
+    if not _alike(column.type, field.type):
+        raise Foreign(f"column {field.name} has the type {str(column.type)[:60]}, not {field.type}")
+    try:
+        return column.cast(field.type)
+    except pa.ArrowException as error:
+        raise Foreign(f"column {field.name}: {first_line(error)}") from error
+
+
+def _alike(have: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether values of type `have` may stand for `wanted`: text for text, a number for a number, a list for a list."""
+    import pyarrow.types as kinds
+
+    if have.equals(wanted) or kinds.is_null(have):
+        return True
+    if kinds.is_dictionary(have):
+        return _alike(have.value_type, wanted)
+    if kinds.is_list(wanted):
+        return (kinds.is_list(have) or kinds.is_large_list(have)) and _alike(have.value_type, wanted.value_type)
+    if kinds.is_string(wanted):
+        return bool(kinds.is_large_string(have) or kinds.is_string_view(have))
+    if kinds.is_floating(wanted):
+        return bool(kinds.is_floating(have) or kinds.is_integer(have))
+    return bool(kinds.is_integer(wanted) and kinds.is_integer(have)) or bool(
+        kinds.is_struct(wanted) and kinds.is_struct(have)
+    )
+
+
+def faults(table: pa.Table) -> dict[int, str]:
+    """index of a row -> `column NAME: why` for the rows that cannot be (columns as in `row.SCHEMA`)."""
+    found: dict[int, str] = {}
+    for name in table.column_names:
+        for index, why in _faults_of(name, table[name]):
+            found.setdefault(index, f"column {name} {why}")
+    if {"status", "reason"} <= set(table.column_names):
+        pairs = zip(table["status"].to_pylist(), table["reason"].to_pylist(), strict=True) if not found else ()
+        for index, (status, reason) in enumerate(pairs):
+            if (status == "failed") != bool(reason):
+                found[index] = f"column reason is {reason!r} of a job with status {status}"
+    return found
+
+
+def _faults_of(name: str, column: pa.ChunkedArray) -> Iterable[tuple[int, str]]:
+    """(index, why) of the values that column `name` cannot hold."""
+    values = _values(column)
+    if not str(column.type).startswith("list<"):
+        bad = {value: why for value in set(values) if (why := rows.fault(name, value))}
+        if name in KEY_COLUMNS and name == "schema_version":
+            bad |= {value: _newer(value) for value in set(values) if value is not None and value > SCHEMA_VERSION}
+        return [(index, bad[value]) for index, value in enumerate(values) if value in bad] if bad else ()
+    return [(index, why) for index, value in enumerate(values) if (why := rows.fault(name, value))]
+
+
+def _newer(version: int) -> str:
+    return f"{version}: written by a newer kdad-bench, this one reads up to schema {SCHEMA_VERSION}; upgrade"
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """The values as Python's own; bytes that are not UTF-8 as lone surrogates."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        import pyarrow as pa
+
+        kind = pa.binary() if pa.types.is_string(column.type) else pa.list_(pa.binary())
+        values = [_decoded(value) for value in column.cast(kind).to_pylist()]
+    return values
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decoded(entry) for entry in value]
+    if value is None:
+        return None
+    return value.decode("utf-8", "surrogateescape")
+
+
+def _few(names: Iterable[str]) -> str:
+    listed = sorted(printable(name)[:60] for name in names)
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, short, on one line."""
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0][:160])
