@@ -30,6 +30,9 @@ def opened(source: pa.NativeFile) -> pa.parquet.ParquetFile:
 
     file = pq.ParquetFile(source, page_checksum_verification=True)
     have = file.schema_arrow.names
+    version = (file.schema_arrow.metadata or {}).get(rows.VERSION_KEY, b"0")
+    if version.isdigit() and int(version[:9]) > SCHEMA_VERSION:
+        raise Foreign(_newer(int(version[:9])))
     lacking = set(KEY_COLUMNS) - set(have)
     if lacking:
         raise Foreign(f"not a kdad-bench result (columns missing: {_few(lacking)})")
@@ -105,6 +108,9 @@ def _alike(have: pa.DataType, wanted: pa.DataType) -> bool:
 def faults(table: pa.Table) -> dict[int, str]:
     """index of a row -> `column NAME: why` for the rows that cannot be (columns as in `row.SCHEMA`)."""
     found: dict[int, str] = {}
+    for index, version in enumerate(_values(table["schema_version"])):
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            found[index] = _newer(version)
     for name in table.column_names:
         for index, why in _faults_of(name, table[name]):
             found.setdefault(index, f"column {name} {why}")
@@ -121,14 +127,12 @@ def _faults_of(name: str, column: pa.ChunkedArray) -> Iterable[tuple[int, str]]:
     values = _values(column)
     if not str(column.type).startswith("list<"):
         bad = {value: why for value in set(values) if (why := rows.fault(name, value))}
-        if name in KEY_COLUMNS and name == "schema_version":
-            bad |= {value: _newer(value) for value in set(values) if value is not None and value > SCHEMA_VERSION}
         return [(index, bad[value]) for index, value in enumerate(values) if value in bad] if bad else ()
     return [(index, why) for index, value in enumerate(values) if (why := rows.fault(name, value))]
 
 
 def _newer(version: int) -> str:
-    return f"{version}: written by a newer kdad-bench, this one reads up to schema {SCHEMA_VERSION}; upgrade"
+    return f"written by a newer kdad-bench (schema {version}, this one reads up to {SCHEMA_VERSION}); upgrade"
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:

@@ -302,8 +302,13 @@ def _failed(failed: Iterable[tuple[Board, tuple[str, str, int, str]]]) -> str:
 
 def _left_out(problems: Iterable[Problem], left_out: Iterable[tuple[Board, str]]) -> str:
     lines = [f"- {_text(board.title)}: {_text(problem)}" for board, problem in left_out]
-    lines += [f"- file {_text(problem.file)}: {_text(problem.what)}" for problem in sorted(problems)]
+    lines += [f"- file {_file(problem.file)}: {_text(problem.what)}" for problem in sorted(problems)]
     return "\n".join(lines)
+
+
+def _file(name: str) -> str:
+    """A file's name as code where nothing in it can end the code."""
+    return f"`{name}`" if re.fullmatch(r"[\w.+-]+", name) else _text(name)
 
 
 PROVENANCE = (

@@ -29,6 +29,8 @@ SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
     }
 )
 
+VERSION_KEY = b"kdad_bench.schema_version"  # in the metadata of a file
+
 STATUSES = ("ok", "failed")
 # What makes a row one of ours: a Parquet file without these columns is foreign.
 KEY_COLUMNS = ("job_id", "schema_version", "method", "dataset", "category", "seed", "preset", "status")
@@ -328,7 +330,7 @@ def _schema() -> pa.Schema:
             pa.struct([("batch", pa.int32()), ("images_per_second", pa.float64())])
         ),
     }
-    metadata = {"kdad_bench.schema_version": str(SCHEMA_VERSION)}
+    metadata = {VERSION_KEY: str(SCHEMA_VERSION)}
     return pa.schema([pa.field(name, types[kind]) for name, kind, _ in describe()], metadata=metadata)
 
 
