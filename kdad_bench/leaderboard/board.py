@@ -20,9 +20,10 @@ from kdad_bench.leaderboard.summary import Entrant, Estimate, Group, Summary, su
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# The one rule for a noisy figure, which docs/protocol.md states: a cost whose standard deviation over the jobs of one
-# entrant is more than this part of its mean is flagged with a tilde. A single job has nothing to compare with.
+# The one rule for a noisy timing, which docs/protocol.md states: a time or a rate whose standard deviation over the
+# jobs of one entrant is more than this part of its mean is flagged with a tilde. One job has nothing to compare with.
 UNSTEADY = 0.05
+TIMED = ("s", "ms", "1/s")  # units of a timing
 VISIBLE = 0.0005  # half of the last digit that tables show: a smaller difference is none
 
 # What the renderers read of each row: a thousand files are opened for a page, and each column costs time.
@@ -167,7 +168,9 @@ class Board:
         return median(values) if values else None
 
     def unsteady(self, key: str, column: str) -> bool:
-        """Whether the cost varies between the jobs by more than UNSTEADY of its mean (standard deviation)."""
+        """Whether it is a timing that varies over the jobs by more than UNSTEADY of its mean (standard deviation)."""
+        if METRICS[column].unit not in TIMED:
+            return False
         values = [row[column] for row in self.rows[key] if row[column] is not None]
         return len(values) > 1 and fmean(values) > 0 and stdev(values) / fmean(values) > UNSTEADY
 

@@ -304,8 +304,10 @@ def plain(value: Any) -> Any:
 
 def _cleaned(value: Any) -> Any:
     """Text, or each text of a list, with what does not show written as escapes."""
-    if value is None or isinstance(value, str):
-        return value and printable(value)
+    if isinstance(value, str):
+        return printable(value)
+    if not isinstance(value, (tuple, list)):
+        return value
     return tuple(printable(entry) if isinstance(entry, str) else entry for entry in value)
 
 
