@@ -202,8 +202,9 @@ def fault(name: str, value: Any) -> str:
     if value is None:
         return "holds nulls" if name in KEY_COLUMNS else ""
     kind = _TYPES[name]
-    if name in MEASURED and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return _wrong_figure(name, value)
+    if name in MEASURED:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return _wrong_figure(name, value) if number else f"is no number: {_few(value)}"
     if kind.startswith("list<"):
         return _wrong_list(kind, value)
     if kind == "string":

@@ -343,3 +343,47 @@ def test_a_table_without_the_needed_columns_is_refused() -> None:
 
 def test_an_empty_table_has_no_summaries() -> None:
     assert summarise(SCHEMA.empty_table()) == []
+
+
+# --- failures and files that changed
+
+
+def rows_of_two_contents(*, failed_last: bool) -> list[Row]:
+    good = row("a", "x", 0, 0.9, job_id="good", created_at="2026-01-01T00:00:00", data_fingerprint="whole")
+    broken = dataclasses.replace(
+        good, job_id="broken", status="failed", reason="torn", data_fingerprint="torn",
+        created_at="2026-02-01T00:00:00" if failed_last else "2025-12-01T00:00:00", image_auroc=None,
+    )  # fmt: skip
+    return [good, broken]
+
+
+@pytest.mark.parametrize("failed_last", [True, False])
+def test_a_failure_on_other_files_takes_no_result_off_the_table(failed_last: bool) -> None:
+    summary = only(rows_of_two_contents(failed_last=failed_last))
+    assert summary.jobs == {("a", "x", 0): "good"}
+    assert summary.problems == ()
+    assert summary.failed == ()
+
+
+def test_a_failure_alone_is_listed_whatever_files_it_saw() -> None:
+    _, broken = rows_of_two_contents(failed_last=True)
+    summary = only([broken, dataclasses.replace(broken, job_id="c", category="y", data_fingerprint="other")])
+    assert [failure[1] for failure in summary.failed] == ["x", "y"]
+
+
+def test_of_finished_rows_only_the_newest_content_counts_and_this_is_said() -> None:
+    good, broken = rows_of_two_contents(failed_last=True)
+    newer = dataclasses.replace(good, job_id="newer", data_fingerprint="new", created_at="2026-01-15T00:00:00")
+    summary = only([good, broken, newer])
+    assert summary.jobs == {("a", "x", 0): "newer"}
+    assert summary.problems == ("category 'x': 1 rows left out, made from other files than the newest row's",)
+
+
+def test_seeds_and_methods_beyond_what_a_table_holds_are_left_out_and_this_is_said() -> None:
+    many = [row(f"m{n}", f"c{n}", 10**12 + n, 0.5) for n in range(1500)] + grid({"a": [[0.9, 0.8], [0.7, 0.6]]})
+    summary = only(many)
+    assert len(summary.entrants) <= 200
+    overall = summary.overall("a", METRIC)
+    assert overall is not None
+    assert overall.mean == pytest.approx(0.75)
+    assert any("more methods or seeds than one table can hold" in problem for problem in summary.problems)
