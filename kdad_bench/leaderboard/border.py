@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdad_bench.leaderboard import row as rows
@@ -21,39 +21,41 @@ class Foreign(ValueError):
     """A file that holds no rows of ours; the message says why."""
 
 
-def opened(source: pa.NativeFile) -> pa.parquet.ParquetFile:
-    """The Parquet file if its footer says that it may be read: our columns, each once, in sizes that fit the memory.
+def table_of(source: pa.NativeFile, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema` of a Parquet file, in its types: absent ones are null, numbers are widened.
 
-    Raises Foreign, and what pyarrow raises for a file that is none.
+    Its footer is looked at first: our columns, each once, in sizes that fit the memory. Raises Foreign, and what
+    pyarrow raises for a file that is none.
     """
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(source, page_checksum_verification=True)
-    have = file.schema_arrow.names
-    version = (file.schema_arrow.metadata or {}).get(rows.VERSION_KEY, b"0")
-    if version.isdigit() and int(version[:9]) > SCHEMA_VERSION:
-        raise Foreign(_newer(int(version[:9])))
-    lacking = set(KEY_COLUMNS) - set(have)
-    if lacking:
-        raise Foreign(f"not a kdad-bench result (columns missing: {_few(lacking)})")
-    doubled = {name for name in have if have.count(name) > 1} if len(set(have)) < len(have) else set()
-    if doubled:
-        raise Foreign(f"not a kdad-bench result (column {_few(doubled)} stands there twice)")
-    if file.metadata.num_rows == 0:
-        raise Foreign("holds no row")
-    if file.metadata.num_rows > MOST_ROWS:
-        raise Foreign(f"holds {file.metadata.num_rows} rows; {MOST_ROWS} are the most of one file")
-    return file
-
-
-def columns_of(file: pa.parquet.ParquetFile, schema: pa.Schema) -> pa.Table:
-    """The columns of `schema` in its types: absent ones are null, numbers are widened. Raises Foreign for others."""
-    there = set(file.schema_arrow.names)
-    names = [name for name in schema.names if name in there]
+    there = file.schema_arrow  # made anew by each look at it
+    _refuse_foreign(there.metadata or {}, there.names, file.metadata.num_rows)
+    have = set(there.names)
+    names = [name for name in schema.names if name in have]
     if file.metadata.num_rows > 1 and _unpacked(file, set(names)) > MOST_BYTES:
         raise Foreign(f"unpacks to more than {MOST_BYTES // 10**9} GB")
     table = file.read(names, use_threads=False)
     return table if table.schema.equals(schema) else _evolved(table, schema)
+
+
+def _refuse_foreign(metadata: Mapping[bytes, bytes], have: Sequence[str], number: int) -> None:
+    """Raises Foreign for a file of a newer version, without our columns or with one of them twice, or without rows."""
+    version = metadata.get(rows.VERSION_KEY, b"0")
+    if version.isdigit() and int(version[:9]) > SCHEMA_VERSION:
+        raise Foreign(_newer(int(version[:9])))
+    lacking = set(KEY_COLUMNS).difference(have)
+    if lacking:
+        raise Foreign(f"not a kdad-bench result (columns missing: {_few(lacking)})")
+    if len(set(have)) < len(have):
+        raise Foreign(
+            f"not a kdad-bench result (column {_few({n for n in have if have.count(n) > 1})} stands there twice)"
+        )
+    if number == 0:
+        raise Foreign("holds no row")
+    if number > MOST_ROWS:
+        raise Foreign(f"holds {number} rows; {MOST_ROWS} are the most of one file")
 
 
 def _unpacked(file: pa.parquet.ParquetFile, names: set[str]) -> int:

@@ -125,11 +125,13 @@ class LocalFolder:
 
         path = self.path(name)
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # to open a pipe must not wait
-        with os.fdopen(handle, "rb") as file:
+        try:
             state = os.fstat(handle)
             if not stat.S_ISREG(state.st_mode):
                 raise OSError(errno.EINVAL, "no regular file")
-            return pa.BufferReader(file.read()) if state.st_size <= WHOLE else pa.OSFile(path, "rb")
+            return pa.BufferReader(os.read(handle, WHOLE)) if state.st_size <= WHOLE else pa.OSFile(path, "rb")
+        finally:
+            os.close(handle)
 
     def write(self, name: str, content: bytes) -> None:
         try:

@@ -92,7 +92,7 @@ def _read(place: Folder, entry: Entry, schema: pa.Schema) -> tuple[File, pa.Tabl
         if entry.stamp == ():
             raise border.Foreign("is no regular file")
         with place.open(entry.name) as source:
-            return File(entry, 0), border.columns_of(border.opened(source), schema)
+            return File(entry, 0), border.table_of(source, schema)
     except FileNotFoundError:
         return None
     except border.Foreign as error:

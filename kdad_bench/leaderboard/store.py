@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from kdad_bench import files
 from kdad_bench.leaderboard import row as rows
-from kdad_bench.leaderboard.border import columns_of, opened
+from kdad_bench.leaderboard.border import table_of
 from kdad_bench.leaderboard.export import WRITERS
 from kdad_bench.leaderboard.folder import Folder, LocalFolder, MissingFolder, StoreError, open_folder
 from kdad_bench.leaderboard.reading import COMPACTED, Found, load
@@ -112,7 +112,8 @@ def _after_others(row: Row, place: Folder) -> Row:
     latest = max((_instant(date) for job, date in dates if job == row.job_id), default=_instant(None))
     if latest < _instant(row.created_at):
         return row
-    return replace(row, created_at=(latest + timedelta(microseconds=1)).isoformat(timespec="microseconds"))
+    after = (latest + timedelta(microseconds=1)).isoformat(timespec="microseconds")
+    return row if rows.fault("created_at", after) else replace(row, created_at=after)
 
 
 def _instant(date: str | None) -> datetime:
@@ -287,7 +288,7 @@ def _reads_back(place: Folder, name: str, written: pa.Table) -> bool:
 
     try:
         with place.open(name) as source:
-            return bool(columns_of(opened(source), rows.SCHEMA).equals(written))
+            return bool(table_of(source, rows.SCHEMA).equals(written))
     except (pa.ArrowException, OSError, ValueError):
         return False
 
