@@ -68,11 +68,10 @@ def opened(path: Path) -> BinaryIO:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from error
-    file = os.fdopen(handle, "rb")
     if not stat.S_ISREG(os.fstat(handle).st_mode):
-        file.close()
+        os.close(handle)
         raise BadInput(f"{path}: no regular file, so no log of ours")
-    return file
+    return os.fdopen(handle, "rb")
 
 
 def whole_lines(file: BinaryIO) -> Iterator[str]:

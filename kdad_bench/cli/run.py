@@ -602,14 +602,15 @@ def report(
     from kdad_bench.leaderboard.board import DRAWN
 
     ids = {job.id for job in jobs}
-    ours = [row for row in store.read(work.out, DRAWN).rows() if row["job_id"] in ids]
+    found = store.read(work.out, DRAWN)
+    ours = [row for row in found.rows() if row["job_id"] in ids]
     failed = [row for row in ours if row["status"] != "ok"]
     if not as_json:
         console.print(summary_table(ours))
     if work.beside is not None:
         from kdad_bench.leaderboard.pages import draw_pages
 
-        draw_pages(work.out, work.beside)
+        draw_pages(work.out, work.beside, found=found)
         pages = ", ".join(os.path.relpath(work.beside / name) for name in ("leaderboard.md", "leaderboard.html"))
         console.print(f"{counted(len(rows), 'job')} run in {seconds:.0f} s; leaderboard: {pages}", markup=False)
     else:

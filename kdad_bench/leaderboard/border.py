@@ -48,10 +48,9 @@ def _refuse_foreign(metadata: Mapping[bytes, bytes], have: Sequence[str], number
     lacking = set(KEY_COLUMNS).difference(have)
     if lacking:
         raise Foreign(f"not a kdad-bench result (columns missing: {_few(lacking)})")
-    if len(set(have)) < len(have):
-        raise Foreign(
-            f"not a kdad-bench result (column {_few({n for n in have if have.count(n) > 1})} stands there twice)"
-        )
+    doubled = {name for name in have if have.count(name) > 1} if len(set(have)) < len(have) else set()
+    if doubled:
+        raise Foreign(f"not a kdad-bench result (column {_few(doubled)} stands there twice)")
     if number == 0:
         raise Foreign("holds no row")
     if number > MOST_ROWS:

@@ -129,7 +129,8 @@ class LocalFolder:
             state = os.fstat(handle)
             if not stat.S_ISREG(state.st_mode):
                 raise OSError(errno.EINVAL, "no regular file")
-            return pa.BufferReader(os.read(handle, WHOLE)) if state.st_size <= WHOLE else pa.OSFile(path, "rb")
+            content = os.read(handle, WHOLE) if state.st_size <= WHOLE else b""
+            return pa.BufferReader(content) if len(content) == state.st_size else pa.OSFile(path, "rb")
         finally:
             os.close(handle)
 
