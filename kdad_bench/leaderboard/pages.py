@@ -20,7 +20,9 @@ def draw_pages(
 ) -> tuple[Results, list[Path]]:
     """Write leaderboard.md, .html, .parquet, .csv and .json into `out`, and figures/ if asked; returns rows and files.
 
-    `found` is what `store.read(results, DRAWN)` gave, where the caller has read it already. Raises StoreError for a folder that cannot be read or written; what was there before is then still whole.
+    `found` is what `store.read(results, DRAWN)` gave, where the caller has read it already.
+
+    Raises StoreError for a folder that cannot be read or written; what was there before is then still whole.
     """
     found = found or read(results, (*DRAWN, "throughput") if figures else DRAWN)
     drawn = boards(found.table)

@@ -67,7 +67,7 @@ def load(place: Folder, columns: Iterable[str], wanted: Wanted = everything) -> 
                 known.update((file.entry, file) for file in files)
                 parts.append((files, table))
             moved = vanished or any(entry.name.startswith(COMPACTED) for entry in missing)
-            if not missing or (attempt >= PATIENCE and not moved):
+            if (attempt and not missing) or (attempt >= PATIENCE and not moved):
                 return _together([known[entry] for entry in listed if entry in known], parts, schema)
     raise StoreError(f"the results folder {place.where!r} keeps changing; try again when it is at rest")
 

@@ -620,9 +620,10 @@ def test_an_export_replaces_the_old_file_whole_and_refuses_an_unknown_kind(tmp_p
 class Moving(LocalFolder):
     """A folder that is compacted between the two halves of the first listing: it shows neither old file nor new one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, missed: tuple[str, ...]) -> None:
         super().__init__(path)
         self.listings = 0
+        self.missed = missed
 
     def entries(self) -> list[Any]:
         self.listings += 1
@@ -630,15 +631,17 @@ class Moving(LocalFolder):
         if self.listings > 1:
             return found
         store.compact(self.root)
-        return [entry for entry in found if not entry.name.startswith("stfpm")]
+        return [entry for entry in found if not any(word in entry.name for word in self.missed)]
 
 
+@pytest.mark.parametrize("missed", [("stfpm",), ("stfpm", "rd4ad")])
 def test_a_listing_that_misses_rows_on_their_way_into_a_compacted_file_is_done_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    missed: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = filled(tmp_path, 12)
+    (tmp_path / "stays.parquet").write_bytes(b"PAR1")
     compact = store.compact
-    moving = Moving(tmp_path)
+    moving = Moving(tmp_path, missed)
 
     def opened(folder: str | Path) -> LocalFolder:
         return moving
