@@ -137,10 +137,9 @@ def main() -> None:
         assert found["found"] == given.files
         print(f"| {way} | {found['seconds']:.2f} | {found['busy']:.2f} | {found['peak_mb']:.0f} |")
     for before, after in PAIRS:
-        ratios = [[b[name] / a[name] for b, a in zip(taken[before], taken[after], strict=True)] for name in NAMES]
-        print(
-            f"\n{after}: {', '.join(f'{median(r):.2f} x less {name}' for r, name in zip(ratios, NAMES, strict=True))}"
-        )
+        pairs = list(zip(taken[before], taken[after], strict=True))
+        ratios = (f"{name} {median(now[name] / kept[name] for kept, now in pairs):.2f}" for name in NAMES)
+        print(f"\n{after} over {before}, of the same round: {', '.join(ratios)}")
 
 
 NAMES = ("seconds", "busy", "peak_mb")

@@ -30,13 +30,16 @@ def table_of(source: pa.NativeFile, schema: pa.Schema) -> pa.Table:
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(source, page_checksum_verification=True)
-    there = file.schema_arrow  # made anew by each look at it
+    many = file.metadata.num_rows > 1
+    if not many:
+        table = file.read(schema.names, use_threads=False)  # what the file lacks is left out
+        if table.num_rows and table.schema.equals(schema):
+            return table
+    there = file.schema_arrow
     _refuse_foreign(there.metadata or {}, there.names, file.metadata.num_rows)
-    have = set(there.names)
-    names = [name for name in schema.names if name in have]
-    if file.metadata.num_rows > 1 and _unpacked(file, set(names)) > MOST_BYTES:
+    if many and _unpacked(file, set(schema.names)) > MOST_BYTES:
         raise Foreign(f"unpacks to more than {MOST_BYTES // 10**9} GB")
-    table = file.read(names, use_threads=False)
+    table = file.read(schema.names, use_threads=False)
     return table if table.schema.equals(schema) else _evolved(table, schema)
 
 

@@ -370,7 +370,7 @@ def test_rows_of_anything_stop_nothing(tmp_path_factory: pytest.TempPathFactory,
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, **FUZZ)
+@settings(max_examples=400, **FUZZ)
 @given(draws)
 def test_rows_of_anything_stop_nothing_at_length(
     tmp_path_factory: pytest.TempPathFactory, drawn: list[dict[str, Any]]
