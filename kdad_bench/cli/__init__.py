@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import math
 import os
 import sys
@@ -14,6 +15,7 @@ from click.exceptions import NoArgsIsHelpError
 
 from kdad_bench import __version__
 from kdad_bench.cli.ending import orderly, reader_left, silence_stdout
+from kdad_bench.leaderboard.text import printable
 
 # command -> ("module:attribute", one line for --help, so that --help imports no command)
 COMMANDS = {
@@ -62,6 +64,7 @@ class Commands(click.RichGroup):
 
     def main(self, *arguments: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run a command and exit; an error is one plain line on stderr, whatever the width of the terminal."""
+        speak_any_text()
         try:
             code = super().main(*arguments, standalone_mode=False, **extra)  # type: ignore[call-overload]
         except NoArgsIsHelpError as error:
@@ -70,7 +73,7 @@ class Commands(click.RichGroup):
         except click.ClickException as error:
             if not standalone_mode:
                 raise
-            click.echo(f"kdad-bench: {' '.join(error.format_message().split())}", err=True)
+            click.echo(f"kdad-bench: {printable(' '.join(error.format_message().split()))}", err=True)
             sys.exit(error.exit_code)
         except click.Abort as error:  # click's name for Ctrl-C
             raise KeyboardInterrupt from error
@@ -111,6 +114,13 @@ class Commands(click.RichGroup):
         module, _, attribute = COMMANDS[name][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
         return name, command, rest
+
+
+def speak_any_text() -> None:
+    """What an output stream cannot encode (ASCII, or a file name that is not UTF-8) is written as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def check_environment() -> None:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from kdad_bench.cli import BadInput, Number
+from kdad_bench.leaderboard.metric import HEADLINE, METRICS
+from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
     from kdad_bench.leaderboard.compare import Difference
-
-HEADLINE = ("image_auroc", "pixel_auroc", "aupro_30")
 
 
 @click.command()
@@ -54,7 +54,6 @@ def compare(
     """
     from kdad_bench.leaderboard import compare as comparison
     from kdad_bench.leaderboard.board import DRAWN
-    from kdad_bench.leaderboard.row import METRICS
     from kdad_bench.leaderboard.store import StoreError, read
 
     wanted = metrics or HEADLINE
@@ -74,7 +73,7 @@ def compare(
         raise BadInput(str(error)) from error
     worse = sum(one.verdict == "worse" for one in found)
     if as_json:
-        click.echo(json.dumps([{**dataclasses.asdict(one), "difference": one.difference} for one in found], indent=1))
+        click.echo(_as_json(found))
     else:
         _say(
             [one for one in found if everything or one.verdict != "same" or one.category.startswith("mean of ")]
@@ -83,6 +82,11 @@ def compare(
         better = sum(one.verdict == "better" for one in found)
         click.echo(f"\n{worse} worse, {better} better, {len(found) - worse - better} without a sure change")
     context.exit(1 if worse else 0)
+
+
+def _as_json(found: list[Difference]) -> str:
+    lines = [{**dataclasses.asdict(one), "difference": one.difference} for one in found]
+    return json.dumps(lines, indent=1, allow_nan=False)
 
 
 def _is_folder(name: str) -> bool:
@@ -95,7 +99,7 @@ def _say(found: list[Difference]) -> None:
     for one in found:
         groups.setdefault((one.board, one.method), []).append(one)
     for (board, method), members in groups.items():
-        click.echo(f"\n{method}\n{board}")
+        click.echo(f"\n{printable(method)}\n{printable(board)}")
         lines = [("", "metric", "category", "first", "second", "difference", "95 % interval", "seeds")]
         for one in members:
             around = "one seed" if one.low is None else f"[{one.low:+.4f}, {one.high:+.4f}]"
@@ -108,4 +112,4 @@ def _say(found: list[Difference]) -> None:
             cells = [
                 cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
             ]
-            click.echo("  ".join(cells).rstrip())
+            click.echo(printable("  ".join(cells).rstrip()))

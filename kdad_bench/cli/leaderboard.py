@@ -28,32 +28,35 @@ def leaderboard(
     context: click.Context, results: str, out: Path | None, figures: bool, into: Path | None, check: bool
 ) -> None:
     """Write leaderboard.md, .html, .parquet, .csv and .json of a results folder (a path or an fsspec URL)."""
-    from kdad_bench.leaderboard import markdown, pages, store
+    from kdad_bench.leaderboard import pages
+    from kdad_bench.leaderboard.store import StoreError
+    from kdad_bench.leaderboard.text import printable
 
     if check and into is None:
         raise click.UsageError("--check needs --into FILE")
     if into is not None and (figures or out is not None):
         raise click.UsageError("--into draws into that file alone: without --out and --figures")
+    if out is None and into is None and "://" in results:
+        raise BadInput(f"{results} is a URL: say with --out where to write the leaderboard")
     try:
         if into is not None:
-            text = into.read_text(encoding="utf-8")
-            fresh = markdown.refreshed(text, markdown.sections(store.read(results)))
+            text, fresh = pages.with_tables(into, results)
             if check:
-                click.echo(f"{into}: the tables are {'up to date' if fresh == text else 'not those of ' + results}")
+                state = "up to date" if fresh == text else f"not those of {results}"
+                click.echo(printable(f"{into}: the tables are {state}"))
                 context.exit(0 if fresh == text else 1)
-            into.write_text(fresh, encoding="utf-8", newline="\n")
-            click.echo(f"{into}: tables of {results}")
+            pages.put_tables(into, fresh)
+            click.echo(printable(f"{into}: tables of {results}"))
             return
-        if out is None and "://" in results:
-            raise BadInput(f"{results} is a URL: say with --out where to write the leaderboard")
-        found, paths = pages.publish(results, out or Path(results), figures=figures)
-    except store.StoreError as error:
+        found, paths = pages.draw_pages(results, out or Path(results), figures=figures)
+    except StoreError as error:
         raise BadInput(str(error)) from error
     except ValueError as error:
-        raise BadInput(f"{into}: {error}") from error
+        raise BadInput(f"{into or results}: {error}") from error
     for problem in found.problems:
-        click.echo(f"left out: {problem.file}: {problem.what}", err=True)
+        click.echo(printable(f"left out: {problem.file}: {problem.what}"), err=True)
     drawn = [path for path in paths if path.parent.name != "figures"]
-    click.echo(f"{found.table.num_rows} jobs of {found.files} files -> {', '.join(str(path) for path in drawn)}")
+    names = ", ".join(str(path) for path in drawn)
+    click.echo(printable(f"{found.table.num_rows} jobs of {found.files} files -> {names}"))
     if len(drawn) < len(paths):
-        click.echo(f"{len(paths) - len(drawn)} figures -> {paths[-1].parent}")
+        click.echo(printable(f"{len(paths) - len(drawn)} figures -> {paths[-1].parent}"))

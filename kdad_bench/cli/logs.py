@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import rich_click as click
 
 from kdad_bench.cli import BadInput
+from kdad_bench.leaderboard.text import printable
+
+LONGEST_LINE = 100_000  # bytes
+PATIENCE = 0.5  # seconds between two looks at a log that is being written
 
 
 @click.command()
@@ -22,43 +30,85 @@ from kdad_bench.cli import BadInput
 @click.option("--json", "as_json", is_flag=True, help="The JSON lines as they are.")
 def logs(job: str, results: Path, last: int | None, follow: bool, as_json: bool) -> None:
     """Show the loss terms of JOB, given by its id or the beginning of it."""
+    say = printable if as_json else readable
+    with opened(log_of(job, results)) as file:
+        ended = False
+        for text in deque(whole_lines(file), maxlen=last) if last else whole_lines(file):
+            click.echo(say(text))
+            ended = event_of(text) in ("end", "failed")
+        while follow and not ended:
+            time.sleep(PATIENCE)
+            for text in whole_lines(file):
+                click.echo(say(text))
+                ended = event_of(text) in ("end", "failed")
+        torn = file.read(LONGEST_LINE)
+        if torn and not follow:
+            click.echo(say(torn.decode("utf-8", "backslashreplace")))
+
+
+def log_of(job: str, results: Path) -> Path:
+    """The one log whose name begins with `job`; raises BadInput if there is none, or several."""
     folder = results / "logs"
-    if not folder.is_dir():
-        raise BadInput(f"{folder}: no such folder; say with --results where the results of the run are")
-    found = sorted(folder.glob(f"{job}*.jsonl"))
+    try:
+        found = sorted(path for path in folder.iterdir() if path.suffix == ".jsonl" and path.name.startswith(job))
+    except OSError as error:
+        why = "no such folder" if isinstance(error, FileNotFoundError) else error.strerror
+        raise BadInput(f"{folder}: {why}; say with --results where the results of the run are") from error
     if len(found) != 1:
         which = f"{len(found)} jobs begin with it, write more of the id" if found else "none begins so"
         raise BadInput(
             f"no log of job '{job}' in {folder}: {which}; the files there are named by the ids of their jobs"
         )
-    lines = found[0].read_text(encoding="utf-8").splitlines()
-    for text in lines[-last:] if last else lines:
-        click.echo(text if as_json else readable(text))
-    if follow:
-        for text in written_after(found[0], len(lines)):
-            click.echo(text if as_json else readable(text))
+    return found[0]
 
 
-def written_after(path: Path, seen: int) -> Iterator[str]:
-    """Whole lines as they are added to `path` beyond the first `seen`, until the job's end is written."""
-    while True:
-        text = path.read_text(encoding="utf-8")
-        lines = text.splitlines()[: text.count("\n")]
-        yield from lines[seen:]
-        seen = len(lines)
-        if lines and json.loads(lines[-1])["event"] in ("end", "failed"):
+def opened(path: Path) -> BinaryIO:
+    """The log for reading; raises BadInput for what is no regular file or cannot be read."""
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise BadInput(f"{path}: no regular file, so no log of ours")
+    return os.fdopen(handle, "rb")
+
+
+def whole_lines(file: BinaryIO) -> Iterator[str]:
+    """The lines from where `file` stands; one that is not written to its end stays for the next call."""
+    while line := file.readline(LONGEST_LINE):
+        if not line.endswith(b"\n") and len(line) < LONGEST_LINE:
+            file.seek(-len(line), os.SEEK_CUR)
             return
-        time.sleep(0.5)
+        yield line.decode("utf-8", "backslashreplace").rstrip("\r\n")
+
+
+def content_of(text: str) -> dict[str, Any] | None:
+    """The JSON object of a line; None if it is none."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def event_of(text: str) -> object:
+    """What a line reports: start, step, end or failed; None for a line that is not ours."""
+    return (content_of(text) or {}).get("event")
 
 
 def readable(text: str) -> str:
     """`step 120  loss 0.0123  layer1 0.004`."""
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return f"(unreadable line) {text}"
+    content = content_of(text)
+    if content is None:
+        return printable(f"(unreadable line) {text[:200]}")
     event = content.pop("event", "?")
     if event == "step":
-        step = content.pop("step")
-        return f"step {step:>6}  " + "  ".join(f"{name} {value:.5g}" for name, value in content.items())
-    return f"{event}  " + "  ".join(f"{name}={value}" for name, value in content.items())
+        step = content.pop("step", "?")
+        return printable(f"step {step!s:>6}  " + "  ".join(f"{name} {said(value)}" for name, value in content.items()))
+    return printable(f"{event}  " + "  ".join(f"{name}={value}" for name, value in content.items()))
+
+
+def said(value: object) -> str:
+    """A number with five digits, anything else as it is."""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

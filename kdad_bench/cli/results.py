@@ -8,6 +8,7 @@ from pathlib import Path
 import rich_click as click
 
 from kdad_bench.cli import BadInput
+from kdad_bench.leaderboard.text import printable
 
 
 @click.group(name="results")
@@ -28,7 +29,7 @@ def compact(folder: str) -> None:
         replaced, path = store.compact(folder)
     except store.StoreError as error:
         raise BadInput(str(error)) from error
-    click.echo(f"{replaced} files are now in {path}" if path else f"{folder}: nothing to compact")
+    click.echo(printable(f"{replaced} files are now in {path}" if path else f"{folder}: nothing to compact"))
 
 
 @results.command()
@@ -55,14 +56,14 @@ def verify(context: click.Context, folder: str, expect: int | None, as_json: boo
         problems = [problem._asdict() for problem in found.problems]
         click.echo(json.dumps({**report, "problems": problems, "sound": found.sound and not short}))
     else:
-        click.echo(f"{found.where}: {found.files} files, {found.rows} rows")
+        click.echo(printable(f"{found.where}: {found.files} files, {found.rows} rows"))
         click.echo(f"{found.jobs} jobs, each counted once: {found.ok} ok, {found.failed} failed")
         if found.superseded:
             click.echo(f"{found.superseded} rows superseded by a newer row of the same job")
         for name in found.unfinished:
-            click.echo(f"interrupted write, ignored: {name}")
+            click.echo(printable(f"interrupted write, ignored: {name}"))
         for problem in found.problems:
-            click.echo(f"{problem.file}: {problem.what}", err=True)
+            click.echo(printable(f"{problem.file}: {problem.what}"), err=True)
         if short:
             click.echo(f"expected {expect} finished jobs, found {found.ok}", err=True)
     if short or not found.sound:
@@ -82,4 +83,4 @@ def export(folder: str, kind: str, out: Path | None) -> None:
         number = store.export(folder, path, kind)
     except store.StoreError as error:
         raise BadInput(str(error)) from error
-    click.echo(f"{number} rows in {path}")
+    click.echo(printable(f"{number} rows in {path}"))

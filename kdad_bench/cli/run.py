@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kdad_bench.harness.options import RunOptions
     from kdad_bench.harness.output import Work
     from kdad_bench.leaderboard.row import Row
+    from kdad_bench.leaderboard.store import Results
 
 WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 
@@ -292,13 +293,15 @@ def report(found: Agenda, ran: int, console: Console, seconds: float, as_json: b
     """The summary table, the leaderboard files, the failures; exit code 1 if a planned job has a failed row or none."""
     from kdad_bench.cli.summary_table import summary_table
     from kdad_bench.leaderboard import store
+    from kdad_bench.leaderboard.board import DRAWN
 
     ids = {job.id for job in found.jobs}
-    ours = [row for row in store.read(found.work.out).rows() if row["job_id"] in ids]
+    results = store.read(found.work.out, DRAWN)
+    ours = [row for row in results.rows() if row["job_id"] in ids]
     failed = [row for row in ours if row["status"] != "ok"]
     if not as_json:
         console.print(summary_table(ours))
-    where = published(found.work)
+    where = drawn(found.work, results)
     console.print(f"{counted(ran, 'job')} run in {seconds:.0f} s; {where}", markup=False)
     for row in failed:
         console.print(
@@ -313,11 +316,11 @@ def report(found: Agenda, ran: int, console: Console, seconds: float, as_json: b
     return 1 if failed or without else 0
 
 
-def published(work: Work) -> str:
+def drawn(work: Work, results: Results) -> str:
     """Draw the leaderboard beside rows on this machine; says where it is, or where the rows are."""
     if work.beside is None:
         return f"rows: {work.out}"
-    from kdad_bench.leaderboard.pages import publish
+    from kdad_bench.leaderboard.pages import draw_pages
 
-    publish(work.out, work.beside)
+    draw_pages(work.out, work.beside, found=results)
     return f"leaderboard: {', '.join(os.path.relpath(work.beside / f'leaderboard.{kind}') for kind in ('md', 'html'))}"

@@ -3,52 +3,37 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import rich_click as click
 
 from kdad_bench.cli import BadInput
+from kdad_bench.leaderboard.metric import ACCURACIES, COSTS, MEASURED
+from kdad_bench.leaderboard.text import printable
 
-SECTIONS = {
+SECTIONS: Mapping[str, tuple[str, ...]] = {
     "identity": (
-        "job_id",
-        "method",
-        "title",
-        "variant",
-        "dataset",
-        "category",
-        "modality",
-        "seed",
-        "preset",
-        "created_at",
+        "job_id", "method", "title", "variant", "dataset", "category", "modality", "seed", "preset", "created_at",
+        "schema_version",
     ),
     "run": (
-        *(
-            "teacher",
-            "teacher_weights",
-            "teacher_sha256",
-            "resolution",
-            "image_size",
-            "steps",
-            "batch_size",
-            "precision",
-        ),
-        *("readings", "data_fingerprint", "synthetic", "train_images", "test_images", "protocol_version"),
+        "teacher", "teacher_weights", "teacher_sha256", "resolution", "image_size", "steps", "batch_size", "precision",
+        "data_fingerprint", "synthetic", "train_images", "test_images", "protocol_version",
     ),
-    "accuracy": (
-        *("image_auroc", "image_ap", "image_f1_max", "image_auroc_max", "pixel_auroc", "pixel_ap", "pixel_f1_max"),
-        *("aupro_30", "aupro_05", "batch_invariance"),
-    ),
-    "cost": (
-        *("train_seconds", "data_seconds", "score_seconds", "metric_seconds", "total_seconds", "latency_ms"),
-        *("latency_p95_ms", "network_latency_ms", "images_per_second", "best_batch", "peak_memory_mb", "parameters"),
-        *("trainable_parameters", "gflops"),
-    ),
+    **{
+        section: tuple(name for name, metric in MEASURED.items() if metric.section == section)
+        for section in (ACCURACIES, COSTS)
+    },
     "machine": (
-        *("device", "device_name", "threads", "python", "torch", "triton", "numpy", "kdad_bench", "platform"),
-        *("git_commit", "git_dirty"),
+        "device", "device_name", "threads", "python", "torch", "triton", "numpy", "kdad_bench", "platform",
+        "git_commit", "git_dirty",
     ),
+}  # fmt: skip
+WORDS = {
+    "readings": "readings: what no source settles, and what was chosen",
+    "deviations": "deviations: what a source settles and this run does otherwise",
 }
 BESIDE = {"picture": "pictures/{}.png", "log": "logs/{}.jsonl", "maps": "maps/{}.npz"}
 
@@ -59,10 +44,35 @@ BESIDE = {"picture": "pictures/{}.png", "log": "logs/{}.jsonl", "maps": "maps/{}
 @click.option("--json", "as_json", is_flag=True, help="The whole row as JSON on stdout, raw measurements included.")
 def show(job: str, results: str, as_json: bool) -> None:
     """Show everything about one JOB: its id, or the first digits of it."""
+    row = the_row(job, results)
+    if as_json:
+        click.echo(json.dumps(row, indent=1, ensure_ascii=False, allow_nan=False))
+        return
+    title = f"{row['title'] or row['method']} {row['dataset']}/{row['category']} seed {row['seed']}: {row['status']}"
+    click.echo(printable(title))
+    if row["reason"]:
+        click.echo(printable(f"reason: {row['reason']}"))
+    for section, columns in SECTIONS.items():
+        listed(section, {name: row[name] for name in columns if row[name] not in (None, "", [])})
+    for name, title in WORDS.items():
+        if row[name]:
+            click.echo(f"\n{title}")
+        for text in row[name] or ():
+            click.echo(printable(f"  {text}"))
+    for name in ("settings", "environment"):
+        listed(name, json.loads(row[name] or "{}"))
+    curve = {point["batch"]: f"{point['images_per_second']:.1f}" for point in row["throughput"] or ()}
+    listed("images per second by batch", curve)
+    beside = {name: Path(results) / pattern.format(row["job_id"]) for name, pattern in BESIDE.items()}
+    listed("beside the row", {name: path for name, path in beside.items() if "://" not in results and path.exists()})
+
+
+def the_row(job: str, results: str) -> dict[str, Any]:
+    """The one row whose job id begins with `job`; raises BadInput if there is none, or several."""
     from kdad_bench.leaderboard import store
 
     try:
-        found = [row for row in store.read(results).rows() if row["job_id"].startswith(job)]
+        found = store.matching(results, job)
     except store.StoreError as error:
         raise BadInput(str(error)) from error
     if not found:
@@ -72,38 +82,15 @@ def show(job: str, results: str, as_json: bool) -> None:
             f"{row['job_id']} ({row['method']} {row['category']} seed {row['seed']})" for row in found[:5]
         )
         raise BadInput(f"{job!r} begins the ids of {len(found)} jobs: {names}{', ...' if len(found) > 5 else ''}")
-    (row,) = found
-    if as_json:
-        click.echo(json.dumps(row, indent=1, ensure_ascii=False))
-        return
-    click.echo(
-        f"{row['title'] or row['method']} {row['dataset']}/{row['category']} seed {row['seed']}: {row['status']}"
-    )
-    if row["reason"]:
-        click.echo(f"reason: {row['reason']}")
-    for section, columns in SECTIONS.items():
-        lines = [(name, said(row[name])) for name in columns if row[name] not in (None, "", [])]
-        if lines:
-            click.echo(f"\n{section}")
-        for name, text in lines:
-            click.echo(f"  {name.ljust(20)} {text}")
-    for name in ("settings", "environment"):
-        facts = json.loads(row[name] or "{}")
-        if facts:
-            click.echo(f"\n{name}")
-            for key, value in facts.items():
-                click.echo(f"  {key.ljust(20)} {said(value)}")
-    throughput = row["throughput"] or []
-    if throughput:
-        click.echo("\nimages per second by batch")
-        for point in throughput:
-            click.echo(f"  {str(point['batch']).ljust(20)} {point['images_per_second']:.1f}")
-    beside = {name: Path(results) / pattern.format(row["job_id"]) for name, pattern in BESIDE.items()}
-    there = {name: path for name, path in beside.items() if "://" not in results and path.exists()}
-    if there:
-        click.echo("\nbeside the row")
-        for name, path in there.items():
-            click.echo(f"  {name.ljust(20)} {path}")
+    return found[0]
+
+
+def listed(title: str, facts: Mapping[Any, Any]) -> None:
+    """A section of aligned names and values, if there are any."""
+    if facts:
+        click.echo(f"\n{title}")
+    for name, value in facts.items():
+        click.echo(printable(f"  {str(name).ljust(20)} {said(value)}"))
 
 
 def said(value: Any) -> str:

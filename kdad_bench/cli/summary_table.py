@@ -1,63 +1,66 @@
-"""The table at the end of a run: accuracy beside speed, one line per method."""
+"""The table at the end of a run: accuracy beside speed, one line per method, the means of the leaderboard."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from statistics import fmean, median, stdev
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
-ACCURACY = (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC"), ("aupro_30", "AUPRO@0.3"))
-SPEED = (("train_seconds", "train s", 1), ("latency_ms", "ms/image", 1), ("images_per_second", "images/s", 0))
+from kdad_bench.leaderboard.board import Board, boards_of
+from kdad_bench.leaderboard.metric import HEADLINE, METRICS, shown_in
+from kdad_bench.leaderboard.numbers import deviation, number
+from kdad_bench.leaderboard.text import printable
+
+COSTS = tuple(metric for metric in shown_in("end") if metric not in HEADLINE)
 
 
-def summary_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Mean over categories ± deviation over seeds; median speed. Finished jobs of one run only."""
-    finished = [row for row in rows if row["status"] == "ok"]
-    table = Table(title=title(finished), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+def summary_table(rows: Sequence[Mapping[str, Any]]) -> Group:
+    """Mean over categories ± deviation over seeds; median speed. One table per board: unlike rows are not averaged.
+
+    `rows` have the columns `board.DRAWN`. A mean over fewer categories than another method has says so.
+    """
+    found = boards_of(rows)
+    failed = [] if found else [Table(title="no rows", title_justify="left", box=None)]
+    return Group(*(table_of(board, name_of_all=len(found) > 1) for board in found), *failed)
+
+
+def table_of(board: Board, *, name_of_all: bool) -> Table:
+    """The table of one board; its title says what must not be mistaken, and with `name_of_all` which board it is."""
+    table = Table(title=escape(title(board, name_of_all)), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("method", no_wrap=True)
     table.add_column("jobs", justify="right")
-    for _, label in ACCURACY:
-        table.add_column(label, justify="right", no_wrap=True)
-    for _, label, _ in SPEED:
-        table.add_column(label, justify="right", no_wrap=True)
-    for name in dict.fromkeys(name_of(row) for row in rows):
-        ours = [row for row in finished if name_of(row) == name]
-        jobs = sum(name_of(row) == name for row in rows)
-        cells = [mean_over_categories(ours, metric) for metric, _ in ACCURACY]
-        cells += [typical(ours, metric, digits) for metric, _, digits in SPEED]
-        table.add_row(name, f"{len(ours)}/{jobs}", *cells)
+    for metric in (*HEADLINE, *COSTS):
+        table.add_column(METRICS[metric].short, justify="right", no_wrap=True)
+    failures = Counter(key for key, *_ in board.summary.failed)
+    for entrant in board.summary.entrants:
+        ok = len(board.rows.get(entrant.key, ()))
+        cells = [mean(board, entrant.key, metric) for metric in HEADLINE]
+        cells += [cost(board, entrant.key, metric) for metric in COSTS]
+        table.add_row(escape(printable(entrant.key)), f"{ok}/{ok + failures[entrant.key]}", *cells)
     return table
 
 
-def title(rows: Sequence[Mapping[str, Any]]) -> str:
+def title(board: Board, name_of_all: bool) -> str:
     """Says what must not be mistaken: synthetic data, a preset's budget."""
-    labels = list(dict.fromkeys(f"preset {row['preset'].partition('[')[0]}" for row in rows))
-    if any(row["synthetic"] for row in rows):
-        labels.append("synthetic data")
-    return "mean over categories ± deviation over seeds; " + ", ".join(labels)
+    about = board.title if name_of_all else f"preset {board.group.preset.partition('[')[0]}"
+    synthetic = ", synthetic data" if board.group.synthetic else ""
+    return printable(f"mean over categories ± deviation over seeds; {about}{synthetic}")
 
 
-def name_of(row: Mapping[str, Any]) -> str:
-    """`method` or `method:variant`."""
-    return f"{row['method']}:{row['variant']}" if row["variant"] else str(row["method"])
+def mean(board: Board, key: str, metric: str) -> str:
+    """`0.953 ± 0.004`, and over how many categories if another method has more."""
+    found = board.overall(key, metric)
+    few = "" if found is None or found.complete else f" ({found.categories} of {len(board.categories(metric))})"
+    return deviation(found) + few
 
 
-def mean_over_categories(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """`0.953 ± 0.004`: per seed the mean over categories, then mean and deviation over the seeds."""
-    seeds: dict[int, list[float]] = {}
-    for row in rows:
-        if row[metric] is not None:
-            seeds.setdefault(row["seed"], []).append(row[metric])
-    means = [fmean(values) for values in seeds.values()]
-    if not means:
-        return "-"
-    return f"{fmean(means):.3f}" + (f" ± {stdev(means):.3f}" if len(means) > 1 else "")
-
-
-def typical(rows: Sequence[Mapping[str, Any]], metric: str, digits: int) -> str:
-    """The median over the jobs."""
-    values = [row[metric] for row in rows if row[metric] is not None]
-    return f"{median(values):.{digits}f}" if values else "-"
+def cost(board: Board, key: str, metric: str) -> str:
+    """The median over the jobs, flagged where they differ."""
+    if key not in board.rows:
+        return number(None)
+    return number(board.typical(key, metric)) + (" ~" if board.unsteady(key, metric) else "")

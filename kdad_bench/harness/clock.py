@@ -77,7 +77,7 @@ class Timing:
 
     @property
     def steady(self) -> bool:
-        """Whether the spread between repeats stays within the protocol's 5 %; if not, a table must flag the number."""
+        """Whether the spread between parts of this one timing stays within 5 %; tables look at the spread over jobs."""
         return self.spread <= PROTOCOL.spread_limit
 
 

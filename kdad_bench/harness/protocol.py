@@ -41,7 +41,7 @@ class Protocol:
     warmup_seconds: float = 1.0
     timed_calls: int = 200
     timed_seconds: float = 5.0
-    spread_limit: float = 0.05  # a wider spread between repeats of one timing is flagged
+    spread_limit: float = 0.05  # of a timing over jobs, standard deviation over mean: above it, tables flag it with a ~
     # statistics
     interval: float = 0.95
     significance: float = 0.05

@@ -212,6 +212,7 @@ def columns_of(job: Job) -> dict[str, Any]:
         "batch_size": job.settings.batch_size,
         "precision": job.settings.precision,
         "readings": tuple(job.settings.readings),
+        "deviations": tuple(job.settings.deviations),
         "settings": json.dumps(asdict(job.settings), sort_keys=True, default=str),
         "data_fingerprint": datasets.fingerprint(job.category),
         "synthetic": job.category.synthetic,

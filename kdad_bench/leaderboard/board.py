@@ -2,45 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import fmean, median, stdev
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from kdad_bench.leaderboard.row import ACCURACY, METRICS
+from kdad_bench.leaderboard.inference import CONFIDENCE
+from kdad_bench.leaderboard.metric import ACCURACY, HEADLINE, MEASURED, METRICS, RANKED
+from kdad_bench.leaderboard.row import COLUMNS
 from kdad_bench.leaderboard.student_t import student_quantile
-from kdad_bench.leaderboard.summary import CONFIDENCE, Entrant, Estimate, Group, Summary, summarise
+from kdad_bench.leaderboard.summary import Entrant, Estimate, Group, Summary, summarise_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-HEADLINE = ("image_auroc", "pixel_auroc", "aupro_30")
-RANKED = ("image_auroc", "aupro_30")  # detection and localisation, one metric each
-UNSTEADY = 0.05  # relative spread of a timing over the jobs of one entrant that is flagged (docs/protocol.md)
+# The one rule for a noisy timing, which docs/protocol.md states: a time or a rate whose standard deviation over the
+# jobs of one entrant is more than this part of its mean is flagged with a tilde. One job has nothing to compare with.
+UNSTEADY = 0.05
+TIMED = ("s", "ms", "1/s")  # units of a timing
 VISIBLE = 0.0005  # half of the last digit that tables show: a smaller difference is none
 
 # What the renderers read of each row: a thousand files are opened for a page, and each column costs time.
-DRAWN = (
-    *("job_id", "schema_version", "protocol_version", "created_at", "method", "title", "dataset", "category", "seed"),
-    *(
-        "preset",
-        "modality",
-        "status",
-        "reason",
-        "teacher",
-        "teacher_weights",
-        "teacher_sha256",
-        "resolution",
-        "readings",
-    ),
-    *("image_size", "variant", "data_fingerprint", "synthetic", *ACCURACY, "train_seconds", "latency_ms"),
-    *("network_latency_ms", "images_per_second", "best_batch", "peak_memory_mb", "parameters", "trainable_parameters"),
-    *("gflops", "device", "device_name", "threads", "python", "torch", "triton", "numpy", "kdad_bench", "platform"),
-    *("git_commit", "git_dirty"),
+_IDENTITY = (
+    "job_id schema_version protocol_version created_at method title variant dataset category seed preset modality "
+    "status reason teacher teacher_weights teacher_sha256 resolution image_size readings deviations "
+    "data_fingerprint synthetic"
 )
+_MACHINE = "device device_name threads python torch triton numpy kdad_bench platform git_commit git_dirty"
+_FIGURES = tuple(
+    name for name, metric in MEASURED.items() if name in ACCURACY or metric.tables or metric.higher_is_better is None
+)
+DRAWN = tuple(name for name in COLUMNS if name in {*_IDENTITY.split(), *_FIGURES, *_MACHINE.split()})
 
 Mark = Literal["best", "second", ""]
 
@@ -51,6 +47,8 @@ class Board:
 
     summary: Summary
     rows: Mapping[str, tuple[Mapping[str, Any], ...]]  # entrant -> rows, by category and seed; only those with a row
+    dataset: str  # as shown: a folder by as many of its last components as tell it from the others
+    apart: str = ""  # what else tells the title from that of another board
 
     _overall: dict[tuple[str, str], Estimate | None] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -67,12 +65,6 @@ class Board:
         return not self.group.preset.startswith("paper")
 
     @property
-    def dataset(self) -> str:
-        """The data set as shown: a folder by its last component."""
-        name = self.group.dataset
-        return f"folder:{name.rstrip('/').rsplit('/', 1)[-1]}" if name.startswith("folder:") else name
-
-    @property
     def machine(self) -> str:
         """The device as shown, with the threads that its jobs had."""
         name = self.group.device_name or self.group.device or "unknown device"
@@ -86,7 +78,7 @@ class Board:
         """One line that says what the rows share."""
         seen = "" if self.group.modality in ("", "rgb") else f" ({self.group.modality})"
         resolution = f" at {self.group.resolution} px" if self.group.resolution else ""
-        return f"{self.dataset}{seen}{resolution}, {self.group.preset} preset, {self.machine}"
+        return f"{self.dataset}{seen}{resolution}, {self.group.preset} preset, {self.machine}{self.apart}"
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -122,6 +114,10 @@ class Board:
     def readings(self, key: str) -> tuple[str, ...]:
         """The settings of an entrant that no source settles."""
         return tuple(dict.fromkeys(reading for row in self.rows[key] for reading in row["readings"] or ()))
+
+    def deviations(self, key: str) -> tuple[str, ...]:
+        """What the sources of an entrant settle and its jobs did otherwise."""
+        return tuple(dict.fromkeys(one for row in self.rows[key] for one in row["deviations"] or ()))
 
     def covered(self, key: str) -> tuple[str, ...]:
         """The categories with a finished job of the entrant."""
@@ -172,7 +168,9 @@ class Board:
         return median(values) if values else None
 
     def unsteady(self, key: str, column: str) -> bool:
-        """Whether the cost varies between the jobs by more than UNSTEADY of its mean (standard deviation)."""
+        """Whether it is a timing that varies over the jobs by more than UNSTEADY of its mean (standard deviation)."""
+        if METRICS[column].unit not in TIMED:
+            return False
         values = [row[column] for row in self.rows[key] if row[column] is not None]
         return len(values) > 1 and fmean(values) > 0 and stdev(values) / fmean(values) > UNSTEADY
 
@@ -223,13 +221,48 @@ def _above_zero(difference: np.ndarray[Any, np.dtype[np.float64]]) -> bool:
 def boards(table: pa.Table) -> list[Board]:
     """The boards of `table` (columns DRAWN, each job once), in an order that depends only on what they hold.
 
-    The paper preset and real data come first.
+    The paper preset and real data come first, and no two have the same title.
     """
-    rows = {row["job_id"]: row for row in table.to_pylist()}
+    return boards_of(table.to_pylist())
+
+
+def boards_of(rows: Sequence[Mapping[str, Any]]) -> list[Board]:
+    """The boards of rows as dictionaries with the columns DRAWN, each job once."""
+    by_job = {row["job_id"]: row for row in rows}
+    shown = shortest_names({row["dataset"] for row in rows})
     made = []
-    for summary in summarise(table, ACCURACY):
+    for summary in summarise_rows(rows, ACCURACY):
         found: dict[str, list[Mapping[str, Any]]] = {}
         for (key, *_), job in sorted(summary.jobs.items()):
-            found.setdefault(key, []).append(rows[job])
-        made.append(Board(summary=summary, rows={key: tuple(members) for key, members in found.items()}))
-    return sorted(made, key=lambda board: (board.quick, board.group.synthetic, board.group))
+            found.setdefault(key, []).append(by_job[job])
+        members = {key: tuple(jobs) for key, jobs in found.items()}
+        made.append(Board(summary=summary, rows=members, dataset=shown.get(summary.group.dataset, "")))
+    return _told_apart(sorted(made, key=lambda board: (board.quick, board.group.synthetic, board.group)))
+
+
+def shortest_names(datasets: Iterable[str]) -> dict[str, str]:
+    """data set -> how it is shown: a folder by the fewest of its last components that no other folder ends with."""
+    parts = {name: [part for part in name.removeprefix("folder:").split("/") if part] for name in datasets}
+    folders = sorted(name for name in parts if name.startswith("folder:"))
+    found = {name: name for name in parts}
+    for name in folders:
+        for length in range(1, len(parts[name]) + 1):
+            end = parts[name][-length:]
+            if not any(parts[other][-length:] == end for other in folders if other != name):
+                found[name] = f"folder:{'/'.join(end)}"
+                break
+    return found
+
+
+def _told_apart(found: list[Board]) -> list[Board]:
+    """The boards, with whatever their titles leave out added to those that would be the same."""
+    titles = Counter(board.title for board in found)
+    made = []
+    for number, board in enumerate(found, 1):
+        if titles[board.title] > 1:
+            protocol = f", protocol {board.group.protocol_version or 'unknown'}"
+            twins = [other for other in found if other.title == board.title]
+            same = [other for other in twins if other.group.protocol_version == board.group.protocol_version]
+            board = replace(board, apart=protocol if len(same) == 1 else f"{protocol}, number {number}")
+        made.append(board)
+    return made

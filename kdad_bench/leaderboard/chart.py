@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 from typing import NamedTuple
 
 from kdad_bench.leaderboard.board import Board
+from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.numbers import interval, large, number
-from kdad_bench.leaderboard.row import METRICS
+from kdad_bench.leaderboard.text import escape
 
 WIDTH, HEIGHT = 760, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 130, 16, 52
@@ -66,7 +66,7 @@ def pareto(board: Board, metric: str) -> str:
 
     title = f"{METRICS[metric].label} against milliseconds per image"
     parts = [
-        f'<svg class="pareto" viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="{escape(title, quote=True)}">',
+        f'<svg class="pareto" viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="{escape(title)}">',
         *(f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>' for t in across),
         *(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>' for t in up),
         *(
@@ -103,7 +103,7 @@ def _mark(
 ) -> str:
     """A point with its interval, its name, and what is said when it is reached."""
     colour = f"--c:var(--c{board.look(point.key) % COLOURS})"
-    said = escape(describe(board, metric, point), quote=True)
+    said = escape(describe(board, metric, point))
     x, y = place
     bar = (
         ""
@@ -165,10 +165,11 @@ def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, 
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, ... from below `low` to above `high`, at least two."""
-    steps = [round(m * 10.0**e, 12) for e in range(-6, 9) for m in (1, 2, 5)]
-    below = [step for step in steps if step <= low * 0.95] or steps[:1]
-    above = [step for step in steps if step >= high * 1.05] or steps[-1:]
+    """1, 2, 5, 10, ... from below `low` to above `high`, both above zero; at least two."""
+    first, last = math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1
+    steps = [round(m * 10.0**e, 12 - min(e, 0)) for e in range(first, last + 1) for m in (1, 2, 5)]
+    below = [step for step in steps if step <= low * 0.95]
+    above = [step for step in steps if step >= high * 1.05]
     return [step for step in steps if below[-1] <= step <= above[0]]
 
 

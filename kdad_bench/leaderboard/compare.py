@@ -8,9 +8,9 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from kdad_bench.leaderboard.board import Board, boards
-from kdad_bench.leaderboard.row import ACCURACY, METRICS
+from kdad_bench.leaderboard.inference import CONFIDENCE
+from kdad_bench.leaderboard.metric import ACCURACY, METRICS
 from kdad_bench.leaderboard.student_t import student_quantile
-from kdad_bench.leaderboard.summary import CONFIDENCE
 
 if TYPE_CHECKING:
     import pyarrow as pa

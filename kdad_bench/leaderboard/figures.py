@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdad_bench import files
 from kdad_bench.leaderboard import chart
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.folder import StoreError
-from kdad_bench.leaderboard.row import METRICS
+from kdad_bench.leaderboard.metric import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072b2", "#d55e00", "#007a5a", "#a8457f", "#7a5c00", "#2b7fb0", "#6b4fa0", "#444444")
 MARKERS = ("o", "s", "^", "D", "v", "<", ">", "p")
+LONGEST_STEM = 100  # characters of a file name, which gets a few more
 STYLE: Any = {
     "svg.hashsalt": "kdad-bench",  # ids that do not change from run to run
     "svg.fonttype": "path",
@@ -46,18 +50,30 @@ def draw(found: Sequence[Board], rows: Sequence[Mapping[str, Any]], folder: Path
 
     paths = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with mpl.rc_context(STYLE):
             for name, make in _plan(found, rows):
                 figure = make()
                 for kind in ("svg", "png"):
                     path = folder / f"{name}.{kind}"
-                    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-                    figure.savefig(path, metadata=metadata, bbox_inches="tight")
+                    files.write_whole(path, partial(_save, figure, kind))
                     paths.append(path)
     except OSError as error:
         raise StoreError(f"cannot write figures to {str(folder)!r}: {error.strerror}; choose another place") from error
     return paths
+
+
+def _save(figure: Figure, kind: str, path: Path) -> None:
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    figure.savefig(path, format=kind, metadata=metadata, bbox_inches="tight")
+
+
+def _stem(board: Board) -> str:
+    """The part of the file names that tells one board from another, as long as any file system takes."""
+    about = f"{board.dataset} {board.group.preset} {board.group.device}".lower()
+    stem = re.sub(r"[^a-z0-9]+", "-", about).strip("-")
+    return (
+        stem if len(stem) <= LONGEST_STEM else f"{stem[:LONGEST_STEM]}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
+    )
 
 
 def _plan(found: Sequence[Board], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Callable[[], Figure]]]:
@@ -66,9 +82,7 @@ def _plan(found: Sequence[Board], rows: Sequence[Mapping[str, Any]]) -> Iterator
     for board in found:
         if not board.rows:
             continue
-        stem = re.sub(r"[^a-z0-9]+", "-", f"{board.dataset} {board.group.preset} {board.group.device}".lower()).strip(
-            "-"
-        )
+        stem = _stem(board)
         taken[stem] = taken.get(stem, 0) + 1
         stem = stem if taken[stem] == 1 else f"{stem}-{taken[stem]}"
         metric = board.headline[-1] if board.headline else ""  # AUPRO where there are masks

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from kdad_bench import files
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
 LOCK = ".lock"
-TEMPORARY = ".writing-"  # dot-name: a reader never takes it for a result
+WHOLE = 1 << 20  # bytes: a smaller file is read in one go
+OLDER_TEMPORARY = ".writing-"  # began the names of unfinished writes up to version 0.1
 
 
 class StoreError(Exception):
@@ -30,7 +33,12 @@ class Entry(NamedTuple):
     """One file of the folder; `stamp` changes whenever its content is replaced."""
 
     name: str
-    stamp: tuple[Any, ...]
+    stamp: tuple[Any, ...]  # () for what is no regular file: a folder, a pipe, a link to nothing
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it is a write that has not ended, or never will."""
+        return self.name.startswith(OLDER_TEMPORARY) or (self.name.startswith(".") and self.name.endswith(files.SUFFIX))
 
 
 class Folder(Protocol):
@@ -61,6 +69,10 @@ class Folder(Protocol):
 
     def remove(self, entry: Entry) -> bool:
         """Delete the file unless it was replaced since `entry` was taken; whether it was deleted."""
+        ...
+
+    def sweep(self) -> None:
+        """Remove what killed writers left; the caller holds the exclusive lock."""
         ...
 
     @contextmanager
@@ -97,53 +109,36 @@ class LocalFolder:
     def entries(self) -> list[Entry]:
         try:
             with os.scandir(self.root) as found:
-                listed = []
-                for item in found:
-                    with contextlib.suppress(FileNotFoundError):  # replaced or compacted away meanwhile
-                        if item.is_file():
-                            stat = item.stat()
-                            listed.append(Entry(item.name, (stat.st_ino, stat.st_mtime_ns, stat.st_size)))
+                return sorted(entry for item in found if (entry := _entry(item)) is not None)
         except FileNotFoundError:
             raise MissingFolder(
                 f"no results folder {self.where!r}; `kdad-bench run --out {self.where}` makes one"
             ) from None
         except NotADirectoryError:
             raise StoreError(f"{self.where!r} is a file, not a results folder") from None
-        except OSError as error:
-            raise StoreError(f"cannot read the results folder {self.where!r}: {error.strerror}") from error
-        return sorted(listed)
+        except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+            reason = getattr(error, "strerror", None) or error
+            raise StoreError(f"cannot read the results folder {self.where!r}: {reason}") from error
 
     def open(self, name: str) -> pa.NativeFile:
         import pyarrow as pa
 
-        return pa.OSFile(self.path(name), "rb")
+        path = self.path(name)
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # to open a pipe must not wait
+        try:
+            state = os.fstat(handle)
+            if not stat.S_ISREG(state.st_mode):
+                raise OSError(errno.EINVAL, "no regular file")
+            content = os.read(handle, WHOLE) if state.st_size <= WHOLE else b""
+            return pa.BufferReader(content) if len(content) == state.st_size else pa.OSFile(path, "rb")
+        finally:
+            os.close(handle)
 
     def write(self, name: str, content: bytes) -> None:
-        temporary = self.root / f"{TEMPORARY}{name}-{os.getpid()}-{secrets.token_hex(4)}"
         try:
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, self.root / name)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    temporary.unlink()
-                raise
-            self._flush_names()
+            files.write_bytes_whole(self.root / name, content)
         except OSError as error:
             raise self._refusal(error) from error
-
-    def _flush_names(self) -> None:
-        """The rename itself reaches the disk (POSIX; elsewhere a directory cannot be opened)."""
-        with contextlib.suppress(OSError):
-            handle = os.open(self.root, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
 
     def _refusal(self, error: OSError) -> StoreError:
         remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
@@ -155,8 +150,7 @@ class LocalFolder:
     def remove(self, entry: Entry) -> bool:
         path = self.root / entry.name
         try:
-            stat = path.stat()
-            if entry.stamp != (stat.st_ino, stat.st_mtime_ns, stat.st_size):
+            if entry.stamp != _stamp(path.stat()):
                 return False
             path.unlink()
         except FileNotFoundError:
@@ -164,6 +158,12 @@ class LocalFolder:
         except OSError as error:
             raise self._refusal(error) from error
         return True
+
+    def sweep(self) -> None:
+        files.sweep(self.root)
+        for entry in self.entries():
+            if entry.name.startswith(OLDER_TEMPORARY):  # its writer is dead: a live one would hold the lock
+                self.remove(entry)
 
     @contextmanager
     def locked(self, *, exclusive: bool) -> Iterator[None]:
@@ -180,6 +180,23 @@ class LocalFolder:
             yield
         finally:
             os.close(handle)
+
+
+def _entry(item: os.DirEntry[str]) -> Entry | None:
+    """What the listing found; None for a folder of ours, and for what is gone by now."""
+    try:
+        if item.is_file():
+            return Entry(item.name, _stamp(item.stat()))
+        item.stat(follow_symlinks=False)
+    except FileNotFoundError:  # replaced or compacted away meanwhile
+        return None
+    except OSError:  # a link to itself
+        return Entry(item.name, ())
+    return Entry(item.name, ()) if item.name.endswith(".parquet") else None
+
+
+def _stamp(state: os.stat_result) -> tuple[int, ...]:
+    return (state.st_ino, state.st_mtime_ns, state.st_size)
 
 
 class RemoteFolder:
@@ -252,6 +269,9 @@ class RemoteFolder:
         except Exception as error:  # each back end raises its own
             raise StoreError(f"cannot delete {self.path(entry.name)!r}: {_line(error)}") from error
         return True
+
+    def sweep(self) -> None:
+        """Objects are put whole: nothing is left."""
 
     @contextmanager
     def locked(self, *, exclusive: bool) -> Iterator[None]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdad_bench.leaderboard import chart, published
-from kdad_bench.leaderboard.board import RANKED, VISIBLE, Board, Mark
+from kdad_bench.leaderboard.board import UNSTEADY, VISIBLE, Board, Mark
+from kdad_bench.leaderboard.gallery import NoPicture, thumbnail
+from kdad_bench.leaderboard.metric import METRICS, RANKED, shown_in
 from kdad_bench.leaderboard.numbers import MISSING, deviation, large, number, signed
-from kdad_bench.leaderboard.row import METRICS
 from kdad_bench.leaderboard.store import Problem
 from kdad_bench.leaderboard.summary import Estimate
+from kdad_bench.leaderboard.text import escape
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 LIBRARY = HERE / "vendor" / "datatables"  # DataTables, MIT licence: LICENSE beside it
 GALLERY_BYTES = 1_200_000  # of embedded pictures; a page of a thousand rows stays under 3 MB
-THUMBNAIL = 420  # px
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 # the table of all jobs: column, title, digits (None for text)
 JOB_COLUMNS: tuple[tuple[str, str, int | None], ...] = (
@@ -33,12 +32,7 @@ JOB_COLUMNS: tuple[tuple[str, str, int | None], ...] = (
     ("seed", "seed", 0),
     ("preset", "preset", None),
     ("status", "status", None),
-    ("image_auroc", "image AUROC", 4),
-    ("pixel_auroc", "pixel AUROC", 4),
-    ("aupro_30", "AUPRO@0.3", 4),
-    ("train_seconds", "train s", 1),
-    ("latency_ms", "ms/image", 2),
-    ("images_per_second", "images/s", 1),
+    *((name, METRICS[name].short, METRICS[name].digits) for name in shown_in("jobs")),
     ("device_name", "device", None),
     ("job_id", "job", None),
 )
@@ -49,9 +43,9 @@ def page(
     found: Sequence[Board],
     table: pa.Table,
     problems: Sequence[Problem] = (),
-    pictures: Mapping[str, bytes] | None = None,
+    pictures: Mapping[str, Path] | None = None,
 ) -> str:
-    """The whole page of the boards `found` in `table` (columns DRAWN); `pictures`: job -> contact sheet, a PNG."""
+    """The whole page of the boards `found` in `table` (columns DRAWN); `pictures`: job -> contact sheet, a PNG file."""
     style = (LIBRARY / "dataTables.dataTables.min.css").read_text(encoding="utf-8")
     library = (LIBRARY / "dataTables.min.js").read_text(encoding="utf-8")
     own = {name: (HERE / "page" / name).read_text(encoding="utf-8") for name in ("style.css", "script.js")}
@@ -76,16 +70,17 @@ def _inside_script(code: str) -> str:
     return code.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
-def body(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem], pictures: Mapping[str, bytes]) -> str:
+def body(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem], pictures: Mapping[str, Path]) -> str:
     """What stands between the style and the scripts."""
     rows = table.to_pylist()
     drawn = [board for board in found if board.rows]
     ok = sum(row["status"] == "ok" for row in rows)
+    failed = sum(len(board.summary.failed) for board in found)
     parts = [
         '<a class="skip" href="#content">Skip to the results</a>',
         '<header><button id="theme" type="button" aria-pressed="false">Dark</button><h1>Leaderboard</h1>',
         f'<p class="soft">{ok} finished jobs'
-        + (f", <strong>{len(rows) - ok} failed</strong>" if ok < len(rows) else "")
+        + (f", <strong>{failed} failed</strong>" if failed else "")
         + ". Drawn by kdad-bench from the rows alone.</p>",
         _navigation(drawn, bool(pictures)),
         "</header><main id='content'>",
@@ -138,7 +133,7 @@ def _board(board: Board, name: str) -> Iterator[str]:
     yield "</div>"
     yield "<h3>Ablations</h3>" + _ablations(board)
     yield "<h3>Published and measured</h3>" + _published(board)
-    yield _readings(board)
+    yield from _words(board)
     yield "</section>"
 
 
@@ -158,13 +153,15 @@ def _choice(name: str, metrics: Sequence[str]) -> str:
     return f'<fieldset class="choice"><legend>Metric</legend>{buttons}</fieldset>'
 
 
+FLAG = f' <abbr title="varies by more than {UNSTEADY * 100:g} % between jobs">~</abbr>'
+
+
 def _ranking(board: Board) -> str:
     """Accuracy and cost in one sortable table."""
     marks = {metric: board.overall_marks(metric) for metric in board.headline}
-    costs = ("train_seconds", "latency_ms", "images_per_second", "peak_memory_mb")
+    costs = shown_in("ranking")
     heads = [("#", "n"), ("method", ""), ("teacher", ""), *((METRICS[metric].label, "n") for metric in board.headline)]
-    heads += [("average rank", "n"), ("train s", "n"), ("ms/image", "n"), ("images/s", "n"), ("peak MB", "n")]
-    heads += [("weights", "n"), ("jobs", "n")]
+    heads += [("average rank", "n"), *((METRICS[metric].short, "n") for metric in costs), ("jobs", "n")]
     lines = []
     place = 0
     for position, key in enumerate(board.order, 1):
@@ -184,13 +181,8 @@ def _ranking(board: Board) -> str:
         cells.append(_cell(MISSING if rank is None else f"{rank:.2f}", 9999 if rank is None else rank))
         for column in costs:
             value = board.typical(key, column)
-            steady = (
-                ""
-                if not board.unsteady(key, column)
-                else ' <abbr title="varies by more than 5 % between jobs">~</abbr>'
-            )
-            cells.append(_cell(number(value) + steady, value))
-        cells.append(_cell(large(board.typical(key, "parameters")), board.typical(key, "parameters")))
+            shown = (number if METRICS[column].unit else large)(value)
+            cells.append(_cell(shown + (FLAG if board.unsteady(key, column) else ""), value))
         cells.append(_cell(str(len(board.rows[key]))))
         lines.append("".join(cells))
     caption = (
@@ -281,13 +273,14 @@ def _published(board: Board) -> str:
         lines.append(
             f'<th scope="row" class="wrap">{escape(reported.reported)} '
             f'<span class="interval-text">{escape(reported.backbone)}</span></th>'
+            f"<td>{escape(board.labels[one.key])}</td>"
             f"<td>{escape(reported.category)}</td><td>{escape(reported.metric)}</td><td>{escape(reported.origin)}</td>"
             + _cell(f"{reported.value:.3f}", reported.value)
             + _cell(MISSING if one.measured is None else f"{one.measured:.3f}", one.measured)
             + _cell(MISSING if one.difference is None else signed(one.difference), one.difference)
             + f'<td class="prose">{said}</td>'
         )
-    heads = [("reported", ""), ("category", ""), ("metric", ""), ("origin", ""), ("value", "n")]
+    heads = [("reported", ""), ("beside our", ""), ("category", ""), ("metric", ""), ("origin", ""), ("value", "n")]
     heads += [("ours", "n"), ("difference", "n"), ("verdict", "")]
     caption = (
         f"agrees: within {published.TOLERANCE} or the 95 % interval over our seeds. Other protocols are not compared."
@@ -301,15 +294,20 @@ def _published(board: Board) -> str:
     )
 
 
-def _readings(board: Board) -> str:
-    items = "".join(
-        f"<li><strong>{escape(board.labels[key])}</strong>: {escape('; '.join(board.readings(key)))}</li>"
-        for key in board.order
-        if board.readings(key)
+def _words(board: Board) -> Iterator[str]:
+    """What no source settles, and apart from it what a source settles and these runs do otherwise."""
+    said = (
+        ("Readings: what the sources leave open", board.readings),
+        ("Deviations: what a source settles and these runs do otherwise", board.deviations),
     )
-    if not items:
-        return ""
-    return f"<details><summary>Readings: what the sources leave open</summary><ul>{items}</ul></details>"
+    for title, words in said:
+        items = "".join(
+            f"<li><strong>{escape(board.labels[key])}</strong>: {escape('; '.join(words(key)))}</li>"
+            for key in board.order
+            if words(key)
+        )
+        if items:
+            yield f"<details><summary>{title}</summary><ul>{items}</ul></details>"
 
 
 def _jobs(rows: Sequence[Mapping[str, Any]], found: Sequence[Board]) -> str:
@@ -326,14 +324,12 @@ def _jobs(rows: Sequence[Mapping[str, Any]], found: Sequence[Board]) -> str:
     for index, (column, title, _) in enumerate(JOB_COLUMNS):
         if column in FILTERED:
             values = sorted({str(line[index]) for line in data if line[index] is not None})
-            options = "".join(
-                f'<option value="{escape(value, quote=True)}">{escape(value)}</option>' for value in values
-            )
+            options = "".join(f'<option value="{escape(value)}">{escape(value)}</option>' for value in values)
             selects.append(
                 f'<label>{title} <select data-column="{index}"><option value="">all</option>{options}</select></label>'
             )
     columns = [[title, digits] for _, title, digits in JOB_COLUMNS]
-    text = json.dumps({"columns": columns, "rows": data}, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps({"columns": columns, "rows": data}, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return (
         '<section id="all-jobs"><h2>All jobs</h2>'
         f'<div class="filters" role="group" aria-label="Filters">{"".join(selects)}</div>'
@@ -370,8 +366,11 @@ def _failures(found: Sequence[Board], problems: Sequence[Problem]) -> Iterator[s
         )
 
 
-def _gallery(rows: Sequence[Mapping[str, Any]], found: Sequence[Board], pictures: Mapping[str, bytes]) -> Iterator[str]:
-    """Contact sheets, small, one per method and category, while there is room; the files beside the page are whole."""
+def _gallery(rows: Sequence[Mapping[str, Any]], found: Sequence[Board], pictures: Mapping[str, Path]) -> Iterator[str]:
+    """Contact sheets, small, one per method and category, while there is room; the files beside the page are whole.
+
+    One picture is open at a time, and none any more once there is no room.
+    """
     if not pictures:
         return
     labels = _labels_of_jobs(found)
@@ -386,39 +385,32 @@ def _gallery(rows: Sequence[Mapping[str, Any]], found: Sequence[Board], pictures
     yield "median and worst cases by score, first seed. One colour scale per sheet. The files in <code>pictures</code> "
     yield 'are larger.</p><div class="gallery">'
     room = GALLERY_BYTES
-    left = 0
-    for (dataset, preset, category, label), row in chosen.items():
-        picture = _thumbnail(pictures[row["job_id"]])
-        if picture is None or len(picture) * 4 // 3 > room:
-            left += 1
+    unread = []
+    waiting = list(chosen.items())
+    while waiting and room > 0:
+        (dataset, preset, category, label), row = waiting.pop(0)
+        try:
+            picture = base64.b64encode(thumbnail(pictures[row["job_id"]])).decode()
+        except NoPicture as error:
+            unread.append(str(error))
             continue
-        room -= len(picture) * 4 // 3
+        room -= len(picture)
+        if room < 0:
+            waiting.insert(0, ((dataset, preset, category, label), row))
+            break
         what = f"{label}, {dataset}/{category}, {preset}, seed {row['seed']}"
-        source = base64.b64encode(picture).decode()
         yield (
-            f'<figure><img loading="lazy" alt="{escape(f"Contact sheet of {what}", quote=True)}" '
-            f'src="data:image/jpeg;base64,{source}"><figcaption>{escape(what)}<br><code>{escape(row["job_id"])}</code>'
+            f'<figure><img loading="lazy" alt="{escape(f"Contact sheet of {what}")}" '
+            f'src="data:image/jpeg;base64,{picture}"><figcaption>{escape(what)}<br><code>{escape(row["job_id"])}</code>'
             "</figcaption></figure>"
         )
     yield "</div>"
-    if left:
-        yield f'<p class="soft">{left} more are in the folder <code>pictures/</code>.</p>'
+    if waiting:
+        yield f'<p class="soft">{len(waiting)} more are in the folder <code>pictures/</code>.</p>'
+    if unread:
+        more = f"; and {len(unread) - 3} more" if len(unread) > 3 else ""
+        yield f'<p class="soft">Not shown: {escape("; ".join(unread[:3]))}{more}.</p>'
     yield "</section>"
-
-
-def _thumbnail(content: bytes) -> bytes | None:
-    """The picture as a small JPEG, or None if it is none."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            small = picture.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError):
-        return None
-    small.thumbnail((THUMBNAIL, 4 * THUMBNAIL))
-    sink = io.BytesIO()
-    small.save(sink, "JPEG", quality=70, optimize=True)
-    return sink.getvalue()
 
 
 def _footer(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -10,15 +10,18 @@ from statistics import fmean, stdev
 from typing import Any
 
 from kdad_bench.leaderboard.board import Board
-from kdad_bench.leaderboard.row import ACCURACY, METRICS
+from kdad_bench.leaderboard.metric import ACCURACY, METRICS
 from kdad_bench.leaderboard.summary import Estimate
+from kdad_bench.leaderboard.text import cell
 
 CATEGORY, MEAN, JOBS = "category", "mean", "jobs"  # what a line summarises: one category, all of them, all jobs
 COLUMNS = (
     *("dataset", "modality", "resolution", "preset", "synthetic", "protocol_version", "device", "device_name"),
     *("method", "variant", "title", "teacher", "teacher_weights", "rank", "scope", "category", "metric", "unit"),
     *("higher_is_better", "mean", "median", "std", "low", "high", "seeds", "categories", "complete"),
+    *("readings", "deviations"),
 )
+LISTS = ("readings", "deviations")
 
 
 def lines(found: Sequence[Board]) -> list[dict[str, Any]]:
@@ -71,7 +74,8 @@ def _identity(board: Board, key: str) -> dict[str, Any]:
     entrant = board.summary.entrant(key)
     group = {name: getattr(board.group, name) for name in COLUMNS[:8]}
     own = {name: getattr(entrant, name) for name in ("method", "variant", "title", "teacher", "teacher_weights")}
-    return {**group, **own, "rank": board.average_ranks.get(key)}
+    words = {"readings": list(board.readings(key)), "deviations": list(board.deviations(key))}
+    return {**group, **own, "rank": board.average_ranks.get(key), **words}
 
 
 def as_parquet(made: Sequence[dict[str, Any]]) -> bytes:
@@ -82,6 +86,7 @@ def as_parquet(made: Sequence[dict[str, Any]]) -> bytes:
     kinds = {
         **dict.fromkeys(("resolution", "seeds", "categories"), pa.int32()),
         **dict.fromkeys(("synthetic", "higher_is_better", "complete"), pa.bool_()),
+        **dict.fromkeys(LISTS, pa.list_(pa.string())),
         **dict.fromkeys(("rank", "mean", "median", "std", "low", "high"), pa.float64()),
     }
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
@@ -91,14 +96,16 @@ def as_parquet(made: Sequence[dict[str, Any]]) -> bytes:
 
 
 def as_csv(made: Sequence[dict[str, Any]]) -> str:
-    """The lines as CSV with a header."""
+    """The lines as CSV with a header; lists are JSON text."""
     sink = io.StringIO()
     writer = csv.DictWriter(sink, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(made)
+    for line in made:
+        lists = {name: json.dumps(line[name], ensure_ascii=False) for name in LISTS}
+        writer.writerow({name: cell(value) for name, value in {**line, **lists}.items()})
     return sink.getvalue()
 
 
 def as_json(made: Sequence[dict[str, Any]]) -> str:
     """The lines as a JSON array of objects."""
-    return json.dumps(list(made), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(list(made), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

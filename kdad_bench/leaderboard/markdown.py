@@ -5,32 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdad_bench.leaderboard import published
-from kdad_bench.leaderboard.board import DRAWN, RANKED, Board, boards
+from kdad_bench.leaderboard.board import UNSTEADY, Board, boards
+from kdad_bench.leaderboard.metric import ACCURACY, METRICS, RANKED, shown_in
 from kdad_bench.leaderboard.numbers import MISSING, deviation, interval, large, number, signed
-from kdad_bench.leaderboard.row import ACCURACY, METRICS
-from kdad_bench.leaderboard.store import Problem, Results, StoreError, read
+from kdad_bench.leaderboard.store import Problem, Results
+from kdad_bench.leaderboard.text import markdown as _text
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 BEGIN = re.compile(r"<!-- leaderboard begin: (?P<section>[a-z0-9_]+) -->\n")
 END = "<!-- leaderboard end -->"
-COSTS = ("train_seconds", "latency_ms", "network_latency_ms")
-
-
-def write_leaderboard(results: str | Path, path: Path) -> Path:
-    """Write leaderboard.md of the results folder to `path`; raises StoreError for an unusable folder or path."""
-    text = leaderboard(read(results, DRAWN))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise StoreError(f"cannot write {str(path)!r}: {error.strerror}; choose another place with --out") from error
-    return path
 
 
 def leaderboard(results: Results) -> str:
@@ -42,13 +30,13 @@ def page(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem] = 
     """The page of the boards `found` in `table` (columns DRAWN, each job once)."""
     rows = table.to_pylist()
     notes = _notes(found)
-    parts = ["# Leaderboard", _overview(rows)]
+    failed = [(board, failure) for board in found for failure in board.summary.failed]
+    parts = ["# Leaderboard", _overview(rows, len(failed))]
     if notes or any(board.rows for board in found):
         parts.append(LEGEND)
     for board in found:
         if board.rows:
             parts += [f"## {_text(board.title)}", *_warning(board), *_board_sections(board, notes)]
-    failed = [(board, failure) for board in found for failure in board.summary.failed]
     if failed:
         parts += ["## Failed jobs", _failed(failed)]
     left_out = [(board, problem) for board in found for problem in board.summary.problems]
@@ -73,7 +61,7 @@ signed-rank test over categories, Holm-corrected, at 0.05 (a few categories can 
 the 95 % interval of the paired difference over seeds."""
 
 
-def _overview(rows: Sequence[Mapping[str, Any]]) -> str:
+def _overview(rows: Sequence[Mapping[str, Any]], failed: int) -> str:
     if not rows:
         return "No results yet: `kdad-bench run --all` makes some."
     ok = [row for row in rows if row["status"] == "ok"]
@@ -81,7 +69,6 @@ def _overview(rows: Sequence[Mapping[str, Any]]) -> str:
     line = f"{_count(len(ok), 'finished job')}"
     if ok:
         line += ": " + ", ".join(_count(len({row[column] for row in ok}), what) for what, column in counts)
-    failed = len(rows) - len(ok)
     return line + (f". **{_count(failed, 'job')} failed** (listed below)." if failed else ".")
 
 
@@ -158,7 +145,7 @@ def ranking(board: Board, notes: Mapping[str, int]) -> str:
 def speed(board: Board, notes: Mapping[str, int]) -> str:
     """What a method costs beside how well it does, the fastest first."""
     accuracy = [metric for metric in RANKED if metric in board.headline]
-    costs = ["train s", "ms/image", "networks only", "images/s", "peak MB", "parameters", "learnt", "GFLOP"]
+    costs = shown_in("speed")
 
     def latency(key: str) -> tuple[bool, float]:
         value = board.typical(key, "latency_ms")
@@ -170,23 +157,21 @@ def speed(board: Board, notes: Mapping[str, int]) -> str:
         for metric in accuracy:
             found = board.overall(key, metric)
             cells.append((f"{found.mean:.3f}" if found else MISSING) + _few(board, key, metric))
-        cells += [number(board.typical(key, column)) + _tilde(board, key, column) for column in COSTS]
-        batch = board.typical(key, "best_batch")
-        rate = number(board.typical(key, "images_per_second")) + _tilde(board, key, "images_per_second")
-        cells.append(rate + (f" (batch {batch:.0f})" if batch else ""))
-        cells.append(number(board.typical(key, "peak_memory_mb")))
-        cells += [large(board.typical(key, column)) for column in ("parameters", "trainable_parameters")]
-        cells.append(number(board.typical(key, "gflops")))
-        lines.append(cells)
-    text = _table(["method", *(METRICS[metric].label for metric in accuracy), *costs], lines, left=(0,))
+        lines.append([*cells, *(_cost(board, key, metric) for metric in costs)])
+    headings = ["method", *(METRICS[metric].label for metric in accuracy), *(METRICS[metric].short for metric in costs)]
+    text = _table(headings, lines, left=(0,))
     legend = "Medians over jobs. ms/image: batch 1, networks, map and score. images/s: at the best batch."
     if " ~" in text:
-        legend += " ~: varies between jobs by more than 5 % (standard deviation)."
+        legend += f" ~: varies between jobs by more than {UNSTEADY * 100:g} % (standard deviation)."
     return f"{text}\n\n{legend}"
 
 
-def _tilde(board: Board, key: str, column: str) -> str:
-    return " ~" if board.unsteady(key, column) else ""
+def _cost(board: Board, key: str, metric: str) -> str:
+    """The median over jobs, flagged where the jobs differ; a throughput with the batch that reached it."""
+    value = board.typical(key, metric)
+    text = (number if METRICS[metric].unit else large)(value) + (" ~" if board.unsteady(key, metric) else "")
+    batch = board.typical(key, "best_batch") if metric == "images_per_second" else None
+    return text + (f" (batch {batch:.0f})" if batch else "")
 
 
 def by_category(board: Board, metric: str, notes: Mapping[str, int]) -> str:
@@ -224,19 +209,17 @@ def published_and_measured(board: Board) -> str:
     if not found:
         return "Nothing published is known here for these methods."
     reasons: dict[str, str] = {}
-    places: dict[tuple[str, str, str], list[published.Verdict]] = {}
+    places: dict[tuple[int, str, str], list[published.Verdict]] = {}
     for one in found:
         if one.refusal and one.refusal not in reasons:
             reasons[one.refusal] = f"({chr(ord('a') + len(reasons))})"
-        places.setdefault((one.reported.method or "", one.reported.category, one.reported.metric), []).append(one)
+        place = (board.order.index(one.key), one.reported.category, one.reported.metric)
+        places.setdefault(place, []).append(one)
     header = ["method", "category", "metric", *published.ORIGINS, "ours", "difference", "verdict"]
     means: list[list[str]] = []
     others: list[list[str]] = []
-    order = [board.summary.entrant(key).method for key in board.order]
-    for (method, category, metric), group in sorted(
-        places.items(), key=lambda item: (order.index(item[0][0]), item[0][2])
-    ):
-        title = next(board.labels[key] for key in board.order if board.summary.entrant(key).method == method)
+    for (position, category, metric), group in sorted(places.items(), key=lambda item: (item[0][0], item[0][2])):
+        title = board.labels[board.order[position]]
         first = next((one for one in group if one.difference is not None), group[0])
         cells = [_text(title), _text(category), _text(metric)]
         for origin in published.ORIGINS:
@@ -319,8 +302,13 @@ def _failed(failed: Iterable[tuple[Board, tuple[str, str, int, str]]]) -> str:
 
 def _left_out(problems: Iterable[Problem], left_out: Iterable[tuple[Board, str]]) -> str:
     lines = [f"- {_text(board.title)}: {_text(problem)}" for board, problem in left_out]
-    lines += [f"- file `{problem.file}`: {_text(problem.what)}" for problem in sorted(problems)]
+    lines += [f"- file {_file(problem.file)}: {_text(problem.what)}" for problem in sorted(problems)]
     return "\n".join(lines)
+
+
+def _file(name: str) -> str:
+    """A file's name as code where nothing in it can end the code."""
+    return f"`{name}`" if re.fullmatch(r"[\w.+-]+", name) else _text(name)
 
 
 PROVENANCE = (
@@ -357,19 +345,24 @@ def _notes(found: Sequence[Board]) -> dict[str, int]:
     notes: dict[str, int] = {}
     for board in found:
         for key in board.order:
-            if board.readings(key):
-                notes.setdefault(_note(board, key), len(notes) + 1)
+            for note in _notes_of(board, key):
+                notes.setdefault(note, len(notes) + 1)
     return notes
 
 
-def _note(board: Board, key: str) -> str:
-    readings = "; ".join(_text(reading) for reading in board.readings(key))
-    return f"**{_text(board.summary.entrant(key).title)}**: its source leaves open, and is read here as: {readings}."
+def _notes_of(board: Board, key: str) -> list[str]:
+    """What must be said of an entrant: what no source settles, and apart from it what a source settles otherwise."""
+    title = _text(board.summary.entrant(key).title)
+    said = (
+        ("its source leaves open, and is read here as", board.readings(key)),
+        ("a source settles it, and these runs do otherwise", board.deviations(key)),
+    )
+    return [f"**{title}**: {what}: {'; '.join(map(_text, words))}." for what, words in said if words]
 
 
 def _named(board: Board, key: str, notes: Mapping[str, int]) -> str:
-    place = notes.get(_note(board, key)) if board.readings(key) else None
-    return _text(board.labels[key]) + (f"[^{place}]" if place else "")
+    places = [notes[note] for note in _notes_of(board, key) if note in notes]
+    return _text(board.labels[key]) + "".join(f"[^{place}]" for place in places)
 
 
 def _teacher(board: Board, key: str) -> str:
@@ -381,12 +374,6 @@ def _teacher(board: Board, key: str) -> str:
 
 def _marked(text: str, mark: str) -> str:
     return {"best": f"**{text}**", "second": f"<ins>{text}</ins>"}.get(mark, text)
-
-
-def _text(value: object) -> str:
-    """Text from outside, safe inside a Markdown table."""
-    line = " ".join(str(value).split())
-    return re.sub(r"[\\|<>*`\[\]]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)
 
 
 def _table(header: Sequence[str], lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:

@@ -1,22 +1,30 @@
-"""Everything a person looks at, written from a results folder and nothing else."""
+"""Everything a person looks at, written from a results folder and nothing else; each file whole or not at all."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
+from kdad_bench import files
 from kdad_bench.leaderboard import html, long_table, markdown
 from kdad_bench.leaderboard.board import DRAWN, boards
 from kdad_bench.leaderboard.folder import StoreError
+from kdad_bench.leaderboard.gallery import pictures
 from kdad_bench.leaderboard.store import Results, read
 
+MOST_BYTES = 50_000_000  # of a page that tables are put into
 
-def publish(results: str | Path, out: Path, *, figures: bool = False) -> tuple[Results, list[Path]]:
+
+def draw_pages(
+    results: str | Path, out: Path, *, figures: bool = False, found: Results | None = None
+) -> tuple[Results, list[Path]]:
     """Write leaderboard.md, .html, .parquet, .csv and .json into `out`, and figures/ if asked; returns rows and files.
 
-    Raises StoreError for a folder that cannot be read or written.
+    `found` is what `store.read(results, DRAWN)` gave, where the caller has read it already.
+
+    Raises StoreError for a folder that cannot be read or written; what was there before is then still whole.
     """
-    found = read(results, (*DRAWN, "throughput") if figures else DRAWN)
+    found = found or read(results, (*DRAWN, "throughput") if figures else DRAWN)
     drawn = boards(found.table)
     made = long_table.lines(drawn)
     contents: dict[str, Callable[[], bytes]] = {
@@ -28,11 +36,9 @@ def publish(results: str | Path, out: Path, *, figures: bool = False) -> tuple[R
     }
     paths = []
     try:
-        out.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            path = out / name
-            path.write_bytes(content())
-            paths.append(path)
+            files.write_bytes_whole(out / name, content())
+            paths.append(out / name)
     except OSError as error:
         raise StoreError(f"cannot write to {str(out)!r}: {error.strerror}; choose another place with --out") from error
     if figures:
@@ -42,8 +48,27 @@ def publish(results: str | Path, out: Path, *, figures: bool = False) -> tuple[R
     return found, paths
 
 
-def pictures(results: str | Path) -> dict[str, bytes]:
-    """job -> contact sheet, from the folder `pictures` of a local results folder; a URL has none."""
-    if "://" in str(results):
-        return {}
-    return {path.stem: path.read_bytes() for path in sorted(Path(results).glob("pictures/*.png"))}
+def with_tables(path: Path, results: str | Path) -> tuple[str, str]:
+    """(the text of the page at `path`, the same with its tables drawn anew from `results`); its line ends stay.
+
+    Raises StoreError for results or a page that cannot be read, ValueError for markers that do not fit.
+    """
+    try:
+        if not path.is_file() or path.stat().st_size > MOST_BYTES:
+            raise StoreError(f"{str(path)!r} is no text file of at most {MOST_BYTES // 10**6} MB")
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise StoreError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise StoreError(f"{str(path)!r} is no UTF-8 text: {error.reason} at byte {error.start}") from error
+    ends = "\r\n" if "\r\n" in text else "\n"
+    fresh = markdown.refreshed(text.replace("\r\n", "\n"), markdown.sections(read(results, DRAWN)))
+    return text, fresh.replace("\n", ends)
+
+
+def put_tables(path: Path, fresh: str) -> None:
+    """Replace the page at `path` in one step; raises StoreError, and the page is then as it was."""
+    try:
+        files.write_text_whole(path, fresh)
+    except OSError as error:
+        raise StoreError(f"cannot write {str(path)!r}: {error.strerror}; it is as it was") from error

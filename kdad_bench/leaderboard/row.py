@@ -1,64 +1,39 @@
-"""One row per job: its columns, their units, which way is better, and the history of the schema."""
+"""One row per job: its columns, what each may hold, and the history of the schema."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from kdad_bench.leaderboard.metric import ACCURACY, MEASURED
+from kdad_bench.leaderboard.text import is_printable, printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     SCHEMA: pa.Schema
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # version -> what changed. A reader accepts every version up to its own: columns that a file lacks are null.
-SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType({1: "The first published schema."})
+SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
+    {
+        1: "The first published schema.",
+        2: "Column `deviations`: where a source settles something and the run does otherwise.",
+    }
+)
+
+VERSION_KEY = b"kdad_bench.schema_version"  # in the metadata of a file
 
 STATUSES = ("ok", "failed")
 # What makes a row one of ours: a Parquet file without these columns is foreign.
 KEY_COLUMNS = ("job_id", "schema_version", "method", "dataset", "category", "seed", "preset", "status")
-
-
-class Metric(NamedTuple):
-    """How a number is shown and compared."""
-
-    unit: str  # "" for a ratio in [0, 1]
-    higher_is_better: bool
-    label: str
-
-
-METRICS: Mapping[str, Metric] = MappingProxyType(
-    {
-        "image_auroc": Metric("", True, "image AUROC"),
-        "image_ap": Metric("", True, "image AP"),
-        "image_f1_max": Metric("", True, "image F1-max"),
-        "image_auroc_max": Metric("", True, "image AUROC (map maximum)"),
-        "pixel_auroc": Metric("", True, "pixel AUROC"),
-        "pixel_ap": Metric("", True, "pixel AP"),
-        "pixel_f1_max": Metric("", True, "pixel F1-max"),
-        "aupro_30": Metric("", True, "AUPRO@0.3"),
-        "aupro_05": Metric("", True, "AUPRO@0.05"),
-        "train_seconds": Metric("s", False, "training"),
-        "data_seconds": Metric("s", False, "data"),
-        "score_seconds": Metric("s", False, "scoring"),
-        "metric_seconds": Metric("s", False, "metrics"),
-        "total_seconds": Metric("s", False, "total"),
-        "latency_ms": Metric("ms", False, "ms/image"),
-        "latency_p95_ms": Metric("ms", False, "ms/image (95th percentile)"),
-        "network_latency_ms": Metric("ms", False, "networks only, ms/image"),
-        "images_per_second": Metric("1/s", True, "images/s"),
-        "peak_memory_mb": Metric("MB", False, "peak memory"),
-        "parameters": Metric("", False, "parameters"),
-        "trainable_parameters": Metric("", False, "trainable parameters"),
-        "gflops": Metric("GFLOP", False, "GFLOP/image"),
-    }
-)
-ACCURACY: tuple[str, ...] = tuple(name for name in METRICS if name.split("_")[0] in ("image", "pixel", "aupro"))
 
 
 def _now() -> str:
@@ -71,12 +46,8 @@ def _is(type_name: str, what: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """What one job leaves behind. A column that was not measured is None, never a made-up number.
-
-    Raises ValueError for an unknown status, a failed row without a reason, an ok row with one, and a metric that is not
-    finite: a broken measurement is a failed job, not a cell to average.
-    """
+class _Job:
+    """Which job a row is of, and what was run."""
 
     # identity
     job_id: str = field(metadata=_is("string", "hash of everything that can change the result"))
@@ -104,6 +75,10 @@ class Row:
     readings: tuple[str, ...] = field(
         default=(), metadata=_is("list<string>", "settings that no source settles: 'field: what was chosen'")
     )
+    deviations: tuple[str, ...] = field(
+        default=(),
+        metadata=_is("list<string>", "where a source settles it and this run differs: 'field: value (source)'"),
+    )
     variant: str | None = field(
         default=None, metadata=_is("string", "named variant of the method; null for the default")
     )
@@ -112,38 +87,31 @@ class Row:
     synthetic: bool = field(default=False, metadata=_is("bool", "the data are procedurally generated"))
     train_images: int | None = field(default=None, metadata=_is("int32", "normal images learnt from"))
     test_images: int | None = field(default=None, metadata=_is("int32", "images evaluated"))
-    # accuracy
-    image_auroc: float | None = field(default=None, metadata=_is("double", "image AUROC by the method's own score"))
-    image_ap: float | None = field(default=None, metadata=_is("double", "image average precision"))
-    image_f1_max: float | None = field(default=None, metadata=_is("double", "largest image F1 over all thresholds"))
-    image_auroc_max: float | None = field(default=None, metadata=_is("double", "image AUROC by the maximum of the map"))
-    pixel_auroc: float | None = field(default=None, metadata=_is("double", "pixel AUROC over all test images"))
-    pixel_ap: float | None = field(default=None, metadata=_is("double", "pixel average precision"))
-    pixel_f1_max: float | None = field(default=None, metadata=_is("double", "largest pixel F1 over all thresholds"))
-    aupro_30: float | None = field(default=None, metadata=_is("double", "AUPRO up to a false positive rate of 0.3"))
-    aupro_05: float | None = field(default=None, metadata=_is("double", "AUPRO up to a false positive rate of 0.05"))
-    # cost
-    train_seconds: float | None = field(default=None, metadata=_is("double", "seconds to learn"))
-    data_seconds: float | None = field(default=None, metadata=_is("double", "seconds to load images"))
-    score_seconds: float | None = field(default=None, metadata=_is("double", "seconds to score the test images"))
-    metric_seconds: float | None = field(default=None, metadata=_is("double", "seconds to compute the metrics"))
-    total_seconds: float | None = field(default=None, metadata=_is("double", "seconds of the whole job"))
-    latency_ms: float | None = field(
-        default=None, metadata=_is("double", "median ms per image at batch 1, map and score")
-    )
-    latency_p95_ms: float | None = field(default=None, metadata=_is("double", "95th percentile of the same"))
-    network_latency_ms: float | None = field(
-        default=None, metadata=_is("double", "median ms at batch 1, networks only")
-    )
-    images_per_second: float | None = field(default=None, metadata=_is("double", "throughput at the best batch"))
-    best_batch: int | None = field(default=None, metadata=_is("int32", "the batch of that throughput"))
-    peak_memory_mb: float | None = field(default=None, metadata=_is("double", "peak memory, 10^6 bytes"))
-    parameters: int | None = field(default=None, metadata=_is("int64", "weights of all networks"))
-    trainable_parameters: int | None = field(default=None, metadata=_is("int64", "weights that were learnt"))
-    gflops: float | None = field(default=None, metadata=_is("double", "10^9 floating-point operations per image"))
-    batch_invariance: float | None = field(
-        default=None, metadata=_is("double", "largest difference of a map between batch 1 and batch N")
-    )
+
+
+# One column per figure of the table in metric.py. A checker of types sees the base as Any: it takes any of their names.
+_Measured: Any = make_dataclass(
+    "_Measured",
+    [
+        (name, "float | None", field(default=None, metadata=_is(metric.type, metric.what)))
+        for name, metric in MEASURED.items()
+    ],
+    bases=(_Job,),
+    frozen=True,
+    kw_only=True,
+    slots=True,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row(_Measured, _Job):  # type: ignore[misc]
+    """What one job leaves behind. A column that was not measured is None, never a made-up number.
+
+    Characters that do not show as themselves are written as escapes. Raises ValueError for an unknown status, a failed
+    row without a reason, an ok row with one, and a value outside of what its column may hold (`fault`): a broken
+    measurement is a failed job, not a cell to average.
+    """
+
     # raw measurements, from which the others can be derived again
     image_scores: tuple[float, ...] = field(default=(), metadata=_is("list<float>", "score of each test image"))
     image_labels: tuple[bool, ...] = field(default=(), metadata=_is("list<bool>", "true: the image is anomalous"))
@@ -169,21 +137,28 @@ class Row:
     environment: str = field(default="{}", metadata=_is("string", "everything else about the machine, JSON"))
 
     def __post_init__(self) -> None:
+        for name, kind, _ in describe():
+            if kind in ("string", "list<string>"):
+                object.__setattr__(self, name, _cleaned(getattr(self, name)))
         if self.status not in STATUSES:
             raise ValueError(f"row {self.job_id!r}: status {self.status!r} is not one of {', '.join(STATUSES)}")
         if self.status == "failed" and not self.reason:
             raise ValueError(f"row {self.job_id!r}: a failed row needs its reason")
         if self.status == "ok" and self.reason:
             raise ValueError(f"row {self.job_id!r}: status is ok but a reason is given: {self.reason!r}")
-        for name in METRICS:
-            value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"row {self.job_id!r}: {name} is {value}; record the job as failed instead")
+        for name in COLUMNS:
+            why = fault(name, plain(getattr(self, name)))
+            if why:
+                remedy = "; record the job as failed instead" if name in MEASURED else ""
+                raise ValueError(f"row {self.job_id!r}: {name} {why}{remedy}")
 
     @classmethod
     def failed(cls, *, reason: str, **columns: Any) -> Row:
         """The row of a job that did not finish: `reason` in one line, and whatever else is known about the job."""
-        return cls(status="failed", reason=" ".join(reason.split()) or "unknown", **columns)
+        line = " ".join(reason.split()) or "unknown"
+        return cls(
+            status="failed", reason=line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]} ...", **columns
+        )
 
 
 COLUMNS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Row))
@@ -197,12 +172,149 @@ RAW_COLUMNS = (
     "losses",
     "environment",
 )
-TABLE_COLUMNS: tuple[str, ...] = tuple(name for name in COLUMNS if name not in RAW_COLUMNS)
+
+
+def default(name: str) -> Any:
+    """What column `name` of a row is if nobody says; None for a column that must be given."""
+    value = _DEFAULTS[name]
+    return None if value is dataclasses.MISSING else value
 
 
 def describe() -> list[tuple[str, str, str]]:
     """(column, Parquet type, meaning) of every column, in order."""
-    return [(f.name, f.metadata["type"], f.metadata["what"]) for f in dataclasses.fields(Row)]
+    return list(_DESCRIBED)
+
+
+# ---- what a column may hold: the same rules when a row is made and when one is read
+
+LONGEST_REASON = 2000  # characters; an exception may bring a whole log
+LONGEST = {"string": 20_000, "json": 4_000_000, "list": 1_000_000}  # characters, characters, entries
+DEEPEST = 50  # brackets within brackets of JSON
+LARGEST = 1e12  # of a cost: a thousand times what any machine can show
+ROUNDING = 1e-9  # by which a ratio of sums may pass 1
+JSON: Mapping[str, type] = MappingProxyType({"settings": dict, "environment": dict, "losses": list})
+_JOB_ID = re.compile(r"[\w+-][\w.+@-]{0,199}")  # it names files
+_INTEGERS = {"int32": 2**31 - 1, "int64": 2**63 - 1}
+
+
+def fault(name: str, value: Any) -> str:
+    """Why column `name` cannot hold `value` (None: null; a list: a list), in words that follow the column; or ""."""
+    if value is None:
+        return "holds nulls" if name in KEY_COLUMNS else ""
+    kind = _TYPES[name]
+    if name in MEASURED:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return _wrong_figure(name, value) if number else f"is no number: {_few(value)}"
+    if kind.startswith("list<"):
+        return _wrong_list(kind, value)
+    if kind == "string":
+        return _wrong_text(name, value)
+    if kind == "bool":
+        return "" if isinstance(value, bool) else f"is no truth value: {_few(value)}"
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _INTEGERS[kind]:
+        return f"is {_few(value)}, not a whole number from 0 to {_INTEGERS[kind]}"
+    return ""
+
+
+def _wrong_figure(name: str, value: float) -> str:
+    if not math.isfinite(value):
+        return f"is {value}"
+    most = 1 + ROUNDING if name in ACCURACY else _INTEGERS.get(_TYPES[name], LARGEST)
+    if not 0 <= value <= most:
+        return f"is {value:g}, which cannot be"
+    return "" if _TYPES[name] == "double" or value == int(value) else f"is {value:g}, not a whole number"
+
+
+def _wrong_list(kind: str, value: Any) -> str:
+    if not isinstance(value, (list, tuple)):
+        return f"is no list: {_few(value)}"
+    if len(value) > LONGEST["list"]:
+        return f"has {len(value)} entries; {LONGEST['list']} are the most"
+    what = kind[len("list<") : -1]
+    for entry in value:
+        if what == "string":
+            why = _wrong_text("", entry) if entry is not None else "holds nulls"
+        elif what == "bool":
+            why = "" if isinstance(entry, bool) else "holds something else than true and false"
+        elif what == "float":
+            why = "" if isinstance(entry, (int, float)) and math.isfinite(entry) else f"holds {_few(entry)}"
+        else:
+            why = "" if _is_point(entry) else f"holds {_few(entry)}"
+        if why:
+            return why
+    return ""
+
+
+def _is_point(entry: Any) -> bool:
+    """Whether it is one point of the throughput curve."""
+    if not isinstance(entry, Mapping) or set(entry) != {"batch", "images_per_second"}:
+        return False
+    batch, speed = entry["batch"], entry["images_per_second"]
+    return isinstance(batch, int) and 0 < batch < 2**31 and isinstance(speed, (int, float)) and 0 <= speed <= LARGEST
+
+
+def _wrong_text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        return f"is no text: {_few(value)}"
+    longest = LONGEST["json" if name in JSON else "string"]
+    if len(value) > longest:
+        return f"is {len(value)} characters long; {longest} are the most"
+    if not is_printable(value):
+        return f"has characters that do not show: {_few(value)}"
+    if name == "status" and value not in STATUSES:
+        return f"has the unknown status {_few(value)}"
+    if name == "job_id" and not _JOB_ID.fullmatch(value):
+        return f"is no id: {_few(value)}"
+    if name == "created_at" and not _is_date(value):
+        return f"is no date: {_few(value)}"
+    return _wrong_json(value, JSON[name]) if name in JSON else ""
+
+
+def _is_date(value: str) -> bool:
+    try:
+        return 2000 <= datetime.fromisoformat(value).year < 2200
+    except ValueError:
+        return False
+
+
+def _wrong_json(value: str, kind: type) -> str:
+    depth = 0
+    for bracket in re.findall(r"[\[{\]}]", value):
+        depth += 1 if bracket in "[{" else -1
+        if depth > DEEPEST:
+            return f"is JSON nested more than {DEEPEST} deep"
+    try:
+        found = json.loads(value or "{}")
+    except ValueError:
+        return f"is no JSON: {_few(value)}"
+    return "" if isinstance(found, kind) or not value else f"is JSON, but no {kind.__name__}: {_few(value)}"
+
+
+def _few(value: Any) -> str:
+    """A value, shortened, as it may stand in a message."""
+    text = printable(repr(value))
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def plain(value: Any) -> Any:
+    """A tuple, or an array that came in its place, as a list; a NumPy scalar as Python's own."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return value.tolist() if hasattr(value, "tolist") else list(value)
+
+
+def _cleaned(value: Any) -> Any:
+    """Text, or each text of a list, with what does not show written as escapes."""
+    if isinstance(value, str):
+        return printable(value)
+    if not isinstance(value, (tuple, list)):
+        return value
+    return tuple(printable(entry) if isinstance(entry, str) else entry for entry in value)
+
+
+_DESCRIBED = tuple((f.name, f.metadata["type"], f.metadata["what"]) for f in dataclasses.fields(Row))
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(Row)}
+_TYPES = {name: kind for name, kind, _ in _DESCRIBED}
 
 
 def _schema() -> pa.Schema:
@@ -221,7 +333,7 @@ def _schema() -> pa.Schema:
             pa.struct([("batch", pa.int32()), ("images_per_second", pa.float64())])
         ),
     }
-    metadata = {"kdad_bench.schema_version": str(SCHEMA_VERSION)}
+    metadata = {VERSION_KEY: str(SCHEMA_VERSION)}
     return pa.schema([pa.field(name, types[kind]) for name, kind, _ in describe()], metadata=metadata)
 
 

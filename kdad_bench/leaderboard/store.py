@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import hashlib
 import io
-import json
 import re
 import sqlite3
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
+from kdad_bench import files
 from kdad_bench.leaderboard import row as rows
-from kdad_bench.leaderboard.folder import TEMPORARY, Entry, Folder, MissingFolder, StoreError, open_folder
-from kdad_bench.leaderboard.row import COLUMNS, KEY_COLUMNS, SCHEMA_VERSION, STATUSES, Row
+from kdad_bench.leaderboard.border import table_of
+from kdad_bench.leaderboard.export import WRITERS
+from kdad_bench.leaderboard.folder import Folder, LocalFolder, MissingFolder, StoreError, open_folder
+from kdad_bench.leaderboard.reading import COMPACTED, Found, load
+from kdad_bench.leaderboard.row import COLUMNS, Row, plain
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,19 +32,19 @@ __all__ = [
     "compact",
     "export",
     "file_name",
+    "find",
     "finished",
+    "matching",
     "read",
     "verify",
     "write",
 ]
 
-COMPACTED = "compacted-"
-DRAWN = "leaderboard.parquet"  # written by the renderer, perhaps into the same folder: no result
-ATTEMPTS = 20  # listings of a folder that other processes are rewriting
+OF_ONE_JOB = re.compile(r"-s\d+-(?P<job>[0-9a-f]{16})(\.failed)?\.parquet")  # how the names of our single rows end
 
 
 class Problem(NamedTuple):
-    """A file that was left out, and why. It is neither moved nor deleted."""
+    """A file, or a row of it, that was left out, and why. It is neither moved nor deleted."""
 
     file: str
     what: str
@@ -88,9 +89,8 @@ def write(row: Row, folder: str | Path) -> str | Path:
     """
     place = open_folder(folder)
     name = file_name(row)
-    content = _encode([row])
     with place.locked(exclusive=False):
-        place.write(name, content)
+        place.write(name, _encode([_after_others(row, place)]))
         if row.status == "ok":  # an earlier failure of the same job is history; a reader prefers the ok row anyway
             failed = name.removesuffix(".parquet") + ".failed.parquet"
             for entry in place.entries() if _exists(place, failed) else ():
@@ -98,6 +98,34 @@ def write(row: Row, folder: str | Path) -> str | Path:
                     place.remove(entry)
     path = place.path(name)
     return Path(path) if isinstance(folder, Path) else path
+
+
+def _after_others(row: Row, place: Folder) -> Row:
+    """`row`, dated after every row of its job that lies in a local folder, so that it replaces them.
+
+    A clock that ran ahead, on another machine or once on this one, must not decide which of two results counts.
+    """
+    if not isinstance(place, LocalFolder):
+        return row
+    there = load(place, ("job_id", "created_at"), lambda name: _may_hold(name, row.job_id)).table
+    dates = zip(there["job_id"].to_pylist(), there["created_at"].to_pylist(), strict=True)
+    latest = max((_instant(date) for job, date in dates if job == row.job_id), default=_instant(None))
+    if latest < _instant(row.created_at):
+        return row
+    after = (latest + timedelta(microseconds=1)).isoformat(timespec="microseconds")
+    return row if rows.fault("created_at", after) else replace(row, created_at=after)
+
+
+def _instant(date: str | None) -> datetime:
+    """The moment that `created_at` names, UTC where it names no zone; long ago without one."""
+    found = datetime.fromisoformat(date or "1970-01-01")
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+
+
+def _may_hold(name: str, job: str) -> bool:
+    """Whether a file of that name may hold a row of the job: its own, a compacted one, or one that somebody named."""
+    found = OF_ONE_JOB.search(name)
+    return found is None or found["job"] == job
 
 
 def _exists(place: Folder, name: str) -> bool:
@@ -114,7 +142,7 @@ def _encode(found: Sequence[Row]) -> bytes:
     import pyarrow.parquet as pq
 
     columns = {
-        name: pa.array([_plain(getattr(row, name)) for row in found], type=rows.SCHEMA.field(name).type)
+        name: pa.array([plain(getattr(row, name)) for row in found], type=rows.SCHEMA.field(name).type)
         for name in COLUMNS
     }
     sink = io.BytesIO()
@@ -129,13 +157,6 @@ def _encode(found: Sequence[Row]) -> bytes:
     return sink.getvalue()
 
 
-def _plain(value: Any) -> Any:
-    """A tuple, or an array that came in its place, as a list; NumPy scalars as they are."""
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    return value.tolist() if hasattr(value, "tolist") else list(value)
-
-
 def read(folder: str | Path, columns: Iterable[str] = COLUMNS) -> Results:
     """Every job of the folder once, `columns` only; subfolders are not looked at.
 
@@ -146,7 +167,7 @@ def read(folder: str | Path, columns: Iterable[str] = COLUMNS) -> Results:
     """
     place = open_folder(folder)
     wanted = tuple(columns)
-    return _merge(place, _load(place, wanted), wanted)
+    return _merge(place, load(place, wanted), wanted)
 
 
 class Finished(NamedTuple):
@@ -170,145 +191,64 @@ def finished(folder: str | Path) -> dict[str, Finished]:
     return dict(zip(table["job_id"].to_pylist(), map(Finished, *columns), strict=True))
 
 
-class _Loaded(NamedTuple):
-    entry: Entry
-    table: pa.Table | None
-    problem: str
+def find(folder: str | Path, job: str) -> Row | None:
+    """The row of the job with the id `job` that counts, wherever it lies; None without one or without a folder.
 
-
-def _load(place: Folder, columns: Iterable[str]) -> list[_Loaded]:
-    """All result files of the folder. A file that vanishes while we read was compacted: list again."""
-    import pyarrow as pa
-
-    wanted = {*columns, *KEY_COLUMNS, "created_at"}
-    schema = pa.schema([rows.SCHEMA.field(name) for name in COLUMNS if name in wanted])
-    known: dict[Entry, _Loaded] = {}
-    with ThreadPoolExecutor(place.readers) as pool:
-        for _ in range(ATTEMPTS):
-            listed = [entry for entry in place.entries() if _is_result(entry.name)]
-            known = {entry: known[entry] for entry in listed if entry in known}
-            missing = [entry for entry in listed if entry not in known]
-            answers = list(pool.map(lambda entry: _load_one(place, entry, schema), missing))
-            known.update((answer.entry, answer) for answer in answers if answer is not None)
-            if None not in answers:
-                return _checked([known[entry] for entry in listed])
-    raise StoreError(f"the results folder {place.where!r} keeps changing; try again when it is at rest")
-
-
-def _is_result(name: str) -> bool:
-    return name.endswith(".parquet") and not name.startswith(".") and name != DRAWN
-
-
-def _load_one(place: Folder, entry: Entry, schema: pa.Schema) -> _Loaded | None:
-    """One file as a table with `schema`, or why it is none; None if it is gone."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    Only the files that may hold it are opened, and a compaction meanwhile hides nothing. Raises StoreError.
+    """
+    place = open_folder(folder)
     try:
-        with place.open(entry.name) as source:
-            file = pq.ParquetFile(source, page_checksum_verification=True)
-            have = set(file.schema_arrow.names)
-            if not have.issuperset(KEY_COLUMNS):
-                lacking = _few(set(KEY_COLUMNS) - have)
-                return _Loaded(entry, None, f"not a kdad-bench result (columns missing: {lacking})")
-            table = file.read([name for name in schema.names if name in have], use_threads=False)
-        if not table.schema.equals(schema):
-            table = _evolved(table, schema)
-    except FileNotFoundError:
+        found = load(place, COLUMNS, lambda name: _may_hold(name, job))
+    except MissingFolder:
         return None
-    except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
-        return _Loaded(entry, None, f"unreadable ({_first_line(error)})")
-    return _Loaded(entry, table, "")
+    for line in _merge(place, found, COLUMNS).rows():
+        if line["job_id"] == job:
+            return Row(**{name: _given(name, value) for name, value in line.items()})
+    return None
 
 
-def _evolved(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """An older table in today's columns: absent ones are null, types are widened; raises if a value does not fit."""
-    import pyarrow as pa
-
-    have = set(table.column_names)
-    arrays = [
-        table[field.name].cast(field.type)
-        if field.name in have
-        else pa.chunked_array([pa.nulls(table.num_rows, field.type)])
-        for field in schema
-    ]
-    return pa.table(arrays, schema=schema)
+def _given(name: str, value: Any) -> Any:
+    """A value of a file as `Row` takes it: an older file has nulls where a row has empty lists and texts."""
+    value = tuple(value) if isinstance(value, list) else value
+    return rows.default(name) if value is None else value
 
 
-def _checked(found: list[_Loaded]) -> list[_Loaded]:
-    """`found` without the tables that hold no results: all at once, and one by one only if something is wrong."""
-    import pyarrow as pa
-
-    tables = [item.table for item in found if item.table is not None]
-    if tables and all(table.num_rows for table in tables) and not _fault(pa.concat_tables(tables)):
-        return found
-    faults = [_fault(item.table) if item.table is not None else item.problem for item in found]
-    return [
-        item._replace(table=None if fault else item.table, problem=fault)
-        for item, fault in zip(found, faults, strict=True)
-    ]
+def matching(folder: str | Path, beginning: str) -> list[dict[str, Any]]:
+    """All columns of the rows whose job id begins so; of many, the identifying ones alone. Raises StoreError."""
+    short = ("job_id", "method", "dataset", "category", "seed")
+    chosen = [line for line in read(folder, short).rows() if line["job_id"].startswith(beginning)]
+    if len(chosen) != 1:
+        return chosen
+    (job,) = (line["job_id"] for line in chosen)
+    place = open_folder(folder)
+    found = _merge(place, load(place, COLUMNS, lambda name: _may_hold(name, job)), COLUMNS)
+    return [line for line in found.rows() if line["job_id"] == job]
 
 
-def _fault(table: pa.Table) -> str:
-    """Why the table holds no results, or ""."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if table.num_rows == 0:
-        return "holds no row"
-    if any(table[name].null_count for name in KEY_COLUMNS):
-        return "not a kdad-bench result (an identity column holds nulls)"
-    newest = pc.max(table["schema_version"]).as_py()
-    if newest > SCHEMA_VERSION:
-        return f"written by a newer kdad-bench (schema {newest}, this one reads up to {SCHEMA_VERSION}); upgrade"
-    if not set(pc.unique(table["status"]).to_pylist()) <= set(STATUSES):
-        return "not a kdad-bench result (unknown status)"
-    try:
-        table.validate(full=True)  # text that is not UTF-8 would only fail when shown
-    except pa.ArrowException as error:
-        return f"unreadable ({_first_line(error)})"
-    return ""
-
-
-def _few(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-
-
-def _merge(place: Folder, found: Sequence[_Loaded], columns: Iterable[str]) -> Results:
-    """The tables as one, each job once, sorted by (dataset, category, method, seed, job)."""
+def _merge(place: Folder, found: Found, columns: Iterable[str]) -> Results:
+    """The rows, each job once, sorted by (dataset, category, method, seed, job)."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     wanted = set(columns)
-    names = [name for name in COLUMNS if name in wanted]
-    tables = [item.table for item in found if item.table is not None]
-    problems = tuple(Problem(item.entry.name, item.problem) for item in found if item.table is None)
-    if not tables:
-        empty = pa.schema([rows.SCHEMA.field(name) for name in names]).empty_table()
-        return Results(where=place.where, table=empty, problems=problems, superseded=0, files=len(found))
-    table = pa.concat_tables(tables).combine_chunks()
+    table = found.table
     chosen = table.take(pa.array(_winners(table), pa.int64()))
     keys = [(name, "ascending") for name in ("dataset", "category", "method", "seed", "job_id")]
     return Results(
         where=place.where,
-        table=chosen.take(pc.sort_indices(chosen, sort_keys=keys)).select(names),
-        problems=problems,
+        table=chosen.take(pc.sort_indices(chosen, sort_keys=keys)).select([n for n in COLUMNS if n in wanted]),
+        problems=tuple(Problem(file.entry.name, what) for file in found.files for what in file.problems),
         superseded=table.num_rows - chosen.num_rows,
-        files=len(found),
+        files=len(found.files),
     )
 
 
 def _winners(table: pa.Table) -> list[int]:
     """The row to keep of each job: ok before failed, then the newest."""
-    best: dict[str, tuple[tuple[bool, str], int]] = {}
+    best: dict[str, tuple[tuple[bool, datetime], int]] = {}
     columns = (table[name].to_pylist() for name in ("job_id", "status", "created_at"))
     for index, (job, status, created) in enumerate(zip(*columns, strict=True)):
-        rank = (status == "ok", created or "")
+        rank = (status == "ok", _instant(created))
         if job not in best or rank > best[job][0]:
             best[job] = (rank, index)
     return sorted(index for _, index in best.values())
@@ -318,20 +258,17 @@ def compact(folder: str | Path) -> tuple[int, Path | str | None]:
     """Put all rows into one file and delete the files they came from; returns (files replaced, the new file or None).
 
     The new file is whole and on the disk before the first deletion, and a job that is in both counts once: a crash at
-    any point loses nothing. Unreadable files stay where they are. Raises StoreError.
+    any point loses nothing. Files with anything that was left out stay where they are. Raises StoreError.
     """
     import pyarrow.parquet as pq
 
     place = open_folder(folder)
     place.entries()
     with place.locked(exclusive=True):
-        listed = place.entries()
-        found = _load(place, COLUMNS)
+        found = load(place, COLUMNS)
         merged = _merge(place, found, COLUMNS)
-        sources = [item.entry for item in found if item.table is not None]
-        for entry in listed:
-            if entry.name.startswith(TEMPORARY):  # its writer is dead: a live one would hold the lock
-                place.remove(entry)
+        sources = [file.entry for file in found.files if file.rows and not file.problems]
+        place.sweep()
         if len(sources) < 2:
             return 0, None
         sink = io.BytesIO()
@@ -339,13 +276,21 @@ def compact(folder: str | Path) -> tuple[int, Path | str | None]:
         content = sink.getvalue()
         name = f"{COMPACTED}{hashlib.sha256(content).hexdigest()[:16]}.parquet"
         place.write(name, content)
-        written = Entry(name, ())
-        again = _load_one(place, written, rows.SCHEMA)
-        if again is None or again.table is None or not again.table.equals(merged.table):
+        if not _reads_back(place, name, merged.table):
             raise StoreError(f"{place.path(name)!r} does not read back as it was written; nothing was deleted")
         replaced = sum(place.remove(entry) for entry in sources if entry.name != name)
     path = place.path(name)
     return replaced, Path(path) if isinstance(folder, Path) else path
+
+
+def _reads_back(place: Folder, name: str, written: pa.Table) -> bool:
+    import pyarrow as pa
+
+    try:
+        with place.open(name) as source:
+            return bool(table_of(source, rows.SCHEMA).equals(written))
+    except (pa.ArrowException, OSError, ValueError):
+        return False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -373,45 +318,21 @@ class Verification:
 
 
 def verify(folder: str | Path) -> Verification:
-    """Read every column of every file with its checksums, look at the values, and count. Raises StoreError."""
+    """Read every column of every file with its checksums, look at each value, and count. Raises StoreError."""
     place = open_folder(folder)
-    found = _load(place, COLUMNS)
+    found = load(place, COLUMNS)
     merged = _merge(place, found, COLUMNS)
-    problems = [Problem(problem.file, f"left out: {problem.what}") for problem in merged.problems]
-    for item in found:
-        if item.table is not None:
-            problems += [
-                Problem(item.entry.name, f"{what}, and counts all the same: redo the job with --force")
-                for what in _impossible(item.table)
-            ]
     status = merged.table["status"].to_pylist()
     return Verification(
         where=place.where,
         files=merged.files,
-        rows=sum(item.table.num_rows for item in found if item.table is not None),
+        rows=found.table.num_rows,
         ok=status.count("ok"),
         failed=status.count("failed"),
         superseded=merged.superseded,
-        problems=tuple(problems),
-        unfinished=tuple(entry.name for entry in place.entries() if entry.name.startswith(TEMPORARY)),
+        problems=tuple(Problem(problem.file, f"left out: {problem.what}") for problem in merged.problems),
+        unfinished=tuple(entry.name for entry in place.entries() if entry.unfinished),
     )
-
-
-def _impossible(table: pa.Table) -> list[str]:
-    """Values that no job can have measured."""
-    import pyarrow.compute as pc
-
-    found = []
-    for name in rows.METRICS:
-        column = table[name].drop_null()
-        if not len(column):
-            continue
-        low, high = (pc.min_max(column)[end].as_py() for end in ("min", "max"))
-        if not bool(pc.all(pc.is_finite(column)).as_py()):
-            found.append(f"{name} is not finite")
-        elif low < 0 or (name in rows.ACCURACY and high > 1):
-            found.append(f"{name} is {low if low < 0 else high}, which cannot be")
-    return found
 
 
 def export(folder: str | Path, path: Path, kind: str) -> int:
@@ -419,51 +340,11 @@ def export(folder: str | Path, path: Path, kind: str) -> int:
 
     Lists are JSON text in CSV and SQLite. The file is put there whole. Raises StoreError; ValueError for another kind.
     """
-    writers = {"csv": _export_csv, "json": _export_json, "sqlite": _export_sqlite}
-    if kind not in writers:
-        raise ValueError(f"cannot export {kind!r}; have: {', '.join(writers)}")
+    if kind not in WRITERS:
+        raise ValueError(f"cannot export {kind!r}; have: {', '.join(WRITERS)}")
     table = read(folder).table
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        writers[kind](table, temporary)
-        temporary.replace(path)
+        files.write_whole(path, lambda temporary: WRITERS[kind](table, temporary))
     except (OSError, sqlite3.Error) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise StoreError(f"cannot write {str(path)!r}: {error}; choose another place") from error
     return int(table.num_rows)
-
-
-def _export_json(table: pa.Table, path: Path) -> None:
-    path.write_text(json.dumps(table.to_pylist(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _export_csv(table: pa.Table, path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(table.column_names)
-        writer.writerows([_flat(value) for value in line.values()] for line in table.to_pylist())
-
-
-def _export_sqlite(table: pa.Table, path: Path) -> None:
-    import pyarrow as pa
-
-    def affinity(kind: pa.DataType) -> str:
-        if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-            return "INTEGER"
-        return "REAL" if pa.types.is_floating(kind) else "TEXT"
-
-    columns = ", ".join(f'"{field.name}" {affinity(field.type)}' for field in table.schema)
-    with contextlib.closing(sqlite3.connect(path)) as base, base:
-        base.execute(f"CREATE TABLE results ({columns}, PRIMARY KEY (job_id))")
-        marks = ", ".join("?" * table.num_columns)
-        base.executemany(
-            f"INSERT INTO results VALUES ({marks})",
-            ([_flat(value) for value in line.values()] for line in table.to_pylist()),
-        )
-
-
-def _flat(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value

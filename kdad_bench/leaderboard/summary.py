@@ -16,25 +16,31 @@ neither ranked nor marked.
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdad_bench.leaderboard.row import METRICS
-from kdad_bench.leaderboard.student_t import student_quantile
+from kdad_bench.leaderboard.inference import (
+    SIGNIFICANCE,
+    average_ranks,
+    critical_difference,
+    holm,
+    student_interval,
+    two_level_bootstrap,
+    wilcoxon,
+)
+from kdad_bench.leaderboard.metric import METRICS
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-CONFIDENCE = 0.95
-SIGNIFICANCE = 0.05
-RESAMPLES = 2000
+MOST_ENTRANTS = 200  # of one table; every pair of them is compared
+MOST_CELLS = 2_000_000  # entrants x categories x seeds of one table
 
 GROUP_COLUMNS = ("dataset", "preset", "modality", "resolution", "protocol_version", "device", "device_name")
 _COLUMNS = (
@@ -54,14 +60,6 @@ _COLUMNS = (
     "reason",
     "synthetic",
 )
-
-# 0.95 quantile of the studentised range for k groups and infinite degrees of freedom, over the square root of 2
-_NEMENYI = (
-    1.959964, 2.343701, 2.569032, 2.727774, 2.849705, 2.948320, 3.030878, 3.101730, 3.163684, 3.218654,
-    3.268004, 3.312739, 3.353618, 3.391230, 3.426041, 3.458425, 3.488685, 3.517073, 3.543799,
-)  # fmt: skip  # k = 2 .. 20
-
-Mark = Literal["best", "second", "tied"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -157,7 +155,7 @@ class Summary:
         values = values[~np.isnan(values)]
         if values.size == 0:
             return None
-        std, low, high = _student(values)
+        std, low, high = student_interval(values)
         return Estimate(
             mean=float(values.mean()), std=std, low=low, high=high, seeds=values.size, categories=1, complete=True
         )
@@ -175,7 +173,7 @@ class Summary:
         full = values[:, ~np.isnan(values).any(axis=0)].mean(axis=0)
         std = float(full.std(ddof=1)) if full.size > 1 else None
         if len(values) == 1:
-            _, low, high = _student(values[0][~np.isnan(values[0])])
+            _, low, high = student_interval(values[0][~np.isnan(values[0])])
         else:
             low, high = two_level_bootstrap(values)
         return Estimate(
@@ -235,31 +233,6 @@ class Summary:
             critical_difference=critical_difference(len(keys), int(columns.sum())),
         )
 
-    def marks(self, metric: str) -> dict[str, Mark]:
-        """`best`: the best overall mean; `second`: the next; `tied`: not significantly worse than the best.
-
-        Only entrants with a value in every category take part, and there must be two of them. A `second` that is not
-        significantly worse is still `second`: `comparison` says whether it is. Equal means share a mark.
-        """
-        means = {
-            e.key: found.mean
-            for e in self.entrants
-            if (found := self.overall(e.key, metric)) is not None and found.complete
-        }
-        if len(means) < 2:
-            return {}
-        values = sorted(set(means.values()), reverse=METRICS[metric].higher_is_better)
-        best = min(key for key, mean in means.items() if mean == values[0])
-        marks: dict[str, Mark] = {}
-        for key, mean in means.items():
-            if mean == values[0]:
-                marks[key] = "best"
-            elif mean == values[1]:
-                marks[key] = "second"
-            elif not self.comparison(best, key, metric).significant:
-                marks[key] = "tied"
-        return marks
-
     def _comparisons(self, metric: str) -> tuple[Comparison, ...]:
         sign = 1 if METRICS[metric].higher_is_better else -1
         found = []
@@ -305,109 +278,15 @@ def summarise(table: pa.Table, metrics: Sequence[str] | None = None) -> list[Sum
     absent = [c for c in _COLUMNS if c not in table.column_names]
     if absent:
         raise KeyError(f"the table lacks the columns {', '.join(absent)}; read it with store.read")
-    rows = table.select([*_COLUMNS, *names]).to_pylist()
-    rows.sort(key=lambda row: (row["created_at"] or "", row["job_id"]))
-    groups: dict[Group, list[dict[str, Any]]] = {}
-    for row in rows:
+    return summarise_rows(table.select([*_COLUMNS, *names]).to_pylist(), names)
+
+
+def summarise_rows(rows: Iterable[Mapping[str, Any]], metrics: Sequence[str]) -> list[Summary]:
+    """`summarise` of rows as dictionaries that have all needed columns."""
+    groups: dict[Group, list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: (row["created_at"] or "", row["job_id"])):
         groups.setdefault(_group(row), []).append(row)
-    return [_summary(group, groups[group], names) for group in sorted(groups)]
-
-
-def wilcoxon(differences: Iterable[float]) -> float:
-    """Two-sided p of the Wilcoxon signed-rank test, exact for any ties: the null distribution is that of the sum of
-    the observed (averaged) ranks under random signs. Zero differences are dropped (Wilcoxon's rule); without any other
-    p is 1. Source: Wilcoxon, Biometrics Bulletin 1(6), 1945; Hollander & Wolfe, section 3.1.
-    """
-    values = np.round(np.asarray(list(differences), np.float64), 12)  # ties must not hang on the last bit of a mean
-    values = values[values != 0]
-    if values.size == 0:
-        return 1.0
-    ranks = np.rint(2 * average_ranks(np.abs(values))).astype(int)  # doubled, so that half ranks are whole
-    total = int(ranks.sum())
-    ways = np.zeros(total + 1)
-    ways[0] = 1.0
-    for rank in ranks:  # probabilities, halved at each step, so that many categories do not overflow
-        ways[rank:] = (ways[rank:] + ways[: total + 1 - rank]) / 2
-        ways[:rank] /= 2
-    positive = int(ranks[values > 0].sum())
-    tail = ways[: min(positive, total - positive) + 1].sum()
-    return float(min(1.0, 2 * tail))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction, in the order given. Source: Holm, Scandinavian Journal of Statistics 6, 1979."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for position, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - position) * p_values[i]))
-        corrected[i] = largest
-    return corrected
-
-
-def average_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks from 1 of `values`, ascending; equal values share the mean of their ranks."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: NDArray[np.float64] = (last - (counts - 1) / 2)[inverse]
-    return ranks
-
-
-def critical_difference(methods: int, categories: int) -> float | None:
-    """Nemenyi's critical difference of average ranks at 0.05: q sqrt(k (k + 1) / (6 N)). None where k or N is below 2.
-
-    Source: Demsar, Statistical comparisons of classifiers over multiple data sets, JMLR 7, 2006, equation 5.
-    """
-    if methods < 2 or categories < 2:
-        return None
-    return _nemenyi(methods) * math.sqrt(methods * (methods + 1) / (6 * categories))
-
-
-def two_level_bootstrap(values: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % percentile interval of the mean over categories of the means over seeds.
-
-    `values` [categories, seeds], NaN where missing, at least one value in each category. 2000 resamples with a fixed
-    generator: categories with replacement, then for each drawn category as many seeds as it has, with replacement.
-    Percentile intervals are too narrow for few categories (about 10 or fewer): read them together with their number.
-    """
-    counts = (~np.isnan(values)).sum(axis=1)
-    packed = np.take_along_axis(values, np.argsort(np.isnan(values), axis=1, kind="stable"), axis=1)
-    drawn, picks, inside, drawn_counts = _draws(tuple(counts.tolist()), values.shape[1])
-    means = np.where(inside, packed[drawn[..., None], picks], 0).sum(axis=2) / drawn_counts
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(means.mean(axis=1), [tail, 100 - tail])
-    return float(low), float(high)
-
-
-@functools.lru_cache(maxsize=4)
-def _draws(
-    counts: tuple[int, ...], seeds: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_], NDArray[np.intp]]:
-    """The resamples for categories with `counts` values each: the same for every method and metric of that shape."""
-    generator = np.random.default_rng(0)
-    drawn = generator.integers(len(counts), size=(RESAMPLES, len(counts)))
-    drawn_counts = np.asarray(counts)[drawn]
-    picks = np.floor(generator.random((*drawn.shape, seeds)) * drawn_counts[..., None]).astype(int)
-    return drawn, picks, np.arange(seeds) < drawn_counts[..., None], drawn_counts
-
-
-def _student(values: NDArray[np.float64]) -> tuple[float | None, float | None, float | None]:
-    """Standard deviation (n-1) and the Student t interval of the mean."""
-    if values.size < 2:
-        return None, None, None
-    std = float(values.std(ddof=1))
-    half = student_quantile(values.size - 1, CONFIDENCE) * std / math.sqrt(values.size)
-    mean = float(values.mean())
-    return std, mean - half, mean + half
-
-
-@functools.cache
-def _nemenyi(methods: int) -> float:
-    if methods - 2 < len(_NEMENYI):
-        return _NEMENYI[methods - 2]
-    from scipy.stats import studentized_range
-
-    return float(studentized_range.ppf(1 - SIGNIFICANCE, methods, np.inf)) / math.sqrt(2)
+    return [_summary(group, groups[group], metrics) for group in sorted(groups)]
 
 
 def _known(values: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -422,7 +301,7 @@ def _seed_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return means
 
 
-def _group(row: dict[str, Any]) -> Group:
+def _group(row: Mapping[str, Any]) -> Group:
     return Group(
         **{name: str(row[name] or "") for name in GROUP_COLUMNS if name != "resolution"},
         resolution=row["resolution"] or 0,
@@ -430,12 +309,12 @@ def _group(row: dict[str, Any]) -> Group:
     )
 
 
-def _summary(group: Group, rows: list[dict[str, Any]], metrics: Sequence[str]) -> Summary:
+def _summary(group: Group, rows: list[Mapping[str, Any]], metrics: Sequence[str]) -> Summary:
     """The summary of rows that share a group, oldest first."""
     problems: list[str] = []
-    rows = _of_newest_content(rows, problems)
+    rows = _of_bounded_size(_of_newest_content(rows, problems), problems)
     entrants = _entrants(rows)
-    newest: dict[tuple[str, str, int], dict[str, Any]] = {}
+    newest: dict[tuple[str, str, int], Mapping[str, Any]] = {}
     repeated = 0
     for row in rows:
         place = (entrants[_identity(row)].key, row["category"], row["seed"])
@@ -473,28 +352,43 @@ def _summary(group: Group, rows: list[dict[str, Any]], metrics: Sequence[str]) -
     )
 
 
-def _of_newest_content(rows: list[dict[str, Any]], problems: list[str]) -> list[dict[str, Any]]:
-    newest = {row["category"]: row["data_fingerprint"] for row in rows if row["data_fingerprint"] is not None}
-    kept = [row for row in rows if row["data_fingerprint"] in (None, newest.get(row["category"]))]
-    gone: dict[str, int] = {}
-    for row in rows:
-        if row["data_fingerprint"] not in (None, newest.get(row["category"])):
-            gone[row["category"]] = gone.get(row["category"], 0) + 1
-    problems.extend(
-        f"category {category!r}: {number} rows left out, made from other files than the newest row's"
-        for category, number in sorted(gone.items())
-    )
-    return kept
+def _of_newest_content(rows: list[Mapping[str, Any]], problems: list[str]) -> list[Mapping[str, Any]]:
+    """`rows`, oldest first, without the results made from other files than the newest finished row of their category.
+
+    A failure says nothing about the files: damaged ones may have been repaired since, so it decides nothing here.
+    """
+    ok = [row for row in rows if row["status"] == "ok" and row["data_fingerprint"] is not None]
+    newest = {row["category"]: row["data_fingerprint"] for row in ok}
+    old = [row for row in ok if row["data_fingerprint"] != newest[row["category"]]]
+    for category in sorted({row["category"] for row in old}):
+        number = sum(row["category"] == category for row in old)
+        problems.append(f"category {category!r}: {number} rows left out, made from other files than the newest row's")
+    gone = {id(row) for row in old}
+    return [row for row in rows if id(row) not in gone]
+
+
+def _of_bounded_size(rows: list[Mapping[str, Any]], problems: list[str]) -> list[Mapping[str, Any]]:
+    """`rows` without the rarest entrants and seeds where the table of all would not fit the memory."""
+    kept = [_identity(row) for row in rows]
+    often = {identity for identity, _ in Counter(kept).most_common(MOST_ENTRANTS)}
+    rows_kept = [row for row, identity in zip(rows, kept, strict=True) if identity in often]
+    categories = len({row["category"] for row in rows_kept})
+    most_seeds = max(1, MOST_CELLS // (len(often) * categories or 1))
+    seeds = {seed for seed, _ in Counter(row["seed"] for row in rows_kept).most_common(most_seeds)}
+    rows_kept = [row for row in rows_kept if row["seed"] in seeds]
+    if len(rows_kept) < len(rows):
+        problems.append(f"{len(rows) - len(rows_kept)} rows left out: more methods or seeds than one table can hold")
+    return rows_kept
 
 
 Identity = tuple[str, str, str, str]
 
 
-def _identity(row: dict[str, Any]) -> Identity:
+def _identity(row: Mapping[str, Any]) -> Identity:
     return (row["method"], row["variant"] or "", row["teacher"] or "", row["teacher_sha256"] or "")
 
 
-def _entrants(rows: list[dict[str, Any]]) -> dict[Identity, Entrant]:
+def _entrants(rows: list[Mapping[str, Any]]) -> dict[Identity, Entrant]:
     """One entrant for each method, variant and teacher; the teacher is named only where it tells two apart."""
     newest = {_identity(row): row for row in rows}
     found: dict[Identity, Entrant] = {}

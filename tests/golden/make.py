@@ -13,7 +13,7 @@ sys.path.insert(0, str(HERE.parent / "leaderboard"))
 import plausible  # noqa: E402
 from test_figures import shown  # noqa: E402
 
-from kdad_bench.leaderboard import figures, html, markdown, publish, store  # noqa: E402
+from kdad_bench.leaderboard import figures, html, markdown, pages, store  # noqa: E402
 from kdad_bench.leaderboard.board import boards  # noqa: E402
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     text = json.dumps(said, indent=1, ensure_ascii=False)
     (HERE / "figures.json").write_text(text + "\n", encoding="utf-8", newline="\n")
     drawn = HERE / "drawn"
-    publish.publish(results, drawn)
+    pages.draw_pages(results, drawn)
     shutil.move(drawn / "leaderboard.csv", HERE / "leaderboard.csv")
     shutil.rmtree(drawn)
 

@@ -43,7 +43,7 @@ def row(method: str, category: str, seed: int, **changes: Any) -> Row:
     columns: dict[str, Any] = {
         "job_id": digest[:16],
         "protocol_version": "1",
-        "created_at": f"2026-01-{seed + 1:02d}T10:00:00+00:00",
+        "created_at": f"2026-01-{seed % 28 + 1:02d}T10:00:00+00:00",
         "method": method,
         "title": facts["title"],
         "dataset": "mvtec_ad",

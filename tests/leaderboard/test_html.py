@@ -18,15 +18,21 @@ from test_markdown import board_of, table
 
 from kdad_bench.leaderboard import chart, html, store
 from kdad_bench.leaderboard.board import boards
+from kdad_bench.leaderboard.gallery import THUMBNAIL
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.leaderboard.store import Problem
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-def page(made: Sequence[Row], problems: Sequence[Problem] = (), pictures: dict[str, bytes] | None = None) -> str:
+def page(made: Sequence[Row], problems: Sequence[Problem] = (), pictures: dict[str, Path] | None = None) -> str:
     found = table(made)
     return html.page(boards(found), found, problems, pictures)
+
+
+def put(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
 
 
 def picture() -> bytes:
@@ -98,9 +104,9 @@ def test_the_elements_of_the_page_are_closed_in_order_and_its_ids_are_unique() -
     assert {link.removeprefix("#") for link in links} <= set(ids)
 
 
-def test_tables_have_captions_headings_have_scopes_and_pictures_have_texts() -> None:
+def test_tables_have_captions_headings_have_scopes_and_pictures_have_texts(tmp_path: Path) -> None:
     rows = rich_rows()
-    outline = Outline(page(rows, pictures={rows[0].job_id: picture()}))
+    outline = Outline(page(rows, pictures={rows[0].job_id: put(tmp_path / "a.png", picture())}))
     assert len(outline.named("table")) == len(outline.named("caption")) > 5
     assert all(attributes.get("scope") in ("col", "row") for attributes in outline.named("th"))
     assert len(outline.named("h1")) == 1
@@ -113,27 +119,27 @@ def test_tables_have_captions_headings_have_scopes_and_pictures_have_texts() -> 
             assert "ms/image" in str(attributes["aria-label"])
 
 
-def test_a_thousand_rows_stay_under_three_megabytes_with_pictures() -> None:
+def test_a_thousand_rows_stay_under_three_megabytes_with_pictures(tmp_path: Path) -> None:
     methods = tuple(plausible.METHODS)
     categories = tuple(f"category{number}" for number in range(15))
     rows = plausible.full_table(methods, categories, 14)
     assert len(rows) > 1000
-    noise = Image.effect_noise((700, 1400), 80).convert("RGB")
-    sink = io.BytesIO()
-    noise.save(sink, "PNG")
-    text = page(rows, pictures={row.job_id: sink.getvalue() for row in rows[:210:14]})
+    noise = tmp_path / "noise.png"
+    Image.effect_noise((700, 1400), 80).convert("RGB").save(noise)
+    text = page(rows, pictures={row.job_id: noise for row in rows[:210:14]})
     assert len(text.encode()) < 3_000_000
     assert "are in the folder" in text, "those that do not fit are named"
 
 
-def test_pictures_are_embedded_one_per_method_and_category_and_junk_is_left_out() -> None:
+def test_pictures_are_embedded_one_per_method_and_category_and_junk_is_left_out(tmp_path: Path) -> None:
     rows = plausible.full_table(("stfpm",), ("bottle", "cable"), 3)
-    text = page(rows, pictures={**{row.job_id: picture() for row in rows}, rows[3].job_id: b"no picture"})
+    good, junk = put(tmp_path / "good.png", picture()), put(tmp_path / "junk.png", b"no picture")
+    text = page(rows, pictures={**{row.job_id: good for row in rows}, rows[3].job_id: junk})
     sources = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', text)
     assert len(sources) == 1
     with Image.open(io.BytesIO(base64.b64decode(sources[0]))) as small:
-        assert max(small.size) <= 4 * html.THUMBNAIL
-    assert "1 more" in text
+        assert max(small.size) <= 4 * THUMBNAIL
+    assert "Not shown: junk.png: no PNG picture" in text
 
 
 def test_hostile_text_stays_text() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from statistics import fmean
 
@@ -16,6 +17,10 @@ MVTEC = (
     *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw", "tile"),
     *("toothbrush", "transistor", "wood", "zipper"),
 )
+
+
+STFPM_PAPER = ("paper", "STFPM", "resnet18", MEAN, "image_auroc")
+STFPM_MEANS = [STFPM_PAPER, ("authors' code", *STFPM_PAPER[1:])]
 
 
 def verdicts(method: str, categories: tuple[str, ...] = MVTEC, **changes: object) -> dict[tuple[str, ...], Verdict]:
@@ -55,12 +60,14 @@ def test_printed_means_are_those_of_their_rows_but_for_one_that_is_known() -> No
 
 
 def test_a_number_of_the_same_protocol_gets_a_difference_and_a_verdict() -> None:
-    found = verdicts("stfpm", image_auroc=0.955)
-    one = found["paper", "STFPM", "resnet18", MEAN, "image_auroc"]
+    found = verdicts("stfpm", variant="held_out", image_auroc=0.955)
+    one = found[STFPM_PAPER]
     assert (one.refusal, one.verdict) == ("", "agrees")
     assert one.difference == pytest.approx(0.0)
     for value, verdict in ((0.90, "lower"), (0.99, "higher"), (0.9639, "agrees")):
-        one = verdicts("stfpm", image_auroc=value)["paper", "STFPM", "resnet18", MEAN, "image_auroc"]
+        one = verdicts("stfpm", variant="held_out", image_auroc=value)[
+            "paper", "STFPM", "resnet18", MEAN, "image_auroc"
+        ]
         assert one.verdict == verdict
         assert one.difference == pytest.approx(value - 0.955)
 
@@ -102,19 +109,81 @@ def test_a_board_of_another_preset_or_data_set_is_refused_as_a_whole(changes: di
 
 
 def test_another_teacher_is_not_compared() -> None:
-    one = verdicts("stfpm", teacher="efficientnet_lite0")["paper", "STFPM", "resnet18", MEAN, "image_auroc"]
+    one = verdicts("stfpm", variant="held_out", teacher="efficientnet_lite0")[
+        "paper", "STFPM", "resnet18", MEAN, "image_auroc"
+    ]
     assert one.refusal == "reported with teacher resnet18, measured with efficientnet_lite0"
 
 
 def test_a_mean_over_fewer_categories_is_not_compared_but_its_categories_are() -> None:
-    found = verdicts("stfpm", ("bottle", "cable"))
-    assert "over 15 categories, ours over 2" in found["paper", "STFPM", "resnet18", MEAN, "image_auroc"].refusal
+    found = verdicts("stfpm", ("bottle", "cable"), variant="held_out")
+    assert "over 15 categories, ours over 2" in found[STFPM_PAPER].refusal
     assert found["authors' code", "STFPM", "resnet18", "bottle", "image_auroc"].difference is not None
     assert found["authors' code", "STFPM", "resnet18", "zipper", "image_auroc"].refusal == "not measured here"
 
 
-def test_a_variant_is_no_reproduction_and_is_not_compared() -> None:
-    assert verdicts("stfpm", variant="held_out") == {}
+def test_a_variant_that_follows_no_source_is_not_compared() -> None:
+    assert verdicts("stfpm", variant="paper_scale") == {}
+
+
+@pytest.mark.parametrize("key", STFPM_MEANS)
+def test_the_default_of_stfpm_is_another_protocol_and_the_variant_that_follows_the_code_is_compared(
+    key: tuple[str, ...],
+) -> None:
+    default = verdicts("stfpm", image_auroc=0.955)[key]
+    assert (default.verdict, default.difference) == ("", None)
+    assert "another protocol: the default trains on all normals" in default.refusal
+    assert "stfpm:held_out" in default.refusal
+    assert verdicts("stfpm", variant="held_out", image_auroc=0.955)[key].verdict == "agrees"
+
+
+def test_default_and_variant_stand_in_lines_of_their_own() -> None:
+    made = plausible.full_table(("stfpm",), MVTEC, 1)
+    made += plausible.full_table(("stfpm",), MVTEC, 1, variant="held_out", image_auroc=0.955)
+    text = section(page(made), "Published and measured")
+    (line,) = (line for line in text.splitlines() if line.startswith("| STFPM (held_out) | mean     | image_auroc"))
+    assert line.rstrip(" |").endswith("agrees")
+    (line,) = (line for line in text.splitlines() if re.match(r"\| STFPM +\| mean +\| image_auroc ", line))
+    assert line.rstrip(" |").endswith("not compared")
+
+
+def entry_of(method: str, title: str) -> dict[str, object]:
+    return {**plausible.METHODS["dskd"], "title": title, "readings": ()}
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "why"), [("bmkd", 0.988, "the abstract is known"), ("eca_mskdad", 0.975, "ours is a reading")]
+)
+def test_a_method_whose_architecture_is_a_reading_never_agrees(
+    method: str, value: float, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(plausible.METHODS, method, entry_of(method, method))
+    found = verdicts(method, image_auroc=value, pixel_auroc=0.977)
+    assert found
+    assert all((one.verdict, one.difference) == ("", None) for one in found.values())
+    assert any(why in one.refusal for one in found.values())
+
+
+def test_no_rule_lets_a_reading_or_a_deviation_be_judged() -> None:
+    """Every reported number, beside a run of its own method, variant and teacher that equals it to the last digit."""
+    reported = {(one.method, one.variant, one.teacher): one for one in published.reported() if one.method}
+    for method, variant, teacher in reported:
+        plausible.METHODS.setdefault(str(method), entry_of(str(method), str(method)))
+        for words in ({"readings": ("optimiser: Adam",)}, {"deviations": ("epochs: 5 (official code: 200)",)}):
+            found = verdicts(str(method), variant=variant, teacher=teacher or None, **{"readings": (), **words})
+            assert all(one.verdict == "" and one.difference is None for one in found.values()), (method, words)
+            told = [one.refusal for one in found.values()]
+            assert all(told)
+
+
+def test_the_deviation_is_the_reason() -> None:
+    key = ("paper", "RD4AD", "wide_resnet50_2", MEAN, "image_auroc")
+    assert verdicts("rd4ad")[key].refusal == ""
+    departs = verdicts("rd4ad", deviations=("epochs: 100 (official code: 200)",))[key].refusal
+    assert departs == "our run departs from its source: epochs: 100 (official code: 200)"
+    open_ = verdicts("rd4ad", readings=("a: b", "c: d", "e: f", "g: h"))[key].refusal
+    assert open_ == "our run rests on readings, which no source settles: a: b; c: d; e: f; and 1 more"
+    assert verdicts("rd4ad", teacher_weights="random")[key].refusal == "our teacher has random weights"
 
 
 def test_the_page_explains_every_mark_and_names_every_source() -> None:

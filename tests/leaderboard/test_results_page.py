@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from kdad_bench.cli import cli
-from kdad_bench.leaderboard import markdown, row
-from kdad_bench.leaderboard.board import HEADLINE
+from kdad_bench.leaderboard import markdown, metric, row
+from kdad_bench.leaderboard.metric import HEADLINE
 from kdad_bench.leaderboard.summary import GROUP_COLUMNS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
@@ -26,7 +26,7 @@ def test_every_column_stands_there_with_its_type_and_meaning_in_order() -> None:
 
 
 def test_every_metric_stands_there_with_its_unit_and_direction() -> None:
-    for name, about in row.METRICS.items():
+    for name, about in metric.METRICS.items():
         better = "higher" if about.higher_is_better else "lower"
         assert f"| `{name}` | {about.label} | {about.unit or 'none'} | {better} |" in PAGE
 

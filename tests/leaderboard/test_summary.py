@@ -13,16 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from kdad_bench.leaderboard.row import SCHEMA, Row
-from kdad_bench.leaderboard.summary import (
-    Summary,
+from kdad_bench.leaderboard.inference import (
     average_ranks,
     critical_difference,
     holm,
-    summarise,
     two_level_bootstrap,
     wilcoxon,
 )
+from kdad_bench.leaderboard.row import SCHEMA, Row
+from kdad_bench.leaderboard.summary import Summary, summarise
 
 METRIC = "image_auroc"
 
@@ -106,7 +105,6 @@ def test_a_metric_without_values_has_no_estimate() -> None:
     assert summary.cell("a", "c00", "pixel_ap") is None
     assert summary.overall("a", "pixel_ap") is None
     assert summary.ranks("pixel_ap").average == {}
-    assert summary.marks("pixel_ap") == {}
 
 
 def test_the_bootstrap_draws_categories_then_seeds() -> None:
@@ -190,12 +188,11 @@ def test_the_critical_difference_is_demsars() -> None:
         )
 
 
-def test_average_ranks_and_marks_by_hand() -> None:
+def test_average_ranks_by_hand() -> None:
     summary = only(grid({"a": [[0.9], [0.8], [0.7]], "b": [[0.8], [0.8], [0.6]], "c": [[0.7], [0.9], [0.5]]}))
     ranks = summary.ranks(METRIC)
     assert ranks.average == pytest.approx({"a": (1 + 2.5 + 1) / 3, "b": (2 + 2.5 + 2) / 3, "c": (3 + 1 + 3) / 3})
     assert ranks.categories == 3
-    assert summary.marks(METRIC) == {"a": "best", "b": "second", "c": "tied"}  # three categories cannot tell
 
 
 def test_a_metric_of_which_less_is_better_is_ranked_the_other_way() -> None:
@@ -204,7 +201,6 @@ def test_a_metric_of_which_less_is_better_is_ranked_the_other_way() -> None:
     ]
     summary = only(rows)
     assert summary.ranks("latency_ms").average == {"quick": 1.0, "slow": 2.0}
-    assert summary.marks("latency_ms") == {"quick": "best", "slow": "second"}
     assert summary.comparison("quick", "slow", "latency_ms").a_better == 3
     assert summary.comparison("quick", "slow", "latency_ms").difference == -7.0
 
@@ -239,18 +235,6 @@ def test_all_pairs_are_corrected_together() -> None:
     assert [c.p for c in comparisons] == pytest.approx([2 / 256] * 3)
     assert [c.p_holm for c in comparisons] == pytest.approx([6 / 256] * 3)
     assert all(c.significant for c in comparisons)
-
-
-def test_a_clear_winner_is_marked_and_a_close_third_is_tied() -> None:
-    steps = [0.01 * k for k in range(1, 11)]
-    values = {
-        "best": [[0.90 + s / 10] for s in steps],
-        "second": [[0.89 + s / 10 + (0.02 if i % 2 else -0.02)] for i, s in enumerate(steps)],
-        "third": [[0.88 + s / 10 + (0.021 if i % 2 else -0.02)] for i, s in enumerate(steps)],
-        "far": [[0.50 + s] for s in steps],
-    }
-    marks = only(grid(values)).marks(METRIC)
-    assert marks == {"best": "best", "second": "second", "third": "tied"}
 
 
 def test_methods_without_a_common_category_are_not_compared() -> None:
@@ -296,7 +280,6 @@ def test_failed_jobs_are_listed_and_not_averaged() -> None:
     assert overall is not None
     assert (overall.mean, overall.categories, overall.complete) == (0.9, 1, False)
     assert summary.ranks(METRIC).average == {"b": 1.0}
-    assert summary.marks(METRIC) == {}
 
 
 def test_the_newest_row_of_a_repeated_job_counts_and_this_is_said() -> None:
@@ -360,3 +343,47 @@ def test_a_table_without_the_needed_columns_is_refused() -> None:
 
 def test_an_empty_table_has_no_summaries() -> None:
     assert summarise(SCHEMA.empty_table()) == []
+
+
+# --- failures and files that changed
+
+
+def rows_of_two_contents(*, failed_last: bool) -> list[Row]:
+    good = row("a", "x", 0, 0.9, job_id="good", created_at="2026-01-01T00:00:00", data_fingerprint="whole")
+    broken = dataclasses.replace(
+        good, job_id="broken", status="failed", reason="torn", data_fingerprint="torn",
+        created_at="2026-02-01T00:00:00" if failed_last else "2025-12-01T00:00:00", image_auroc=None,
+    )  # fmt: skip
+    return [good, broken]
+
+
+@pytest.mark.parametrize("failed_last", [True, False])
+def test_a_failure_on_other_files_takes_no_result_off_the_table(failed_last: bool) -> None:
+    summary = only(rows_of_two_contents(failed_last=failed_last))
+    assert summary.jobs == {("a", "x", 0): "good"}
+    assert summary.problems == ()
+    assert summary.failed == ()
+
+
+def test_a_failure_alone_is_listed_whatever_files_it_saw() -> None:
+    _, broken = rows_of_two_contents(failed_last=True)
+    summary = only([broken, dataclasses.replace(broken, job_id="c", category="y", data_fingerprint="other")])
+    assert [failure[1] for failure in summary.failed] == ["x", "y"]
+
+
+def test_of_finished_rows_only_the_newest_content_counts_and_this_is_said() -> None:
+    good, broken = rows_of_two_contents(failed_last=True)
+    newer = dataclasses.replace(good, job_id="newer", data_fingerprint="new", created_at="2026-01-15T00:00:00")
+    summary = only([good, broken, newer])
+    assert summary.jobs == {("a", "x", 0): "newer"}
+    assert summary.problems == ("category 'x': 1 rows left out, made from other files than the newest row's",)
+
+
+def test_seeds_and_methods_beyond_what_a_table_holds_are_left_out_and_this_is_said() -> None:
+    many = [row(f"m{n}", f"c{n}", 10**12 + n, 0.5) for n in range(1500)] + grid({"a": [[0.9, 0.8], [0.7, 0.6]]})
+    summary = only(many)
+    assert len(summary.entrants) <= 200
+    overall = summary.overall("a", METRIC)
+    assert overall is not None
+    assert overall.mean == pytest.approx(0.75)
+    assert any("more methods or seeds than one table can hold" in problem for problem in summary.problems)

@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 
 from kdad_bench.leaderboard.board import Board
-from kdad_bench.leaderboard.row import ACCURACY
+from kdad_bench.leaderboard.inference import CONFIDENCE
+from kdad_bench.leaderboard.metric import ACCURACY
 from kdad_bench.leaderboard.student_t import student_quantile
-from kdad_bench.leaderboard.summary import CONFIDENCE
 
 HERE = Path(__file__).parent
 TOLERANCE = 0.01  # in AUROC: about what seeds, versions and image resizing move, so no news below it
@@ -34,9 +34,11 @@ class Reported:
     source: str
     origin: str  # paper | authors' code | other code
     method: str | None  # our name; None for a method that is not part of this benchmark
+    variant: str | None  # of ours, where the source does what a variant does; None: the default
     teacher: str  # our name of the network
     measured: str  # our metric; "" if there is none
     refusal: str  # why the source's protocol is another one; "" if it is none that is known
+    otherwise: str  # why the default is not compared where a variant follows the source
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +46,7 @@ class Verdict:
     """A reported number beside a measured one, or why there is no difference to show."""
 
     reported: Reported
+    key: str  # the entrant of the board
     measured: float | None
     difference: float | None
     verdict: str  # agrees | higher | lower | "" with a refusal
@@ -61,7 +64,7 @@ def reported() -> tuple[Reported, ...]:
 
 def _reported(line: dict[str, str], rules: Sequence[dict[str, str]]) -> Reported:
     known = {rule["reported"] for rule in rules}
-    found = {"origin": "paper", "method": "", "teacher": "", "measured": "", "refusal": "not part of this benchmark"}
+    found = dict.fromkeys(rules[0], "") | {"origin": "paper", "refusal": "not part of this benchmark"}
     if line["method"] in known:
         matching = [rule for rule in rules if _applies(rule, line)]
         if len(matching) != 1:
@@ -80,9 +83,11 @@ def _reported(line: dict[str, str], rules: Sequence[dict[str, str]]) -> Reported
         source=line["source"],
         origin=found["origin"],
         method=found["method"] or None,
+        variant=found["variant"] or None,
         teacher=found["teacher"],
         measured=found["measured"] or (line["metric"] if line["metric"] in ACCURACY else ""),
         refusal=found["refusal"],
+        otherwise=found["otherwise"],
     )
 
 
@@ -112,9 +117,12 @@ def refusal(board: Board) -> str:
 
 
 def verdicts(board: Board) -> list[Verdict]:
-    """Every reported number of the methods on this board (default variants) beside ours, in the order of the file.
+    """Every reported number beside ours, in the order of the file.
 
-    One from another protocol, or measured with another teacher, is listed with the reason and without a difference.
+    Ours is the default of its method and, where a variant does what the source did, that variant too.
+
+    One from another protocol, or beside a run that rests on a reading, departs from its source or has another teacher,
+    is listed with the reason and without a difference.
     """
     whole = refusal(board)
     found = []
@@ -123,26 +131,42 @@ def verdicts(board: Board) -> list[Verdict]:
             continue
         for key in board.order:
             entrant = board.summary.entrant(key)
-            if entrant.method == one.method and entrant.variant is None:
+            if entrant.method == one.method and entrant.variant in (None, one.variant):
                 found.append(_verdict(board, key, one, whole))
     return found
 
 
 def _verdict(board: Board, key: str, one: Reported, whole: str) -> Verdict:
-    why = whole or one.refusal
-    teacher = board.summary.entrant(key).teacher or "none"
-    if not why and one.teacher != teacher:
-        why = f"reported with teacher {one.teacher}, measured with {teacher}"
+    why = whole or one.refusal or _not_the_same(board, key, one)
     value, half = _measured(board, key, one)
     if value is None:
         why = why or "not measured here"
     elif one.category == MEAN and (covered := len(board.covered(key))) < CATEGORIES[one.dataset]:
         why = why or f"the reported mean is over {CATEGORIES[one.dataset]} categories, ours over {covered}"
     if why or value is None:
-        return Verdict(reported=one, measured=value, difference=None, verdict="", refusal=why)
+        return Verdict(reported=one, key=key, measured=value, difference=None, verdict="", refusal=why)
     difference = value - one.value
     word = "agrees" if abs(difference) <= max(TOLERANCE, half) else "higher" if difference > 0 else "lower"
-    return Verdict(reported=one, measured=value, difference=difference, verdict=word, refusal="")
+    return Verdict(reported=one, key=key, measured=value, difference=difference, verdict=word, refusal="")
+
+
+def _not_the_same(board: Board, key: str, one: Reported) -> str:
+    """Why this entrant did not do what the source did; "" if nothing is known against it."""
+    entrant = board.summary.entrant(key)
+    if entrant.variant != one.variant:
+        return one.otherwise
+    if board.readings(key):
+        return f"our run rests on readings, which no source settles: {_listed(board.readings(key))}"
+    if board.deviations(key):
+        return f"our run departs from its source: {_listed(board.deviations(key))}"
+    teacher = entrant.teacher or "none"
+    if one.teacher != teacher:
+        return f"reported with teacher {one.teacher}, measured with {teacher}"
+    return "our teacher has random weights" if entrant.teacher_weights == "random" else ""
+
+
+def _listed(words: Sequence[str]) -> str:
+    return "; ".join(words[:3]) + (f"; and {len(words) - 3} more" if len(words) > 3 else "")
 
 
 def _measured(board: Board, key: str, one: Reported) -> tuple[float | None, float]:

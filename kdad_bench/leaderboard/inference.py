@@ -1,0 +1,119 @@
+"""What may be concluded from a table: intervals, paired tests, corrections and ranks, each with its source."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdad_bench.leaderboard.student_t import student_quantile
+
+CONFIDENCE = 0.95
+SIGNIFICANCE = 0.05
+RESAMPLES = 2000
+
+# 0.95 quantile of the studentised range for k groups and infinite degrees of freedom, over the square root of 2
+_NEMENYI = (
+    1.959964, 2.343701, 2.569032, 2.727774, 2.849705, 2.948320, 3.030878, 3.101730, 3.163684, 3.218654,
+    3.268004, 3.312739, 3.353618, 3.391230, 3.426041, 3.458425, 3.488685, 3.517073, 3.543799,
+)  # fmt: skip  # k = 2 .. 20
+
+
+def wilcoxon(differences: Iterable[float]) -> float:
+    """Two-sided p of the Wilcoxon signed-rank test, exact for any ties: the null distribution is that of the sum of
+    the observed (averaged) ranks under random signs. Zero differences are dropped (Wilcoxon's rule); without any other
+    p is 1. Source: Wilcoxon, Biometrics Bulletin 1(6), 1945; Hollander & Wolfe, section 3.1.
+    """
+    values = np.round(np.asarray(list(differences), np.float64), 12)  # ties must not hang on the last bit of a mean
+    values = values[values != 0]
+    if values.size == 0:
+        return 1.0
+    ranks = np.rint(2 * average_ranks(np.abs(values))).astype(int)  # doubled, so that half ranks are whole
+    total = int(ranks.sum())
+    ways = np.zeros(total + 1)
+    ways[0] = 1.0
+    for rank in ranks:  # probabilities, halved at each step, so that many categories do not overflow
+        ways[rank:] = (ways[rank:] + ways[: total + 1 - rank]) / 2
+        ways[:rank] /= 2
+    positive = int(ranks[values > 0].sum())
+    tail = ways[: min(positive, total - positive) + 1].sum()
+    return float(min(1.0, 2 * tail))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction, in the order given. Source: Holm, Scandinavian Journal of Statistics 6, 1979."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for position, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - position) * p_values[i]))
+        corrected[i] = largest
+    return corrected
+
+
+def average_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks from 1 of `values`, ascending; equal values share the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks: NDArray[np.float64] = (last - (counts - 1) / 2)[inverse]
+    return ranks
+
+
+def critical_difference(methods: int, categories: int) -> float | None:
+    """Nemenyi's critical difference of average ranks at 0.05: q sqrt(k (k + 1) / (6 N)). None where k or N is below 2.
+
+    Source: Demsar, Statistical comparisons of classifiers over multiple data sets, JMLR 7, 2006, equation 5.
+    """
+    if methods < 2 or categories < 2:
+        return None
+    return _nemenyi(methods) * math.sqrt(methods * (methods + 1) / (6 * categories))
+
+
+def two_level_bootstrap(values: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % percentile interval of the mean over categories of the means over seeds.
+
+    `values` [categories, seeds], NaN where missing, at least one value in each category. 2000 resamples with a fixed
+    generator: categories with replacement, then for each drawn category as many seeds as it has, with replacement.
+    Percentile intervals are too narrow for few categories (about 10 or fewer): read them together with their number.
+    """
+    counts = (~np.isnan(values)).sum(axis=1)
+    packed = np.take_along_axis(values, np.argsort(np.isnan(values), axis=1, kind="stable"), axis=1)
+    drawn, picks, inside, drawn_counts = _draws(tuple(counts.tolist()), values.shape[1])
+    means = np.where(inside, packed[drawn[..., None], picks], 0).sum(axis=2) / drawn_counts
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(means.mean(axis=1), [tail, 100 - tail])
+    return float(low), float(high)
+
+
+@functools.lru_cache(maxsize=4)
+def _draws(
+    counts: tuple[int, ...], seeds: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_], NDArray[np.intp]]:
+    """The resamples for categories with `counts` values each: the same for every method and metric of that shape."""
+    generator = np.random.default_rng(0)
+    drawn = generator.integers(len(counts), size=(RESAMPLES, len(counts)))
+    drawn_counts = np.asarray(counts)[drawn]
+    picks = np.floor(generator.random((*drawn.shape, seeds)) * drawn_counts[..., None]).astype(int)
+    return drawn, picks, np.arange(seeds) < drawn_counts[..., None], drawn_counts
+
+
+def student_interval(values: NDArray[np.float64]) -> tuple[float | None, float | None, float | None]:
+    """Standard deviation (n-1) and the Student t interval of the mean."""
+    if values.size < 2:
+        return None, None, None
+    std = float(values.std(ddof=1))
+    half = student_quantile(values.size - 1, CONFIDENCE) * std / math.sqrt(values.size)
+    mean = float(values.mean())
+    return std, mean - half, mean + half
+
+
+@functools.cache
+def _nemenyi(methods: int) -> float:
+    if methods - 2 < len(_NEMENYI):
+        return _NEMENYI[methods - 2]
+    from scipy.stats import studentized_range
+
+    return float(studentized_range.ppf(1 - SIGNIFICANCE, methods, np.inf)) / math.sqrt(2)

@@ -1,0 +1,124 @@
+"""What a job measures: one entry per figure, from which the row's columns, the tables, `show` and the docs are drawn.
+
+A new metric is one entry here and the code that computes it; nothing else has to be touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+ACCURACIES, COSTS = "accuracy", "cost"  # the two sections of `show`
+
+
+class Metric(NamedTuple):
+    """One figure of a row."""
+
+    section: str  # ACCURACIES or COSTS
+    label: str
+    what: str  # its meaning, in words
+    computed: str  # the function it comes from
+    unit: str = ""  # "" for a ratio in [0, 1], or a count
+    higher_is_better: bool | None = True  # None: a fact beside another figure, never compared
+    type: str = "double"  # its Parquet type
+    heading: str = ""  # of a table's column, where shorter than the label
+    digits: int = 4  # after the point, in the table of all jobs
+    tables: tuple[str, ...] = ()  # of the pages that show it: headline, ranked, speed, ranking, jobs, end
+
+    @property
+    def short(self) -> str:
+        """The heading of a table's column."""
+        return self.heading or self.label
+
+
+_IMAGE, _PIXEL = "metrics.exact.image_metrics", "metrics.exact.pixel_metrics"
+_RUN, _TIMES = "harness.run.run", "harness.run.time_method"
+
+
+def _seconds(label: str, what: str, **more: object) -> Metric:
+    return Metric(COSTS, label, what, _RUN, "s", False, digits=1, **more)  # type: ignore[arg-type]
+
+
+# name of the column -> the figure, in the order of the row
+MEASURED: Mapping[str, Metric] = MappingProxyType({
+    "image_auroc": Metric(
+        ACCURACIES, "image AUROC", "image AUROC by the method's own score", _IMAGE,
+        tables=("headline", "ranked", "jobs", "end"),
+    ),
+    "image_ap": Metric(ACCURACIES, "image AP", "image average precision", _IMAGE),
+    "image_f1_max": Metric(ACCURACIES, "image F1-max", "largest image F1 over all thresholds", _IMAGE),
+    "image_auroc_max": Metric(
+        ACCURACIES, "image AUROC (map maximum)", "image AUROC by the maximum of the map", _IMAGE
+    ),
+    "pixel_auroc": Metric(
+        ACCURACIES, "pixel AUROC", "pixel AUROC over all test images", _PIXEL, tables=("headline", "jobs", "end")
+    ),
+    "pixel_ap": Metric(ACCURACIES, "pixel AP", "pixel average precision", _PIXEL),
+    "pixel_f1_max": Metric(ACCURACIES, "pixel F1-max", "largest pixel F1 over all thresholds", _PIXEL),
+    "aupro_30": Metric(
+        ACCURACIES, "AUPRO@0.3", "AUPRO up to a false positive rate of 0.3", _PIXEL,
+        tables=("headline", "ranked", "jobs", "end"),
+    ),
+    "aupro_05": Metric(ACCURACIES, "AUPRO@0.05", "AUPRO up to a false positive rate of 0.05", _PIXEL),
+    "train_seconds": _seconds(
+        "training", "seconds to learn", heading="train s", tables=("speed", "ranking", "jobs", "end")
+    ),
+    "data_seconds": _seconds("data", "seconds to load images"),
+    "score_seconds": _seconds("scoring", "seconds to score the test images"),
+    "metric_seconds": _seconds("metrics", "seconds to compute the metrics"),
+    "total_seconds": _seconds("total", "seconds of the whole job"),
+    "latency_ms": Metric(
+        COSTS, "ms/image", "median ms per image at batch 1, map and score", _TIMES, "ms", False, digits=2,
+        tables=("speed", "ranking", "jobs", "end"),
+    ),
+    "latency_p95_ms": Metric(
+        COSTS, "ms/image (95th percentile)", "95th percentile of the same", _TIMES, "ms", False, digits=2
+    ),
+    "network_latency_ms": Metric(
+        COSTS, "networks only, ms/image", "median ms at batch 1, networks only", _TIMES, "ms", False,
+        heading="networks only", digits=2, tables=("speed",),
+    ),
+    "images_per_second": Metric(
+        COSTS, "images/s", "throughput at the best batch", _TIMES, "1/s", digits=1,
+        tables=("speed", "ranking", "jobs", "end"),
+    ),
+    "best_batch": Metric(
+        COSTS, "best batch", "the batch of that throughput", _TIMES, higher_is_better=None, type="int32"
+    ),
+    "peak_memory_mb": Metric(
+        COSTS, "peak memory", "peak memory, 10^6 bytes", "harness.clock.peak_memory", "MB", False,
+        heading="peak MB", digits=0, tables=("speed", "ranking"),
+    ),
+    "parameters": Metric(
+        COSTS, "parameters", "weights of all networks", _RUN, "", False, "int64", digits=0,
+        tables=("speed", "ranking"),
+    ),
+    "trainable_parameters": Metric(
+        COSTS, "trainable parameters", "weights that were learnt", _RUN, "", False, "int64",
+        heading="learnt", digits=0, tables=("speed",),
+    ),
+    "gflops": Metric(
+        COSTS, "GFLOP/image", "10^9 floating-point operations per image", _TIMES, "GFLOP", False,
+        heading="GFLOP", digits=2, tables=("speed",),
+    ),
+    "batch_invariance": Metric(
+        ACCURACIES, "batch invariance", "largest difference of a map between batch 1 and batch N",
+        "harness.run.batch_invariance", higher_is_better=None,
+    ),
+})  # fmt: skip
+
+# what can be compared: a figure of which more is better, or less
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {name: metric for name, metric in MEASURED.items() if metric.higher_is_better is not None}
+)
+ACCURACY: tuple[str, ...] = tuple(name for name, metric in METRICS.items() if metric.section == ACCURACIES)
+
+
+def shown_in(table: str) -> tuple[str, ...]:
+    """The metrics that a table of the pages shows, in the order of the row."""
+    return tuple(name for name, metric in METRICS.items() if table in metric.tables)
+
+
+HEADLINE = shown_in("headline")
+RANKED = shown_in("ranked")  # detection and localisation, one metric each

@@ -1,0 +1,141 @@
+"""All rows of a results folder, however many files they lie in and whoever rewrites these files meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from kdad_bench.leaderboard import border
+from kdad_bench.leaderboard import row as rows
+from kdad_bench.leaderboard.folder import Entry, Folder, StoreError
+from kdad_bench.leaderboard.row import COLUMNS, KEY_COLUMNS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+COMPACTED = "compacted-"
+DRAWN = "leaderboard.parquet"  # written by the renderer, perhaps into the same folder: no result
+ATTEMPTS = 20  # listings of a folder that other processes are rewriting
+PATIENCE = 3  # of them, in a folder to which rows are only added
+AT_ONCE = 256  # small tables that are held before they become one
+
+
+@dataclass(slots=True)
+class File:
+    """A file of the folder as it was read."""
+
+    entry: Entry
+    rows: int  # that count
+    problems: list[str] = field(default_factory=list)  # what was left out of it, and why
+
+
+class Found(NamedTuple):
+    """What a folder holds: `table` has every row that may count, jobs that stand in several files several times."""
+
+    files: list[File]
+    table: pa.Table
+
+
+Wanted = Callable[[str], bool]  # whether a file of that name is looked at
+
+
+def everything(name: str) -> bool:
+    """Whether the file of that name may hold results at all."""
+    return name.endswith(".parquet") and not name.startswith(".") and name != DRAWN
+
+
+def load(place: Folder, columns: Iterable[str], wanted: Wanted = everything) -> Found:
+    """The rows of all result files that are `wanted`, each value checked, in `columns` and those that identify a row.
+
+    A compaction may move rows while the folder is listed: a listing counts once the next one shows nothing new.
+    Raises StoreError if the folder cannot be listed or never comes to rest.
+    """
+    schema = _schema(columns)
+    known: dict[Entry, File] = {}
+    parts: list[tuple[list[File], pa.Table]] = []
+    with ThreadPoolExecutor(place.readers) as pool:
+        for attempt in range(ATTEMPTS):
+            listed = [entry for entry in place.entries() if everything(entry.name) and wanted(entry.name)]
+            missing = [entry for entry in listed if entry not in known]
+            vanished = False
+            for some in _batched(missing, AT_ONCE):
+                answers = list(pool.map(lambda entry: _read(place, entry, schema), some))
+                vanished |= None in answers
+                files, table = _checked([answer for answer in answers if answer is not None], schema)
+                known.update((file.entry, file) for file in files)
+                parts.append((files, table))
+            moved = vanished or any(entry.name.startswith(COMPACTED) for entry in missing)
+            if (attempt and not missing) or (attempt >= PATIENCE and not moved):
+                return _together([known[entry] for entry in listed if entry in known], parts, schema)
+    raise StoreError(f"the results folder {place.where!r} keeps changing; try again when it is at rest")
+
+
+def _schema(columns: Iterable[str]) -> pa.Schema:
+    import pyarrow as pa
+
+    asked = {*columns, *KEY_COLUMNS, "created_at", "reason"}
+    return pa.schema([rows.SCHEMA.field(name) for name in COLUMNS if name in asked])
+
+
+def _batched(entries: Sequence[Entry], size: int) -> Iterator[Sequence[Entry]]:
+    for start in range(0, len(entries), size):
+        yield entries[start : start + size]
+
+
+def _read(place: Folder, entry: Entry, schema: pa.Schema) -> tuple[File, pa.Table | None] | None:
+    """One file as a table with `schema`, or why it is none; None if it is gone."""
+    import pyarrow as pa
+
+    try:
+        if entry.stamp == ():
+            raise border.Foreign("is no regular file")
+        with place.open(entry.name) as source:
+            return File(entry, 0), border.table_of(source, schema)
+    except FileNotFoundError:
+        return None
+    except border.Foreign as error:
+        return File(entry, 0, [str(error)]), None
+    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError) as error:
+        return File(entry, 0, [f"unreadable ({border.first_line(error)})"]), None
+
+
+def _checked(answers: Sequence[tuple[File, pa.Table | None]], schema: pa.Schema) -> tuple[list[File], pa.Table]:
+    """The files, with what was left out of each, and the rows that may count as one table."""
+    import pyarrow as pa
+
+    holding = [(file, table) for file, table in answers if table is not None]
+    whole = pa.concat_tables([schema.empty_table(), *(table for _, table in holding)]).combine_chunks()
+    bad = border.faults(whole)
+    start = 0
+    for file, table in holding:
+        inside = [index for index in range(start, start + table.num_rows) if index in bad] if bad else []
+        file.rows = table.num_rows - len(inside)
+        file.problems += _said(whole, bad, inside, start, table.num_rows)
+        start += table.num_rows
+    if bad:
+        whole = whole.take(pa.array([index for index in range(whole.num_rows) if index not in bad], pa.int64()))
+    return [file for file, _ in answers], whole
+
+
+def _said(whole: pa.Table, bad: dict[int, str], inside: Sequence[int], start: int, rows_there: int) -> Iterator[str]:
+    """What is wrong with the rows `inside` one file, a line for each of the first few."""
+    for index in inside[: border.NAMED]:
+        yield bad[index] if rows_there == 1 else f"row {index - start + 1}: {bad[index]}"
+    if len(inside) > border.NAMED:
+        yield f"{len(inside) - border.NAMED} more rows of this file that cannot be"
+
+
+def _together(files: list[File], parts: Sequence[tuple[list[File], pa.Table]], schema: pa.Schema) -> Found:
+    """One table of the rows of `files`: a file that is gone by now was compacted, its rows lie elsewhere."""
+    import numpy as np
+    import pyarrow as pa
+
+    alive = {file.entry for file in files}
+    tables = [schema.empty_table()]
+    for members, table in parts:
+        stays = [file.entry in alive for file in members]
+        keep = np.repeat(stays, [file.rows for file in members]) if members else np.zeros(0, bool)
+        tables.append(table if all(stays) else table.filter(pa.array(keep)))
+    return Found(files, pa.concat_tables(tables).combine_chunks())

@@ -1,0 +1,193 @@
+"""Commands that read what others wrote: logs, streams that know ASCII only, and the table at the end of a run."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "leaderboard"))
+
+import plausible
+
+from kdad_bench.cli import cli
+from kdad_bench.cli.summary_table import summary_table
+from kdad_bench.leaderboard import store
+from kdad_bench.leaderboard.board import DRAWN, boards
+from kdad_bench.leaderboard.row import Row
+
+JOB = "0123456789abcdef"
+
+
+def run(*arguments: object) -> Result:
+    done = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    assert not isinstance(done.exception, Exception), done.exception
+    return done
+
+
+def log(folder: Path, content: bytes, job: str = JOB) -> Path:
+    (folder / "logs").mkdir(exist_ok=True)
+    path = folder / "logs" / f"{job}.jsonl"
+    path.write_bytes(content)
+    return path
+
+
+# ---- logs
+
+LINES = {
+    "an escape": b'{"event": "step", "step": 1, "loss": 0.5, "\x1b]0;x\x07": 1.0}\n',
+    "an escape in an error": b'{"event": "failed", "error": "\\u001b[31mred"}\n',
+    "bytes": b'{"event": "end", "error": "\xff\xfe"}\n',
+    "a list": b"[1, 2]\n",
+    "a number": b"5\n",
+    "a loss in words": b'{"event": "step", "step": "one", "loss": "low"}\n',
+    "no step": b'{"event": "step", "loss": null}\n',
+    "NaN": b'{"event": "step", "step": 3, "loss": NaN}\n',
+    "nested beyond the stack": b"[" * 50_000 + b"\n",
+    "a line without an end": b'{"event": "step", "step": 4, "lo',
+    "a line of megabytes": b'{"event": "' + b"a" * 3_000_000 + b'"}\n',
+    "nothing": b"",
+    "line ends of Windows": b'{"event": "end"}\r\n',
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+@pytest.mark.parametrize("options", [(), ("--json",), ("--last", "2"), ("--follow",)])
+def test_a_line_that_is_not_ours_is_shown_and_obeyed_by_nobody(
+    name: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    good = b'{"event": "step", "step": 10, "loss": 0.25}\n'
+    log(tmp_path, good + LINES[name] + (b'\n{"event": "end"}\n' if "--follow" in options else b""))
+    done = run("logs", JOB[:6], "--results", tmp_path, *options)
+    assert done.exit_code == 0
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]", done.output)
+    if options == ():
+        assert "step     10  loss 0.25" in done.output
+
+
+@pytest.mark.parametrize("job", ["**", "[", "../", "*", "\x1b[31m", "zzz", "a\x00b"])
+def test_a_job_that_is_a_pattern_or_a_path_is_no_job(job: str, tmp_path: Path) -> None:
+    log(tmp_path, b'{"event": "end"}\n')
+    done = run("logs", job, "--results", tmp_path)
+    assert done.exit_code == 2
+    assert "none begins so" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_logs_that_are_pipes_or_folders_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    os.mkfifo(tmp_path / "logs" / "aaa.jsonl")
+    (tmp_path / "logs" / "bbb.jsonl").mkdir()
+    (tmp_path / "logs" / "ccc.jsonl").symlink_to("gone")
+    for job in ("aaa", "bbb", "ccc"):
+        done = run("logs", job, "--results", tmp_path)
+        assert (done.exit_code, len(done.stderr.strip().splitlines())) == (2, 1)
+    (tmp_path / "file" / "logs").parent.mkdir()
+    (tmp_path / "file" / "logs").touch()
+    assert "say with --results" in run("logs", "a", "--results", tmp_path / "file").stderr
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.binary(max_size=60), max_size=5))
+def test_logs_of_anything_stop_nothing(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
+    folder = tmp_path_factory.mktemp("logs")
+    log(folder, b"\n".join(lines))
+    for options in ((), ("--json",), ("--last", "1")):
+        done = run("logs", JOB, "--results", folder, *options)
+        assert done.exit_code == 0
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]", done.output)
+
+
+# ---- streams
+
+STREAMS = (
+    {"PYTHONIOENCODING": "ascii"},
+    {"PYTHONIOENCODING": "ascii:strict"},
+    {"PYTHONIOENCODING": "latin-1"},
+    {"LANG": "C", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+)
+
+
+@pytest.mark.parametrize("environment", STREAMS, ids=lambda found: "-".join(found.values()))
+def test_a_stream_that_knows_ascii_only_ends_no_command(environment: dict[str, str], tmp_path: Path) -> None:
+    made = plausible.row("stfpm", "schräg–ü", 0, title="Größe ±", readings=("σ: 4 – gewählt",))
+    results = tmp_path / os.fsdecode(b"Ergebnis-\xfc")
+    store.write(made, results)
+    (results / os.fsdecode(b"kaputt-\xfc.parquet")).write_bytes(b"PAR1")
+    log(results, '{"event": "step", "step": 1, "größe": 0.5}\n'.encode(), made.job_id)
+    commands = (
+        ("show", made.job_id, "--results", results),
+        ("show", made.job_id, "--results", results, "--json"),
+        ("leaderboard", results),
+        ("results", "verify", results),
+        ("logs", made.job_id, "--results", results),
+        ("logs", "ü", "--results", results),
+        ("compare", "stfpm", "größe", "--results", results),
+    )
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "kdad_bench", *map(os.fsencode, command)],
+            capture_output=True, timeout=120, env={**os.environ, **environment},
+        )  # fmt: skip
+        assert b"Traceback" not in done.stderr, done.stderr
+        assert done.returncode in (0, 1, 2)
+
+
+# ---- the table at the end of a run
+
+
+def printed(rows: list[Row], folder: Path) -> tuple[str, str]:
+    """(the terminal's table, the leaderboard's ranking) of the same rows."""
+    for one in rows:
+        store.write(one, folder)
+    console = Console(width=240, file=io.StringIO(), record=True)
+    console.print(summary_table(store.read(folder, DRAWN).rows()))
+    assert run("leaderboard", folder).exit_code == 0
+    return console.export_text(), (folder / "leaderboard.md").read_text()
+
+
+def test_the_terminal_and_the_leaderboard_have_one_mean_with_a_failed_job(tmp_path: Path) -> None:
+    values = {("a", 0): 0.9, ("a", 1): 0.9, ("b", 0): 0.45}
+    rows = [plausible.row("stfpm", name, seed, image_auroc=value) for (name, seed), value in values.items()]
+    rows.append(plausible.failed_row("stfpm", "b", 1, "out of memory"))
+    said, page = printed(rows, tmp_path)
+    (line,) = (line for line in said.splitlines() if line.strip().startswith("stfpm"))
+    assert line.split()[:3] == ["stfpm", "3/4", "0.675"], "the mean over categories of the means over seeds"
+    assert re.search(r"\| +1 \| STFPM +\| resnet18 \| 0\.675 ", page)
+
+
+def test_the_terminal_and_the_leaderboard_agree_on_every_method_and_metric(tmp_path: Path) -> None:
+    rows = [one for one in plausible.mixed_table() if (one.method, one.category, one.seed) != ("rd4ad", "screw", 1)]
+    said, _ = printed(rows, tmp_path)
+    for board in boards(store.read(tmp_path, DRAWN).table):
+        assert board.title in said
+        for key in board.rows:
+            for metric in board.headline:
+                found = board.overall(key, metric)
+                assert found is not None
+                assert f"{found.mean:.3f}" in said
+
+
+def test_rows_that_must_not_be_averaged_get_tables_of_their_own(tmp_path: Path) -> None:
+    rows = plausible.full_table(("stfpm",), ("a",), 1, image_auroc=0.5)
+    rows += plausible.full_table(("stfpm",), ("a",), 1, image_auroc=0.9, dataset="folder:/x/parts")
+    said, _ = printed(rows, tmp_path)
+    assert "0.500" in said
+    assert "0.900" in said
+    assert "0.700" not in said
+
+
+def test_a_run_without_a_finished_job_still_has_its_line(tmp_path: Path) -> None:
+    said, _ = printed([plausible.failed_row("stfpm", "a", 0, "torn [red]x[/red]")], tmp_path)
+    assert re.search(r"stfpm +0/1", said)
+    assert json.loads(run("results", "verify", tmp_path, "--json").stdout)["failed"] == 1
