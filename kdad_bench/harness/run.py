@@ -25,7 +25,7 @@ from kdad_bench.harness.late_fusion import FusedModalities
 from kdad_bench.harness.output import Work, checkpoint_path, earlier_losses, keep_beside
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
 from kdad_bench.harness.scoring import as_images, batch_invariance, score_all
-from kdad_bench.leaderboard.row import COLUMNS, Row
+from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods import entry
 from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
 from kdad_bench.methods.protocol import Fitting, Method
@@ -191,9 +191,7 @@ def thinned(losses: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def columns_of(job: Job) -> dict[str, Any]:
     """The columns of a row that are known before the job runs."""
-    deviations = {"deviations": job.deviations} if "deviations" in COLUMNS else {}  # a column of newer schemas
     return {
-        **deviations,
         "job_id": job.id,
         "protocol_version": PROTOCOL_VERSION,
         "method": job.method,
@@ -212,7 +210,7 @@ def columns_of(job: Job) -> dict[str, Any]:
         "batch_size": job.settings.batch_size,
         "precision": job.settings.precision,
         "readings": tuple(job.settings.readings),
-        "deviations": tuple(job.settings.deviations),
+        "deviations": job.deviations,
         "settings": json.dumps(asdict(job.settings), sort_keys=True, default=str),
         "data_fingerprint": datasets.fingerprint(job.category),
         "synthetic": job.category.synthetic,
