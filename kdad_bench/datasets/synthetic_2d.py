@@ -9,12 +9,12 @@ from kdad_bench.datasets.synthetic.subjects import Capsule, Fabric, Gear, Wood
 
 DRAWN = Embedded(
     name="synthetic",
-    subjects={"capsule": Capsule(), "fabric": Fabric(), "gear": Gear(), "wood": Wood()},
+    subjects={"caplet": Capsule(), "fabric": Fabric(), "gear": Gear(), "plank": Wood()},
     sha256={
-        "capsule": "1c6e7dd156aa11835081d88c36ef8f2ab52729fb53985bcf0d455a8e76b0176c",
+        "caplet": "7a8640a5f3e936ef5ed2a042de59e20db77ab0193ee38d907ff4de1f4ef4033f",
         "fabric": "d8a81ca7e867aa9885d7bf518dfe08fc4c0403810b4ff2028c0198b882870940",
         "gear": "f3a9838d883a2b08ae72894a1853c951ea863c31c3544c90a41b2458a4ae7fd8",
-        "wood": "f460a158f8ea3030a7ac9ffcb78b28e696693dc5067674ed300378d70d7c59f5",
+        "plank": "3279ab19811c33d6c9035e69052ba75ed03da106e0b1f0ffe26fa4177cd02cdc",
     },
 )
 

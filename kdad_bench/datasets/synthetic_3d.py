@@ -12,13 +12,13 @@ DRAWN = Embedded(
     name="synthetic_3d",
     subjects={
         "biscuit": Solid(),
-        "foam": Solid(
+        "sponge": Solid(
             half_width=92.0, half_height=58.0, thickness=0.026, crust=(96.0, 118.0, 150.0), pale=(128.0, 150.0, 178.0)
         ),
     },
     sha256={
         "biscuit": "8ec5ea577ca019b29a71717b113b9d1661c77dea18ad43f0cb2b437823242559",
-        "foam": "6d9b1f938166208e431109878a6c6dca6667c80fbacf0252e9a2a05bac0199bb",
+        "sponge": "47db679be32f4efe959d71576099875f438be3370c3b54984fbbf8673f2c3245",
     },
 )
 

@@ -13,6 +13,7 @@ DATASETS: dict[str, str] = {
     "mvtec_3d_ad": "kdad_bench.datasets.mvtec_3d_ad:MVTEC_3D_AD",
     "folder": "kdad_bench.datasets.folder:FOLDER",
     "synthetic": "kdad_bench.datasets.synthetic_2d:SYNTHETIC",
+    "rehearsal": "kdad_bench.datasets.rehearsal:REHEARSAL",
     "synthetic_3d": "kdad_bench.datasets.synthetic_3d:SYNTHETIC_3D",
 }
 

@@ -198,11 +198,11 @@ def test_a_read_only_cache_only_costs_memory(tree: Path, monkeypatch: pytest.Mon
 
 
 def test_embedded_data_that_are_there_need_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
-    (before,) = datasets.categories("synthetic", None, ["wood"])
+    (before,) = datasets.categories("synthetic", None, ["plank"])
     monkeypatch.setattr(Path, "mkdir", refusing(errno.EROFS))
     monkeypatch.setattr(cache, "folder", lambda: before.root.parents[2])
     monkeypatch.setattr(cache, "only_builder", lambda path: pytest.fail("a lock is asked for"))
-    assert datasets.categories("synthetic", None, ["wood"]) == [before]
+    assert datasets.categories("synthetic", None, ["plank"]) == [before]
 
 
 def test_embedded_data_that_cannot_be_written_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +210,7 @@ def test_embedded_data_that_cannot_be_written_are_one_line(tmp_path: Path, monke
     monkeypatch.setattr(cache, "folder", lambda: tmp_path)
     monkeypatch.setattr(Path, "mkdir", refusing(errno.EROFS))
     with pytest.raises(DatasetError, match="set KDAD_CACHE"):
-        datasets.categories("synthetic", None, ["wood"])
+        datasets.categories("synthetic", None, ["plank"])
 
 
 KILLED = """

@@ -164,7 +164,7 @@ def test_no_data_takes_the_value_beside_it(tmp_path: Path) -> None:
 
 
 def test_a_dent_shows_in_the_relief() -> None:
-    (category,) = datasets.categories("synthetic_3d", None, ["foam"], modality="depth")
+    (category,) = datasets.categories("synthetic_3d", None, ["sponge"], modality="depth")
     test = datasets.load_test(category, 96)
     assert test.masks is not None
     names = np.array([name.split("/")[0] for name in test.names])

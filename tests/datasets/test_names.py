@@ -130,8 +130,8 @@ def test_another_folder_does_not_take_the_name_of_rows(home: Path) -> None:
 
 
 def test_only_folders_are_renamed(home: Path) -> None:
-    (found,) = datasets.categories("synthetic", None, ["wood"])
-    rows = {("wood", datasets.fingerprint(found)): "folder:/x"}
+    (found,) = datasets.categories("synthetic", None, ["plank"])
+    rows = {("plank", datasets.fingerprint(found)): "folder:/x"}
     assert datasets.under_known_names([found], rows) == (found,)
     (bolt,) = datasets.categories("folder:data", None)
     assert datasets.under_known_names([bolt], {("bolt", datasets.fingerprint(bolt)): "mvtec_ad"}) == (bolt,)

@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image
 
 from kdad_bench import datasets
-from kdad_bench.datasets import stand_in, synthetic_2d, synthetic_3d
+from kdad_bench.datasets import entries, rehearsal, stand_in, synthetic_2d, synthetic_3d
 from kdad_bench.datasets.category import DatasetError
 from kdad_bench.datasets.synthetic import drawing
 from kdad_bench.datasets.synthetic import embedded as synthetic
@@ -22,7 +22,7 @@ from kdad_bench.datasets.synthetic.encoding import png, tiff
 from kdad_bench.datasets.synthetic.solids import Solid
 from kdad_bench.datasets.synthetic.subjects import Stone
 
-EMBEDDED = {one.name: one for one in (synthetic_2d.DRAWN, synthetic_3d.DRAWN)}
+EMBEDDED = {one.name: one for one in (synthetic_2d.DRAWN, synthetic_3d.DRAWN, rehearsal.DRAWN)}
 EVERY = [(dataset, name) for dataset, one in EMBEDDED.items() for name in one.subjects]
 STAND_INS = datasets.entries(lambda one: one.subjects)
 SMALL = Canvas(96, 96)
@@ -105,7 +105,7 @@ def test_vector_instructions_do_not_change_a_bit() -> None:
 def test_other_bytes_than_the_known_ones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "TRAIN", 2)
     with pytest.raises(DatasetError, match="arithmetic of this machine differs"):
-        synthetic_2d.DRAWN.generate(tmp_path, ["wood"])
+        synthetic_2d.DRAWN.generate(tmp_path, ["plank"])
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
@@ -213,3 +213,15 @@ def test_the_stone_is_seeded() -> None:
 def test_names_of_recalled_tables_are_complete() -> None:
     assert len(STAND_INS["mvtec_ad"].published) == 15
     assert len(STAND_INS["mvtec_3d_ad"].published) == 10
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_no_embedded_category_bears_a_published_name(name: str) -> None:
+    published = {category for one in entries().values() for category in one.published}
+    assert len(published) >= 25
+    assert not published & set(EMBEDDED[name].subjects)
+
+
+def test_recipes_are_chosen_on_other_subjects_than_tables_show() -> None:
+    shown = {type(subject) for subject in synthetic_2d.DRAWN.subjects.values()}
+    assert not shown & {type(subject) for subject in rehearsal.DRAWN.subjects.values()}
