@@ -80,7 +80,8 @@ def test_an_array_is_checked_once_in_a_process(tree: Path, monkeypatch: pytest.M
     assert checked.count(4 * 3 * 16 * 16) == 2  # when it was written and when it was first read
 
 
-def test_a_file_changed_in_place_with_its_size_and_time_is_seen(tree: Path) -> None:
+def test_a_file_changed_in_place_with_its_size_and_time_is_seen(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aged(monkeypatch)
     path = tree / "train/good/000.png"
     pixels = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path, format="BMP")

@@ -142,20 +142,22 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-@pytest.mark.parametrize("target", ["/dev/zero", "sparse"])
-def test_an_endless_file_takes_no_memory(tmp_path: Path, target: str) -> None:
+@pytest.mark.parametrize("target", ["/dev/zero", "sparse", "header"])
+def test_an_endless_file_takes_no_memory_and_one_line(tmp_path: Path, target: str) -> None:
     path = tmp_path / "a.png"
     if target == "sparse":
         with open(path, "wb") as file:
             file.truncate(1 << 40)
+    elif target == "header":
+        path.write_bytes(bmp(12_000, 12_000))  # of which Pillow would warn
     else:
         path.symlink_to(target)
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(path)], capture_output=True, text=True, timeout=60, check=True
-    )
+    command = [sys.executable, "-c", MEMORY, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     line, kilobytes = done.stdout.splitlines()
     assert str(path) in line
     assert int(kilobytes) < 50_000
+    assert done.stderr == ""
 
 
 def test_a_sound_image_is_read_by_every_reader(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from kdad_bench import datasets
 from kdad_bench.datasets.category import DatasetError
@@ -313,11 +313,15 @@ def test_masks_that_may_mean_something_else_are_told(tree: Path, case: str) -> N
 
 
 def test_the_halo_of_a_jpeg_mask_is_no_defect(tree: Path) -> None:
-    category = put_masks(tree, grey(REGION * 255), format="JPEG", quality=75)
+    line = Image.new("L", (SIDE, SIDE))
+    ImageDraw.Draw(line).line((5, 9, 58, 41), fill=255, width=3)
+    category = put_masks(tree, line, format="JPEG", quality=75)
     with pytest.warns(UserWarning, match="JPEG"):
         masks = datasets.load_test(category, SIDE).masks
     assert masks is not None
-    assert np.array_equal(masks[-1], REGION)
+    with Image.open(category.test[-1].masks[0]) as file:
+        assert (np.asarray(file) > 0).sum() > 2 * (np.asarray(line) > 0).sum()  # there is a halo
+    assert np.array_equal(masks[-1], np.asarray(line) > 0)
 
 
 def test_a_mask_of_a_normal_image_must_mark_nothing(tree: Path) -> None:
