@@ -12,7 +12,7 @@ import pytest
 
 from kdad_bench.harness import clock
 from kdad_bench.harness.protocol import PROTOCOL, PROTOCOL_VERSION, Protocol
-from kdad_bench.leaderboard import summary
+from kdad_bench.leaderboard import inference
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.metrics import exact as metrics
 from kdad_bench.metrics.regions import region_index
@@ -44,7 +44,7 @@ def test_the_code_uses_the_limits_of_the_protocol() -> None:
     assert tuple(metrics.AUPRO_LIMITS.values()) == PROTOCOL.fpr_limits
     assert (clock.WARMUP.calls, clock.WARMUP.seconds) == (PROTOCOL.warmup_calls, PROTOCOL.warmup_seconds)
     assert (clock.TIMED.calls, clock.TIMED.seconds) == (PROTOCOL.timed_calls, PROTOCOL.timed_seconds)
-    assert (PROTOCOL.interval, PROTOCOL.significance) == (summary.CONFIDENCE, summary.SIGNIFICANCE)
+    assert (PROTOCOL.interval, PROTOCOL.significance) == (inference.CONFIDENCE, inference.SIGNIFICANCE)
 
 
 def test_the_connectivity_is_that_of_the_region_index() -> None:
