@@ -96,3 +96,29 @@ def test_float64_takes_the_reference_and_stays_float64() -> None:
 def test_importing_the_kernels_does_not_import_triton() -> None:
     code = "import sys, kdad_bench.kernels; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+ENTRANCES = ["from kdad_bench.kernels import pixel_discrepancy", "from kdad_bench.kernels import path"]
+ENTRANCES += [f"import kdad_bench.kernels.{module}" for module in ("discrepancy", "losses", "fusion", "ops")]
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_the_ops_are_registered_whichever_way_the_kernels_are_entered(entrance: str) -> None:
+    code = f"{entrance}\nimport torch\nprint(torch.ops.kdad.distillation_loss, torch.ops.kdad.gaussian_blur)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "kdad.distillation_loss kdad.gaussian_blur", done.stderr
+
+
+def test_every_public_name_is_there_when_it_is_asked_for() -> None:
+    code = """
+import sys
+from kdad_bench import kernels
+assert "torch" not in sys.modules
+assert set(kernels.__all__) <= set(dir(kernels))
+from kdad_bench.kernels import *
+assert all(callable(globals()[name]) for name in kernels.__all__)
+assert kernels.path is path and kernels.path.__module__ == "kdad_bench.kernels.dispatch"
+assert not hasattr(kernels, "nonsense")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
