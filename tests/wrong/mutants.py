@@ -88,8 +88,8 @@ def walk(node: ast.AST, path: tuple[tuple[str, int | None], ...] = ()) -> Iterat
 
 
 def skipped(parent: ast.AST, name: str, child: ast.AST) -> bool:
-    """Docstrings, and the recipes of quick presets: they are chosen, not taken from a source."""
-    if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
+    """Docstrings, how a dataclass is made, and quick presets: their recipes are chosen, not taken from a source."""
+    if (isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)) or called(child) == "dataclass":
         return True
     if isinstance(child, ast.Assign | ast.AnnAssign):
         target = child.targets[0] if isinstance(child, ast.Assign) else child.target
