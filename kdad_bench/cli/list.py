@@ -35,6 +35,7 @@ def methods(verbose: bool, as_json: bool) -> None:
                 "title": one.title,
                 "paper": one.paper,
                 "needs_teacher": one.needs_teacher,
+                "family": one.family,
                 "variants": list(one.variants),
                 "readings": list(one.presets["paper"].readings),
             }

@@ -18,6 +18,7 @@ from kdad_bench.kernels import dispatch
 
 ROWS, COLUMNS = 512, 4096  # queries and memory rows of a tile: 8 MB of float32
 GROUP = 64  # columns of a tile whose least value is looked at first; divides COLUMNS
+MANY = 8  # candidates per query of a tile from which on the tile's product is repeated in float64
 PAIRS = 1 << 17  # values of each side that are recomputed at a time: 1 MB of float64, which stays in a cache
 UNIT = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}  # rounding of a product's factors, by torch's setting
 LEAST = 1e-36  # float32 differences below this may be of numbers too small for it
@@ -70,6 +71,35 @@ def _found(queries: Tensor, memory: Tensor, k: int) -> tuple[Tensor, Tensor]:
     chosen = dispatch.path(queries.device)
     if chosen == "reference":
         return exhaustive(queries, memory, k)
+    firsts = first_occurrences(memory) if k == 1 else None
+    if firsts is None:
+        return _searched(queries, memory, k, chosen)
+    squared, indices = _searched(queries, memory[firsts], k, chosen)
+    return squared, firsts[indices]
+
+
+def first_occurrences(memory: Tensor) -> Tensor | None:
+    """Indices of the rows of `memory` that equal no earlier row, rising; None if all or nearly all are such.
+
+    Flat parts of images have equal features by the thousand, and all would be candidates together. Equal rows have
+    equal sums of their bits times odd numbers, in any order; rows of equal sums are compared.
+    """
+    bits = memory.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[memory.element_size()])
+    odd = torch.arange(memory.shape[1], device=memory.device) * 0x5851F42D4C957F2E + 0x14057B7EF767814F
+    sums = torch.cat([(bits[at : at + ROWS].long() * odd).sum(1) for at in range(0, len(memory), ROWS)])
+    ordered, order = sums.sort(stable=True)
+    heads = torch.cat([ordered.new_ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])
+    if int(heads.sum()) > 0.9 * len(memory):
+        return None
+    head = order[heads][heads.cumsum(0) - 1]  # for each row in order, the first with its sum
+    same = torch.cat(
+        [(memory[order[at : at + ROWS]] == memory[head[at : at + ROWS]]).all(1) for at in range(0, len(order), ROWS)]
+    )
+    return order[heads | ~same].sort().values
+
+
+def _searched(queries: Tensor, memory: Tensor, k: int, chosen: str) -> tuple[Tensor, Tensor]:
+    """Squared distances float64 and indices, on path `chosen`."""
     if chosen != "triton" or k > 1 or queries.dtype == torch.float64 or _broken:
         return blocked(queries, memory, k)
     triton_path = importlib.import_module("kdad_bench.kernels.neighbours_triton")  # imports triton: only when used
@@ -164,6 +194,8 @@ def _block(rows: Tensor, memory: Tensor, k: int, frame: Frame, unit: float, tile
         of_groups = groups.amin(2)
         least = _smallest(least, of_groups if k == 1 else said)
         row, index = _hits(groups, of_groups, least[:, -1] + slack)
+        if len(row) > max(MANY, 2 * k) * len(rows):
+            row, index = _hits_in_float64(rows, memory[start : start + COLUMNS], k, frame)
         real = index + start < len(memory)
         pool = pool.with_hits(row[real], index[real] + start, k)
     return pool.table(k)
@@ -186,6 +218,18 @@ def _hits(groups: Tensor, of_groups: Tensor, limit: Tensor) -> tuple[Tensor, Ten
     row, group = (of_groups > limit[:, None]).logical_not_().nonzero(as_tuple=True)
     inside = (groups[row, group] > limit[row, None]).logical_not_().nonzero()
     return row[inside[:, 0]], group[inside[:, 0]] * GROUP + inside[:, 1]
+
+
+def _hits_in_float64(rows: Tensor, memory: Tensor, k: int, frame: Frame) -> tuple[Tensor, Tensor]:
+    """Row and column of all of a tile's `memory` that may be among its `k` nearest, by a product of float64."""
+    centre = frame.centre.double()
+    queries, points = ((values.double() - centre) * frame.scale for values in (rows, memory))
+    said = torch.addmm(points.square().sum(1) / 2, queries, points.T, alpha=-1)
+    least = said.topk(min(k, len(points)), largest=False).values[:, -1]
+    reach = torch.linalg.vector_norm(queries, dim=1) + torch.linalg.vector_norm(points, dim=1).max()
+    limit = least + (rows.shape[1] + 8) * 2.0**-51 * reach.square()
+    row, index = (said > limit[:, None]).logical_not_().nonzero(as_tuple=True)
+    return row, index
 
 
 @dataclass(frozen=True, slots=True)

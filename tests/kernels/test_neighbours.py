@@ -119,6 +119,43 @@ def test_a_tile_is_the_most_that_is_held(path: str, monkeypatch: pytest.MonkeyPa
     assert largest == 64 * 128 * 4
 
 
+@pytest.mark.parametrize("apart", [0.0, 1e-4])
+def test_thousands_of_equal_or_nearly_equal_rows_are_no_thousands_of_candidates(
+    apart: float, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = cloud(1, 16, 1) + apart * cloud(600, 16, 2)  # a heap that the product of float32 sees as one point
+    memory = torch.cat([flat[:300], 30 * cloud(40, 16, 3), flat[300:]])
+    queries = torch.cat([flat[:40] + apart * cloud(40, 16, 4), 30 * cloud(24, 16, 5)])
+    measured = 0
+    plain = neighbours.distances
+
+    def counting(one: Tensor, other: Tensor, row: Tensor, index: Tensor) -> Tensor:
+        nonlocal measured
+        measured += len(row)
+        return plain(one, other, row, index)
+
+    monkeypatch.setattr(neighbours, "distances", counting)
+    check(nearest, queries.to(device), memory.to(device))
+    assert measured <= 4 * len(queries)
+
+
+def test_rows_whose_bits_have_equal_sums_are_still_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "arange", lambda *_, plain=torch.arange, **options: plain(*_, **options) * 0)
+    memory = torch.tensor([[0.0, 1], [1, 0], [0, 1], [1, 0], [0, 1]])  # without the numbers of columns: one sum
+    found = neighbours.first_occurrences(memory)
+    assert found is not None
+    assert {0, 1} <= set(found.tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_only_first_occurrences_are_searched(dtype: torch.dtype) -> None:
+    memory = cloud(7, 5, 1, dtype)[[0, 1, 0, 2, 2, 2, 3, 1, 4, 0, 5, 6]]
+    found = neighbours.first_occurrences(memory)
+    assert found is not None
+    assert found.tolist() == [0, 1, 3, 6, 8, 10, 11]
+    assert neighbours.first_occurrences(cloud(50, 5, 1, dtype)) is None
+
+
 def test_no_query_has_no_neighbour(device: torch.device) -> None:
     found, indices = nearest(torch.empty(0, 3, device=device), torch.zeros(5, 3, device=device), 2)
     assert (found.shape, indices.shape) == ((0, 2), (0, 2))
@@ -216,11 +253,14 @@ def test_a_bound_that_is_too_small_is_noticed(
 
 def test_a_setting_that_rounds_products_changes_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
-    monkeypatch.setattr(
-        torch, "addmm", lambda halves, q, p, alpha, out, plain=torch.addmm: plain(
-            halves, q.bfloat16().float(), p.bfloat16().float(), alpha=alpha, out=out
-        )
-    )  # fmt: skip
+    plain = torch.addmm
+
+    def rounded(halves: Tensor, q: Tensor, p: Tensor, **options: Any) -> Tensor:
+        if q.dtype == torch.float32:
+            q, p = q.bfloat16().float(), p.bfloat16().float()
+        return plain(halves, q, p, **options)
+
+    monkeypatch.setattr(torch, "addmm", rounded)
     monkeypatch.setenv("KDAD_KERNELS", "torch")
     check(nearest, cloud(70, 40, 1), cloud(200, 40, 2))
 
