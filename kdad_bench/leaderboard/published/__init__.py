@@ -121,8 +121,8 @@ def verdicts(board: Board) -> list[Verdict]:
 
     Ours is the default of its method and, where a variant does what the source did, that variant too.
 
-    One from another protocol, or beside a run that rests on a reading, departs from its source or has another teacher,
-    is listed with the reason and without a difference.
+    One from another protocol, of a method whose architecture is a reading, or beside a run that departs from its source
+    or has another teacher, is listed with the reason and without a difference.
     """
     whole = refusal(board)
     found = []
@@ -155,8 +155,6 @@ def _not_the_same(board: Board, key: str, one: Reported) -> str:
     entrant = board.summary.entrant(key)
     if entrant.variant != one.variant:
         return one.otherwise
-    if board.readings(key):
-        return f"our run rests on readings, which no source settles: {_listed(board.readings(key))}"
     if board.deviations(key):
         return f"our run departs from its source: {_listed(board.deviations(key))}"
     teacher = entrant.teacher or "none"
