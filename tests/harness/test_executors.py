@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kdad_bench.harness.choices import SelectionError
-from kdad_bench.harness.executors import refuse_silence
+from kdad_bench.harness.on_ray import refuse_silence
 
 
 def test_nobody_at_the_address_of_a_ray_cluster_is_told_at_once() -> None:
