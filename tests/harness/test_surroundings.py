@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -144,7 +145,8 @@ def test_a_row_of_a_clock_that_ran_ahead_loses_to_force(tiny_tree: Path, tmp_pat
     job, work = floor_job(tiny_tree), Work(out=str(tmp_path))
     first = perform(job, work)
     assert isinstance(first, Row)
-    store.write(replace(first, created_at="2999-01-01T00:00:00.000000+00:00", latency_ms=123.0), str(tmp_path))
+    ahead = (datetime.now(UTC) + timedelta(hours=9)).isoformat(timespec="microseconds")
+    store.write(replace(first, created_at=ahead, latency_ms=123.0), str(tmp_path))
     store.write(replace(first, job_id="0" * 16), str(tmp_path))
     store.compact(tmp_path)
     forced = perform(job, replace(work, force=True))
