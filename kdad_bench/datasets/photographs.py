@@ -87,7 +87,7 @@ def photographs(names: Sequence[str]) -> Photographs:
     first: dict[tuple[str, str], Path] = {}
     for path in found.files:
         first.setdefault((os.path.realpath(path.parent), path.name), path)
-    found.files = list(first.values())
+    found.files, found.unused = list(first.values()), list(dict.fromkeys(found.unused))
     return found
 
 
@@ -124,6 +124,8 @@ def _step(found: Photographs, place: Path, part: str) -> Iterable[Path]:
         return [folder for folder, _ in _walk(found, place)]
     have = look(place)
     paths = sorted([*have.files, *_open(have), *(one.path for one in have.unused)])
+    aside = [folder for folder in have.folders if _is_aside(folder)]
+    found.unused += [Unused(one, ASIDE, files_below(one)) for one in _matching(aside, part)]
     # brackets that match nothing stand for themselves
     return _matching(paths, part) or _matching(paths, part.replace("[", "[[]"))
 
