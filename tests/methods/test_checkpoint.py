@@ -37,7 +37,7 @@ def test_what_is_no_saved_model_is_refused(tmp_path: Path) -> None:
     right = json.loads(path.read_text())
     for change, message in (
         ({"format": 99}, "format 99, this version reads 1"),
-        ({"method": "stfpn"}, "method 'stfpn' is not known; have: pixel_mean, stfpm"),
+        ({"method": "stfpn"}, "method 'stfpn' is not known; have: pixel_mean, padim, spade"),
         ({"settings": right["settings"] | {"colour": 1}}, "setting 'colour' is not one of stfpm's"),
         ({"settings": right["settings"] | {"optimiser": "lion"}}, r"model\.json: optimiser 'lion' is not known"),
     ):

@@ -40,6 +40,11 @@ def momentum_of_norms(settings: DistillationSettings) -> float:
     return LITE_NORM_MOMENTUM if settings.teacher == "efficientnet_lite0" else NORM_MOMENTUM
 
 
+def own_norms(settings: DistillationSettings) -> str:
+    """The momentum of batch norms that are no copy of the teacher's, in words."""
+    return f"momentum {shown(settings.norm_momentum or NORM_MOMENTUM)}"
+
+
 def recipe(settings: DistillationSettings) -> str:
     """Everything that decides how the student is trained."""
     parts = [
