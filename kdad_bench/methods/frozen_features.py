@@ -35,7 +35,9 @@ class FrozenSettings(Settings):
     RANGES: ClassVar[Mapping[str, Range]] = {**Settings.RANGES, "sigma": BLURS}
     DEPARTURES: ClassVar[Mapping[str, Callable[[Any], str]]] = {
         "input": lambda settings: f"whole images at {settings.image_size} px (paper: the central 224 of 256 px)",
-        "precision": lambda settings: "" if settings.precision == "fp32" else f"{settings.precision} (public codes: fp32)",
+        "precision": lambda settings: (
+            "" if settings.precision == "fp32" else f"{settings.precision} (public codes: fp32)"
+        ),
     }
 
 

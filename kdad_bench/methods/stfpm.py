@@ -58,9 +58,7 @@ class StfpmSettings(DistillationSettings):
             else ""
         ),
         "optimiser": words.departs(words.algorithm, "sgd, momentum 0.9", source="paper and official code"),
-        "budget": words.departs(
-            words.budget, "200 epochs", "100 epochs", source="official code's README and default"
-        ),
+        "budget": words.departs(words.budget, "200 epochs", "100 epochs", source="official code's README and default"),
         "student's norms": words.departs(words.norms, "momentum 0.1", source="official code"),
         "selection": words.departs(words.selection, CODES_SELECTION, source="official code"),
     }

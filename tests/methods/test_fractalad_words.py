@@ -62,7 +62,10 @@ OVERRIDES: tuple[tuple[dict[str, Any], str], ...] = (  # change of `paper` -> th
     ),
     ({"taps": "standardised"}, "taps: standardised (official code: raw)"),
     ({"drop_last": False}, "sampling: epochs are the images once each, with the incomplete batch"),
-    ({"held_out": 0.1}, "selection: epoch of the least mean map on held-out normals, a share of 0.1 (official code: last step, all"),
+    (
+        {"held_out": 0.1},
+        "selection: epoch of the least mean map on held-out normals, a share of 0.1 (official code: last step, all",
+    ),
     ({"kd": False}, "weight_decay: 0.001 (official code: 0.01 without distillation)"),
     ({"kd": False}, "switches: distillation no, object search no"),
     ({"find_object": True}, "switches: distillation yes, object search yes"),

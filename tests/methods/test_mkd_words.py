@@ -65,8 +65,8 @@ OVERRIDES: tuple[tuple[dict[str, Any], str], ...] = (  # change of `paper` -> th
     ({"normalised": True}, "normalised: yes (official code, MVTec AD: no)"),
     (
         {"saliency": "smooth_grad"},
-        "smooth_noise: 0.05 of the image's range, the same draws for all images (official code: (0.05 / range) squared, "
-        "drawn anew for each image)",
+        "smooth_noise: 0.05 of the image's range, the same draws for all images (official code: "
+        "(0.05 / range) squared, drawn anew for each image)",
     ),
     (
         {"saliency": "smooth_grad", "smooth_noise": "official"},

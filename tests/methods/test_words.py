@@ -236,7 +236,7 @@ def check_deviations(name: str, settings: Any) -> None:
         said = whole_of(name, subject, settings)
         if said not in right:
             expected[subject] = said, right[0]
-    expected |= {subject: ("", "") for subject in own_departures(name, settings)}
+    expected |= dict.fromkeys(own_departures(name, settings), ("", ""))
     found = dict(line.split(": ", 1) for line in settings.deviations)
     assert len(found) == len(settings.deviations)
     assert found.keys() == expected.keys()
@@ -403,7 +403,12 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
         ("stfpm:", {"steps": None, "epochs": 7}, "budget: 7 epochs (official code's README", "80 steps"),
         ("stfpm:", {"optimiser": "adam"}, "adam, betas 0.9 0.999 (paper and official code: sgd", "momentum: "),
         ("stfpm:", {"norm_momentum": None}, "student's norms: momentum 0.01 (official code: momentum 0.1)", "None"),
-        ("stfpm:batch_sum", {}, "loss scale: with 1/2, summed over the batch (official code and eq. 2: its mean)", "eq. 2 has it"),
+        (
+            "stfpm:batch_sum",
+            {},
+            "loss scale: with 1/2, summed over the batch (official code and eq. 2: its mean)",
+            "eq. 2 has it",
+        ),
         ("padim:wide", {}, "which 550 follows from the seed", "which 100"),
         ("padim:", {"precision": "bf16"}, "precision: bf16 (public codes: fp32)", "channels: 100 ("),
         ("spade:stride16", {}, "strides: 4 8 16 (paper: 4 8 16 32)", "images: whole"),

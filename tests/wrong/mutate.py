@@ -31,12 +31,18 @@ from functools import partial
 from pathlib import Path
 from types import CodeType
 
-from tests.wrong.mutants import EQUIVALENT, HARMLESS, NAMED, TESTS, Change, Named, mutations
+from tests.wrong.mutants import EQUIVALENT, HARMLESS, TESTS, Change, mutations
+from tests.wrong.named import NAMED, Named
 
 ROOT = Path(__file__).parents[2]
 ROOM = ROOT / "kdad_bench" / "methods"
 SECONDS = 240  # of processor time for one mutant; longer counts as noticed, a loop without an end does too
 PATIENCE = 10  # times as long by the clock, so that a busy machine makes no mutant look noticed
+# over all methods or teachers: what they notice the tests of the changed module should have noticed before
+BROAD = [
+    f"tests/methods/test_distillation.py::test_{name}"
+    for name in ("every_method_trains_compiled", "any_size_divisible_by_32_works", "every_teacher_family_works")
+]
 PRELOADED = [  # what takes longest to import
     *("torch", "torch._dynamo", "numpy", "scipy.ndimage", "scipy.stats", "safetensors.torch", "PIL.Image"),
     *("pytest", "hypothesis", "hypothesis.strategies", "hypothesis.internal.observability", "syrupy"),
@@ -57,7 +63,8 @@ class Mutant:
     @property
     def reason(self) -> str:
         """Why no test can notice it; "" for one that a test has to."""
-        alike = next((reason for pattern, reason in HARMLESS.items() if re.search(pattern, self.what)), "")
+        both = f"{self.what}  |  {self.text}"
+        alike = next((reason for pattern, reason in HARMLESS.items() if re.search(pattern, both)), "")
         return EQUIVALENT.get((self.module, self.text, self.what), alike)
 
 
@@ -144,6 +151,7 @@ def run_tests(module: str, source: str | None, tests: Sequence[str], output: str
     if source is not None:
         sys.meta_path.insert(0, Finder(f"kdad_bench.methods.{module}", source))  # type: ignore[arg-type]
     known = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of the plugins that were imported before
+    known += [f"--deselect={test}" for test in BROAD]
     options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *known, "--hypothesis-seed=0", *tests]
     os._exit(int(pytest.main(options)))
 

@@ -33,7 +33,9 @@ def decay(settings: FractalADSettings) -> str:
     """The weight decay, where it is not the one that goes with or without distillation."""
     due = DECAY[settings.kd]
     case = "with" if settings.kd else "without"
-    return "" if settings.weight_decay == due else f"{shown(settings.weight_decay)} ({CODE}: {due:g} {case} distillation)"
+    return (
+        "" if settings.weight_decay == due else f"{shown(settings.weight_decay)} ({CODE}: {due:g} {case} distillation)"
+    )
 
 
 def norms(settings: FractalADSettings) -> str:
