@@ -125,5 +125,5 @@ def test_the_number_of_channels_is_a_deviation_where_the_paper_has_another() -> 
     wide = PadimSettings(teacher="wide_resnet50_2", channels=100)
     assert "channels: 100 (paper: 550 with this teacher)" in wide.deviations
     assert [one.partition(":")[0] for one in PadimSettings(teacher="wide_resnet50_2", channels=550).deviations] == [
-        "images"
+        "input"
     ]

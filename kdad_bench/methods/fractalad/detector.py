@@ -106,7 +106,7 @@ FRACTALAD = Entry(
     name="fractalad",
     title="FractalAD",
     paper="Xia et al. 2023, arXiv 2301.12739",
-    presets={"quick": QUICK, "paper": PAPER},
+    presets={"paper": PAPER, "quick": QUICK},
     build=FractalAD,
     variants={
         "kd": {"kd": True, "weight_decay": DECAY[True]},  # the default of `paper`; `quick` has it off
