@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from kdad_bench.methods.backbones import FACTS
 from kdad_bench.methods.backbones.resnet import LAYOUTS
 from kdad_bench.methods.protocol import Settled, instead, shown
 from kdad_bench.methods.training.settings import DistillationSettings
 
-Say = Callable[[DistillationSettings], str]
+Say = Callable[[Any], str]  # of a method's settings
 LITE_NORM_MOMENTUM = 0.01  # EfficientNet's reference; PyTorch's norms, which all others have, take 0.1
 NORM_MOMENTUM = 0.1
 
