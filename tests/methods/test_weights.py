@@ -202,7 +202,10 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"w\.pth: not weights of resnet34: lacks 'layer1\.2"):
         load_teacher("resnet34", source=path)
     torch.save(trunk | {"layer5.weight": torch.zeros(1)}, path)
-    with pytest.raises(WeightsError, match=r"has 'layer5\.weight'"):
+    with pytest.raises(WeightsError, match=r"has 'layer5\.weight'$"):
+        load_teacher("resnet18", source=path)
+    torch.save(trunk | {"layer5.weight": torch.zeros(1), "layer5.bias": torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match=r"has 'layer5\.weight' \(and 1 more\)$"):
         load_teacher("resnet18", source=path)
     torch.save(trunk | {"conv1.weight": torch.zeros(64, 3, 3, 3)}, path)
     with pytest.raises(WeightsError, match=r"shape \(64, 3, 3, 3\), not \(64, 3, 7, 7\)"):

@@ -273,5 +273,7 @@ HARMLESS: Mapping[str, str] = {
 }
 # (module, its line, "before -> after") -> why no test can notice it
 EQUIVALENT: Mapping[tuple[str, str, str], str] = {
+    ("augmentation", "happens = chance[:3] < s.probability", "3 -> 4"): "a fourth row is never read",
+    ("training.teacher", "sums[k] += tap.double().sum((0, 2, 3))", "tap.double() -> tap"): "digits beyond a float's",
     ("training.loop", "scaler.update()", "scaler.update() -> pass"): "fp16 only: on a CPU its scale rarely changes",
 }

@@ -147,7 +147,7 @@ def run_tests(module: str, source: str | None, tests: Sequence[str], output: str
     os.dup2(sink, 2)
     os.chdir(ROOT)
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = f"{output}.hypothesis"
-    sys.dont_write_bytecode = True
+    sys.dont_write_bytecode = source is not None  # the run without a change leaves what the others need not compile
     if source is not None:
         sys.meta_path.insert(0, Finder(f"kdad_bench.methods.{module}", source))  # type: ignore[arg-type]
     known = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of the plugins that were imported before

@@ -10,7 +10,7 @@ from kdad_bench.methods.backbones.resnet import LAYOUTS
 from kdad_bench.methods.protocol import Settled, instead, shown
 from kdad_bench.methods.training.settings import DistillationSettings
 
-Say = Callable[[Any], str]
+Say = Callable[[Any], str]  # of a method's settings
 LITE_NORM_MOMENTUM = 0.01  # EfficientNet's reference; PyTorch's norms, which all others have, take 0.1
 NORM_MOMENTUM = 0.1
 
