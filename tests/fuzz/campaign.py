@@ -33,6 +33,7 @@ def attacks(kind: str, count: int, seed: int, first: int = 0) -> Iterator[dict[s
     with tempfile.TemporaryDirectory(prefix="kdad-fuzz-") as folder:
         base = Path(folder)
         os.environ |= {"KDAD_CACHE": str(base / "cache"), "HOME": str(base), "TMPDIR": str(base / "tmp")}
+        os.environ["MPLCONFIGDIR"] = str(base / "cache")
         tempfile.tempdir = None
         for name in ("cache", "tmp", "one"):
             (base / name).mkdir()
@@ -110,12 +111,13 @@ def records(kind: str, count: int, seed: int, first: int) -> Iterator[dict[str, 
         assert child.stdout is not None
         waiting = selectors.DefaultSelector()
         waiting.register(child.stdout, selectors.EVENT_READ)
-        while waiting.select(timeout=5 * SECONDS) and (line := child.stdout.readline()):
+        while (ready := waiting.select(timeout=5 * SECONDS)) and (line := child.stdout.readline()):
             record: dict[str, object] = json.loads(line)
             number = int(str(record["number"]))
             yield record
-        alive = child.poll() is None and number + 1 < count
-        child.kill() if alive else child.wait()
+        if not ready:
+            child.kill()
+        child.wait()
     if number + 1 < count:
-        line = "no answer" if alive else f"exit code {child.returncode}"
-        yield {"number": number + 1, "answer": "hang" if alive else "killed", "line": line}
+        line = f"exit code {child.returncode}" if ready else "no answer"
+        yield {"number": number + 1, "answer": "killed" if ready else "hang", "line": line}

@@ -104,7 +104,7 @@ def images(base: Path) -> Attack:
         path.write_bytes(spoilt(draw, known[name], list(known.values())))
         if draw.random() < 0.1:
             shutil.copy(sound, place / "sound.png")
-            code, output, _ = said("predict", model, place, "--json", "--out", place / "out")
+            code, output, _ = said("predict", model, place, "--json", "--out", place / "out", "--threshold", "1")
             found = strict(output)
             assert len(found["images"]) + len(found["failed"]) == 2, found
             return "refused" if code else "accepted"

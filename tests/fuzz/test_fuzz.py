@@ -30,7 +30,7 @@ def test_spoilt_inputs_are_refused_in_a_line_or_used(kind: str) -> None:
 
 
 def write_outside(draw: object, place: Path) -> str:
-    (place.parent / "outside").write_text("x")
+    (place.parent / os.urandom(8).hex()).write_text("x")
     return "accepted"
 
 
