@@ -174,5 +174,5 @@ def test_nothing_but_the_refusal_is_said_of_a_damaged_tiff(tmp_path: Path, capfd
         data[1000:1400] = bytes(400)
         path.write_bytes(data)
         with pytest.raises(DatasetError, match="not a readable image"):
-            read_rgb(path, 32)
+            decoding.read_rgb(path, 32)
     assert capfd.readouterr() == ("", "")
