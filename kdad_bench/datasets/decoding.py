@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import io
 import os
@@ -9,12 +10,13 @@ import stat
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kdad_bench.datasets.category import DatasetError
@@ -32,6 +34,18 @@ MOST = 0.5  # share of an image; a mask that marks more, and nearly its whole ri
 NEARLY_ALL = 0.95
 
 U8 = npt.NDArray[np.uint8]
+
+
+def _silence_libtiff() -> None:
+    """Pillow's libtiff prints its thoughts on damaged files past every stream of ours; the error raised says enough."""
+    for path in (Path(PIL.__file__).parent.parent / "pillow.libs").glob("libtiff*"):
+        with suppress(OSError, AttributeError):  # another build of Pillow
+            library = ctypes.CDLL(str(path))
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
+
+
+_silence_libtiff()
 # a picture that Pillow finds too large is refused as a damaged one is; it would only warn
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 

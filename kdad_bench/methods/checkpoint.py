@@ -178,13 +178,17 @@ def _refuse_other_note(folder: Path, description: Description, metadata: Mapping
         return
     if description.digest is None:
         raise ModelError(f"{path}: damaged ({DIGEST} is missing); {REMEDY}")
-    noted = json.loads(metadata[NOTE])
-    if noted["method"] != description.name:
-        raise ModelError(f"{path}: method {description.name!r}, but the weights are {noted['method']}'s; {REMEDY}")
-    for key, value in noted["settings"].items():
-        if description.values[key] != value:
-            mine = _said(description.values, key)
-            raise ModelError(f"{path}: setting {key!r} is {mine}, but the weights were saved with {value!r}; {REMEDY}")
+    try:
+        noted = json.loads(metadata[NOTE])
+        name, values = str(noted["method"]), dict(noted["settings"])
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise _foreign(folder / WEIGHTS, f"the {NOTE} in its header is damaged") from error
+    if name != description.name:
+        raise ModelError(f"{path}: method {description.name!r}, but the weights are {name[:60]!r}'s; {REMEDY}")
+    for key in description.values:
+        mine, theirs = _said(description.values, key), _said(values, key)
+        if description.values[key] != values.get(key):
+            raise ModelError(f"{path}: setting {key!r} is {mine}, but the weights were saved with {theirs}; {REMEDY}")
 
 
 def _refuse_other_shapes(folder: Path, description: Description, file: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -197,6 +198,20 @@ def test_weights_of_another_network_and_such_that_are_not_finite_are_refused(cop
     edit, words = STATES[kind]
     change(copy, edit=edit)
     assert re.search(rf"model\.safetensors: .*{words}", refusal(copy))
+
+
+NOTES = ("", "{", "[]", "{}", '{"method": "pixel_mean", "settings": 5}', "[" * 100_000,
+         '{"method": "pixel_mean", "settings": {}}', '{"method": "stfpm", "settings": {}}')  # fmt: skip
+
+
+@pytest.mark.parametrize("note", NOTES)
+def test_a_damaged_note_in_the_header_is_refused(copy: Path, note: str) -> None:
+    state = load_file(copy / "model.safetensors")
+    save_file(state, copy / "model.safetensors", metadata={"description": note})
+    content = json.loads((copy / "model.json").read_text())
+    content["weights_sha256"] = hashlib.sha256((copy / "model.safetensors").read_bytes()).hexdigest()
+    rewrite(copy, content)
+    assert re.search(r"the description in its header is damaged|, but the weights ", refusal(copy))
 
 
 def test_a_model_of_before_the_files_named_each_other_loads_without_any_weights_of_its_teacher(

@@ -55,11 +55,20 @@ class Verdict:
 
 @cache
 def reported() -> tuple[Reported, ...]:
-    """All reported numbers, in the order of their file; raises ValueError if one has no rule of comparison."""
-    with (HERE / "comparability.csv").open(encoding="utf-8", newline="") as file:
-        rules = list(csv.DictReader(file))
-    with (HERE / "reported_results.csv").open(encoding="utf-8", newline="") as file:
-        return tuple(_reported(line, rules) for line in csv.DictReader(file))
+    """All reported numbers, in the order of their file; raises ValueError if one has no rule of comparison, or a table
+    is damaged."""
+    try:
+        rules, lines = (_lines(HERE / name) for name in ("comparability.csv", "reported_results.csv"))
+        return tuple(_reported(line, rules) for line in lines)
+    except (LookupError, TypeError, AttributeError, ValueError, csv.Error) as error:  # a column, or the end of a line
+        raise ValueError(
+            f"{HERE}: a table of published numbers is damaged ({error}); install the package again"
+        ) from error
+
+
+def _lines(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _reported(line: dict[str, str], rules: Sequence[dict[str, str]]) -> Reported:
