@@ -412,7 +412,6 @@ MKD = Entry(
             steps=200,
             batch_size=8,
             schedule="one_cycle",
-            learning_rate=3e-3,
             taps="standardised",
             value_weight=0.01,  # the official code's for data sets other than MVTec AD
             normalised=True,  # as this teacher was trained

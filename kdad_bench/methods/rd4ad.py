@@ -122,6 +122,7 @@ RD4AD = Entry(
             image_size=128,
             steps=140,
             batch_size=8,
+            learning_rate=0.01,
             schedule="one_cycle",
             sigma=2.0,  # as wide on 128 px as 4 on 256
         ),

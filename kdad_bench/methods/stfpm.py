@@ -99,6 +99,7 @@ STFPM = Entry(
             image_size=128,
             steps=80,
             batch_size=8,
+            learning_rate=0.8,  # this and the other rates of quick presets: docs/recipes.md
             schedule="one_cycle",
             norm_momentum=0.1,
         ),

@@ -94,7 +94,6 @@ QUICK = FractalADSettings(
     batch_size=4,
     norm_momentum=0.1,
     schedule="one_cycle",
-    learning_rate=3e-3,
     weight_decay=DECAY[False],
     taps="standardised",
     kd=False,
