@@ -20,6 +20,7 @@ from kdad_bench.leaderboard.text import printable
 # command -> ("module:attribute", one line for --help, so that --help imports no command)
 COMMANDS = {
     "run": ("kdad_bench.cli.run:run", "Train and evaluate methods; one result row per job."),
+    "evaluate": ("kdad_bench.cli.evaluate:evaluate", "Judge anomaly maps that other code made."),
     "leaderboard": ("kdad_bench.cli.leaderboard:leaderboard", "Write the leaderboard of a results folder."),
     "compare": ("kdad_bench.cli.compare:compare", "Compare two methods or two results folders."),
     "show": ("kdad_bench.cli.show:show", "Show everything about one job."),

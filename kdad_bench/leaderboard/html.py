@@ -13,6 +13,7 @@ from kdad_bench.leaderboard.board import UNSTEADY, VISIBLE, Board, Mark
 from kdad_bench.leaderboard.gallery import NoPicture, thumbnail
 from kdad_bench.leaderboard.metric import METRICS, RANKED, shown_in
 from kdad_bench.leaderboard.numbers import MISSING, deviation, large, number, signed
+from kdad_bench.leaderboard.row import EXTERNAL
 from kdad_bench.leaderboard.store import Problem
 from kdad_bench.leaderboard.summary import Estimate
 from kdad_bench.leaderboard.text import escape
@@ -94,9 +95,9 @@ def body(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem], p
 
 
 ABOUT = """<details><summary>How to read this page</summary>
-<p>Rows that differ in data set, modality, resolution, preset, protocol or device are never averaged: each such group
-has its own section. Accuracies are in [0, 1], higher is better. [low, high] is the 95 % interval of the mean, by a
-bootstrap over categories and seeds; ± is the standard deviation over seeds (n − 1), absent with one seed. Bold is the
+<p>Rows that differ in data set, modality, resolution, preset, protocol, device or origin are never averaged: each
+such group has its own section. Accuracies are in [0, 1], higher is better. [low, high] is the 95 % interval of the mean,
+by a bootstrap over categories and seeds; ± is the standard deviation over seeds (n − 1), absent with one seed. Bold is the
 best value and underlined the second, only where it differs from the next one beyond noise: for a mean, by a Wilcoxon
 signed-rank test over categories, Holm-corrected, at 0.05 (a few categories can never reach that); in one category, by
 the 95 % interval of the paired difference over seeds.</p></details>"""
@@ -138,6 +139,10 @@ def _board(board: Board, name: str) -> Iterator[str]:
 
 
 CAVEATS = {
+    EXTERNAL: (
+        "Other code made these maps, and only their scoring is this benchmark's. What it learnt from, and whether it "
+        "saw test images, is not known."
+    ),
     "quick preset": "Small images and a short fixed budget; no statement about a paper's numbers.",
     "synthetic data": "Procedurally generated images, no substitute for a real data set.",
 }

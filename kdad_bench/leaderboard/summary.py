@@ -1,7 +1,7 @@
 """Rows -> means, intervals, ranks and tests: which differences in a table mean something.
 
-Only like is compared with like: rows are first split by data set, preset, modality, resolution, protocol version and
-device, and nothing crosses these lines. Within one such group
+Only like is compared with like: rows are first split by data set, preset, modality, resolution, protocol version,
+device and origin, and nothing crosses these lines. Within one such group
 
 - a cell (method, category) is the mean over seeds, with std (n-1) and a Student t interval over seeds;
 - the overall value is the mean over categories of the cells, with the std over seeds of that mean, and a two-level
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 MOST_ENTRANTS = 200  # of one table; every pair of them is compared
 MOST_CELLS = 2_000_000  # entrants x categories x seeds of one table
 
-GROUP_COLUMNS = ("dataset", "preset", "modality", "resolution", "protocol_version", "device", "device_name")
+GROUP_COLUMNS = ("dataset", "preset", "modality", "resolution", "protocol_version", "device", "device_name", "origin")
 _COLUMNS = (
     *GROUP_COLUMNS,
     "job_id",
@@ -73,6 +73,7 @@ class Group:
     protocol_version: str
     device: str
     device_name: str
+    origin: str = ""  # "": run by this benchmark; else who vouches for it, in words that every table shows
     synthetic: bool = field(default=False, compare=False)
 
 
