@@ -36,7 +36,7 @@ from kdad_bench.leaderboard.row import EXTERNAL, Row
 from kdad_bench.metrics import available_cpus
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}", re.ASCII)  # of external results; it names files
-PREFIX = "external/"  # of the column `method`: no name of ours has a stroke in it
+PREFIX = "external:"  # of the column `method`: no name of ours has a colon in it
 Size = tuple[int, int]  # width, height
 
 

@@ -117,13 +117,13 @@ def buffered(file: IO[bytes]) -> IO[bytes]:
 
 def of_npy(path: Path) -> NDArray[Any]:
     """The array of an .npy file."""
-    with opened(path) as file:
-        return read_array(buffered(file), MAX_PIXELS)
+    with opened(path) as file, buffered(file) as stream:
+        return read_array(stream, MAX_PIXELS)
 
 
 def of_npz(path: Path) -> NDArray[Any]:
     """The only array of an .npz file."""
-    with opened(path) as file, zipfile.ZipFile(buffered(file)) as archive:
+    with opened(path) as file, buffered(file) as whole, zipfile.ZipFile(whole) as archive:
         names = members(archive)
         if len(names) != 1:
             raise MapError(f"holds the arrays {', '.join(names) or 'none'}; a map's file holds one")
@@ -136,7 +136,7 @@ def read_stack(path: Path) -> Stack | None:
     and perhaps `scores` [N]; None for an .npz file of other arrays. Raises MapError."""
 
     def read() -> Stack | None:
-        with opened(path) as file, zipfile.ZipFile(buffered(file)) as archive:
+        with opened(path) as file, buffered(file) as whole, zipfile.ZipFile(whole) as archive:
             names = members(archive)
             if not set(STACK) <= set(names):
                 return None
@@ -150,8 +150,7 @@ def read_stack(path: Path) -> Stack | None:
                     scores = read_array(stream, MOST_VALUES // 1024)
         if maps.ndim != 3 or called.shape != maps.shape[:1] or (scores.size and scores.shape != called.shape):
             raise MapError(
-                f"holds maps {maps.shape}, names {called.shape} and scores {scores.shape}, "
-                "not [N, H, W], [N] and [N]"
+                f"holds maps {maps.shape}, names {called.shape} and scores {scores.shape}, not [N, H, W], [N] and [N]"
             )
         return Stack(maps, tuple(map(str, called)), tuple(map(float, scores)))
 

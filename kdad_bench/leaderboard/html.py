@@ -96,11 +96,11 @@ def body(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem], p
 
 ABOUT = """<details><summary>How to read this page</summary>
 <p>Rows that differ in data set, modality, resolution, preset, protocol, device or origin are never averaged: each
-such group has its own section. Accuracies are in [0, 1], higher is better. [low, high] is the 95 % interval of the mean,
-by a bootstrap over categories and seeds; ± is the standard deviation over seeds (n − 1), absent with one seed. Bold is the
-best value and underlined the second, only where it differs from the next one beyond noise: for a mean, by a Wilcoxon
-signed-rank test over categories, Holm-corrected, at 0.05 (a few categories can never reach that); in one category, by
-the 95 % interval of the paired difference over seeds.</p></details>"""
+such group has its own section. Accuracies are in [0, 1], higher is better. [low, high] is the 95 % interval of the
+mean, by a bootstrap over categories and seeds; ± is the standard deviation over seeds (n − 1), absent with one seed.
+Bold is the best value and underlined the second, only where it differs from the next one beyond noise: for a mean, by
+a Wilcoxon signed-rank test over categories, Holm-corrected, at 0.05 (a few categories can never reach that); in one
+category, by the 95 % interval of the paired difference over seeds.</p></details>"""
 
 
 def _navigation(drawn: Sequence[Board], pictures: bool) -> str:
@@ -177,7 +177,7 @@ def _ranking(board: Board) -> str:
         cells = [
             _cell(str(place) if rank is not None else MISSING, place if rank is not None else 9999),
             f'<th scope="row">{escape(board.labels[key])}</th>',
-            f"<td>{escape(entrant.teacher or 'none')}</td>",
+            f"<td>{escape(entrant.teacher or ('unknown' if board.external else 'none'))}</td>",
         ]
         for metric in board.headline:
             cells.append(
@@ -302,7 +302,7 @@ def _published(board: Board) -> str:
 def _words(board: Board) -> Iterator[str]:
     """What no source settles, and apart from it what a source settles and these runs do otherwise."""
     said = (
-        ("Readings: what the sources leave open", board.readings),
+        ("How the maps were judged" if board.external else "Readings: what the sources leave open", board.readings),
         ("Deviations: what a source settles and these runs do otherwise", board.deviations),
     )
     for title, words in said:

@@ -359,7 +359,7 @@ def _notes_of(board: Board, key: str) -> list[str]:
     """What must be said of an entrant: what no source settles, and apart from it what a source settles otherwise."""
     title = _text(board.summary.entrant(key).title)
     said = (
-        ("its source leaves open, and is read here as", board.readings(key)),
+        ("judged" if board.external else "its source leaves open, and is read here as", board.readings(key)),
         ("a source settles it, and these runs do otherwise", board.deviations(key)),
     )
     return [f"**{title}**: {what}: {'; '.join(map(_text, words))}." for what, words in said if words]
@@ -373,7 +373,7 @@ def _named(board: Board, key: str, notes: Mapping[str, int]) -> str:
 def _teacher(board: Board, key: str) -> str:
     entrant = board.summary.entrant(key)
     if not entrant.teacher:
-        return "none"
+        return "unknown" if board.external else "none"
     return _text(entrant.teacher) + (" (random weights)" if entrant.teacher_weights == "random" else "")
 
 
