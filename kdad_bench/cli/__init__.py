@@ -30,6 +30,8 @@ COMMANDS = {
     "data": ("kdad_bench.cli.data:data", "Fetch, verify, preview or generate data sets."),
     "kernels": ("kdad_bench.cli.kernels:kernels", "Inspect and benchmark the kernels."),
     "bench": ("kdad_bench.cli.bench:bench", "Benchmark the harness against a plain PyTorch loop."),
+    "new": ("kdad_bench.cli.new:new", "Write a method's file to begin with."),
+    "check-method": ("kdad_bench.cli.check_method:check_method", "Check a method of yours against the rules."),
     "list": ("kdad_bench.cli.list:list_", "List methods, data sets or teachers."),
     "doctor": ("kdad_bench.cli.doctor:doctor", "Report what this machine has and lacks."),
     "completion": ("kdad_bench.cli.completion:completion", "Print the shell completion script."),

@@ -181,6 +181,7 @@ def columns_of(job: Job) -> dict[str, Any]:
         "settings": json.dumps(asdict(job.settings), sort_keys=True, default=str),
         "data_fingerprint": datasets.fingerprint(job.category),
         "synthetic": job.category.synthetic,
+        "code_sha256": job.code or None,
     }
 
 

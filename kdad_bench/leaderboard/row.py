@@ -26,7 +26,7 @@ SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
     {
         1: "The first published schema.",
         2: "Column `deviations`: where a source settles something and the run does otherwise.",
-        3: "Column `origin`: results that this benchmark judged and did not run.",
+        3: "Columns `origin`, of results only judged here, and `code_sha256`, of methods from outside the package.",
     }
 )
 
@@ -84,6 +84,9 @@ class _Job:
     deviations: tuple[str, ...] = field(
         default=(),
         metadata=_is("list<string>", "where a source settles it and this run differs: 'field: value (source)'"),
+    )
+    code_sha256: str | None = field(
+        default=None, metadata=_is("string", "SHA-256 of the code of a method from outside the package")
     )
     variant: str | None = field(
         default=None, metadata=_is("string", "named variant of the method; null for the default")

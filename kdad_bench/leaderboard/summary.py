@@ -53,6 +53,7 @@ _COLUMNS = (
     "teacher",
     "teacher_weights",
     "teacher_sha256",
+    "code_sha256",
     "category",
     "data_fingerprint",
     "seed",
@@ -382,20 +383,23 @@ def _of_bounded_size(rows: list[Mapping[str, Any]], problems: list[str]) -> list
     return rows_kept
 
 
-Identity = tuple[str, str, str, str]
+Identity = tuple[str, str, str, str, str]  # method, variant, teacher, hash of its weights, hash of the code
 
 
 def _identity(row: Mapping[str, Any]) -> Identity:
-    return (row["method"], row["variant"] or "", row["teacher"] or "", row["teacher_sha256"] or "")
+    named = ("method", "variant", "teacher", "teacher_sha256", "code_sha256")
+    method, variant, teacher, weights, code = (row[name] or "" for name in named)
+    return method, variant, teacher, weights, code
 
 
 def _entrants(rows: list[Mapping[str, Any]]) -> dict[Identity, Entrant]:
-    """One entrant for each method, variant and teacher; the teacher is named only where it tells two apart."""
+    """One entrant for each method, variant, teacher and code; the last two are named only where they tell two apart."""
     newest = {_identity(row): row for row in rows}
     found: dict[Identity, Entrant] = {}
     for identity, row in sorted(newest.items()):
-        method, variant, teacher, sha256 = identity
-        twins = [other for other in newest if other[:2] == identity[:2]]
+        method, variant, teacher, sha256, code = identity
+        every = [other for other in newest if other[:2] == identity[:2]]
+        twins = [other for other in every if other[4] == code]
         key = f"{method}:{variant}" if variant else method
         title = row["title"] or method
         if len(twins) > 1:
@@ -403,6 +407,8 @@ def _entrants(rows: list[Mapping[str, Any]]) -> dict[Identity, Entrant]:
             unique = sum(newest[t]["teacher_weights"] == row["teacher_weights"] and t[2] == teacher for t in twins) == 1
             name = f"{teacher} {weights}" if unique else f"{teacher} {weights} {sha256[:8]}"
             key, title = f"{key}@{name}", f"{title} ({name})"
+        if len(twins) < len(every):
+            key, title = f"{key}@code {code[:8]}", f"{title} (code {code[:8]})"
         found[identity] = Entrant(
             key=key,
             method=method,

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from kdad_bench.files import write_text_whole, write_whole
-from kdad_bench.methods import METHODS, entry
+from kdad_bench.methods import METHODS, entry, known
 from kdad_bench.methods.backbones import build
 from kdad_bench.methods.protocol import Method
 
@@ -61,7 +61,7 @@ def _described(path: Path) -> tuple[str, Any]:
         ) from error
     if version != FORMAT:
         raise ModelError(f"{path}: format {version}, this version reads {FORMAT}")
-    if name not in METHODS:
+    if not known(name):
         raise ModelError(f"{path}: method {name!r} is not known; have: {', '.join(METHODS)}")
     kind = type(next(iter(entry(name).presets.values())))
     unknown = set(values) - {field.name for field in fields(kind)}
