@@ -20,6 +20,7 @@ from kdad_bench.leaderboard.text import printable
 # command -> ("module:attribute", one line for --help, so that --help imports no command)
 COMMANDS = {
     "run": ("kdad_bench.cli.run:run", "Train and evaluate methods; one result row per job."),
+    "evaluate": ("kdad_bench.cli.evaluate:evaluate", "Judge anomaly maps that other code made."),
     "leaderboard": ("kdad_bench.cli.leaderboard:leaderboard", "Write the leaderboard of a results folder."),
     "compare": ("kdad_bench.cli.compare:compare", "Compare two methods or two results folders."),
     "show": ("kdad_bench.cli.show:show", "Show everything about one job."),
@@ -29,6 +30,8 @@ COMMANDS = {
     "data": ("kdad_bench.cli.data:data", "Fetch, verify, preview or generate data sets."),
     "kernels": ("kdad_bench.cli.kernels:kernels", "Inspect and benchmark the kernels."),
     "bench": ("kdad_bench.cli.bench:bench", "Benchmark the harness against a plain PyTorch loop."),
+    "new": ("kdad_bench.cli.new:new", "Write a method's file to begin with."),
+    "check-method": ("kdad_bench.cli.check_method:check_method", "Check a method of yours against the rules."),
     "list": ("kdad_bench.cli.list:list_", "List methods, data sets or teachers."),
     "doctor": ("kdad_bench.cli.doctor:doctor", "Report what this machine has and lacks."),
     "completion": ("kdad_bench.cli.completion:completion", "Print the shell completion script."),

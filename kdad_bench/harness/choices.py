@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from kdad_bench.methods import METHODS
+from kdad_bench.methods import METHODS, known, outside
 
 MOST_SEED = 2**63 - 1  # what a column of rows holds
 MOST_SEEDS = 10_000
@@ -40,9 +40,17 @@ def suggestion(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
 
 
 def method_choice(text: str) -> tuple[str, str]:
-    """Split `method[:variant]`; raises SelectionError for an unknown method."""
-    method, _, variant = text.partition(":")
-    if method not in METHODS:
+    """Split `method[:variant]`, or load `path/to/file.py[:ENTRY[:VARIANT]]` and give its name; raises SelectionError
+    for an unknown method and for code that cannot be used."""
+    try:
+        file = outside.spelled(text)
+        if file is not None:
+            return outside.add_file(file[0], file[1], METHODS), file[2]
+        method, _, variant = text.partition(":")
+        there = known(method)
+    except outside.OutsideError as error:
+        raise SelectionError(f"--method {error}") from error
+    if not there:
         raise SelectionError(f"unknown method '{method}'{suggestion(method, METHODS)}; have: {', '.join(METHODS)}")
     return method, variant
 
@@ -78,6 +86,6 @@ def parse_assignment(text: str) -> tuple[str, str, Any]:
     except tomllib.TOMLDecodeError:
         value = raw
     method, _, field = target.strip().rpartition(".")
-    if method and method not in METHODS:
+    if method and not known(method):
         raise SelectionError(f"--set '{text}': unknown method '{method}'{suggestion(method, METHODS)}")
     return method, field, tuple(value) if isinstance(value, list) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from kdad_bench import __version__
 from kdad_bench.datasets import Category, fingerprint
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
+from kdad_bench.methods import METHODS, outside
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +25,14 @@ class TeacherWeights:
     sha256: str
     path: Path | None = None  # None: random weights, or weights that could not be had
     problem: str = ""  # why the weights could not be had; such a job becomes a failed row
+
+
+def restored(content: bytes, attribute: str, where: str, state: bytes) -> Job:
+    """The job that `Job.__reduce_ex__` took apart, in a process that has not run its method's code yet."""
+    outside.add_content(content, attribute, where, METHODS)
+    job = object.__new__(Job)
+    job.__dict__.update(pickle.loads(state))
+    return job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +51,7 @@ class Job:
     deterministic: bool = False
     hold_out: float = 0.0  # share of the normals that the method never sees; a threshold is fitted on them
     fingerprint: str = ""  # of the category, where the plan has it already: once for all its jobs
+    code: str = ""  # SHA-256 of a method's code that is not this package's
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -61,6 +72,7 @@ class Job:
             "device": self.device.partition(":")[0],
             "deterministic": self.deterministic,
             "hold_out": self.hold_out,
+            **({"code": self.code} if self.code else {}),
         }
 
     @cached_property
@@ -68,6 +80,13 @@ class Job:
         """16 hex digits of the SHA-256 of the canonical JSON of `identity`."""
         text = json.dumps(self.identity, sort_keys=True, separators=(",", ":"), default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A job of a method from a file travels with the code: another process has to run that before its settings."""
+        added = outside.ADDED.get(self.method)
+        if added is None or not added.content:
+            return super().__reduce_ex__(protocol)
+        return restored, (added.content, added.attribute, added.where, pickle.dumps(self.__dict__, protocol))
 
     @property
     def deviations(self) -> tuple[str, ...]:

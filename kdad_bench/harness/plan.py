@@ -11,6 +11,7 @@ from kdad_bench.harness.choices import PRESETS, SelectionError, suggestion
 from kdad_bench.harness.job import Job, TeacherWeights
 from kdad_bench.harness.lone_batch import refuse_lone_batches
 from kdad_bench.harness.selection import Selection
+from kdad_bench.methods import outside
 
 # settings that stand elsewhere -> where
 NOT_SETTINGS = {"seed": "choose seeds with --seeds", "readings": "it follows from the method"}
@@ -43,6 +44,7 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
                     deterministic=selection.deterministic,
                     hold_out=selection.hold_out,
                     fingerprint=data,
+                    code=outside.ADDED[method].sha256 if method in outside.ADDED else "",
                 )
                 refuse_lone_batches(job)
                 jobs.setdefault(job.id, job)

@@ -24,7 +24,7 @@ from kdad_bench.harness import decision
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.decision import Decision
 from kdad_bench.harness.pictures import colours
-from kdad_bench.harness.scoring import SCORE_BATCH, as_images, scored
+from kdad_bench.harness.scoring import SCORE_BATCH, as_images, finite, scored
 from kdad_bench.harness.selection import device_from
 from kdad_bench.methods.checkpoint import load
 from kdad_bench.methods.protocol import Method
@@ -112,9 +112,9 @@ class Judge:
             return
         images = as_images(np.stack(list(pixels.values())), self.device)
         scores = scored(self.method, images, len(images), self.name)
-        finite = torch.isfinite(scores.image) & torch.isfinite(scores.pixel).flatten(1).all(1)
+        sound_ones = finite(scores)
         maps = scores.pixel.cpu().numpy()
-        for path, score, heat, sound in zip(pixels, scores.image.tolist(), maps, finite.tolist(), strict=True):
+        for path, score, heat, sound in zip(pixels, scores.image.tolist(), maps, sound_ones.tolist(), strict=True):
             if sound:
                 yield Answer(path, score, heat)
             else:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +14,11 @@ from torch import Tensor
 
 from kdad_bench import datasets
 from kdad_bench.datasets.splits import FRACTION
-from kdad_bench.files import CacheError, cache_folder
 from kdad_bench.harness import clock
 from kdad_bench.harness.cost import cost_of
 from kdad_bench.harness.environment import describe, keep_freed_memory
 from kdad_bench.harness.job import Job
+from kdad_bench.harness.judging import judged
 from kdad_bench.harness.late_fusion import FusedModalities
 from kdad_bench.harness.output import Work, checkpoint_path, keep_beside
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
@@ -30,7 +28,6 @@ from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods import entry
 from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
 from kdad_bench.methods.protocol import Fitting, Method
-from kdad_bench.metrics import image_metrics, mask_conflicts, pixel_metrics, region_index
 
 KEPT_LOSSES = 200  # points of the loss curve that enter the row; the log file has all of them
 
@@ -73,12 +70,10 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
 
     losses = [curve[step] for step in sorted(curve)]
     start = time.perf_counter()
-    figures: dict[str, Any] = image_metrics(scores.image, test.labels, names=test.names, method=job.name)
-    common = image_metrics(scores.pixel.amax(dim=(1, 2)), test.labels, names=test.names, method=job.name)
-    figures["image_auroc_max"] = common["image_auroc"]
-    warn_of_conflicts(test, job)
-    regions = None if test.masks is None else region_index(test.masks, region_file(job))
-    figures |= pixel_metrics(scores.pixel, test.masks, region_index=regions, names=test.names, method=job.name)
+    figures = judged(
+        scores.image, scores.pixel, scores.pixel.amax(dim=(1, 2)), test,
+        category=job.category, resolution=job.resolution, method=job.name,
+    )  # fmt: skip
     metric_seconds = time.perf_counter() - start
 
     cost = cost_of(method, images, job)
@@ -152,35 +147,6 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def warn_of_conflicts(test: datasets.TestSet, job: Job) -> None:
-    """One line on images whose mask and label disagree: the pixel metrics then mean less than they seem to."""
-    marked, unmarked = mask_conflicts(test.masks, test.labels, names=test.names)
-    where = f"{job.category.dataset}/{job.category.name} at {job.resolution} px"
-    if marked:
-        warnings.warn(f"{where}: defect pixels in {len(marked)} good images ({listed(marked)})", stacklevel=2)
-    if unmarked:
-        warnings.warn(
-            f"{where}: no defect pixel in the masks of {len(unmarked)} anomalous images ({listed(unmarked)}); they "
-            "count as anomalous in the image metrics and as normal in the pixel metrics; a higher --resolution helps",
-            stacklevel=2,
-        )
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few names."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def region_file(job: Job) -> Path | None:
-    """Where the region index of a category's masks at a resolution is kept; None without a cache folder."""
-    name = f"{job.category.dataset}-{job.category.name}-{job.resolution}.regions"
-    readable = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[-120:]
-    try:
-        return cache_folder() / "regions" / readable
-    except CacheError:
-        return None
-
-
 def thinned(losses: list[dict[str, float]]) -> list[dict[str, float]]:
     """At most KEPT_LOSSES points of the loss curve, the last one among them."""
     every = -(-len(losses) // KEPT_LOSSES) or 1
@@ -212,6 +178,7 @@ def columns_of(job: Job) -> dict[str, Any]:
         "settings": json.dumps(asdict(job.settings), sort_keys=True, default=str),
         "data_fingerprint": datasets.fingerprint(job.category),
         "synthetic": job.category.synthetic,
+        "code_sha256": job.code or None,
     }
 
 

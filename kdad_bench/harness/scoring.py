@@ -60,6 +60,11 @@ def checked(scores: Scores, images: Tensor, name: str) -> Scores:
     return scores
 
 
+def finite(scores: Scores) -> Tensor:
+    """[N] bool: whether score and map of each image hold neither a NaN nor an infinity."""
+    return torch.isfinite(scores.image) & torch.isfinite(scores.pixel).flatten(1).all(1)
+
+
 def batch_invariance(method: Method, images: Tensor, scores: Scores) -> float:
     """The largest difference between a map scored alone and within its batch, over the first few images."""
     with torch.inference_mode():

@@ -12,7 +12,7 @@ from kdad_bench import datasets
 from kdad_bench.datasets import Category
 from kdad_bench.harness.choices import PRESETS, SelectionError, parse_assignment, suggestion
 from kdad_bench.harness.options import RunOptions
-from kdad_bench.methods import METHODS
+from kdad_bench.methods import METHODS, outside
 
 EVERYWHERE = ("teacher", "steps", "epochs", "batch_size", "image_size", "precision")  # options that are settings
 BESIDE = ("save_models", "save_maps", "tensorboard")  # what is written beside the rows
@@ -61,6 +61,11 @@ def refuse_contradictions(options: RunOptions) -> None:
     if options.save_models and options.modality != "rgb":
         raise SelectionError(
             f"--save-models keeps rgb models, which `predict` can use; not --modality {options.modality}"
+        )
+    files = [name for name, _ in options.methods if name in outside.ADDED and outside.ADDED[name].content]
+    if options.save_models and files:
+        raise SelectionError(
+            f"--save-models keeps what `predict` can load: {files[0]} is in a file; install it as a package"
         )
     if options.executor != "ray":
         for name, said in (("address", options.address is not None), ("gpu-fraction", options.gpu_fraction != 1.0)):

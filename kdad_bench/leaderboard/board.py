@@ -13,7 +13,7 @@ import numpy as np
 
 from kdad_bench.leaderboard.inference import CONFIDENCE
 from kdad_bench.leaderboard.metric import ACCURACY, HEADLINE, MEASURED, METRICS, RANKED
-from kdad_bench.leaderboard.row import COLUMNS
+from kdad_bench.leaderboard.row import COLUMNS, EXTERNAL
 from kdad_bench.leaderboard.student_t import student_quantile
 from kdad_bench.leaderboard.summary import Entrant, Estimate, Group, Summary, summarise_rows
 
@@ -30,7 +30,7 @@ VISIBLE = 0.0005  # half of the last digit that tables show: a smaller differenc
 _IDENTITY = (
     "job_id schema_version protocol_version created_at method title variant dataset category seed preset modality "
     "status reason teacher teacher_weights teacher_sha256 resolution image_size readings deviations "
-    "data_fingerprint synthetic"
+    "data_fingerprint synthetic origin code_sha256"
 )
 _MACHINE = "device device_name threads python torch triton numpy kdad_bench platform git_commit git_dirty"
 _FIGURES = tuple(
@@ -62,7 +62,12 @@ class Board:
     @property
     def quick(self) -> bool:
         """Whether the budget is not the paper's: such numbers say nothing about a paper."""
-        return not self.group.preset.startswith("paper")
+        return not self.external and not self.group.preset.startswith("paper")
+
+    @property
+    def external(self) -> bool:
+        """Whether other code made the maps: how they were made is not known, so nothing here ranks among our rows."""
+        return bool(self.group.origin)
 
     @property
     def machine(self) -> str:
@@ -78,12 +83,17 @@ class Board:
         """One line that says what the rows share."""
         seen = "" if self.group.modality in ("", "rgb") else f" ({self.group.modality})"
         resolution = f" at {self.group.resolution} px" if self.group.resolution else ""
-        return f"{self.dataset}{seen}{resolution}, {self.group.preset} preset, {self.machine}{self.apart}"
+        made = self.group.origin if self.external else f"{self.group.preset} preset, {self.machine}"
+        return f"{self.dataset}{seen}{resolution}, {made}{self.apart}"
 
     @property
     def caveats(self) -> tuple[str, ...]:
         """What a reader must know before the first number: short names of the labels that apply."""
-        marks = (("quick preset", self.quick), ("synthetic data", self.group.synthetic))
+        marks = (
+            (EXTERNAL, self.external),
+            ("quick preset", self.quick),
+            ("synthetic data", self.group.synthetic),
+        )
         return tuple(name for name, applies in marks if applies)
 
     @cached_property
@@ -221,7 +231,7 @@ def _above_zero(difference: np.ndarray[Any, np.dtype[np.float64]]) -> bool:
 def boards(table: pa.Table) -> list[Board]:
     """The boards of `table` (columns DRAWN, each job once), in an order that depends only on what they hold.
 
-    The paper preset and real data come first, and no two have the same title.
+    The paper preset and real data come first, external results last, and no two have the same title.
     """
     return boards_of(table.to_pylist())
 
@@ -237,7 +247,9 @@ def boards_of(rows: Sequence[Mapping[str, Any]]) -> list[Board]:
             found.setdefault(key, []).append(by_job[job])
         members = {key: tuple(jobs) for key, jobs in found.items()}
         made.append(Board(summary=summary, rows=members, dataset=shown.get(summary.group.dataset, "")))
-    return _told_apart(sorted(made, key=lambda board: (board.quick, board.group.synthetic, board.group)))
+    return _told_apart(
+        sorted(made, key=lambda board: (board.external, board.quick, board.group.synthetic, board.group))
+    )
 
 
 def shortest_names(datasets: Iterable[str]) -> dict[str, str]:

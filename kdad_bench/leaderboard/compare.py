@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -50,16 +51,18 @@ Cells = Mapping[tuple[str, int], Mapping[str, Any]]  # (category, seed) -> row
 def of_methods(table: pa.Table, first: str, second: str, metrics: Sequence[str], tolerance: float) -> list[Difference]:
     """Method `second` against `first` (names as `run --method` takes them) on every board that has both.
 
-    Raises NothingToCompare if no board has both.
+    An external result shares no board with a run: it is set against every board of the same data, modality, resolution
+    and protocol, and the title of what comes of it says so. Raises NothingToCompare if nothing has both.
     """
     found: list[Difference] = []
-    known: set[str] = set()
-    for board in boards(table):
-        known |= set(board.rows)
-        for a in _named(board, first):
-            for b in _named(board, second):
-                name = f"{board.labels[b]} against {board.labels[a]}"
-                found += _differences(board.title, name, _cells(board, a), _cells(board, b), metrics, tolerance)
+    every = boards(table)
+    known = {key for board in every for key in board.rows}
+    for one, other in product(every, every):
+        for a in _named(one, first) if _meet(one, other) else ():
+            for b in _named(other, second):
+                name = f"{other.labels[b]} against {one.labels[a]}"
+                title = one.title if one is other else f"{other.title}; against {one.title}"
+                found += _differences(title, name, _cells(one, a), _cells(other, b), metrics, tolerance)
     if not found:
         raise NothingToCompare(
             f"no finished jobs of both {first!r} and {second!r} on one data set, preset and device; have: "
@@ -89,6 +92,14 @@ def of_folders(first: pa.Table, second: pa.Table, metrics: Sequence[str], tolera
         ]
         raise NothingToCompare(f"the two folders have nothing in common; first: {have[0]}; second: {have[1]}")
     return _ordered(found)
+
+
+def _meet(one: Board, other: Board) -> bool:
+    """Whether results of the two boards may be set side by side: one board, or a run and an external result."""
+    if one is other:
+        return True
+    same = ("dataset", "modality", "resolution", "protocol_version")
+    return one.external != other.external and all(getattr(one.group, n) == getattr(other.group, n) for n in same)
 
 
 def _named(board: Board, name: str) -> list[str]:

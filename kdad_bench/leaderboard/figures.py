@@ -69,7 +69,8 @@ def _save(figure: Figure, kind: str, path: Path) -> None:
 
 def _stem(board: Board) -> str:
     """The part of the file names that tells one board from another, as long as any file system takes."""
-    about = f"{board.dataset} {board.group.preset} {board.group.device}".lower()
+    made = "external" if board.external else f"{board.group.preset} {board.group.device}"
+    about = f"{board.dataset} {made}".lower()
     stem = re.sub(r"[^a-z0-9]+", "-", about).strip("-")
     return (
         stem if len(stem) <= LONGEST_STEM else f"{stem[:LONGEST_STEM]}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"

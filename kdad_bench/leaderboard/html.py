@@ -13,6 +13,7 @@ from kdad_bench.leaderboard.board import UNSTEADY, VISIBLE, Board, Mark
 from kdad_bench.leaderboard.gallery import NoPicture, thumbnail
 from kdad_bench.leaderboard.metric import METRICS, RANKED, shown_in
 from kdad_bench.leaderboard.numbers import MISSING, deviation, large, number, signed
+from kdad_bench.leaderboard.row import EXTERNAL
 from kdad_bench.leaderboard.store import Problem
 from kdad_bench.leaderboard.summary import Estimate
 from kdad_bench.leaderboard.text import escape
@@ -94,12 +95,12 @@ def body(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem], p
 
 
 ABOUT = """<details><summary>How to read this page</summary>
-<p>Rows that differ in data set, modality, resolution, preset, protocol or device are never averaged: each such group
-has its own section. Accuracies are in [0, 1], higher is better. [low, high] is the 95 % interval of the mean, by a
-bootstrap over categories and seeds; ± is the standard deviation over seeds (n − 1), absent with one seed. Bold is the
-best value and underlined the second, only where it differs from the next one beyond noise: for a mean, by a Wilcoxon
-signed-rank test over categories, Holm-corrected, at 0.05 (a few categories can never reach that); in one category, by
-the 95 % interval of the paired difference over seeds.</p></details>"""
+<p>Rows that differ in data set, modality, resolution, preset, protocol, device or origin are never averaged: each
+such group has its own section. Accuracies are in [0, 1], higher is better. [low, high] is the 95 % interval of the
+mean, by a bootstrap over categories and seeds; ± is the standard deviation over seeds (n − 1), absent with one seed.
+Bold is the best value and underlined the second, only where it differs from the next one beyond noise: for a mean, by
+a Wilcoxon signed-rank test over categories, Holm-corrected, at 0.05 (a few categories can never reach that); in one
+category, by the 95 % interval of the paired difference over seeds.</p></details>"""
 
 
 def _navigation(drawn: Sequence[Board], pictures: bool) -> str:
@@ -138,6 +139,10 @@ def _board(board: Board, name: str) -> Iterator[str]:
 
 
 CAVEATS = {
+    EXTERNAL: (
+        "Other code made these maps, and only their scoring is this benchmark's. What it learnt from, and whether it "
+        "saw test images, is not known."
+    ),
     "quick preset": "Small images and a short fixed budget; no statement about a paper's numbers.",
     "synthetic data": "Procedurally generated images, no substitute for a real data set.",
 }
@@ -172,7 +177,7 @@ def _ranking(board: Board) -> str:
         cells = [
             _cell(str(place) if rank is not None else MISSING, place if rank is not None else 9999),
             f'<th scope="row">{escape(board.labels[key])}</th>',
-            f"<td>{escape(entrant.teacher or 'none')}</td>",
+            f"<td>{escape(entrant.teacher or ('unknown' if board.external else 'none'))}</td>",
         ]
         for metric in board.headline:
             cells.append(
@@ -297,7 +302,7 @@ def _published(board: Board) -> str:
 def _words(board: Board) -> Iterator[str]:
     """What no source settles, and apart from it what a source settles and these runs do otherwise."""
     said = (
-        ("Readings: what the sources leave open", board.readings),
+        ("How the maps were judged" if board.external else "Readings: what the sources leave open", board.readings),
         ("Deviations: what a source settles and these runs do otherwise", board.deviations),
     )
     for title, words in said:

@@ -16,7 +16,17 @@ from kdad_bench.leaderboard.text import cell
 
 CATEGORY, MEAN, JOBS = "category", "mean", "jobs"  # what a line summarises: one category, all of them, all jobs
 COLUMNS = (
-    *("dataset", "modality", "resolution", "preset", "synthetic", "protocol_version", "device", "device_name"),
+    *(
+        "dataset",
+        "modality",
+        "resolution",
+        "preset",
+        "synthetic",
+        "protocol_version",
+        "device",
+        "device_name",
+        "origin",
+    ),
     *("method", "variant", "title", "teacher", "teacher_weights", "rank", "scope", "category", "metric", "unit"),
     *("higher_is_better", "mean", "median", "std", "low", "high", "seeds", "categories", "complete"),
     *("readings", "deviations"),
@@ -72,7 +82,7 @@ def _cost(board: Board, key: str, metric: str) -> Estimate | None:
 def _identity(board: Board, key: str) -> dict[str, Any]:
     """What all lines of an entrant share."""
     entrant = board.summary.entrant(key)
-    group = {name: getattr(board.group, name) for name in COLUMNS[:8]}
+    group = {name: getattr(board.group, name) for name in COLUMNS[:9]}
     own = {name: getattr(entrant, name) for name in ("method", "variant", "title", "teacher", "teacher_weights")}
     words = {"readings": list(board.readings(key)), "deviations": list(board.deviations(key))}
     return {**group, **own, "rank": board.average_ranks.get(key), **words}

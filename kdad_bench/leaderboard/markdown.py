@@ -51,8 +51,8 @@ def page(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem] = 
 
 
 LEGEND = """\
-Rows that differ in data set, modality, resolution, preset, protocol or device are never averaged: each such group has
-its own section. Accuracies are in [0, 1], higher is better.
+Rows that differ in data set, modality, resolution, preset, protocol, device or origin are never averaged: each such
+group has its own section. Accuracies are in [0, 1], higher is better.
 
 In the ranking, [low, high] is the 95 % interval of the mean, by a bootstrap over categories and seeds. In the tables by
 category, ± is the standard deviation over seeds (n − 1); without ± there was one seed. **Bold** is the best value and
@@ -79,6 +79,11 @@ def _count(how_many: int, what: str) -> str:
 def _warning(board: Board) -> list[str]:
     """What a reader must know before the first number."""
     lines = []
+    if board.external:
+        lines.append(
+            "**External, protocol not verified**: other code made these maps, and only their scoring is this "
+            "benchmark's. What it learnt from, and whether it saw test images, is not known."
+        )
     if board.quick:
         lines.append("**Quick preset**: small images and a short fixed budget; no statement about a paper's numbers.")
     if board.group.synthetic:
@@ -354,7 +359,7 @@ def _notes_of(board: Board, key: str) -> list[str]:
     """What must be said of an entrant: what no source settles, and apart from it what a source settles otherwise."""
     title = _text(board.summary.entrant(key).title)
     said = (
-        ("its source leaves open, and is read here as", board.readings(key)),
+        ("judged" if board.external else "its source leaves open, and is read here as", board.readings(key)),
         ("a source settles it, and these runs do otherwise", board.deviations(key)),
     )
     return [f"**{title}**: {what}: {'; '.join(map(_text, words))}." for what, words in said if words]
@@ -368,7 +373,7 @@ def _named(board: Board, key: str, notes: Mapping[str, int]) -> str:
 def _teacher(board: Board, key: str) -> str:
     entrant = board.summary.entrant(key)
     if not entrant.teacher:
-        return "none"
+        return "unknown" if board.external else "none"
     return _text(entrant.teacher) + (" (random weights)" if entrant.teacher_weights == "random" else "")
 
 

@@ -20,18 +20,20 @@ if TYPE_CHECKING:
 
     SCHEMA: pa.Schema
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # version -> what changed. A reader accepts every version up to its own: columns that a file lacks are null.
 SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
     {
         1: "The first published schema.",
         2: "Column `deviations`: where a source settles something and the run does otherwise.",
+        3: "Columns `origin`, of results only judged here, and `code_sha256`, of methods from outside the package.",
     }
 )
 
 VERSION_KEY = b"kdad_bench.schema_version"  # in the metadata of a file
 
 STATUSES = ("ok", "failed")
+EXTERNAL = "external, protocol not verified"  # origin of a row whose maps other code made
 # What makes a row one of ours: a Parquet file without these columns is foreign.
 KEY_COLUMNS = ("job_id", "schema_version", "method", "dataset", "category", "seed", "preset", "status")
 
@@ -63,6 +65,10 @@ class _Job:
     modality: str = field(default="rgb", metadata=_is("string", "what the method sees: rgb, depth, ..."))
     status: str = field(default="ok", metadata=_is("string", "ok or failed"))
     reason: str | None = field(default=None, metadata=_is("string", "why the job failed; null when ok"))
+    origin: str | None = field(
+        default=None,
+        metadata=_is("string", f"null: a run of this benchmark; '{EXTERNAL}': maps of other code, only judged here"),
+    )
     # what was run
     teacher: str | None = field(default=None, metadata=_is("string", "teacher network; null for a method without one"))
     teacher_weights: str | None = field(default=None, metadata=_is("string", "where the teacher's weights came from"))
@@ -78,6 +84,9 @@ class _Job:
     deviations: tuple[str, ...] = field(
         default=(),
         metadata=_is("list<string>", "where a source settles it and this run differs: 'field: value (source)'"),
+    )
+    code_sha256: str | None = field(
+        default=None, metadata=_is("string", "SHA-256 of the code of a method from outside the package")
     )
     variant: str | None = field(
         default=None, metadata=_is("string", "named variant of the method; null for the default")

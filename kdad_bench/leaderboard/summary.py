@@ -1,7 +1,7 @@
 """Rows -> means, intervals, ranks and tests: which differences in a table mean something.
 
-Only like is compared with like: rows are first split by data set, preset, modality, resolution, protocol version and
-device, and nothing crosses these lines. Within one such group
+Only like is compared with like: rows are first split by data set, preset, modality, resolution, protocol version,
+device and origin, and nothing crosses these lines. Within one such group
 
 - a cell (method, category) is the mean over seeds, with std (n-1) and a Student t interval over seeds;
 - the overall value is the mean over categories of the cells, with the std over seeds of that mean, and a two-level
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 MOST_ENTRANTS = 200  # of one table; every pair of them is compared
 MOST_CELLS = 2_000_000  # entrants x categories x seeds of one table
 
-GROUP_COLUMNS = ("dataset", "preset", "modality", "resolution", "protocol_version", "device", "device_name")
+GROUP_COLUMNS = ("dataset", "preset", "modality", "resolution", "protocol_version", "device", "device_name", "origin")
 _COLUMNS = (
     *GROUP_COLUMNS,
     "job_id",
@@ -53,6 +53,7 @@ _COLUMNS = (
     "teacher",
     "teacher_weights",
     "teacher_sha256",
+    "code_sha256",
     "category",
     "data_fingerprint",
     "seed",
@@ -73,6 +74,7 @@ class Group:
     protocol_version: str
     device: str
     device_name: str
+    origin: str = ""  # "": run by this benchmark; else who vouches for it, in words that every table shows
     synthetic: bool = field(default=False, compare=False)
 
 
@@ -381,20 +383,23 @@ def _of_bounded_size(rows: list[Mapping[str, Any]], problems: list[str]) -> list
     return rows_kept
 
 
-Identity = tuple[str, str, str, str]
+Identity = tuple[str, str, str, str, str]  # method, variant, teacher, hash of its weights, hash of the code
 
 
 def _identity(row: Mapping[str, Any]) -> Identity:
-    return (row["method"], row["variant"] or "", row["teacher"] or "", row["teacher_sha256"] or "")
+    named = ("method", "variant", "teacher", "teacher_sha256", "code_sha256")
+    method, variant, teacher, weights, code = (row[name] or "" for name in named)
+    return method, variant, teacher, weights, code
 
 
 def _entrants(rows: list[Mapping[str, Any]]) -> dict[Identity, Entrant]:
-    """One entrant for each method, variant and teacher; the teacher is named only where it tells two apart."""
+    """One entrant for each method, variant, teacher and code; the last two are named only where they tell two apart."""
     newest = {_identity(row): row for row in rows}
     found: dict[Identity, Entrant] = {}
     for identity, row in sorted(newest.items()):
-        method, variant, teacher, sha256 = identity
-        twins = [other for other in newest if other[:2] == identity[:2]]
+        method, variant, teacher, sha256, code = identity
+        every = [other for other in newest if other[:2] == identity[:2]]
+        twins = [other for other in every if other[4] == code]
         key = f"{method}:{variant}" if variant else method
         title = row["title"] or method
         if len(twins) > 1:
@@ -402,6 +407,8 @@ def _entrants(rows: list[Mapping[str, Any]]) -> dict[Identity, Entrant]:
             unique = sum(newest[t]["teacher_weights"] == row["teacher_weights"] and t[2] == teacher for t in twins) == 1
             name = f"{teacher} {weights}" if unique else f"{teacher} {weights} {sha256[:8]}"
             key, title = f"{key}@{name}", f"{title} ({name})"
+        if len(twins) < len(every):
+            key, title = f"{key}@code {code[:8]}", f"{title} (code {code[:8]})"
         found[identity] = Entrant(
             key=key,
             method=method,

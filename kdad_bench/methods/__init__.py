@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from kdad_bench.methods import outside
+
 if TYPE_CHECKING:
     from kdad_bench.methods.protocol import Entry
 
@@ -24,8 +26,18 @@ METHODS: dict[str, str] = {
 }
 
 
+def known(name: str) -> bool:
+    """Whether `name` is that of a method: of this package, of a file that was added, or of an installed package.
+
+    Raises OutsideError for one of an installed package that cannot be used.
+    """
+    return name in METHODS or outside.add_installed(name, METHODS)
+
+
 def entry(name: str) -> Entry:
-    """The entry registered under `name`; raises KeyError for a name that is not in METHODS."""
+    """The entry registered under `name`; raises KeyError for a name that is not known."""
+    if name not in METHODS and known(name):
+        return outside.ADDED[name].entry
     module, _, attribute = METHODS[name].partition(":")
     found: Entry = getattr(import_module(module), attribute)
     return found

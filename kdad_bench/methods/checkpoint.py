@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from kdad_bench.files import DamagedError, read_json, write_text_whole, write_whole
-from kdad_bench.methods import METHODS, entry
+from kdad_bench.methods import METHODS, entry, known
 from kdad_bench.methods.backbones import build
 from kdad_bench.methods.frozen_features import Kept
 from kdad_bench.methods.protocol import Method
@@ -96,7 +96,7 @@ def _described(path: Path) -> Description:
     name, values, digest = content["method"], content["settings"], content.get(DIGEST)
     if content["format"] != FORMAT:
         raise ModelError(f"{path}: format {content['format']}, this version reads {FORMAT}; {REMEDY}")
-    if name not in METHODS:
+    if not known(name):
         raise ModelError(f"{path}: method {_said(content, 'method')} is not known; have: {', '.join(METHODS)}")
     if digest is not None and not isinstance(digest, str):
         raise ModelError(f"{path}: damaged ({DIGEST} is {_said(content, DIGEST)}, not a str); {REMEDY}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import plausible
 import pytest
 from test_markdown import table
 
 from kdad_bench.leaderboard.compare import Difference, NothingToCompare, of_folders, of_methods
-from kdad_bench.leaderboard.row import Row
+from kdad_bench.leaderboard.row import EXTERNAL, Row
 
 
 def rows(
@@ -99,3 +100,27 @@ def test_two_methods_are_compared_on_every_board_that_has_both() -> None:
 def test_a_method_that_is_not_there_is_an_error_that_names_those_that_are() -> None:
     with pytest.raises(NothingToCompare, match=r"no finished jobs of both 'stfpm' and 'mkd'.*have: stfpm"):
         of_methods(table(rows((0.9,))), "stfpm", "mkd", ["image_auroc"], 0.005)
+
+
+def external(category: str, seed: int, method: str = "external:other") -> Row:
+    """A row whose maps other code made, plausible in every other respect."""
+    facts = {"title": "other (external)", "origin": EXTERNAL, "preset": "external", "device": None, "device_name": None}
+    return replace(
+        plausible.row("stfpm", category, seed), method=method, job_id=f"{method[-5:]}{category}{seed}", **facts
+    )
+
+
+def test_an_external_result_is_set_against_a_run_and_the_title_says_so() -> None:
+    runs = [plausible.row(method, category, 0) for method in ("stfpm", "rd4ad") for category in ("bottle", "cable")]
+    found = of_methods(table([*runs, external("bottle", 0)]), "rd4ad", "external:other", ("image_auroc",), 0.005)
+    (one,) = found
+    assert (one.category, one.pairs) == ("bottle", 1)
+    assert EXTERNAL in one.board
+    assert "paper preset" in one.board
+
+
+@pytest.mark.parametrize("change", [{"resolution": 512}, {"modality": "depth"}, {"protocol_version": "2"}])
+def test_an_external_result_is_not_set_against_a_run_of_other_data_or_rules(change: dict[str, Any]) -> None:
+    rows = [plausible.row("rd4ad", "bottle", 0), replace(external("bottle", 0), **change)]
+    with pytest.raises(NothingToCompare):
+        of_methods(table(rows), "rd4ad", "external:other", ("image_auroc",), 0.005)

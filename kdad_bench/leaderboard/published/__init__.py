@@ -120,6 +120,8 @@ def refusal(board: Board) -> str:
         return f"nothing published for data set {board.dataset} is known here"
     if group.modality not in ("", "rgb"):
         return f"the published numbers are for RGB images, not {group.modality}"
+    if board.external:
+        return "maps of other code: how they were made is not verified"
     if group.preset != "paper":
         return f"preset {group.preset}: the published numbers are for each paper's own sizes and budget"
     return ""

@@ -1,0 +1,116 @@
+"""`kdad-bench evaluate`: anomaly maps of any other code, judged as ours are, in rows that say where they come from."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from kdad_bench.cli import SIDE, BadInput
+from kdad_bench.cli.parameters import LocalPath, complete_category
+from kdad_bench.leaderboard.text import printable
+
+if TYPE_CHECKING:
+    from kdad_bench.leaderboard.row import Row
+
+MOST_LINES = 40  # on maps that cannot be used
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("maps", type=LocalPath())
+@click.option("--name", required=True, help="What the results are called in tables: letters, digits and . _ + -")
+@click.option("--dataset", "-d", required=True, metavar="NAME", help="mvtec_ad, mvtec_3d_ad, folder:PATH or synthetic.")
+@click.option(
+    "--category",
+    "-c",
+    "categories",
+    multiple=True,
+    shell_complete=complete_category,
+    help="A category. Repeatable.  [default: all]",
+)
+@click.option("--scores", type=LocalPath(dir_okay=False), help="CSV or Parquet file with the columns image, score.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Seed of the training, for repeats.")
+@click.option("--resolution", type=SIDE, default=256, help="Side at which maps and masks are compared, px.")
+@click.option(
+    "--modality", type=click.Choice(["rgb", "depth", "rgb+depth"]), default="rgb", help="What the method saw."
+)
+@click.option(
+    "--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Folder that holds data sets."
+)
+@click.option("--out", metavar="DIR|URL", default="results", help="Results folder, local or any fsspec URL.")
+@click.option("--pictures/--no-pictures", default=True, help="A contact sheet per category in pictures/.")
+@click.option("--dry-run", is_flag=True, help="Read and check everything, say what matched, write nothing.")
+def evaluate(
+    maps: Path, name: str, dataset: str, scores: Path | None, seed: int, pictures: bool, dry_run: bool, **given: Any
+) -> None:
+    """Judge the anomaly MAPS that other code made of the test images: a row per category, flagged as external.
+
+    MAPS is a folder that mirrors the data set (`[CATEGORY/]test/DEFECT/STEM.tiff`; .tiff, .npy, .npz or .png), a CSV
+    or Parquet index with the columns image, map and perhaps score, or one .npz file with the arrays maps and names.
+    """
+    from kdad_bench.datasets import DatasetError
+    from kdad_bench.harness.choices import SelectionError
+    from kdad_bench.harness.evaluate import Asked, EvaluationError, keep
+    from kdad_bench.harness.evaluate import evaluate as judged
+    from kdad_bench.harness.options import options_from
+    from kdad_bench.leaderboard.store import StoreError
+    from kdad_bench.metrics import MetricError
+
+    try:
+        options = options_from({key: value for key, value in {**given, "datasets": (dataset,)}.items() if value})
+        asked = Asked(maps=maps, name=name, options=options, scores=scores, seed=seed, pictures=pictures)
+        with remarks_said():
+            found = judged(asked, dry_run=dry_run)
+        for line in found.said:
+            click.echo(printable(line))
+        if dry_run:
+            click.echo("dry run: nothing was judged or written")
+            return
+        keep(found, options.out)
+        say((one.row for one in found.judged), options.out)
+    except EvaluationError as error:
+        refuse(error.lines)
+    except (DatasetError, MetricError, SelectionError, StoreError) as error:
+        raise BadInput(str(error)) from error
+
+
+@contextmanager
+def remarks_said() -> Iterator[None]:
+    """What reading and judging warn of goes to stderr, a line each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for line in dict.fromkeys(str(one.message) for one in caught):
+        click.echo(printable(line), err=True)
+
+
+def refuse(lines: tuple[str, ...]) -> None:
+    """Say each fault in a line, and exit with 2."""
+    for line in lines[:MOST_LINES]:
+        click.echo(f"kdad-bench: {printable(' '.join(line.split()))}", err=True)
+    if len(lines) > MOST_LINES:
+        click.echo(f"kdad-bench: and {len(lines) - MOST_LINES} more lines like these", err=True)
+    sys.exit(2)
+
+
+def say(rows: Iterable[Row], out: str) -> None:
+    """One line for each row, and where the pages are."""
+    from kdad_bench.leaderboard.metric import HEADLINE, METRICS
+    from kdad_bench.leaderboard.pages import draw_pages
+
+    for row in rows:
+        values = {METRICS[metric].label: getattr(row, metric) for metric in HEADLINE}
+        told = ", ".join(f"{label} {value:.4f}" for label, value in values.items() if value is not None)
+        click.echo(printable(f"{row.job_id}  {row.dataset}/{row.category}: {told}"))
+    if "://" in out:
+        click.echo(f"rows: {out}")
+        return
+    draw_pages(out, Path(out))
+    pages = ", ".join(os.path.relpath(Path(out) / f"leaderboard.{kind}") for kind in ("md", "html"))
+    click.echo(printable(f"external, protocol not verified; leaderboard: {pages}"))

@@ -1,0 +1,310 @@
+"""What every method has to satisfy, checked on small drawn images: a verdict and a reason for each rule."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdad_bench.harness.scoring import checked, finite, score_all
+from kdad_bench.methods import entry
+from kdad_bench.methods.backbones import Backbone
+from kdad_bench.methods.backbones.weights import load_teacher
+from kdad_bench.methods.checkpoint import load, save
+from kdad_bench.methods.protocol import Fitting, Method, Scores
+
+CPU = torch.device("cpu")
+SIDE = 64  # px, of the images and of what the networks see
+SMALL: Mapping[str, Any] = {"image_size": SIDE, "steps": 4, "batch_size": 4}
+TOLERANCE = 2e-4  # of the largest value: convolutions of other batch sizes add in another order
+# files of images and arrays: a method sees the images that it is given and opens none
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".npy", ".npz")
+
+
+class Broken(Exception):
+    """A rule is broken; the message says how."""
+
+
+class Interrupted(Exception):
+    """What stops a training half way."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """One rule: kept, broken, or none that applies to the method."""
+
+    rule: str
+    reason: str = ""  # why it is broken
+    remark: str = ""  # why it does not apply
+
+    @property
+    def kept(self) -> bool:
+        """Whether nothing speaks against the method."""
+        return not self.reason
+
+
+def normals(count: int, seed: int) -> Tensor:
+    """Stripes with noise, [N, 3, SIDE, SIDE] float32 in [0, 1]."""
+    random = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    phase = torch.rand(count, 1, 1, 1, generator=random) * 6
+    noise = 0.02 * torch.randn(count, 3, SIDE, SIDE, generator=random)
+    return (torch.sin((x + 0.35 * y) * 0.4 + phase) * 0.18 + 0.5 + noise).clamp(0, 1)
+
+
+def defective(count: int, seed: int) -> Tensor:
+    """`normals` with a bright square each."""
+    images = normals(count, seed)
+    images[:, :, 20:36, 24:40] = 0.95
+    return images
+
+
+class Bench:
+    """Builds the method small, on the processor, as often as the checks need it."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.entry = name, entry(name)
+        quick = self.entry.presets["quick"]
+        there = {field.name for field in fields(quick)}
+        self.settings = replace(quick, **{key: value for key, value in SMALL.items() if key in there})
+
+    def teacher(self) -> Backbone | None:
+        """A fresh teacher with random weights: nothing is downloaded, and a check may find it spoilt."""
+        if not self.entry.needs_teacher:
+            return None
+        return load_teacher(self.settings.teacher, strides=self.settings.strides, source="random")[0]
+
+    def build(self, teacher: Backbone | None = None) -> Method:
+        """An untrained method."""
+        return self.entry.build(self.settings, teacher or self.teacher(), CPU)
+
+    def fitted(self, fitting: Fitting | None = None) -> Method:
+        """A method that has learnt from the same few images each time."""
+        method = self.build()
+        method.fit(normals(8, seed=3), fitting or Fitting())
+        return method
+
+    def scores(self, method: Method, images: Tensor) -> Scores:
+        """What the method says, by the path that a run takes."""
+        return score_all(method, images, self.name)
+
+
+def state_of(method: Method) -> dict[str, Tensor]:
+    """A copy of everything learnt."""
+    if not isinstance(method.module, nn.Module):
+        raise Broken(f"`module` is of type {type(method.module).__name__}, not torch.nn.Module")
+    return {name: value.clone() for name, value in method.module.state_dict().items()}
+
+
+def same_state(before: Mapping[str, Tensor], after: Mapping[str, Tensor], what: str) -> None:
+    """Raises Broken unless all tensors are equal, bit for bit."""
+    changed = sorted(before.keys() ^ after.keys()) or [
+        name for name in before if not torch.equal(before[name], after[name])
+    ]
+    if changed:
+        raise Broken(f"{what}: {', '.join(changed[:3])}")
+
+
+def same_scores(first: Scores, second: Scores, what: str, tolerance: float = 0.0) -> None:
+    """Raises Broken unless scores and maps are equal, up to `tolerance` of their largest value."""
+    for part, one, other in zip(("image score", "map"), first, second, strict=True):
+        apart = float((one - other).abs().max())
+        if not apart <= tolerance * float(one.abs().max()):
+            raise Broken(f"{what}: the {part} differs by {apart:.3g}")
+
+
+# ---- the rules
+
+
+def answers(bench: Bench) -> str:
+    """Scores [N] and maps [N, H, W], float32, finite, of images of other sizes and of a single one too."""
+    method = bench.fitted()
+    for count, height, width in ((3, SIDE, SIDE), (1, SIDE, SIDE), (2, 96, 128)):
+        images = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(7))
+        with torch.inference_mode():
+            found = checked(method.score(images), images, bench.name)
+        if not bool(finite(found).all()):
+            raise Broken("its scores or maps hold a NaN or an infinity")
+    maps = bench.scores(method, defective(2, seed=5)).pixel
+    if float(maps.max()) == float(maps.min()):
+        raise Broken("its maps are constant")
+    return ""
+
+
+def sees_normals_only(bench: Bench) -> str:
+    """What it learns follows from the images given to `fit`: not from those it scored before, nor from files."""
+    with opened_files() as opened:
+        method = bench.fitted()
+        bench.scores(method, defective(2, seed=5))
+    if opened:
+        raise Broken(f"it opens {Path(opened[0]).name}: a method sees the images that it is given, and no file")
+    curious = bench.build()
+    bench.scores(curious, defective(8, seed=5))
+    curious.fit(normals(8, seed=3), Fitting())
+    same_state(state_of(method), state_of(curious), "it learns from images that it scored before `fit`")
+    first, second = (bench.scores(one, defective(3, seed=6)) for one in (method, curious))
+    same_scores(first, second, "it learns from images that it scored before `fit`")
+    return ""
+
+
+def leaves_images_alone(bench: Bench) -> str:
+    """The images that it is given are as they were after `fit` and `score`."""
+    method, given, tested = bench.build(), normals(8, seed=3), defective(3, seed=5)
+    method.fit(given, Fitting())
+    with torch.inference_mode():
+        method.score(tested)
+    for images, fresh, what in ((given, normals(8, seed=3), "fit"), (tested, defective(3, seed=5), "score")):
+        if not torch.equal(images, fresh):
+            raise Broken(f"`{what}` changes the images that it is given")
+    return ""
+
+
+def each_image_alone(bench: Bench) -> str:
+    """An image's answer is the same alone and among others."""
+    method, images = bench.fitted(), torch.cat([normals(3, seed=8), defective(3, seed=9)])
+    with torch.inference_mode():
+        together = method.score(images)
+        alone = [method.score(images[index : index + 1]) for index in range(len(images))]
+    single = Scores(torch.cat([one.image for one in alone]), torch.cat([one.pixel for one in alone]))
+    same_scores(together, single, "an answer depends on the other images of the batch", TOLERANCE)
+    return ""
+
+
+def scoring_changes_nothing(bench: Bench) -> str:
+    """Neither the state nor what it says of the same images later."""
+    method, images = bench.fitted(), defective(3, seed=10)
+    before = state_of(method)
+    first = bench.scores(method, images)
+    bench.scores(method, torch.cat([normals(4, seed=11), defective(4, seed=12)]))
+    same_state(before, state_of(method), "scoring changed the state")
+    same_scores(first, bench.scores(method, images), "answers depend on what was scored before")
+    return ""
+
+
+def reloads(bench: Bench) -> str:
+    """`module` holds everything learnt: a method built anew that gets its state answers alike."""
+    method, images = bench.fitted(), defective(3, seed=13)
+    with tempfile.TemporaryDirectory() as folder:
+        save(bench.name, method, Path(folder))
+        again = load(Path(folder))[1]
+    same_scores(bench.scores(method, images), bench.scores(again, images), "a reloaded method answers otherwise")
+    return ""
+
+
+def resumes(bench: Bench) -> str:
+    """A training that was stopped half way and goes on from its checkpoint ends in the same state."""
+    steps: list[int] = []
+    whole = bench.fitted(Fitting(log=lambda step, terms: steps.append(step), log_every=1))
+    if not steps:
+        return "it logs no steps of a training"
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "not yet there" / "checkpoint.pt"
+
+        def stop(step: int, terms: Mapping[str, float]) -> None:
+            if step > 2:
+                raise Interrupted
+
+        try:
+            bench.fitted(Fitting(log=stop, log_every=1, checkpoint=place, checkpoint_every_seconds=0))
+        except Interrupted:
+            if not any(one.is_file() for one in Path(folder).rglob("*")):
+                return "it keeps no checkpoints: an interrupted training starts anew"
+            same_state(
+                state_of(whole), state_of(bench.fitted(Fitting(checkpoint=place))), "a resumed training ends otherwise"
+            )
+            return ""
+    return "its training is too short to be interrupted"
+
+
+def teacher_is_frozen(bench: Bench) -> str:
+    """The teacher's weights, and the buffers of its norms, are the same bits after `fit` and `score`."""
+    teacher = bench.teacher()
+    if teacher is None:
+        return "it has no teacher"
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    method = bench.build(teacher)
+    method.fit(normals(8, seed=3), Fitting())
+    bench.scores(method, defective(3, seed=5))
+    same_state(before, teacher.state_dict(), "the teacher changed")
+    return ""
+
+
+def seed_decides(bench: Bench) -> str:
+    """Two methods of one seed are the same bits; the random state of the process neither matters nor moves."""
+    kept = torch.get_rng_state()
+    try:
+        torch.manual_seed(1)
+        first = bench.fitted()
+        torch.manual_seed(2)
+        before = torch.get_rng_state()
+        second = bench.fitted()
+        if not torch.equal(torch.get_rng_state(), before):
+            raise Broken("building or fitting moves torch's random state; draw from a generator of your own")
+    finally:
+        torch.set_rng_state(kept)
+    same_state(state_of(first), state_of(second), "the same seed gives another state")
+    images = defective(3, seed=14)
+    same_scores(bench.scores(first, images), bench.scores(second, images), "the same seed gives other answers")
+    return ""
+
+
+RULES: Mapping[str, Callable[[Bench], str]] = {
+    "answers: shapes, float32, finite": answers,
+    "sees the given normals only": sees_normals_only,
+    "leaves the images alone": leaves_images_alone,
+    "judges each image alone": each_image_alone,
+    "scoring changes nothing": scoring_changes_nothing,
+    "reloads from its state": reloads,
+    "resumes where it stopped": resumes,
+    "the teacher stays frozen": teacher_is_frozen,
+    "the seed decides everything": seed_decides,
+}
+
+
+def check(name: str) -> Iterator[Verdict]:
+    """The verdict on each rule, as it comes; `name` is that of a known method."""
+    for rule, judge in RULES.items():
+        try:
+            yield Verdict(rule=rule, remark=judge(Bench(name)))
+        except Broken as error:
+            yield Verdict(rule=rule, reason=str(error))
+        except Exception as error:  # a method's own code raises anything
+            said = " ".join(str(error).split())[:300]
+            yield Verdict(rule=rule, reason=f"it raises {type(error).__name__}: {said}")
+
+
+class _Watch:
+    """Notes files that are opened, while it is told to; an audit hook cannot be taken away again."""
+
+    def __init__(self) -> None:
+        self.found: list[str] | None = None
+        self.hooked = False
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.found is not None and event == "open" and isinstance(arguments[0], (str, bytes)):
+            path = arguments[0] if isinstance(arguments[0], str) else arguments[0].decode("utf-8", "replace")
+            if path.lower().endswith(PICTURES):
+                self.found.append(path)
+
+
+_WATCH = _Watch()
+
+
+@contextmanager
+def opened_files() -> Iterator[list[str]]:
+    """The files of images and arrays that are opened inside."""
+    if not _WATCH.hooked:
+        sys.addaudithook(_WATCH)
+        _WATCH.hooked = True
+    found = _WATCH.found = []
+    try:
+        yield found
+    finally:
+        _WATCH.found = None

@@ -1,0 +1,311 @@
+"""Maps of other code -> rows that say so: matched, checked and judged before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdad_bench import __version__, datasets
+from kdad_bench.datasets import Category, TestSet
+from kdad_bench.datasets.decoding import image_size, open_image
+from kdad_bench.files import write_bytes_whole
+from kdad_bench.harness.choices import SelectionError
+from kdad_bench.harness.environment import git_state, package_version
+from kdad_bench.harness.judging import judged
+from kdad_bench.harness.maps import F32, MapError, plain, read_map, resampled
+from kdad_bench.harness.matching import Matched, match
+from kdad_bench.harness.offers import Offer, OfferError, of_scores, offers
+from kdad_bench.harness.options import RunOptions
+from kdad_bench.harness.output import refuse_a_file, refuse_what_cannot_be_written
+from kdad_bench.harness.protocol import PROTOCOL, PROTOCOL_VERSION
+from kdad_bench.harness.selection import categories_of, refuse_urls_that_cannot_serve
+from kdad_bench.leaderboard import store
+from kdad_bench.leaderboard.row import EXTERNAL, Row
+from kdad_bench.metrics import available_cpus
+
+NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}", re.ASCII)  # of external results; it names files
+PREFIX = "external:"  # of the column `method`: no name of ours has a colon in it
+Size = tuple[int, int]  # width, height
+
+
+class EvaluationError(ValueError):
+    """Maps that cannot be evaluated: a line for each of them."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = tuple(lines)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What a person wants evaluated."""
+
+    maps: Path
+    name: str
+    options: RunOptions  # data set, categories, data root, modality, resolution, where rows go
+    scores: Path | None = None
+    seed: int = 0
+    pictures: bool = True
+
+
+class Loaded(NamedTuple):
+    """The maps of a category in the order of its test images, and how large they were."""
+
+    maps: NDArray[np.float32]  # [N, R, R]
+    scores: NDArray[np.float32] | None  # [N]; None: none were given
+    sizes: tuple[Size, ...]  # each once, the most frequent first
+
+
+class Judged(NamedTuple):
+    """A row, and the bytes of its picture; none without one."""
+
+    row: Row
+    picture: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What was matched, in words, and what came of it; no rows of a dry run."""
+
+    said: tuple[str, ...]
+    judged: tuple[Judged, ...] = ()
+
+
+def evaluate(asked: Asked, *, dry_run: bool = False) -> Evaluation:
+    """Match, read and check all maps and, unless it is a dry run, judge them; writes nothing (`keep` does).
+
+    Raises EvaluationError with a line for each fault of the maps, SelectionError and DatasetError.
+    """
+    refuse_contradictions(asked)
+    side = asked.options.resolution or PROTOCOL.resolution
+    matched, said = matched_maps(asked)
+    faults: list[str] = []
+    found: list[Judged] = []
+    for one in matched:
+        try:
+            loaded = load(one, side)
+            said.append(words_on(one, loaded, side))
+            found += [] if dry_run or faults else [judge(one.category, loaded, side, asked)]
+        except EvaluationError as error:
+            faults += error.lines
+    if faults:
+        raise EvaluationError(faults)
+    return Evaluation(said=tuple(said), judged=tuple(found))
+
+
+def keep(found: Evaluation, out: str) -> None:
+    """Write the rows, and the pictures beside rows on this machine. Raises StoreError and SelectionError."""
+    local = "://" not in out
+    if local:
+        refuse_what_cannot_be_written(Path(out))
+    for one in found.judged:
+        store.write(one.row, out)
+        if local and one.picture:
+            write_bytes_whole(Path(out) / "pictures" / f"{one.row.job_id}.png", one.picture)
+
+
+def refuse_contradictions(asked: Asked) -> None:
+    """Raises SelectionError for a name that cannot stand in a row, and for a place that rows cannot go to."""
+    if not NAME.fullmatch(asked.name):
+        raise SelectionError(
+            f"--name '{asked.name}': up to 64 letters, digits and . _ + -, beginning with a letter or a digit"
+        )
+    refuse_urls_that_cannot_serve(asked.options)
+    if "://" not in asked.options.out:
+        refuse_a_file(Path(asked.options.out))
+
+
+def matched_maps(asked: Asked) -> tuple[tuple[Matched, ...], list[str]]:
+    """Each chosen category with a map for every image, and what is not used; raises EvaluationError if one has not."""
+    chosen = categories_of(asked.options)
+    known = [one.name for one in categories_of(asked.options.model_copy(update={"categories": ()}))]
+    try:
+        offered = offers(asked.maps, known)
+        given = tuple(of_scores(asked.scores, known)) if asked.scores else ()
+    except OfferError as error:
+        raise EvaluationError([str(error)]) from error
+    if given and any(one.score is not None for one in offered.found):
+        raise EvaluationError([f"{asked.scores}: {asked.maps} brings image scores already; leave --scores out"])
+    found = match(offered.found, given, chosen, known)
+    if found.faults:
+        raise EvaluationError(found.faults)
+    other = [f"{found.unused} maps or scores of categories that were not chosen"] if found.unused else []
+    return found.categories, [*offered.remarks, *other]
+
+
+def load(one: Matched, side: int) -> Loaded:
+    """The maps of a category as float32 [N, R, R], in threads; raises EvaluationError with a line for each fault."""
+    samples = one.category.test
+    if not samples:
+        raise EvaluationError([f"{one.label}: the category has no test images"])
+    own = {sample.path.resolve() for sample in samples}
+    maps = np.empty((len(samples), side, side), np.float32)
+
+    def read(number: int) -> Size | str:
+        offer = one.maps[number]
+        try:
+            values = values_of(offer, own)
+            maps[number] = resampled(values, side)
+        except MapError as error:
+            return f"{offer.file or offer.where}: {error}"
+        return values.shape[1], values.shape[0]
+
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        read_sizes = list(pool.map(read, range(len(samples))))
+    sizes = {number: size for number, size in enumerate(read_sizes) if not isinstance(size, str)}
+    faults = [size for size in read_sizes if isinstance(size, str)]
+    faults += [*misfits(one, sizes), *not_finite(one)]
+    if faults:
+        raise EvaluationError(faults)
+    scores = np.array([one.scores[i].score for i in range(len(samples))], np.float32) if one.scores else None
+    return Loaded(maps, scores, tuple(size for size, _ in Counter(sizes.values()).most_common()))
+
+
+def values_of(offer: Offer, own: set[Path]) -> F32:
+    """The map of an offer; raises MapError, also where its file is one of the images themselves."""
+    if offer.array is not None:
+        return plain(offer.array)
+    assert offer.file is not None
+    if offer.file.suffix.lower() not in (".png", ".tif", ".tiff"):
+        return read_map(offer.file)
+    if offer.file.resolve() in own:
+        raise MapError("is the test image itself; give the folder of the maps")
+    return read_map(offer.file)
+
+
+def misfits(one: Matched, sizes: dict[int, Size]) -> Iterator[str]:
+    """A line for each map that has neither the size of its image nor the one of the others.
+
+    A size that maps share may be any square, for images that were squeezed, or have the proportions of the image.
+    """
+    if not sizes:
+        return
+    usual = Counter(sizes.values()).most_common(1)[0][0]
+    for number, size in sizes.items():
+        path = one.category.test[number].path
+        image = image_size(path)
+        if size == image or (size == usual and (size[0] == size[1] or proportional(size, image))):
+            continue
+        upright = open_image(path).size  # as the camera's note in the file turns it
+        if size == upright or (size == usual and proportional(size, upright)):
+            continue
+        (width, height), others = size, f"{usual[0]} x {usual[1]}" if size != usual else "square"
+        yield (
+            f"{one.maps[number].file or one.maps[number].where}: the map is {width} x {height} px; its image is "
+            f"{upright[0]} x {upright[1]} and "
+            + ("the other maps are " + others if size != usual else "it is no square")
+        )
+
+
+def proportional(size: Size, image: Size) -> bool:
+    """Whether a map of that size is the image made smaller or larger, up to a pixel of rounding."""
+    return abs(size[0] * image[1] - size[1] * image[0]) <= max(image)
+
+
+def not_finite(one: Matched) -> Iterator[str]:
+    """A line for each image score that is no number, or none that float32 holds."""
+    for offer in one.scores.values():
+        with np.errstate(over="ignore"):
+            if not np.isfinite(np.float32(offer.score)):
+                yield f"{offer.where}: the image score is {offer.score}; it must be finite in float32"
+
+
+def words_on(one: Matched, loaded: Loaded, side: int) -> str:
+    """What matched, in one line."""
+    scores = f", {len(one.scores)} image scores" if one.scores else ""
+    return f"{one.label}: {len(one.maps)} maps for {len(one.category.test)} test images{scores}; " + "; ".join(
+        readings(loaded, side)
+    )
+
+
+def readings(loaded: Loaded, side: int) -> tuple[str, ...]:
+    """What was decided about the maps: how they came to the size they are judged at, where image scores come from."""
+    sizes = ", ".join(f"{width} x {height}" for width, height in loaded.sizes[:4])
+    more = f" and {len(loaded.sizes) - 4} more sizes" if len(loaded.sizes) > 4 else ""
+    same = loaded.sizes == ((side, side),)
+    how = "as they are" if same else f"resampled to {side} x {side} px, antialiased bilinear"
+    scores = "as given" if loaded.scores is not None else f"the maximum of each map at {side} px"
+    return f"maps: {sizes}{more} px, {how}", f"image scores: {scores}"
+
+
+def judge(category: Category, loaded: Loaded, side: int, asked: Asked) -> Judged:
+    """The row of one category and, if wanted, its picture."""
+    sealed = datasets.sealed(category)
+    test = datasets.load_test(datasets.single_modalities(sealed)[0], side)
+    peaks = loaded.maps.reshape(len(loaded.maps), -1).max(axis=1)
+    scores = peaks if loaded.scores is None else loaded.scores
+    method = PREFIX + asked.name
+    figures = judged(scores, loaded.maps, peaks, test, category=category, resolution=side, method=method)
+    data = datasets.fingerprint(sealed)
+    commit, dirty = git_state()
+    row = Row(
+        job_id=identity(category, loaded, data, asked),
+        protocol_version=PROTOCOL_VERSION,
+        method=method,
+        title=f"{asked.name} (external)",
+        dataset=category.dataset,
+        category=category.name,
+        seed=asked.seed,
+        preset="external",
+        modality=category.modality,
+        origin=EXTERNAL,
+        resolution=side,
+        readings=readings(loaded, side),
+        data_fingerprint=data,
+        synthetic=category.synthetic,
+        test_images=len(test.labels),
+        **figures,
+        image_scores=tuple(scores.tolist()),
+        image_labels=tuple(bool(label) for label in test.labels),
+        image_names=tuple(test.names),
+        python=platform.python_version(),
+        numpy=package_version("numpy"),
+        kdad_bench=__version__,
+        platform=platform.platform(),
+        git_commit=commit,
+        git_dirty=dirty,
+    )
+    drawn = asked.pictures and "://" not in asked.options.out
+    return Judged(row, picture(row, test, loaded, scores) if drawn else b"")
+
+
+def identity(category: Category, loaded: Loaded, data: str, asked: Asked) -> str:
+    """16 hex digits: the same maps of the same images judged by the same rules are the same job."""
+    content = hashlib.sha256(loaded.maps.data)
+    content.update(b"" if loaded.scores is None else loaded.scores.tobytes())
+    facts: dict[str, Any] = {
+        "kdad_bench": __version__,
+        "protocol": PROTOCOL_VERSION,
+        "external": asked.name,
+        "dataset": category.dataset.partition(":")[0],
+        "category": category.name,
+        "modality": category.modality,
+        "data": data,
+        "seed": asked.seed,
+        "resolution": loaded.maps.shape[1],
+        "maps": content.hexdigest(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def picture(row: Row, test: TestSet, loaded: Loaded, scores: NDArray[np.float32]) -> bytes:
+    """The contact sheet of a row, as the bytes of a PNG file."""
+    from kdad_bench.harness.pictures import contact_sheet
+
+    title = f"{row.title} {row.dataset}/{row.category} seed {row.seed} [{EXTERNAL}]"
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "sheet.png"
+        contact_sheet(test.images, test.masks, loaded.maps, scores, test.names, path, labels=test.labels, title=title)
+        return path.read_bytes()

@@ -1,0 +1,64 @@
+"""Scores and maps of a test set -> the accuracy columns of a row: one path for runs and for maps of other code."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from numpy.typing import NDArray
+
+from kdad_bench.datasets import Category, TestSet
+from kdad_bench.files import CacheError, cache_folder
+from kdad_bench.metrics import image_metrics, mask_conflicts, pixel_metrics, region_index
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Array: TypeAlias = NDArray[Any] | Tensor
+
+
+def judged(
+    image: Array, maps: Array, peaks: Array, test: TestSet, *, category: Category, resolution: int, method: str
+) -> dict[str, Any]:
+    """The accuracy columns of a row: image and pixel metrics, and the image AUROC of the maps' maxima.
+
+    `image` [N] scores, `maps` [N, R, R] and `peaks` [N], the maximum of each map: float32 arrays or tensors, in the
+    order of `test`. Warns of masks that disagree with labels. Raises MetricError naming `method` and the image.
+    """
+    figures: dict[str, Any] = image_metrics(image, test.labels, names=test.names, method=method)
+    common = image_metrics(peaks, test.labels, names=test.names, method=method)
+    figures["image_auroc_max"] = common["image_auroc"]
+    warn_of_conflicts(test, category, resolution)
+    regions = None if test.masks is None else region_index(test.masks, region_file(category, resolution))
+    return figures | pixel_metrics(maps, test.masks, region_index=regions, names=test.names, method=method)
+
+
+def warn_of_conflicts(test: TestSet, category: Category, resolution: int) -> None:
+    """One line on images whose mask and label disagree: the pixel metrics then mean less than they seem to."""
+    marked, unmarked = mask_conflicts(test.masks, test.labels, names=test.names)
+    where = f"{category.dataset}/{category.name} at {resolution} px"
+    if marked:
+        warnings.warn(f"{where}: defect pixels in {len(marked)} good images ({listed(marked)})", stacklevel=3)
+    if unmarked:
+        warnings.warn(
+            f"{where}: no defect pixel in the masks of {len(unmarked)} anomalous images ({listed(unmarked)}); they "
+            "count as anomalous in the image metrics and as normal in the pixel metrics; a higher --resolution helps",
+            stacklevel=3,
+        )
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def region_file(category: Category, resolution: int) -> Path | None:
+    """Where the region index of a category's masks at a resolution is kept; None without a cache folder."""
+    name = f"{category.dataset}-{category.name}-{resolution}.regions"
+    readable = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[-120:]
+    try:
+        return cache_folder() / "regions" / readable
+    except CacheError:
+        return None

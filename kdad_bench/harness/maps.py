@@ -1,0 +1,231 @@
+"""Files of anomaly maps that other code wrote -> float32 arrays. They are untrusted: bounded, and never unpickled."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from kdad_bench.datasets import DatasetError
+from kdad_bench.datasets.decoding import MAX_PIXELS, PNG_SIGNATURE, open_image, opened, read_bytes
+
+MOST_VALUES = 1 << 30  # of a stack of maps in one file
+MOST_MEMBERS = 16  # arrays of one .npz file
+DEFLATE = (8, 32946)  # TIFF's numbers for zlib
+GREY = ("L", "I", "I;16", "I;16B", "I;16L")  # modes of Pillow with one channel of 8 or 16 bits
+STACK = ("maps", "names")  # the arrays of a file that holds all maps, as `run --save-maps` writes it
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it also raises
+
+F32 = NDArray[np.float32]
+
+
+class MapError(ValueError):
+    """A file holds no usable anomaly map: what is wrong, in words that follow its path."""
+
+
+class Stack(NamedTuple):
+    """All maps of a test set from one file."""
+
+    maps: NDArray[Any]  # [N, H, W]
+    names: tuple[str, ...]
+    scores: tuple[float, ...]  # () without image scores
+
+
+def read_map(path: Path) -> F32:
+    """The map in `path`, float32 [H, W], by the suffix of the file. Raises MapError for anything else."""
+    return plain(said(lambda: READERS[path.suffix.lower()](path)))
+
+
+def plain(array: NDArray[Any]) -> F32:
+    """`array` as float32 [H, W]; axes of length 1 are dropped. Raises MapError where it is no map of finite numbers
+    that differ."""
+    flat = array.reshape([side for side in array.shape if side != 1]) if array.ndim > 2 else array
+    if flat.ndim != 2 or flat.size == 0:
+        raise MapError(f"holds an array of shape {array.shape}; a map is H x W")
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = np.ascontiguousarray(flat, dtype=np.float32)
+    least, most = float(values.min()), float(values.max())  # NaN goes through both
+    if not (math.isfinite(least) and math.isfinite(most)):
+        row, column = np.argwhere(~np.isfinite(values))[0]
+        raise MapError(f"holds {values[row, column]} at row {row}, column {column}; a map is finite in float32")
+    if least == most:
+        raise MapError(f"is constant (every pixel is {least:g}); a map tells pixels apart")
+    return values
+
+
+def resampled(values: F32, resolution: int) -> F32:
+    """A map as float32 [R, R]: as it is where it has that size, else by Pillow's antialiased bilinear resize."""
+    if values.shape == (resolution, resolution):
+        return values
+    small = Image.fromarray(values).resize((resolution, resolution), Image.Resampling.BILINEAR)
+    return np.asarray(small, dtype=np.float32)
+
+
+def said(read: Callable[[], Any]) -> Any:
+    """What `read` returns; whatever a parser raises on a damaged file becomes one MapError."""
+    try:
+        return read()
+    except MapError:
+        raise
+    except DatasetError as error:
+        raise MapError(str(error).partition(": ")[2]) from error
+    except Exception as error:  # parsers of files raise almost anything on damaged ones
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise MapError(f"is not readable ({reason}); write it again") from error
+
+
+def numbers(kind: np.dtype[Any]) -> np.dtype[Any]:
+    """`kind` if it is one of numbers; raises MapError for truth values, objects, text."""
+    if kind.hasobject:
+        raise MapError("holds Python objects, which are not read from files of others; save an array of numbers")
+    if kind.kind not in "fui":
+        raise MapError(f"holds values of type {kind}; a map holds floats, or integers of 8 or 16 bits")
+    return kind
+
+
+def read_array(stream: IO[bytes], most: int, kinds: Callable[[np.dtype[Any]], Any] = numbers) -> NDArray[Any]:
+    """The array of an open .npy file: its header is judged before a value is read. Raises MapError."""
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise MapError(f"is an .npy file of version {version[0]}.{version[1]}; save it with numpy.save")
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_column, kind = header(stream)
+    kinds(kind)
+    count = math.prod(shape)
+    if count > most or min(shape, default=1) < 0:
+        raise MapError(f"says it holds {count} values of shape {shape}; {most} are the most")
+    data = stream.read(count * kind.itemsize)
+    if len(data) != count * kind.itemsize:
+        raise MapError(f"is cut off: {len(data)} of {count * kind.itemsize} bytes are there; write it again")
+    return np.frombuffer(data, kind).reshape(shape, order="F" if by_column else "C")
+
+
+def buffered(file: IO[bytes]) -> IO[bytes]:
+    """An open file whose `read` gives all that was asked for, where there is so much."""
+    return io.BufferedReader(cast(io.RawIOBase, file))
+
+
+def of_npy(path: Path) -> NDArray[Any]:
+    """The array of an .npy file."""
+    with opened(path) as file, buffered(file) as stream:
+        return read_array(stream, MAX_PIXELS)
+
+
+def of_npz(path: Path) -> NDArray[Any]:
+    """The only array of an .npz file."""
+    with opened(path) as file, buffered(file) as whole, zipfile.ZipFile(whole) as archive:
+        names = members(archive)
+        if len(names) != 1:
+            raise MapError(f"holds the arrays {', '.join(names) or 'none'}; a map's file holds one")
+        with unpacking(archive, names[next(iter(names))]) as stream:
+            return read_array(stream, MAX_PIXELS)
+
+
+def read_stack(path: Path) -> Stack | None:
+    """All maps of a test set from one .npz file with the arrays `maps` [N, H, W], `names` [N] ("<defect>/<file name>")
+    and perhaps `scores` [N]; None for an .npz file of other arrays. Raises MapError."""
+
+    def read() -> Stack | None:
+        with opened(path) as file, buffered(file) as whole, zipfile.ZipFile(whole) as archive:
+            names = members(archive)
+            if not set(STACK) <= set(names):
+                return None
+            with unpacking(archive, names["names"]) as stream:
+                called = read_array(stream, MOST_VALUES // 1024, texts)
+            with unpacking(archive, names["maps"]) as stream:
+                maps = read_array(stream, MOST_VALUES)
+            scores = np.zeros(0)
+            if "scores" in names:
+                with unpacking(archive, names["scores"]) as stream:
+                    scores = read_array(stream, MOST_VALUES // 1024)
+        if maps.ndim != 3 or called.shape != maps.shape[:1] or (scores.size and scores.shape != called.shape):
+            raise MapError(
+                f"holds maps {maps.shape}, names {called.shape} and scores {scores.shape}, not [N, H, W], [N] and [N]"
+            )
+        return Stack(maps, tuple(map(str, called)), tuple(map(float, scores)))
+
+    found: Stack | None = said(read)
+    return found
+
+
+def texts(kind: np.dtype[Any]) -> None:
+    """Raises MapError for an array of names that holds something else than text."""
+    if kind.kind != "U":
+        raise MapError(f"holds names of type {kind}; save them as an array of text")
+
+
+def members(archive: zipfile.ZipFile) -> Mapping[str, zipfile.ZipInfo]:
+    """name of an array -> its place in an .npz file."""
+    found = {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
+    if len(archive.infolist()) > MOST_MEMBERS or len(found) < len(archive.infolist()):
+        raise MapError(f"holds {len(archive.infolist())} arrays, more than {MOST_MEMBERS} or some of one name")
+    return found
+
+
+def unpacking(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]:
+    """A member opened for reading; only of the two kinds of packing that can be unpacked in bounded pieces."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise MapError("is packed in a way that NumPy does not; save it with numpy.savez or savez_compressed")
+    return archive.open(member)
+
+
+def of_png(path: Path) -> NDArray[Any]:
+    """The grey values of a PNG file of 8 or 16 bits."""
+    data = read_bytes(path)
+    if not data.startswith(PNG_SIGNATURE):
+        raise MapError("is no PNG file; write it again")
+    image = open_image(path, data)
+    if image.mode not in GREY:
+        raise MapError(f"has colour mode {image.mode}: a picture of a map, not a map; save one channel of 8 or 16 bits")
+    return np.asarray(image)
+
+
+def of_tiff(path: Path) -> NDArray[Any]:
+    """The first page of a TIFF file, one channel; not packed, or with deflate, whose size is known beforehand."""
+    data = read_bytes(path)
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page: Any = file.pages.first
+        shape, kind = tuple(page.shape), page.dtype
+        if kind is None:
+            raise MapError("holds values of an unknown type; save float16 or float32")
+        numbers(np.dtype(kind))
+        if math.prod(shape) > MAX_PIXELS:
+            raise MapError(f"says it holds {math.prod(shape)} pixels; {MAX_PIXELS} are the most")
+        packing = int(page.compression)
+        if packing in DEFLATE:
+            refuse_swelling(page, data, np.dtype(kind).itemsize)
+        elif packing != 1:
+            raise MapError(f"is packed with {page.compression.name}; save it unpacked or with zlib")
+        found = np.asarray(page.asarray())
+    if found.size != math.prod(shape):
+        raise MapError(f"holds {found.size} values and says {math.prod(shape)}; write it again")
+    return found
+
+
+def refuse_swelling(page: Any, data: bytes, item: int) -> None:
+    """Raises MapError if any piece of a packed page unpacks to more than a piece of its page can hold."""
+    most = math.prod(page.chunks) * item
+    if most > MAX_PIXELS * item:
+        raise MapError("is packed in pieces larger than any map; write it again")
+    for start, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+        if len(zlib.decompressobj().decompress(data[start : start + size], most + 1)) > most:
+            raise MapError("unpacks to more than the size it states; write it again")
+
+
+READERS: Mapping[str, Callable[[Path], NDArray[Any]]] = {
+    ".tif": of_tiff,
+    ".tiff": of_tiff,
+    ".npy": of_npy,
+    ".npz": of_npz,
+    ".png": of_png,
+}

@@ -1,0 +1,136 @@
+"""Offered maps and scores, image by image: what is missing, doubled or misnamed is said in one line each."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from kdad_bench.datasets import Category, Sample
+from kdad_bench.harness.choices import suggestion
+from kdad_bench.harness.offers import Key, Offer
+
+
+@dataclass(kw_only=True)
+class Matched:
+    """The maps and scores of one category, by the number of the test image, and what is wrong with them."""
+
+    category: Category
+    maps: dict[int, Offer] = field(default_factory=dict)
+    scores: dict[int, Offer] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """How people read the category."""
+        return f"{self.category.dataset}/{self.category.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching:
+    """All evaluated categories; what belongs to none of them; the number of offers for others."""
+
+    categories: tuple[Matched, ...]
+    problems: tuple[str, ...]
+    unused: int
+
+    @property
+    def faults(self) -> list[str]:
+        """Every line, those on offers that fit no image first."""
+        return [*self.problems, *(line for one in self.categories for line in one.problems)]
+
+
+class Images:
+    """The test images of a category by what they may be called."""
+
+    def __init__(self, category: Category) -> None:
+        self.names = [name_of(sample) for sample in category.test]
+        self.by: dict[tuple[str, str], list[int]] = {}
+        for number, sample in enumerate(category.test):
+            for name in dict.fromkeys((normal(sample.path.name), normal(sample.path.stem))):
+                for defect in (normal(sample.defect), ""):
+                    self.by.setdefault((defect, name), []).append(number)
+
+    def called(self, key: Key, *, is_file: bool) -> list[int]:
+        """The numbers of the images that `key` may mean; a map's own suffix is no part of the name."""
+        stem = PurePosixPath(key.name).stem
+        for name in (stem,) if is_file else (key.name, stem):
+            if found := self.by.get((key.defect, name)):
+                return found
+        return []
+
+
+def normal(text: str) -> str:
+    """One spelling for letters that Unicode can write in two ways: macOS takes the other one."""
+    return unicodedata.normalize("NFC", text)
+
+
+def name_of(sample: Sample) -> str:
+    """`<defect>/<file name>`."""
+    return f"{sample.defect}/{sample.path.name}"
+
+
+def match(maps: Sequence[Offer], scores: Sequence[Offer], chosen: Sequence[Category], known: Iterable[str]) -> Matching:
+    """Give each offer to its image. An offer for a category of `known` that was not chosen is only counted."""
+    found = {category.name: Matched(category=category) for category in chosen}
+    images = {category.name: Images(category) for category in chosen}
+    every, problems, unused = set(known) | set(found), list[str](), 0
+    for offer in (*maps, *scores):
+        of_map = offer.file is not None or offer.array is not None
+        name = offer.key.category or (next(iter(found)) if len(found) == 1 else "")
+        if name not in found:
+            unused += name in every
+            if name not in every:
+                problems.append(stray(offer, sorted(every)))
+            continue
+        one = found[name]
+        numbers = images[name].called(offer.key, is_file=offer.is_file)
+        if len(numbers) != 1:
+            one.problems.append(misnamed(offer, one, images[name], numbers))
+            continue
+        if of_map:
+            keep(one, one.maps, numbers[0], offer, "map")
+        if offer.score is not None:
+            keep(one, one.scores, numbers[0], offer, "score")
+    for one in found.values():
+        one.problems += missing(one, "map", one.maps)
+        one.problems += missing(one, "score", one.scores) if scores or one.scores else ()
+    return Matching(categories=tuple(found.values()), problems=tuple(problems), unused=unused)
+
+
+def stray(offer: Offer, every: Sequence[str]) -> str:
+    """A line on an offer for no category."""
+    if not offer.key.category:
+        return f"{offer.where}: says no category; evaluate one with --category"
+    name = offer.key.category
+    return f"{offer.where}: no category '{name}'{suggestion(name, every)}; have: {', '.join(every)}"
+
+
+def misnamed(offer: Offer, one: Matched, images: Images, numbers: Sequence[int]) -> str:
+    """A line on an offer whose name fits no image, or several."""
+    if numbers:
+        few = ", ".join(images.names[number] for number in numbers[:3])
+        return f"{offer.where}: may belong to {len(numbers)} images of {one.label} ({few}); say which one"
+    said = f"{offer.key.defect}/{offer.key.name}" if offer.key.defect else offer.key.name
+    return f"{offer.where}: no test image '{said}' in {one.label}{suggestion(said, images.names)}"
+
+
+def keep(one: Matched, kept: dict[int, Offer], number: int, offer: Offer, what: str) -> None:
+    """Give `offer` to an image, unless it has one."""
+    if number in kept:
+        name = name_of(one.category.test[number])
+        one.problems.append(f"{offer.where}: a second {what} of {one.label} {name}, after {kept[number].where}")
+        return
+    kept[number] = offer
+
+
+def missing(one: Matched, what: str, kept: Mapping[int, Offer]) -> list[str]:
+    """A line for each image without; a single one where no image has any."""
+    if not kept:
+        return [f"{one.label}: no {what} for any of its {len(one.category.test)} test images"]
+    return [
+        f"{one.label}: no {what} of {name_of(sample)}"
+        for number, sample in enumerate(one.category.test)
+        if number not in kept
+    ]

@@ -1,0 +1,230 @@
+"""What a person offers for evaluation, before anything is matched: files of a tree, lines of an index, of scores."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from kdad_bench.datasets import DatasetError
+from kdad_bench.datasets.decoding import read_bytes
+from kdad_bench.harness.maps import READERS, MapError, read_stack
+
+MOST_OFFERS = 1_000_000  # files of a tree or lines of a table
+MOST_TABLE_BYTES = 64 << 20
+SPLITS = ("test", "test_public")  # folders of test images: MVTec AD and MVTec AD 2
+BINARY = "anomaly_images_thresholded"  # MVTec AD 2's folder of decisions per pixel, which are no scores
+TABLES = (".csv", ".parquet")
+
+
+class OfferError(ValueError):
+    """What was offered cannot be looked at at all: one line with the remedy."""
+
+
+class Key(NamedTuple):
+    """Which image something is said to belong to; what is not said is empty."""
+
+    category: str
+    defect: str
+    name: str  # of the file
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Offer:
+    """One map, or one score, and where it stands."""
+
+    key: Key
+    where: str  # a path, or a path and a line
+    file: Path | None = None  # of a map
+    array: NDArray[Any] | None = None  # a map that was read already
+    score: float | None = None
+    is_file: bool = False  # the name ends with a suffix of a map's file, which is none of the image's
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Offers:
+    """All of them, and a line for each kind of thing that is not used."""
+
+    found: tuple[Offer, ...]
+    remarks: tuple[str, ...] = ()
+
+
+def offers(place: Path, known: Collection[str]) -> Offers:
+    """The maps at `place`: a folder, an index (.csv, .parquet) or a stack (.npz). `known` are names of categories.
+
+    Raises OfferError.
+    """
+    if place.is_dir():
+        return of_tree(place, known)
+    suffix = place.suffix.lower()
+    if suffix in TABLES:
+        return Offers(found=tuple(of_index(place, known)))
+    if suffix == ".npz":
+        return Offers(found=tuple(of_stack(place, known)))
+    if not place.exists():
+        raise OfferError(f"{place}: no such file or folder; give the maps")
+    raise OfferError(f"{place}: neither a folder of maps, nor an index (.csv, .parquet), nor a stack (.npz)")
+
+
+def key_of(text: str, known: Collection[str]) -> Key:
+    """What `text`, a path with any separators, says of the image: `[...][category/][test/][defect/]name`."""
+    parts = PurePosixPath(unicodedata.normalize("NFC", text).replace("\\", "/")).parts
+    folders, name = [part for part in parts[:-1] if part not in ("/", ".")], parts[-1] if parts else ""
+    if len(folders) > 1 and folders[-1] == "rgb":  # MVTec 3D-AD keeps images of a defect one folder deeper
+        folders.pop()
+    for place in range(len(folders) - 1, -1, -1):
+        if folders[place] in SPLITS and len(folders) - place <= 2:
+            return Key(folders[place - 1] if place else "", folders[-1] if place < len(folders) - 1 else "", name)
+    if len(folders) > 1:
+        return Key(folders[-2] if folders[-2] in known else "", folders[-1], name)
+    if folders and folders[0] in known:
+        return Key(folders[0], "", name)
+    return Key("", folders[0] if folders else "", name)
+
+
+def of_tree(root: Path, known: Collection[str]) -> Offers:
+    """Every file of a map below `root`; raises OfferError for a folder without one."""
+    found, others, binary = [], dict[str, int](), 0
+    for path in walked(root):
+        inside = path.relative_to(root)
+        if path.suffix.lower() not in READERS:
+            others[path.suffix.lower() or path.name] = others.get(path.suffix.lower() or path.name, 0) + 1
+        elif BINARY in inside.parts:
+            binary += 1
+        else:
+            key = key_of(inside.as_posix(), known)
+            found.append(Offer(key=key, where=str(path), file=path, is_file=True))
+    if not found:
+        raise OfferError(f"{root}: no map there; maps end in {', '.join(READERS)}")
+    remarks = (
+        [f"{sum(others.values())} files are no maps and not used ({', '.join(sorted(others)[:5])})"] if others else []
+    )
+    remarks += [f"{binary} maps in {BINARY}/ are decisions and not used"] if binary else []
+    return Offers(found=tuple(found), remarks=tuple(remarks))
+
+
+def walked(root: Path) -> Iterator[Path]:
+    """The files below `root` in the order of their names; hidden ones and linked folders are left out."""
+    count = 0
+    for folder, inside, names in os.walk(root):
+        inside[:] = sorted(name for name in inside if not name.startswith((".", "__MACOSX")))
+        for name in sorted(names):
+            if not name.startswith("."):
+                count += 1
+                yield Path(folder, name)
+        if count > MOST_OFFERS:
+            raise OfferError(f"{root}: more than {MOST_OFFERS} files; give the folder of the maps alone")
+
+
+def of_stack(path: Path, known: Collection[str]) -> Iterator[Offer]:
+    """The maps of one file, and its scores where it has some."""
+    try:
+        stack = read_stack(path)
+    except MapError as error:
+        raise OfferError(f"{path}: {error}") from error
+    if stack is None:
+        raise OfferError(f"{path}: no stack of maps; it needs the arrays `maps` [N, H, W] and `names` [N]")
+    for number, name in enumerate(stack.names):
+        score = stack.scores[number] if stack.scores else None
+        where = f"{path}, map {number}"
+        yield Offer(key=key_of(name, known), where=where, array=stack.maps[number], score=score)
+
+
+def of_index(path: Path, known: Collection[str]) -> Iterator[Offer]:
+    """The maps that an index names in its columns `image` and `map`, beside an optional `score`."""
+    for where, line in lines_of(path, ("image", "map"), ("score", "category")):
+        if not line["map"]:
+            raise OfferError(f"{where}: no map named in column `map`")
+        score = score_of(line["score"], where) if line.get("score") else None
+        key = keyed(line, known)
+        yield Offer(key=key, where=where, file=path.parent / line["map"], score=score)
+
+
+def of_scores(path: Path, known: Collection[str]) -> Iterator[Offer]:
+    """The image scores of a table with the columns `image` and `score`."""
+    for where, line in lines_of(path, ("image", "score"), ("category",)):
+        yield Offer(key=keyed(line, known), where=where, score=score_of(line["score"], where))
+
+
+def keyed(line: Mapping[str, str], known: Collection[str]) -> Key:
+    """The image of a line; its column `category` says more than the path."""
+    key = key_of(line["image"], known)
+    return key._replace(category=line["category"]) if line.get("category") else key
+
+
+def score_of(text: str, where: str) -> float:
+    """The number; NaN where it is none, which the check of values names."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise OfferError(f"{where}: score '{text[:40]}' is no number") from error
+
+
+def lines_of(path: Path, needed: Sequence[str], more: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """(where, column -> text) of each line of a CSV or Parquet file. Raises OfferError."""
+    if path.suffix.lower() not in TABLES:
+        raise OfferError(f"{path}: a table is a .csv or .parquet file")
+    try:
+        data = read_bytes(path)
+    except DatasetError as error:
+        raise OfferError(str(error)) from error
+    if len(data) > MOST_TABLE_BYTES:
+        raise OfferError(f"{path}: {len(data)} bytes; {MOST_TABLE_BYTES} are the most of a table")
+    read = parquet_lines if path.suffix.lower() == ".parquet" else csv_lines
+    try:
+        columns, lines = read(data, (*needed, *more))
+    except OfferError as error:
+        raise OfferError(f"{path}: {error}") from error
+    lacking = [name for name in needed if name not in columns]
+    if lacking:
+        raise OfferError(f"{path}: no column {', '.join(lacking)}; have: {', '.join(columns[:10]) or 'none'}")
+    if not lines:
+        raise OfferError(f"{path}: holds no line")
+    for number, line in lines:
+        yield f"{path}, line {number}", line
+
+
+Lines = tuple[list[str], list[tuple[int, dict[str, str]]]]
+
+
+def csv_lines(data: bytes, wanted: Sequence[str]) -> Lines:
+    """The columns and the lines, numbered as an editor does."""
+    try:
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        columns = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        lines = [
+            (reader.line_num, {name: str(line.get(name) or "").strip() for name in columns if name in wanted})
+            for line in reader
+        ]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise OfferError(f"no CSV in UTF-8 ({error}); write it again") from error
+    return columns, lines
+
+
+def parquet_lines(data: bytes, wanted: Sequence[str]) -> Lines:
+    """The columns and the lines, counted from 1."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(io.BytesIO(data))
+        columns = list(file.schema_arrow.names)
+        groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+        swollen = sum(group.total_byte_size for group in groups)
+        if file.metadata.num_rows > MOST_OFFERS or swollen > MOST_TABLE_BYTES:
+            raise OfferError(f"{file.metadata.num_rows} lines of {swollen} bytes; more than a table may hold")
+        table = file.read([name for name in columns if name in wanted], use_threads=False).to_pylist()
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+        if isinstance(error, OfferError):
+            raise
+        raise OfferError(f"no Parquet file ({str(error).splitlines()[0][:120]}); write it again") from error
+    texts = [{name: "" if value is None else str(value) for name, value in line.items()} for line in table]
+    return columns, list(enumerate(texts, 1))

@@ -1,0 +1,175 @@
+"""Methods from outside the package: a file with one command to the leaderboard, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from kdad_bench.cli import cli
+from kdad_bench.leaderboard import store
+from kdad_bench.methods import METHODS, outside
+
+PLAIN = (Path(__file__).parents[1] / "harness" / "plain_method.py.txt").read_text()
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """Methods of one test are unknown to the next."""
+    yield
+    outside.ADDED.clear()
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def run(method: object, tree: Path, out: Path, *more: object) -> Result:
+    what = ("-d", f"folder:{tree}", "-c", "bolt", "--seeds", "1", "--resolution", 64, "--no-pictures", "--out", out)
+    return command("run", "--method", method, *what, *more)
+
+
+def written(folder: Path, text: str = PLAIN, name: str = "plain.py") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_a_file_of_at_most_60_lines_reaches_the_leaderboard_with_one_command(tiny_tree: Path, tmp_path: Path) -> None:
+    path = written(tmp_path)
+    assert len(PLAIN.splitlines()) <= 60
+    result = run(path, tiny_tree, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    (row,) = store.read(tmp_path / "out").rows()
+    assert (row["method"], row["title"], row["status"]) == ("plain", "Plain", "ok")
+    assert row["code_sha256"] == outside.ADDED["plain"].sha256
+    assert "Plain" in (tmp_path / "out" / "leaderboard.md").read_text()
+    assert "1 already finished" in run(f"{path}:PLAIN", tiny_tree, tmp_path / "out").output
+
+
+def test_other_code_is_another_job_and_another_entrant(tiny_tree: Path, tmp_path: Path) -> None:
+    for text in (PLAIN, PLAIN + "# changed\n"):
+        assert run(written(tmp_path, text), tiny_tree, tmp_path / "out").exit_code == 0
+        outside.ADDED.clear()
+    found = store.read(tmp_path / "out").rows()
+    assert len({row["job_id"] for row in found}) == len({row["code_sha256"] for row in found}) == 2
+    page = (tmp_path / "out" / "leaderboard.md").read_text()
+    assert all(f"Plain (code {row['code_sha256'][:8]})" in page for row in found)
+
+
+def test_a_worker_process_runs_the_code_that_was_planned(tiny_tree: Path, tmp_path: Path) -> None:
+    result = run(written(tmp_path), tiny_tree, tmp_path / "out", "--executor", "local", "--set", "plain.image_size=96")
+    assert result.exit_code == 0, result.output
+    (row,) = store.read(tmp_path / "out").rows()
+    assert (row["status"], row["image_size"], row["preset"]) == ("ok", 96, "quick[image_size=96,resolution=64]")
+
+
+def test_an_installed_package_is_found_by_its_entry_point(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path, name="plain_package.py")
+    info = tmp_path / "plain_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plain-package\nVersion: 1.0\n")
+    (info / "RECORD").write_text("plain_package.py,,\nplain_package-1.0.dist-info/METADATA,,\n")
+    (info / "entry_points.txt").write_text("[kdad_bench.methods]\nplain = plain_package:PLAIN\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    result = run("plain", tiny_tree, tmp_path / "out")
+    sys.modules.pop("plain_package", None)
+    assert result.exit_code == 0, result.output
+    (row,) = store.read(tmp_path / "out").rows()
+    assert row["method"] == "plain"
+    first = outside.ADDED.pop("plain").sha256
+    assert row["code_sha256"] == first
+    written(tmp_path, PLAIN + "# changed\n", "plain_package.py")
+    assert outside.add_installed("plain", METHODS)
+    sys.modules.pop("plain_package", None)
+    assert outside.ADDED["plain"].sha256 != first
+
+
+def entry(**changes: str) -> str:
+    return (
+        PLAIN
+        + "\nfrom dataclasses import replace\nPLAIN = replace(PLAIN, "
+        + ", ".join(f"{name}={value}" for name, value in changes.items())
+        + ")\n"
+    )
+
+
+BAD = {
+    "does not parse": ("def (\n", "", "SyntaxError"),
+    "does not import": ("import nowhere_to_be_found\n", "", "ModuleNotFoundError"),
+    "exits": ("raise SystemExit(0)\n", "", "SystemExit"),
+    "no entry": ("x = 1\n", "", "it has no entry"),
+    "no such entry": (PLAIN, ":PLAIM", "no 'PLAIM' in it; have: PLAIN"),
+    "wrong type": (PLAIN, ":Plain", "of type type, not kdad_bench.methods.protocol.Entry"),
+    "two entries": (PLAIN + "OTHER = PLAIN\n", "", "say which entry"),
+    "a name of ours": (entry(name="'stfpm'"), "", "is that of a method of this package"),
+    "no name": (entry(name="'No Name'"), "", "is not of small letters"),
+    "no preset": (entry(presets="{}"), "", "presets need 'quick' and 'paper'"),
+    "nothing to build": (entry(build="None"), "", "build is of type NoneType"),
+    "no family": (entry(family="'cousin'"), "", "a family of"),
+    "no such variant": (PLAIN, ":PLAIN:wide", "no variant 'wide'"),
+    "a long file": ("#" * (1 << 20) + "\n", "", "more than 1048576 bytes"),
+    "null bytes": ("x = 1\0\n", "", "cannot be imported"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_code_that_cannot_be_used_is_one_line_exit_code_2_and_nothing_written(
+    case: str, tiny_tree: Path, tmp_path: Path
+) -> None:
+    text, more, words = BAD[case]
+    result = run(f"{written(tmp_path, text)}{more}", tiny_tree, tmp_path / "out")
+    assert result.exit_code == 2, result.output
+    assert len(result.stderr.splitlines()) == 1
+    assert words in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_file_is_refused(tiny_tree: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.py")
+    (tmp_path / "folder.py").mkdir()
+    for name, words in (("pipe", "not a regular file"), ("folder", "folder.py"), ("none", "No such file")):
+        result = run(tmp_path / f"{name}.py", tiny_tree, tmp_path / "out")
+        assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+        assert words in result.stderr
+
+
+def test_two_files_of_one_name_and_a_model_that_predict_could_not_load_are_refused(
+    tiny_tree: Path, tmp_path: Path
+) -> None:
+    path, twin = written(tmp_path), written(tmp_path, PLAIN + "# other\n", "twin.py")
+    result = run(path, tiny_tree, tmp_path / "out", "--method", twin)
+    assert result.exit_code == 2
+    assert "the name 'plain' is that of" in result.stderr
+    outside.ADDED.clear()
+    result = run(path, tiny_tree, tmp_path / "out", "--save-models")
+    assert result.exit_code == 2
+    assert "install it as a package" in result.stderr
+
+
+def test_a_new_method_is_written_once_and_runs(tiny_tree: Path, tmp_path: Path) -> None:
+    result = command("new", "method", "my_own", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    path = tmp_path / "my_own.py"
+    assert len(path.read_text().splitlines()) <= 60
+    assert "%" not in path.read_text()
+    again = command("new", "method", "my_own", "--out", tmp_path)
+    assert (again.exit_code, len(again.stderr.splitlines())) == (2, 1)
+    assert "is there already" in again.stderr
+    result = run(path, tiny_tree, tmp_path / "out", "--steps", 2, "--image-size", 64, "--weights", "random")
+    assert result.exit_code == 0, result.output
+    (row,) = store.read(tmp_path / "out").rows()
+    assert (row["method"], row["title"], row["status"]) == ("my_own", "MyOwn", "ok")
+
+
+@pytest.mark.parametrize("name", ["stfpm", "My_own", "class", "a-b", "../x", "1st"])
+def test_a_name_that_cannot_be_a_method_is_refused(name: str, tmp_path: Path) -> None:
+    result = command("new", "method", name, "--out", tmp_path)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert list(tmp_path.iterdir()) == []

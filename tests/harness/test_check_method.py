@@ -1,0 +1,158 @@
+"""`check-method` passes an honest method and rejects one with a single fault, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from kdad_bench.cli import cli
+from kdad_bench.harness.check_method import RULES, Verdict, check
+from kdad_bench.methods import METHODS, outside
+
+PLAIN = (Path(__file__).parent / "plain_method.py.txt").read_text()
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """Methods of one test are unknown to the next."""
+    yield
+    outside.ADDED.clear()
+
+
+def judged(text: str, tmp_path: Path) -> dict[str, Verdict]:
+    path = tmp_path / "plain.py"
+    path.write_text(text)
+    name = outside.add_file(path, "", METHODS)
+    return {verdict.rule: verdict for verdict in check(name)}
+
+
+def test_an_honest_method_keeps_every_rule(tmp_path: Path) -> None:
+    found = judged(PLAIN, tmp_path)
+    assert list(found) == list(RULES)
+    assert {rule: one.reason for rule, one in found.items() if not one.kept} == {}
+    assert [rule for rule, one in found.items() if one.remark] == ["the teacher stays frozen"]
+
+
+SCORE = "        pixel = (images - self.module.mean).abs().mean(1) * self.module.weight\n"
+FIT = "        fitting = fitting or Fitting()\n"
+# fault -> (line of the method, what stands there instead, rule that must reject it, words of the reason)
+MUTANTS = {
+    "learns from scored images": (
+        SCORE,
+        SCORE + "        self.seen.append(images.mean())\n",
+        "sees the given normals only",
+        "it scored before",
+    ),
+    "reads image files": (FIT, FIT + "        np.load({file!r})\n", "sees the given normals only", "opens images.npy"),
+    "normalises over the batch": (
+        SCORE,
+        SCORE + "        pixel = (pixel - pixel.min()) / (pixel.max() - pixel.min())\n",
+        "judges each image alone",
+        "depends on the other images of the batch",
+    ),
+    "changes its state": (
+        SCORE,
+        SCORE + "        self.module.mean = 0.9 * self.module.mean + 0.1 * images.mean((0, 2, 3))[:, None, None]\n",
+        "scoring changes nothing",
+        "scoring changed the state: mean",
+    ),
+    "keeps what it scored outside of its state": (
+        SCORE,
+        SCORE + "        self.seen.append(pixel.mean())\n        pixel = pixel + sum(self.seen)\n",
+        "scoring changes nothing",
+        "depend on what was scored before",
+    ),
+    "hides what it learnt": (
+        "        self.module.mean = normal.mean((0, 2, 3))[:, None, None].clone()\n",
+        "        self.module.__dict__['_buffers'].pop('mean')\n        self.module.__dict__['mean'] = "
+        "normal.mean((0, 2, 3))[:, None, None].clone()\n",
+        "reloads from its state",
+        "",
+    ),
+    "resumes from the start": (
+        "            start, value = torch.load(fitting.checkpoint)\n",
+        "            start, value = 1, torch.load(fitting.checkpoint)[1]\n",
+        "resumes where it stopped",
+        "a resumed training ends otherwise",
+    ),
+    "takes the folder of its checkpoint for granted": (
+        "                fitting.checkpoint.parent.mkdir(parents=True, exist_ok=True)\n",
+        "",
+        "resumes where it stopped",
+        "it raises RuntimeError",
+    ),
+    "ignores its seed": (
+        "torch.rand(1, generator=random)",
+        "torch.rand(1)",
+        "the seed decides everything",
+        "moves torch's random state",
+    ),
+    "draws from the system": (
+        "torch.rand(1, generator=random)",
+        "float(np.random.default_rng().random())",
+        "the seed decides everything",
+        "the same seed gives another state",
+    ),
+    "trains its teacher": (
+        FIT,
+        FIT + "        next(self.teacher.parameters()).data.add_(1)\n",
+        "the teacher stays frozen",
+        "the teacher changed",
+    ),
+    "changes the normals": (FIT, FIT + "        normal.mul_(0.5)\n", "leaves the images alone", "`fit` changes"),
+    "changes the tested images": (SCORE, "        images.mul_(0.5)\n" + SCORE, "leaves the images alone", "`score`"),
+    "answers in float64": (SCORE, SCORE + "        pixel = pixel.double()\n", "answers", "float64"),
+    "answers in another size": (SCORE, SCORE + "        pixel = pixel[:, ::2]\n", "answers", "not float32"),
+    "answers with NaN": (SCORE, SCORE + "        pixel = pixel / 0 - pixel / 0\n", "answers", "not finite"),
+    "says nothing": (SCORE, SCORE + "        pixel = pixel * 0\n", "answers", "its maps are constant"),
+    "raises": (
+        FIT,
+        FIT + "        raise RuntimeError('out of luck')\n",
+        "answers",
+        "it raises RuntimeError: out of luck",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", MUTANTS)
+def test_a_method_with_one_fault_is_rejected_with_the_reason(fault: str, tmp_path: Path) -> None:
+    line, instead, rule, words = MUTANTS[fault]
+    assert PLAIN.count(line) == 1
+    text = PLAIN.replace(line, instead).replace("import torch\n", "import numpy as np\nimport torch\n", 1)
+    if fault == "learns from scored images":
+        text = text.replace(
+            "normal.mean((0, 2, 3))[:, None, None].clone()", "normal.mean((0, 2, 3))[:, None, None] + sum(self.seen)"
+        )
+    if fault == "trains its teacher":
+        text = text.replace("needs_teacher=False", "needs_teacher=True")
+    np.save(tmp_path / "images.npy", np.zeros(3))
+    found = judged(text.replace("{file!r}", repr(str(tmp_path / "images.npy"))), tmp_path)
+    (verdict,) = (one for name, one in found.items() if name.startswith(rule))
+    assert not verdict.kept
+    assert words in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        (PLAIN, 0, "plain: keeps every rule"),
+        (PLAIN.replace(SCORE, SCORE + "        pixel = pixel * 0\n"), 1, "BROKEN  answers"),
+    ],
+)
+def test_the_command_says_a_verdict_and_its_exit_code_tells(text: str, code: int, words: str, tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text(text)
+    result = CliRunner().invoke(cli, ["check-method", str(tmp_path / "plain.py")])
+    assert result.exit_code == code, result.output
+    assert words in result.stdout
+
+
+def test_a_file_that_is_no_method_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text("1 / 0\n")
+    result = CliRunner().invoke(cli, ["check-method", str(tmp_path / "plain.py")])
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "ZeroDivisionError" in result.stderr

@@ -1,0 +1,205 @@
+"""Files of maps: what is read, and what is refused before it can do harm."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from kdad_bench.datasets import decoding
+from kdad_bench.harness import maps
+from kdad_bench.harness.maps import MapError, read_map, read_stack, resampled
+
+VALUES = np.arange(12, dtype=np.float32).reshape(3, 4) / 8  # exact in float16
+
+
+def png(path: Path, array: np.ndarray) -> None:
+    Image.fromarray(array).save(path)
+
+
+WRITTEN: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "float32 TIFF": ("a.tiff", lambda path: tifffile.imwrite(path, VALUES)),
+    "float16 TIFF": ("a.tif", lambda path: tifffile.imwrite(path, VALUES.astype(np.float16))),
+    "deflated TIFF": ("a.tiff", lambda path: tifffile.imwrite(path, VALUES.astype(np.float16), compression="zlib")),
+    "big-endian TIFF": ("a.tiff", lambda path: tifffile.imwrite(path, VALUES, byteorder=">")),
+    "TIFF by Pillow": ("a.TIFF", lambda path: Image.fromarray(VALUES).save(path, format="TIFF")),
+    "float64 NPY": ("a.npy", lambda path: np.save(path, VALUES.astype(np.float64))),
+    "NPY by columns": ("a.npy", lambda path: np.save(path, np.asfortranarray(VALUES))),
+    "big-endian NPY": ("a.npy", lambda path: np.save(path, VALUES.astype(">f4"))),
+    "NPY with axes of one": ("a.npy", lambda path: np.save(path, VALUES[None, :, :, None])),
+    "NPZ": ("a.npz", lambda path: np.savez(path, anything=VALUES)),
+    "packed NPZ": ("a.npz", lambda path: np.savez_compressed(path, VALUES)),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_each_kind_of_file_gives_its_values(kind: str, tmp_path: Path) -> None:
+    name, write = WRITTEN[kind]
+    write(tmp_path / name)
+    found = read_map(tmp_path / name)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, VALUES)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_png_of_8_or_16_bits_gives_its_integers(kind: Any, tmp_path: Path) -> None:
+    values = (np.arange(12).reshape(3, 4) * (np.iinfo(kind).max // 11)).astype(kind)
+    png(tmp_path / "a.png", values)
+    np.testing.assert_array_equal(read_map(tmp_path / "a.png"), values.astype(np.float32))
+
+
+def zipped(path: Path, members: dict[str, bytes], packing: int = zipfile.ZIP_DEFLATED) -> None:
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
+def npy(array: np.ndarray) -> bytes:
+    sink = io.BytesIO()
+    np.save(sink, array)
+    return sink.getvalue()
+
+
+def lying_npy(shape: str, data: bytes = b"") -> bytes:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
+    header += " " * (63 - (len(header) + 10) % 64) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + data
+
+
+def swollen_tiff(path: Path) -> None:
+    """A TIFF of 4 x 3 px whose only strip unpacks to 64 MB."""
+    tifffile.imwrite(path, VALUES, compression="zlib")
+    with tifffile.TiffFile(path) as file:
+        tags = file.pages.first.tags
+        places = {name: tags[name].valueoffset for name in ("StripOffsets", "StripByteCounts")}
+        kinds = {name: "<H" if tags[name].dtype.name == "SHORT" else "<I" for name in places}
+    data, bomb = bytearray(path.read_bytes()), zlib.compress(bytes(64 << 20))
+    for name, value in (("StripOffsets", len(data)), ("StripByteCounts", len(bomb))):
+        struct.pack_into(kinds[name] if kinds[name] == "<I" else "<H", data, places[name], value & 0xFFFFFFFF)
+    path.write_bytes(bytes(data) + bomb)
+
+
+BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
+    "NaN": ("a.npy", lambda path: np.save(path, np.where(VALUES == 0.5, np.nan, VALUES)), "nan at row 1, column 0"),
+    "infinity": ("a.npy", lambda path: np.save(path, np.where(VALUES == 0.5, np.inf, VALUES)), "inf at row 1"),
+    "beyond float32": ("a.npy", lambda path: np.save(path, VALUES.astype(np.float64) * 1e300), "finite in float32"),
+    "constant": ("a.npy", lambda path: np.save(path, np.full((3, 4), 0.5)), "is constant (every pixel is 0.5)"),
+    "constant in float32": ("a.npy", lambda path: np.save(path, 1 + VALUES.astype(np.float64) * 1e-12), "is constant"),
+    "three channels": ("a.npy", lambda path: np.save(path, np.stack([VALUES] * 3)), "shape (3, 3, 4)"),
+    "a vector": ("a.npy", lambda path: np.save(path, VALUES[0]), "shape (4,)"),
+    "empty": ("a.npy", lambda path: np.save(path, VALUES[:0]), "a map is H x W"),
+    "truth values": ("a.npy", lambda path: np.save(path, VALUES > 1), "type bool"),
+    "complex": ("a.npy", lambda path: np.save(path, VALUES * 1j), "type complex"),
+    "text": ("a.npy", lambda path: np.save(path, np.array([["a"]])), "type <U1"),
+    "no bytes": ("a.npy", lambda path: path.write_bytes(b""), "is not readable"),
+    "no NPY": ("a.npy", lambda path: path.write_bytes(b"hello, world"), "is not readable"),
+    "cut off": ("a.npy", lambda path: path.write_bytes(npy(VALUES)[:-8]), "cut off: 40 of 48 bytes"),
+    "huge by its header": ("a.npy", lambda path: path.write_bytes(lying_npy("(100000, 100000)")), "are the most"),
+    "negative": ("a.npy", lambda path: path.write_bytes(lying_npy("(-3, 4)")), "are the most"),
+    "objects": (
+        "a.npy",
+        lambda path: np.save(path, np.array([[{}]], dtype=object), allow_pickle=True),
+        "holds Python objects",
+    ),
+    "a pickle": ("a.npy", lambda path: path.write_bytes(pickle.dumps({})), "is not readable"),
+    "two arrays": ("a.npz", lambda path: np.savez(path, a=VALUES, b=VALUES), "the arrays a, b"),
+    "no array": ("a.npz", lambda path: zipped(path, {}), "the arrays none"),
+    "twenty arrays": (
+        "a.npz",
+        lambda path: zipped(path, {f"{i}.npy": npy(VALUES) for i in range(20)}),
+        "holds 20 arrays",
+    ),
+    "bzip2": ("a.npz", lambda path: zipped(path, {"a.npy": npy(VALUES)}, zipfile.ZIP_BZIP2), "NumPy does not"),
+    "zip bomb": (
+        "a.npz",
+        lambda path: zipped(path, {"a.npy": lying_npy("(100000, 100000)", bytes(1 << 24))}),
+        "are the most",
+    ),
+    "no zip": ("a.npz", lambda path: path.write_bytes(npy(VALUES)), "is not readable"),
+    "no TIFF": ("a.tiff", lambda path: path.write_bytes(b"II*\x00" + bytes(20)), "is not readable"),
+    "TIFF in colour": ("a.tiff", lambda path: tifffile.imwrite(path, np.zeros((3, 4, 3), np.uint8)), "(3, 4, 3)"),
+    "swollen TIFF": ("a.tiff", swollen_tiff, "unpacks to more"),
+    "TIFF by LZW": (
+        "a.tiff",
+        lambda path: Image.fromarray(VALUES).save(path, compression="tiff_lzw"),
+        "is packed with LZW",
+    ),
+    "PNG in colour": ("a.png", lambda path: png(path, np.zeros((3, 4, 3), np.uint8)), "colour mode RGB"),
+    "PNG of bits": ("a.png", lambda path: png(path, VALUES > 1), "colour mode 1"),
+    "JPEG": ("a.png", lambda path: Image.fromarray(np.zeros((3, 4), np.uint8)).save(path, "JPEG"), "is no PNG file"),
+    "a folder": ("a.tiff", lambda path: path.mkdir(), "not a regular file"),
+    "a pipe": ("a.npy", os.mkfifo, "not a regular file"),
+    "a link to nothing": ("a.npz", lambda path: path.symlink_to("nowhere"), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_is_no_map_is_refused_in_words_that_say_why(kind: str, tmp_path: Path) -> None:
+    name, write, words = BAD[kind]
+    write(tmp_path / name)
+    with pytest.raises(MapError) as caught:
+        read_map(tmp_path / name)
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("suffix", [".tiff", ".npy", ".npz", ".png"])
+def test_a_file_of_more_pixels_than_the_limit_is_refused(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    values = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    {".tiff": tifffile.imwrite, ".npy": np.save, ".npz": np.savez, ".png": png}[suffix](path, values)
+    read_map(path)
+    for module in (maps, decoding):
+        monkeypatch.setattr(module, "MAX_PIXELS", 11)
+    with pytest.raises(MapError, match="11"):
+        read_map(path)
+
+
+def test_a_map_is_resampled_only_where_its_size_differs() -> None:
+    assert resampled(VALUES[:, :3], 3) is not None
+    square = np.ascontiguousarray(VALUES[:, :3])
+    assert resampled(square, 3) is square
+    large = np.repeat(np.repeat(square, 4, 0), 4, 1)
+    small = resampled(large, 3)
+    assert small.shape == (3, 3)
+    assert small[1, 1] == pytest.approx(square[1, 1], abs=0.01)  # symmetric about the centre
+
+
+def test_a_stack_has_maps_names_and_perhaps_scores(tmp_path: Path) -> None:
+    path = tmp_path / "all.npz"
+    np.savez(path, maps=np.stack([VALUES, VALUES]), names=np.array(["a/0.png", "a/1.png"]), scores=np.array([1.0, 2.0]))
+    found = read_stack(path)
+    assert found is not None
+    assert found.names == ("a/0.png", "a/1.png")
+    assert found.scores == (1.0, 2.0)
+    np.savez(path, one=VALUES)
+    assert read_stack(path) is None
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"maps": VALUES, "names": np.array(["a", "b", "c"])}, "not [N, H, W], [N] and [N]"),
+        ({"maps": VALUES[None], "names": np.array(["a", "b"])}, "names (2,)"),
+        ({"maps": VALUES[None], "names": np.array(["a"]), "scores": np.array([1.0, 2.0])}, "scores (2,)"),
+        ({"maps": VALUES[None], "names": np.array([1])}, "names of type int64"),
+    ],
+)
+def test_a_stack_whose_arrays_do_not_fit_is_refused(arrays: dict[str, Any], words: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "all.npz", **arrays)
+    with pytest.raises(MapError) as caught:
+        read_stack(tmp_path / "all.npz")
+    assert words in str(caught.value)

@@ -1,0 +1,207 @@
+"""Offered maps and scores: what a path says, and what is missing, doubled or misnamed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kdad_bench.datasets import Category, Sample
+from kdad_bench.harness.matching import Matching, match
+from kdad_bench.harness.offers import Key, OfferError, key_of, of_scores, offers
+
+KNOWN = ("bolt", "cloth")
+IMAGES = ("good/000.png", "good/001.png", "spot/000.png", "spot/001.png")
+
+
+def category(name: str = "bolt", images: tuple[str, ...] = IMAGES) -> Category:
+    root = Path("/data") / name
+    test = tuple(Sample(path=root / "test" / image, defect=image.partition("/")[0]) for image in images)
+    return Category(dataset="mvtec_ad", name=name, root=root, train=(), test=test)
+
+
+def tree(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def matched(place: Path, *chosen: Category, scores: Path | None = None) -> Matching:
+    given = tuple(of_scores(scores, KNOWN)) if scores else ()
+    return match(offers(place, KNOWN).found, given, chosen or (category(),), KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("000.tiff", Key("", "", "000.tiff")),
+        ("spot/000.tiff", Key("", "spot", "000.tiff")),
+        ("test/spot/000.tiff", Key("", "spot", "000.tiff")),
+        ("bolt/spot/000.tiff", Key("bolt", "spot", "000.tiff")),
+        ("bolt/000.tiff", Key("bolt", "", "000.tiff")),
+        ("bolt/test/spot/000.tiff", Key("bolt", "spot", "000.tiff")),
+        ("mvtec_ad/bolt/test/spot/000.tiff", Key("bolt", "spot", "000.tiff")),
+        ("bolt/test/spot/rgb/000.tiff", Key("bolt", "spot", "000.tiff")),
+        ("anomaly_images/bolt/test_public/bad/000.tiff", Key("bolt", "bad", "000.tiff")),
+        ("anomaly_images/bolt/test_public/000.tiff", Key("bolt", "", "000.tiff")),
+        ("bolt\\test\\spot\\000.tiff", Key("bolt", "spot", "000.tiff")),
+        ("/data/mvtec/bolt/test/spot/000.png", Key("bolt", "spot", "000.png")),
+        ("bolr/test/spot/000.tiff", Key("bolr", "spot", "000.tiff")),
+        ("runs/spot/000.tiff", Key("", "spot", "000.tiff")),
+        ("u\u0308/e.tiff", Key("", "\u00fc", "e.tiff")),
+        ("", Key("", "", "")),
+    ],
+)
+def test_a_path_says_which_image_a_map_belongs_to(text: str, key: Key) -> None:
+    assert key_of(text, KNOWN) == key
+
+
+LAYOUTS = ("{image}", "test/{image}", "bolt/{image}", "bolt/test/{image}", "anomaly_images/bolt/test_public/{image}")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("suffix", [".tiff", ".TIF", ".npy", ".npz", ".png", ".png.tiff"])
+def test_every_mirror_of_the_tree_matches_whole(layout: str, suffix: str, tmp_path: Path) -> None:
+    tree(tmp_path, *(layout.format(image=image).removesuffix(".png") + suffix for image in IMAGES))
+    found = matched(tmp_path)
+    assert found.faults == []
+    (one,) = found.categories
+    assert [one.maps[number].key.defect for number in range(4)] == ["good", "good", "spot", "spot"]
+
+
+def test_stems_that_only_one_image_has_need_no_folder(tmp_path: Path) -> None:
+    tree(tmp_path, "bolt/test_public/a.tiff", "bolt/test_public/b.tiff")
+    assert matched(tmp_path, category(images=("good/a.png", "spot/b.png"))).faults == []
+
+
+FULL = tuple(f"test/{image.removesuffix('.png')}.npy" for image in IMAGES)
+FAULTY = {
+    "missing": (FULL[1:], ["mvtec_ad/bolt: no map of good/000.png"]),
+    "doubled": (
+        (*FULL, "test/good/000.tiff"),
+        ["{root}/test/good/000.tiff: a second map of mvtec_ad/bolt good/000.png, after {root}/test/good/000.npy"],
+    ),
+    "misnamed": (
+        (*FULL, "test/good/002.npy"),
+        ["{root}/test/good/002.npy: no test image 'good/002.npy' in mvtec_ad/bolt (did you mean 'good/001.png'?)"],
+    ),
+    "another defect": ((*FULL, "test/scratch/000.npy"), ["no test image 'scratch/000.npy' in mvtec_ad/bolt"]),
+    "another category": (
+        (*FULL, "bolr/test/good/000.npy"),
+        ["{root}/bolr/test/good/000.npy: no category 'bolr' (did you mean 'bolt'?); have: bolt, cloth"],
+    ),
+    "which image": (
+        (*FULL[1:], "000.npy"),
+        ["{root}/000.npy: may belong to 2 images of mvtec_ad/bolt (good/000.png, spot/000.png)", "no map of good/000"],
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_each_fault_of_a_tree_is_one_line(fault: str, tmp_path: Path) -> None:
+    names, lines = FAULTY[fault]
+    found = matched(tree(tmp_path, *names)).faults
+    assert len(found) == len(lines), found
+    for said, wanted in zip(found, lines, strict=True):
+        assert wanted.format(root=tmp_path) in said
+
+
+def test_two_images_of_one_stem_need_their_whole_names(tmp_path: Path) -> None:
+    twins = category(images=("good/000.png", "good/000.jpg"))
+    tree(tmp_path / "a", "good/000.npy")
+    assert "may belong to 2 images" in matched(tmp_path / "a", twins).faults[0]
+    tree(tmp_path / "b", "good/000.png.npy", "good/000.jpg.npy")
+    assert matched(tmp_path / "b", twins).faults == []
+
+
+def test_maps_of_a_category_that_was_not_chosen_are_counted_and_no_fault(tmp_path: Path) -> None:
+    tree(tmp_path, *(f"bolt/{name}" for name in FULL), "cloth/test/good/000.npy")
+    found = matched(tmp_path)
+    assert (found.faults, found.unused) == ([], 1)
+
+
+def test_several_categories_need_a_category_in_the_path(tmp_path: Path) -> None:
+    found = matched(tree(tmp_path, *FULL), category("bolt"), category("cloth"))
+    assert sum("says no category" in line for line in found.faults) == 4
+    assert "mvtec_ad/cloth: no map for any of its 4 test images" in found.faults
+
+
+def test_what_is_no_map_or_hidden_or_a_decision_is_left_out_and_said(tmp_path: Path) -> None:
+    tree(
+        tmp_path, *FULL, "notes.txt", ".DS_Store", ".cache/000.npy", "anomaly_images_thresholded/bolt/test/good/000.png"
+    )
+    found = offers(tmp_path, KNOWN)
+    assert len(found.found) == 4
+    assert found.remarks == (
+        "1 files are no maps and not used (.txt)",
+        "1 maps in anomaly_images_thresholded/ are decisions and not used",
+    )
+
+
+def index(path: Path, lines: list[dict[str, object]]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(lines), path)
+    else:
+        columns = list(lines[0])
+        path.write_text("\n".join([",".join(columns), *(",".join(str(line[c]) for c in columns) for line in lines)]))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_an_index_gives_maps_and_scores(suffix: str, tmp_path: Path) -> None:
+    lines = [{"image": f"test/{one}", "map": f"{n}.npy", "score": n / 2, "more": "x"} for n, one in enumerate(IMAGES)]
+    (one,) = matched(index(tmp_path / f"index{suffix}", lines)).categories
+    assert one.problems == []
+    assert one.maps[3].file == tmp_path / "3.npy"
+    assert [one.scores[number].score for number in range(4)] == [0, 0.5, 1, 1.5]
+
+
+@pytest.mark.parametrize("names", [IMAGES, tuple(name.removesuffix(".png") for name in IMAGES)])
+def test_scores_come_from_a_table_of_their_own(names: tuple[str, ...], tmp_path: Path) -> None:
+    tree(tmp_path / "maps", *FULL)
+    scores = index(tmp_path / "scores.csv", [{"image": name, "score": 0.5} for name in names])
+    assert matched(tmp_path / "maps", scores=scores).faults == []
+    scores = index(tmp_path / "scores.csv", [{"image": name, "score": 0.5} for name in (*names[1:], names[1])])
+    found = matched(tmp_path / "maps", scores=scores).faults
+    assert len(found) == 2
+    assert "line 5: a second score of mvtec_ad/bolt good/001.png" in found[0]
+    assert found[1] == "mvtec_ad/bolt: no score of good/000.png"
+
+
+TABLES: dict[str, tuple[str, bytes, str]] = {
+    "no column": ("a.csv", b"picture,map\na,b\n", "no column image; have: picture, map"),
+    "no line": ("a.csv", b"image,map\n", "holds no line"),
+    "nothing": ("a.csv", b"", "the file is empty"),
+    "no map": ("a.csv", b"image,map\ngood/000.png,\n", "line 2: no map named"),
+    "no number": ("a.csv", b"image,map,score\ngood/000.png,a.npy,high\n", "score 'high' is no number"),
+    "no UTF-8": ("a.csv", b"image,map\n\xff\xfe,b\n", "no CSV in UTF-8"),
+    "an open quote": ("a.csv", b'image,map\n"a,b\n', "no CSV in UTF-8"),
+    "no Parquet": ("a.parquet", b"image,map\n", "no Parquet file"),
+    "another suffix": ("a.txt", b"image,map\n", "neither a folder of maps"),
+    "no stack": ("a.npz", b"nothing", "is not readable"),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_a_table_that_cannot_be_used_is_one_line(case: str, tmp_path: Path) -> None:
+    name, content, words = TABLES[case]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(OfferError) as caught:
+        matched(tmp_path / name)
+    assert words in str(caught.value)
+    assert str(tmp_path / name) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_place_without_maps_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(OfferError, match="no map there; maps end in"):
+        offers(tmp_path, KNOWN)
+    with pytest.raises(OfferError, match="no such file or folder"):
+        offers(tmp_path / "nowhere", KNOWN)
+    np.savez(tmp_path / "one.npz", only=np.zeros((2, 2)))
+    with pytest.raises(OfferError, match="needs the arrays `maps`"):
+        offers(tmp_path / "one.npz", KNOWN)
