@@ -236,7 +236,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "training.settings": files("recipes", "protocol", "words", "distillation"),
     "training.teacher": files("frozen_features", "distillation"),
     "training": files("recipes", "distillation"),
-    "distillation": files("initial_weights", "golden_networks", "distillation", "every_method"),
+    "distillation": files("initial_weights", "golden_networks", "distillation"),
     "stfpm": files("recipes", "words", "stfpm"),
     "rd4ad": files("recipes", "words", "rd4ad"),
     "reverse": files("words", "rd4ad", "initial_weights", "golden_networks", "folding"),
