@@ -192,6 +192,8 @@ def test_a_vgg_trunk_without_fully_connected_layers_loads_strictly(tmp_path: Pat
     trunk = build("vgg16", strides=(32,)).state_dict()
     torch.save(trunk, tmp_path / "vgg.pth")
     teacher, _ = load_teacher("vgg16", strides=(4, 8, 16, 32), source=tmp_path / "vgg.pth")
+    assert teacher.strides == (4, 8, 16, 32)
+    assert teacher.state_dict().keys() == trunk.keys()
     assert all(torch.equal(value, trunk[key]) for key, value in teacher.state_dict().items())
 
 
