@@ -82,7 +82,7 @@ class Progress:
         raise CheckpointError(f"{self.path}: the checkpoint of another fit (settings or images differ); delete it")
 
     def _take(self, kept: dict[str, Any]) -> int:
-        """Put everything as `save_when_due` found it; the number of steps done. The optimiser goes last: it checks before it takes."""
+        """Put all as `save_when_due` found it; the steps done. The optimiser checks first, so it goes last."""
         step, best, best_value, rng = int(kept["step"]), kept["best"], float(kept["best_value"]), kept["rng"]
         self.student.load_state_dict(kept["student"])
         self.scaler.load_state_dict(kept["scaler"])
