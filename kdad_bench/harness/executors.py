@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -25,6 +26,7 @@ from kdad_bench.leaderboard.row import Row
 
 LOOK_SECONDS = 0.2  # between two looks at the clock while workers say nothing
 LOST_STARTS = 10  # workers in a row that may die before they are ready
+LATE = ("pyarrow.compute", "pyarrow.parquet", "scipy.ndimage", "torch.utils.flop_counter", "torch._dynamo")
 READY = "ready"  # what a worker says once it can take a job
 HELD = (signal.SIGINT, signal.SIGHUP)
 
@@ -275,11 +277,22 @@ def serve(pipe: Connection, work: Work, threads: int, parent: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    warm_up()
     with contextlib.suppress(EOFError, OSError):  # the runner is gone, and with it whom to answer
         pipe.send(READY)
         while True:
             job = pipe.recv()
             pipe.send(perform(job, work))
+
+
+def warm_up() -> None:
+    """Import what the first job would import as it goes: these seconds are no job's."""
+    from kdad_bench.methods import METHODS, entry
+
+    for name in METHODS:
+        entry(name)
+    for module in LATE:
+        import_module(module)
 
 
 def die_with(parent: int) -> None:

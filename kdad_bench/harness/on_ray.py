@@ -65,7 +65,10 @@ def refuse_silence(address: str) -> None:
 
 @contextlib.contextmanager
 def cluster(address: str | None) -> Iterator[Any]:
-    """The module `ray`, connected to the cluster at `address` or to one of this machine alone that ends with it."""
+    """The module `ray`, connected to the cluster at `address` or to one of this machine alone that ends with it.
+
+    Raises SelectionError where that one does not start: on a machine that is very busy it gives up.
+    """
     import ray
 
     if address or ray.is_initialized():
@@ -73,8 +76,13 @@ def cluster(address: str | None) -> Iterator[Any]:
             ray.init(address=address, log_to_driver=False, configure_logging=False)
         yield ray
         return
-    with on_loopback():
-        ray.init(include_dashboard=False, _node_ip_address=LOOPBACK, log_to_driver=False, configure_logging=False)
+    try:
+        with on_loopback():
+            ray.init(include_dashboard=False, _node_ip_address=LOOPBACK, log_to_driver=False, configure_logging=False)
+    except Exception as error:  # Ray raises plain ones; its parts wait seconds for one another
+        ray.shutdown()
+        why = first_line(error)
+        raise SelectionError(f"Ray started no cluster here ({why}); try again, or --executor local") from error
     reaper = start_reaper()
     try:
         yield ray

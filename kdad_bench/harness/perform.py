@@ -27,24 +27,21 @@ def perform(job: Job, work: Work) -> Row | NoResult | None:
     """
     try:
         with claim(job, work) as ours:
-            return attempt(job, work) if ours else None
-    except (OSError, SelectionError, store.StoreError) as error:
-        return NoResult(" ".join(str(error).split()))
-
-
-def attempt(job: Job, work: Work) -> Row | NoResult:
-    """What `perform` does once it holds the job; raises SelectionError where no row could be written."""
-    if work.beside is not None:
-        refuse_what_cannot_be_written(work.beside)  # before hours of training, not after
-    done = finished_row(job, work)
-    if done is not None:
-        return done
-    try:
-        with step_log(job, work) as log:
-            row = run(job, work, log)
+            if not ours:
+                return None
+            done = finished_row(job, work)
+            if done is not None:
+                return done
+            with step_log(job, work) as log:
+                row = run(job, work, log)
+            return kept(row, job, work)
     except Exception as error:
         reason = reason_of(error)
         return NoResult(reason) if of_surroundings(error, job) else record_failure(job, work, reason)
+
+
+def kept(row: Row, job: Job, work: Work) -> Row | NoResult:
+    """The row of a job that ended well, once it is written; what was kept of its training has then served."""
     ended = written(row, work)
     if ended is row:
         with contextlib.suppress(OSError):  # a folder that is read-only by now
@@ -89,11 +86,16 @@ def reason_of(error: Exception) -> str:
 def claim(job: Job, work: Work) -> Iterator[bool]:
     """Hold `job` against other runners on the same local folder; the lock goes with the process, however it dies.
 
-    Results on a URL have no locks: two runners may then do the same job, and its row is still counted once.
+    Results on a URL have no locks: two runners may then do the same job, and its row is still counted once. Raises
+    StoreError for a local folder in which no row could be written: before hours of training, not after.
     """
     if work.beside is None:
         yield True
         return
+    try:
+        refuse_what_cannot_be_written(work.beside)
+    except SelectionError as error:
+        raise store.StoreError(str(error)) from error
     locks = work.beside / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
     path = locks / f"{job.id}.lock"

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.harness.test_faults import JOBS, assert_whole, rows, wait_for
+from tests.harness.test_faults import JOBS, assert_whole, long_training, rows, wait_for
 
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'kdad-bench[ray]'")
 
 
 def test_a_killed_ray_worker_costs_nothing_but_time(tiny_tree: Path, tmp_path: Path) -> None:
     chosen = ["--method", "pixel_mean", "--dataset", f"folder:{tiny_tree}", "--seeds", "2", "--no-pictures"]
     command = [sys.executable, "-m", "kdad_bench", "run", *chosen, "--out", str(tmp_path / "out"), "--executor", "ray"]
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
 
     def busy() -> list[psutil.Process]:
         found = []
@@ -32,12 +34,76 @@ def test_a_killed_ray_worker_costs_nothing_but_time(tiny_tree: Path, tmp_path: P
                 continue
         return found
 
-    wait_for(busy, 90)
-    busy()[0].kill()
-    output, _ = process.communicate(timeout=200)
+    try:
+        wait_for(busy, 150)
+        busy()[0].kill()
+        output, _ = process.communicate(timeout=200)
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == 0, output
     assert len(rows(tmp_path / "out")) == JOBS
     assert_whole(tmp_path / "out")
+
+
+def listening(processes: list[psutil.Process]) -> set[str]:
+    """The addresses at which any of the processes listens."""
+    found = set()
+    for process in processes:
+        with suppress(psutil.Error):
+            found |= {one.laddr.ip for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN}
+    return found
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all that it started."""
+    found = psutil.Process(pid)
+    return [found, *found.children(recursive=True)]
+
+
+def test_a_cluster_of_our_own_is_for_nobody_else_and_ends_with_a_killed_runner(tiny_tree: Path, tmp_path: Path) -> None:
+    command = [*long_training(tiny_tree, tmp_path / "out", 10**7), "--executor", "ray"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    try:
+        wait_for(lambda: (tmp_path / "out" / "logs").exists(), 180)
+        found = family(process.pid)
+        assert {one.removeprefix("::ffff:") for one in listening(found)} == {"127.0.0.1"}
+        variables = {key: value for one in found[1:] for key, value in environment_of(one).items()}
+        assert variables["RAY_USAGE_STATS_ENABLED"] == "0"
+        assert variables["RAY_AUTH_MODE"] == "token"
+        assert len(variables["RAY_AUTH_TOKEN"]) == 64
+        others = [environment_of(one).get("RAY_AUTH_TOKEN") for one in found[1:] if "ray" in one.name()]
+        assert set(others) - {None} == {variables["RAY_AUTH_TOKEN"]}  # some overwrite their variables with a title
+    finally:
+        process.kill()
+        process.wait()
+    _, alive = psutil.wait_procs(found, timeout=60)
+    assert not alive
+
+
+def environment_of(process: psutil.Process) -> dict[str, str]:
+    """The variables of a process; none if it is gone."""
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
+
+
+def test_the_reaper_ends_what_it_was_told_and_no_pid_that_was_used_anew() -> None:
+    chosen, other = (subprocess.Popen(["sleep", "600"]) for _ in range(2))
+    birth = psutil.Process(chosen.pid).create_time()
+    told = [f"{chosen.pid}:{birth}", f"{other.pid}:{birth - 100}", "999999999:1.0"]
+    command = [sys.executable, "-m", "kdad_bench.harness.reaper", *told]
+    reaper = subprocess.Popen(command, stdin=subprocess.PIPE)
+    try:
+        assert chosen.poll() is None
+        reaper.communicate(timeout=60)
+        assert chosen.wait(timeout=10) == -signal.SIGKILL
+        assert other.poll() is None
+    finally:
+        for process in (chosen, other, reaper):
+            process.kill()
+            process.wait()
 
 
 def test_ray_without_its_package_is_one_line_with_the_remedy(

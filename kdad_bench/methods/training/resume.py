@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import time
 import warnings
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +29,14 @@ def fingerprint_of(settings: DistillationSettings, normal: Tensor, fitting: Fitt
     digest = hashlib.sha256(f"{settings!r} {tuple(normal.shape)} {normal.dtype}".encode())
     digest.update(normal.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def refuse_changed_bytes(path: Path) -> None:
+    """Raises ValueError where a part of the file has not its CRC-32: `torch.load` compares none."""
+    with zipfile.ZipFile(path) as parts:
+        changed = parts.testzip()
+    if changed is not None:
+        raise ValueError(f"{changed} has changed")
 
 
 class Progress:
@@ -55,7 +65,9 @@ class Progress:
         if self.path is None or not self.path.is_file():
             return 0
         student = {key: tensor.clone() for key, tensor in self.student.state_dict().items()}
+        chance = torch.get_rng_state()
         try:
+            refuse_changed_bytes(self.path)
             kept = torch.load(self.path, map_location="cpu", weights_only=True)
             fingerprint = kept["fingerprint"]
             if fingerprint == self.fingerprint:
@@ -64,19 +76,20 @@ class Progress:
             text = f"{self.path}: damaged checkpoint ({type(error).__name__}): the training starts from its beginning"
             warnings.warn(text, RuntimeWarning, stacklevel=2)
             self.student.load_state_dict(student)
+            torch.set_rng_state(chance)
             self.path.unlink(missing_ok=True)
             return 0
         raise CheckpointError(f"{self.path}: the checkpoint of another fit (settings or images differ); delete it")
 
     def _take(self, kept: dict[str, Any]) -> int:
-        """Put everything as `save_when_due` found it; the number of steps done. The optimiser goes last but chance."""
+        """Put all as `save_when_due` found it; the steps done. The optimiser checks first, so it goes last."""
         step, best, best_value, rng = int(kept["step"]), kept["best"], float(kept["best_value"]), kept["rng"]
         self.student.load_state_dict(kept["student"])
         self.scaler.load_state_dict(kept["scaler"])
-        self.optimiser.load_state_dict(kept["optimiser"])
         torch.set_rng_state(rng)
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(kept["cuda_rng"], self.device)
+        self.optimiser.load_state_dict(kept["optimiser"])
         self.best, self.best_value = best, best_value
         return step
 
