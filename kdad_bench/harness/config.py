@@ -52,8 +52,9 @@ def read(path: Path) -> Config:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, a thousand brackets
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(f"{path}: not TOML: {why}") from error
     try:
         config = Config.model_validate(content)
     except ValidationError as error:

@@ -221,6 +221,7 @@ def test_names_that_steer_a_terminal_are_shown_as_escapes_and_leave_the_json_who
         (output + errors).encode("utf-8")
     found = json.loads(output)
     assert (len(found["images"]), len(found["failed"])) == (9, 1)
+    json.dumps(found, ensure_ascii=False).encode("utf-8")  # no half of a surrogate pair
     assert (tmp_path / "out" / "predictions.json").read_bytes().isascii()
     assert all(Path(one["overlay"]).is_file() for one in found["images"])
 

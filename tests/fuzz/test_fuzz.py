@@ -12,7 +12,7 @@ import pytest
 from tests.fuzz import campaign, kinds
 from tests.fuzz.__main__ import SHARES
 
-SHORT = {"images": 40, "scans": 15, "models": 15, "rows": 8, "logs": 25, "caches": 12, "configs": 6, "published": 15,
+SHORT = {"images": 30, "scans": 12, "models": 10, "rows": 5, "logs": 20, "caches": 10, "configs": 4, "published": 15,
          "archives": 25}  # fmt: skip
 
 

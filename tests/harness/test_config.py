@@ -58,3 +58,10 @@ def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
 def test_weights_of_a_teacher_that_does_not_exist_are_refused_with_their_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"bad.toml:2: run.weights.resnet19: not a teacher .did you mean 'resnet18'"):
         read(written(tmp_path, '[run.weights]\nresnet19 = "x.pth"\n'))
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000])
+def test_what_the_parser_cannot_hold_is_one_line(tmp_path: Path, value: str) -> None:
+    (tmp_path / "run.toml").write_text(f"[run]\nseeds = {value}\n")
+    with pytest.raises(ConfigError, match=r"run\.toml: not TOML: "):
+        read(tmp_path / "run.toml")
