@@ -297,6 +297,7 @@ def test_random_weights_have_to_be_asked_for_and_are_always_the_same() -> None:
     second, again = load_teacher("resnet18", source="random")
     assert info == again
     assert info.source == "random"
+    assert load_teacher("resnet18", strides=(8,), source="random")[0].strides == (8,)
     assert torch.equal(first.state_dict()["conv1.weight"], second.state_dict()["conv1.weight"])
 
 
