@@ -19,6 +19,7 @@ from kdad_bench.methods.patchcore import (
     PatchcoreSettings,
     coreset,
     farthest_first,
+    mean_of_patches,
     pooled_patches,
     projected,
     weight,
@@ -41,10 +42,11 @@ def fitted(known: tuple[Tensor, ...], **changes: object) -> Patchcore:
     return method
 
 
-def neighbourhood(tap: np.ndarray, i: int, j: int) -> np.ndarray:
-    """[C, 9]: 3 x 3 values of each channel, zeros beyond the border."""
-    padded = np.pad(tap, ((0, 0), (1, 1), (1, 1)))
-    return padded[:, i : i + 3, j : j + 3].reshape(len(tap), 9)
+def neighbourhood(tap: np.ndarray, i: int, j: int, side: int = 3) -> np.ndarray:
+    """[C, side²]: side x side values of each channel, zeros beyond the border."""
+    beyond = (side - 1) // 2
+    padded = np.pad(tap, ((0, 0), (beyond, beyond), (beyond, beyond)))
+    return padded[:, i : i + side, j : j + side].reshape(len(tap), side * side)
 
 
 def adaptive(values: np.ndarray, width: int) -> np.ndarray:
@@ -53,13 +55,14 @@ def adaptive(values: np.ndarray, width: int) -> np.ndarray:
     return np.array([values[i * n // width : ceil((i + 1) * n / width)].mean() for i in range(width)])
 
 
-@pytest.mark.parametrize("width", [7, 40, 64, 500])
-def test_a_patch_feature_pools_channel_and_neighbourhood_in_one_row(width: int) -> None:
+@pytest.mark.parametrize(("side", "width"), [(3, 7), (3, 40), (3, 64), (3, 500), (1, 40), (5, 40), (7, 64)])
+def test_a_patch_feature_pools_channel_and_neighbourhood_in_one_row(side: int, width: int) -> None:
     tap = taps(1, 1)[0]
-    found = pooled_patches(tap, 3, width)
+    found, means = pooled_patches(tap, side, width), mean_of_patches(tap, side)
     for i, j in ((0, 0), (3, 5), (7, 7)):
-        expected = adaptive(neighbourhood(tap[0].double().numpy(), i, j).ravel(), width)
-        np.testing.assert_allclose(found[0, :, i, j].numpy(), expected, rtol=1e-4, atol=1e-5)
+        around = neighbourhood(tap[0].double().numpy(), i, j, side)
+        np.testing.assert_allclose(found[0, :, i, j].numpy(), adaptive(around.ravel(), width), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(means[0, :, i, j].numpy(), around.mean(1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["adaptive", "mean"])

@@ -71,6 +71,19 @@ def published(monkeypatch: pytest.MonkeyPatch) -> str:
     return facts.weights_file
 
 
+def test_a_file_larger_than_any_checkpoint_is_not_fetched(
+    tmp_path: Path, server: str, published: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert weights.MOST_BYTES == 4 << 30
+    assert weights.ATTEMPTS == 4
+    monkeypatch.setattr(weights, "MOST_BYTES", len(BODY) - 1)
+    with pytest.raises(WeightsError):
+        download("resnet18", tmp_path, url=f"{server}/whole")
+    assert list(tmp_path.rglob("*.pth")) == []
+    monkeypatch.setattr(weights, "MOST_BYTES", len(BODY))
+    assert download("resnet18", tmp_path, url=f"{server}/whole").read_bytes() == BODY
+
+
 def test_a_download_with_the_right_hash_takes_its_place(tmp_path: Path, server: str, published: str) -> None:
     path = download("resnet18", tmp_path / "new", url=f"{server}/whole")
     assert path == tmp_path / "new" / published
@@ -284,6 +297,7 @@ def test_random_weights_have_to_be_asked_for_and_are_always_the_same() -> None:
     second, again = load_teacher("resnet18", source="random")
     assert info == again
     assert info.source == "random"
+    assert load_teacher("resnet18", strides=(8,), source="random")[0].strides == (8,)
     assert torch.equal(first.state_dict()["conv1.weight"], second.state_dict()["conv1.weight"])
 
 

@@ -282,6 +282,12 @@ EQUIVALENT: Mapping[tuple[str, str, str], str] = {
         "with torch.no_grad(): taps = tuple((tap[chosen] for tap in c ... hod.teacher(batch_images) -> "
         "if True: taps = tuple((tap[chosen] for tap in cache)) if met ... hod.teacher(batch_images)",
     ): "the teacher's weights take no gradient",
+    (
+        "training.loop",
+        "def _mean_map(method: Trainable, images: Tensor) -> float:",
+        "@torch.no_grad() def _mean_map(method: Trainable, images: Te ... (torch.cat(means).mean())"
+        ' -> def _mean_map(method: Trainable, images: Tensor) -> float: " ... (torch.cat(means).mean())',
+    ): "scoring keeps no gradients whoever asks",
     ("training.teacher", "sums[k] += tap.double().sum((0, 2, 3))", "tap.double() -> tap"): "digits beyond a float's",
     ("training.loop", "scaler.update()", "scaler.update() -> pass"): "fp16 only: on a CPU its scale rarely changes",
 }
