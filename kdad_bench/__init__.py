@@ -1,3 +1,3 @@
 """kdad-bench: the benchmark harness for knowledge-distillation image anomaly detection."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -89,7 +89,12 @@ def claimed(folder: Path, *, wait: bool) -> Iterator[None]:
 def _locked(folder: Path, wait: bool) -> int:
     """The descriptor of the lock file, locked, and still the one that others would open."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            if os.path.lexists(folder):  # a file lies there
+                raise
+            continue  # its holder removed it between the two looks of mkdir
         try:
             descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except FileNotFoundError:  # the folder was removed by its holder in between

@@ -76,22 +76,32 @@ def write_bytes_whole(path: Path, content: bytes) -> None:
     write_whole(path, lambda temporary: temporary.write_bytes(content))
 
 
-def read_json(path: Path, kind: type[T], *, limit: int = JSON_BYTES) -> T:
+def read_json(path: Path, kind: type[T], *, limit: int = JSON_BYTES, remedy: str = "delete it") -> T:
     """The contents of a JSON file, which must be a `kind` (dict or list) of finite numbers and printable text.
 
-    What lies inside of it is for the caller to check. Raises DamagedError for a file that is longer than `limit` bytes,
-    not a regular file, not UTF-8, not JSON, nested too deeply or not a `kind`, and OSError (FileNotFoundError
-    if it is missing) where it cannot be read. A pipe or an endless file neither hangs nor fills the memory.
+    What lies inside of it is for the caller to check. Raises DamagedError, which ends in the `remedy`, for a file that
+    is longer than `limit` bytes, not a regular file, not UTF-8, not JSON, nested too deeply, not a `kind` or has a key
+    twice, and OSError (FileNotFoundError if it is missing) where it cannot be read. A pipe or an endless file neither
+    hangs nor fills the memory.
     """
     try:
-        value = json.loads(_read_regular(path, limit).decode("utf-8"))
+        value = json.loads(_read_regular(path, limit).decode("utf-8"), object_pairs_hook=_each_once)
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")  # NaN, 1e999, half a surrogate pair
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise DamagedError(f"{path}: damaged ({why}); delete it") from error
+        raise DamagedError(f"{path}: damaged ({why}); {remedy}") from error
     if not isinstance(value, kind):
-        raise DamagedError(f"{path}: damaged (holds {type(value).__name__} and not {kind.__name__}); delete it")
+        raise DamagedError(f"{path}: damaged (holds {type(value).__name__} and not {kind.__name__}); {remedy}")
     return value
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON; ValueError for a key that stands there twice, of which one would be passed over."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{max(names, key=names.count)[:60]!r} stands there twice")
+    return found
 
 
 def _read_regular(path: Path, limit: int) -> bytes:

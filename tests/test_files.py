@@ -113,6 +113,7 @@ DAMAGED = {
     "text": (b'"a"', "holds str and not dict"),
     "null": (b"null", "holds NoneType and not dict"),
     "two values": (b"{}{}", "Extra data"),
+    "a key twice": (b'{"a": {"b": 1, "b": 2}}', "'b' stands there twice"),
     "long": (b'{"a": "' + b"a" * 2000 + b'"}', "more than 1000 bytes"),
 }
 

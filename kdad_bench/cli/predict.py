@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +11,10 @@ import rich_click as click
 
 from kdad_bench.cli import BadInput, Number
 from kdad_bench.cli.parameters import LocalPath
+from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
-    from kdad_bench.harness.predict import Prediction
+    from kdad_bench.harness.predict import Prediction, Predictions
 
 VERDICTS = {None: "", True: "  ANOMALOUS", False: "  normal"}
 
@@ -35,8 +38,10 @@ def predict(model: Path, images: tuple[str, ...], as_json: bool, **given: Any) -
 
     The decision threshold comes from --threshold, from the normal images in --normals, or from the normals that
     `run --save-models --hold-out SHARE` kept from the model. Without any of them only scores are given.
+
+    An image that cannot be read is named, the others are scored, and the exit code is 1 (2 if none could be scored).
+    Hidden files, masks and scans beside photographs, and the overlays of earlier calls are no images.
     """
-    from kdad_bench.datasets import DatasetError
     from kdad_bench.harness import predict as harness
     from kdad_bench.harness.choices import SelectionError
     from kdad_bench.harness.decision import DecisionError
@@ -46,14 +51,16 @@ def predict(model: Path, images: tuple[str, ...], as_json: bool, **given: Any) -
     make(given["out"])
     try:
         found = harness.predict(model, images, **given)
-    except (DatasetError, DecisionError, ModelError, ScoreError, SelectionError) as error:
+    except (DecisionError, ModelError, ScoreError, SelectionError) as error:
         raise BadInput(str(error)) from error
-    if as_json:
-        click.echo(found.as_json)
-        return
-    for one in found.images:
-        say(one)
-    click.echo(found.threshold_from, err=True)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise BadInput(
+            f"{error.filename or given['out']}: cannot be written ({error.strerror}); choose --out"
+        ) from error
+    show(found, as_json=as_json)
+    sys.exit(0 if not found.failed else 1 if found.images else 2)
 
 
 def make(folder: Path | None) -> None:
@@ -65,6 +72,18 @@ def make(folder: Path | None) -> None:
         raise BadInput(f"{folder}: no folder can be made there ({error.strerror}); choose --out") from error
 
 
+def show(found: Predictions, *, as_json: bool) -> None:
+    """The answer on stdout; what failed, and what was not used, on stderr."""
+    for line in (*found.not_used, *(one.reason for one in found.failed)):
+        click.echo(f"kdad-bench: {printable(line)}", err=True)
+    if as_json:
+        click.echo(found.as_json)
+    elif found.images:
+        for one in found.images:
+            say(one)
+        click.echo(found.threshold_from, err=True)
+
+
 def say(one: Prediction) -> None:
     """One line: score, verdict, file."""
-    click.echo(f"{one.score:.6g}{VERDICTS[one.anomalous]}  {one.image}")
+    click.echo(f"{one.score:.6g}{VERDICTS[one.anomalous]}  {printable(one.image)}")

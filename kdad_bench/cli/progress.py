@@ -21,6 +21,8 @@ from rich.progress import Progress as Bar
 
 from kdad_bench.harness.estimate import remember
 from kdad_bench.harness.job import Job
+from kdad_bench.harness.run import columns_of
+from kdad_bench.harness.surroundings import NoResult
 from kdad_bench.leaderboard.row import Row
 
 Trace: TypeAlias = TracebackType | None
@@ -55,19 +57,21 @@ class Progress:
         """A job began."""
         self.bar.update(self.task, description=job.label)
 
-    def ended(self, job: Job, row: Row) -> None:
-        """A job left its row: one line, or one JSON object on stdout."""
+    def ended(self, job: Job, ended: Row | NoResult) -> None:
+        """A job left its row, or none: one line, or one JSON object on stdout."""
         self.done += 1
         self.bar.advance(self.task)
-        if row.status == "ok" and row.total_seconds is not None:
-            remember(job, row.total_seconds)
-        self.console.print(f"[{self.done}/{self.total}] {line(job, row)}", markup=False)
+        if isinstance(ended, Row) and ended.status == "ok" and ended.total_seconds is not None:
+            remember(job, ended.total_seconds)
+        self.console.print(f"[{self.done}/{self.total}] {line(job, ended)}", markup=False)
         if self.as_json:
-            click.echo(json.dumps(summary(row)))
+            click.echo(json.dumps(summary(job, ended)))
 
 
-def line(job: Job, row: Row) -> str:
+def line(job: Job, row: Row | NoResult) -> str:
     """`stfpm synthetic/weave seed 0: image AUROC 0.981, pixel AUROC 0.962, AUPRO 0.911, 7.3 s`."""
+    if isinstance(row, NoResult):
+        return f"{job.label}: NO RESULT: {row.reason}"
     if row.status != "ok":
         return f"{job.label}: FAILED: {row.reason}"
     numbers = [f"{label} {value(getattr(row, name))}" for name, label in LINE_METRICS]
@@ -79,10 +83,13 @@ def value(number: float | None) -> str:
     return "-" if number is None else f"{number:.3f}"
 
 
-def summary(row: Row) -> dict[str, object]:
-    """What `--json` says of a finished job."""
+def summary(job: Job, row: Row | NoResult) -> dict[str, object]:
+    """What `--json` says of a job that ended; `status` is `ok`, `failed` or, without a row, `none`."""
     names = (
         "job_id", "status", "reason", "method", "variant", "dataset", "category", "seed", "preset", "device",
         "image_auroc", "pixel_auroc", "aupro_30", "latency_ms", "train_seconds", "total_seconds",
     )  # fmt: skip
+    if isinstance(row, NoResult):
+        known = {**columns_of(job), "status": "none", "reason": row.reason, "device": job.device.partition(":")[0]}
+        return {name: known.get(name) for name in names}
     return {name: getattr(row, name) for name in names}

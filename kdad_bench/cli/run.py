@@ -7,8 +7,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -16,12 +16,14 @@ from rich.console import Console
 
 from kdad_bench.cli import SIDE, BadInput, Number
 from kdad_bench.cli.parameters import LocalPath, MethodName, complete_category
+from kdad_bench.cli.terminal import outlived
 
 if TYPE_CHECKING:
     from kdad_bench.harness.agenda import Agenda
+    from kdad_bench.harness.job import Job
+    from kdad_bench.harness.on_ray import Ending
     from kdad_bench.harness.options import RunOptions
     from kdad_bench.harness.output import Work
-    from kdad_bench.leaderboard.row import Row
     from kdad_bench.leaderboard.store import Results
 
 WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
@@ -133,7 +135,7 @@ def run(**given: Any) -> None:
     from kdad_bench.harness.environment import make_room_for_other_work
 
     busy = make_room_for_other_work()  # before torch is imported
-    with answered():
+    with outlived(), answered():
         options = options_of(given)
         console = console_for(options)
         found = agenda_of(options, console)
@@ -145,10 +147,10 @@ def run(**given: Any) -> None:
         if found.left:
             say_that_it_is_busy(busy, console)
         began = time.perf_counter()
-        rows: list[Row] = []
-        if not run_jobs(found, options, console, rows):
+        endings: list[tuple[Job, Ending]] = []
+        if not run_jobs(found, options, console, endings):
             sys.exit(stopped(len(found.left), console))
-        sys.exit(report(found, len(rows), console, time.perf_counter() - began, options.as_json))
+        sys.exit(report(found, endings, console, time.perf_counter() - began, options.as_json))
 
 
 @contextmanager
@@ -269,8 +271,8 @@ def show_plan(found: Agenda, console: Console, as_json: bool) -> None:
     console.print(f"{jobs} jobs, {jobs - left} finished, {left} to run; {guess.text}", markup=False)
 
 
-def run_jobs(found: Agenda, options: RunOptions, console: Console, rows: list[Row]) -> bool:
-    """Run what is left, show each row as it comes and append it to `rows`; false when Ctrl-C stopped them."""
+def run_jobs(found: Agenda, options: RunOptions, console: Console, endings: list[tuple[Job, Ending]]) -> bool:
+    """Run what is left, show each job as it ends and append it to `endings`; false when Ctrl-C stopped them."""
     from kdad_bench.cli.progress import Progress
     from kdad_bench.harness.executors import outcomes
 
@@ -279,9 +281,9 @@ def run_jobs(found: Agenda, options: RunOptions, console: Console, rows: list[Ro
     with Progress(console, found.left, as_json=options.as_json) as progress:
         try:
             with closing(outcomes(found.left, found.work, progress.started, options)) as stream:
-                for job, row in stream:
-                    rows.append(row)
-                    progress.ended(job, row)
+                for job, ended in stream:
+                    endings.append((job, ended))
+                    progress.ended(job, ended)
         except KeyboardInterrupt:
             return False
     return True
@@ -294,38 +296,91 @@ def stopped(total: int, console: Console) -> int:
     return 130
 
 
-def report(found: Agenda, ran: int, console: Console, seconds: float, as_json: bool) -> int:
+def report(
+    found: Agenda, endings: Sequence[tuple[Job, Ending]], console: Console, seconds: float, as_json: bool
+) -> int:
     """The summary table, the leaderboard files, the failures; exit code 1 if a planned job has a failed row or none."""
     from kdad_bench.cli.summary_table import summary_table
-    from kdad_bench.leaderboard import store
-    from kdad_bench.leaderboard.board import DRAWN
 
     ids = {job.id for job in found.jobs}
-    results = store.read(found.work.out, DRAWN)
-    ours = [row for row in results.rows() if row["job_id"] in ids]
-    failed = [row for row in ours if row["status"] != "ok"]
-    if not as_json:
+    results, restored = what_is_there(found, endings)
+    ours = [row for row in results.rows() if row["job_id"] in ids] if results else []
+    if not as_json and ours:
         console.print(summary_table(ours))
-    where = drawn(found.work, results)
-    console.print(f"{counted(ran, 'job')} run in {seconds:.0f} s; {where}", markup=False)
+    where, complete = drawn(found.work, results)
+    console.print(f"{counted(len(endings), 'job')} run in {seconds:.0f} s; {where}", markup=False)
+    if restored:
+        lost = f"{counted(restored, 'row')} of this run had no place in {found.work.out} at first, or left it"
+        console.print(f"{lost}: written there again", markup=False)
+    failed = [row for row in ours if row["status"] != "ok"]
+    say_failures(failed, len(ids), console)
+    without = ids - {row["job_id"] for row in ours}
+    say_without_row(without, endings, found, console)
+    return 1 if failed or without or not complete else 0
+
+
+def what_is_there(found: Agenda, endings: Sequence[tuple[Job, Ending]]) -> tuple[Results | None, int]:
+    """(what the results folder holds now, rows that this run had to write again); None where it cannot be read.
+
+    A folder that was moved or emptied meanwhile, or was full for a while, gets the rows that are still in memory.
+    """
+    from kdad_bench.leaderboard import store
+    from kdad_bench.leaderboard.board import DRAWN
+    from kdad_bench.leaderboard.row import Row
+
+    rows = [ended if isinstance(ended, Row) else ended.row for _, ended in endings]
+    restored = 0
+    with suppress(store.StoreError):  # what has no row is listed
+        there = store.finished(found.work.out)
+        for row in rows:
+            if row is not None and row.job_id not in there:
+                store.write(row, found.work.out)
+                restored += 1
+    try:
+        return store.read(found.work.out, DRAWN), restored
+    except store.StoreError:
+        return None, restored
+
+
+def say_failures(failed: Sequence[Mapping[str, Any]], planned: int, console: Console) -> None:
+    """A line for each failed row, and the remedy."""
     for row in failed:
         console.print(
             f"failed: {row['method']} {row['dataset']}/{row['category']} seed {row['seed']}: {row['reason']}",
             markup=False,
         )
     if failed:
-        console.print(f"{len(failed)} of {len(ids)} jobs failed; retry them with --retry-failed", markup=False)
-    without = len(ids) - len({row["job_id"] for row in ours})
+        console.print(f"{len(failed)} of {planned} jobs failed; retry them with --retry-failed", markup=False)
+
+
+def say_without_row(
+    without: Collection[str], endings: Sequence[tuple[Job, Ending]], found: Agenda, console: Console
+) -> None:
+    """A line for each job that has no row, and the remedy."""
+    from kdad_bench.harness.surroundings import NoResult
+
+    reasons = {job.id: ended.reason for job, ended in endings if isinstance(ended, NoResult)}
+    for job in found.jobs:
+        if job.id in without:
+            console.print(f"no result: {job.label}: {reasons.get(job.id, 'its row is gone')}", markup=False)
     if without:
-        console.print(f"{without} of {len(ids)} jobs have no row in {found.work.out}; run them again", markup=False)
-    return 1 if failed or without else 0
+        ids = {job.id for job in found.jobs}
+        many = f"{len(without)} of {len(ids)} jobs have no row in {found.work.out}"
+        console.print(f"{many}; run them again", markup=False)
 
 
-def drawn(work: Work, results: Results) -> str:
-    """Draw the leaderboard beside rows on this machine; says where it is, or where the rows are."""
-    if work.beside is None:
-        return f"rows: {work.out}"
+def drawn(work: Work, results: Results | None) -> tuple[str, bool]:
+    """Draw the leaderboard beside rows on this machine; (where it is, or the rows are, or why not, whether it is)."""
     from kdad_bench.leaderboard.pages import draw_pages
+    from kdad_bench.leaderboard.store import StoreError
 
-    draw_pages(work.out, work.beside, found=results)
-    return f"leaderboard: {', '.join(os.path.relpath(work.beside / f'leaderboard.{kind}') for kind in ('md', 'html'))}"
+    if results is None:
+        return f"no leaderboard: {work.out} cannot be read", False
+    if work.beside is None:
+        return f"rows: {work.out}", True
+    try:
+        draw_pages(work.out, work.beside, found=results)
+    except StoreError as error:
+        return f"no leaderboard: {error}", False
+    pages = (os.path.relpath(work.beside / f"leaderboard.{kind}") for kind in ("md", "html"))
+    return f"leaderboard: {', '.join(pages)}", True

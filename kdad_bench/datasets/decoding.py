@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import io
 import os
@@ -9,12 +10,13 @@ import stat
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kdad_bench.datasets.category import DatasetError
@@ -24,6 +26,7 @@ MAX_BYTES = 600_000_000  # no image within MAX_PIXELS needs a larger file: 8 byt
 CHUNK = 1 << 20
 # recognised by content, not by suffix; formats that start other programs are left out
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
+BEGINNINGS = (b"\x89PNG", b"\xff\xd8", b"BM", b"II", b"MM", b"RIFF", b"P")  # of files in these formats
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 FEW_VALUES = 8  # kinds of defects in one mask; more grey values than these are soft edges, or a photograph
@@ -31,6 +34,18 @@ MOST = 0.5  # share of an image; a mask that marks more, and nearly its whole ri
 NEARLY_ALL = 0.95
 
 U8 = npt.NDArray[np.uint8]
+
+
+def _silence_libtiff() -> None:
+    """Pillow's libtiff prints its thoughts on damaged files past every stream of ours; the error raised says enough."""
+    for path in (Path(PIL.__file__).parent.parent / "pillow.libs").glob("libtiff*"):
+        with suppress(OSError, AttributeError):  # another build of Pillow
+            library = ctypes.CDLL(str(path))
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
+
+
+_silence_libtiff()
 # a picture that Pillow finds too large is refused as a damaged one is; it would only warn
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
@@ -78,11 +93,14 @@ def read_bytes(path: Path, sha256: str | None = None) -> bytes:
 
 
 def _within(file: IO[bytes], path: Path) -> bytes:
-    """All bytes of an open file, a piece at a time: what it says of its size need not be true."""
+    """All bytes of an open file, which need not have the size that it says; none of a large one that is no image."""
     size, done = os.fstat(file.fileno()).st_size, 0
+    if CHUNK < size <= MAX_BYTES and not file.read(8).startswith(BEGINNINGS):
+        raise DatasetError(f"{path}: not a readable image (not one of {', '.join(FORMATS)}); restore the file")
+    file.seek(0)
     pieces: list[bytes] = []
     while size <= MAX_BYTES and done <= MAX_BYTES:
-        piece = file.read(min(max(size - done, CHUNK), 64 * CHUNK))
+        piece = file.read(max(size - done, CHUNK))  # in one, so that nothing is held twice
         if not piece:
             return b"".join(pieces)
         pieces.append(piece)

@@ -6,10 +6,17 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
-from kdad_bench.files import write_text_whole
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kdad_bench.files import DamagedError, read_json, write_text_whole
+from kdad_bench.harness.choices import MOST_SIDE
 
 FILE = "decision.json"
+REMEDY = "save the model again with `run --save-models`"
+MOST_SCORE = 3.5e38  # of a float32
+Score = Annotated[float, Field(ge=-MOST_SCORE, le=MOST_SCORE)]
 
 
 class DecisionError(ValueError):
@@ -53,21 +60,37 @@ class Decision:
 
 
 def read(folder: Path) -> Decision:
-    """The decision file of a saved model; raises DecisionError if it is missing or damaged."""
+    """The decision file of a saved model; raises DecisionError, in one line, if it is missing or damaged."""
     path = folder / FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Decision(
-            category=str(content["category"]),
-            resolution=int(content["resolution"]),
-            normal_scores=tuple(float(score) for score in content["normal_scores"]),
-            normal_map_peak=content.get("normal_map_peak"),
-        )
+        content = read_json(path, dict, remedy=REMEDY)
     except OSError as error:
         raise DecisionError(
             f"{path}: cannot be read ({error.strerror}); give a folder under models/ of a run"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DecisionError(
-            f"{path}: not a decision file ({type(error).__name__}: {error}); save the model again"
-        ) from error
+    except DamagedError as error:
+        raise DecisionError(str(error)) from error
+    try:
+        return Written.model_validate_json(json.dumps(content)).decision
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))[:60]
+        value = repr(first["input"])[:60]
+        wrong = "is missing" if first["type"] == "missing" else f"is {value}: {first['msg']}"
+        raise DecisionError(f"{path}: damaged ({where} {wrong}); {REMEDY}") from error
+
+
+class Written(BaseModel):
+    """What the file may hold."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    category: str = Field(max_length=1000)
+    resolution: int = Field(ge=1, le=MOST_SIDE)
+    normal_scores: tuple[Score, ...]
+    normal_map_peak: Score | None = None
+
+    @property
+    def decision(self) -> Decision:
+        """The same, as the harness uses it."""
+        return Decision(**dict(self))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdad_bench.files import CacheError, cache_folder, write_text_whole
+from kdad_bench.files import CacheError, cache_folder, read_json, write_text_whole
 from kdad_bench.harness.job import Job
 
 KEPT = 10  # durations remembered per kind of job
@@ -47,19 +47,24 @@ def estimate(jobs: Sequence[Job]) -> Estimate:
 
 def remember(job: Job, seconds: float) -> None:
     """Add a duration to this machine's history; a cache folder that cannot be written only costs later estimates."""
-    history = dict(read_history())
+    history = read_history()
     history[kind_of(job)] = [*history.get(kind_of(job), []), round(seconds, 2)][-KEPT:]
     with contextlib.suppress(OSError, CacheError):
         write_text_whole(history_path(), json.dumps(history, indent=0))
 
 
-def read_history() -> Mapping[str, list[float]]:
-    """kind -> seconds of its latest jobs; empty if there is none or it is damaged."""
+def read_history() -> dict[str, list[float]]:
+    """kind -> seconds of its latest jobs; without what is damaged, as it is only a cache."""
     try:
-        content = json.loads(history_path().read_text())
-    except (OSError, ValueError):  # no cache folder is a CacheError, a ValueError
+        content = read_json(history_path(), dict)
+    except (OSError, ValueError):  # a cache folder that cannot be made and a damaged file are ValueErrors
         return {}
-    return content if isinstance(content, dict) else {}
+    return {kind: values for kind, values in content.items() if isinstance(values, list) and all(map(is_time, values))}
+
+
+def is_time(value: object) -> bool:
+    """Whether a number of seconds may be a job's: finite, not negative, at most ten years."""
+    return type(value) in (int, float) and 0 <= value <= 315_576_000  # type: ignore[operator]
 
 
 def history_path() -> Path:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
+import errno
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kdad_bench.files import write_whole
+from kdad_bench.files import sweep, write_whole
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.decision import Decision
 from kdad_bench.harness.job import Job
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
     from kdad_bench.datasets import TestSet
     from kdad_bench.methods.protocol import Method, Scores
+
+BESIDE = ("checkpoints", "figures", "logs", "maps", "models", "pictures")  # folders of a results folder
+ROW_BYTES = 1 << 16  # more than a row of a thousand images takes
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +66,14 @@ def work_of(options: RunOptions) -> Work:
         refuse_a_file(work.beside)
     elif work.beside is not None:
         refuse_what_cannot_be_written(work.beside)
+        sweep_all(work.beside)
     return work
+
+
+def sweep_all(folder: Path) -> None:
+    """Remove what killed runs left half written in a results folder and in what lies beside its rows."""
+    for place in (folder, *(folder / name for name in BESIDE), *(folder / "models").glob("*/")):
+        sweep(place)
 
 
 def refuse_a_file(folder: Path) -> None:
@@ -72,13 +83,14 @@ def refuse_a_file(folder: Path) -> None:
 
 
 def refuse_what_cannot_be_written(folder: Path) -> None:
-    """Make `folder`; raises SelectionError if no file can be written there."""
+    """Make `folder`; raises SelectionError if no file of a row's size can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-"):
-            return
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:  # without a name: nothing is left of it
+            probe.write(bytes(ROW_BYTES))
     except OSError as error:
-        raise SelectionError(f"{folder}: no results can be written there ({error.strerror}); choose --out") from error
+        remedy = "free some space or choose another with --out" if error.errno in FULL else "choose --out"
+        raise SelectionError(f"{folder}: no results can be written there ({error.strerror}); {remedy}") from error
 
 
 def lacking(finished: Collection[str], work: Work) -> dict[str, int]:
@@ -104,73 +116,23 @@ def checkpoints(job: Job, work: Work) -> list[Path]:
     return [] if path is None else sorted(path.parent.glob(f"{job.id}*.pt"))
 
 
-def tensorboard_writer(job: Job, work: Work) -> Any:
-    """A TensorBoard writer for `job`, None unless asked for; raises ModuleNotFoundError without the package."""
-    if not work.tensorboard or work.beside is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(work.beside / "tensorboard" / job.id))
-
-
-def earlier_losses(job: Job, work: Work) -> dict[int, dict[str, float]]:
-    """step -> loss terms that an interrupted training of `job` logged before it was stopped."""
-    if work.beside is None or not checkpoints(job, work):
-        return {}
-    found: dict[int, dict[str, float]] = {}
-    with contextlib.suppress(OSError, ValueError):  # a log that is torn or gone costs only its own lines
-        for text in (work.beside / "logs" / f"{job.id}.jsonl").read_text(encoding="utf-8").splitlines():
-            content = json.loads(text)
-            if content.pop("event") == "step":
-                step = int(content["step"])
-                found[step] = {**found.get(step, {}), **content}
-    return found
-
-
-@contextlib.contextmanager
-def step_log(job: Job, work: Work) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """A function that appends one JSON line per call (`step`, then the loss terms) to logs/<job id>.jsonl."""
-    if work.beside is None:
-        yield lambda step, terms: None
-        return
-    path = work.beside / "logs" / f"{job.id}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = tensorboard_writer(job, work)
-    resumed = bool(checkpoints(job, work))  # then the log goes on as well
-    with path.open("a" if resumed else "w", encoding="utf-8", buffering=1) as file:
-
-        def write(event: str, **content: Any) -> None:
-            file.write(json.dumps({"event": event, **content}) + "\n")
-
-        def log(step: int, terms: Mapping[str, float]) -> None:
-            write("step", step=step, **terms)
-            if writer is not None:
-                for name, value in terms.items():
-                    writer.add_scalar(f"loss/{name}", value, step)
-
-        write("start", job=job.id, **{key: value for key, value in job.identity.items() if key != "settings"})
-        try:
-            yield log
-        except BaseException as error:
-            write("failed", error=f"{type(error).__name__}: {error}")
-            raise
-        else:
-            write("end")
-        finally:
-            if writer is not None:
-                writer.close()
-
-
 def keep_beside(job: Job, work: Work, method: Method, test: TestSet, scores: Scores, held_out: Tensor) -> None:
-    """Write what was asked for beside the rows: contact sheet, model, raw maps; raises OSError."""
-    if work.beside is None:
+    """Write what was asked for beside the rows: contact sheet, model, raw maps. What cannot be is one warning each."""
+    folder = work.beside
+    if folder is None:
         return
-    if work.pictures:
-        keep_picture(job, work.beside, test, scores)
-    if work.save_models:
-        keep_model(job, work.beside, method, held_out)
-    if work.save_maps:
-        keep_maps(work.beside / "maps" / f"{job.id}.npz", scores, test.names)
+    kept: dict[str, tuple[bool, Callable[[], object]]] = {
+        "picture": (work.pictures, lambda: keep_picture(job, folder, test, scores)),
+        "model": (work.save_models, lambda: keep_model(job, folder, method, held_out)),
+        "maps": (work.save_maps, lambda: keep_maps(folder / "maps" / f"{job.id}.npz", scores, test.names)),
+    }
+    for what, (asked, keep) in kept.items():
+        try:
+            if asked:
+                keep()
+        except Exception as error:  # each library raises its own; what lies beside a row must not cost the row
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            warnings.warn(f"{job.label}: its row is complete, its {what} is not kept ({text})", stacklevel=2)
 
 
 def keep_picture(job: Job, folder: Path, test: TestSet, scores: Scores) -> None:

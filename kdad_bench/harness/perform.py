@@ -1,4 +1,4 @@
-"""Carry out one job for good: claim it, run it, write its row; what goes wrong becomes a failed row."""
+"""Carry out one job for good: claim it, run it, write its row; what goes wrong with it becomes a failed row."""
 
 from __future__ import annotations
 
@@ -8,52 +8,70 @@ import os
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.job import Job
-from kdad_bench.harness.output import Work, checkpoints, step_log
+from kdad_bench.harness.output import Work, checkpoints, refuse_what_cannot_be_written
 from kdad_bench.harness.run import columns_of, environment_columns, run
+from kdad_bench.harness.step_log import step_log
+from kdad_bench.harness.surroundings import NoResult, of_surroundings
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.row import Row
 
 
-def perform(job: Job, work: Work) -> Row | None:
+def perform(job: Job, work: Work) -> Row | NoResult | None:
     """Run `job` and write its row; returns the row, or None when another runner on the same folder holds the job.
 
-    A job that another runner finished meanwhile is not run again: its row is read and returned.
+    A job that another runner finished meanwhile is not run again: its row is read and returned. Where the surroundings
+    failed (no space, read-only, a drive that went away) there is no row but a `NoResult`.
     """
-    with claim(job, work) as ours:
-        if not ours:
-            return None
-        done = None if work.force else finished_row(job, work)
-        if done is not None and not work.redoes(done.status):
-            return done
-        try:
-            with step_log(job, work) as log:
-                row = run(job, work, log)
-        except Exception as error:
-            return record_failure(job, work, reason_of(error))
-        store.write(row, work.out)
-        for checkpoint in checkpoints(job, work):
-            checkpoint.unlink(missing_ok=True)
-        return row
+    try:
+        with claim(job, work) as ours:
+            return attempt(job, work) if ours else None
+    except (OSError, SelectionError, store.StoreError) as error:
+        return NoResult(" ".join(str(error).split()))
+
+
+def attempt(job: Job, work: Work) -> Row | NoResult:
+    """What `perform` does once it holds the job; raises SelectionError where no row could be written."""
+    if work.beside is not None:
+        refuse_what_cannot_be_written(work.beside)  # before hours of training, not after
+    done = finished_row(job, work)
+    if done is not None:
+        return done
+    try:
+        with step_log(job, work) as log:
+            row = run(job, work, log)
+    except Exception as error:
+        reason = reason_of(error)
+        return NoResult(reason) if of_surroundings(error, job) else record_failure(job, work, reason)
+    ended = written(row, work)
+    if ended is row:
+        with contextlib.suppress(OSError):  # a folder that is read-only by now
+            for checkpoint in checkpoints(job, work):
+                checkpoint.unlink(missing_ok=True)
+    return ended
 
 
 def finished_row(job: Job, work: Work) -> Row | None:
     """The row of `job` if another runner on the same local folder wrote it since this run was planned."""
-    if work.beside is None or not any(work.beside.glob(f"*{job.id}*.parquet")):
+    if work.beside is None or work.force:
         return None
-    for columns in store.read(work.out).rows():
-        if columns["job_id"] == job.id:
-            plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in columns.items()}
-            return Row(**plain)
-    return None
+    found = store.find(work.out, job.id)
+    return None if found is None or work.redoes(found.status) else found
 
 
-def record_failure(job: Job, work: Work, reason: str) -> Row:
+def record_failure(job: Job, work: Work, reason: str) -> Row | NoResult:
     """Write and return the failed row of `job`."""
-    row = Row.failed(reason=reason, **columns_of(job), **environment_columns(job))
-    store.write(row, work.out)
+    return written(Row.failed(reason=reason, **columns_of(job), **environment_columns(job)), work)
+
+
+def written(row: Row, work: Work) -> Row | NoResult:
+    """`row` once it is on disk; where it cannot be, a `NoResult` that still holds a good one."""
+    try:
+        store.write(row, work.out)
+    except store.StoreError as error:
+        return NoResult(str(error), row if row.status == "ok" else None)
     return row
 
 
@@ -81,11 +99,17 @@ def claim(job: Job, work: Work) -> Iterator[bool]:
     path = locks / f"{job.id}.lock"
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield locked(descriptor)
     finally:
         os.close(descriptor)
+
+
+def locked(descriptor: int) -> bool:
+    """Whether the lock is ours now; a file system without locks gives it to everybody."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True

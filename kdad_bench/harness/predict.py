@@ -1,32 +1,37 @@
-"""A saved model on new images: scores, decisions and overlays."""
+"""A saved model on new images: scores, decisions and overlays. Of all images, one batch at a time is in memory."""
 
 from __future__ import annotations
 
-import glob
 import json
+import re
+import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from kdad_bench.datasets import DatasetError
+from kdad_bench.datasets.category import printable
 from kdad_bench.datasets.decoding import as_rgb, open_image, read_rgb
+from kdad_bench.datasets.photographs import ANSWERS, Bad, drawn, photographs
 from kdad_bench.files import write_text_whole, write_whole
 from kdad_bench.harness import decision
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.decision import Decision
 from kdad_bench.harness.pictures import colours
-from kdad_bench.harness.scoring import SCORE_BATCH, as_images, refuse_not_finite, scored
+from kdad_bench.harness.scoring import SCORE_BATCH, as_images, finite, scored
 from kdad_bench.harness.selection import device_from
 from kdad_bench.methods.checkpoint import load
 from kdad_bench.methods.protocol import Method
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 OPACITY = 0.45  # of a map over its image
+BATCH_PIXELS = SCORE_BATCH * 1024 * 1024  # of larger images, fewer are scored at once
+STEM = 50  # letters of an image's name in that of its overlay
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,8 +45,16 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """An image that has no score, or no overlay."""
+
+    image: str
+    reason: str  # one line that names it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Predictions:
-    """What the model says of all images, and where the threshold came from."""
+    """What the model says of all images, and where the threshold came from. All text is printable."""
 
     model: str
     method: str
@@ -49,11 +62,13 @@ class Predictions:
     threshold: float | None
     threshold_from: str
     images: tuple[Prediction, ...]
+    failed: tuple[Failure, ...]
+    not_used: tuple[str, ...]  # lines on what was found and is no photograph
 
     @property
     def as_json(self) -> str:
         """The whole answer as JSON."""
-        return json.dumps(asdict(self), indent=2)
+        return json.dumps(asdict(self), indent=2, allow_nan=False)
 
 
 class Answer(NamedTuple):
@@ -64,19 +79,59 @@ class Answer(NamedTuple):
     heat: NDArray[np.float32]
 
 
-def image_files(names: Sequence[str]) -> Iterator[Path]:
-    """The image files that `names` (files, folders, globs) stand for; SelectionError for one that stands for none."""
-    for name in names:
-        path = Path(name)
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        elif path.exists():
-            found = [path]
-        else:
-            found = sorted(Path(file) for file in glob.glob(name, recursive=True))
-        if not found:
-            raise SelectionError(f"{name}: no such image, folder of images, or glob that matches one")
-        yield from found
+@dataclass(kw_only=True, slots=True)
+class Judge:
+    """A loaded model, and what it could not judge."""
+
+    name: str
+    method: Method
+    resolution: int
+    device: torch.device
+    failed: list[Failure] = field(default_factory=list)
+    not_used: list[str] = field(default_factory=list)
+
+    def answers(self, names: Sequence[str]) -> Iterator[Answer]:
+        """Score and map of each photograph that `names` stand for, decoded as the harness decodes its data sets.
+
+        What cannot be read or scored is noted in `failed`. Raises SelectionError where no name stands for anything.
+        """
+        found = photographs(names)
+        self.not_used += found.remarks
+        if not found.files and not found.bad:
+            raise SelectionError(f"{', '.join(names)}: no photograph there; {' '.join(found.remarks)}")
+        for bad in found.bad:
+            self.fail(bad)
+        batch = max(1, min(SCORE_BATCH, BATCH_PIXELS // self.resolution**2))
+        for start in range(0, len(found.files), batch):
+            yield from self.batch(found.files[start : start + batch])
+
+    def batch(self, files: Sequence[Path]) -> Iterator[Answer]:
+        """The answers to a few files."""
+        pixels = {path: image for path in files if (image := self.pixels(path)) is not None}
+        if not pixels:
+            return
+        images = as_images(np.stack(list(pixels.values())), self.device)
+        scores = scored(self.method, images, len(images), self.name)
+        sound_ones = finite(scores)
+        maps = scores.pixel.cpu().numpy()
+        for path, score, heat, sound in zip(pixels, scores.image.tolist(), maps, sound_ones.tolist(), strict=True):
+            if sound:
+                yield Answer(path, score, heat)
+            else:
+                why = f"the scores of method '{self.name}' are not finite; train the model again"
+                self.fail(Bad(path, f"{path}: {why}"))
+
+    def pixels(self, path: Path) -> NDArray[np.uint8] | None:
+        """uint8 [3, R, R]; None for an image that cannot be read."""
+        try:
+            return read_rgb(path, self.resolution)[0]
+        except DatasetError as error:
+            self.fail(Bad(path, str(error)))
+            return None
+
+    def fail(self, bad: Bad) -> None:
+        """Note an image that has no answer."""
+        self.failed.append(Failure(image=printable(str(bad.path)), reason=printable(bad.why)))
 
 
 def predict(
@@ -91,46 +146,79 @@ def predict(
 ) -> Predictions:
     """Scores and decisions of `images`, and overlays and predictions.json in the folder `out`.
 
-    Raises SelectionError, DatasetError, DecisionError, ModelError or ScoreError, each a ValueError of one line, and
-    OSError for an `out` that cannot be written.
+    An image that cannot be read is among the `failed`, and the others are scored. Raises SelectionError, DecisionError,
+    ModelError or ScoreError, each a ValueError of one line, and OSError for an `out` that cannot be written.
     """
-    files = list(image_files(images))
     where = torch.device(device_from(device))
     name, method = load(model, where)
     kept = decision.read(model)
+    judge = Judge(name=name, method=method, resolution=kept.resolution, device=where)
     if normals is not None:
-        kept = fitted(kept, list(answers(method, name, list(image_files([str(normals)])), kept.resolution, where)))
+        kept = fitted(kept, judge, normals)
     limit, origin = threshold_of(kept, threshold, false_alarms)
-    found = list(answers(method, name, files, kept.resolution, where))
-    peak = max([float(one.heat.max()) for one in found] + [kept.normal_map_peak or 0.0])
+    if out is None:
+        found = [prediction(one, limit) for one in judge.answers(images)]
+    else:
+        found = drawn_over(judge, judge.answers(images), limit, kept.normal_map_peak or 0.0, out)
     result = Predictions(
-        model=str(model),
+        model=printable(str(model)),
         method=name,
-        category=kept.category,
+        category=printable(kept.category),
         threshold=limit,
         threshold_from=origin,
-        images=tuple(
-            Prediction(
-                image=str(one.path),
-                score=one.score,
-                anomalous=None if limit is None else one.score > limit,
-                overlay=None if out is None else write_overlay(one, peak, out / f"{number:04}-{one.path.stem}.png"),
-            )
-            for number, one in enumerate(found)
-        ),
+        images=tuple(found),
+        failed=tuple(judge.failed),
+        not_used=tuple(judge.not_used),
     )
     if out is not None:
-        write_text_whole(out / "predictions.json", result.as_json + "\n")
+        write_text_whole(out / ANSWERS, result.as_json + "\n")
     return result
 
 
-def fitted(kept: Decision, normals: Sequence[Answer]) -> Decision:
-    """`kept` with the scores of other normal images."""
-    return replace(
-        kept,
-        normal_scores=tuple(sorted(one.score for one in normals)),
-        normal_map_peak=max(float(one.heat.max()) for one in normals),
-    )
+def prediction(answer: Answer, limit: float | None) -> Prediction:
+    """The answer without its map."""
+    anomalous = None if limit is None else answer.score > limit
+    return Prediction(image=printable(str(answer.path)), score=answer.score, anomalous=anomalous, overlay=None)
+
+
+def drawn_over(
+    judge: Judge, answers: Iterator[Answer], limit: float | None, peak: float, out: Path
+) -> list[Prediction]:
+    """The predictions, each with its overlay in `out`; the maps wait in a nameless file until the highest is known."""
+    out.mkdir(parents=True, exist_ok=True)
+    found, paths = [], []
+    with tempfile.TemporaryFile(dir=out) as maps:
+        for one in answers:
+            peak = max(peak, float(one.heat.max()))
+            maps.write(one.heat.astype(np.float32).tobytes())
+            found.append(prediction(one, limit))
+            paths.append(one.path)
+        maps.seek(0)
+        for number, path in enumerate(paths):
+            answer = Answer(path, found[number].score, next_map(maps, judge.resolution))
+            stem = re.sub(r"[^\w. -]", "_", path.stem)[:STEM]
+            try:
+                overlay = write_overlay(answer, peak, out / f"{number:04}-{stem}.png")
+                found[number] = replace(found[number], overlay=overlay)
+            except DatasetError as error:  # gone or changed since it was scored
+                judge.fail(Bad(path, str(error)))
+    return found
+
+
+def next_map(maps: IO[bytes], side: int) -> NDArray[np.float32]:
+    """The next map [side, side] of the file."""
+    return np.frombuffer(maps.read(4 * side * side), np.float32).reshape(side, side)
+
+
+def fitted(kept: Decision, judge: Judge, normals: Path) -> Decision:
+    """`kept` with the scores of other normal images; SelectionError if none of them can be scored."""
+    scores, peak = [], 0.0
+    for one in judge.answers([str(normals)]):
+        scores.append(one.score)
+        peak = max(peak, float(one.heat.max()))
+    if not scores:
+        raise SelectionError(judge.failed[0].reason)
+    return replace(kept, normal_scores=tuple(sorted(scores)), normal_map_peak=peak)
 
 
 def threshold_of(kept: Decision, given: float | None, false_alarms: float) -> tuple[float | None, str]:
@@ -145,18 +233,6 @@ def threshold_of(kept: Decision, given: float | None, false_alarms: float) -> tu
     return value, f"threshold {value:g}, {fitted_on}"
 
 
-def answers(
-    method: Method, name: str, files: Sequence[Path], resolution: int, device: torch.device
-) -> Iterator[Answer]:
-    """Score and map of each file, decoded as the harness decodes its data sets."""
-    for start in range(0, len(files), SCORE_BATCH):
-        chunk = files[start : start + SCORE_BATCH]
-        pixels = np.stack([read_rgb(path, resolution)[0] for path in chunk])
-        scores = scored(method, as_images(pixels, device), SCORE_BATCH, name)
-        refuse_not_finite(scores, [str(path) for path in chunk], name)
-        yield from map(Answer, chunk, scores.image.tolist(), scores.pixel.cpu().numpy())
-
-
 def write_overlay(answer: Answer, peak: float, target: Path) -> str:
     """Write the image with its map over it to the PNG file `target`; returns its name.
 
@@ -166,5 +242,5 @@ def write_overlay(answer: Answer, peak: float, target: Path) -> str:
     picture = as_rgb(open_image(answer.path), answer.path)
     layer = Image.fromarray(colours(answer.heat, 0.0, peak)).resize(picture.size, Image.Resampling.BILINEAR)
     blended = Image.blend(picture, layer, OPACITY)
-    write_whole(target, lambda temporary: blended.save(temporary, format="PNG"))
-    return str(target)
+    write_whole(target, lambda temporary: blended.save(temporary, format="PNG", pnginfo=drawn()))
+    return printable(str(target))

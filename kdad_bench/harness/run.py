@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -21,9 +20,10 @@ from kdad_bench.harness.environment import describe, keep_freed_memory
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.judging import judged
 from kdad_bench.harness.late_fusion import FusedModalities
-from kdad_bench.harness.output import Work, checkpoint_path, earlier_losses, keep_beside
+from kdad_bench.harness.output import Work, checkpoint_path, keep_beside
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
 from kdad_bench.harness.scoring import as_images, batch_invariance, score_all
+from kdad_bench.harness.step_log import earlier_losses
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods import entry
 from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
@@ -77,10 +77,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     metric_seconds = time.perf_counter() - start
 
     cost = cost_of(method, images, job)
-    try:
-        keep_beside(job, work, method, test, scores, held_out)
-    except OSError as error:  # what lies beside a row must not cost the row
-        warnings.warn(f"{job.label}: {error}; its row is complete, what was to be kept beside it is not", stacklevel=1)
+    keep_beside(job, work, method, test, scores, held_out)
     return Row(
         **columns_of(job),
         **figures,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -61,12 +60,9 @@ def checked(scores: Scores, images: Tensor, name: str) -> Scores:
     return scores
 
 
-def refuse_not_finite(scores: Scores, images: Sequence[str], name: str) -> None:
-    """Raises ScoreError naming the first of `images` whose scores of method `name` hold a NaN or an infinity."""
-    finite = torch.isfinite(scores.image) & torch.isfinite(scores.pixel).flatten(1).all(1)
-    if not finite.all():
-        image = images[int(torch.nonzero(~finite)[0, 0])]
-        raise ScoreError(f"{image}: the scores of method '{name}' are not finite; train the model again")
+def finite(scores: Scores) -> Tensor:
+    """[N] bool: whether score and map of each image hold neither a NaN nor an infinity."""
+    return torch.isfinite(scores.image) & torch.isfinite(scores.pixel).flatten(1).all(1)
 
 
 def batch_invariance(method: Method, images: Tensor, scores: Scores) -> float:

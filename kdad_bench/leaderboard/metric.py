@@ -33,7 +33,7 @@ class Metric(NamedTuple):
 
 
 _IMAGE, _PIXEL = "metrics.exact.image_metrics", "metrics.exact.pixel_metrics"
-_RUN, _TIMES = "harness.run.run", "harness.run.time_method"
+_RUN, _TIMES = "harness.run.run", "harness.cost.cost_of"
 
 
 def _seconds(label: str, what: str, **more: object) -> Metric:
@@ -104,7 +104,7 @@ MEASURED: Mapping[str, Metric] = MappingProxyType({
     ),
     "batch_invariance": Metric(
         ACCURACIES, "batch invariance", "largest difference of a map between batch 1 and batch N",
-        "harness.run.batch_invariance", higher_is_better=None,
+        "harness.scoring.batch_invariance", higher_is_better=None,
     ),
 })  # fmt: skip
 

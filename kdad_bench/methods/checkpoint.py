@@ -1,78 +1,218 @@
-"""A fitted method on disk: `model.safetensors` (weights) and `model.json` (name and settings), no pickles."""
+"""A fitted method on disk: `model.safetensors` (weights) and `model.json` (name and settings), no pickles.
+
+Each file names the other: model.json the SHA-256 of the weights, the weights' header the description. What is damaged,
+changed or swapped is refused before anything of its size is allocated.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import stat
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from kdad_bench.files import write_text_whole, write_whole
+from kdad_bench.files import DamagedError, read_json, write_text_whole, write_whole
 from kdad_bench.methods import METHODS, entry, known
 from kdad_bench.methods.backbones import build
+from kdad_bench.methods.frozen_features import Kept
 from kdad_bench.methods.protocol import Method
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+DIGEST = "weights_sha256"  # in model.json; models of before it exists have none
+REMEDY = "train it again with `run --save-models`"
+HEADER_BYTES = 4 << 20  # of model.safetensors; that of the largest network has about 80 kB
+NOTE = "description"  # the name in the weights' header under which model.json is repeated
+KINDS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64"}
 
 
 class ModelError(ValueError):
-    """A saved model is missing, damaged or of another version; the message names the file."""
+    """A saved model is missing, damaged or of another version; one line that names the file and the remedy."""
+
+
+class Description(NamedTuple):
+    """What model.json says."""
+
+    name: str
+    settings: Any
+    values: dict[str, Any]  # the settings as JSON has them
+    digest: str | None  # SHA-256 of the weights' file
 
 
 def save(name: str, method: Method, folder: Path) -> None:
-    """Write the fitted `method`, registered as `name`, into `folder` (made if need be); each file appears whole."""
+    """Write the fitted `method`, registered as `name`, into `folder` (made if need be).
+
+    Each file appears whole or not at all, and one that belongs to another save is not taken for its own. OSError.
+    """
     entry(name)
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in method.module.state_dict().items()}
     description = {"format": FORMAT, "method": name, "settings": asdict(method.settings)}
-    write_whole(folder / WEIGHTS, lambda temporary: save_file(state, temporary))
-    write_text_whole(folder / DESCRIPTION, json.dumps(description, indent=2, sort_keys=True) + "\n")
+    note = {NOTE: json.dumps(description, sort_keys=True)}
+    write_whole(folder / WEIGHTS, lambda temporary: save_file(state, temporary, metadata=note))
+    described = description | {DIGEST: _sha256(folder / WEIGHTS)}
+    write_text_whole(folder / DESCRIPTION, json.dumps(described, indent=2, sort_keys=True) + "\n")
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> tuple[str, Method]:
-    """The name and the method that `save` wrote into `folder`, ready to score with the same maps; raises ModelError."""
+    """The name and the method that `save` wrote into `folder`, ready to score with the same maps.
+
+    Raises ModelError, in one line, for files that are missing, damaged, of another version or not of one save, and for
+    weights that are not finite.
+    """
     device = torch.device(device)
-    name, settings = _described(folder / DESCRIPTION)
-    found = entry(name)
-    teacher = build(settings.teacher, strides=settings.strides) if found.needs_teacher else None
-    method = found.build(settings, teacher, device)
+    description = _described(folder / DESCRIPTION)
+    state = _weights(folder, description, device)
+    method = _built(description, device)
     try:
-        method.module.load_state_dict(load_file(folder / WEIGHTS, device=str(device)))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ModelError(f"{folder / WEIGHTS}: not the weights that {DESCRIPTION} describes ({reason})") from error
-    return name, method
+        method.module.load_state_dict(state)
+    except RuntimeError as error:
+        raise _foreign(folder / WEIGHTS, str(error).partition("\n")[0]) from error
+    return description.name, method
 
 
-def _described(path: Path) -> tuple[str, Any]:
-    """(method's name, its settings) from the JSON file."""
+def _described(path: Path) -> Description:
+    """The checked contents of model.json."""
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        name, values = description["method"], description["settings"]
-        version = description["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = read_json(path, dict, remedy=REMEDY)
+    except OSError as error:
+        reason = error.strerror or error
         raise ModelError(
-            f"{path}: no description of a saved model ({error}); give a folder under models/, of `run --save-models`"
+            f"{path}: no description of a saved model ({reason}); give a folder under models/, of `run --save-models`"
         ) from error
-    if version != FORMAT:
-        raise ModelError(f"{path}: format {version}, this version reads {FORMAT}")
+    except DamagedError as error:
+        raise ModelError(str(error)) from error
+    for key, kind in (("format", int), ("method", str), ("settings", dict)):
+        if type(content.get(key)) is not kind:
+            raise ModelError(f"{path}: damaged ({key} is {_said(content, key)}, not a {kind.__name__}); {REMEDY}")
+    name, values, digest = content["method"], content["settings"], content.get(DIGEST)
+    if content["format"] != FORMAT:
+        raise ModelError(f"{path}: format {content['format']}, this version reads {FORMAT}; {REMEDY}")
     if not known(name):
-        raise ModelError(f"{path}: method {name!r} is not known; have: {', '.join(METHODS)}")
-    kind = type(next(iter(entry(name).presets.values())))
-    unknown = set(values) - {field.name for field in fields(kind)}
-    if unknown:
-        raise ModelError(f"{path}: setting {sorted(unknown)[0]!r} is not one of {name}'s")
+        raise ModelError(f"{path}: method {_said(content, 'method')} is not known; have: {', '.join(METHODS)}")
+    if digest is not None and not isinstance(digest, str):
+        raise ModelError(f"{path}: damaged ({DIGEST} is {_said(content, DIGEST)}, not a str); {REMEDY}")
     try:
-        return name, kind(**{key: _frozen(value) for key, value in values.items()})
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"{path}: {error}") from error
+        return Description(name, _settings(name, values), values, digest)
+    except ValueError as error:
+        raise ModelError(f"{path}: {error}; {REMEDY}") from error
 
 
-def _frozen(value: Any) -> Any:
-    """JSON's lists as the tuples they were."""
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+def _said(content: Mapping[str, Any], key: str) -> str:
+    """The value of `key` as a line can hold it."""
+    if key not in content:
+        return "missing"
+    text = repr(content[key])
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _settings(name: str, values: Mapping[str, Any]) -> Any:
+    """The settings of method `name`; ValueError that names the field and its value."""
+    kind = type(next(iter(entry(name).presets.values())))
+    known = {field.name for field in fields(kind)}
+    for key in sorted(set(values) ^ known):
+        why = "missing" if key in known else f"not one of {name}'s"
+        raise ValueError(f"setting {key[:60]!r} is {why}")
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if not first["loc"]:  # the settings' own words name the field
+            raise ValueError(str(first["msg"]).removeprefix("Value error, ")) from error
+        field = str(first["loc"][0])
+        raise ValueError(f"setting {field!r} is {_said(values, field)}: {first['msg']}") from error
+
+
+def _built(description: Description, device: torch.device) -> Method:
+    """The untrained method."""
+    found, settings = entry(description.name), description.settings
+    with device:
+        teacher = build(settings.teacher, strides=settings.strides) if found.needs_teacher else None
+        return found.build(settings, teacher, device)
+
+
+def _weights(folder: Path, description: Description, device: torch.device) -> dict[str, torch.Tensor]:
+    """The tensors of the weights' file, which are those that `description` is about, and finite."""
+    path = folder / WEIGHTS
+    _refuse_no_file(path)
+    try:
+        if description.digest not in (None, _sha256(path)):
+            raise _foreign(path, "damaged: its SHA-256 is another")
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            _refuse_other_note(folder, description, file.metadata() or {})
+            _refuse_other_shapes(folder, description, file)
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise _foreign(path, str(error).partition("\n")[0]) from error
+    for key, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"{path}: damaged ({key!r} holds values that are not finite); {REMEDY}")
+    return state
+
+
+def _refuse_no_file(path: Path) -> None:
+    """Raises ModelError for what is missing, no regular file, or says of itself that it has a monstrous header."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block
+            raise _foreign(path, "not a regular file")
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+    except OSError as error:
+        raise _foreign(path, str(error.strerror or error)) from error
+    if length > HEADER_BYTES:
+        raise _foreign(path, f"a header of {length} bytes")
+
+
+def _refuse_other_note(folder: Path, description: Description, metadata: Mapping[str, str]) -> None:
+    """Raises ModelError if the weights were saved with another description, naming the first field that differs."""
+    path = folder / DESCRIPTION
+    if NOTE not in metadata:  # a model of before there was one
+        return
+    if description.digest is None:
+        raise ModelError(f"{path}: damaged ({DIGEST} is missing); {REMEDY}")
+    try:
+        noted = json.loads(metadata[NOTE])
+        name, values = str(noted["method"]), dict(noted["settings"])
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise _foreign(folder / WEIGHTS, f"the {NOTE} in its header is damaged") from error
+    if name != description.name:
+        raise ModelError(f"{path}: method {description.name!r}, but the weights are {name[:60]!r}'s; {REMEDY}")
+    for key in description.values:
+        mine, theirs = _said(description.values, key), _said(values, key)
+        if description.values[key] != values.get(key):
+            raise ModelError(f"{path}: setting {key!r} is {mine}, but the weights were saved with {theirs}; {REMEDY}")
+
+
+def _refuse_other_shapes(folder: Path, description: Description, file: Any) -> None:
+    """Raises ModelError if the weights' header has not the tensors that the settings ask for; nothing is allocated."""
+    try:
+        module = _built(description, torch.device("meta")).module
+    except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"{folder / DESCRIPTION}: settings that cannot be ({reason}); {REMEDY}") from error
+    wanted, have = module.state_dict(), set(file.keys())
+    for key in sorted(set(wanted) ^ have):
+        raise _foreign(folder / WEIGHTS, f"{key[:100]!r} is {'missing' if key in wanted else 'no part of it'}")
+    free = tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, Kept))
+    for key in sorted(have - {key for key in have if free and key.startswith(free)}):
+        found = file.get_slice(key)
+        shape, kind = tuple(found.get_shape()), found.get_dtype()
+        if (shape, kind) != (tuple(wanted[key].shape), KINDS[wanted[key].dtype]):
+            raise _foreign(folder / WEIGHTS, f"{key!r} is {kind} {shape}, not {tuple(wanted[key].shape)}")
+
+
+def _foreign(path: Path, why: str) -> ModelError:
+    return ModelError(f"{path}: not the weights that {DESCRIPTION} describes ({why[:200]}); {REMEDY}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

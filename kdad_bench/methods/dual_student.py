@@ -250,7 +250,7 @@ DSKD = Entry(
     name="dskd",
     title="DSKD (reading)",
     paper="Yao, Gao 2024, arXiv 2402.00448",
-    presets={"paper": DualStudentSettings(), "quick": DualStudentSettings(**QUICK)},
+    presets={"paper": DualStudentSettings(), "quick": DualStudentSettings(**QUICK, learning_rate=0.01)},
     build=DualStudent,
     variants=SWITCHES,
     reading=True,

@@ -173,6 +173,7 @@ ECA_MSKDAD = Entry(
             teacher="efficientnet_lite0",
             steps=60,
             batch_size=8,
+            learning_rate=0.8,
             schedule="one_cycle",
             norm_momentum=0.1,
         ),

@@ -34,7 +34,10 @@ class FrozenSettings(Settings):
     CHOICES: ClassVar[Mapping[str, Collection[str]]] = {**Settings.CHOICES, "taps": ("raw", "standardised")}
     RANGES: ClassVar[Mapping[str, Range]] = {**Settings.RANGES, "sigma": BLURS}
     DEPARTURES: ClassVar[Mapping[str, Callable[[Any], str]]] = {
-        "images": lambda settings: f"whole, {settings.image_size} px a side (paper: the central 224 of 256 px)"
+        "input": lambda settings: f"whole images at {settings.image_size} px (paper: the central 224 of 256 px)",
+        "precision": lambda settings: (
+            "" if settings.precision == "fp32" else f"{settings.precision} (public codes: fp32)"
+        ),
     }
 
 

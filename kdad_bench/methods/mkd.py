@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from kdad_bench.kernels import flattened_cosine, gaussian_blur, pixel_discrepancy
 from kdad_bench.methods.backbones import FACTS, Backbone, facts_of
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps, autocast, chance, resized
-from kdad_bench.methods.protocol import Entry, Range, Scores, Settled
+from kdad_bench.methods.protocol import Entry, Range, Scores, Settled, shown
+from kdad_bench.methods.training import words
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)  # per block, before its pooling: VGG-16, and the cloner
 NARROW = (16, 16, 16, 16, 16)  # cloner "B": official code
@@ -29,7 +30,6 @@ SMOOTH_SAMPLES = 50  # noisy copies per image: official code
 SMOOTH_NOISE = 0.05  # their noise, as a part of the image's range: official code
 PERCENTILE = 0.99  # where the official code clips a map before it stretches it to [0, 1]
 EPOCHS = 601  # up to the last state that the official code saves for MVTec AD
-BETAS = (0.9, 0.999)  # torch's own: official code
 VALUE_WEIGHT = 0.5  # lambda: official code, MVTec AD
 GRADIENT_SCALE = 2.0**12  # of the score while its gradient is taken, so that fp16 does not lose it; exact in fp32
 
@@ -222,30 +222,21 @@ def budget(settings: MkdSettings) -> str:
     return f"{length} ({CODE_MVTEC}: {EPOCHS} epochs)"
 
 
-def betas_of_adam(settings: MkdSettings) -> str:
-    """Adam's betas, where they are others and in use."""
-    if settings.betas == BETAS or settings.optimiser == "sgd":
-        return ""
-    return f"{settings.betas[0]:g} {settings.betas[1]:g} ({CODE}: {BETAS[0]:g} {BETAS[1]:g})"
-
-
 def weight_of_value(settings: MkdSettings) -> str:
     """Lambda, where it is in use and another."""
     if settings.loss == "direction_only" or settings.value_weight == VALUE_WEIGHT:
         return ""
-    return f"{settings.value_weight:g} ({CODE_MVTEC}: {VALUE_WEIGHT:g})"
+    return f"{shown(settings.value_weight)} ({CODE_MVTEC}: {shown(VALUE_WEIGHT)})"
 
 
 def noise_words(settings: MkdSettings) -> str:
     """SmoothGrad's noise, where there is one."""
     if settings.saliency != "smooth_grad":
         return ""
-    deviation = {
-        "relative": f"{SMOOTH_NOISE:g} of the image's range",
-        "official": f"({SMOOTH_NOISE:g} / range) squared",
-    }
-    shared = "the same draws for all images"
-    return f"{deviation[settings.smooth_noise]}, {shared} ({CODE}: {deviation['official']}, drawn anew for each image)"
+    if settings.smooth_noise == "official":
+        return f"the same draws for all images ({CODE}: drawn anew for each image)"
+    ours = f"{shown(SMOOTH_NOISE)} of the image's range, the same draws for all images"
+    return f"{ours} ({CODE}: ({shown(SMOOTH_NOISE)} / range) squared, drawn anew for each image)"
 
 
 def map_of_direction(settings: MkdSettings) -> str:
@@ -294,11 +285,9 @@ class MkdSettings(DistillationSettings):
         "image_size": Settled(CODE_MVTEC, (128,)),
         "batch_size": Settled(CODE, (64,)),
         "precision": Settled(CODE, ("fp32",)),
-        "optimiser": Settled(CODE, ("adam",)),
         "learning_rate": Settled(CODE, (1e-3,)),
         "weight_decay": Settled(CODE, (0.0,)),
         "schedule": Settled(CODE, ("constant",)),
-        "norm_momentum": Settled(CODE, (None,)),
         "taps": Settled(CODE, ("raw",)),
         "drop_last": Settled(CODE, (False,)),
         "held_out": Settled(CODE, (0.0,)),
@@ -310,7 +299,8 @@ class MkdSettings(DistillationSettings):
     }
     DEPARTURES: ClassVar = {
         "budget": budget,
-        "betas": betas_of_adam,
+        "optimiser": words.departs(words.algorithm, "adam, betas 0.9 0.999", source=CODE),  # torch's own betas
+        "cloner's norms": words.departs(words.own_norms, "momentum 0.1", source=CODE),
         "value_weight": weight_of_value,
         "smooth_noise": noise_words,
         "map": map_of_direction,
@@ -422,7 +412,6 @@ MKD = Entry(
             steps=200,
             batch_size=8,
             schedule="one_cycle",
-            learning_rate=3e-3,
             taps="standardised",
             value_weight=0.01,  # the official code's for data sets other than MVTec AD
             normalised=True,  # as this teacher was trained

@@ -17,7 +17,7 @@ from kdad_bench.kernels import nearest
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Taps, chance
 from kdad_bench.methods.frozen_features import FrozenFeatures, FrozenSettings, Kept
-from kdad_bench.methods.protocol import Entry, Range, Scores, Settled
+from kdad_bench.methods.protocol import Entry, Range, Scores, Settled, shown
 
 POOLINGS = ("adaptive", "mean")
 GATHERED = 4  # up to a fourth of the points is gathered to be measured; of more, all are
@@ -53,9 +53,9 @@ class PatchcoreSettings(FrozenSettings):
         "taps": Settled("paper", ("raw",)),
         "patch": Settled("paper", (3,)),
         "pooling": Settled("official code", ("adaptive",)),
-        "width": Settled("official code", (1024,)),
+        "width": Settled("official code", (1024,), lambda settings: settings.pooling == "adaptive"),
         "coreset": Settled("paper", (0.25, 0.1, 0.01)),
-        "epsilon": Settled("paper", (0.9,)),
+        "epsilon": Settled("paper", (0.9,), lambda settings: settings.coreset < 1),
         "sigma": Settled("paper", (4.0,)),
     }
     READINGS: ClassVar = {
@@ -64,7 +64,9 @@ class PatchcoreSettings(FrozenSettings):
             if settings.reweighted
             else "the plain maximum, as the official code (paper: re-weighted by eq. 7)"
         ),
-        "coreset": lambda settings: "starts at a patch drawn by the seed" if settings.coreset < 1 else "",
+        "coreset": lambda settings: (
+            f"a share of {shown(settings.coreset)}, begun at a patch drawn by the seed" if settings.coreset < 1 else ""
+        ),
     }
 
     def __post_init__(self) -> None:

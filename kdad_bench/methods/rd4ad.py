@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdad_bench.kernels import anomaly_map, distillation_loss
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps
-from kdad_bench.methods.protocol import BLURS, Entry, Scores, Settled, shown
+from kdad_bench.methods.protocol import BLURS, Entry, Scores, Settled
 from kdad_bench.methods.reverse import Bottleneck, Decoder, in_words
 from kdad_bench.methods.training import words
 
@@ -60,11 +60,7 @@ class Rd4adSettings(DistillationSettings):
     DEPARTURES: ClassVar = {
         "optimiser": words.departs(words.algorithm, "adam, betas 0.5 0.999", source="official code"),
         "budget": words.departs(words.budget, "200 epochs", source="official code"),
-        "student's norms": words.departs(
-            lambda settings: f"momentum {shown(settings.norm_momentum or words.NORM_MOMENTUM)}",
-            "momentum 0.1",
-            source="official code",
-        ),
+        "student's norms": words.departs(words.own_norms, "momentum 0.1", source="official code"),
         "selection": words.departs(words.selection, "last step, all normals", source="official code"),
     }
 
@@ -126,6 +122,7 @@ RD4AD = Entry(
             image_size=128,
             steps=140,
             batch_size=8,
+            learning_rate=0.01,
             schedule="one_cycle",
             sigma=2.0,  # as wide on 128 px as 4 on 256
         ),

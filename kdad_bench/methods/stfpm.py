@@ -21,7 +21,7 @@ from kdad_bench.methods.training import words
 LOSS_SCALES_IN_WORDS = {
     "official": "without 1/2, as the official code; eq. 2 has it",
     "paper": "with 1/2, as eq. 2; the official code has none",
-    "batch_sum": "",  # no source of this method has it
+    "batch_sum": "",  # no source of this method has it: a deviation
 }
 LOSS_SCALES = tuple(LOSS_SCALES_IN_WORDS)
 CODES_SELECTION = "epoch of the least mean map on held-out normals, a share of 0.2"
@@ -44,7 +44,6 @@ class StfpmSettings(DistillationSettings):
         "strides": Settled("paper and official code", ((4, 8, 16),)),
         "image_size": Settled("paper and official code", (256,)),
         "taps": Settled("eq. 1", ("raw",)),
-        "loss_scale": Settled("official code and eq. 2", ("official", "paper")),
         "batch_size": Settled("official code", (32,)),
         "learning_rate": Settled("paper and official code", (0.4,)),
         "weight_decay": Settled("official code", (1e-4,)),
@@ -53,10 +52,13 @@ class StfpmSettings(DistillationSettings):
         "precision": Settled("official code", ("fp32",)),
     }
     DEPARTURES: ClassVar = {
-        "optimiser": words.departs(words.algorithm, "sgd, momentum 0.9", source="paper and official code"),
-        "budget": words.departs(
-            words.budget, "200 epochs", "100 epochs", source="official code, its README and its default"
+        "loss scale": lambda settings: (
+            "with 1/2, summed over the batch (official code and eq. 2: its mean)"
+            if settings.loss_scale == "batch_sum"
+            else ""
         ),
+        "optimiser": words.departs(words.algorithm, "sgd, momentum 0.9", source="paper and official code"),
+        "budget": words.departs(words.budget, "200 epochs", "100 epochs", source="official code's README and default"),
         "student's norms": words.departs(words.norms, "momentum 0.1", source="official code"),
         "selection": words.departs(words.selection, CODES_SELECTION, source="official code"),
     }
@@ -97,6 +99,7 @@ STFPM = Entry(
             image_size=128,
             steps=80,
             batch_size=8,
+            learning_rate=0.8,  # this and the other rates of quick presets: docs/recipes.md
             schedule="one_cycle",
             norm_momentum=0.1,
         ),

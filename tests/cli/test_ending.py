@@ -153,20 +153,3 @@ def test_the_cursor_comes_back_and_the_workers_go(number: int, tiny_tree: Path, 
     assert "\x1b[?25l" in switches
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
-
-
-def test_a_killed_idle_worker_is_replaced(tiny_tree: Path, tmp_path: Path) -> None:
-    from kdad_bench.harness.executors import Pool
-    from kdad_bench.harness.output import Work
-    from tests.harness.planned import jobs_of
-
-    job = jobs_of(tiny_tree)[1]
-    pool = Pool(work=Work(out=str(tmp_path)), workers=1, job_timeout=None, started=lambda job: None)
-    worker = pool.spawn()
-    worker.process.kill()
-    worker.process.join()
-    pool.give(worker, job)
-    ((answering, asked, said),) = list(pool.answers())
-    assert (answering, asked) == (worker, job)
-    assert "died (signal SIGKILL)" in str(said)
-    pool.retire(worker)

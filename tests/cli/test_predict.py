@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import weakref
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
 from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -98,5 +103,217 @@ def test_a_model_whose_weights_are_not_finite_calls_nothing_normal(model: tuple[
     save_file(state, broken / "model.safetensors")
     code, output, errors = predict(broken, tree / "bolt" / "test")
     assert (code, output) == (2, "")
-    assert "the scores of method 'pixel_mean' are not finite" in errors
+    assert "model.safetensors" in errors
+    assert "damaged" in errors
     assert errors.count("\n") == 1
+
+
+@pytest.fixture
+def new(model: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A folder of three new images."""
+    shutil.copytree(model[1] / "bolt" / "test" / "good", tmp_path / "new")
+    return tmp_path / "new"
+
+
+def spoilt(path: Path, kind: str) -> None:
+    """Something at `path` that is no image."""
+    data = path.read_bytes()
+    path.unlink()
+    {
+        "torn": lambda: path.write_bytes(data[:300]),
+        "empty": lambda: path.write_bytes(b""),
+        "text": lambda: path.write_text("no image"),
+        "PostScript": lambda: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+        "too many pixels": lambda: path.write_bytes(data[:16] + b"\0\1\0\0\0\1\0\0" + data[24:]),
+        "500 MB of nothing": lambda: sparse(path, 500_000_000),
+        "petabytes": lambda: sparse(path, 1 << 42),
+        "a pipe": lambda: os.mkfifo(path),
+        "endless": lambda: path.symlink_to("/dev/zero"),
+        "gone": lambda: path.symlink_to("nowhere"),
+        "a circle": lambda: path.symlink_to(path.name),
+        "floats": lambda: Image.new("F", (8, 8)).save(path, format="TIFF"),
+    }[kind]()
+
+
+def sparse(path: Path, size: int) -> None:
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
+KINDS = ("torn", "empty", "text", "PostScript", "too many pixels", "500 MB of nothing", "petabytes", "a pipe",
+         "endless", "gone", "a circle", "floats")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pattern", ["", "/*", "/*.png"])
+def test_a_bad_image_is_one_line_and_the_others_are_scored(
+    model: tuple[Path, Path], new: Path, tmp_path: Path, kind: str, pattern: str
+) -> None:
+    spoilt(new / "001.png", kind)
+    code, output, errors = predict(model[0], f"{new}{pattern}", "--json", "--out", tmp_path / "out")
+    assert code == 1, errors
+    assert errors.startswith(f"kdad-bench: {new}/001.png: ")
+    assert errors.count("\n") == 1
+    found = json.loads(output)
+    assert [Path(one["image"]).name for one in found["images"]] == ["000.png", "002.png"]
+    assert [Path(one["image"]).name for one in found["failed"]] == ["001.png"]
+    assert found["failed"][0]["reason"] in errors
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == found
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+
+
+def test_nothing_that_can_be_scored_is_exit_code_2_and_the_reasons_are_kept(
+    model: tuple[Path, Path], new: Path, tmp_path: Path
+) -> None:
+    for path in new.iterdir():
+        spoilt(path, "torn")
+    code, output, errors = predict(model[0], new, "--out", tmp_path / "out")
+    assert (code, output) == (2, "")
+    assert errors.count("\n") == 3
+    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert (len(found["images"]), len(found["failed"])) == (0, 3)
+
+
+@pytest.mark.parametrize("out", ["answers", "", "../beside"])
+@pytest.mark.parametrize("pattern", ["", "/*", "/**/*.png"])
+def test_overlays_of_earlier_calls_are_not_scored(model: tuple[Path, Path], new: Path, out: str, pattern: str) -> None:
+    for _ in range(3):
+        code, output, errors = predict(model[0], f"{new}{pattern}", new.parent, "--json", "--out", new / out)
+        assert (code, len(json.loads(output)["images"])) == (0, 3), errors
+    assert "3 not used: pictures that were drawn from scores" in errors
+
+
+def test_what_run_reads_is_scored_and_masks_and_scans_are_not(model: tuple[Path, Path], tmp_path: Path) -> None:
+    source = Image.open(model[1] / "bolt" / "test" / "good" / "000.png")
+    grey = source.convert("L")
+    for name in ("a.pgm", "b.bmp", "c.tif", "d.tiff", "e.webp", "f.ppm"):
+        (grey if name != "f.ppm" else source).save(tmp_path / name, **({"lossless": True} if "webp" in name else {}))
+    deep = np.asarray(grey).astype(np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "g.png")
+    for folder in ("part/test/good/rgb", "part/test/good/gt", "flat/test/good", "flat/ground_truth/cut"):
+        (tmp_path / folder).mkdir(parents=True)
+        grey.save(tmp_path / folder / "h.png")
+    (tmp_path / "part/test/good/xyz").mkdir()
+    tifffile.imwrite(tmp_path / "part/test/good/xyz/h.tiff", np.zeros((8, 8, 3), np.float32), photometric="rgb")
+    code, output, errors = predict(model[0], tmp_path, "--json")
+    assert code == 0, errors
+    scores = {str(Path(one["image"]).relative_to(tmp_path)): one["score"] for one in json.loads(output)["images"]}
+    wanted = ["a.pgm", "b.bmp", "c.tif", "d.tiff", "e.webp", "f.ppm", "g.png"]
+    assert list(scores) == [*wanted, "flat/test/good/h.png", "part/test/good/rgb/h.png"]
+    greys = [score for name, score in scores.items() if name != "f.ppm"]
+    assert greys == pytest.approx([greys[0]] * len(greys), rel=1e-5)
+    assert "3 not used: masks or scans beside photographs" in errors
+
+
+def test_names_that_steer_a_terminal_are_shown_as_escapes_and_leave_the_json_whole(
+    model: tuple[Path, Path], new: Path, tmp_path: Path
+) -> None:
+    names = [b"a\nb.png", b"\x1b]0;x\x07.png", b"caf\xe9.png", "\u202egnp.png".encode(), b"e" * 250 + b".png",
+             "漢".encode() * 80 + b".png"]  # fmt: skip
+    for name in names:
+        shutil.copy(new / "000.png", os.fsdecode(os.fsencode(new) + b"/" + name))
+    (new / "torn\n\x1b.png").write_bytes(b"torn")
+    for extra in ([], ["--json"]):
+        code, output, errors = predict(model[0], new, "--out", tmp_path / "out", *extra)
+        assert code == 1
+        assert errors.splitlines()[0].isprintable()
+        assert all(line.isprintable() for line in (output + errors).splitlines())
+        (output + errors).encode("utf-8")
+    found = json.loads(output)
+    assert (len(found["images"]), len(found["failed"])) == (9, 1)
+    assert (tmp_path / "out" / "predictions.json").read_bytes().isascii()
+    assert all(Path(one["overlay"]).is_file() for one in found["images"])
+
+
+@pytest.mark.parametrize("missing", ["absent.png", "*.jpg", "empty/", "~nobody-here/x"])
+def test_a_name_that_stands_for_nothing_does_not_stop_the_others(
+    model: tuple[Path, Path], new: Path, missing: str
+) -> None:
+    (new / "empty").mkdir()
+    name = missing if missing.startswith("~") else f"{new}/{missing}"
+    code, output, errors = predict(model[0], name, f"{new}/000.png", "--json")
+    assert code == 1
+    assert len(json.loads(output)["images"]) == 1
+    assert errors.count("\n") == 1
+    assert "no such image" in errors or "not a path" in errors
+
+
+def test_an_image_whose_scores_are_not_finite_is_bad_and_not_normal(
+    model: tuple[Path, Path], new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdad_bench.harness import predict as harness
+
+    def broken(*arguments: Any) -> Any:
+        scores = scored(*arguments)
+        scores.pixel[1, 3, 3] = float("nan")
+        return scores
+
+    scored = harness.scored
+    monkeypatch.setattr(harness, "scored", broken)
+    code, output, errors = predict(model[0], new)
+    assert code == 1
+    assert len(output.splitlines()) == 2
+    assert "001.png: the scores of method 'pixel_mean' are not finite" in errors
+
+
+def test_normals_that_cannot_be_read_are_named_and_the_others_give_the_threshold(
+    model: tuple[Path, Path], new: Path
+) -> None:
+    good = new / "000.png"
+    spoilt(new / "001.png", "torn")
+    code, _, errors = predict(model[0], good, "--normals", new, "--false-alarms", "0.5")
+    assert code == 1
+    assert "001.png: not a readable image" in errors
+    assert "fitted on 2 held-out normals" in errors
+    for path in new.glob("00[02]*"):
+        spoilt(path, "torn")
+    code, _, errors = predict(model[0], model[1] / "bolt" / "test" / "good", "--normals", new)
+    assert code == 2
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["decision.json", "model.json", "model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 99])
+def test_a_damaged_file_of_a_model_is_one_line(
+    model: tuple[Path, Path], new: Path, tmp_path: Path, name: str, content: bytes
+) -> None:
+    broken = Path(shutil.copytree(model[0], tmp_path / "broken"))
+    (broken / name).write_bytes(content)
+    code, output, errors = predict(broken, new)
+    assert (code, output) == (2, "")
+    assert f"broken/{name}: " in errors
+    assert errors.count("\n") == 1
+
+
+def test_an_answer_that_cannot_be_written_is_one_line(model: tuple[Path, Path], new: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "predictions.json").mkdir(parents=True)
+    code, _, errors = predict(model[0], new, "--out", tmp_path / "out")
+    assert code == 2
+    assert "cannot be written" in errors
+    assert errors.count("\n") == 1
+
+
+def test_the_maps_of_many_images_are_never_in_memory_together(
+    model: tuple[Path, Path], new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the 120 maps at most a few live at once, with overlays as without."""
+    from kdad_bench.harness import predict as harness
+
+    maps: list[weakref.ref[Any]] = []
+    most = 0
+
+    class Watched(harness.Answer):
+        def __new__(cls, path: Path, score: float, heat: Any) -> Any:
+            nonlocal most
+            maps.append(weakref.ref(heat))
+            most = max(most, sum(one() is not None for one in maps))
+            return super().__new__(cls, path, score, heat)
+
+    monkeypatch.setattr(harness, "Answer", Watched)
+    for number in range(120):
+        os.link(new / "000.png", new / f"x{number}.png")
+    for extra in ([], ["--out", tmp_path / "out"]):
+        code, output, errors = predict(model[0], new, "--json", *extra)
+        assert (code, len(json.loads(output)["images"])) == (0, 123), errors
+        assert 1 <= most <= harness.SCORE_BATCH
+    assert len(list((tmp_path / "out").iterdir())) == 124, "no debris"

@@ -309,6 +309,8 @@ def test_a_damaged_checkpoint_starts_the_training_anew(tiny_tree: Path, tmp_path
     planned = json.loads(run(*arguments, "--dry-run", "--json").stdout.splitlines()[0])
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / f"{planned['job_id']}.pt").write_bytes(b"torn")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / f"{planned['job_id']}.jsonl").write_text('{"event": "start"}\n')
     with pytest.warns(RuntimeWarning, match="damaged checkpoint"):
         found = run(*arguments)
     assert found.exit_code == 0, found.output
@@ -333,23 +335,60 @@ def test_every_method_has_an_entry_of_its_own_name_with_both_presets() -> None:
         assert set(found.presets) == {"quick", "paper"}
 
 
-def test_a_planned_job_without_a_row_is_told_and_the_exit_code_is_1(
-    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def moving_away(monkeypatch: pytest.MonkeyPatch, out: Path, moved: Path) -> None:
+    """Once the first job has ended, the results folder is renamed by somebody."""
     from kdad_bench.cli.progress import Progress
 
     ended = Progress.ended
-    moved = tmp_path / "moved"
 
     def ended_and_moved(self: Progress, *given: Any) -> None:
         ended(self, *given)
         if not moved.exists():
-            (tmp_path / "out").rename(moved)
+            out.rename(moved)
 
     monkeypatch.setattr(Progress, "ended", ended_and_moved)
+
+
+def test_rows_of_a_folder_that_was_moved_meanwhile_are_written_again(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moving_away(monkeypatch, tmp_path / "out", tmp_path / "moved")
+    found = floor(tiny_tree, tmp_path / "out", "--no-pictures")
+    assert found.exit_code == 0, found.output
+    assert f"1 row of this run had no place in {tmp_path / 'out'} at first, or left it: written there" in found.output
+    assert len(rows(tmp_path / "out")) == 2
+    assert "cloth" in (tmp_path / "out" / "leaderboard.md").read_text()
+
+
+def test_a_planned_job_without_a_row_is_told_and_the_exit_code_is_1(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    floor(tiny_tree, tmp_path / "out", "--no-pictures", "--category", "bolt")
+    moving_away(monkeypatch, tmp_path / "out", tmp_path / "moved")
     found = floor(tiny_tree, tmp_path / "out", "--no-pictures")
     assert found.exit_code == 1, found.output
+    assert "bolt seed 0: its row is gone" in found.output
     assert f"1 of 2 jobs have no row in {tmp_path / 'out'}; run them again" in found.output
+    assert floor(tiny_tree, tmp_path / "out", "--no-pictures").exit_code == 0
+
+
+def test_a_folder_that_is_gone_at_the_end_is_told(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    floor(tiny_tree, tmp_path / "out", "--no-pictures")
+    from kdad_bench.cli import run as command
+
+    run_jobs = command.run_jobs
+
+    def run_and_lose(*given: Any) -> bool:
+        (tmp_path / "out").rename(tmp_path / "moved")
+        return run_jobs(*given)
+
+    monkeypatch.setattr(command, "run_jobs", run_and_lose)
+    found = floor(tiny_tree, tmp_path / "out", "--no-pictures")
+    assert found.exit_code == 1, found.output
+    assert f"no leaderboard: {tmp_path / 'out'} cannot be read" in found.output
+    assert f"2 of 2 jobs have no row in {tmp_path / 'out'}; run them again" in found.output
 
 
 def test_from_the_command_to_the_training_it_is_six_calls(
@@ -387,6 +426,6 @@ def test_a_quoted_home_folder_is_no_folder_called_tilde(
     }[command]
     found = CliRunner().invoke(cli, list(chosen))
     assert [path.name for path in tmp_path.iterdir()] == ["home"], found.output
-    assert "~" not in found.output.replace("\n", "")
+    assert "~/" not in found.output.replace("\n", "")
     if command == "run":
         assert len(rows(tmp_path / "home" / "out")) == 2

@@ -165,3 +165,16 @@ def test_a_sound_image_is_read_by_every_reader(tmp_path: Path) -> None:
     Image.fromarray(np.eye(9, dtype=np.uint8)).save(path)
     for name in ("image", "size", "bytes", "mask", "hash"):
         assert READERS[name](path) is not None
+
+
+def test_nothing_but_the_refusal_is_said_of_a_damaged_tiff(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """libtiff would print lines of its own to the terminal."""
+    for compression in ("tiff_lzw", "tiff_adobe_deflate"):
+        path = tmp_path / f"{compression}.tif"
+        Image.effect_noise((64, 64), 90).save(path, compression=compression)
+        data = bytearray(path.read_bytes())
+        data[20:420] = bytes(400)
+        path.write_bytes(data)
+        with pytest.raises(DatasetError, match="not a readable image"):
+            decoding.read_rgb(path, 32)
+    assert capfd.readouterr() == ("", "")

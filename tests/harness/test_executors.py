@@ -1,14 +1,180 @@
-"""Which executor runs the jobs, and what it is told at once that it lacks."""
+"""Which executor runs the jobs, what it is told at once that it lacks, and what becomes of workers that die."""
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from collections import deque
+from pathlib import Path
+
+import psutil
 import pytest
 
+from kdad_bench.harness import executors
 from kdad_bench.harness.choices import SelectionError
-from kdad_bench.harness.executors import refuse_silence
+from kdad_bench.harness.executors import LOST_STARTS, Pool, Worker, local
+from kdad_bench.harness.job import Job
+from kdad_bench.harness.on_ray import refuse_silence
+from kdad_bench.harness.output import Work
+from kdad_bench.harness.surroundings import NoResult
+from kdad_bench.leaderboard.row import Row
+from tests.harness.kills import state_of
+from tests.harness.planned import jobs_of
+from tests.harness.test_faults import wait_for
 
 
 def test_nobody_at_the_address_of_a_ray_cluster_is_told_at_once() -> None:
     for address, words in (("127.0.0.1:1", "nobody answers there"), ("nohost", "not HOST:PORT")):
         with pytest.raises(SelectionError, match=words):
             refuse_silence(address)
+
+
+def floors(tree: Path) -> list[Job]:
+    """The four jobs of the method that trains in no time."""
+    return [job for job in jobs_of(tree) if job.method == "pixel_mean"]
+
+
+def pool_of(jobs: list[Job], out: Path, workers: int = 1, job_timeout: float | None = None) -> Pool:
+    return Pool(
+        work=Work(out=str(out)), workers=workers, job_timeout=job_timeout, started=lambda job: None, waiting=deque(jobs)
+    )
+
+
+def until_ready(pool: Pool) -> Worker:
+    """The first worker of the pool, once it has said that it is ready; no job is handed out."""
+    pool.fill()
+    deadline = time.monotonic() + 120
+    while not pool.running[0].ready:
+        assert time.monotonic() < deadline, "the worker does not get ready"
+        for worker, answer in pool.answers():
+            list(pool.settle(worker, answer))
+    return pool.running[0]
+
+
+def kill(worker: Worker) -> None:
+    worker.process.kill()
+    worker.process.join()
+
+
+def to_the_end(pool: Pool) -> list[object]:
+    """How the jobs of the pool ended."""
+    ended: list[object] = []
+    try:
+        while pool.waiting or pool.busy:
+            ended += [ending for _, ending in pool.step()]
+    finally:
+        for worker in list(pool.running):
+            pool.retire(worker)
+    return ended
+
+
+def test_idle_and_starting_workers_that_are_killed_cost_no_job_a_try(tiny_tree: Path, tmp_path: Path) -> None:
+    pool = pool_of(floors(tiny_tree)[:1], tmp_path)
+    for _ in range(3):  # more often than a job is tried
+        kill(until_ready(pool))
+        assert not pool.give(pool.running[0], pool.waiting[0])
+        list(pool.step())  # hears of it
+        kill(pool.spawn() if not pool.running else pool.running[0])
+        list(pool.step())
+        assert pool.attempts == {}
+    (row,) = to_the_end(pool)
+    assert isinstance(row, Row)
+    assert row.status == "ok"
+
+
+def test_a_worker_that_dies_twice_under_a_job_leaves_a_failed_row(tiny_tree: Path, tmp_path: Path) -> None:
+    (job,) = jobs = floors(tiny_tree)[:1]
+    pool = pool_of(jobs, tmp_path)
+    for attempt in (1, 2):
+        worker = until_ready(pool)
+        os.kill(worker.process.pid or 0, signal.SIGSTOP)  # so that it does not end the job first
+        pool.hand_out()
+        assert (worker.job, pool.attempts[job.id]) == (job, attempt)
+        kill(worker)
+        ended = [ending for _ in range(3) for _, ending in pool.step()] if attempt == 2 else list(pool.step())
+    (row,) = ended
+    assert isinstance(row, Row)
+    assert (row.status, row.reason) == ("failed", "its worker process died (signal SIGKILL)")
+    assert to_the_end(pool) == []
+
+
+def test_workers_that_all_die_as_they_start_end_the_run_with_a_word(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def spawn(self: Pool) -> Worker:
+        made.append(1)
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(Pool, "spawn", spawn)
+    jobs = floors(tiny_tree)
+    ended = list(local(jobs, Work(out=str(tmp_path)), lambda job: None, workers=2, job_timeout=None))
+    assert [job for job, _ in ended] == jobs
+    assert all(isinstance(ending, NoResult) and "died as they started" in ending.reason for _, ending in ended)
+    assert len(made) == LOST_STARTS
+
+
+def test_a_pipe_that_breaks_while_a_worker_is_started_is_another_start(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn, broken = Pool.spawn, [BrokenPipeError(32, "Broken pipe"), OSError(11, "Resource temporarily unavailable")]
+
+    def spawn_at_last(self: Pool) -> Worker:
+        if broken:
+            raise broken.pop()
+        return spawn(self)
+
+    monkeypatch.setattr(Pool, "spawn", spawn_at_last)
+    ended = list(local(floors(tiny_tree)[:1], Work(out=str(tmp_path)), lambda job: None, workers=1, job_timeout=None))
+    assert [ending.status for _, ending in ended if isinstance(ending, Row)] == ["ok"]
+
+
+def test_the_time_that_a_worker_takes_to_start_counts_against_no_job(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = "import sys, time\nif 'spawn_main' in ' '.join(sys.orig_argv):\n    time.sleep(25)\n"
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(slow)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "slow"), os.environ.get("PYTHONPATH", "")]))
+    jobs, work = floors(tiny_tree)[:1], Work(out=str(tmp_path / "out"))
+    ((_, row),) = local(jobs, work, lambda job: None, workers=1, job_timeout=20)
+    assert isinstance(row, Row)
+    assert (row.status, row.reason) == ("ok", None) or row.reason == ""
+
+
+def test_a_worker_whose_runner_is_gone_ends_without_a_word(
+    tiny_tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pool = pool_of(floors(tiny_tree)[:1], tmp_path)
+    worker = until_ready(pool)
+    pool.hand_out()
+    worker.pipe.close()
+    worker.process.join(60)
+    assert worker.process.exitcode == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_what_the_end_of_a_terminal_tells_workers_they_ignore(tiny_tree: Path, tmp_path: Path) -> None:
+    pool = pool_of(floors(tiny_tree)[:1], tmp_path)
+    worker = until_ready(pool)
+    for number in executors.HELD:
+        os.kill(worker.process.pid or 0, number)
+    assert state_of(psutil.Process(worker.process.pid)) == "idle"
+    (row,) = to_the_end(pool)
+    assert isinstance(row, Row)
+    assert row.status == "ok"
+
+
+def test_the_states_of_a_worker_are_told_apart(tiny_tree: Path, tmp_path: Path) -> None:
+    job = next(job for job in jobs_of(tiny_tree) if job.method == "stfpm")
+    pool = pool_of([job], tmp_path)
+    pool.fill()
+    process = psutil.Process(pool.running[0].process.pid)
+    assert state_of(process) == "starting"
+    until_ready(pool)
+    assert state_of(process) == "idle"
+    pool.hand_out()
+    wait_for(lambda: state_of(process) == "working")
+    pool.retire(pool.running[0])

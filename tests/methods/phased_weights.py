@@ -1,4 +1,7 @@
-"""Weights and inputs that are formulas, so that a network's golden outputs need no file and no random generator."""
+"""Weights and inputs that are formulas, for networks that are compared with an official code's.
+
+They follow from the order of the layers, not from names as in `fixed_weights`: another code names its layers otherwise.
+"""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from kdad_bench.methods.backbones import BACKBONES, FACTS, Attention, Cbam, Eca,
 from kdad_bench.methods.backbones.attention import eca_kernel_size
 from kdad_bench.methods.backbones.efficientnet_lite import SameConv2d
 from kdad_bench.methods.backbones.names import IMAGENET_MEAN, IMAGENET_STD
+from tests.methods.torchvision_parity import torchvision
 
 CHANNELS = {
     "resnet18": (64, 128, 256, 512),
@@ -182,8 +183,7 @@ def test_the_names_are_known_without_torch() -> None:
 
 @pytest.mark.parametrize("name", [name for name in BACKBONES if name != "efficientnet_lite0"])
 def test_torchvision_has_the_same_keys_and_answers(name: str) -> None:
-    torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
-    theirs = getattr(torchvision.models, name)(weights=None).eval()
+    theirs = getattr(torchvision().models, name)(weights=None).eval()
     ours = build(name, strides=(4, 8, 16, 32)).eval()
     trunk = {key: value for key, value in theirs.state_dict().items() if not key.startswith(("fc.", "classifier."))}
     assert trunk.keys() == ours.state_dict().keys()

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from kdad_bench.methods import METHODS
 from kdad_bench.methods.checkpoint import ModelError, load, save
@@ -29,25 +37,225 @@ def test_a_reloaded_model_gives_the_same_maps(name: str, tmp_path: Path) -> None
     assert torch.equal(ours.image, theirs.image)
 
 
-def test_what_is_no_saved_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"model\.json: no description"):
-        load(tmp_path)
-    save("stfpm", small_method("stfpm"), tmp_path)
-    path = tmp_path / "model.json"
-    right = json.loads(path.read_text())
-    for change, message in (
-        ({"format": 99}, "format 99, this version reads 1"),
-        ({"method": "stfpn"}, "method 'stfpn' is not known; have: pixel_mean, stfpm"),
-        ({"settings": right["settings"] | {"colour": 1}}, "setting 'colour' is not one of stfpm's"),
-        ({"settings": right["settings"] | {"optimiser": "lion"}}, r"model\.json: optimiser 'lion' is not known"),
-    ):
-        path.write_text(json.dumps(right | change))
-        with pytest.raises(ModelError, match=message):
-            load(tmp_path)
-    path.write_text(json.dumps(right | {"settings": right["settings"] | {"teacher": "resnet18"}}))
-    with pytest.raises(ModelError, match=r"model\.safetensors: not the weights that model\.json describes"):
-        load(tmp_path)
-    path.write_text(json.dumps(right))
-    (tmp_path / "model.safetensors").write_bytes(b"short")
-    with pytest.raises(ModelError, match=r"model\.safetensors: not the weights"):
-        load(tmp_path)
+@pytest.fixture(scope="module")
+def right(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model with a teacher."""
+    folder = tmp_path_factory.mktemp("right")
+    save("stfpm", small_method("stfpm"), folder)
+    return folder
+
+
+@pytest.fixture
+def described(right: Path, tmp_path: Path) -> Path:
+    """One whose model.json may be changed."""
+    return Path(shutil.copytree(right, tmp_path / "copy", copy_function=os.link))
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A small one that may be broken."""
+    save("pixel_mean", small_method("pixel_mean"), tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def rewrite(folder: Path, content: object) -> None:
+    (folder / "model.json").unlink()  # it may be a link
+    (folder / "model.json").write_text(json.dumps(content))
+
+
+def refusal(folder: Path) -> str:
+    """What is said of a folder, in one line."""
+    with pytest.raises(ModelError) as error:
+        load(folder)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+SETTINGS: dict[str, tuple[object, str]] = {
+    "image_size": (10**9, "image_size 1000000000 is not in"),
+    "batch_size": (-1, "batch_size -1 is not in"),
+    "precision": ("fp8", "precision 'fp8' is not known"),
+    "optimiser": ("lion", "optimiser 'lion' is not known"),
+    "teacher": ("resnet1001", "setting 'teacher' is 'resnet1001', but the weights"),
+    "strides": ([8, 4], r"setting 'strides' is \[8, 4\], but the weights"),
+    "steps": (True, "setting 'steps' is True"),
+    "epochs": ([1], r"setting 'epochs' is \[1\]"),
+    "seed": (0.5, "setting 'seed' is 0.5"),
+    "learning_rate": ("0.4", "setting 'learning_rate' is '0.4'"),
+    "momentum": (None, "setting 'momentum' is None"),
+    "betas": ([0.9], r"setting 'betas' is \[0.9\]"),
+    "drop_last": (1, "setting 'drop_last' is 1"),
+    "taps": ({}, r"setting 'taps' is \{\}"),
+    "loss_scale": ("paper", "setting 'loss_scale' is 'paper', but the weights were saved with 'official'"),
+    "norm_momentum": (0.25, "setting 'norm_momentum' is 0.25, but the weights"),
+    "colour": (1, "setting 'colour' is not one of stfpm's"),
+}
+
+
+@pytest.mark.parametrize("field", SETTINGS)
+def test_a_setting_that_cannot_be_is_named_with_its_file(described: Path, field: str) -> None:
+    value, words = SETTINGS[field]
+    content = json.loads((described / "model.json").read_text())
+    content["settings"][field] = value
+    rewrite(described, content)
+    assert re.search(rf"copy/model\.json: {words}", refusal(described))
+
+
+def test_every_setting_that_is_missing_is_named(described: Path) -> None:
+    content = json.loads((described / "model.json").read_text())
+    for field in content["settings"]:
+        settings = {key: value for key, value in content["settings"].items() if key != field}
+        rewrite(described, content | {"settings": settings})
+        assert f"model.json: setting '{field}' is missing" in refusal(described)
+
+
+DESCRIPTIONS: dict[str, tuple[dict[str, object], str]] = {
+    "version": ({"format": 99}, "format 99, this version reads 1"),
+    "version as text": ({"format": "1"}, "format is '1', not a int"),
+    "version is true": ({"format": True}, "format is True"),
+    "method": ({"method": "stfpn"}, "method 'stfpn' is not known; have: pixel_mean, padim"),
+    "another method": ({"method": "pixel_mean"}, "setting 'betas' is not one of pixel_mean's"),
+    "method is a list": ({"method": ["stfpm"]}, "method is .*, not a str"),
+    "settings are a list": ({"settings": []}, "settings is .*, not a dict"),
+    "digest is a number": ({"weights_sha256": 5}, "weights_sha256 is 5, not a str"),
+    "digest is another": ({"weights_sha256": "0" * 64}, "SHA-256 is another"),
+}
+
+
+@pytest.mark.parametrize("kind", DESCRIPTIONS)
+def test_a_description_that_cannot_be_names_the_field(described: Path, kind: str) -> None:
+    change, words = DESCRIPTIONS[kind]
+    content = json.loads((described / "model.json").read_text())
+    rewrite(described, content | change)
+    assert re.search(words, refusal(described))
+
+
+@pytest.mark.parametrize("field", ["format", "method", "settings", "weights_sha256"])
+def test_a_field_that_is_missing_is_named(described: Path, field: str) -> None:
+    content = json.loads((described / "model.json").read_text())
+    del content[field]
+    rewrite(described, content)
+    assert re.search(rf"model\.json: damaged \({field} is missing", refusal(described))
+
+
+FILES: dict[str, Callable[[Path], object]] = {
+    "missing": Path.unlink,
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-7]),
+    "one byte long": lambda path: path.write_bytes(b"{"),
+    "not UTF-8": lambda path: path.write_bytes(b"\xff\xfe" + path.read_bytes()),
+    "another byte": lambda path: path.write_bytes(path.read_bytes().replace(b"6", b"?", 1)),
+    "deep": lambda path: path.write_bytes(b"[" * 100_000),
+    "a header without end": lambda path: path.write_bytes(b"\xff" * 7 + b"\x7f" + path.read_bytes()[8:]),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+    "endless": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
+    "a link to nothing": lambda path: (path.unlink(), path.symlink_to("nowhere")),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+def test_a_damaged_file_is_named(copy: Path, name: str, kind: str) -> None:
+    FILES[kind](copy / name)
+    assert f"copy/{name}: " in refusal(copy)
+
+
+def test_keys_that_stand_twice_are_refused(copy: Path) -> None:
+    text = (copy / "model.json").read_text()
+    (copy / "model.json").write_text(text.replace('"method"', '"method": "rd4ad", "method"'))
+    assert "'method' stands there twice" in refusal(copy)
+
+
+def change(folder: Path, **changes: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Write other weights, as a version of before the two files named each other did."""
+    state = load_file(folder / "model.safetensors")
+    for edit in changes.values():
+        edit(state)
+    save_file(state, folder / "model.safetensors")
+    content = json.loads((folder / "model.json").read_text())
+    content.pop("weights_sha256", None)
+    (folder / "model.json").write_text(json.dumps(content))
+
+
+STATES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
+    "a tensor is missing": (lambda state: state.pop("mean"), "'mean' is missing"),
+    "one too many": (lambda state: state.update(x=torch.ones(1)), "'x' is no part of it"),
+    "another shape": (lambda state: state.update({"mean": torch.ones(1)}), r"'mean' is F32 \(1,\)"),
+    "another dtype": (
+        lambda state: state.update({"mean": state["mean"].half()}), "'mean' is F16"
+    ),
+    "a dtype that no model has": (
+        lambda state: state.update({"mean": state["mean"] > 0}), "'mean' is BOOL"
+    ),
+    "NaN": (lambda state: state["mean"].fill_(float("nan")), "'mean' holds values that are not"),
+    "infinite": (lambda state: state["deviation"][:1].fill_(-float("inf")), "'deviation' holds"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_weights_of_another_network_and_such_that_are_not_finite_are_refused(copy: Path, kind: str) -> None:
+    edit, words = STATES[kind]
+    change(copy, edit=edit)
+    assert re.search(rf"model\.safetensors: .*{words}", refusal(copy))
+
+
+NOTES = ("", "{", "[]", "{}", '{"method": "pixel_mean", "settings": 5}', "[" * 100_000,
+         '{"method": "pixel_mean", "settings": {}}', '{"method": "stfpm", "settings": {}}')  # fmt: skip
+
+
+@pytest.mark.parametrize("note", NOTES)
+def test_a_damaged_note_in_the_header_is_refused(copy: Path, note: str) -> None:
+    state = load_file(copy / "model.safetensors")
+    save_file(state, copy / "model.safetensors", metadata={"description": note})
+    content = json.loads((copy / "model.json").read_text())
+    content["weights_sha256"] = hashlib.sha256((copy / "model.safetensors").read_bytes()).hexdigest()
+    rewrite(copy, content)
+    assert re.search(r"the description in its header is damaged|, but the weights ", refusal(copy))
+
+
+def test_a_model_of_before_the_files_named_each_other_loads_without_any_weights_of_its_teacher(
+    right: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdad_bench.methods.backbones.weights.find_weights", lambda name: pytest.fail("looked for"))
+    before = load(right)[1].score(with_defects(2, seed=2)[0])
+    older = Path(shutil.copytree(right, tmp_path / "older"))
+    change(older)
+    assert torch.equal(load(older)[1].score(with_defects(2, seed=2)[0]).pixel, before.pixel)
+
+
+def test_settings_that_no_network_has_are_refused_where_the_weights_do_not_tell(right: Path, tmp_path: Path) -> None:
+    older = Path(shutil.copytree(right, tmp_path / "older"))
+    change(older)
+    content = json.loads((older / "model.json").read_text())
+    for field, value in (("teacher", "resnet1001"), ("strides", [8, 4]), ("strides", [])):
+        rewrite(older, content | {"settings": content["settings"] | {field: value}})
+        assert "model.json: settings that cannot be" in refusal(older)
+    rewrite(older, content | {"settings": content["settings"] | {"teacher": "resnet18"}})
+    assert "model.safetensors: not the weights that model.json describes" in refusal(older)
+
+
+def test_nothing_is_allocated_for_settings_that_the_weights_have_not(tmp_path: Path) -> None:
+    save("pixel_mean", small_method("pixel_mean"), tmp_path)
+    change(tmp_path)
+    content = json.loads((tmp_path / "model.json").read_text())
+    content["settings"]["image_size"] = 8192
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    code = """if True:
+        import resource, sys, torch
+        from pathlib import Path
+        from kdad_bench.methods.checkpoint import ModelError, load
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (500 << 20),) * 2)
+        try:
+            load(Path(sys.argv[1]))
+        except ModelError as error:
+            print(error)"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "(3, 64, 64), not (3, 8192, 8192)" in done.stdout
+
+
+def test_a_save_that_is_killed_between_its_files_leaves_no_model_of_two_halves(copy: Path, tmp_path: Path) -> None:
+    save("pixel_mean", small_method("pixel_mean", seed=5), tmp_path / "new")
+    (tmp_path / "new" / "model.safetensors").replace(copy / "model.safetensors")
+    assert "model.safetensors: not the weights that model.json describes" in refusal(copy)

@@ -53,6 +53,8 @@ def test_every_epoch_sees_every_image_once_in_a_new_order() -> None:
     assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in epochs)
     assert epochs[0].tolist() != epochs[1].tolist()
     assert epochs[0].tolist() != torch.arange(10).tolist()
+    for epoch, seen in enumerate(epochs):
+        assert torch.equal(seen, torch.randperm(10, generator=chance(settings.seed, "order", epoch)))
 
 
 @pytest.mark.parametrize("name", ["stfpm", "eca_mskdad"])
@@ -317,6 +319,8 @@ def test_chance_is_a_function_of_seed_purpose_and_index() -> None:
         return float(torch.rand(1, generator=chance(*what)))
 
     assert draw(0, "order", 3) == draw(0, "order", 3)
+    drawn = torch.randperm(10, generator=chance(3, "order", 2))
+    assert drawn.tolist() == [6, 4, 3, 8, 0, 9, 5, 7, 1, 2]  # rows already measured were drawn so
     assert len({draw(0, "order", 3), draw(1, "order", 3), draw(0, "augmentation", 3), draw(0, "order", 4)}) == 4
 
 

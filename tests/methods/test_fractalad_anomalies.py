@@ -274,6 +274,19 @@ def test_a_sample_depends_on_its_key_and_not_on_its_batch() -> None:
     assert not torch.equal(other[1], together[1])
 
 
+def test_levels_are_those_of_an_8_bit_image_and_become_parts_of_one_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pasted_white(image: np.ndarray, *_: object) -> tuple[np.ndarray, anomaly.Recombined]:
+        mask = np.zeros(image.shape[1:], dtype=bool)
+        return image, anomaly.Recombined(image=np.full_like(image, 255), mask=mask)
+
+    monkeypatch.setattr(anomaly, "one_sample", pasted_white)
+    levels = torch.arange(256.0).view(1, 16, 16).expand(3, 16, 16)
+    nearby = (levels + torch.tensor([-0.4, 0.0, 0.4])[:, None, None]).clamp(0, 255) / 255
+    clean, pasted, _ = anomaly.anomalous(nearby[None], [(0,)], points=1)
+    assert torch.equal(clean[0], levels / 255)
+    assert torch.equal(pasted[0], torch.ones(3, 16, 16))
+
+
 def test_samples_have_the_size_of_the_images_and_stay_in_range() -> None:
     images = torch.from_numpy(np.stack([photograph(50, 70, seed=s) for s in range(3)])) / 255
     clean, pasted, masks = anomaly.anomalous(images, [(i,) for i in range(3)], points=500)

@@ -36,9 +36,9 @@ PAPER: dict[str, Any] = {  # field -> value; everything from the official code, 
     "fractal_points": 100_000,  # fag.py
 }
 ALWAYS = (  # deviations of the method itself, whatever its settings
-    "switches: distillation yes, object search no for whatever category (official code: a table by category)",
+    "switches: distillation yes, object search no, the same for every category (official code: a table by category)",
     "pasting: at 256 x 256 px (official code: at the image file's size, then reduced by Lanczos)",
-    "chaos game: 1000 orbits side by side, 20 first steps of each not drawn (official code: one orbit, all drawn)",
+    "chaos game: 1000 orbits side by side, the first 20 steps of each not drawn (official code: one orbit, all drawn)",
     "sampling: epochs are the images once each, without the incomplete batch (official code: a list cycled to 391 "
     "items, without)",
 )
@@ -50,15 +50,22 @@ OVERRIDES: tuple[tuple[dict[str, Any], str], ...] = (  # change of `paper` -> th
     ({"steps": None, "epochs": 7}, "budget: 7 epochs (official code: 1200 steps, 100 epochs of 12)"),
     ({"batch_size": 8}, "batch_size: 8 (official code: 32)"),
     ({"precision": "bf16"}, "precision: bf16 (official code: fp32)"),
-    ({"optimiser": "sgd"}, "optimiser: sgd (official code: adamw)"),
+    ({"optimiser": "sgd"}, "optimiser: sgd, momentum 0.9 (official code: adamw, betas 0.9 0.999)"),
     ({"learning_rate": 0.4}, "learning_rate: 0.4 (official code: 0.001)"),
-    ({"betas": (0.5, 0.999)}, "betas: 0.5 0.999 (official code: 0.9 0.999)"),
+    ({"betas": (0.5, 0.999)}, "optimiser: adamw, betas 0.5 0.999 (official code: adamw, betas 0.9 0.999)"),
     ({"weight_decay": 0.01}, "weight_decay: 0.01 (official code: 0.001 with distillation)"),
     ({"schedule": "cosine"}, "schedule: cosine (official code: constant)"),
-    ({"norm_momentum": 0.2}, "norm_momentum: 0.2 (official code: none)"),
+    ({"norm_momentum": 0.2}, "norms: momentum 0.2 (official code: momentum 0.1)"),
+    (
+        {"teacher": "efficientnet_lite0"},
+        "norms: momentum 0.01 in the student, momentum 0.1 in the head (official code: momentum 0.1)",
+    ),
     ({"taps": "standardised"}, "taps: standardised (official code: raw)"),
     ({"drop_last": False}, "sampling: epochs are the images once each, with the incomplete batch"),
-    ({"held_out": 0.1}, "held_out: 0.1 (official code: 0)"),
+    (
+        {"held_out": 0.1},
+        "selection: epoch of the least mean map on held-out normals, a share of 0.1 (official code: last step, all",
+    ),
     ({"kd": False}, "weight_decay: 0.001 (official code: 0.01 without distillation)"),
     ({"kd": False}, "switches: distillation no, object search no"),
     ({"find_object": True}, "switches: distillation yes, object search yes"),
@@ -66,7 +73,14 @@ OVERRIDES: tuple[tuple[dict[str, Any], str], ...] = (  # change of `paper` -> th
     ({"fractal_points": 500}, "fractal_points: 500 (official code: 100000)"),
     ({"fractal_points": 500}, "chaos game: 500 orbits"),
 )
-SILENT = ({"seed": 9}, {"momentum": 0.1}, {"epochs": 3}, {"compiled": "default"}, {"optimiser": "sgd", "betas": (0, 0)})
+SILENT = (
+    {"seed": 9},
+    {"momentum": 0.1},
+    {"norm_momentum": 0.1},  # torch's own
+    {"epochs": 3},
+    {"compiled": "default"},
+    {"optimiser": "sgd", "betas": (0, 0)},
+)
 
 
 def every_settings() -> list[FractalADSettings]:
@@ -124,17 +138,22 @@ def test_words_follow_from_the_settings_in_every_preset_variant_and_override() -
         assert ("weight_decay" in said) == (settings.weight_decay != (1e-3 if settings.kd else 1e-2))
         assert ("head_width" in said) == (settings.head_width is not None)
         kd, search = ("yes" if on else "no" for on in (settings.kd, settings.find_object))
-        assert said["switches"].startswith(f"distillation {kd}, object search {search} ")
+        assert said["switches"].startswith(f"distillation {kd}, object search {search}, ")
         assert said["pasting"].startswith(f"at {settings.image_size} x {settings.image_size} px")
         for name, settled in settings.SETTLED.items():
             assert (name in said) == (getattr(settings, name) not in settled.values), name
         read = dict(words.split(": ", 1) for words in settings.readings)
         assert ("objects" in read) == settings.find_object
         assert ("taps" in read) == (settings.teacher == "efficientnet_lite0")
-        assert read.keys() <= {"objects", "taps"}
+        assert ("student" in read) == (
+            settings.kd and (settings.teacher == "efficientnet_lite0" or settings.taps == "standardised")
+        )
+        assert read.keys() <= {"objects", "taps", "student"}
         assert all("official code" in words for words in said.values())
 
 
 def test_a_teacher_that_no_source_has_is_a_reading() -> None:
     settings = replace(FRACTALAD.presets["paper"], teacher="vgg16", strides=(4, 8))
-    assert settings.readings == ("taps: no source says where vgg16 is tapped; here at strides 4, 8",)
+    taps = "taps: no source says where vgg16 is tapped; here at strides 4, 8"
+    assert settings.readings == (taps, "student: VGG-16's architecture with batch norms")
+    assert replace(settings, kd=False).readings == (taps,)

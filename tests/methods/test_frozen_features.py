@@ -105,10 +105,10 @@ def test_standardised_taps_are_centred_by_the_normals(name: str) -> None:
 @pytest.mark.parametrize("name", YARDSTICKS)
 def test_deviations_follow_from_the_settings(name: str) -> None:
     paper, quick = entry(name).presets["paper"], entry(name).presets["quick"]
-    assert [one.partition(":")[0] for one in paper.deviations] == ["images"]
+    assert [one.partition(":")[0] for one in paper.deviations] == ["input"]
     said = {one.partition(":")[0] for one in quick.deviations}
-    assert {"images", "teacher", "sigma"} <= said
-    assert "whole, 128 px" in " ".join(quick.deviations)
+    assert {"input", "teacher", "sigma"} <= said
+    assert "whole images at 128 px" in " ".join(quick.deviations)
 
 
 def test_a_name_that_is_not_kept_is_refused() -> None:

@@ -201,3 +201,6 @@ def test_a_student_is_its_teacher_plus_attention_plus_heads(name: str) -> None:
     assert eca - plain == sum(3 if width < 128 else 5 for width in widths)
     assert cbam - plain == sum(2 * width * max(width // 16, 4) + 98 for width in widths)
     assert shifted - plain == (0 if teacher.signed else 2 * sum(teacher.channels))
+    for strides in ((8,), (4, 8, 16, 32)):
+        with torch.device("meta"):
+            assert Student(build(name, strides=strides), standardised=False).network.strides == strides

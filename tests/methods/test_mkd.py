@@ -295,6 +295,15 @@ SWITCHES = (
 )
 
 
+@pytest.mark.parametrize(
+    ("teacher", "taps", "signed"),
+    [("efficientnet_lite0", "raw", True), ("resnet18", "raw", False), ("resnet18", "standardised", True)],
+)
+def test_the_cloner_has_the_signs_of_what_it_clones(teacher: str, taps: str, signed: bool) -> None:
+    method = Mkd(MkdSettings(teacher=teacher, taps=taps), source(teacher, (4, 8, 16, 32)), CPU)
+    assert method.student.signed == signed
+
+
 def test_every_switch_changes_the_result() -> None:
     images, test = normals(6, 2, 32), normals(2, 9, 32)
 

@@ -48,12 +48,12 @@ OVERRIDES: tuple[tuple[dict[str, Any], str], ...] = (  # change of `paper` -> th
     ({"steps": 200}, "budget: 200 steps (official code, MVTec AD: 601 epochs)"),
     ({"batch_size": 32}, "batch_size: 32 (official code: 64)"),
     ({"precision": "fp16"}, "precision: fp16 (official code: fp32)"),
-    ({"optimiser": "sgd"}, "optimiser: sgd (official code: adam)"),
+    ({"optimiser": "sgd"}, "optimiser: sgd, momentum 0.9 (official code: adam, betas 0.9 0.999)"),
     ({"learning_rate": 0.01}, "learning_rate: 0.01 (official code: 0.001)"),
-    ({"betas": (0.5, 0.999)}, "betas: 0.5 0.999 (official code: 0.9 0.999)"),
+    ({"betas": (0.5, 0.999)}, "optimiser: adam, betas 0.5 0.999 (official code: adam, betas 0.9 0.999)"),
     ({"weight_decay": 0.1}, "weight_decay: 0.1 (official code: 0)"),
     ({"schedule": "one_cycle"}, "schedule: one_cycle (official code: constant)"),
-    ({"norm_momentum": 0.2}, "norm_momentum: 0.2 (official code: none)"),
+    ({"norm_momentum": 0.2}, "cloner's norms: momentum 0.2 (official code: momentum 0.1)"),
     ({"taps": "standardised"}, "taps: standardised (official code: raw)"),
     ({"drop_last": True}, "drop_last: yes (official code: no)"),
     ({"held_out": 0.1}, "held_out: 0.1 (official code: 0)"),
@@ -63,16 +63,20 @@ OVERRIDES: tuple[tuple[dict[str, Any], str], ...] = (  # change of `paper` -> th
     ({"loss": "direction_only"}, "map: the gradient of the direction term (official code: of both terms"),
     ({"value_weight": 0.01}, "value_weight: 0.01 (official code, MVTec AD: 0.5)"),
     ({"normalised": True}, "normalised: yes (official code, MVTec AD: no)"),
-    ({"saliency": "smooth_grad"}, "smooth_noise: 0.05 of the image's range, the same draws for all images"),
+    (
+        {"saliency": "smooth_grad"},
+        "smooth_noise: 0.05 of the image's range, the same draws for all images (official code: "
+        "(0.05 / range) squared, drawn anew for each image)",
+    ),
     (
         {"saliency": "smooth_grad", "smooth_noise": "official"},
-        "smooth_noise: (0.05 / range) squared, the same draws for all images (official code: (0.05 / range) squared, "
-        "drawn anew",
+        "smooth_noise: the same draws for all images (official code: drawn anew for each image)",
     ),
 )
 SILENT: tuple[dict[str, Any], ...] = (
     {"seed": 9},
     {"momentum": 0.1},
+    {"norm_momentum": 0.1},  # torch's own
     {"compiled": "default"},
     {"smooth_noise": "official"},
 )

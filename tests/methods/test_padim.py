@@ -103,6 +103,7 @@ def test_the_channels_follow_from_the_seed_alone() -> None:
     assert torch.equal(chosen[0], chosen[1])
     assert not torch.equal(chosen[0], chosen[2])
     assert len(chosen[0].unique()) == 100
+    assert chosen[0][:8].tolist() == [0, 1, 3, 6, 7, 8, 9, 15]  # rows already measured were drawn so
 
 
 def test_the_papers_network_gives_448_channels_at_64_positions_a_side() -> None:
@@ -125,5 +126,5 @@ def test_the_number_of_channels_is_a_deviation_where_the_paper_has_another() -> 
     wide = PadimSettings(teacher="wide_resnet50_2", channels=100)
     assert "channels: 100 (paper: 550 with this teacher)" in wide.deviations
     assert [one.partition(":")[0] for one in PadimSettings(teacher="wide_resnet50_2", channels=550).deviations] == [
-        "images"
+        "input"
     ]

@@ -91,6 +91,56 @@ PAPER: dict[str, dict[str, Any]] = {
 PAPER["bmkd"] = PAPER["dskd"] | {"attention": "eca", "fusion": "ffrm"}
 
 
+FROZEN: dict[str, Any] = {  # of every yardstick: nothing is trained; taps as they are, blurred as in all three papers
+    "image_size": 256,
+    "epochs": 0,
+    "steps": None,
+    "batch_size": 32,  # how many images the teacher sees at a time
+    "precision": "fp32",
+    "seed": 0,
+    "taps": "raw",
+    "sigma": 4.0,
+}
+YARDSTICKS: dict[str, dict[str, Any]] = {
+    # arXiv 2011.08785: ResNet-18's first three layers, 100 of 448 channels at random, 0.01 on the diagonal
+    "padim": {"teacher": "resnet18", "strides": (4, 8, 16), "channels": 100, "regulariser": 0.01},
+    # arXiv 2005.02357: WideResNet-50-2, K = 50 images by the last layer, kappa = 1 pixel in the first three
+    "spade": {"teacher": "wide_resnet50_2", "strides": (4, 8, 16, 32), "maps": 3, "images": 50, "pixels": 1},
+    # arXiv 2106.08265 and amazon-science/patchcore-inspection: layer2 and layer3, 1024 values, 10 %, b = 9 (anomalib)
+    "patchcore": {
+        "teacher": "wide_resnet50_2",
+        "strides": (8, 16),
+        "patch": 3,
+        "pooling": "adaptive",
+        "width": 1024,
+        "coreset": 0.1,
+        "epsilon": 0.9,
+        "reweighted": 9,
+    },
+}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "padim": {"wide": {"teacher": "wide_resnet50_2", "channels": 550}},  # the paper's other network
+    "spade": {"stride16": {"strides": (4, 8, 16)}},
+    "patchcore": {"one_percent": {"coreset": 0.01}, "maximum": {"reweighted": 0}, "mean": {"pooling": "mean"}},
+    "stfpm": {
+        "paper_scale": {"loss_scale": "paper"},
+        "batch_sum": {"loss_scale": "batch_sum"},
+        "held_out": {"held_out": 0.2},  # official code: a fifth of train/good
+    },
+    "rd4ad": {"per_pixel": {"distance": "cosine"}},
+}
+
+
+@pytest.mark.parametrize("name", YARDSTICKS)
+def test_the_paper_preset_of_a_yardstick_is_the_papers_recipe(name: str) -> None:
+    assert asdict(entry(name).presets["paper"]) == FROZEN | YARDSTICKS[name]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_variants_change_what_they_are_named_for(name: str) -> None:
+    assert entry(name).variants == VARIANTS[name]
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_the_paper_preset_is_the_papers_recipe(name: str) -> None:
     assert asdict(entry(name).presets["paper"]) == LOOP | PAPER[name]

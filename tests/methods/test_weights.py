@@ -192,6 +192,8 @@ def test_a_vgg_trunk_without_fully_connected_layers_loads_strictly(tmp_path: Pat
     trunk = build("vgg16", strides=(32,)).state_dict()
     torch.save(trunk, tmp_path / "vgg.pth")
     teacher, _ = load_teacher("vgg16", strides=(4, 8, 16, 32), source=tmp_path / "vgg.pth")
+    assert teacher.strides == (4, 8, 16, 32)
+    assert teacher.state_dict().keys() == trunk.keys()
     assert all(torch.equal(value, trunk[key]) for key, value in teacher.state_dict().items())
 
 
@@ -202,7 +204,10 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"w\.pth: not weights of resnet34: lacks 'layer1\.2"):
         load_teacher("resnet34", source=path)
     torch.save(trunk | {"layer5.weight": torch.zeros(1)}, path)
-    with pytest.raises(WeightsError, match=r"has 'layer5\.weight'"):
+    with pytest.raises(WeightsError, match=r"has 'layer5\.weight'$"):
+        load_teacher("resnet18", source=path)
+    torch.save(trunk | {"layer5.weight": torch.zeros(1), "layer5.bias": torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match=r"has 'layer5\.weight' \(and 1 more\)$"):
         load_teacher("resnet18", source=path)
     torch.save(trunk | {"conv1.weight": torch.zeros(64, 3, 3, 3)}, path)
     with pytest.raises(WeightsError, match=r"shape \(64, 3, 3, 3\), not \(64, 3, 7, 7\)"):

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from kdad_bench.methods import METHODS, entry
 from kdad_bench.methods.protocol import Settings, Settled, shown
 
-HERE = ("pixel_mean", "stfpm", "rd4ad", "eca_mskdad", "dskd", "bmkd")  # mkd and fractalad: in their own tests
+YARDSTICKS = ("padim", "spade", "patchcore")
+LOOPED = ("stfpm", "rd4ad", "eca_mskdad", "dskd", "bmkd")
+HERE = ("pixel_mean", *YARDSTICKS, *LOOPED)  # whose deviations are listed here; those of mkd and fractalad: their tests
 CODE = {"schedule": ["constant"], "drop_last": [False], "precision": ["fp32"], "taps": ["raw"]}
 # method -> field -> the values that a source has
 SOURCES: Mapping[str, Mapping[str, list[object]]] = {
@@ -31,7 +33,6 @@ SOURCES: Mapping[str, Mapping[str, list[object]]] = {
         "batch_size": [32],
         "learning_rate": [0.4],
         "weight_decay": [1e-4],
-        "loss_scale": ["official", "paper"],
     },
     "rd4ad": CODE
     | {
@@ -56,6 +57,33 @@ SOURCES: Mapping[str, Mapping[str, list[object]]] = {
     },
     "dskd": {"teacher": ["resnet18"]},
     "bmkd": {"teacher": ["resnet18"]},
+    "padim": {
+        "teacher": ["resnet18", "wide_resnet50_2"],
+        "strides": [(4, 8, 16)],
+        "taps": ["raw"],
+        "regulariser": [0.01],
+        "sigma": [4.0],
+    },
+    "spade": {
+        "teacher": ["wide_resnet50_2"],
+        "strides": [(4, 8, 16, 32)],
+        "taps": ["raw"],
+        "maps": [3],
+        "images": [50],
+        "pixels": [1],
+        "sigma": [4.0],
+    },
+    "patchcore": {
+        "teacher": ["wide_resnet50_2"],
+        "strides": [(8, 16)],
+        "taps": ["raw"],
+        "patch": [3],
+        "pooling": ["adaptive"],
+        "width": [1024],
+        "coreset": [0.25, 0.1, 0.01],
+        "epsilon": [0.9],
+        "sigma": [4.0],
+    },
 }
 # method -> subject -> the words that depart from no source
 WHOLE: Mapping[str, Mapping[str, list[str]]] = {
@@ -79,7 +107,12 @@ WHOLE: Mapping[str, Mapping[str, list[str]]] = {
     },
     "dskd": {},
     "bmkd": {"attention": ["eca", "cbam"], "fusion": ["ffrm"]},
+    "padim": {},
+    "spade": {},
+    "patchcore": {},
 }
+PADIMS_CHANNELS = {"resnet18": 100, "wide_resnet50_2": 550}
+OWN = ("attention", "fusion", "loss scale", "input", "precision", "channels")  # subjects in words of their own
 VALUES: Mapping[str, list[object]] = {
     "teacher": ["resnet18", "resnet34", "wide_resnet50_2", "vgg16", "efficientnet_lite0"],
     "strides": [(4, 8, 16), (8, 16, 32)],
@@ -99,8 +132,27 @@ VALUES: Mapping[str, list[object]] = {
     "joint_pass": [True, False],
     "distortion": [0.5, 0.25],
     "detach": [False, True],
+    "channels": [100, 550, 50],
+    "regulariser": [0.01, 0.1],
+    "maps": [1, 2, 3],
+    "images": [50, 10],
+    "pixels": [1, 4],
+    "patch": [3, 5],
+    "width": [1024, 64],
+    "coreset": [0.25, 0.1, 0.01, 0.5, 1.0],
+    "epsilon": [0.9, 0.5],
+    "reweighted": [0, 2, 9],
+    "scored": [1, 2, 3],
+    "value_weight": [0.5, 0.01],
+    "normalised": [False, True],
+    "stretch": [False, True],
+    "kd": [False, True],
+    "find_object": [False, True],
+    "head_width": [None, 64],
+    "fractal_points": [100_000, 500],
 }
 SILENT = ("seed", "compiled")  # they change no more than rounding and chance
+LOOPS = ("epochs", "steps", "batch_size")  # of a training; yardsticks have none
 
 
 def values_of(settings: Settings, field: str) -> list[object]:
@@ -123,18 +175,19 @@ def settings_of(name: str, preset: str, variant: str) -> Any:
 @st.composite
 def drawn(draw: st.DrawFn) -> tuple[str, Any]:
     """A method and any settings of it."""
-    name = draw(st.sampled_from([name for name in HERE if name != "pixel_mean"]))
+    name = draw(st.sampled_from([name for name in METHODS if name != "pixel_mean"]))
     settings = entry(name).presets["paper"]
     changes = {
         field.name: draw(st.sampled_from(values_of(settings, field.name)))
         for field in fields(settings)
-        if field.name not in SILENT
+        if field.name not in SILENT and not (name in YARDSTICKS and field.name in LOOPS)
     }
     return name, replace(settings, **changes)
 
 
 def momentum_of_norms(name: str, settings: Any) -> float:
-    lite = settings.teacher == "efficientnet_lite0" and name != "rd4ad"  # RD4AD's student has no layer of the teacher's
+    copied = name != "fractalad" or settings.kd  # without distillation there is only the head
+    lite = settings.teacher == "efficientnet_lite0" and name not in ("rd4ad", "mkd") and copied  # theirs are no copies
     return settings.norm_momentum or (0.01 if lite else 0.1)
 
 
@@ -155,22 +208,41 @@ def whole_of(name: str, subject: str, settings: Any) -> str:
     return str(getattr(settings, subject))
 
 
+def own_departures(name: str, settings: Any) -> list[str]:
+    """Subjects of OWN in which these settings differ from their sources, besides those of WHOLE."""
+    if name == "stfpm":
+        return ["loss scale"] * (settings.loss_scale == "batch_sum")
+    if name not in YARDSTICKS:
+        return []
+    chosen = PADIMS_CHANNELS.get(settings.teacher) if name == "padim" else None
+    channels = ["channels"] * (chosen is not None and settings.channels != chosen)
+    return ["input", *["precision"] * (settings.precision != "fp32"), *channels]
+
+
+def unused(name: str, settings: Any) -> tuple[str, ...]:
+    """Fields that other settings put out of use."""
+    if name != "patchcore":
+        return ()
+    return (*["width"] * (settings.pooling == "mean"), *["epsilon"] * (settings.coreset == 1))
+
+
 def check_deviations(name: str, settings: Any) -> None:
     """Exactly the fields and subjects that differ from their sources, each with both values."""
     expected = {}
     for field, values in SOURCES[name].items():
-        if getattr(settings, field) not in values:
+        if getattr(settings, field) not in values and field not in unused(name, settings):
             expected[field] = shown(getattr(settings, field)), " or ".join(map(shown, values))
     for subject, right in WHOLE[name].items():
         said = whole_of(name, subject, settings)
         if said not in right:
             expected[subject] = said, right[0]
+    expected |= dict.fromkeys(own_departures(name, settings), ("", ""))
     found = dict(line.split(": ", 1) for line in settings.deviations)
     assert len(found) == len(settings.deviations)
     assert found.keys() == expected.keys()
     for subject, (ours, theirs) in expected.items():
         done, _, source = found[subject].partition(" (")
-        if subject not in ("attention", "fusion"):  # in words of their own
+        if subject not in OWN:
             assert done == ours
             assert theirs.partition(" ")[0] in source  # "200" of "200 epochs or 100 epochs"
         assert re.fullmatch(r".+: .+\)", source), f"{subject} names no source"
@@ -187,12 +259,17 @@ def check_numbers(settings: Any) -> None:
     facts = {
         rf"\bsigma:? {number}": lambda: settings.sigma,
         rf"\bbatch(?:_size:)? {number}": lambda: settings.batch_size,
-        rf"\b{number} steps\b": lambda: settings.steps,
+        rf"(?<!first )\b{number} steps\b": lambda: settings.steps,
         rf"\b{number} epochs\b": lambda: settings.epochs if settings.steps is None else None,
         rf"\blearning[_ ]rate:? {number}": lambda: settings.learning_rate,
         rf"\bweight[_ ]decay:? {number}": lambda: settings.weight_decay,
         rf"\bheld-out normals, a share of {number}": lambda: settings.held_out,
         rf"\bstrength {number}": lambda: settings.distortion,
+        rf"\bb = {number}": lambda: settings.reweighted,
+        rf"^coreset: a share of {number}": lambda: settings.coreset,
+        rf"^channels: which {number}": lambda: settings.channels,
+        rf"^input: whole images at {number} px": lambda: settings.image_size,
+        rf"^pasting: at {number} x": lambda: settings.image_size,
         rf"^lambda: {number}": lambda: settings.balance,
         rf"^input: {number} px": lambda: settings.image_size,
     }
@@ -229,9 +306,12 @@ def check_choices(name: str, settings: Any) -> None:
         "read as epochs": eca and settings.steps is None and settings.epochs == 300,
         "read as optimiser steps": eca and settings.steps == 300,
         "without 1/2": name == "stfpm" and settings.loss_scale == "official",
-        "with 1/2": name == "stfpm" and settings.loss_scale == "paper",
-        "EfficientNet-Lite0": name != "pixel_mean" and settings.teacher == "efficientnet_lite0",
-        "VGG-16": name != "pixel_mean" and settings.teacher == "vgg16",
+        "with 1/2, as eq. 2": name == "stfpm" and settings.loss_scale == "paper",
+        "EfficientNet-Lite0": name in LOOPED and settings.teacher == "efficientnet_lite0",
+        "VGG-16": name in LOOPED and settings.teacher == "vgg16",
+        "eq. 7 with b": name == "patchcore" and settings.reweighted > 0,
+        "the plain maximum, as": name == "patchcore" and settings.reweighted == 0,
+        "drawn by the seed": name == "patchcore" and settings.coreset < 1,
     }
     for mark, expected in marks.items():
         said = re.search(mark.replace("^", r"\^"), words, re.MULTILINE) is not None
@@ -241,20 +321,34 @@ def check_choices(name: str, settings: Any) -> None:
 @pytest.mark.parametrize(("name", "preset", "variant"), ROWS)
 def test_words_are_plain_and_follow_the_settings(name: str, preset: str, variant: str) -> None:
     settings = settings_of(name, preset, variant)
-    for line in (*settings.readings, *settings.deviations):
-        assert re.fullmatch(r"[^:\n]+: \S[^\n]*", line)
-        assert "None" not in line
-        assert "True" not in line
+    check_plain(settings)
     check_numbers(settings)
     if name in HERE:
         check_deviations(name, settings)
         check_choices(name, settings)
 
 
+def check_plain(settings: Any) -> None:
+    """Each line is `subject: words`, a subject has one, and a deviation has two values that differ."""
+    for line in (*settings.readings, *settings.deviations):
+        assert re.fullmatch(r"[^:\n]+: \S[^\n]*", line)
+        assert "None" not in line
+        assert "True" not in line
+    for lines in (settings.readings, settings.deviations):
+        assert len({line.partition(":")[0] for line in lines}) == len(lines)
+    for line in settings.deviations:
+        done, _, source = line.partition(": ")[2].partition(" (")
+        assert re.fullmatch(r".+: .+\)", source), f"{line} names no source"
+        assert f": {done})" not in f": {source}", f"{line} says the same of both"
+
+
 @given(drawn())
 def test_words_follow_any_settings(given_settings: tuple[str, Any]) -> None:
     name, settings = given_settings
+    check_plain(settings)
     check_numbers(settings)
+    if name not in HERE:
+        return
     check_deviations(name, settings)
     check_choices(name, settings)
 
@@ -263,19 +357,23 @@ def inert(name: str, settings: Any, field: str, value: object) -> bool:
     """Whether another value of `field` changes nothing that a word could tell."""
     if field in SILENT or value == getattr(settings, field):
         return True
-    if field in SOURCES[name] and {getattr(settings, field), value} <= set(SOURCES[name][field]):
+    if field in SOURCES.get(name, {}) and {getattr(settings, field), value} <= set(SOURCES[name][field]):
         return False  # two sources differ: the words say which is followed
+    if name in YARDSTICKS:
+        return field in (*LOOPS, *unused(name, settings))
     return (
         (field == "momentum" and settings.optimiser != "sgd")
         or (field == "betas" and settings.optimiser == "sgd")
         or (field == "epochs" and (settings.steps is not None or {settings.epochs, value} <= {100, 200}))
         or (field == "norm_momentum" and (value or 0.1) == momentum_of_norms(name, settings))
         or (field == "detach" and settings.fed_by == "teacher")
+        or (field == "smooth_noise" and settings.saliency != "smooth_grad")
+        or (field == "value_weight" and settings.loss == "direction_only")
     )
 
 
 @pytest.mark.parametrize("preset", ["paper", "quick"])
-@pytest.mark.parametrize("name", [name for name in HERE if name != "pixel_mean"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "pixel_mean"])
 def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
     settings = entry(name).presets[preset]
     before = settings.readings, settings.deviations
@@ -302,10 +400,22 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
         ("bmkd:attention_cbam", {}, "CBAM after the last norm", "ECA"),
         ("bmkd:plain_fusion", {}, "fusion: RD4AD's bottleneck (abstract: a feature-fusion", "module and"),
         ("stfpm:held_out", {}, "teacher: efficientnet_lite0 (paper and official code: resnet18)", "selection"),
-        ("stfpm:", {"steps": None, "epochs": 7}, "budget: 7 epochs (official code, its README", "80 steps"),
+        ("stfpm:", {"steps": None, "epochs": 7}, "budget: 7 epochs (official code's README", "80 steps"),
         ("stfpm:", {"optimiser": "adam"}, "adam, betas 0.9 0.999 (paper and official code: sgd", "momentum: "),
         ("stfpm:", {"norm_momentum": None}, "student's norms: momentum 0.01 (official code: momentum 0.1)", "None"),
-        ("stfpm:batch_sum", {}, "loss_scale: batch_sum (official code and eq. 2: official or paper)", "1/2"),
+        (
+            "stfpm:batch_sum",
+            {},
+            "loss scale: with 1/2, summed over the batch (official code and eq. 2: its mean)",
+            "eq. 2 has it",
+        ),
+        ("padim:wide", {}, "which 550 follows from the seed", "which 100"),
+        ("padim:", {"precision": "bf16"}, "precision: bf16 (public codes: fp32)", "channels: 100 ("),
+        ("spade:stride16", {}, "strides: 4 8 16 (paper: 4 8 16 32)", "images: whole"),
+        ("patchcore:", {"width": 64}, "pooling: mean (official code: adaptive)", "width"),
+        ("patchcore:one_percent", {"pooling": "adaptive", "width": 64}, "a share of 0.01, begun at", "pooling"),
+        ("patchcore:maximum", {}, "the plain maximum, as the official code", "eq. 7 with"),
+        ("mkd:smooth_grad", {"smooth_noise": "official"}, "smooth_noise: the same draws", "squared"),
         ("rd4ad:", {}, "sigma: 2 (official test code: 4)", "momentum"),
         (
             "rd4ad:per_pixel",
@@ -336,6 +446,9 @@ def test_paper_presets_depart_only_where_their_pages_say_so() -> None:
         "eca_mskdad": ["rel_mode", "score"],
         "dskd": [],
         "bmkd": [],
+        "padim": ["input"],
+        "spade": ["input"],
+        "patchcore": ["input"],
     }
     assert settings_of("stfpm", "paper", "held_out").deviations == ()
 

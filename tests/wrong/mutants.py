@@ -1,11 +1,10 @@
-"""Which faults: those that people named, and those that can be generated from a module's syntax tree."""
+"""The faults that can be generated from a module's syntax tree, and the tests of each module."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass
 
 Change = Callable[[ast.Module], None]  # changes a copy of the tree that it was made from, in place
 Mutation = tuple[int, str, Change]  # line, "before -> after", the change
@@ -54,17 +53,6 @@ UNWRAPPED = (*ELEMENTWISE, *REORDERING, *OF_IMAGES)
 LAYERS = ("ReLU", "BatchNorm2d")  # nn.ReLU(...) becomes nn.Identity()
 CONTEXTS = ("no_grad", "autocast", "seeded", "enable_grad", "inference_mode", "fork_rng")
 KEPT = ("isinstance", "getattr", "setattr", "hasattr", "zip", "super", "range", "replace")  # arguments not exchanged
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """A fault in words, as a change of text, and the tests that must notice it."""
-
-    name: str
-    module: str
-    before: str
-    after: str
-    tests: tuple[str, ...]
 
 
 def called(node: ast.AST) -> str:
@@ -242,114 +230,58 @@ def files(*names: str) -> tuple[str, ...]:
 # module, or the beginning of its name -> the tests that have to notice its faults, quick ones first
 TESTS: Mapping[str, tuple[str, ...]] = {
     "": files("every_method"),
-    "protocol": files("words", "every_method"),
+    "protocol": files("protocol", "words", "every_method"),
     "resizing": files("pixel_mean", "distillation"),
     "training.words": files("words"),
-    "training.settings": files("recipes", "words", "distillation"),
+    "training.settings": files("recipes", "protocol", "words", "distillation"),
+    "training.teacher": files("frozen_features", "distillation"),
     "training": files("recipes", "distillation"),
-    "distillation": files("initial_weights", "golden_networks", "distillation", "every_method"),
+    "distillation": files("initial_weights", "golden_networks", "distillation"),
     "stfpm": files("recipes", "words", "stfpm"),
     "rd4ad": files("recipes", "words", "rd4ad"),
     "reverse": files("words", "rd4ad", "initial_weights", "golden_networks", "folding"),
-    "eca_mskdad": files("recipes", "words", "eca_mskdad"),
+    "eca_mskdad": files("recipes", "protocol", "words", "eca_mskdad"),
     "dual_student": files("recipes", "words", "initial_weights", "golden_networks", "dual_student"),
     "augmentation": files("augmentation", "eca_mskdad"),
-    "checkpoint": files("checkpoint"),
-    "pixel_mean": files("pixel_mean", "every_method"),
-    "mkd": files("mkd", "initial_weights"),
+    "checkpoint": files("checkpoint", "frozen_features"),
+    "pixel_mean": files("recipes", "pixel_mean", "every_method"),
+    "frozen_features": files("frozen_features", "padim", "spade", "patchcore", "words"),
+    "padim": files("recipes", "protocol", "padim", "frozen_features", "words"),
+    "spade": files("recipes", "protocol", "spade", "frozen_features", "words"),
+    "patchcore": files("recipes", "protocol", "patchcore", "frozen_features", "words"),
+    "mkd": files("mkd_words", "protocol", "initial_weights", "mkd", "words"),
     "fractalad": files("fractalad_anomalies", "fractalad"),
+    "fractalad.settings": files("fractalad_words", "protocol", "words"),
+    "fractalad.segmentation": files("fractalad_head", "fractalad"),
+    "fractalad.detector": files("fractalad_words", "fractalad_head", "fractalad"),
+    "fractalad.objects": files("fractalad_objects"),
+    "fractalad.anomaly": files("fractalad_anomalies", "fractalad_objects", "fractalad"),
     "backbones": files("backbones", "initial_weights", "golden_networks"),
     "backbones.folding": files("folding"),
     "backbones.weights": files("weights"),
     "backbones.names": files("backbones", "weights"),
 }
 
-# what a mutant's "before -> after" looks like -> why no test can notice it, in any module
+# what a mutant's "before -> after  |  its line" looks like -> why no test can notice it, in any module
 HARMLESS: Mapping[str, str] = {
     r"inplace=True\) -> nn\.ReLU\(\)": "memory only, the answer is the same",
     r"strict=True.* -> (?!.*strict=True)": "a guard: the lists are as long as one another",
     r"^channels_last\(.* -> (?!channels_last)|\.contiguous\(.*memory_format": "the layout in memory only",
     r"memory_format=torch\.channels_last.* -> (?!.*memory_format)": "the layout in memory only",
+    r"  \|  @dataclass\(": "how a class is declared: for readers and the type checker",
+    r"^True -> False( #\d+)?  \|  .*strict=True\)": "a guard: the lists are as long as one another",
+    r"(anomaly_map|pixel_discrepancy)\((\w+), (\w+), .* -> \1\(\3, \2, ": "the distance is symmetric",
     r"persistent=False": "whether a constant is saved with the weights",
 }
 # (module, its line, "before -> after") -> why no test can notice it
 EQUIVALENT: Mapping[tuple[str, str, str], str] = {
+    ("augmentation", "happens = chance[:3] < s.probability", "3 -> 4"): "a fourth row is never read",
+    (
+        "training.loop",
+        "with torch.no_grad():",
+        "with torch.no_grad(): taps = tuple((tap[chosen] for tap in c ... hod.teacher(batch_images) -> "
+        "if True: taps = tuple((tap[chosen] for tap in cache)) if met ... hod.teacher(batch_images)",
+    ): "the teacher's weights take no gradient",
+    ("training.teacher", "sums[k] += tap.double().sum((0, 2, 3))", "tap.double() -> tap"): "digits beyond a float's",
     ("training.loop", "scaler.update()", "scaler.update() -> pass"): "fp16 only: on a CPU its scale rarely changes",
 }
-
-
-# faults that somebody thought of; all have to be noticed
-NAMED: tuple[Named, ...] = (
-    Named(
-        "WideResNet-50-2's decoder without widening",
-        "reverse",
-        "inner = outputs // Narrow.expansion * widen if narrow else None",
-        "inner = outputs // Narrow.expansion if narrow else None",
-        (f"{HERE}test_initial_weights.py::test_every_module_has_the_parameters_counted_by_hand[wide_resnet50_2]",),
-    ),
-    Named(
-        "fusion without ReLU",
-        "reverse",
-        "nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)\n    )\n\n\ndef layout_of",
-        "nn.BatchNorm2d(outputs), nn.Identity()\n    )\n\n\ndef layout_of",
-        (f"{HERE}test_golden_networks.py::test_a_network_answers_as_it_did[fusion of resnet18]",),
-    ),
-    Named(
-        "no He initialisation",
-        "backbones.resnet",
-        '            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")',
-        "            module.weight",
-        (f"{HERE}test_initial_weights.py::test_what_lies_between_and_the_decoder_begin_as_reverse_distillations_do",),
-    ),
-    Named(
-        "the cloner with PyTorch's initialisation, not Xavier's",
-        "mkd",
-        "    nn.init.xavier_uniform_(layer.weight)\n",
-        "",
-        (f"{HERE}test_initial_weights.py::test_the_cloner_begins_with_xaviers_uniform_weights",),
-    ),
-    Named(
-        "SGD without weight decay",
-        "training.loop",
-        "momentum=settings.momentum, weight_decay=decay, fused",
-        "momentum=settings.momentum, fused",
-        (f"{HERE}test_recipes.py::test_the_optimiser_has_every_constant_of_the_settings",),
-    ),
-    Named(
-        "x and x^a exchanged in the student's pass",
-        "eca_mskdad",
-        "both = self.student(torch.cat([x, x_a]))",
-        "both = self.student(torch.cat([x_a, x]))",
-        (
-            f"{HERE}test_eca_mskdad.py::test_each_image_is_compared_with_its_own_copy_and_each_network_with_its_own_image",
-        ),
-    ),
-    Named(
-        "one draw of the augmentation for the whole batch",
-        "augmentation",
-        "chance = torch.rand(8, count, generator=generator)",
-        "chance = torch.rand(8, 1, generator=generator).expand(8, count)",
-        (f"{HERE}test_augmentation.py::test_every_image_has_its_own_chance",),
-    ),
-    Named(
-        "attention of stages in their first blocks",
-        "backbones.resnet",
-        "last=position == count - 1)",
-        "last=position == 0)",
-        (f"{HERE}test_backbones.py::test_attention_of_stages_sits_in_their_last_blocks",),
-    ),
-    Named(
-        "RD4AD with Adam's usual betas",
-        "rd4ad",
-        "betas: tuple[float, float] = (0.5, 0.999)",
-        "betas: tuple[float, float] = (0.9, 0.999)",
-        (f"{HERE}test_recipes.py::test_the_paper_preset_is_the_papers_recipe",),
-    ),
-    Named(
-        "STFPM with anomalib's weight decay",
-        "stfpm",
-        "weight_decay: float = 1e-4",
-        "weight_decay: float = 1e-3",
-        (f"{HERE}test_recipes.py::test_the_paper_preset_is_the_papers_recipe",),
-    ),
-)

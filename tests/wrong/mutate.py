@@ -4,6 +4,7 @@
     python -m tests.wrong.mutate --sample 150 --seed 0            # generated ones, drawn over all modules
     python -m tests.wrong.mutate --module stfpm --module reverse  # all that can be generated in these
     python -m tests.wrong.mutate --module rd4ad --list            # only say what they would be
+    python -m tests.wrong.mutate --again LOG                      # the survivors of an earlier run, by its output
 
 A fault is made in memory: a process of its own imports the module with the changed source and runs the tests of that
 module. Nothing in the tree changes. Survivors are printed with their line; exit code 1 if there are any.
@@ -18,6 +19,7 @@ import multiprocessing
 import os
 import random
 import re
+import resource
 import sys
 import tempfile
 import time
@@ -29,12 +31,22 @@ from functools import partial
 from pathlib import Path
 from types import CodeType
 
-from tests.wrong.mutants import EQUIVALENT, HARMLESS, NAMED, TESTS, Change, Named, mutations
+from tests.wrong.mutants import EQUIVALENT, HARMLESS, TESTS, Change, mutations
+from tests.wrong.named import NAMED, Named
 
 ROOT = Path(__file__).parents[2]
 ROOM = ROOT / "kdad_bench" / "methods"
-SECONDS = 240.0  # of one mutant; longer counts as noticed, a loop without an end does too
-PRELOADED = ["torch", "numpy", "scipy.ndimage", "pytest", "safetensors.torch"]  # no plugin of pytest: those it rewrites
+SECONDS = 240  # of processor time for one mutant; longer counts as noticed, a loop without an end does too
+PATIENCE = 10  # times as long by the clock, so that a busy machine makes no mutant look noticed
+# over all methods or teachers: what they notice the tests of the changed module should have noticed before
+BROAD = [
+    f"tests/methods/test_distillation.py::test_{name}"
+    for name in ("every_method_trains_compiled", "any_size_divisible_by_32_works", "every_teacher_family_works")
+]
+PRELOADED = [  # what takes longest to import
+    *("torch", "torch._dynamo", "numpy", "scipy.ndimage", "scipy.stats", "safetensors.torch", "PIL.Image"),
+    *("pytest", "hypothesis", "hypothesis.strategies", "hypothesis.internal.observability", "syrupy"),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +63,8 @@ class Mutant:
     @property
     def reason(self) -> str:
         """Why no test can notice it; "" for one that a test has to."""
-        alike = next((reason for pattern, reason in HARMLESS.items() if re.search(pattern, self.what)), "")
+        both = f"{self.what}  |  {self.text}"
+        alike = next((reason for pattern, reason in HARMLESS.items() if re.search(pattern, both)), "")
         return EQUIVALENT.get((self.module, self.text, self.what), alike)
 
 
@@ -124,31 +137,34 @@ class Finder:
         return spec
 
 
-def run_tests(module: str, source: str | None, tests: Sequence[str], output: str) -> None:
+def run_tests(module: str, source: str | None, tests: Sequence[str], output: str, seconds: int) -> None:
     """In a process of its own: run `tests` with `module` changed; its exit code is pytest's."""
     import pytest
 
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     sink = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
     os.chdir(ROOT)
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = f"{output}.hypothesis"
-    sys.dont_write_bytecode = True
+    sys.dont_write_bytecode = source is not None  # the run without a change leaves what the others need not compile
     if source is not None:
         sys.meta_path.insert(0, Finder(f"kdad_bench.methods.{module}", source))  # type: ignore[arg-type]
-    options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--hypothesis-seed=0", *tests]
+    known = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of the plugins that were imported before
+    known += [f"--deselect={test}" for test in BROAD]
+    options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *known, "--hypothesis-seed=0", *tests]
     os._exit(int(pytest.main(options)))
 
 
-def noticed(module: str, source: str | None, tests: Sequence[str], seconds: float = SECONDS) -> tuple[bool, str]:
+def noticed(module: str, source: str | None, tests: Sequence[str], seconds: int = SECONDS) -> tuple[bool, str]:
     """(whether a test failed, or took longer than `seconds`, by which); with `source` None the tree as it is."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as folder:
         output = str(Path(folder) / "output")
-        process = context.Process(target=run_tests, args=(module, source, tests, output))
+        process = context.Process(target=run_tests, args=(module, source, tests, output, seconds))
         process.start()
-        process.join(seconds)
+        process.join(PATIENCE * seconds)
         if process.is_alive():
             process.kill()
             process.join()
@@ -168,6 +184,8 @@ def for_module(module: str) -> tuple[str, ...]:
 
 def chosen(arguments: argparse.Namespace) -> list[Mutant]:
     """The mutants that were asked for."""
+    if arguments.again is not None:
+        return survivors(arguments.again.read_text(encoding="utf-8"))
     if not arguments.module and arguments.sample is None:
         return [named(one) for one in NAMED]
     unknown = set(arguments.module) - set(modules())
@@ -178,6 +196,13 @@ def chosen(arguments: argparse.Namespace) -> list[Mutant]:
         return every
     drawn = random.Random(arguments.seed).sample(range(len(every)), arguments.sample)
     return [every[index] for index in sorted(drawn)]
+
+
+def survivors(log: str) -> list[Mutant]:
+    """The mutants that survived in an earlier run, by what it printed; lines of their files may have moved since."""
+    found = re.findall(r"^survived +(\S+?):\d+: (.*?)  \|  (.*)  \[", log, re.MULTILINE)
+    every = [mutant for module in sorted({module for module, _, _ in found}) for mutant in generated(module)]
+    return [mutant for mutant in every if (mutant.module, mutant.what, mutant.text) in found]
 
 
 def verdicts(mutants: Sequence[Mutant]) -> Iterator[tuple[Mutant, str, str]]:
@@ -195,6 +220,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--module", action="append", default=[], help="under kdad_bench.methods; repeatable")
     parser.add_argument("--sample", type=int, help="how many of the generated ones")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--again", type=Path, metavar="LOG", help="what a run printed: its survivors")
     parser.add_argument("--list", action="store_true", help="run nothing")
     arguments = parser.parse_args(given)
     mutants, start = chosen(arguments), time.monotonic()

@@ -6,8 +6,9 @@ import ast
 
 import pytest
 
-from tests.wrong.mutants import EQUIVALENT, NAMED, TESTS, Named, mutations
+from tests.wrong.mutants import EQUIVALENT, TESTS, mutations
 from tests.wrong.mutate import ROOT, for_module, generated, modules, named, noticed, path_of
+from tests.wrong.named import NAMED, Named
 
 QUICK = (  # a second each; `python -m tests.wrong.mutate` runs all of NAMED
     "WideResNet-50-2's decoder without widening",

@@ -55,11 +55,20 @@ class Verdict:
 
 @cache
 def reported() -> tuple[Reported, ...]:
-    """All reported numbers, in the order of their file; raises ValueError if one has no rule of comparison."""
-    with (HERE / "comparability.csv").open(encoding="utf-8", newline="") as file:
-        rules = list(csv.DictReader(file))
-    with (HERE / "reported_results.csv").open(encoding="utf-8", newline="") as file:
-        return tuple(_reported(line, rules) for line in csv.DictReader(file))
+    """All reported numbers, in the order of their file; raises ValueError if one has no rule of comparison, or a table
+    is damaged."""
+    try:
+        rules, lines = (_lines(HERE / name) for name in ("comparability.csv", "reported_results.csv"))
+        return tuple(_reported(line, rules) for line in lines)
+    except (LookupError, TypeError, AttributeError, ValueError, csv.Error) as error:  # a column, or the end of a line
+        raise ValueError(
+            f"{HERE}: a table of published numbers is damaged ({error}); install the package again"
+        ) from error
+
+
+def _lines(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _reported(line: dict[str, str], rules: Sequence[dict[str, str]]) -> Reported:
@@ -123,8 +132,8 @@ def verdicts(board: Board) -> list[Verdict]:
 
     Ours is the default of its method and, where a variant does what the source did, that variant too.
 
-    One from another protocol, or beside a run that rests on a reading, departs from its source or has another teacher,
-    is listed with the reason and without a difference.
+    One from another protocol, of a method whose architecture is a reading, or beside a run that departs from its source
+    or has another teacher, is listed with the reason and without a difference.
     """
     whole = refusal(board)
     found = []
@@ -157,8 +166,6 @@ def _not_the_same(board: Board, key: str, one: Reported) -> str:
     entrant = board.summary.entrant(key)
     if entrant.variant != one.variant:
         return one.otherwise
-    if board.readings(key):
-        return f"our run rests on readings, which no source settles: {_listed(board.readings(key))}"
     if board.deviations(key):
         return f"our run departs from its source: {_listed(board.deviations(key))}"
     teacher = entrant.teacher or "none"

@@ -94,7 +94,6 @@ QUICK = FractalADSettings(
     batch_size=4,
     norm_momentum=0.1,
     schedule="one_cycle",
-    learning_rate=3e-3,
     weight_decay=DECAY[False],
     taps="standardised",
     kd=False,
@@ -106,7 +105,7 @@ FRACTALAD = Entry(
     name="fractalad",
     title="FractalAD",
     paper="Xia et al. 2023, arXiv 2301.12739",
-    presets={"quick": QUICK, "paper": PAPER},
+    presets={"paper": PAPER, "quick": QUICK},
     build=FractalAD,
     variants={
         "kd": {"kd": True, "weight_decay": DECAY[True]},  # the default of `paper`; `quick` has it off

@@ -7,18 +7,18 @@ from typing import ClassVar
 
 from kdad_bench.methods.distillation import DistillationSettings
 from kdad_bench.methods.fractalad.ifs import ORBITS, SETTLING
-from kdad_bench.methods.protocol import Range, Settled
+from kdad_bench.methods.protocol import Range, Settled, shown
+from kdad_bench.methods.training import words
 
 CODE = "official code"
 STEPS = 1200  # 100 epochs of 12 steps: official code
-BETAS = (0.9, 0.999)  # torch's own: official code
 DECAY = {True: 1e-3, False: 1e-2}  # weight decay with and without distillation: official code
 
 
 def switches(settings: FractalADSettings) -> str:
     """What the official code chooses by the category's name, which a method here does not learn."""
     kd, search = ("yes" if on else "no" for on in (settings.kd, settings.find_object))
-    return f"distillation {kd}, object search {search} for whatever category ({CODE}: a table by category)"
+    return f"distillation {kd}, object search {search}, the same for every category ({CODE}: a table by category)"
 
 
 def budget(settings: FractalADSettings) -> str:
@@ -33,14 +33,16 @@ def decay(settings: FractalADSettings) -> str:
     """The weight decay, where it is not the one that goes with or without distillation."""
     due = DECAY[settings.kd]
     case = "with" if settings.kd else "without"
-    return "" if settings.weight_decay == due else f"{settings.weight_decay:g} ({CODE}: {due:g} {case} distillation)"
+    return (
+        "" if settings.weight_decay == due else f"{shown(settings.weight_decay)} ({CODE}: {due:g} {case} distillation)"
+    )
 
 
-def betas_of_adam(settings: FractalADSettings) -> str:
-    """Adam's betas, where they are others and in use."""
-    if settings.betas == BETAS or settings.optimiser == "sgd":
-        return ""
-    return f"{settings.betas[0]:g} {settings.betas[1]:g} ({CODE}: {BETAS[0]:g} {BETAS[1]:g})"
+def norms(settings: FractalADSettings) -> str:
+    """The momentum of the batch norms, of the student if there is one and of the head."""
+    head = words.own_norms(settings)
+    student = words.norms(settings) if settings.kd else head
+    return head if student == head else f"{student} in the student, {head} in the head"
 
 
 def width_of_head(settings: FractalADSettings) -> str:
@@ -58,7 +60,7 @@ def pasting(settings: FractalADSettings) -> str:
 def chaos_game(settings: FractalADSettings) -> str:
     """How a fractal's points are drawn."""
     orbits = min(ORBITS, settings.fractal_points)
-    return f"{orbits} orbits side by side, {SETTLING} first steps of each not drawn ({CODE}: one orbit, all drawn)"
+    return f"{orbits} orbits side by side, the first {SETTLING} steps of each not drawn ({CODE}: one orbit, all drawn)"
 
 
 def sampling(settings: FractalADSettings) -> str:
@@ -103,25 +105,28 @@ class FractalADSettings(DistillationSettings):
     head_width: int | None = None  # channels of the head's pyramid; None: as many as the shallowest tap has
     fractal_points: int = 100_000  # of the chaos game, per fractal
 
-    READINGS: ClassVar = {"taps": foreign_teacher, "objects": search}
+    READINGS: ClassVar = {
+        "taps": foreign_teacher,
+        "student": lambda settings: words.student(settings) if settings.kd else "",
+        "objects": search,
+    }
     SETTLED: ClassVar = {
         "teacher": Settled(f"{CODE}'s default", ("resnet18",)),
         "strides": Settled(CODE, ((4, 8, 16, 32),)),
         "image_size": Settled(CODE, (256,)),
         "batch_size": Settled(CODE, (32,)),
         "precision": Settled(CODE, ("fp32",)),
-        "optimiser": Settled(CODE, ("adamw",)),
         "learning_rate": Settled(CODE, (1e-3,)),
         "schedule": Settled(CODE, ("constant",)),
-        "norm_momentum": Settled(CODE, (None,)),
         "taps": Settled(CODE, ("raw",)),
-        "held_out": Settled(CODE, (0.0,)),
         "fractal_points": Settled(CODE, (100_000,)),
     }
     DEPARTURES: ClassVar = {
         "switches": switches,
         "budget": budget,
-        "betas": betas_of_adam,
+        "optimiser": words.departs(words.algorithm, "adamw, betas 0.9 0.999", source=CODE),  # torch's own betas
+        "norms": words.departs(norms, "momentum 0.1", source=CODE),
+        "selection": words.departs(words.selection, "last step, all normals", source=CODE),
         "weight_decay": decay,
         "head_width": width_of_head,
         "pasting": pasting,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,26 +52,33 @@ class Progress:
 
         Raises CheckpointError for the checkpoint of another fit.
         """
-        if self.path is None or not self.path.exists():
+        if self.path is None or not self.path.is_file():
             return 0
+        student = {key: tensor.clone() for key, tensor in self.student.state_dict().items()}
         try:
             kept = torch.load(self.path, map_location="cpu", weights_only=True)
             fingerprint = kept["fingerprint"]
-        except Exception as error:  # torch.load raises many types on damaged files
+            if fingerprint == self.fingerprint:
+                return self._take(kept)
+        except Exception as error:  # torch raises many types on damaged files
             text = f"{self.path}: damaged checkpoint ({type(error).__name__}): the training starts from its beginning"
             warnings.warn(text, RuntimeWarning, stacklevel=2)
+            self.student.load_state_dict(student)
             self.path.unlink(missing_ok=True)
             return 0
-        if fingerprint != self.fingerprint:
-            raise CheckpointError(f"{self.path}: the checkpoint of another fit (settings or images differ); delete it")
+        raise CheckpointError(f"{self.path}: the checkpoint of another fit (settings or images differ); delete it")
+
+    def _take(self, kept: dict[str, Any]) -> int:
+        """Put everything as `save_when_due` found it; the number of steps done. The optimiser goes last but chance."""
+        step, best, best_value, rng = int(kept["step"]), kept["best"], float(kept["best_value"]), kept["rng"]
         self.student.load_state_dict(kept["student"])
-        self.optimiser.load_state_dict(kept["optimiser"])
         self.scaler.load_state_dict(kept["scaler"])
-        self.best, self.best_value = kept["best"], kept["best_value"]
-        torch.set_rng_state(kept["rng"])
+        self.optimiser.load_state_dict(kept["optimiser"])
+        torch.set_rng_state(rng)
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(kept["cuda_rng"], self.device)
-        return int(kept["step"])
+        self.best, self.best_value = best, best_value
+        return step
 
     def keep_if_better(self, value: float) -> None:
         """Remember the student's state if `value` is the least so far."""
@@ -78,7 +87,7 @@ class Progress:
             self.best = {key: tensor.detach().cpu().clone() for key, tensor in self.student.state_dict().items()}
 
     def save_when_due(self, step: int) -> None:
-        """Write the file, whole or not at all, if the last time is long enough ago."""
+        """Write the file, whole or not at all, if the last time is long enough ago; a full disk is a warning."""
         if self.path is None or time.monotonic() - self.saved_at < self.every:
             return
         state = {
@@ -92,12 +101,17 @@ class Progress:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        write_whole(self.path, lambda temporary: torch.save(state, temporary))
+        try:
+            write_whole(self.path, lambda temporary: torch.save(state, temporary))
+        except (OSError, RuntimeError) as error:  # torch's writer keeps the reason to itself
+            text = f"{self.path}: no checkpoint can be written ({str(error).partition(chr(10))[0]}); the job goes on"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
         self.saved_at = time.monotonic()
 
     def finish(self) -> None:
         """Take the best state if states were compared; the file has served."""
         if self.best is not None:
             self.student.load_state_dict(self.best)
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that is read-only by now
+            if self.path is not None:
+                self.path.unlink(missing_ok=True)

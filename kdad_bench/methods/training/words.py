@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from kdad_bench.methods.backbones import FACTS
 from kdad_bench.methods.backbones.resnet import LAYOUTS
 from kdad_bench.methods.protocol import Settled, instead, shown
 from kdad_bench.methods.training.settings import DistillationSettings
 
-Say = Callable[[DistillationSettings], str]
+Say = Callable[[Any], str]  # of a method's settings
 LITE_NORM_MOMENTUM = 0.01  # EfficientNet's reference; PyTorch's norms, which all others have, take 0.1
 NORM_MOMENTUM = 0.1
 
@@ -38,6 +39,11 @@ def momentum_of_norms(settings: DistillationSettings) -> float:
     if settings.norm_momentum is not None:
         return settings.norm_momentum
     return LITE_NORM_MOMENTUM if settings.teacher == "efficientnet_lite0" else NORM_MOMENTUM
+
+
+def own_norms(settings: DistillationSettings) -> str:
+    """The momentum of batch norms that are no copy of the teacher's, in words."""
+    return f"momentum {shown(settings.norm_momentum or NORM_MOMENTUM)}"
 
 
 def recipe(settings: DistillationSettings) -> str:

@@ -1,0 +1,77 @@
+"""Which recipe the quick preset of each method has: candidates compared on data that no table shows.
+
+    python benchmarks/recipes.py --out /tmp/recipes --seeds 1
+
+Every candidate is run on `rehearsal`, whose subjects are not those of `synthetic`; the winner is the candidate with
+the highest mean of image AUROC and AUPRO@0.3 over its categories and seeds. No real image and no category that a table
+shows takes part. Run again, it goes on where it stopped. The table it prints is the one of docs/recipes.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections import defaultdict
+from statistics import mean
+
+from kdad_bench.leaderboard.store import read
+
+# method -> candidates: what each sets apart from the preset; the first is the preset as it stands
+CANDIDATES: dict[str, tuple[dict[str, object], ...]] = {
+    "stfpm": ({}, {"learning_rate": 0.2}, {"learning_rate": 0.8}),
+    "rd4ad": ({}, {"learning_rate": 0.0025}, {"learning_rate": 0.01}),
+    "eca_mskdad": ({}, {"learning_rate": 0.2}, {"learning_rate": 0.8}),
+    "dskd": ({}, {"learning_rate": 0.0025}, {"learning_rate": 0.01}),
+    "bmkd": ({}, {"learning_rate": 0.0025}, {"learning_rate": 0.01}),
+    "mkd": ({}, {"learning_rate": 0.001}, {"scored": 3}, {"value_weight": 0.5}),
+    "fractalad": ({}, {"learning_rate": 0.001}, {"kd": True, "weight_decay": 0.001}),
+}
+
+
+def label(candidate: dict[str, object]) -> str:
+    """The preset's label in rows."""
+    inside = ",".join(f"{name}={candidate[name]}" for name in sorted(candidate))
+    return f"quick[{inside}]" if inside else "quick"
+
+
+def value(setting: object) -> str:
+    """As TOML."""
+    return str(setting).lower() if isinstance(setting, bool) else str(setting)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--seeds", default="1")
+    parser.add_argument("--threads", default="1")
+    parser.add_argument("--method", choices=list(CANDIDATES), action="append")
+    given = parser.parse_args()
+    methods = given.method or list(CANDIDATES)
+    for method in methods:
+        for candidate in CANDIDATES[method]:
+            settings = [f"--set={method}.{name}={value(setting)}" for name, setting in candidate.items()]
+            command = [sys.executable, "-m", "kdad_bench", "run", "--dataset", "rehearsal", "--method", method]
+            command += ["--preset", "quick", "--seeds", given.seeds, "--threads", given.threads, "--out", given.out]
+            subprocess.run([*command, "--no-pictures", *settings], check=True, stdout=subprocess.DEVNULL)
+    found = defaultdict(list)
+    for row in read(given.out, ("method", "preset", "image_auroc", "aupro_30", "status", "dataset")).rows():
+        if row["status"] == "ok" and row["dataset"] == "rehearsal":
+            found[row["method"], row["preset"]].append((row["image_auroc"], row["aupro_30"]))
+    print("| method | recipe | jobs | image AUROC | AUPRO@0.3 | mean of both |")
+    print("|---|---|---:|---:|---:|---:|")
+    for method in methods:
+        names = [label(candidate) for candidate in CANDIDATES[method]]
+        scores = {name: tuple(map(mean, zip(*found[method, name], strict=True))) for name in names}
+        best = max(names, key=lambda name: mean(scores[name]))
+        for name in names:
+            image, region = scores[name]
+            mark = "**" if name == best else ""
+            count = len(found[method, name])
+            print(
+                f"| {method} | {name} | {count} | {image:.3f} | {region:.3f} | {mark}{mean(scores[name]):.3f}{mark} |"
+            )
+
+
+if __name__ == "__main__":
+    main()

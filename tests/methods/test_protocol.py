@@ -1,0 +1,87 @@
+"""What every method's settings may be, as a table; and how a setting that is none of it is refused."""
+
+from __future__ import annotations
+
+from math import inf, nan
+from typing import Any
+
+import pytest
+
+from kdad_bench.methods import METHODS, entry
+from kdad_bench.methods.protocol import Range, Settings
+from tests.methods.toys import small_settings
+
+EVERY = {"image_size": "[32, 8192]", "epochs": "[0, inf)", "steps": "[1, inf)", "batch_size": "[1, inf)"}
+TRAINED = {
+    "epochs": "[1, inf)",
+    "learning_rate": "(0, inf)",
+    "momentum": "[0, 1]",
+    "betas": "[0, 1)",
+    "weight_decay": "[0, inf)",
+    "norm_momentum": "(0, 1]",
+    "held_out": "[0, 0.9]",
+}
+BLUR = {"sigma": "(0, 1000]"}
+OWN: dict[str, dict[str, str]] = {
+    "pixel_mean": BLUR,
+    "padim": BLUR | {"channels": "[1, inf)", "regulariser": "(0, inf)"},
+    "spade": BLUR | {"maps": "[1, 4]", "images": "[1, inf)", "pixels": "[1, 1024]"},
+    "patchcore": BLUR
+    | {"patch": "[1, 63]", "width": "[1, 65536]", "coreset": "(0, 1]", "epsilon": "(0, 1)", "reweighted": "[0, 1024]"},
+    "stfpm": TRAINED,
+    "rd4ad": TRAINED | BLUR,
+    "mkd": TRAINED | {"scored": "[1, inf)", "value_weight": "[0, inf)"},
+    "eca_mskdad": TRAINED | {"balance": "[0, inf)", "distortion": "[0, 1]"},
+    "dskd": TRAINED | BLUR,
+    "bmkd": TRAINED | BLUR,
+    "fractalad": TRAINED | {"head_width": "[1, 4096]", "fractal_points": "[1, 1e+08]"},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_numbers_a_method_takes_are_these(name: str) -> None:
+    ranges = dict(entry(name).presets["paper"].RANGES)
+    assert 2**63 - 1 in ranges["seed"]
+    assert 2**63 not in ranges["seed"]
+    assert -1 not in ranges.pop("seed")
+    assert {field: str(numbers) for field, numbers in ranges.items()} == EVERY | OWN[name]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words", "inside", "outside"),
+    [
+        (Range(1), "[1, inf)", [1, 1e300], [0, 0.999, -1, inf, nan, "1", None]),
+        (Range(0, 1), "[0, 1]", [0, 0.5, 1], [-1e-9, 1.001, nan]),
+        (Range(0, 1, open_low=True), "(0, 1]", [1e-300, 1], [0, 2]),
+        (Range(0, 1, open_high=True), "[0, 1)", [0, 0.999], [1, -inf]),
+        (Range(0, open_low=True), "(0, inf)", [1e-300], [0]),
+    ],
+)
+def test_a_range_holds_its_ends_unless_they_are_open(
+    numbers: Range, words: str, inside: list[float], outside: list[Any]
+) -> None:
+    assert str(numbers) == words
+    assert all(value in numbers for value in inside)
+    assert not any(value in numbers for value in outside)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("stfpm", {"image_size": 100}, "image_size 100 is not a multiple of 32"),
+        ("stfpm", {"image_size": 0}, r"image_size 0 is not in \[32, 8192\]"),
+        ("stfpm", {"betas": (0.5, 1.0)}, r"betas \(0.5, 1.0\) is not in \[0, 1\)"),
+        ("stfpm", {"precision": "fp8"}, "precision 'fp8' is not known; have: fp32, bf16, fp16"),
+        ("spade", {"pixels": 0}, r"pixels 0 is not in \[1, 1024\]"),
+        ("patchcore", {"width": 0}, r"width 0 is not in \[1, 65536\]"),
+        ("fractalad", {"fractal_points": 0}, r"fractal_points 0 is not in \[1, 1e\+08\]"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_refused_by_name(name: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_settings(name, **changes)
+
+
+def test_no_number_is_none_and_a_multiple_of_32_is_taken() -> None:
+    assert Settings(steps=None, image_size=32).image_size == 32
+    assert small_settings("stfpm", norm_momentum=None).norm_momentum is None
