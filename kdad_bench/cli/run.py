@@ -32,7 +32,12 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 @click.command(context_settings={"show_default": True})
 @click.option("--all", "everything", is_flag=True, help="Every method on every category of every data set found.")
 @click.option(
-    "--method", "-m", "methods", type=MethodName(), multiple=True, help="A method, or METHOD:VARIANT. Repeatable."
+    "--method",
+    "-m",
+    "methods",
+    type=MethodName(),
+    multiple=True,
+    help="METHOD[:VARIANT], or FILE.py[:ENTRY[:VARIANT]]. Repeatable.",
 )
 @click.option(
     "--dataset",
