@@ -115,8 +115,13 @@ def _figure(board: Board | None, title: str, size: tuple[float, float] = (7.0, 4
 
 
 def _look(board: Board, key: str) -> dict[str, Any]:
-    place = board.look(key)
-    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+    return look_of(board.look(key))
+
+
+def look_of(place: int) -> dict[str, Any]:
+    """Colour and marker number `place`: no two of the first 64 are alike in both."""
+    turn, colour = divmod(place, len(COLOURS))
+    return {"color": COLOURS[colour], "marker": MARKERS[(colour + turn) % len(MARKERS)]}
 
 
 def pareto(board: Board, metric: str) -> Figure:
@@ -275,8 +280,7 @@ def size_growth(found: Sequence[Board]) -> Figure:
     machines = {machine for machine, _ in curves}
     for place, ((machine, name), points) in enumerate(curves.items()):
         label = name if len(machines) == 1 else f"{name}; {machine}"
-        look: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
-        axes.plot(*zip(*points, strict=True), ms=6, lw=1.4, label=label, **look)
+        axes.plot(*zip(*points, strict=True), ms=6, lw=1.4, label=label, **look_of(place))
     _log_axes(axes, sorted({size for points in curves.values() for size, _ in points}))
     axes.set_xlabel("side of the image, px")
     axes.set_ylabel("ms per image, batch 1 (median over jobs)")
