@@ -139,7 +139,8 @@ def sweep(folder: Path) -> int:
 def _temporary(path: Path) -> Iterator[Path]:
     """A fresh file beside `path`, locked while its writer lives so that `sweep` can tell; gone at the end."""
     while True:
-        temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}{SUFFIX}")
+        start = os.fsdecode(os.fsencode(path.name)[:100])  # names are limited in bytes
+        temporary = path.with_name(f".{start}.{secrets.token_hex(6)}{SUFFIX}")
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
         try:
             if fcntl is not None:

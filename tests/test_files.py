@@ -151,3 +151,9 @@ def test_any_bytes_are_read_or_called_damaged(tmp_path_factory: pytest.TempPathF
     except files.DamagedError as error:
         said = str(error)
     assert "\n" not in said
+
+
+def test_a_name_as_long_as_names_may_be_is_written_whole(tmp_path: Path) -> None:
+    path = tmp_path / ("\N{CJK UNIFIED IDEOGRAPH-5B57}" * 85)  # 255 bytes
+    files.write_text_whole(path, "x")
+    assert os.listdir(tmp_path) == [path.name]

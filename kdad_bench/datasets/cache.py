@@ -150,6 +150,8 @@ def _written(known: Mapping[str, list[Any]]) -> str:
 def _record(path: Path) -> dict[str, list[Any]]:
     """What a record file remembers; nothing where it is missing, of an earlier version or damaged."""
     try:
+        if not path.is_file():  # a pipe would never end
+            return {}
         kept = json.loads(path.read_bytes())
         if zlib.crc32(kept["files"].encode("ascii")) != kept["crc"]:
             return {}

@@ -107,6 +107,8 @@ def _packed(index: RegionIndex, masks: NDArray[np.bool_]) -> bytes:
 def _read(file: Path, masks: NDArray[np.bool_]) -> RegionIndex | None:
     """The index in `file`; None unless it is whole and that of `masks`."""
     try:
+        if not file.is_file():  # a pipe would never end
+            return None
         stored = file.read_bytes()
     except OSError:
         return None

@@ -429,3 +429,10 @@ def test_a_quoted_home_folder_is_no_folder_called_tilde(
     assert "~/" not in found.output.replace("\n", "")  # a lone one marks a noisy time
     if command == "run":
         assert len(rows(tmp_path / "home" / "out")) == 2
+
+
+def test_what_a_run_says_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    from kdad_bench.cli.run_report import PlainConsole
+
+    PlainConsole().print("[bold]a\x1b[2Jb[/bold]\nc\x07", "d\u202e")
+    assert capsys.readouterr().out == "a\\x1b[2Jb\nc\\x07 d\\u202e\n"

@@ -276,3 +276,8 @@ def test_a_file_that_changes_while_it_is_read_enters_no_cache(
     monkeypatch.setattr(cache, "unchanged", change_after)
     with pytest.raises(DatasetError, match="changed while it was read"):
         (datasets.load_train if split == "train" else datasets.load_test)(only(tree), 16)
+
+
+def test_a_pipe_in_the_place_of_a_record_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "record.json")
+    assert cache._record(tmp_path / "record.json") == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -158,3 +159,10 @@ def test_no_temporary_file_is_left_behind(file: Path, monkeypatch: pytest.Monkey
 def test_masks_need_three_dimensions() -> None:
     with pytest.raises(ValueError, match=r"masks of shape \(4, 4\); they must be \[N, H, W\]"):
         region_index(np.zeros((4, 4), bool))
+
+
+def test_a_pipe_in_the_place_of_the_file_is_not_read(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(file)
+    masks = np.zeros((1, 4, 4), np.bool_)
+    assert regions._read(file, masks) is None

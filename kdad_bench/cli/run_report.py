@@ -1,0 +1,132 @@
+"""What `kdad-bench run` tells at its end: the table, the leaderboard, what failed and what has no row."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from kdad_bench.leaderboard.text import printable
+
+if TYPE_CHECKING:
+    from kdad_bench.harness.agenda import Agenda
+    from kdad_bench.harness.job import Job
+    from kdad_bench.harness.on_ray import Ending
+    from kdad_bench.harness.output import Work
+    from kdad_bench.leaderboard.store import Results
+
+
+class PlainConsole(Console):
+    """A console whose texts steer no terminal: names of files, categories and settings are input."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As Console.print, with every character that does not show as itself written as an escape."""
+        safe = ("\n".join(map(printable, one.split("\n"))) if isinstance(one, str) else one for one in objects)
+        super().print(*safe, **options)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 job`, `2 jobs`, `3 categories`."""
+    return f"{number} {noun if number == 1 else f'{noun[:-1]}ies' if noun.endswith('y') else f'{noun}s'}"
+
+
+def stopped(total: int, console: Console) -> int:
+    """Say that nothing finished is lost and how to go on; exit code 130."""
+    command = shlex.join(["kdad-bench", *sys.argv[1:]])
+    console.print(f"Stopped. Finished jobs are kept ({total} were to run); go on with: {command}", markup=False)
+    return 130
+
+
+def report(
+    found: Agenda, endings: Sequence[tuple[Job, Ending]], console: Console, seconds: float, as_json: bool
+) -> int:
+    """The summary table, the leaderboard files, the failures; exit code 1 if a planned job has a failed row or none."""
+    from kdad_bench.cli.summary_table import summary_table
+
+    ids = {job.id for job in found.jobs}
+    results, restored = what_is_there(found, endings)
+    ours = [row for row in results.rows() if row["job_id"] in ids] if results else []
+    if not as_json and ours:
+        console.print(summary_table(ours))
+    where, complete = drawn(found.work, results)
+    console.print(f"{counted(len(endings), 'job')} run in {seconds:.0f} s; {where}", markup=False)
+    if restored:
+        lost = f"{counted(restored, 'row')} of this run had no place in {found.work.out} at first, or left it"
+        console.print(f"{lost}: written there again", markup=False)
+    failed = [row for row in ours if row["status"] != "ok"]
+    say_failures(failed, len(ids), console)
+    without = ids - {row["job_id"] for row in ours}
+    say_without_row(without, endings, found, console)
+    return 1 if failed or without or not complete else 0
+
+
+def what_is_there(found: Agenda, endings: Sequence[tuple[Job, Ending]]) -> tuple[Results | None, int]:
+    """(what the results folder holds now, rows that this run had to write again); None where it cannot be read.
+
+    A folder that was moved or emptied meanwhile, or was full for a while, gets the rows that are still in memory.
+    """
+    from kdad_bench.leaderboard import store
+    from kdad_bench.leaderboard.board import DRAWN
+    from kdad_bench.leaderboard.row import Row
+
+    rows = [ended if isinstance(ended, Row) else ended.row for _, ended in endings]
+    restored = 0
+    with suppress(store.StoreError):  # what has no row is listed
+        there = store.finished(found.work.out)
+        for row in rows:
+            if row is not None and row.job_id not in there:
+                store.write(row, found.work.out)
+                restored += 1
+    try:
+        return store.read(found.work.out, DRAWN), restored
+    except store.StoreError:
+        return None, restored
+
+
+def say_failures(failed: Sequence[Mapping[str, Any]], planned: int, console: Console) -> None:
+    """A line for each failed row, and the remedy."""
+    for row in failed:
+        console.print(
+            f"failed: {row['method']} {row['dataset']}/{row['category']} seed {row['seed']}: {row['reason']}",
+            markup=False,
+        )
+    if failed:
+        console.print(f"{len(failed)} of {planned} jobs failed; retry them with --retry-failed", markup=False)
+
+
+def say_without_row(
+    without: Collection[str], endings: Sequence[tuple[Job, Ending]], found: Agenda, console: Console
+) -> None:
+    """A line for each job that has no row, and the remedy."""
+    from kdad_bench.harness.surroundings import NoResult
+
+    reasons = {job.id: ended.reason for job, ended in endings if isinstance(ended, NoResult)}
+    for job in found.jobs:
+        if job.id in without:
+            console.print(f"no result: {job.label}: {reasons.get(job.id, 'its row is gone')}", markup=False)
+    if without:
+        ids = {job.id for job in found.jobs}
+        many = f"{len(without)} of {len(ids)} jobs have no row in {found.work.out}"
+        console.print(f"{many}; run them again", markup=False)
+
+
+def drawn(work: Work, results: Results | None) -> tuple[str, bool]:
+    """Draw the leaderboard beside rows on this machine; (where it is, or the rows are, or why not, whether it is)."""
+    from kdad_bench.leaderboard.pages import draw_pages
+    from kdad_bench.leaderboard.store import StoreError
+
+    if results is None:
+        return f"no leaderboard: {work.out} cannot be read", False
+    if work.beside is None:
+        return f"rows: {work.out}", True
+    try:
+        draw_pages(work.out, work.beside, found=results)
+    except StoreError as error:
+        return f"no leaderboard: {error}", False
+    pages = (os.path.relpath(work.beside / f"leaderboard.{kind}") for kind in ("md", "html"))
+    return f"leaderboard: {', '.join(pages)}", True
