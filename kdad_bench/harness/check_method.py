@@ -131,7 +131,7 @@ def answers(bench: Bench) -> str:
         with torch.inference_mode():
             found = checked(method.score(images), images, bench.name)
         if not bool(finite(found).all()):
-            raise Broken("its scores or maps hold a NaN or an infinity")
+            raise Broken("its scores or maps are not finite")
     maps = bench.scores(method, defective(2, seed=5)).pixel
     if float(maps.max()) == float(maps.min()):
         raise Broken("its maps are constant")

@@ -138,7 +138,8 @@ def test_a_killed_fetch_is_gone_on_with_and_leaves_no_debris(
     server.answer = lambda handler, number: serve(handler, source[1])
     out = tmp_path / "out"
     placed = moment == "cleaning"
-    for _ in range(1 if placed else 2):
+    once = placed or moment == "download"  # a download that was killed at its last byte has nothing left to load
+    for _ in range(1 if once else 2):
         command = [sys.executable, "-c", DYING, server.url, source[0].digest, str(out), moment]
         assert subprocess.run(command, check=False, timeout=60).returncode == -signal.SIGKILL
         assert sorted(os.listdir(out)) == [".mvtec_ad.fetch", *(["mvtec_ad"] if placed else [])]
