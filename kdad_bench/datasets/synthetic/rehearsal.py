@@ -22,15 +22,7 @@ from kdad_bench.datasets.synthetic.drawing import (
     smooth,
     wander,
 )
-from kdad_bench.datasets.synthetic.subjects import Picture, Region, irregular
-
-
-def _anywhere(canvas: Canvas, flaw: Stream, margin: float) -> tuple[float, float]:
-    """A point at least `margin` units inside the canvas."""
-    half_x, half_y = canvas.reach
-    return 128.0 + flaw.between(margin - half_x, half_x - margin), 128.0 + flaw.between(
-        margin - half_y, half_y - margin
-    )
+from kdad_bench.datasets.synthetic.subjects import Picture, Region, anywhere, irregular
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +38,7 @@ class Mesh:
     def draw(self, canvas: Canvas, look: Stream, defect: str | None, flaw: Stream) -> Picture:
         """See Subject.draw."""
         x, y = canvas.x, canvas.y
-        centre = _anywhere(canvas, flaw, 45.0)
+        centre = anywhere(canvas, flaw, 45.0)
         u, v = rotated(x, y, look.between(-0.008, 0.008))
         u, v = u + look.between(0.0, self.period), v + look.between(0.0, self.period)
         u = u + 1.4 * (noise(look, x / 50.0, y / 50.0) - 0.5)

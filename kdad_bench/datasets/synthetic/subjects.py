@@ -61,7 +61,7 @@ def _nothing(canvas: Canvas) -> Region:
     return np.zeros((canvas.height, canvas.width), dtype=np.bool_)
 
 
-def _anywhere(canvas: Canvas, flaw: Stream, margin: float) -> tuple[float, float]:
+def anywhere(canvas: Canvas, flaw: Stream, margin: float) -> tuple[float, float]:
     """A point at least `margin` units inside the canvas."""
     half_x, half_y = canvas.reach
     mx, my = max(half_x - margin, 0.0), max(half_y - margin, 0.0)
@@ -96,7 +96,7 @@ class Fabric:
         u = u + look.between(0.0, 64.0) + 4.0 * (noise(look, x / 70.0 + 1.0, y / 70.0) - 0.5)
         v = v + look.between(0.0, 64.0) + 4.0 * (noise(look, x / 70.0, y / 70.0 + 1.0) - 0.5)
         if defect == "pulled_thread":
-            cx, cy = _anywhere(canvas, flaw, 50.0)
+            cx, cy = anywhere(canvas, flaw, 50.0)
             reach, height = flaw.between(32.0, 52.0), flaw.between(6.0, 9.0)
             along, across = (x - cx, y - cy) if flaw.sign() > 0 else (y - cy, x - cx)
             bell = smooth(1.0 - np.abs(along) / reach) * smooth(1.0 - np.abs(across) / (self.period * 1.8))
@@ -108,7 +108,7 @@ class Fabric:
         fu, fv = u / self.period - i - 0.5, v / self.period - j - 0.5
         over = np.floor((i + j) / 2.0) * 2.0 == i + j
         if defect == "misweave":
-            cx, cy = _anywhere(canvas, flaw, 34.0)
+            cx, cy = anywhere(canvas, flaw, 34.0)
             wide, high = flaw.between(1.2, 2.6), flaw.between(1.2, 2.6)
             ci, cj = np.floor(128.0 / self.period), np.floor(128.0 / self.period)
             at = np.unravel_index(int(np.argmin((x - cx) * (x - cx) + (y - cy) * (y - cy))), x.shape)
@@ -130,11 +130,11 @@ class Fabric:
         image = image * (1.0 - 0.35 * gap)[:, :, None]
         image = image * (0.93 + 0.14 * cloud(look, x / 90.0, y / 90.0))[:, :, None]
         if defect == "hole":
-            edge = irregular(x, y, flaw, _anywhere(canvas, flaw, 22.0), flaw.between(6.0, 11.0), 0.6)
+            edge = irregular(x, y, flaw, anywhere(canvas, flaw, 22.0), flaw.between(6.0, 11.0), 0.6)
             image = paint(image, (30.0, 30.0, 34.0), unit(0.5 - edge / 2.0) * 0.92)
             region = edge < 0.0
         elif defect == "stain":
-            edge = irregular(x, y, flaw, _anywhere(canvas, flaw, 36.0), flaw.between(16.0, 26.0), 0.5)
+            edge = irregular(x, y, flaw, anywhere(canvas, flaw, 36.0), flaw.between(16.0, 26.0), 0.5)
             tint = np.asarray((0.98, 0.80, 0.52) if flaw.sign() > 0 else (0.58, 0.66, 0.76)) * flaw.between(0.9, 1.0)
             image = image * (1.0 + (tint - 1.0) * smooth(0.5 - edge / 5.0)[:, :, None])
             region = edge < 0.0
@@ -159,7 +159,7 @@ class Wood:
         v = y + look.between(0.0, 200.0)
         knot_shade = np.zeros(x.shape)
         if defect == "knot":
-            centre = _anywhere(canvas, flaw, 34.0)
+            centre = anywhere(canvas, flaw, 34.0)
             radius = flaw.between(8.0, 13.0)
             dx, dy = x - centre[0], (y - centre[1]) * 0.62
             distance = length(dx, dy)
@@ -178,21 +178,21 @@ class Wood:
         image = image * (1.0 - 0.25 * pores)[:, :, None]
         image = image * (1.0 - knot_shade)[:, :, None]
         if defect == "scratch":
-            start = _anywhere(canvas, flaw, 45.0)
+            start = anywhere(canvas, flaw, 45.0)
             points = wander(flaw, start, flaw.between(0.0, 1.0), flaw.between(35.0, 75.0), 5, 0.03)
             distance = path(x, y, points) - flaw.between(0.6, 1.5)
             colour = (222.0, 186.0, 142.0) if flaw.sign() > 0 else (104.0, 70.0, 44.0)
             image = paint(image, colour, coverage(distance, 1.4) * flaw.between(0.6, 0.9))
             region = distance < 0.5
         elif defect == "liquid":
-            edge = irregular(x, y, flaw, _anywhere(canvas, flaw, 34.0), flaw.between(13.0, 24.0), 0.45)
+            edge = irregular(x, y, flaw, anywhere(canvas, flaw, 34.0), flaw.between(13.0, 24.0), 0.45)
             depth = flaw.between(0.12, 0.22)
             rim = smooth(1.0 - np.abs(edge) / 2.5) * 0.05
             image = image * (1.0 - depth * smooth(0.5 - edge / 4.0) - rim)[:, :, None]
             region = edge < 0.0
         elif defect == "drill_hole":
             for _ in range(1 + flaw.below(3)):
-                cx, cy = _anywhere(canvas, flaw, 14.0)
+                cx, cy = anywhere(canvas, flaw, 14.0)
                 distance = length(x - cx, y - cy) - flaw.between(2.6, 4.2)
                 image = paint(image, (44.0, 28.0, 18.0), coverage(distance, 1.5))
                 region = region | (distance < 0.0)
@@ -220,7 +220,7 @@ class Stone:
         dark = smooth((noise(look, u, v, cells=64) - 0.60) * 5.0)
         bright = smooth((noise(look, u * 0.7, v * 0.7, cells=64) - 0.62) * 5.0)
         if defect == "dull_patch":
-            edge = irregular(x, y, flaw, _anywhere(canvas, flaw, 34.0), flaw.between(14.0, 24.0), 0.4)
+            edge = irregular(x, y, flaw, anywhere(canvas, flaw, 34.0), flaw.between(14.0, 24.0), 0.4)
             soft = smooth(0.5 - edge / 4.0) * flaw.between(0.75, 0.95)
             dark, bright = dark + (0.22 - dark) * soft, bright + (0.25 - bright) * soft
             region = edge < 0.0
@@ -229,20 +229,20 @@ class Stone:
         image = image * (0.92 + 0.16 * cloud(look, x / 60.0, y / 60.0))[:, :, None]
         if defect == "crack":
             points = wander(
-                flaw, _anywhere(canvas, flaw, 50.0), flaw.between(0.0, 1.0), flaw.between(45.0, 85.0), 9, 0.12
+                flaw, anywhere(canvas, flaw, 50.0), flaw.between(0.0, 1.0), flaw.between(45.0, 85.0), 9, 0.12
             )
             fork = wander(flaw, points[4], flaw.between(0.0, 1.0), flaw.between(12.0, 26.0), 4, 0.12)
             distance = np.minimum(path(x, y, points), path(x, y, fork)) - flaw.between(0.5, 1.1)
             image = paint(image, (38.0, 36.0, 36.0), coverage(distance, 1.4) * 0.9)
             region = distance < 0.6
         elif defect == "oil":
-            edge = irregular(x, y, flaw, _anywhere(canvas, flaw, 34.0), flaw.between(14.0, 26.0), 0.4)
+            edge = irregular(x, y, flaw, anywhere(canvas, flaw, 34.0), flaw.between(14.0, 26.0), 0.4)
             tint = np.asarray((0.88, 0.80, 0.60))
             image = image * (1.0 + (tint - 1.0) * smooth(0.5 - edge / 3.0)[:, :, None])
             region = edge < 0.0
         elif defect == "paint_stroke":
             points = wander(
-                flaw, _anywhere(canvas, flaw, 45.0), flaw.between(0.0, 1.0), flaw.between(30.0, 55.0), 4, 0.04
+                flaw, anywhere(canvas, flaw, 45.0), flaw.between(0.0, 1.0), flaw.between(30.0, 55.0), 4, 0.04
             )
             distance = path(x, y, points) - flaw.between(3.0, 5.5)
             streaks = 0.6 + 0.4 * noise(flaw, x / 3.0, y / 3.0, cells=128)
