@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,14 @@ from kdad_bench.methods.protocol import Method, Scores
 SCORE_BATCH = 16
 SMALLER_SCORE_BATCH = 2  # tried once when a GPU is out of memory
 INVARIANCE_IMAGES = 4  # maps of so many images at batch 1 are compared with those of the full batch
+
+
+class Scorer(Protocol):
+    """What answers with scores: a method, or a graph that one was exported as."""
+
+    def score(self, images: Tensor) -> Scores:
+        """As `Method.score`."""
+        ...
 
 
 class ScoreError(ValueError):
@@ -33,7 +41,7 @@ def score_all(method: Method, images: Tensor, name: str) -> Scores:
         return scored(method, images, SMALLER_SCORE_BATCH, name)
 
 
-def scored(method: Method, images: Tensor, batch: int, name: str) -> Scores:
+def scored(method: Scorer, images: Tensor, batch: int, name: str) -> Scores:
     """Scores of all images in batches of at most `batch`, each checked at the border.
 
     The batches are as equal as can be: every new shape costs the convolutions a preparation.
