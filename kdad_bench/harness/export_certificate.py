@@ -61,14 +61,12 @@ class Comparison:
 
     def decisions(self, limit: float, own: float) -> Decisions:
         """What the model calls anomalous above `limit` and the graph does not above `own`, or the other way round."""
-        compared, flipped, at = 0, [], 0
+        compared, at = 0, 0
+        flipped = []
         for name, real, theirs, ours in zip(self.names, self.real, self.theirs, self.ours, strict=True):
             if not real:
                 continue
-            if any(
-                abs(score - edge) <= ROUNDING * abs(edge)
-                for score, edge in ((theirs, limit), *((s, own) for s in ours))
-            ):
+            if near(theirs, limit) or any(near(score, own) for score in ours):
                 at += 1
                 continue
             compared += 1
@@ -78,6 +76,11 @@ class Comparison:
             threshold=limit, own_threshold=own, compared=compared, flipped=len(flipped), at_threshold=at,
             flipped_images=tuple(flipped[:SHOWN]),
         )  # fmt: skip
+
+
+def near(score: float, edge: float) -> bool:
+    """Whether a score is a threshold, but for rounding."""
+    return abs(score - edge) <= ROUNDING * abs(edge)
 
 
 def largest(apart: NDArray[np.float64], scale: NDArray[np.float64]) -> float:
