@@ -378,13 +378,6 @@ def test_the_example_for_onnxruntime_runs(exported: Path, model: tuple[Path, Pat
     assert known["anomalous"] is True
 
 
-def test_the_methods_of_the_page_are_all_methods() -> None:
-    from kdad_bench.methods import METHODS
-
-    table = PAGE.read_text(encoding="utf-8").partition("## Which methods")[2]
-    assert [name for name in METHODS if f"\n| `{name}` |" not in table] == []
-
-
 def test_the_bench_times_every_runtime_that_is_there(model: tuple[Path, Path]) -> None:
     code, output, errors = call("bench", "export", model[0], "--rounds", 2, "--json")
     assert code == 0, errors
