@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -65,8 +65,8 @@ def program_of(
     scores: Callable[[Tensor], tuple[Tensor, Tensor]], images: Tensor, *, open_batch: bool
 ) -> ExportedProgram:
     """The trace of `scores`, own ops and gradients resolved, as a program."""
-    table = dict(FORMULAS | GRADIENTS)
-    mode = "symbolic" if open_batch else "fake"
+    table = {**FORMULAS, **GRADIENTS}
+    mode: Literal["symbolic", "fake"] = "symbolic" if open_batch else "fake"
     with torch.no_grad(), Portable():
         traced = make_fx(scores, decomposition_table=table, tracing_mode=mode, _allow_non_fake_inputs=True)(images)
     shapes: Any = ({0: Dim("batch", min=1, max=MOST_IMAGES)},) if open_batch else None

@@ -91,7 +91,7 @@ def asked_for(names: Sequence[str], resolution: int, data_root: Path | None) -> 
 def of_category(name: str, resolution: int, data_root: Path | None) -> Images | None:
     """The test images of DATASET/CATEGORY; None where a file of that name is there, or no such data set."""
     dataset, _, category = name.rpartition("/")
-    if Path(name).exists() or dataset not in datasets.DATASETS:
+    if Path(name).exists() or dataset.partition(":")[0] not in datasets.DATASETS:
         return None
     found = datasets.load_test(category_of(dataset, category, data_root), resolution)
     return Images(f"test images of {name}", found.names, found.images)

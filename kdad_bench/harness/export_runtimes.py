@@ -150,7 +150,7 @@ def open_torch(folder: Path) -> Runner:
 
     def run(images: NDArray[np.uint8]) -> Answers:
         with torch.inference_mode():
-            score, heat = module(torch.from_numpy(images))
+            score, heat = module(torch.from_numpy(np.require(images, requirements="W")))  # a cache is read-only
         return score.numpy(), heat.numpy()
 
     return run

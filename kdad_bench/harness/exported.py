@@ -27,7 +27,7 @@ from kdad_bench.harness.selection import device_from
 from kdad_bench.methods.checkpoint import load
 from kdad_bench.methods.protocol import Scores
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 FILE = "export.json"
 REMEDY = "export it again with `kdad-bench export`"
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

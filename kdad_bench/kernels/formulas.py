@@ -25,10 +25,11 @@ def constant(make: Callable[[], Tensor]) -> Tensor:
 def blurred(maps: Tensor, sigma: float, border: str, radius: int) -> Tensor:
     """The separable Gaussian as two matrix products: every runtime has those, and no border rule is left to it."""
     x = reference.wide(maps)
-    down, across = (
-        constant(lambda length=length: reference.blur_matrix(length, sigma, radius, border).to(x.dtype))
-        for length in map(int, x.shape[1:])
-    )
+
+    def matrix(length: int) -> Tensor:
+        return reference.blur_matrix(length, sigma, radius, border).to(x.dtype)
+
+    down, across = (constant(partial(matrix, int(length))) for length in x.shape[1:])
     return down @ x @ across.T
 
 
@@ -77,8 +78,8 @@ def resized(images: Tensor, size: tuple[int, int], align_corners: bool = False, 
     if tuple(images.shape[2:]) == size:
         return images
     down, across = (
-        constant(lambda length=length, to=to: resizing(length, to, align_corners, antialias))
-        for length, to in zip(map(int, images.shape[2:]), size, strict=True)
+        constant(partial(resizing, int(length), to, align_corners, antialias))
+        for length, to in zip(images.shape[2:], size, strict=True)
     )
     return down @ images @ across.T
 

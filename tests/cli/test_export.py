@@ -97,6 +97,14 @@ def test_other_runtimes_are_certified_too(model: tuple[Path, Path], target: str,
     assert output.count("ANOMALOUS") == 3
 
 
+def test_the_test_images_of_a_category_are_compared_too(model: tuple[Path, Path], tmp_path: Path) -> None:
+    arguments = ("--to", "torch", "--out", tmp_path / "there", "--check-on", f"folder:{model[1]}/bolt")
+    code, output, errors = call("export", model[0], *arguments)
+    assert code == 0, errors
+    assert f"6 test images of folder:{model[1]}/bolt" in output
+    assert "0 of 15 decisions flipped" in output
+
+
 def wrong(change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Callable[..., Any]:
     """`opened_graph` of a graph whose answers are changed."""
 
