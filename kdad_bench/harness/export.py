@@ -19,10 +19,21 @@ from kdad_bench.harness import decision
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.decision import Decision
 from kdad_bench.harness.export_certificate import FP32, INT8, Tolerance, certificate_of, compared, fault, in_chunks
-from kdad_bench.harness.export_graph import INPUT, OUTPUTS, ExportError, Graph, graph_of
+from kdad_bench.harness.export_graph import graph_of
 from kdad_bench.harness.export_images import Images, Normals, asked_for, calibration_of, drawn, normals_of
+from kdad_bench.harness.export_runtimes import (
+    INPUT,
+    OUTPUTS,
+    TARGETS,
+    ExportError,
+    Graph,
+    Runner,
+    missing,
+    opened_graph,
+    versions,
+    write_graph,
+)
 from kdad_bench.harness.export_runtimes import INT8 as NNCF
-from kdad_bench.harness.export_runtimes import TARGETS, Runner, missing, opened_graph, versions, write_graph
 from kdad_bench.harness.exported import (
     FILE,
     FORMAT,

@@ -7,7 +7,6 @@ method needs no code of its own for it; one whose `score` cannot be traced has n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,26 +17,12 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from kdad_bench.harness.export_runtimes import ExportError, Graph
 from kdad_bench.kernels.formulas import FORMULAS, constant, resized
-from kdad_bench.methods.checkpoint import ModelError
 from kdad_bench.methods.protocol import Method
 
-INPUT, OUTPUTS = "images", ("score", "map")  # their names in the graphs
 EXAMPLES = 2  # images that are traced with; a batch of one would be taken for the only one there is
 MOST_IMAGES = 4096  # of one call
-
-
-class ExportError(ModelError):
-    """A model cannot be exported, or an exported one cannot be used: one line that names it and the remedy."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Graph:
-    """The program, and how many images it takes at a time."""
-
-    program: ExportedProgram
-    batch: int | None  # None: any number
-    side: int  # of the images, px
 
 
 def graph_of(method: Method, resolution: int) -> Graph:

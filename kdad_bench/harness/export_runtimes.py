@@ -14,21 +14,38 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdad_bench.harness.export_graph import INPUT, OUTPUTS, ExportError, Graph
+from kdad_bench.methods.checkpoint import ModelError
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 Answers: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]  # scores [N], maps [N, R, R]
 Runner: TypeAlias = Callable[[NDArray[np.uint8]], Answers]  # images [N, 3, R, R]
 
+INPUT, OUTPUTS = "images", ("score", "map")  # their names in the graphs
 CPU = "CPUExecutionProvider"
 # without the first, OpenVINO rounds to bfloat16 on processors that have it
 OPENVINO = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
 QUANTISED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
+
+
+class ExportError(ModelError):
+    """A model cannot be exported, or an exported one cannot be used: one line that names it and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Graph:
+    """A program of PyTorch's own ops, and how many images it takes at a time."""
+
+    program: ExportedProgram
+    batch: int | None  # None: any number
+    side: int  # of the images, px
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from kdad_bench.harness import decision
 from kdad_bench.harness.environment import describe
-from kdad_bench.harness.export_graph import Graph, graph_of
+from kdad_bench.harness.export_graph import graph_of
 from kdad_bench.harness.export_images import calibration_of, drawn, normals_of
-from kdad_bench.harness.export_runtimes import TARGETS, missing, opened_graph, write_graph
+from kdad_bench.harness.export_runtimes import TARGETS, Graph, missing, opened_graph, write_graph
 from kdad_bench.harness.scoring import as_images
 from kdad_bench.methods import checkpoint
 from kdad_bench.methods.protocol import Method

@@ -20,8 +20,7 @@ from kdad_bench.files import DamagedError, read_json
 from kdad_bench.harness import decision
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.decision import Decision
-from kdad_bench.harness.export_graph import ExportError
-from kdad_bench.harness.export_runtimes import TARGETS, Runner, opened_graph
+from kdad_bench.harness.export_runtimes import TARGETS, ExportError, Runner, opened_graph
 from kdad_bench.harness.scoring import Scorer
 from kdad_bench.harness.selection import device_from
 from kdad_bench.methods.checkpoint import load

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdad_bench.harness.export_graph import ExportError, Graph, Portable, graph_of, resized
-from kdad_bench.harness.export_runtimes import TARGETS, missing, opened_graph, write_graph
+from kdad_bench.harness.export_graph import Portable, graph_of, resized
+from kdad_bench.harness.export_runtimes import TARGETS, ExportError, Graph, missing, opened_graph, write_graph
 from kdad_bench.kernels import formulas
 from kdad_bench.methods import METHODS
 from kdad_bench.methods.protocol import Method, Scores
