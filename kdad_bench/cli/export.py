@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     help="False-alarm rate that the threshold is to keep.",
 )
 @click.option(
-    "--tolerance", type=Number(min=0.0), help="Relative difference that is accepted.  [default: 1e-3; int8: 0.5]"
+    "--tolerance", type=Number(min=0.0), help="Relative difference that is accepted.  [default: 1e-3; int8: 0.3]"
 )
 @click.option("--json", "as_json", is_flag=True, help="export.json on stdout.")
 def export(as_json: bool, **given: Any) -> None:

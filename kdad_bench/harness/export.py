@@ -136,7 +136,9 @@ def source_of(wanted: Wanted) -> Source:
         found.insert(0, normals.held_out)
     if not found:
         raise SelectionError(f"{normals.why}: nothing to compare on; name images with --check-on, or --data-root")
-    return Source(name=name, method=method, kept=kept, normals=normals, sets=(*found, drawn(kept.resolution)))
+    if not wanted.int8:  # its ranges are those of photographs: nothing is promised beyond them
+        found.append(drawn(kept.resolution))
+    return Source(name=name, method=method, kept=kept, normals=normals, sets=tuple(found))
 
 
 def written(wanted: Wanted, source: Source, graph: Graph, place: Path) -> Exported:

@@ -150,3 +150,16 @@ def test_a_score_that_counts_its_images_gets_a_graph_for_one() -> None:
         return Scores(heat.amax((1, 2)), heat)
 
     assert graph_of(Toy(score), 32).batch == 1  # type: ignore[arg-type]
+
+
+def test_8_bits_reach_the_convolutions_alone(tmp_path: Path) -> None:
+    lacking = missing("openvino", int8=True)
+    if lacking:
+        pytest.skip(lacking)
+    method, graph = fitted("stfpm")
+    images = pixels(4)
+    write_graph(graph, "openvino", tmp_path, [images[k : k + 1] for k in range(4)])
+    text = (tmp_path / "graph.xml").read_text()
+    assert text.count('type="FakeQuantize"') > 20
+    found = apart(method, opened_graph("openvino", tmp_path, graph.batch)(images), images)
+    assert 1e-5 < found < 1.0
