@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kdad_bench.cli import VARIABLES, cli
+from kdad_bench.harness.choices import PRESETS
 from kdad_bench.kernels import dispatch
 from kdad_bench.leaderboard import store
 from kdad_bench.methods import METHODS
@@ -326,13 +327,13 @@ def test_a_results_folder_that_is_a_file_is_refused(tiny_tree: Path, tmp_path: P
     assert path.read_text() == "mine"
 
 
-def test_every_method_has_an_entry_of_its_own_name_with_both_presets() -> None:
+def test_every_method_has_an_entry_of_its_own_name_with_every_preset() -> None:
     from kdad_bench.methods import entry
 
     for name in METHODS:
         found = entry(name)
         assert found.name == name
-        assert set(found.presets) == {"quick", "paper"}
+        assert set(found.presets) == set(PRESETS)
 
 
 def moving_away(monkeypatch: pytest.MonkeyPatch, out: Path, moved: Path) -> None:
