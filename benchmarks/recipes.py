@@ -17,6 +17,7 @@ from collections import defaultdict
 from statistics import mean
 
 from kdad_bench.leaderboard.store import read
+from kdad_bench.methods import entry
 
 # method -> candidates: what each sets apart from the preset; the first is the preset as it stands
 Candidates = dict[str, tuple[dict[str, object], ...]]
@@ -43,9 +44,12 @@ CANDIDATES = {"quick": QUICK, "standard": STANDARD}
 SMALL: dict[str, object] = {"image_size": 128, "resolution": 128, "steps": 150}
 
 
-def label(preset: str, candidate: dict[str, object]) -> str:
-    """The preset's label in rows."""
-    said = candidate if preset == "quick" else {**SMALL, **candidate}
+def label(preset: str, method: str, candidate: dict[str, object]) -> str:
+    """The preset's label in rows: what differs from the preset's own settings."""
+    own = entry(method).presets[preset]
+    said = {name: setting for name, setting in candidate.items() if getattr(own, name) != setting}
+    if preset != "quick":
+        said |= {name: setting for name, setting in SMALL.items() if getattr(own, name, None) != setting}
     inside = ",".join(f"{name}={said[name]}" for name in sorted(said))
     return f"{preset}[{inside}]" if inside else preset
 
@@ -81,7 +85,7 @@ def main() -> None:
     print("| method | recipe | jobs | image AUROC | AUPRO@0.3 | mean of both |")
     print("|---|---|---:|---:|---:|---:|")
     for method in methods:
-        names = [label(given.preset, candidate) for candidate in candidates[method]]
+        names = [label(given.preset, method, candidate) for candidate in candidates[method]]
         scores = {name: tuple(map(mean, zip(*found[method, name], strict=True))) for name in names}
         best = max(names, key=lambda name: mean(scores[name]))
         for name in names:

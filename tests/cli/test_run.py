@@ -276,7 +276,7 @@ def test_a_label_names_only_what_changed_the_job(tiny_tree: Path, tmp_path: Path
     arguments = ("--dataset", f"folder:{tiny_tree}", "--category", "bolt", "--seeds", "1", "--dry-run", "--json")
     found = run("--method", "pixel_mean", "--method", "stfpm", *arguments, "--set", "learning_rate=0.1")
     presets = [json.loads(line).get("preset") for line in found.stdout.splitlines()]
-    assert presets[:2] == ["quick", "quick[learning_rate=0.1]"]
+    assert presets[:2] == ["standard", "standard[learning_rate=0.1]"]
 
 
 def test_what_a_finished_job_lacks_is_told(tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
