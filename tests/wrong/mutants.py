@@ -271,6 +271,7 @@ HARMLESS: Mapping[str, str] = {
     r"  \|  @dataclass\(": "how a class is declared: for readers and the type checker",
     r"^True -> False( #\d+)?  \|  .*strict=True\)": "a guard: the lists are as long as one another",
     r"(anomaly_map|pixel_discrepancy)\((\w+), (\w+), .* -> \1\(\3, \2, ": "the distance is symmetric",
+    r"\b(max|min)\((.*), (.*)\) -> \1\(\3, \2\)": "the larger or smaller of two, whichever comes first",
     r"persistent=False": "whether a constant is saved with the weights",
 }
 # (module, its line, "before -> after") -> why no test can notice it
