@@ -31,13 +31,11 @@ QUICK: Candidates = {
     "fractalad": ({}, {"learning_rate": 0.001}, {"kd": True, "weight_decay": 0.001}),
 }
 STANDARD: Candidates = {
-    "stfpm": ({}, {"learning_rate": 0.8}),
+    "stfpm": ({}, {"learning_rate": 0.4}),
     "rd4ad": ({}, {"learning_rate": 0.01}),
-    "eca_mskdad": ({}, {"learning_rate": 0.8}),
-    "dskd": ({}, {"learning_rate": 0.01}),
-    "bmkd": ({}, {"learning_rate": 0.01}),
-    "mkd": ({}, {"value_weight": 0.01}, {"scored": 2}),
-    "fractalad": ({}, {"kd": True, "weight_decay": 0.001}),
+    "eca_mskdad": ({}, {"learning_rate": 0.4}),
+    "mkd": ({}, {"value_weight": 0.01}),
+    "fractalad": ({}, {"kd": False, "weight_decay": 0.01}),
 }
 CANDIDATES = {"quick": QUICK, "standard": STANDARD}
 # of every candidate of a standard recipe: a quarter of the pixels and half the steps, so that choosing is quick

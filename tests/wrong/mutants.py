@@ -278,6 +278,11 @@ HARMLESS: Mapping[str, str] = {
 EQUIVALENT: Mapping[tuple[str, str, str], str] = {
     ("augmentation", "happens = chance[:3] < s.probability", "3 -> 4"): "a fourth row is never read",
     (
+        "backbones.weights",
+        'tensors = torch.load(path, map_location="cpu", weights_only=True)',
+        "torch.load(path, map_location='cpu', weights_only=True) -> torch.load(path, map_location='cpu')",
+    ): "torch's own default in every release that is taken",
+    (
         "training.loop",
         "with torch.no_grad():",
         "with torch.no_grad(): taps = tuple((tap[chosen] for tap in c ... hod.teacher(batch_images) -> "
