@@ -143,7 +143,7 @@ def run(**given: Any) -> None:
 
     busy = busy_elsewhere()  # before torch is imported: that is work too
     with outlived(), answered():
-        from kdad_bench.harness.workforce import workforce
+        from kdad_bench.harness.workforce import hint, workforce
 
         options = options_of(given)
         console = console_for(options)
@@ -156,6 +156,7 @@ def run(**given: Any) -> None:
         say_what_is_not_redone(found, console)
         if found.left:
             say_that_it_is_busy(busy, console)
+            say(hint(found.left, force), console)
         began = time.perf_counter()
         endings: list[tuple[Job, Ending]] = []
         if not run_jobs(found, options, force, console, endings):
@@ -238,6 +239,12 @@ def say_that_it_is_busy(busy: float, console: Console) -> None:
             f"other work keeps {busy:.0%} of the processors busy: times will be too long, accuracies stay the same",
             markup=False,
         )
+
+
+def say(words: str, console: Console) -> None:
+    """A line, if there is anything to say."""
+    if words:
+        console.print(words, markup=False)
 
 
 def say_what_is_not_redone(found: Agenda, console: Console) -> None:

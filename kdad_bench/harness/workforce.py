@@ -17,6 +17,7 @@ from kdad_bench.harness.options import RunOptions
 
 START_SECONDS = 6.0  # until worker processes have imported torch and all methods and take jobs, all cores busy with it
 WORKER_BYTES = 1 << 30  # of a worker, before the images and the step of its job
+LONG_SECONDS = 120.0  # of a run, by the rule of thumb, from which idle cores are worth a word
 STEP_BYTES = 2048  # of each pixel of a training batch: activations, gradients and optimiser state of a ResNet
 
 
@@ -49,6 +50,17 @@ def workforce(jobs: Sequence[Job], options: RunOptions) -> Workforce:
     if options.workers is None and not processes and not worth_it(jobs, workers):
         workers = 1
     return Workforce("local" if processes or workers > 1 else "in-process", workers, threads)
+
+
+def hint(jobs: Sequence[Job], force: Workforce) -> str:
+    """What a person may do about cores that a long run leaves idle; empty where it is short or leaves none."""
+    left = allowance.cores() // max(1, force.workers)
+    if force.threads != 1 or force.executor == "ray" or left < 2 or sum(map(rule_of_thumb, jobs)) < LONG_SECONDS:
+        return ""
+    return (
+        f"jobs compute with one thread, so that their numbers are those of any run: --threads {left} is faster here "
+        "and rounds sums otherwise"
+    )
 
 
 def side_by_side(jobs: Sequence[Job], threads: int) -> int:
