@@ -113,9 +113,8 @@ def test_guests_are_threads_that_come_and_go() -> None:
         assert process.num_threads() <= before
 
 
-@pytest.mark.parametrize("name", ["stfpm", "rd4ad"])
-def test_giving_way_in_the_middle_of_a_training_changes_no_number(name: str) -> None:
-    plain, moved, images = small_method(name, steps=6), small_method(name, steps=6), normals(12, seed=1)
+def test_giving_way_in_the_middle_of_a_training_changes_no_number() -> None:
+    plain, moved, images = small_method("rd4ad", steps=4), small_method("rd4ad", steps=4), normals(8, seed=1)
     losses: dict[str, list[dict[str, float]]] = {"plain": [], "moved": []}
     guests = Guests(2)
 

@@ -100,7 +100,7 @@ def test_a_job_on_a_cpu_has_one_thread_whatever_the_machine(
     cores: int, said: dict[str, Any], tiny_tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(monkeypatch, cores)
-    assert workforce(long_jobs(tiny_tree, 5), options_from(said)).threads == 1
+    assert workforce(long_jobs(tiny_tree, 3), options_from(said)).threads == 1
 
 
 def test_more_images_and_larger_batches_leave_room_for_fewer_workers(tiny_tree: Path) -> None:
