@@ -12,7 +12,7 @@ from kdad_bench.harness.calibration import calibrations, unknown_kinds
 from kdad_bench.harness.estimate import estimate, history_path, kind_of, makespan, read_history, remember
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.run import WeightsError
-from kdad_bench.methods.stfpm import STFPM
+from kdad_bench.methods.stfpm import Stfpm
 from tests.harness.planned import jobs_of
 
 
@@ -101,13 +101,13 @@ def test_a_calibration_ends_where_its_time_does_and_after_a_few_steps(
     tiny_tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[int] = []
-    loss = STFPM.loss
+    loss = Stfpm.loss
 
-    def counted(self: STFPM, batch: object) -> object:
+    def counted(self: Stfpm, batch: object) -> object:
         steps.append(1)
         return loss(self, batch)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(STFPM, "loss", counted)
+    monkeypatch.setattr(Stfpm, "loss", counted)
     jobs = jobs_of(tiny_tree, overrides={"image_size": 64, "steps": 10**6}, resolution=64)
     stfpm = [job for job in jobs if job.method == "stfpm"]
     assert calibrations(stfpm, 1, seconds=-1.0) == {}
