@@ -73,6 +73,8 @@ def refuse_contradictions(options: RunOptions) -> None:
                 raise SelectionError(f"--{name} is for --executor ray; add that, or leave it out")
     if options.executor == "ray" and options.workers > 1:
         raise SelectionError("--workers is for --executor local; Ray runs as many jobs as its cluster has CPUs")
+    if options.time_every_job and options.measure_speed:
+        raise SelectionError("--time-every-job and --measure-speed: speed is taken from the jobs or alone, not both")
     if options.tensorboard and find_spec("tensorboard") is None:
         raise SelectionError("--tensorboard needs the tensorboard package: pip install tensorboard")
     refuse_urls_that_cannot_serve(options)
