@@ -33,6 +33,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(_TRIM_THRESHOLD, 1 << 30)
 
 
+def give_freed_memory_back() -> None:
+    """Return to the system what a training freed and `keep_freed_memory` kept: what follows needs less. glibc only."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def make_room_for_other_work() -> float:
     """The share of the processors that other work holds; if that is much, threads here spin less for each other.
 

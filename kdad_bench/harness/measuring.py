@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from kdad_bench.harness.perform import reason_of
 from kdad_bench.harness.speed import measure
 from kdad_bench.harness.speed_key import configuration, key_of, learns_its_cost
 from kdad_bench.leaderboard import measurement, store
+from kdad_bench.leaderboard.folder import MissingFolder, open_folder
 from kdad_bench.leaderboard.measurement import Measurement
 from kdad_bench.leaderboard.row import Row
 
@@ -72,7 +73,7 @@ class Group:
         return sorted(self.jobs, key=lambda job: len(job.category.train))[(len(self.jobs) - 1) // 2]
 
 
-def wanted(found: Agenda, rows: Iterable[Row], options: RunOptions) -> tuple[list[Wanted], list[NotMeasured]]:
+def wanted(found: Agenda, rows: Sequence[Row], options: RunOptions) -> tuple[list[Wanted], list[NotMeasured]]:
     """(what to measure for the finished jobs of a run, a line for rows of other machines). Raises StoreError.
 
     `rows` are those of this run; what was kept is looked up. Without a word about it, rows with figures of their own
@@ -82,7 +83,12 @@ def wanted(found: Agenda, rows: Iterable[Row], options: RunOptions) -> tuple[lis
         return [], []
     known = {id: Known(row.schema_version, row.speed_key) for id, row in found.kept.items() if row.status == "ok"}
     known |= {row.job_id: Known(row.schema_version, row.speed_key) for row in rows if row.status == "ok"}
-    there = measurement.read(found.work.out)
+    try:
+        there = measurement.found(open_folder(found.work.out))[0]
+    except MissingFolder:  # lost, with the rows that were kept in it
+        if not rows:
+            return [], []
+        there = {}
     groups, strange = grouped([job for job in found.jobs if job.id in known], known)
     if not options.measure_speed:
         keep_quiet_ones(groups, found.work.out, there)

@@ -16,7 +16,7 @@ from kdad_bench import datasets
 from kdad_bench.datasets.splits import FRACTION
 from kdad_bench.harness import clock
 from kdad_bench.harness.cost import cost_of
-from kdad_bench.harness.environment import describe, keep_freed_memory
+from kdad_bench.harness.environment import describe, give_freed_memory_back, keep_freed_memory
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.judging import judged
 from kdad_bench.harness.late_fusion import FusedModalities
@@ -59,6 +59,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         train_seconds = time.perf_counter() - start
         train_images = len(normal)
         del normal
+        give_freed_memory_back()
 
         start = time.perf_counter()
         test = test_set(job)

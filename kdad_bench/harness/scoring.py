@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -54,8 +55,18 @@ def scored(method: Method, images: Pixels, batch: int, name: str, device: torch.
             whole = whole or Scores(*(value.new_empty((len(images), *value.shape[1:])) for value in part))
             for all_of_it, value in zip(whole, part, strict=True):
                 all_of_it[start : start + size] = value
+            let_go_of(images)
     assert whole is not None
     return whole
+
+
+def let_go_of(images: Pixels) -> None:
+    """Take the pages of a mapped file out of this process; they stay in the system's cache, to be read again."""
+    mapped: Any = None if isinstance(images, Tensor) or images.flags.writeable else images
+    while isinstance(mapped, np.ndarray):
+        mapped = mapped.base
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def on_device(images: Pixels, device: torch.device) -> Tensor:

@@ -31,8 +31,8 @@ def key_of(job: Job) -> str:
 def configuration(job: Job) -> dict[str, Any]:
     """Everything that the speed of a job's method depends on, on this machine.
 
-    Neither category, seed, budget nor weights are among it. The data set is, with the preset's label, where what a method keeps
-    of the normal images may make its scoring dearer (`learns_its_cost`).
+    Neither category, seed, budget nor weights are among it. The data set is, with the preset's label, where what a
+    method keeps of the normal images may make its scoring dearer (`learns_its_cost`).
     """
     device = job.device.partition(":")[0]
     learns = learns_its_cost(job)
