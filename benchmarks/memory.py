@@ -1,7 +1,7 @@
 """What one job costs in memory against the number of test images and their size: python benchmarks/memory.py.
 
     python benchmarks/memory.py                                   # the whole table
-    python benchmarks/memory.py --images 1056 --side 256          # one cell of it, for each method
+    python benchmarks/memory.py --images 1056 --side 256           # one cell of it, for each method
 
 Each cell is one job, as `kdad-bench run` runs it, in a process of its own; the figure is the peak of the whole process,
 libraries and pages of mapped files included, as the kernel counted it. Images are loaded and judged at `side` px; the
@@ -110,6 +110,7 @@ def main() -> None:
             category(root, side, count)
             for method in given.method:
                 found[method, side, count] = cell(method, side, count, root, cache)
+                print(f"{method}, {side} px, {count} images: {found[method, side, count]:.0f} MB", file=sys.stderr)
     for method, side in itertools.product(given.method, given.side):
         peaks = [found.get((method, side, count)) for count in given.images]
         cells = " | ".join("-" if peak is None else f"{peak:.0f}" for peak in peaks)

@@ -129,7 +129,7 @@ def test_percentiles_and_the_first_image_are_those_of_the_calls(monkeypatch: pyt
 class Still:
     """A method whose networks are never called."""
 
-    class settings:  # noqa: N801
+    class settings:
         image_size = 32
         precision = "fp32"
 
