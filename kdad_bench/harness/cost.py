@@ -27,7 +27,7 @@ def cost_of(method: Method, pixels: Any, job: Job, *, timed: bool) -> dict[str, 
 
     `pixels` are uint8 images [N, 3 M, R, R], of which as many as the largest batch are brought to the job's device.
     """
-    quick = job.preset.startswith("quick")
+    quick = is_quick(job)
     images = as_images(pixels[: max(batches_of(quick)) if timed else 1], torch.device(job.device))
     found: dict[str, Any] = {**operations(method, images[:1]), **weights(method)}
     if timed:
@@ -75,6 +75,11 @@ def one_thread(method: Method, images: Tensor, *, quick: bool) -> dict[str, floa
         "one_thread_latency_p99_ms": single.p99_ms,
         "one_thread_images_per_second": many[0][1],
     }
+
+
+def is_quick(job: Job) -> bool:
+    """Whether the short timing budgets apply: those of every preset but the papers'."""
+    return not job.preset.startswith("paper")
 
 
 def budgets(quick: bool) -> tuple[clock.Budget, clock.Budget]:

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdad_bench.harness.cost import batches_of, latencies, one_thread, throughput
+from kdad_bench.harness.cost import batches_of, is_quick, latencies, one_thread, throughput
 from kdad_bench.harness.environment import MOST_BUSY, describe, keep_freed_memory
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.run import build, normals, synchronise
 from kdad_bench.harness.scoring import as_images
-from kdad_bench.harness.speed_key import configuration, is_quick, key_of
+from kdad_bench.harness.speed_key import configuration, key_of
 from kdad_bench.leaderboard.measurement import Measurement
 from kdad_bench.methods import entry
 from kdad_bench.methods.protocol import Method

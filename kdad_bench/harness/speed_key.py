@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from kdad_bench import __version__, kernels
+from kdad_bench.harness.cost import is_quick
 from kdad_bench.harness.environment import cpu_model, kernels_path
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.output import Work
@@ -55,11 +56,6 @@ def configuration(job: Job) -> dict[str, Any]:
         "kernels": kernels_path(kernels, device),
         **data,
     }
-
-
-def is_quick(job: Job) -> bool:
-    """Whether the short timing budgets of the `quick` preset apply."""
-    return job.preset.startswith("quick")
 
 
 def learns_its_cost(job: Job) -> bool:
