@@ -270,13 +270,18 @@ HARMLESS: Mapping[str, str] = {
     r"memory_format=torch\.channels_last.* -> (?!.*memory_format)": "the layout in memory only",
     r"  \|  @dataclass\(": "how a class is declared: for readers and the type checker",
     r"^True -> False( #\d+)?  \|  .*strict=True\)": "a guard: the lists are as long as one another",
-    r"(anomaly_map|pixel_discrepancy)\((\w+), (\w+), .* -> \1\(\3, \2, ": "the distance is symmetric",
+    r"(anomaly_map|pixel_discrepancy|distillation_loss)\((\w+), (\w+), .* -> \1\(\3, \2, ": "the distance is symmetric",
     r"\b(max|min)\((.*), (.*)\) -> \1\(\3, \2\)": "the larger or smaller of two, whichever comes first",
     r"persistent=False": "whether a constant is saved with the weights",
 }
 # (module, its line, "before -> after") -> why no test can notice it
 EQUIVALENT: Mapping[tuple[str, str, str], str] = {
     ("augmentation", "happens = chance[:3] < s.probability", "3 -> 4"): "a fourth row is never read",
+    (
+        "checkpoint",
+        "state = {key: value.detach().cpu().contiguous() for key, value in method.module.state_dict().items()}",
+        "value.detach() -> value",
+    ): "a state_dict is detached",
     (
         "backbones.weights",
         'tensors = torch.load(path, map_location="cpu", weights_only=True)',
