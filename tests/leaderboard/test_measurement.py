@@ -108,6 +108,8 @@ def test_a_compaction_leaves_the_measurement_where_it_is(tmp_path: Path) -> None
     before = store.read(tmp_path).table
     store.compact(tmp_path)
     assert store.read(tmp_path).table.equals(before)
+    (tmp_path / made().file_name).unlink()
+    assert {line["latency_ms"] for line in store.read(tmp_path).rows()} == {None}, "the rows hold no copy of it"
     measurement.write(made(latency_ms=9.0), tmp_path)
     assert {line["latency_ms"] for line in store.read(tmp_path).rows()} == {9.0}
 
