@@ -12,6 +12,7 @@ from typing import NamedTuple
 from kdad_bench.files import CacheError, cache_folder
 from kdad_bench.harness.agenda import Agenda
 from kdad_bench.harness.environment import MOST_BUSY
+from kdad_bench.harness.giving_way import giving_way
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.options import RunOptions
 from kdad_bench.harness.perform import reason_of
@@ -171,7 +172,7 @@ def measured(todo: Sequence[Wanted], out: str, *, anew: bool = False) -> Iterato
     """
     for one in todo:
         try:
-            with machine():
+            with machine(), giving_way():
                 there = None if anew else measurement.read(out).get(one.key)
                 made = one.kept or there or measure(one.job, one.covers)
                 if made is not there:
