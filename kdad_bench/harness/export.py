@@ -104,8 +104,8 @@ def export(wanted: Wanted) -> Report:
     began = time.perf_counter()
     refuse_contradictions(wanted)
     source = source_of(wanted)
-    graph = graph_of(source.method, source.kept.resolution)
     with unfinished(wanted.folder) as place:
+        graph = graph_of(source.method, source.kept.resolution)
         found = written(wanted, source, graph, place)
         write_text_whole(place / FILE, found.model_dump_json(indent=2) + "\n")
     return Report(folder=wanted.folder, exported=found, seconds=time.perf_counter() - began)
@@ -244,12 +244,13 @@ def versions_of_rounding() -> dict[str, str]:
 
 @contextmanager
 def unfinished(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its place at the end; gone if that is never reached. Raises OSError."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    place = folder.parent / f".{folder.name[:100]}.{secrets.token_hex(6)}.tmp"
+    """A folder near `folder` that takes its place at the end; gone if that is never reached. Raises OSError."""
+    near = next(parent for parent in folder.absolute().parents if parent.exists())
+    place = near / f".{folder.name[:100]}.{secrets.token_hex(6)}.tmp"
     place.mkdir()
     try:
         yield place
+        folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists():
             shutil.rmtree(folder)
         place.replace(folder)

@@ -145,7 +145,7 @@ def test_a_graph_that_says_something_else_is_refused_and_nothing_is_left(
     assert (code, output) == (1, "")
     assert words in errors
     assert errors.count("\n") == 1
-    assert content(tmp_path) == [tmp_path / "new"]
+    assert content(tmp_path) == []
 
 
 def test_a_flipped_decision_is_refused_however_near_the_score(
