@@ -54,6 +54,10 @@ def program_of(
     mode: Literal["symbolic", "fake"] = "symbolic" if open_batch else "fake"
     with torch.no_grad(), Portable():
         traced = make_fx(scores, decomposition_table=table, tracing_mode=mode, _allow_non_fake_inputs=True)(images)
+    if open_batch:
+        count = next(iter(traced.graph.nodes)).meta["val"].shape[0]
+        if count.node.maybe_as_int() is not None:  # the trace now holds the number of the examples
+            raise ValueError("it counts its images")
     shapes: Any = ({0: Dim("batch", min=1, max=MOST_IMAGES)},) if open_batch else None
     return export(traced, (images,), dynamic_shapes=shapes)
 
