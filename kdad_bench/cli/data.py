@@ -65,7 +65,7 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("dataset", type=DataSetName(lambda one: one.archive))
+@click.argument("dataset", type=DataSetName(lambda one: one.archive or one.page))
 @data_folder
 @click.option("--accept-license", is_flag=True, help="Accept the licence of the data set without being asked.")
 @click.option("--url", help="Another address of the archive: a mirror.")
@@ -91,7 +91,10 @@ def fetch(
     from kdad_bench.datasets.finding import at_home
     from kdad_bench.datasets.verify import count
 
-    source = fetching.source_of(dataset)
+    try:
+        source = fetching.source_of(dataset)
+    except DatasetError as error:
+        raise BadInput(str(error)) from error
     if url is not None and archive is not None:
         raise click.UsageError("--url and --archive exclude each other")
     if sha256 is not None and (len(sha256) != 64 or any(letter not in "0123456789abcdefABCDEF" for letter in sha256)):

@@ -14,7 +14,7 @@ from kdad_bench.datasets.category import DatasetError, Sample, printable
 from kdad_bench.datasets.decoding import image_size, mask_of, open_image
 from kdad_bench.datasets.entry import Counts, Entry, Layout
 from kdad_bench.datasets.finding import expanded, strays
-from kdad_bench.datasets.listing import Unused, is_folder
+from kdad_bench.datasets.listing import Unused, is_folder, remarks
 from kdad_bench.datasets.stand_in import PREFIX
 from kdad_bench.datasets.survey import Survey
 from kdad_bench.datasets.table import entries
@@ -32,6 +32,7 @@ class CategoryReport:
     types: list[str] = field(default_factory=list)
     masks: int = 0
     scans: int = 0
+    unlabelled: int = 0  # test images whose labels are not published
     published: dict[str, int] | None = None  # the published numbers, where the category has a table
     problems: list[str] = field(default_factory=list)  # what makes results wrong or a run fail
     notes: list[str] = field(default_factory=list)  # what is worth knowing
@@ -76,8 +77,9 @@ def _report(root: Path, against: str | None, done: Callable[[str], None], *, exa
     tables = entries(lambda one: one.published)
     if against not in (None, "none", *tables):
         raise DatasetError(f"no published table '{against}'; have: {', '.join(tables)}, none")
-    layout, folders = _read(root)
-    original = tables.get(against or "") if against else _recognised(tables, layout, list(folders))
+    asked = tables.get(against or "")
+    layout, folders = _read(root, asked)
+    original = asked if against else _recognised(tables, layout, list(folders))
     title = original.name if original is not None else None
     report = Report(path=printable(str(root)), compared_with=title, categories=[])
     single = root in folders.values()
@@ -90,18 +92,21 @@ def _report(root: Path, against: str | None, done: Callable[[str], None], *, exa
     if absent and not single:  # a part of a data set is no fault unless the whole was asked for
         line = f"{root}: categories of {title} that are not there: {', '.join(absent)}"
         (report.problems if against else report.notes).append(line)
+    if original is not None and not absent and not single:
+        _compare_totals(report, original)
     return report
 
 
-def _read(root: Path) -> tuple[Layout, dict[str, Path]]:
-    """The first layout of any data set that finds a category in `root`, those of folders before all others."""
-    if not is_folder(root):
+def _read(root: Path, asked: Entry | None) -> tuple[Layout, dict[str, Path]]:
+    """The first layout that finds a category in `root`: of those of the data set asked for, of folders, of any."""
+    if not is_folder(root) and not root.is_file():
         raise DatasetError(f"{root}: no such folder")
     every = sorted(entries().values(), key=lambda one: not one.takes_path)
-    for layout in dict.fromkeys(layout for one in every for layout in one.layouts):
+    first = [asked, *every] if asked is not None else every
+    for layout in dict.fromkeys(layout for one in first for layout in one.layouts):
         if folders := layout.categories(root):
             return layout, folders
-    raise DatasetError(f"{root}: no category there; the layout is {every[0].layouts[-1].text}")
+    raise DatasetError(f"{root}: no category there; the layout is {first[0].layouts[-1].text}")
 
 
 def _plain(name: str) -> str:
@@ -149,16 +154,25 @@ def _count(found: CategoryReport, survey: Survey) -> None:
     found.scans = sum(sample.scan is not None for sample in survey.samples)
     found.problems += [*survey.faults, *(f"{path}: the scan is missing" for path in survey.absent_scans)]
     found.problems += [*map(_line, survey.unused), *survey.doubts]
+    found.unlabelled = len(survey.unlabelled)
+    found.notes += remarks(survey.unlabelled)
+
+
+NUMBERS = ("train", "validation", "test_good", "test_anomalous", "unlabelled")
+
+
+def _compare_totals(report: Report, original: Entry) -> None:
+    """Compare the sums over all categories, where single ones are not published."""
+    have = {key: sum(getattr(one, key) for one in report.categories) for key in NUMBERS}
+    differing = [f"{key} {have[key]} and not {value}" for key, value in original.totals.items() if have[key] != value]
+    if differing:
+        line = f"{report.path}: all categories together differ from the published numbers: {', '.join(differing)}"
+        (report.problems if original.confirmed else report.notes).append(line)
 
 
 def _compare(found: CategoryReport, counts: Counts, *, confirmed: bool) -> None:
-    wanted = {
-        "train": counts.train,
-        "validation": counts.validation,
-        "test_good": counts.test_good,
-        "test_anomalous": counts.test_anomalous,
-        "types": len(counts.types),
-    }
+    known = {**{key: getattr(counts, key) for key in NUMBERS}, "types": len(counts.types)}
+    wanted = {key: value for key, value in known.items() if value is not None}
     found.published = wanted
     have = {**asdict(found), "types": len(found.types)}
     differing = [f"{key} {have[key]} and not {value}" for key, value in wanted.items() if have[key] != value]
