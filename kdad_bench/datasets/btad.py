@@ -57,6 +57,7 @@ BTAD = Entry(
         unpacked_bytes=6_000_000_000,
     ),
     published=PUBLISHED,
+    closed=True,
     confirmed=False,
     subjects=SUBJECTS,
     drawn_files=_files,

@@ -70,6 +70,7 @@ class Entry:
     archive: Archive | None = None
     page: str = ""  # where a person can get it, if there is no archive that a program can fetch
     published: Mapping[str, Counts] = field(default_factory=dict)  # category -> what a complete copy holds
+    closed: bool = False  # a tree with none of the published categories is another data set
     confirmed: bool = True  # whether every published number is; differences are notes where they are not
     totals: Mapping[str, int] = field(default_factory=dict)  # numbers of all categories together, as in `Counts`
     subjects: Mapping[str, Subject | Solid] = field(default_factory=dict)  # category -> what its stand-in shows

@@ -120,15 +120,20 @@ def located(dataset: str, data_root: Path | None, names: Sequence[str] = ()) -> 
 
 
 def _of_its_own(place: Place) -> Place:
-    """`place`, if any of its categories is one of the data set; raises DatasetError for the tree of another one."""
-    published = place.entry.published
-    if published and not {name.removeprefix(PREFIX) for name in place.categories} & set(published):
-        have, wanted = (", ".join(list(names)[:SHOWN]) for names in (place.categories, published))
-        raise DatasetError(
-            f"{place.root}: none of its {len(place.categories)} categories ({have}, ...) is one of {place.entry.title} "
-            f"({wanted}, ...); is it another data set? name it folder:{place.root}"
-        )
-    return place
+    """`place`, unless it is the tree of another data set; raises DatasetError then.
+
+    It is one if none of its categories is published for its own, and one is for another, or `closed` excludes others.
+    """
+    names = {name.removeprefix(PREFIX) for name in place.categories}
+    others = [one.title for one in entries(lambda one: names & set(one.published)).values()]
+    if not place.entry.published or place.entry.title in others or not (others or place.entry.closed):
+        return place
+    have, wanted = (", ".join(list(some)[:SHOWN]) for some in (place.categories, place.entry.published))
+    other = others[0] if others else "another data set"
+    raise DatasetError(
+        f"{place.root}: none of its {len(place.categories)} categories ({have}) is one of {place.entry.title} "
+        f"({wanted}, ...); is it {other}? move it under that name, or name it folder:{place.root}"
+    )
 
 
 def _root(one: Entry, data_root: Path | None) -> Path:

@@ -47,6 +47,7 @@ MPDD = Entry(
     folders=("mpdd", "MPDD"),
     page="https://github.com/stepanje/MPDD",
     published=PUBLISHED,
+    closed=True,
     confirmed=False,
     subjects=SUBJECTS,
 )

@@ -108,6 +108,7 @@ MVTEC_AD_2 = Entry(
         unpacked_bytes=33_000_000_000,
     ),
     published=PUBLISHED,
+    closed=True,
     totals=TOTALS,
     subjects=SUBJECTS,
     drawn_counts={name: _counts(name, *(part[name] for part in _DRAWN)) for name in PRIVATE},

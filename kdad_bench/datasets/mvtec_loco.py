@@ -84,6 +84,7 @@ MVTEC_LOCO = Entry(
         unpacked_bytes=6_500_000_000,
     ),
     published=PUBLISHED,
+    closed=True,
     subjects=SUBJECTS,
     drawn_files=_files,
     drawn_beside=_saturation,

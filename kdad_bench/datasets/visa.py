@@ -166,6 +166,7 @@ VISA = Entry(
         unpacked_bytes=2_000_000_000,
     ),
     published=PUBLISHED,
+    closed=True,
     subjects=SUBJECTS,
     drawn_files=_files,
     drawn_beside=_table,

@@ -105,7 +105,7 @@ def test_the_tree_of_another_data_set_is_refused_in_one_line(name: str, tmp_path
     done = command("run", "--method", "pixel_mean", "--dataset", name, "--data-root", tmp_path, "--dry-run")
     assert done.exit_code == 2
     (line,) = done.stderr.splitlines()
-    plain = "none of its 1 categories (bolt, ...) is one of" in line
+    plain = "none of its 1 categories (bolt) is one of" in line
     assert plain == (name in ("mpdd", "mvtec_loco", "visa"))
     assert plain or f"no {name} there" in line
 
@@ -133,6 +133,14 @@ def test_half_an_archive_is_refused_with_a_line_for_each_kind(
     done = command("run", "--method", "pixel_mean", "--dataset", root.name, "--data-root", tmp_path, "--dry-run")
     assert done.exit_code == 2
     assert "image to learn from" in done.stderr or "4 lines with an image that is not there" in done.stderr
+
+
+def test_the_tree_of_a_known_data_set_under_another_name_is_refused(tmp_path: Path) -> None:
+    write_tree(tmp_path / "mvtec_ad", ("candle", "cashew"), train=2, test=1)
+    with pytest.raises(DatasetError, match=r"none of its 2 categories \(candle, cashew\) is one of MVTec AD .* VisA\?"):
+        datasets.categories("mvtec_ad", tmp_path)
+    write_tree(tmp_path / "mvtec_ad", ("bottle",), train=2, test=1)
+    assert len(datasets.categories("mvtec_ad", tmp_path)) == 3
 
 
 def test_many_faults_of_one_kind_are_one_line(tmp_path: Path) -> None:
