@@ -11,6 +11,7 @@ together as a straight segment of the curve. They run on the CPU; maps on a GPU 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -242,7 +243,7 @@ def threshold_of(maps: Array) -> float | None:
         return None
     mean = float(np.mean([one.mean(dtype=np.float64) for one in values]))
     variance = float(np.mean([np.square(one - np.float64(mean)).mean() for one in values]))
-    return mean + DEVIATIONS * variance**0.5
+    return mean + DEVIATIONS * math.sqrt(variance)
 
 
 def seg_f1(maps: Array, index: RegionIndex, threshold: float) -> float | None:
@@ -252,7 +253,8 @@ def seg_f1(maps: Array, index: RegionIndex, threshold: float) -> float | None:
     if index.positions.size == 0:
         return None
     values = floating(numpy_of(maps))
-    limit = values.dtype.type(threshold)
+    with np.errstate(over="ignore"):
+        limit = values.dtype.type(threshold)
     if float(limit) > threshold:  # the largest score that is not above it
         limit = np.nextafter(limit, values.dtype.type(-np.inf))
     called = int(np.count_nonzero(values > limit))
