@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from kdad_bench.datasets.fetch import source_of
 from kdad_bench.datasets.synthetic.drawing import Canvas
 from kdad_bench.datasets.synthetic.embedded import drawn
 from kdad_bench.datasets.verify import count, verify
+from kdad_bench.leaderboard import store
 from tests.conftest import write_tree
 from tests.datasets.short import CATEGORY, SIDE, short
 
@@ -48,11 +50,30 @@ def test_a_short_stand_in_is_verified_and_run_from_end_to_end(
     (only,) = report.categories
     assert (only.train, only.test_good, only.test_anomalous, only.masks) == (4, 2, ANOMALOUS[name], ANOMALOUS[name])
     done = command("run", "--method", "pixel_mean", "--dataset", root.name, "--data-root", tmp_path, "--seeds", 1,
-                   "--out", tmp_path / "out", "--no-pictures", "--json")  # fmt: skip
+                   "--out", tmp_path / "out", "--no-pictures")  # fmt: skip
     assert done.exit_code == 0, done.output
-    (row,) = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
-    assert (row["status"], row["dataset"]) == ("ok", root.name)
-    assert 0 < row["pixel_auroc"] <= 1
+    assert ("not evaluated" in " ".join(done.output.split())) == (name == "mvtec_ad_2")
+    (row,) = store.read(tmp_path / "out").rows()
+    assert (row["status"], row["dataset"], row["synthetic"]) == ("ok", root.name, True)
+    for metric in ("pixel_auroc", "pixel_ap_small"):
+        assert 0 < row[metric] <= 1
+    assert (row["au_spro_05"] is not None) == (name == "mvtec_loco")  # it alone has a saturation
+    assert (row["seg_f1"] is not None) == (name in ("mvtec_ad_2", "mvtec_loco"))  # they ship normals of their own
+
+
+@pytest.mark.parametrize("name", [name for name in NEW if name != "mpdd"])
+def test_an_archive_with_the_files_of_a_data_set_is_fetched(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = short(name, tmp_path / "drawn", monkeypatch)
+    (root / stand_in.MARKER).unlink()
+    archive = Path(shutil.make_archive(str(tmp_path / "archive"), "zip" if name == "btad" else "gztar", root.parent))
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    done = command("data", "fetch", name, "--archive", archive, "--sha256", digest, "--out", tmp_path / "out",
+                   "--accept-license")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert datasets.entry(name).terms in done.stderr
+    assert [len(one.train) for one in datasets.categories(name, tmp_path / "out")] == [4]
 
 
 @pytest.mark.parametrize("name", NEW)
