@@ -143,7 +143,8 @@ def _accept(given: bool) -> None:
 def verify(path: Path, against: str | None, as_json: bool) -> None:
     """Examine a data set: numbers, unreadable or unused files, masks that do not fit, equal files in two splits.
 
-    Exit code 0 if it is sound, 1 if there is a problem, 2 if PATH holds no data set.
+    PATH is a folder, or a table of `tabular`. Exit code 0 if it is sound, 1 if there is a problem, 2 if PATH holds no
+    data set.
     """
     from kdad_bench.datasets import verify as verifying
     from kdad_bench.datasets.category import DatasetError

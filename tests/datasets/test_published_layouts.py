@@ -18,6 +18,7 @@ from kdad_bench.cli import cli
 from kdad_bench.datasets import stand_in
 from kdad_bench.datasets.category import DatasetError
 from kdad_bench.datasets.fetch import source_of
+from kdad_bench.datasets.photographs import ASIDE, photographs
 from kdad_bench.datasets.synthetic.drawing import Canvas
 from kdad_bench.datasets.synthetic.embedded import drawn
 from kdad_bench.datasets.verify import count, verify
@@ -162,6 +163,18 @@ def test_the_tree_of_a_known_data_set_under_another_name_is_refused(tmp_path: Pa
         datasets.categories("mvtec_ad", tmp_path)
     write_tree(tmp_path / "mvtec_ad", ("bottle",), train=2, test=1)
     assert len(datasets.categories("mvtec_ad", tmp_path)) == 3
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_masks_of_a_tree_are_no_photographs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = short(name, tmp_path, monkeypatch)
+    (found,) = datasets.categories(root.name, tmp_path)
+    taken = photographs([str(root)])
+    masks = {path for sample in found.test for path in sample.masks}
+    assert masks
+    assert not masks & set(taken.files)
+    assert {sample.path for sample in (*found.train, *found.test)} <= set(taken.files)
+    assert sum(one.files for one in taken.unused if one.why == ASIDE) == len(masks)
 
 
 def test_many_faults_of_one_kind_are_one_line(tmp_path: Path) -> None:
