@@ -29,7 +29,7 @@ from kdad_bench.datasets.category import Category, DatasetError
 from kdad_bench.datasets.decoding import MAX_BYTES, opened
 from kdad_bench.files import CacheError, cache_folder, sweep, write_text_whole, write_whole
 
-LAYOUT = "1"  # changes when decoding or the stored layout changes: old entries are then no longer found
+LAYOUT = "2"  # changes when decoding or the stored layout changes: old entries are then no longer found
 CHUNK = 1 << 20
 SEAL = b"kdad\x00crc"  # before the CRC-32 at the end of an array's file
 RACY_NS = 100_000_000  # a file changed so shortly ago may change again within one tick of its clock
