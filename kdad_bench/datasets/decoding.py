@@ -127,13 +127,15 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
     `data` are the bytes of the file where the caller has read them. Raises DatasetError with one line.
     """
     image = _header(path, io.BytesIO(read_bytes(path) if data is None else data))
-    pictures = getattr(image, "n_frames", 1) if image.format in ("TIFF", "PNG", "WEBP") else 1
-    if pictures > 1:
-        raise DatasetError(f"{path}: holds {pictures} pictures, of which one would be read; keep one in a file")
     try:
+        pictures = getattr(image, "n_frames", 1) if image.format in ("TIFF", "PNG", "WEBP") else 1
+        if pictures > 1:
+            raise DatasetError(f"{path}: holds {pictures} pictures, of which one would be read; keep one in a file")
         image.load()
         if image.getexif().get(0x0112, 1) != 1:
             return ImageOps.exif_transpose(image)
+    except DatasetError:
+        raise
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise _damaged(path, error) from error
     return image
@@ -171,10 +173,12 @@ def _channels(start: bytes, file: IO[bytes]) -> str:
         return ""
     import tifffile
 
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         file.seek(0)
         page = tifffile.TiffFile(file).pages.first
-        return f"{page.samplesperpixel} channels of {page.bitspersample} bits" if page.samplesperpixel > 1 else ""
+        channels, bits = int(page.samplesperpixel), int(page.bitspersample)
+        return f"{channels} channels of {bits} bits" if channels > 1 else ""
     except Exception:  # a damaged file has many ways to be so; it is told as one
         return ""
 
