@@ -15,6 +15,7 @@ from kdad_bench.datasets.decoding import image_size, mask_of, open_image
 from kdad_bench.datasets.entry import Counts, Entry, Layout
 from kdad_bench.datasets.finding import expanded, strays
 from kdad_bench.datasets.listing import Unused, is_folder, remarks
+from kdad_bench.datasets.saturation import Saturation, saturations, share_of
 from kdad_bench.datasets.stand_in import PREFIX
 from kdad_bench.datasets.survey import Survey
 from kdad_bench.datasets.table import entries
@@ -183,9 +184,13 @@ def _compare(found: CategoryReport, counts: Counts, *, confirmed: bool) -> None:
 
 def _examine(found: CategoryReport, survey: Survey) -> None:
     """Unreadable files, masks and scans that do not fit, and equal contents in two splits."""
-    blank = dict(survey.blank)
+    blank, known = dict(survey.blank), None
+    try:
+        known = saturations(survey.saturation) if survey.saturation is not None else None
+    except DatasetError as error:
+        found.problems.append(str(error))
     with ThreadPoolExecutor(cache.workers()) as pool:
-        for lines in pool.map(lambda sample: _image_problems(sample, blank.get(sample.path)), survey.samples):
+        for lines in pool.map(lambda sample: _image_problems(sample, blank.get(sample.path), known), survey.samples):
             found.problems += lines
         found.problems += [line for line in pool.map(_scan_problem, survey.samples) if line]
     splits = {"train": survey.train, "validation": survey.validation, "test": survey.test}
@@ -208,8 +213,8 @@ def _has_bytes(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def _image_problems(sample: Sample, blank: Path | None) -> list[str]:
-    """What is wrong with an image and with its masks; `blank` is the mask of a normal image."""
+def _image_problems(sample: Sample, blank: Path | None, known: dict[int, Saturation] | None) -> list[str]:
+    """What is wrong with an image and with its masks; `blank` is the mask of a normal image, `known` what saturates."""
     lines = []
     try:
         size = open_image(sample.path).size
@@ -219,6 +224,8 @@ def _image_problems(sample: Sample, blank: Path | None) -> list[str]:
                 lines.append(f"{path}: marks no pixel")
             if mask.doubt:
                 lines.append(f"{path}: the mask {mask.doubt}")
+            if known is not None and mask.marked.any():
+                share_of(path, mask, known)
         if blank is not None and mask_of(blank, size).marked.any():
             lines.append(f"{blank}: marks something in a normal image")
     except DatasetError as error:

@@ -474,6 +474,7 @@ def test_a_saturation_that_does_not_fit_is_one_line(
     with pytest.raises(DatasetError, match=said) as error:
         datasets.load_test(only(loco), SIDE)
     assert "\n" not in str(error.value)
+    assert sum(said in line for line in verify(loco.parent).categories[0].problems) == 1
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", "[[]]", '[{"pixel_value": 1}]', '"x"', "[" * 5000])
