@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from kdad_bench import datasets
 from kdad_bench.datasets import stand_in
@@ -40,3 +42,9 @@ def short(name: str, out: Path, patch: pytest.MonkeyPatch, category: str = "") -
     patch.setitem(sys.modules, module.__name__, module)
     patch.setitem(datasets.DATASETS, name, f"{module.__name__}:SHORT")
     return stand_in.generate(name, out, size=SIDE)
+
+
+def pixels(path: Path) -> np.ndarray:
+    """What an image file holds."""
+    with Image.open(path) as image:
+        return np.asarray(image)
