@@ -66,6 +66,7 @@ def _within(kind: Whole | Number, found: float, param: click.Parameter | None, c
 
 def readable(command: click.Command) -> click.Command:
     """`command` and its subcommands with every range told in words, whoever wrote the option."""
+    bounds: dict[str, Any]
     for option in command.params:
         kind = option.type
         bounds = {name: getattr(kind, name, None) for name in ("min", "max", "min_open", "max_open")}

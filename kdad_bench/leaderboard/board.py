@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from kdad_bench.leaderboard.families import in_order
 from kdad_bench.leaderboard.inference import CONFIDENCE
 from kdad_bench.leaderboard.metric import ACCURACY, HEADLINE, MEASURED, METRICS, RANKED
 from kdad_bench.leaderboard.row import COLUMNS, EXTERNAL
@@ -28,8 +29,8 @@ VISIBLE = 0.0005  # half of the last digit that tables show: a smaller differenc
 
 # What the renderers read of each row: a thousand files are opened for a page, and each column costs time.
 _IDENTITY = (
-    "job_id schema_version protocol_version created_at method title variant dataset category seed preset modality "
-    "status reason teacher teacher_weights teacher_sha256 resolution image_size readings deviations "
+    "job_id schema_version protocol_version created_at method title family variant dataset category seed preset "
+    "modality status reason teacher teacher_weights teacher_sha256 resolution image_size readings deviations "
     "data_fingerprint synthetic origin code_sha256"
 )
 _MACHINE = "device device_name threads python torch triton numpy kdad_bench platform git_commit git_dirty"
@@ -153,9 +154,48 @@ class Board:
 
         An entrant that lacks a category that another one has gets none: its mean is over other data.
         """
+        return self._ranks_among(None)
+
+    @cached_property
+    def ranks_in_family(self) -> dict[str, float]:
+        """entrant -> the same rank among the entrants of its family alone."""
+        found: dict[str, float] = {}
+        for family in self.families:
+            found |= self._ranks_among([key for key in self.rows if self.family(key) == family])
+        return found
+
+    def _ranks_among(self, members: Sequence[str] | None) -> dict[str, float]:
         metrics = [metric for metric in RANKED if self.measured(metric)]
-        ranks = [self.summary.ranks(metric).average for metric in metrics]
+        ranks = [self.summary.ranks(metric, members).average for metric in metrics]
         return {key: fmean(rank[key] for rank in ranks) for key in self.rows if ranks and all(key in r for r in ranks)}
+
+    def family(self, key: str) -> str:
+        """The family of an entrant."""
+        return self.summary.entrant(key).family
+
+    @cached_property
+    def families(self) -> tuple[str, ...]:
+        """The families with a finished job, in the order in which they are shown."""
+        return in_order(self.family(key) for key in self.rows)
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """entrant -> place by average rank; equal ranks share a place, entrants without a rank have none."""
+        return _places(self.average_ranks)
+
+    @cached_property
+    def places_in_family(self) -> dict[str, int]:
+        """entrant -> place within its family."""
+        found: dict[str, int] = {}
+        for family in self.families:
+            found |= _places({key: rank for key, rank in self.ranks_in_family.items() if self.family(key) == family})
+        return found
+
+    def members(self, family: str) -> tuple[str, ...]:
+        """The entrants of a family, the best average rank within it first, the unranked after them."""
+        ranks = self.ranks_in_family
+        keys = [key for key in self.order if self.family(key) == family]
+        return tuple(sorted(keys, key=lambda key: ranks.get(key, float("inf"))))
 
     @cached_property
     def order(self) -> tuple[str, ...]:
@@ -218,6 +258,10 @@ class Board:
             if len(order) > place + 1 and self.summary.comparison(order[place], order[place + 1], metric).significant:
                 marks[order[place]] = name
         return marks
+
+
+def _places(ranks: Mapping[str, float]) -> dict[str, int]:
+    return {key: 1 + sum(other < rank for other in ranks.values()) for key, rank in ranks.items()}
 
 
 def _above_zero(difference: np.ndarray[Any, np.dtype[np.float64]]) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdad_bench.leaderboard import published
 from kdad_bench.leaderboard.board import UNSTEADY, Board, boards
+from kdad_bench.leaderboard.families import FAMILIES
 from kdad_bench.leaderboard.metric import ACCURACY, METRICS, RANKED, shown_in
 from kdad_bench.leaderboard.numbers import MISSING, deviation, interval, large, number, signed
 from kdad_bench.leaderboard.store import Problem, Results
@@ -103,25 +104,22 @@ def _board_sections(board: Board, notes: Mapping[str, int]) -> list[str]:
 
 
 def ranking(board: Board, notes: Mapping[str, int]) -> str:
-    """The overall ranking: means with intervals over the headline metrics, ordered by average rank."""
+    """The overall ranking: means with intervals over the headline metrics, ordered by average rank.
+
+    Where there are several families each entrant has its place within its own beside that among all.
+    """
     marks = {metric: board.overall_marks(metric) for metric in board.headline}
-    header = [
-        "#",
-        "method",
-        "teacher",
-        *(METRICS[m].label for m in board.headline),
-        "average rank",
-        "seeds",
-        "categories",
-    ]
+    apart = len(board.families) > 1
+    header = ["#", *(["in family"] if apart else []), "method", *(["family"] if apart else []), "teacher"]
+    left = (2, 3, 4) if apart else (1, 2)
+    header += [*(METRICS[m].label for m in board.headline), "average rank", "seeds", "categories"]
     everything = {category for key in board.rows for category in board.covered(key)}
     lines = []
-    place = 0
-    for position, key in enumerate(board.order):
+    for key in board.order:
         rank = board.average_ranks.get(key)
-        if position == 0 or rank != board.average_ranks.get(board.order[position - 1]):
-            place = position + 1
-        cells = [str(place) if rank is not None else MISSING, _named(board, key, notes), _teacher(board, key)]
+        cells = [str(board.places.get(key, MISSING))]
+        cells += [str(board.places_in_family.get(key, MISSING))] if apart else []
+        cells += [_named(board, key, notes), *([_text(board.family(key))] if apart else []), _teacher(board, key)]
         for metric in board.headline:
             text = interval(board.overall(key, metric)) + _few(board, key, metric)
             cells.append(_marked(text, marks[metric].get(key, "")))
@@ -137,6 +135,9 @@ def ranking(board: Board, notes: Mapping[str, int]) -> str:
         + " and ".join(METRICS[m].label for m in RANKED if m in board.headline)
         + "."
     )
+    if apart:
+        legend += " In family: the place when only the entrants of one family are ranked ("
+        legend += "; ".join(f"{name}: {FAMILIES[name]}" for name in board.families if name in FAMILIES) + ")."
     if any(key not in board.average_ranks for key in board.rows):
         legend += " A method that lacks a category is not ranked: its mean is over other data."
     ranks = [board.summary.ranks(metric) for metric in RANKED if metric in board.headline]
@@ -144,7 +145,7 @@ def ranking(board: Board, notes: Mapping[str, int]) -> str:
     if distances and len(board.rows) > 2:
         gaps = " and ".join(f"{value:.2f}" for value in sorted(distances))
         legend += f" In one metric, average ranks closer than the critical difference ({gaps}) are not told apart."
-    return f"{_table(header, lines, left=(1, 2))}\n\n{legend}"
+    return f"{_table(header, lines, left=left)}\n\n{legend}"
 
 
 def speed(board: Board, notes: Mapping[str, int]) -> str:

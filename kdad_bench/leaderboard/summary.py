@@ -17,7 +17,7 @@ neither ranked nor marked.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdad_bench.leaderboard.families import UNKNOWN, family_of
 from kdad_bench.leaderboard.inference import (
     SIGNIFICANCE,
     average_ranks,
@@ -49,6 +50,7 @@ _COLUMNS = (
     "created_at",
     "method",
     "title",
+    "family",
     "variant",
     "teacher",
     "teacher_weights",
@@ -88,6 +90,7 @@ class Entrant:
     title: str
     teacher: str | None
     teacher_weights: str | None
+    family: str = UNKNOWN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,11 +222,15 @@ class Summary:
                 )
         raise KeyError(f"no comparison of {a!r} with {b!r}; have: {', '.join(e.key for e in self.entrants)}")
 
-    def ranks(self, metric: str) -> Ranks:
-        """Average ranks over the categories that have values, of the entrants with a value in each of them."""
+    def ranks(self, metric: str, among: Collection[str] | None = None) -> Ranks:
+        """Average ranks over the categories that have values, of the entrants with a value in each of them.
+
+        With `among` only these entrants are ranked, as if there were no others; the categories stay those of all.
+        """
         known = _known(self.values[metric])
         columns = np.asarray(known.any(axis=0))
-        rows = np.asarray(known[:, columns].all(axis=1) & columns.any())
+        members = np.array([among is None or entrant.key in among for entrant in self.entrants])
+        rows = np.asarray(known[:, columns].all(axis=1) & columns.any() & members)
         cells = _seed_means(self.values[metric][rows][:, columns])
         better_first = -cells if METRICS[metric].higher_is_better else cells
         ranks = np.array([average_ranks(column) for column in better_first.T]).T  # [entrants, categories]
@@ -416,5 +423,6 @@ def _entrants(rows: list[Mapping[str, Any]]) -> dict[Identity, Entrant]:
             title=title,
             teacher=teacher or None,
             teacher_weights=row["teacher_weights"],
+            family=family_of(row),
         )
     return found
