@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kdad_bench.leaderboard.families import in_order
-from kdad_bench.leaderboard.inference import CONFIDENCE
 from kdad_bench.leaderboard.metric import ACCURACY, HEADLINE, MEASURED, METRICS, RANKED
 from kdad_bench.leaderboard.row import COLUMNS, EXTERNAL
-from kdad_bench.leaderboard.student_t import student_quantile
 from kdad_bench.leaderboard.summary import Entrant, Estimate, Group, Summary, summarise_rows
 
 if TYPE_CHECKING:
@@ -34,10 +32,11 @@ _IDENTITY = (
     "data_fingerprint synthetic origin code_sha256"
 )
 _MACHINE = "device device_name threads python torch triton numpy kdad_bench platform git_commit git_dirty"
+_SCORES = "image_scores image_labels image_names"
 _FIGURES = tuple(
     name for name, metric in MEASURED.items() if name in ACCURACY or metric.tables or metric.higher_is_better is None
 )
-DRAWN = tuple(name for name in COLUMNS if name in {*_IDENTITY.split(), *_FIGURES, *_MACHINE.split()})
+DRAWN = tuple(name for name in COLUMNS if name in {*_IDENTITY.split(), *_FIGURES, *_SCORES.split(), *_MACHINE.split()})
 
 Mark = Literal["best", "second", ""]
 
@@ -226,27 +225,29 @@ class Board:
 
     def cell_marks(self, metric: str, category: str) -> dict[str, Mark]:
         """The best and second of one category, each only if the 95 % interval of its paired difference to the next one
-        over the shared seeds (Student) lies on its side of zero. Without repeats nothing is marked.
+        lies on its side of zero and the difference would be seen. By images and seeds, or seeds alone (`pairs`).
         """
         sign = 1 if METRICS[metric].higher_is_better else -1
         values = self.summary.values[metric][:, self.summary.categories.index(category)]  # [entrants, seeds]
-        found = {
-            entrant.key: sign * row
+        means = {
+            entrant.key: sign * float(np.nanmean(row))
             for entrant, row in zip(self.summary.entrants, values, strict=True)
             if not np.isnan(row).all()
         }
-        order = sorted(found, key=lambda key: (-float(np.nanmean(found[key])), key))
+        order = sorted(means, key=lambda key: (-means[key], key))
         marks: dict[str, Mark] = {}
         names: tuple[Mark, Mark] = ("best", "second")
         for place, name in enumerate(names):
             if len(order) > place + 1:
-                difference = found[order[place]] - found[order[place + 1]]
-                if _above_zero(difference[~np.isnan(difference)]):
+                found = self.summary.in_category(order[place], order[place + 1], metric, category)
+                if found.low is None or found.high is None or abs(found.difference or 0.0) < VISIBLE:
+                    continue
+                if min(sign * found.low, sign * found.high) > 0:
                     marks[order[place]] = name
         return marks
 
     def overall_marks(self, metric: str) -> dict[str, Mark]:
-        """The best and second overall mean, each only if the corrected Wilcoxon test tells it from the next one's."""
+        """The best and second overall mean, each only if the corrected test tells it from the next one's."""
         means = {
             key: found.mean for key in self.rows if (found := self.overall(key, metric)) is not None and found.complete
         }
@@ -262,14 +263,6 @@ class Board:
 
 def _places(ranks: Mapping[str, float]) -> dict[str, int]:
     return {key: 1 + sum(other < rank for other in ranks.values()) for key, rank in ranks.items()}
-
-
-def _above_zero(difference: np.ndarray[Any, np.dtype[np.float64]]) -> bool:
-    """Whether the Student interval of the mean lies above zero, and the mean would be seen in a table."""
-    if difference.size < 2 or difference.mean() < VISIBLE:
-        return False
-    half = student_quantile(difference.size - 1, CONFIDENCE) * difference.std(ddof=1) / difference.size**0.5
-    return bool(difference.mean() - half > 0)
 
 
 def boards(table: pa.Table) -> list[Board]:
