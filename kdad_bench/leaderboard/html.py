@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.gallery import NoPicture, thumbnail
 from kdad_bench.leaderboard.html_board import sections
+from kdad_bench.leaderboard.html_pairs import devices
 from kdad_bench.leaderboard.html_parts import cell, table_of
+from kdad_bench.leaderboard.images import SCORED
 from kdad_bench.leaderboard.metric import METRICS, shown_in
 from kdad_bench.leaderboard.store import Problem
 from kdad_bench.leaderboard.text import escape
@@ -71,7 +73,7 @@ def _inside_script(code: str) -> str:
 
 def body(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem], pictures: Mapping[str, Path]) -> str:
     """What stands between the style and the scripts."""
-    rows = table.to_pylist()
+    rows = table.drop_columns([name for name in SCORED if name in table.column_names]).to_pylist()
     drawn = [board for board in found if board.rows]
     ok = sum(row["status"] == "ok" for row in rows)
     failed = sum(len(board.summary.failed) for board in found)
@@ -87,7 +89,7 @@ def body(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem], p
     ]
     for index, board in enumerate(drawn):
         parts += sections(board, f"b{index}")
-    parts += [_jobs(rows, found), *_failures(found, problems), *_gallery(rows, found, pictures)]
+    parts += [devices(drawn), _jobs(rows, found), *_failures(found, problems), *_gallery(rows, found, pictures)]
     parts += ["</main>", _footer(rows), '<div id="tip" role="tooltip" hidden></div>']
     return "\n".join(part for part in parts if part)
 
@@ -95,10 +97,11 @@ def body(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem], p
 ABOUT = """<details><summary>How to read this page</summary>
 <p>Rows that differ in data set, modality, resolution, preset, protocol, device or origin are never averaged: each
 such group has its own section. Accuracies are in [0, 1], higher is better. [low, high] is the 95 % interval of the
-mean, by a bootstrap over categories and seeds; ± is the standard deviation over seeds (n − 1), absent with one seed.
-Bold is the best value and underlined the second, only where it differs from the next one beyond noise: for a mean, by
-a Wilcoxon signed-rank test over categories, Holm-corrected, at 0.05 (a few categories can never reach that); in one
-category, by the 95 % interval of the paired difference over seeds.</p></details>"""
+mean for other categories of the same kind, by a hierarchical bootstrap over category, seed and test image: with a few
+categories it is wide, and methods whose intervals overlap may well be told apart, because they saw the same images. ±
+is the standard deviation over seeds (n − 1), absent with one seed. Bold is the best value and underlined the second,
+only where it differs from the next one beyond noise: for a mean by the corrected test of “Who beats whom”, in one
+category by the 95 % interval of the paired difference.</p></details>"""
 
 
 def _navigation(drawn: Sequence[Board], pictures: bool) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from kdad_bench.leaderboard import chart, published
+from kdad_bench.leaderboard import chart, deciding, published
 from kdad_bench.leaderboard.board import VISIBLE, Board
 from kdad_bench.leaderboard.families import FAMILIES
+from kdad_bench.leaderboard.html_pairs import components_of, matrix
 from kdad_bench.leaderboard.html_parts import FLAG, accuracy, cell, choice, deviated, small, table_of
 from kdad_bench.leaderboard.metric import METRICS, RANKED, shown_in
 from kdad_bench.leaderboard.numbers import MISSING, large, number, signed
@@ -35,6 +36,12 @@ def sections(board: Board, name: str) -> Iterator[str]:
         yield choice(f"{name}-pareto", "Metric", [part for part in charts if part[2]])
     yield "<h3>By category</h3>"
     yield choice(f"{name}-heat", "Metric", [(m, METRICS[m].label, _heat(board, m)) for m in board.headline])
+    if len(board.rows) > 1 and board.headline:
+        yield "<h3>Who beats whom</h3>"
+        parts = [(metric, METRICS[metric].label, matrix(board, metric)) for metric in board.headline]
+        yield choice(f"{name}-pairs", "Metric", parts)
+    if board.headline:
+        yield "<h3>Where the spread comes from</h3>" + components_of(board)
     yield "<h3>Ablations</h3>" + _ablations(board)
     yield "<h3>Published and measured</h3>" + _published(board)
     yield from _words(board)
@@ -140,18 +147,18 @@ def _ablations(board: Board) -> str:
                 if found.difference is None:
                     continue
                 tone = "" if abs(found.difference) < VISIBLE else "up" if found.difference > 0 else "down"
-                p = MISSING if found.p_holm is None else f"{found.p_holm:.3f}"
+                p = deciding.p_of(found)
                 lines.append(
                     f'<th scope="row">{escape(board.labels[key])}</th><td>{escape(board.labels[base])}</td>'
                     f"<td>{METRICS[metric].label}</td>"
                     + cell(f'<span class="{tone}">{signed(found.difference)}</span>', found.difference)
                     + cell(f"{found.a_better} of {found.categories}", found.a_better)
-                    + cell(p, found.p_holm)
+                    + cell(escape(p), found.p_holm)
                 )
     if not lines:
         return '<p class="soft">No variant was run here: <code>kdad-bench run --method NAME:VARIANT</code>.</p>'
     heads = [("variant", ""), ("against", ""), ("metric", ""), ("difference", "n"), ("categories won", "n"), ("p", "n")]
-    caption = "Mean paired difference; p: Wilcoxon signed-rank test over categories, Holm-corrected over all pairs."
+    caption = "Mean paired difference; p as in “Who beats whom”, Holm-corrected over all pairs."
     return table_of(heads, lines, caption, "sortable searchable")
 
 

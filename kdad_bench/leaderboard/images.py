@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,13 @@ class Noise:
 
     jobs: Mapping[Job, int]  # job -> its place below
     covariance: Floats  # [jobs, jobs] over samples of images
-    deviations: Floats  # [jobs, DRAWS]: figure of a resample minus the figure, the same images for all jobs
     freedom: int  # of the variance of the rarer kind of image
+    draw: Callable[[], Floats]
+
+    @cached_property
+    def deviations(self) -> Floats:
+        """[jobs, DRAWS]: figure of a resample of the images minus the figure, the same images for all jobs."""
+        return self.draw()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,40 +64,49 @@ class Images:
         """
         if min(self.anomalous, self.good) < 2 or (metric != "image_auroc" and self.labels.size > MOST_IMAGES):
             return None
-        own = [
-            job for job in sorted(figures)
-            if job in self.scores and abs(figure(metric, self.scores[job], self.labels) - figures[job]) <= SAME
-        ][:MOST_JOBS]  # fmt: skip
+        own = [job for job in sorted(figures) if job in self.scores][:MOST_JOBS]
+        made = self._of_auroc if metric == "image_auroc" else partial(self._of_curve, metric)
+        return made({job: figures[job] for job in own})
+
+    def _of_auroc(self, figures: Mapping[Job, float]) -> Noise | None:
+        """DeLong's covariance, and the areas of resampled images to first order: means of their placements."""
+        both = {job: placements(self.scores[job], self.labels) for job in figures}
+        own = [job for job, (above, _) in both.items() if abs(above.mean() - figures[job]) <= SAME]
         if not own:
             return None
-        drawn = self._of_auroc(own) if metric == "image_auroc" else self._of_curve(metric, own)
-        return Noise(
-            jobs={job: place for place, job in enumerate(own)},
-            covariance=drawn[0],
-            deviations=drawn[1],
-            freedom=min(self.anomalous, self.good) - 1,
-        )
-
-    def _of_auroc(self, own: Sequence[Job]) -> tuple[Floats, Floats]:
-        """DeLong's covariance, and the areas of resampled images to first order: means of their placements."""
-        both = [placements(self.scores[job], self.labels) for job in own]
-        above, below = (np.array([one[kind] for one in both]) for kind in (0, 1))  # [jobs, anomalous], [jobs, good]
+        above, below = (
+            np.array([both[job][kind] for job in own]) for kind in (0, 1)
+        )  # [jobs, anomalous], [jobs, good]
         covariance = delong(above, below)
-        if self.labels.size > MOST_IMAGES:
-            values, vectors = np.linalg.eigh(covariance)
-            root = vectors * np.sqrt(np.maximum(values, 0))
-            return covariance, np.asarray(root @ np.random.default_rng(0).normal(size=(len(own), DRAWS)))
-        times_anomalous, times_good = _times(self.anomalous, self.good)
-        deviations = above @ (times_anomalous - 1).T / self.anomalous + below @ (times_good - 1).T / self.good
-        return covariance, np.asarray(deviations)
 
-    def _of_curve(self, metric: str, own: Sequence[Job]) -> tuple[Floats, Floats]:
+        def draw() -> Floats:
+            if self.labels.size > MOST_IMAGES:
+                values, vectors = np.linalg.eigh(covariance)
+                root = vectors * np.sqrt(np.maximum(values, 0))
+                return np.asarray(root @ np.random.default_rng(0).normal(size=(len(own), DRAWS)))
+            often = _times(self.anomalous, self.good)
+            return np.asarray(
+                above @ (often[0] - 1).T / self.anomalous + below @ (often[1] - 1).T / self.good, np.float64
+            )
+
+        return self._noise(own, covariance, draw)
+
+    def _of_curve(self, metric: str, figures: Mapping[Job, float]) -> Noise | None:
         """Covariance and deviations of a figure over resampled images."""
-        times = np.empty((DRAWS, self.labels.size))
-        times[:, self.labels], times[:, ~self.labels] = _times(self.anomalous, self.good)
-        found = np.array([resampled(metric, self.scores[job], self.labels, times) for job in own])
+        once = np.ones((1, self.labels.size))
+        given = {job: float(resampled(metric, self.scores[job], self.labels, once)[0]) for job in figures}
+        own = [job for job, value in given.items() if abs(value - figures[job]) <= SAME]
+        if not own:
+            return None
+        often = np.empty((DRAWS, self.labels.size))
+        often[:, self.labels], often[:, ~self.labels] = _times(self.anomalous, self.good)
+        found = np.array([resampled(metric, self.scores[job], self.labels, often) for job in own])
         deviations = found - found.mean(axis=1, keepdims=True)
-        return np.atleast_2d(np.cov(found)), deviations
+        return self._noise(own, np.atleast_2d(np.cov(found)), lambda: deviations)
+
+    def _noise(self, own: Sequence[Job], covariance: Floats, draw: Callable[[], Floats]) -> Noise:
+        places = {job: place for place, job in enumerate(own)}
+        return Noise(jobs=places, covariance=covariance, freedom=min(self.anomalous, self.good) - 1, draw=draw)
 
 
 def placements(scores: Floats, labels: NDArray[np.bool_]) -> tuple[Floats, Floats]:
@@ -114,13 +128,6 @@ def delong(above: Floats, below: Floats) -> Floats:
     Source: DeLong, DeLong & Clarke-Pearson, Biometrics 44(3), 1988.
     """
     return np.asarray(np.atleast_2d(np.cov(above)) / above.shape[1] + np.atleast_2d(np.cov(below)) / below.shape[1])
-
-
-def figure(metric: str, scores: Floats, labels: NDArray[np.bool_]) -> float:
-    """`metric`, one of METRICS, of the scores."""
-    if metric == "image_auroc":
-        return float(placements(scores, labels)[0].mean())
-    return float(resampled(metric, scores, labels, np.ones((1, labels.size)))[0])
 
 
 def resampled(metric: str, scores: Floats, labels: NDArray[np.bool_], times: Floats) -> Floats:

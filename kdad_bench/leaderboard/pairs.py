@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -174,10 +174,3 @@ def visible(metric: str, found: Sequence[Comparison]) -> Visible | None:
         evidence=max(set(kinds), key=lambda kind: (kinds.count(kind), kind)),
         pairs=tested,
     )
-
-
-def outcome(key: str, others: Sequence[str], found: Mapping[tuple[str, str], Comparison], sign: int) -> tuple[int, int]:
-    """How many of the others `key` surely beats, and how many surely beat it."""
-    sure = [found[key, other] for other in others if other != key and found[key, other].significant]
-    wins = sum(sign * (one.difference or 0.0) > 0 for one in sure)
-    return wins, len(sure) - wins
