@@ -78,12 +78,13 @@ def spread(values: Sequence[Floats], images: Sequence[Drawn] | None) -> Spread |
     terms = [(one.shared, one.freedom) for one in images or ()] if shared > 0 else []  # below zero by chance: nothing
     if math.sqrt(typical) > STILL:
         terms += [(variance / size, size - 1) for variance, size in over_seeds]
+    more = 2 if images is not None else 1  # Welch's 2 is a little short for two seeds alone: benchmarks/coverage.py
     total = sum(variance for variance, _ in terms)
     total += sum(typical for one in values if one.size == 1) if math.sqrt(typical) > STILL else 0.0
-    below = sum(variance**2 / (freedom + 2) for variance, freedom in terms)
+    below = sum(variance**2 / (freedom + more) for variance, freedom in terms)
     if total <= 0 or below <= 0:
         return None
-    freedom = max(1.0, min(MOST_FREEDOM, math.floor(10 * (total**2 / below - 2)) / 10))
+    freedom = max(1.0, min(MOST_FREEDOM, math.floor(10 * (total**2 / below - more)) / 10))
     evidence = SEEDS if images is None else IMAGES_AND_SEEDS if over_seeds else IMAGES
     return Spread(total / len(values) ** 2, freedom, evidence)
 

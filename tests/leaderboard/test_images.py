@@ -57,7 +57,7 @@ LABELLED = st.integers(2, 9).flatmap(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(LABELLED)
 def test_delongs_covariance_is_that_of_its_definition_pair_by_pair(
     drawn: tuple[list[int], list[int], list[bool]],
@@ -78,11 +78,11 @@ def test_delongs_covariance_is_that_of_its_definition_pair_by_pair(
 
 
 def test_delongs_variance_is_what_new_images_do() -> None:
-    """Against the truth: the variance of the difference of two areas over 4,000 samples of images."""
+    """Against the truth: the variance of the difference of two areas over 1,500 samples of images."""
     rng = np.random.default_rng(0)
     labels = np.arange(70) < 40
     areas, estimates = [], []
-    for _ in range(4000):
+    for _ in range(1500):
         shared = rng.normal(size=70)
         scores = [shared + rng.normal(size=70) + shift * labels for shift in (2.0, 1.4)]
         both = [placements(one, labels) for one in scores]
@@ -91,7 +91,7 @@ def test_delongs_variance_is_what_new_images_do() -> None:
         estimates.append([found[0, 0], found[1, 1], found[0, 1]])
     true = np.cov(np.array(areas).T)
     expected = [true[0, 0], true[1, 1], true[0, 1]]
-    np.testing.assert_allclose(np.mean(estimates, axis=0), expected, rtol=0.08)
+    np.testing.assert_allclose(np.mean(estimates, axis=0), expected, rtol=0.12)
 
 
 def jobs_of(scores: dict[tuple[str, int], Floats], labels: NDArray[np.bool_]) -> Images:
@@ -122,13 +122,13 @@ def test_covariances_are_those_of_a_stratified_paired_bootstrap(three_jobs: Imag
     rng = np.random.default_rng(5)
     anomalous, good = np.flatnonzero(three_jobs.labels), np.flatnonzero(~three_jobs.labels)
     drawn = []
-    for _ in range(1500):
+    for _ in range(400):
         chosen = np.concatenate([rng.choice(anomalous, anomalous.size), rng.choice(good, good.size)])
         drawn.append([by_scikit_learn(metric, three_jobs.scores[job][chosen], three_jobs.labels[chosen])
                       for job in noise.jobs])  # fmt: skip
     expected = np.cov(np.array(drawn).T)
-    np.testing.assert_allclose(noise.covariance, expected, rtol=0.2, atol=0.05 * expected.max())
-    np.testing.assert_allclose(np.cov(noise.deviations), expected, rtol=0.2, atol=0.05 * expected.max())
+    np.testing.assert_allclose(noise.covariance, expected, rtol=0.3, atol=0.1 * expected.max())
+    np.testing.assert_allclose(np.cov(noise.deviations), expected, rtol=0.3, atol=0.1 * expected.max())
 
 
 def by_scikit_learn(metric: str, scores: Floats, labels: NDArray[np.bool_]) -> float:
@@ -140,7 +140,7 @@ def by_scikit_learn(metric: str, scores: Floats, labels: NDArray[np.bool_]) -> f
     return float(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(LABELLED)
 def test_resampled_figures_are_those_of_the_repeated_images(drawn: tuple[list[int], list[int], list[bool]]) -> None:
     scores, _, marks = drawn
