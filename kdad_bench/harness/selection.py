@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,11 +38,13 @@ def selected(options: RunOptions) -> Selection:
     """The checked selection; raises SelectionError or DatasetError with one line."""
     device = device_from(options.device)
     refuse_kernels_that_are_not_there(device)
-    preset = options.preset or ("paper" if device.startswith("cuda") else "quick")
+    methods = tuple(dict.fromkeys(options.methods or ((name, "") for name in METHODS)))
+    categories = categories_of(options)
+    preset = options.preset or usual_preset(device, methods, categories)
     overrides, per_method = settings_of(options)
     return Selection(
-        methods=tuple(dict.fromkeys(options.methods or ((name, "") for name in METHODS))),
-        categories=categories_of(options),
+        methods=methods,
+        categories=categories,
         seeds=options.seeds or tuple(range(PRESETS[preset].seeds)),
         preset=preset,
         device=device,
@@ -52,6 +54,19 @@ def selected(options: RunOptions) -> Selection:
         deterministic=options.deterministic,
         hold_out=options.hold_out,
     )
+
+
+def usual_preset(device: str, methods: Sequence[tuple[str, str]], categories: Sequence[Category]) -> str:
+    """The preset of a run that names none: paper with CUDA, standard for real images on a CPU, else quick.
+
+    A method from outside need not have a standard preset; a run with such a one takes quick.
+    """
+    from kdad_bench.methods import entry
+
+    if device.startswith("cuda"):
+        return "paper"
+    real = any(not category.synthetic for category in categories)
+    return "standard" if real and all("standard" in entry(name).presets for name, _ in methods) else "quick"
 
 
 def refuse_contradictions(options: RunOptions) -> None:
@@ -71,8 +86,14 @@ def refuse_contradictions(options: RunOptions) -> None:
         for name, said in (("address", options.address is not None), ("gpu-fraction", options.gpu_fraction != 1.0)):
             if said:
                 raise SelectionError(f"--{name} is for --executor ray; add that, or leave it out")
-    if options.executor == "ray" and options.workers > 1:
+    if options.executor == "ray" and (options.workers or 1) > 1:
         raise SelectionError("--workers is for --executor local; Ray runs as many jobs as its cluster has CPUs")
+    if options.time_every_job and options.measure_speed:
+        raise SelectionError("--time-every-job and --measure-speed: speed is taken from the jobs or alone, not both")
+    if options.executor == "in-process" and (options.workers or 1) > 1:
+        raise SelectionError("--workers are processes: leave --executor in-process out, or take --workers 1")
+    if options.executor == "in-process" and options.job_timeout is not None:
+        raise SelectionError("--job-timeout stops a process: leave --executor in-process out, or take --executor local")
     if options.tensorboard and find_spec("tensorboard") is None:
         raise SelectionError("--tensorboard needs the tensorboard package: pip install tensorboard")
     refuse_urls_that_cannot_serve(options)

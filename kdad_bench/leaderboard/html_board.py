@@ -8,7 +8,8 @@ from kdad_bench.leaderboard import chart, deciding, published
 from kdad_bench.leaderboard.board import VISIBLE, Board
 from kdad_bench.leaderboard.families import FAMILIES
 from kdad_bench.leaderboard.html_pairs import components_of, matrix
-from kdad_bench.leaderboard.html_parts import FLAG, accuracy, cell, choice, deviated, small, table_of
+from kdad_bench.leaderboard.html_parts import FLAG, FLAG_ALONE, accuracy, cell, choice, deviated, small, table_of
+from kdad_bench.leaderboard.measurement import SHARED
 from kdad_bench.leaderboard.metric import METRICS, RANKED, shown_in
 from kdad_bench.leaderboard.numbers import MISSING, large, number, signed
 from kdad_bench.leaderboard.row import EXTERNAL
@@ -19,7 +20,6 @@ CAVEATS = {
         "Other code made these maps, and only their scoring is this benchmark's. What it learnt from, and whether it "
         "saw test images, is not known."
     ),
-    "quick preset": "Small images and a short fixed budget; no statement about a paper's numbers.",
     "synthetic data": "Procedurally generated images, no substitute for a real data set.",
 }
 
@@ -28,7 +28,8 @@ def sections(board: Board, name: str) -> Iterator[str]:
     """The sections of a board; `name` is its place on the page."""
     yield f'<section id="{name}"><h2>{escape(board.title)}</h2>'
     for caveat in board.caveats:
-        yield f'<p class="warning"><span class="badge">{escape(caveat)}</span>{CAVEATS[caveat]}</p>'
+        words = CAVEATS.get(caveat) or f"{board.budget[0].upper()}{board.budget[1:]}."
+        yield f'<p class="warning"><span class="badge">{escape(caveat)}</span>{words}</p>'
     yield "<h3>Ranking</h3>" + _rankings(board, name)
     charts = [(metric, METRICS[metric].label, _chart(board, metric)) for metric in reversed(board.headline)]
     if any(drawing for _, _, drawing in charts):
@@ -94,14 +95,17 @@ def _ranking(board: Board, keys: Sequence[str], places: Mapping[str, int], ranks
         for column in costs:
             value = board.typical(key, column)
             shown = (number if METRICS[column].unit else large)(value)
-            cells.append(cell(shown + (FLAG if board.unsteady(key, column) else ""), value))
+            flag = FLAG_ALONE if board.alone and column in SHARED else FLAG
+            cells.append(cell(shown + (flag if board.unsteady(key, column) else ""), value))
         cells.append(cell(str(len(board.rows[key]))))
         lines.append("".join(cells))
     caption = (
         "Average rank: over the categories, of "
         + " and ".join(METRICS[m].label for m in RANKED if m in board.headline)
         + "."
-        " Costs are medians over jobs; ms/image at batch 1, images/s at the best batch. Click a heading to sort."
+        " Costs are medians over jobs; ms/image at batch 1, images/s at the best batch. "
+        + ("Speed is measured once per method and settings, with no job beside it. " if board.alone else "")
+        + "Click a heading to sort."
     )
     return table_of(heads, lines, caption, "sortable searchable")
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdad_bench.leaderboard.board import UNSTEADY, Mark
+from kdad_bench.leaderboard.board import MOST_LOAD, UNSTEADY, Mark
 from kdad_bench.leaderboard.numbers import MISSING
 from kdad_bench.leaderboard.summary import Estimate
 from kdad_bench.leaderboard.text import escape
 
 FLAG = f' <abbr title="varies by more than {UNSTEADY * 100:g} % between jobs">~</abbr>'
+FLAG_ALONE = f' <abbr title="timed while other work held over {MOST_LOAD:.0%} of the processors, or varies">~</abbr>'
 
 
 def small(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdad_bench.leaderboard import published
-from kdad_bench.leaderboard.board import UNSTEADY, Board, boards
+from kdad_bench.leaderboard.board import MOST_LOAD, UNSTEADY, Board, boards
 from kdad_bench.leaderboard.families import FAMILIES
 from kdad_bench.leaderboard.images import SCORED
 from kdad_bench.leaderboard.markdown_pairs import components_of, devices, who_beats_whom
@@ -89,8 +89,8 @@ def _warning(board: Board) -> list[str]:
             "**External, protocol not verified**: other code made these maps, and only their scoring is this "
             "benchmark's. What it learnt from, and whether it saw test images, is not known."
         )
-    if board.quick:
-        lines.append("**Quick preset**: small images and a short fixed budget; no statement about a paper's numbers.")
+    if board.short:
+        lines.append(f"**{_text(board.preset.capitalize())} preset**: {board.budget}.")
     if board.group.synthetic:
         lines.append("**Synthetic data**: procedurally generated images, no substitute for a real data set.")
     return ["> [!WARNING]\n" + "\n>\n".join(f"> {line}" for line in lines)] if lines else []
@@ -157,7 +157,7 @@ def ranking(board: Board, notes: Mapping[str, int]) -> str:
 def speed(board: Board, notes: Mapping[str, int]) -> str:
     """What a method costs beside how well it does, the fastest first."""
     accuracy = [metric for metric in RANKED if metric in board.headline]
-    costs = shown_in("speed")
+    costs = (*shown_in("speed"), *(shown_in("alone") if board.alone else ()))
 
     def latency(key: str) -> tuple[bool, float]:
         value = board.typical(key, "latency_ms")
@@ -173,9 +173,22 @@ def speed(board: Board, notes: Mapping[str, int]) -> str:
     headings = ["method", *(METRICS[metric].label for metric in accuracy), *(METRICS[metric].short for metric in costs)]
     text = table_of(headings, lines, left=(0,))
     legend = "Medians over jobs. ms/image: batch 1, networks, map and score. images/s: at the best batch."
+    legend += _of_speed(board)
     if " ~" in text:
-        legend += f" ~: varies between jobs by more than {UNSTEADY * 100:g} % (standard deviation)."
+        legend += f" ~: varies between jobs by more than {UNSTEADY * 100:g} % (standard deviation)"
+        legend += f", or timed while other work held over {MOST_LOAD:.0%} of the processors." if board.alone else "."
     return f"{text}\n\n{legend}"
+
+
+def _of_speed(board: Board) -> str:
+    """How speed was measured where it was measured alone; p95 and p99 are percentiles, the first image is cold."""
+    if not board.alone:
+        return ""
+    threads = f"{' or '.join(map(str, board.alone))} CPU thread{'' if board.alone == (1,) else 's'}"
+    return (
+        f" Speed: measured once per method and settings, with no job beside it, with {threads}, and with one; p95, "
+        "p99: percentiles of ms/image; first: the cold first image."
+    )
 
 
 def _cost(board: Board, key: str, metric: str) -> str:

@@ -27,7 +27,8 @@ SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
         1: "The first published schema.",
         2: "Column `deviations`: where a source settles something and the run does otherwise.",
         3: "Columns `origin`, of results only judged here, and `code_sha256`, of methods from outside the package.",
-        4: "Column `family`, by which entrants are also ranked apart.",
+        4: "Columns `family`, by which entrants are also ranked apart, and `speed_key`: speed is measured once per "
+        "configuration, alone, and shared; more of its figures.",
     }
 )
 
@@ -65,7 +66,7 @@ class _Job:
     dataset: str = field(metadata=_is("string", "mvtec_ad, mvtec_3d_ad, folder:PATH or synthetic"))
     category: str = field(metadata=_is("string", "category of the data set"))
     seed: int = field(metadata=_is("int64", "seed of the job, set before the model is built"))
-    preset: str = field(metadata=_is("string", "quick or paper"))
+    preset: str = field(metadata=_is("string", "quick, standard or paper"))
     modality: str = field(default="rgb", metadata=_is("string", "what the method sees: rgb, depth, ..."))
     status: str = field(default="ok", metadata=_is("string", "ok or failed"))
     reason: str | None = field(default=None, metadata=_is("string", "why the job failed; null when ok"))
@@ -135,6 +136,13 @@ class Row(_Measured, _Job):  # type: ignore[misc]
         metadata=_is("list<struct<batch:int32,images_per_second:double>>", "images/s by batch"),
     )
     losses: str = field(default="[]", metadata=_is("string", "loss terms by step, JSON"))
+    # the measurement of speed that this row shares with others; it fills these columns when rows are read
+    speed_key: str | None = field(
+        default=None, metadata=_is("string", "the shared measurement of speed; null: this job's own, if any")
+    )
+    speed_threads: int | None = field(
+        default=None, metadata=_is("int32", "CPU threads of the shared measurement, its one-thread figures aside")
+    )
     # where
     device: str | None = field(default=None, metadata=_is("string", "cpu or cuda"))
     device_name: str | None = field(default=None, metadata=_is("string", "name of the processor or card"))
