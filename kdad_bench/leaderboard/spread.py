@@ -15,6 +15,7 @@ from kdad_bench.leaderboard.student_t import student_quantile, student_tail
 Floats = NDArray[np.float64]
 IMAGES_AND_SEEDS, IMAGES, SEEDS, CATEGORIES, NOTHING = "images and seeds", "images", "seeds", "categories", ""
 STILL = 1e-5  # a standard deviation over seeds below this is none: the methods do not depend on the seed
+MORE = 1  # Satterthwaite's 0 makes intervals too wide where there are two seeds, Welch's 2 too narrow: coverage.py
 MOST_FREEDOM = 1000  # beyond it Student's t is the normal distribution
 
 
@@ -69,8 +70,8 @@ def spread(values: Sequence[Floats], images: Sequence[Drawn] | None) -> Spread |
     `values`: for each category one value per seed. `images`: for each category what its images do, or None where that
     is not known; then only the seeds tell. In a category the variance of the mean is that part of the images' that all
     seeds share, for they have seen the same ones, and the variance over seeds over their number, which holds the rest.
-    A category with one seed gets the variance over seeds that the others have. Degrees of freedom: Welch, Biometrika
-    34, 1947, rounded down to tenths.
+    A category with one seed gets the variance over seeds that the others have. Degrees of freedom: between
+    Satterthwaite (Biometrics Bulletin 2(6), 1946) and Welch (Biometrika 34, 1947), rounded down to tenths.
     """
     over_seeds = [(float(one.var(ddof=1)), one.size) for one in values if one.size > 1]
     typical = float(np.mean([variance for variance, _ in over_seeds])) if over_seeds else 0.0
@@ -78,13 +79,12 @@ def spread(values: Sequence[Floats], images: Sequence[Drawn] | None) -> Spread |
     terms = [(one.shared, one.freedom) for one in images or ()] if shared > 0 else []  # below zero by chance: nothing
     if math.sqrt(typical) > STILL:
         terms += [(variance / size, size - 1) for variance, size in over_seeds]
-    more = 2 if images is not None else 1  # Welch's 2 is a little short for two seeds alone: benchmarks/coverage.py
     total = sum(variance for variance, _ in terms)
     total += sum(typical for one in values if one.size == 1) if math.sqrt(typical) > STILL else 0.0
-    below = sum(variance**2 / (freedom + more) for variance, freedom in terms)
+    below = sum(variance**2 / (freedom + MORE) for variance, freedom in terms)
     if total <= 0 or below <= 0:
         return None
-    freedom = max(1.0, min(MOST_FREEDOM, math.floor(10 * (total**2 / below - more)) / 10))
+    freedom = max(1.0, min(MOST_FREEDOM, math.floor(10 * (total**2 / below - MORE)) / 10))
     evidence = SEEDS if images is None else IMAGES_AND_SEEDS if over_seeds else IMAGES
     return Spread(total / len(values) ** 2, freedom, evidence)
 

@@ -111,7 +111,7 @@ def test_the_interval_of_alike_categories_is_a_point_and_of_any_lies_around_the_
     same = np.full((5, 3), 0.4)
     assert hierarchical_interval(same) == pytest.approx((0.4, 0.4))
     low, high = hierarchical_interval(np.array([[0.9, 0.92], [0.8, 0.78], [0.95, 0.97]]))
-    assert 0.5 < low < 0.887 < high < 1
+    assert 0.3 < low < 0.887 < high < 1
 
 
 def test_the_interval_over_categories_is_as_wide_as_students() -> None:
