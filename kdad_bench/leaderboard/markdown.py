@@ -141,6 +141,9 @@ def ranking(board: Board, notes: Mapping[str, int]) -> str:
         + " and ".join(METRICS[m].label for m in RANKED if m in board.headline)
         + "."
     )
+    if any((found := board.overall(key, m)) and found.low is not None for key in board.rows for m in board.headline):
+        what = "other categories of the same kind" if len(everything) > 1 else "other seeds and images"
+        legend += f" [low, high]: 95 % interval of the mean for {what}."
     if apart:
         legend += " In family: the place when only the entrants of one family are ranked ("
         legend += "; ".join(f"{name}: {FAMILIES[name]}" for name in board.families if name in FAMILIES) + ")."

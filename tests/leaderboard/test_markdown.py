@@ -125,11 +125,11 @@ def test_the_best_is_bold_only_where_it_differs_from_the_next_beyond_the_noise()
     assert "**" not in section(page(noisy), "image AUROC by category")
 
 
-def test_over_enough_categories_the_best_mean_is_bold() -> None:
-    text = page(plausible.full_table(("rd4ad", "stfpm"), tuple("abcdefgh"), 2))
-    assert cells(section(text, "image AUROC by category"))["mean"]["RD4AD"].startswith("**")
-    few = page(plausible.full_table(("rd4ad", "stfpm"), tuple("abc"), 2))
-    assert not cells(section(few, "image AUROC by category"))["mean"]["RD4AD"].startswith("**")
+def test_the_best_mean_is_bold_where_seeds_or_enough_categories_tell_it_from_the_next() -> None:
+    for categories, seeds, bold in (("abcdefgh", 2, True), ("abc", 2, True), ("abcdefgh", 1, True), ("abc", 1, False)):
+        text = page(plausible.full_table(("rd4ad", "stfpm"), tuple(categories), seeds))
+        best = cells(section(text, "image AUROC by category"))["mean"]["RD4AD"]
+        assert best.startswith("**") == bold, (categories, seeds)
 
 
 def test_a_method_that_lacks_a_category_is_not_ranked_and_its_mean_says_so() -> None:
