@@ -15,7 +15,7 @@ from kdad_bench.leaderboard.text import printable
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "identity": (
-        "job_id", "method", "title", "variant", "dataset", "category", "modality", "seed", "preset", "created_at",
+        "job_id", "method", "title", "family", "variant", "dataset", "category", "modality", "seed", "preset", "created_at",
         "schema_version", "origin", "code_sha256",
     ),
     "run": (
