@@ -171,14 +171,10 @@ def answered() -> Iterator[None]:
 
 def options_of(given: Mapping[str, Any]) -> RunOptions:
     """The options, where the command line says nothing those of the config file; contradictions are refused."""
-    from kdad_bench.harness.config import Config, read
-    from kdad_bench.harness.options import options_from
+    from kdad_bench.harness.config import options_and_file
     from kdad_bench.harness.selection import refuse_contradictions
 
-    said = {name: value for name, value in given.items() if value not in (None, ())}
-    file = options_from(said).config
-    config = read(file) if file else Config()
-    options = options_from({**config.said, **said})
+    options = options_and_file({name: value for name, value in given.items() if value not in (None, ())})
     refuse_contradictions(options)
     return options
 

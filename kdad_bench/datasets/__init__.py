@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kdad_bench.datasets.bundle import Data, load
 from kdad_bench.datasets.cache import fingerprint, sealed
 from kdad_bench.datasets.category import GOOD, MODALITIES, Category, DatasetError, Sample
 from kdad_bench.datasets.entry import Entry
@@ -15,6 +16,7 @@ __all__ = [
     "GOOD",
     "MODALITIES",
     "Category",
+    "Data",
     "DatasetError",
     "Entry",
     "Normals",
@@ -27,6 +29,7 @@ __all__ = [
     "find",
     "fingerprint",
     "held_out",
+    "load",
     "load_normals",
     "load_test",
     "load_train",

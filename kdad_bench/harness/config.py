@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdad_bench.harness.choices import suggestion
-from kdad_bench.harness.options import RunTable, message_of
+from kdad_bench.harness.options import RunOptions, RunTable, message_of, options_from
 from kdad_bench.methods import METHODS
 from kdad_bench.methods.backbones.names import BACKBONES
 
@@ -71,6 +72,16 @@ def read(path: Path) -> Config:
             where = f"{path}:{line_of(text, ('settings', name))}"
             raise ConfigError(f"{where}: settings.{name}: not a method{suggestion(name, METHODS)}")
     return config
+
+
+def options_and_file(said: Mapping[str, Any]) -> RunOptions:
+    """The options that were said; where nothing was, those of the config file that they name.
+
+    Raises SelectionError and ConfigError.
+    """
+    file = options_from(said).config
+    config = read(file) if file else Config()
+    return options_from({**config.said, **said})
 
 
 def mistakes(path: Path, text: str, error: ValidationError) -> list[str]:

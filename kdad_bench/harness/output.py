@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from kdad_bench.files import sweep, write_whole
 from kdad_bench.harness.choices import SelectionError
-from kdad_bench.harness.decision import Decision
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.options import RunOptions
 
@@ -147,18 +146,12 @@ def keep_picture(job: Job, folder: Path, test: TestSet, scores: Scores) -> None:
 
 def keep_model(job: Job, folder: Path, method: Method, held_out: Tensor) -> None:
     """The trained model of `job` in models/, with its scores of the held-out normals."""
-    from kdad_bench.harness.scoring import score_all
+    from kdad_bench.harness.scoring import decision_from
     from kdad_bench.methods.checkpoint import save
 
     place = folder / "models" / f"{job.name.replace(':', '-')}-{job.category.name}-s{job.seed}-{job.id}"
     save(job.method, method, place)
-    normals = score_all(method, held_out, job.name) if len(held_out) else None
-    Decision(
-        category=job.category.name,
-        resolution=job.resolution,
-        normal_scores=tuple(sorted(normals.image.tolist())) if normals else (),
-        normal_map_peak=float(normals.pixel.max()) if normals else None,
-    ).write(place)
+    decision_from(method, held_out, job.name, category=job.category.name, resolution=job.resolution).write(place)
 
 
 def keep_maps(path: Path, scores: Scores, names: tuple[str, ...]) -> None:

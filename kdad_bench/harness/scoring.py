@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdad_bench.harness.decision import Decision
 from kdad_bench.methods.protocol import Method, Scores
 
 SCORE_BATCH = 16
@@ -43,6 +44,17 @@ def scored(method: Method, images: Tensor, batch: int, name: str) -> Scores:
         for chunk in torch.chunk(images, max(1, -(-len(images) // batch))):
             parts.append(checked(method.score(chunk), chunk, name))
     return Scores(torch.cat([part.image for part in parts]), torch.cat([part.pixel for part in parts]))
+
+
+def decision_from(method: Method, held_out: Tensor, name: str, *, category: str, resolution: int) -> Decision:
+    """What a decision needs of a fitted method: its scores of normals [N, 3, R, R] that it never saw; N may be 0."""
+    normals = score_all(method, held_out, name) if len(held_out) else None
+    return Decision(
+        category=category,
+        resolution=resolution,
+        normal_scores=tuple(sorted(normals.image.tolist())) if normals else (),
+        normal_map_peak=float(normals.pixel.max()) if normals else None,
+    )
 
 
 def checked(scores: Scores, images: Tensor, name: str) -> Scores:

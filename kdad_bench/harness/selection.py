@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from kdad_bench import datasets
 from kdad_bench.datasets import Category
 from kdad_bench.harness.choices import PRESETS, SelectionError, parse_assignment, suggestion
 from kdad_bench.harness.options import RunOptions
-from kdad_bench.methods import METHODS, outside
+from kdad_bench.methods import METHODS, known, outside
 
 EVERYWHERE = ("teacher", "steps", "epochs", "batch_size", "image_size", "precision")  # options that are settings
 BESIDE = ("save_models", "save_maps", "tensorboard")  # what is written beside the rows
@@ -36,13 +36,18 @@ class Selection:
 
 def selected(options: RunOptions) -> Selection:
     """The checked selection; raises SelectionError or DatasetError with one line."""
+    return replace(without_data(options), categories=categories_of(options))
+
+
+def without_data(options: RunOptions) -> Selection:
+    """What was asked for but for the categories, of which there are none; raises SelectionError with one line."""
     device = device_from(options.device)
     refuse_kernels_that_are_not_there(device)
     preset = options.preset or ("paper" if device.startswith("cuda") else "quick")
     overrides, per_method = settings_of(options)
     return Selection(
         methods=tuple(dict.fromkeys(options.methods or ((name, "") for name in METHODS))),
-        categories=categories_of(options),
+        categories=(),
         seeds=options.seeds or tuple(range(PRESETS[preset].seeds)),
         preset=preset,
         device=device,
@@ -98,12 +103,24 @@ def settings_of(options: RunOptions) -> tuple[dict[str, Any], dict[str, dict[str
     if overrides.get("epochs") is not None and overrides.get("steps") is None:
         overrides["steps"] = None
     per_method = {name: dict(values) for name, values in options.method_settings.items()}
+    for name in per_method:
+        refuse_no_method(name)
     for assignment in options.assignments:
         method, field, value = parse_assignment(assignment)
         if method and options.methods and method not in [name for name, _ in options.methods]:
             raise SelectionError(f"--set '{assignment}': {method} is not among the chosen methods")
         (per_method.setdefault(method, {}) if method else overrides)[field] = value
     return overrides, per_method
+
+
+def refuse_no_method(name: str) -> None:
+    """Raises SelectionError for settings of a method that is none."""
+    try:
+        there = known(name)
+    except outside.OutsideError as error:
+        raise SelectionError(str(error)) from error
+    if not there:
+        raise SelectionError(f"settings of '{name}': not a method{suggestion(name, METHODS)}")
 
 
 def device_from(text: str) -> str:

@@ -1,0 +1,88 @@
+"""`kdad_bench.run`: the command of the same name as a function."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from kdad_bench.api.keywords import fields_of, said_as_keywords
+from kdad_bench.api.results import Results
+from kdad_bench.harness.agenda import Agenda, agenda
+from kdad_bench.harness.config import options_and_file
+from kdad_bench.harness.endings import line, put_back
+from kdad_bench.harness.executors import outcomes
+from kdad_bench.harness.selection import refuse_contradictions
+from kdad_bench.leaderboard.row import Row
+
+if TYPE_CHECKING:
+    from kdad_bench.harness.job import Job
+    from kdad_bench.harness.on_ray import Ending
+
+Path = str | os.PathLike[str]
+
+
+def run(
+    methods: str | Path | Sequence[str | Path] = (),
+    datasets: str | Path | Sequence[str | Path] = (),
+    categories: str | Sequence[str] = (),
+    *,
+    seeds: int | Sequence[int] | None = None,
+    preset: str | None = None,
+    device: str = "auto",
+    out: Path = "results",
+    data_root: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    weights: Path | Mapping[str, Path] | None = None,
+    progress: Callable[[str], object] | None = None,
+    **options: Any,
+) -> Results:
+    """Train and evaluate: a row per job in the results folder `out`, as `kdad-bench run` does. What is finished stays.
+
+    `methods` are names, `name:variant`, or files of methods; `datasets` names, `folder:PATH`, or files of data sets.
+    `settings` go to all methods that have them; a mapping inside, under a method's name, goes to that one. `weights` is
+    a file for every teacher, "random", or a mapping from teachers to files. `data_root` is KDAD_DATA unless said.
+    Every other option of the command is a keyword of its name: `steps=100`, `hold_out=0.2`, `everything=True`.
+
+    `progress` is called with one line as each job ends; nothing is printed otherwise. Jobs that failed are rows that
+    say so (`Results.failed`), and one warning.
+
+    Raises SelectionError or DatasetError (ValueErrors) for what cannot be run, before anything is run, and StoreError
+    for a results folder that cannot be used; each is one line with the remedy.
+    """
+    said = {
+        "methods": methods, "datasets": datasets, "categories": categories, "seeds": seeds, "preset": preset,
+        "device": device, "out": out, "data_root": data_root, "settings": settings, "weights": weights, **options,
+    }  # fmt: skip
+    with said_as_keywords():
+        asked = options_and_file({name: value for name, value in fields_of(said).items() if value not in ((), [])})
+        refuse_contradictions(asked)
+        found = agenda(asked)
+        endings: list[tuple[Job, Ending]] = []
+        with closing(outcomes(found.left, found.work, lambda _: None, asked)) as stream:
+            for job, ended in stream:
+                endings.append((job, ended))
+                if progress is not None:
+                    progress(line(job, ended))
+    put_back(endings, found.work.out)
+    results = Results(found.work.out, jobs=[job.id for job in found.jobs], remarks=found.remarks)
+    warn_of_failures(found, endings, results)
+    return results
+
+
+def warn_of_failures(found: Agenda, endings: Sequence[tuple[Job, Ending]], results: Results) -> None:
+    """One warning where jobs failed or have no row, with the reason of the first."""
+    lines = list(results.failed)
+    there = set(results.frame(["job_id"])["job_id"].to_pylist())
+    reasons = {job.id: ended.reason for job, ended in endings if not isinstance(ended, Row)}
+    lines += [
+        f"{job.label}: no result: {reasons.get(job.id, 'its row is gone')}" for job in found.jobs if job.id not in there
+    ]
+    if lines:
+        warnings.warn(
+            f"{len(lines)} of {len(found.jobs)} jobs have no result; {lines[0]}; Results.failed has the failures, "
+            "retry_failed=True runs them again",
+            stacklevel=3,
+        )
