@@ -46,6 +46,12 @@ class DataSetName(click.ParamType[str]):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The name itself, if it is one of them."""
+        from kdad_bench.datasets import DatasetError, named
+
+        try:
+            value = named(value)[0]  # of a file, or of an installed package
+        except DatasetError as error:
+            self.fail(str(error), param, ctx)
         if value not in self.names():
             self.fail(f"'{value}' is not one of {', '.join(self.names())}", param, ctx)
         return value

@@ -36,7 +36,7 @@ def doctor(data_root: Path | None, out: Path, as_json: bool) -> None:
 
     Exit code 1 if something that `kdad-bench run --all` needs is missing.
     """
-    found = [*software(), *kernels_found(), *data_found(data_root), *weights_found(), *folders(out)]
+    found = [*software(), *kernels_found(), *installed_found(), *data_found(data_root), *weights_found(), *folders(out)]
     if as_json:
         click.echo(json.dumps([finding._asdict() for finding in found], indent=2))
     else:
@@ -94,6 +94,19 @@ def kernels_found() -> Iterator[Finding]:
             yield Finding(f"kernels on {device}", "ok", str(kernels.path(device)))
         except ValueError as error:
             yield Finding(f"kernels on {device}", "missing", str(error))
+
+
+def installed_found() -> Iterator[Finding]:
+    """Methods and data sets of other installed packages; one that cannot be used keeps nothing else from running."""
+    from kdad_bench import datasets, methods
+
+    for what, room in (("method", methods), ("data set", datasets)):
+        for name, point in room.outside.installed().items():
+            try:
+                room.known(name)
+                yield Finding(f"{what} {name}", "ok", f"installed, {point.value}")
+            except ValueError as error:
+                yield Finding(f"{what} {name}", "note", str(error))
 
 
 def data_found(root: Path | None) -> Iterator[Finding]:

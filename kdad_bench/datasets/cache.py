@@ -162,7 +162,8 @@ def _record(path: Path) -> dict[str, list[Any]]:
 
 
 def fingerprint(category: Category) -> str:
-    """SHA-256 (64 hex digits) over the relative names and the contents of every file the modality reads.
+    """SHA-256 (64 hex digits) over the relative names and the contents of every file the modality reads, and over the
+    use of each and the code that decided it where their names do not.
 
     Of a sealed category it is the plan's, and no file is touched. Raises DatasetError if a file is missing.
     """
@@ -171,7 +172,25 @@ def fingerprint(category: Category) -> str:
     for path in sorted(category.files()):
         name = path.relative_to(category.root).as_posix()
         digest.update(f"{name}\0{found[name]}\n".encode())
+    if category.code:
+        digest.update(f"code\0{category.code}\n".encode())
+    for line in _uses(category):
+        digest.update(line.encode())
     return digest.hexdigest()
+
+
+def _uses(category: Category) -> Iterator[str]:
+    """A line on the use of each file, where names do not say it all: a table or code sorted them, and may change."""
+    if all(_says(sample.path.relative_to(category.root), split, sample.defect) for split, sample in category.splits()):
+        return
+    for split, sample in category.splits():
+        names = (path.relative_to(category.root).as_posix() for path in (sample.path, *sample.masks))
+        yield "\0".join([split, sample.defect, *names]) + "\n"
+
+
+def _says(path: Path, split: str, defect: str) -> bool:
+    """Whether folders of these names lead to an image, in either case, as in the layouts of MVTec."""
+    return {split, defect.casefold()} <= {part.casefold() for part in path.parts[:-1]}
 
 
 def sealed(category: Category) -> Category:
