@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,8 +25,8 @@ from kdad_bench.harness.options import options_from
 from kdad_bench.harness.plan import configurations_of
 from kdad_bench.harness.run import built
 from kdad_bench.harness.scoring import ScoreError, decision_from, finite, score_all
-from kdad_bench.harness.selection import Selection, device_from, without_data
-from kdad_bench.harness.teachers import weights_for
+from kdad_bench.harness.selection import Selection, device_from, selected_for
+from kdad_bench.harness.teachers import weights_for, with_teachers_at_hand
 from kdad_bench.methods import checkpoint
 from kdad_bench.methods.protocol import Fitting, Method, ignore_step
 
@@ -56,10 +57,12 @@ class Detector:
     """A method of this benchmark with its settings, to be fitted on normal images; a run of it gives the same scores.
 
     `method` is a name, `name:variant` or a file, as `kdad-bench run --method` takes it; every further keyword is one of
-    its settings (`steps=100`, `learning_rate=0.1`, `teacher="resnet18"`). `resolution` is the side of maps, px; images
-    of another size are reduced to that square. `hold_out` is the share of the images that the method does not see, from
-    whose scores the threshold comes: at most a share `false_alarms` of new normal images lies above it. With
-    `hold_out=0` the method sees all images, and there is no decision. `weights` is a file for the teacher, or "random".
+    its settings (`steps=100`, `learning_rate=0.1`, `teacher="resnet18"`). `preset` is that of a run on real images
+    unless said: paper with CUDA, standard without; quick is for trying things out. `resolution` is the side of maps,
+    px; images of another size are reduced to that square. `hold_out` is the share of the images that the method does
+    not see, from whose scores the threshold comes: at most a share `false_alarms` of new normal images lies above it.
+    With `hold_out=0` the method sees all images, and there is no decision. `weights` is a file for the teacher, or
+    "random".
 
     Raises SelectionError, a ValueError of one line, for an unknown method, preset, device or setting.
     """
@@ -85,12 +88,10 @@ class Detector:
             asked = {"methods": method, "preset": preset, "device": device, "resolution": resolution,
                      "weights": weights, "settings": settings, "seeds": [seed]}  # fmt: skip
             self._options = options_from(fields_of(asked))
-            selection = without_data(self._options)
-            ((chosen, (found, _, needs_teacher)),) = configurations_of(selection)
-        self._selection: Selection = selection
-        self._needs_teacher = needs_teacher
-        self.method, self.variant = chosen
-        self.settings = replace(found, seed=seed)
+            selection = selected_for(self._options, ())
+            self.settings, self._needs_teacher = configured_alone(selection)
+        self._selection = selection
+        ((self.method, self.variant),) = selection.methods
         self.preset, self.device, self.seed = selection.preset, torch.device(selection.device), seed
         self.resolution = resolution or PRESETS[selection.preset].resolution
         self._fitted: Fitted | None = None
@@ -202,12 +203,24 @@ class Detector:
         """Those of the teacher; None for a method without one."""
         if not self._needs_teacher:
             return None
-        return weights_for(self._selection, self._options)[self.settings.teacher]
+        weights = weights_for(self._selection, self._options)
+        self._selection, replaced = with_teachers_at_hand(self._selection, weights, dry=False)
+        if replaced:
+            warnings.warn(replaced[0], stacklevel=3)
+            self.settings, _ = configured_alone(self._selection)
+            weights = weights_for(self._selection, self._options)
+        return weights[self.settings.teacher]
 
     def _learnt(self) -> Fitted:
         if self._fitted is None:
             raise NotFitted(f"{self!r}: call fit(images) first, or Detector.load(model)")
         return self._fitted
+
+
+def configured_alone(selection: Selection) -> tuple[Any, bool]:
+    """(settings, whether it needs a teacher) of a selection of one method and one seed; raises SelectionError."""
+    ((_, (settings, _, needs_teacher)),) = configurations_of(selection)
+    return replace(settings, seed=selection.seeds[0]), needs_teacher
 
 
 def share(name: str, value: Any, *, least_is_open: bool) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,18 +36,19 @@ class Selection:
 
 def selected(options: RunOptions) -> Selection:
     """The checked selection; raises SelectionError or DatasetError with one line."""
-    return replace(without_data(options), categories=categories_of(options))
+    return selected_for(options, categories_of(options))
 
 
-def without_data(options: RunOptions) -> Selection:
-    """What was asked for but for the categories, of which there are none; raises SelectionError with one line."""
+def selected_for(options: RunOptions, categories: tuple[Category, ...]) -> Selection:
+    """What was asked for on `categories`, or on images that are in none; raises SelectionError with one line."""
     device = device_from(options.device)
     refuse_kernels_that_are_not_there(device)
-    preset = options.preset or ("paper" if device.startswith("cuda") else "quick")
+    methods = tuple(dict.fromkeys(options.methods or ((name, "") for name in METHODS)))
+    preset = options.preset or usual_preset(device, methods, categories)
     overrides, per_method = settings_of(options)
     return Selection(
-        methods=tuple(dict.fromkeys(options.methods or ((name, "") for name in METHODS))),
-        categories=(),
+        methods=methods,
+        categories=categories,
         seeds=options.seeds or tuple(range(PRESETS[preset].seeds)),
         preset=preset,
         device=device,
@@ -57,6 +58,20 @@ def without_data(options: RunOptions) -> Selection:
         deterministic=options.deterministic,
         hold_out=options.hold_out,
     )
+
+
+def usual_preset(device: str, methods: Sequence[tuple[str, str]], categories: Sequence[Category]) -> str:
+    """The preset of a run that names none: paper with CUDA, standard for real images on a CPU, else quick.
+
+    Images that are in no category are taken for real. A method from outside need not have a standard preset; a run with
+    such a one takes quick.
+    """
+    from kdad_bench.methods import entry
+
+    if device.startswith("cuda"):
+        return "paper"
+    real = not categories or any(not category.synthetic for category in categories)
+    return "standard" if real and all("standard" in entry(name).presets for name, _ in methods) else "quick"
 
 
 def refuse_contradictions(options: RunOptions) -> None:

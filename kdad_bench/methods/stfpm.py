@@ -94,6 +94,13 @@ STFPM = Entry(
     paper="Wang, Han, Ding, Huang, BMVC 2021, arXiv 2103.04257",
     presets={
         "paper": StfpmSettings(),
+        "standard": StfpmSettings(
+            steps=300,
+            batch_size=8,
+            learning_rate=0.8,  # this and the other rates and budgets of standard presets: docs/recipes.md
+            schedule="one_cycle",
+            norm_momentum=0.1,
+        ),
         "quick": StfpmSettings(
             teacher="efficientnet_lite0",
             image_size=128,

@@ -19,6 +19,7 @@ from tests.conftest import write_tree
 
 SIDE = 64
 QUICK = {"steps": 4, "batch_size": 4, "image_size": SIDE}
+FAST: dict[str, Any] = {"preset": "quick", "resolution": SIDE}
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +47,14 @@ def test_scores_are_those_of_a_run_bit_for_bit(
 ) -> None:
     settings = QUICK if method == "stfpm" else {"image_size": SIDE}
     results = kdad_bench.run(
-        method, f"folder:{tree}", seeds=[3], out=tmp_path, resolution=SIDE, settings=settings, hold_out=share,
+        method, f"folder:{tree}", seeds=[3], out=tmp_path, **FAST, settings=settings, hold_out=share,
         save_models=True, save_maps=True, weights="random" if method != "pixel_mean" else None, pictures=False,
     )  # fmt: skip
     (row,) = results.frame(["job_id", "image_scores"]).to_pylist()
     options = {"weights": "random"} if method != "pixel_mean" else {}
-    detector = kdad_bench.Detector(
-        method, seed=3, resolution=SIDE, hold_out=share, false_alarms=0.2, **options, **settings
-    ).fit(data.train)
+    detector = kdad_bench.Detector(method, seed=3, **FAST, hold_out=share, false_alarms=0.2, **options, **settings).fit(
+        data.train
+    )
     found = detector.predict(data.test)
     assert found.scores.tolist() == row["image_scores"]
     maps = np.load(tmp_path / "maps" / f"{row['job_id']}.npz")["maps"]
@@ -69,7 +70,7 @@ def test_scores_are_those_of_a_run_bit_for_bit(
 
 def test_a_saved_detector_is_a_model_of_predict_with_the_same_decisions(tree: Path, data: Any, tmp_path: Path) -> None:
     files = sorted((tree / "bolt" / "test").rglob("*.png"))
-    fitted = kdad_bench.Detector("pixel_mean", resolution=SIDE, hold_out=0.5, false_alarms=0.15).fit(data.train)
+    fitted = kdad_bench.Detector("pixel_mean", **FAST, hold_out=0.5, false_alarms=0.15).fit(data.train)
     place = fitted.save(tmp_path / "model")
     assert not list(place.glob("*.tmp"))
     ours = kdad_bench.Detector.load(place, false_alarms=0.15).predict(files)
@@ -85,7 +86,7 @@ def test_a_saved_detector_is_a_model_of_predict_with_the_same_decisions(tree: Pa
 
 
 def test_a_threshold_at_a_score_itself_calls_it_normal_as_predict_does(data: Any) -> None:
-    detector = kdad_bench.Detector("pixel_mean", resolution=SIDE, hold_out=0).fit(data.train)
+    detector = kdad_bench.Detector("pixel_mean", **FAST, hold_out=0).fit(data.train)
     scores, maps, decision = detector.predict(data.test)
     assert decision is None
     assert maps.shape == (len(data.test), SIDE, SIDE)
@@ -99,7 +100,7 @@ def test_a_threshold_at_a_score_itself_calls_it_normal_as_predict_does(data: Any
 
 def test_it_prints_nothing_and_tells_its_losses_to_whom_listens(data: Any, capfd: pytest.CaptureFixture[str]) -> None:
     told: list[int] = []
-    detector = kdad_bench.Detector("stfpm", resolution=SIDE, weights="random", hold_out=0, **QUICK)
+    detector = kdad_bench.Detector("stfpm", **FAST, weights="random", hold_out=0, **QUICK)
     detector.fit(data.train, log=lambda step, terms: told.append(step))
     detector.predict(data.test)
     repr(detector)
@@ -108,7 +109,7 @@ def test_it_prints_nothing_and_tells_its_losses_to_whom_listens(data: Any, capfd
 
 
 def test_what_is_not_fitted_says_so(tmp_path: Path) -> None:
-    detector = kdad_bench.Detector("pixel_mean", resolution=SIDE)
+    detector = kdad_bench.Detector("pixel_mean", **FAST)
     for ask in (lambda: detector.predict([]), lambda: detector.save(tmp_path), lambda: detector.threshold_):
         with pytest.raises(NotFitted, match=r"not fitted: call fit\(images\) first"):
             ask()
@@ -145,19 +146,19 @@ def test_a_bad_option_is_one_line_that_names_its_keyword(case: str) -> None:
 
 def test_what_training_would_find_out_late_is_said_before(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdad_bench.api.detector.built", lambda *_: pytest.fail("was built"))
-    few = kdad_bench.Detector("pixel_mean", resolution=SIDE)  # 2 of 12 cannot promise 10 %
+    few = kdad_bench.Detector("pixel_mean", **FAST)  # 2 of 12 cannot promise 10 %
     with pytest.raises(ValueError, match=r"2 held-out normals of 12 images cannot promise false_alarms=0\.1"):
         few.fit(data.train)
     with pytest.raises(ValueError, match="at least 2 are needed to hold some out; give more images, or hold_out=0"):
         few.fit(data.train[:1])
     with pytest.raises(ValueError, match=r"no such file; give a checkpoint"):
-        kdad_bench.Detector("stfpm", weights="/no/such.pth", resolution=SIDE, hold_out=0).fit(data.train)
+        kdad_bench.Detector("stfpm", weights="/no/such.pth", **FAST, hold_out=0).fit(data.train)
     with pytest.raises(ValueError, match=r"no\.png: cannot be read"):
-        kdad_bench.Detector("pixel_mean", resolution=SIDE, hold_out=0).fit(["no.png"])
+        kdad_bench.Detector("pixel_mean", **FAST, hold_out=0).fit(["no.png"])
 
 
 def test_a_score_that_is_not_finite_is_an_error_and_no_decision(data: Any) -> None:
-    detector = kdad_bench.Detector("pixel_mean", resolution=SIDE, hold_out=0).fit(data.train)
+    detector = kdad_bench.Detector("pixel_mean", **FAST, hold_out=0).fit(data.train)
     detector._fitted.method.module.get_buffer("mean")[0, 3, 3] = float("nan")  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="image 0: the scores of method 'pixel_mean' are not finite"):
         detector.predict(data.test)

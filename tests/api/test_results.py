@@ -15,7 +15,7 @@ from kdad_bench.cli import cli
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.compare import NothingToCompare
 
-FAST: dict[str, Any] = {"seeds": 2, "resolution": 64, "pictures": False}
+FAST: dict[str, Any] = {"seeds": 2, "preset": "quick", "resolution": 64, "pictures": False}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,17 @@ def ran(tiny_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> kdad_bench
 
 def test_it_leaves_the_rows_that_the_command_leaves(ran: kdad_bench.Results, tiny_tree: Path, tmp_path: Path) -> None:
     arguments = ["run", "-m", "padim", "-c", "bolt", "--seeds", "1,", "--resolution", "64", "--image-size", "64"]
-    arguments += ["--weights", "random", "--no-pictures", "-d", f"folder:{tiny_tree}", "--out", str(tmp_path)]
+    arguments += [
+        "--preset",
+        "quick",
+        "--weights",
+        "random",
+        "--no-pictures",
+        "-d",
+        f"folder:{tiny_tree}",
+        "--out",
+        str(tmp_path),
+    ]
     assert CliRunner().invoke(cli, arguments).exit_code == 0
     columns = ["job_id", "image_scores", "pixel_auroc", "preset", "settings"]
     theirs = store.read(tmp_path, columns).table.select(columns)
