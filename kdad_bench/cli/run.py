@@ -123,7 +123,7 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
     help="Keep so many of the normals from the method and fit the saved model's threshold on them.",
 )
 @click.option("--save-models", is_flag=True, help="Keep the trained models in models/ (for `predict`).")
-@click.option("--save-maps", is_flag=True, help="Keep the raw anomaly maps as float16 in maps/.")
+@click.option("--save-maps", is_flag=True, help="Keep the raw anomaly maps in maps/.")
 @click.option("--tensorboard", is_flag=True, help="Loss terms as TensorBoard events (needs the tensorboard package).")
 def run(**given: Any) -> None:
     """Train and evaluate methods; every finished job leaves one row, and running again goes on where it stopped.

@@ -35,7 +35,7 @@ class Work:
     retry_failed: bool = False  # redo jobs whose row is a failure
     pictures: bool = False  # a contact sheet per job under pictures/
     save_models: bool = False  # the trained model per job under models/
-    save_maps: bool = False  # the raw anomaly maps per job as float16 under maps/
+    save_maps: bool = False  # the raw anomaly maps per job under maps/
     tensorboard: bool = False  # the loss terms as TensorBoard events under tensorboard/
     checkpoint_every_seconds: float = 60.0
 
@@ -155,10 +155,10 @@ def keep_model(job: Job, folder: Path, method: Method, held_out: Tensor) -> None
 
 
 def keep_maps(path: Path, scores: Scores, names: tuple[str, ...]) -> None:
-    """The raw maps as float16, and the names of their images, in one NumPy archive."""
+    """The raw maps as float32, from which the figures of the row follow, and the names of their images."""
     import numpy as np
 
-    maps = scores.pixel.cpu().numpy().astype(np.float16)
+    maps = scores.pixel.cpu().numpy()
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:  # given a path, savez would add a suffix of its own
