@@ -17,7 +17,7 @@ from kdad_bench.api.images import Images
 from kdad_bench.api.keywords import fields_of, said_as_keywords
 from kdad_bench.datasets import DatasetError, held_out
 from kdad_bench.harness import decision
-from kdad_bench.harness.choices import PRESETS, SelectionError
+from kdad_bench.harness.choices import PRESETS, SelectionError, method_choice
 from kdad_bench.harness.decision import Decision, least_rate
 from kdad_bench.harness.job import TeacherWeights
 from kdad_bench.harness.lone_batch import left, refuse_a_lone_batch
@@ -84,7 +84,7 @@ class Detector:
         self.hold_out = share("hold_out", hold_out, least_is_open=False)
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise SelectionError(f"seed={seed!r} is no whole number from 0 on; give one")
-        with said_as_keywords():
+        with said_as_keywords(method="method"):
             asked = {"methods": method, "preset": preset, "device": device, "resolution": resolution,
                      "weights": weights, "settings": settings, "seeds": [seed]}  # fmt: skip
             self._options = options_from(fields_of(asked))
@@ -108,7 +108,7 @@ class Detector:
         without the teacher's weights.
         """
         given = Images(images)
-        with said_as_keywords():
+        with said_as_keywords(method="method"):
             fit, apart = self._split(len(given))
             inner = left(len(fit), [getattr(self.settings, "held_out", 0.0)])
             refuse_a_lone_batch(self.method, self.settings, inner, f"{self.method} on {len(given)} images")
@@ -168,19 +168,29 @@ class Detector:
         return place
 
     @classmethod
-    def load(cls, model: str | os.PathLike[str], *, device: str = "auto", false_alarms: float = 0.1) -> Detector:
+    def load(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        method: str | os.PathLike[str] | None = None,
+        device: str = "auto",
+        false_alarms: float = 0.1,
+    ) -> Detector:
         """The detector that `save` or `run --save-models` wrote into the folder `model`.
 
+        `method` is the file of its method, where it is in one: code is never loaded because a model names it.
         Raises ModelError or DecisionError (ValueErrors) for files that are missing, damaged or not of one save.
         """
         folder = Path(model).expanduser()
-        with said_as_keywords():
+        with said_as_keywords(method="method"):
             where = device_from(device)
-            name, method = checkpoint.load(folder, torch.device(where))
+            if method is not None:
+                method_choice(os.fspath(method))
+            name, loaded = checkpoint.load(folder, torch.device(where))
             kept = decision.read(folder)
-        found = cls(name, device=where, resolution=kept.resolution, seed=method.settings.seed,
+        found = cls(name, device=where, resolution=kept.resolution, seed=loaded.settings.seed,
                     false_alarms=false_alarms)  # fmt: skip
-        found.settings, found._fitted = method.settings, Fitted(method, kept)
+        found.settings, found._fitted = loaded.settings, Fitted(loaded, kept)
         return found
 
     def __repr__(self) -> str:

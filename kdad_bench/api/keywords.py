@@ -14,6 +14,7 @@ from kdad_bench.harness.choices import SelectionError, suggestion
 from kdad_bench.harness.decision import DecisionError
 from kdad_bench.harness.options import RunOptions
 from kdad_bench.leaderboard.store import StoreError
+from kdad_bench.methods.checkpoint import ModelError
 
 OPTION = re.compile(r"--([a-z][a-z-]*)")
 # option -> keyword, where it is not the same word with underscores
@@ -30,20 +31,23 @@ NOT_KEYWORDS = ("as_json", "dry_run", "assignments", "all_weights", "method_sett
 
 
 @contextmanager
-def said_as_keywords() -> Iterator[None]:
-    """What a person can mend keeps its class, a ValueError or StoreError; its words name keywords, not options."""
+def said_as_keywords(**others: str) -> Iterator[None]:
+    """What a person can mend keeps its class, a ValueError or StoreError; its words name keywords, not options.
+
+    `others` are keywords that an option has here and not in `run`.
+    """
     try:
         yield
-    except (SelectionError, DatasetError, DecisionError, StoreError) as error:
-        text = keywords(str(error))
+    except (SelectionError, DatasetError, DecisionError, ModelError, StoreError) as error:
+        text = keywords(str(error), {**KEYWORDS, **others})
         if text == str(error):
             raise
         raise type(error)(text) from error
 
 
-def keywords(text: str) -> str:
+def keywords(text: str, known: Mapping[str, str] = KEYWORDS) -> str:
     """`text` with the options of the command line as the keywords of Python."""
-    return OPTION.sub(lambda found: KEYWORDS.get(found[1], found[1].replace("-", "_")), text)
+    return OPTION.sub(lambda found: known.get(found[1], found[1].replace("-", "_")), text)
 
 
 def fields_of(said: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,11 +82,6 @@ def refuse_contradictions(options: RunOptions) -> None:
         raise SelectionError(
             f"--save-models keeps rgb models, which `predict` can use; not --modality {options.modality}"
         )
-    files = [name for name, _ in options.methods if name in outside.ADDED and outside.ADDED[name].content]
-    if options.save_models and files:
-        raise SelectionError(
-            f"--save-models keeps what `predict` can load: {files[0]} is in a file; install it as a package"
-        )
     if options.executor != "ray":
         for name, said in (("address", options.address is not None), ("gpu-fraction", options.gpu_fraction != 1.0)):
             if said:
