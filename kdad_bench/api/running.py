@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from kdad_bench.api.keywords import fields_of, said_as_keywords
@@ -61,7 +61,7 @@ def run(
         refuse_contradictions(asked)
         found = agenda(asked)
         endings: list[tuple[Job, Ending]] = []
-        with closing(outcomes(found.left, found.work, lambda _: None, asked)) as stream:
+        with torch_as_it_was(), closing(outcomes(found.left, found.work, lambda _: None, asked)) as stream:
             for job, ended in stream:
                 endings.append((job, ended))
                 if progress is not None:
@@ -70,6 +70,20 @@ def run(
     results = Results(found.work.out, jobs=[job.id for job in found.jobs], remarks=found.remarks)
     warn_of_failures(found, endings, results)
     return results
+
+
+@contextmanager
+def torch_as_it_was() -> Iterator[None]:
+    """Jobs in this process choose threads and algorithms; afterwards they are the caller's again."""
+    import torch
+
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
 
 
 def warn_of_failures(found: Agenda, endings: Sequence[tuple[Job, Ending]], results: Results) -> None:

@@ -65,6 +65,13 @@ class DataSetName(click.ParamType[str]):
         return [CompletionItem(name) for name in self.names() if name.startswith(incomplete)]
 
 
+def is_outside(one: Entry) -> bool:
+    """Whether a data set is not this package's."""
+    from kdad_bench.datasets import DATASETS
+
+    return one.name not in DATASETS
+
+
 @click.group(name="data")
 def data() -> None:
     """Fetch, verify, preview or generate data sets."""
@@ -139,8 +146,8 @@ def _accept(given: bool) -> None:
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
     "--against",
-    type=DataSetName(lambda one: one.published, "none"),
-    help="Published table to compare with; recognised by the names of the categories if not given.",
+    type=DataSetName(lambda one: one.published or is_outside(one), "none"),
+    help="Data set to compare with, or its FILE.py; recognised by the names of the categories if not given.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The whole report as JSON on stdout.")
 def verify(path: Path, against: str | None, as_json: bool) -> None:

@@ -123,7 +123,12 @@ def data_found(root: Path | None) -> Iterator[Finding]:
     elif not root.is_dir():
         yield Finding("data", "missing", f"{root} is not a folder: set KDAD_DATA to the folder that holds mvtec_ad/")
     embedded = next(iter(datasets.entries(lambda one: one.drawn)))  # one of them shows that drawing works
-    for name in [*(datasets.find(root) if root and root.is_dir() else []), embedded]:
+    try:
+        there = datasets.find(root) if root and root.is_dir() else []
+    except datasets.DatasetError as error:
+        yield Finding("data", "missing", str(error))
+        there = []
+    for name in [*there, embedded]:
         try:
             found = datasets.categories(name, root)
         except datasets.DatasetError as error:

@@ -72,7 +72,11 @@ def datasets(data_root: Path | None) -> None:
     table = Table("data set", "category", "train", "test good", "test anomalous", "masks")
     installed = usable(rooms.outside.installed(), rooms.known)
     embedded = rooms.entries(lambda one: one.drawn)
-    for name in [*(rooms.find(data_root) if data_root else []), *embedded]:
+    try:
+        there = rooms.find(data_root) if data_root else []
+    except rooms.DatasetError as error:
+        raise BadInput(str(error)) from error
+    for name in [*there, *embedded]:
         try:
             found = rooms.categories(name, data_root)
         except rooms.DatasetError as error:
@@ -85,7 +89,7 @@ def datasets(data_root: Path | None) -> None:
             )  # fmt: skip
     Console().print(table)
     for name in installed:
-        if not rooms.entry(name).drawn and not (data_root and name in rooms.find(data_root)):
+        if not rooms.entry(name).drawn and name not in there:
             click.echo(
                 f"{name}: installed ({rooms.outside.ADDED[name].where}), and not found under a data root", err=True
             )

@@ -15,6 +15,7 @@ from typing import Any
 from kdad_bench import outside as code
 from kdad_bench.datasets.category import MODALITIES, UNPRINTABLE, DatasetError, Sample
 from kdad_bench.datasets.entry import Archive, Counts, Entry, Layout
+from kdad_bench.datasets.listing import is_folder
 from kdad_bench.datasets.survey import Survey
 from kdad_bench.outside import OutsideError
 
@@ -171,6 +172,8 @@ class Guarded:
 
     def categories(self, root: Path) -> dict[str, Path]:
         """As the layout says, in alphabetical order; raises DatasetError for what are no folders of categories."""
+        if not is_folder(root):
+            return {}
         found = asked(lambda: self.inner.categories(root), self.where, "layout's `categories`")
         if not isinstance(found, Mapping):
             raise self.wrong("categories", f"gave {type(found).__name__}, not a dict of names and folders")

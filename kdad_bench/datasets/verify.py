@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdad_bench.datasets import cache
+from kdad_bench.datasets import cache, outside
 from kdad_bench.datasets.category import DatasetError, Sample, printable
 from kdad_bench.datasets.decoding import image_size, mask_of, open_image
 from kdad_bench.datasets.entry import Counts, Entry, Layout
@@ -74,9 +74,9 @@ def count(root: Path, *, against: str | None = None) -> Report:
 
 def _report(root: Path, against: str | None, done: Callable[[str], None], *, examine: bool) -> Report:
     tables = entries(lambda one: one.published)
-    if against not in (None, "none", *tables):
+    if against not in (None, "none", *tables, *outside.ADDED):
         raise DatasetError(f"no published table '{against}'; have: {', '.join(tables)}, none")
-    layout, folders = _read(root)
+    layout, folders = _read(root, against)
     original = tables.get(against or "") if against else _recognised(tables, layout, list(folders))
     title = original.name if original is not None else None
     report = Report(path=printable(str(root)), compared_with=title, categories=[])
@@ -93,11 +93,16 @@ def _report(root: Path, against: str | None, done: Callable[[str], None], *, exa
     return report
 
 
-def _read(root: Path) -> tuple[Layout, dict[str, Path]]:
-    """The first layout of any data set that finds a category in `root`, those of folders before all others."""
+def _read(root: Path, against: str | None) -> tuple[Layout, dict[str, Path]]:
+    """The first layout of any data set that finds a category in `root`, those of folders before all others.
+
+    A data set from outside that is named is read as it says itself.
+    """
     if not is_folder(root):
         raise DatasetError(f"{root}: no such folder")
     every = sorted(entries().values(), key=lambda one: not one.takes_path)
+    if against in outside.ADDED:
+        every = [outside.ADDED[against].entry]
     for layout in dict.fromkeys(layout for one in every for layout in one.layouts):
         if folders := layout.categories(root):
             return layout, folders

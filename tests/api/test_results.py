@@ -131,6 +131,21 @@ def test_a_job_that_fails_is_a_row_and_one_warning(tiny_tree: Path, tmp_path: Pa
     assert "1 failed" in repr(results)
 
 
+def test_torch_is_left_as_it_was(tiny_tree: Path, tmp_path: Path) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.use_deterministic_algorithms(True)
+    try:
+        options = {**FAST, "seeds": 1, "threads": before + 1}
+        kdad_bench.run("pixel_mean", f"folder:{tiny_tree}", "bolt", out=tmp_path, **options)
+        assert torch.get_num_threads() == before
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(before)
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({}, "nothing chosen: say everything=True, or choose with methods, datasets, categories or config"),
     "an unknown method": ({"methods": "stfmp"}, "unknown method 'stfmp' (did you mean 'stfpm'?)"),

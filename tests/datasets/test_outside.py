@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -100,6 +101,32 @@ def test_every_command_knows_it(root: Path, tmp_path: Path) -> None:
         "evaluate", tmp_path / "maps", "--name", "x", "-d", path, "--data-root", root, "--out", tmp_path / "o"
     )
     assert "no map there" in maps.stderr
+
+
+def test_one_without_published_numbers_is_fetched_and_verified(root: Path, tmp_path: Path) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "flat"), "zip", root))
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    counts = re.search(r"    published=\{.*?\n    \},\n", FLAT, re.DOTALL)
+    assert counts is not None
+    text = FLAT.replace(counts[0], "").replace('"0" * 64', f'"{digest}"')
+    path, out = written(tmp_path, text), tmp_path / "out"
+    done = command("data", "fetch", path, "--out", out, "--archive", archive, "--accept-license")
+    assert done.exit_code == 0, done.output
+    assert (out / "flat" / "bolt").is_dir()
+    done = command("data", "verify", out / "flat", "--against", path)
+    assert (done.exit_code, "1 categories, 12 images, sound" in done.stdout) == (0, True)
+
+
+def test_a_layout_that_fails_on_its_own_folder_is_a_line_of_list_and_doctor(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets.categories(str(written(tmp_path)), root)
+    monkeypatch.setattr(outside.ADDED["flat"].entry.layouts[0].inner.__class__, "categories", lambda self, root: 1 / 0)
+    done = command("list", "datasets", "--data-root", root)
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+    assert "its layout's `categories` failed (ZeroDivisionError" in done.stderr
+    lines = {one["what"]: one["text"] for one in json.loads(command("doctor", "--json", "--data-root", root).stdout)}
+    assert "ZeroDivisionError" in lines["data"]
 
 
 def test_a_folder_called_like_a_file_is_a_folder(tiny_tree: Path, tmp_path: Path) -> None:
