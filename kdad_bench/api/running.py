@@ -44,7 +44,8 @@ def run(
     `methods` are names, `name:variant`, or files of methods; `datasets` names, `folder:PATH`, or files of data sets.
     `settings` go to all methods that have them; a mapping inside, under a method's name, goes to that one. `weights` is
     a file for every teacher, "random", or a mapping from teachers to files. `data_root` is KDAD_DATA unless said.
-    Every other option of the command is a keyword of its name: `steps=100`, `hold_out=0.2`, `everything=True`.
+    Every other option of the command is a keyword of its name: `steps=100`, `hold_out=0.2`, `everything=True`. Jobs run
+    one after another in this process unless `workers` or `executor` say otherwise.
 
     `progress` is called with one line as each job ends; nothing is printed otherwise. Jobs that failed are rows that
     say so (`Results.failed`), and one warning.
@@ -56,6 +57,8 @@ def run(
         "methods": methods, "datasets": datasets, "categories": categories, "seeds": seeds, "preset": preset,
         "device": device, "out": out, "data_root": data_root, "settings": settings, "weights": weights, **options,
     }  # fmt: skip
+    if options.get("executor") is None and options.get("workers") is None:
+        said["workers"] = 1  # processes would run a caller's script anew
     with said_as_keywords():
         asked = options_and_file({name: value for name, value in fields_of(said).items() if value not in ((), [])})
         refuse_contradictions(asked)

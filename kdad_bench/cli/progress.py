@@ -62,7 +62,7 @@ class Progress:
         self.done += 1
         self.bar.advance(self.task)
         if isinstance(ended, Row) and ended.status == "ok" and ended.total_seconds is not None:
-            remember(job, ended.total_seconds)
+            remember(job, ended.total_seconds, ended.threads)
         self.console.print(f"[{self.done}/{self.total}] {line(job, ended)}", markup=False)
         if self.as_json:
             click.echo(json.dumps(summary(job, ended)))
