@@ -82,8 +82,11 @@ class Detector:
     ) -> None:
         self.false_alarms = share("false_alarms", false_alarms, least_is_open=True)
         self.hold_out = share("hold_out", hold_out, least_is_open=False)
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
             raise SelectionError(f"seed={seed!r} is no whole number from 0 on; give one")
+        if not isinstance(method, (str, os.PathLike)):
+            raise SelectionError(f"method={method!r} is of type {type(method).__name__}; give a name or a file")
+        seed = int(seed)
         with said_as_keywords(method="method"):
             asked = {"methods": method, "preset": preset, "device": device, "resolution": resolution,
                      "weights": weights, "settings": settings, "seeds": [seed]}  # fmt: skip
@@ -128,7 +131,7 @@ class Detector:
         are not finite.
         """
         fitted = self._learnt()
-        limit = self.threshold_ if threshold is None else threshold
+        limit = self.threshold_ if threshold is None else finite_number("threshold", threshold)
         given = Images(images)
         scores, maps, done = [], [], 0
         for part in given.parts(self.resolution, self.device):
@@ -231,6 +234,13 @@ def configured_alone(selection: Selection) -> tuple[Any, bool]:
     """(settings, whether it needs a teacher) of a selection of one method and one seed; raises SelectionError."""
     ((_, (settings, _, needs_teacher)),) = configurations_of(selection)
     return replace(settings, seed=selection.seeds[0]), needs_teacher
+
+
+def finite_number(name: str, value: Any) -> float:
+    """`value` if it is a finite number; raises SelectionError."""
+    if not isinstance(value, (int, float, np.number)) or isinstance(value, bool) or not np.isfinite(value):
+        raise SelectionError(f"{name}={value!r} is no finite number; give one")
+    return float(value)
 
 
 def share(name: str, value: Any, *, least_is_open: bool) -> float:

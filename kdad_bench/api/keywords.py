@@ -47,7 +47,11 @@ def said_as_keywords(**others: str) -> Iterator[None]:
 
 def keywords(text: str, known: Mapping[str, str] = KEYWORDS) -> str:
     """`text` with the options of the command line as the keywords of Python."""
-    return OPTION.sub(lambda found: known.get(found[1], found[1].replace("-", "_")), text)
+    parts = text.split("`")  # a command between backticks is one to be typed, and stays
+    parts[::2] = [
+        OPTION.sub(lambda found: known.get(found[1], found[1].replace("-", "_")), part) for part in parts[::2]
+    ]
+    return "`".join(parts)
 
 
 def fields_of(said: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,6 +71,8 @@ def fields_of(said: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("out", "data_root", "config"):
         if isinstance(found.get(name), os.PathLike):
             found[name] = os.fspath(found[name])
+    if "device" in found:
+        found["device"] = str(found["device"])  # torch.device("cuda", 1) is "cuda:1"
     if "data_root" not in found and os.environ.get("KDAD_DATA"):
         found["data_root"] = os.environ["KDAD_DATA"]
     return {**found, **settings_of(said.get("settings")), **weights_of(said.get("weights"))}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kdad_bench.api.keywords import fields_of, said_as_keywords
 from kdad_bench.api.results import Results
 from kdad_bench.harness.agenda import Agenda, agenda
+from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.config import options_and_file
 from kdad_bench.harness.endings import line, put_back
 from kdad_bench.harness.executors import outcomes
@@ -57,6 +58,8 @@ def run(
         "methods": methods, "datasets": datasets, "categories": categories, "seeds": seeds, "preset": preset,
         "device": device, "out": out, "data_root": data_root, "settings": settings, "weights": weights, **options,
     }  # fmt: skip
+    if progress is not None and not callable(progress):
+        raise SelectionError(f"progress={progress!r} is not callable; give a function that takes a line, as print")
     if options.get("executor") is None and options.get("workers") is None:
         said["workers"] = 1  # processes would run a caller's script anew
     with said_as_keywords():

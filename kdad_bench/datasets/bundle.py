@@ -52,6 +52,8 @@ def load(
     A data set of one category needs no `category`. `modality` is rgb, or depth for the relief of scans. Raises
     DatasetError, a ValueError of one line, for what is not there or cannot be decoded.
     """
+    if not isinstance(resolution, int):
+        raise DatasetError(f"resolution {resolution!r}: must be a whole number from 1 to 8192")
     place = data_root if data_root is not None else os.environ.get("KDAD_DATA") or None
     root = None if place is None else Path(place)
     names = () if category is None else (category,)

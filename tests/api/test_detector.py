@@ -108,6 +108,14 @@ def test_it_prints_nothing_and_tells_its_losses_to_whom_listens(data: Any, capfd
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("threshold", ["high", float("nan"), float("inf"), True])
+def test_a_threshold_that_is_no_number_is_one_line(threshold: Any, data: Any) -> None:
+    detector = kdad_bench.Detector("pixel_mean", **FAST, hold_out=0, seed=np.int64(3), device=torch.device("cpu"))
+    detector.fit(data.train)
+    with pytest.raises(ValueError, match="is no finite number; give one"):
+        detector.predict(data.test, threshold=threshold)
+
+
 def test_what_is_not_fitted_says_so(tmp_path: Path) -> None:
     detector = kdad_bench.Detector("pixel_mean", **FAST)
     for ask in (lambda: detector.predict([]), lambda: detector.save(tmp_path), lambda: detector.threshold_):
@@ -130,6 +138,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no false alarms": ({"false_alarms": 0}, "false_alarms=0 is no share"),
     "a seed that is none": ({"seed": -1}, "seed=-1"),
     "a seed in words": ({"seed": "0"}, "seed='0'"),
+    "no method": ({"method": None}, "method=None is of type NoneType; give a name or a file"),
+    "two methods": ({"method": ["stfpm", "rd4ad"]}, "is of type list; give a name or a file"),
+    "half a pixel": ({"resolution": 64.5}, ", not 64.5"),
     "weights of a type": ({"weights": 3}, "weights=3 is of type int"),
 }
 

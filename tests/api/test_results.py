@@ -153,8 +153,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown category": ({"categories": ["caplett"]}, "did you mean 'caplet'"),
     "an unknown option": ({"methods": "stfpm", "stepps": 3}, "'stepps' is no option (did you mean 'steps'?)"),
     "an option of the command line": ({"methods": "stfpm", "dry_run": True}, "'dry_run' is no option"),
-    "no steps": ({"methods": "stfpm", "steps": 0}, "steps: "),
-    "steps in words": ({"methods": "stfpm", "steps": "many"}, "steps: "),
+    "no steps": ({"methods": "stfpm", "steps": 0}, "1, not 0"),
+    "steps in words": ({"methods": "stfpm", "steps": "many"}, "steps: Input should be a valid integer, not 'many'"),
     "no seeds": ({"methods": "stfpm", "seeds": 0}, "seeds '0' is a count of none"),
     "a seed twice": ({"methods": "stfpm", "seeds": (1, 1)}, "names a seed twice"),
     "seeds of a type": ({"methods": "stfpm", "seeds": 1.5}, "seeds=1.5 is of type float"),
@@ -166,6 +166,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "methods of a type": ({"methods": 3}, "methods=3 is of type int"),
     "a place that is none": ({"methods": "pixel_mean", "out": "s3://"}, "names no place"),
     "a file in the way": ({"methods": "pixel_mean", "out": __file__}, "is a file, not a results folder"),
+    "weights of a teacher that is none": (
+        {"methods": "pixel_mean", "weights": {"resnet19": "x"}},
+        "unknown teacher 'resnet19' (did you mean 'resnet18'?)",
+    ),
+    "progress that cannot be called": ({"methods": "pixel_mean", "progress": 3}, "progress=3 is not callable"),
     "a config that is not there": ({"config": "/no/such.toml"}, "/no/such.toml: cannot be read"),
 }
 
