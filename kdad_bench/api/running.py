@@ -15,6 +15,8 @@ from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.config import options_and_file
 from kdad_bench.harness.endings import line, put_back
 from kdad_bench.harness.executors import outcomes
+from kdad_bench.harness.measuring import NotMeasured, measured, wanted
+from kdad_bench.harness.options import RunOptions
 from kdad_bench.harness.selection import refuse_contradictions
 from kdad_bench.leaderboard.row import Row
 
@@ -72,10 +74,29 @@ def run(
                 endings.append((job, ended))
                 if progress is not None:
                     progress(line(job, ended))
+        unmeasured = measure_speed(found, endings, asked, progress)
     put_back(endings, found.work.out)
-    results = Results(found.work.out, jobs=[job.id for job in found.jobs], remarks=found.remarks)
+    results = Results(found.work.out, jobs=[job.id for job in found.jobs], remarks=(*found.remarks, *unmeasured))
     warn_of_failures(found, endings, results)
     return results
+
+
+def measure_speed(
+    found: Agenda,
+    endings: Sequence[tuple[Job, Ending]],
+    asked: RunOptions,
+    progress: Callable[[str], object] | None,
+) -> list[str]:
+    """Measure what has no measurement yet, as the command does after its jobs; a line for each that has none then."""
+    rows = [row for _, ended in endings if (row := ended if isinstance(ended, Row) else ended.row) is not None]
+    todo, elsewhere = wanted(found, rows, asked)
+    lines = [one.line for one in elsewhere]
+    for made in measured(todo, found.work.out, anew=bool(asked.measure_speed or found.work.force)):
+        if isinstance(made, NotMeasured):
+            lines.append(made.line)
+        elif progress is not None:
+            progress(f"{made.method} at {made.configuration.get('resolution')} px: speed measured")
+    return lines
 
 
 @contextmanager

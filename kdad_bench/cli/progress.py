@@ -72,7 +72,7 @@ def summary(job: Job, row: Row | NoResult) -> dict[str, object]:
     """What `--json` says of a job that ended; `status` is `ok`, `failed` or, without a row, `none`."""
     names = (
         "job_id", "status", "reason", "method", "variant", "dataset", "category", "seed", "preset", "device",
-        "image_auroc", "pixel_auroc", "aupro_30", "latency_ms", "train_seconds", "total_seconds",
+        "image_auroc", "pixel_auroc", "aupro_30", "latency_ms", "speed_key", "train_seconds", "total_seconds",
     )  # fmt: skip
     if isinstance(row, NoResult):
         known = {**columns_of(job), "status": "none", "reason": row.reason, "device": job.device.partition(":")[0]}

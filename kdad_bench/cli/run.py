@@ -13,6 +13,7 @@ import rich_click as click
 from rich.console import Console
 
 from kdad_bench.cli import SIDE, BadInput, Number
+from kdad_bench.cli.measuring import measure_speed
 from kdad_bench.cli.parameters import LocalPath, MethodName, complete_category
 from kdad_bench.cli.run_report import PlainConsole, counted, report, stopped
 from kdad_bench.cli.terminal import outlived
@@ -69,7 +70,12 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 @click.option("--out", metavar="DIR|URL", help="Results folder, local or any fsspec URL.  [default: results]")
 @click.option("--config", type=LocalPath(dir_okay=False), help="TOML file with the same choices.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and an estimate, run nothing.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per job on stdout; progress on stderr.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="A JSON object per job and measurement on stdout; progress on stderr.",
+)
 @click.option("--force", is_flag=True, help="Redo jobs that are finished.")
 @click.option("--retry-failed", is_flag=True, help="Redo jobs whose row is a failure.")
 @click.option("--teacher", metavar="NAME", help="Another teacher for every method.")
@@ -133,6 +139,13 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 )
 @click.option("--save-models", is_flag=True, help="Keep the trained models in models/ (for `predict`).")
 @click.option("--save-maps", is_flag=True, help="Keep the raw anomaly maps in maps/.")
+@click.option(
+    "--measure-speed/--no-measure-speed",
+    default=None,
+    show_default=False,
+    help="Measure speed anew, after the jobs, or not at all.  [default: what has no measurement yet]",
+)
+@click.option("--time-every-job", is_flag=True, help="Time each job as it runs, in place of one measurement alone.")
 @click.option("--tensorboard", is_flag=True, help="Loss terms as TensorBoard events (needs the tensorboard package).")
 def run(**given: Any) -> None:
     """Train and evaluate methods; every finished job leaves one row, and running again goes on where it stopped.
@@ -159,9 +172,15 @@ def run(**given: Any) -> None:
             say(hint(found.left, force), console)
         began = time.perf_counter()
         endings: list[tuple[Job, Ending]] = []
-        if not run_jobs(found, options, force, console, endings):
+        unmeasured: list[str] = []
+        if not run_jobs(found, options, force, console, endings) or not measure_speed(
+            found, options, console, endings, unmeasured
+        ):
             sys.exit(stopped(len(found.left), console))
-        sys.exit(report(found, endings, console, time.perf_counter() - began, options.as_json))
+        code = report(found, endings, console, time.perf_counter() - began, options.as_json)
+        for line in unmeasured:
+            console.print(line, markup=False)
+        sys.exit(code)
 
 
 @contextmanager

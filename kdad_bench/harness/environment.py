@@ -32,6 +32,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(_TRIM_THRESHOLD, 1 << 30)
 
 
+def give_freed_memory_back() -> None:
+    """Return to the system what a training freed and `keep_freed_memory` kept: what follows needs less. glibc only."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def describe(device: str) -> dict[str, Any]:
     """The environment columns of a row for work on `device` ("cpu", "cuda:N"); `environment` is a dict of the rest."""
     import torch

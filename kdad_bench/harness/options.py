@@ -138,6 +138,8 @@ class RunOptions(RunTable):
     save_models: bool = False
     save_maps: bool = False
     tensorboard: bool = False
+    time_every_job: bool = False
+    measure_speed: bool | None = None  # None: what has no measurement yet
 
     @property
     def chosen(self) -> bool:

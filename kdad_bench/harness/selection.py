@@ -88,6 +88,8 @@ def refuse_contradictions(options: RunOptions) -> None:
                 raise SelectionError(f"--{name} is for --executor ray; add that, or leave it out")
     if options.executor == "ray" and (options.workers or 1) > 1:
         raise SelectionError("--workers is for --executor local; Ray runs as many jobs as its cluster has CPUs")
+    if options.time_every_job and options.measure_speed:
+        raise SelectionError("--time-every-job and --measure-speed: speed is taken from the jobs or alone, not both")
     if options.executor == "in-process" and (options.workers or 1) > 1:
         raise SelectionError("--workers are processes: leave --executor in-process out, or take --workers 1")
     if options.executor == "in-process" and options.job_timeout is not None:

@@ -48,7 +48,8 @@ def test_scores_are_those_of_a_run_bit_for_bit(
     settings = QUICK if method == "stfpm" else {"image_size": SIDE}
     results = kdad_bench.run(
         method, f"folder:{tree}", seeds=[3], out=tmp_path, **FAST, settings=settings, hold_out=share,
-        save_models=True, save_maps=True, weights="random" if method != "pixel_mean" else None, pictures=False,
+        save_models=True, save_maps=True, weights="random" if method != "pixel_mean" else None,
+        pictures=False, measure_speed=False,
     )  # fmt: skip
     (row,) = results.frame(["job_id", "image_scores"]).to_pylist()
     options = {"weights": "random"} if method != "pixel_mean" else {}

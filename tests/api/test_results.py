@@ -15,7 +15,7 @@ from kdad_bench.cli import cli
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.compare import NothingToCompare
 
-FAST: dict[str, Any] = {"seeds": 2, "preset": "quick", "resolution": 64, "pictures": False}
+FAST: dict[str, Any] = {"seeds": 2, "preset": "quick", "resolution": 64, "pictures": False, "measure_speed": False}
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,7 @@ def test_it_leaves_the_rows_that_the_command_leaves(ran: kdad_bench.Results, tin
         "--weights",
         "random",
         "--no-pictures",
+        "--no-measure-speed",
         "-d",
         f"folder:{tiny_tree}",
         "--out",

@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("submission") / "results"
     options = {"seeds": 1, "resolution": 64, "settings": {"image_size": 64}, "hold_out": 0.25}
     kdad_bench.run("pixel_mean", "synthetic", "caplet", out=out, save_maps=True, save_models=True, pictures=False,
-                   **options)  # fmt: skip
+                   measure_speed=False, **options)  # fmt: skip
     store.write(Row.failed(reason="made for a test", job_id="f" * 16, method="stfpm", dataset="synthetic",
                            category="caplet", seed=0, preset="quick"), out)  # fmt: skip
     return out
