@@ -29,7 +29,7 @@ from kdad_bench.datasets.category import Category, DatasetError
 from kdad_bench.datasets.decoding import MAX_BYTES, opened
 from kdad_bench.files import CacheError, cache_folder, sweep, write_text_whole, write_whole
 
-LAYOUT = "1"  # changes when decoding or the stored layout changes: old entries are then no longer found
+LAYOUT = "2"  # changes when decoding or the stored layout changes: old entries are then no longer found
 CHUNK = 1 << 20
 SEAL = b"kdad\x00crc"  # before the CRC-32 at the end of an array's file
 RACY_NS = 100_000_000  # a file changed so shortly ago may change again within one tick of its clock
@@ -174,23 +174,16 @@ def fingerprint(category: Category) -> str:
         digest.update(f"{name}\0{found[name]}\n".encode())
     if category.code:
         digest.update(f"code\0{category.code}\n".encode())
-    for line in _uses(category):
-        digest.update(line.encode())
+    if category.by_table or category.code:  # no name says what the image is for
+        digest.update("".join(_uses(category)).encode())
     return digest.hexdigest()
 
 
 def _uses(category: Category) -> Iterator[str]:
-    """A line on the use of each file, where names do not say it all: a table or code sorted them, and may change."""
-    if all(_says(sample.path.relative_to(category.root), split, sample.defect) for split, sample in category.splits()):
-        return
+    """A line for each image: its split, its defect, its name and those of its masks."""
     for split, sample in category.splits():
         names = (path.relative_to(category.root).as_posix() for path in (sample.path, *sample.masks))
         yield "\0".join([split, sample.defect, *names]) + "\n"
-
-
-def _says(path: Path, split: str, defect: str) -> bool:
-    """Whether folders of these names lead to an image, in either case, as in the layouts of MVTec."""
-    return {split, defect.casefold()} <= {part.casefold() for part in path.parts[:-1]}
 
 
 def sealed(category: Category) -> Category:

@@ -78,7 +78,7 @@ def test_other_code_and_another_use_of_the_same_files_are_other_data(root: Path,
 def test_a_table_that_sorts_the_files_is_part_of_the_data(tmp_path: Path, tiny_tree: Path) -> None:
     from dataclasses import replace
 
-    (tree, _) = datasets.categories(f"folder:{tiny_tree}", None)
+    tree = replace(datasets.categories(f"folder:{tiny_tree}", None)[0], code="0")
     moved = replace(tree, train=tree.train[1:], validation=tree.train[:1])
     other = replace(tree, test=(replace(tree.test[0], defect="dent"), *tree.test[1:]))
     assert len({datasets.fingerprint(one) for one in (tree, moved, other)}) == 3
