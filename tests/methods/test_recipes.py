@@ -111,7 +111,7 @@ YARDSTICKS: dict[str, dict[str, Any]] = {
         "teacher": "wide_resnet50_2",
         "strides": (8, 16),
         "patch": 3,
-        "pooling": "adaptive",
+        "pooling": "by_width",  # adaptive with this network
         "width": 1024,
         "coreset": 0.1,
         "epsilon": 0.9,
@@ -121,7 +121,12 @@ YARDSTICKS: dict[str, dict[str, Any]] = {
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "padim": {"wide": {"teacher": "wide_resnet50_2", "channels": 550}},  # the paper's other network
     "spade": {"stride16": {"strides": (4, 8, 16)}},
-    "patchcore": {"one_percent": {"coreset": 0.01}, "maximum": {"reweighted": 0}, "mean": {"pooling": "mean"}},
+    "patchcore": {
+        "one_percent": {"coreset": 0.01},
+        "maximum": {"reweighted": 0},
+        "adaptive": {"pooling": "adaptive"},
+        "mean": {"pooling": "mean"},
+    },
     "stfpm": {
         "paper_scale": {"loss_scale": "paper"},
         "batch_sum": {"loss_scale": "batch_sum"},

@@ -78,7 +78,6 @@ SOURCES: Mapping[str, Mapping[str, list[object]]] = {
         "strides": [(8, 16)],
         "taps": ["raw"],
         "patch": [3],
-        "pooling": ["adaptive"],
         "width": [1024],
         "coreset": [0.25, 0.1, 0.01],
         "epsilon": [0.9],
@@ -112,7 +111,17 @@ WHOLE: Mapping[str, Mapping[str, list[str]]] = {
     "patchcore": {},
 }
 PADIMS_CHANNELS = {"resnet18": 100, "wide_resnet50_2": 550}
-OWN = ("attention", "fusion", "loss scale", "input", "precision", "channels")  # subjects in words of their own
+WIDTH_AT_16 = {"resnet18": 256, "resnet34": 256, "wide_resnet50_2": 1024, "vgg16": 512, "efficientnet_lite0": 112}
+WIDTH_AT_32 = {"resnet18": 512, "resnet34": 512, "wide_resnet50_2": 2048, "vgg16": 512, "efficientnet_lite0": 320}
+OWN = (
+    "attention",
+    "fusion",
+    "loss scale",
+    "input",
+    "precision",
+    "channels",
+    "pooling",
+)  # subjects in words of their own
 VALUES: Mapping[str, list[object]] = {
     "teacher": ["resnet18", "resnet34", "wide_resnet50_2", "vgg16", "efficientnet_lite0"],
     "strides": [(4, 8, 16), (8, 16, 32)],
@@ -208,6 +217,17 @@ def whole_of(name: str, subject: str, settings: Any) -> str:
     return str(getattr(settings, subject))
 
 
+def smooths(settings: Any) -> bool:
+    """Whether PatchCore's adaptive pooling averages neighbourhoods of this teacher's taps."""
+    widths = WIDTH_AT_32 if 32 in settings.strides else WIDTH_AT_16
+    return widths[settings.teacher] >= settings.width
+
+
+def takes_means(settings: Any) -> bool:
+    """Whether PatchCore's pooling comes to the mean."""
+    return settings.pooling == "mean" or (settings.pooling == "by_width" and not smooths(settings))
+
+
 def own_departures(name: str, settings: Any) -> list[str]:
     """Subjects of OWN in which these settings differ from their sources, besides those of WHOLE."""
     if name == "stfpm":
@@ -216,14 +236,15 @@ def own_departures(name: str, settings: Any) -> list[str]:
         return []
     chosen = PADIMS_CHANNELS.get(settings.teacher) if name == "padim" else None
     channels = ["channels"] * (chosen is not None and settings.channels != chosen)
-    return ["input", *["precision"] * (settings.precision != "fp32"), *channels]
+    pooling = ["pooling"] * (name == "patchcore" and takes_means(settings))
+    return ["input", *["precision"] * (settings.precision != "fp32"), *channels, *pooling]
 
 
 def unused(name: str, settings: Any) -> tuple[str, ...]:
     """Fields that other settings put out of use."""
     if name != "patchcore":
         return ()
-    return (*["width"] * (settings.pooling == "mean"), *["epsilon"] * (settings.coreset == 1))
+    return (*["width"] * takes_means(settings), *["epsilon"] * (settings.coreset == 1))
 
 
 def check_deviations(name: str, settings: Any) -> None:
@@ -311,6 +332,10 @@ def check_choices(name: str, settings: Any) -> None:
         "VGG-16": name in LOOPED and settings.teacher == "vgg16",
         "eq. 7 with b": name == "patchcore" and settings.reweighted > 0,
         "the plain maximum, as": name == "patchcore" and settings.reweighted == 0,
+        "smooths no neighbourhood of taps": name == "patchcore"
+        and settings.pooling == "by_width"
+        and not smooths(settings),
+        "adaptive on taps so narrow": name == "patchcore" and settings.pooling == "adaptive" and not smooths(settings),
         "drawn by the seed": name == "patchcore" and settings.coreset < 1,
     }
     for mark, expected in marks.items():
@@ -359,6 +384,8 @@ def inert(name: str, settings: Any, field: str, value: object) -> bool:
         return True
     if field in SOURCES.get(name, {}) and {getattr(settings, field), value} <= set(SOURCES[name][field]):
         return False  # two sources differ: the words say which is followed
+    if field == "pooling" and {settings.pooling, value} == {"by_width", "adaptive"} and smooths(settings):
+        return True
     if name in YARDSTICKS:
         return field in (*LOOPS, *unused(name, settings))
     return (
@@ -413,7 +440,7 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
         ("padim:", {"precision": "bf16"}, "precision: bf16 (public codes: fp32)", "channels: 100 ("),
         ("spade:stride16", {}, "strides: 4 8 16 (paper: 4 8 16 32)", "images: whole"),
         ("patchcore:", {"width": 64}, "pooling: mean (official code: adaptive)", "width"),
-        ("patchcore:one_percent", {"pooling": "adaptive", "width": 64}, "a share of 0.01, begun at", "pooling"),
+        ("patchcore:one_percent", {"pooling": "adaptive", "width": 64}, "a share of 0.01, begun at", "narrow"),
         ("patchcore:maximum", {}, "the plain maximum, as the official code", "eq. 7 with"),
         ("mkd:smooth_grad", {"smooth_noise": "official"}, "smooth_noise: the same draws", "squared"),
         ("rd4ad:", {}, "sigma: 2 (official test code: 4)", "momentum"),
