@@ -1,6 +1,7 @@
-"""Which recipe the quick preset of each method has: candidates compared on data that no table shows.
+"""Which recipe the quick or standard preset of each method has: candidates compared on data that no table shows.
 
     python benchmarks/recipes.py --out /tmp/recipes --seeds 1
+    python benchmarks/recipes.py --preset standard --out /tmp/recipes --seeds 1     # ResNet-18 at half the side
 
 Every candidate is run on `rehearsal`, whose subjects are not those of `synthetic`; the winner is the candidate with
 the highest mean of image AUROC and AUPRO@0.3 over its categories and seeds. No real image and no category that a table
@@ -18,7 +19,8 @@ from statistics import mean
 from kdad_bench.leaderboard.store import read
 
 # method -> candidates: what each sets apart from the preset; the first is the preset as it stands
-CANDIDATES: dict[str, tuple[dict[str, object], ...]] = {
+Candidates = dict[str, tuple[dict[str, object], ...]]
+QUICK: Candidates = {
     "stfpm": ({}, {"learning_rate": 0.2}, {"learning_rate": 0.8}),
     "rd4ad": ({}, {"learning_rate": 0.0025}, {"learning_rate": 0.01}),
     "eca_mskdad": ({}, {"learning_rate": 0.2}, {"learning_rate": 0.8}),
@@ -27,12 +29,25 @@ CANDIDATES: dict[str, tuple[dict[str, object], ...]] = {
     "mkd": ({}, {"learning_rate": 0.001}, {"scored": 3}, {"value_weight": 0.5}),
     "fractalad": ({}, {"learning_rate": 0.001}, {"kd": True, "weight_decay": 0.001}),
 }
+STANDARD: Candidates = {
+    "stfpm": ({}, {"learning_rate": 0.8}),
+    "rd4ad": ({}, {"learning_rate": 0.01}),
+    "eca_mskdad": ({}, {"learning_rate": 0.8}),
+    "dskd": ({}, {"learning_rate": 0.01}),
+    "bmkd": ({}, {"learning_rate": 0.01}),
+    "mkd": ({}, {"value_weight": 0.01}, {"scored": 2}),
+    "fractalad": ({}, {"kd": True, "weight_decay": 0.001}),
+}
+CANDIDATES = {"quick": QUICK, "standard": STANDARD}
+# of every candidate of a standard recipe: a quarter of the pixels and half the steps, so that choosing is quick
+SMALL: dict[str, object] = {"image_size": 128, "resolution": 128, "steps": 150}
 
 
-def label(candidate: dict[str, object]) -> str:
+def label(preset: str, candidate: dict[str, object]) -> str:
     """The preset's label in rows."""
-    inside = ",".join(f"{name}={candidate[name]}" for name in sorted(candidate))
-    return f"quick[{inside}]" if inside else "quick"
+    said = candidate if preset == "quick" else {**SMALL, **candidate}
+    inside = ",".join(f"{name}={said[name]}" for name in sorted(said))
+    return f"{preset}[{inside}]" if inside else preset
 
 
 def value(setting: object) -> str:
@@ -45,14 +60,19 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--threads", default="1")
-    parser.add_argument("--method", choices=list(CANDIDATES), action="append")
+    parser.add_argument("--preset", choices=list(CANDIDATES), default="quick")
+    parser.add_argument("--weights", help="of the standard preset's teacher; without it they are downloaded")
+    parser.add_argument("--method", choices=list(QUICK), action="append")
     given = parser.parse_args()
-    methods = given.method or list(CANDIDATES)
+    candidates = CANDIDATES[given.preset]
+    methods = given.method or list(candidates)
+    common = ["--preset", given.preset, "--seeds", given.seeds, "--threads", given.threads, "--out", given.out]
+    common += [f"--weights={given.weights}"] if given.weights else []
+    common += [f"--{name.replace('_', '-')}={setting}" for name, setting in SMALL.items() if given.preset != "quick"]
     for method in methods:
-        for candidate in CANDIDATES[method]:
+        for candidate in candidates[method]:
             settings = [f"--set={method}.{name}={value(setting)}" for name, setting in candidate.items()]
-            command = [sys.executable, "-m", "kdad_bench", "run", "--dataset", "rehearsal", "--method", method]
-            command += ["--preset", "quick", "--seeds", given.seeds, "--threads", given.threads, "--out", given.out]
+            command = [sys.executable, "-m", "kdad_bench", "run", "--dataset", "rehearsal", "--method", method, *common]
             subprocess.run([*command, "--no-pictures", *settings], check=True, stdout=subprocess.DEVNULL)
     found = defaultdict(list)
     for row in read(given.out, ("method", "preset", "image_auroc", "aupro_30", "status", "dataset")).rows():
@@ -61,7 +81,7 @@ def main() -> None:
     print("| method | recipe | jobs | image AUROC | AUPRO@0.3 | mean of both |")
     print("|---|---|---:|---:|---:|---:|")
     for method in methods:
-        names = [label(candidate) for candidate in CANDIDATES[method]]
+        names = [label(given.preset, candidate) for candidate in candidates[method]]
         scores = {name: tuple(map(mean, zip(*found[method, name], strict=True))) for name in names}
         best = max(names, key=lambda name: mean(scores[name]))
         for name in names:

@@ -53,7 +53,7 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 )
 @click.option(
     "--preset",
-    type=click.Choice(["quick", "paper"]),
+    type=click.Choice(["quick", "standard", "paper"]),
     help="Budget and teacher.  [default: paper with CUDA, else quick]",
 )
 @click.option("--device", metavar="auto|cpu|cuda:N", help="Where to train and time.  [default: auto]")

@@ -29,6 +29,7 @@ class Preset:
 
 PRESETS = {
     "quick": Preset(resolution=128, seeds=2),
+    "standard": Preset(resolution=256, seeds=3),
     "paper": Preset(resolution=256, seeds=3),
 }
 

@@ -22,7 +22,7 @@ CURVE_WARMUP = clock.Budget(1, 0.2)
 
 def cost_of(method: Method, images: Tensor, job: Job) -> dict[str, Any]:
     """The cost columns of a row, measured on `images` [N, 3 M, R, R] on the job's device."""
-    quick = job.preset.startswith("quick")
+    quick = not job.preset.startswith("paper")
     with torch.inference_mode():
         latency = latencies(method, images[:1].clone(), job.device, quick=quick)
         return {**latency, **throughput(method, images, job.device, quick=quick), **weights(method)}

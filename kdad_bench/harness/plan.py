@@ -60,7 +60,7 @@ def teachers(selection: Selection) -> tuple[str, ...]:
 def configurations_of(
     selection: Selection,
 ) -> Iterator[tuple[tuple[str, str], tuple[Any, dict[str, Any], bool]]]:
-    """((method, variant), (settings, overrides that it takes, whether it needs a teacher)) of each selected method.
+    """((method, variant), (settings, overrides that change it, whether it needs a teacher)) of each selected method.
 
     Raises SelectionError for an override that no selected method takes.
     """
@@ -86,7 +86,9 @@ def configurations_of(
         asked = {**shared, **(selection.method_overrides or {}).get(method, {})}
         if not found.needs_teacher:
             asked.pop("teacher", None)
-        yield (method, variant), (configured(settings, asked, f"method '{method}'"), asked, found.needs_teacher)
+        final = configured(settings, asked, f"method '{method}'")
+        changed = {name: value for name, value in asked.items() if getattr(final, name) != getattr(settings, name)}
+        yield (method, variant), (final, changed, found.needs_teacher)
 
 
 def preset_label(selection: Selection, asked: Mapping[str, Any]) -> str:

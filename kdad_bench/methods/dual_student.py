@@ -236,6 +236,7 @@ QUICK: Mapping[str, Any] = {
     "norm_momentum": 0.1,
     "sigma": 2.0,  # as wide on 128 px as 4 on 256
 }
+STANDARD: Mapping[str, Any] = {"steps": 200, "batch_size": 8, "schedule": "one_cycle", "norm_momentum": 0.1}
 SWITCHES: Mapping[str, Mapping[str, object]] = {
     "teacher_fed": {"fed_by": "teacher"},
     "both_fed": {"fed_by": "both"},  # "inspired by group discussions": teacher and student both speak
@@ -250,7 +251,11 @@ DSKD = Entry(
     name="dskd",
     title="DSKD (reading)",
     paper="Yao, Gao 2024, arXiv 2402.00448",
-    presets={"paper": DualStudentSettings(), "quick": DualStudentSettings(**QUICK, learning_rate=0.01)},
+    presets={
+        "paper": DualStudentSettings(),
+        "standard": DualStudentSettings(**STANDARD),
+        "quick": DualStudentSettings(**QUICK, learning_rate=0.01),
+    },
     build=DualStudent,
     variants=SWITCHES,
     reading=True,
@@ -260,7 +265,7 @@ BMKD = Entry(
     name="bmkd",
     title="BMKD (reading)",
     paper="Liu, Li, Ren, Liu, Wang, Computer and Modernization 2025(2):58-63,85",
-    presets={"paper": BmkdSettings(), "quick": BmkdSettings(**QUICK)},
+    presets={"paper": BmkdSettings(), "standard": BmkdSettings(**STANDARD), "quick": BmkdSettings(**QUICK)},
     build=DualStudent,
     variants={
         **SWITCHES,

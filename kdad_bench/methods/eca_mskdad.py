@@ -169,6 +169,7 @@ ECA_MSKDAD = Entry(
     paper="Qiao, Xing, Computer Science 2024, 51(6A):230300223",
     presets={
         "paper": EcaMskdadSettings(),
+        "standard": EcaMskdadSettings(steps=300, batch_size=8, schedule="one_cycle", norm_momentum=0.1),
         "quick": EcaMskdadSettings(
             teacher="efficientnet_lite0",
             steps=60,

@@ -407,6 +407,14 @@ MKD = Entry(
     paper="Salehi et al., CVPR 2021, arXiv 2011.11108",
     presets={
         "paper": MkdSettings(),
+        "standard": MkdSettings(
+            teacher="resnet18",
+            strides=(4, 8, 16),
+            steps=600,
+            batch_size=8,
+            schedule="one_cycle",
+            normalised=True,  # as this teacher was trained
+        ),
         "quick": MkdSettings(
             teacher="efficientnet_lite0",
             steps=200,

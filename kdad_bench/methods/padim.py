@@ -118,6 +118,7 @@ PADIM = Entry(
     paper="Defard, Setkov, Loesch, Audigier, ICPR workshops 2021, arXiv 2011.08785",
     presets={
         "paper": PadimSettings(),
+        "standard": PadimSettings(),
         "quick": PadimSettings(teacher="efficientnet_lite0", image_size=128, batch_size=8, sigma=2.0),
     },
     build=build,

@@ -259,6 +259,7 @@ PATCHCORE = Entry(
     paper="Roth, Pemula, Zepeda, Schölkopf, Brox, Gehler, CVPR 2022, arXiv 2106.08265",
     presets={
         "paper": PatchcoreSettings(),
+        "standard": PatchcoreSettings(teacher="resnet18", pooling="mean", coreset=0.01),
         "quick": PatchcoreSettings(
             teacher="efficientnet_lite0", image_size=128, batch_size=8, pooling="mean", coreset=0.1, sigma=2.0
         ),

@@ -68,7 +68,7 @@ PIXEL_MEAN = Entry(
     name="pixel_mean",
     title="Pixel mean (floor)",
     paper="no paper: the floor that every method must beat",
-    presets={"paper": PixelMeanSettings(), "quick": PixelMeanSettings(image_size=128)},
+    presets={"paper": PixelMeanSettings(), "standard": PixelMeanSettings(), "quick": PixelMeanSettings(image_size=128)},
     build=build,
     needs_teacher=False,
     family="floor",

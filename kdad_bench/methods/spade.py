@@ -101,6 +101,7 @@ SPADE = Entry(
     paper="Cohen, Hoshen 2020, arXiv 2005.02357",
     presets={
         "paper": SpadeSettings(),
+        "standard": SpadeSettings(teacher="resnet18", strides=(4, 8, 16)),
         "quick": SpadeSettings(
             teacher="efficientnet_lite0", image_size=128, batch_size=8, strides=(4, 8, 16), images=10, sigma=2.0
         ),

@@ -94,6 +94,12 @@ STFPM = Entry(
     paper="Wang, Han, Ding, Huang, BMVC 2021, arXiv 2103.04257",
     presets={
         "paper": StfpmSettings(),
+        "standard": StfpmSettings(
+            steps=300,  # this and the other budgets and rates of standard presets: docs/recipes.md
+            batch_size=8,
+            schedule="one_cycle",
+            norm_momentum=0.1,
+        ),
         "quick": StfpmSettings(
             teacher="efficientnet_lite0",
             image_size=128,

@@ -86,6 +86,15 @@ class FractalAD(StudentTeacher[FractalADSettings]):
 
 
 PAPER = FractalADSettings()
+STANDARD = FractalADSettings(
+    strides=(4, 8, 16),
+    steps=300,
+    batch_size=4,
+    schedule="one_cycle",
+    norm_momentum=0.1,
+    weight_decay=DECAY[False],
+    kd=False,
+)
 QUICK = FractalADSettings(
     teacher="efficientnet_lite0",
     strides=(4, 8, 16),
@@ -105,7 +114,7 @@ FRACTALAD = Entry(
     name="fractalad",
     title="FractalAD",
     paper="Xia et al. 2023, arXiv 2301.12739",
-    presets={"paper": PAPER, "quick": QUICK},
+    presets={"paper": PAPER, "standard": STANDARD, "quick": QUICK},
     build=FractalAD,
     variants={
         "kd": {"kd": True, "weight_decay": DECAY[True]},  # the default of `paper`; `quick` has it off
