@@ -18,6 +18,7 @@ METHODS: dict[str, str] = {
     "patchcore": "kdad_bench.methods.patchcore:PATCHCORE",
     "stfpm": "kdad_bench.methods.stfpm:STFPM",
     "rd4ad": "kdad_bench.methods.rd4ad:RD4AD",
+    "rdpp": "kdad_bench.methods.rdpp:RDPP",
     "mkd": "kdad_bench.methods.mkd:MKD",
     "eca_mskdad": "kdad_bench.methods.eca_mskdad:ECA_MSKDAD",
     "dskd": "kdad_bench.methods.dual_student:DSKD",
