@@ -308,7 +308,7 @@ RDPP = Entry(
         "quick": RdppSettings(
             teacher="efficientnet_lite0",
             image_size=128,
-            steps=120,
+            steps=100,
             batch_size=8,
             passes=1,
             learning_rate=0.01,  # RD4AD's

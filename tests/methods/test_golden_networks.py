@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kdad_bench.methods.backbones import BACKBONES, FACTS, Attention, Backbone, Cbam, Eca, build
 from kdad_bench.methods.distillation import Student
 from kdad_bench.methods.dual_student import BMKD, DSKD, DeepestTap, DualStudents, ResidualFusion
+from kdad_bench.methods.rdpp import ProjectedStudent
 from kdad_bench.methods.reverse import Bottleneck, Decoder, Fusion
 from tests.methods.fixed_weights import filled, summary, tensor_of
 
@@ -84,6 +85,17 @@ def student(teacher: str, *, standardised: bool) -> Callable[[], Answer]:
     return answer
 
 
+def projected(teacher: str, *, signed: bool) -> Callable[[], Answer]:
+    """RD++'s student: restored taps, then the projections of the taps."""
+
+    def answer() -> Answer:
+        found = described(teacher)
+        outputs = filled(lambda: ProjectedStudent(found, signed=signed))(taps_of(found))
+        return *outputs.restored, *outputs.projected
+
+    return answer
+
+
 def dual(settings: Any, **changes: Any) -> Callable[[], Answer]:
     def answer() -> Answer:
         teacher = described("resnet18")
@@ -123,6 +135,8 @@ NETWORKS: Mapping[str, Callable[[], Answer]] = {
     "residual fusion fed by two": between(ResidualFusion, "resnet18", 2),
     "deepest tap": between(DeepestTap, "resnet18"),
     "deepest tap fed by two": between(DeepestTap, "resnet18", 2),
+    "RD++ on resnet18": projected("resnet18", signed=False),
+    "RD++ on lite0": projected("efficientnet_lite0", signed=True),
     "DSKD": dual(PAPER_DSKD),
     "DSKD fed by the teacher": dual(PAPER_DSKD, fed_by="teacher"),
     "DSKD fed by both": dual(PAPER_DSKD, fed_by="both"),

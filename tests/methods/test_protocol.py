@@ -30,6 +30,7 @@ OWN: dict[str, dict[str, str]] = {
     | {"patch": "[1, 63]", "width": "[1, 65536]", "coreset": "(0, 1]", "epsilon": "(0, 1)", "reweighted": "[0, 1024]"},
     "stfpm": TRAINED,
     "rd4ad": TRAINED | BLUR,
+    "rdpp": TRAINED | BLUR | {"passes": "[1, 1024]", "projection_rate": "(0, inf)", "projection_weight": "[0, inf)"},
     "mkd": TRAINED | {"scored": "[1, inf)", "value_weight": "[0, inf)"},
     "eca_mskdad": TRAINED | {"balance": "[0, inf)", "distortion": "[0, 1]"},
     "dskd": TRAINED | BLUR,

@@ -52,6 +52,21 @@ PAPER: dict[str, dict[str, Any]] = {
         "distance": "flattened",
         "sigma": 4.0,
     },
+    # tientrandinh/Revisiting-Reverse-Distillation @7f2ceb7: WideResNet-50-2, 256 px, Adam 0.005 / 0.001, 16 images twice
+    "rdpp": {
+        "teacher": "wide_resnet50_2",
+        "image_size": 256,
+        "epochs": 200,  # by category 10 to 300; 200 for bottle and pill
+        "batch_size": 32,
+        "passes": 2,
+        "optimiser": "adam",
+        "learning_rate": 0.005,
+        "projection_rate": 0.001,
+        "betas": (0.5, 0.999),
+        "projection_weight": 0.2,
+        "transport": "batch",
+        "sigma": 4.0,
+    },
     # Computer Science 2024 51(6A), section 4: 128 px, 300 iterations, batch 32, SGD 0.4 / 0.9; the rest is read
     "eca_mskdad": {
         "teacher": "resnet18",
@@ -133,6 +148,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "held_out": {"held_out": 0.2},  # official code: a fifth of train/good
     },
     "rd4ad": {"per_pixel": {"distance": "cosine"}},
+    "rdpp": {"halves": {"transport": "halves"}},
 }
 
 

@@ -19,7 +19,7 @@ from kdad_bench.methods import METHODS, entry
 from kdad_bench.methods.protocol import Settings, Settled, shown
 
 YARDSTICKS = ("padim", "spade", "patchcore")
-LOOPED = ("stfpm", "rd4ad", "eca_mskdad", "dskd", "bmkd")
+LOOPED = ("stfpm", "rd4ad", "rdpp", "eca_mskdad", "dskd", "bmkd")
 HERE = ("pixel_mean", *YARDSTICKS, *LOOPED)  # whose deviations are listed here; those of mkd and fractalad: their tests
 CODE = {"schedule": ["constant"], "drop_last": [False], "precision": ["fp32"], "taps": ["raw"]}
 # method -> field -> the values that a source has
@@ -43,6 +43,21 @@ SOURCES: Mapping[str, Mapping[str, list[object]]] = {
         "learning_rate": [0.005],
         "weight_decay": [0.0],
         "distance": ["flattened", "cosine"],
+        "sigma": [4.0],
+    },
+    "rdpp": {
+        "teacher": ["wide_resnet50_2"],
+        "strides": [(4, 8, 16)],
+        "image_size": [256],
+        "taps": ["raw"],
+        "batch_size": [32],
+        "passes": [2],
+        "learning_rate": [0.005],
+        "projection_rate": [0.001],
+        "projection_weight": [0.2],
+        "weight_decay": [0.0],
+        "schedule": ["constant"],
+        "precision": ["fp32"],
         "sigma": [4.0],
     },
     "eca_mskdad": {
@@ -99,6 +114,12 @@ WHOLE: Mapping[str, Mapping[str, list[str]]] = {
         "student's norms": ["momentum 0.1"],
         "selection": ["last step, all normals"],
     },
+    "rdpp": {
+        "optimiser": ["adam, betas 0.5 0.999"],
+        "budget": ["10 to 300 epochs by category"],
+        "student's norms": ["momentum 0.1"],
+        "selection": ["the epoch best on the test images"],
+    },
     "eca_mskdad": {
         "optimiser": ["sgd, momentum 0.9"],
         "budget": ["300 epochs", "300 steps"],
@@ -121,6 +142,7 @@ OWN = (
     "precision",
     "channels",
     "pooling",
+    "incomplete batches",
 )  # subjects in words of their own
 VALUES: Mapping[str, list[object]] = {
     "teacher": ["resnet18", "resnet34", "wide_resnet50_2", "vgg16", "efficientnet_lite0"],
@@ -137,6 +159,9 @@ VALUES: Mapping[str, list[object]] = {
     "drop_last": [False, True],
     "held_out": [0.0, 0.2, 0.29],
     "sigma": [2.0, 4.0, 4.0000001],
+    "passes": [1, 2],
+    "projection_rate": [0.001, 0.002],
+    "projection_weight": [0.2, 1.0],
     "balance": [0.0, 1.0],
     "joint_pass": [True, False],
     "distortion": [0.5, 0.25],
@@ -196,7 +221,9 @@ def drawn(draw: st.DrawFn) -> tuple[str, Any]:
 
 def momentum_of_norms(name: str, settings: Any) -> float:
     copied = name != "fractalad" or settings.kd  # without distillation there is only the head
-    lite = settings.teacher == "efficientnet_lite0" and name not in ("rd4ad", "mkd") and copied  # theirs are no copies
+    lite = (
+        settings.teacher == "efficientnet_lite0" and name not in ("rd4ad", "rdpp", "mkd") and copied
+    )  # theirs are no copies
     return settings.norm_momentum or (0.01 if lite else 0.1)
 
 
@@ -233,7 +260,7 @@ def own_departures(name: str, settings: Any) -> list[str]:
     if name == "stfpm":
         return ["loss scale"] * (settings.loss_scale == "batch_sum")
     if name not in YARDSTICKS:
-        return []
+        return ["incomplete batches"] * (name == "rdpp")
     chosen = PADIMS_CHANNELS.get(settings.teacher) if name == "padim" else None
     channels = ["channels"] * (chosen is not None and settings.channels != chosen)
     pooling = ["pooling"] * (name == "patchcore" and takes_means(settings))
@@ -336,6 +363,10 @@ def check_choices(name: str, settings: Any) -> None:
         and settings.pooling == "by_width"
         and not smooths(settings),
         "adaptive on taps so narrow": name == "patchcore" and settings.pooling == "adaptive" and not smooths(settings),
+        "0, as in the official code": name == "rdpp" and settings.transport == "batch",
+        "between two random halves": name == "rdpp" and settings.transport == "halves",
+        "scaled to the image's side": name == "rdpp" and settings.image_size != 256,
+        "a step of their own": name == "rdpp" and not settings.drop_last,
         "drawn by the seed": name == "patchcore" and settings.coreset < 1,
     }
     for mark, expected in marks.items():
@@ -450,6 +481,9 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
             "a share of 0.1 (official code: last step, all normals)",
             "of flattened",
         ),
+        ("rdpp:", {}, "selection: last step, all normals (official code: the epoch best on the test", "halves"),
+        ("rdpp:halves", {}, "transport: between two random halves of a batch", "transport: 0"),
+        ("rdpp:", {"drop_last": True}, "incomplete batches: left out (official code: added", "step of their own"),
         ("eca_mskdad:", {}, "rel_mode: normalised_mean (eq. 15 to 18: literal)", "read as"),
         ("eca_mskdad:score_loss", {}, "maps of 32, 16, 8 px", "score: "),
         ("eca_mskdad:figure_size", {}, "maps of 64, 32, 16 px", "maps of 32"),
@@ -470,6 +504,7 @@ def test_paper_presets_depart_only_where_their_pages_say_so() -> None:
         "pixel_mean": [],
         "stfpm": ["selection"],
         "rd4ad": [],
+        "rdpp": ["budget", "selection", "incomplete batches"],
         "eca_mskdad": ["rel_mode", "score"],
         "dskd": [],
         "bmkd": [],

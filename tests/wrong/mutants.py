@@ -239,6 +239,8 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "distillation": files("initial_weights", "golden_networks", "distillation"),
     "stfpm": files("recipes", "words", "stfpm"),
     "rd4ad": files("recipes", "words", "rd4ad"),
+    "rdpp": files("recipes", "protocol", "words", "rdpp", "golden_networks"),
+    "simplex_noise": files("simplex_noise"),
     "reverse": files("words", "rd4ad", "initial_weights", "golden_networks", "folding"),
     "eca_mskdad": files("recipes", "protocol", "words", "eca_mskdad"),
     "dual_student": files("recipes", "words", "initial_weights", "golden_networks", "dual_student"),
