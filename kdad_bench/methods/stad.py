@@ -70,6 +70,9 @@ class StadSettings(DistillationSettings):
         "validation": Range(0, 0.9),
     }
     READINGS: ClassVar = {
+        "patches": lambda settings: (
+            f"of {shown(settings.scales)} px" + ", the mean of their maps" * (len(settings.scales) > 1)
+        ),
         "descriptors": lambda settings: (
             f"learnt in a share of {shown(settings.descriptors)} of the steps, from {settings.crops} crops at a time, "
             f"enlarged to {ENLARGED} px for the backbone"
@@ -184,7 +187,7 @@ class Scale(nn.Module):
         self.register_buffer("centre", torch.zeros(settings.dimensions, 1, 1))
         self.register_buffer("deviation", torch.ones(settings.dimensions, 1, 1))
         self.register_buffer("usual", torch.zeros(2))  # mean of errors and of variances
-        self.register_buffer("spread", torch.ones(2))  # their deviations
+        self.register_buffer("spread", torch.full((2,), torch.inf))  # their deviations; before any fit a map is 0
 
     def targets(self, images: Tensor) -> Tensor:
         """Descriptors of normalised `images` as the students learn them: (t - mu) / sigma per component."""
@@ -265,6 +268,7 @@ class Stad(StudentTeacher[StadSettings]):
         self.images = learnt
         total, _ = planned_steps(self.settings, learners(len(learnt), self.settings.held_out))
         self.boundary = int(self.settings.descriptors * total)
+        self.forget_what_is_usual(LEAST)  # no state without targets is the best on held-out images
         try:
             distil(self, learnt, fitting or Fitting())
         finally:
@@ -302,6 +306,7 @@ class Stad(StudentTeacher[StadSettings]):
     @torch.no_grad()
     def learn_targets(self, images: Tensor) -> None:
         """Mean and deviation of every component of the descriptors over all `images`."""
+        self.forget_what_is_usual(1.0)
         for scale in self.scales:
             network: PatchNetwork = scale.descriptor
             sums = [
@@ -312,6 +317,12 @@ class Stad(StudentTeacher[StadSettings]):
             mean, square = torch.stack(sums).sum(0) / count
             scale.get_buffer("centre").copy_(mean[:, None, None])
             scale.get_buffer("deviation").copy_(deviation(mean, square)[:, None, None])
+
+    def forget_what_is_usual(self, spread: float) -> None:
+        """Errors and variances count from 0, in units of `spread`."""
+        for scale in self.scales:
+            scale.get_buffer("usual").zero_()
+            scale.get_buffer("spread").fill_(spread)
 
     @torch.no_grad()
     def learn_what_is_usual(self, images: Tensor) -> None:

@@ -20,7 +20,12 @@ from kdad_bench.methods.protocol import Settings, Settled, shown
 
 YARDSTICKS = ("padim", "spade", "patchcore")
 LOOPED = ("stfpm", "rd4ad", "rdpp", "eca_mskdad", "dskd", "bmkd")
-HERE = ("pixel_mean", *YARDSTICKS, *LOOPED)  # whose deviations are listed here; those of mkd and fractalad: their tests
+HERE = (
+    "pixel_mean",
+    *YARDSTICKS,
+    *LOOPED,
+    "stad",
+)  # whose deviations are listed here; those of mkd and fractalad: their tests
 CODE = {"schedule": ["constant"], "drop_last": [False], "precision": ["fp32"], "taps": ["raw"]}
 # method -> field -> the values that a source has
 SOURCES: Mapping[str, Mapping[str, list[object]]] = {
@@ -69,6 +74,23 @@ SOURCES: Mapping[str, Mapping[str, list[object]]] = {
         "taps": ["raw"],
         "rel_mode": ["literal"],
         "score": ["loss"],
+    },
+    "stad": {
+        "teacher": ["resnet18"],
+        "strides": [(32,)],
+        "image_size": [256],
+        "taps": ["raw"],
+        "batch_size": [1],
+        "learning_rate": [1e-4],
+        "weight_decay": [1e-5],
+        "schedule": ["constant"],
+        "precision": ["fp32"],
+        "scales": [(17, 33, 65), (17,), (33,), (65,)],
+        "students": [3],
+        "width": [128],
+        "dimensions": [128],
+        "grid": [1],
+        "compactness": [1.0],
     },
     "dskd": {"teacher": ["resnet18"]},
     "bmkd": {"teacher": ["resnet18"]},
@@ -125,6 +147,11 @@ WHOLE: Mapping[str, Mapping[str, list[str]]] = {
         "budget": ["300 epochs", "300 steps"],
         "attention": ["blocks", "stages"],
     },
+    "stad": {
+        "optimiser": ["adam, betas 0.9 0.999"],
+        "budget": ["200 epochs"],
+        "selection": ["last step, all normals"],
+    },
     "dskd": {},
     "bmkd": {"attention": ["eca", "cbam"], "fusion": ["ffrm"]},
     "padim": {},
@@ -143,6 +170,7 @@ OWN = (
     "channels",
     "pooling",
     "incomplete batches",
+    "crops",
 )  # subjects in words of their own
 VALUES: Mapping[str, list[object]] = {
     "teacher": ["resnet18", "resnet34", "wide_resnet50_2", "vgg16", "efficientnet_lite0"],
@@ -159,6 +187,14 @@ VALUES: Mapping[str, list[object]] = {
     "drop_last": [False, True],
     "held_out": [0.0, 0.2, 0.29],
     "sigma": [2.0, 4.0, 4.0000001],
+    "scales": [(17, 33, 65), (33, 65), (65,)],
+    "students": [3, 2],
+    "dimensions": [128, 32],
+    "grid": [1, 4],
+    "crops": [64, 16],
+    "descriptors": [0.5, 0.25],
+    "compactness": [1.0, 0.5],
+    "validation": [0.1, 0.0],
     "passes": [1, 2],
     "projection_rate": [0.001, 0.002],
     "projection_weight": [0.2, 1.0],
@@ -260,7 +296,8 @@ def own_departures(name: str, settings: Any) -> list[str]:
     if name == "stfpm":
         return ["loss scale"] * (settings.loss_scale == "batch_sum")
     if name not in YARDSTICKS:
-        return ["incomplete batches"] * (name == "rdpp")
+        carried = ["incomplete batches"] * (name == "rdpp" or (name == "stad" and settings.drop_last))
+        return [*["crops"] * (name == "stad"), *carried]
     chosen = PADIMS_CHANNELS.get(settings.teacher) if name == "padim" else None
     channels = ["channels"] * (chosen is not None and settings.channels != chosen)
     pooling = ["pooling"] * (name == "patchcore" and takes_means(settings))
@@ -367,6 +404,8 @@ def check_choices(name: str, settings: Any) -> None:
         "between two random halves": name == "rdpp" and settings.transport == "halves",
         "scaled to the image's side": name == "rdpp" and settings.image_size != 256,
         "a step of their own": name == "rdpp" and not settings.drop_last,
+        "which nothing learns from": name == "stad" and settings.validation > 0,
+        "that the students learnt from": name == "stad" and settings.validation == 0,
         "drawn by the seed": name == "patchcore" and settings.coreset < 1,
     }
     for mark, expected in marks.items():
@@ -424,6 +463,7 @@ def inert(name: str, settings: Any, field: str, value: object) -> bool:
         or (field == "betas" and settings.optimiser == "sgd")
         or (field == "epochs" and (settings.steps is not None or {settings.epochs, value} <= {100, 200}))
         or (field == "norm_momentum" and (value or 0.1) == momentum_of_norms(name, settings))
+        or (field == "norm_momentum" and name == "stad")  # it has no norms
         or (field == "detach" and settings.fed_by == "teacher")
         or (field == "smooth_noise" and settings.saliency != "smooth_grad")
         or (field == "value_weight" and settings.loss == "direction_only")
@@ -484,6 +524,9 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
         ("rdpp:", {}, "selection: last step, all normals (official code: the epoch best on the test", "halves"),
         ("rdpp:halves", {}, "transport: between two random halves of a batch", "transport: 0"),
         ("rdpp:", {"drop_last": True}, "incomplete batches: left out (official code: added", "step of their own"),
+        ("stad:", {}, "crops: of the normal images (paper: of ImageNet)", "scales: 17"),
+        ("stad:p65", {"crops": 8}, "from 8 crops at a time", "scales: "),
+        ("stad:p33", {}, "patches: of 33 px", "the mean of their maps"),
         ("eca_mskdad:", {}, "rel_mode: normalised_mean (eq. 15 to 18: literal)", "read as"),
         ("eca_mskdad:score_loss", {}, "maps of 32, 16, 8 px", "score: "),
         ("eca_mskdad:figure_size", {}, "maps of 64, 32, 16 px", "maps of 32"),
@@ -505,6 +548,7 @@ def test_paper_presets_depart_only_where_their_pages_say_so() -> None:
         "stfpm": ["selection"],
         "rd4ad": [],
         "rdpp": ["budget", "selection", "incomplete batches"],
+        "stad": ["crops"],
         "eca_mskdad": ["rel_mode", "score"],
         "dskd": [],
         "bmkd": [],

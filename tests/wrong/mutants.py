@@ -240,6 +240,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "stfpm": files("recipes", "words", "stfpm"),
     "rd4ad": files("recipes", "words", "rd4ad"),
     "rdpp": files("recipes", "protocol", "words", "rdpp", "golden_networks"),
+    "stad": files("recipes", "protocol", "words", "stad", "golden_networks"),
     "simplex_noise": files("simplex_noise"),
     "reverse": files("words", "rd4ad", "initial_weights", "golden_networks", "folding"),
     "eca_mskdad": files("recipes", "protocol", "words", "eca_mskdad"),
