@@ -71,7 +71,11 @@ def software() -> Iterator[Finding]:
             )
             yield Finding(f"cuda:{index}", "ok", text)
     else:
-        yield Finding("CUDA", "note", "no device: everything runs on the CPU, preset quick is the default")
+        yield Finding(
+            "CUDA",
+            "note",
+            "no device: everything runs on the CPU, preset standard (real images) or quick (drawn ones) is the default",
+        )
     for name, purpose in (
         ("ray", "--executor ray"),
         ("s3fs", "results on s3://"),

@@ -49,12 +49,12 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
     "--category", "-c", "categories", multiple=True, shell_complete=complete_category, help="A category. Repeatable."
 )
 @click.option(
-    "--seeds", metavar="N|A,B", help="A count (3: seeds 0, 1, 2) or a list (3,7).  [default: 2 quick, 3 paper]"
+    "--seeds", metavar="N|A,B", help="A count (3: seeds 0, 1, 2) or a list (3,7).  [default: 2 quick, else 3]"
 )
 @click.option(
     "--preset",
     type=click.Choice(["quick", "standard", "paper"]),
-    help="Budget and teacher.  [default: paper with CUDA, else quick]",
+    help="Budget and teacher.  [default: paper with CUDA; on a CPU standard for real images, else quick]",
 )
 @click.option("--device", metavar="auto|cpu|cuda:N", help="Where to train and time.  [default: auto]")
 @click.option(

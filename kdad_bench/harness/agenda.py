@@ -11,7 +11,7 @@ from kdad_bench.harness.options import RunOptions
 from kdad_bench.harness.output import Work, work_of
 from kdad_bench.harness.plan import plan
 from kdad_bench.harness.selection import Selection, selected
-from kdad_bench.harness.teachers import weights_for
+from kdad_bench.harness.teachers import weights_for, with_teachers_at_hand
 from kdad_bench.leaderboard.folder import MissingFolder
 from kdad_bench.leaderboard.store import Finished, finished, read
 
@@ -31,9 +31,11 @@ class Agenda:
 def agenda(options: RunOptions) -> Agenda:
     """What `options` ask for; raises SelectionError, DatasetError or StoreError with one line."""
     selection = with_known_names(selected(options), options.out)
-    jobs = plan(selection, weights_for(selection, options))
+    weights = weights_for(selection, options)
+    selection, replaced = with_teachers_at_hand(selection, weights, dry=options.dry_run)
+    jobs = plan(selection, weights_for(selection, options) if replaced else weights)
     work = work_of(options)
-    remarks = tuple(remarks_on(selection.categories, options.data_root))
+    remarks = (*remarks_on(selection.categories, options.data_root), *replaced)
     done = finished(work.out)
     left = tuple(job for job in jobs if work.redoes(done[job.id].status if job.id in done else None))
     again = {job.id for job in left}

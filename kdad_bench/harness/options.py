@@ -97,7 +97,7 @@ class RunTable(BaseModel):
     datasets: Texts = ()
     categories: Texts = ()
     seeds: Seeds | None = None  # None: the preset's
-    preset: Annotated[str, AfterValidator(known_preset)] | None = None  # None: paper with CUDA, else quick
+    preset: Annotated[str, AfterValidator(known_preset)] | None = None  # None: by device and data
     device: str = "auto"
     data_root: Folder | None = None
     out: Place = "results"  # a folder or an fsspec URL

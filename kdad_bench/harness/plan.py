@@ -66,6 +66,10 @@ def configurations_of(
     """
     from kdad_bench.methods import entry
 
+    for method, _ in selection.methods:
+        if selection.preset not in entry(method).presets:
+            have = ", ".join(entry(method).presets)
+            raise SelectionError(f"method '{method}' has no preset '{selection.preset}'; have: {have}")
     presets = [entry(method).presets[selection.preset] for method, _ in selection.methods]
     every = list(dict.fromkeys(name for settings in presets for name in names_of(settings)))
     for name in selection.overrides or {}:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,11 +38,13 @@ def selected(options: RunOptions) -> Selection:
     """The checked selection; raises SelectionError or DatasetError with one line."""
     device = device_from(options.device)
     refuse_kernels_that_are_not_there(device)
-    preset = options.preset or ("paper" if device.startswith("cuda") else "quick")
+    methods = tuple(dict.fromkeys(options.methods or ((name, "") for name in METHODS)))
+    categories = categories_of(options)
+    preset = options.preset or usual_preset(device, methods, categories)
     overrides, per_method = settings_of(options)
     return Selection(
-        methods=tuple(dict.fromkeys(options.methods or ((name, "") for name in METHODS))),
-        categories=categories_of(options),
+        methods=methods,
+        categories=categories,
         seeds=options.seeds or tuple(range(PRESETS[preset].seeds)),
         preset=preset,
         device=device,
@@ -52,6 +54,19 @@ def selected(options: RunOptions) -> Selection:
         deterministic=options.deterministic,
         hold_out=options.hold_out,
     )
+
+
+def usual_preset(device: str, methods: Sequence[tuple[str, str]], categories: Sequence[Category]) -> str:
+    """The preset of a run that names none: paper with CUDA, standard for real images on a CPU, else quick.
+
+    A method from outside need not have a standard preset; a run with such a one takes quick.
+    """
+    from kdad_bench.methods import entry
+
+    if device.startswith("cuda"):
+        return "paper"
+    real = any(not category.synthetic for category in categories)
+    return "standard" if real and all("standard" in entry(name).presets for name, _ in methods) else "quick"
 
 
 def refuse_contradictions(options: RunOptions) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from kdad_bench.harness.choices import SelectionError, suggestion
 from kdad_bench.harness.job import TeacherWeights
 from kdad_bench.harness.options import RunOptions
-from kdad_bench.harness.plan import teachers
+from kdad_bench.harness.plan import configurations_of, teachers
 from kdad_bench.harness.selection import Selection
 from kdad_bench.methods.backbones import weights
 from kdad_bench.methods.backbones.names import BACKBONES
 
 RANDOM = "random"
+EMBEDDED = "efficientnet_lite0"  # its weights come with the package's own requirements
 
 
 def weights_for(selection: Selection, options: RunOptions) -> Mapping[str, TeacherWeights]:
@@ -29,6 +31,28 @@ def weights_for(selection: Selection, options: RunOptions) -> Mapping[str, Teach
             raise SelectionError(f"unknown teacher '{name}'{suggestion(name, BACKBONES)}; have: {', '.join(BACKBONES)}")
     sources = {name: options.all_weights or options.weights.get(name) for name in names}
     return {name: find(name, source, may_download=not options.dry_run) for name, source in sources.items()}
+
+
+def with_teachers_at_hand(
+    selection: Selection, weights: Mapping[str, TeacherWeights], *, dry: bool
+) -> tuple[Selection, tuple[str, ...]]:
+    """`selection` with the embedded teacher where a teacher of the standard preset cannot be had, and a line for each.
+
+    A teacher that was asked for by name is never replaced, and neither is one in a dry run, which downloads nothing.
+    """
+    own = {method: dict(found) for method, found in (selection.method_overrides or {}).items()}
+    missing: dict[str, list[str]] = {}
+    if selection.preset == "standard" and not dry and "teacher" not in (selection.overrides or {}):
+        for (method, _), (settings, _, needs_teacher) in configurations_of(selection):
+            lost = needs_teacher and weights[settings.teacher].problem and settings.teacher != EMBEDDED
+            if lost and "teacher" not in own.get(method, {}):
+                own.setdefault(method, {})["teacher"] = EMBEDDED
+                missing.setdefault(settings.teacher, []).append(method)
+    lines = tuple(
+        f"{', '.join(dict.fromkeys(methods))}: taking teacher {EMBEDDED}, as {weights[name].problem}"
+        for name, methods in missing.items()
+    )
+    return (replace(selection, method_overrides=own) if missing else selection), lines
 
 
 def find(name: str, source: str | None, *, may_download: bool) -> TeacherWeights:

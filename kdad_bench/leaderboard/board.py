@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 # jobs of one entrant is more than this part of its mean is flagged with a tilde. One job has nothing to compare with.
 UNSTEADY = 0.05
 TIMED = ("s", "ms", "1/s")  # units of a timing
+# What is not the paper's in the presets that are not the papers'.
+SHORT = {
+    "quick": "small images and a short fixed budget; no statement about a paper's numbers",
+    "standard": "one small teacher and a budget far below the papers'; no statement about a paper's numbers",
+}
 VISIBLE = 0.0005  # half of the last digit that tables show: a smaller difference is none
 
 # What the renderers read of each row: a thousand files are opened for a page, and each column costs time.
@@ -60,9 +65,19 @@ class Board:
         return self.summary.group
 
     @property
-    def quick(self) -> bool:
+    def preset(self) -> str:
+        """The preset by name, without what a run changed of it; "" for maps that other code made."""
+        return "" if self.external else self.group.preset.partition("[")[0]
+
+    @property
+    def short(self) -> bool:
         """Whether the budget is not the paper's: such numbers say nothing about a paper."""
-        return not self.external and not self.group.preset.startswith("paper")
+        return self.preset not in ("", "paper")
+
+    @property
+    def budget(self) -> str:
+        """What a reader must know of a preset whose budget is not the paper's."""
+        return SHORT.get(self.preset, "a budget that is not the paper's; no statement about a paper's numbers")
 
     @property
     def external(self) -> bool:
@@ -91,7 +106,7 @@ class Board:
         """What a reader must know before the first number: short names of the labels that apply."""
         marks = (
             (EXTERNAL, self.external),
-            ("quick preset", self.quick),
+            (f"{self.preset} preset", self.short),
             ("synthetic data", self.group.synthetic),
         )
         return tuple(name for name, applies in marks if applies)
@@ -248,7 +263,7 @@ def boards_of(rows: Sequence[Mapping[str, Any]]) -> list[Board]:
         members = {key: tuple(jobs) for key, jobs in found.items()}
         made.append(Board(summary=summary, rows=members, dataset=shown.get(summary.group.dataset, "")))
     return _told_apart(
-        sorted(made, key=lambda board: (board.external, board.quick, board.group.synthetic, board.group))
+        sorted(made, key=lambda board: (board.external, board.short, board.group.synthetic, board.group))
     )
 
 

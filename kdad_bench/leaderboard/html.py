@@ -114,7 +114,8 @@ def _board(board: Board, name: str) -> Iterator[str]:
     """The sections of one board."""
     yield f'<section id="{name}"><h2>{escape(board.title)}</h2>'
     for caveat in board.caveats:
-        yield f'<p class="warning"><span class="badge">{escape(caveat)}</span>{CAVEATS[caveat]}</p>'
+        words = CAVEATS.get(caveat) or f"{board.budget[0].upper()}{board.budget[1:]}."
+        yield f'<p class="warning"><span class="badge">{escape(caveat)}</span>{words}</p>'
     yield "<h3>Ranking</h3>" + _ranking(board)
     charts = [(metric, chart.pareto(board, metric)) for metric in reversed(board.headline)]
     if any(drawing for _, drawing in charts):
@@ -143,7 +144,6 @@ CAVEATS = {
         "Other code made these maps, and only their scoring is this benchmark's. What it learnt from, and whether it "
         "saw test images, is not known."
     ),
-    "quick preset": "Small images and a short fixed budget; no statement about a paper's numbers.",
     "synthetic data": "Procedurally generated images, no substitute for a real data set.",
 }
 

@@ -84,8 +84,8 @@ def _warning(board: Board) -> list[str]:
             "**External, protocol not verified**: other code made these maps, and only their scoring is this "
             "benchmark's. What it learnt from, and whether it saw test images, is not known."
         )
-    if board.quick:
-        lines.append("**Quick preset**: small images and a short fixed budget; no statement about a paper's numbers.")
+    if board.short:
+        lines.append(f"**{_text(board.preset.capitalize())} preset**: {board.budget}.")
     if board.group.synthetic:
         lines.append("**Synthetic data**: procedurally generated images, no substitute for a real data set.")
     return ["> [!WARNING]\n" + "\n>\n".join(f"> {line}" for line in lines)] if lines else []

@@ -61,7 +61,7 @@ class _Job:
     dataset: str = field(metadata=_is("string", "mvtec_ad, mvtec_3d_ad, folder:PATH or synthetic"))
     category: str = field(metadata=_is("string", "category of the data set"))
     seed: int = field(metadata=_is("int64", "seed of the job, set before the model is built"))
-    preset: str = field(metadata=_is("string", "quick or paper"))
+    preset: str = field(metadata=_is("string", "quick, standard or paper"))
     modality: str = field(default="rgb", metadata=_is("string", "what the method sees: rgb, depth, ..."))
     status: str = field(default="ok", metadata=_is("string", "ok or failed"))
     reason: str | None = field(default=None, metadata=_is("string", "why the job failed; null when ok"))

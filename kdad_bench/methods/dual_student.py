@@ -236,7 +236,7 @@ QUICK: Mapping[str, Any] = {
     "norm_momentum": 0.1,
     "sigma": 2.0,  # as wide on 128 px as 4 on 256
 }
-STANDARD: Mapping[str, Any] = {"steps": 200, "batch_size": 8, "schedule": "one_cycle", "norm_momentum": 0.1}
+STANDARD: Mapping[str, Any] = {"steps": 150, "batch_size": 8, "schedule": "one_cycle", "norm_momentum": 0.1}
 SWITCHES: Mapping[str, Mapping[str, object]] = {
     "teacher_fed": {"fed_by": "teacher"},
     "both_fed": {"fed_by": "both"},  # "inspired by group discussions": teacher and student both speak
@@ -253,7 +253,7 @@ DSKD = Entry(
     paper="Yao, Gao 2024, arXiv 2402.00448",
     presets={
         "paper": DualStudentSettings(),
-        "standard": DualStudentSettings(**STANDARD),
+        "standard": DualStudentSettings(**STANDARD, learning_rate=0.01),
         "quick": DualStudentSettings(**QUICK, learning_rate=0.01),
     },
     build=DualStudent,

@@ -169,7 +169,9 @@ ECA_MSKDAD = Entry(
     paper="Qiao, Xing, Computer Science 2024, 51(6A):230300223",
     presets={
         "paper": EcaMskdadSettings(),
-        "standard": EcaMskdadSettings(steps=300, batch_size=8, schedule="one_cycle", norm_momentum=0.1),
+        "standard": EcaMskdadSettings(
+            steps=300, batch_size=8, learning_rate=0.8, schedule="one_cycle", norm_momentum=0.1
+        ),
         "quick": EcaMskdadSettings(
             teacher="efficientnet_lite0",
             steps=60,

@@ -117,7 +117,7 @@ RD4AD = Entry(
     paper="Deng, Li, CVPR 2022, arXiv 2201.10703",
     presets={
         "paper": Rd4adSettings(),
-        "standard": Rd4adSettings(teacher="resnet18", steps=300, batch_size=8, schedule="one_cycle"),
+        "standard": Rd4adSettings(teacher="resnet18", steps=250, batch_size=8, schedule="one_cycle"),
         "quick": Rd4adSettings(
             teacher="efficientnet_lite0",
             image_size=128,

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kdad_bench.cli import VARIABLES, cli
+from kdad_bench.harness.choices import PRESETS
 from kdad_bench.kernels import dispatch
 from kdad_bench.leaderboard import store
 from kdad_bench.methods import METHODS
@@ -275,7 +276,7 @@ def test_a_label_names_only_what_changed_the_job(tiny_tree: Path, tmp_path: Path
     arguments = ("--dataset", f"folder:{tiny_tree}", "--category", "bolt", "--seeds", "1", "--dry-run", "--json")
     found = run("--method", "pixel_mean", "--method", "stfpm", *arguments, "--set", "learning_rate=0.1")
     presets = [json.loads(line).get("preset") for line in found.stdout.splitlines()]
-    assert presets[:2] == ["quick", "quick[learning_rate=0.1]"]
+    assert presets[:2] == ["standard", "standard[learning_rate=0.1]"]
 
 
 def test_what_a_finished_job_lacks_is_told(tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,13 +327,13 @@ def test_a_results_folder_that_is_a_file_is_refused(tiny_tree: Path, tmp_path: P
     assert path.read_text() == "mine"
 
 
-def test_every_method_has_an_entry_of_its_own_name_with_both_presets() -> None:
+def test_every_method_has_an_entry_of_its_own_name_with_every_preset() -> None:
     from kdad_bench.methods import entry
 
     for name in METHODS:
         found = entry(name)
         assert found.name == name
-        assert set(found.presets) == {"quick", "paper"}
+        assert set(found.presets) == set(PRESETS)
 
 
 def moving_away(monkeypatch: pytest.MonkeyPatch, out: Path, moved: Path) -> None:

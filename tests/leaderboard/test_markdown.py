@@ -230,7 +230,7 @@ def test_hostile_names_break_no_table() -> None:
 
 def test_paper_presets_and_real_data_come_first() -> None:
     made = plausible.mixed_table()
-    order = [(board.quick, board.group.synthetic) for board in boards(table(made))]
+    order = [(board.short, board.group.synthetic) for board in boards(table(made))]
     assert order == sorted(order)
     assert len(order) == 2
 

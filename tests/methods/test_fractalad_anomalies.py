@@ -234,6 +234,30 @@ def test_an_image_changes_only_where_its_mask_says(shape: tuple[int, int], find_
     assert changed >= 16  # nearly empty fractals exist, but are rare
 
 
+@pytest.mark.parametrize(("sideways", "upright"), [(0.2, 0.7), (0.7, 0.2), (0.4999, 0.4999), (0.5, 0.5)])
+def test_a_patch_is_turned_over_where_its_draw_is_below_a_half(
+    monkeypatch: pytest.MonkeyPatch, sideways: float, upright: float
+) -> None:
+    """Inverted draws would be as likely, and every row of the method another."""
+    image = photograph()
+    draws = iter((sideways, upright, 0.0))
+
+    class Chance:
+        def random(self) -> float:
+            return next(draws)
+
+    monkeypatch.setattr(anomaly, "patch_side", lambda *given: 12)
+    monkeypatch.setattr(anomaly, "corner_in_region", lambda *given: (20, 16))
+    monkeypatch.setattr(anomaly, "change_colour", lambda patch, chance: patch.copy())
+    monkeypatch.setattr(anomaly, "rotate", lambda patch, degrees: (patch, np.ones(patch.shape[1:], dtype=np.bool_)))
+    monkeypatch.setattr(anomaly, "fractal", lambda chance, side, points: np.ones((side, side), dtype=np.bool_))
+    made = anomaly.recombine(image, Chance(), points=1)  # type: ignore[arg-type]
+    patch = image[:, 20:32, 16:28]
+    patch = patch[:, :, ::-1] if sideways < 0.5 else patch
+    patch = patch[:, ::-1] if upright < 0.5 else patch
+    np.testing.assert_array_equal(made.image[:, 20:32, 16:28], patch)
+
+
 def test_patches_stay_in_the_central_region_and_below_half_the_image() -> None:
     image = photograph(100, 100)
     for key in range(60):

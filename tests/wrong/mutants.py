@@ -64,7 +64,7 @@ def called(node: ast.AST) -> str:
 
 
 def walk(node: ast.AST, path: tuple[tuple[str, int | None], ...] = ()) -> Iterator[tuple[ast.AST, tuple]]:  # type: ignore[type-arg]
-    """Every node and the path to it, but for annotations, docstrings and what a quick preset holds."""
+    """Every node and the path to it, but for annotations, docstrings and what a chosen preset holds."""
     yield node, path
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns"):
@@ -76,15 +76,15 @@ def walk(node: ast.AST, path: tuple[tuple[str, int | None], ...] = ()) -> Iterat
 
 
 def skipped(parent: ast.AST, name: str, child: ast.AST) -> bool:
-    """Docstrings, how a dataclass is made, and quick presets: their recipes are chosen, not taken from a source."""
+    """Docstrings, how a dataclass is made, and quick and standard presets: recipes of no source, but chosen."""
     if (isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)) or called(child) == "dataclass":
         return True
     if isinstance(child, ast.Assign | ast.AnnAssign):
         target = child.targets[0] if isinstance(child, ast.Assign) else child.target
-        return getattr(target, "id", "") in ("QUICK", "__all__")
+        return getattr(target, "id", "") in ("QUICK", "STANDARD", "__all__")
     if isinstance(parent, ast.Dict) and name == "values":
         key = parent.keys[parent.values.index(child)]  # type: ignore[arg-type]
-        return isinstance(key, ast.Constant) and key.value == "quick"
+        return isinstance(key, ast.Constant) and key.value in ("quick", "standard")
     return isinstance(child, ast.Raise | ast.JoinedStr)
 
 
@@ -273,12 +273,23 @@ HARMLESS: Mapping[str, str] = {
     r"memory_format=torch\.channels_last.* -> (?!.*memory_format)": "the layout in memory only",
     r"  \|  @dataclass\(": "how a class is declared: for readers and the type checker",
     r"^True -> False( #\d+)?  \|  .*strict=True\)": "a guard: the lists are as long as one another",
-    r"(anomaly_map|pixel_discrepancy)\((\w+), (\w+), .* -> \1\(\3, \2, ": "the distance is symmetric",
+    r"(anomaly_map|pixel_discrepancy|distillation_loss)\((\w+), (\w+), .* -> \1\(\3, \2, ": "the distance is symmetric",
+    r"\b(max|min)\((.*), (.*)\) -> \1\(\3, \2\)": "the larger or smaller of two, whichever comes first",
     r"persistent=False": "whether a constant is saved with the weights",
 }
 # (module, its line, "before -> after") -> why no test can notice it
 EQUIVALENT: Mapping[tuple[str, str, str], str] = {
     ("augmentation", "happens = chance[:3] < s.probability", "3 -> 4"): "a fourth row is never read",
+    (
+        "checkpoint",
+        "state = {key: value.detach().cpu().contiguous() for key, value in method.module.state_dict().items()}",
+        "value.detach() -> value",
+    ): "a state_dict is detached",
+    (
+        "backbones.weights",
+        'tensors = torch.load(path, map_location="cpu", weights_only=True)',
+        "torch.load(path, map_location='cpu', weights_only=True) -> torch.load(path, map_location='cpu')",
+    ): "torch's own default in every release that is taken",
     (
         "training.loop",
         "with torch.no_grad():",

@@ -88,12 +88,10 @@ class FractalAD(StudentTeacher[FractalADSettings]):
 PAPER = FractalADSettings()
 STANDARD = FractalADSettings(
     strides=(4, 8, 16),
-    steps=300,
+    steps=250,
     batch_size=4,
     schedule="one_cycle",
     norm_momentum=0.1,
-    weight_decay=DECAY[False],
-    kd=False,
 )
 QUICK = FractalADSettings(
     teacher="efficientnet_lite0",
