@@ -304,11 +304,11 @@ RDPP = Entry(
     paper="Tien, Nguyen, Tran, Ta, Duong, Nguyen, Truong, CVPR 2023",
     presets={
         "paper": RdppSettings(),
-        "standard": RdppSettings(teacher="resnet18", steps=300, batch_size=8, passes=1, schedule="one_cycle"),
+        "standard": RdppSettings(teacher="resnet18", steps=250, batch_size=8, passes=1, schedule="one_cycle"),
         "quick": RdppSettings(
             teacher="efficientnet_lite0",
             image_size=128,
-            steps=100,
+            steps=140,  # RD4AD's
             batch_size=8,
             passes=1,
             learning_rate=0.01,  # RD4AD's
