@@ -325,4 +325,11 @@ NAMED: tuple[Named, ...] = (
         "            target = scale.targets(seen)",
         (f"{HERE}test_stad.py::test_each_student_learns_the_normalised_descriptors",),
     ),
+    Named(
+        "PatchCore pools narrow taps as the official code pools wide ones",
+        "patchcore",
+        'return "adaptive" if self.smooths else "mean"',
+        'return "adaptive"',
+        (f"{HERE}test_patchcore.py::test_by_default_taps_too_narrow_for_adaptive_pooling_are_averaged",),
+    ),
 )
