@@ -281,6 +281,17 @@ HARMLESS: Mapping[str, str] = {
 EQUIVALENT: Mapping[tuple[str, str, str], str] = {
     ("augmentation", "happens = chance[:3] < s.probability", "3 -> 4"): "a fourth row is never read",
     (
+        "fractalad.anomaly",
+        "offsets = np.indices((side, side)).reshape(2, -1) - middle",
+        "1 -> 2",
+    ): "numpy takes any negative length for the one that follows from the others",
+    (
+        "fractalad.detector",
+        'distillation = distillation_loss(clean_taps, networks.network(clean), kind="cosine")',
+        "distillation_loss(clean_taps, networks.network(clean), kind='cosine') -> "
+        "distillation_loss(networks.network(clean), clean_taps, kind='cosine')",
+    ): "the distance is symmetric",
+    (
         "checkpoint",
         "state = {key: value.detach().cpu().contiguous() for key, value in method.module.state_dict().items()}",
         "value.detach() -> value",
