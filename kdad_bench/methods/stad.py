@@ -24,6 +24,7 @@ from kdad_bench.methods.protocol import Entry, Fitting, Range, Scores, Settled, 
 from kdad_bench.methods.training import words
 from kdad_bench.methods.training.chance import seeded
 from kdad_bench.methods.training.loop import distil, planned_steps
+from kdad_bench.methods.training.teacher import chunks
 
 POOL = 0  # in a layout: 2 x 2 max pooling
 # side of the patch -> (side of the kernel, how many times the width), or POOL; the last has the descriptor's dimensions
@@ -204,7 +205,7 @@ class Scale(nn.Module):
 
         L_k: squared distance of the decoded descriptor; L_c: sum of squared correlations of different components.
         """
-        made = self.descriptor(crops, self.descriptor.pooled)[:, :, 0, 0]  # type: ignore[arg-type]
+        made = self.descriptor(crops, self.descriptor.pooled)[:, :, 0, 0]
         knowledge = (self.decoder(made) - features).float().square().sum(1).mean()
         return knowledge, compactness(made.float())
 
@@ -222,7 +223,8 @@ def compactness(made: Tensor) -> Tensor:
     centred = made - made.mean(0)
     unit = centred / torch.linalg.vector_norm(centred, dim=0).clamp_min(LEAST)
     correlations = unit.T @ unit
-    return correlations.square().sum() - correlations.diagonal().square().sum()
+    found: Tensor = correlations.square().sum() - correlations.diagonal().square().sum()
+    return found
 
 
 class Scales(nn.Module):
@@ -335,10 +337,10 @@ class Stad(StudentTeacher[StadSettings]):
 
     def seen(self, images: Tensor) -> Iterator[Tensor]:
         """`images` as the patch networks see them, a few at a time."""
-        return (self.student.normalised(some) for some in images.split(AT_ONCE))  # type: ignore[operator]
+        return (self.student.normalised(some) for some in chunks(images, AT_ONCE))  # type: ignore[operator]
 
     def networks(self, images: Tensor) -> tuple[Tensor, ...]:
-        found = [self.folded_student(some) for some in images.split(AT_ONCE)]
+        found = [self.folded_student(some) for some in chunks(images, AT_ONCE)]
         return tuple(torch.cat(one) for one in zip(*found, strict=True))
 
     def judge(self, outputs: tuple[Tensor, ...], size: tuple[int, int]) -> Scores:
