@@ -70,10 +70,12 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         score_seconds = time.perf_counter() - start
 
     losses = [curve[step] for step in sorted(curve)]
+    unseen = normal_maps(job, method, held_out)
     start = time.perf_counter()
     figures = judged(
         scores.image, scores.pixel, scores.pixel.amax(dim=(1, 2)), test,
         category=job.category, resolution=job.resolution, method=job.name,
+        normal_maps=unseen,
     )  # fmt: skip
     metric_seconds = time.perf_counter() - start
 
@@ -115,6 +117,14 @@ def normals(job: Job) -> tuple[Any, Any]:
     fraction = job.hold_out or FRACTION
     found = [datasets.load_normals(part, job.resolution, fraction=fraction, seed=job.seed) for part in parts]
     return np.concatenate([one.fit for one in found], 1), np.concatenate([one.held_out for one in found], 1)
+
+
+def normal_maps(job: Job, method: Method, held_out: Tensor) -> Tensor | None:
+    """The maps of normal images that the method has not seen: those held out, or a validation split that is shipped."""
+    images = held_out
+    if not len(images) and job.category.validation:  # a late fusion holds them out, so that there is one modality
+        images = as_images(datasets.load_validation(job.category, job.resolution), held_out.device)
+    return score_all(method, images, job.name).pixel if len(images) else None
 
 
 def test_set(job: Job) -> datasets.TestSet:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     SCHEMA: pa.Schema
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 # version -> what changed. A reader accepts every version up to its own: columns that a file lacks are null.
 SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
     {
@@ -28,6 +28,7 @@ SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
         2: "Column `deviations`: where a source settles something and the run does otherwise.",
         3: "Columns `origin`, of results only judged here, and `code_sha256`, of methods from outside the package.",
         4: "Column `speed_key`: speed is measured once per configuration, alone, and shared; more of its figures.",
+        5: "Finer pixel metrics: `pixel_ap_small`, `_middle` and `_large`, `aupimo`, `au_spro_05`, `seg_f1`.",
     }
 )
 
