@@ -17,7 +17,7 @@ from kdad_bench.datasets.splits import FRACTION
 from kdad_bench.harness import clock
 from kdad_bench.harness.cost import cost_of
 from kdad_bench.harness.environment import describe, give_freed_memory_back, keep_freed_memory
-from kdad_bench.harness.job import Job
+from kdad_bench.harness.job import Job, TeacherWeights
 from kdad_bench.harness.judging import judged
 from kdad_bench.harness.late_fusion import FusedModalities
 from kdad_bench.harness.output import Work, checkpoint_path, keep_beside
@@ -143,14 +143,18 @@ def build(job: Job, device: torch.device, held_out: Tensor) -> Method:
 
 def build_one(job: Job, device: torch.device) -> Method:
     """One detector on three channels, its teacher loaded."""
-    found = entry(job.method)
-    if job.weights is None:
-        return found.build(job.settings, None, device)
-    if job.weights.problem:
-        raise WeightsError(job.weights.problem)
-    source = job.weights.path or job.weights.source
-    teacher, _ = load_teacher(job.settings.teacher, strides=job.settings.strides, source=source)
-    return found.build(job.settings, teacher.to(device), device)
+    return built(job.method, job.settings, job.weights, device)
+
+
+def built(name: str, settings: Any, weights: TeacherWeights | None, device: torch.device) -> Method:
+    """The untrained method `name`, its teacher loaded where it has one; raises WeightsError without the weights."""
+    found = entry(name)
+    if weights is None:
+        return found.build(settings, None, device)
+    if weights.problem:
+        raise WeightsError(weights.problem)
+    teacher, _ = load_teacher(settings.teacher, strides=settings.strides, source=weights.path or weights.source)
+    return found.build(settings, teacher.to(device), device)
 
 
 def synchronise(device: torch.device) -> None:
@@ -172,6 +176,7 @@ def columns_of(job: Job) -> dict[str, Any]:
         "protocol_version": PROTOCOL_VERSION,
         "method": job.method,
         "title": entry(job.method).title,
+        "family": entry(job.method).family,
         "variant": job.variant or None,
         "dataset": job.category.dataset,
         "category": job.category.name,

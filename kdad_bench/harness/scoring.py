@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import mmap
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdad_bench.harness.decision import Decision
 from kdad_bench.methods.protocol import Method, Scores
 
 Pixels: TypeAlias = Tensor | NDArray[np.uint8]
@@ -17,6 +18,14 @@ CPU = torch.device("cpu")
 SCORE_BATCH = 16
 SMALLER_SCORE_BATCH = 2  # tried once when a GPU is out of memory
 INVARIANCE_IMAGES = 4  # maps of so many images at batch 1 are compared with those of the full batch
+
+
+class Scorer(Protocol):
+    """What answers with scores: a method, or a graph that one was exported as."""
+
+    def score(self, images: Tensor) -> Scores:
+        """As `Method.score`."""
+        ...
 
 
 class ScoreError(ValueError):
@@ -40,7 +49,7 @@ def score_all(method: Method, images: Pixels, name: str, device: torch.device = 
         return scored(method, images, SMALLER_SCORE_BATCH, name, device)
 
 
-def scored(method: Method, images: Pixels, batch: int, name: str, device: torch.device = CPU) -> Scores:
+def scored(method: Scorer, images: Pixels, batch: int, name: str, device: torch.device = CPU) -> Scores:
     """Scores of all images in batches of at most `batch`, each checked at the border.
 
     The batches are as equal as can be: every new shape costs the convolutions a preparation. The maps are put into one
@@ -72,6 +81,17 @@ def let_go_of(images: Pixels) -> None:
 def on_device(images: Pixels, device: torch.device) -> Tensor:
     """A float32 tensor as it is; uint8 pixels as float32 in [0, 1] on `device`."""
     return images if isinstance(images, Tensor) else as_images(images, device)
+
+
+def decision_from(method: Method, held_out: Tensor, name: str, *, category: str, resolution: int) -> Decision:
+    """What a decision needs of a fitted method: its scores of normals [N, 3, R, R] that it never saw; N may be 0."""
+    normals = score_all(method, held_out, name) if len(held_out) else None
+    return Decision(
+        category=category,
+        resolution=resolution,
+        normal_scores=tuple(sorted(normals.image.tolist())) if normals else (),
+        normal_map_peak=float(normals.pixel.max()) if normals else None,
+    )
 
 
 def checked(scores: Scores, images: Tensor, name: str) -> Scores:

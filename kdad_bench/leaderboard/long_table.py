@@ -7,13 +7,16 @@ import io
 import json
 from collections.abc import Sequence
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdad_bench.leaderboard import measurement
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.metric import ACCURACY, METRICS
 from kdad_bench.leaderboard.summary import Estimate
 from kdad_bench.leaderboard.text import cell
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 CATEGORY, MEAN, JOBS = "category", "mean", "jobs"  # what a line summarises: one category, all of them, all jobs
 COLUMNS = (
@@ -28,7 +31,8 @@ COLUMNS = (
         "device_name",
         "origin",
     ),
-    *("method", "variant", "title", "teacher", "teacher_weights", "rank", "scope", "category", "metric", "unit"),
+    *("method", "variant", "title", "family", "teacher", "teacher_weights", "rank", "rank_in_family", "scope"),
+    *("category", "metric", "unit"),
     *("higher_is_better", "mean", "median", "std", "low", "high", "seeds", "categories", "complete"),
     *("readings", "deviations"),
 )
@@ -39,7 +43,8 @@ def lines(found: Sequence[Board]) -> list[dict[str, Any]]:
     """The lines of all boards.
 
     `scope` "category" and "mean" hold accuracies over seeds (`std`, and the 95 % interval `low` to `high`), `scope`
-    "jobs" the costs over all jobs of an entrant. `rank` is the entrant's average rank on its board.
+    "jobs" the costs over all jobs of an entrant. `rank` is the entrant's average rank on its board, `rank_in_family`
+    that among its family alone.
     """
     made = []
     for board in found:
@@ -84,25 +89,33 @@ def _identity(board: Board, key: str) -> dict[str, Any]:
     """What all lines of an entrant share."""
     entrant = board.summary.entrant(key)
     group = {name: getattr(board.group, name) for name in COLUMNS[:9]}
-    own = {name: getattr(entrant, name) for name in ("method", "variant", "title", "teacher", "teacher_weights")}
+    names = ("method", "variant", "title", "family", "teacher", "teacher_weights")
+    own = {name: getattr(entrant, name) for name in names}
+    ranks = {"rank": board.average_ranks.get(key), "rank_in_family": board.ranks_in_family.get(key)}
     words = {"readings": list(board.readings(key)), "deviations": list(board.deviations(key))}
-    return {**group, **own, "rank": board.average_ranks.get(key), **words}
+    return {**group, **own, **ranks, **words}
 
 
-def as_parquet(made: Sequence[dict[str, Any]]) -> bytes:
-    """The lines as one Parquet file."""
+def as_table(made: Sequence[dict[str, Any]]) -> pa.Table:
+    """The lines as an Arrow table."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     kinds = {
         **dict.fromkeys(("resolution", "seeds", "categories"), pa.int32()),
         **dict.fromkeys(("synthetic", "higher_is_better", "complete"), pa.bool_()),
         **dict.fromkeys(LISTS, pa.list_(pa.string())),
-        **dict.fromkeys(("rank", "mean", "median", "std", "low", "high"), pa.float64()),
+        **dict.fromkeys(("rank", "rank_in_family", "mean", "median", "std", "low", "high"), pa.float64()),
     }
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
+    return pa.Table.from_pylist(list(made), schema=schema)
+
+
+def as_parquet(made: Sequence[dict[str, Any]]) -> bytes:
+    """The lines as one Parquet file."""
+    import pyarrow.parquet as pq
+
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(made), schema=schema), sink, compression="zstd")
+    pq.write_table(as_table(made), sink, compression="zstd")
     return sink.getvalue()
 
 
