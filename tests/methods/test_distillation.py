@@ -20,7 +20,7 @@ from kdad_bench.methods.training import loop
 from kdad_bench.methods.training import teacher as frozen
 from kdad_bench.methods.training.chance import chance, seeded
 from kdad_bench.methods.training.loop import planned_steps
-from kdad_bench.methods.training.resume import CheckpointError
+from kdad_bench.methods.training.resume import CheckpointError, Progress
 from kdad_bench.methods.training.settings import SCHEDULES, DistillationSettings
 from kdad_bench.methods.training.teacher import Teacher
 from tests.methods.checks import assert_same_state, state
@@ -82,6 +82,37 @@ def test_a_resumed_fit_remembers_the_best_epoch_so_far(tmp_path: Path) -> None:
         broken.fit(images, Fitting(log=stop_at(6), log_every=1, checkpoint=path, checkpoint_every_seconds=0))
     resumed.fit(images, Fitting(checkpoint=path))
     assert_same_state(state(whole), state(resumed), "resuming lost the best epoch")
+
+
+def progress(path: Path) -> Progress:
+    layer = torch.nn.Linear(2, 2)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    fitting = Fitting(checkpoint=path, checkpoint_every_seconds=60.0)
+    return Progress(layer, torch.optim.SGD(layer.parameters(), lr=0.1), scaler, fitting, "fit", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("seconds", "saved"), [(0.0, False), (59.9, False), (60.0, True), (61.0, True)])
+def test_a_checkpoint_is_due_once_its_time_is_over(
+    seconds: float, saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = progress(tmp_path / "fit.pt")
+    kept.saved_at = 1000.0
+    monkeypatch.setattr("kdad_bench.methods.training.resume.time.monotonic", lambda: 1000.0 + seconds)
+    kept.save_when_due(7)
+    assert (tmp_path / "fit.pt").is_file() == saved
+
+
+def test_a_resumed_fit_draws_what_the_stopped_one_would_have_drawn(tmp_path: Path) -> None:
+    """No method of the package draws from torch's own source while it learns; one of another may."""
+    kept = progress(tmp_path / "fit.pt")
+    kept.saved_at = -1e9
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        kept.save_when_due(7)
+        expected = torch.rand(3)
+        torch.manual_seed(6)
+        assert progress(tmp_path / "fit.pt").resume() == 7
+        assert torch.equal(torch.rand(3), expected)
 
 
 def test_a_checkpoint_of_another_fit_is_refused_and_a_damaged_one_dropped(tmp_path: Path) -> None:

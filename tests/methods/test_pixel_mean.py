@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from kdad_bench.methods.pixel_mean import LEAST_DEVIATION
+from kdad_bench.methods.pixel_mean import LEAST_DEVIATION, PixelMean, PixelMeanSettings
 from tests.methods.toys import auroc, normals, score_all, small_method
 
 
@@ -37,3 +37,11 @@ def test_it_finds_a_black_square_on_a_scene_that_never_moves() -> None:
 def test_nothing_to_learn_from_is_refused() -> None:
     with pytest.raises(ValueError, match="N > 0"):
         small_method("pixel_mean").fit(torch.empty(0, 3, 64, 64))
+
+
+def test_what_it_learns_lies_on_its_device() -> None:
+    module = PixelMean(PixelMeanSettings(image_size=32), torch.device("meta")).module
+    assert {name: buffer.device.type for name, buffer in module.named_buffers()} == {
+        "mean": "meta",
+        "deviation": "meta",
+    }

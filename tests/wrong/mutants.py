@@ -272,6 +272,7 @@ HARMLESS: Mapping[str, str] = {
     r"strict=True.* -> (?!.*strict=True)": "a guard: the lists are as long as one another",
     r"^channels_last\(.* -> (?!channels_last)|\.contiguous\(.*memory_format": "the layout in memory only",
     r"memory_format=torch\.channels_last.* -> (?!.*memory_format)": "the layout in memory only",
+    r"^True -> False( #\d+)?  \|  .*inplace=True\)": "memory only, the answer is the same",
     r"  \|  @dataclass\(": "how a class is declared: for readers and the type checker",
     r"^True -> False( #\d+)?  \|  .*strict=True\)": "a guard: the lists are as long as one another",
     r"(anomaly_map|pixel_discrepancy|distillation_loss)\((\w+), (\w+), .* -> \1\(\3, \2, ": "the distance is symmetric",
@@ -297,6 +298,17 @@ EQUIVALENT: Mapping[tuple[str, str, str], str] = {
         "background = float(luma[:CORNER, :CORNER].mean())",
         "float(luma[:CORNER, :CORNER].mean()) -> luma[:CORNER, :CORNER].mean()",
     ): "a number of numpy's compares as Python's does",
+    (
+        "fractalad.ifs",
+        "dab = rng.random((3, 3)) < 0.5",
+        "rng.random((3, 3)) < 0.5 -> rng.random((3, 3)) <= 0.5",
+    ): "one draw in 2^53",
+    (
+        "fractalad.detector",
+        "with torch.no_grad():  # the attention is detached; the pass still moves the batch norms' statistics",
+        "with torch.no_grad(): features = weighted(pasted_taps, networks.network(pasted)) -> if True: features = "
+        "weighted(pasted_taps, networks.network(pasted))",
+    ): "the attention passes no gradient on",
     (
         "checkpoint",
         "state = {key: value.detach().cpu().contiguous() for key, value in method.module.state_dict().items()}",
