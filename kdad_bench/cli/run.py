@@ -122,6 +122,21 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
     metavar="SHARE",
     help="Keep so many of the normals from the method and fit the saved model's threshold on them.",
 )
+@click.option(
+    "--train-images",
+    metavar="K[,K...]",
+    help="Learn from K of the training images, drawn by seed and category; `all` for the plain job.",
+)
+@click.option(
+    "--contamination",
+    metavar="SHARE[,...]",
+    help="So much of what is learnt from is defective (0 to 0.4), out of the test set; `none` for the plain job.",
+)
+@click.option(
+    "--corruption",
+    metavar="NAME:LEVEL[,...]",
+    help="Test images with brightness, contrast, blur, noise, jpeg, shift or rotation, level 1 to 5; `none`: as are.",
+)
 @click.option("--save-models", is_flag=True, help="Keep the trained models in models/ (for `predict`).")
 @click.option("--save-maps", is_flag=True, help="Keep the raw anomaly maps as float16 in maps/.")
 @click.option("--tensorboard", is_flag=True, help="Loss terms as TensorBoard events (needs the tensorboard package).")

@@ -12,6 +12,7 @@ from typing import Any
 
 from kdad_bench import __version__
 from kdad_bench.datasets import Category, fingerprint
+from kdad_bench.harness.axes import PLAIN, Axes
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
 from kdad_bench.methods import METHODS, outside
 
@@ -52,6 +53,7 @@ class Job:
     hold_out: float = 0.0  # share of the normals that the method never sees; a threshold is fitted on them
     fingerprint: str = ""  # of the category, where the plan has it already: once for all its jobs
     code: str = ""  # SHA-256 of a method's code that is not this package's
+    axes: Axes = PLAIN
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -73,6 +75,7 @@ class Job:
             "deterministic": self.deterministic,
             "hold_out": self.hold_out,
             **({"code": self.code} if self.code else {}),
+            **({"axes": self.axes.used} if self.axes.used else {}),
         }
 
     @cached_property
@@ -102,13 +105,15 @@ class Job:
             "hold_out": share and f"{share:g} of the normals are kept from the method (papers: it learns from all)",
             "weights": self.weights.source == "random" and "random (papers: trained on ImageNet)",
         }
-        return (*self.settings.deviations, *(f"{subject}: {words}" for subject, words in said.items() if words))
+        own = (f"{subject}: {words}" for subject, words in said.items() if words)
+        return (*self.settings.deviations, *own, *self.axes.deviations)
 
     @property
     def label(self) -> str:
         """How people read this job: `stfpm synthetic/weave seed 0`."""
         modality = "" if self.category.modality == "rgb" else f" {self.category.modality}"
-        return f"{self.name} {self.category.dataset}/{self.category.name}{modality} seed {self.seed}"
+        point = f" {self.axes.label}" if self.axes.used else ""
+        return f"{self.name} {self.category.dataset}/{self.category.name}{modality} seed {self.seed}{point}"
 
     @property
     def name(self) -> str:

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
     SCHEMA: pa.Schema
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # version -> what changed. A reader accepts every version up to its own: columns that a file lacks are null.
 SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
     {
         1: "The first published schema.",
         2: "Column `deviations`: where a source settles something and the run does otherwise.",
         3: "Columns `origin`, of results only judged here, and `code_sha256`, of methods from outside the package.",
+        4: "Columns `k_shot`, `contamination` and `corruption`: where a job stands on the axes.",
     }
 )
 
@@ -96,6 +97,16 @@ class _Job:
     synthetic: bool = field(default=False, metadata=_is("bool", "the data are procedurally generated"))
     train_images: int | None = field(default=None, metadata=_is("int32", "normal images learnt from"))
     test_images: int | None = field(default=None, metadata=_is("int32", "images evaluated"))
+    # where the job stands on the axes
+    k_shot: int | None = field(
+        default=None, metadata=_is("int32", "training images that --train-images asked for; null: all there are")
+    )
+    contamination: float | None = field(
+        default=None, metadata=_is("double", "share of the images learnt from that is defective; null: not asked for")
+    )
+    corruption: str | None = field(
+        default=None, metadata=_is("string", "NAME:LEVEL of the test images' corruption; null: as they are")
+    )
 
 
 # One column per figure of the table in metric.py. A checker of types sees the base as Any: it takes any of their names.
@@ -214,6 +225,9 @@ def fault(name: str, value: Any) -> str:
     if name in MEASURED:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return _wrong_figure(name, value) if number else f"is no number: {_few(value)}"
+    if kind == "double":
+        share = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+        return "" if share else f"is {_few(value)}, not a share from 0 to 1"
     if kind.startswith("list<"):
         return _wrong_list(kind, value)
     if kind == "string":
