@@ -34,7 +34,7 @@ LEVELS = range(1, 6)
 
 def brightness(image: U8, level: int, lot: Stream) -> F64:
     """x + s 255 b, the sign s by lot."""
-    return image + lot.sign() * 255 * BRIGHTNESS[level - 1]
+    return image.astype(np.float64) + lot.sign() * 255 * BRIGHTNESS[level - 1]
 
 
 def contrast(image: U8, level: int, lot: Stream) -> F64:
@@ -133,4 +133,5 @@ def corrupted(test: TestSet, category: Category, name: str, level: int) -> TestS
 
 def _pixels(values: npt.NDArray[np.generic]) -> U8:
     """Rounded to whole grey values from 0 to 255."""
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)  # type: ignore[arg-type]
+    rounded: F64 = np.rint(values.astype(np.float64))
+    return np.clip(rounded, 0, 255).astype(np.uint8)

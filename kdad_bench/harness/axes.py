@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from kdad_bench.datasets.corruption import CORRUPTIONS, LEVELS, PHOTOGRAPHIC
 from kdad_bench.datasets.lots import MOST_SHARE
 from kdad_bench.harness.choices import SelectionError, suggestion
 
-T = TypeVar("T", int, float, str)
+T = TypeVar("T")
 MOST_IMAGES = 1_000_000
 
 
@@ -67,11 +67,13 @@ def points(
     )
 
 
-def _sorted(values: Iterable[T | None]) -> list[T | None]:
+def _sorted(values: Sequence[T | None]) -> list[T | None]:
     """The plain one first, then ascending; without any the plain one alone."""
-    found = list(values)
-    plain: list[T | None] = [None] if None in found or not found else []
-    return [*plain, *sorted(value for value in found if value is not None)]
+
+    def place(value: Any) -> tuple[bool, Any]:
+        return (value is not None, value)
+
+    return sorted(values, key=place) or [None]
 
 
 def counts_from(said: object) -> tuple[int | None, ...]:

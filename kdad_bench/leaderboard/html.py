@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdad_bench.leaderboard import chart, published
+from kdad_bench.leaderboard import chart, curve_chart, published
+from kdad_bench.leaderboard.axes import curves, shown_whole
 from kdad_bench.leaderboard.board import UNSTEADY, VISIBLE, Board, Mark
 from kdad_bench.leaderboard.gallery import NoPicture, thumbnail
 from kdad_bench.leaderboard.metric import METRICS, RANKED, shown_in
@@ -74,7 +75,8 @@ def _inside_script(code: str) -> str:
 def body(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem], pictures: Mapping[str, Path]) -> str:
     """What stands between the style and the scripts."""
     rows = table.to_pylist()
-    drawn = [board for board in found if board.rows]
+    bent = curves(found)
+    drawn = [board for board in shown_whole(found, bent) if board.rows]
     ok = sum(row["status"] == "ok" for row in rows)
     failed = sum(len(board.summary.failed) for board in found)
     parts = [
@@ -86,6 +88,7 @@ def body(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem], p
         _navigation(drawn, bool(pictures)),
         "</header><main id='content'>",
         ABOUT,
+        *curve_chart.sections(bent),
     ]
     for index, board in enumerate(drawn):
         parts += _board(board, f"b{index}")

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from kdad_bench.leaderboard import published
+from kdad_bench.leaderboard import curve_tables, published
+from kdad_bench.leaderboard.axes import curves, shown_whole
 from kdad_bench.leaderboard.board import UNSTEADY, Board, boards
 from kdad_bench.leaderboard.metric import ACCURACY, METRICS, RANKED, shown_in
 from kdad_bench.leaderboard.numbers import MISSING, deviation, interval, large, number, signed
@@ -29,12 +30,15 @@ def leaderboard(results: Results) -> str:
 def page(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem] = ()) -> str:
     """The page of the boards `found` in `table` (columns DRAWN, each job once)."""
     rows = table.to_pylist()
-    notes = _notes(found)
+    drawn = curves(found)
+    whole = shown_whole(found, drawn)
+    notes = _notes(whole)
     failed = [(board, failure) for board in found for failure in board.summary.failed]
     parts = ["# Leaderboard", _overview(rows, len(failed))]
     if notes or any(board.rows for board in found):
         parts.append(LEGEND)
-    for board in found:
+    parts += curve_tables.sections(drawn)
+    for board in whole:
         if board.rows:
             parts += [f"## {_text(board.title)}", *_warning(board), *_board_sections(board, notes)]
     if failed:
