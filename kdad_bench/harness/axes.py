@@ -15,6 +15,7 @@ from kdad_bench.harness.choices import SelectionError, suggestion
 
 T = TypeVar("T")
 MOST_IMAGES = 1_000_000
+LONGEST = 40  # characters of a value, in what is read and in what is said about it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,18 +98,18 @@ def _each(said: object, option: str, one: Callable[[str], T | None]) -> tuple[T 
     if not listed:
         raise SelectionError(f"--{option}: no value is given")
     try:
-        found = tuple(one("none" if part is None else str(part).strip()) for part in listed)
+        found = tuple(one("none" if part is None else str(part).strip()[:LONGEST]) for part in listed)
     except SelectionError as error:
         raise SelectionError(f"--{option} {error}") from error
     if len(set(found)) != len(found):
-        raise SelectionError(f"--{option} '{','.join(map(str, listed))}' names a value twice")
+        raise SelectionError(f"--{option} '{','.join(map(str, listed))[:LONGEST]}' names a value twice")
     return found
 
 
 def _count(text: str) -> int | None:
     if text in ("all", "none"):
         return None
-    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:9]) <= MOST_IMAGES or len(text) > 9:
+    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= MOST_IMAGES:
         raise SelectionError(f"'{text}' is no number of images from 1 to {MOST_IMAGES}, nor 'all'")
     return int(text)
 

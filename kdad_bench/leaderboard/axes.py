@@ -24,7 +24,7 @@ from kdad_bench.leaderboard.summary import Entrant, Estimate, Group, Summary
 # axis -> (the column of a row, the axis in words); each kind of corruption is an axis of its own
 COLUMNS = {"train_images": "k_shot", "contamination": "contamination", "corruption": "corruption"}
 WORDS = {
-    "train_images": "training images (log scale)",
+    "train_images": "number of training images",
     "contamination": "share of the training images that is defective",
 }
 
@@ -63,6 +63,12 @@ class Curve:
         """One line that says what the points share."""
         first = self.places[0].board
         return first.title.replace(first.group.preset, self.group.preset)
+
+    @property
+    def caveats(self) -> str:
+        """What a reader must know before the first number, in brackets behind a title; or nothing."""
+        said = self.places[0].board.caveats
+        return f" ({', '.join(said)})" if said else ""
 
     @cached_property
     def labels(self) -> dict[str, str]:

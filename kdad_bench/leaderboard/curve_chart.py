@@ -24,7 +24,7 @@ def sections(drawn: Sequence[Curve]) -> Iterator[str]:
     yield "at every point; bars: 95 % interval. Area: the mean height of the curve; methods are ranked by it. Boards "
     yield "that are points of a curve are drawn as curves alone; <code>leaderboard.csv</code> has all of them.</p>"
     for curve in drawn:
-        yield f"<h3>{escape(curve.name)}</h3><p>{escape(curve.title)}</p>"
+        yield f"<h3>{escape(curve.name)}</h3><p>{escape(curve.title + curve.caveats)}</p>"
         for index, metric in enumerate(reversed(curve.metrics)):
             opened = " open" if index == 0 else ""
             yield f"<details{opened}><summary>{METRICS[metric].label} by {escape(curve.words)}</summary>"
@@ -49,6 +49,7 @@ def drawing(curve: Curve, metric: str) -> str:
         return HEIGHT - BOTTOM - (value / step - first) / (last - first) * (HEIGHT - TOP - BOTTOM)
 
     label = f"{METRICS[metric].label} by {curve.words}"
+    across = escape(curve.words) + (" (log scale)" if curve.axis == "train_images" else "")
     ticks = [
         *_ticks_up([(y(number * step), f"{number * step:.2f}") for number in range(first, last + 1)]),
         *(
@@ -62,7 +63,7 @@ def drawing(curve: Curve, metric: str) -> str:
         f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="{escape(label)}" '
         f'style="width:100%;max-width:{WIDTH + 100}px;height:auto">',
         *ticks,
-        f'<text class="axis" x="{WIDTH / 2:.1f}" y="{HEIGHT - 14}" text-anchor="middle">{escape(curve.words)}</text>',
+        f'<text class="axis" x="{WIDTH / 2:.1f}" y="{HEIGHT - 14}" text-anchor="middle">{across}</text>',
         *lines,
         "</svg>",
     ])  # fmt: skip

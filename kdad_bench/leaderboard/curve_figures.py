@@ -38,9 +38,7 @@ def plan(
 
 def figure(curve: Curve, metric: str, empty: Empty, look: Callable[[int], dict[str, Any]]) -> Figure:
     """The curve of each entrant with 95 % intervals, the largest area first in the legend."""
-    board = curve.places[0].board
-    caveats = f"  [{', '.join(board.caveats)}]" if board.caveats else ""
-    made, axes = empty(None, f"{METRICS[metric].label} by {curve.words}{caveats}")
+    made, axes = empty(None, f"{METRICS[metric].label} by {curve.words}{curve.caveats}")
     made.supxlabel(curve.title, x=0.01, ha="left", fontsize=8, color="#555555")
     styles = looks(curve)
     for key in curve.order(metric):
@@ -55,7 +53,7 @@ def figure(curve: Curve, metric: str, empty: Empty, look: Callable[[int], dict[s
             if one.low is not None and one.high is not None:
                 axes.vlines(at, one.low, one.high, color=style["color"], alpha=0.35)
     axes.set_xticks([place.at for place in curve.places], [place.label for place in curve.places])
-    axes.set_xlabel(curve.words)
+    axes.set_xlabel(curve.words + (" (log scale)" if curve.axis == "train_images" else ""))
     axes.set_ylabel(METRICS[metric].label)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, title="method, area")
     return made

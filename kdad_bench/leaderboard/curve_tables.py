@@ -25,7 +25,7 @@ def sections(drawn: Sequence[Curve]) -> list[str]:
         return []
     parts = ["## Curves", f"{LEGEND} {WHOLE}"]
     for curve in drawn:
-        parts.append(f"### {curve.name}\n\n{_text(curve.title)}")
+        parts.append(f"### {curve.name}\n\n{_text(curve.title)}{curve.caveats}")
         parts += [f"{METRICS[metric].label} by {curve.words}:\n\n{table(curve, metric)}" for metric in curve.metrics]
     return parts
 

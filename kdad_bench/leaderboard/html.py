@@ -85,7 +85,7 @@ def body(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem], p
         f'<p class="soft">{ok} finished jobs'
         + (f", <strong>{failed} failed</strong>" if failed else "")
         + ". Drawn by kdad-bench from the rows alone.</p>",
-        _navigation(drawn, bool(pictures)),
+        _navigation(drawn, bool(pictures), bool(bent)),
         "</header><main id='content'>",
         ABOUT,
         *curve_chart.sections(bent),
@@ -106,8 +106,9 @@ a Wilcoxon signed-rank test over categories, Holm-corrected, at 0.05 (a few cate
 category, by the 95 % interval of the paired difference over seeds.</p></details>"""
 
 
-def _navigation(drawn: Sequence[Board], pictures: bool) -> str:
-    links = [(f"b{index}", board.title) for index, board in enumerate(drawn)]
+def _navigation(drawn: Sequence[Board], pictures: bool, bent: bool) -> str:
+    links = [("curves", "Curves")] if bent else []
+    links += [(f"b{index}", board.title) for index, board in enumerate(drawn)]
     links += [("all-jobs", "All jobs")] + ([("gallery", "Pictures")] if pictures else [])
     items = "".join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title in links)
     return f'<nav aria-label="Sections"><ul>{items}</ul></nav>'
