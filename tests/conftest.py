@@ -55,3 +55,16 @@ def write_tree(root: Path, categories: tuple[str, ...] = ("bolt", "cloth"), trai
 def tiny_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A read-only tree of two categories."""
     return write_tree(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measurements of speed in this process take a few calls on one thread: their figures decide no test."""
+    from kdad_bench.harness import clock, cost, speed
+
+    few = clock.Budget(3, 0.05)
+    monkeypatch.setattr(cost, "budgets", lambda quick: (few, few))
+    for name, value in (("QUICK_CURVE", few), ("CURVE_WARMUP", few), ("QUICK_BATCHES", (1, 2))):
+        monkeypatch.setattr(cost, name, value)
+    monkeypatch.setattr(speed, "available_cpus", lambda: 1)
+    monkeypatch.setattr(speed, "MOST_BUSY", 2.0)  # never repeated

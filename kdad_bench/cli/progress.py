@@ -62,7 +62,7 @@ class Progress:
         self.done += 1
         self.bar.advance(self.task)
         if isinstance(ended, Row) and ended.status == "ok" and ended.total_seconds is not None:
-            remember(job, ended.total_seconds)
+            remember(job, ended.total_seconds, ended.threads)
         self.console.print(f"[{self.done}/{self.total}] {line(job, ended)}", markup=False)
         if self.as_json:
             click.echo(json.dumps(summary(job, ended)))
@@ -87,7 +87,7 @@ def summary(job: Job, row: Row | NoResult) -> dict[str, object]:
     """What `--json` says of a job that ended; `status` is `ok`, `failed` or, without a row, `none`."""
     names = (
         "job_id", "status", "reason", "method", "variant", "dataset", "category", "seed", "preset", "device",
-        "image_auroc", "pixel_auroc", "aupro_30", "latency_ms", "train_seconds", "total_seconds",
+        "image_auroc", "pixel_auroc", "aupro_30", "latency_ms", "speed_key", "train_seconds", "total_seconds",
     )  # fmt: skip
     if isinstance(row, NoResult):
         known = {**columns_of(job), "status": "none", "reason": row.reason, "device": job.device.partition(":")[0]}

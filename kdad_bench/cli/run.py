@@ -13,6 +13,7 @@ import rich_click as click
 from rich.console import Console
 
 from kdad_bench.cli import SIDE, BadInput, Number
+from kdad_bench.cli.measuring import measure_speed
 from kdad_bench.cli.parameters import LocalPath, MethodName, complete_category
 from kdad_bench.cli.run_report import PlainConsole, counted, report, stopped
 from kdad_bench.cli.terminal import outlived
@@ -20,9 +21,11 @@ from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
     from kdad_bench.harness.agenda import Agenda
+    from kdad_bench.harness.estimate import Estimate
     from kdad_bench.harness.job import Job
     from kdad_bench.harness.on_ray import Ending
     from kdad_bench.harness.options import RunOptions
+    from kdad_bench.harness.workforce import Workforce
 
 WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 
@@ -67,7 +70,12 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 @click.option("--out", metavar="DIR|URL", help="Results folder, local or any fsspec URL.  [default: results]")
 @click.option("--config", type=LocalPath(dir_okay=False), help="TOML file with the same choices.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and an estimate, run nothing.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per job on stdout; progress on stderr.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="A JSON object per job and measurement on stdout; progress on stderr.",
+)
 @click.option("--force", is_flag=True, help="Redo jobs that are finished.")
 @click.option("--retry-failed", is_flag=True, help="Redo jobs whose row is a failure.")
 @click.option("--teacher", metavar="NAME", help="Another teacher for every method.")
@@ -87,10 +95,15 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
     help="What methods see of MVTec 3D-AD.  [default: rgb]",
 )
 @click.option(
-    "--executor", type=click.Choice(["in-process", "local", "ray"]), default="in-process", help="Where jobs run."
+    "--executor",
+    type=click.Choice(["in-process", "local", "ray"]),
+    help="Where jobs run.  [default: local where processes are worth their start, else in-process]",
 )
 @click.option(
-    "--workers", type=click.IntRange(1, 1024), default=1, help="Worker processes; more than one are --executor local."
+    "--workers",
+    type=click.IntRange(1, 1024),
+    help="Jobs side by side, in processes; 1: one after another in this one.  [default: by cores, memory and jobs; "
+    "1 where starting processes takes longer than they save, and with CUDA]",
 )
 @click.option("--address", metavar="HOST:PORT", help="Ray cluster; without it Ray starts one on this machine.")
 @click.option(
@@ -111,7 +124,9 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
     help="Keep the state of a running training so often; an interrupted job goes on from it.",
 )
 @click.option(
-    "--threads", type=click.IntRange(1, 512), help="CPU threads of a job.  [default: the cores, shared by the workers]"
+    "--threads",
+    type=click.IntRange(1, 512),
+    help="CPU threads of a job; another number rounds sums otherwise.  [default: 1 on a CPU]",
 )
 @click.option("--deterministic", is_flag=True, help="Deterministic algorithms only (slower on CUDA).")
 @click.option("--pictures/--no-pictures", default=True, help="A contact sheet per job in pictures/.")
@@ -139,31 +154,48 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 )
 @click.option("--save-models", is_flag=True, help="Keep the trained models in models/ (for `predict`).")
 @click.option("--save-maps", is_flag=True, help="Keep the raw anomaly maps as float16 in maps/.")
+@click.option(
+    "--measure-speed/--no-measure-speed",
+    default=None,
+    show_default=False,
+    help="Measure speed anew, after the jobs, or not at all.  [default: what has no measurement yet]",
+)
+@click.option("--time-every-job", is_flag=True, help="Time each job as it runs, in place of one measurement alone.")
 @click.option("--tensorboard", is_flag=True, help="Loss terms as TensorBoard events (needs the tensorboard package).")
 def run(**given: Any) -> None:
     """Train and evaluate methods; every finished job leaves one row, and running again goes on where it stopped.
 
     A plain run needs a choice: `--all`, or any of `--method --dataset --category --config`.
     """
-    from kdad_bench.harness.environment import make_room_for_other_work
+    from kdad_bench.harness.environment import busy_elsewhere
 
-    busy = make_room_for_other_work()  # before torch is imported
+    busy = busy_elsewhere()  # before torch is imported: that is work too
     with outlived(), answered():
+        from kdad_bench.harness.workforce import hint, workforce
+
         options = options_of(given)
         console = console_for(options)
         found = agenda_of(options, console)
         if options.dry_run:
-            show_plan(found, console, options.as_json)
+            show_plan(found, options, console)
             return
-        say_plan(found, console)
+        force = workforce(found.left, options)
+        say_plan(found, force, console)
         say_what_is_not_redone(found, console)
         if found.left:
             say_that_it_is_busy(busy, console)
+            say(hint(found.left, force), console)
         began = time.perf_counter()
         endings: list[tuple[Job, Ending]] = []
-        if not run_jobs(found, options, console, endings):
+        unmeasured: list[str] = []
+        if not run_jobs(found, options, force, console, endings) or not measure_speed(
+            found, options, console, endings, unmeasured
+        ):
             sys.exit(stopped(len(found.left), console))
-        sys.exit(report(found, endings, console, time.perf_counter() - began, options.as_json))
+        code = report(found, endings, console, time.perf_counter() - began, options.as_json)
+        for line in unmeasured:
+            console.print(line, markup=False)
+        sys.exit(code)
 
 
 @contextmanager
@@ -215,7 +247,7 @@ def agenda_of(options: RunOptions, console: Console) -> Agenda:
     return agenda(options)
 
 
-def say_plan(found: Agenda, console: Console) -> None:
+def say_plan(found: Agenda, force: Workforce, console: Console) -> None:
     """What lies in the data and is not used, a line each, and one line on what is about to happen."""
     for remark in found.remarks:
         console.print(remark, markup=False)
@@ -224,9 +256,10 @@ def say_plan(found: Agenda, console: Console) -> None:
     selection, skipped = found.selection, len(found.jobs) - len(found.left)
     categories, seeds = counted(len(places), "category"), counted(len(selection.seeds), "seed")
     rest = f", {skipped} already finished" if skipped else ""
+    how = f", {force.text}" if force.text else ""
     console.print(
         f"{counted(len(found.jobs), 'job')}: {methods} x {categories} x {seeds}, "
-        f"preset {selection.preset}, {selection.device}{rest}",
+        f"preset {selection.preset}, {selection.device}{rest}{how}",
         markup=False,
     )
 
@@ -237,10 +270,15 @@ def say_that_it_is_busy(busy: float, console: Console) -> None:
 
     if busy > MOST_BUSY:
         console.print(
-            f"other work keeps {busy:.0%} of the processors busy: times will be too long; "
-            "wait for it, or try fewer --threads",
+            f"other work keeps {busy:.0%} of the processors busy: times will be too long, accuracies stay the same",
             markup=False,
         )
+
+
+def say(words: str, console: Console) -> None:
+    """A line, if there is anything to say."""
+    if words:
+        console.print(words, markup=False)
 
 
 def say_what_is_not_redone(found: Agenda, console: Console) -> None:
@@ -258,28 +296,49 @@ def say_what_is_not_redone(found: Agenda, console: Console) -> None:
             console.print(f"{without} of the finished jobs have no saved {what}; --force redoes them")
 
 
-def show_plan(found: Agenda, console: Console, as_json: bool) -> None:
+def show_plan(found: Agenda, options: RunOptions, console: Console) -> None:
     """Print what would run and how long it should take."""
-    from kdad_bench.harness.estimate import estimate
-
     ids = {job.id for job in found.left}
-    guess = estimate(found.left)
-    jobs, left = len(found.jobs), len(found.left)
-    if as_json:
-        for job in found.jobs:
-            click.echo(json.dumps({"job_id": job.id, "label": job.label, "preset": job.preset, "run": job.id in ids}))
-        total = {"jobs": jobs, "to_run": left, "estimate_seconds": guess.seconds, "basis": guess.basis}
-        click.echo(json.dumps(total))
-        return
     for job in found.jobs:
+        if options.as_json:
+            plan = {"job_id": job.id, "label": job.label, "preset": job.preset, "run": job.id in ids}
+            click.echo(json.dumps(plan))
+            continue
         mark = "run " if job.id in ids else "done"
         console.print(f"{mark}  {job.id}  {job.label}  [{job.preset}]", markup=False)
         if job.weights and job.weights.problem:
             console.print(f"      will fail: {job.weights.problem}", markup=False)
+    guess = expected(found, options, console)
+    jobs, left = len(found.jobs), len(found.left)
+    if options.as_json:
+        total = {"jobs": jobs, "to_run": left, "estimate_seconds": guess.seconds, "basis": guess.basis}
+        click.echo(json.dumps({**total, "workers": guess.workers}))
+        return
     console.print(f"{jobs} jobs, {jobs - left} finished, {left} to run; {guess.text}", markup=False)
 
 
-def run_jobs(found: Agenda, options: RunOptions, console: Console, endings: list[tuple[Job, Ending]]) -> bool:
+def expected(found: Agenda, options: RunOptions, console: Console) -> Estimate:
+    """How long what is left should take; kinds of jobs that were never timed here are tried for a few seconds."""
+    from kdad_bench.harness.calibration import ALL_SECONDS, calibrations, unknown_kinds
+    from kdad_bench.harness.estimate import estimate
+    from kdad_bench.harness.workforce import START_SECONDS, workforce
+
+    force = workforce(found.left, options)
+    unknown = len(unknown_kinds(found.left, force.threads))
+    if unknown:
+        console.print(f"trying a few steps of {counted(unknown, 'kind')} of jobs, at most {ALL_SECONDS:.0f} s")
+    return estimate(
+        found.left,
+        workers=max(1, force.workers),
+        threads=force.threads,
+        start_seconds=START_SECONDS if force.executor == "local" else 0.0,
+        calibrated=calibrations(found.left, force.threads),
+    )
+
+
+def run_jobs(
+    found: Agenda, options: RunOptions, force: Workforce, console: Console, endings: list[tuple[Job, Ending]]
+) -> bool:
     """Run what is left, show each job as it ends and append it to `endings`; false when Ctrl-C stopped them."""
     from kdad_bench.cli.progress import Progress
     from kdad_bench.harness.executors import outcomes
@@ -288,7 +347,7 @@ def run_jobs(found: Agenda, options: RunOptions, console: Console, endings: list
         return True
     with Progress(console, found.left, as_json=options.as_json) as progress:
         try:
-            with closing(outcomes(found.left, found.work, progress.started, options)) as stream:
+            with closing(outcomes(found.left, found.work, progress.started, options, force)) as stream:
                 for job, ended in stream:
                     endings.append((job, ended))
                     progress.ended(job, ended)

@@ -27,7 +27,8 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         for section in (ACCURACIES, COSTS)
     },
     "machine": (
-        "device", "device_name", "threads", "python", "torch", "triton", "numpy", "kdad_bench", "platform",
+        "device", "device_name", "threads", "speed_key", "speed_threads",
+        "python", "torch", "triton", "numpy", "kdad_bench", "platform",
         "git_commit", "git_dirty",
     ),
 }  # fmt: skip

@@ -11,35 +11,85 @@ from torch import Tensor
 from kdad_bench.harness import clock
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.protocol import PROTOCOL
+from kdad_bench.harness.scoring import as_images
 from kdad_bench.methods.protocol import Method
 from kdad_bench.methods.resizing import resized
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 QUICK_BATCHES = (1, 8, 32)
 QUICK_CURVE = clock.Budget(3, 0.3)  # of each point of the throughput curve in the `quick` preset
+ONE_THREAD_BATCH = 8  # of the throughput with one thread: larger ones bring it nothing
 CURVE_WARMUP = clock.Budget(1, 0.2)
 
 
-def cost_of(method: Method, images: Tensor, job: Job) -> dict[str, Any]:
-    """The cost columns of a row, measured on `images` [N, 3 M, R, R] on the job's device."""
-    quick = not job.preset.startswith("paper")
+def cost_of(method: Method, pixels: Any, job: Job, *, timed: bool) -> dict[str, Any]:
+    """The cost columns of a row: operations and weights and, if the job is to be `timed` itself, its speed.
+
+    `pixels` are uint8 images [N, 3 M, R, R], of which as many as the largest batch are brought to the job's device.
+    """
+    quick = is_quick(job)
+    images = as_images(pixels[: max(batches_of(quick)) if timed else 1], torch.device(job.device))
+    found: dict[str, Any] = {**operations(method, images[:1]), **weights(method)}
+    if timed:
+        with torch.inference_mode():
+            found |= latencies(method, images[:1].clone(), job.device, quick=quick)
+            found |= throughput(method, images, job.device, quick=quick)
+    return found
+
+
+def operations(method: Method, one: Tensor) -> dict[str, float]:
+    """Floating-point operations of the networks on one image, in 10^9."""
     with torch.inference_mode():
-        latency = latencies(method, images[:1].clone(), job.device, quick=quick)
-        return {**latency, **throughput(method, images, job.device, quick=quick), **weights(method)}
+        return {"gflops": clock.flops(networks_on(method, one)) / 1e9}
 
 
 def latencies(method: Method, one: Tensor, device: str, *, quick: bool) -> dict[str, Any]:
-    """Milliseconds of one image through `score` and through the networks alone, and the networks' operations."""
-    warmup, budget = (clock.QUICK_WARMUP, clock.QUICK_TIMED) if quick else (clock.WARMUP, clock.TIMED)
+    """Milliseconds of one image through `score` and through the networks alone."""
+    warmup, budget = budgets(quick)
     calls = {"score": lambda: method.score(one), "networks": networks_on(method, one)}
     timings = clock.interleaved(calls, device, warmup=warmup, budget=budget)
     return {
         "latency_ms": timings["score"].median_ms,
         "latency_p95_ms": timings["score"].p95_ms,
+        "latency_p99_ms": timings["score"].p99_ms,
+        "first_latency_ms": timings["score"].first_ms,
         "network_latency_ms": timings["networks"].median_ms,
         "latency_samples_ms": timings["score"].samples_ms,
-        "gflops": clock.flops(calls["networks"]) / 1e9,
     }
+
+
+def one_thread(method: Method, images: Tensor, *, quick: bool) -> dict[str, float]:
+    """The speed of `score` with one thread of the CPU: milliseconds at batch 1, images per second at a small batch."""
+    warmup, budget = budgets(quick)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        one = images[:1].clone()
+        single = clock.latency(lambda: method.score(one), warmup=warmup, budget=budget)
+        many = throughput_at(method, images, "cpu", (ONE_THREAD_BATCH,), quick=quick)
+    finally:
+        torch.set_num_threads(before)
+    return {
+        "one_thread_latency_ms": single.median_ms,
+        "one_thread_latency_p95_ms": single.p95_ms,
+        "one_thread_latency_p99_ms": single.p99_ms,
+        "one_thread_images_per_second": many[0][1],
+    }
+
+
+def is_quick(job: Job) -> bool:
+    """Whether the short timing budgets apply: those of every preset but the papers'."""
+    return not job.preset.startswith("paper")
+
+
+def budgets(quick: bool) -> tuple[clock.Budget, clock.Budget]:
+    """How long calls are repeated to warm up, and to be timed."""
+    return (clock.QUICK_WARMUP, clock.QUICK_TIMED) if quick else (clock.WARMUP, clock.TIMED)
+
+
+def batches_of(quick: bool) -> tuple[int, ...]:
+    """The batches of the throughput curve."""
+    return QUICK_BATCHES if quick else PROTOCOL.throughput_batches
 
 
 def networks_on(method: Method, images: Tensor) -> Callable[[], object]:
@@ -60,19 +110,26 @@ def networks_on(method: Method, images: Tensor) -> Callable[[], object]:
 
 def throughput(method: Method, images: Tensor, device: str, *, quick: bool) -> dict[str, Any]:
     """Images per second over batches of `images`, repeated where there are too few, and the best batch."""
-
-    def batch_of(size: int) -> Callable[[], Any]:
-        batch = images.repeat(-(-size // len(images)), 1, 1, 1)[:size].clone()
-        return lambda: method.score(batch)
-
-    batches, budget = (QUICK_BATCHES, QUICK_CURVE) if quick else (PROTOCOL.throughput_batches, clock.QUICK_TIMED)
-    curve = clock.throughput(batch_of, device, batches, warmup=CURVE_WARMUP, budget=budget)
+    curve = throughput_at(method, images, device, batches_of(quick), quick=quick)
     best = clock.best_batch(curve)
     return {
         "throughput": tuple({"batch": batch, "images_per_second": speed} for batch, speed in curve),
         "images_per_second": best[1] if best else None,
         "best_batch": best[0] if best else None,
     }
+
+
+def throughput_at(
+    method: Method, images: Tensor, device: str, batches: tuple[int, ...], *, quick: bool
+) -> list[tuple[int, float]]:
+    """(batch, images per second) of each of `batches`, as far as they fit into the memory of a GPU."""
+
+    def batch_of(size: int) -> Callable[[], Any]:
+        batch = images[:size].repeat(-(-size // len(images)), 1, 1, 1)[:size].clone()
+        return lambda: method.score(batch)
+
+    budget = QUICK_CURVE if quick else clock.QUICK_TIMED
+    return clock.throughput(batch_of, device, batches, warmup=CURVE_WARMUP, budget=budget)
 
 
 def weights(method: Method) -> dict[str, int]:

@@ -18,7 +18,6 @@ PACKAGES = ("torch", "triton", "numpy", "scipy", "pillow", "pyarrow", "safetenso
 
 LOOK_SECONDS = 0.05  # over which processor use is measured
 MOST_BUSY = 0.2  # share of the processors that other work may hold without a word
-SPINS = "10000"  # at a barrier, on a busy machine; OpenMP's default is 300,000
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 
 
@@ -33,17 +32,10 @@ def keep_freed_memory() -> None:
         libc.mallopt(_TRIM_THRESHOLD, 1 << 30)
 
 
-def make_room_for_other_work() -> float:
-    """The share of the processors that other work holds; if that is much, threads here spin less for each other.
-
-    By default the threads of OpenMP (GNU's, torch's on Linux) spin for milliseconds at every barrier. That is best on
-    an idle machine; where other work holds a core, the late thread needs the very core that spins
-    (docs/performance.md). It reads its settings once, when torch is imported; those that a person made stay.
-    """
-    busy = busy_elsewhere()
-    if busy > MOST_BUSY and "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-    return busy
+def give_freed_memory_back() -> None:
+    """Return to the system what a training freed and `keep_freed_memory` kept: what follows needs less. glibc only."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def describe(device: str) -> dict[str, Any]:

@@ -1,17 +1,21 @@
-"""How long a plan should take, from the jobs that this machine has timed before."""
+"""How long jobs and plans should take: by what this machine has timed, by a calibration run, by a rule of thumb."""
 
 from __future__ import annotations
 
 import contextlib
+import heapq
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 from kdad_bench.files import CacheError, cache_folder, read_json, write_text_whole
 from kdad_bench.harness.job import Job
 
 KEPT = 10  # durations remembered per kind of job
+JOB_SECONDS = 1.0  # of any job, beside its training and scoring: reading, metrics, picture, row
+PIXEL_SECONDS = 0.7e-6  # of a training step for each pixel of its batch, one thread, by the rule of thumb
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,37 +24,88 @@ class Estimate:
 
     seconds: float | None
     basis: str
+    workers: int = 1  # side by side
 
     @property
     def text(self) -> str:
         """One phrase for people."""
         if self.seconds is None:
             return f"no estimate: {self.basis}"
-        return f"about {duration(self.seconds)} one after another ({self.basis})"
+        how = "one after another" if self.workers == 1 else f"{self.workers} side by side"
+        return f"about {duration(self.seconds)} {how} ({self.basis})"
 
 
-def estimate(jobs: Sequence[Job]) -> Estimate:
-    """What `jobs` should take one after another: the median of this machine's earlier jobs of the same kind.
+def estimate(
+    jobs: Sequence[Job],
+    *,
+    workers: int = 1,
+    threads: int | None = None,
+    start_seconds: float = 0.0,
+    calibrated: Mapping[str, float] | None = None,
+) -> Estimate:
+    """What `jobs` should take, `workers` of them at a time in this order, each with `threads`.
 
-    Kinds never timed here take the mean of those that were; with none at all there is no estimate.
+    A job takes the median of this machine's earlier jobs of its kind, else what a calibration run found (`calibrated`,
+    kind -> seconds), else the mean of the others; with nothing at all there is no estimate.
     """
     if not jobs:
         return Estimate(0.0, "nothing to do")
-    history = read_history()
-    known = {kind: sorted(values)[len(values) // 2] for kind, values in history.items() if values}
-    hits = [known[kind_of(job)] for job in jobs if kind_of(job) in known]
+    kinds = [kind_of(job, threads) for job in jobs]
+    timed, tried = known_seconds(), dict(calibrated or {})
+    found = [timed.get(kind, tried.get(kind)) for kind in kinds]
+    hits = [one for one in found if one is not None]
     if not hits:
-        return Estimate(None, "no job of these kinds has been timed on this machine yet")
-    seconds = sum(hits) / len(hits) * len(jobs)
-    return Estimate(seconds, f"{len(hits)} of {len(jobs)} jobs are of a kind timed here before")
+        return Estimate(None, "no job of these kinds has been timed on this machine yet", workers)
+    mean = sum(hits) / len(hits)
+    seconds = makespan([mean if one is None else one for one in found], workers) + start_seconds
+    sources = {
+        "of a kind timed here before": sum(kind in timed for kind in kinds),
+        "by a calibration run of a few steps": sum(kind in tried and kind not in timed for kind in kinds),
+        "of unknown kinds, taken as the mean of the others": found.count(None),
+    }
+    said = [f"{count} {words}" for words, count in sources.items() if count]
+    return Estimate(seconds, f"{len(jobs)} jobs: " + ", ".join(said), workers)
 
 
-def remember(job: Job, seconds: float) -> None:
+def makespan(seconds: Sequence[float], workers: int) -> float:
+    """When the last of the jobs ends that `workers` take in this order."""
+    free = [0.0] * max(1, workers)
+    for one in seconds:
+        heapq.heapreplace(free, free[0] + one)
+    return max(free)
+
+
+def rule_of_thumb(job: Job) -> float:
+    """Seconds of a job from its steps and the pixels of a batch: enough to choose how to run it, not to be told.
+
+    It is the same on every machine and day, so that the same command runs in the same way. A method without a teacher
+    is taken to learn nothing in steps.
+    """
+    if job.weights is None:
+        return JOB_SECONDS
+    batch = min(job.settings.batch_size, max(1, len(job.category.train)))
+    seconds: float = planned_steps(job) * batch * job.settings.image_size**2 * PIXEL_SECONDS
+    return JOB_SECONDS + seconds
+
+
+def planned_steps(job: Job) -> int:
+    """Optimiser steps of a job of a method that learns in steps."""
+    images = max(1, len(job.category.train))
+    per_epoch = ceil(images / min(job.settings.batch_size, images))
+    return int(job.settings.steps or job.settings.epochs * per_epoch)
+
+
+def remember(job: Job, seconds: float, threads: int | None) -> None:
     """Add a duration to this machine's history; a cache folder that cannot be written only costs later estimates."""
-    history = read_history()
-    history[kind_of(job)] = [*history.get(kind_of(job), []), round(seconds, 2)][-KEPT:]
+    history, kind = read_history(), kind_of(job, threads)
+    history[kind] = [*history.get(kind, []), round(seconds, 2)][-KEPT:]
     with contextlib.suppress(OSError, CacheError):
         write_text_whole(history_path(), json.dumps(history, indent=0))
+
+
+def known_seconds() -> dict[str, float]:
+    """kind -> the median of its latest jobs here."""
+    return {kind: sorted(values)[len(values) // 2] for kind, values in read_history().items() if values}
 
 
 def read_history() -> dict[str, list[float]]:
@@ -72,9 +127,11 @@ def history_path() -> Path:
     return cache_folder() / "durations.json"
 
 
-def kind_of(job: Job) -> str:
-    """Jobs of one kind take about as long: same method, budget, resolution, device and amount of data."""
-    return f"{job.name}|{job.preset}|{job.resolution}|{job.device.partition(':')[0]}|{job.category.dataset}"
+def kind_of(job: Job, threads: int | None) -> str:
+    """Jobs of one kind take about as long: same method, budget, resolution, device, threads and amount of data."""
+    device = job.device.partition(":")[0]
+    where = f"{device}*{threads}" if device == "cpu" and threads else device
+    return f"{job.name}|{job.preset}|{job.resolution}|{where}|{job.category.dataset}"
 
 
 def duration(seconds: float) -> str:

@@ -16,12 +16,15 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from kdad_bench.harness import allowance
+from kdad_bench.harness.giving_way import computing_with, giving_way
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.on_ray import ATTEMPTS, BUSY_RETRY_SECONDS, Ending, Outcomes, Started, on_ray, refuse_no_ray
 from kdad_bench.harness.options import RunOptions
 from kdad_bench.harness.output import Work
 from kdad_bench.harness.perform import perform, record_failure
 from kdad_bench.harness.surroundings import NoResult
+from kdad_bench.harness.workforce import Workforce, workforce
 from kdad_bench.leaderboard.row import Row
 
 LOOK_SECONDS = 0.2  # between two looks at the clock while workers say nothing
@@ -31,41 +34,41 @@ READY = "ready"  # what a worker says once it can take a job
 HELD = (signal.SIGINT, signal.SIGHUP)
 
 
-def outcomes(jobs: Sequence[Job], work: Work, started: Started, options: RunOptions) -> Outcomes:
-    """(job, its row or `NoResult`) of the executor that `options` choose; SelectionError if it is not there."""
-    if options.threads:  # a worker takes its own
-        import torch
+def outcomes(
+    jobs: Sequence[Job], work: Work, started: Started, options: RunOptions, force: Workforce | None = None
+) -> Outcomes:
+    """(job, its row or `NoResult`) of the executor that `options` choose; SelectionError if it is not there.
 
-        torch.set_num_threads(options.threads)
-    if options.executor == "ray":
+    `force` is what `workforce` made of both, where the caller has it already.
+    """
+    force = force or workforce(jobs, options)
+    if force.executor == "ray":
         refuse_no_ray(options.address)
         return on_ray(
-            jobs, work, started,
-            address=options.address, job_timeout=options.job_timeout, gpu_fraction=options.gpu_fraction,
+            jobs, work, started, address=options.address,
+            job_timeout=options.job_timeout, gpu_fraction=options.gpu_fraction, threads=force.threads,
         )  # fmt: skip
-    if options.executor == "local" or options.job_timeout or options.workers > 1:  # only a process can be stopped
-        return local(
-            jobs, work, started,
-            workers=options.workers, job_timeout=options.job_timeout, threads=options.threads,
-        )  # fmt: skip
-    return in_process(jobs, work, started)
+    if force.executor == "local":
+        return local(jobs, work, started, workers=force.workers, job_timeout=options.job_timeout, threads=force.threads)
+    return in_process(jobs, work, started, force.threads)
 
 
-def in_process(jobs: Sequence[Job], work: Work, started: Started) -> Outcomes:
+def in_process(jobs: Sequence[Job], work: Work, started: Started, threads: int | None = None) -> Outcomes:
     """Run the jobs one after another here. A job that another runner is busy with is waited for at the end."""
     waiting = deque(jobs)
-    while waiting:
-        busy: deque[Job] = deque()
-        for job in waiting:
-            started(job)
-            row = perform(job, work)
-            if row is None:
-                busy.append(job)
-            else:
-                yield job, row
-        if len(busy) == len(waiting):
-            time.sleep(BUSY_RETRY_SECONDS)
-        waiting = busy
+    with computing_with(threads), giving_way():
+        while waiting:
+            busy: deque[Job] = deque()
+            for job in waiting:
+                started(job)
+                row = perform(job, work)
+                if row is None:
+                    busy.append(job)
+                else:
+                    yield job, row
+            if len(busy) == len(waiting):
+                time.sleep(BUSY_RETRY_SECONDS)
+            waiting = busy
 
 
 @contextlib.contextmanager
@@ -143,7 +146,7 @@ class Pool:
         """Start one worker with its share of the cores; raises OSError."""
         context = get_context("spawn")
         ours, theirs = context.Pipe()
-        threads = self.threads or max(1, (os.cpu_count() or 1) // self.workers)
+        threads = self.threads or max(1, allowance.cores() // self.workers)
         process = context.Process(target=serve, args=(theirs, self.work, threads, os.getpid()), daemon=True)
         try:
             with interrupts_held():  # a starting worker would answer Ctrl-C with a traceback
@@ -278,7 +281,7 @@ def serve(pipe: Connection, work: Work, threads: int, parent: int) -> None:
 
     torch.set_num_threads(threads)
     warm_up()
-    with contextlib.suppress(EOFError, OSError):  # the runner is gone, and with it whom to answer
+    with contextlib.suppress(EOFError, OSError), giving_way():  # the runner is gone, and with it whom to answer
         pipe.send(READY)
         while True:
             job = pipe.recv()

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import psutil
 
 from kdad_bench.harness.choices import SelectionError
+from kdad_bench.harness.giving_way import computing_with
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.output import Work
 from kdad_bench.harness.perform import perform, record_failure
@@ -136,6 +137,7 @@ def on_ray(
     address: str | None,
     job_timeout: float | None,
     gpu_fraction: float = 1.0,
+    threads: int | None = None,
 ) -> Outcomes:
     """Run the jobs on a Ray cluster (extra `ray`); Ray reruns a job whose worker or node dies.
 
@@ -143,15 +145,21 @@ def on_ray(
     `job_timeout` counts from the moment at which Ray is given the job: its workers tell no other.
     """
     with cluster(address) as ray:
-        yield from shared_out(ray, deque(jobs), work, started, job_timeout, gpu_fraction)
+        yield from shared_out(ray, deque(jobs), work, started, job_timeout, gpu_fraction, threads)
 
 
 def shared_out(
-    ray: Any, waiting: deque[Job], work: Work, started: Started, job_timeout: float | None, gpu_fraction: float
+    ray: Any,
+    waiting: deque[Job],
+    work: Work,
+    started: Started,
+    job_timeout: float | None,
+    gpu_fraction: float,
+    threads: int | None,
 ) -> Outcomes:
     """Keep the cluster busy with the jobs that are waiting."""
     needs_gpu = any(job.device.startswith("cuda") for job in waiting)
-    remote = ray.remote(perform).options(
+    remote = ray.remote(performed).options(
         max_retries=ATTEMPTS - 1, num_cpus=1, num_gpus=gpu_fraction if needs_gpu else 0
     )
     running: dict[Any, tuple[Job, float]] = {}
@@ -161,7 +169,7 @@ def shared_out(
             while waiting and len(running) < room:
                 job = waiting.popleft()
                 started(job)
-                running[remote.remote(job, work)] = (job, time.monotonic())
+                running[remote.remote(job, work, threads)] = (job, time.monotonic())
             done, _ = ray.wait(list(running), timeout=0.5)
             for reference in done:
                 job, _since = running.pop(reference)
@@ -179,6 +187,12 @@ def shared_out(
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+
+
+def performed(job: Job, work: Work, threads: int | None) -> Ending | None:
+    """`perform` in a process of Ray's, with so many threads; None: as many as Ray lets it have."""
+    with computing_with(threads):
+        return perform(job, work)
 
 
 def answer_of(ray: Any, reference: Any, job: Job, work: Work) -> Ending | None:

@@ -132,8 +132,8 @@ class RunOptions(RunTable):
     batch_size: Positive | None = None
     image_size: Side | None = None
     precision: Literal["fp32", "bf16", "fp16"] | None = None
-    executor: Literal["in-process", "local", "ray"] = "in-process"
-    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    executor: Literal["in-process", "local", "ray"] | None = None  # None: processes where they are worth their start
+    workers: Annotated[int, Field(ge=1, le=1024)] | None = None  # None: by jobs, cores and memory
     address: str | None = None
     gpu_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     job_timeout: Annotated[float, Field(gt=0)] | None = None
@@ -145,6 +145,8 @@ class RunOptions(RunTable):
     save_models: bool = False
     save_maps: bool = False
     tensorboard: bool = False
+    time_every_job: bool = False
+    measure_speed: bool | None = None  # None: what has no measurement yet
 
     @property
     def chosen(self) -> bool:

@@ -39,6 +39,7 @@ class Work:
     save_maps: bool = False  # the raw anomaly maps per job as float16 under maps/
     tensorboard: bool = False  # the loss terms as TensorBoard events under tensorboard/
     checkpoint_every_seconds: float = 60.0
+    time_every_job: bool = False  # each job times itself as it runs, in place of one measurement alone
 
     @property
     def beside(self) -> Path | None:
@@ -61,6 +62,7 @@ def work_of(options: RunOptions) -> Work:
         save_maps=options.save_maps,
         tensorboard=options.tensorboard,
         checkpoint_every_seconds=options.checkpoint_every_seconds,
+        time_every_job=options.time_every_job,
     )
     if work.beside is not None and options.dry_run:
         refuse_a_file(work.beside)

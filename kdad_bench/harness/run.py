@@ -16,7 +16,7 @@ from kdad_bench import datasets
 from kdad_bench.datasets.splits import FRACTION
 from kdad_bench.harness import clock
 from kdad_bench.harness.cost import cost_of
-from kdad_bench.harness.environment import describe, keep_freed_memory
+from kdad_bench.harness.environment import describe, give_freed_memory_back, keep_freed_memory
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.judging import judged
 from kdad_bench.harness.late_fusion import FusedModalities
@@ -24,6 +24,7 @@ from kdad_bench.harness.material import judged_on, learnt_from
 from kdad_bench.harness.output import Work, checkpoint_path, keep_beside
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
 from kdad_bench.harness.scoring import as_images, batch_invariance, score_all
+from kdad_bench.harness.speed_key import speed_key
 from kdad_bench.harness.step_log import earlier_losses
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods import entry
@@ -59,13 +60,13 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         train_seconds = time.perf_counter() - start
         train_images = len(normal)
         del normal
+        give_freed_memory_back()
 
         start = time.perf_counter()
         test = test_set(job)
-        images = as_images(test.images, device)
         data_seconds += time.perf_counter() - start
         start = time.perf_counter()
-        scores = score_all(method, images, job.name)
+        scores = score_all(method, test.images, job.name, device)
         synchronise(device)
         score_seconds = time.perf_counter() - start
 
@@ -77,13 +78,14 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     )  # fmt: skip
     metric_seconds = time.perf_counter() - start
 
-    cost = cost_of(method, images, job)
+    cost = cost_of(method, test.images, job, timed=work.time_every_job)
     keep_beside(job, work, method, test, scores, held_out)
     return Row(
         **columns_of(job),
         **figures,
         **cost,
         **environment_columns(job),
+        speed_key=speed_key(job, work),
         steps=int(losses[-1]["step"]) if losses else 0,
         train_images=train_images,
         test_images=len(test.labels),
@@ -93,7 +95,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         metric_seconds=metric_seconds,
         total_seconds=time.perf_counter() - began,
         peak_memory_mb=peak.peak_mb,
-        batch_invariance=batch_invariance(method, images, scores),
+        batch_invariance=batch_invariance(method, test.images, scores, device),
         image_scores=tuple(scores.image.cpu().tolist()),
         image_labels=tuple(bool(label) for label in test.labels),
         image_names=tuple(test.names),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import mmap
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kdad_bench.methods.protocol import Method, Scores
 
+Pixels: TypeAlias = Tensor | NDArray[np.uint8]
+CPU = torch.device("cpu")
 SCORE_BATCH = 16
 SMALLER_SCORE_BATCH = 2  # tried once when a GPU is out of memory
 INVARIANCE_IMAGES = 4  # maps of so many images at batch 1 are compared with those of the full batch
@@ -24,25 +28,50 @@ def as_images(pixels: Any, device: torch.device) -> Tensor:
     return torch.from_numpy(np.array(pixels)).to(device).float().div_(255)  # a copy: the cache is read-only
 
 
-def score_all(method: Method, images: Tensor, name: str) -> Scores:
-    """Scores of all images, in batches; a GPU out of memory gets one more try with smaller ones."""
+def score_all(method: Method, images: Pixels, name: str, device: torch.device = CPU) -> Scores:
+    """Scores of all images, in batches; a GPU out of memory gets one more try with smaller ones.
+
+    `images` [N, C, H, W] are a float32 tensor, or uint8 pixels that come to `device` a batch at a time.
+    """
     try:
-        return scored(method, images, SCORE_BATCH, name)
+        return scored(method, images, SCORE_BATCH, name, device)
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
-        return scored(method, images, SMALLER_SCORE_BATCH, name)
+        return scored(method, images, SMALLER_SCORE_BATCH, name, device)
 
 
-def scored(method: Method, images: Tensor, batch: int, name: str) -> Scores:
+def scored(method: Method, images: Pixels, batch: int, name: str, device: torch.device = CPU) -> Scores:
     """Scores of all images in batches of at most `batch`, each checked at the border.
 
-    The batches are as equal as can be: every new shape costs the convolutions a preparation.
+    The batches are as equal as can be: every new shape costs the convolutions a preparation. The maps are put into one
+    tensor as they come: at no time do they lie in memory twice.
     """
-    parts = []
+    size = -(-len(images) // max(1, -(-len(images) // batch)))  # as torch.chunk divides
+    whole: Scores | None = None
     with torch.inference_mode():
-        for chunk in torch.chunk(images, max(1, -(-len(images) // batch))):
-            parts.append(checked(method.score(chunk), chunk, name))
-    return Scores(torch.cat([part.image for part in parts]), torch.cat([part.pixel for part in parts]))
+        for start in range(0, len(images) or 1, size or 1):
+            chunk = on_device(images[start : start + size], device)
+            part = checked(method.score(chunk), chunk, name)
+            whole = whole or Scores(*(value.new_empty((len(images), *value.shape[1:])) for value in part))
+            for all_of_it, value in zip(whole, part, strict=True):
+                all_of_it[start : start + size] = value
+            let_go_of(images)
+    assert whole is not None
+    return whole
+
+
+def let_go_of(images: Pixels) -> None:
+    """Take the pages of a mapped file out of this process; they stay in the system's cache, to be read again."""
+    mapped: Any = None if isinstance(images, Tensor) or images.flags.writeable else images
+    while isinstance(mapped, np.ndarray):
+        mapped = mapped.base
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def on_device(images: Pixels, device: torch.device) -> Tensor:
+    """A float32 tensor as it is; uint8 pixels as float32 in [0, 1] on `device`."""
+    return images if isinstance(images, Tensor) else as_images(images, device)
 
 
 def checked(scores: Scores, images: Tensor, name: str) -> Scores:
@@ -65,8 +94,9 @@ def finite(scores: Scores) -> Tensor:
     return torch.isfinite(scores.image) & torch.isfinite(scores.pixel).flatten(1).all(1)
 
 
-def batch_invariance(method: Method, images: Tensor, scores: Scores) -> float:
+def batch_invariance(method: Method, images: Pixels, scores: Scores, device: torch.device = CPU) -> float:
     """The largest difference between a map scored alone and within its batch, over the first few images."""
+    few = on_device(images[:INVARIANCE_IMAGES], device)
     with torch.inference_mode():
-        alone = [method.score(images[i : i + 1]).pixel[0] for i in range(min(INVARIANCE_IMAGES, len(images)))]
+        alone = [method.score(few[i : i + 1]).pixel[0] for i in range(len(few))]
     return max(float((one - scores.pixel[i]).abs().max()) for i, one in enumerate(alone))

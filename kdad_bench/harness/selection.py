@@ -89,8 +89,14 @@ def refuse_contradictions(options: RunOptions) -> None:
         for name, said in (("address", options.address is not None), ("gpu-fraction", options.gpu_fraction != 1.0)):
             if said:
                 raise SelectionError(f"--{name} is for --executor ray; add that, or leave it out")
-    if options.executor == "ray" and options.workers > 1:
+    if options.executor == "ray" and (options.workers or 1) > 1:
         raise SelectionError("--workers is for --executor local; Ray runs as many jobs as its cluster has CPUs")
+    if options.time_every_job and options.measure_speed:
+        raise SelectionError("--time-every-job and --measure-speed: speed is taken from the jobs or alone, not both")
+    if options.executor == "in-process" and (options.workers or 1) > 1:
+        raise SelectionError("--workers are processes: leave --executor in-process out, or take --workers 1")
+    if options.executor == "in-process" and options.job_timeout is not None:
+        raise SelectionError("--job-timeout stops a process: leave --executor in-process out, or take --executor local")
     if options.tensorboard and find_spec("tensorboard") is None:
         raise SelectionError("--tensorboard needs the tensorboard package: pip install tensorboard")
     refuse_urls_that_cannot_serve(options)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from kdad_bench.leaderboard import measurement
 from kdad_bench.leaderboard.inference import CONFIDENCE
 from kdad_bench.leaderboard.metric import ACCURACY, HEADLINE, MEASURED, METRICS, RANKED
 from kdad_bench.leaderboard.row import COLUMNS, EXTERNAL
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 # The one rule for a noisy timing, which docs/protocol.md states: a time or a rate whose standard deviation over the
 # jobs of one entrant is more than this part of its mean is flagged with a tilde. One job has nothing to compare with.
+# A figure of a shared measurement is flagged where other work held more than this part of the processors meanwhile.
 UNSTEADY = 0.05
+MOST_LOAD = 0.2
 TIMED = ("s", "ms", "1/s")  # units of a timing
 # What is not the paper's in the presets that are not the papers'.
 SHORT = {
@@ -35,11 +38,14 @@ VISIBLE = 0.0005  # half of the last digit that tables show: a smaller differenc
 _IDENTITY = (
     "job_id schema_version protocol_version created_at method title variant dataset category seed preset modality "
     "status reason teacher teacher_weights teacher_sha256 resolution image_size readings deviations "
-    "data_fingerprint synthetic origin code_sha256 train_images k_shot contamination corruption"
+    "data_fingerprint synthetic origin code_sha256 train_images k_shot contamination corruption speed_key "
+    "speed_threads"
 )
 _MACHINE = "device device_name threads python torch triton numpy kdad_bench platform git_commit git_dirty"
 _FIGURES = tuple(
-    name for name, metric in MEASURED.items() if name in ACCURACY or metric.tables or metric.higher_is_better is None
+    name
+    for name, metric in MEASURED.items()
+    if name in ACCURACY or metric.tables or metric.higher_is_better is None or name in measurement.SHARED
 )
 DRAWN = tuple(name for name in COLUMNS if name in {*_IDENTITY.split(), *_FIGURES, *_MACHINE.split()})
 
@@ -188,16 +194,29 @@ class Board:
         return sorted(self.rows).index(key)
 
     def typical(self, key: str, column: str) -> float | None:
-        """Median over the jobs of a cost, which categories and seeds share."""
-        values = [row[column] for row in self.rows[key] if row[column] is not None]
+        """Median over the jobs of a cost, which categories and seeds share; what was measured once counts once."""
+        values = measurement.distinct(self.rows[key], column)
         return median(values) if values else None
 
     def unsteady(self, key: str, column: str) -> bool:
-        """Whether it is a timing that varies over the jobs by more than UNSTEADY of its mean (standard deviation)."""
+        """Whether it is a timing that varies over the jobs by more than UNSTEADY of its mean (standard deviation), or
+        that was measured alone, once, while other work held more than MOST_LOAD of the processors."""
         if METRICS[column].unit not in TIMED:
             return False
-        values = [row[column] for row in self.rows[key] if row[column] is not None]
+        if column in measurement.SHARED and any(load > MOST_LOAD for load in self._loads(key)):
+            return True
+        values = measurement.distinct(self.rows[key], column)
         return len(values) > 1 and fmean(values) > 0 and stdev(values) / fmean(values) > UNSTEADY
+
+    def _loads(self, key: str) -> list[float]:
+        """What other work held during each shared measurement of an entrant, as a part of the processors."""
+        return measurement.distinct([row for row in self.rows[key] if row["speed_key"]], "speed_load")
+
+    @cached_property
+    def alone(self) -> tuple[int, ...]:
+        """The CPU threads of the shared measurements behind the figures of speed; none where each job has its own."""
+        members = [row for rows in self.rows.values() for row in rows if row["speed_key"]]
+        return tuple(sorted({row["speed_threads"] for row in members if row["speed_threads"]}))
 
     def cell_marks(self, metric: str, category: str) -> dict[str, Mark]:
         """The best and second of one category, each only if the 95 % interval of its paired difference to the next one

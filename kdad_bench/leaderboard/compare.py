@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdad_bench.leaderboard.board import Board, boards
 from kdad_bench.leaderboard.inference import CONFIDENCE
+from kdad_bench.leaderboard.measurement import SHARED
 from kdad_bench.leaderboard.metric import ACCURACY, METRICS
 from kdad_bench.leaderboard.student_t import student_quantile
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TOLERANCE = 0.005  # of an accuracy: a smaller change is no news
+ALONE = "all, measured once"  # stands for the categories that share a measurement of speed
 COST_TOLERANCE = 0.10  # of a cost, relative: timings of another day differ by that
 
 
@@ -125,11 +127,12 @@ def _differences(
     places = sorted(set(first) & set(second))
     changed = {c for c, seed in places if first[c, seed]["data_fingerprint"] != second[c, seed]["data_fingerprint"]}
     for metric in metrics:
-        pairs: dict[str, dict[int, tuple[float, float]]] = {}
+        pairs: Pairs = {}
         for category, seed in places:
             a, b = first[category, seed][metric], second[category, seed][metric]
             if a is not None and b is not None:
                 pairs.setdefault(category, {})[seed] = (a, b)
+        pairs = _measured_once(pairs, first, second) if metric in SHARED else pairs
         for category, values in pairs.items():
             one = _difference(board, method, metric, category, list(values.values()), tolerance)
             found.append(one if category not in changed else _unjudged(one))
@@ -139,6 +142,21 @@ def _differences(
             means = [(fmean(v[seed][0] for v in same), fmean(v[seed][1] for v in same)) for seed in seeds]
             found.append(_difference(board, method, metric, f"mean of {len(same)}", means, tolerance))
     return found
+
+
+Pairs = dict[str, dict[int, tuple[float, float]]]  # category -> seed -> the two values
+
+
+def _measured_once(pairs: Pairs, first: Cells, second: Cells) -> Pairs:
+    """`pairs` of a figure of speed, those of one measurement on either side once: repeating it tells nothing."""
+    once: dict[Any, tuple[str, int]] = {}
+    for category, values in pairs.items():
+        for seed in values:
+            keys = first[category, seed]["speed_key"], second[category, seed]["speed_key"]
+            once.setdefault(keys if all(keys) else (category, seed), (category, seed))
+    if len(once) == sum(map(len, pairs.values())):
+        return pairs
+    return {ALONE: {number: pairs[category][seed] for number, (category, seed) in enumerate(once.values())}}
 
 
 def _difference(

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from kdad_bench.leaderboard import chart, curve_chart, published
 from kdad_bench.leaderboard.axes import curves, shown_whole
-from kdad_bench.leaderboard.board import UNSTEADY, VISIBLE, Board, Mark
+from kdad_bench.leaderboard.board import MOST_LOAD, UNSTEADY, VISIBLE, Board, Mark
 from kdad_bench.leaderboard.gallery import NoPicture, thumbnail
+from kdad_bench.leaderboard.measurement import SHARED
 from kdad_bench.leaderboard.metric import METRICS, RANKED, shown_in
 from kdad_bench.leaderboard.numbers import MISSING, deviation, large, number, signed
 from kdad_bench.leaderboard.row import EXTERNAL
@@ -163,6 +164,7 @@ def _choice(name: str, metrics: Sequence[str]) -> str:
 
 
 FLAG = f' <abbr title="varies by more than {UNSTEADY * 100:g} % between jobs">~</abbr>'
+FLAG_ALONE = f' <abbr title="timed while other work held over {MOST_LOAD:.0%} of the processors, or varies">~</abbr>'
 
 
 def _ranking(board: Board) -> str:
@@ -191,14 +193,17 @@ def _ranking(board: Board) -> str:
         for column in costs:
             value = board.typical(key, column)
             shown = (number if METRICS[column].unit else large)(value)
-            cells.append(_cell(shown + (FLAG if board.unsteady(key, column) else ""), value))
+            flag = FLAG_ALONE if board.alone and column in SHARED else FLAG
+            cells.append(_cell(shown + (flag if board.unsteady(key, column) else ""), value))
         cells.append(_cell(str(len(board.rows[key]))))
         lines.append("".join(cells))
     caption = (
         "Average rank: over the categories, of "
         + " and ".join(METRICS[m].label for m in RANKED if m in board.headline)
         + "."
-        " Costs are medians over jobs; ms/image at batch 1, images/s at the best batch. Click a heading to sort."
+        " Costs are medians over jobs; ms/image at batch 1, images/s at the best batch. "
+        + ("Speed is measured once per method and settings, with no job beside it. " if board.alone else "")
+        + "Click a heading to sort."
     )
     return _table(heads, lines, caption, "sortable searchable")
 

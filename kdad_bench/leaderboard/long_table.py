@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from kdad_bench.leaderboard import measurement
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.metric import ACCURACY, METRICS
 from kdad_bench.leaderboard.summary import Estimate
@@ -63,11 +64,11 @@ def lines(found: Sequence[Board]) -> list[dict[str, Any]]:
 
 
 def _cost(board: Board, key: str, metric: str) -> Estimate | None:
-    """Mean and deviation of a cost over the jobs of an entrant."""
+    """Mean and deviation of a cost over the jobs of an entrant; what was measured once counts once."""
     rows = [row for row in board.rows[key] if row.get(metric) is not None]
     if not rows:
         return None
-    values = [row[metric] for row in rows]
+    values = measurement.distinct(rows, metric)
     return Estimate(
         mean=fmean(values),
         std=stdev(values) if len(values) > 1 else None,

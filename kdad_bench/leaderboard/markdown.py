@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdad_bench.leaderboard import curve_tables, published
 from kdad_bench.leaderboard.axes import curves, shown_whole
-from kdad_bench.leaderboard.board import UNSTEADY, Board, boards
+from kdad_bench.leaderboard.board import MOST_LOAD, UNSTEADY, Board, boards
 from kdad_bench.leaderboard.metric import ACCURACY, METRICS, RANKED, shown_in
 from kdad_bench.leaderboard.numbers import MISSING, deviation, interval, large, number, signed
 from kdad_bench.leaderboard.store import Problem, Results
@@ -154,7 +154,7 @@ def ranking(board: Board, notes: Mapping[str, int]) -> str:
 def speed(board: Board, notes: Mapping[str, int]) -> str:
     """What a method costs beside how well it does, the fastest first."""
     accuracy = [metric for metric in RANKED if metric in board.headline]
-    costs = shown_in("speed")
+    costs = (*shown_in("speed"), *(shown_in("alone") if board.alone else ()))
 
     def latency(key: str) -> tuple[bool, float]:
         value = board.typical(key, "latency_ms")
@@ -170,9 +170,22 @@ def speed(board: Board, notes: Mapping[str, int]) -> str:
     headings = ["method", *(METRICS[metric].label for metric in accuracy), *(METRICS[metric].short for metric in costs)]
     text = _table(headings, lines, left=(0,))
     legend = "Medians over jobs. ms/image: batch 1, networks, map and score. images/s: at the best batch."
+    legend += _of_speed(board)
     if " ~" in text:
-        legend += f" ~: varies between jobs by more than {UNSTEADY * 100:g} % (standard deviation)."
+        legend += f" ~: varies between jobs by more than {UNSTEADY * 100:g} % (standard deviation)"
+        legend += f", or timed while other work held over {MOST_LOAD:.0%} of the processors." if board.alone else "."
     return f"{text}\n\n{legend}"
+
+
+def _of_speed(board: Board) -> str:
+    """How speed was measured where it was measured alone; p95 and p99 are percentiles, the first image is cold."""
+    if not board.alone:
+        return ""
+    threads = f"{' or '.join(map(str, board.alone))} CPU thread{'' if board.alone == (1,) else 's'}"
+    return (
+        f" Speed: measured once per method and settings, with no job beside it, with {threads}, and with one; p95, "
+        "p99: percentiles of ms/image; first: the cold first image."
+    )
 
 
 def _cost(board: Board, key: str, metric: str) -> str:

@@ -33,7 +33,7 @@ class Metric(NamedTuple):
 
 
 _IMAGE, _PIXEL = "metrics.exact.image_metrics", "metrics.exact.pixel_metrics"
-_RUN, _TIMES = "harness.run.run", "harness.cost.cost_of"
+_RUN, _TIMES, _ALONE = "harness.run.run", "harness.speed.figures_of", "harness.cost.one_thread"
 
 
 def _seconds(label: str, what: str, **more: object) -> Metric:
@@ -73,7 +73,16 @@ MEASURED: Mapping[str, Metric] = MappingProxyType({
         tables=("speed", "ranking", "jobs", "end"),
     ),
     "latency_p95_ms": Metric(
-        COSTS, "ms/image (95th percentile)", "95th percentile of the same", _TIMES, "ms", False, digits=2
+        COSTS, "ms/image (95th percentile)", "95th percentile of the same", _TIMES, "ms", False,
+        heading="p95", digits=2, tables=("alone",),
+    ),
+    "latency_p99_ms": Metric(
+        COSTS, "ms/image (99th percentile)", "99th percentile of the same", _TIMES, "ms", False,
+        heading="p99", digits=2, tables=("alone",),
+    ),
+    "first_latency_ms": Metric(
+        COSTS, "first image, ms", "ms of the very first image, cold: what is made on first use included", _TIMES,
+        "ms", False, heading="first", digits=2, tables=("alone",),
     ),
     "network_latency_ms": Metric(
         COSTS, "networks only, ms/image", "median ms at batch 1, networks only", _TIMES, "ms", False,
@@ -85,6 +94,23 @@ MEASURED: Mapping[str, Metric] = MappingProxyType({
     ),
     "best_batch": Metric(
         COSTS, "best batch", "the batch of that throughput", _TIMES, higher_is_better=None, type="int32"
+    ),
+    "one_thread_latency_ms": Metric(
+        COSTS, "one thread, ms/image", "median ms per image at batch 1 with one CPU thread", _ALONE, "ms", False,
+        heading="one thread", digits=2, tables=("alone",),
+    ),
+    "one_thread_latency_p95_ms": Metric(
+        COSTS, "one thread, ms/image (95th percentile)", "95th percentile of the same", _ALONE, "ms", False, digits=2
+    ),
+    "one_thread_latency_p99_ms": Metric(
+        COSTS, "one thread, ms/image (99th percentile)", "99th percentile of the same", _ALONE, "ms", False, digits=2
+    ),
+    "one_thread_images_per_second": Metric(
+        COSTS, "one thread, images/s", "throughput at batch 8 with one CPU thread", _ALONE, "1/s", digits=1
+    ),
+    "speed_load": Metric(
+        COSTS, "other load", "share of the processors that other work held while speed was measured alone", _TIMES,
+        higher_is_better=None,
     ),
     "peak_memory_mb": Metric(
         COSTS, "peak memory", "peak memory, 10^6 bytes", "harness.clock.peak_memory", "MB", False,
@@ -99,7 +125,7 @@ MEASURED: Mapping[str, Metric] = MappingProxyType({
         heading="learnt", digits=0, tables=("speed",),
     ),
     "gflops": Metric(
-        COSTS, "GFLOP/image", "10^9 floating-point operations per image", _TIMES, "GFLOP", False,
+        COSTS, "GFLOP/image", "10^9 floating-point operations per image", "harness.cost.operations", "GFLOP", False,
         heading="GFLOP", digits=2, tables=("speed",),
     ),
     "batch_invariance": Metric(

@@ -27,7 +27,10 @@ SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
         1: "The first published schema.",
         2: "Column `deviations`: where a source settles something and the run does otherwise.",
         3: "Columns `origin`, of results only judged here, and `code_sha256`, of methods from outside the package.",
-        4: "Columns `k_shot`, `contamination` and `corruption`: where a job stands on the axes.",
+        4: (
+            "Column `speed_key`: speed is measured once per configuration, alone, and shared; more of its figures. "
+            "Columns `k_shot`, `contamination` and `corruption`: the axes."
+        ),
     }
 )
 
@@ -142,6 +145,13 @@ class Row(_Measured, _Job):  # type: ignore[misc]
         metadata=_is("list<struct<batch:int32,images_per_second:double>>", "images/s by batch"),
     )
     losses: str = field(default="[]", metadata=_is("string", "loss terms by step, JSON"))
+    # the measurement of speed that this row shares with others; it fills these columns when rows are read
+    speed_key: str | None = field(
+        default=None, metadata=_is("string", "the shared measurement of speed; null: this job's own, if any")
+    )
+    speed_threads: int | None = field(
+        default=None, metadata=_is("int32", "CPU threads of the shared measurement, its one-thread figures aside")
+    )
     # where
     device: str | None = field(default=None, metadata=_is("string", "cpu or cuda"))
     device_name: str | None = field(default=None, metadata=_is("string", "name of the processor or card"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from kdad_bench import files
+from kdad_bench.leaderboard import measurement
 from kdad_bench.leaderboard import row as rows
 from kdad_bench.leaderboard.border import table_of
 from kdad_bench.leaderboard.export import WRITERS
@@ -161,13 +162,13 @@ def read(folder: str | Path, columns: Iterable[str] = COLUMNS) -> Results:
     """Every job of the folder once, `columns` only; subfolders are not looked at.
 
     Old files are filled up with nulls; torn, foreign and newer files are reported in `problems` and never counted. Of
-    several rows of one job the ok one wins, then the newest.
+    several rows of one job the ok one wins, then the newest. What rows share of a measurement of speed stands in each.
 
     Raises StoreError if the folder does not exist or cannot be listed.
     """
     place = open_folder(folder)
     wanted = tuple(columns)
-    return _merge(place, load(place, wanted), wanted)
+    return _with_speed(place, load(place, (*wanted, "speed_key")), wanted)
 
 
 class Finished(NamedTuple):
@@ -176,6 +177,8 @@ class Finished(NamedTuple):
     status: str  # "ok" or "failed"
     git_commit: str | None
     git_dirty: bool | None
+    schema_version: int
+    speed_key: str | None  # the measurement of speed that the row names
 
 
 def finished(folder: str | Path) -> dict[str, Finished]:
@@ -183,8 +186,10 @@ def finished(folder: str | Path) -> dict[str, Finished]:
 
     Raises StoreError if there is one that cannot be listed: to start anew would be to lose what is finished.
     """
+    place = open_folder(folder)
+    wanted = ("job_id", *Finished._fields)
     try:
-        table = read(folder, ("job_id", *Finished._fields)).table
+        table = _merge(place, load(place, wanted), wanted).table
     except MissingFolder:
         return {}
     columns = (table[name].to_pylist() for name in Finished._fields)
@@ -221,8 +226,22 @@ def matching(folder: str | Path, beginning: str) -> list[dict[str, Any]]:
         return chosen
     (job,) = (line["job_id"] for line in chosen)
     place = open_folder(folder)
-    found = _merge(place, load(place, COLUMNS, lambda name: _may_hold(name, job)), COLUMNS)
+    found = _with_speed(place, load(place, COLUMNS, lambda name: _may_hold(name, job)), COLUMNS)
     return [line for line in found.rows() if line["job_id"] == job]
+
+
+def _with_speed(place: Folder, found: Found, columns: Iterable[str]) -> Results:
+    """`_merge`, with the figures of the measurements that rows name, where a column that they fill is wanted."""
+    wanted = set(columns)
+    merged = _merge(place, found, {*wanted, "speed_key", "job_id"})
+    if wanted.isdisjoint((*measurement.SHARED, "speed_key")):
+        return replace(merged, table=merged.table.select([n for n in COLUMNS if n in wanted]))
+    measured, problems = measurement.found(place)
+    return replace(
+        merged,
+        table=measurement.joined(merged.table, measured).select([name for name in COLUMNS if name in wanted]),
+        problems=(*merged.problems, *(Problem(file, what) for file, what in problems)),
+    )
 
 
 def _merge(place: Folder, found: Found, columns: Iterable[str]) -> Results:
@@ -321,7 +340,7 @@ def verify(folder: str | Path) -> Verification:
     """Read every column of every file with its checksums, look at each value, and count. Raises StoreError."""
     place = open_folder(folder)
     found = load(place, COLUMNS)
-    merged = _merge(place, found, COLUMNS)
+    merged = _with_speed(place, found, COLUMNS)
     status = merged.table["status"].to_pylist()
     return Verification(
         where=place.where,

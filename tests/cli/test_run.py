@@ -406,7 +406,7 @@ def test_from_the_command_to_the_training_it_is_six_calls(
         fit(self, *given)
 
     monkeypatch.setattr(PixelMean, "fit", seen)
-    floor(tiny_tree, tmp_path, "--category", "bolt", "--no-pictures")
+    floor(tiny_tree, tmp_path, "--category", "bolt", "--no-pictures", "--no-measure-speed")
     ((*walk,),) = walked
     command = walk.index("run.run")
     assert len(walk[command:]) <= 6, walk  # with the call of `fit` itself, from the last of them

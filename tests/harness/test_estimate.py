@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from kdad_bench.harness.estimate import estimate, history_path, kind_of, read_history, remember
+from kdad_bench.harness import calibration
+from kdad_bench.harness.calibration import calibrations, unknown_kinds
+from kdad_bench.harness.estimate import estimate, history_path, kind_of, makespan, read_history, remember
+from kdad_bench.harness.job import Job
+from kdad_bench.harness.run import WeightsError
+from kdad_bench.methods.stfpm import Stfpm
 from tests.harness.planned import jobs_of
 
 
@@ -36,11 +41,11 @@ def test_a_damaged_history_is_made_anew(
 ) -> None:
     monkeypatch.setenv("KDAD_CACHE", str(tmp_path))
     job = jobs_of(tiny_tree)[0]
-    history_path().write_text(content.replace("KIND", kind_of(job)))
-    assert estimate([job]).seconds is None
-    remember(job, 2.0)
-    assert json.loads(history_path().read_text())[kind_of(job)] == [2.0]
-    assert estimate([job, job]).seconds == 4.0
+    history_path().write_text(content.replace("KIND", kind_of(job, 1)))
+    assert estimate([job], threads=1).seconds is None
+    remember(job, 2.0, 1)
+    assert json.loads(history_path().read_text())[kind_of(job, 1)] == [2.0]
+    assert estimate([job, job], threads=1).seconds == 4.0
 
 
 def test_one_bad_kind_costs_no_other(tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,4 +55,71 @@ def test_one_bad_kind_costs_no_other(tiny_tree: Path, tmp_path: Path, monkeypatc
     history_path().unlink()
     history_path().mkdir()
     assert read_history() == {}
-    remember(jobs_of(tiny_tree)[0], 1.0)  # cannot be written: no error
+    remember(jobs_of(tiny_tree)[0], 1.0, 1)  # cannot be written: no error
+
+
+@pytest.mark.parametrize(
+    ("seconds", "workers", "ends"),
+    [([4, 1, 1, 1], 1, 7), ([4, 1, 1, 1], 2, 4), ([1, 1, 1, 4], 2, 5), ([2, 2, 2], 8, 2), ([], 2, 0)],
+    ids=str,
+)
+def test_jobs_side_by_side_end_with_the_last_of_them(seconds: list[float], workers: int, ends: float) -> None:
+    assert makespan(seconds, workers) == ends
+
+
+def test_an_estimate_says_what_it_rests_on_and_counts_the_workers(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDAD_CACHE", str(tmp_path))
+    jobs = jobs_of(tiny_tree)
+    stfpm, floor = (next(job for job in jobs if job.method == name) for name in ("stfpm", "pixel_mean"))
+    remember(floor, 2.0, 1)
+    found = estimate([floor, stfpm, floor], threads=1, calibrated={kind_of(stfpm, 1): 6.0}, workers=2)
+    assert found.seconds == 6.0
+    assert found.basis == "3 jobs: 2 of a kind timed here before, 1 by a calibration run of a few steps"
+    assert "about 6 s 2 side by side" in found.text
+    alone = estimate([floor, stfpm], threads=1, start_seconds=3.0)
+    assert alone.seconds == 2.0 + 2.0 + 3.0
+    assert "1 of unknown kinds, taken as the mean of the others" in alone.text
+    assert estimate([floor], threads=2).seconds is None  # other threads, other times
+
+
+def test_what_was_timed_is_not_tried_again_and_what_was_not_is(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDAD_CACHE", str(tmp_path))
+    jobs = jobs_of(tiny_tree, overrides={"image_size": 64}, resolution=64)
+    assert {job.method for job in unknown_kinds(jobs, 1).values()} == {"stfpm", "pixel_mean"}
+    remember(next(job for job in jobs if job.method == "pixel_mean"), 1.0, 1)
+    found = calibrations(jobs, 1)
+    assert [kind.partition("|")[0] for kind in found] == ["stfpm"]
+    assert 0 < min(found.values()) < 3600
+    assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_a_calibration_ends_where_its_time_does_and_after_a_few_steps(
+    tiny_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    loss = Stfpm.loss
+
+    def counted(self: Stfpm, batch: object) -> object:
+        steps.append(1)
+        return loss(self, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Stfpm, "loss", counted)
+    jobs = jobs_of(tiny_tree, overrides={"image_size": 64, "steps": 10**6}, resolution=64)
+    stfpm = [job for job in jobs if job.method == "stfpm"]
+    assert calibrations(stfpm, 1, seconds=-1.0) == {}
+    assert not steps
+    ((seconds),) = calibrations(stfpm, 1).values()
+    assert 1 <= len(steps) <= 10
+    assert seconds > 1000  # a million steps
+
+
+def test_a_job_that_cannot_run_is_left_without_a_calibration(tiny_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(job: Job, device: object, held_out: object) -> None:
+        raise WeightsError("no weights here")
+
+    monkeypatch.setattr(calibration, "build", missing)
+    assert calibrations(jobs_of(tiny_tree)[:1], 1) == {}

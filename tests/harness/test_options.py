@@ -35,7 +35,7 @@ def test_options_cannot_be_changed_on_their_way() -> None:
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ({"preset": "papr"}, "preset 'papr' (did you mean 'paper'?) is not one of quick, paper"),
+        ({"preset": "papr"}, "preset 'papr' (did you mean 'paper'?) is not one of quick, standard, paper"),
         ({"modality": "xyz"}, "modality 'xyz': must be one of rgb, depth, rgb+depth"),
         ({"seeds": "x"}, "seeds 'x' is neither a count (3) nor a list (0,4,7)"),
         ({"seeds": [1, 1]}, "names a seed twice"),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from kdad_bench.harness import scoring
 from kdad_bench.harness.perform import reason_of
-from kdad_bench.harness.scoring import ScoreError, batch_invariance, score_all
+from kdad_bench.harness.scoring import SCORE_BATCH, ScoreError, as_images, batch_invariance, let_go_of, score_all
 from kdad_bench.methods.protocol import Scores
 from kdad_bench.metrics import MetricError, pixel_metrics
+from tests.methods.toys import normals, small_method
 
 METHOD = "some_method"
 IMAGES = torch.rand(20, 3, 8, 8)
@@ -96,3 +100,47 @@ def test_a_method_that_normalises_over_the_batch_shows_in_the_invariance_column(
         method: Any = Answering(answer)
         found = batch_invariance(method, IMAGES, score_all(method, IMAGES, METHOD))
         assert (found == 0.0) is invariant
+
+
+@pytest.mark.parametrize("count", [1, 16, 17, 33, 50])
+@pytest.mark.parametrize("name", ["pixel_mean", "stfpm", "mkd", "patchcore"])
+def test_scores_of_uint8_images_are_those_of_float_images_to_the_last_bit(name: str, count: int) -> None:
+    method = small_method(name)
+    method.fit(normals(8, seed=2))
+    pixels = (normals(count, seed=3) * 255).round().to(torch.uint8).numpy()
+    every = as_images(pixels, torch.device("cpu"))
+    with torch.inference_mode():  # all of them as float32 at first, cut by torch, put together at the end
+        parts = [method.score(chunk) for chunk in torch.chunk(every, max(1, -(-count // SCORE_BATCH)))]
+    found = score_all(method, pixels, name)
+    assert torch.equal(found.image, torch.cat([part.image for part in parts]))
+    assert torch.equal(found.pixel, torch.cat([part.pixel for part in parts]))
+
+
+def test_uint8_images_come_a_batch_at_a_time_and_maps_lie_in_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    converted: list[int] = []
+
+    def counted(pixels: Any, device: torch.device) -> Tensor:
+        converted.append(len(pixels))
+        return as_images(pixels, device)
+
+    monkeypatch.setattr(scoring, "as_images", counted)
+    joined = torch.cat
+    monkeypatch.setattr(torch, "cat", None)
+    pixels = (IMAGES * 255).to(torch.uint8).numpy()
+    scores = score_all(Answering(honest), pixels, METHOD)  # type: ignore[arg-type]
+    monkeypatch.setattr(torch, "cat", joined)
+    assert converted == [10, 10]
+    assert scores.pixel.shape == (20, 8, 8)
+
+
+def test_pages_of_a_mapped_file_leave_the_process_and_their_content_stays(tmp_path: Path) -> None:
+    file = tmp_path / "pixels"
+    content = np.arange(20 * 3 * 64 * 64, dtype=np.uint32).astype(np.uint8).reshape(20, 3, 64, 64)
+    file.write_bytes(content.tobytes())
+    mapped = np.memmap(file, np.uint8, "r", shape=content.shape)
+    private = np.memmap(file, np.uint8, "c", shape=content.shape)
+    private[0] = 7
+    for images in (mapped[2:], private, content[:3]):
+        let_go_of(images)
+    assert np.array_equal(mapped, content)
+    assert (private[0] == 7).all()

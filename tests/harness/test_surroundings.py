@@ -146,13 +146,13 @@ def test_a_row_of_a_clock_that_ran_ahead_loses_to_force(tiny_tree: Path, tmp_pat
     first = perform(job, work)
     assert isinstance(first, Row)
     ahead = (datetime.now(UTC) + timedelta(hours=9)).isoformat(timespec="microseconds")
-    store.write(replace(first, created_at=ahead, latency_ms=123.0), str(tmp_path))
+    store.write(replace(first, created_at=ahead, total_seconds=123.0), str(tmp_path))
     store.write(replace(first, job_id="0" * 16), str(tmp_path))
     store.compact(tmp_path)
     forced = perform(job, replace(work, force=True))
     assert isinstance(forced, Row)
     (kept,) = (row for row in store.read(tmp_path).rows() if row["job_id"] == job.id)
-    assert kept["latency_ms"] == forced.latency_ms != 123.0
+    assert kept["total_seconds"] == forced.total_seconds != 123.0
 
 
 @pytest.mark.parametrize("place", ["models", "maps", "pictures", "logs"])

@@ -26,6 +26,19 @@ def rng(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
 
+CHANGES = ("brightness", "contrast", "saturation", "hue")
+
+
+class Draws:
+    """A source of chance that gives what it was made with."""
+
+    def __init__(self, *draws: float) -> None:
+        self.left = list(draws)
+
+    def random(self) -> float:
+        return self.left.pop(0)
+
+
 def picture_hash(picture: np.ndarray) -> str:
     return hashlib.sha256(np.packbits(picture).tobytes()).hexdigest()[:16]
 
@@ -183,6 +196,62 @@ def test_a_jitter_draws_factors_hue_and_order_as_torchvision_does() -> None:
     assert strong.mean() == pytest.approx(124.5, abs=12)
 
 
+@pytest.mark.parametrize("key", range(6))
+@pytest.mark.parametrize(
+    "strengths",
+    [{"brightness": 0.3}, {"contrast": 0.3}, {"saturation": 0.3}, {"hue": 0.3}, dict.fromkeys(CHANGES, 0.3)],
+    ids=" ".join,
+)
+def test_a_jitter_is_its_four_changes_with_the_drawn_factors_in_the_drawn_order(
+    key: int, strengths: dict[str, float]
+) -> None:
+    image, chance = photograph(16, 16), rng(key)
+    at = [strengths.get(change, 0.0) for change in CHANGES]
+    factors = [1 - s + 2 * s * chance.random() for s in at[:3]]
+    turn = -at[3] + 2 * at[3] * chance.random()
+    expected = image
+    for change in np.argsort(chance.random(4)):
+        if not at[change]:
+            continue
+        grey = colour.grey(expected)
+        others = (np.float32(0), np.float32(np.floor(grey.mean(dtype=np.float64) + 0.5)), grey)
+        if change == 3:
+            expected = colour.turn_hue(expected, turn)
+        else:
+            expected = colour.blend(expected, others[change], factors[change])
+    made = colour.random_jitter(image, rng(key), **strengths)
+    assert not np.array_equal(made, image)
+    np.testing.assert_array_equal(made, expected)
+
+
+@pytest.mark.parametrize(("draw", "expected"), [(0.0, "mild"), (0.33, "mild"), (0.34, "light"), (0.66, "light")])
+def test_the_changes_of_colour_have_their_strengths(
+    monkeypatch: pytest.MonkeyPatch, draw: float, expected: str
+) -> None:
+    """Official code: ColorJitter(0.2, 0.2, 0.2, 0.2) and ColorJitter(brightness=1, contrast=1)."""
+    given: list[dict[str, float]] = []
+    monkeypatch.setattr(anomaly, "random_jitter", lambda patch, chance, **strengths: given.append(strengths) or patch)
+    anomaly.change_colour(photograph(8, 8), Draws(draw))  # type: ignore[arg-type]
+    assert given == [dict.fromkeys(CHANGES, 0.2) if expected == "mild" else {"brightness": 1.0, "contrast": 1.0}]
+
+
+@pytest.mark.parametrize(("draw", "noisy"), [(0.0, True), (0.4999, True), (0.5, False), (0.9, False)])
+def test_noise_is_added_where_its_draw_is_below_a_half(
+    monkeypatch: pytest.MonkeyPatch, draw: float, noisy: bool
+) -> None:
+    clean, mask = np.full((3, 12, 12), 100, dtype=np.float32), np.ones((12, 12), dtype=bool)
+    monkeypatch.setattr(anomaly, "normal", lambda chance, count: np.ones(count, dtype=np.float32))
+    monkeypatch.setattr(anomaly, "random_jitter", lambda levels, chance, **strengths: levels)
+    made = anomaly.finish(clean, anomaly.Recombined(image=clean, mask=mask), Draws(draw, 0.0))[1]  # type: ignore[arg-type]
+    assert set(made.image.ravel()) == {100 + anomaly.NOISE_LEVELS if noisy else 100}
+
+
+def test_normal_numbers_are_box_and_mullers() -> None:
+    first, second = rng(4).random((2, 500))
+    expected = np.sqrt(-2 * np.log(1 - first)) * np.cos(2 * np.pi * second)
+    np.testing.assert_allclose(anomaly.normal(rng(4), 500), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_channels_are_scaled_by_up_to_two_and_wrap_around_like_8_bit_numbers() -> None:
     image = photograph(8, 8)
     for key in range(30):
@@ -232,6 +301,24 @@ def test_an_image_changes_only_where_its_mask_says(shape: tuple[int, int], find_
         assert np.array_equal(made.image[:, ~made.mask], image[:, ~made.mask])
         changed += int((made.image != image).any())
     assert changed >= 16  # nearly empty fractals exist, but are rare
+
+
+@pytest.mark.parametrize(("sideways", "upright"), [(0.2, 0.7), (0.7, 0.2), (0.4999, 0.4999), (0.5, 0.5)])
+def test_a_patch_is_turned_over_where_its_draw_is_below_a_half(
+    monkeypatch: pytest.MonkeyPatch, sideways: float, upright: float
+) -> None:
+    """Inverted draws would be as likely, and every row of the method another."""
+    image = photograph()
+    monkeypatch.setattr(anomaly, "patch_side", lambda *given: 12)
+    monkeypatch.setattr(anomaly, "corner_in_region", lambda *given: (20, 16))
+    monkeypatch.setattr(anomaly, "change_colour", lambda patch, chance: patch.copy())
+    monkeypatch.setattr(anomaly, "rotate", lambda patch, degrees: (patch, np.ones(patch.shape[1:], dtype=np.bool_)))
+    monkeypatch.setattr(anomaly, "fractal", lambda chance, side, points: np.ones((side, side), dtype=np.bool_))
+    made = anomaly.recombine(image, Draws(sideways, upright, 0.0), points=1)  # type: ignore[arg-type]
+    patch = image[:, 20:32, 16:28]
+    patch = patch[:, :, ::-1] if sideways < 0.5 else patch
+    patch = patch[:, ::-1] if upright < 0.5 else patch
+    np.testing.assert_array_equal(made.image[:, 20:32, 16:28], patch)
 
 
 def test_patches_stay_in_the_central_region_and_below_half_the_image() -> None:

@@ -270,13 +270,29 @@ HARMLESS: Mapping[str, str] = {
     r"memory_format=torch\.channels_last.* -> (?!.*memory_format)": "the layout in memory only",
     r"  \|  @dataclass\(": "how a class is declared: for readers and the type checker",
     r"^True -> False( #\d+)?  \|  .*strict=True\)": "a guard: the lists are as long as one another",
-    r"(anomaly_map|pixel_discrepancy)\((\w+), (\w+), .* -> \1\(\3, \2, ": "the distance is symmetric",
+    r"(anomaly_map|pixel_discrepancy|distillation_loss)\((\w+), (\w+), .* -> \1\(\3, \2, ": "the distance is symmetric",
     r"\b(max|min)\((.*), (.*)\) -> \1\(\3, \2\)": "the larger or smaller of two, whichever comes first",
     r"persistent=False": "whether a constant is saved with the weights",
 }
 # (module, its line, "before -> after") -> why no test can notice it
 EQUIVALENT: Mapping[tuple[str, str, str], str] = {
     ("augmentation", "happens = chance[:3] < s.probability", "3 -> 4"): "a fourth row is never read",
+    (
+        "fractalad.anomaly",
+        "offsets = np.indices((side, side)).reshape(2, -1) - middle",
+        "1 -> 2",
+    ): "numpy takes any negative length for the one that follows from the others",
+    (
+        "fractalad.detector",
+        'distillation = distillation_loss(clean_taps, networks.network(clean), kind="cosine")',
+        "distillation_loss(clean_taps, networks.network(clean), kind='cosine') -> "
+        "distillation_loss(networks.network(clean), clean_taps, kind='cosine')",
+    ): "the distance is symmetric",
+    (
+        "checkpoint",
+        "state = {key: value.detach().cpu().contiguous() for key, value in method.module.state_dict().items()}",
+        "value.detach() -> value",
+    ): "a state_dict is detached",
     (
         "backbones.weights",
         'tensors = torch.load(path, map_location="cpu", weights_only=True)',

@@ -1,0 +1,110 @@
+"""Wall time of `kdad-bench run`: jobs side by side, as it runs them by default, against one after another.
+
+    python benchmarks/side_by_side.py                                  # every method, embedded data, one seed
+    python benchmarks/side_by_side.py --busy 1                         # and all of it once more beside a busy core
+    python benchmarks/side_by_side.py -- -m stfpm -c gear --steps 5    # other jobs: what follows `--` goes to `run`
+
+Each way is a process of its own, from its start to its exit, in a results folder of its own; the data are drawn and the
+caches filled before by a dry run. The old way is `--workers 1 --threads CORES`: one process, all cores as threads. The
+default computes with one thread per job; `one at a time` is the same jobs with one thread and one after another, whose
+accuracies must be those of the default to the last digit, which is checked. Needs the machine for itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kdad_bench.harness import allowance
+from kdad_bench.leaderboard import store
+
+RUN = [sys.executable, "-m", "kdad_bench", "run"]
+FIGURES = ("image_auroc", "pixel_auroc", "aupro_30", "image_scores", "losses")
+
+
+def ways(cores: int) -> dict[str, list[str]]:
+    """Name -> options."""
+    return {
+        "old way: one process, all cores as threads": ["--workers", "1", "--threads", str(cores)],
+        "default: side by side": [],
+        "one at a time, one thread": ["--workers", "1"],
+    }
+
+
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """So many processes beside, each of which holds a core."""
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for one in spinning:
+            one.kill()
+            one.wait()
+
+
+def seconds_of(chosen: list[str], out: Path) -> float:
+    """From the start of a run to its exit."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    began = time.perf_counter()
+    ended = subprocess.run([*RUN, *chosen, "--out", str(out)], capture_output=True, text=True, env=environment)
+    if ended.returncode:
+        raise SystemExit(f"{' '.join(chosen)}: exit code {ended.returncode}\n{ended.stdout}{ended.stderr}")
+    return time.perf_counter() - began
+
+
+def figures(out: Path) -> dict[str, tuple[object, ...]]:
+    """Job -> what must not depend on how it ran."""
+    return {row["job_id"]: tuple(row[name] for name in FIGURES) for row in store.read(out).rows()}
+
+
+def measured(chosen: list[str], repeats: int, beside: int, cores: int) -> dict[str, float]:
+    """Way -> median seconds, the ways in turn; raises SystemExit where accuracies depend on the workers."""
+    took: dict[str, list[float]] = {name: [] for name in ways(cores)}
+    with busy(beside):
+        for _ in range(repeats):
+            found = []
+            for name, options in ways(cores).items():
+                with tempfile.TemporaryDirectory(prefix="kdad-side-by-side-") as folder:
+                    took[name].append(seconds_of([*chosen, *options], Path(folder)))
+                    found.append(figures(Path(folder)))
+            if found[1] != found[2]:
+                raise SystemExit("the figures depend on how many jobs run side by side")
+    return {name: statistics.median(values) for name, values in took.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--busy", type=int, default=0, help="also beside so many spinning processes")
+    parser.add_argument("jobs", nargs="*", help="options of `kdad-bench run`, after --")
+    given = parser.parse_args()
+    cores = allowance.cores()
+    chosen = given.jobs or ["--all", "--seeds", "1", "--dataset", "synthetic", "--device", "cpu"]
+    subprocess.run([*RUN, *chosen, "--dry-run"], check=True, capture_output=True)
+    print(f"kdad-bench run {' '.join(chosen)}; {cores} cores, {given.repeats} runs each\n")
+    print("| beside | way | seconds | against the old way |\n|---|---|---:|---:|")
+    idle: dict[str, float] = {}
+    for beside in dict.fromkeys((0, given.busy)):
+        found = measured(chosen, given.repeats, beside, cores)
+        idle = idle or found
+        old = next(iter(found.values()))
+        where = f"{beside} busy" if beside else "nothing"
+        for name, seconds in found.items():
+            print(f"| {where} | {name} | {seconds:.1f} | {seconds / old:.2f} |", flush=True)
+        if beside:
+            print("\n| way | beside / idle |\n|---|---:|")
+            for name, seconds in found.items():
+                print(f"| {name} | {seconds / idle[name]:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

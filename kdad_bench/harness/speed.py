@@ -1,0 +1,145 @@
+"""The speed of a configuration, measured alone: with all cores and with one thread, cold and warm."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdad_bench.harness.cost import batches_of, is_quick, latencies, one_thread, throughput
+from kdad_bench.harness.environment import MOST_BUSY, describe, keep_freed_memory
+from kdad_bench.harness.job import Job
+from kdad_bench.harness.run import build, normals, synchronise
+from kdad_bench.harness.scoring import as_images
+from kdad_bench.harness.speed_key import configuration, key_of
+from kdad_bench.leaderboard.measurement import Measurement
+from kdad_bench.methods import entry
+from kdad_bench.methods.protocol import Method
+from kdad_bench.metrics import available_cpus
+
+FEW_STEPS = 1  # of a training that only gives the networks their shapes
+FEW_BATCHES = 2  # of images for it, so that a method can keep some of them out
+
+
+def measure(job: Job, covers: Sequence[str] = ()) -> Measurement:
+    """Time the method of `job` with nothing of ours beside it; raises whatever stops it.
+
+    While other work held much of the processors it is done once more, and the less disturbed of the two counts.
+    """
+    torch.use_deterministic_algorithms(job.deterministic)
+    keep_freed_memory()
+    method, pixels, how = fitted(job)
+    images = as_images(pixels[: max(batches_of(is_quick(job)))], torch.device(job.device))
+    with threads_set(available_cpus()):
+        figures = figures_of(method, images, job)
+        if (figures["speed_load"] or 0.0) > MOST_BUSY:
+            again = figures_of(method, images, job)
+            again["first_latency_ms"] = figures["first_latency_ms"]  # the second time it is not cold
+            figures = min(figures, again, key=lambda one: one["speed_load"])
+        found = describe(job.device)
+    return Measurement(
+        key=key_of(job),
+        created_at=datetime.now(UTC).isoformat(timespec="microseconds"),
+        method=job.name,
+        title=entry(job.method).title,
+        configuration=json.loads(json.dumps(configuration(job), default=str)),
+        how=how,
+        figures=figures,
+        covers=tuple(sorted(covers)),
+        environment=json.loads(json.dumps({**found, "openmp": openmp()}, default=str)),
+    )
+
+
+def openmp() -> dict[str, str]:
+    """The settings of OpenMP that decide how threads wait for each other."""
+    return {name: os.environ[name] for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if name in os.environ}
+
+
+def fitted(job: Job) -> tuple[Method, Any, str]:
+    """(a method that costs what one of `job` costs, uint8 images to time it on, what it learnt, in words).
+
+    Learnt weights change no cost, so a step on a few images will do. Where a fit changed the size of what the method
+    keeps, the cost may follow the images: then it learns from all the normal images of the category.
+    """
+    normal, held_out = normals(job)
+    few = min(len(normal), max(2, FEW_BATCHES * (job.settings.batch_size or 1)))
+    short = replace(job, settings=replace(job.settings, steps=FEW_STEPS))
+    method, grew = learnt(short, normal[:few], held_out[:few])
+    place = f"{job.category.dataset}/{job.category.name}"
+    if not grew:
+        return method, normal, f"{FEW_STEPS} step on {few} normal images of {place}: weights change no cost"
+    if len(normal) > few or job.code:
+        method, _ = learnt(job, normal, held_out)
+    return method, normal, f"all {len(normal)} normal images of {place}: what is kept of them decides the cost"
+
+
+def learnt(job: Job, normal: Any, held_out: Any) -> tuple[Method, bool]:
+    """(the method after it has learnt from uint8 `normal`, whether what it keeps has changed its size by that)."""
+    device = torch.device(job.device)
+    method = build(job, device, as_images(held_out, device))
+    before = kept_values(method)
+    method.fit(as_images(normal, device))
+    synchronise(device)
+    return method, kept_values(method) != before
+
+
+def kept_values(method: Method) -> int:
+    """How many numbers a saved model would hold."""
+    return sum(value.numel() for value in method.module.state_dict().values() if isinstance(value, Tensor))
+
+
+def figures_of(method: Method, images: Tensor, job: Job) -> dict[str, Any]:
+    """The figures of one measurement, with the share of the processors that other work held meanwhile."""
+    quick, on_cpu = is_quick(job), not job.device.startswith("cuda")
+    load = OtherLoad()
+    with torch.inference_mode():
+        found = latencies(method, images[:1].clone(), job.device, quick=quick)
+        found |= throughput(method, images, job.device, quick=quick)
+        threads = torch.get_num_threads()
+        if on_cpu:
+            found |= one_thread(method, images, quick=quick)
+    return {**found, "speed_load": load.share(), "speed_threads": threads}
+
+
+class OtherLoad:
+    """What other processes take of the processors, from when it is made until it is asked."""
+
+    def __init__(self) -> None:
+        self.total, self.busy = processor_seconds()
+        self.own = time.process_time()
+
+    def share(self) -> float | None:
+        """Their share of all processors, 0 to 1; None where the system tells nothing."""
+        total, busy = processor_seconds()
+        if total <= self.total:
+            return None
+        others = busy - self.busy - (time.process_time() - self.own)
+        return min(1.0, max(0.0, others / (total - self.total)))
+
+
+def processor_seconds() -> tuple[float, float]:
+    """(seconds of all processors since the start of the machine, those in which they worked)."""
+    import psutil
+
+    times = psutil.cpu_times()._asdict()
+    total = sum(seconds for name, seconds in times.items() if not name.startswith("guest"))  # in `user` already
+    return total, total - times["idle"] - times.get("iowait", 0.0)
+
+
+@contextlib.contextmanager
+def threads_set(count: int) -> Iterator[None]:
+    """`count` threads of torch inside, as many as before after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,63 @@
+"""What the speed of a job depends on, and the key that all rows of one configuration share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from kdad_bench import __version__, kernels
+from kdad_bench.harness.cost import is_quick
+from kdad_bench.harness.environment import cpu_model, kernels_path
+from kdad_bench.harness.job import Job
+from kdad_bench.harness.output import Work
+from kdad_bench.methods import entry
+from kdad_bench.metrics import available_cpus
+
+
+def speed_key(job: Job, work: Work) -> str | None:
+    """What a row of `job` calls its measurement of speed; None where each job is timed as it runs."""
+    return None if work.time_every_job else key_of(job)
+
+
+def key_of(job: Job) -> str:
+    """16 hex digits of the SHA-256 of the canonical JSON of `configuration`."""
+    text = json.dumps(configuration(job), sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def configuration(job: Job) -> dict[str, Any]:
+    """Everything that the speed of a job's method depends on, on this machine.
+
+    Neither category, seed, budget nor weights are among it. The data set is, with the preset's label, where what a
+    method keeps of the normal images may make its scoring dearer (`learns_its_cost`).
+    """
+    device = job.device.partition(":")[0]
+    learns = learns_its_cost(job)
+    budget = ("seed",) if learns else ("seed", "steps", "epochs")
+    settings = {name: value for name, value in asdict(job.settings).items() if name not in budget}
+    data = {"dataset": job.category.dataset, "label": job.preset} if learns else {}
+    return {
+        "kdad_bench": __version__,
+        "method": job.method,
+        "code": job.code,
+        "settings": settings,
+        "resolution": job.resolution,
+        "modality": job.category.modality,
+        "deterministic": job.deterministic,
+        "quick": is_quick(job),
+        "device": device,
+        "device_name": torch.cuda.get_device_name(torch.device(job.device)) if device == "cuda" else cpu_model(),
+        "cores": available_cpus(),
+        "torch": torch.__version__,
+        "kernels": kernels_path(kernels, device),
+        **data,
+    }
+
+
+def learns_its_cost(job: Job) -> bool:
+    """Whether the cost of scoring may depend on the images learnt from: a memory of features, or code not ours."""
+    return bool(job.code) or entry(job.method).family == "yardstick"

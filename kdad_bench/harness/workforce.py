@@ -1,0 +1,87 @@
+"""How many jobs run side by side, where, and with how many threads each.
+
+A job on a CPU computes with one thread unless it is told otherwise, so that its numbers do not depend on how many cores
+the machine has or on what runs beside it: sums that several threads make are rounded in another order. The cores are
+used by jobs side by side, one on each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kdad_bench.harness import allowance
+from kdad_bench.harness.estimate import makespan, rule_of_thumb
+from kdad_bench.harness.job import Job
+from kdad_bench.harness.options import RunOptions
+
+START_SECONDS = 6.0  # until worker processes have imported torch and all methods and take jobs, all cores busy with it
+WORKER_BYTES = 1 << 30  # of a worker, before the images and the step of its job
+LONG_SECONDS = 120.0  # of a run, by the rule of thumb, from which idle cores are worth a word
+STEP_BYTES = 2048  # of each pixel of a training batch: activations, gradients and optimiser state of a ResNet
+
+
+@dataclass(frozen=True, slots=True)
+class Workforce:
+    """Where the jobs of a run are carried out."""
+
+    executor: str  # in-process, local or ray
+    workers: int  # jobs at a time; of ray: what its cluster has room for, 0
+    threads: int | None  # of each job; None: the share of the cores that torch or a worker takes
+
+    @property
+    def text(self) -> str:
+        """One phrase for people; empty where there is nothing to tell."""
+        if self.executor != "local" or self.workers == 1:
+            return ""
+        return f"{self.workers} side by side" + (" with one thread each" if self.threads == 1 else "")
+
+
+def workforce(jobs: Sequence[Job], options: RunOptions) -> Workforce:
+    """Who carries out `jobs`, all on one device, as far as `options` leave it open."""
+    on_cpu = not any(job.device.startswith("cuda") for job in jobs)
+    threads = options.threads or (1 if on_cpu else None)
+    if options.executor == "ray":
+        return Workforce("ray", 0, threads)
+    processes = options.executor == "local" or options.job_timeout is not None  # only a process can be stopped
+    if options.executor == "in-process" or (options.workers == 1 and not processes):
+        return Workforce("in-process", 1, threads)
+    workers = options.workers or (side_by_side(jobs, threads or 1) if on_cpu else 1)
+    if options.workers is None and not processes and not worth_it(jobs, workers):
+        workers = 1
+    return Workforce("local" if processes or workers > 1 else "in-process", workers, threads)
+
+
+def hint(jobs: Sequence[Job], force: Workforce) -> str:
+    """What a person may do about cores that a long run leaves idle; empty where it is short or leaves none."""
+    left = allowance.cores() // max(1, force.workers)
+    if force.threads != 1 or force.executor == "ray" or left < 2 or sum(map(rule_of_thumb, jobs)) < LONG_SECONDS:
+        return ""
+    return (
+        f"jobs compute with one thread, so that their numbers are those of any run: --threads {left} is faster here "
+        "and rounds sums otherwise"
+    )
+
+
+def side_by_side(jobs: Sequence[Job], threads: int) -> int:
+    """As many workers as there are jobs, cores and memory for; at least one."""
+    if not jobs:
+        return 1
+    room = allowance.memory_bytes() // max(map(bytes_of, jobs))
+    return max(1, min(len(jobs), allowance.cores() // threads, room))
+
+
+def bytes_of(job: Job) -> int:
+    """An upper bound of the memory that a worker takes for `job`: itself, the images as floats twice, a step."""
+    category, side = job.category, job.settings.image_size
+    images = max(len(category.train), len(category.test)) * len(category.modality.split("+"))
+    batch = min(job.settings.batch_size, max(1, len(category.train)))
+    step: int = batch * side**2 * STEP_BYTES
+    whole: int = WORKER_BYTES + images * 3 * 4 * (job.resolution**2 + side**2) + step
+    return whole
+
+
+def worth_it(jobs: Sequence[Job], workers: int) -> bool:
+    """Whether `workers` side by side end sooner than one after another, their start counted."""
+    seconds = [rule_of_thumb(job) for job in jobs]
+    return sum(seconds) > START_SECONDS + makespan(seconds, workers)

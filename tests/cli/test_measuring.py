@@ -1,0 +1,243 @@
+"""`kdad-bench run` measures speed once, after its jobs: alone, resumed, told where it fails, never a job's failure."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from click.testing import CliRunner, Result
+
+from kdad_bench.cli import cli
+from kdad_bench.cli.progress import Progress
+from kdad_bench.harness import measuring, speed_key
+from kdad_bench.leaderboard import measurement, store
+
+
+def run(tree: Path, out: Path, *more: object) -> Result:
+    """The fastest real run: two jobs of a method without a teacher."""
+    chosen = ("run", "-m", "pixel_mean", "-d", f"folder:{tree}", "--seeds", "1", "--no-pictures", "--out", out)
+    return CliRunner().invoke(cli, [str(argument) for argument in (*chosen, *more)])
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return store.read(out).rows()
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What happens in a run: `job` as each ends, `measured METHOD` as each measurement begins."""
+    events: list[str] = []
+    ended, measure = Progress.ended, measuring.measure
+
+    def told(self: Progress, *given: Any) -> None:
+        events.append("job")
+        ended(self, *given)
+
+    def seen(job: Any, *given: Any) -> Any:
+        workers = [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+        events.append(f"measured {job.name}{' beside workers' if workers else ''}")
+        return measure(job, *given)
+
+    monkeypatch.setattr(Progress, "ended", told)
+    monkeypatch.setattr(measuring, "measure", seen)
+    return events
+
+
+@pytest.mark.parametrize("more", [(), ("--workers", "2")], ids=["in process", "workers"])
+def test_each_configuration_is_measured_once_when_no_job_runs_any_more(
+    more: tuple[str, ...], tiny_tree: Path, tmp_path: Path, timed: list[str]
+) -> None:
+    result = run(tiny_tree, tmp_path, *more)
+    assert result.exit_code == 0, result.output
+    assert timed == ["job", "job", "measured pixel_mean"]
+    found = rows(tmp_path)
+    assert len({row["speed_key"] for row in found} - {None}) == 1
+    assert len({row["latency_ms"] for row in found} - {None}) == 1
+    assert len(measurement.read(tmp_path)) == 1
+    for name in ("latency_p99_ms", "first_latency_ms", "one_thread_latency_ms", "one_thread_images_per_second"):
+        assert all(row[name] > 0 for row in found), name
+    assert "measured once per method and settings" in (tmp_path / "leaderboard.md").read_text()
+
+
+def test_a_second_run_measures_nothing_and_the_next_data_set_shares(
+    tiny_tree: Path, tmp_path: Path, timed: list[str]
+) -> None:
+    run(tiny_tree, tmp_path, "-c", "bolt")
+    run(tiny_tree, tmp_path, "-c", "bolt")
+    run(tiny_tree, tmp_path, "-c", "cloth")
+    assert timed == ["job", "measured pixel_mean", "job"]
+    assert len({row["latency_ms"] for row in rows(tmp_path)} - {None}) == 1
+
+
+def test_what_a_killed_run_did_not_measure_is_measured_without_training(
+    tiny_tree: Path, tmp_path: Path, timed: list[str]
+) -> None:
+    run(tiny_tree, tmp_path, "--no-measure-speed")
+    before = rows(tmp_path)
+    assert {row["latency_ms"] for row in before} == {None}
+    again = run(tiny_tree, tmp_path)
+    assert "2 already finished" in again.output
+    assert timed == ["job", "job", "measured pixel_mean"]
+    after = rows(tmp_path)
+    assert [row["created_at"] for row in after] == [row["created_at"] for row in before]
+    assert all(row["latency_ms"] > 0 for row in after)
+
+
+def test_a_measurement_that_fails_is_a_line_at_the_end_and_no_failed_job(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: Any) -> None:
+        raise RuntimeError("the card fell\nout")
+
+    monkeypatch.setattr(measuring, "measure", broken)
+    found = run(tiny_tree, tmp_path)
+    assert found.exit_code == 0, found.output
+    assert found.output.rstrip().splitlines()[-1].startswith("speed not measured: pixel_mean: RuntimeError: the card")
+    assert {row["status"] for row in rows(tmp_path)} == {"ok"}
+    monkeypatch.undo()
+    run(tiny_tree, tmp_path)
+    assert all(row["latency_ms"] > 0 for row in rows(tmp_path))
+
+
+def test_an_interrupt_while_speed_is_measured_loses_nothing(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measuring, "measure", interrupted)
+    found = run(tiny_tree, tmp_path)
+    assert found.exit_code == 130
+    assert "Finished jobs are kept" in found.output
+    assert len(rows(tmp_path)) == 2
+
+
+def test_every_job_is_timed_where_that_is_asked_for(tiny_tree: Path, tmp_path: Path, timed: list[str]) -> None:
+    run(tiny_tree, tmp_path, "--time-every-job")
+    run(tiny_tree, tmp_path)
+    assert timed == ["job", "job"]
+    own = [row["latency_ms"] for row in rows(tmp_path)]
+    assert all(value > 0 for value in own)
+    assert {row["speed_key"] for row in rows(tmp_path)} == {None}
+    run(tiny_tree, tmp_path, "--measure-speed")
+    assert timed == ["job", "job", "measured pixel_mean"]
+    assert len({row["latency_ms"] for row in rows(tmp_path)}) == 1
+    assert "not both" in run(tiny_tree, tmp_path, "--time-every-job", "--measure-speed").output
+
+
+def test_speed_is_measured_anew_where_that_or_force_is_asked_for(
+    tiny_tree: Path, tmp_path: Path, timed: list[str]
+) -> None:
+    run(tiny_tree, tmp_path)
+    (first,) = measurement.read(tmp_path).values()
+    run(tiny_tree, tmp_path, "--measure-speed")
+    (second,) = measurement.read(tmp_path).values()
+    assert second.key == first.key
+    assert second.created_at > first.created_at
+    run(tiny_tree, tmp_path, "--force")
+    assert timed.count("measured pixel_mean") == 3
+
+
+def older(out: Path, load: float, threads: int = 1) -> None:
+    """Make the rows of a folder those of schema 3, timed under a load average."""
+    for line in rows(out):
+        row = store.find(out, line["job_id"])
+        assert row is not None
+        environment = {**json.loads(row.environment), "load_1min": load, "cores": 2}
+        store.write(
+            replace(
+                row, schema_version=3, speed_key=None, threads=threads, latency_ms=50.0 + row.seed,
+                environment=json.dumps(environment),
+            ),
+            out,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("load", "busy"), [(1.2, False), (2.9, True)])
+def test_older_rows_are_measured_alone_if_they_were_timed_beside_other_work(
+    load: float, busy: bool, tiny_tree: Path, tmp_path: Path, timed: list[str]
+) -> None:
+    run(tiny_tree, tmp_path, "--no-measure-speed")
+    older(tmp_path, load)
+    found = run(tiny_tree, tmp_path)
+    assert found.exit_code == 0, found.output
+    assert ("measured pixel_mean" in timed) is busy
+    assert ({row["latency_ms"] for row in rows(tmp_path)} == {50.0}) is not busy
+    run(tiny_tree, tmp_path)
+    assert timed.count("measured pixel_mean") == busy, "the measurement covers them now"
+    if busy:
+        (made,) = measurement.read(tmp_path).values()
+        assert len(made.covers) == 2
+        assert {row["speed_key"] for row in rows(tmp_path)} == {made.key}
+
+
+def test_older_rows_that_come_later_are_covered_without_another_measurement(
+    tiny_tree: Path, tmp_path: Path, timed: list[str]
+) -> None:
+    run(tiny_tree, tmp_path)
+    older(tmp_path, 9.0)
+    run(tiny_tree, tmp_path)
+    assert timed.count("measured pixel_mean") == 1
+    assert 50.0 not in {row["latency_ms"] for row in rows(tmp_path)}
+
+
+def test_older_rows_of_another_machine_keep_what_they_have(
+    tiny_tree: Path, tmp_path: Path, timed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tiny_tree, tmp_path, "--no-measure-speed")
+    older(tmp_path, 9.0)
+    monkeypatch.setattr(speed_key, "cpu_model", lambda: "another processor")
+    run(tiny_tree, tmp_path)
+    assert "measured pixel_mean" not in timed
+    assert {row["latency_ms"] for row in rows(tmp_path)} == {50.0}
+
+
+def test_rows_of_another_machine_are_not_measured_here(
+    tiny_tree: Path, tmp_path: Path, timed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tiny_tree, tmp_path, "--no-measure-speed")
+    monkeypatch.setattr(speed_key, "cpu_model", lambda: "another processor")
+    found = run(tiny_tree, tmp_path)
+    assert found.exit_code == 0
+    assert "speed not measured: pixel_mean: its jobs ran on another machine" in found.output
+    assert "measured pixel_mean" not in timed
+
+
+def test_what_another_run_measured_while_this_one_waited_is_kept(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tiny_tree, tmp_path)
+    (made,) = measurement.read(tmp_path).values()
+    (tmp_path / made.file_name).unlink()
+    read = measurement.read
+
+    def meanwhile(folder: Any) -> Any:
+        measurement.write(made, tmp_path)
+        return read(folder)
+
+    monkeypatch.setattr(measurement, "read", meanwhile)
+    monkeypatch.setattr(measuring, "measure", None)
+    found = run(tiny_tree, tmp_path)
+    assert "not measured" not in found.output
+    assert read(tmp_path) == {made.key: made}
+
+
+def test_json_tells_each_job_and_each_measurement(tiny_tree: Path, tmp_path: Path) -> None:
+    found = run(tiny_tree, tmp_path, "--json")
+    said = [json.loads(line) for line in found.stdout.splitlines()]
+    jobs, (made,) = [one for one in said if "job_id" in one], [one for one in said if "job_id" not in one]
+    assert [one["speed_key"] for one in jobs] == [made["speed_key"]] * 2
+    assert {one["latency_ms"] for one in jobs} == {None}
+    assert made["latency_ms"] > 0
+    assert made["status"] == "ok"
+
+
+def test_results_at_a_url_have_their_measurement_beside_them(tiny_tree: Path) -> None:
+    out = "memory://measured/results"
+    found = run(tiny_tree, out)  # type: ignore[arg-type]
+    assert found.exit_code == 0, found.output
+    assert all(row["latency_ms"] > 0 for row in store.read(out).rows())

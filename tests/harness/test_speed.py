@@ -1,0 +1,201 @@
+"""Speed is measured once per configuration, alone: what it depends on, on what model, and with which threads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdad_bench.harness import clock, cost, run, speed, speed_key
+from kdad_bench.harness.job import Job
+from kdad_bench.harness.output import Work
+from kdad_bench.harness.perform import perform
+from kdad_bench.harness.speed_key import key_of
+from kdad_bench.leaderboard.board import MOST_LOAD
+from kdad_bench.leaderboard.measurement import SHARED
+from kdad_bench.leaderboard.row import Row
+from kdad_bench.methods import METHODS, entry
+from tests.harness.planned import jobs_of
+
+SMALL = {"image_size": 32, "batch_size": 4, "steps": 2}
+
+
+def job_of(tree: Path, method: str, **changes: Any) -> Job:
+    """A small job on the first category."""
+    asked = {"methods": ((method, ""),), "seeds": (0,), "resolution": 32, "overrides": SMALL, **changes}
+    return jobs_of(tree, **asked)[0]
+
+
+def test_rows_of_all_categories_seeds_and_budgets_share_a_key(tiny_tree: Path) -> None:
+    asked: dict[str, Any] = {"methods": (("stfpm", ""),), "resolution": 32}
+    jobs = jobs_of(tiny_tree, **asked, overrides=SMALL) + jobs_of(tiny_tree, **asked, overrides={**SMALL, "steps": 9})
+    assert len(jobs) == 8
+    assert len({key_of(job) for job in jobs}) == 1
+
+
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "another resolution": {"resolution": 64},
+    "another size": {"overrides": {**SMALL, "image_size": 64}},
+    "another precision": {"overrides": {**SMALL, "precision": "bf16"}},
+    "another teacher": {"overrides": {**SMALL, "teacher": "resnet18"}},
+    "another variant": {"methods": (("stfpm", "held_out"),)},
+    "deterministic": {"deterministic": True},
+    "longer budgets of time": {"preset": "paper"},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERWISE)
+def test_what_changes_the_speed_changes_the_key(kind: str, tiny_tree: Path) -> None:
+    assert key_of(job_of(tiny_tree, "stfpm")) != key_of(job_of(tiny_tree, "stfpm", **OTHERWISE[kind]))
+
+
+@pytest.mark.parametrize("name", ["cpu_model", "available_cpus", "kernels_path"])
+def test_another_machine_or_code_path_is_another_key(
+    name: str, tiny_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(tiny_tree, "stfpm")
+    before = key_of(job)
+    monkeypatch.setattr(speed_key, name, lambda *given: 7)
+    assert key_of(job) != before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_data_set_matters_where_normal_images_are_kept(method: str, tiny_tree: Path) -> None:
+    job = job_of(tiny_tree, method)
+    moved = replace(job, category=replace(job.category, dataset="another"))
+    assert (key_of(moved) != key_of(job)) is (entry(method).family == "yardstick")
+
+
+def test_a_job_of_other_code_is_measured_for_each_data_set(tiny_tree: Path) -> None:
+    job = replace(job_of(tiny_tree, "pixel_mean"), code="5" * 64)
+    assert key_of(replace(job, category=replace(job.category, dataset="another"))) != key_of(job)
+
+
+def test_a_job_names_its_measurement_and_takes_no_time(tiny_tree: Path, tmp_path: Path) -> None:
+    job = job_of(tiny_tree, "pixel_mean")
+    alone, own = (perform(job, Work(out=str(tmp_path / str(each)), time_every_job=each)) for each in (False, True))
+    assert isinstance(alone, Row)
+    assert isinstance(own, Row)
+    assert alone.speed_key == key_of(job)
+    assert [getattr(alone, name) for name in SHARED if getattr(alone, name) not in (None, ())] == []
+    assert alone.gflops is not None
+    assert alone.peak_memory_mb
+    assert own.speed_key is None
+    assert own.latency_ms
+    assert own.images_per_second
+    assert own.latency_samples_ms
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_timed_model_is_as_large_as_the_one_of_a_job(
+    method: str, tiny_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(tiny_tree, method, overrides={**SMALL, "batch_size": 2})
+    fits: list[int] = []
+    implementation = type(run.build_one(job, torch.device("cpu")))
+    fit = implementation.fit
+
+    def counted(self: Any, normal: Any, *given: Any) -> None:
+        fits.append(len(normal))
+        fit(self, normal, *given)
+
+    monkeypatch.setattr(implementation, "fit", counted)
+    timed, pixels, how = speed.fitted(job)
+    normal, held_out = run.normals(job)
+    real, _ = speed.learnt(job, normal, held_out)
+    assert speed.kept_values(timed) == speed.kept_values(real)
+    kept = entry(method).family == "yardstick"
+    assert fits[:-1] == ([4, 6] if kept else [4])
+    assert how.startswith("all 6 normal images" if kept else "1 step on 4 normal images")
+    assert pixels.dtype == np.uint8
+
+
+def test_percentiles_and_the_first_image_are_those_of_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = [float(number) for number in range(1, 201)]
+    timing = clock.Timing(tuple(taken), first_ms=500.0)
+    monkeypatch.setattr(clock, "interleaved", lambda calls, *given, **named: dict.fromkeys(calls, timing))
+    found = cost.latencies(Still(), torch.zeros(1, 3, 32, 32), "cpu", quick=True)  # type: ignore[arg-type]
+    assert found["latency_ms"] == pytest.approx(100.5)
+    assert found["latency_p95_ms"] == pytest.approx(np.percentile(taken, 95)) == pytest.approx(190.05)
+    assert found["latency_p99_ms"] == pytest.approx(np.percentile(taken, 99)) == pytest.approx(198.01)
+    assert found["first_latency_ms"] == 500.0
+    assert found["latency_samples_ms"] == tuple(taken)
+
+
+class Still:
+    """A method whose networks are never called."""
+
+    class settings:
+        image_size = 32
+        precision = "fp32"
+
+    module = torch.nn.Identity()
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def score(self, images: torch.Tensor) -> Any:
+        self.seen.append((torch.get_num_threads(), len(images)))
+
+    networks = score
+
+
+def test_all_cores_first_then_one_thread_and_the_threads_are_as_before(
+    tiny_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    still = Still()
+    monkeypatch.setattr(speed, "available_cpus", lambda: 3)
+    monkeypatch.setattr(speed, "fitted", lambda job: (still, np.zeros((2, 3, 32, 32), np.uint8), "nothing"))
+    before = torch.get_num_threads()
+    made = speed.measure(job_of(tiny_tree, "pixel_mean"))
+    threads = [count for count, _ in still.seen]
+    assert (threads[0], threads[-1], set(threads)) == (3, 1, {1, 3})
+    assert threads == sorted(threads, reverse=True)
+    assert still.seen[0] == (3, 1), "the cold first image is the first call of all"
+    assert torch.get_num_threads() == before
+    assert set(made.figures) == set(SHARED)
+    assert made.figures["speed_threads"] == 3
+
+
+@pytest.mark.parametrize(("loads", "chosen"), [((0.1,), 0.1), ((0.9, 0.3), 0.3), ((0.5, 0.7), 0.5), ((None,), None)])
+def test_a_busy_machine_is_noted_and_the_measurement_repeated_once(
+    loads: tuple[float | None, ...], chosen: float | None, tiny_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = list(loads)
+    monkeypatch.setattr(speed, "MOST_BUSY", MOST_LOAD)
+    monkeypatch.setattr(speed.OtherLoad, "share", lambda self: left.pop(0))
+    made = speed.measure(job_of(tiny_tree, "pixel_mean"))
+    assert made.figures["speed_load"] == chosen
+    assert left == []
+
+
+def test_the_load_is_what_others_take_of_all_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = iter([(100.0, 40.0), (110.0, 49.0)])  # ten seconds of processors passed, in nine of them they worked
+    own = iter([5.0, 9.0])  # four of those were this process's
+    monkeypatch.setattr(speed, "processor_seconds", lambda: next(machine))
+    monkeypatch.setattr(speed.time, "process_time", lambda: next(own))
+    assert speed.OtherLoad().share() == pytest.approx(0.5)
+
+
+def test_tables_and_measurements_have_one_limit_for_a_busy_machine() -> None:
+    from kdad_bench.harness.environment import MOST_BUSY
+
+    assert MOST_BUSY == MOST_LOAD
+
+
+def test_a_batch_of_the_curve_copies_no_more_images_than_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    images = torch.zeros(50, 3, 8, 8)
+    repeat = torch.Tensor.repeat
+
+    def counted(self: torch.Tensor, *sizes: int) -> torch.Tensor:
+        seen.append(len(self) * sizes[0])
+        return repeat(self, *sizes)
+
+    monkeypatch.setattr(torch.Tensor, "repeat", counted)
+    cost.throughput_at(Still(), images, "cpu", (1, 8, 64), quick=True)  # type: ignore[arg-type]
+    assert seen == [1, 8, 100]

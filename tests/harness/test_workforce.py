@@ -1,0 +1,160 @@
+"""How many jobs run side by side, where and with how many threads: what follows from cores, memory and jobs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from kdad_bench.cli import cli
+from kdad_bench.harness import allowance
+from kdad_bench.harness.choices import SelectionError
+from kdad_bench.harness.estimate import rule_of_thumb
+from kdad_bench.harness.job import Job
+from kdad_bench.harness.options import options_from
+from kdad_bench.harness.selection import refuse_contradictions
+from kdad_bench.harness.workforce import START_SECONDS, Workforce, bytes_of, hint, workforce
+from kdad_bench.leaderboard import store
+from tests.harness.planned import jobs_of
+
+# columns that differ between two runs of one job: when, where and how fast
+TIMES = (
+    "created_at",
+    "environment",
+    "git_commit",
+    "git_dirty",
+    "throughput",
+    "images_per_second",
+    "best_batch",
+    "peak_memory_mb",
+)
+TIMED = re.compile(r"_seconds$|_ms$|^speed|^latency|^throughput|^cold|^warm")
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, cores: int, gigabytes: float = 1000) -> None:
+    monkeypatch.setattr(allowance, "cores", lambda: cores)
+    monkeypatch.setattr(allowance, "memory_bytes", lambda: int(gigabytes * 1e9))
+
+
+def long_jobs(tree: Path, count: int) -> list[Job]:
+    """Jobs of some ten seconds each."""
+    found = [job for job in jobs_of(tree, seeds=tuple(range(count))) if job.method == "stfpm"][:count]
+    found = [replace(job, settings=replace(job.settings, steps=1000, image_size=128)) for job in found]
+    assert all(rule_of_thumb(job) > START_SECONDS for job in found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("cores", "gigabytes", "jobs", "said", "expected"),
+    [
+        (2, 100, 8, {}, ("local", 2, 1)),
+        (16, 100, 8, {}, ("local", 8, 1)),
+        (16, 100, 40, {}, ("local", 16, 1)),
+        (1, 100, 8, {}, ("in-process", 1, 1)),
+        (16, 100, 1, {}, ("in-process", 1, 1)),
+        (16, 3.9, 8, {}, ("local", 3, 1)),
+        (16, 0.2, 8, {}, ("in-process", 1, 1)),
+        (16, 100, 8, {"workers": 1}, ("in-process", 1, 1)),
+        (16, 100, 8, {"workers": 3}, ("local", 3, 1)),
+        (2, 0.2, 8, {"workers": 3}, ("local", 3, 1)),
+        (16, 100, 8, {"threads": 4}, ("local", 4, 4)),
+        (16, 100, 8, {"threads": 16}, ("in-process", 1, 16)),
+        (16, 100, 8, {"executor": "in-process"}, ("in-process", 1, 1)),
+        (16, 100, 8, {"executor": "in-process", "workers": 1}, ("in-process", 1, 1)),
+        (16, 100, 1, {"executor": "local"}, ("local", 1, 1)),
+        (16, 100, 8, {"executor": "local", "workers": 1}, ("local", 1, 1)),
+        (16, 100, 1, {"job_timeout": 5.0}, ("local", 1, 1)),
+        (16, 100, 8, {"job_timeout": 5.0}, ("local", 8, 1)),
+        (16, 100, 8, {"executor": "ray"}, ("ray", 0, 1)),
+    ],
+    ids=str,
+)
+def test_workers_follow_from_cores_memory_jobs_and_what_was_said(
+    cores: int, gigabytes: float, jobs: int, said: dict[str, Any], expected: tuple[str, int, int], tiny_tree: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    machine(monkeypatch, cores, gigabytes)
+    assert workforce(long_jobs(tiny_tree, jobs), options_from(said)) == Workforce(*expected)
+
+
+def test_for_a_few_short_jobs_no_process_is_worth_its_start(tiny_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, 16)
+    floors = [job for job in jobs_of(tiny_tree, seeds=tuple(range(40))) if job.method == "pixel_mean"]
+    few, many = floors[:6], floors
+    assert workforce(few, options_from({})) == Workforce("in-process", 1, 1)
+    assert workforce(many, options_from({})).workers == 16
+    assert workforce(few, options_from({"workers": 2})).executor == "local"
+    assert workforce([], options_from({})) == Workforce("in-process", 1, 1)
+
+
+def test_on_a_gpu_one_job_runs_at_a_time_unless_more_are_asked_for(
+    tiny_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, 16)
+    jobs = [replace(job, device="cuda:0") for job in long_jobs(tiny_tree, 8)]
+    assert workforce(jobs, options_from({})) == Workforce("in-process", 1, None)
+    assert workforce(jobs, options_from({"workers": 2})) == Workforce("local", 2, None)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 7, 64])
+@pytest.mark.parametrize(
+    "said", [{}, {"workers": 1}, {"workers": 2}, {"executor": "local"}, {"executor": "ray"}], ids=str
+)
+def test_a_job_on_a_cpu_has_one_thread_whatever_the_machine(
+    cores: int, said: dict[str, Any], tiny_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, cores)
+    assert workforce(long_jobs(tiny_tree, 3), options_from(said)).threads == 1
+
+
+def test_more_images_and_larger_batches_leave_room_for_fewer_workers(tiny_tree: Path) -> None:
+    (job,) = long_jobs(tiny_tree, 1)
+    larger = replace(job, resolution=1024)
+    wider = replace(job, settings=replace(job.settings, image_size=256))
+    assert bytes_of(job) < min(bytes_of(larger), bytes_of(wider))
+    assert bytes_of(job) < 1.3e9
+
+
+def test_a_long_run_that_leaves_cores_idle_says_what_to_do(tiny_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, 8)
+    (job,) = long_jobs(tiny_tree, 1)
+    endless = [replace(job, settings=replace(job.settings, steps=10**6))]
+    assert "--threads 8 is faster here" in hint(endless, workforce(endless, options_from({})))
+    assert hint([job], workforce([job], options_from({}))) == ""
+    assert hint(endless, workforce(endless, options_from({"threads": 2}))) == ""
+    assert hint(endless * 8, Workforce("local", 8, 1)) == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"executor": "in-process", "workers": 2}, "--workers are processes"),
+        ({"executor": "in-process", "job_timeout": 3.0}, "--job-timeout stops a process"),
+        ({"executor": "ray", "workers": 2}, "--executor local"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(said: dict[str, Any], words: str) -> None:
+    with pytest.raises(SelectionError, match=words):
+        refuse_contradictions(options_from({"methods": ["stfpm"], **said}))
+
+
+def test_rows_do_not_depend_on_how_many_jobs_run_side_by_side(tmp_path: Path) -> None:
+    chosen = ["--dataset", "synthetic", "-c", "gear", "-c", "plank", "-m", "stfpm", "--seeds", "1"]
+    chosen += ["--steps", "2", "--image-size", "64", "--resolution", "64", "--no-pictures"]
+    found = {}
+    for name, more in (("one", ["--workers", "1"]), ("two", ["--workers", "2"])):
+        ended = CliRunner().invoke(cli, ["run", *chosen, "--out", str(tmp_path / name), *more])
+        assert ended.exit_code == 0, ended.output
+        found[name] = {row["job_id"]: row for row in store.read(tmp_path / name).rows()}
+    one, two = found["one"], found["two"]
+    assert set(one) == set(two)
+    assert len(one) == 2
+    for job, row in one.items():
+        differ = {column for column in row if row[column] != two[job][column] and not TIMED.search(column)}
+        assert differ <= set(TIMES), {column: (row[column], two[job][column]) for column in differ - set(TIMES)}
+        assert row["losses"] == two[job]["losses"]
+        assert row["threads"] == two[job]["threads"] == 1
