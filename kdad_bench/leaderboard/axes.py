@@ -96,13 +96,22 @@ class Curve:
     def _estimates(self, metric: str) -> dict[str, tuple[Estimate | None, ...]]:
         """entrant -> its estimates at the points, and that of the area."""
         if metric not in self._made:
-            entrants = self._entrants
-            values = _in_common(self._values(metric))  # [points, entrants, categories, seeds]
-            stacked = [*values, _areas(values, np.array([place.at for place in self.places]))]
-            summaries = [self._summary(metric, entrants, one) for one in stacked]
-            self._made[metric] = {
-                one.key: tuple(summary.overall(one.key, metric) for summary in summaries) for one in entrants
-            }
+            whole = self._values(metric)  # [points, entrants, categories, seeds]
+            values = _in_common(whole)
+            areas = self._summary(metric, _areas(values, np.array([place.at for place in self.places])))
+            points = [self._summary(metric, one) for one in values]
+            found: dict[str, tuple[Estimate | None, ...]] = {}
+            for index, key in enumerate(one.key for one in self._entrants):
+                means = [
+                    place.board.overall(key, metric)  # the interval that the section of the board has
+                    if key in place.board.rows and np.array_equal(all_there, common, equal_nan=True)
+                    else point.overall(key, metric)
+                    for place, point, all_there, common in zip(
+                        self.places, points, whole[:, index], values[:, index], strict=True
+                    )
+                ]
+                found[key] = (*means, areas.overall(key, metric))
+            self._made[metric] = found
         return self._made[metric]
 
     @cached_property
@@ -136,11 +145,17 @@ class Curve:
             values[np.ix_(rows, columns, seeds)] = summary.values[metric][kept]
         return found
 
-    def _summary(self, metric: str, entrants: tuple[Entrant, ...], values: NDArray[np.float64]) -> Summary:
+    def _summary(self, metric: str, values: NDArray[np.float64]) -> Summary:
         """`values` [entrants, categories, seeds] as a summary, which knows how to estimate."""
         first = self.places[0].board.summary
+        own: dict[str, Any] = {name: {} for name in ("jobs", "images") if hasattr(first, name)}  # of the first point
         return replace(
-            first, entrants=entrants, categories=self._categories, seeds=self._seeds, values={metric: values}
+            first,
+            entrants=self._entrants,
+            categories=self._categories,
+            seeds=self._seeds,
+            values={metric: values},
+            **own,
         )
 
 

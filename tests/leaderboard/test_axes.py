@@ -66,6 +66,8 @@ def test_the_area_is_the_mean_height_over_the_logarithm_of_the_number_of_images(
     assert found.low is not None
     assert found.low <= found.mean
     assert curve.order("image_auroc") == ("stfpm", "rd4ad")
+    for place, one in zip(curve.places, curve.at("stfpm", "image_auroc"), strict=True):
+        assert one == place.board.overall("stfpm", "image_auroc")
     means = [one.mean for one in curve.at("rd4ad", "image_auroc") if one]
     np.testing.assert_allclose(means, [0.395, 0.495, 0.695])
 
