@@ -255,10 +255,11 @@ def say_plan(found: Agenda, force: Workforce, console: Console) -> None:
     places = {(job.category.dataset, job.category.name) for job in found.jobs}
     selection, skipped = found.selection, len(found.jobs) - len(found.left)
     categories, seeds = counted(len(places), "category"), counted(len(selection.seeds), "seed")
+    points = f" x {counted(len(selection.axes), 'point')}" if len(selection.axes) > 1 else ""
     rest = f", {skipped} already finished" if skipped else ""
     how = f", {force.text}" if force.text else ""
     console.print(
-        f"{counted(len(found.jobs), 'job')}: {methods} x {categories} x {seeds}, "
+        f"{counted(len(found.jobs), 'job')}: {methods} x {categories} x {seeds}{points}, "
         f"preset {selection.preset}, {selection.device}{rest}{how}",
         markup=False,
     )

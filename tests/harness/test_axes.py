@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from kdad_bench.harness import run
 from kdad_bench.harness.axes import PLAIN, Axes, counts_from, points
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.job import Job, TeacherWeights
+from kdad_bench.harness.material import lot_of
 from kdad_bench.harness.options import options_from
 from kdad_bench.harness.output import Work
 from kdad_bench.harness.plan import plan
@@ -94,6 +96,7 @@ def test_a_point_is_named_in_the_preset_the_label_the_row_and_the_deviations(tin
     assert (columns["k_shot"], columns["contamination"], columns["corruption"]) == (2, 0.25, "blur:3")
     assert [words.partition(":")[0] for words in job.deviations][-3:] == ["train_images", "contamination", "corruption"]
     assert jobs_of(tiny_tree)[0].axes == PLAIN
+    assert pickle.loads(pickle.dumps(job)).id == job.id  # on its way to a worker
 
 
 @pytest.mark.parametrize(
@@ -154,6 +157,32 @@ def test_the_command_answers_in_one_line_and_runs_nothing(
     assert not list(tmp_path.glob("out/*.parquet"))
 
 
+def test_one_command_gives_one_curve_and_takes_the_plain_jobs_that_are_there(tiny_tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [
+        "run",
+        "-m",
+        "pixel_mean",
+        "-d",
+        f"folder:{tiny_tree}",
+        "-c",
+        "bolt",
+        "--seeds",
+        "2",
+        "--preset",
+        "quick",
+    ]
+    command += ["--resolution", "32", "--no-pictures", "--no-measure-speed", "--workers", "1", "--out", str(out)]
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    done = CliRunner().invoke(cli, [*command, "--train-images", "2,all,5"])
+    assert done.exit_code == 0, done.output
+    assert "6 jobs: 1 method x 1 category x 2 seeds x 3 points, preset quick, cpu, 2 already finished" in done.output
+    page = (out / "leaderboard.md").read_text(encoding="utf-8")
+    assert "| # | method | 2 | 5 | all (6) | area |" in page
+    again = CliRunner().invoke(cli, [*command, "--train-images", "5,2"])
+    assert "4 jobs: 1 method x 1 category x 2 seeds x 2 points, preset quick, cpu, 4 already finished" in again.output
+
+
 def test_photographic_corruptions_need_a_photograph(tiny_tree: Path) -> None:
     scans = tuple(replace(one, modality="depth") for one in datasets.categories(f"folder:{tiny_tree}", None))
     with pytest.raises(SelectionError, match=r"--corruption noise:2: .*--modality depth has none; take shift or rot"):
@@ -185,6 +214,19 @@ def test_few_images_are_some_of_those_of_the_plain_job_and_nested() -> None:
     assert [len(one) for one in (plain, few, more)] == [40, 1, 3]
     bytes_of = [{image.tobytes() for image in one} for one in (plain, few, more)]
     assert bytes_of[1] < bytes_of[2] < bytes_of[0]
+
+
+@pytest.mark.parametrize("hold_out", [0.0, 0.2])
+@pytest.mark.parametrize(
+    "axes", [Axes(train_images=3), Axes(contamination=0.2), Axes(contamination=0.4, train_images=5)]
+)
+def test_each_image_is_the_one_that_the_lot_says_at_the_place_that_it_says(axes: Axes, hold_out: float) -> None:
+    (job,) = embedded(axes=(axes,), hold_out=hold_out, seeds=(3,))
+    lot = lot_of(job)
+    assert lot is not None
+    train = datasets.load_train(job.category, 64)[lot.normals]
+    expected = np.concatenate([train, datasets.load_test(job.category, 64).images[lot.slipped]])
+    np.testing.assert_array_equal(run.normals(job)[0][lot.places], expected)
 
 
 @pytest.mark.parametrize("axes", [Axes(train_images=4), DIRTY], ids=str)
