@@ -91,6 +91,13 @@ def test_an_installed_package_is_found_by_its_entry_point(
     assert outside.ADDED["plain"].sha256 != first
 
 
+def test_a_file_is_run_by_its_own_rules_and_not_by_those_of_the_module_that_loads_it() -> None:
+    """An annotation is a value there, unless the file itself postpones it."""
+    module = outside.module_of(b"x: int = 0\n", "f" * 64, "file.py")
+    sys.modules.pop(module.__name__)
+    assert module.__annotations__ == {"x": int}
+
+
 def entry(**changes: str) -> str:
     return (
         PLAIN

@@ -131,6 +131,10 @@ def test_fractals_of_any_size_have_that_size(size: int) -> None:
     assert ifs.fractal(rng(2), size, 500).shape == (size, size)
 
 
+def test_a_fractal_of_one_point_is_one_cell() -> None:
+    assert ifs.fractal(rng(3), 16, 1).sum() == 1
+
+
 def test_a_fractal_without_cells_or_points_is_refused() -> None:
     with pytest.raises(ValueError, match="size 0"):
         ifs.fractal(rng(0), 0, 10)

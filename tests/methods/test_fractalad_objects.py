@@ -86,6 +86,16 @@ def test_the_shorter_side_of_a_tilted_bar_is_its_thickness() -> None:
         assert objects.shorter_side(bar) == pytest.approx(20, abs=1.5), degrees
 
 
+@pytest.mark.parametrize("degrees", [0, 25, 60, 115])
+def test_the_shorter_side_of_a_flat_triangle_is_its_height(degrees: int) -> None:
+    """No edge of it runs across: the height is measured along a normal."""
+    angle = np.deg2rad(degrees)
+    rows, columns = np.indices((200, 200)) - 100
+    along, up = columns * np.cos(angle) + rows * np.sin(angle), rows * np.cos(angle) - columns * np.sin(angle)
+    triangle = (up >= 0) & (up <= 30 * (1 - np.abs(along) / 70))
+    assert objects.shorter_side(triangle) == pytest.approx(30, abs=1.5)
+
+
 @pytest.mark.parametrize(
     ("cells", "side"),
     [
@@ -116,6 +126,18 @@ def test_the_largest_part_counts_holes_as_its_own_and_corners_as_connected() -> 
     assert not part[30, 30]
     outline[20:25, 20:25] |= np.eye(5, dtype=bool)  # a diagonal joins the two
     assert objects.largest_part(outline)[30, 30]
+
+
+def test_what_a_part_encloses_is_the_area_within_the_centres_of_its_outermost_cells() -> None:
+    """A diamond of 13 cells encloses 8, half of it where three cells meet; blocks of 3 x 4 and 4 x 4 enclose 6 and 9."""
+    diamond = [(row, column) for row in range(5) for column in range(5) if abs(row - 2) + abs(column - 2) <= 2]
+    for height, larger in ((3, "diamond"), (4, "block")):
+        outline = np.zeros((16, 24), dtype=bool)
+        outline[tuple(np.array(diamond).T)] = True
+        outline[9 : 9 + height, 15:19] = True
+        part = objects.largest_part(outline)
+        assert part.sum() == (13 if larger == "diamond" else 16)
+        assert part[2, 2] == (larger == "diamond")
 
 
 def test_anomalies_are_pasted_on_the_object_when_it_is_looked_for() -> None:

@@ -257,6 +257,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "fractalad.objects": files("fractalad_objects"),
     "fractalad.anomaly": files("fractalad_anomalies", "fractalad_objects", "fractalad"),
     "backbones": files("backbones", "initial_weights", "golden_networks"),
+    "outside": ("tests/cli/test_outside_methods.py", "tests/harness/test_check_method.py"),
     "backbones.folding": files("folding"),
     "backbones.weights": files("weights"),
     "backbones.names": files("backbones", "weights"),
@@ -288,6 +289,11 @@ EQUIVALENT: Mapping[tuple[str, str, str], str] = {
         "distillation_loss(clean_taps, networks.network(clean), kind='cosine') -> "
         "distillation_loss(networks.network(clean), clean_taps, kind='cosine')",
     ): "the distance is symmetric",
+    (
+        "fractalad.objects",
+        "background = float(luma[:CORNER, :CORNER].mean())",
+        "float(luma[:CORNER, :CORNER].mean()) -> luma[:CORNER, :CORNER].mean()",
+    ): "a number of numpy's compares as Python's does",
     (
         "checkpoint",
         "state = {key: value.detach().cpu().contiguous() for key, value in method.module.state_dict().items()}",
