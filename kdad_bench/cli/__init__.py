@@ -76,7 +76,8 @@ class Commands(click.RichGroup):
         except click.ClickException as error:
             if not standalone_mode:
                 raise
-            click.echo(f"kdad-bench: {printable(' '.join(error.format_message().split()))}", err=True)
+            for line in getattr(error.__cause__, "lines", (error.format_message(),)):  # one for each kind of fault
+                click.echo(f"kdad-bench: {printable(' '.join(line.split()))}", err=True)
             sys.exit(error.exit_code)
         except click.Abort as error:  # click's name for Ctrl-C
             raise KeyboardInterrupt from error

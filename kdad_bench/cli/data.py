@@ -65,7 +65,7 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("dataset", type=DataSetName(lambda one: one.archive))
+@click.argument("dataset", type=DataSetName(lambda one: one.archive or one.page))
 @data_folder
 @click.option("--accept-license", is_flag=True, help="Accept the licence of the data set without being asked.")
 @click.option("--url", help="Another address of the archive: a mirror.")
@@ -91,7 +91,10 @@ def fetch(
     from kdad_bench.datasets.finding import at_home
     from kdad_bench.datasets.verify import count
 
-    source = fetching.source_of(dataset)
+    try:
+        source = fetching.source_of(dataset)
+    except DatasetError as error:
+        raise BadInput(str(error)) from error
     if url is not None and archive is not None:
         raise click.UsageError("--url and --archive exclude each other")
     if sha256 is not None and (len(sha256) != 64 or any(letter not in "0123456789abcdefABCDEF" for letter in sha256)):
@@ -140,7 +143,8 @@ def _accept(given: bool) -> None:
 def verify(path: Path, against: str | None, as_json: bool) -> None:
     """Examine a data set: numbers, unreadable or unused files, masks that do not fit, equal files in two splits.
 
-    Exit code 0 if it is sound, 1 if there is a problem, 2 if PATH holds no data set.
+    PATH is a folder, or a table of `tabular`. Exit code 0 if it is sound, 1 if there is a problem, 2 if PATH holds no
+    data set.
     """
     from kdad_bench.datasets import verify as verifying
     from kdad_bench.datasets.category import DatasetError

@@ -25,7 +25,7 @@ MOST_LINES = 40  # on maps that cannot be used
 @click.command(context_settings={"show_default": True})
 @click.argument("maps", type=LocalPath())
 @click.option("--name", required=True, help="What the results are called in tables: letters, digits and . _ + -")
-@click.option("--dataset", "-d", required=True, metavar="NAME", help="mvtec_ad, mvtec_3d_ad, folder:PATH or synthetic.")
+@click.option("--dataset", "-d", required=True, metavar="NAME", help="mvtec_ad, visa, ..., folder:PATH, tabular:TABLE.")
 @click.option(
     "--category",
     "-c",

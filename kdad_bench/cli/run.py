@@ -46,7 +46,7 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
     "datasets",
     multiple=True,
     metavar="NAME",
-    help="mvtec_ad, mvtec_3d_ad, folder:PATH or synthetic. Repeatable.",
+    help="mvtec_ad, visa, ..., folder:PATH, tabular:TABLE or synthetic. Repeatable.",
 )
 @click.option(
     "--category", "-c", "categories", multiple=True, shell_complete=complete_category, help="A category. Repeatable."

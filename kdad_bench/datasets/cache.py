@@ -29,7 +29,7 @@ from kdad_bench.datasets.category import Category, DatasetError
 from kdad_bench.datasets.decoding import MAX_BYTES, opened
 from kdad_bench.files import CacheError, cache_folder, sweep, write_text_whole, write_whole
 
-LAYOUT = "1"  # changes when decoding or the stored layout changes: old entries are then no longer found
+LAYOUT = "2"  # changes when decoding or the stored layout changes: old entries are then no longer found
 CHUNK = 1 << 20
 SEAL = b"kdad\x00crc"  # before the CRC-32 at the end of an array's file
 RACY_NS = 100_000_000  # a file changed so shortly ago may change again within one tick of its clock
@@ -171,7 +171,18 @@ def fingerprint(category: Category) -> str:
     for path in sorted(category.files()):
         name = path.relative_to(category.root).as_posix()
         digest.update(f"{name}\0{found[name]}\n".encode())
+    if category.by_table:  # no name says what the image is for
+        digest.update("".join(_uses(category)).encode())
     return digest.hexdigest()
+
+
+def _uses(category: Category) -> Iterator[str]:
+    """A line for each image: its split, its defect, its name and those of its masks."""
+    splits = {"train": category.train, "validation": category.validation, "test": category.test}
+    for split, samples in splits.items():
+        for sample in samples:
+            names = (path.relative_to(category.root).as_posix() for path in (sample.path, *sample.masks))
+            yield "\0".join([split, sample.defect, *names]) + "\n"
 
 
 def sealed(category: Category) -> Category:

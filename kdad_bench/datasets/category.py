@@ -19,10 +19,14 @@ def printable(text: str) -> str:
 
 
 class DatasetError(ValueError):
-    """A data set cannot be used: one printable line that names the path, what is wrong and what to do."""
+    """A data set cannot be used: a printable line that names the path, what is wrong and what to do.
 
-    def __init__(self, line: str) -> None:
-        super().__init__(printable(line))
+    Where several kinds of things are wrong there is one of the `lines` for each; the text has them all.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        self.lines = tuple(map(printable, lines))
+        super().__init__("; ".join(self.lines))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +58,8 @@ class Category:
     modality: str = "rgb"  # rgb | depth | rgb+depth
     has_masks: bool = True
     has_scans: bool = False  # True if a scan belongs to every image
+    by_table: bool = False  # True if a table, and not the folder, says what each image is for
+    saturation: Path | None = None  # MVTec LOCO's defects_config.json: the area at which a region counts as found
     remarks: tuple[str, ...] = field(default=(), compare=False)  # a line for each kind of thing that is not used
     # relative name -> SHA-256 of each file as a plan saw it (`cache.sealed`); loading refuses a file that has changed
     seal: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -65,3 +71,5 @@ class Category:
             yield from sample.masks
             if self.modality != "rgb" and sample.scan is not None:
                 yield sample.scan
+        if self.saturation is not None:
+            yield self.saturation

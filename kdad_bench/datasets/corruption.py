@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from kdad_bench.datasets.category import Category
-from kdad_bench.datasets.loading import TestSet
+from kdad_bench.datasets.loading import Regions, TestSet
 from kdad_bench.datasets.synthetic.drawing import Stream
 
 F64 = npt.NDArray[np.float64]
@@ -119,16 +119,34 @@ def corrupted(test: TestSet, category: Category, name: str, level: int) -> TestS
     images = np.empty_like(test.images)
     masks = None if test.masks is None else np.empty_like(test.masks)
     for index, image in enumerate(test.images):
-        text = f"corruption/{name}/{category.name}/{test.names[index]}"
+        lot = _lot(test, category, name, index)
         if name in PHOTOGRAPHIC:
-            changed = PHOTOGRAPHIC[name](image[:photographs], level, Stream(text)) if photographs else image[:0]
+            changed = PHOTOGRAPHIC[name](image[:photographs], level, lot) if photographs else image[:0]
             images[index] = np.concatenate([_pixels(changed), image[photographs:]])
         else:
-            images[index] = _pixels(GEOMETRIC[name](image, level, Stream(text)))
+            images[index] = _pixels(GEOMETRIC[name](image, level, lot))
         if masks is not None and test.masks is not None:
             mask = test.masks[index]
-            masks[index] = GEOMETRIC[name](mask, level, Stream(text)) if name in GEOMETRIC and mask.any() else mask
-    return test._replace(images=images, masks=masks)
+            moves = name in GEOMETRIC and mask.any()
+            masks[index] = GEOMETRIC[name](mask, level, _lot(test, category, name, index)) if moves else mask
+    return test._replace(images=images, masks=masks, regions=_moved(test, category, name, level))
+
+
+def _moved(test: TestSet, category: Category, name: str, level: int) -> Regions | None:
+    """The annotated regions where a shift or a rotation takes their image; those that leave it are left out."""
+    found = test.regions
+    if found is None or name not in GEOMETRIC:
+        return found
+    moved = np.empty_like(found.masks)
+    for index, image in enumerate(found.images):
+        moved[index] = GEOMETRIC[name](found.masks[index], level, _lot(test, category, name, image))
+    seen = moved.any(axis=(1, 2))
+    return Regions(moved[seen], found.images[seen], found.shares[seen])
+
+
+def _lot(test: TestSet, category: Category, name: str, index: int) -> Stream:
+    """What is drawn for a test image: by its name, whatever the level."""
+    return Stream(f"corruption/{name}/{category.name}/{test.names[index]}")
 
 
 def _pixels(values: npt.NDArray[np.generic]) -> U8:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import io
+import logging
 import os
 import stat
 import struct
@@ -46,6 +47,7 @@ def _silence_libtiff() -> None:
 
 
 _silence_libtiff()
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it says of a bad file stands in the error
 # a picture that Pillow finds too large is refused as a damaged one is; it would only warn
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
@@ -55,6 +57,7 @@ class Mask(NamedTuple):
 
     marked: npt.NDArray[np.bool_]  # [H, W]
     doubt: str  # why it may not mean that, or nothing
+    values: tuple[int, ...] = ()  # other than 0, ascending; the first FEW_VALUES + 1 of them
 
 
 @contextmanager
@@ -125,9 +128,14 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
     """
     image = _header(path, io.BytesIO(read_bytes(path) if data is None else data))
     try:
+        pictures = getattr(image, "n_frames", 1) if image.format in ("TIFF", "PNG", "WEBP") else 1
+        if pictures > 1:
+            raise DatasetError(f"{path}: holds {pictures} pictures, of which one would be read; keep one in a file")
         image.load()
         if image.getexif().get(0x0112, 1) != 1:
             return ImageOps.exif_transpose(image)
+    except DatasetError:
+        raise
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise _damaged(path, error) from error
     return image
@@ -149,10 +157,30 @@ def _header(path: Path, file: IO[bytes]) -> Image.Image:
         image: Image.Image = Image.open(file, formats=FORMATS)
     except DatasetError:
         raise
+    except UnidentifiedImageError as error:
+        if channels := _channels(start, file):
+            raise DatasetError(f"{path}: a TIFF file of {channels}; save one of them, or three as RGB") from error
+        raise _damaged(path, error) from error
     except Exception as error:  # Pillow's parsers raise almost anything on damaged files
         raise _damaged(path, error) from error
     check_pixels(path, *image.size)
     return image
+
+
+def _channels(start: bytes, file: IO[bytes]) -> str:
+    """How many channels of how many bits a TIFF file has that Pillow does not know; nothing for another file."""
+    if not start.startswith((b"II*\0", b"MM\0*")):
+        return ""
+    import tifffile
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    try:
+        file.seek(0)
+        page = tifffile.TiffFile(file).pages.first
+        channels, bits = int(page.samplesperpixel), int(page.bitspersample)
+        return f"{channels} channels of {bits} bits" if channels > 1 else ""
+    except Exception:  # a damaged file has many ways to be so; it is told as one
+        return ""
 
 
 def _damaged(path: Path, error: Exception) -> DatasetError:
@@ -169,7 +197,11 @@ def as_rgb(image: Image.Image, path: Path) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-        values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise DatasetError(
+                f"{path}: grey values from {values.min()} to {values.max()}, beyond 16 bits; convert it to 8 or 16 bits"
+            )
         return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise DatasetError(f"{path}: a floating-point image, not a picture; convert it to 8 or 16 bits")
@@ -208,6 +240,8 @@ def mask_of(path: Path, size: tuple[int, int] | None = None, sha256: str | None 
     cannot be read, has not the `size` (width, height) of its image, or not the SHA-256 where one is given.
     """
     data = read_bytes(path, sha256)
+    if data[:8] == PNG_SIGNATURE and data[24:26] in (b"\x10\x02", b"\x10\x06"):  # Pillow keeps the high byte alone
+        raise DatasetError(f"{path}: a mask of 16-bit colours, whose small values would be lost; save it as grey")
     image, lossy = open_image(path, data), data[:3] == JPEG_SIGNATURE
     if size is not None and image.size != size:
         raise DatasetError(
@@ -221,14 +255,15 @@ def mask_of(path: Path, size: tuple[int, int] | None = None, sha256: str | None 
     else:
         values = np.asarray(as_rgb(image, path)).max(axis=2)
     marked: npt.NDArray[np.bool_] = 2 * values.astype(np.float64) > values.max() if lossy else values > 0
-    return Mask(marked, _doubt(values, marked, lossy=lossy))
+    found = _distinct(values)
+    few = tuple(int(value) for value in found[: FEW_VALUES + 1])
+    return Mask(marked, _doubt(len(found), marked, lossy=lossy), few)
 
 
-def _doubt(values: npt.NDArray[Any], marked: npt.NDArray[np.bool_], *, lossy: bool) -> str:
+def _doubt(count: int, marked: npt.NDArray[np.bool_], *, lossy: bool) -> str:
     """Why a mask may not mean what it marks; nothing for one of a few labels on a ground of zeros."""
     if lossy:
         return "is a JPEG file, whose edges are blurred: marked above half of the highest value; save it as PNG"
-    count = _distinct(values)
     if count > FEW_VALUES:
         return f"is not binary: {count} grey values, all of which count as defect; save it with two values"
     rim = np.concatenate([marked[0], marked[-1], marked[:, 0], marked[:, -1]])
@@ -237,11 +272,11 @@ def _doubt(values: npt.NDArray[Any], marked: npt.NDArray[np.bool_], *, lossy: bo
     return ""
 
 
-def _distinct(values: npt.NDArray[Any]) -> int:
-    """The number of values other than 0."""
+def _distinct(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The values other than 0, ascending."""
     if values.dtype == np.uint8:  # counted, which is much faster than sorted
-        return int(np.count_nonzero(np.bincount(values.ravel().astype(np.int64), minlength=1)[1:]))
-    return len(np.unique(values[values != 0]))
+        return np.flatnonzero(np.bincount(values.ravel().astype(np.int64), minlength=1)[1:]) + 1
+    return np.unique(values[values != 0])
 
 
 def reduced(marked: npt.NDArray[np.bool_], resolution: int | None) -> npt.NDArray[np.bool_]:

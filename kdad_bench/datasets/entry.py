@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kdad_bench.datasets.survey import Survey
+from kdad_bench.datasets.synthetic.embedded import Files, Split
 from kdad_bench.datasets.synthetic.solids import Solid
 from kdad_bench.datasets.synthetic.subjects import Subject
 
@@ -40,13 +41,14 @@ class Archive:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """Number of images of one category and their size in pixels."""
+    """Number of images of one category and their size in pixels; None where no source says it."""
 
-    train: int
-    validation: int = 0
-    test_good: int
-    test_anomalous: int
+    train: int | None
+    validation: int | None = 0
+    test_good: int | None
+    test_anomalous: int | None
     types: tuple[str, ...]  # folders of defects
+    unlabelled: int = 0  # test images whose labels are not published
     width: int
     height: int
 
@@ -62,12 +64,19 @@ class Entry:
     modalities: tuple[str, ...] = ("rgb",)
     folders: tuple[str, ...] = ()  # names under which its folder is found below a data root
     takes_path: bool = False  # named as NAME:PATH
+    takes_file: bool = False  # PATH may be a file
     drawn: Callable[[Sequence[str]], Path] | None = None  # draws categories (all if none) and returns their folder
     terms: str = ""  # what the licence asks for, shown before a download
     archive: Archive | None = None
+    page: str = ""  # where a person can get it, if there is no archive that a program can fetch
     published: Mapping[str, Counts] = field(default_factory=dict)  # category -> what a complete copy holds
+    closed: bool = False  # a tree with none of the published categories is another data set
     confirmed: bool = True  # whether every published number is; differences are notes where they are not
+    totals: Mapping[str, int] = field(default_factory=dict)  # numbers of all categories together, as in `Counts`
     subjects: Mapping[str, Subject | Solid] = field(default_factory=dict)  # category -> what its stand-in shows
+    drawn_counts: Mapping[str, Counts] = field(default_factory=dict)  # of a stand-in, where they are not `published`
+    drawn_files: Callable[[str, Split, int], Files] | None = None  # (category, split, number) -> where a drawing goes
+    drawn_beside: Callable[[Path, str], None] | None = None  # (root, category): writes what else belongs to a category
 
     @property
     def synthetic(self) -> bool:

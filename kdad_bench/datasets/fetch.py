@@ -34,6 +34,12 @@ class Source(Archive):
 def source_of(name: str) -> Source:
     """Where the data set `name` can be had; raises DatasetError for one that cannot be fetched."""
     have = entries(lambda one: one.archive)
+    by_hand = entries(lambda one: one.page).get(name)
+    if by_hand is not None:
+        raise DatasetError(
+            f"{by_hand.title}: no program can fetch it; take it from {by_hand.page}, unpack it as {name}/ in the data "
+            f"root, and count it with `data verify` ({by_hand.terms})"
+        )
     one = have.get(name)
     if one is None or one.archive is None:
         raise DatasetError(f"data set '{name}' cannot be fetched; have: {', '.join(have)}")

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from kdad_bench.datasets.cache import fingerprint
 from kdad_bench.datasets.category import MODALITIES, Category, DatasetError, printable
 from kdad_bench.datasets.entry import Entry, Layout
-from kdad_bench.datasets.listing import Unused, holds_images, is_folder, look, nested, remarks
-from kdad_bench.datasets.stand_in import marked
+from kdad_bench.datasets.listing import SHOWN, Unused, holds_images, is_folder, look, nested, remarks
+from kdad_bench.datasets.stand_in import PREFIX, marked
 from kdad_bench.datasets.survey import category_of
 from kdad_bench.datasets.table import DATASETS, entries, entry, spelling
 
@@ -111,12 +111,29 @@ def located(dataset: str, data_root: Path | None, names: Sequence[str] = ()) -> 
     if one is not None and not colon:
         if one.drawn is not None:
             return _place(name, one.drawn(names), one)
-        return _place(name, _root(one, data_root), one)
+        return _of_its_own(_place(name, _root(one, data_root), one))
     stand_in = expanded(data_root) / dataset if data_root is not None and "/" not in dataset else None
     like = str(marked(stand_in).get("like")) if stand_in is not None else None
     if stand_in is not None and like in DATASETS:
         return _place(dataset, stand_in, entry(like))
     raise DatasetError(_unknown(dataset))
+
+
+def _of_its_own(place: Place) -> Place:
+    """`place`, unless it is the tree of another data set; raises DatasetError then.
+
+    It is one if none of its categories is published for its own, and one is for another, or `closed` excludes others.
+    """
+    names = {name.removeprefix(PREFIX) for name in place.categories}
+    others = [one.title for one in entries(lambda one: names & set(one.published)).values()]
+    if not place.entry.published or place.entry.title in others or not (others or place.entry.closed):
+        return place
+    have, wanted = (", ".join(list(some)[:SHOWN]) for some in (place.categories, place.entry.published))
+    other = others[0] if others else "another data set"
+    raise DatasetError(
+        f"{place.root}: none of its {len(place.categories)} categories ({have}) is one of {place.entry.title} "
+        f"({wanted}, ...); is it {other}? move it under that name, or name it folder:{place.root}"
+    )
 
 
 def _root(one: Entry, data_root: Path | None) -> Path:
@@ -134,7 +151,7 @@ def _root(one: Entry, data_root: Path | None) -> Path:
 
 def _place(name: str, root: Path, one: Entry) -> Place:
     """The first layout that finds a category in `root`."""
-    if not is_folder(root):
+    if not is_folder(root) and not (one.takes_file and root.is_file()):
         raise DatasetError(f"{root}: no such folder; the layout is {one.layouts[-1].text}")
     drawn = one.synthetic or bool(marked(root)) or bool(marked(root.parent))
     for layout in one.layouts:
@@ -159,7 +176,9 @@ def _chosen(dataset: str, have: Sequence[str], names: Sequence[str]) -> list[str
 
 
 def strays(root: Path, folders: Sequence[Path]) -> list[Unused]:
-    """What lies beside the categories of a data set and holds images, and is no category."""
+    """What lies beside the categories of a data set and holds images, and is no category; nothing beside tables."""
+    if not all(map(is_folder, folders)):
+        return []
     top = look(root)
     lost = [path for path in top.folders if path not in folders and holds_images(path)]
     return [Unused(one.path, "not a category", one.files) for one in nested(lost)]

@@ -19,10 +19,19 @@ import numpy.typing as npt
 from kdad_bench.datasets import cache
 from kdad_bench.datasets.category import Category, DatasetError, Sample, printable
 from kdad_bench.datasets.decoding import image_size, mask_of, open_image, read_bytes, read_rgb, reduced
+from kdad_bench.datasets.saturation import Saturation, saturations, share_of
 
 Size = tuple[int, int]  # width, height
 Hashes = dict[Path, str]
 DOUBT_BYTES = 200  # of a line on a mask, as it is kept
+
+
+class Regions(NamedTuple):
+    """The annotated regions of a test set, where a data set says at which area each counts as found."""
+
+    masks: npt.NDArray[np.bool_]  # [M, R, R], a region each; they may overlap
+    images: npt.NDArray[np.int64]  # [M], the test image of each
+    shares: npt.NDArray[np.float64]  # [M] in (0, 1], the part of its area that counts as all of it
 
 
 class TestSet(NamedTuple):
@@ -31,7 +40,8 @@ class TestSet(NamedTuple):
     images: npt.NDArray[np.uint8]  # [N, 3, R, R]
     labels: npt.NDArray[np.bool_]  # [N], True if anomalous
     masks: npt.NDArray[np.bool_] | None  # [N, R, R]; None if the category has no masks
-    names: tuple[str, ...]  # "<defect>/<file name>"
+    names: tuple[str, ...]  # "<defect>/<file name>", each once
+    regions: Regions | None = None  # None where the data set has no saturation
 
 
 def load_train(category: Category, resolution: int) -> npt.NDArray[np.uint8]:
@@ -55,8 +65,17 @@ def load_test(category: Category, resolution: int) -> TestSet:
     """
     images = _images(category, "test", category.test, resolution)
     labels = np.array([sample.label for sample in category.test], dtype=np.bool_)
-    names = tuple(f"{sample.defect}/{sample.path.name}" for sample in category.test)
-    return TestSet(images, labels, _masks(category, resolution) if category.has_masks else None, names)
+    masks = _masks(category, resolution) if category.has_masks else None
+    regions = load_regions(category, resolution) if category.saturation is not None else None
+    return TestSet(images, labels, masks, _names(category), regions)
+
+
+def _names(category: Category) -> tuple[str, ...]:
+    """The names of the test images: their file names, or where two of one kind share one their whole relative paths."""
+    short = tuple(f"{sample.defect}/{sample.path.name}" for sample in category.test)
+    if len(set(short)) == len(short):
+        return short
+    return tuple(f"{one.defect}/{one.path.relative_to(category.root).as_posix()}" for one in category.test)
 
 
 def single_modalities(category: Category) -> tuple[Category, ...]:
@@ -184,6 +203,51 @@ def _warn(category: Category, samples: Sequence[Sample], doubts: Sequence[str]) 
         first = sample.masks[0].relative_to(category.root)
         line = f"{category.dataset}/{category.name}: the mask {first} {doubt}{many}"
         warnings.warn(printable(line), stacklevel=4)
+
+
+def load_regions(category: Category, resolution: int) -> Regions:
+    """The region that each mask file of the category marks, with the share of it that saturates.
+
+    The share is taken at the mask's own size, where absolute areas of `category.saturation` are meant. Raises
+    DatasetError for a mask that marks nothing, marks with several values, or with one that is not listed.
+    """
+    if category.saturation is None:
+        raise DatasetError(f"{category.root}: no file says at which area a region counts as found")
+    every = [(image, path) for image, sample in enumerate(category.test) for path in sample.masks]
+    files = [path for _, path in every]
+    hashes = cache.unchanged(category, [*files, category.saturation])
+    known = saturations(category.saturation, hashes[category.saturation])
+
+    def fill(array: cache.Array) -> None:
+        def decode(place: int) -> None:
+            mask = mask_of(files[place], sha256=hashes[files[place]])
+            array[place] = reduced(mask.marked, resolution)
+            shares[place] = share_of(files[place], mask, known)
+
+        shares = [0.0] * len(files)
+        _in_threads(decode, len(files))
+        _shares(category, files, hashes, known, lambda: shares)
+
+    name = cache.key("regions", [*files, category.saturation], hashes, category.root, resolution)
+    masks = cache.array(name, (len(files), resolution, resolution), np.bool_, fill)
+    shares = _shares(category, files, hashes, known, lambda: [share_of(path, mask_of(path), known) for path in files])
+    return Regions(masks, np.array([image for image, _ in every], np.int64), shares)
+
+
+def _shares(
+    category: Category,
+    files: Sequence[Path],
+    hashes: Hashes,
+    known: dict[int, Saturation],
+    measure: Callable[[], list[float]],
+) -> npt.NDArray[np.float64]:
+    """The share of each region that saturates, remembered at any resolution."""
+
+    def fill(array: cache.Array) -> None:
+        array[:] = measure()
+
+    name = cache.key("shares", files, hashes, category.root, sorted(known.items()))
+    return cache.array(name, (len(files),), np.float64, fill)
 
 
 def _sizes(category: Category, files: Sequence[Path], hashes: Hashes, measure: Callable[[], list[Size]]) -> list[Size]:

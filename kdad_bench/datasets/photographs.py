@@ -35,6 +35,7 @@ from kdad_bench.datasets.listing import (
 from kdad_bench.datasets.plain_layout import MASKS
 from kdad_bench.datasets.scan_layout import PARTS
 
+PUBLIC = "test_public"  # of MVTec AD 2, which keeps its ground truth inside
 ASIDE = "masks or scans beside photographs"
 DRAWN = "pictures that were drawn from scores"
 ANSWERS = "predictions.json"  # lies beside them
@@ -193,10 +194,14 @@ def _open(listing: Listing) -> list[Path]:
 
 
 def _is_aside(folder: Path) -> bool:
-    """Whether a folder holds masks or scans of a data set: `ground_truth` beside `test`, `xyz` or `gt` beside `rgb`."""
+    """Whether a folder holds masks or scans of a data set: `ground_truth` beside `test` or in `test_public`, `Masks`
+    beside `Images`, `xyz` or `gt` beside `rgb`.
+    """
     name = folder.name.casefold()
     if name == MASKS:
-        return child(folder.parent, "test") is not None
+        return child(folder.parent, "test") is not None or folder.parent.name.casefold() == PUBLIC
+    if name == "masks":
+        return child(folder.parent, "images") is not None
     return name in PARTS[1:] and child(folder.parent, PARTS[0]) is not None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,22 +10,35 @@ from kdad_bench.datasets.category import GOOD, Sample
 from kdad_bench.datasets.listing import Listing, Unused, child, holds_images, look, nested
 from kdad_bench.datasets.survey import Survey, matched, twins
 
+TEST = "test"
 MASKS = "ground_truth"
+SATURATION = "defects_config.json"  # of MVTec LOCO and its relatives
 ENDINGS = ("_mask", "")  # of a mask's stem after that of its image
 STRAY = "not in a folder of a kind"
+UNLABELLED = "their labels are not published; not evaluated"
 
 
 @dataclass(frozen=True, slots=True)
 class PlainLayout:
-    """`train/good`, `test/<kind>`, optional `validation/good` and `ground_truth/<kind>/<name>_mask.*`."""
+    """`train/good`, `test/<kind>`, optional `validation/good` and `ground_truth/<kind>/<name>_mask.*`.
+
+    Several masks of one image lie in a folder of its name, `ground_truth/<kind>/<name>/*`.
+    """
 
     good: str = GOOD  # the name of the folders of normal images
+    test: str = TEST
+    masks_in_test: bool = False  # whether ground_truth lies in the folder of test images, and not beside it
+    unlabelled: tuple[str, ...] = ()  # folders of test images whose labels are not published
     text: str = "train/good/*.png, test/good/*.png, test/<defect>/*.png, optional ground_truth/<defect>/<name>_mask.png"
 
     def is_category(self, folder: Path) -> bool:
-        """Whether `folder` looks like one category: it has a folder `train/good`, or `train` beside `test`."""
+        """Whether `folder` looks like one category: it has `train`, and what tells this layout from the others."""
         train = child(folder, "train")
-        return train is not None and (child(train, self.good) is not None or child(folder, "test") is not None)
+        if train is None:
+            return False
+        if self.good != GOOD:
+            return child(train, self.good) is not None
+        return child(folder, self.test) is not None or (self.test == TEST and child(train, self.good) is not None)
 
     def categories(self, root: Path) -> dict[str, Path]:
         """Name -> folder of each category in `root`, or of `root` itself where it is one."""
@@ -35,15 +49,22 @@ class PlainLayout:
     def survey(self, folder: Path) -> Survey:
         """Sort the files of one category by their use. No image is opened."""
         found = Survey(name=folder.name, folder=folder, layout=self.text)
-        splits = {name: child(folder, name) for name in ("train", "validation", "test", MASKS)}
-        found.train = self._normals(found, splits["train"])
-        found.validation = self._normals(found, splits["validation"])
-        self._test(found, splits["test"], splits[MASKS])
+        train, validation, test = (child(folder, name) for name in ("train", "validation", self.test))
+        inside = test if self.masks_in_test else folder
+        masks = child(inside, MASKS) if inside is not None else None
+        apart = [place for name in self.unlabelled if (place := child(folder, name)) is not None]
+        found.train = self._normals(found, train)
+        found.validation = self._normals(found, validation)
+        self._test(found, test, masks)
+        for place in apart:
+            self._unlabelled(found, place)
         for other in look(folder).folders:
-            if other not in splits.values() and holds_images(other):
+            if other not in (train, validation, test, masks, *apart) and holds_images(other):
                 found.unused += [Unused(one.path, "not a split", one.files) for one in nested([other])]
-        test = folder / "test"
-        found.check_splits(folder / "train" / self.good, test / self.good, test)
+        if (folder / SATURATION).is_file():
+            found.saturation = folder / SATURATION
+        place = folder / self.test
+        found.check_splits(folder / "train" / self.good, place / self.good, place)
         return found
 
     def _normals(self, found: Survey, split: Path | None) -> list[Sample]:
@@ -57,13 +78,25 @@ class PlainLayout:
         ]
         return [Sample(path=path) for path in inside.files]
 
+    def _unlabelled(self, found: Survey, split: Path) -> None:
+        inside = look(split)
+        found.unlabelled += [Unused(path, UNLABELLED) for path in inside.files]
+        found.unused += [*inside.unused, *nested(inside.folders)]
+
     def _test(self, found: Survey, test: Path | None, ground_truth: Path | None) -> None:
         top, marks = look(test), look(ground_truth)
         found.unused += [*_strays(top), *_strays(marks)]
         masks = {kind.name.casefold(): look(kind) for kind in marks.folders}
-        found.has_masks = any(listing.files for listing in masks.values())
-        for kind in top.folders:
-            self._kind(found, kind, masks.pop(kind.name.casefold(), Listing()))
+        every = list(masks.values())
+        kinds = [
+            (kind, look(kind), masks.pop(kind.name.casefold(), Listing()))
+            for kind in top.folders
+            if kind != ground_truth
+        ]
+        apart = [_apart(images.files, listing) for _, images, listing in kinds]
+        found.has_masks = any(one.files for one in every) or any(one.files for own in apart for one in own.values())
+        for (kind, images, listing), own in zip(kinds, apart, strict=True):
+            self._kind(found, kind, images, listing, own)
         found.unused += [Unused(path, "a mask without an image") for one in masks.values() for path in one.files]
         for one in masks.values():
             found.unused += [*one.unused, *nested(one.folders)]
@@ -73,38 +106,49 @@ class PlainLayout:
                 "mend it, or remove it to compute image metrics only"
             )
 
-    def _kind(self, found: Survey, kind: Path, masks: Listing) -> None:
-        """The images of one folder of test images with their masks."""
-        inside = look(kind)
-        found.unused += [*inside.unused, *nested(inside.folders), *masks.unused, *nested(masks.folders)]
+    def _kind(self, found: Survey, kind: Path, inside: Listing, masks: Listing, apart: dict[Path, Listing]) -> None:
+        """The images of one folder of test images with their masks, those of an image in a folder `apart` included."""
+        found.unused += [*inside.unused, *nested(inside.folders), *masks.unused]
         if not inside.files:
             found.faults.append(f"{kind}: an empty test folder; add its images or remove it")
         chosen, lost = matched(inside.files, masks.files, ENDINGS, "mask")
         found.unused += lost
         found.doubts += twins(inside.files, chosen)
         is_good = kind.name.casefold() == self.good.casefold()
+        own = {} if is_good else {path: one for path, one in apart.items() if path not in chosen and one.files}
+        used = {one.files[0].parent for one in own.values()}
+        found.unused += nested([folder for folder in masks.folders if folder not in used])
         for path in inside.files:
             mask = chosen.get(path)
             if is_good:
                 found.test.append(Sample(path=path))
                 found.blank += [(path, mask)] if mask is not None else []
                 continue
-            if mask is None and found.has_masks:
-                found.faults.append(_missing(path, found.folder))
-            found.test.append(Sample(path=path, defect=kind.name, masks=() if mask is None else (mask,)))
+            several = own.get(path, Listing())
+            found.unused += [*several.unused, *nested(several.folders)]
+            if mask is None and not several.files and found.has_masks:
+                found.faults.append(self._missing(path, found.folder))
+            found.test.append(
+                Sample(path=path, defect=kind.name, masks=several.files if mask is None else (mask,)),
+            )
+
+    def _missing(self, path: Path, folder: Path) -> str:
+        place = folder / self.test / MASKS if self.masks_in_test else folder / MASKS
+        return (
+            f"{place / path.parent.name / path.stem}_mask.png: the mask of {self.test}/{path.parent.name}/{path.name} "
+            f"is missing; add it, or remove {MASKS} to compute image metrics only"
+        )
+
+
+def _apart(images: Sequence[Path], masks: Listing) -> dict[Path, Listing]:
+    """What lies in the folders of masks that bear the name of an image."""
+    by_name = {folder.name: folder for folder in masks.folders}
+    return {image: look(by_name[image.stem]) for image in images if image.stem in by_name}
 
 
 def _strays(split: Listing) -> list[Unused]:
     """Files that lie directly in a split, where only folders are read."""
     return [*split.unused, *(Unused(path, STRAY) for path in split.files)]
-
-
-def _missing(path: Path, folder: Path) -> str:
-    wanted = folder / MASKS / path.parent.name / f"{path.stem}_mask.png"
-    return (
-        f"{wanted}: the mask of test/{path.parent.name}/{path.name} is missing; "
-        f"add it, or remove {MASKS} to compute image metrics only"
-    )
 
 
 PLAIN = PlainLayout()

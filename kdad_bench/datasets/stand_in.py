@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from kdad_bench.datasets.category import GOOD, DatasetError
@@ -23,6 +24,7 @@ from kdad_bench.files import write_text_whole
 
 MARKER = "kdad-bench.json"  # lies in the root of a stand-in and says what it is
 PREFIX = "synthetic_"
+UNLABELLED = "unlabelled"  # the split of drawings that stand for images without labels
 
 
 def marked(root: Path) -> dict[str, object]:
@@ -35,23 +37,32 @@ def marked(root: Path) -> dict[str, object]:
 
 
 def splits(counts: Counts, subject: Subject | Solid) -> list[Split]:
-    """The published splits; anomalous images are spread evenly over the published types of defects."""
-    planned = [Split(split="train", kind=GOOD, defect=None, count=counts.train)]
+    """The published splits; anomalous images are spread evenly over the published types of defects.
+
+    Those without labels are drawn without defects, in a split of their own.
+    """
+    planned = [Split(split="train", kind=GOOD, defect=None, count=counts.train or 0)]
     if counts.validation:
         planned.append(Split(split="validation", kind=GOOD, defect=None, count=counts.validation))
-    planned.append(Split(split="test", kind=GOOD, defect=None, count=counts.test_good))
-    share, more = divmod(counts.test_anomalous, len(counts.types))
+    planned.append(Split(split="test", kind=GOOD, defect=None, count=counts.test_good or 0))
+    share, more = divmod(counts.test_anomalous or 0, len(counts.types))
     for place, kind in enumerate(counts.types):
         defect = subject.defects[place % len(subject.defects)]
         planned.append(Split(split="test", kind=kind, defect=defect, count=share + (place < more)))
+    if counts.unlabelled:
+        planned.append(Split(split=UNLABELLED, kind=GOOD, defect=None, count=counts.unlabelled))
     return planned
+
+
+def _counts(original: Entry, name: str) -> Counts:
+    return original.drawn_counts.get(name) or original.published[name]
 
 
 def image_count(like: str, names: Sequence[str] = ()) -> int:
     """The number of images of a stand-in (or of the categories `names`)."""
-    table = _original(like).published
-    chosen = [table[name] for name in _chosen(like, names)]
-    return sum(one.train + one.validation + one.test_good + one.test_anomalous for one in chosen)
+    original = _original(like)
+    counts = [(_counts(original, name), original.subjects[name]) for name in _chosen(like, names)]
+    return sum(split.count for one in counts for split in splits(*one))
 
 
 def _original(like: str) -> Entry:
@@ -84,7 +95,7 @@ def generate(
     facts = {"synthetic": True, "like": like, "size": size or "as published", "seed": seed}
     _mark(root, facts)
     for name in _chosen(like, names):
-        counts, final = original.published[name], root / f"{PREFIX}{name}"
+        counts, final = _counts(original, name), root / f"{PREFIX}{name}"
         subject = original.subjects[name]
         planned = splits(counts, subject)
         if final.is_dir():
@@ -102,9 +113,12 @@ def generate(
                 canvas=canvas,
                 splits=planned,
                 stand_in=True,
+                files=partial(original.drawn_files, name) if original.drawn_files is not None else None,
                 done=done,
             )
             settle(draft / name, final)
+            if original.drawn_beside is not None:
+                original.drawn_beside(root, final.name)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return root

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,9 @@ class Survey:
     faults: list[str] = field(default_factory=list)  # lines, each of which stops a run
     absent_scans: list[Path] = field(default_factory=list)  # stop a run that needs scans
     unused: list[Unused] = field(default_factory=list)
+    unlabelled: list[Unused] = field(default_factory=list)  # test images whose labels are not published: no fault
+    by_table: bool = False  # a table says what each image is for
+    saturation: Path | None = None  # the file that says at which area a region counts as found
     doubts: list[str] = field(default_factory=list)  # lines on what is used and may not be meant so
 
     @property
@@ -45,10 +49,11 @@ class Survey:
 def category_of(survey: Survey, dataset: str, *, synthetic: bool = False, modality: str = "rgb") -> Category:
     """The category that a survey describes. No image is opened.
 
-    Raises DatasetError with the first fault: an empty split, a missing mask, a missing scan where scans are needed.
+    Raises DatasetError with a line for each kind of fault: an empty split, missing masks, missing scans where scans are
+    needed.
     """
     if survey.faults:
-        raise DatasetError(survey.faults[0])
+        raise DatasetError(*kinds(survey.faults))
     has_scans = all(sample.scan is not None for sample in survey.samples)
     if modality != "rgb" and survey.absent_scans:
         raise DatasetError(f"{survey.absent_scans[0]}: the scan is missing; restore it or use the modality rgb")
@@ -65,8 +70,21 @@ def category_of(survey: Survey, dataset: str, *, synthetic: bool = False, modali
         modality=modality,
         has_masks=survey.has_masks,
         has_scans=has_scans,
-        remarks=tuple(map(printable, (*remarks(survey.unused), *survey.doubts))),
+        by_table=survey.by_table,
+        saturation=survey.saturation if survey.has_masks else None,
+        remarks=tuple(map(printable, (*remarks(survey.unused), *remarks(survey.unlabelled), *survey.doubts))),
     )
+
+
+def kinds(lines: Sequence[str]) -> list[str]:
+    """The first of the lines that differ in nothing but names and numbers, with the number of the others like it."""
+    groups: dict[str, list[str]] = {}
+    for line in lines:
+        groups.setdefault(" ".join(word for word in line.split() if not _NAME.search(word)), []).append(line)
+    return [one[0] + (f" (and {len(one) - 1} more like it)" if one[1:] else "") for one in groups.values()]
+
+
+_NAME = re.compile(r"[/\\.\d]")  # what a word of a path or a number holds
 
 
 def matched(

@@ -11,7 +11,13 @@ from kdad_bench.datasets.entry import Entry
 DATASETS: dict[str, str] = {
     "mvtec_ad": "kdad_bench.datasets.mvtec_ad:MVTEC_AD",
     "mvtec_3d_ad": "kdad_bench.datasets.mvtec_3d_ad:MVTEC_3D_AD",
+    "mvtec_ad_2": "kdad_bench.datasets.mvtec_ad_2:MVTEC_AD_2",
+    "mvtec_loco": "kdad_bench.datasets.mvtec_loco:MVTEC_LOCO",
+    "visa": "kdad_bench.datasets.visa:VISA",
+    "btad": "kdad_bench.datasets.btad:BTAD",
+    "mpdd": "kdad_bench.datasets.mpdd:MPDD",
     "folder": "kdad_bench.datasets.folder:FOLDER",
+    "tabular": "kdad_bench.datasets.tabular:TABULAR",
     "synthetic": "kdad_bench.datasets.synthetic_2d:SYNTHETIC",
     "rehearsal": "kdad_bench.datasets.rehearsal:REHEARSAL",
     "synthetic_3d": "kdad_bench.datasets.synthetic_3d:SYNTHETIC_3D",

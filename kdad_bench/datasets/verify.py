@@ -14,7 +14,8 @@ from kdad_bench.datasets.category import DatasetError, Sample, printable
 from kdad_bench.datasets.decoding import image_size, mask_of, open_image
 from kdad_bench.datasets.entry import Counts, Entry, Layout
 from kdad_bench.datasets.finding import expanded, strays
-from kdad_bench.datasets.listing import Unused, is_folder
+from kdad_bench.datasets.listing import Unused, is_folder, remarks
+from kdad_bench.datasets.saturation import Saturation, saturations, share_of
 from kdad_bench.datasets.stand_in import PREFIX
 from kdad_bench.datasets.survey import Survey
 from kdad_bench.datasets.table import entries
@@ -32,6 +33,7 @@ class CategoryReport:
     types: list[str] = field(default_factory=list)
     masks: int = 0
     scans: int = 0
+    unlabelled: int = 0  # test images whose labels are not published
     published: dict[str, int] | None = None  # the published numbers, where the category has a table
     problems: list[str] = field(default_factory=list)  # what makes results wrong or a run fail
     notes: list[str] = field(default_factory=list)  # what is worth knowing
@@ -76,8 +78,9 @@ def _report(root: Path, against: str | None, done: Callable[[str], None], *, exa
     tables = entries(lambda one: one.published)
     if against not in (None, "none", *tables):
         raise DatasetError(f"no published table '{against}'; have: {', '.join(tables)}, none")
-    layout, folders = _read(root)
-    original = tables.get(against or "") if against else _recognised(tables, layout, list(folders))
+    asked = tables.get(against or "")
+    layout, folders = _read(root, asked)
+    original = asked if against else _recognised(tables, layout, list(folders))
     title = original.name if original is not None else None
     report = Report(path=printable(str(root)), compared_with=title, categories=[])
     single = root in folders.values()
@@ -90,18 +93,21 @@ def _report(root: Path, against: str | None, done: Callable[[str], None], *, exa
     if absent and not single:  # a part of a data set is no fault unless the whole was asked for
         line = f"{root}: categories of {title} that are not there: {', '.join(absent)}"
         (report.problems if against else report.notes).append(line)
+    if original is not None and not absent and not single:
+        _compare_totals(report, original)
     return report
 
 
-def _read(root: Path) -> tuple[Layout, dict[str, Path]]:
-    """The first layout of any data set that finds a category in `root`, those of folders before all others."""
-    if not is_folder(root):
+def _read(root: Path, asked: Entry | None) -> tuple[Layout, dict[str, Path]]:
+    """The first layout that finds a category in `root`: of those of the data set asked for, of folders, of any."""
+    if not is_folder(root) and not root.is_file():
         raise DatasetError(f"{root}: no such folder")
     every = sorted(entries().values(), key=lambda one: not one.takes_path)
-    for layout in dict.fromkeys(layout for one in every for layout in one.layouts):
+    first = [asked, *every] if asked is not None else every
+    for layout in dict.fromkeys(layout for one in first for layout in one.layouts):
         if folders := layout.categories(root):
             return layout, folders
-    raise DatasetError(f"{root}: no category there; the layout is {every[0].layouts[-1].text}")
+    raise DatasetError(f"{root}: no category there; the layout is {first[0].layouts[-1].text}")
 
 
 def _plain(name: str) -> str:
@@ -149,16 +155,25 @@ def _count(found: CategoryReport, survey: Survey) -> None:
     found.scans = sum(sample.scan is not None for sample in survey.samples)
     found.problems += [*survey.faults, *(f"{path}: the scan is missing" for path in survey.absent_scans)]
     found.problems += [*map(_line, survey.unused), *survey.doubts]
+    found.unlabelled = len(survey.unlabelled)
+    found.notes += remarks(survey.unlabelled)
+
+
+NUMBERS = ("train", "validation", "test_good", "test_anomalous", "unlabelled")
+
+
+def _compare_totals(report: Report, original: Entry) -> None:
+    """Compare the sums over all categories, where single ones are not published."""
+    have = {key: sum(getattr(one, key) for one in report.categories) for key in NUMBERS}
+    differing = [f"{key} {have[key]} and not {value}" for key, value in original.totals.items() if have[key] != value]
+    if differing:
+        line = f"{report.path}: all categories together differ from the published numbers: {', '.join(differing)}"
+        (report.problems if original.confirmed else report.notes).append(line)
 
 
 def _compare(found: CategoryReport, counts: Counts, *, confirmed: bool) -> None:
-    wanted = {
-        "train": counts.train,
-        "validation": counts.validation,
-        "test_good": counts.test_good,
-        "test_anomalous": counts.test_anomalous,
-        "types": len(counts.types),
-    }
+    known = {**{key: getattr(counts, key) for key in NUMBERS}, "types": len(counts.types)}
+    wanted = {key: value for key, value in known.items() if value is not None}
     found.published = wanted
     have = {**asdict(found), "types": len(found.types)}
     differing = [f"{key} {have[key]} and not {value}" for key, value in wanted.items() if have[key] != value]
@@ -169,9 +184,13 @@ def _compare(found: CategoryReport, counts: Counts, *, confirmed: bool) -> None:
 
 def _examine(found: CategoryReport, survey: Survey) -> None:
     """Unreadable files, masks and scans that do not fit, and equal contents in two splits."""
-    blank = dict(survey.blank)
+    blank, known = dict(survey.blank), None
+    try:
+        known = saturations(survey.saturation) if survey.saturation is not None else None
+    except DatasetError as error:
+        found.problems.append(str(error))
     with ThreadPoolExecutor(cache.workers()) as pool:
-        for lines in pool.map(lambda sample: _image_problems(sample, blank.get(sample.path)), survey.samples):
+        for lines in pool.map(lambda sample: _image_problems(sample, blank.get(sample.path), known), survey.samples):
             found.problems += lines
         found.problems += [line for line in pool.map(_scan_problem, survey.samples) if line]
     splits = {"train": survey.train, "validation": survey.validation, "test": survey.test}
@@ -194,8 +213,8 @@ def _has_bytes(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def _image_problems(sample: Sample, blank: Path | None) -> list[str]:
-    """What is wrong with an image and with its masks; `blank` is the mask of a normal image."""
+def _image_problems(sample: Sample, blank: Path | None, known: dict[int, Saturation] | None) -> list[str]:
+    """What is wrong with an image and with its masks; `blank` is the mask of a normal image, `known` what saturates."""
     lines = []
     try:
         size = open_image(sample.path).size
@@ -205,6 +224,8 @@ def _image_problems(sample: Sample, blank: Path | None) -> list[str]:
                 lines.append(f"{path}: marks no pixel")
             if mask.doubt:
                 lines.append(f"{path}: the mask {mask.doubt}")
+            if known is not None and mask.marked.any():
+                share_of(path, mask, known)
         if blank is not None and mask_of(blank, size).marked.any():
             lines.append(f"{blank}: marks something in a normal image")
     except DatasetError as error:

@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 
 from kdad_bench.datasets import Category, TestSet
 from kdad_bench.files import CacheError, cache_folder
-from kdad_bench.metrics import image_metrics, mask_conflicts, pixel_metrics, region_index
+from kdad_bench.metrics import (
+    FINER,
+    PIXEL_METRICS,
+    Finer,
+    Saturated,
+    every_pixel_metric,
+    image_metrics,
+    mask_conflicts,
+    region_index,
+    threshold_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,19 +30,37 @@ if TYPE_CHECKING:
 
 
 def judged(
-    image: Array, maps: Array, peaks: Array, test: TestSet, *, category: Category, resolution: int, method: str
+    image: Array,
+    maps: Array,
+    peaks: Array,
+    test: TestSet,
+    *,
+    category: Category,
+    resolution: int,
+    method: str,
+    normal_maps: Array | None = None,
 ) -> dict[str, Any]:
     """The accuracy columns of a row: image and pixel metrics, and the image AUROC of the maps' maxima.
 
     `image` [N] scores, `maps` [N, R, R] and `peaks` [N], the maximum of each map: float32 arrays or tensors, in the
-    order of `test`. Warns of masks that disagree with labels. Raises MetricError naming `method` and the image.
+    order of `test`. `normal_maps` [M, R, R] are those of normal images that nothing was learnt from, where there are
+    some: they give the threshold of SegF1. A metric that a data set has not is None. Warns of masks that disagree with
+    labels. Raises MetricError naming `method` and the image.
     """
     figures: dict[str, Any] = image_metrics(image, test.labels, names=test.names, method=method)
     common = image_metrics(peaks, test.labels, names=test.names, method=method)
     figures["image_auroc_max"] = common["image_auroc"]
     warn_of_conflicts(test, category, resolution)
-    regions = None if test.masks is None else region_index(test.masks, region_file(category, resolution))
-    return figures | pixel_metrics(maps, test.masks, region_index=regions, names=test.names, method=method)
+    if test.masks is None:
+        return figures | dict.fromkeys((*PIXEL_METRICS, *FINER))
+    index = region_index(test.masks, region_file(category, resolution))
+    about = Finer(
+        normal=~test.labels,
+        kinds=[sample.defect for sample in category.test],
+        regions=Saturated(*test.regions) if test.regions is not None else None,
+        threshold=threshold_of(normal_maps) if normal_maps is not None else None,
+    )
+    return figures | every_pixel_metric(maps, index, about, names=test.names, method=method)
 
 
 def warn_of_conflicts(test: TestSet, category: Category, resolution: int) -> None:

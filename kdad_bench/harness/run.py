@@ -20,7 +20,7 @@ from kdad_bench.harness.environment import describe, give_freed_memory_back, kee
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.judging import judged
 from kdad_bench.harness.late_fusion import FusedModalities
-from kdad_bench.harness.material import judged_on, learnt_from
+from kdad_bench.harness.material import category_of, judged_on, learnt_from
 from kdad_bench.harness.output import Work, checkpoint_path, keep_beside
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
 from kdad_bench.harness.scoring import as_images, batch_invariance, score_all
@@ -71,10 +71,12 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         score_seconds = time.perf_counter() - start
 
     losses = [curve[step] for step in sorted(curve)]
+    unseen = normal_maps(job, method, held_out)
     start = time.perf_counter()
     figures = judged(
         scores.image, scores.pixel, scores.pixel.amax(dim=(1, 2)), test,
-        category=job.category, resolution=job.resolution, method=job.name,
+        category=category_of(job), resolution=job.resolution, method=job.name,
+        normal_maps=unseen,
     )  # fmt: skip
     metric_seconds = time.perf_counter() - start
 
@@ -117,6 +119,14 @@ def normals(job: Job) -> tuple[Any, Any]:
     found = [datasets.load_normals(part, job.resolution, fraction=fraction, seed=job.seed) for part in parts]
     fit = np.concatenate([one.fit for one in found], 1)
     return learnt_from(job, fit), np.concatenate([one.held_out for one in found], 1)
+
+
+def normal_maps(job: Job, method: Method, held_out: Tensor) -> Tensor | None:
+    """The maps of normal images that the method has not seen: those held out, or a validation split that is shipped."""
+    images = held_out
+    if not len(images) and job.category.validation:  # a late fusion holds them out, so that there is one modality
+        images = as_images(datasets.load_validation(job.category, job.resolution), held_out.device)
+    return score_all(method, images, job.name).pixel if len(images) else None
 
 
 def test_set(job: Job) -> datasets.TestSet:

@@ -33,6 +33,7 @@ class Metric(NamedTuple):
 
 
 _IMAGE, _PIXEL = "metrics.exact.image_metrics", "metrics.exact.pixel_metrics"
+_FINER = "metrics.finer.ap_by_size"
 _RUN, _TIMES, _ALONE = "harness.run.run", "harness.speed.figures_of", "harness.cost.one_thread"
 
 
@@ -61,6 +62,26 @@ MEASURED: Mapping[str, Metric] = MappingProxyType({
         tables=("headline", "ranked", "jobs", "end"),
     ),
     "aupro_05": Metric(ACCURACIES, "AUPRO@0.05", "AUPRO up to a false positive rate of 0.05", _PIXEL),
+    "pixel_ap_small": Metric(
+        ACCURACIES, "pixel AP, small defects", "pixel AP of the third of the regions with the smallest area", _FINER
+    ),
+    "pixel_ap_middle": Metric(
+        ACCURACIES, "pixel AP, middle defects", "pixel AP of the third of the regions with a middle area", _FINER
+    ),
+    "pixel_ap_large": Metric(
+        ACCURACIES, "pixel AP, large defects", "pixel AP of the third of the regions with the largest area", _FINER
+    ),
+    "aupimo": Metric(
+        ACCURACIES, "AUPIMO", "mean overlap of an image at false positive rates of normal images of 1e-5 to 1e-4",
+        "metrics.finer.aupimo",
+    ),
+    "au_spro_05": Metric(
+        ACCURACIES, "AU-sPRO@0.05", "saturated AUPRO up to a false positive rate of 0.05, mean over kinds of anomalies",
+        "metrics.finer.au_spro",
+    ),
+    "seg_f1": Metric(
+        ACCURACIES, "SegF1", "pixel F1 at mean + 3 standard deviations of unseen normal pixels", "metrics.finer.seg_f1"
+    ),
     "train_seconds": _seconds(
         "training", "seconds to learn", heading="train s", tables=("speed", "ranking", "jobs", "end")
     ),

@@ -20,17 +20,16 @@ if TYPE_CHECKING:
 
     SCHEMA: pa.Schema
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 6
 # version -> what changed. A reader accepts every version up to its own: columns that a file lacks are null.
 SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
     {
         1: "The first published schema.",
         2: "Column `deviations`: where a source settles something and the run does otherwise.",
         3: "Columns `origin`, of results only judged here, and `code_sha256`, of methods from outside the package.",
-        4: (
-            "Column `speed_key`: speed is measured once per configuration, alone, and shared; more of its figures. "
-            "Columns `k_shot`, `contamination` and `corruption`: the axes."
-        ),
+        4: "Column `speed_key`: speed is measured once per configuration, alone, and shared; more of its figures.",
+        5: "Finer pixel metrics: `pixel_ap_small`, `_middle` and `_large`, `aupimo`, `au_spro_05`, `seg_f1`.",
+        6: "Columns `k_shot`, `contamination` and `corruption`: where a job stands on the axes.",
     }
 )
 

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 from kdad_bench.metrics.curves import AUPRO_LIMITS, IMAGE_METRICS, PIXEL_METRICS, MetricError
 from kdad_bench.metrics.exact import available_cpus, image_metrics, mask_conflicts, pixel_metrics
+from kdad_bench.metrics.finer import FINER, Finer, Saturated, every_pixel_metric, threshold_of
 from kdad_bench.metrics.regions import RegionIndex, region_index
 
 __all__ = [
     "AUPRO_LIMITS",
+    "FINER",
     "IMAGE_METRICS",
     "PIXEL_METRICS",
+    "Finer",
     "MetricError",
     "RegionIndex",
+    "Saturated",
     "available_cpus",
+    "every_pixel_metric",
     "image_metrics",
     "mask_conflicts",
     "pixel_metrics",
     "region_index",
+    "threshold_of",
 ]

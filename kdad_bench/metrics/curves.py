@@ -46,6 +46,13 @@ def partial_sums(
     )
 
 
+def ramp_areas(x0: Any, x1: Any, limit: float) -> Any:
+    """The areas below ramps that rise from 0 at x0 to 1 at x1, cut at the limit: the areas of AUPRO, in any order."""
+    left, top = x0.clip(max=limit), x1.clip(max=limit)
+    width = top - left
+    return limit - top + width * width / (2 * (x1 - x0).clip(min=1e-300))
+
+
 def ratios(
     parts: Sequence[tuple[float, ...]], positives: int, negatives: int, regions: int, limits: Sequence[float]
 ) -> list[float]:

@@ -65,7 +65,7 @@ def image_metrics(
     Raises MetricError for a NaN or infinite score (naming `method` and the image), for labels other than false, true, 0
     and 1, and for shapes that do not match.
     """
-    values = _floating(_numpy(scores)).reshape(-1)
+    values = floating(numpy_of(scores)).reshape(-1)
     positive = _boolean(labels, method)
     if values.shape != positive.shape:
         raise MetricError(
@@ -109,34 +109,59 @@ def pixel_metrics(
     """
     if masks is None and region_index is None:
         return dict.fromkeys(PIXEL_METRICS)
+    index = index_of(maps, masks, region_index, method)
+    if on_device(maps):
+        from kdad_bench.metrics.device import pixel_metrics_on_device
+
+        return pixel_metrics_on_device(maps, index, names=names, method=method)  # type: ignore[arg-type]
+    found = counted(maps, index, threads=threads, names=names, method=method)
+    return dict.fromkeys(PIXEL_METRICS) if found is None else found.values(index)
+
+
+def index_of(
+    maps: ArrayLike | Tensor, masks: ArrayLike | Tensor | None, index: RegionIndex | None, method: str | None = None
+) -> RegionIndex:
+    """`index`, or that of the `masks`; raises MetricError unless maps, masks and index have one shape [N, H, W]."""
     shape = tuple(np.shape(maps))
     if len(shape) != 3:
         raise MetricError(f"{who(method)}maps of shape {shape}; they must be [N, H, W]")
     if masks is not None and tuple(np.shape(masks)) != shape:
         raise MetricError(f"{who(method)}maps of shape {shape} for masks of shape {tuple(np.shape(masks))}")
-    index = region_index if region_index is not None else regions_of(_numpy(masks))
-    if index.shape != shape:
-        raise MetricError(f"{who(method)}maps of shape {shape} for a region index of shape {index.shape}")
-    if _is_tensor(maps) and maps.device.type != "cpu":  # type: ignore[union-attr]
-        from kdad_bench.metrics.device import pixel_metrics_on_device
+    found = index if index is not None else regions_of(numpy_of(masks))
+    if found.shape != shape:
+        raise MetricError(f"{who(method)}maps of shape {shape} for a region index of shape {found.shape}")
+    return found
 
-        return pixel_metrics_on_device(maps, index, names=names, method=method)  # type: ignore[arg-type]
-    flat = np.ascontiguousarray(_floating(_numpy(maps))).reshape(-1)
-    positives, negatives = index.positions.size, flat.size - index.positions.size
-    if positives == 0 or negatives == 0:
-        _check_finite(flat, shape, names, method)
-        return dict.fromkeys(PIXEL_METRICS)
-    workers = max(1, threads if threads is not None else min(available_cpus(), _MOST_THREADS))
-    limits = tuple(AUPRO_LIMITS.values())
+
+def counted(
+    maps: ArrayLike | Tensor,
+    index: RegionIndex,
+    *,
+    threads: int | None = None,
+    names: Sequence[str] | None = None,
+    method: str | None = None,
+) -> Counted | None:
+    """The one pass over the maps from which the pixel metrics follow; None where one of the two classes is absent.
+
+    Raises MetricError for a NaN or infinite pixel.
+    """
+    flat = np.ascontiguousarray(floating(numpy_of(maps))).reshape(-1)
+    if index.positions.size in (0, flat.size):
+        _check_finite(flat, index.shape, names, method)
+        return None
     ranked = _Ranked.of(keys(flat[index.positions]), index)
     counter = Counter(ranked.keys)
     try:
-        counts = counter(flat, workers)
+        counts = counter(flat, threads_for(threads))
     except NotFinite:
-        _check_finite(flat, shape, names, method)
+        _check_finite(flat, index.shape, names, method)
         raise
-    sums = _sums(counter, ranked, counts, limits)
-    return dict(zip(PIXEL_METRICS, ratios(sums, positives, negatives, index.count, limits), strict=True))
+    return Counted(ranked, counter, counts)
+
+
+def threads_for(threads: int | None) -> int:
+    """How many threads count: as many as asked for, else the CPUs this process may use, at most 8."""
+    return max(1, threads if threads is not None else min(available_cpus(), _MOST_THREADS))
 
 
 def mask_conflicts(
@@ -172,6 +197,7 @@ class _Ranked:
     keys: NDArray[Any]  # u_j
     ranks: NDArray[np.int64]  # positives below u_j, and finally all of them: one longer than `keys`
     mass: NDArray[np.float64] | None  # W_j
+    regions: NDArray[Any] | None = None  # [P] of each positive in this order
 
     @classmethod
     def of(cls, keys: NDArray[Any], index: RegionIndex | None = None) -> _Ranked:
@@ -194,7 +220,29 @@ class _Ranked:
         ranks = np.append(starts, keys.size)
         if index is None:
             return cls(keys[starts], ranks, None)
-        return cls(keys[starts], ranks, np.add.reduceat((1.0 / index.sizes)[regions], starts))
+        return cls(keys[starts], ranks, np.add.reduceat((1.0 / index.sizes)[regions], starts), regions)
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Where the pixels of a test set lie among the distinct scores of its positives."""
+
+    ranked: _Ranked
+    counter: Counter
+    counts: NDArray[np.int64]  # [2 M + 1] of all pixels: between the distinct keys, and at each
+
+    def negatives_above(self) -> NDArray[np.float64]:
+        """[M] how many negatives are at least as high as each distinct score of the positives, ascending."""
+        ranks, upto = self.ranked.ranks, np.cumsum(self.counts)
+        return np.asarray(upto[-1] - upto[:-1:2] - (ranks[-1] - ranks[:-1]), np.float64)
+
+    def values(self, index: RegionIndex) -> Values:
+        """The protocol's pixel metrics by name."""
+        positives, pixels = index.positions.size, int(self.counts.sum())
+        limits = tuple(AUPRO_LIMITS.values())
+        sums = _sums(self.counter, self.ranked, self.counts, limits)
+        found = ratios(sums, positives, pixels - positives, index.count, limits)
+        return dict(zip(PIXEL_METRICS, found, strict=True))
 
 
 def _sums(
@@ -223,7 +271,12 @@ def _is_tensor(value: object) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def _numpy(value: Any) -> NDArray[Any]:
+def on_device(maps: Any) -> bool:
+    """Whether the maps lie on a GPU."""
+    return _is_tensor(maps) and maps.device.type != "cpu"
+
+
+def numpy_of(value: Any) -> NDArray[Any]:
     """The values as a numpy array, without a copy where possible."""
     if _is_tensor(value):
         value = value.detach().cpu()
@@ -232,7 +285,7 @@ def _numpy(value: Any) -> NDArray[Any]:
 
 
 def _boolean(labels: Any, method: str | None = None) -> NDArray[np.bool_]:
-    values = _numpy(labels).reshape(-1)
+    values = numpy_of(labels).reshape(-1)
     found = values.astype(bool)
     if values.dtype != bool and values.size and not (values == found).all():
         odd = values[np.flatnonzero(values != found)[0]]
@@ -240,7 +293,7 @@ def _boolean(labels: Any, method: str | None = None) -> NDArray[np.bool_]:
     return found
 
 
-def _floating(values: NDArray[Any]) -> NDArray[Any]:
+def floating(values: NDArray[Any]) -> NDArray[Any]:
     """Values as float32 if that is exact, else as float64: no score is ever rounded."""
     if values.dtype in (np.float32, np.float64) and values.dtype.isnative:
         return values

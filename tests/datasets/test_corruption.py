@@ -13,6 +13,7 @@ import pytest
 from kdad_bench import datasets
 from kdad_bench.datasets import Category, corruption
 from kdad_bench.datasets.corruption import CORRUPTIONS, GEOMETRIC, LEVELS, PHOTOGRAPHIC, corrupted
+from kdad_bench.datasets.loading import Regions
 from kdad_bench.datasets.synthetic.drawing import Stream
 
 PLACE = Category(dataset="folder:/data", name="bolt", root=Path("/data"), train=(), test=())
@@ -73,6 +74,24 @@ def test_masks_go_where_the_defect_goes(name: str, level: int) -> None:
     assert not found.masks[0].any()
     assert (found.masks[1:] != clean.masks[1:]).any(axis=(1, 2)).all()
     assert found.masks.dtype == bool
+
+
+@pytest.mark.parametrize("name", GEOMETRIC)
+def test_annotated_regions_go_with_their_image_and_one_that_leaves_it_is_left_out(name: str) -> None:
+    whole = images_of(side=96)
+    assert whole.masks is not None
+    corner = np.zeros_like(whole.masks[:1])
+    corner[0, 95, 47] = True
+    regions = Regions(
+        np.concatenate([whole.masks[1:], corner]), np.array([1, 2, 3, 4, 1]), np.array([0.1, 0.2, 0.3, 0.4, 1.0])
+    )
+    found = corrupted(whole._replace(regions=regions), PLACE, name, 5)
+    assert found.regions is not None
+    np.testing.assert_array_equal(found.regions.masks[:4], found.masks[1:])
+    assert found.regions.shares[:4].tolist() == [0.1, 0.2, 0.3, 0.4]
+    gone = GEOMETRIC[name](corner[0], 5, Stream(f"corruption/{name}/bolt/{whole.names[1]}"))
+    assert len(found.regions.images) == 4 + int(gone.any())
+    assert corrupted(whole._replace(regions=regions), PLACE, "noise", 5).regions is regions
 
 
 def test_directions_and_signs_are_drawn_for_each_image() -> None:

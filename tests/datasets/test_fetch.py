@@ -316,9 +316,9 @@ def test_the_command_asks_for_the_licence_and_counts_what_is_there(tmp_path: Pat
 
 def test_the_published_sources_are_complete() -> None:
     names = list(datasets.entries(lambda one: one.archive))
-    assert names == ["mvtec_ad", "mvtec_3d_ad"]
+    assert names == ["mvtec_ad", "mvtec_3d_ad", "mvtec_ad_2", "mvtec_loco", "visa", "btad"]
     for name, source in zip(names, map(fetching.source_of, names), strict=True):
         assert source.name == name
         assert len(source.digest) == {"sha256": 64, "md5": 32}[source.algorithm]
         assert source.url.startswith("https://")
-        assert source.page.startswith("https://www.mvtec.com/")
+        assert source.page.startswith("https://www.mvtec.com/" if name.startswith("mvtec") else "https://github.com/")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from kdad_bench.datasets import cache, decoding
@@ -178,3 +179,94 @@ def test_nothing_but_the_refusal_is_said_of_a_damaged_tiff(tmp_path: Path, capfd
         with pytest.raises(DatasetError, match="not a readable image"):
             decoding.read_rgb(path, 32)
     assert capfd.readouterr() == ("", "")
+
+
+# --- kinds of pictures: each is converted as docs/data.md says, or refused --------------------------------------------
+
+LEVELS = np.array([[0, 255, 256, 4095, 32768, 65535]] * 6, np.uint16)
+BYTES = (LEVELS >> 8).astype(np.uint8)
+ROUNDED = [0, 1, 1, 16, 128, 255]  # of 65535, to the nearest
+HIGH = [0, 0, 1, 15, 128, 255]
+
+
+def png_of_16_bit_colours(levels: np.ndarray) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = levels.shape
+    rows = b"".join(b"\0" + np.stack([row] * 3, 1).astype(">u2").tobytes() for row in levels)
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return decoding.PNG_SIGNATURE + b"".join(
+        chunk(kind, data) for kind, data in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    )
+
+
+def tifffile_of(values: np.ndarray, **more: object) -> Callable[[Path], object]:
+    return lambda path: tifffile.imwrite(path, values, **more)
+
+
+CONVERTED: dict[str, tuple[str, Callable[[Path], object], list[int]]] = {
+    "16-bit grey PNG": ("a.png", lambda path: Image.fromarray(LEVELS).save(path), ROUNDED),
+    "16-bit grey TIFF": ("a.tif", tifffile_of(LEVELS), ROUNDED),
+    "16-bit grey PPM": ("a.pgm", lambda path: Image.fromarray(LEVELS).save(path), ROUNDED),
+    "16-bit colour TIFF": ("a.tif", tifffile_of(np.stack([LEVELS] * 3, 2), photometric="rgb"), HIGH),
+    "16-bit colour PNG": ("a.png", lambda path: path.write_bytes(png_of_16_bit_colours(LEVELS)), HIGH),
+    "32-bit grey within 16": ("a.tif", tifffile_of(LEVELS.astype(np.int32)), ROUNDED),
+    "grey": ("a.png", lambda path: Image.fromarray(BYTES).save(path), HIGH),
+    "grey and alpha": ("a.png", lambda path: Image.fromarray(np.stack([BYTES, BYTES // 2], 2), "LA").save(path), HIGH),
+    "colour and alpha": (
+        "a.png", lambda path: Image.fromarray(np.stack([BYTES] * 3 + [BYTES // 2], 2)).save(path), HIGH,
+    ),
+    "one bit": ("a.png", lambda path: Image.fromarray(BYTES > 9).save(path), [0, 0, 0, 255, 255, 255]),
+}  # fmt: skip
+SIDE_BY_SIDE = {"photometric": "minisblack", "planarconfig": "contig"}
+REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "32-bit grey beyond 16": (
+        "a.tif", tifffile_of(LEVELS.astype(np.int32) * 2), "grey values from 0 to 131070, beyond 16 bits",
+    ),
+    "signed grey": ("a.tif", tifffile_of(LEVELS.astype(np.int32).astype(np.int16)), "beyond 16 bits"),
+    "floats": ("a.tif", tifffile_of(LEVELS.astype(np.float32)), "a floating-point image"),
+    "four channels": (
+        "a.tif", tifffile_of(np.stack([BYTES] * 4, 2), **SIDE_BY_SIDE), "a TIFF file of 4 channels of 8 bits",
+    ),
+    "seven channels of 16 bits": (
+        "a.tif", tifffile_of(np.stack([LEVELS] * 7, 2), **SIDE_BY_SIDE), "7 channels of 16 bits; save one",
+    ),
+    "planes": (
+        "a.tif", tifffile_of(np.stack([BYTES] * 5), photometric="minisblack", planarconfig="separate"), "5 channels",
+    ),
+    "pages": ("a.tif", tifffile_of(np.stack([BYTES] * 3), photometric="minisblack"), "holds 3 pictures"),
+    "an animation": (
+        "a.png",
+        lambda path: Image.fromarray(BYTES).save(path, save_all=True, append_images=[Image.fromarray(BYTES // 2)]),
+        "holds 2 pictures",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONVERTED)
+def test_a_picture_is_converted_as_the_page_says(tmp_path: Path, case: str) -> None:
+    name, write, expected = CONVERTED[case]
+    write(tmp_path / name)
+    pixels, size = decoding.read_rgb(tmp_path / name, 6)
+    assert size == (6, 6)
+    assert pixels.tolist() == [[expected] * 6] * 3
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_picture_that_would_lose_something_is_refused(
+    tmp_path: Path, case: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name, write, said = REFUSED[case]
+    write(tmp_path / name)
+    with pytest.raises(DatasetError, match=said):
+        decoding.read_rgb(tmp_path / name, 6)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_small_numbers_in_a_mask_of_16_bits_are_kept_or_refused(tmp_path: Path) -> None:
+    Image.fromarray((LEVELS == 256).astype(np.uint16)).save(tmp_path / "grey.png")
+    assert decoding.mask_of(tmp_path / "grey.png").marked.sum() == 6
+    (tmp_path / "colour.png").write_bytes(png_of_16_bit_colours((LEVELS == 256).astype(np.uint16)))
+    with pytest.raises(DatasetError, match="a mask of 16-bit colours"):
+        decoding.mask_of(tmp_path / "colour.png")

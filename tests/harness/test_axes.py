@@ -16,12 +16,13 @@ from click.testing import CliRunner
 from kdad_bench import datasets
 from kdad_bench.cli import cli
 from kdad_bench.datasets import Category, DatasetError
+from kdad_bench.datasets.loading import Regions
 from kdad_bench.harness import job as jobs
 from kdad_bench.harness import run
 from kdad_bench.harness.axes import PLAIN, Axes, counts_from, points
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.job import Job, TeacherWeights
-from kdad_bench.harness.material import lot_of
+from kdad_bench.harness.material import category_of, judged_on, lot_of
 from kdad_bench.harness.options import options_from
 from kdad_bench.harness.output import Work
 from kdad_bench.harness.plan import plan
@@ -255,9 +256,27 @@ def test_contaminated_sets_hold_that_many_defective_images_and_the_test_set_none
         kept.append(test.names)
     assert kept[0] == kept[1] == kept[2]
     assert len(kept[0]) == len(whole.names) - 12
+    places = category_of(replace(job, axes=DIRTY)).test
+    assert tuple(f"{sample.defect}/{sample.path.name}" for sample in places) == kept[0]
     other = run.test_set(replace(job, seed=1, axes=DIRTY)).names
     assert len(other) == len(kept[0])
     assert other != kept[0]
+
+
+def test_annotated_regions_stay_with_the_images_that_are_judged() -> None:
+    job = embedded(axes=(DIRTY,))[0]
+    whole = run.test_set(replace(job, axes=PLAIN))
+    assert whole.masks is not None
+    images = np.flatnonzero(whole.labels)
+    regions = Regions(whole.masks[images], images, images / 100)
+    test = judged_on(job, whole._replace(regions=regions))
+    assert test.masks is not None
+    assert test.regions is not None
+    np.testing.assert_array_equal(test.regions.images, np.flatnonzero(test.labels))
+    np.testing.assert_array_equal(test.regions.masks, test.masks[test.labels])
+    np.testing.assert_array_equal(
+        test.regions.shares, [whole.names.index(name) / 100 for name in np.array(test.names)[test.labels]]
+    )
 
 
 def test_a_training_never_sees_a_corruption() -> None:

@@ -129,7 +129,7 @@ def test_the_largest_part_counts_holes_as_its_own_and_corners_as_connected() -> 
 
 
 def test_what_a_part_encloses_is_the_area_within_the_centres_of_its_outermost_cells() -> None:
-    """A diamond of 13 cells encloses 8, half of it where three cells meet; blocks of 3 x 4 and 4 x 4 enclose 6 and 9."""
+    """A diamond of 13 cells encloses 8, half of it where three cells meet; blocks of 3 x 4 and 4 x 4: 6 and 9."""
     diamond = [(row, column) for row in range(5) for column in range(5) if abs(row - 2) + abs(column - 2) <= 2]
     for height, larger in ((3, "diamond"), (4, "block")):
         outline = np.zeros((16, 24), dtype=bool)

@@ -59,6 +59,28 @@ class Split:
     count: int
 
 
+class Files(NamedTuple):
+    """Where one drawing goes, relative to the folder of its category."""
+
+    image: str
+    mask: str | None = None  # if it has a defect or, for solids, is a test image
+    scan: str | None = None
+    value: int = 255  # of the mask where it marks
+
+
+def files_of_solid(split: Split, index: int) -> Files:
+    """The places of the MVTec 3D-AD layout."""
+    place = f"{split.split}/{split.kind}"
+    mask = f"{place}/gt/{index:03d}.png" if split.split == "test" else None
+    return Files(f"{place}/rgb/{index:03d}.png", mask, f"{place}/xyz/{index:03d}.tiff")
+
+
+def files_of_picture(split: Split, index: int) -> Files:
+    """The places of the MVTec AD layout."""
+    mask = f"ground_truth/{split.kind}/{index:03d}_mask.png" if split.defect is not None else None
+    return Files(f"{split.split}/{split.kind}/{index:03d}.png", mask)
+
+
 def exposed(picture: Picture, canvas: Canvas, look: Stream, sensor: Sensor = Sensor()) -> npt.NDArray[np.uint8]:
     """The photograph of `picture` as uint8 [H, W, 3]: uneven light, white balance, noise, rounding to the nearest."""
     a, b = look.between(-sensor.gradient, sensor.gradient), look.between(-sensor.gradient, sensor.gradient)
@@ -117,41 +139,45 @@ def write_category(
     canvas: Canvas,
     splits: Sequence[Split],
     stand_in: bool = False,
+    files: Callable[[Split, int], Files] | None = None,
     done: Callable[[], None] = lambda: None,
 ) -> None:
-    """Draw the `splits` of a category below `folder`: solids in the MVTec 3D-AD layout, others in that of MVTec AD.
+    """Draw the `splits` of a category below `folder`, where `files` says: by default solids in the MVTec 3D-AD layout,
+    others in that of MVTec AD.
 
     `name` names the random numbers; `done` is called after each image. A `stand_in` is drawn coarsely, for speed, and
     its PNG files are compressed, so that they cost what real ones cost.
     """
-    jobs: list[tuple[Path, Path | None, Path | None, str, str | None]] = []
-    for split in splits:
-        place = folder / split.split / split.kind
-        for index in range(split.count):
-            number, mask, scan = f"{index:03d}", None, None
-            image = place / f"{number}.png"
-            if isinstance(subject, Solid):
-                image, scan = place / "rgb" / f"{number}.png", place / "xyz" / f"{number}.tiff"
-                mask = place / "gt" / f"{number}.png" if split.split == "test" else None
-            elif split.defect is not None:
-                mask = folder / "ground_truth" / split.kind / f"{number}_mask.png"
-            jobs.append((image, mask, scan, f"{name}/{split.split}/{split.kind}/{index}", split.defect))
-    for parent in {path.parent for job in jobs for path in job[:3] if path is not None}:
+    files = files or (files_of_solid if isinstance(subject, Solid) else files_of_picture)
+    jobs = [
+        (files(split, index), f"{name}/{split.split}/{split.kind}/{index}", split.defect)
+        for split in splits
+        for index in range(split.count)
+    ]
+    for parent in {(folder / path).parent for job in jobs for path in job[0][:3] if path is not None}:
         parent.mkdir(parents=True, exist_ok=True)
 
-    def draw(job: tuple[Path, Path | None, Path | None, str, str | None]) -> None:
-        image, mask, scan, title, defect = job
+    def draw(job: tuple[Files, str, str | None]) -> None:
+        place, title, defect = job
         drawing = drawn(subject, title, canvas, defect, coarse=stand_in)
-        image.write_bytes(png(drawing.image, compress=stand_in))
-        if mask is not None:
-            mask.write_bytes(png(drawing.mask.astype(np.uint8) * 255, compress=stand_in))
-        if scan is not None and drawing.points is not None:
-            scan.write_bytes(tiff(drawing.points))
+        _write(folder / place.image, drawing.image, compress=stand_in)
+        if place.mask is not None:
+            _write(folder / place.mask, drawing.mask.astype(np.uint8) * np.uint8(place.value), compress=stand_in)
+        if place.scan is not None and drawing.points is not None:
+            (folder / place.scan).write_bytes(tiff(drawing.points))
 
     threads = max(1, min(cache.workers(), PIXELS_AT_ONCE // (canvas.width * canvas.height)))
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(draw, jobs):
             done()
+
+
+def _write(path: Path, pixels: npt.NDArray[np.uint8], *, compress: bool) -> None:
+    """An image file of the kind that the suffix of `path` says."""
+    if path.suffix == ".png":
+        path.write_bytes(png(pixels, compress=compress))
+    else:
+        Image.fromarray(pixels).save(path)
 
 
 def tree_hash(folder: Path) -> str:

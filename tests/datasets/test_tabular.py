@@ -1,0 +1,290 @@
+"""`tabular`: images anywhere, named by a CSV or Parquet table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kdad_bench import datasets
+from kdad_bench.cli import cli
+from kdad_bench.datasets.category import DatasetError
+from kdad_bench.datasets.table_layout import lines_of
+from kdad_bench.datasets.verify import verify
+from tests.conftest import SIDE, write_tree
+
+Rows = list[dict[str, object]]
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [*map(str, arguments)])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with images in it, and no layout that says what they are for."""
+    write_tree(tmp_path / "x", ("bolt",), train=4, test=2)
+    place = tmp_path / "photos"
+    for number, path in enumerate(sorted((tmp_path / "x").rglob("*.png"))):
+        new = place / f"{number % 3}" / f"{path.parent.parent.name}-{path.parent.name}-{path.name}"
+        new.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(new)
+    return tmp_path
+
+
+def rows_of(folder: Path) -> Rows:
+    """A line for each image, with its mask."""
+    files = sorted(path.relative_to(folder).as_posix() for path in (folder / "photos").rglob("*.png"))
+    rows: Rows = []
+    for file in files:
+        split, kind, name = Path(file).name.split("-")
+        if split == "ground_truth":
+            continue
+        mask = next((one for one in files if f"ground_truth-spot-{name[:3]}_mask" in one), "") if kind == "spot" else ""
+        rows.append({"image": file, "split": split, "label": "good" if kind == "good" else "anomaly", "mask": mask})
+    return rows
+
+
+def write(path: Path, rows: Rows, end: str = "\n", comma: str = ",") -> Path:
+    lines = [comma.join(rows[0]), *(comma.join(map(str, row.values())) for row in rows)]
+    path.write_bytes((end.join(lines) + end).encode())
+    return path
+
+
+def test_a_table_is_a_category_that_is_run_from_end_to_end(folder: Path) -> None:
+    table = write(folder / "parts.csv", rows_of(folder), "\r\n")
+    report = verify(table)
+    assert report.sound
+    assert [(one.name, one.train, one.test_good, one.test_anomalous, one.masks) for one in report.categories] == [
+        ("parts", 4, 2, 2, 2)
+    ]
+    done = command("run", "--method", "pixel_mean", "--dataset", f"tabular:{table}", "--seeds", 1,
+                   "--out", folder / "out", "--no-pictures", "--json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    (row,) = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    assert (row["dataset"], row["category"], row["status"]) == (f"tabular:{table}", "parts", "ok")
+    assert row["pixel_auroc"] > 0.5
+
+
+def test_parquet_and_every_way_of_writing_csv_are_the_same_data(folder: Path) -> None:
+    rows = rows_of(folder)
+    numbers = [
+        {**row, "label": {"good": 0, "anomaly": 1}[str(row["label"])], "mask": row["mask"] or None} for row in rows
+    ]
+    pq.write_table(pa.Table.from_pylist(numbers), folder / "parquet.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([{**row, "label": float(str(row["label"]))} for row in numbers]), folder / "floats.parquet"
+    )
+    write(folder / "plain.csv", rows)
+    write(folder / "windows.csv", [{**row, "image": str(row["image"]).replace("/", "\\")} for row in rows], "\r\n", ";")
+    absolute = [{**row, "image": folder / str(row["image"]), "split": str(row["split"]).upper()} for row in rows]
+    write(folder / "absolute.csv", absolute)
+    turned = [dict(reversed(row.items())) for row in rows]
+    (write(folder / "turned.csv", turned)).write_bytes(b"\xef\xbb\xbf" + (folder / "turned.csv").read_bytes())
+    found = datasets.categories(f"tabular:{folder}", None)
+    assert [one.name for one in found] == ["absolute", "floats", "parquet", "plain", "turned", "windows"]
+    assert len({datasets.fingerprint(one) for one in found}) == 1
+    assert {len(one.train) for one in found} == {4}
+    assert datasets.remarks_on(found, None) == []
+    masks = datasets.load_test(found[0], SIDE).masks
+    assert masks is not None
+    assert masks.sum(axis=(1, 2)).tolist() == [144 * one.label for one in found[0].test]
+
+
+def test_a_table_may_name_files_outside_of_its_folder(folder: Path) -> None:
+    rows = [{key: f"../{value}" if key in ("image", "mask") and value else value for key, value in row.items()}
+            for row in rows_of(folder)]  # fmt: skip
+    (folder / "lists").mkdir()
+    (outside,) = datasets.categories(f"tabular:{write(folder / 'lists/parts.csv', rows)}", None)
+    (inside,) = datasets.categories(f"tabular:{write(folder / 'parts.csv', rows_of(folder))}", None)
+    assert outside.root == inside.root == folder
+    assert datasets.fingerprint(outside) == datasets.fingerprint(inside)
+
+
+@pytest.mark.parametrize("change", [{"split": "validation"}, {"split": "test"}])
+def test_the_use_of_an_image_is_part_of_the_fingerprint(folder: Path, change: dict[str, object]) -> None:
+    rows = rows_of(folder)
+    (before,) = datasets.categories(f"tabular:{write(folder / 'a.csv', rows)}", None)
+    train = next(index for index, row in enumerate(rows) if row["split"] == "train")
+    rows[train] |= change
+    (after,) = datasets.categories(f"tabular:{write(folder / 'a.csv', rows)}", None)
+    assert datasets.fingerprint(before) != datasets.fingerprint(after)
+    bad = next(index for index, row in enumerate(rows) if row["label"] == "anomaly")
+    rows = [{**row, "defect": "dent" if number == bad else ""} for number, row in enumerate(rows)]
+    (named,) = datasets.categories(f"tabular:{write(folder / 'a.csv', rows)}", None)
+    assert {one.defect for one in named.test} == {"good", "anomaly", "dent"}
+    assert datasets.fingerprint(named) != datasets.fingerprint(after)
+
+
+def test_images_of_one_name_are_told_apart(folder: Path) -> None:
+    rows = rows_of(folder)
+    for row in rows:
+        old = folder / str(row["image"])
+        new = old.parent / old.stem / "image.png"
+        new.parent.mkdir()
+        old.rename(new)
+        row["image"] = new.relative_to(folder).as_posix()
+    (found,) = datasets.categories(f"tabular:{write(folder / 'a.csv', rows)}", None)
+    names = datasets.load_test(found, SIDE).names
+    assert len(set(names)) == len(names) == 4
+    assert all("photos/" in name for name in names)
+
+
+def test_several_masks_of_one_image_and_none_at_all(folder: Path) -> None:
+    rows = rows_of(folder)
+    masks = [str(row["mask"]) for row in rows if row["mask"]]
+    for row in rows:
+        row["mask"] = "|".join(masks) if row["mask"] else ""
+    (found,) = datasets.categories(f"tabular:{write(folder / 'a.csv', rows)}", None)
+    assert [len(one.masks) for one in found.test if one.label] == [2, 2]
+    bare = [{key: value for key, value in row.items() if key != "mask"} for row in rows]
+    (without,) = datasets.categories(f"tabular:{write(folder / 'a.csv', bare)}", None)
+    assert not without.has_masks
+    assert datasets.load_test(without, SIDE).masks is None
+
+
+def test_a_mask_of_a_normal_image_must_mark_nothing(folder: Path) -> None:
+    rows = rows_of(folder)
+    mask = next(row["mask"] for row in rows if row["mask"])
+    next(row for row in rows if row["label"] == "good" and row["split"] == "test")["mask"] = mask
+    report = verify(write(folder / "a.csv", rows))
+    assert [line.partition(": ")[2] for line in report.categories[0].problems] == ["marks something in a normal image"]
+
+
+FAULTS = {
+    "missing files": ({"image": "nowhere.png"}, "1 line with an image that is not there (nowhere.png); restore"),
+    "a missing mask": ({"mask": "nowhere.png"}, "1 line with a mask that is not there (nowhere.png); restore"),
+    "a folder": ({"image": "photos"}, "1 line with an image that is not there (photos)"),
+    "no image": ({"image": ""}, "1 line with no image"),
+    "an unknown label": ({"label": "scratch"}, "1 line with an unknown label ('scratch'); have: 0, 1, abnormal"),
+    "an unknown split": ({"split": "holdout"}, "1 line with an unknown split ('holdout'); have: train, val"),
+    "no label": ({"label": ""}, "1 line with an unknown label ('')"),
+    "a defect of the normal": (
+        {"label": "1", "split": "test", "defect": "good", "mask": "photos/0"}, "the defect of a normal one",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_fault_is_a_line_with_its_count_and_exit_2(folder: Path, case: str) -> None:
+    change, said = FAULTS[case]
+    rows = rows_of(folder)
+    rows = [{**row, "defect": ""} for row in rows] if "defect" in change else rows
+    rows[0] |= change
+    table = write(folder / "a.csv", rows)
+    done = command("run", "--method", "pixel_mean", "--dataset", f"tabular:{table}", "--dry-run")
+    assert done.exit_code == 2
+    assert sum(said in line for line in done.stderr.splitlines()) == 1, done.stderr
+    assert command("data", "verify", table).exit_code == 1
+    assert any(said in line for line in verify(table).categories[0].problems)
+
+
+def test_every_kind_of_fault_has_a_line_of_its_own(folder: Path) -> None:
+    rows = rows_of(folder)
+    train = [row for row in rows if row["split"] == "train"]
+    rows += [{**train[0]}, {**train[1]}]
+    train[2]["image"], train[3]["label"] = "gone/1.png", "ugly"
+    next(row for row in rows if row["mask"])["mask"] = ""
+    rows.append({"image": "gone/2.png", "split": "train", "label": "bad", "mask": ""})
+    done = command(
+        "run", "--method", "pixel_mean", "--dataset", f"tabular:{write(folder / 'a.csv', rows)}", "--dry-run"
+    )
+    assert done.exit_code == 2
+    table = f"kdad-bench: {folder}/a.csv: "
+    assert [line.removeprefix(table).partition(" (")[0] for line in done.stderr.splitlines()] == [
+        "2 lines with an image that is not there",
+        "2 lines with an image that another line names",
+        "1 line with an unknown label",
+        "1 line with an anomalous image outside of the test split",
+        "2 lines with an anomalous image without a mask, and others have one",
+    ]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_empty_split_is_one_line(folder: Path, split: str) -> None:
+    table = write(folder / "a.csv", [row for row in rows_of(folder) if row["split"] != split])
+    with pytest.raises(
+        DatasetError, match=r"no normal train image of a" if split == "train" else "no normal test image"
+    ):
+        datasets.categories(f"tabular:{table}", None)
+
+
+BROKEN = {
+    "empty": b"",
+    "only a header": b"image,split,label,mask\n",
+    "no such columns": b"path,kind\na,b\n",
+    "bytes": b"\xff\xfe\x00image,split,label\n",
+    "NUL": b"image,split,label\n\0,\0,\0\n",
+    "more cells": b"image,split,label\na,b,c,d\n",
+    "fewer cells": b"image,split,label\na\n",
+    "a long cell": b"image,split,label\n" + b"a" * 200_000 + b",train,good\n",
+}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_file_that_is_no_table_is_one_line_and_exit_2(folder: Path, case: str, suffix: str) -> None:
+    table = folder / f"a{suffix}"
+    table.write_bytes(BROKEN[case])
+    done = command("run", "--method", "pixel_mean", "--dataset", f"tabular:{table}", "--dry-run")
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert str(table) in done.stderr
+
+
+@pytest.mark.parametrize("name", ["nowhere.csv", "photos", ""])
+def test_a_path_without_a_table_is_one_line(folder: Path, name: str) -> None:
+    done = command("run", "--method", "pixel_mean", "--dataset", f"tabular:{folder / name}" if name else "tabular:",
+                   "--dry-run")  # fmt: skip
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+
+
+def test_two_tables_of_one_name_are_refused_and_other_tables_are_none(folder: Path) -> None:
+    write(folder / "a.csv", rows_of(folder))
+    (folder / "scores.csv").write_text("image,score\na.png,1\n")
+    pq.write_table(pa.table({"x": [1]}), folder / "b.parquet")
+    assert [one.name for one in datasets.categories(f"tabular:{folder}", None)] == ["a"]
+    pq.write_table(pa.Table.from_pylist(rows_of(folder)), folder / "a.parquet")
+    with pytest.raises(DatasetError, match=r"a\.csv and a\.parquet are of one name"):
+        datasets.categories(f"tabular:{folder}", None)
+
+
+def test_a_damaged_table_among_others_is_not_passed_over(folder: Path) -> None:
+    write(folder / "a.csv", rows_of(folder))
+    (folder / "b.csv").write_text("image,split,label\nx\n")
+    with pytest.raises(DatasetError, match=r"b\.csv: 1 line with more or fewer cells"):
+        datasets.categories(f"tabular:{folder}", None)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.binary(max_size=300))
+def test_any_bytes_are_lines_or_one_printable_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    path.write_bytes(b"image,split,label\n" + content)
+    said = ""
+    try:
+        lines = lines_of(path)
+    except DatasetError as error:
+        lines, said = [], str(error)
+    assert said.isprintable()
+    assert bool(lines) != bool(said)
+
+
+def test_nothing_of_a_normal_category_changes_its_fingerprint(tmp_path: Path) -> None:
+    """Fingerprints of folders identify earlier results: they stay what they were."""
+    root = write_tree(tmp_path / "set", ("bolt",), train=2, test=1)
+    (found,) = datasets.categories(f"folder:{root}", None)
+    import hashlib
+
+    digest = hashlib.sha256(b"rgb")
+    for path in sorted(found.files()):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(found.root).as_posix()}\0{content}\n".encode())
+    assert datasets.fingerprint(found) == digest.hexdigest()
+    assert np.array_equal(datasets.load_test(found, SIDE).labels, [one.label for one in found.test])

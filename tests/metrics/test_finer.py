@@ -1,0 +1,272 @@
+"""AP by size, AUPIMO, AU-sPRO and SegF1 against their definitions, in every degenerate case, and against faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdad_bench.kernels import counting
+from kdad_bench.metrics import (
+    FINER,
+    PIXEL_METRICS,
+    Finer,
+    MetricError,
+    Saturated,
+    every_pixel_metric,
+    finer,
+    pixel_metrics,
+    region_index,
+    threshold_of,
+)
+from tests.metrics import finer_by_definition as definition
+from tests.metrics.metric_cases import KINDS, case, cases
+
+EXACT = 1e-9
+Drawn = tuple[np.ndarray, np.ndarray]
+LIMITS = [(1e-5, 1e-4), (1e-3, 0.01), (0.01, 0.3), (0.2, 0.9), (0.05, 1.0)]
+
+
+def normal_of(masks: np.ndarray) -> np.ndarray:
+    return ~masks.any(axis=(1, 2))
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases())
+def test_ap_by_size_is_its_definition(drawn: Drawn) -> None:
+    maps, masks = drawn
+    index = region_index(masks)
+    found = every_pixel_metric(maps, index, Finer(normal=normal_of(masks)))
+    expected = definition.ap_by_size(maps, masks)
+    assert {name: found[name] for name in finer.SIZES} == pytest.approx(expected, abs=EXACT)
+    assert {name: found[name] for name in PIXEL_METRICS} == pixel_metrics(maps, masks)
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases(), st.sampled_from(LIMITS), st.integers(0, 3))
+def test_aupimo_is_its_definition(drawn: Drawn, limits: tuple[float, float], more: int) -> None:
+    maps, masks = drawn
+    for _ in range(more):  # good images, whose pixels alone make the rate
+        masks = np.concatenate([masks, np.zeros_like(masks[:1])])
+        maps = np.concatenate([maps, np.roll(maps[:1], 1, axis=2)])
+    normal = normal_of(masks)
+    found = finer.aupimo(maps, region_index(masks), normal, limits=limits)
+    expected = definition.aupimo(maps, masks, normal, limits)
+    assert (found is None) == (expected is None)
+    assert found == pytest.approx(expected, abs=EXACT)
+
+
+@st.composite
+def saturated(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, definition.Regions, list[str], np.ndarray]:
+    """Maps, union masks, regions that may overlap and fall apart, kinds and normal images in any order."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    count, height, width = draw(st.integers(1, 5)), draw(st.integers(1, 7)), draw(st.integers(2, 7))
+    kinds = [draw(st.sampled_from(["good", "logical", "structural", "x"])) for _ in range(count)]
+    regions: definition.Regions = []
+    for image, kind in enumerate(kinds):
+        for _ in range(draw(st.integers(1, 3)) if kind != "good" else 0):
+            mask = rng.random((height, width)) < draw(st.sampled_from([0.0, 0.1, 0.5]))
+            regions.append((image, mask, draw(st.sampled_from([1.0, 0.5, 0.3, 1e-3, 0.77]))))
+    masks = np.zeros((count, height, width), bool)
+    for image, mask, _ in regions:
+        masks[image] |= mask
+    maps = case(draw(st.sampled_from(KINDS)), masks, rng)
+    return maps, masks, regions, kinds, np.array([kind == "good" for kind in kinds])
+
+
+def packed(regions: definition.Regions, shape: tuple[int, ...]) -> Saturated:
+    return Saturated(
+        np.array([mask for _, mask, _ in regions], bool).reshape(-1, *shape),
+        np.array([image for image, _, _ in regions], np.int64),
+        np.array([share for _, _, share in regions]),
+    )
+
+
+@settings(max_examples=250, deadline=None)
+@given(saturated(), st.sampled_from([0.05, 0.3, 1.0]), st.integers(1, 3))
+def test_au_spro_is_its_definition(
+    drawn: tuple[np.ndarray, np.ndarray, definition.Regions, list[str], np.ndarray], limit: float, threads: int
+) -> None:
+    maps, masks, regions, kinds, normal = drawn
+    found = finer.au_spro(
+        maps, region_index(masks), packed(regions, masks.shape[1:]), kinds, normal, limit=limit, threads=threads
+    )
+    expected = definition.au_spro(maps, masks, regions, kinds, normal, limit)
+    assert (found is None) == (expected is None)
+    assert found == pytest.approx(expected, abs=EXACT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "library", lambda: None)
+        again = finer.au_spro(maps, region_index(masks), packed(regions, masks.shape[1:]), kinds, normal, limit=limit)
+    assert again == pytest.approx(found, abs=1e-14)
+
+
+def test_full_saturation_of_whole_regions_is_aupro() -> None:
+    masks = np.zeros((4, 12, 12), bool)
+    masks[0, 1:4, 1:5] = masks[1, 6:9, 2:4] = masks[2, 0, 0] = True
+    maps = (np.random.default_rng(1).random(masks.shape) + 0.5 * masks).astype(np.float32)
+    regions = packed([(i, masks[i], 1.0) for i in range(3)], (12, 12))
+    found = finer.au_spro(maps, region_index(masks), regions, ["a", "a", "a", "good"], normal_of(masks))
+    assert found == pytest.approx(pixel_metrics(maps, masks)["aupro_05"], abs=1e-12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases(), st.sampled_from(KINDS), st.integers(0, 2**32 - 1))
+def test_seg_f1_is_its_definition(drawn: Drawn, kind: str, seed: int) -> None:
+    maps, masks = drawn
+    normals = case(kind, np.zeros((2, 5, 4), bool), np.random.default_rng(seed))
+    threshold = threshold_of(normals)
+    assert threshold is not None
+    found = finer.seg_f1(maps, region_index(masks), threshold)
+    called = maps.astype(np.float64) > threshold
+    assert found == pytest.approx(2 * (called & masks).sum() / (called.sum() + masks.sum()), abs=EXACT)
+    wide = normals.astype(np.float64)
+    if not np.isclose(maps, wide.mean() + 3 * wide.std(), rtol=1e-9, atol=0).any():  # sums in another order
+        assert found == pytest.approx(definition.seg_f1(maps, masks, normals), abs=EXACT)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(KINDS), st.integers(0, 2**32 - 1), st.integers(1, 4))
+def test_the_threshold_is_the_mean_and_three_deviations(kind: str, seed: int, count: int) -> None:
+    maps = case(kind, np.zeros((count, 6, 5), bool), np.random.default_rng(seed))
+    wide = maps.astype(np.float64)
+    expected = wide.mean() + 3 * wide.std()
+    assert threshold_of(maps) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    assert threshold_of(torch.from_numpy(maps)) == threshold_of(maps)
+
+
+@pytest.mark.parametrize("threshold", [0.5, np.nextafter(0.5, 1), np.nextafter(0.5, 0), 0.1, 1e300, -1e300])
+def test_a_score_at_the_threshold_is_not_called(threshold: float) -> None:
+    maps = np.array([[[0.5, np.nextafter(np.float32(0.5), np.float32(1)), 0.1, 0.2]]], np.float32)
+    masks = np.array([[[True, True, False, False]]])
+    called = maps.astype(np.float64) > threshold
+    expected = 2 * (called & masks).sum() / (called.sum() + 2)
+    assert finer.seg_f1(maps, region_index(masks), threshold) == expected
+
+
+def test_equal_areas_share_a_third_and_an_empty_third_has_no_value() -> None:
+    assert finer.thirds(np.array([5, 1, 3, 2, 9, 4])).tolist() == [2, 0, 1, 0, 2, 1]
+    assert finer.thirds(np.array([7, 7, 7])).tolist() == [0, 0, 0]
+    assert finer.thirds(np.array([1, 1, 1, 8])).tolist() == [0, 0, 0, 2]
+    assert finer.thirds(np.array([3])).tolist() == [0]
+    masks = np.zeros((1, 6, 6), bool)
+    masks[0, 0, 0] = True
+    maps = np.random.default_rng(0).random((1, 6, 6)).astype(np.float32)
+    found = every_pixel_metric(maps, region_index(masks), Finer(normal=np.array([False])))
+    assert found["pixel_ap_small"] == pixel_metrics(maps, masks)["pixel_ap"]
+    assert found["pixel_ap_middle"] is found["pixel_ap_large"] is None
+
+
+def everything(maps: np.ndarray, masks: np.ndarray, **more: object) -> dict[str, float | None]:
+    regions = packed([(i, mask, 0.5) for i, mask in enumerate(masks) if mask.any()], masks.shape[1:])
+    kinds = ["a" if mask.any() else "good" for mask in masks]
+    about = Finer(**{"normal": normal_of(masks), "kinds": kinds, "regions": regions, "threshold": 0.5, **more})
+    return every_pixel_metric(maps, region_index(masks), about)
+
+
+def noise(masks: np.ndarray, signal: float = 0.5) -> np.ndarray:
+    return (np.random.default_rng(3).random(masks.shape) * 0.6 + signal * masks).astype(np.float32)
+
+
+def defects(side: int = 160) -> np.ndarray:
+    masks = np.zeros((4, side, side), bool)
+    masks[1, 3:9, 4:40] = masks[1, 60:63, 60:63] = masks[2, 100:140, 100:140] = True
+    return masks
+
+
+def test_all_have_a_value_where_the_data_set_has_everything() -> None:
+    found = everything(noise(defects()), defects())
+    assert list(found) == [*PIXEL_METRICS, *FINER]
+    assert all(value is not None and 0 < value <= 1 + EXACT for value in found.values()), found
+
+
+def test_a_metric_that_a_data_set_has_not_is_none_and_never_zero() -> None:
+    masks, maps = defects(), noise(defects())
+    assert everything(maps, masks, regions=None)["au_spro_05"] is None
+    assert everything(maps, masks, threshold=None)["seg_f1"] is None
+    assert everything(maps, masks, normal=np.zeros(4, bool))["aupimo"] is None
+    assert everything(maps[:, :40, :40], masks[:, :40, :40])["aupimo"] is None  # 3,200 normal pixels
+    for constant in (np.zeros_like(masks), np.ones_like(masks)):
+        assert set(everything(noise(constant), constant).values()) == {None}
+    assert threshold_of(maps[:0]) is None
+
+
+def test_tensors_and_other_types_and_orders_of_memory_give_the_same() -> None:
+    masks, maps = defects(), noise(defects())
+    expected = everything(maps, masks)
+    for other in (
+        torch.from_numpy(maps),
+        maps.astype(np.float64),
+        np.asfortranarray(maps),
+        maps[:, :, ::-1][:, :, ::-1],
+    ):
+        assert everything(other, masks) == pytest.approx(expected, abs=1e-12)
+    half = torch.from_numpy(maps).half()
+    assert everything(half, masks) == everything(half.float().numpy(), masks)
+
+
+def test_an_increasing_change_of_the_scores_changes_no_ranking_metric() -> None:
+    masks, maps = defects(), noise(defects())
+    changed = np.exp2(3 * maps.astype(np.float64))
+    before, after = everything(maps, masks, threshold=None), everything(changed, masks, threshold=None)
+    assert after == pytest.approx(before, abs=1e-12)
+
+
+def test_a_score_that_is_not_finite_is_refused_by_name() -> None:
+    maps = noise(defects())
+    maps[2, 5, 7] = np.nan
+    with pytest.raises(MetricError, match="image 2"):
+        everything(maps, defects())
+
+
+def test_maps_of_another_shape_are_refused() -> None:
+    with pytest.raises(MetricError, match="region index of shape"):
+        every_pixel_metric(noise(defects())[:, :9], region_index(defects()), Finer(normal=np.ones(4, bool)))
+
+
+# one fault each, as seen or close to it: the definitions must tell them from the real thing
+FAULTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
+    "AP by size counts the other defects as normal": (
+        "pixel_ap_small",
+        lambda patch: patch.setattr(
+            "kdad_bench.metrics.exact.Counted.negatives_above",
+            lambda self: (np.cumsum(self.counts)[-1] - np.cumsum(self.counts)[:-1:2]).astype(float)
+            - np.diff(self.ranked.ranks),
+        ),
+    ),
+    "thirds by even numbers": (
+        "pixel_ap_middle", lambda patch: patch.setattr(finer, "thirds", lambda areas: np.arange(areas.size) % 3),
+    ),
+    "AUPIMO on a linear axis": (
+        "aupimo",
+        lambda patch: patch.setattr(
+            finer, "_log_shares",
+            lambda x0, x1, low, high: (high - np.clip((x0 + x1) / 2, low, high)) / (high - low),
+        ),
+    ),
+    "no saturation": (
+        "au_spro_05",
+        lambda patch: patch.setattr(
+            finer, "_weighed", lambda values, regions, real=finer._weighed: real(
+                values, regions._replace(shares=np.ones_like(regions.shares))
+            ),
+        ),
+    ),
+    "areas without the limit": (
+        "au_spro_05",
+        lambda patch: patch.setattr(finer, "ramp_areas", lambda x0, x1, limit: limit - np.minimum(x1, limit)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, change = FAULTS[fault]
+    masks = defects()
+    maps = np.round(noise(masks, 0.3), 2)  # ties
+    before = everything(maps, masks)[name]
+    change(monkeypatch)
+    assert everything(maps, masks)[name] != pytest.approx(before, abs=EXACT)
