@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import math
 import os
 import sys
 from importlib import import_module
@@ -15,7 +14,10 @@ from click.exceptions import NoArgsIsHelpError
 
 from kdad_bench import __version__
 from kdad_bench.cli.ending import orderly, reader_left, silence_stdout
+from kdad_bench.cli.ranges import Number, Whole, readable
 from kdad_bench.leaderboard.text import printable
+
+__all__ = ["COMMANDS", "SIDE", "BadInput", "Number", "Whole", "cli", "main"]
 
 # command -> ("module:attribute", one line for --help, so that --help imports no command)
 COMMANDS = {
@@ -26,6 +28,7 @@ COMMANDS = {
     "show": ("kdad_bench.cli.show:show", "Show everything about one job."),
     "logs": ("kdad_bench.cli.logs:logs", "Show the training log of one job."),
     "predict": ("kdad_bench.cli.predict:predict", "Score new images with a saved model."),
+    "export": ("kdad_bench.cli.export:export", "Export a saved model to ONNX, OpenVINO or torch.export."),
     "results": ("kdad_bench.cli.results:results", "Compact, verify or export a results folder."),
     "data": ("kdad_bench.cli.data:data", "Fetch, verify, preview or generate data sets."),
     "kernels": ("kdad_bench.cli.kernels:kernels", "Inspect and benchmark the kernels."),
@@ -48,18 +51,7 @@ class BadInput(click.ClickException):
     exit_code = 2
 
 
-class Number(click.FloatRange):
-    """A range of finite numbers: NaN, which no comparison catches, and infinity are refused."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number; a usage error for one that is not finite."""
-        found = super().convert(value, param, ctx)
-        if not math.isfinite(found):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return found
-
-
-SIDE = click.IntRange(32, 8192)  # of square images, px
+SIDE = Whole(32, 8192)  # of square images, px
 
 
 class Commands(click.RichGroup):
@@ -116,8 +108,7 @@ class Commands(click.RichGroup):
             return name, stand_in, rest
         check_environment()
         module, _, attribute = COMMANDS[name][0].partition(":")
-        command: click.Command = getattr(import_module(module), attribute)
-        return name, command, rest
+        return name, readable(getattr(import_module(module), attribute)), rest
 
 
 def speak_any_text() -> None:

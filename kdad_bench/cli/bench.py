@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from kdad_bench.cli import SIDE, BadInput
 from kdad_bench.cli.parameters import LocalPath
+from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
     from kdad_bench.harness.end_to_end import Comparison
@@ -59,6 +61,41 @@ def end_to_end(as_json: bool, **given: Any) -> None:
     console.print(table_of(found))
     for name in SHOWN:
         console.print(f"{name}: plain loop {found.plain_metrics[name]:.4f}, kdad-bench {found.metrics[name]:.4f}")
+    console.print(found.environment)
+
+
+@bench.command(name="export")
+@click.argument("model", type=LocalPath(file_okay=False))
+@click.option("--rounds", type=click.IntRange(min=1), default=100, show_default=True, help="Calls of each runtime.")
+@click.option("--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Data folder.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def export(model: Path, rounds: int, data_root: Path | None, as_json: bool) -> None:
+    """Time the saved MODEL in each runtime that it can be exported to: median ms per image, batch 1, on the CPU.
+
+    All run in this process and take turns, from the bytes of an image to its score and map. What is not installed is
+    said and left out.
+    """
+    from kdad_bench.harness.decision import DecisionError
+    from kdad_bench.harness.export_speed import speeds_of
+    from kdad_bench.methods.checkpoint import ModelError
+
+    try:
+        found = speeds_of(model, rounds=rounds, data_root=data_root)
+    except (DecisionError, ModelError) as error:
+        raise BadInput(str(error)) from error
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=2))
+        return
+    console = Console(highlight=False)
+    title = f"{found.method}, {found.side} px, median of {found.rounds} calls"
+    table = Table("runtime", "ms/image", "times as fast", title=title, title_justify="left")
+    for one in found.timings:
+        if one.ms is not None:
+            table.add_row(one.runtime, f"{one.ms:.2f}", f"{one.ratio:.2f}x")
+    console.print(table)
+    for one in found.timings:
+        if one.why:
+            click.echo(printable(f"{one.runtime}: not measured ({one.why})"))
     console.print(found.environment)
 
 

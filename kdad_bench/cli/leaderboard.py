@@ -27,7 +27,10 @@ from kdad_bench.cli import BadInput
 def leaderboard(
     context: click.Context, results: str, out: Path | None, figures: bool, into: Path | None, check: bool
 ) -> None:
-    """Write leaderboard.md, .html, .parquet, .csv and .json of a results folder (a path or an fsspec URL)."""
+    """Write leaderboard.md, .html, .parquet, .csv and .json of a results folder (a path or an fsspec URL).
+
+    Says how much of the spread of the figures is category, seed, image sample, number of threads and device.
+    """
     from kdad_bench.leaderboard import pages
     from kdad_bench.leaderboard.store import StoreError
     from kdad_bench.leaderboard.text import printable
@@ -58,5 +61,7 @@ def leaderboard(
     drawn = [path for path in paths if path.parent.name != "figures"]
     names = ", ".join(str(path) for path in drawn)
     click.echo(printable(f"{found.table.num_rows} jobs of {found.files} files -> {names}"))
+    for line in pages.spread(found):
+        click.echo(printable(line))
     if len(drawn) < len(paths):
         click.echo(printable(f"{len(paths) - len(drawn)} figures -> {paths[-1].parent}"))

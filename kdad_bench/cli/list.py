@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rich_click as click
 from rich.console import Console
 from rich.table import Table
 
 from kdad_bench.cli.parameters import LocalPath
+
+if TYPE_CHECKING:
+    from kdad_bench.methods.protocol import Settings
+
+
+def budget(settings: Settings) -> str:
+    """How long a preset trains: steps or epochs with their batch, or that it trains nothing."""
+    if settings.steps is None and not settings.epochs:
+        return "nothing is trained: one pass over the normals"
+    much, what = (settings.epochs, "epoch") if settings.steps is None else (settings.steps, "step")
+    return f"{much} {what}{'' if much == 1 else 's'}, batch {settings.batch_size}"
 
 
 @click.group(name="list")
@@ -48,11 +60,9 @@ def methods(verbose: bool, as_json: bool) -> None:
         console.print(f"[bold]{name}[/bold]  {one.title}", highlight=False)
         console.print(f"  {one.paper}", highlight=False, markup=False)
         for preset, settings in one.presets.items():
-            budget = f"{settings.steps} steps" if settings.steps else f"{settings.epochs} epochs"
             teacher = settings.teacher if one.needs_teacher else "none"
             console.print(
-                f"  {preset}: teacher {teacher}, {settings.image_size} px, {budget}, batch {settings.batch_size}",
-                highlight=False,
+                f"  {preset}: teacher {teacher}, {settings.image_size} px, {budget(settings)}", highlight=False
             )
         if one.variants:
             console.print(f"  variants: {', '.join(f'{name}:{variant}' for variant in one.variants)}", highlight=False)

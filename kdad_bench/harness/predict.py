@@ -20,14 +20,11 @@ from kdad_bench.datasets.category import printable
 from kdad_bench.datasets.decoding import as_rgb, open_image, read_rgb
 from kdad_bench.datasets.photographs import ANSWERS, Bad, drawn, photographs
 from kdad_bench.files import write_text_whole, write_whole
-from kdad_bench.harness import decision
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.decision import Decision
+from kdad_bench.harness.exported import opened
 from kdad_bench.harness.pictures import colours
-from kdad_bench.harness.scoring import SCORE_BATCH, as_images, finite, scored
-from kdad_bench.harness.selection import device_from
-from kdad_bench.methods.checkpoint import load
-from kdad_bench.methods.protocol import Method
+from kdad_bench.harness.scoring import SCORE_BATCH, Scorer, as_images, finite, scored
 
 OPACITY = 0.45  # of a map over its image
 BATCH_PIXELS = SCORE_BATCH * 1024 * 1024  # of larger images, fewer are scored at once
@@ -84,7 +81,7 @@ class Judge:
     """A loaded model, and what it could not judge."""
 
     name: str
-    method: Method
+    method: Scorer
     resolution: int
     device: torch.device
     failed: list[Failure] = field(default_factory=list)
@@ -149,9 +146,7 @@ def predict(
     An image that cannot be read is among the `failed`, and the others are scored. Raises SelectionError, DecisionError,
     ModelError or ScoreError, each a ValueError of one line, and OSError for an `out` that cannot be written.
     """
-    where = torch.device(device_from(device))
-    name, method = load(model, where)
-    kept = decision.read(model)
+    name, method, kept, where = opened(model, device)
     judge = Judge(name=name, method=method, resolution=kept.resolution, device=where)
     if normals is not None:
         kept = fitted(kept, judge, normals)

@@ -175,6 +175,7 @@ def columns_of(job: Job) -> dict[str, Any]:
         "protocol_version": PROTOCOL_VERSION,
         "method": job.method,
         "title": entry(job.method).title,
+        "family": entry(job.method).family,
         "variant": job.variant or None,
         "dataset": job.category.dataset,
         "category": job.category.name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +17,14 @@ CPU = torch.device("cpu")
 SCORE_BATCH = 16
 SMALLER_SCORE_BATCH = 2  # tried once when a GPU is out of memory
 INVARIANCE_IMAGES = 4  # maps of so many images at batch 1 are compared with those of the full batch
+
+
+class Scorer(Protocol):
+    """What answers with scores: a method, or a graph that one was exported as."""
+
+    def score(self, images: Tensor) -> Scores:
+        """As `Method.score`."""
+        ...
 
 
 class ScoreError(ValueError):
@@ -40,7 +48,7 @@ def score_all(method: Method, images: Pixels, name: str, device: torch.device = 
         return scored(method, images, SMALLER_SCORE_BATCH, name, device)
 
 
-def scored(method: Method, images: Pixels, batch: int, name: str, device: torch.device = CPU) -> Scores:
+def scored(method: Scorer, images: Pixels, batch: int, name: str, device: torch.device = CPU) -> Scores:
     """Scores of all images in batches of at most `batch`, each checked at the border.
 
     The batches are as equal as can be: every new shape costs the convolutions a preparation. The maps are put into one

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdad_bench.kernels import dispatch
+from kdad_bench.kernels.discrepancy import plain
 
 ROWS, COLUMNS = 512, 4096  # queries and memory rows of a tile: 8 MB of float32
 GROUP = 64  # columns of a tile whose least value is looked at first; divides COLUMNS
@@ -41,6 +42,9 @@ def nearest(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor
     Raises: ValueError for other ranks, widths, dtypes or devices that differ, an empty memory, vectors without values,
     a k outside 1..M, and values that are not finite.
     """
+    if not plain(queries, memory):
+        traced: tuple[Tensor, Tensor] = torch.ops.kdad.nearest(queries, memory, k)
+        return traced
     _check(queries, memory, k)
     answer = torch.float64 if queries.dtype == torch.float64 else torch.float32
     if len(queries) == 0:
@@ -275,3 +279,16 @@ def distances(queries: Tensor, memory: Tensor, row: Tensor, index: Tensor) -> Te
         some = slice(start, start + size)
         made[some, 0] = (queries[row[some]].double() - memory[index[some]]).square_().sum(1)
     return made
+
+
+@torch.library.custom_op("kdad::nearest", mutates_args=())
+def nearest_op(queries: Tensor, memory: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`nearest` as one opaque call of a trace."""
+    return nearest(queries, memory, k)
+
+
+@nearest_op.register_fake
+def _(queries: Tensor, memory: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    answer = torch.float64 if queries.dtype == torch.float64 else torch.float32
+    shape = (queries.shape[0], k)
+    return queries.new_empty(shape, dtype=answer), queries.new_empty(shape, dtype=torch.int64)

@@ -148,14 +148,14 @@ class Curve:
     def _summary(self, metric: str, values: NDArray[np.float64]) -> Summary:
         """`values` [entrants, categories, seeds] as a summary, which knows how to estimate."""
         first = self.places[0].board.summary
-        own: dict[str, Any] = {name: {} for name in ("jobs", "images") if hasattr(first, name)}  # of the first point
         return replace(
             first,
             entrants=self._entrants,
             categories=self._categories,
             seeds=self._seeds,
             values={metric: values},
-            **own,
+            jobs={},  # these and the images are of the first point
+            images={},
         )
 
 

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kdad_bench.leaderboard import measurement
-from kdad_bench.leaderboard.inference import CONFIDENCE
+from kdad_bench.leaderboard.families import in_order
 from kdad_bench.leaderboard.metric import ACCURACY, HEADLINE, MEASURED, METRICS, RANKED
 from kdad_bench.leaderboard.row import COLUMNS, EXTERNAL
-from kdad_bench.leaderboard.student_t import student_quantile
 from kdad_bench.leaderboard.summary import Entrant, Estimate, Group, Summary, summarise_rows
 
 if TYPE_CHECKING:
@@ -36,18 +35,19 @@ VISIBLE = 0.0005  # half of the last digit that tables show: a smaller differenc
 
 # What the renderers read of each row: a thousand files are opened for a page, and each column costs time.
 _IDENTITY = (
-    "job_id schema_version protocol_version created_at method title variant dataset category seed preset modality "
-    "status reason teacher teacher_weights teacher_sha256 resolution image_size readings deviations "
+    "job_id schema_version protocol_version created_at method title family variant dataset category seed preset "
+    "modality status reason teacher teacher_weights teacher_sha256 resolution image_size readings deviations "
     "data_fingerprint synthetic origin code_sha256 train_images k_shot contamination corruption speed_key "
     "speed_threads"
 )
 _MACHINE = "device device_name threads python torch triton numpy kdad_bench platform git_commit git_dirty"
+_SCORES = "image_scores image_labels image_names"
 _FIGURES = tuple(
     name
     for name, metric in MEASURED.items()
     if name in ACCURACY or metric.tables or metric.higher_is_better is None or name in measurement.SHARED
 )
-DRAWN = tuple(name for name in COLUMNS if name in {*_IDENTITY.split(), *_FIGURES, *_MACHINE.split()})
+DRAWN = tuple(name for name in COLUMNS if name in {*_IDENTITY.split(), *_FIGURES, *_SCORES.split(), *_MACHINE.split()})
 
 Mark = Literal["best", "second", ""]
 
@@ -174,9 +174,48 @@ class Board:
 
         An entrant that lacks a category that another one has gets none: its mean is over other data.
         """
+        return self._ranks_among(None)
+
+    @cached_property
+    def ranks_in_family(self) -> dict[str, float]:
+        """entrant -> the same rank among the entrants of its family alone."""
+        found: dict[str, float] = {}
+        for family in self.families:
+            found |= self._ranks_among([key for key in self.rows if self.family(key) == family])
+        return found
+
+    def _ranks_among(self, members: Sequence[str] | None) -> dict[str, float]:
         metrics = [metric for metric in RANKED if self.measured(metric)]
-        ranks = [self.summary.ranks(metric).average for metric in metrics]
+        ranks = [self.summary.ranks(metric, members).average for metric in metrics]
         return {key: fmean(rank[key] for rank in ranks) for key in self.rows if ranks and all(key in r for r in ranks)}
+
+    def family(self, key: str) -> str:
+        """The family of an entrant."""
+        return self.summary.entrant(key).family
+
+    @cached_property
+    def families(self) -> tuple[str, ...]:
+        """The families with a finished job, in the order in which they are shown."""
+        return in_order(self.family(key) for key in self.rows)
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """entrant -> place by average rank; equal ranks share a place, entrants without a rank have none."""
+        return _places(self.average_ranks)
+
+    @cached_property
+    def places_in_family(self) -> dict[str, int]:
+        """entrant -> place within its family."""
+        found: dict[str, int] = {}
+        for family in self.families:
+            found |= _places({key: rank for key, rank in self.ranks_in_family.items() if self.family(key) == family})
+        return found
+
+    def members(self, family: str) -> tuple[str, ...]:
+        """The entrants of a family, the best average rank within it first, the unranked after them."""
+        ranks = self.ranks_in_family
+        keys = [key for key in self.order if self.family(key) == family]
+        return tuple(sorted(keys, key=lambda key: ranks.get(key, float("inf"))))
 
     @cached_property
     def order(self) -> tuple[str, ...]:
@@ -220,27 +259,29 @@ class Board:
 
     def cell_marks(self, metric: str, category: str) -> dict[str, Mark]:
         """The best and second of one category, each only if the 95 % interval of its paired difference to the next one
-        over the shared seeds (Student) lies on its side of zero. Without repeats nothing is marked.
+        lies on its side of zero and the difference would be seen. By images and seeds, or seeds alone (`pairs`).
         """
         sign = 1 if METRICS[metric].higher_is_better else -1
         values = self.summary.values[metric][:, self.summary.categories.index(category)]  # [entrants, seeds]
-        found = {
-            entrant.key: sign * row
+        means = {
+            entrant.key: sign * float(np.nanmean(row))
             for entrant, row in zip(self.summary.entrants, values, strict=True)
             if not np.isnan(row).all()
         }
-        order = sorted(found, key=lambda key: (-float(np.nanmean(found[key])), key))
+        order = sorted(means, key=lambda key: (-means[key], key))
         marks: dict[str, Mark] = {}
         names: tuple[Mark, Mark] = ("best", "second")
         for place, name in enumerate(names):
             if len(order) > place + 1:
-                difference = found[order[place]] - found[order[place + 1]]
-                if _above_zero(difference[~np.isnan(difference)]):
+                found = self.summary.in_category(order[place], order[place + 1], metric, category)
+                if found.low is None or found.high is None or abs(found.difference or 0.0) < VISIBLE:
+                    continue
+                if min(sign * found.low, sign * found.high) > 0:
                     marks[order[place]] = name
         return marks
 
     def overall_marks(self, metric: str) -> dict[str, Mark]:
-        """The best and second overall mean, each only if the corrected Wilcoxon test tells it from the next one's."""
+        """The best and second overall mean, each only if the corrected test tells it from the next one's."""
         means = {
             key: found.mean for key in self.rows if (found := self.overall(key, metric)) is not None and found.complete
         }
@@ -254,12 +295,8 @@ class Board:
         return marks
 
 
-def _above_zero(difference: np.ndarray[Any, np.dtype[np.float64]]) -> bool:
-    """Whether the Student interval of the mean lies above zero, and the mean would be seen in a table."""
-    if difference.size < 2 or difference.mean() < VISIBLE:
-        return False
-    half = student_quantile(difference.size - 1, CONFIDENCE) * difference.std(ddof=1) / difference.size**0.5
-    return bool(difference.mean() - half > 0)
+def _places(ranks: Mapping[str, float]) -> dict[str, int]:
+    return {key: 1 + sum(other < rank for other in ranks.values()) for key, rank in ranks.items()}
 
 
 def boards(table: pa.Table) -> list[Board]:

@@ -7,13 +7,35 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kdad_bench.leaderboard.board import Board
+from kdad_bench.leaderboard.chart_names import MOST_NAMES, Name, named
 from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.numbers import interval, large, number
 from kdad_bench.leaderboard.text import escape
 
-WIDTH, HEIGHT = 760, 400
-LEFT, RIGHT, TOP, BOTTOM = 64, 130, 16, 52
 COLOURS = 8  # of the style sheet: --c0 .. --c7
+
+
+class Layout(NamedTuple):
+    """The size of a drawing and its margins, px of a page that shows it at its own size."""
+
+    name: str  # class of the style sheet, which shows one of the layouts
+    width: int
+    height: int
+    left: int = 64
+    right: int = 28
+    top: int = 20
+    bottom: int = 52
+
+    def x(self, share: float) -> float:
+        """The place of a share of the axis across."""
+        return self.left + share * (self.width - self.left - self.right)
+
+    def y(self, share: float) -> float:
+        """The place of a share of the axis up."""
+        return self.height - self.bottom - share * (self.height - self.top - self.bottom)
+
+
+LAYOUTS = (Layout("wide", 1100, 460), Layout("narrow", 480, 420))
 
 
 class Point(NamedTuple):
@@ -48,48 +70,52 @@ def front(found: Sequence[Point]) -> list[Point]:
 
 
 def pareto(board: Board, metric: str) -> str:
-    """The chart of `metric` against ms/image as an SVG element, or "" if nothing was timed."""
+    """The chart of `metric` against ms/image, once for each layout, as SVG elements; "" if nothing was timed."""
     found = points(board, metric)
-    if not found:
-        return ""
+    return "\n".join(_drawing(board, metric, found, layout) for layout in LAYOUTS) if found else ""
+
+
+def _drawing(board: Board, metric: str, found: Sequence[Point], layout: Layout) -> str:
     across = _log_ticks(min(p.latency_ms for p in found), max(p.latency_ms for p in found))
     lows = [p.value if p.low is None else p.low for p in found]
     highs = [p.value if p.high is None else p.high for p in found]
-    up = _ticks(min(lows), min(1.0, max(highs)))
+    up = _ticks(max(0.0, min(lows)), min(1.0, max(highs)))
 
     def x(value: float) -> float:
         low, high = math.log10(across[0]), math.log10(across[-1])
-        return LEFT + (math.log10(value) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+        return layout.x((math.log10(value) - low) / (high - low))
 
     def y(value: float) -> float:
-        return HEIGHT - BOTTOM - (value - up[0]) / (up[-1] - up[0]) * (HEIGHT - TOP - BOTTOM)
+        return layout.y((min(max(value, up[0]), up[-1]) - up[0]) / (up[-1] - up[0]))
 
     title = f"{METRICS[metric].label} against milliseconds per image"
+    top, bottom, left, right = layout.y(1), layout.y(0), layout.x(0), layout.x(1)
     parts = [
-        f'<svg class="pareto" viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="{escape(title)}">',
-        *(f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>' for t in across),
-        *(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>' for t in up),
+        f'<svg class="pareto {layout.name}" viewBox="0 0 {layout.width} {layout.height}" role="group" '
+        f'aria-label="{escape(title)}">',
+        *(f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="{top}" y2="{bottom}"/>' for t in across),
+        *(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>' for t in up),
+        *(f'<text class="tick" x="{x(t):.1f}" y="{bottom + 18}" text-anchor="middle">{t:g}</text>' for t in across),
         *(
-            f'<text class="tick" x="{x(t):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{t:g}</text>'
-            for t in across
-        ),
-        *(
-            f'<text class="tick" x="{LEFT - 8}" y="{y(t) + 4:.1f}" text-anchor="end">{_decimal(t, up)}</text>'
+            f'<text class="tick" x="{left - 8}" y="{y(t) + 4:.1f}" text-anchor="end">{_decimal(t, up)}</text>'
             for t in up
         ),
-        f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2:.1f}" y="{HEIGHT - 10}" text-anchor="middle">'
+        f'<text class="axis" x="{(left + right) / 2:.1f}" y="{layout.height - 10}" text-anchor="middle">'
         "ms per image at batch 1 (log scale; left is faster)</text>",
-        f'<text class="axis" transform="translate(16 {(TOP + HEIGHT - BOTTOM) / 2:.1f}) rotate(-90)" '
+        f'<text class="axis" transform="translate(16 {(top + bottom) / 2:.1f}) rotate(-90)" '
         f'text-anchor="middle">{escape(METRICS[metric].label)}</text>',
     ]
     best = front(found)
     path = [f"M{x(best[0].latency_ms):.1f} {y(best[0].value):.1f}"]
     path += [f"H{x(point.latency_ms):.1f} V{y(point.value):.1f}" for point in best[1:]]
-    parts.append(f'<path class="front" d="{" ".join(path)} H{WIDTH - RIGHT}"/>')
-    labels = _labels([p.label for p in found], [(x(p.latency_ms), y(p.value)) for p in found])
-    for point, label in zip(found, labels, strict=True):
-        ends = None if point.low is None or point.high is None else (y(point.low), y(point.high))
-        parts.append(_mark(board, metric, point, (x(point.latency_ms), y(point.value)), ends, label))
+    parts.append(f'<path class="front" d="{" ".join(path)} H{right}"/>')
+    places = [(x(p.latency_ms), y(p.value)) for p in found]
+    ends = [None if p.low is None or p.high is None else (y(p.high), y(p.low)) for p in found]
+    bars = [(place[0] - 3, end[0], place[0] + 3, end[1]) for place, end in zip(places, ends, strict=True) if end]
+    texts = [p.label if p.key in board.order[:MOST_NAMES] else "" for p in found]
+    names = named(texts, places, (left + 2, 2, layout.width - 2, bottom - 2), bars)
+    for point, place, end, name in zip(found, places, ends, names, strict=True):
+        parts.append(_mark(board, metric, point, place, end, name))
     return "\n".join([*parts, "</svg>"])
 
 
@@ -99,23 +125,24 @@ def _mark(
     point: Point,
     place: tuple[float, float],
     ends: tuple[float, float] | None,
-    label: Label,
+    name: Name | None,
 ) -> str:
-    """A point with its interval, its name, and what is said when it is reached."""
+    """A point with its interval, its name where there is room, and what is said when it is reached."""
     colour = f"--c:var(--c{board.look(point.key) % COLOURS})"
     said = escape(describe(board, metric, point))
     x, y = place
-    bar = (
-        ""
-        if ends is None
-        else f'<line class="interval" x1="{x:.1f}" x2="{x:.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}"/>'
-    )
-    anchor = "end" if label.end else "start"
-    return (
-        f'<g class="point" tabindex="0" role="img" aria-label="{said}" style="{colour}">'
-        f'{bar}<circle cx="{x:.1f}" cy="{y:.1f}" r="7"/>'
-        f'<text text-anchor="{anchor}" x="{label.x:.1f}" y="{label.y:.1f}">{escape(point.label)}</text></g>'
-    )
+    drawn = [f'<g class="point" tabindex="0" role="img" aria-label="{said}" style="{colour}">']
+    if ends is not None:
+        drawn.append(f'<line class="interval" x1="{x:.1f}" x2="{x:.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}"/>')
+    if name is not None and name.line is not None:
+        x1, y1, x2, y2 = name.line
+        drawn.append(f'<line class="leader" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>')
+    drawn.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7"/>')
+    if name is not None:
+        drawn.append(
+            f'<text text-anchor="{name.anchor}" x="{name.x:.1f}" y="{name.y:.1f}">{escape(point.label)}</text>'
+        )
+    return "".join([*drawn, "</g>"])
 
 
 def describe(board: Board, metric: str, point: Point) -> str:
@@ -127,41 +154,6 @@ def describe(board: Board, metric: str, point: Point) -> str:
         f"{large(board.typical(point.key, 'parameters'))} parameters"
         + (f", {number(memory)} MB" if memory is not None else "")
     )
-
-
-class Label(NamedTuple):
-    """Where a point's name stands: beside it, left or right, moved up or down where it would cover something."""
-
-    x: float
-    y: float
-    end: bool  # the text ends at x
-
-
-def _labels(texts: Sequence[str], places: Sequence[tuple[float, float]]) -> list[Label]:
-    """A place for the name of each point (x, y) that covers no other name or point, as far as there is one."""
-    boxes: list[tuple[float, float, float, float]] = []
-    markers = [(x - 8, y - 8, x + 8, y + 8) for x, y in places]
-    found = []
-    for index, (text, (x, y)) in enumerate(zip(texts, places, strict=True)):
-        width = 7.2 * len(text)
-        others = [box for other, box in enumerate(markers) if other != index]
-        best: tuple[int, Label, tuple[float, float, float, float]] | None = None
-        for shift in (0, 15, -15, 30, -30, 45, -45):
-            for end in (False, True):
-                left = x - 12 - width if end else x + 12
-                box = (left, y + shift - 7, left + width, y + shift + 7)
-                covered = sum(_overlap(box, other) for other in (*boxes, *others))
-                outside = 5 * (left < LEFT or left + width > WIDTH or not TOP - 8 < y + shift < HEIGHT - BOTTOM + 2)
-                if best is None or covered + outside < best[0]:
-                    best = (covered + outside, Label(x - 12 if end else x + 12, y + shift + 4, end), box)
-        assert best is not None
-        found.append(best[1])
-        boxes.append(best[2])
-    return found
-
-
-def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

@@ -8,16 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdad_bench.leaderboard import chart, curve_chart, published
+from kdad_bench.leaderboard import curve_chart
 from kdad_bench.leaderboard.axes import curves, shown_whole
-from kdad_bench.leaderboard.board import MOST_LOAD, UNSTEADY, VISIBLE, Board, Mark
+from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.gallery import NoPicture, thumbnail
-from kdad_bench.leaderboard.measurement import SHARED
-from kdad_bench.leaderboard.metric import METRICS, RANKED, shown_in
-from kdad_bench.leaderboard.numbers import MISSING, deviation, large, number, signed
-from kdad_bench.leaderboard.row import EXTERNAL
+from kdad_bench.leaderboard.html_board import sections
+from kdad_bench.leaderboard.html_pairs import devices
+from kdad_bench.leaderboard.html_parts import cell, table_of
+from kdad_bench.leaderboard.images import SCORED
+from kdad_bench.leaderboard.metric import METRICS, shown_in
 from kdad_bench.leaderboard.store import Problem
-from kdad_bench.leaderboard.summary import Estimate
 from kdad_bench.leaderboard.text import escape
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _inside_script(code: str) -> str:
 
 def body(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem], pictures: Mapping[str, Path]) -> str:
     """What stands between the style and the scripts."""
-    rows = table.to_pylist()
+    rows = table.drop_columns([name for name in SCORED if name in table.column_names]).to_pylist()
     bent = curves(found)
     drawn = [board for board in shown_whole(found, bent) if board.rows]
     ok = sum(row["status"] == "ok" for row in rows)
@@ -92,8 +92,8 @@ def body(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem], p
         *curve_chart.sections(bent),
     ]
     for index, board in enumerate(drawn):
-        parts += _board(board, f"b{index}")
-    parts += [_jobs(rows, found), *_failures(found, problems), *_gallery(rows, found, pictures)]
+        parts += sections(board, f"b{index}")
+    parts += [devices(drawn), _jobs(rows, found), *_failures(found, problems), *_gallery(rows, found, pictures)]
     parts += ["</main>", _footer(rows), '<div id="tip" role="tooltip" hidden></div>']
     return "\n".join(part for part in parts if part)
 
@@ -101,10 +101,11 @@ def body(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem], p
 ABOUT = """<details><summary>How to read this page</summary>
 <p>Rows that differ in data set, modality, resolution, preset, protocol, device or origin are never averaged: each
 such group has its own section. Accuracies are in [0, 1], higher is better. [low, high] is the 95 % interval of the
-mean, by a bootstrap over categories and seeds; ± is the standard deviation over seeds (n − 1), absent with one seed.
-Bold is the best value and underlined the second, only where it differs from the next one beyond noise: for a mean, by
-a Wilcoxon signed-rank test over categories, Holm-corrected, at 0.05 (a few categories can never reach that); in one
-category, by the 95 % interval of the paired difference over seeds.</p></details>"""
+mean for other categories of the same kind, by a hierarchical bootstrap over category, seed and test image: with a few
+categories it is wide, and methods whose intervals overlap may well be told apart, because they saw the same images. ±
+is the standard deviation over seeds (n − 1), absent with one seed. Bold is the best value and underlined the second,
+only where it differs from the next one beyond noise: for a mean by the corrected test of “Who beats whom”, in one
+category by the 95 % interval of the paired difference.</p></details>"""
 
 
 def _navigation(drawn: Sequence[Board], pictures: bool, bent: bool) -> str:
@@ -113,215 +114,6 @@ def _navigation(drawn: Sequence[Board], pictures: bool, bent: bool) -> str:
     links += [("all-jobs", "All jobs")] + ([("gallery", "Pictures")] if pictures else [])
     items = "".join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title in links)
     return f'<nav aria-label="Sections"><ul>{items}</ul></nav>'
-
-
-def _board(board: Board, name: str) -> Iterator[str]:
-    """The sections of one board."""
-    yield f'<section id="{name}"><h2>{escape(board.title)}</h2>'
-    for caveat in board.caveats:
-        words = CAVEATS.get(caveat) or f"{board.budget[0].upper()}{board.budget[1:]}."
-        yield f'<p class="warning"><span class="badge">{escape(caveat)}</span>{words}</p>'
-    yield "<h3>Ranking</h3>" + _ranking(board)
-    charts = [(metric, chart.pareto(board, metric)) for metric in reversed(board.headline)]
-    if any(drawing for _, drawing in charts):
-        yield "<h3>Speed against accuracy</h3><div>"
-        yield _choice(f"{name}-pareto", [metric for metric, drawing in charts if drawing])
-        for metric, drawing in charts:
-            if drawing:
-                yield (
-                    f'<figure data-metric="{metric}">{drawing}<figcaption>{METRICS[metric].label}. Dashed: the front, '
-                    "which no method beats in both. Bars: 95 % interval. Methods that lack a category are left out."
-                    "</figcaption></figure>"
-                )
-        yield "</div>"
-    yield "<h3>By category</h3><div>" + _choice(f"{name}-heat", board.headline)
-    for metric in board.headline:
-        yield f'<div data-metric="{metric}">{_heat(board, metric)}</div>'
-    yield "</div>"
-    yield "<h3>Ablations</h3>" + _ablations(board)
-    yield "<h3>Published and measured</h3>" + _published(board)
-    yield from _words(board)
-    yield "</section>"
-
-
-CAVEATS = {
-    EXTERNAL: (
-        "Other code made these maps, and only their scoring is this benchmark's. What it learnt from, and whether it "
-        "saw test images, is not known."
-    ),
-    "synthetic data": "Procedurally generated images, no substitute for a real data set.",
-}
-
-
-def _choice(name: str, metrics: Sequence[str]) -> str:
-    """Radio buttons that pick one of the parts with `data-metric` beside them."""
-    buttons = "".join(
-        f'<label><input type="radio" name="{name}" value="{metric}"{" checked" if index == 0 else ""}> '
-        f"{METRICS[metric].label}</label>"
-        for index, metric in enumerate(metrics)
-    )
-    return f'<fieldset class="choice"><legend>Metric</legend>{buttons}</fieldset>'
-
-
-FLAG = f' <abbr title="varies by more than {UNSTEADY * 100:g} % between jobs">~</abbr>'
-FLAG_ALONE = f' <abbr title="timed while other work held over {MOST_LOAD:.0%} of the processors, or varies">~</abbr>'
-
-
-def _ranking(board: Board) -> str:
-    """Accuracy and cost in one sortable table."""
-    marks = {metric: board.overall_marks(metric) for metric in board.headline}
-    costs = shown_in("ranking")
-    heads = [("#", "n"), ("method", ""), ("teacher", ""), *((METRICS[metric].label, "n") for metric in board.headline)]
-    heads += [("average rank", "n"), *((METRICS[metric].short, "n") for metric in costs), ("jobs", "n")]
-    lines = []
-    place = 0
-    for position, key in enumerate(board.order, 1):
-        rank = board.average_ranks.get(key)
-        if position == 1 or rank != board.average_ranks.get(board.order[position - 2]):
-            place = position
-        entrant = board.summary.entrant(key)
-        cells = [
-            _cell(str(place) if rank is not None else MISSING, place if rank is not None else 9999),
-            f'<th scope="row">{escape(board.labels[key])}</th>',
-            f"<td>{escape(entrant.teacher or ('unknown' if board.external else 'none'))}</td>",
-        ]
-        for metric in board.headline:
-            cells.append(
-                _accuracy(board.overall(key, metric), marks[metric].get(key, ""), len(board.categories(metric)))
-            )
-        cells.append(_cell(MISSING if rank is None else f"{rank:.2f}", 9999 if rank is None else rank))
-        for column in costs:
-            value = board.typical(key, column)
-            shown = (number if METRICS[column].unit else large)(value)
-            flag = FLAG_ALONE if board.alone and column in SHARED else FLAG
-            cells.append(_cell(shown + (flag if board.unsteady(key, column) else ""), value))
-        cells.append(_cell(str(len(board.rows[key]))))
-        lines.append("".join(cells))
-    caption = (
-        "Average rank: over the categories, of "
-        + " and ".join(METRICS[m].label for m in RANKED if m in board.headline)
-        + "."
-        " Costs are medians over jobs; ms/image at batch 1, images/s at the best batch. "
-        + ("Speed is measured once per method and settings, with no job beside it. " if board.alone else "")
-        + "Click a heading to sort."
-    )
-    return _table(heads, lines, caption, "sortable searchable")
-
-
-def _accuracy(found: Estimate | None, mark: Mark, categories: int) -> str:
-    if found is None:
-        return _cell(MISSING)
-    around = "" if found.low is None else f' <span class="interval-text">[{found.low:.3f}, {found.high:.3f}]</span>'
-    few = "" if found.complete else f' <span class="interval-text">{found.categories} of {categories} categories</span>'
-    return _cell(f"{found.mean:.3f}{around}{few}", found.mean, mark)
-
-
-def _heat(board: Board, metric: str) -> str:
-    """Categories against methods; the colour repeats the number, it does not replace it."""
-    shown = [key for key in board.order if board.overall(key, metric)]
-    cells = {
-        (key, category): board.cell(key, category, metric) for key in shown for category in board.categories(metric)
-    }
-    values = [found.mean for found in cells.values() if found]
-    low, high = min(values), max(values)
-    lines = []
-    for category in board.categories(metric):
-        marks = board.cell_marks(metric, category)
-        line = [f'<th scope="row">{escape(category)}</th>']
-        for key in shown:
-            found = cells[key, category]
-            style = "" if found is None else f' style="--v:{(found.mean - low) / ((high - low) or 1):.2f}"'
-            line.append(_cell(deviation(found), found.mean if found else None, marks.get(key, ""), style))
-        lines.append("".join(line))
-    heads = [("category", ""), *((board.labels[key], "n") for key in shown)]
-    colours = f"Colour: {low:.3f} (pale) to {high:.3f} (strong)."
-    caption = f"{METRICS[metric].label}, mean ± standard deviation over seeds. {colours}"
-    return _table(heads, lines, caption, "sortable heat")
-
-
-def _ablations(board: Board) -> str:
-    """Each variant against the default of its method, paired by category and seed."""
-    lines = []
-    for key in board.order:
-        entrant = board.summary.entrant(key)
-        if entrant.variant is None:
-            continue
-        for base in board.order:
-            default = board.summary.entrant(base)
-            if default.method != entrant.method or default.variant is not None:
-                continue
-            for metric in board.headline:
-                found = board.summary.comparison(key, base, metric)
-                if found.difference is None:
-                    continue
-                tone = "" if abs(found.difference) < VISIBLE else "up" if found.difference > 0 else "down"
-                p = MISSING if found.p_holm is None else f"{found.p_holm:.3f}"
-                lines.append(
-                    f'<th scope="row">{escape(board.labels[key])}</th><td>{escape(board.labels[base])}</td>'
-                    f"<td>{METRICS[metric].label}</td>"
-                    + _cell(f'<span class="{tone}">{signed(found.difference)}</span>', found.difference)
-                    + _cell(f"{found.a_better} of {found.categories}", found.a_better)
-                    + _cell(p, found.p_holm)
-                )
-    if not lines:
-        return '<p class="soft">No variant was run here: <code>kdad-bench run --method NAME:VARIANT</code>.</p>'
-    heads = [("variant", ""), ("against", ""), ("metric", ""), ("difference", "n"), ("categories won", "n"), ("p", "n")]
-    caption = "Mean paired difference; p: Wilcoxon signed-rank test over categories, Holm-corrected over all pairs."
-    return _table(heads, lines, caption, "sortable searchable")
-
-
-def _published(board: Board) -> str:
-    """Reported numbers beside ours, or why there is no comparison."""
-    whole = published.refusal(board)
-    if whole:
-        return f'<p class="soft">Not compared: {escape(whole)}.</p>'
-    found = [
-        one for one in published.verdicts(board) if not one.reported.measured or board.measured(one.reported.measured)
-    ]
-    if not found:
-        return '<p class="soft">Nothing published is known here for these methods.</p>'
-    lines = []
-    for one in found:
-        reported = one.reported
-        said = escape(one.verdict) if one.verdict else f"not compared: {escape(one.refusal)}"
-        lines.append(
-            f'<th scope="row" class="wrap">{escape(reported.reported)} '
-            f'<span class="interval-text">{escape(reported.backbone)}</span></th>'
-            f"<td>{escape(board.labels[one.key])}</td>"
-            f"<td>{escape(reported.category)}</td><td>{escape(reported.metric)}</td><td>{escape(reported.origin)}</td>"
-            + _cell(f"{reported.value:.3f}", reported.value)
-            + _cell(MISSING if one.measured is None else f"{one.measured:.3f}", one.measured)
-            + _cell(MISSING if one.difference is None else signed(one.difference), one.difference)
-            + f'<td class="prose">{said}</td>'
-        )
-    heads = [("reported", ""), ("beside our", ""), ("category", ""), ("metric", ""), ("origin", ""), ("value", "n")]
-    heads += [("ours", "n"), ("difference", "n"), ("verdict", "")]
-    caption = (
-        f"agrees: within {published.TOLERANCE} or the 95 % interval over our seeds. Other protocols are not compared."
-    )
-    table = _table(heads, lines, caption, "sortable searchable")
-    compared = sum(one.difference is not None for one in found)
-    sources = dict.fromkeys(f"<li>{escape(one.reported.reported)}: {escape(one.reported.source)}</li>" for one in found)
-    return (
-        f'<details class="long"><summary>{len(found)} reported numbers, {compared} of them comparable</summary>{table}'
-        f"<h4>Sources</h4><ul>{''.join(sources)}</ul></details>"
-    )
-
-
-def _words(board: Board) -> Iterator[str]:
-    """What no source settles, and apart from it what a source settles and these runs do otherwise."""
-    said = (
-        ("How the maps were judged" if board.external else "Readings: what the sources leave open", board.readings),
-        ("Deviations: what a source settles and these runs do otherwise", board.deviations),
-    )
-    for title, words in said:
-        items = "".join(
-            f"<li><strong>{escape(board.labels[key])}</strong>: {escape('; '.join(words(key)))}</li>"
-            for key in board.order
-            if words(key)
-        )
-        if items:
-            yield f"<details><summary>{title}</summary><ul>{items}</ul></details>"
 
 
 def _jobs(rows: Sequence[Mapping[str, Any]], found: Sequence[Board]) -> str:
@@ -364,11 +156,13 @@ def _failures(found: Sequence[Board], problems: Sequence[Problem]) -> Iterator[s
     if failed:
         lines = [
             f'<th scope="row">{escape(board.labels.get(key, key))}</th><td>{escape(board.dataset)}</td>'
-            f"<td>{escape(category)}</td>{_cell(str(seed))}<td>{escape(board.group.preset)}</td><td>{escape(reason)}</td>"
+            f"<td>{escape(category)}</td>{cell(str(seed))}<td>{escape(board.group.preset)}</td><td>{escape(reason)}</td>"
             for board, (key, category, seed, reason) in failed
         ]
         heads = [("method", ""), ("data set", ""), ("category", ""), ("seed", "n"), ("preset", ""), ("reason", "")]
-        yield "<section id='failed'><h2>Failed jobs</h2>" + _table(heads, lines, "They count in no number.", "sortable")
+        yield "<section id='failed'><h2>Failed jobs</h2>" + table_of(
+            heads, lines, "They count in no number.", "sortable"
+        )
         yield "</section>"
     left_out = [f"{board.title}: {problem}" for board in found for problem in board.summary.problems]
     left_out += [f"file {problem.file}: {problem.what}" for problem in sorted(problems)]
@@ -435,19 +229,4 @@ def _footer(rows: Sequence[Mapping[str, Any]]) -> str:
     return (
         f"<footer><h2>How these numbers were made</h2><ul>{items}</ul>"
         "<p>Tables by DataTables, copyright SpryMedia Limited, MIT licence.</p></footer>"
-    )
-
-
-def _cell(text: str, order: float | None = None, mark: Mark = "", style: str = "") -> str:
-    """A numeric cell; `order` is what it sorts by, nothing sorting last."""
-    key = "" if order is None and text != MISSING else f' data-order="{-1 if order is None else order:.9g}"'
-    return f'<td class="n {mark}"{key}{style}>{text}</td>' if mark else f'<td class="n"{key}{style}>{text}</td>'
-
-
-def _table(heads: Sequence[tuple[str, str]], lines: Sequence[str], caption: str, kind: str) -> str:
-    head = "".join(f'<th scope="col"{f" class={name}" if name else ""}>{escape(title)}</th>' for title, name in heads)
-    rows = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return (
-        f'<div class="scroll"><table class="{kind}"><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
-        f"<tbody>\n{rows}\n</tbody></table></div>"
     )

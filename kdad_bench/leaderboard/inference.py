@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Sequence
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from kdad_bench.leaderboard.student_t import student_quantile
 CONFIDENCE = 0.95
 SIGNIFICANCE = 0.05
 RESAMPLES = 2000
+CLOSEST = 5e-3  # to 0 or 1 that a share counts as, where it is a logit: no test set tells finer ones apart
+NORMAL = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)  # 1.96
 
 # 0.95 quantile of the studentised range for k groups and infinite degrees of freedom, over the square root of 2
 _NEMENYI = (
@@ -72,32 +75,84 @@ def critical_difference(methods: int, categories: int) -> float | None:
     return _nemenyi(methods) * math.sqrt(methods * (methods + 1) / (6 * categories))
 
 
-def two_level_bootstrap(values: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % percentile interval of the mean over categories of the means over seeds.
+def hierarchical_interval(
+    values: NDArray[np.float64],
+    deviations: Sequence[NDArray[np.float64]] | None = None,
+    within: float = 0.0,
+    *,
+    shares: bool = True,
+) -> tuple[float, float]:
+    """95 % interval of the mean over categories of the means over seeds, for other categories of the same kind.
 
-    `values` [categories, seeds], NaN where missing, at least one value in each category. 2000 resamples with a fixed
-    generator: categories with replacement, then for each drawn category as many seeds as it has, with replacement.
-    Percentile intervals are too narrow for few categories (about 10 or fewer): read them together with their number.
+    `values` [categories >= 2, seeds], NaN where missing, at least one value in each category. `deviations`: for each
+    category [its seeds with a value, resamples], how far resampled test images move each seed's value; None: unknown.
+    `within`: the standard error of the mean for these very categories, by seeds and images. `shares`: the values lie in
+    [0, 1] and the interval does too.
+
+    Hierarchical bootstrap, 2000 resamples with a fixed generator: categories with replacement, then the seeds of each
+    drawn category, and for each drawn category one resample of its images, the same for its seeds. Shares are averaged
+    as logits, where an easy category is as far from the middle as a hard one; the bootstrap tells by how much all
+    logits might lie too high or too low, and the mean of the shares so moved is the end of the interval. Percentiles
+    give its shape. Its width is that of Student's t over the categories, which plain percentiles of a few categories
+    do not reach (Hesterberg, The American Statistician 69(4), 2015), and at least what `within` asks.
     """
     counts = (~np.isnan(values)).sum(axis=1)
     packed = np.take_along_axis(values, np.argsort(np.isnan(values), axis=1, kind="stable"), axis=1)
-    drawn, picks, inside, drawn_counts = _draws(tuple(counts.tolist()), values.shape[1])
-    means = np.where(inside, packed[drawn[..., None], picks], 0).sum(axis=2) / drawn_counts
+    drawn, picks, inside, drawn_counts, resample = _draws(tuple(counts.tolist()), values.shape[1])
+    chosen = packed[drawn[..., None], picks]  # [resamples, categories, seeds]
+    if deviations is not None:
+        width = min(one.shape[1] for one in deviations)
+        moved = np.zeros((*values.shape, width))
+        for category, one in enumerate(deviations):
+            moved[category, : len(one)] = one[:, :width]
+        chosen = chosen + moved[drawn[..., None], picks, (resample % width)[..., None]]
+    of_categories = np.nanmean(values, axis=1)
+    scale = _logit if shares else _same
+    at = scale(of_categories)
+    means = scale(np.where(inside, chosen, 0).sum(axis=2) / drawn_counts).mean(axis=1)
     tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(means.mean(axis=1), [tail, 100 - tail])
-    return float(low), float(high)
+    shape = np.percentile(means, [tail, 100 - tail]) - means.mean()
+    half = student_quantile(len(at) - 1, CONFIDENCE) * float(at.std(ddof=1)) / math.sqrt(len(at))
+    slope = float((_share(at) * (1 - _share(at))).mean()) if shares else 1.0
+    half = max(half, NORMAL * within / slope)
+    spread = float(shape[1] - shape[0]) / 2
+    low, high = shape * (half / spread) if spread > 0 else (-half, half)
+    mean = float(of_categories.mean())
+    if not shares:
+        return mean + float(low), mean + float(high)
+    ends = [mean + float((_share(at + end) - _share(at)).mean()) for end in (low, high)]
+    return max(0.0, ends[0]), min(1.0, ends[1])
+
+
+def _logit(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    kept = np.clip(values, CLOSEST, 1 - CLOSEST)
+    return np.asarray(np.log(kept / (1 - kept)))
+
+
+def _share(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(1 / (1 + np.exp(-logits)))
+
+
+def _same(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values
 
 
 @functools.lru_cache(maxsize=4)
 def _draws(
     counts: tuple[int, ...], seeds: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_], NDArray[np.intp]]:
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_], NDArray[np.intp], NDArray[np.intp]]:
     """The resamples for categories with `counts` values each: the same for every method and metric of that shape."""
     generator = np.random.default_rng(0)
     drawn = generator.integers(len(counts), size=(RESAMPLES, len(counts)))
     drawn_counts = np.asarray(counts)[drawn]
     picks = np.floor(generator.random((*drawn.shape, seeds)) * drawn_counts[..., None]).astype(int)
-    return drawn, picks, np.arange(seeds) < drawn_counts[..., None], drawn_counts
+    return (
+        drawn,
+        picks,
+        np.arange(seeds) < drawn_counts[..., None],
+        drawn_counts,
+        generator.integers(2**31, size=drawn.shape),
+    )
 
 
 def student_interval(values: NDArray[np.float64]) -> tuple[float | None, float | None, float | None]:

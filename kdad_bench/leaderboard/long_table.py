@@ -28,7 +28,8 @@ COLUMNS = (
         "device_name",
         "origin",
     ),
-    *("method", "variant", "title", "teacher", "teacher_weights", "rank", "scope", "category", "metric", "unit"),
+    *("method", "variant", "title", "family", "teacher", "teacher_weights", "rank", "rank_in_family", "scope"),
+    *("category", "metric", "unit"),
     *("higher_is_better", "mean", "median", "std", "low", "high", "seeds", "categories", "complete"),
     *("readings", "deviations"),
 )
@@ -39,7 +40,8 @@ def lines(found: Sequence[Board]) -> list[dict[str, Any]]:
     """The lines of all boards.
 
     `scope` "category" and "mean" hold accuracies over seeds (`std`, and the 95 % interval `low` to `high`), `scope`
-    "jobs" the costs over all jobs of an entrant. `rank` is the entrant's average rank on its board.
+    "jobs" the costs over all jobs of an entrant. `rank` is the entrant's average rank on its board, `rank_in_family`
+    that among its family alone.
     """
     made = []
     for board in found:
@@ -84,9 +86,11 @@ def _identity(board: Board, key: str) -> dict[str, Any]:
     """What all lines of an entrant share."""
     entrant = board.summary.entrant(key)
     group = {name: getattr(board.group, name) for name in COLUMNS[:9]}
-    own = {name: getattr(entrant, name) for name in ("method", "variant", "title", "teacher", "teacher_weights")}
+    names = ("method", "variant", "title", "family", "teacher", "teacher_weights")
+    own = {name: getattr(entrant, name) for name in names}
+    ranks = {"rank": board.average_ranks.get(key), "rank_in_family": board.ranks_in_family.get(key)}
     words = {"readings": list(board.readings(key)), "deviations": list(board.deviations(key))}
-    return {**group, **own, "rank": board.average_ranks.get(key), **words}
+    return {**group, **own, **ranks, **words}
 
 
 def as_parquet(made: Sequence[dict[str, Any]]) -> bytes:
@@ -98,7 +102,7 @@ def as_parquet(made: Sequence[dict[str, Any]]) -> bytes:
         **dict.fromkeys(("resolution", "seeds", "categories"), pa.int32()),
         **dict.fromkeys(("synthetic", "higher_is_better", "complete"), pa.bool_()),
         **dict.fromkeys(LISTS, pa.list_(pa.string())),
-        **dict.fromkeys(("rank", "mean", "median", "std", "low", "high"), pa.float64()),
+        **dict.fromkeys(("rank", "rank_in_family", "mean", "median", "std", "low", "high"), pa.float64()),
     }
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
     sink = io.BytesIO()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from kdad_bench.leaderboard import curve_tables, published
 from kdad_bench.leaderboard.axes import curves, shown_whole
 from kdad_bench.leaderboard.board import MOST_LOAD, UNSTEADY, Board, boards
+from kdad_bench.leaderboard.families import FAMILIES
+from kdad_bench.leaderboard.images import SCORED
+from kdad_bench.leaderboard.markdown_pairs import components_of, devices, who_beats_whom
+from kdad_bench.leaderboard.markdown_parts import marked, table_of
 from kdad_bench.leaderboard.metric import ACCURACY, METRICS, RANKED, shown_in
 from kdad_bench.leaderboard.numbers import MISSING, deviation, interval, large, number, signed
 from kdad_bench.leaderboard.store import Problem, Results
@@ -29,7 +32,7 @@ def leaderboard(results: Results) -> str:
 
 def page(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem] = ()) -> str:
     """The page of the boards `found` in `table` (columns DRAWN, each job once)."""
-    rows = table.to_pylist()
+    rows = table.drop_columns([name for name in SCORED if name in table.column_names]).to_pylist()
     drawn = curves(found)
     whole = shown_whole(found, drawn)
     notes = _notes(whole)
@@ -41,6 +44,7 @@ def page(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem] = 
     for board in whole:
         if board.rows:
             parts += [f"## {_text(board.title)}", *_warning(board), *_board_sections(board, notes)]
+    parts += devices(found)
     if failed:
         parts += ["## Failed jobs", _failed(failed)]
     left_out = [(board, problem) for board in found for problem in board.summary.problems]
@@ -58,11 +62,12 @@ LEGEND = """\
 Rows that differ in data set, modality, resolution, preset, protocol, device or origin are never averaged: each such
 group has its own section. Accuracies are in [0, 1], higher is better.
 
-In the ranking, [low, high] is the 95 % interval of the mean, by a bootstrap over categories and seeds. In the tables by
-category, ± is the standard deviation over seeds (n − 1); without ± there was one seed. **Bold** is the best value and
-<ins>underlined</ins> the second, only where it differs from the next one beyond noise: for a mean, by a Wilcoxon
-signed-rank test over categories, Holm-corrected, at 0.05 (a few categories can never reach that); in one category, by
-the 95 % interval of the paired difference over seeds."""
+In the ranking, [low, high] is the 95 % interval of the mean for other categories of the same kind, by a hierarchical
+bootstrap over category, seed and test image: with a few categories it is wide, and methods whose intervals overlap may
+well be told apart, because they saw the same images. In the tables by category, ± is the standard deviation over seeds
+(n − 1); without ± there was one seed. **Bold** is the best value and <ins>underlined</ins> the second, only where it
+differs from the next one beyond noise: for a mean by the corrected test of "Who beats whom", in one category by the
+95 % interval of the paired difference."""
 
 
 def _overview(rows: Sequence[Mapping[str, Any]], failed: int) -> str:
@@ -100,35 +105,34 @@ def _board_sections(board: Board, notes: Mapping[str, int]) -> list[str]:
     for metric in board.headline:
         parts += [f"### {METRICS[metric].label} by category", by_category(board, metric, notes)]
     parts.append(f"<details><summary>All accuracy metrics</summary>\n\n{_all_metrics(board, notes)}\n\n</details>")
+    if len(board.rows) > 1 and board.headline:
+        parts += ["### Who beats whom", who_beats_whom(board)]
+    if board.headline:
+        parts += ["### Where the spread comes from", components_of(board)]
     parts += ["### Published and measured", published_and_measured(board)]
-    if len(board.rows) > 1 and len(board.categories(RANKED[0])) > 1:
-        parts.append(f"<details><summary>Every pair of methods</summary>\n\n{_pairs(board)}\n\n</details>")
     return parts
 
 
 def ranking(board: Board, notes: Mapping[str, int]) -> str:
-    """The overall ranking: means with intervals over the headline metrics, ordered by average rank."""
+    """The overall ranking: means with intervals over the headline metrics, ordered by average rank.
+
+    Where there are several families each entrant has its place within its own beside that among all.
+    """
     marks = {metric: board.overall_marks(metric) for metric in board.headline}
-    header = [
-        "#",
-        "method",
-        "teacher",
-        *(METRICS[m].label for m in board.headline),
-        "average rank",
-        "seeds",
-        "categories",
-    ]
+    apart = len(board.families) > 1
+    header = ["#", *(["in family"] if apart else []), "method", *(["family"] if apart else []), "teacher"]
+    left = (2, 3, 4) if apart else (1, 2)
+    header += [*(METRICS[m].label for m in board.headline), "average rank", "seeds", "categories"]
     everything = {category for key in board.rows for category in board.covered(key)}
     lines = []
-    place = 0
-    for position, key in enumerate(board.order):
+    for key in board.order:
         rank = board.average_ranks.get(key)
-        if position == 0 or rank != board.average_ranks.get(board.order[position - 1]):
-            place = position + 1
-        cells = [str(place) if rank is not None else MISSING, _named(board, key, notes), _teacher(board, key)]
+        cells = [str(board.places.get(key, MISSING))]
+        cells += [str(board.places_in_family.get(key, MISSING))] if apart else []
+        cells += [_named(board, key, notes), *([_text(board.family(key))] if apart else []), _teacher(board, key)]
         for metric in board.headline:
             text = interval(board.overall(key, metric)) + _few(board, key, metric)
-            cells.append(_marked(text, marks[metric].get(key, "")))
+            cells.append(marked(text, marks[metric].get(key, "")))
         covered = len(board.covered(key))
         cells += [
             f"{rank:.2f}" if rank is not None else MISSING,
@@ -141,6 +145,12 @@ def ranking(board: Board, notes: Mapping[str, int]) -> str:
         + " and ".join(METRICS[m].label for m in RANKED if m in board.headline)
         + "."
     )
+    if any((found := board.overall(key, m)) and found.low is not None for key in board.rows for m in board.headline):
+        what = "other categories of the same kind" if len(everything) > 1 else "other seeds and images"
+        legend += f" [low, high]: 95 % interval of the mean for {what}."
+    if apart:
+        legend += " In family: the place when only the entrants of one family are ranked ("
+        legend += "; ".join(f"{name}: {FAMILIES[name]}" for name in board.families if name in FAMILIES) + ")."
     if any(key not in board.average_ranks for key in board.rows):
         legend += " A method that lacks a category is not ranked: its mean is over other data."
     ranks = [board.summary.ranks(metric) for metric in RANKED if metric in board.headline]
@@ -148,7 +158,7 @@ def ranking(board: Board, notes: Mapping[str, int]) -> str:
     if distances and len(board.rows) > 2:
         gaps = " and ".join(f"{value:.2f}" for value in sorted(distances))
         legend += f" In one metric, average ranks closer than the critical difference ({gaps}) are not told apart."
-    return f"{_table(header, lines, left=(1, 2))}\n\n{legend}"
+    return f"{table_of(header, lines, left=left)}\n\n{legend}"
 
 
 def speed(board: Board, notes: Mapping[str, int]) -> str:
@@ -168,7 +178,7 @@ def speed(board: Board, notes: Mapping[str, int]) -> str:
             cells.append((f"{found.mean:.3f}" if found else MISSING) + _few(board, key, metric))
         lines.append([*cells, *(_cost(board, key, metric) for metric in costs)])
     headings = ["method", *(METRICS[metric].label for metric in accuracy), *(METRICS[metric].short for metric in costs)]
-    text = _table(headings, lines, left=(0,))
+    text = table_of(headings, lines, left=(0,))
     legend = "Medians over jobs. ms/image: batch 1, networks, map and score. images/s: at the best batch."
     legend += _of_speed(board)
     if " ~" in text:
@@ -204,12 +214,12 @@ def by_category(board: Board, metric: str, notes: Mapping[str, int]) -> str:
     for category in categories:
         marks = board.cell_marks(metric, category)
         found = ((key, board.cell(key, category, metric)) for key in shown)
-        lines.append([_text(category), *(_marked(deviation(cell), marks.get(key, "")) for key, cell in found)])
+        lines.append([_text(category), *(marked(deviation(cell), marks.get(key, "")) for key, cell in found)])
     if len(categories) > 1:
         marks = board.overall_marks(metric)
         means = ((key, deviation(board.overall(key, metric)) + _few(board, key, metric)) for key in shown)
-        lines.append(["mean", *(_marked(text, marks.get(key, "")) for key, text in means)])
-    return _table(["category", *(_named(board, key, notes) for key in shown)], lines, left=(0,))
+        lines.append(["mean", *(marked(text, marks.get(key, "")) for key, text in means)])
+    return table_of(["category", *(_named(board, key, notes) for key in shown)], lines, left=(0,))
 
 
 def _few(board: Board, key: str, metric: str) -> str:
@@ -253,9 +263,9 @@ def published_and_measured(board: Board) -> str:
         cells.append(MISSING if measured is None else f"{measured:.3f}")
         cells += [MISSING if first.difference is None else signed(first.difference), first.verdict or "not compared"]
         (means if category == published.MEAN else others).append(cells)
-    text = _table(header, means, left=(0, 1, 2, 9)) if means else ""
+    text = table_of(header, means, left=(0, 1, 2, 9)) if means else ""
     if others:
-        table = _table(header, others, left=(0, 1, 2, 9))
+        table = table_of(header, others, left=(0, 1, 2, 9))
         text += f"\n\n<details><summary>By category</summary>\n\n{table}\n\n</details>"
     text += (
         "\n\nThe difference is to the first comparable number from the left. *agrees*: within "
@@ -283,27 +293,8 @@ def _all_metrics(board: Board, notes: Mapping[str, int]) -> str:
         [_named(board, key, notes), *(deviation(board.overall(key, metric)) for metric in metrics)]
         for key in board.order
     ]
-    table = _table(["method", *(METRICS[metric].label for metric in metrics)], lines, left=(0,))
+    table = table_of(["method", *(METRICS[metric].label for metric in metrics)], lines, left=(0,))
     return f"{table}\n\nMean over categories ± standard deviation of that mean over seeds."
-
-
-def _pairs(board: Board) -> str:
-    """All pairs, the better first; a sure difference is bold."""
-    lines = []
-    for metric in board.headline:
-        for first, second in combinations(board.order, 2):
-            found = board.summary.comparison(first, second, metric)
-            if found.difference is None:
-                continue
-            one = found if found.difference >= 0 else board.summary.comparison(second, first, metric)
-            p = MISSING if one.p_holm is None else f"{one.p_holm:.3f}"
-            lines.append([
-                METRICS[metric].label, _text(board.labels[one.a]), _text(board.labels[one.b]),
-                signed(one.difference or 0.0), f"{one.a_better} of {one.categories}",
-                _marked(p, "best" if one.significant else ""),
-            ])  # fmt: skip
-    table = _table(["metric", "better", "than", "by", "categories won", "p"], lines, left=(0, 1, 2))
-    return f"{table}\n\np: exact Wilcoxon signed-rank test over categories, Holm-corrected over all pairs of a metric."
 
 
 def _failed(failed: Iterable[tuple[Board, tuple[str, str, int, str]]]) -> str:
@@ -319,7 +310,7 @@ def _failed(failed: Iterable[tuple[Board, tuple[str, str, int, str]]]) -> str:
         for board, (key, category, seed, reason) in failed
     ]
     header = ["method", "data set", "category", "seed", "preset", "reason"]
-    return "They count in no number above.\n\n" + _table(header, lines, left=(0, 1, 2, 4, 5))
+    return "They count in no number above.\n\n" + table_of(header, lines, left=(0, 1, 2, 4, 5))
 
 
 def _left_out(problems: Iterable[Problem], left_out: Iterable[tuple[Board, str]]) -> str:
@@ -392,25 +383,6 @@ def _teacher(board: Board, key: str) -> str:
     if not entrant.teacher:
         return "unknown" if board.external else "none"
     return _text(entrant.teacher) + (" (random weights)" if entrant.teacher_weights == "random" else "")
-
-
-def _marked(text: str, mark: str) -> str:
-    return {"best": f"**{text}**", "second": f"<ins>{text}</ins>"}.get(mark, text)
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:
-    """A Markdown table whose source is aligned too; columns in `left` are text."""
-    widths = [max(3, len(title), *(len(line[column]) for line in lines)) for column, title in enumerate(header)]
-
-    def row(cells: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = ["-" * width if column in left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
-    return "\n".join([row(header), row(rule), *(row(line) for line in lines)])
 
 
 def sections(results: Results) -> dict[str, str]:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kdad_bench import files
-from kdad_bench.leaderboard import html, long_table, markdown
+from kdad_bench.leaderboard import components, html, long_table, markdown
 from kdad_bench.leaderboard.board import DRAWN, boards
 from kdad_bench.leaderboard.folder import StoreError
 from kdad_bench.leaderboard.gallery import pictures
+from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.store import Results, read
 
 MOST_BYTES = 50_000_000  # of a page that tables are put into
@@ -46,6 +47,21 @@ def draw_pages(
 
         paths += draw(drawn, found.table.to_pylist(), out / "figures")
     return found, paths
+
+
+def spread(found: Results) -> list[str]:
+    """How much of the spread is category, seed, image sample, number of threads or device: a line for each metric."""
+    drawn = boards(found.table)
+    told = [
+        (board, line) for board in drawn for metric in board.headline if (line := components.in_words(board, metric))
+    ]
+    lines = [f"{board.title}: spread of {line}" for board, line in told]
+    lines += [
+        f"{one.first} and {one.second}: the same jobs' {METRICS[one.metric].label} lies {one.deviation:.4f} apart "
+        f"(standard deviation, {one.jobs} jobs)"
+        for one in components.of_devices(drawn)
+    ]
+    return lines
 
 
 def with_tables(path: Path, results: str | Path) -> tuple[str, str]:

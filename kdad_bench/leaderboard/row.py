@@ -27,7 +27,8 @@ SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
         1: "The first published schema.",
         2: "Column `deviations`: where a source settles something and the run does otherwise.",
         3: "Columns `origin`, of results only judged here, and `code_sha256`, of methods from outside the package.",
-        4: "Column `speed_key`: speed is measured once per configuration, alone, and shared; more of its figures.",
+        4: "Columns `family`, by which entrants are also ranked apart, and `speed_key`: speed is measured once per "
+        "configuration, alone, and shared; more of its figures.",
         5: "Finer pixel metrics: `pixel_ap_small`, `_middle` and `_large`, `aupimo`, `au_spro_05`, `seg_f1`.",
         6: "Columns `k_shot`, `contamination` and `corruption`: where a job stands on the axes.",
     }
@@ -61,6 +62,9 @@ class _Job:
     created_at: str = field(default_factory=_now, metadata=_is("string", "when the row was made, ISO 8601, UTC"))
     method: str = field(metadata=_is("string", "registered name of the method"))
     title: str | None = field(default=None, metadata=_is("string", "name of the method in tables"))
+    family: str | None = field(
+        default=None, metadata=_is("string", "family of the method: floor, yardstick or student-teacher")
+    )
     dataset: str = field(metadata=_is("string", "mvtec_ad, mvtec_3d_ad, folder:PATH or synthetic"))
     category: str = field(metadata=_is("string", "category of the data set"))
     seed: int = field(metadata=_is("int64", "seed of the job, set before the model is built"))

@@ -4,10 +4,10 @@ Only like is compared with like: rows are first split by data set, preset, modal
 device and origin, and nothing crosses these lines. Within one such group
 
 - a cell (method, category) is the mean over seeds, with std (n-1) and a Student t interval over seeds;
-- the overall value is the mean over categories of the cells, with the std over seeds of that mean, and a two-level
-  percentile bootstrap interval: categories are drawn with replacement, then seeds within each drawn category;
-- two methods are compared by their paired differences: the mean over common seeds in each common category, then an
-  exact two-sided Wilcoxon signed-rank test over categories, Holm-corrected over all pairs of the group;
+- the overall value is the mean over categories of the cells, with the std over seeds of that mean, and an interval for
+  other categories of the same kind: a hierarchical bootstrap over category, seed and test image;
+- two methods are compared by their paired differences on the same images (`pairs`): DeLong's variance or a bootstrap
+  over images, and the variance over seeds; without per-image scores by the seeds alone; Holm-corrected over all pairs;
 - average ranks over categories come with Nemenyi's critical difference (Demsar, JMLR 7, 2006).
 
 Failed jobs and missing values are never averaged: they are listed, and a method without a value in every category is
@@ -17,24 +17,27 @@ neither ranked nor marked.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdad_bench.leaderboard.families import UNKNOWN, family_of
+from kdad_bench.leaderboard.images import METRICS as IMAGE_METRICS
+from kdad_bench.leaderboard.images import SCORED, Images, Noise, of_jobs
 from kdad_bench.leaderboard.inference import (
-    SIGNIFICANCE,
+    CONFIDENCE,
     average_ranks,
     critical_difference,
-    holm,
+    hierarchical_interval,
     student_interval,
-    two_level_bootstrap,
-    wilcoxon,
 )
-from kdad_bench.leaderboard.metric import METRICS
+from kdad_bench.leaderboard.metric import ACCURACIES, METRICS
+from kdad_bench.leaderboard.pairs import Comparison, compared, corrected
+from kdad_bench.leaderboard.spread import Drawn, Parts, drawn, parts, spread
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,6 +52,7 @@ _COLUMNS = (
     "created_at",
     "method",
     "title",
+    "family",
     "variant",
     "teacher",
     "teacher_weights",
@@ -88,6 +92,7 @@ class Entrant:
     title: str
     teacher: str | None
     teacher_weights: str | None
+    family: str = UNKNOWN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,27 +106,6 @@ class Estimate:
     seeds: int  # the fewest seeds behind any category
     categories: int
     complete: bool  # every category in which any method of the group has a value
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
-    """Method `a` against method `b` on one metric, paired by category and seed."""
-
-    metric: str
-    a: str
-    b: str
-    difference: float | None  # mean over common categories of a - b
-    categories: int  # in common
-    pairs: int  # (category, seed) in common
-    a_better: int  # categories
-    b_better: int
-    p: float | None  # exact two-sided Wilcoxon signed-rank over categories; None without a category in common
-    p_holm: float | None = None  # corrected for all pairs of the group
-
-    @property
-    def significant(self) -> bool:
-        """Whether the corrected p lies below 0.05. With fewer than six categories it cannot."""
-        return self.p_holm is not None and self.p_holm < SIGNIFICANCE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,6 +128,7 @@ class Summary:
     seeds: tuple[int, ...]
     values: dict[str, NDArray[np.float64]]  # metric -> [entrants, categories, seeds], NaN where there is no value
     jobs: dict[tuple[str, str, int], str]  # (entrant, category, seed) -> job_id of the row behind the values
+    images: dict[str, Images]  # category -> the scores of its images, where the rows have them
     failed: tuple[tuple[str, str, int, str], ...]  # (entrant, category, seed, reason)
     problems: tuple[str, ...]  # rows left out, and why
 
@@ -166,20 +151,20 @@ class Summary:
         """The mean over categories of the means over seeds; None without a value.
 
         `std` is that of the per-seed means over categories, from the seeds that have a value in every category of this
-        method. The interval is the two-level bootstrap; with a single category it is Student's t, as in its cell.
+        method. The interval is for other categories of the same kind (`hierarchical_interval`); with a single category
+        for other seeds and, where its scores are known, other images of it.
         """
         values = self.values[metric][self._at(key)]
-        values = values[~np.isnan(values).all(axis=1)]
+        known = np.flatnonzero(~np.isnan(values).all(axis=1))
+        values = values[known]
         if values.size == 0:
             return None
         full = values[:, ~np.isnan(values).any(axis=0)].mean(axis=0)
         std = float(full.std(ddof=1)) if full.size > 1 else None
-        if len(values) == 1:
-            _, low, high = student_interval(values[0][~np.isnan(values[0])])
-        else:
-            low, high = two_level_bootstrap(values)
+        mean = float(np.nanmean(values, axis=1).mean())
+        low, high = self._interval(key, metric, known, mean)
         return Estimate(
-            mean=float(np.nanmean(values, axis=1).mean()),
+            mean=mean,
             std=std,
             low=low,
             high=high,
@@ -187,6 +172,59 @@ class Summary:
             categories=len(values),
             complete=not self.missing(key, metric),
         )
+
+    def _interval(
+        self, key: str, metric: str, known: NDArray[np.intp], mean: float
+    ) -> tuple[float | None, float | None]:
+        values = self.values[metric][self._at(key)][known]
+        noises = [self.noise(metric, self.categories[c]) for c in known]
+        jobs = [[(key, s) for s, value in zip(self.seeds, row, strict=True) if not np.isnan(value)] for row in values]
+        images = _all_known(noises, jobs)
+        shares = METRICS[metric].section == ACCURACIES
+        around = spread([row[~np.isnan(row)] for row in values], images)
+        if len(values) == 1:
+            half = 0.0 if around is None else around.half_width(CONFIDENCE)
+            low, high = (None, None) if around is None else (mean - half, mean + half)
+        else:
+            deviations = None
+            if images is not None:
+                deviations = [
+                    n.deviations[[n.jobs[job] for job in own]] for n, own in zip(noises, jobs, strict=True) if n
+                ]
+            error = 0.0 if around is None else around.error
+            low, high = hierarchical_interval(values, deviations, error, shares=shares)
+        if shares and low is not None and high is not None:
+            return max(0.0, low), min(1.0, high)
+        return low, high
+
+    def noise(self, metric: str, category: str) -> Noise | None:
+        """What the images of a category do to the jobs' values of a metric; None where the rows do not tell."""
+        place = (metric, category)
+        if place not in self._noises:
+            found = None
+            if metric in IMAGE_METRICS and category in self.images:
+                values = self.values[metric][:, self.categories.index(category)]
+                figures = {
+                    (entrant.key, seed): float(value)
+                    for entrant, row in zip(self.entrants, values, strict=True)
+                    for seed, value in zip(self.seeds, row, strict=True)
+                    if not np.isnan(value)
+                }
+                found = self.images[category].noise(metric, figures)
+            self._noises[place] = found
+        return self._noises[place]
+
+    def parts(self, key: str, metric: str) -> Parts | None:
+        """The variance components of one job's value of an entrant; None without a value."""
+        values = self.values[metric][self._at(key)]
+        known = [c for c in range(len(values)) if not np.isnan(values[c]).all()]
+        if not known:
+            return None
+        noises = [self.noise(metric, self.categories[c]) for c in known]
+        jobs = [
+            [(key, s) for s, value in zip(self.seeds, values[c], strict=True) if not np.isnan(value)] for c in known
+        ]
+        return parts([values[c][~np.isnan(values[c])] for c in known], _all_known(noises, jobs))
 
     def missing(self, key: str, metric: str) -> tuple[str, ...]:
         """Categories in which another method has a value of this metric and this one has none."""
@@ -196,34 +234,34 @@ class Summary:
     def comparisons(self, metric: str) -> tuple[Comparison, ...]:
         """All pairs of entrants, Holm-corrected together."""
         if metric not in self._compared:
-            self._compared[metric] = self._comparisons(metric)
+            places = combinations(range(len(self.entrants)), 2)
+            self._compared[metric] = corrected([self._compared_pair(i, j, metric) for i, j in places])
         return self._compared[metric]
 
     def comparison(self, a: str, b: str, metric: str) -> Comparison:
         """The comparison of `a` with `b`, in that direction. Raises KeyError for an unknown pair."""
-        for found in self.comparisons(metric):
-            if (found.a, found.b) == (a, b):
-                return found
-            if (found.b, found.a) == (a, b):
-                return Comparison(
-                    metric=metric,
-                    a=a,
-                    b=b,
-                    difference=None if found.difference is None else -found.difference,
-                    categories=found.categories,
-                    pairs=found.pairs,
-                    a_better=found.b_better,
-                    b_better=found.a_better,
-                    p=found.p,
-                    p_holm=found.p_holm,
-                )
-        raise KeyError(f"no comparison of {a!r} with {b!r}; have: {', '.join(e.key for e in self.entrants)}")
+        if metric not in self._by_pair:
+            both = self.comparisons(metric)
+            self._by_pair[metric] = {(c.a, c.b): c for c in both} | {(c.b, c.a): c.turned() for c in both}
+        found = self._by_pair[metric].get((a, b))
+        if found is None:
+            raise KeyError(f"no comparison of {a!r} with {b!r}; have: {', '.join(e.key for e in self.entrants)}")
+        return found
 
-    def ranks(self, metric: str) -> Ranks:
-        """Average ranks over the categories that have values, of the entrants with a value in each of them."""
+    def in_category(self, a: str, b: str, metric: str, category: str) -> Comparison:
+        """The comparison of `a` with `b` in one category, not corrected."""
+        place = self.categories.index(category)
+        return self._compared_pair(self._at(a), self._at(b), metric, slice(place, place + 1))
+
+    def ranks(self, metric: str, among: Collection[str] | None = None) -> Ranks:
+        """Average ranks over the categories that have values, of the entrants with a value in each of them.
+
+        With `among` only these entrants are ranked, as if there were no others; the categories stay those of all.
+        """
         known = _known(self.values[metric])
         columns = np.asarray(known.any(axis=0))
-        rows = np.asarray(known[:, columns].all(axis=1) & columns.any())
+        members = np.array([among is None or entrant.key in among for entrant in self.entrants])
+        rows = np.asarray(known[:, columns].all(axis=1) & columns.any() & members)
         cells = _seed_means(self.values[metric][rows][:, columns])
         better_first = -cells if METRICS[metric].higher_is_better else cells
         ranks = np.array([average_ranks(column) for column in better_first.T]).T  # [entrants, categories]
@@ -235,30 +273,15 @@ class Summary:
             critical_difference=critical_difference(len(keys), int(columns.sum())),
         )
 
-    def _comparisons(self, metric: str) -> tuple[Comparison, ...]:
-        sign = 1 if METRICS[metric].higher_is_better else -1
-        found = []
-        for i, j in combinations(range(len(self.entrants)), 2):
-            difference = self.values[metric][i] - self.values[metric][j]  # [categories, seeds]
-            paired = ~np.isnan(difference)
-            by_category = np.array(
-                [row[keep].mean() for row, keep in zip(difference, paired, strict=True) if keep.any()]
-            )
-            found.append(
-                Comparison(
-                    metric=metric,
-                    a=self.entrants[i].key,
-                    b=self.entrants[j].key,
-                    difference=float(by_category.mean()) if by_category.size else None,
-                    categories=by_category.size,
-                    pairs=int(paired.sum()),
-                    a_better=int((sign * by_category > 0).sum()),
-                    b_better=int((sign * by_category < 0).sum()),
-                    p=wilcoxon(by_category) if by_category.size else None,
-                )
-            )
-        corrected = iter(holm([c.p for c in found if c.p is not None]))
-        return tuple(replace(c, p_holm=next(corrected)) if c.p is not None else c for c in found)
+    def _compared_pair(self, i: int, j: int, metric: str, categories: slice = slice(None)) -> Comparison:
+        return compared(
+            metric,
+            (self.entrants[i].key, self.entrants[j].key),
+            (self.values[metric][i][categories], self.values[metric][j][categories]),
+            self.seeds,
+            [self.noise(metric, category) for category in self.categories[categories]],
+            1 if METRICS[metric].higher_is_better else -1,
+        )
 
     def _at(self, key: str) -> int:
         for i, entrant in enumerate(self.entrants):
@@ -267,6 +290,10 @@ class Summary:
         raise KeyError(f"no entrant {key!r}; have: {', '.join(e.key for e in self.entrants)}")
 
     _compared: dict[str, tuple[Comparison, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _by_pair: dict[str, dict[tuple[str, str], Comparison]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _noises: dict[tuple[str, str], Noise | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
 
 def summarise(table: pa.Table, metrics: Sequence[str] | None = None) -> list[Summary]:
@@ -280,7 +307,8 @@ def summarise(table: pa.Table, metrics: Sequence[str] | None = None) -> list[Sum
     absent = [c for c in _COLUMNS if c not in table.column_names]
     if absent:
         raise KeyError(f"the table lacks the columns {', '.join(absent)}; read it with store.read")
-    return summarise_rows(table.select([*_COLUMNS, *names]).to_pylist(), names)
+    scored = [name for name in SCORED if name in table.column_names]
+    return summarise_rows(table.select([*_COLUMNS, *names, *scored]).to_pylist(), names)
 
 
 def summarise_rows(rows: Iterable[Mapping[str, Any]], metrics: Sequence[str]) -> list[Summary]:
@@ -289,6 +317,17 @@ def summarise_rows(rows: Iterable[Mapping[str, Any]], metrics: Sequence[str]) ->
     for row in sorted(rows, key=lambda row: (row["created_at"] or "", row["job_id"])):
         groups.setdefault(_group(row), []).append(row)
     return [_summary(group, groups[group], metrics) for group in sorted(groups)]
+
+
+def _all_known(noises: Sequence[Noise | None], jobs: Sequence[Sequence[tuple[str, int]]]) -> list[Drawn] | None:
+    """What the images do to an entrant's jobs in each category, or None if that is not known of one."""
+    found = []
+    for noise, own in zip(noises, jobs, strict=True):
+        one = None if noise is None else drawn(noise, own)
+        if one is None:
+            return None
+        found.append(one)
+    return found
 
 
 def _known(values: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -334,11 +373,13 @@ def _summary(group: Group, rows: list[Mapping[str, Any]], metrics: Sequence[str]
     values = {m: np.full((len(ordered), len(categories), len(seeds)), np.nan) for m in metrics}
     failed = []
     jobs = {}
+    scored: dict[str, list[tuple[tuple[str, int], Mapping[str, Any]]]] = {}
     for (key, category, seed), row in sorted(newest.items()):
         if row["status"] != "ok":
             failed.append((key, category, seed, str(row["reason"] or "unknown")))
             continue
         jobs[key, category, seed] = row["job_id"]
+        scored.setdefault(category, []).append(((key, seed), row))
         for metric in metrics:
             if row[metric] is not None:
                 values[metric][at[key], categories.index(category), seeds.index(seed)] = row[metric]
@@ -349,6 +390,7 @@ def _summary(group: Group, rows: list[Mapping[str, Any]], metrics: Sequence[str]
         seeds=seeds,
         values=values,
         jobs=jobs,
+        images={category: images for category, made in scored.items() if (images := of_jobs(made)) is not None},
         failed=tuple(failed),
         problems=tuple(problems),
     )
@@ -416,5 +458,6 @@ def _entrants(rows: list[Mapping[str, Any]]) -> dict[Identity, Entrant]:
             title=title,
             teacher=teacher or None,
             teacher_weights=row["teacher_weights"],
+            family=family_of(row),
         )
     return found

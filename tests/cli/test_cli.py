@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kdad_bench.cli import COMMANDS, cli
-from kdad_bench.methods import METHODS
+from kdad_bench.cli import COMMANDS, Number, Whole, cli
+from kdad_bench.cli.ranges import readable
+from kdad_bench.methods import METHODS, entry
 
 
 def invoke(*arguments: object) -> Result:
@@ -48,6 +54,75 @@ def test_every_command_explains_itself(name: str) -> None:
     result = invoke(name, "--help")
     assert result.exit_code == 0, result.output
     assert "Usage" in result.output
+
+
+def every_command(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The paths of a command and all below it, as they are typed."""
+    yield path
+    for name, below in command.commands.items() if isinstance(command, click.Group) else ():
+        yield from every_command(below, (*path, name))
+
+
+ALL = [
+    place
+    for name in COMMANDS
+    for place in every_command(cli.resolve_command(click.Context(cli), [name])[1] or cli, (name,))
+]
+
+
+@pytest.mark.parametrize("place", ALL, ids=" ".join)
+def test_no_help_shows_a_range_as_a_formula(place: tuple[str, ...]) -> None:
+    said = CliRunner().invoke(cli, [*place, "--help"], terminal_width=140).output
+    assert "Usage" in said
+    for noise in ("RANGE", "None", "<=", ">=", "x>", "x<", "inf", "9223372036854775807"):
+        assert noise not in said, noise
+
+
+def test_a_range_that_click_itself_made_is_told_in_words_too() -> None:
+    option = click.Option(["--n"], type=click.IntRange(min=2, max=9, max_open=True))
+    outer = click.Group("outer", commands={"inner": click.Command("inner", params=[option])})
+    assert "[from 2, below 9]" in CliRunner().invoke(readable(outer), ["inner", "--help"]).output
+
+
+BOUNDS = st.none() | st.integers(-9, 9)
+
+
+@given(BOUNDS, BOUNDS, st.booleans(), st.booleans(), st.integers(-12, 12))
+def test_the_words_of_a_range_say_what_it_takes(
+    low: int | None, high: int | None, low_open: bool, high_open: bool, value: int
+) -> None:
+    for kind in (Whole, Number):
+        found = kind(low, high, low_open, high_open)
+        words = found._describe_range()
+        takes = True
+        for part in words.split(", ") if words else []:
+            match = re.fullmatch(r"above (\S+)|from (\S+)|(\S+) or more|below (\S+)|up to (\S+)|(\S+) to (\S+)", part)
+            assert match, words
+            above, start, least, below, most, first, last = (float(g) if g else None for g in match.groups())
+            takes &= all((
+                above is None or value > above, start is None or value >= start, least is None or value >= least,
+                below is None or value < below, most is None or value <= most,
+                first is None or value >= first, last is None or value <= last,
+            ))  # fmt: skip
+        if takes:
+            assert found.convert(str(value), None, None) == value
+        else:
+            with pytest.raises(click.BadParameter, match=re.escape(words)):
+                found.convert(str(value), None, None)
+
+
+def test_a_method_that_trains_nothing_is_listed_so_and_the_others_with_their_budget() -> None:
+    lines = invoke("list", "methods", "--verbose").output.splitlines()
+    presets = [line for line in lines if re.match(r"  \w+: teacher ", line)]
+    assert len(presets) >= 2 * len(METHODS)
+    assert not [line for line in presets if re.search(r"\b0 (epochs|steps)", line)]
+    for name in METHODS:
+        entrant = entry(name)
+        for preset, settings in entrant.presets.items():
+            begins = f"  {preset}: teacher {settings.teacher if entrant.needs_teacher else 'none'},"
+            start = next(place for place, line in enumerate(lines) if line.startswith(f"{name}  "))
+            line = next(line for line in lines[start:] if line.startswith(begins))
+            assert ("nothing is trained" in line) == (not settings.steps and not settings.epochs), line
 
 
 def test_an_unknown_command_is_answered_with_the_closest_one() -> None:

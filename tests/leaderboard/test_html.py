@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
+import random
 import re
 from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
@@ -17,7 +19,7 @@ from PIL import Image
 from test_markdown import board_of, table
 
 from kdad_bench.leaderboard import chart, html, store
-from kdad_bench.leaderboard.board import boards
+from kdad_bench.leaderboard.board import Board, boards
 from kdad_bench.leaderboard.gallery import THUMBNAIL
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.leaderboard.store import Problem
@@ -219,32 +221,106 @@ def test_any_spread_of_points_lies_inside_the_drawing(latencies: Sequence[float]
         plausible.row(method, "bottle", 0, latency_ms=latency, aupro_30=value)
         for method, latency, value in zip(("stfpm", "rd4ad"), latencies, values, strict=True)
     ]
-    drawing = chart.pareto(board_of(rows), "aupro_30")
-    places = re.findall(r'<circle cx="([\d.-]+)" cy="([\d.-]+)"', drawing)
-    assert len(places) == 2
-    for x, y in places:
-        assert chart.LEFT <= float(x) <= chart.WIDTH - chart.RIGHT
-        assert chart.TOP <= float(y) <= chart.HEIGHT - chart.BOTTOM
-    assert drawing.count("<text text-anchor=") == 2
+    board = board_of(rows)
+    for layout in chart.LAYOUTS:
+        drawing = chart._drawing(board, "aupro_30", chart.points(board, "aupro_30"), layout)
+        places = re.findall(r'<circle cx="([\d.-]+)" cy="([\d.-]+)"', drawing)
+        assert len(places) == 2
+        for x, y in places:
+            assert layout.x(0) <= float(x) <= layout.x(1)
+            assert layout.y(1) <= float(y) <= layout.y(0)
+        assert drawing.count("<text text-anchor=") == 2
 
 
-def test_names_in_the_chart_cover_no_other_name_and_no_other_point() -> None:
-    methods = tuple(plausible.METHODS)
-    made = [
-        plausible.row(method, "bottle", 0, latency_ms=20 + index, aupro_30=0.9 + index / 1000)
-        for index, method in enumerate(methods)
+Box = tuple[float, float, float, float]
+LONG = "Reverse distillation with a revisited projection"
+
+
+def overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def names_of(drawing: str) -> dict[str, tuple[tuple[float, float], Box, Box | None]]:
+    """name -> (its point, the box of its text, the line between the two) of the points that have a name."""
+    found = {}
+    for group in re.findall(r'<g class="point".*?</g>', drawing, re.S):
+        text = re.search(r'<text text-anchor="(\w+)" x="([\d.-]+)" y="([\d.-]+)">([^<]+)<', group)
+        point = re.search(r'<circle cx="([\d.-]+)" cy="([\d.-]+)"', group)
+        line = re.search(r'class="leader" x1="([\d.-]+)" x2="([\d.-]+)" y1="([\d.-]+)" y2="([\d.-]+)"', group)
+        if text is None:
+            continue
+        assert point is not None
+        width = 7.2 * len(text[4])
+        left = float(text[2]) - {"start": 0, "middle": width / 2, "end": width}[text[1]]
+        ends = (float(line[1]), float(line[3]), float(line[2]), float(line[4])) if line else None
+        box = (left, float(text[3]) - 11, left + width, float(text[3]) + 3)
+        found[text[4]] = ((float(point[1]), float(point[2])), box, ends)
+    return found
+
+
+def crowd(count: int, spread: float, seed: int) -> Board:
+    """A board of `count` methods, some of them with long names, whose points lie as near as `spread` says."""
+    rng = random.Random(seed)
+    return board_of([
+        plausible.invented(
+            f"m{index}", "bottle", 0, title=f"{LONG if index % 5 == 0 else 'Method'} {index}",
+            latency_ms=20 * (1 + spread * rng.random()), aupro_30=0.9 + 0.1 * spread * rng.random(),
+        )
+        for index in range(count)
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", chart.LAYOUTS, ids=lambda layout: layout.name)
+@pytest.mark.parametrize(("count", "spread"), [(2, 0.0), (5, 0.001), (11, 0.02), (11, 1.0), (25, 0.3), (45, 1.0)])
+def test_names_in_the_chart_cover_nothing_and_stand_by_their_own_points(
+    layout: chart.Layout, count: int, spread: float
+) -> None:
+    for seed in range(3):
+        board = crowd(count, spread, seed)
+        drawing = chart._drawing(board, "aupro_30", chart.points(board, "aupro_30"), layout)
+        points = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawing)]
+        assert len(points) == count, "every point is there, named or not"
+        names = names_of(drawing)
+        assert names, "some are named"
+        for name, (own, box, line) in names.items():
+            assert 0 <= box[0] < box[2] <= layout.width
+            assert 0 <= box[1] < box[3] <= layout.height - layout.bottom
+            assert not any(overlap(box, other) for rival, (_, other, _) in names.items() if rival != name), name
+            assert not any(overlap(box, (x - 7, y - 7, x + 7, y + 7)) for x, y in points if (x, y) != own), name
+            ends = [(box[0], (box[1] + box[3]) / 2), (box[2], (box[1] + box[3]) / 2)]
+            ends += [((box[0] + box[2]) / 2, box[1]), ((box[0] + box[2]) / 2, box[3])]
+            if line is None:
+                assert min(math.dist(own, end) for end in ends) < 25, "a name without a line stands at its point"
+            else:
+                assert math.dist(own, line[:2]) < 10
+                assert min(math.dist(end, line[2:]) for end in ends) < 12
+
+
+def test_a_few_points_all_have_their_names_and_a_heap_names_the_best() -> None:
+    few = crowd(11, 1.0, 0)
+    for layout in chart.LAYOUTS[:1]:
+        assert len(names_of(chart._drawing(few, "aupro_30", chart.points(few, "aupro_30"), layout))) == 11
+    many = crowd(60, 1.0, 0)
+    drawn = names_of(chart._drawing(many, "aupro_30", chart.points(many, "aupro_30"), chart.LAYOUTS[0]))
+    assert {*drawn} <= {many.labels[key] for key in many.order[:30]}
+
+
+# ---- families
+
+
+def test_each_family_has_a_ranking_of_its_own_beside_that_of_all() -> None:
+    rows = plausible.full_table(("stfpm", "rd4ad"), ("bottle", "cable"), 2, family="student-teacher")
+    rows += plausible.full_table(("mkd",), ("bottle", "cable"), 2, family="yardstick")
+    text = page(rows)
+    parts = re.findall(r'<div data-part="(all|student-teacher|yardstick)">(.*?)</table>', text, re.S)
+    assert [(name, len(re.findall('<th scope="row"', content))) for name, content in parts] == [
+        ("all", 3),
+        ("student-teacher", 2),
+        ("yardstick", 1),
     ]
-    drawing = chart.pareto(board_of(made), "aupro_30")
-    points = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawing)]
-    names = re.findall(r'<text text-anchor="(\w+)" x="([\d.]+)" y="([\d.]+)">([^<]+)<', drawing)
-    boxes = []
-    for anchor, x, y, name in names:
-        left = float(x) - (7.2 * len(name) if anchor == "end" else 0)
-        boxes.append((left, float(y) - 11, left + 7.2 * len(name), float(y) + 3))
-    for place, box in enumerate(boxes):
-        assert not any(chart._overlap(box, other) for other in boxes[:place])
-        for index, (x, y) in enumerate(points):
-            assert index == place or not chart._overlap(box, (x - 7, y - 7, x + 7, y + 7))
+    assert 'data-order="1">1</td><th scope="row" data-order="MKD">' in dict(parts)["yardstick"]
+    one = page(plausible.full_table(("stfpm", "rd4ad"), ("bottle",), 1))
+    assert 'data-part="all"' not in one
 
 
 # ---- in a browser, with a real mouse and keyboard
@@ -264,9 +340,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 METHODS_SHOWN = (
-    "[...document.querySelectorAll('#b0 table.sortable')[0].tBodies[0].rows].map((r) => r.cells[1].textContent)"
+    "[...document.querySelectorAll('#b0 table.sortable')[0].tBodies[0].rows]"
+    ".map((r) => r.cells[1].firstChild.textContent.trim())"
 )
-LATENCY = "#b0 table.sortable thead th:nth-child(9)"
+LATENCY = "#b0 table.sortable thead th:nth-child(8)"
 
 
 def info(browser: Browser) -> str:
@@ -300,7 +377,7 @@ def test_a_heading_is_reached_with_tab_and_used_with_enter(browser: Browser) -> 
     place = "document.activeElement.closest('th')"
     assert browser.evaluate(f"{place} && {place}.textContent.trim()") == "#"
     browser.key("Tab")
-    assert browser.evaluate(f"{place}.textContent.trim()") == "method"
+    assert browser.evaluate(f"{place}.textContent.trim()") == "method, teacher"
     browser.key("Enter")
     browser.wait(f"{place}.ariaSort === 'ascending'")
     names = browser.evaluate(METHODS_SHOWN)
@@ -350,7 +427,7 @@ def test_the_mouse_over_a_point_shows_what_it_is_and_leaving_hides_it(browser: B
 
 def test_a_point_is_reached_with_tab_tells_the_same_and_escape_hides_it(browser: Browser) -> None:
     tip = "document.querySelector('#tip')"
-    browser.mouse("#b0 fieldset.choice input", click=True)
+    browser.mouse("#b0 input[name=b0-pareto]", click=True)
     browser.key("Tab")
     browser.wait(f"!{tip}.hidden")
     said = browser.evaluate(f"{tip}.textContent")
@@ -361,11 +438,11 @@ def test_a_point_is_reached_with_tab_tells_the_same_and_escape_hides_it(browser:
 
 def test_one_metric_is_shown_at_a_time(browser: Browser) -> None:
     shown = (
-        "[...document.querySelectorAll('#b0 figure[data-metric]')]"
-        ".filter((f) => f.getBoundingClientRect().height > 0).map((f) => f.dataset.metric)"
+        "[...document.querySelectorAll('#b0 [data-part]:has(> figure)')]"
+        ".filter((f) => f.getBoundingClientRect().height > 0).map((f) => f.dataset.part)"
     )
     assert browser.evaluate(shown) == ["aupro_30"]
-    browser.mouse("#b0 input[value=image_auroc]", click=True)
+    browser.mouse("#b0 input[name=b0-pareto][value=image_auroc]", click=True)
     browser.wait(f"{shown}[0] === 'image_auroc'")
     assert browser.evaluate(shown) == ["image_auroc"]
 
@@ -388,14 +465,46 @@ def test_paper_gets_light_colours_and_every_metric(browser: Browser) -> None:
     )
     assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     heights = browser.evaluate(
-        "[...document.querySelectorAll('#b0 figure[data-metric]')].map((f) => f.getBoundingClientRect().height)"
+        "[...document.querySelectorAll('#b0 figure')].map((f) => f.getBoundingClientRect().height)"
     )
     assert all(height > 100 for height in heights)
     browser.ask("Emulation.setEmulatedMedia", media="", features=[])
 
 
+def wide_as(browser: Browser, width: int) -> None:
+    browser.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+
+
 def test_the_page_never_scrolls_sideways_on_a_desk_or_a_phone(browser: Browser) -> None:
-    for width in (1280, 390):
-        browser.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+    for width in (1400, 1280, 1000, 600, 390):
+        wide_as(browser, width)
         assert browser.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), width
     browser.ask("Emulation.clearDeviceMetricsOverride")
+
+
+def test_long_names_and_many_methods_cut_neither_ranking_nor_chart(browser: Browser, tmp_path: Path) -> None:
+    rows = [
+        plausible.invented(f"m{index}", category, 0, title=f"{LONG} {index}", teacher="wide_resnet50_2",
+                      family=("yardstick", "student-teacher")[index % 2], latency_ms=5.0 + index)
+        for index in range(20) for category in ("bottle", "metal_nut")
+    ]  # fmt: skip
+    where = browser.evaluate("location.pathname")
+    (tmp_path / "page.html").write_text(page(rows), encoding="utf-8")
+    browser.open(tmp_path / "page.html")
+    cut = "[...document.querySelectorAll('#b0 .scroll')].filter((s) => s.scrollWidth > s.clientWidth).length"
+    chart_share = "(() => { const c = [...document.querySelectorAll('#b0 svg.pareto')]"
+    chart_share += ".filter((s) => s.getBoundingClientRect().width > 0)[0].getBoundingClientRect();"
+    chart_share += " return c.width / document.documentElement.clientWidth; })()"
+    for width, whole in ((1600, True), (1400, True), (1000, True), (600, False)):
+        wide_as(browser, width)
+        browser.wait(f"innerWidth === {width}")
+        if whole:
+            assert browser.evaluate(cut) == 0, f"a table is cut at {width} px"
+        assert browser.evaluate(chart_share) > 0.9, f"the chart leaves room unused at {width} px"
+        shown = browser.evaluate(
+            "[...document.querySelectorAll('#b0 [data-part]:not([hidden]) svg.pareto')]"
+            ".filter((s) => s.getBoundingClientRect().width > 0).length"
+        )
+        assert shown == 1, "one layout at a time"
+    browser.ask("Emulation.clearDeviceMetricsOverride")
+    browser.open(Path(where))

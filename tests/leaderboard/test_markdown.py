@@ -125,11 +125,11 @@ def test_the_best_is_bold_only_where_it_differs_from_the_next_beyond_the_noise()
     assert "**" not in section(page(noisy), "image AUROC by category")
 
 
-def test_over_enough_categories_the_best_mean_is_bold() -> None:
-    text = page(plausible.full_table(("rd4ad", "stfpm"), tuple("abcdefgh"), 2))
-    assert cells(section(text, "image AUROC by category"))["mean"]["RD4AD"].startswith("**")
-    few = page(plausible.full_table(("rd4ad", "stfpm"), tuple("abc"), 2))
-    assert not cells(section(few, "image AUROC by category"))["mean"]["RD4AD"].startswith("**")
+def test_the_best_mean_is_bold_where_seeds_or_enough_categories_tell_it_from_the_next() -> None:
+    for categories, seeds, bold in (("abcdefgh", 2, True), ("abc", 2, True), ("abcdefgh", 1, True), ("abc", 1, False)):
+        text = page(plausible.full_table(("rd4ad", "stfpm"), tuple(categories), seeds))
+        best = cells(section(text, "image AUROC by category"))["mean"]["RD4AD"]
+        assert best.startswith("**") == bold, (categories, seeds)
 
 
 def test_a_method_that_lacks_a_category_is_not_ranked_and_its_mean_says_so() -> None:
@@ -238,6 +238,74 @@ def test_paper_presets_and_real_data_come_first() -> None:
 def board_of(made: Sequence[Row]) -> Board:
     (board,) = boards(table(made))
     return board
+
+
+def test_families_are_ranked_together_and_apart() -> None:
+    levels = {"stfpm": ("student-teacher", 0.8), "rd4ad": ("student-teacher", 0.9), "mkd": ("student-teacher", 0.7)}
+    levels |= {"padim": ("yardstick", 0.95), "spade": ("yardstick", 0.85), "pixel_mean": ("floor", 0.6)}
+    made = [
+        plausible.invented(method, category, 0, title=method, family=family, image_auroc=level,
+                      aupro_30=level)
+        for method, (family, level) in levels.items() for category in "ab"
+    ]  # fmt: skip
+    text = section(page(made), "Ranking")
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    assert lines[0][:4] == ["#", "in family", "method", "family"]
+    assert [(line[0], line[1], line[2], line[3]) for line in lines[2:]] == [
+        ("1", "1", "padim", "yardstick"),
+        ("2", "1", "rd4ad", "student-teacher"),
+        ("3", "2", "spade", "yardstick"),
+        ("4", "2", "stfpm", "student-teacher"),
+        ("5", "3", "mkd", "student-teacher"),
+        ("6", "1", "pixel_mean", "floor"),
+    ]
+    board = board_of(made)
+    assert board.families == ("student-teacher", "yardstick", "floor")
+    assert board.ranks_in_family["stfpm"] == 2.0
+    assert board.average_ranks["stfpm"] == 4.0
+    alone = page([one for one in made if one.family == "yardstick"])
+    assert "in family" not in alone
+
+
+def test_a_place_within_a_family_is_that_of_the_family_alone() -> None:
+    """Rank among all and rank among few can turn the order round; the latter decides within the family."""
+    cells = {"a": (0.9, 0.5, 0.5), "b": (0.8, 0.6, 0.4), "x": (0.85, 0.55, 0.45), "y": (0.84, 0.54, 0.44)}
+    made = [
+        plausible.invented(method, category, 0, title=method, image_auroc=value, aupro_30=value,
+                      family="floor" if method in "xy" else "yardstick")
+        for method, values in cells.items() for category, value in zip("klm", values, strict=True)
+    ]  # fmt: skip
+    board = board_of(made)
+    alone = board_of([one for one in made if one.family == "yardstick"])
+    assert {key: board.ranks_in_family[key] for key in "ab"} == alone.average_ranks
+    assert board.average_ranks["a"] != board.ranks_in_family["a"]
+
+
+def test_rows_that_do_not_say_their_family_get_that_of_their_method() -> None:
+    from kdad_bench.leaderboard.families import FAMILIES, family_of
+    from kdad_bench.methods import METHODS, entry, protocol
+
+    assert {*FAMILIES} == {*protocol.FAMILIES}
+    old = (
+        "pixel_mean",
+        "padim",
+        "spade",
+        "patchcore",
+        "stfpm",
+        "rd4ad",
+        "mkd",
+        "eca_mskdad",
+        "dskd",
+        "bmkd",
+        "fractalad",
+    )
+    for method in old:
+        assert family_of({"method": method}) == entry(method).family
+    assert set(old) <= set(METHODS)
+    assert family_of({"method": "stfpm", "family": "floor"}) == "floor", "what a row says counts"
+    assert family_of({"method": "stfpm", "code_sha256": "5" * 64}) == "unknown", "code of somebody else"
+    assert family_of({"method": "mine", "origin": "external, protocol not verified"}) == "external"
+    assert family_of({"method": "of a newer version"}) == "unknown"
 
 
 def test_equal_means_share_a_rank() -> None:

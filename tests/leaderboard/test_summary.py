@@ -16,8 +16,8 @@ from scipy import stats
 from kdad_bench.leaderboard.inference import (
     average_ranks,
     critical_difference,
+    hierarchical_interval,
     holm,
-    two_level_bootstrap,
     wilcoxon,
 )
 from kdad_bench.leaderboard.row import SCHEMA, Row
@@ -107,23 +107,55 @@ def test_a_metric_without_values_has_no_estimate() -> None:
     assert summary.ranks("pixel_ap").average == {}
 
 
-def test_the_bootstrap_draws_categories_then_seeds() -> None:
+def test_the_interval_of_alike_categories_is_a_point_and_of_any_lies_around_the_mean() -> None:
     same = np.full((5, 3), 0.4)
-    assert two_level_bootstrap(same) == pytest.approx((0.4, 0.4))
-    # two categories of constant seeds: the mean is 0, 1/2 or 1 with probability 1/4, 1/2, 1/4
-    assert two_level_bootstrap(np.array([[0.0, 0.0], [1.0, 1.0]])) == (0.0, 1.0)
-    # seeds alone, in many alike categories: the two levels give the standard error of the whole mean
+    assert hierarchical_interval(same) == pytest.approx((0.4, 0.4))
+    low, high = hierarchical_interval(np.array([[0.9, 0.92], [0.8, 0.78], [0.95, 0.97]]))
+    assert 0.3 < low < 0.887 < high < 1
+
+
+def test_the_interval_over_categories_is_as_wide_as_students() -> None:
     rng = np.random.default_rng(3)
-    values = rng.normal(size=(200, 4))
-    low, high = two_level_bootstrap(values)
-    level_one, level_two = values.mean(axis=1).var(), values.var(axis=1).mean() / 4
-    expected = 1.96 * math.sqrt((level_one + level_two) / 200)
-    assert (high - low) / 2 == pytest.approx(expected, rel=0.1)
+    for categories in (2, 4, 12, 60):
+        values = rng.normal(5, 1, size=(categories, 3))
+        low, high = hierarchical_interval(values, shares=False)
+        means = values.mean(axis=1)
+        half = stats.t.ppf(0.975, categories - 1) * means.std(ddof=1) / math.sqrt(categories)
+        assert (high - low) / 2 == pytest.approx(half)
+        assert low < means.mean() < high
 
 
-def test_the_bootstrap_passes_over_missing_seeds() -> None:
+def test_the_interval_of_shares_is_students_of_their_logits_and_stays_between_0_and_1() -> None:
+    rng = np.random.default_rng(0)
+    values = np.clip(0.9 + 0.02 * rng.normal(size=(40, 2)), 0, 1)
+    low, high = hierarchical_interval(values)
+    means = values.mean(axis=1)
+    half = stats.t.ppf(0.975, 39) * means.std(ddof=1) / math.sqrt(40)  # near the middle of a narrow range both agree
+    assert (high - low) / 2 == pytest.approx(half, rel=0.05)
+    for extreme in (np.array([[1.0], [0.999]]), np.array([[0.0], [1.0]]), np.array([[1.0], [1.0], [0.5]])):
+        low, high = hierarchical_interval(extreme)
+        assert 0 <= low <= extreme.mean() <= high <= 1
+
+
+def test_images_and_seeds_set_a_least_width_that_categories_alike_by_chance_cannot_undercut() -> None:
+    alike = np.array([[0.9, 0.9], [0.9, 0.9], [0.9, 0.9]])
+    low, high = hierarchical_interval(alike, within=0.01)
+    assert (high - low) / 2 == pytest.approx(1.96 * 0.01, rel=0.05)
+
+
+def test_the_resampled_images_of_a_category_move_its_seeds_together() -> None:
+    """The level of images is drawn: with it the bootstrap is lopsided as the images are, without it it is not."""
+    values = np.full((6, 2), 0.8) + np.linspace(-0.02, 0.02, 6)[:, None]
+    skewed = [np.repeat(np.where(np.arange(100) < 5, -0.4, 0.02)[None], 2, axis=0)] * 6
+    plain, moved = hierarchical_interval(values), hierarchical_interval(values, skewed)
+    assert moved[1] - moved[0] == pytest.approx(plain[1] - plain[0], rel=0.1), "the width is that of the categories"
+    assert moved[0] < plain[0] - 0.002
+    assert moved[1] < plain[1]
+
+
+def test_the_interval_passes_over_missing_seeds() -> None:
     nan = float("nan")
-    low, high = two_level_bootstrap(np.array([[nan, 0.5, nan], [0.5, nan, 0.5], [0.5, 0.5, 0.5]]))
+    low, high = hierarchical_interval(np.array([[nan, 0.5, nan], [0.5, nan, 0.5], [0.5, 0.5, 0.5]]))
     assert (low, high) == pytest.approx((0.5, 0.5))
 
 

@@ -14,12 +14,12 @@
   system.addEventListener("change", (event) => show(event.matches));
   button.addEventListener("click", () => show(!root.classList.contains("dark")));
 
-  // one metric at a time
+  // one part at a time
   for (const choice of document.querySelectorAll("fieldset.choice")) {
-    const parts = choice.parentElement.querySelectorAll(":scope > [data-metric]");
+    const parts = choice.parentElement.querySelectorAll(":scope > [data-part]");
     const pick = () => {
-      const metric = choice.querySelector("input:checked").value;
-      for (const part of parts) part.hidden = part.dataset.metric !== metric;
+      const chosen = choice.querySelector("input:checked").value;
+      for (const part of parts) part.hidden = part.dataset.part !== chosen;
     };
     choice.addEventListener("change", pick);
     pick();

@@ -1,0 +1,215 @@
+"""Do the intervals of the leaderboard hold what they promise? Simulated benchmarks whose truth is known.
+
+    python benchmarks/coverage.py                        # 2,000 benchmarks of each kind, about five minutes on one core
+    python benchmarks/coverage.py --write docs/protocol.md
+
+A job's scores are normal: those of good images around 0, those of anomalous ones around d, of standard deviation 1,
+with a part that the image brings for every method and seed (hard images are hard for all), one that it brings for all
+seeds of a method, and one of the seed. Then the AUROC that infinitely many images would show is Phi(d / sqrt 2). d is
+drawn: a level of the method, a part of the category, a part of the method in that category, a part of the seed. The
+intervals come from the functions that draw the pages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdad_bench.leaderboard.images import Images, Noise
+from kdad_bench.leaderboard.inference import hierarchical_interval
+from kdad_bench.leaderboard.pairs import Comparison, compared
+from kdad_bench.leaderboard.spread import Drawn, drawn, parts, spread
+
+Floats = NDArray[np.float64]
+METRIC = "image_auroc"
+PHI = NormalDist().cdf
+FOR_ALL, FOR_METHOD = 0.4, 0.35  # shares of the variance of a score that the image brings for all, and for a method
+MARKS = re.compile(r"(<!-- coverage: begin -->\n).*?(<!-- coverage: end -->)", re.S)
+
+
+@dataclass(frozen=True)
+class World:
+    """What the simulated benchmarks are like. Parts of d are standard deviations."""
+
+    name: str
+    categories: int = 4
+    seeds: int = 2
+    anomalous: int = 24
+    good: int = 12
+    levels: tuple[float, float] = (2.4, 2.0)  # of the two methods
+    category: float = 0.5
+    own: float = 0.2  # of a method in a category
+    seed: float = 0.15
+
+
+WORLDS = (
+    World("embedded data: 4 categories, 2 seeds, 24 + 12 images"),
+    World("the same, equal methods", levels=(2.2, 2.2), own=0.0),
+    World("the same, one seed, which is what is asked about", seeds=1, seed=0.0),
+    World("near 1: AUROC 0.985 and 0.97", levels=(3.07, 2.66), category=0.3),
+    World("3 categories, 3 seeds, 63 + 20 images", categories=3, seeds=3, anomalous=63, good=20),
+    World("15 categories, 3 seeds, 84 + 31 images", categories=15, seeds=3, anomalous=84, good=31),
+    World("seeds differ much", seed=0.5),
+    World("categories alike", category=0.05, own=0.02),
+)
+
+
+def truth(distance: Floats | float, variance: float) -> Floats:
+    """The mean AUROC over d of that mean and variance."""
+    return np.vectorize(PHI)(np.asarray(distance) / np.sqrt(2 + variance))
+
+
+def scored(world: World, distances: Floats, rng: np.random.Generator) -> list[Images]:
+    """The images of each category; `distances` [methods, categories, seeds]."""
+    labels = np.arange(world.anomalous + world.good) < world.anomalous
+    found = []
+    for c in range(world.categories):
+        every, method = rng.normal(size=labels.size), rng.normal(size=(len(distances), 1, labels.size))
+        own = rng.normal(size=(*distances[:, c].shape, labels.size))
+        noise = np.sqrt(FOR_ALL) * every + np.sqrt(FOR_METHOD) * method + np.sqrt(1 - FOR_ALL - FOR_METHOD) * own
+        scores = noise + distances[:, c, :, None] * labels
+        jobs = {("ab"[m], s): scores[m, s] for m in range(len(scores)) for s in range(world.seeds)}
+        found.append(Images(labels=labels, scores=jobs))
+    return found
+
+
+def figures(world: World, images: list[Images]) -> Floats:
+    """The AUROC of each job, [methods, categories, seeds]: the share of pairs in order."""
+    labels = images[0].labels
+    methods = sorted({method for method, _ in images[0].scores})
+    scores = np.array([[[one.scores[m, s] for s in range(world.seeds)] for one in images] for m in methods])
+    return (scores[..., labels][..., :, None] > scores[..., ~labels][..., None, :]).mean(axis=(-1, -2))
+
+
+def judged(world: World, values: Floats, images: list[Images] | None) -> Comparison:
+    """The comparison of the two methods as the pages have it."""
+    noises: list[Noise | None] = [None] * world.categories
+    for c, one in enumerate(images or ()):
+        noises[c] = one.noise(METRIC, {(m, s): values[i, c, s] for i, m in enumerate("ab") for s in range(world.seeds)})
+    return compared(METRIC, ("a", "b"), (values[0], values[1]), range(world.seeds), noises, 1)
+
+
+def alone(world: World, values: Floats, images: list[Images]) -> tuple[list[Noise], list[Drawn]]:
+    """What the images do to one method, by category."""
+    jobs = [("a", s) for s in range(world.seeds)]
+    noises = [one.noise(METRIC, {job: values[c, s] for s, job in enumerate(jobs)}) for c, one in enumerate(images)]
+    known = [noise for noise in noises if noise is not None]
+    return known, [part for noise in known if (part := drawn(noise, jobs)) is not None]
+
+
+def of_pairs(world: World, benchmarks: int, rng: np.random.Generator) -> tuple[float, float]:
+    """(coverage of the interval of the difference on fixed categories, share of benchmarks whose p is below 0.05)."""
+    category, own = rng.normal(size=(1, world.categories, 1)), rng.normal(size=(2, world.categories, 1))
+    fixed = np.array(world.levels)[:, None, None] + world.category * category + world.own * own
+    true = truth(fixed[..., 0], world.seed**2)
+    true = float((true[0] - true[1]).mean())
+    inside = sure = 0
+    for _ in range(benchmarks):
+        images = scored(world, fixed + world.seed * rng.normal(size=(2, world.categories, world.seeds)), rng)
+        found = judged(world, figures(world, images), images)
+        inside += found.low is not None and found.high is not None and found.low <= true <= found.high
+        sure += found.p is not None and found.p < 0.05
+    return inside / benchmarks, sure / benchmarks
+
+
+def of_seeds(world: World, benchmarks: int, rng: np.random.Generator) -> float:
+    """Coverage of the interval of a difference by seeds alone, as for pixel figures: of these images and categories."""
+    inside = 0
+    deviation = 0.01 * rng.uniform(0.5, 2, size=(1, world.categories, 1))  # categories differ in how much seeds do
+    level = 0.9 + 0.03 * rng.normal(size=(2, world.categories, 1))
+    true = float((level[0] - level[1]).mean())
+    for _ in range(benchmarks):
+        values = level + deviation * rng.normal(size=(2, world.categories, world.seeds))
+        found = judged(world, values, None)
+        inside += found.low is not None and found.high is not None and found.low <= true <= found.high
+    return inside / benchmarks
+
+
+def of_means(world: World, benchmarks: int, rng: np.random.Generator) -> tuple[float, float]:
+    """(coverage of the interval of a method's mean over other categories, its median width)."""
+    true = float(truth(world.levels[0], world.category**2 + world.own**2 + world.seed**2))
+    inside, widths = 0, []
+    for _ in range(benchmarks):
+        shape = (1, world.categories, 1)
+        distances = world.levels[0] + world.category * rng.normal(size=shape) + world.own * rng.normal(size=shape)
+        distances = distances + world.seed * rng.normal(size=(1, world.categories, world.seeds))
+        images = scored(world, distances, rng)
+        values = figures(world, images)[0]
+        noises, of_images = alone(world, values, images)
+        around = spread(list(values), of_images)
+        error = around.error if around else 0.0
+        low, high = hierarchical_interval(values, [noise.deviations for noise in noises], error)
+        inside += low <= true <= high
+        widths.append(high - low)
+    return inside / benchmarks, float(np.median(widths))
+
+
+def of_components(world: World, benchmarks: int, rng: np.random.Generator) -> str:
+    """The variance components found, on average, beside the true ones."""
+    found, true_seed, true_category = [], [], []
+    for _ in range(benchmarks):
+        means = world.levels[0] + world.category * rng.normal(size=(1, world.categories, 1))
+        distances = means + world.seed * rng.normal(size=(1, world.categories, world.seeds))
+        images = scored(world, distances, rng)
+        values = figures(world, images)[0]
+        found.append(parts(list(values), alone(world, values, images)[1]))
+        true_seed.append(truth(distances[0], 0.0).var(axis=1, ddof=1).mean())
+        true_category.append(truth(means[0, :, 0], world.seed**2).var(ddof=1))
+    names = ("category", "seed", "image")
+    category, seed, image = (float(np.sqrt(np.mean([getattr(one, name) for one in found]))) for name in names)
+    return (
+        f"category {category:.3f} (true {np.sqrt(np.mean(true_category)):.3f}), "
+        f"seed {seed:.3f} (true {np.sqrt(np.mean(true_seed)):.3f}), image sample {image:.3f}"
+    )
+
+
+def table(benchmarks: int, worlds: tuple[World, ...]) -> str:
+    """Coverage in each world, in percent."""
+    lines = [
+        "| simulated benchmarks | difference, by images and seeds | difference, by seeds alone "
+        "| mean, for other categories | its median width | found (p < 0.05) |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for world in worlds:
+        rng = np.random.default_rng(WORLDS.index(world))  # so that a part prints what the whole prints
+        pair, sure = of_pairs(world, benchmarks, rng)
+        seeds = f"{100 * of_seeds(world, benchmarks, rng):.1f} %" if world.seeds > 1 else "–"
+        mean, width = of_means(world, benchmarks, rng)
+        lines.append(
+            f"| {world.name} | {100 * pair:.1f} % | {seeds} | {100 * mean:.1f} % | {width:.3f} | {100 * sure:.1f} % |"
+        )
+        print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the tables, and put them between the marks of a page if asked."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--benchmarks", type=int, default=2000, help="Simulated benchmarks of each kind.")
+    options.add_argument("--worlds", type=int, nargs="*", help="Numbers of the worlds to simulate; all if not given.")
+    options.add_argument("--write", type=Path, help="Page with the marks <!-- coverage: begin --> and end.")
+    given = options.parse_args()
+    began = time.perf_counter()
+    chosen = WORLDS if given.worlds is None else tuple(WORLDS[number] for number in given.worlds)
+    text = table(given.benchmarks, chosen)
+    large = replace(WORLDS[0], categories=8, seeds=3)
+    found = of_components(large, given.benchmarks // 4, np.random.default_rng(99))
+    text += f"\n\nVariance components, found beside true (standard deviations, 8 categories, 3 seeds): {found}."
+    print(f"\n{found}\n{time.perf_counter() - began:.0f} s")
+    if given.write:
+        page = given.write.read_text(encoding="utf-8")
+        if not MARKS.search(page):
+            raise SystemExit(f"{given.write}: no marks <!-- coverage: begin --> and <!-- coverage: end -->")
+        fresh = MARKS.sub(lambda marks: f"{marks[1]}{text}\n{marks[2]}", page)
+        given.write.write_text(fresh, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    main()

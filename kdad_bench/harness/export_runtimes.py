@@ -1,0 +1,250 @@
+"""The runtimes that a graph can leave for: how it is written for each, and how it is run from its files."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdad_bench.methods.checkpoint import ModelError
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+Answers: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]  # scores [N], maps [N, R, R]
+Runner: TypeAlias = Callable[[NDArray[np.uint8]], Answers]  # images [N, 3, R, R]
+
+INPUT, OUTPUTS = "images", ("score", "map")  # their names in the graphs
+CPU = "CPUExecutionProvider"
+# without the first, OpenVINO rounds to bfloat16 on processors that have it
+OPENVINO = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+QUANTISED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
+
+
+class ExportError(ModelError):
+    """A model cannot be exported, or an exported one cannot be used: one line that names it and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Graph:
+    """A program of PyTorch's own ops, and how many images it takes at a time."""
+
+    program: ExportedProgram
+    batch: int | None  # None: any number
+    side: int  # of the images, px
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """One way out."""
+
+    files: tuple[str, ...]
+    writers: tuple[str, ...]  # packages that write it
+    runners: tuple[str, ...]  # packages that run it
+    extra: str  # of this package, that brings both
+    options: str  # what it has to be run with to give the certified answers
+
+
+TARGETS = {
+    "torch": Target(files=("graph.pt2",), writers=(), runners=(), extra="", options="none"),
+    "onnx": Target(
+        files=("graph.onnx",), writers=("onnx", "onnxscript"), runners=("onnxruntime",), extra="onnx", options=CPU
+    ),
+    "openvino": Target(
+        files=("graph.xml", "graph.bin"),
+        writers=("openvino",),
+        runners=("openvino",),
+        extra="openvino",
+        options="CPU, INFERENCE_PRECISION_HINT f32",
+    ),
+}
+INT8 = "nncf"  # the package that rounds a graph of OpenVINO
+
+
+def missing(target: str, *, int8: bool = False, write: bool = True) -> str:
+    """What to install before `target` can be written and run, in one line; "" where all is there."""
+    one = TARGETS[target]
+    wanted = [*(one.writers if write else ()), *one.runners, *([INT8] if int8 else ())]
+    absent = [name for name in dict.fromkeys(wanted) if find_spec(name) is None]
+    if not absent:
+        return ""
+    extra = "int8" if int8 else one.extra
+    return f"{target} needs {', '.join(absent)}: pip install 'kdad-bench[{extra}]'"
+
+
+def versions(target: str) -> dict[str, str]:
+    """The packages that take part, and the options of the certified run."""
+    one = TARGETS[target]
+    packages = dict.fromkeys(("torch", *one.writers, *one.runners))
+    return {**{name: metadata.version(name) for name in packages}, "options": one.options}
+
+
+def write_graph(graph: Graph, target: str, folder: Path, calibration: Sequence[NDArray[np.uint8]] = ()) -> None:
+    """Write the files of `target` into `folder`; 8-bit ones where there are images for their ranges, [1, 3, R, R] each.
+
+    Raises whatever the converter raises.
+    """
+    with quietly():
+        {"torch": write_torch, "onnx": write_onnx, "openvino": write_openvino}[target](graph, folder, calibration)
+
+
+def write_torch(graph: Graph, folder: Path, calibration: Sequence[NDArray[np.uint8]]) -> None:
+    """A program of torch.export."""
+    torch.export.save(graph.program, folder / "graph.pt2")
+
+
+def write_onnx(graph: Graph, folder: Path, calibration: Sequence[NDArray[np.uint8]]) -> None:
+    """ONNX, by the exporter that takes programs."""
+    found = torch.onnx.export(
+        graph.program, dynamo=True, input_names=[INPUT], output_names=list(OUTPUTS), verbose=False
+    )
+    assert found is not None
+    found.save(folder / "graph.onnx", external_data=False)
+
+
+def write_openvino(graph: Graph, folder: Path, calibration: Sequence[NDArray[np.uint8]]) -> None:
+    """OpenVINO's intermediate representation, its names and shapes given, its weights not shortened."""
+    import openvino
+
+    model = openvino.convert_model(graph.program)
+    model.inputs[0].get_tensor().set_names({INPUT})
+    for output, name in zip(model.outputs, OUTPUTS, strict=True):
+        output.get_tensor().set_names({name})
+    model.reshape({INPUT: openvino.PartialShape([graph.batch or -1, 3, graph.side, graph.side])})
+    model.validate_nodes_and_infer_types()
+    if calibration:
+        model = rounded(model, calibration)
+    openvino.save_model(model, folder / "graph.xml", compress_to_fp16=False)
+
+
+def rounded(model: Any, calibration: Sequence[NDArray[np.uint8]]) -> Any:
+    """The convolutions in 8 bits, everything else as it was: a map is made of differences, which 8 bits have not."""
+    import nncf
+
+    kinds = {one.get_type_name() for one in model.get_ops()}
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    return nncf.quantize(
+        model,
+        nncf.Dataset(list(calibration)),
+        subset_size=len(calibration),
+        preset=nncf.QuantizationPreset.MIXED,
+        ignored_scope=nncf.IgnoredScope(types=sorted(kinds - set(QUANTISED)), validate=False),
+    )
+
+
+def opened_graph(target: str, folder: Path, batch: int | None) -> Runner:
+    """What runs the graph in `folder` on the CPU, with as many threads as PyTorch has; `batch` images at a time.
+
+    Raises ExportError for a package that is missing or a file that would run code, and whatever the runtime raises.
+    """
+    lacking = missing(target, write=False)
+    if lacking:
+        raise ExportError(f"{folder}: {lacking}")
+    with quietly():
+        runner = {"torch": open_torch, "onnx": open_onnx, "openvino": open_openvino}[target](folder)
+    return runner if batch is None else in_batches(runner, batch)
+
+
+def open_torch(folder: Path) -> Runner:
+    """A program of torch.export."""
+    path = folder / "graph.pt2"
+    refuse_code(path)
+    module = torch.export.load(path).module()
+
+    def run(images: NDArray[np.uint8]) -> Answers:
+        with torch.inference_mode():
+            score, heat = module(torch.from_numpy(np.require(images, requirements="W")))  # a cache is read-only
+        return score.numpy(), heat.numpy()
+
+    return run
+
+
+def refuse_code(path: Path) -> None:
+    """Raises ExportError for a program of torch.export in which anything but plain tensors would be unpickled."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if "/data/sample_inputs/" in name and (content := archive.read(name)):
+                    torch.load(io.BytesIO(content), weights_only=True)
+                if name.endswith("_config.json") and not plain(json.loads(archive.read(name))):
+                    raise ValueError(f"{name} names pickled objects")
+    except Exception as error:  # of zip, JSON and pickle
+        said = " ".join(str(error).split())[:150]
+        raise ExportError(f"{path}: holds more than tensors, or is damaged ({said}); export it again") from error
+
+
+def plain(payloads: Any) -> bool:
+    """Whether the tensors of a program are stored as their bytes."""
+    return all(
+        not one["use_pickle"] and str(one["path_name"]).startswith(("weight_", "tensor_"))
+        for one in payloads["config"].values()
+    )
+
+
+def open_onnx(folder: Path) -> Runner:
+    """A session of onnxruntime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(folder / "graph.onnx", options, providers=[CPU])
+
+    def run(images: NDArray[np.uint8]) -> Answers:
+        score, heat = session.run(list(OUTPUTS), {INPUT: images})
+        return score, heat
+
+    return run
+
+
+def open_openvino(folder: Path) -> Runner:
+    """A compiled model of OpenVINO, in float32 where the graph is."""
+    import openvino
+
+    options = {**OPENVINO, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    model = openvino.Core().compile_model(folder / "graph.xml", "CPU", options)
+
+    def run(images: NDArray[np.uint8]) -> Answers:
+        found = model({INPUT: images})
+        return found[OUTPUTS[0]], found[OUTPUTS[1]]
+
+    return run
+
+
+def in_batches(runner: Runner, batch: int) -> Runner:
+    """`runner`, which takes `batch` images, for any number of them."""
+
+    def run(images: NDArray[np.uint8]) -> Answers:
+        parts = [runner(images[start : start + batch]) for start in range(0, len(images), batch)]
+        return np.concatenate([score for score, _ in parts]), np.concatenate([heat for _, heat in parts])
+
+    return run
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Converters warn of their own inner matters, and OpenVINO's report their use to its makers: neither here."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # its importers have a stand-in
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # nncf draws its progress there
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

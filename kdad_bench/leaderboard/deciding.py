@@ -1,0 +1,94 @@
+"""What the comparisons of a board say, in words that both pages share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kdad_bench.leaderboard.board import Board
+from kdad_bench.leaderboard.metric import METRICS
+from kdad_bench.leaderboard.pairs import Comparison, visible
+from kdad_bench.leaderboard.spread import CATEGORIES, IMAGES, IMAGES_AND_SEEDS, SEEDS
+
+MOST_SHOWN = 25  # entrants of a matrix; it has a column for each
+# what a comparison rests on -> what it says, and what it leaves out
+SAYS = {
+    IMAGES_AND_SEEDS: "on these categories, with other images and other seeds",
+    IMAGES: "on these categories, with other images, for these trained models: one seed says nothing of others",
+    SEEDS: (
+        "on these very test images, with other seeds (rows hold nothing of it for single images, so other images may "
+        "turn it round)"
+    ),
+    CATEGORIES: "with other categories, by Wilcoxon's test, which a few categories can never make sure",
+}
+READ = (
+    "Each cell is the mean difference, row minus column, and p after Holm's correction for all pairs of the metric: in "
+    "at most one table of twenty is anything called sure that is not so. Bold: p below 0.05. Columns are numbered as "
+    "the rows."
+)
+
+
+def p_of(one: Comparison) -> str:
+    """The corrected p as pages write it."""
+    if one.p_holm is None:
+        return "–"
+    return "<0.001" if one.p_holm < 0.001 else f"{one.p_holm:.3f}"
+
+
+def shown(board: Board, metric: str) -> tuple[str, ...]:
+    """The entrants of a matrix, in the order of the ranking."""
+    return tuple(key for key in board.order if board.overall(key, metric) is not None)[:MOST_SHOWN]
+
+
+def counted(board: Board, metric: str) -> str:
+    """How many pairs are told apart, and on what evidence."""
+    found = [one for one in board.summary.comparisons(metric) if one.difference is not None]
+    sure = sum(one.significant for one in found)
+    kinds = [one.evidence for one in found if one.evidence]
+    judged = "; ".join(
+        f"{kinds.count(kind)} judged {SAYS[kind]}" if kinds.count(kind) < len(found) else f"judged {SAYS[kind]}"
+        for kind in SAYS
+        if kind in kinds
+    )
+    return f"{sure} of {len(found)} pairs told apart; {judged}"
+
+
+def power(board: Board, metric: str) -> str:
+    """The power line: which difference the table could see; "" where nothing tells."""
+    found = visible(metric, board.summary.comparisons(metric))
+    if found is None:
+        return ""
+    what = "these images" + (" and seeds" if found.evidence == IMAGES_AND_SEEDS else "")
+    what = "these seeds" if found.evidence == SEEDS else what
+    if found.pairs < 2:
+        return f"With {what} a difference of {found.one:.3f} would be seen four times in five."
+    all_pairs = f"{found.all:.3f}" if found.all < 1 else "more than there can be"
+    return (
+        f"With {what} a difference of {found.one:.3f} would be seen four times in five, had one pair alone been asked "
+        f"about, and one of {all_pairs} among all {found.pairs} pairs (medians over the pairs)."
+    )
+
+
+def told(board: Board, one: Comparison) -> str:
+    """All about one comparison, in one line."""
+    if one.difference is None:
+        return f"{board.labels[one.a]} and {board.labels[one.b]}: no category in common"
+    around = "" if one.low is None or one.high is None else f" [{one.low:+.3f}, {one.high:+.3f}]"
+    parts = [f"{board.labels[one.a]} minus {board.labels[one.b]}: {one.difference:+.3f}{around}"]
+    parts.append("p –" if one.p is None else f"p {one.p:.2g}, corrected {p_of(one)}")
+    parts.append(f"better in {one.a_better} of {one.categories} categories")
+    if one.won is not None:
+        parts.append(f"in {100 * one.won:.0f} % of {one.pairs} jobs")
+    if one.effect is not None:
+        parts.append(f"effect size {one.effect:+.2f}")
+    if one.evidence:
+        parts.append(f"judged by {one.evidence}")
+    return ", ".join(parts)
+
+
+def standing(board: Board, key: str, others: Sequence[str], metric: str) -> tuple[int, int]:
+    """How many of the others an entrant surely beats, and how many surely beat it."""
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    every = [board.summary.comparison(key, other, metric) for other in others if other != key]
+    sure = [one for one in every if one.significant]
+    wins = sum(sign * (one.difference or 0.0) > 0 for one in sure)
+    return wins, len(sure) - wins

@@ -1,0 +1,65 @@
+"""The pieces that every table of leaderboard.html is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kdad_bench.leaderboard.board import MOST_LOAD, UNSTEADY, Mark
+from kdad_bench.leaderboard.numbers import MISSING
+from kdad_bench.leaderboard.summary import Estimate
+from kdad_bench.leaderboard.text import escape
+
+FLAG = f' <abbr title="varies by more than {UNSTEADY * 100:g} % between jobs">~</abbr>'
+FLAG_ALONE = f' <abbr title="timed while other work held over {MOST_LOAD:.0%} of the processors, or varies">~</abbr>'
+
+
+def small(text: str) -> str:
+    """A second line of a cell."""
+    return f'<span class="interval-text">{text}</span>'
+
+
+def accuracy(found: Estimate | None, mark: Mark, categories: int) -> str:
+    """The mean with its interval, and over how many categories where some lack."""
+    if found is None:
+        return cell(MISSING)
+    around = "" if found.low is None else f" {small(f'[{found.low:.3f}, {found.high:.3f}]')}"
+    few = "" if found.complete else f" {small(f'{found.categories} of {categories} categories')}"
+    return cell(f"{found.mean:.3f}{around}{few}", found.mean, mark)
+
+
+def deviated(found: Estimate | None, mark: Mark, style: str = "") -> str:
+    """The mean with its standard deviation over seeds."""
+    if found is None:
+        return cell(MISSING)
+    return cell(
+        f"{found.mean:.3f}" + ("" if found.std is None else f" {small(f'± {found.std:.3f}')}"), found.mean, mark, style
+    )
+
+
+def cell(text: str, order: float | None = None, mark: Mark = "", style: str = "") -> str:
+    """A numeric cell; `order` is what it sorts by, nothing sorting last."""
+    key = "" if order is None and text != MISSING else f' data-order="{-1 if order is None else order:.9g}"'
+    return f'<td class="n {mark}"{key}{style}>{text}</td>' if mark else f'<td class="n"{key}{style}>{text}</td>'
+
+
+def table_of(heads: Sequence[tuple[str, str]], lines: Sequence[str], caption: str, kind: str) -> str:
+    """A table of `heads` (title, class) and `lines` of cells, which scrolls by itself where a screen is too narrow."""
+    head = "".join(f'<th scope="col"{f" class={name}" if name else ""}>{escape(title)}</th>' for title, name in heads)
+    rows = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    return (
+        f'<div class="scroll"><table class="{kind}"><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
+        f"<tbody>\n{rows}\n</tbody></table></div>"
+    )
+
+
+def choice(name: str, title: str, parts: Sequence[tuple[str, str, str]]) -> str:
+    """Radio buttons that show one of `parts`, (value, label, content) each; all are shown without a script."""
+    if not parts:
+        return ""
+    buttons = "".join(
+        f'<label><input type="radio" name="{name}" value="{value}"{" checked" if index == 0 else ""}> '
+        f"{escape(label)}</label>"
+        for index, (value, label, _) in enumerate(parts)
+    )
+    shown = "\n".join(f'<div data-part="{value}">{content}</div>' for value, _, content in parts)
+    return f'<div><fieldset class="choice"><legend>{escape(title)}</legend>{buttons}</fieldset>\n{shown}</div>'

@@ -1,0 +1,399 @@
+"""`kdad-bench export` and `predict` of what it wrote: certificates, refusals, damaged folders, the page's examples."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from kdad_bench.cli import cli
+from kdad_bench.harness import export as harness
+from kdad_bench.harness import export_runtimes
+from kdad_bench.harness.export_certificate import Comparison
+from tests.conftest import write_tree
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "export.md"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(a saved model of 'bolt', the tree it was trained on)."""
+    folder = tmp_path_factory.mktemp("export")
+    tree = write_tree(folder / "tree", categories=("bolt",), train=20)
+    arguments = ["run", "--method", "pixel_mean", "--dataset", f"folder:{tree}", "--seeds", "1", "--save-models"]
+    result = CliRunner().invoke(cli, [*arguments, "--hold-out", "0.5", "--no-pictures", "--out", str(folder / "out")])
+    assert result.exit_code == 0, result.output
+    (saved,) = (folder / "out" / "models").iterdir()
+    return saved, tree
+
+
+@pytest.fixture(scope="module")
+def exported(model: tuple[Path, Path]) -> Path:
+    """The same, as a program of torch.export."""
+    code, output, errors = call("export", model[0], "--to", "torch", "--check-on", model[1] / "bolt" / "test")
+    assert code == 0, errors
+    assert "0 of 15 decisions flipped, 1 at the threshold itself" in output
+    return model[0] / "torch"
+
+
+def call(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(cli, [*map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def content(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+def test_the_json_says_what_the_graph_does_not(model: tuple[Path, Path], exported: Path) -> None:
+    about = json.loads((exported / "export.json").read_text())
+    assert about["input"]["shape"] == [None, 3, 128, 128]
+    assert about["input"]["dtype"] == "uint8"
+    assert about["decision"] == json.loads((model[0] / "decision.json").read_text())
+    assert about["threshold"]["value"] in about["decision"]["normal_scores"]
+    seen = {one["what"]: one["count"] for one in about["certificate"]["images"]}
+    assert seen == {"held-out normals of folder/bolt": 10, f"images of {model[1]}/bolt/test": 6, "drawn images": 4}
+    assert about["certificate"]["batches"] == [1, 16]
+    assert 0 <= about["certificate"]["score_difference"] < 1e-5
+    assert about["settings"]["sigma"] == 4.0
+
+
+def test_an_exported_model_predicts_as_its_model_does(model: tuple[Path, Path], exported: Path, tmp_path: Path) -> None:
+    images = model[1] / "bolt" / "test"
+    answers = []
+    for folder in (model[0], exported):
+        code, output, errors = call("predict", folder, images, "--json", "--out", tmp_path / folder.name)
+        assert code == 0, errors
+        answers.append(json.loads(output))
+    wanted, found = answers
+    assert found["threshold"] == wanted["threshold"]
+    assert [one["anomalous"] for one in found["images"]] == [one["anomalous"] for one in wanted["images"]]
+    assert [one["score"] for one in found["images"]] == pytest.approx(
+        [one["score"] for one in wanted["images"]], rel=1e-5
+    )
+    assert len(list((tmp_path / "torch").glob("*.png"))) == 6
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_other_runtimes_are_certified_too(model: tuple[Path, Path], target: str, tmp_path: Path) -> None:
+    lacking = export_runtimes.missing(target)
+    if lacking:
+        pytest.skip(lacking)
+    code, output, errors = call("export", model[0], "--to", target, "--out", tmp_path / "there")
+    assert code == 0, errors
+    assert "0 of 9 decisions flipped" in output
+    code, output, errors = call("predict", tmp_path / "there", model[1] / "bolt" / "test")
+    assert code == 0, errors
+    assert output.count("ANOMALOUS") == 3
+
+
+def test_the_test_images_of_a_category_are_compared_too(model: tuple[Path, Path], tmp_path: Path) -> None:
+    arguments = ("--to", "torch", "--out", tmp_path / "there", "--check-on", f"folder:{model[1]}/bolt")
+    code, output, errors = call("export", model[0], *arguments)
+    assert code == 0, errors
+    assert f"6 test images of folder:{model[1]}/bolt" in output
+    assert "0 of 15 decisions flipped" in output
+
+
+def wrong(change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Callable[..., Any]:
+    """`opened_graph` of a graph whose answers are changed."""
+
+    def opened(target: str, folder: Path, batch: int | None) -> Callable[[np.ndarray], Any]:
+        runner = export_runtimes.opened_graph(target, folder, batch)
+        return lambda images: change(*map(np.array, runner(images)))
+
+    return opened
+
+
+def one_pixel(score: np.ndarray, heat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    heat[-1, 5, 5] += 0.01 * heat[-1].max()
+    return score, heat
+
+
+def a_nan(score: np.ndarray, heat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    heat[0, 0, 0] = np.nan
+    return score, heat
+
+
+WRONG = {
+    "scores": (lambda score, heat: (score * 1.002, heat), "scores differ by up to 0.002"),
+    "one score of a batch": (lambda score, heat: (np.append(score[:-1], score[-1:] * 1.1), heat), "scores differ"),
+    "batches only": (lambda score, heat: (score * (1.0 if len(score) == 1 else 1.1), heat), "scores differ"),
+    "one pixel": (one_pixel, "maps differ by up to 0.01"),
+    "not finite": (a_nan, "not finite"),
+    "an infinite score": (lambda score, heat: (score + np.inf, heat), "not finite"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_graph_that_says_something_else_is_refused_and_nothing_is_left(
+    model: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, kind: str, tmp_path: Path
+) -> None:
+    change, words = WRONG[kind]
+    monkeypatch.setattr(harness, "opened_graph", wrong(change))
+    code, output, errors = call("export", model[0], "--to", "torch", "--out", tmp_path / "new" / "graph")
+    assert (code, output) == (1, "")
+    assert words in errors
+    assert errors.count("\n") == 1
+    assert content(tmp_path) == []
+
+
+def test_a_flipped_decision_is_refused_however_near_the_score(
+    model: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(harness, "opened_graph", wrong(lambda score, heat: (score * 0.99, heat)))
+    arguments = ("export", model[0], "--to", "torch", "--out", tmp_path / "x", "--false-alarms", 0.9)
+    code, _, errors = call(*arguments, "--tolerance", 0.02)
+    assert code == 1
+    assert re.search(r"refused.* [1-9] of 9 decisions flipped \(held-out normal", errors)
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_earlier_export_survives_a_refusal(
+    exported: Path, model: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in exported.iterdir()}
+    monkeypatch.setattr(harness, "opened_graph", wrong(lambda score, heat: (score * 2, heat)))
+    assert call("export", model[0], "--to", "torch")[0] == 1
+    assert {path: path.read_bytes() for path in exported.iterdir()} == before
+    assert [path.name for path in exported.parent.glob(".*")] == []
+
+
+def changed(field: str, value: object) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        about = json.loads((folder / "export.json").read_text())
+        *parents, last = field.split(".")
+        place = about
+        for name in parents:
+            place = place[name]
+        place.pop(last) if value is None else place.update({last: value})
+        (folder / "export.json").write_text(json.dumps(about))
+
+    return change
+
+
+def one_byte(folder: Path) -> None:
+    data = bytearray((folder / "graph.pt2").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "graph.pt2").write_bytes(data)
+
+
+def with_code(folder: Path) -> None:
+    """A graph that runs code as it is read, with a hash that fits."""
+    with zipfile.ZipFile(folder / "graph.pt2") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(folder / "graph.pt2", "w", zipfile.ZIP_STORED) as archive:
+        for name, data in parts.items():
+            archive.writestr(name, pickle.dumps(Evil()) if "sample_inputs" in name else data)
+    fitting(folder)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return exec, ("raise SystemExit('the code ran')",)
+
+
+def no_program(folder: Path) -> None:
+    (folder / "graph.pt2").write_bytes(b"no program")
+    fitting(folder)
+
+
+def fitting(folder: Path) -> None:
+    """Let the hash be that of the file."""
+    from kdad_bench.harness.exported import sha256
+
+    path = folder / "graph.pt2"
+    changed("graph", {"graph.pt2": {"sha256": sha256(path), "bytes": path.stat().st_size}})(folder)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "another version": (changed("kdad_bench", "0.0.1"), "kdad_bench '0.0.1', this version has"),
+    "another format": (changed("format", 7), "format 7, this version has 1"),
+    "no version": (changed("kdad_bench", None), "kdad_bench is missing"),
+    "no format": (changed("format", None), "format is missing"),
+    "no threshold's scores": (changed("decision.normal_scores", None), "normal_scores is missing"),
+    "a score that is none": (changed("decision.normal_scores", ["x"]), "normal_scores.0 is 'x'"),
+    "a field more": (changed("more", 1), "more is 1"),
+    "a shape that is none": (changed("input.shape", ["n", 3, 128, 128]), "input.shape.0 is 'n'"),
+    "another runtime": (changed("target", "onnx"), "graph names graph.pt2"),
+    "no runtime": (changed("target", "tensorrt"), "target is 'tensorrt'"),
+    "a graph elsewhere": (changed("graph", {"../graph.pt2": {"sha256": "0" * 64, "bytes": 1}}), "graph names"),
+    "no graph": (lambda folder: (folder / "graph.pt2").unlink(), "graph.pt2: a part of the graph is missing"),
+    "a byte": (one_byte, "graph.pt2: damaged or another graph"),
+    "a graph that is longer": (
+        lambda folder: (folder / "graph.pt2").write_bytes((folder / "graph.pt2").read_bytes() + b"x"),
+        "damaged or another graph",
+    ),
+    "an empty json": (lambda folder: (folder / "export.json").write_text(""), "export.json: damaged"),
+    "a list": (lambda folder: (folder / "export.json").write_text("[]"), "holds list"),
+    "torn json": (lambda folder: (folder / "export.json").write_text('{"format": 1,'), "export.json: damaged"),
+    "no program": (no_program, "graph.pt2: holds more than tensors, or is damaged"),
+    "code": (with_code, "graph.pt2: holds more than tensors, or is damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_export_is_one_line_and_exit_code_2(
+    exported: Path, model: tuple[Path, Path], tmp_path: Path, kind: str
+) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "broken"))
+    damage, words = DAMAGE[kind]
+    damage(folder)
+    code, output, errors = call("predict", folder, model[1] / "bolt" / "test", "--out", tmp_path / "out")
+    assert (code, output) == (2, "")
+    assert words in errors
+    assert "broken/" in errors
+    assert errors.count("\n") == 1
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_an_exported_model_has_no_other_device(exported: Path, model: tuple[Path, Path]) -> None:
+    code, _, errors = call("predict", exported, model[1] / "bolt" / "test", "--device", "cuda:0")
+    assert code == 2
+    assert "runs on the CPU; leave --device out" in errors
+
+
+def full(folder: Path) -> Path:
+    (folder / "mine.txt").write_text("mine")
+    return folder
+
+
+REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
+    "no model": (("/no/such", "--to", "torch"), "/no/such"),
+    "8 bits elsewhere": (("{model}", "--to", "torch", "--int8"), "--int8 is for --to openvino"),
+    "no such images": (("{model}", "--to", "torch", "--check-on", "/no/images"), "no such image"),
+    "text for an image": (("{model}", "--to", "torch", "--check-on", "{text}"), "not a readable image"),
+    "no such category": (("{model}", "--to", "torch", "--check-on", "synthetic/nothing"), "category 'nothing' not in"),
+    "something else there": (("{model}", "--to", "torch", "--out", "{full}"), "something else is there"),
+    "a file there": (("{model}", "--to", "torch", "--out", "{text}"), "something else is there"),
+    "too few normals": (("{model}", "--to", "torch", "--false-alarms", "0.01"), "take --false-alarms 0.091"),
+    "moved away": (("{moved}", "--to", "torch"), "name images with --check-on"),
+    "an exported one": (("{exported}", "--to", "torch"), "no description of a saved model"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_exported_is_one_line_and_exit_code_2(
+    model: tuple[Path, Path], exported: Path, tmp_path: Path, kind: str
+) -> None:
+    arguments, words = REFUSED[kind]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "t.png").write_text("no image")
+    places = {"model": model[0], "text": tmp_path / "t.png", "full": full(tmp_path / "full"), "exported": exported}
+    places["moved"] = Path(shutil.copytree(model[0], tmp_path / "moved", ignore=shutil.ignore_patterns("torch")))
+    before = content(tmp_path) + content(model[0])
+    code, output, errors = call("export", *(argument.format(**places) for argument in arguments))
+    assert (code, output) == (2, "")
+    assert words in errors
+    assert errors.count("\n") == 1
+    assert content(tmp_path) + content(model[0]) == before
+
+
+@pytest.mark.parametrize(("arguments", "extra"), [
+    (("--to", "onnx"), "kdad-bench[onnx]"),
+    (("--to", "openvino"), "kdad-bench[openvino]"),
+    (("--to", "openvino", "--int8"), "kdad-bench[int8]"),
+])  # fmt: skip
+def test_a_package_that_is_missing_is_one_line_that_names_the_extra(
+    model: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], extra: str
+) -> None:
+    monkeypatch.setattr(export_runtimes, "find_spec", lambda name: None)
+    before = content(model[0])
+    code, output, errors = call("export", model[0], *arguments)
+    assert (code, output) == (2, "")
+    assert f"pip install '{extra}'" in errors
+    assert errors.count("\n") == 1
+    assert content(model[0]) == before
+
+
+def test_a_runtime_that_is_missing_is_one_line_of_predict(
+    exported: Path, model: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "onnx"))
+    (folder / "graph.pt2").rename(folder / "graph.onnx")
+    about = json.loads((folder / "export.json").read_text())
+    changed("graph", {"graph.onnx": about["graph"]["graph.pt2"]})(folder)
+    changed("target", "onnx")(folder)
+    monkeypatch.setattr(export_runtimes, "find_spec", lambda name: None)
+    code, _, errors = call("predict", folder, model[1] / "bolt" / "test")
+    assert code == 2
+    assert "needs onnxruntime: pip install 'kdad-bench[onnx]'" in errors
+
+
+def test_a_model_without_held_out_normals_is_compared_on_what_is_named(
+    model: tuple[Path, Path], tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(model[0], tmp_path / "moved", ignore=shutil.ignore_patterns("torch")))
+    about = json.loads((moved / "decision.json").read_text())
+    (moved / "decision.json").write_text(json.dumps(about | {"normal_scores": [], "normal_map_peak": None}))
+    code, output, errors = call("export", moved, "--to", "torch", "--check-on", model[1] / "bolt" / "test", "--json")
+    assert code == 0, errors
+    assert json.loads(output)["threshold"] is None
+    assert json.loads(output)["certificate"]["decisions"] is None
+    assert json.loads((moved / "torch" / "export.json").read_text()) == json.loads(output)
+
+
+def test_a_score_that_is_the_threshold_is_counted_apart() -> None:
+    found = Comparison(
+        names=["at", "below", "above", "drawn"],
+        real=[True, True, True, False],
+        theirs=[1.0, 0.9, 1.1, 0.5],
+        ours=[(1.0 + 1e-7, 1.0), (0.9, 1.2), (1.1, 1.1), (7.0, 7.0)],
+        peaks=[1.0, 1.0, 1.0, 1.0],
+        apart=[0.0, 0.0, 0.0, 0.0],
+    )
+    made = found.decisions(1.0, 1.0)
+    assert (made.compared, made.flipped, made.at_threshold, made.flipped_images) == (2, 1, 1, ("below",))
+
+
+def blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_example_of_the_page_says_what_predict_says(exported: Path, model: tuple[Path, Path]) -> None:
+    image = model[1] / "bolt" / "test" / "spot" / "000.png"
+    known: dict[str, Any] = {}
+    exec(blocks()[0].replace("MODEL/torch", str(exported)).replace("IMAGE", str(image)), known)
+    said = json.loads(call("predict", exported, image, "--json")[1])["images"][0]
+    assert known["anomalous"] == said["anomalous"] == True  # noqa: E712 - both are bools
+    assert float(known["score"][0]) == pytest.approx(said["score"], rel=1e-6)
+
+
+def test_the_example_for_onnxruntime_runs(exported: Path, model: tuple[Path, Path], tmp_path: Path) -> None:
+    lacking = export_runtimes.missing("onnx")
+    if lacking:
+        pytest.skip(lacking)
+    image = model[1] / "bolt" / "test" / "spot" / "000.png"
+    assert call("export", model[0], "--to", "onnx", "--out", tmp_path / "onnx")[0] == 0
+    known: dict[str, Any] = {}
+    for block in blocks():
+        known["MODEL"] = ""
+        exec(
+            block.replace("MODEL/torch", str(exported)).replace("MODEL/onnx", str(tmp_path / "onnx"))
+            .replace("IMAGE", str(image)),
+            known,
+        )  # fmt: skip
+    assert known["anomalous"] is True
+
+
+def test_the_bench_times_every_runtime_that_is_there(model: tuple[Path, Path]) -> None:
+    code, output, errors = call("bench", "export", model[0], "--rounds", 2, "--json")
+    assert code == 0, errors
+    timings = {one["runtime"]: one for one in json.loads(output)["timings"]}
+    assert list(timings)[:2] == ["kdad-bench (PyTorch)", "torch"]
+    assert timings["kdad-bench (PyTorch)"]["ratio"] == 1.0
+    assert timings["torch"]["ms"] > 0
+    for name, int8 in (("onnx", False), ("openvino", False), ("openvino", True)):
+        one = timings[f"{name} int8" if int8 else name]
+        assert (one["ms"] is None) == bool(export_runtimes.missing(name, int8=int8))
+        assert one["why"] == export_runtimes.missing(name, int8=int8)

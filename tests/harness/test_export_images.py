@@ -1,0 +1,68 @@
+"""What graphs are compared and calibrated on, and the threshold of a graph whose scores all moved."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kdad_bench.harness.decision import Decision
+from kdad_bench.harness.export import Source, refitted
+from kdad_bench.harness.export_images import CALIBRATION, Images, Normals, calibration_of, drawn
+from tests.methods.toys import small_method
+
+
+def images(what: str, count: int, value: int = 0) -> Images:
+    pixels = np.full((count, 3, 32, 32), value, np.uint8) + np.arange(count, dtype=np.uint8)[:, None, None, None]
+    return Images(what, tuple(map(str, range(count))), pixels)
+
+
+def source(held_out: Images | None) -> Source:
+    kept = Decision(category="bolt", resolution=32, normal_scores=(1.0, 2.0), normal_map_peak=2.0)
+    return Source(
+        name="pixel_mean", method=small_method("pixel_mean"), kept=kept,
+        normals=Normals(None, held_out, ""), sets=(),
+    )  # fmt: skip
+
+
+def runner(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first byte is the score and the map."""
+    assert len(pixels) == 1
+    score = pixels[:, 0, 0, 0].astype(np.float32)
+    return score, np.repeat(score, 32 * 32).reshape(1, 32, 32) + 1
+
+
+def test_the_threshold_of_a_rounded_graph_is_fitted_on_its_own_scores() -> None:
+    found = refitted(source(images("held-out normals", 3, value=7)), runner)
+    assert found.normal_scores == (7.0, 8.0, 9.0)
+    assert found.normal_map_peak == 10.0
+    assert found.category == "bolt"
+
+
+def test_without_held_out_normals_the_models_threshold_stays() -> None:
+    one = source(None)
+    assert refitted(one, runner) == one.kept
+
+
+@pytest.mark.parametrize(("count", "taken"), [(1, 1), (5, 5), (CALIBRATION, CALIBRATION), (200, CALIBRATION)])
+def test_ranges_are_measured_on_what_the_model_learnt_from(count: int, taken: int) -> None:
+    learnt = images("", count).pixels
+    found, words = calibration_of(Normals(learnt, None, ""), [images("test images", 3)])
+    assert words == f"{taken} normals that the model learnt from"
+    assert len(found) == taken
+    assert all(one.shape == (1, 3, 32, 32) for one in found)
+    np.testing.assert_array_equal(found[0][0], learnt[0])
+    np.testing.assert_array_equal(found[-1][0], learnt[-1])
+
+
+def test_ranges_measured_on_images_that_were_also_compared_are_said_to_be() -> None:
+    found, words = calibration_of(Normals(None, None, "no row"), [images("images of x", 3)])
+    assert len(found) == 3
+    assert words == "3 images of x, which it was also compared on"
+
+
+def test_drawn_images_are_no_photographs_and_show_the_extremes() -> None:
+    found = drawn(40)
+    assert found.pixels.shape == (4, 3, 40, 40)
+    assert not found.real
+    assert set(np.unique(found.pixels[0])) == {0}
+    assert set(np.unique(found.pixels[1])) == {255}

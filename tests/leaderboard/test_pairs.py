@@ -1,0 +1,325 @@
+"""Who beats whom: on what evidence, how sure, and what a table could have seen; and where the spread comes from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import plausible
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+from test_markdown import board_of, page, section, table
+
+from kdad_bench.leaderboard import components, deciding, pages, store
+from kdad_bench.leaderboard.board import Board, boards
+from kdad_bench.leaderboard.images import Images, placements
+from kdad_bench.leaderboard.inference import holm
+from kdad_bench.leaderboard.pairs import Comparison, compared, corrected, visible
+from kdad_bench.leaderboard.row import Row
+from kdad_bench.leaderboard.spread import CATEGORIES, IMAGES, IMAGES_AND_SEEDS, SEEDS, Drawn, parts, spread
+
+Floats = NDArray[np.float64]
+METRIC = "image_auroc"
+NOTHING_KNOWN = [None] * 20
+
+
+def scored_rows(
+    levels: Mapping[str, float], categories: str = "abcd", seeds: int = 2, images: int = 60, draw: int = 0, **more: Any
+) -> list[Row]:
+    """Rows whose image AUROC is that of their scores; hard images are hard for all methods."""
+    rng = np.random.default_rng(draw)
+    labels = np.arange(images) < images * 0.6
+    made = []
+    for category in categories:
+        shared = rng.normal(size=images)
+        for method, level in levels.items():
+            own = rng.normal(size=images)
+            for seed in range(seeds):
+                scores = np.float32(shared + 0.8 * own + 0.3 * rng.normal(size=images) + level * labels)
+                made.append(plausible.invented(
+                    method, category, seed, title=method, image_auroc=float(roc_auc_score(labels, scores)),
+                    image_scores=tuple(map(float, scores)), image_labels=tuple(map(bool, labels)),
+                    image_names=tuple(f"{n:03}.png" for n in range(images)), **more,
+                ))  # fmt: skip
+    return made
+
+
+# ---- one pair by hand
+
+
+def test_one_seed_is_judged_by_delongs_test() -> None:
+    rng = np.random.default_rng(4)
+    labels = np.arange(80) < 50
+    shared = rng.normal(size=80)
+    scores = {(m, 0): shared + rng.normal(size=80) + d * labels for m, d in (("a", 2.2), ("b", 1.5))}
+    areas = {job: float(roc_auc_score(labels, one)) for job, one in scores.items()}
+    noise = Images(labels=labels, scores=scores).noise(METRIC, areas)
+    values = (np.array([[areas["a", 0]]]), np.array([[areas["b", 0]]]))
+    found = compared(METRIC, ("a", "b"), values, [0], [noise], 1)
+    (above_a, below_a), (above_b, below_b) = (placements(scores[m, 0], labels) for m in "ab")
+    variance = (above_a - above_b).var(ddof=1) / 50 + (below_a - below_b).var(ddof=1) / 30
+    assert found.error == pytest.approx(math.sqrt(variance))
+    assert found.freedom == 29
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(areas["a", 0] - areas["b", 0]) / math.sqrt(variance), 29))
+    assert (found.evidence, found.categories, found.pairs) == (IMAGES, 1, 1)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.high - found.low == pytest.approx(2 * stats.t.ppf(0.975, 29) * math.sqrt(variance))
+
+
+def test_without_scores_the_seeds_tell_and_their_variances_add_up() -> None:
+    a = np.array([[0.90, 0.92, 0.91], [0.80, 0.84, 0.82]])
+    b = np.array([[0.85, 0.86, 0.90], [0.80, 0.79, 0.78]])
+    found = compared(METRIC, ("a", "b"), (a, b), [0, 1, 2], [None, None], 1)
+    of_means = [(a - b)[c].var(ddof=1) / 3 for c in (0, 1)]
+    assert found.error == pytest.approx(math.sqrt(sum(of_means)) / 2)
+    assert found.freedom == pytest.approx(sum(of_means) ** 2 / sum(v**2 / 3 for v in of_means) - 1, abs=0.1)
+    assert found.evidence == SEEDS
+
+
+def test_seeds_that_saw_the_same_images_share_what_these_do() -> None:
+    """Variance of a mean over seeds: what all share once, and the variance over seeds over their number."""
+    drawn = [Drawn(of_mean=0.0007, of_one=0.0009, shared=0.0005, freedom=20)]
+    found = spread([np.array([0.9, 0.92])], drawn)
+    assert found is not None
+    assert found.variance == pytest.approx(0.0005 + 0.0002 / 2)
+    assert found.evidence == IMAGES_AND_SEEDS
+    more = spread([np.array([0.9, 0.92] * 50)], drawn)
+    assert more is not None
+    assert more.variance > 0.0005, "no number of seeds makes up for the images"
+
+
+def test_methods_that_no_seed_moves_are_judged_by_the_categories() -> None:
+    a, b = np.full((7, 2), 0.9), np.full((7, 2), 0.8)
+    found = compared(METRIC, ("a", "b"), (a, b), [0, 1], [None] * 7, 1)
+    assert (found.evidence, found.p, found.low) == (CATEGORIES, pytest.approx(2 / 2**7), None)
+    one_seed = compared(METRIC, ("a", "b"), (a[:, :1], b[:, :1]), [0], [None] * 7, 1)
+    assert one_seed.evidence == CATEGORIES
+
+
+def test_one_category_and_one_seed_and_no_scores_tell_nothing_sure() -> None:
+    found = compared(METRIC, ("a", "b"), (np.array([[0.9]]), np.array([[0.1]])), [0], [None], 1)
+    assert found.p == 1.0
+    assert found.low is None
+
+
+def test_a_turned_comparison_is_the_comparison_the_other_way() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.uniform(0.8, 1, size=(2, 5, 3))
+    one = compared(METRIC, ("a", "b"), (a, b), range(3), NOTHING_KNOWN[:5], 1)
+    other = compared(METRIC, ("b", "a"), (b, a), range(3), NOTHING_KNOWN[:5], 1)
+    assert one.turned().turned() == one
+    for name in Comparison.__slots__:
+        mine, theirs = getattr(one.turned(), name), getattr(other, name)
+        assert mine == (pytest.approx(theirs) if isinstance(theirs, float) else theirs), name
+
+
+def test_effect_sizes_by_hand() -> None:
+    a, b = np.array([[0.9, 0.8], [0.7, 0.6]]), np.array([[0.8, 0.8], [0.5, 0.7]])
+    found = compared(METRIC, ("a", "b"), (a, b), [0, 1], [None, None], 1)
+    jobs = np.array([0.1, 0.0, 0.2, -0.1])
+    assert found.won == pytest.approx((1 + 0.5 + 1 + 0) / 4)
+    assert found.effect == pytest.approx(jobs.mean() / jobs.std(ddof=1))
+    assert (found.a_better, found.b_better) == (2, 0)
+
+
+def test_all_pairs_are_corrected_together_and_pairs_without_a_p_are_passed_over() -> None:
+    ps = [0.01, None, 0.04, 0.03]
+    found = corrected([
+        Comparison(metric=METRIC, a="a", b="b", difference=0.1, categories=1, pairs=1, a_better=1, b_better=0, p=p)
+        for p in ps
+    ])  # fmt: skip
+    assert [one.p_holm for one in found] == [holm([0.01, 0.04, 0.03])[0], None, *holm([0.01, 0.04, 0.03])[1:]]
+
+
+def test_the_power_line_names_a_difference_that_is_found_four_times_in_five() -> None:
+    """Simulated: a true difference of the named size, its error as in the table."""
+    one = Comparison(
+        metric=METRIC, a="a", b="b", difference=0.0, categories=1, pairs=1, a_better=0, b_better=0, p=0.5,
+        error=0.02, freedom=11.0,
+    )  # fmt: skip
+    found = visible(METRIC, [one] * 10)
+    assert found is not None
+    rng = np.random.default_rng(0)
+    for size, level in ((found.one, 0.05), (found.all, 0.05 / 10)):
+        error = 0.02 * np.sqrt(rng.chisquare(11, 40_000) / 11)
+        t = (size + 0.02 * rng.normal(size=40_000)) / error
+        share = float(np.mean(np.abs(t) > stats.t.ppf(1 - level / 2, 11)))
+        assert share == pytest.approx(0.8, abs=0.03)
+    assert visible(METRIC, []) is None
+
+
+# ---- coverage, in its short form: benchmarks/coverage.py is the long one
+
+
+def test_intervals_of_differences_cover_the_truth() -> None:
+    rng = np.random.default_rng(11)
+    labels = np.arange(50) < 30
+    levels = np.array([[2.4, 1.8], [2.0, 1.9]])  # [methods, categories]
+    true = float((stats.norm.cdf(levels / math.sqrt(2 + 0.09))).mean(axis=1) @ [1, -1])
+    inside = sure = 0
+    for _ in range(400):
+        noises, values = [], np.empty((2, 2, 2))
+        for c in range(2):
+            shared, scores = rng.normal(size=50), {}
+            for m in range(2):
+                own = rng.normal(size=50)
+                for s in range(2):
+                    noise = 0.6 * shared + 0.6 * own + math.sqrt(0.28) * rng.normal(size=50)
+                    scores["ab"[m], s] = noise + (levels[m, c] + 0.3 * rng.normal()) * labels
+                    values[m, c, s] = placements(scores["ab"[m], s], labels)[0].mean()
+            figures = {(m, s): values["ab".index(m), c, s] for m, s in scores}
+            noises.append(Images(labels=labels, scores=scores).noise(METRIC, figures))
+        found = compared(METRIC, ("a", "b"), (values[0], values[1]), [0, 1], noises, 1)
+        assert found.low is not None
+        assert found.high is not None
+        inside += found.low <= true <= found.high
+        sure += found.p is not None and found.p < 0.05
+    assert 0.92 <= inside / 400 <= 0.985
+    assert sure > 8
+
+
+# ---- on a board
+
+
+def test_scores_of_images_decide_where_categories_never_could() -> None:
+    rows = scored_rows({"good": 3.0, "bad": 1.2, "twin": 3.0})
+    found = board_of(rows).summary.comparison("good", "bad", METRIC)
+    assert found.evidence == IMAGES_AND_SEEDS
+    assert found.significant
+    assert found.p_categories == pytest.approx(2 / 2**4), "four categories alone cannot"
+    twins = board_of(rows).summary.comparison("good", "twin", METRIC)
+    assert not twins.significant
+    bare = [
+        plausible.invented(r.method, r.category, r.seed, title=r.method, image_auroc=r.image_auroc, image_scores=(),
+                           image_labels=(), image_names=())
+        for r in rows
+    ]  # fmt: skip
+    assert board_of(bare).summary.comparison("good", "bad", METRIC).evidence == SEEDS
+
+
+def test_rows_whose_scores_are_not_of_their_figure_fall_back_and_the_page_says_so() -> None:
+    rows = scored_rows({"good": 3.0, "bad": 1.2})
+    rows[0] = plausible.invented("good", "a", 0, title="good", image_auroc=0.5, image_scores=rows[0].image_scores,
+                                 image_labels=rows[0].image_labels, image_names=rows[0].image_names)  # fmt: skip
+    assert board_of(rows).summary.comparison("good", "bad", METRIC).evidence == SEEDS
+    text = section(page(rows), "Who beats whom")
+    assert "image AUROC**: 0 of 1 pairs told apart; judged on these very test images, with other seeds" in text
+
+
+def test_the_matrix_says_who_beats_whom_by_how_much_and_how_sure() -> None:
+    board = board_of(scored_rows({"good": 3.0, "bad": 1.0, "worst": 0.0}))
+    text = page(scored_rows({"good": 3.0, "bad": 1.0, "worst": 0.0}))
+    inside = text[text.index("<summary>image AUROC: every pair") :]
+    lines = [[c.strip() for c in line.strip("|").split("|")] for line in inside.splitlines() if line[:1] == "|"][:5]
+    assert lines[0] == ["#", "method", "1", "2", "3", "beats", "loses to"]
+    assert [line[1] for line in lines[2:]] == [board.labels[key] for key in board.order]
+    place = {line[1]: line for line in lines[2:]}
+    assert place["good"][-2:] == ["2", "0"]
+    assert place["worst"][-2:] == ["0", "2"]
+    found = board.summary.comparison("good", "worst", METRIC)
+    assert f"**{found.difference:+.3f}**<br><sub>p &lt;0.001</sub>" in place["good"]
+    assert f"**{-(found.difference or 0):+.3f}**<br><sub>p &lt;0.001</sub>" in place["worst"]
+    assert "Holm" in text
+    power = deciding.power(board, METRIC)
+    assert power.startswith("With these images and seeds a difference of 0.0")
+    assert power in text
+
+
+def test_a_matrix_of_very_many_methods_shows_the_first_and_says_so() -> None:
+    many = [
+        plausible.invented(f"m{n:02}", c, 0, title=f"m{n:02}", image_auroc=0.5 + n / 100, aupro_30=0.5 + n / 100)
+        for n in range(deciding.MOST_SHOWN + 3) for c in "ab"
+    ]  # fmt: skip
+    assert f"The first {deciding.MOST_SHOWN} of {deciding.MOST_SHOWN + 3} methods." in page(many)
+
+
+# ---- variance components
+
+
+def simulated(category: float, seed: float, images: bool, categories: int = 400) -> list[tuple[Floats, Drawn]]:
+    """Values of three seeds in many categories, with an image part of 0.02 of which seeds share 0.015."""
+    rng = np.random.default_rng(0)
+    shared, own = (0.015, math.sqrt(0.02**2 - 0.015**2)) if images else (0.0, 0.0)
+    made = []
+    for _ in range(categories):
+        values = 0.8 + category * rng.normal() + shared * rng.normal() + (own * rng.normal(size=3))
+        values = values + seed * rng.normal(size=3)
+        made.append((values, Drawn(shared**2 + own**2 / 3, shared**2 + own**2, shared**2, 30)))
+    return made
+
+
+@pytest.mark.parametrize("images", [True, False])
+@pytest.mark.parametrize(("category", "seed"), [(0.05, 0.02), (0.01, 0.03), (0.05, 0.0)])
+def test_the_components_are_those_that_the_values_were_made_of(category: float, seed: float, images: bool) -> None:
+    made = simulated(category, seed, images)
+    found = parts([values for values, _ in made], [drawn for _, drawn in made] if images else None)
+    assert math.sqrt(found.category or 0) == pytest.approx(category, abs=0.006)
+    assert math.sqrt(found.seed or 0) == pytest.approx(seed, abs=0.006)
+    assert found.image == (pytest.approx(0.02**2) if images else None)
+
+
+def test_what_cannot_be_told_is_not_shown_as_nothing() -> None:
+    assert parts([np.array([0.9])], None) == (None, None, None)
+    assert parts([np.array([0.9]), np.array([0.8])], None).seed is None
+    assert parts([np.array([0.9, 0.8])], None).category is None
+
+
+def test_the_shares_of_a_board_add_up_and_the_command_prints_them(tmp_path: Any) -> None:
+    rows = scored_rows({"good": 3.0, "bad": 1.2})
+    pooled = components.pooled(board_of(rows), METRIC)
+    assert pooled is not None
+    known = components.shares(pooled)
+    assert {*known} == {"category", "seed", "image sample"}
+    assert sum(share for _, share in known.values()) == pytest.approx(1)
+    for row in rows:
+        store.write(row, tmp_path)
+    lines = pages.spread(store.read(tmp_path))
+    assert any("spread of image AUROC: " in line and "image sample" in line for line in lines)
+    assert any("AUPRO" in line and "lies in the category's part" in line for line in lines)
+
+
+def thread_board(by_seed: Mapping[int, int], shift: float) -> Board:
+    rng = np.random.default_rng(2)
+    return board_of([
+        plausible.invented("m", category, seed, title="m", threads=threads,
+                           image_auroc=0.8 + shift * (threads == 4) + 0.001 * rng.normal())
+        for category in "abcdefgh" for seed, threads in by_seed.items()
+    ])  # fmt: skip
+
+
+def test_the_part_of_the_threads_is_told_where_rows_differ_in_them() -> None:
+    found = components.of_threads(thread_board({0: 1, 1: 1, 2: 4, 3: 4}, 0.02), METRIC)
+    assert found is not None
+    assert found.numbers == (1, 4)
+    assert found.deviation == pytest.approx(0.02 / math.sqrt(2), rel=0.1)
+    same = components.of_threads(thread_board({0: 1, 1: 1, 2: 4, 3: 4}, 0.0), METRIC)
+    assert same is not None
+    assert same.deviation is not None
+    assert same.deviation < 0.001
+    hidden = components.of_threads(thread_board({0: 1, 1: 4}, 0.02), METRIC)
+    assert hidden is not None
+    assert hidden.deviation is None
+    assert components.of_threads(thread_board({0: 2, 1: 2}, 0.02), METRIC) is None
+    assert "not told from the seed" in components.in_words(thread_board({0: 1, 1: 4}, 0.02), METRIC)
+
+
+def test_the_same_jobs_on_two_devices_are_set_side_by_side() -> None:
+    here = plausible.full_table(("stfpm",), ("bottle", "cable"), 2)
+    there = [
+        plausible.row("stfpm", row.category, row.seed, device="cuda", device_name="Example GPU",
+                      image_auroc=row.image_auroc + shift, aupro_30=row.aupro_30)
+        for row, shift in zip(here, (0.002, -0.002, 0.002, -0.002), strict=True)
+    ]  # fmt: skip
+    found = {one.metric: one for one in components.of_devices(boards(table([*here, *there])))}
+    assert found[METRIC].deviation == pytest.approx(0.002 / math.sqrt(2))
+    assert found[METRIC].jobs == 4
+    assert found["aupro_30"].deviation == 0
+    text = section(page([*here, *there]), "The same jobs on two devices")
+    assert "image AUROC: 0.0014 (4 jobs)" in text
+    other_data = [plausible.row("stfpm", r.category, r.seed, device="cuda", data_fingerprint="x") for r in here]
+    assert [*components.of_devices(boards(table([*here, *other_data])))] == []
