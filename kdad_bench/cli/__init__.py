@@ -29,7 +29,7 @@ COMMANDS = {
     "logs": ("kdad_bench.cli.logs:logs", "Show the training log of one job."),
     "predict": ("kdad_bench.cli.predict:predict", "Score new images with a saved model."),
     "export": ("kdad_bench.cli.export:export", "Export a saved model to ONNX, OpenVINO or torch.export."),
-    "results": ("kdad_bench.cli.results:results", "Compact, verify or export a results folder."),
+    "results": ("kdad_bench.cli.results:results", "Compact, verify, export or pack a results folder."),
     "data": ("kdad_bench.cli.data:data", "Fetch, verify, preview or generate data sets."),
     "kernels": ("kdad_bench.cli.kernels:kernels", "Inspect and benchmark the kernels."),
     "bench": ("kdad_bench.cli.bench:bench", "Benchmark the harness against a plain PyTorch loop."),

@@ -46,6 +46,12 @@ class DataSetName(click.ParamType[str]):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The name itself, if it is one of them."""
+        from kdad_bench.datasets import DatasetError, named
+
+        try:
+            value = named(value)[0]  # of a file, or of an installed package
+        except DatasetError as error:
+            self.fail(str(error), param, ctx)
         if value not in self.names():
             self.fail(f"'{value}' is not one of {', '.join(self.names())}", param, ctx)
         return value
@@ -57,6 +63,13 @@ class DataSetName(click.ParamType[str]):
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The names that begin so."""
         return [CompletionItem(name) for name in self.names() if name.startswith(incomplete)]
+
+
+def is_outside(one: Entry) -> bool:
+    """Whether a data set is not this package's."""
+    from kdad_bench.datasets import DATASETS
+
+    return one.name not in DATASETS
 
 
 @click.group(name="data")
@@ -136,8 +149,8 @@ def _accept(given: bool) -> None:
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
     "--against",
-    type=DataSetName(lambda one: one.published, "none"),
-    help="Published table to compare with; recognised by the names of the categories if not given.",
+    type=DataSetName(lambda one: one.published or is_outside(one), "none"),
+    help="Data set to compare with, or its FILE.py; recognised by the names of the categories if not given.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The whole report as JSON on stdout.")
 def verify(path: Path, against: str | None, as_json: bool) -> None:

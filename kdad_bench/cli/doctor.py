@@ -36,7 +36,7 @@ def doctor(data_root: Path | None, out: Path, as_json: bool) -> None:
 
     Exit code 1 if something that `kdad-bench run --all` needs is missing.
     """
-    found = [*software(), *kernels_found(), *data_found(data_root), *weights_found(), *folders(out)]
+    found = [*software(), *kernels_found(), *installed_found(), *data_found(data_root), *weights_found(), *folders(out)]
     if as_json:
         click.echo(json.dumps([finding._asdict() for finding in found], indent=2))
     else:
@@ -100,6 +100,19 @@ def kernels_found() -> Iterator[Finding]:
             yield Finding(f"kernels on {device}", "missing", str(error))
 
 
+def installed_found() -> Iterator[Finding]:
+    """Methods and data sets of other installed packages; one that cannot be used keeps nothing else from running."""
+    from kdad_bench import datasets, methods
+
+    for what, room in (("method", methods), ("data set", datasets)):
+        for name, point in room.outside.installed().items():
+            try:
+                room.known(name)
+                yield Finding(f"{what} {name}", "ok", f"installed, {point.value}")
+            except ValueError as error:
+                yield Finding(f"{what} {name}", "note", str(error))
+
+
 def data_found(root: Path | None) -> Iterator[Finding]:
     """Data sets under the data root, and the embedded one."""
     from kdad_bench import datasets
@@ -110,7 +123,12 @@ def data_found(root: Path | None) -> Iterator[Finding]:
     elif not root.is_dir():
         yield Finding("data", "missing", f"{root} is not a folder: set KDAD_DATA to the folder that holds mvtec_ad/")
     embedded = next(iter(datasets.entries(lambda one: one.drawn)))  # one of them shows that drawing works
-    for name in [*(datasets.find(root) if root and root.is_dir() else []), embedded]:
+    try:
+        there = datasets.find(root) if root and root.is_dir() else []
+    except datasets.DatasetError as error:
+        yield Finding("data", "missing", str(error))
+        there = []
+    for name in [*there, embedded]:
         try:
             found = datasets.categories(name, root)
         except datasets.DatasetError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kdad_bench.cli.parameters import LocalPath
+from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
     from kdad_bench.methods.protocol import Settings
@@ -34,13 +36,13 @@ def list_() -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def methods(verbose: bool, as_json: bool) -> None:
     """Names of the methods, as `run --method` takes them."""
-    from kdad_bench.methods import METHODS, entry
+    from kdad_bench.methods import METHODS, entry, known, outside
 
     if not verbose and not as_json:
-        for name in METHODS:
-            click.echo(name)
+        for name in dict.fromkeys([*METHODS, *outside.installed()]):
+            click.echo(printable(name))
         return
-    found = {name: entry(name) for name in METHODS}
+    found = {name: entry(name) for name in [*METHODS, *usable(outside.installed(), known)]}
     if as_json:
         rows = {
             name: {
@@ -78,8 +80,13 @@ def datasets(data_root: Path | None) -> None:
     from kdad_bench.cli import BadInput
 
     table = Table("data set", "category", "train", "test good", "test anomalous", "masks")
+    installed = usable(rooms.outside.installed(), rooms.known)
     embedded = rooms.entries(lambda one: one.drawn)
-    for name in [*(rooms.find(data_root) if data_root else []), *embedded]:
+    try:
+        there = rooms.find(data_root) if data_root else []
+    except rooms.DatasetError as error:
+        raise BadInput(str(error)) from error
+    for name in [*there, *embedded]:
         try:
             found = rooms.categories(name, data_root)
         except rooms.DatasetError as error:
@@ -91,8 +98,24 @@ def datasets(data_root: Path | None) -> None:
                 "yes" if category.has_masks else "no",
             )  # fmt: skip
     Console().print(table)
+    for name in installed:
+        if not rooms.entry(name).drawn and name not in there:
+            click.echo(
+                f"{name}: installed ({rooms.outside.ADDED[name].where}), and not found under a data root", err=True
+            )
     if not data_root:
         click.echo("No --data-root and no KDAD_DATA: only the embedded data set is listed.", err=True)
+
+
+def usable(names: Iterable[str], known: Callable[[str], bool]) -> list[str]:
+    """The names of installed packages that can be used; a line on stderr for each other one."""
+    found = []
+    for name in names:
+        try:
+            found += [name] if known(name) else []
+        except ValueError as error:
+            click.echo(f"kdad-bench: {printable(str(error))}", err=True)
+    return found
 
 
 @list_.command()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from kdad_bench.cli import BadInput, Number
-from kdad_bench.cli.parameters import LocalPath
+from kdad_bench.cli.parameters import LocalPath, MethodName
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ VERDICTS = {None: "", True: "  ANOMALOUS", False: "  normal"}
 @click.command(context_settings={"show_default": True})
 @click.argument("model", type=LocalPath(file_okay=False))
 @click.argument("images", nargs=-1, required=True)
+@click.option("--method", type=MethodName(), help="FILE.py[:ENTRY] of the model's method, where it is in a file.")
 @click.option("--threshold", type=Number(), help="Call an image anomalous above this score.")
 @click.option("--normals", type=LocalPath(), help="Folder of normal images, not trained on, to fit it on.")
 @click.option(
@@ -33,7 +34,7 @@ VERDICTS = {None: "", True: "  ANOMALOUS", False: "  normal"}
 @click.option("--out", type=LocalPath(), help="Folder for overlay PNGs and predictions.json.")
 @click.option("--device", default="auto", help="auto, cpu or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
-def predict(model: Path, images: tuple[str, ...], as_json: bool, **given: Any) -> None:
+def predict(model: Path, images: tuple[str, ...], method: tuple[str, str] | None, as_json: bool, **given: Any) -> None:
     """Score IMAGES (files, folders or globs) with the saved MODEL, a folder under models/ of a run.
 
     The decision threshold comes from --threshold, from the normal images in --normals, or from the normals that

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
+from kdad_bench.harness.endings import line
 from kdad_bench.harness.estimate import remember
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.run import columns_of
@@ -26,7 +27,6 @@ from kdad_bench.harness.surroundings import NoResult
 from kdad_bench.leaderboard.row import Row
 
 Trace: TypeAlias = TracebackType | None
-LINE_METRICS = (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC"), ("aupro_30", "AUPRO"))
 
 
 class Progress:
@@ -66,21 +66,6 @@ class Progress:
         self.console.print(f"[{self.done}/{self.total}] {line(job, ended)}", markup=False)
         if self.as_json:
             click.echo(json.dumps(summary(job, ended)))
-
-
-def line(job: Job, row: Row | NoResult) -> str:
-    """`stfpm synthetic/weave seed 0: image AUROC 0.981, pixel AUROC 0.962, AUPRO 0.911, 7.3 s`."""
-    if isinstance(row, NoResult):
-        return f"{job.label}: NO RESULT: {row.reason}"
-    if row.status != "ok":
-        return f"{job.label}: FAILED: {row.reason}"
-    numbers = [f"{label} {value(getattr(row, name))}" for name, label in LINE_METRICS]
-    return f"{job.label}: {', '.join(numbers)}, {row.total_seconds or 0:.1f} s"
-
-
-def value(number: float | None) -> str:
-    """Three digits, or a dash for what cannot be measured (no masks)."""
-    return "-" if number is None else f"{number:.3f}"
 
 
 def summary(job: Job, row: Row | NoResult) -> dict[str, object]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 import rich_click as click
 
 from kdad_bench.cli import BadInput
+from kdad_bench.cli.parameters import LocalPath
 from kdad_bench.leaderboard.text import printable
 
 
 @click.group(name="results")
 def results() -> None:
-    """Compact, verify or export a results folder (a path or an fsspec URL such as s3://bucket/results)."""
+    """Compact, verify, export or pack a results folder (a path or an fsspec URL such as s3://bucket/results)."""
 
 
 @results.command()
@@ -84,3 +86,66 @@ def export(folder: str, kind: str, out: Path | None) -> None:
     except store.StoreError as error:
         raise BadInput(str(error)) from error
     click.echo(printable(f"{number} rows in {path}"))
+
+
+@results.command()
+@click.argument("folder")
+@click.option(
+    "--out", type=LocalPath(dir_okay=False), default="results.kdad.zip", show_default=True, help="File to write."
+)
+@click.option("--maps", is_flag=True, help="With the anomaly maps that `run --save-maps` kept.")
+def pack(folder: str, out: Path, maps: bool) -> None:
+    """Put all rows, with hashes of their models and maps, into one file that `results check` verifies."""
+    from kdad_bench.harness import submission
+    from kdad_bench.leaderboard.store import StoreError
+
+    try:
+        found = submission.pack(folder, out, maps=maps)
+    except (submission.SubmissionError, StoreError) as error:
+        raise BadInput(str(error)) from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise BadInput(f"{error.filename or out}: {error.strerror}; choose another --out") from error
+    click.echo(printable(f"{out}: {found.jobs} jobs, {found.maps} with maps"))
+    if found.without_maps:
+        click.echo(f"{found.without_maps} finished jobs have no maps; `run --save-maps --force` makes them", err=True)
+    click.echo(f"SHA-256 {found.sha256}")
+
+
+@results.command()
+@click.argument("file", type=LocalPath(dir_okay=False))
+@click.option(
+    "--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Folder that holds data sets."
+)
+@click.option("--dataset", "-d", "datasets", multiple=True, help="Where data of its rows lie here, as folder:PATH.")
+@click.option("--sample", type=click.IntRange(min=0), default=8, show_default=True, help="Maps to score anew.")
+@click.option("--all", "everything", is_flag=True, help="Score all of its maps anew.")
+@click.option("--results", "beside", type=LocalPath(file_okay=False), help="Compare models and maps there, too.")
+@click.pass_context
+def check(
+    context: click.Context, file: Path, data_root: Path | None, datasets: tuple[str, ...], sample: int,
+    everything: bool, beside: Path | None,
+) -> None:  # fmt: skip
+    """Verify a FILE of `results pack`: hashes, rows, and a sample of its maps, scored anew where the data are at hand.
+
+    Exit code 1 if anything in it is not as it should be, 2 if it is no such file.
+    """
+    from kdad_bench.cli.evaluate import remarks_said
+    from kdad_bench.datasets import DatasetError
+    from kdad_bench.harness.checking import Asked
+    from kdad_bench.harness.checking import check as look
+    from kdad_bench.harness.submission import SubmissionError
+
+    asked = Asked(data_root=data_root, datasets=datasets, sample=None if everything else sample, beside=beside)
+    try:
+        with remarks_said():
+            found = look(file, asked)
+    except (DatasetError, SubmissionError) as error:
+        raise BadInput(str(error)) from error
+    click.echo(printable(f"{file}: {found.jobs} jobs, {found.failed} failed; {found.derived} rows follow from scores"))
+    for line in (*found.judged, *found.notes):
+        click.echo(printable(line))
+    for line in found.problems:
+        click.echo(printable(line), err=True)
+    context.exit(1 if found.problems else 0)

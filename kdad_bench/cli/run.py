@@ -46,7 +46,7 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
     "datasets",
     multiple=True,
     metavar="NAME",
-    help="mvtec_ad, visa, ..., folder:PATH, tabular:TABLE or synthetic. Repeatable.",
+    help="mvtec_ad, visa, ..., folder:PATH, tabular:TABLE, synthetic, or FILE.py[:ENTRY]. Repeatable.",
 )
 @click.option(
     "--category", "-c", "categories", multiple=True, shell_complete=complete_category, help="A category. Repeatable."
@@ -153,7 +153,7 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
     help="Test images with brightness, contrast, blur, noise, jpeg, shift or rotation, level 1 to 5; `none`: as are.",
 )
 @click.option("--save-models", is_flag=True, help="Keep the trained models in models/ (for `predict`).")
-@click.option("--save-maps", is_flag=True, help="Keep the raw anomaly maps as float16 in maps/.")
+@click.option("--save-maps", is_flag=True, help="Keep the raw anomaly maps in maps/.")
 @click.option(
     "--measure-speed/--no-measure-speed",
     default=None,
@@ -218,14 +218,10 @@ def answered() -> Iterator[None]:
 
 def options_of(given: Mapping[str, Any]) -> RunOptions:
     """The options, where the command line says nothing those of the config file; contradictions are refused."""
-    from kdad_bench.harness.config import Config, read
-    from kdad_bench.harness.options import options_from
+    from kdad_bench.harness.config import options_and_file
     from kdad_bench.harness.selection import refuse_contradictions
 
-    said = {name: value for name, value in given.items() if value not in (None, ())}
-    file = options_from(said).config
-    config = read(file) if file else Config()
-    options = options_from({**config.said, **said})
+    options = options_and_file({name: value for name, value in given.items() if value not in (None, ())})
     refuse_contradictions(options)
     return options
 

@@ -6,7 +6,6 @@ import os
 import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -66,22 +65,12 @@ def report(
 
 
 def what_is_there(found: Agenda, endings: Sequence[tuple[Job, Ending]]) -> tuple[Results | None, int]:
-    """(what the results folder holds now, rows that this run had to write again); None where it cannot be read.
-
-    A folder that was moved or emptied meanwhile, or was full for a while, gets the rows that are still in memory.
-    """
+    """(what the results folder holds now, rows that this run had to write again); None where it cannot be read."""
+    from kdad_bench.harness.endings import put_back
     from kdad_bench.leaderboard import store
     from kdad_bench.leaderboard.board import DRAWN
-    from kdad_bench.leaderboard.row import Row
 
-    rows = [ended if isinstance(ended, Row) else ended.row for _, ended in endings]
-    restored = 0
-    with suppress(store.StoreError):  # what has no row is listed
-        there = store.finished(found.work.out)
-        for row in rows:
-            if row is not None and row.job_id not in there:
-                store.write(row, found.work.out)
-                restored += 1
+    restored = put_back(endings, found.work.out)
     try:
         return store.read(found.work.out, DRAWN), restored
     except store.StoreError:

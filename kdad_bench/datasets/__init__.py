@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from kdad_bench.datasets import outside
+from kdad_bench.datasets.bundle import Data, load
 from kdad_bench.datasets.cache import fingerprint, sealed
 from kdad_bench.datasets.category import GOOD, MODALITIES, Category, DatasetError, Sample
 from kdad_bench.datasets.entry import Entry
 from kdad_bench.datasets.finding import canonical, categories, find, located, remarks_on, under_known_names
 from kdad_bench.datasets.loading import TestSet, load_test, load_train, load_validation, single_modalities
 from kdad_bench.datasets.splits import Normals, held_out, load_normals
-from kdad_bench.datasets.table import DATASETS, entries, entry
+from kdad_bench.datasets.table import DATASETS, entries, entry, known, named
 
 __all__ = [
     "DATASETS",
     "GOOD",
     "MODALITIES",
     "Category",
+    "Data",
     "DatasetError",
     "Entry",
     "Normals",
@@ -27,11 +30,15 @@ __all__ = [
     "find",
     "fingerprint",
     "held_out",
+    "known",
+    "load",
     "load_normals",
     "load_test",
     "load_train",
     "load_validation",
     "located",
+    "named",
+    "outside",
     "remarks_on",
     "sealed",
     "single_modalities",

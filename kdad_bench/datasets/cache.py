@@ -162,7 +162,8 @@ def _record(path: Path) -> dict[str, list[Any]]:
 
 
 def fingerprint(category: Category) -> str:
-    """SHA-256 (64 hex digits) over the relative names and the contents of every file the modality reads.
+    """SHA-256 (64 hex digits) over the relative names and the contents of every file the modality reads, and over the
+    use of each and the code that decided it where their names do not.
 
     Of a sealed category it is the plan's, and no file is touched. Raises DatasetError if a file is missing.
     """
@@ -171,18 +172,18 @@ def fingerprint(category: Category) -> str:
     for path in sorted(category.files()):
         name = path.relative_to(category.root).as_posix()
         digest.update(f"{name}\0{found[name]}\n".encode())
-    if category.by_table:  # no name says what the image is for
+    if category.code:
+        digest.update(f"code\0{category.code}\n".encode())
+    if category.by_table or category.code:  # no name says what the image is for
         digest.update("".join(_uses(category)).encode())
     return digest.hexdigest()
 
 
 def _uses(category: Category) -> Iterator[str]:
     """A line for each image: its split, its defect, its name and those of its masks."""
-    splits = {"train": category.train, "validation": category.validation, "test": category.test}
-    for split, samples in splits.items():
-        for sample in samples:
-            names = (path.relative_to(category.root).as_posix() for path in (sample.path, *sample.masks))
-            yield "\0".join([split, sample.defect, *names]) + "\n"
+    for split, sample in category.splits():
+        names = (path.relative_to(category.root).as_posix() for path in (sample.path, *sample.masks))
+        yield "\0".join([split, sample.defect, *names]) + "\n"
 
 
 def sealed(category: Category) -> Category:

@@ -61,12 +61,19 @@ class Category:
     by_table: bool = False  # True if a table, and not the folder, says what each image is for
     saturation: Path | None = None  # MVTec LOCO's defects_config.json: the area at which a region counts as found
     remarks: tuple[str, ...] = field(default=(), compare=False)  # a line for each kind of thing that is not used
+    code: str = ""  # SHA-256 of the code that sorted the files, where it is not this package's
     # relative name -> SHA-256 of each file as a plan saw it (`cache.sealed`); loading refuses a file that has changed
     seal: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
+    def splits(self) -> Iterator[tuple[str, Sample]]:
+        """(split, sample) of every image."""
+        for split, samples in (("train", self.train), ("validation", self.validation), ("test", self.test)):
+            for sample in samples:
+                yield split, sample
+
     def files(self) -> Iterator[Path]:
         """Every file that the modality reads."""
-        for sample in (*self.train, *self.validation, *self.test):
+        for _, sample in self.splits():
             yield sample.path
             yield from sample.masks
             if self.modality != "rgb" and sample.scan is not None:

@@ -219,10 +219,14 @@ def read_rgb(path: Path, resolution: int, sha256: str | None = None) -> tuple[U8
     Raises DatasetError if it cannot be read, or has not the SHA-256 where one is given.
     """
     image = as_rgb(open_image(path, read_bytes(path, sha256)), path)
-    size = image.size
-    if size != (resolution, resolution):
+    return squared(image, resolution), image.size
+
+
+def squared(image: Image.Image, resolution: int) -> U8:
+    """An image of mode RGB as uint8 [3, R, R]: Pillow's antialiased bilinear reduction, no crop."""
+    if image.size != (resolution, resolution):
         image = image.resize((resolution, resolution), Image.Resampling.BILINEAR)
-    return np.asarray(image).transpose(2, 0, 1), size
+    return np.asarray(image).transpose(2, 0, 1)
 
 
 def read_mask(path: Path, resolution: int | None, size: tuple[int, int] | None = None) -> npt.NDArray[np.bool_]:

@@ -13,7 +13,7 @@ from kdad_bench.datasets.entry import Entry, Layout
 from kdad_bench.datasets.listing import SHOWN, Unused, holds_images, is_folder, look, nested, remarks
 from kdad_bench.datasets.stand_in import PREFIX, marked
 from kdad_bench.datasets.survey import category_of
-from kdad_bench.datasets.table import DATASETS, entries, entry, spelling
+from kdad_bench.datasets.table import code_of, entries, entry, known, named, spelling
 
 
 class Place(NamedTuple):
@@ -47,11 +47,11 @@ def expanded(path: Path) -> Path:
 
 
 def canonical(dataset: str) -> str:
-    """The one spelling of a data set's name: folder:PATH with the resolved path."""
-    name, colon, path = dataset.partition(":")
-    if colon and path and name in DATASETS and entry(name).takes_path:
+    """The one spelling of a data set's name: folder:PATH with the resolved path, the name of a file's entry."""
+    name, path = named(dataset)
+    if path and known(name) and entry(name).takes_path:
         return f"{name}:{expanded(Path(path))}"
-    return dataset
+    return name if path is None else f"{name}:{path}"
 
 
 def find(data_root: Path) -> list[str]:
@@ -93,7 +93,8 @@ def categories(
     for name in chosen:
         survey = place.layout.survey(place.categories[name])
         survey.name = name
-        found.append(category_of(survey, place.name, synthetic=place.synthetic, modality=modality))
+        made = category_of(survey, place.name, synthetic=place.synthetic, modality=modality)
+        found.append(replace(made, code=code_of(place.entry.name)))
     return found
 
 
@@ -102,19 +103,21 @@ def located(dataset: str, data_root: Path | None, names: Sequence[str] = ()) -> 
 
     Raises DatasetError with one line if it is not known or not there.
     """
-    name, colon, path = dataset.partition(":")
-    one = entry(name) if name in DATASETS else None
+    name, path = named(dataset)
+    one = entry(name) if known(name) else None
     if one is not None and one.takes_path:
         if not path:
             raise DatasetError(f"data set '{dataset}': write {spelling(one)}")
         return _place(canonical(dataset), expanded(Path(path)), one)
-    if one is not None and not colon:
+    if one is not None and path is None:
         if one.drawn is not None:
             return _place(name, one.drawn(names), one)
         return _of_its_own(_place(name, _root(one, data_root), one))
+    if one is not None:
+        raise DatasetError(f"data set '{dataset}': {name} takes no path; write {name}, it is looked for by its name")
     stand_in = expanded(data_root) / dataset if data_root is not None and "/" not in dataset else None
     like = str(marked(stand_in).get("like")) if stand_in is not None else None
-    if stand_in is not None and like in DATASETS:
+    if stand_in is not None and like in entries():
         return _place(dataset, stand_in, entry(like))
     raise DatasetError(_unknown(dataset))
 
@@ -203,7 +206,7 @@ def under_known_names(chosen: Sequence[Category], known: Mapping[tuple[str, str]
 
 def _takes_path(dataset: str) -> bool:
     name, colon, _ = dataset.partition(":")
-    return bool(colon) and name in DATASETS and entry(name).takes_path
+    return bool(colon) and name in entries() and entry(name).takes_path
 
 
 def _mark(one: Category) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdad_bench.datasets import cache
+from kdad_bench.datasets import cache, outside
 from kdad_bench.datasets.category import DatasetError, Sample, printable
 from kdad_bench.datasets.decoding import image_size, mask_of, open_image
 from kdad_bench.datasets.entry import Counts, Entry, Layout
@@ -76,11 +76,11 @@ def count(root: Path, *, against: str | None = None) -> Report:
 
 def _report(root: Path, against: str | None, done: Callable[[str], None], *, examine: bool) -> Report:
     tables = entries(lambda one: one.published)
-    if against not in (None, "none", *tables):
+    if against not in (None, "none", *tables, *outside.ADDED):
         raise DatasetError(f"no published table '{against}'; have: {', '.join(tables)}, none")
-    asked = tables.get(against or "")
+    asked = outside.ADDED[against].entry if against in outside.ADDED else tables.get(against or "")
     layout, folders = _read(root, asked)
-    original = asked if against else _recognised(tables, layout, list(folders))
+    original = tables.get(against or "") if against else _recognised(tables, layout, list(folders))
     title = original.name if original is not None else None
     report = Report(path=printable(str(root)), compared_with=title, categories=[])
     single = root in folders.values()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, TypeVar
@@ -53,6 +53,12 @@ class Axes:
 
 
 PLAIN = Axes()
+
+
+def axes_of(row: Mapping[str, Any]) -> Axes:
+    """Where the job of a row stands; raises SelectionError for a corruption that there is not."""
+    (corruption,) = corruptions_from([row["corruption"]])
+    return Axes(train_images=row["k_shot"], contamination=row["contamination"], corruption=corruption)
 
 
 def points(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdad_bench.harness.choices import suggestion
-from kdad_bench.harness.options import RunTable, message_of
-from kdad_bench.methods import METHODS
+from kdad_bench.harness.options import RunOptions, RunTable, message_of, options_from
+from kdad_bench.methods import METHODS, known
 from kdad_bench.methods.backbones.names import BACKBONES
+from kdad_bench.outside import OutsideError
 
 
 class ConfigError(ValueError):
@@ -36,12 +38,20 @@ class Config(BaseModel):
     @property
     def shared_settings(self) -> dict[str, Any]:
         """Overrides for every method that has the field."""
-        return {name: value for name, value in self.settings.items() if name not in METHODS}
+        return {name: value for name, value in self.settings.items() if not is_of_method(name, value)}
 
     @property
     def method_settings(self) -> dict[str, dict[str, Any]]:
         """Overrides for one method each."""
-        return {name: value for name, value in self.settings.items() if name in METHODS}
+        return {name: value for name, value in self.settings.items() if is_of_method(name, value)}
+
+
+def is_of_method(name: str, value: object) -> bool:
+    """Whether settings are those of one method: of this package, of a file that was named, or of an installed package.
+
+    Raises OutsideError for an installed package that cannot be used.
+    """
+    return name in METHODS or (isinstance(value, dict) and known(name))
 
 
 def read(path: Path) -> Config:
@@ -63,14 +73,30 @@ def read(path: Path) -> Config:
         if name not in BACKBONES:
             where = f"{path}:{line_of(text, ('run', 'weights', name))}"
             raise ConfigError(f"{where}: run.weights.{name}: not a teacher{suggestion(name, BACKBONES)}")
+    for name, value in config.settings.items():
+        try:
+            is_of_method(name, value)
+        except OutsideError as error:
+            raise ConfigError(f"{path}:{line_of(text, ('settings', name))}: settings.{name}: {error}") from error
     for name, value in config.method_settings.items():
         if not isinstance(value, dict):
             raise ConfigError(f"{path}:{line_of(text, ('settings', name))}: settings.{name}: a table is expected")
     for name, value in config.shared_settings.items():
         if isinstance(value, dict):
             where = f"{path}:{line_of(text, ('settings', name))}"
-            raise ConfigError(f"{where}: settings.{name}: not a method{suggestion(name, METHODS)}")
+            hint = suggestion(name, METHODS) or "; name its file among the methods if it is in one"
+            raise ConfigError(f"{where}: settings.{name}: not a method{hint}")
     return config
+
+
+def options_and_file(said: Mapping[str, Any]) -> RunOptions:
+    """The options that were said; where nothing was, those of the config file that they name.
+
+    Raises SelectionError and ConfigError.
+    """
+    file = options_from(said).config
+    config = read(file) if file else Config()
+    return options_from({**config.said, **said})
 
 
 def mistakes(path: Path, text: str, error: ValidationError) -> list[str]:

@@ -6,8 +6,10 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdad_bench.files import DamagedError, read_json, write_text_whole
@@ -49,14 +51,29 @@ class Decision:
                 "the model has no held-out scores to fit a threshold on: "
                 "train with `run --save-models --hold-out 0.2`, or give --threshold or --normals"
             )
-        rank = math.ceil((n + 1) * (1 - false_alarms))
+        rank = rank_of(n, false_alarms)
         if rank > n:
             raise DecisionError(
                 f"{n} held-out normals cannot promise a false-alarm rate of {false_alarms:g}; "
-                f"take --false-alarms {math.ceil(1000 / (n + 1)) / 1000:g}, give --threshold or more --normals, "
+                f"take --false-alarms {least_rate(n):g}, give --threshold or more --normals, "
                 "or train with a larger --hold-out"
             )
         return sorted(self.normal_scores)[max(rank, 1) - 1]
+
+
+def rank_of(count: int, false_alarms: float) -> int:
+    """Which of `count` held-out scores, from the smallest, is the threshold; more than `count` where none can be."""
+    return math.ceil((count + 1) * (1 - false_alarms))
+
+
+def least_rate(count: int) -> float:
+    """The smallest false-alarm rate, in thousandths, that `count` held-out normals can promise."""
+    return math.ceil(1000 / (count + 1)) / 1000
+
+
+def above(scores: NDArray[np.floating[Any]], limit: float) -> NDArray[np.bool_]:
+    """[N] bool: which scores lie above the threshold, compared in double precision."""
+    return np.asarray(scores, np.float64) > limit
 
 
 def read(folder: Path) -> Decision:

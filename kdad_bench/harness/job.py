@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +14,11 @@ from typing import Any
 
 from kdad_bench import __version__
 from kdad_bench.datasets import Category, fingerprint
-from kdad_bench.harness.axes import PLAIN, Axes
+from kdad_bench.harness.axes import PLAIN, Axes, axes_of
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
 from kdad_bench.methods import METHODS, outside
+
+HELD_OUT = re.compile(r"[\[,]hold_out=([0-9.e+-]+)[,\]]")  # in the label of a preset
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +30,41 @@ class TeacherWeights:
     sha256: str
     path: Path | None = None  # None: random weights, or weights that could not be had
     problem: str = ""  # why the weights could not be had; such a job becomes a failed row
+
+
+def id_of(identity: Mapping[str, Any]) -> str:
+    """16 hex digits of the SHA-256 of the canonical JSON of an identity."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def id_of_row(row: Mapping[str, Any]) -> str:
+    """The id that a job of this version has whose row (all columns) says what it says; "" where it cannot be told."""
+    held_out = HELD_OUT.search(row["preset"])
+    try:
+        settings, environment = json.loads(row["settings"] or "{}"), json.loads(row["environment"] or "{}")
+        axes = axes_of(row)
+    except ValueError:
+        return ""
+    return id_of({
+        "kdad_bench": row["kdad_bench"],
+        "protocol": row["protocol_version"],
+        "method": row["method"],
+        "variant": row["variant"] or "",
+        "dataset": row["dataset"].partition(":")[0],
+        "category": row["category"],
+        "modality": row["modality"],
+        "data": row["data_fingerprint"],
+        "seed": row["seed"],
+        "resolution": row["resolution"],
+        "settings": settings,
+        "teacher_sha256": row["teacher_sha256"],
+        "device": row["device"],
+        "deterministic": environment.get("deterministic"),
+        "hold_out": float(held_out[1]) if held_out else 0.0,
+        **({"code": row["code_sha256"]} if row["code_sha256"] else {}),
+        **({"axes": axes.used} if axes.used else {}),
+    })  # fmt: skip
 
 
 def restored(content: bytes, attribute: str, where: str, state: bytes) -> Job:
@@ -81,8 +120,7 @@ class Job:
     @cached_property
     def id(self) -> str:
         """16 hex digits of the SHA-256 of the canonical JSON of `identity`."""
-        text = json.dumps(self.identity, sort_keys=True, separators=(",", ":"), default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return id_of(self.identity)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A job of a method from a file travels with the code: another process has to run that before its settings."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any
@@ -20,15 +21,19 @@ def refuse_lone_batches(job: Job) -> None:
 
     Only where a batch of one comes up on small images is the method asked, with random weights, by a step on one image.
     """
-    settings = job.settings
-    count = learnt_from(job)
+    where = f"{job.name} on {job.category.dataset}/{job.category.name}"
+    refuse_a_lone_batch(job.method, job.settings, learnt_from(job), where)
+
+
+def refuse_a_lone_batch(method: str, settings: Any, count: int, where: str) -> None:
+    """Raises SelectionError, which begins with `where`, if a training on `count` images would meet such a batch."""
     if settings.image_size > SMALL * max(settings.strides) or not has_a_batch_of_one(settings, count):
         return
-    if not learns_from_one(job.method, replace(settings, seed=0)):
+    if not learns_from_one(method, replace(settings, seed=0)):
         raise SelectionError(
-            f"{job.name} on {job.category.dataset}/{job.category.name}: {count} images in batches of "
-            f"{settings.batch_size} leave one alone, and at {settings.image_size} px batch norm gets one value per "
-            f"channel; take another --batch-size or a larger --image-size"
+            f"{where}: {count} images in batches of {settings.batch_size} leave one alone, and at "
+            f"{settings.image_size} px batch norm gets one value per channel; take another --batch-size or a larger "
+            "--image-size"
         )
 
 
@@ -38,7 +43,12 @@ def learnt_from(job: Job) -> int:
     lot = lot_of(job)
     count = len(parts[0].train) if lot is None else len(lot.places)
     shares = [] if parts[0].validation or lot is not None else [job.hold_out or (FRACTION if len(parts) > 1 else 0.0)]
-    for share in (*shares, getattr(job.settings, "held_out", 0.0)):
+    return left(count, (*shares, getattr(job.settings, "held_out", 0.0)))
+
+
+def left(count: int, shares: Iterable[float]) -> int:
+    """How many of `count` images are left when one share after another is held out; at least one stays."""
+    for share in shares:
         if share and count > 1:
             count -= min(max(round(share * count), 1), count - 1)
     return count

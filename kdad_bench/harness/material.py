@@ -13,6 +13,7 @@ from kdad_bench.datasets.corruption import corrupted
 from kdad_bench.datasets.loading import Regions
 from kdad_bench.datasets.lots import Indices, Lot, draw, left_to_learn_from, set_aside
 from kdad_bench.datasets.splits import FRACTION
+from kdad_bench.harness.axes import Axes
 from kdad_bench.harness.job import Job
 
 
@@ -57,9 +58,9 @@ def spared(job: Job) -> Any:
     return np.concatenate([datasets.load_validation(part, job.resolution) for part in parts], 1)
 
 
-def left_to_judge(job: Job) -> Indices:
+def left_to_judge(category: Category, seed: int) -> Indices:
     """The test images that no share of a contamination takes away, ascending."""
-    return np.setdiff1d(np.arange(len(job.category.test)), set_aside(job.category, job.seed))
+    return np.setdiff1d(np.arange(len(category.test)), set_aside(category, seed))
 
 
 def regions_of(kept: Indices, regions: Regions | None) -> Regions | None:
@@ -70,21 +71,21 @@ def regions_of(kept: Indices, regions: Regions | None) -> Regions | None:
     return Regions(regions.masks[there], np.searchsorted(kept, regions.images[there]), regions.shares[there])
 
 
-def category_of(job: Job) -> Category:
-    """The category with the test images that `job` is judged on."""
-    if job.axes.contamination is None:
-        return job.category
-    return replace(job.category, test=tuple(job.category.test[index] for index in left_to_judge(job)))
+def judged_category(axes: Axes, category: Category, seed: int) -> Category:
+    """The category with the test images that a job is judged on."""
+    if axes.contamination is None:
+        return category
+    return replace(category, test=tuple(category.test[index] for index in left_to_judge(category, seed)))
 
 
-def judged_on(job: Job, test: TestSet) -> TestSet:
+def judged_on(axes: Axes, category: Category, seed: int, test: TestSet) -> TestSet:
     """The test set without what is set aside for a contamination, whatever its share, and corrupted as was asked."""
-    if job.axes.contamination is not None:
-        kept = left_to_judge(job)
+    if axes.contamination is not None:
+        kept = left_to_judge(category, seed)
         masks = None if test.masks is None else test.masks[kept]
         names = tuple(test.names[index] for index in kept)
         test = TestSet(test.images[kept], test.labels[kept], masks, names, regions_of(kept, test.regions))
-    if job.axes.corruption is not None:
-        name, _, level = job.axes.corruption.partition(":")
-        test = corrupted(test, job.category, name, int(level))
+    if axes.corruption is not None:
+        name, _, level = axes.corruption.partition(":")
+        test = corrupted(test, category, name, int(level))
     return test

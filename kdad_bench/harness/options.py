@@ -161,7 +161,10 @@ def options_from(said: Mapping[str, Any]) -> RunOptions:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"][:1]).replace("_", "-")
-        raise SelectionError(message_of(first) if own(first) else f"--{name}: {message_of(first)}") from error
+        value = repr(first["input"])[:60]
+        raise SelectionError(
+            message_of(first) if own(first) else f"--{name}: {message_of(first)}, not {value}"
+        ) from error
 
 
 def own(mistake: Any) -> bool:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from kdad_bench.files import sweep, write_whole
 from kdad_bench.harness.choices import SelectionError
-from kdad_bench.harness.decision import Decision
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.options import RunOptions
 
@@ -36,7 +35,7 @@ class Work:
     retry_failed: bool = False  # redo jobs whose row is a failure
     pictures: bool = False  # a contact sheet per job under pictures/
     save_models: bool = False  # the trained model per job under models/
-    save_maps: bool = False  # the raw anomaly maps per job as float16 under maps/
+    save_maps: bool = False  # the raw anomaly maps per job under maps/
     tensorboard: bool = False  # the loss terms as TensorBoard events under tensorboard/
     checkpoint_every_seconds: float = 60.0
     time_every_job: bool = False  # each job times itself as it runs, in place of one measurement alone
@@ -149,25 +148,19 @@ def keep_picture(job: Job, folder: Path, test: TestSet, scores: Scores) -> None:
 
 def keep_model(job: Job, folder: Path, method: Method, held_out: Tensor) -> None:
     """The trained model of `job` in models/, with its scores of the held-out normals."""
-    from kdad_bench.harness.scoring import score_all
+    from kdad_bench.harness.scoring import decision_from
     from kdad_bench.methods.checkpoint import save
 
     place = folder / "models" / f"{job.name.replace(':', '-')}-{job.category.name}-s{job.seed}-{job.id}"
     save(job.method, method, place)
-    normals = score_all(method, held_out, job.name) if len(held_out) else None
-    Decision(
-        category=job.category.name,
-        resolution=job.resolution,
-        normal_scores=tuple(sorted(normals.image.tolist())) if normals else (),
-        normal_map_peak=float(normals.pixel.max()) if normals else None,
-    ).write(place)
+    decision_from(method, held_out, job.name, category=job.category.name, resolution=job.resolution).write(place)
 
 
 def keep_maps(path: Path, scores: Scores, names: tuple[str, ...]) -> None:
-    """The raw maps as float16, and the names of their images, in one NumPy archive."""
+    """The raw maps as float32, from which the figures of the row follow, and the names of their images."""
     import numpy as np
 
-    maps = scores.pixel.cpu().numpy().astype(np.float16)
+    maps = scores.pixel.cpu().numpy()
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:  # given a path, savez would add a suffix of its own

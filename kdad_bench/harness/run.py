@@ -17,10 +17,10 @@ from kdad_bench.datasets.splits import FRACTION
 from kdad_bench.harness import clock
 from kdad_bench.harness.cost import cost_of
 from kdad_bench.harness.environment import describe, give_freed_memory_back, keep_freed_memory
-from kdad_bench.harness.job import Job
+from kdad_bench.harness.job import Job, TeacherWeights
 from kdad_bench.harness.judging import judged
 from kdad_bench.harness.late_fusion import FusedModalities
-from kdad_bench.harness.material import category_of, judged_on, learnt_from
+from kdad_bench.harness.material import judged_category, judged_on, learnt_from
 from kdad_bench.harness.output import Work, checkpoint_path, keep_beside
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
 from kdad_bench.harness.scoring import as_images, batch_invariance, score_all
@@ -75,7 +75,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     start = time.perf_counter()
     figures = judged(
         scores.image, scores.pixel, scores.pixel.amax(dim=(1, 2)), test,
-        category=category_of(job), resolution=job.resolution, method=job.name,
+        category=judged_category(job.axes, job.category, job.seed), resolution=job.resolution, method=job.name,
         normal_maps=unseen,
     )  # fmt: skip
     metric_seconds = time.perf_counter() - start
@@ -133,7 +133,7 @@ def test_set(job: Job) -> datasets.TestSet:
     """The test images, the modalities stacked along the channels, as the axes of the job say."""
     found = [datasets.load_test(part, job.resolution) for part in datasets.single_modalities(job.category)]
     stacked = found[0]._replace(images=np.concatenate([one.images for one in found], 1)) if found[1:] else found[0]
-    return judged_on(job, stacked)
+    return judged_on(job.axes, job.category, job.seed, stacked)
 
 
 def build(job: Job, device: torch.device, held_out: Tensor) -> Method:
@@ -146,14 +146,18 @@ def build(job: Job, device: torch.device, held_out: Tensor) -> Method:
 
 def build_one(job: Job, device: torch.device) -> Method:
     """One detector on three channels, its teacher loaded."""
-    found = entry(job.method)
-    if job.weights is None:
-        return found.build(job.settings, None, device)
-    if job.weights.problem:
-        raise WeightsError(job.weights.problem)
-    source = job.weights.path or job.weights.source
-    teacher, _ = load_teacher(job.settings.teacher, strides=job.settings.strides, source=source)
-    return found.build(job.settings, teacher.to(device), device)
+    return built(job.method, job.settings, job.weights, device)
+
+
+def built(name: str, settings: Any, weights: TeacherWeights | None, device: torch.device) -> Method:
+    """The untrained method `name`, its teacher loaded where it has one; raises WeightsError without the weights."""
+    found = entry(name)
+    if weights is None:
+        return found.build(settings, None, device)
+    if weights.problem:
+        raise WeightsError(weights.problem)
+    teacher, _ = load_teacher(settings.teacher, strides=settings.strides, source=weights.path or weights.source)
+    return found.build(settings, teacher.to(device), device)
 
 
 def synchronise(device: torch.device) -> None:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdad_bench.harness.decision import Decision
 from kdad_bench.methods.protocol import Method, Scores
 
 Pixels: TypeAlias = Tensor | NDArray[np.uint8]
@@ -80,6 +81,17 @@ def let_go_of(images: Pixels) -> None:
 def on_device(images: Pixels, device: torch.device) -> Tensor:
     """A float32 tensor as it is; uint8 pixels as float32 in [0, 1] on `device`."""
     return images if isinstance(images, Tensor) else as_images(images, device)
+
+
+def decision_from(method: Method, held_out: Tensor, name: str, *, category: str, resolution: int) -> Decision:
+    """What a decision needs of a fitted method: its scores of normals [N, 3, R, R] that it never saw; N may be 0."""
+    normals = score_all(method, held_out, name) if len(held_out) else None
+    return Decision(
+        category=category,
+        resolution=resolution,
+        normal_scores=tuple(sorted(normals.image.tolist())) if normals else (),
+        normal_map_peak=float(normals.pixel.max()) if normals else None,
+    )
 
 
 def checked(scores: Scores, images: Tensor, name: str) -> Scores:

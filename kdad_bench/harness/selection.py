@@ -13,7 +13,7 @@ from kdad_bench.datasets import Category
 from kdad_bench.harness.axes import PLAIN, Axes, points
 from kdad_bench.harness.choices import PRESETS, SelectionError, parse_assignment, suggestion
 from kdad_bench.harness.options import RunOptions
-from kdad_bench.methods import METHODS, outside
+from kdad_bench.methods import METHODS, known, outside
 
 EVERYWHERE = ("teacher", "steps", "epochs", "batch_size", "image_size", "precision")  # options that are settings
 BESIDE = ("save_models", "save_maps", "tensorboard")  # what is written beside the rows
@@ -38,10 +38,14 @@ class Selection:
 
 def selected(options: RunOptions) -> Selection:
     """The checked selection; raises SelectionError or DatasetError with one line."""
+    return selected_for(options, categories_of(options))
+
+
+def selected_for(options: RunOptions, categories: tuple[Category, ...]) -> Selection:
+    """What was asked for on `categories`, or on images that are in none; raises SelectionError with one line."""
     device = device_from(options.device)
     refuse_kernels_that_are_not_there(device)
     methods = tuple(dict.fromkeys(options.methods or ((name, "") for name in METHODS)))
-    categories = categories_of(options)
     preset = options.preset or usual_preset(device, methods, categories)
     overrides, per_method = settings_of(options)
     return Selection(
@@ -62,13 +66,14 @@ def selected(options: RunOptions) -> Selection:
 def usual_preset(device: str, methods: Sequence[tuple[str, str]], categories: Sequence[Category]) -> str:
     """The preset of a run that names none: paper with CUDA, standard for real images on a CPU, else quick.
 
-    A method from outside need not have a standard preset; a run with such a one takes quick.
+    Images that are in no category are taken for real. A method from outside need not have a standard preset; a run with
+    such a one takes quick.
     """
     from kdad_bench.methods import entry
 
     if device.startswith("cuda"):
         return "paper"
-    real = any(not category.synthetic for category in categories)
+    real = not categories or any(not category.synthetic for category in categories)
     return "standard" if real and all("standard" in entry(name).presets for name, _ in methods) else "quick"
 
 
@@ -79,11 +84,6 @@ def refuse_contradictions(options: RunOptions) -> None:
     if options.save_models and options.modality != "rgb":
         raise SelectionError(
             f"--save-models keeps rgb models, which `predict` can use; not --modality {options.modality}"
-        )
-    files = [name for name, _ in options.methods if name in outside.ADDED and outside.ADDED[name].content]
-    if options.save_models and files:
-        raise SelectionError(
-            f"--save-models keeps what `predict` can load: {files[0]} is in a file; install it as a package"
         )
     if options.executor != "ray":
         for name, said in (("address", options.address is not None), ("gpu-fraction", options.gpu_fraction != 1.0)):
@@ -122,12 +122,24 @@ def settings_of(options: RunOptions) -> tuple[dict[str, Any], dict[str, dict[str
     if overrides.get("epochs") is not None and overrides.get("steps") is None:
         overrides["steps"] = None
     per_method = {name: dict(values) for name, values in options.method_settings.items()}
+    for name in per_method:
+        refuse_no_method(name)
     for assignment in options.assignments:
         method, field, value = parse_assignment(assignment)
         if method and options.methods and method not in [name for name, _ in options.methods]:
             raise SelectionError(f"--set '{assignment}': {method} is not among the chosen methods")
         (per_method.setdefault(method, {}) if method else overrides)[field] = value
     return overrides, per_method
+
+
+def refuse_no_method(name: str) -> None:
+    """Raises SelectionError for settings of a method that is none."""
+    try:
+        there = known(name)
+    except outside.OutsideError as error:
+        raise SelectionError(str(error)) from error
+    if not there:
+        raise SelectionError(f"settings of '{name}': not a method{suggestion(name, METHODS)}")
 
 
 def device_from(text: str) -> str:

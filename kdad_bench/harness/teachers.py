@@ -26,7 +26,7 @@ def weights_for(selection: Selection, options: RunOptions) -> Mapping[str, Teach
     Raises SelectionError for a name that is no teacher, and for a file of weights that is none.
     """
     names = teachers(selection)
-    for name in names:
+    for name in (*names, *options.weights):
         if name not in BACKBONES:
             raise SelectionError(f"unknown teacher '{name}'{suggestion(name, BACKBONES)}; have: {', '.join(BACKBONES)}")
     sources = {name: options.all_weights or options.weights.get(name) for name in names}

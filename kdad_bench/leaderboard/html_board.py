@@ -168,12 +168,9 @@ def _ablations(board: Board) -> str:
 
 def _published(board: Board) -> str:
     """Reported numbers beside ours, or why there is no comparison."""
-    whole = published.refusal(board)
+    whole, found = published.beside(board)
     if whole:
         return f'<p class="soft">Not compared: {escape(whole)}.</p>'
-    found = [
-        one for one in published.verdicts(board) if not one.reported.measured or board.measured(one.reported.measured)
-    ]
     if not found:
         return '<p class="soft">Nothing published is known here for these methods.</p>'
     lines = []

@@ -7,13 +7,16 @@ import io
 import json
 from collections.abc import Sequence
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdad_bench.leaderboard import measurement
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.metric import ACCURACY, METRICS
 from kdad_bench.leaderboard.summary import Estimate
 from kdad_bench.leaderboard.text import cell
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 CATEGORY, MEAN, JOBS = "category", "mean", "jobs"  # what a line summarises: one category, all of them, all jobs
 COLUMNS = (
@@ -93,10 +96,9 @@ def _identity(board: Board, key: str) -> dict[str, Any]:
     return {**group, **own, **ranks, **words}
 
 
-def as_parquet(made: Sequence[dict[str, Any]]) -> bytes:
-    """The lines as one Parquet file."""
+def as_table(made: Sequence[dict[str, Any]]) -> pa.Table:
+    """The lines as an Arrow table."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     kinds = {
         **dict.fromkeys(("resolution", "seeds", "categories"), pa.int32()),
@@ -105,8 +107,15 @@ def as_parquet(made: Sequence[dict[str, Any]]) -> bytes:
         **dict.fromkeys(("rank", "rank_in_family", "mean", "median", "std", "low", "high"), pa.float64()),
     }
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
+    return pa.Table.from_pylist(list(made), schema=schema)
+
+
+def as_parquet(made: Sequence[dict[str, Any]]) -> bytes:
+    """The lines as one Parquet file."""
+    import pyarrow.parquet as pq
+
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(made), schema=schema), sink, compression="zstd")
+    pq.write_table(as_table(made), sink, compression="zstd")
     return sink.getvalue()
 
 

@@ -231,13 +231,13 @@ def _few(board: Board, key: str, metric: str) -> str:
 
 
 def published_and_measured(board: Board) -> str:
-    """What papers and other codes report beside what was measured; across protocols without a difference."""
-    whole = published.refusal(board)
+    """What papers and other codes report beside what was measured; across protocols without a difference.
+
+    The standard preset has the papers' sizes: its figures stand beside the published ones, and none is compared.
+    """
+    whole, found = published.beside(board)
     if whole:
         return f"Not compared: {_text(whole)}."
-    found = [
-        one for one in published.verdicts(board) if not one.reported.measured or board.measured(one.reported.measured)
-    ]
     if not found:
         return "Nothing published is known here for these methods."
     reasons: dict[str, str] = {}
@@ -386,12 +386,16 @@ def _teacher(board: Board, key: str) -> str:
 
 
 def sections(results: Results) -> dict[str, str]:
-    """The tables that may be put into another page, by name: ranking, speed, and one per headline metric."""
+    """The tables that may be put into another page, by name: ranking, speed, published, and one per headline metric."""
     parts: dict[str, list[str]] = {}
     for board in boards(results.table):
         if not board.rows:
             continue
-        tables = {"ranking": ranking(board, {}), "speed": speed(board, {})}
+        tables = {
+            "ranking": ranking(board, {}),
+            "speed": speed(board, {}),
+            "published": published_and_measured(board),
+        }
         tables |= {metric: by_category(board, metric, {}) for metric in board.headline}
         title = f"**{_text(board.title)}**" + (f" ({', '.join(board.caveats)})" if board.caveats else "")
         for name, table in tables.items():

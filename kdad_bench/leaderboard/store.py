@@ -31,6 +31,7 @@ __all__ = [
     "StoreError",
     "Verification",
     "compact",
+    "encoded",
     "export",
     "file_name",
     "find",
@@ -279,8 +280,6 @@ def compact(folder: str | Path) -> tuple[int, Path | str | None]:
     The new file is whole and on the disk before the first deletion, and a job that is in both counts once: a crash at
     any point loses nothing. Files with anything that was left out stay where they are. Raises StoreError.
     """
-    import pyarrow.parquet as pq
-
     place = open_folder(folder)
     place.entries()
     with place.locked(exclusive=True):
@@ -290,9 +289,7 @@ def compact(folder: str | Path) -> tuple[int, Path | str | None]:
         place.sweep()
         if len(sources) < 2:
             return 0, None
-        sink = io.BytesIO()
-        pq.write_table(merged.table, sink, compression="zstd", write_page_checksum=True, row_group_size=65_536)
-        content = sink.getvalue()
+        content = encoded(merged.table)
         name = f"{COMPACTED}{hashlib.sha256(content).hexdigest()[:16]}.parquet"
         place.write(name, content)
         if not _reads_back(place, name, merged.table):
@@ -300,6 +297,15 @@ def compact(folder: str | Path) -> tuple[int, Path | str | None]:
         replaced = sum(place.remove(entry) for entry in sources if entry.name != name)
     path = place.path(name)
     return replaced, Path(path) if isinstance(folder, Path) else path
+
+
+def encoded(table: pa.Table) -> bytes:
+    """Many rows (all columns of `row.SCHEMA`) as one Parquet file: compressed, with a checksum for each page."""
+    import pyarrow.parquet as pq
+
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True, row_group_size=65_536)
+    return sink.getvalue()
 
 
 def _reads_back(place: Folder, name: str, written: pa.Table) -> bool:

@@ -20,14 +20,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from kdad_bench.files import DamagedError, read_json, write_text_whole, write_whole
-from kdad_bench.methods import METHODS, entry, known
+from kdad_bench.methods import METHODS, entry, known, outside
 from kdad_bench.methods.backbones import build
 from kdad_bench.methods.frozen_features import Kept
 from kdad_bench.methods.protocol import Method
+from kdad_bench.outside import OutsideError
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 DIGEST = "weights_sha256"  # in model.json; models of before it exists have none
+CODE, CODE_FILE = "code_sha256", "code_file"  # in model.json, of a method that is in a file
 REMEDY = "train it again with `run --save-models`"
 HEADER_BYTES = 4 << 20  # of model.safetensors; that of the largest network has about 80 kB
 NOTE = "description"  # the name in the weights' header under which model.json is repeated
@@ -45,6 +47,7 @@ class Description(NamedTuple):
     settings: Any
     values: dict[str, Any]  # the settings as JSON has them
     digest: str | None  # SHA-256 of the weights' file
+    code: str | None  # SHA-256 of the method's file, where it is in one
 
 
 def save(name: str, method: Method, folder: Path) -> None:
@@ -55,7 +58,7 @@ def save(name: str, method: Method, folder: Path) -> None:
     entry(name)
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in method.module.state_dict().items()}
-    description = {"format": FORMAT, "method": name, "settings": asdict(method.settings)}
+    description = {"format": FORMAT, "method": name, "settings": asdict(method.settings), **_code_of(name)}
     note = {NOTE: json.dumps(description, sort_keys=True)}
     write_whole(folder / WEIGHTS, lambda temporary: save_file(state, temporary, metadata=note))
     described = description | {DIGEST: _sha256(folder / WEIGHTS)}
@@ -79,6 +82,12 @@ def load(folder: Path, device: torch.device | str = "cpu") -> tuple[str, Method]
     return description.name, method
 
 
+def _code_of(name: str) -> dict[str, str]:
+    """What model.json says of the file of a method: its hash, and where it was; nothing of a method without one."""
+    added = outside.ADDED.get(name)
+    return {CODE: added.sha256, CODE_FILE: added.where} if added is not None and added.content else {}
+
+
 def _described(path: Path) -> Description:
     """The checked contents of model.json."""
     try:
@@ -96,14 +105,34 @@ def _described(path: Path) -> Description:
     name, values, digest = content["method"], content["settings"], content.get(DIGEST)
     if content["format"] != FORMAT:
         raise ModelError(f"{path}: format {content['format']}, this version reads {FORMAT}; {REMEDY}")
-    if not known(name):
-        raise ModelError(f"{path}: method {_said(content, 'method')} is not known; have: {', '.join(METHODS)}")
+    _refuse_other_code(path, content)
     if digest is not None and not isinstance(digest, str):
         raise ModelError(f"{path}: damaged ({DIGEST} is {_said(content, DIGEST)}, not a str); {REMEDY}")
     try:
-        return Description(name, _settings(name, values), values, digest)
+        return Description(name, _settings(name, values), values, digest, content.get(CODE))
     except ValueError as error:
         raise ModelError(f"{path}: {error}; {REMEDY}") from error
+
+
+def _refuse_other_code(path: Path, content: Mapping[str, Any]) -> None:
+    """Raises ModelError unless the method is known, and its file, if it is in one, is that which the model is of.
+
+    Code is never loaded because a model names it: who runs it names the file.
+    """
+    name, code, file = content["method"], content.get(CODE), repr(Path(str(content.get(CODE_FILE))).name)[:60]
+    try:
+        there = known(name)
+    except OutsideError as error:
+        raise ModelError(f"{path}: {error}") from error
+    if not there and code is not None:
+        raise ModelError(f"{path}: method {_said(content, 'method')} is in a file, {file}; give it with --method FILE")
+    if not there:
+        raise ModelError(f"{path}: method {_said(content, 'method')} is not known; have: {', '.join(METHODS)}")
+    have = _code_of(name)
+    if have.get(CODE) != code:
+        mine = f"code {have[CODE][:12]} of {have[CODE_FILE]}" if have else "code that is in no file"
+        theirs = f"code {str(code)[:12]} of {file}" if code is not None else "code that was in no file"
+        raise ModelError(f"{path}: saved with {theirs}, and method {name!r} is {mine}; give that file with --method")
 
 
 def _said(content: Mapping[str, Any], key: str) -> str:
@@ -180,11 +209,13 @@ def _refuse_other_note(folder: Path, description: Description, metadata: Mapping
         raise ModelError(f"{path}: damaged ({DIGEST} is missing); {REMEDY}")
     try:
         noted = json.loads(metadata[NOTE])
-        name, values = str(noted["method"]), dict(noted["settings"])
+        name, values, code = str(noted["method"]), dict(noted["settings"]), noted.get(CODE)
     except (LookupError, TypeError, ValueError, RecursionError) as error:
         raise _foreign(folder / WEIGHTS, f"the {NOTE} in its header is damaged") from error
     if name != description.name:
         raise ModelError(f"{path}: method {description.name!r}, but the weights are {name[:60]!r}'s; {REMEDY}")
+    if code != description.code:
+        raise ModelError(f"{path}: damaged ({CODE} is not that of the weights); {REMEDY}")
     for key in description.values:
         mine, theirs = _said(description.values, key), _said(values, key)
         if description.values[key] != values.get(key):

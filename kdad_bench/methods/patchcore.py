@@ -14,12 +14,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdad_bench.kernels import nearest
-from kdad_bench.methods.backbones import Backbone
+from kdad_bench.methods.backbones import FACTS, Backbone
 from kdad_bench.methods.distillation import Taps, chance
 from kdad_bench.methods.frozen_features import FrozenFeatures, FrozenSettings, Kept
 from kdad_bench.methods.protocol import Entry, Range, Scores, Settled, shown
 
-POOLINGS = ("adaptive", "mean")
+POOLINGS = ("by_width", "adaptive", "mean")
+POOLINGS_IN_WORDS = {  # (pooling, whether adaptive pooling smooths)
+    ("by_width", True): "",
+    ("by_width", False): "the adaptive one smooths no neighbourhood of taps this narrow",
+    ("adaptive", True): "",
+    ("adaptive", False): "adaptive on taps so narrow that it smooths no neighbourhood",
+    ("mean", True): "of each channel over the neighbourhood, as anomalib",
+    ("mean", False): "of each channel over the neighbourhood, as anomalib",
+}
 GATHERED = 4  # up to a fourth of the points is gathered to be measured; of more, all are
 
 
@@ -32,7 +40,8 @@ class PatchcoreSettings(FrozenSettings):
     patch: int = 3  # side of the neighbourhood that a patch feature averages over; odd
     # adaptive: official code, pooled over channel and neighbourhood to `width` per tap, then both to `width`
     # mean: the neighbourhood's mean, all channels side by side (anomalib)
-    pooling: str = "adaptive"
+    # by_width: adaptive where that smooths a neighbourhood, as with the paper's network, else mean
+    pooling: str = "by_width"
     width: int = 1024  # of a patch feature; adaptive only
     coreset: float = 0.1  # share of the patches that is kept (paper: 0.25, 0.1, 0.01)
     epsilon: float = 0.9  # distortion of distances that the random projection of the coreset's search may have
@@ -52,13 +61,17 @@ class PatchcoreSettings(FrozenSettings):
         "strides": Settled("paper", ((8, 16),)),
         "taps": Settled("paper", ("raw",)),
         "patch": Settled("paper", (3,)),
-        "pooling": Settled("official code", ("adaptive",)),
-        "width": Settled("official code", (1024,), lambda settings: settings.pooling == "adaptive"),
+        "width": Settled("official code", (1024,), lambda settings: settings.pooled == "adaptive"),
         "coreset": Settled("paper", (0.25, 0.1, 0.01)),
         "epsilon": Settled("paper", (0.9,), lambda settings: settings.coreset < 1),
         "sigma": Settled("paper", (4.0,)),
     }
+    DEPARTURES: ClassVar = {
+        **FrozenSettings.DEPARTURES,
+        "pooling": lambda settings: "mean (official code: adaptive)" if settings.pooled == "mean" else "",
+    }
     READINGS: ClassVar = {
+        "pooling": lambda settings: POOLINGS_IN_WORDS[settings.pooling, settings.smooths],
         "image score": lambda settings: (
             f"eq. 7 with b = {settings.reweighted}, m* among them, as anomalib (official code: the plain maximum)"
             if settings.reweighted
@@ -76,6 +89,23 @@ class PatchcoreSettings(FrozenSettings):
             raise ValueError(f"patch {self.patch} is not odd")
         if self.reweighted == 1:
             raise ValueError("reweighted 1: a single neighbour gives every image the score 0; take 0 or at least 2")
+
+    @property
+    def smooths(self) -> bool:
+        """Whether adaptive pooling averages whole neighbourhoods: the deepest tap is as wide as a patch feature.
+
+        The official code pools a row of channels times neighbours. On WideResNet-50-2 each value of 1024 is the mean of
+        9 neighbours; on ResNet-18 it is that of two or three, places apart, and no smoothing is left.
+        """
+        facts = FACTS.get(self.teacher)
+        return facts is not None and facts.channels.get(max(self.strides), 0) >= self.width
+
+    @property
+    def pooled(self) -> str:
+        """adaptive or mean: what `pooling` comes to with this teacher."""
+        if self.pooling != "by_width":
+            return self.pooling
+        return "adaptive" if self.smooths else "mean"
 
 
 class Patchcore(FrozenFeatures[PatchcoreSettings]):
@@ -95,7 +125,7 @@ class Patchcore(FrozenFeatures[PatchcoreSettings]):
     def embed(self, taps: Taps) -> Tensor:
         """Patch features [N, D, h, w] at the finest tap."""
         settings = self.settings
-        if settings.pooling == "mean":
+        if settings.pooled == "mean":
             return torch.cat(aligned([mean_of_patches(tap, settings.patch) for tap in taps]), 1)
         pooled = [pooled_patches(tap, settings.patch, settings.width) for tap in taps]
         return pooled_channels(torch.cat(aligned(pooled), 1), settings.width)
@@ -239,6 +269,7 @@ PATCHCORE = Entry(
     variants={
         "one_percent": {"coreset": 0.01},
         "maximum": {"reweighted": 0},  # official code
+        "adaptive": {"pooling": "adaptive"},  # official code, whatever the teacher
         "mean": {"pooling": "mean"},  # anomalib
     },
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+import kdad_bench
 from kdad_bench.cli import cli
 from kdad_bench.leaderboard import store
 from kdad_bench.methods import METHODS, outside
@@ -147,17 +149,65 @@ def test_what_is_no_file_is_refused(tiny_tree: Path, tmp_path: Path) -> None:
         assert words in result.stderr
 
 
-def test_two_files_of_one_name_and_a_model_that_predict_could_not_load_are_refused(
-    tiny_tree: Path, tmp_path: Path
-) -> None:
+def test_two_files_of_one_name_are_refused(tiny_tree: Path, tmp_path: Path) -> None:
     path, twin = written(tmp_path), written(tmp_path, PLAIN + "# other\n", "twin.py")
     result = run(path, tiny_tree, tmp_path / "out", "--method", twin)
     assert result.exit_code == 2
     assert "the name 'plain' is that of" in result.stderr
+
+
+def test_a_saved_model_is_loaded_with_its_file_and_with_no_other(tiny_tree: Path, tmp_path: Path) -> None:
+    path, other = written(tmp_path), written(tmp_path, PLAIN + "# other\n", "other.py")
+    out, image = tmp_path / "out", tiny_tree / "bolt" / "test" / "good" / "000.png"
+    result = run(path, tiny_tree, out, "--save-models", "--executor", "local")
+    assert result.exit_code == 0, result.output
+    (row,) = store.read(out).rows()
+    (model,) = (out / "models").iterdir()
+
+    def predict(*more: object) -> Result:
+        outside.ADDED.clear()
+        return command("predict", model, image, *more)
+
+    done = predict("--method", f"{path}:PLAIN")
+    assert done.exit_code == 0, done.output
+    measured = dict(zip(row["image_names"], row["image_scores"], strict=True))
+    assert float(done.stdout.split()[0]) == pytest.approx(measured["good/000.png"], rel=1e-5)
+    for more, words in (((), "method 'plain' is in a file, "), (("--method", other), "saved with code ")):
+        done = predict(*more)
+        assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+        assert words in done.stderr
+        assert "give" in done.stderr
     outside.ADDED.clear()
-    result = run(path, tiny_tree, tmp_path / "out", "--save-models")
-    assert result.exit_code == 2
-    assert "install it as a package" in result.stderr
+    detector = kdad_bench.Detector.load(model, method=path)
+    outside.ADDED.clear()
+    with pytest.raises(ValueError, match=r"plain\.py'; give it with method FILE"):
+        kdad_bench.Detector.load(model)
+    assert detector.predict([image]).scores[0] == pytest.approx(measured["good/000.png"], rel=1e-5)
+    description = json.loads((model / "model.json").read_text())
+    assert description["code_sha256"] == row["code_sha256"]
+    del description["code_sha256"]  # as if it were this package's
+    (model / "model.json").write_text(json.dumps(description))
+    assert "saved with code that was in no file" in predict("--method", path).stderr
+
+
+def test_a_config_file_has_settings_of_methods_in_files(tiny_tree: Path, tmp_path: Path) -> None:
+    path = written(tmp_path)
+    config = tmp_path / "run.toml"
+    config.write_text(f"[run]\nmethods = ['{path}']\n[settings.plain]\nimage_size = 96\n")
+    more = ("-d", f"folder:{tiny_tree}", "--dry-run", "--json", "--preset", "quick", "--config", config)
+    done = command("run", *more)
+    assert done.exit_code == 0, done.output
+    assert "quick[image_size=96]" in done.stdout
+    outside.ADDED.clear()
+    config.write_text("[settings.plain]\nimage_size = 96\n")
+    assert "quick[image_size=96]" in command("run", *more, "--method", path).stdout
+    outside.ADDED.clear()
+    for text, words in (("my_own_code", "run.toml:1: settings.my_own_code: not a method; name its file among"),
+                        ("stfmp", "did you mean 'stfpm'")):  # fmt: skip
+        config.write_text(f"[settings.{text}]\nimage_size = 96\n")
+        done = command("run", *more)
+        assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+        assert words in done.stderr
 
 
 def test_a_new_method_is_written_once_and_runs(tiny_tree: Path, tmp_path: Path) -> None:

@@ -21,12 +21,13 @@ from kdad_bench.harness import job as jobs
 from kdad_bench.harness import run
 from kdad_bench.harness.axes import PLAIN, Axes, counts_from, points
 from kdad_bench.harness.choices import SelectionError
-from kdad_bench.harness.job import Job, TeacherWeights
-from kdad_bench.harness.material import category_of, judged_on, lot_of
+from kdad_bench.harness.job import Job, TeacherWeights, id_of_row
+from kdad_bench.harness.material import judged_category, judged_on, lot_of
 from kdad_bench.harness.options import options_from
 from kdad_bench.harness.output import Work
 from kdad_bench.harness.plan import plan
 from kdad_bench.harness.selection import Selection
+from kdad_bench.leaderboard.row import COLUMNS
 from kdad_bench.methods import METHODS
 from tests.harness.planned import WEIGHTS, jobs_of
 
@@ -256,7 +257,7 @@ def test_contaminated_sets_hold_that_many_defective_images_and_the_test_set_none
         kept.append(test.names)
     assert kept[0] == kept[1] == kept[2]
     assert len(kept[0]) == len(whole.names) - 12
-    places = category_of(replace(job, axes=DIRTY)).test
+    places = judged_category(DIRTY, job.category, job.seed).test
     assert tuple(f"{sample.defect}/{sample.path.name}" for sample in places) == kept[0]
     other = run.test_set(replace(job, seed=1, axes=DIRTY)).names
     assert len(other) == len(kept[0])
@@ -269,7 +270,7 @@ def test_annotated_regions_stay_with_the_images_that_are_judged() -> None:
     assert whole.masks is not None
     images = np.flatnonzero(whole.labels)
     regions = Regions(whole.masks[images], images, images / 100)
-    test = judged_on(job, whole._replace(regions=regions))
+    test = judged_on(job.axes, job.category, job.seed, whole._replace(regions=regions))
     assert test.masks is not None
     assert test.regions is not None
     np.testing.assert_array_equal(test.regions.images, np.flatnonzero(test.labels))
@@ -306,3 +307,4 @@ def test_every_method_goes_along_every_axis(
     assert (row.k_shot, row.contamination, row.corruption) == tuple(axes.columns.values())
     assert row.image_names == tuple(run.test_set(replace(job, method="pixel_mean")).names)
     assert row.image_auroc is not None
+    assert id_of_row({name: getattr(row, name) for name in COLUMNS}) == job.id

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from kdad_bench.methods.backbones import BACKBONES, FACTS, Attention, Backbone, Cbam, Eca, build
 from kdad_bench.methods.distillation import Student
 from kdad_bench.methods.dual_student import BMKD, DSKD, DeepestTap, DualStudents, ResidualFusion
+from kdad_bench.methods.rdpp import ProjectedStudent
 from kdad_bench.methods.reverse import Bottleneck, Decoder, Fusion
+from kdad_bench.methods.stad import PatchNetwork
 from tests.methods.fixed_weights import filled, summary, tensor_of
 
 PATH = Path(__file__).parents[1] / "golden" / "networks.json"
@@ -84,6 +86,28 @@ def student(teacher: str, *, standardised: bool) -> Callable[[], Answer]:
     return answer
 
 
+def projected(teacher: str, *, signed: bool) -> Callable[[], Answer]:
+    """RD++'s student: restored taps, then the projections of the taps."""
+
+    def answer() -> Answer:
+        found = described(teacher)
+        outputs = filled(lambda: ProjectedStudent(found, signed=signed))(taps_of(found))
+        return *outputs.restored, *outputs.projected
+
+    return answer
+
+
+def patches(side: int, grid: int) -> Callable[[], Answer]:
+    """STAD's descriptors of patches of `side` px."""
+
+    def answer() -> Answer:
+        network = filled(lambda: PatchNetwork(side, 8, 12))
+        assert isinstance(network, PatchNetwork)
+        return (network.of_images(2 * images() - 1, grid),)
+
+    return answer
+
+
 def dual(settings: Any, **changes: Any) -> Callable[[], Answer]:
     def answer() -> Answer:
         teacher = described("resnet18")
@@ -123,6 +147,11 @@ NETWORKS: Mapping[str, Callable[[], Answer]] = {
     "residual fusion fed by two": between(ResidualFusion, "resnet18", 2),
     "deepest tap": between(DeepestTap, "resnet18"),
     "deepest tap fed by two": between(DeepestTap, "resnet18", 2),
+    "RD++ on resnet18": projected("resnet18", signed=False),
+    "RD++ on lite0": projected("efficientnet_lite0", signed=True),
+    "STAD, 17 px": patches(17, 1),
+    "STAD, 33 px": patches(33, 2),
+    "STAD, 65 px": patches(65, 4),
     "DSKD": dual(PAPER_DSKD),
     "DSKD fed by the teacher": dual(PAPER_DSKD, fed_by="teacher"),
     "DSKD fed by both": dual(PAPER_DSKD, fed_by="both"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import ceil, log
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
+from torch.nn import functional as F
 
 from kdad_bench.methods.backbones import build
 from kdad_bench.methods.patchcore import (
@@ -87,10 +89,47 @@ def test_the_embedding_is_that_of_the_code_it_follows(pooling: str) -> None:
         np.testing.assert_allclose(found[:, i, j], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_papers_network_gives_1024_values_per_patch_of_stride_8() -> None:
-    method = Patchcore(PatchcoreSettings(image_size=64, coreset=0.25), build("resnet18", strides=(8, 16)), CPU)
+def test_adaptive_pooling_gives_1024_values_per_patch_of_stride_8() -> None:
+    settings = PatchcoreSettings(image_size=64, coreset=0.25, pooling="adaptive")
+    method = Patchcore(settings, build("resnet18", strides=(8, 16)), CPU)
     method.fit(normals(2, seed=1))
     assert tuple(method.kept.get_buffer("memory").shape) == (32, 1024)  # a quarter of 2 x 64
+
+
+@pytest.mark.parametrize(
+    ("teacher", "strides", "width", "pooled"),
+    [
+        ("wide_resnet50_2", (8, 16), 1024, "adaptive"),
+        ("resnet50", (8, 16), 1024, "adaptive"),
+        ("wide_resnet50_2", (8, 16), 1025, "mean"),
+        ("wide_resnet50_2", (4, 8), 1024, "mean"),
+        ("resnet18", (8, 16), 1024, "mean"),
+        ("resnet18", (8, 16), 256, "adaptive"),
+        ("vgg16", (8, 16), 1024, "mean"),
+        ("efficientnet_lite0", (8, 16), 1024, "mean"),
+    ],
+)
+def test_by_default_taps_too_narrow_for_adaptive_pooling_are_averaged(
+    teacher: str, strides: tuple[int, ...], width: int, pooled: str
+) -> None:
+    settings = PatchcoreSettings(teacher=teacher, strides=strides, width=width)
+    assert settings.pooled == pooled
+    assert replace(settings, pooling="adaptive").pooled == "adaptive"
+    assert replace(settings, pooling="mean").pooled == "mean"
+
+
+def values_averaged(channels: int, width: int) -> float:
+    """How many of a patch's 9 neighbours a value of the adaptive pooling averages, at the least."""
+    rows = torch.eye(9).repeat(1, channels)  # a neighbour's row is 1 where its values stand
+    weights = F.adaptive_avg_pool1d(rows[None], width)[0]
+    return float((weights > 0).sum(0).min())
+
+
+def test_adaptive_pooling_smooths_the_papers_network_and_not_a_narrow_one() -> None:
+    assert values_averaged(1024, 1024) == 9
+    assert values_averaged(512, 1024) >= 4
+    assert values_averaged(256, 1024) <= 3
+    assert values_averaged(128, 1024) <= 2
 
 
 Greedy = Callable[[Tensor, int, int], Tensor]
@@ -257,7 +296,7 @@ def test_the_variants_give_other_scores() -> None:
         ({"patch": 4}, "patch 4 is not odd"),
         ({"reweighted": 1}, "reweighted 1: a single neighbour"),
         ({"coreset": 0.0}, "coreset 0.0 is not in"),
-        ({"pooling": "max"}, "pooling 'max' is not known; have: adaptive, mean"),
+        ({"pooling": "max"}, "pooling 'max' is not known; have: by_width, adaptive, mean"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(changes: dict[str, object], says: str) -> None:

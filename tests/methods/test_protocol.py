@@ -30,6 +30,18 @@ OWN: dict[str, dict[str, str]] = {
     | {"patch": "[1, 63]", "width": "[1, 65536]", "coreset": "(0, 1]", "epsilon": "(0, 1)", "reweighted": "[0, 1024]"},
     "stfpm": TRAINED,
     "rd4ad": TRAINED | BLUR,
+    "rdpp": TRAINED | BLUR | {"passes": "[1, 1024]", "projection_rate": "(0, inf)", "projection_weight": "[0, inf)"},
+    "stad": TRAINED
+    | {
+        "students": "[1, 64]",
+        "width": "[1, 1024]",
+        "dimensions": "[2, 4096]",
+        "grid": "[1, 32]",
+        "crops": "[2, 4096]",
+        "descriptors": "[0, 1)",
+        "compactness": "[0, inf)",
+        "validation": "[0, 0.9]",
+    },
     "mkd": TRAINED | {"scored": "[1, inf)", "value_weight": "[0, inf)"},
     "eca_mskdad": TRAINED | {"balance": "[0, inf)", "distortion": "[0, 1]"},
     "dskd": TRAINED | BLUR,

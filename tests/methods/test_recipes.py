@@ -52,6 +52,41 @@ PAPER: dict[str, dict[str, Any]] = {
         "distance": "flattened",
         "sigma": 4.0,
     },
+    # tientrandinh/Revisiting-Reverse-Distillation @7f2ceb7: WideResNet-50-2, 256 px, Adam 0.005 / 0.001, batch 16 x 2
+    "rdpp": {
+        "teacher": "wide_resnet50_2",
+        "image_size": 256,
+        "epochs": 200,  # by category 10 to 300; 200 for bottle and pill
+        "batch_size": 32,
+        "passes": 2,
+        "optimiser": "adam",
+        "learning_rate": 0.005,
+        "projection_rate": 0.001,
+        "betas": (0.5, 0.999),
+        "projection_weight": 0.2,
+        "transport": "batch",
+        "sigma": 4.0,
+    },
+    # arXiv 1911.02357, as recalled: 512 values, patches of 17, 33, 65 px, three students, 100 epochs of batch 1
+    "stad": {
+        "teacher": "resnet18",
+        "strides": (32,),
+        "image_size": 256,
+        "epochs": 200,
+        "batch_size": 1,
+        "optimiser": "adam",
+        "learning_rate": 1e-4,
+        "weight_decay": 1e-5,
+        "scales": (17, 33, 65),
+        "students": 3,
+        "width": 128,
+        "dimensions": 128,
+        "grid": 1,
+        "crops": 64,
+        "descriptors": 0.5,
+        "compactness": 1.0,
+        "validation": 0.1,
+    },
     # Computer Science 2024 51(6A), section 4: 128 px, 300 iterations, batch 32, SGD 0.4 / 0.9; the rest is read
     "eca_mskdad": {
         "teacher": "resnet18",
@@ -111,7 +146,7 @@ YARDSTICKS: dict[str, dict[str, Any]] = {
         "teacher": "wide_resnet50_2",
         "strides": (8, 16),
         "patch": 3,
-        "pooling": "adaptive",
+        "pooling": "by_width",  # adaptive with this network
         "width": 1024,
         "coreset": 0.1,
         "epsilon": 0.9,
@@ -121,13 +156,20 @@ YARDSTICKS: dict[str, dict[str, Any]] = {
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "padim": {"wide": {"teacher": "wide_resnet50_2", "channels": 550}},  # the paper's other network
     "spade": {"stride16": {"strides": (4, 8, 16)}},
-    "patchcore": {"one_percent": {"coreset": 0.01}, "maximum": {"reweighted": 0}, "mean": {"pooling": "mean"}},
+    "patchcore": {
+        "one_percent": {"coreset": 0.01},
+        "maximum": {"reweighted": 0},
+        "adaptive": {"pooling": "adaptive"},
+        "mean": {"pooling": "mean"},
+    },
     "stfpm": {
         "paper_scale": {"loss_scale": "paper"},
         "batch_sum": {"loss_scale": "batch_sum"},
         "held_out": {"held_out": 0.2},  # official code: a fifth of train/good
     },
     "rd4ad": {"per_pixel": {"distance": "cosine"}},
+    "stad": {"p17": {"scales": (17,)}, "p33": {"scales": (33,)}, "p65": {"scales": (65,)}},
+    "rdpp": {"halves": {"transport": "halves"}},
 }
 
 

@@ -19,8 +19,13 @@ from kdad_bench.methods import METHODS, entry
 from kdad_bench.methods.protocol import Settings, Settled, shown
 
 YARDSTICKS = ("padim", "spade", "patchcore")
-LOOPED = ("stfpm", "rd4ad", "eca_mskdad", "dskd", "bmkd")
-HERE = ("pixel_mean", *YARDSTICKS, *LOOPED)  # whose deviations are listed here; those of mkd and fractalad: their tests
+LOOPED = ("stfpm", "rd4ad", "rdpp", "eca_mskdad", "dskd", "bmkd")
+HERE = (
+    "pixel_mean",
+    *YARDSTICKS,
+    *LOOPED,
+    "stad",
+)  # whose deviations are listed here; those of mkd and fractalad: their tests
 CODE = {"schedule": ["constant"], "drop_last": [False], "precision": ["fp32"], "taps": ["raw"]}
 # method -> field -> the values that a source has
 SOURCES: Mapping[str, Mapping[str, list[object]]] = {
@@ -45,6 +50,21 @@ SOURCES: Mapping[str, Mapping[str, list[object]]] = {
         "distance": ["flattened", "cosine"],
         "sigma": [4.0],
     },
+    "rdpp": {
+        "teacher": ["wide_resnet50_2"],
+        "strides": [(4, 8, 16)],
+        "image_size": [256],
+        "taps": ["raw"],
+        "batch_size": [32],
+        "passes": [2],
+        "learning_rate": [0.005],
+        "projection_rate": [0.001],
+        "projection_weight": [0.2],
+        "weight_decay": [0.0],
+        "schedule": ["constant"],
+        "precision": ["fp32"],
+        "sigma": [4.0],
+    },
     "eca_mskdad": {
         "teacher": ["resnet18"],
         "image_size": [128],
@@ -54,6 +74,23 @@ SOURCES: Mapping[str, Mapping[str, list[object]]] = {
         "taps": ["raw"],
         "rel_mode": ["literal"],
         "score": ["loss"],
+    },
+    "stad": {
+        "teacher": ["resnet18"],
+        "strides": [(32,)],
+        "image_size": [256],
+        "taps": ["raw"],
+        "batch_size": [1],
+        "learning_rate": [1e-4],
+        "weight_decay": [1e-5],
+        "schedule": ["constant"],
+        "precision": ["fp32"],
+        "scales": [(17, 33, 65), (17,), (33,), (65,)],
+        "students": [3],
+        "width": [128],
+        "dimensions": [128],
+        "grid": [1],
+        "compactness": [1.0],
     },
     "dskd": {"teacher": ["resnet18"]},
     "bmkd": {"teacher": ["resnet18"]},
@@ -78,7 +115,6 @@ SOURCES: Mapping[str, Mapping[str, list[object]]] = {
         "strides": [(8, 16)],
         "taps": ["raw"],
         "patch": [3],
-        "pooling": ["adaptive"],
         "width": [1024],
         "coreset": [0.25, 0.1, 0.01],
         "epsilon": [0.9],
@@ -100,10 +136,21 @@ WHOLE: Mapping[str, Mapping[str, list[str]]] = {
         "student's norms": ["momentum 0.1"],
         "selection": ["last step, all normals"],
     },
+    "rdpp": {
+        "optimiser": ["adam, betas 0.5 0.999"],
+        "budget": ["10 to 300 epochs by category"],
+        "student's norms": ["momentum 0.1"],
+        "selection": ["the epoch best on the test images"],
+    },
     "eca_mskdad": {
         "optimiser": ["sgd, momentum 0.9"],
         "budget": ["300 epochs", "300 steps"],
         "attention": ["blocks", "stages"],
+    },
+    "stad": {
+        "optimiser": ["adam, betas 0.9 0.999"],
+        "budget": ["200 epochs"],
+        "selection": ["last step, all normals"],
     },
     "dskd": {},
     "bmkd": {"attention": ["eca", "cbam"], "fusion": ["ffrm"]},
@@ -112,7 +159,19 @@ WHOLE: Mapping[str, Mapping[str, list[str]]] = {
     "patchcore": {},
 }
 PADIMS_CHANNELS = {"resnet18": 100, "wide_resnet50_2": 550}
-OWN = ("attention", "fusion", "loss scale", "input", "precision", "channels")  # subjects in words of their own
+WIDTH_AT_16 = {"resnet18": 256, "resnet34": 256, "wide_resnet50_2": 1024, "vgg16": 512, "efficientnet_lite0": 112}
+WIDTH_AT_32 = {"resnet18": 512, "resnet34": 512, "wide_resnet50_2": 2048, "vgg16": 512, "efficientnet_lite0": 320}
+OWN = (
+    "attention",
+    "fusion",
+    "loss scale",
+    "input",
+    "precision",
+    "channels",
+    "pooling",
+    "incomplete batches",
+    "crops",
+)  # subjects in words of their own
 VALUES: Mapping[str, list[object]] = {
     "teacher": ["resnet18", "resnet34", "wide_resnet50_2", "vgg16", "efficientnet_lite0"],
     "strides": [(4, 8, 16), (8, 16, 32)],
@@ -128,6 +187,17 @@ VALUES: Mapping[str, list[object]] = {
     "drop_last": [False, True],
     "held_out": [0.0, 0.2, 0.29],
     "sigma": [2.0, 4.0, 4.0000001],
+    "scales": [(17, 33, 65), (33, 65), (65,)],
+    "students": [3, 2],
+    "dimensions": [128, 32],
+    "grid": [1, 4],
+    "crops": [64, 16],
+    "descriptors": [0.5, 0.25],
+    "compactness": [1.0, 0.5],
+    "validation": [0.1, 0.0],
+    "passes": [1, 2],
+    "projection_rate": [0.001, 0.002],
+    "projection_weight": [0.2, 1.0],
     "balance": [0.0, 1.0],
     "joint_pass": [True, False],
     "distortion": [0.5, 0.25],
@@ -187,7 +257,9 @@ def drawn(draw: st.DrawFn) -> tuple[str, Any]:
 
 def momentum_of_norms(name: str, settings: Any) -> float:
     copied = name != "fractalad" or settings.kd  # without distillation there is only the head
-    lite = settings.teacher == "efficientnet_lite0" and name not in ("rd4ad", "mkd") and copied  # theirs are no copies
+    lite = (
+        settings.teacher == "efficientnet_lite0" and name not in ("rd4ad", "rdpp", "mkd") and copied
+    )  # theirs are no copies
     return settings.norm_momentum or (0.01 if lite else 0.1)
 
 
@@ -208,22 +280,35 @@ def whole_of(name: str, subject: str, settings: Any) -> str:
     return str(getattr(settings, subject))
 
 
+def smooths(settings: Any) -> bool:
+    """Whether PatchCore's adaptive pooling averages neighbourhoods of this teacher's taps."""
+    widths = WIDTH_AT_32 if 32 in settings.strides else WIDTH_AT_16
+    return widths[settings.teacher] >= settings.width
+
+
+def takes_means(settings: Any) -> bool:
+    """Whether PatchCore's pooling comes to the mean."""
+    return settings.pooling == "mean" or (settings.pooling == "by_width" and not smooths(settings))
+
+
 def own_departures(name: str, settings: Any) -> list[str]:
     """Subjects of OWN in which these settings differ from their sources, besides those of WHOLE."""
     if name == "stfpm":
         return ["loss scale"] * (settings.loss_scale == "batch_sum")
     if name not in YARDSTICKS:
-        return []
+        carried = ["incomplete batches"] * (name == "rdpp" or (name == "stad" and settings.drop_last))
+        return [*["crops"] * (name == "stad"), *carried]
     chosen = PADIMS_CHANNELS.get(settings.teacher) if name == "padim" else None
     channels = ["channels"] * (chosen is not None and settings.channels != chosen)
-    return ["input", *["precision"] * (settings.precision != "fp32"), *channels]
+    pooling = ["pooling"] * (name == "patchcore" and takes_means(settings))
+    return ["input", *["precision"] * (settings.precision != "fp32"), *channels, *pooling]
 
 
 def unused(name: str, settings: Any) -> tuple[str, ...]:
     """Fields that other settings put out of use."""
     if name != "patchcore":
         return ()
-    return (*["width"] * (settings.pooling == "mean"), *["epsilon"] * (settings.coreset == 1))
+    return (*["width"] * takes_means(settings), *["epsilon"] * (settings.coreset == 1))
 
 
 def check_deviations(name: str, settings: Any) -> None:
@@ -311,6 +396,16 @@ def check_choices(name: str, settings: Any) -> None:
         "VGG-16": name in LOOPED and settings.teacher == "vgg16",
         "eq. 7 with b": name == "patchcore" and settings.reweighted > 0,
         "the plain maximum, as": name == "patchcore" and settings.reweighted == 0,
+        "smooths no neighbourhood of taps": name == "patchcore"
+        and settings.pooling == "by_width"
+        and not smooths(settings),
+        "adaptive on taps so narrow": name == "patchcore" and settings.pooling == "adaptive" and not smooths(settings),
+        "0, as in the official code": name == "rdpp" and settings.transport == "batch",
+        "between two random halves": name == "rdpp" and settings.transport == "halves",
+        "scaled to the image's side": name == "rdpp" and settings.image_size != 256,
+        "a step of their own": name == "rdpp" and not settings.drop_last,
+        "which nothing learns from": name == "stad" and settings.validation > 0,
+        "that the students learnt from": name == "stad" and settings.validation == 0,
         "drawn by the seed": name == "patchcore" and settings.coreset < 1,
     }
     for mark, expected in marks.items():
@@ -359,6 +454,8 @@ def inert(name: str, settings: Any, field: str, value: object) -> bool:
         return True
     if field in SOURCES.get(name, {}) and {getattr(settings, field), value} <= set(SOURCES[name][field]):
         return False  # two sources differ: the words say which is followed
+    if field == "pooling" and {settings.pooling, value} == {"by_width", "adaptive"} and smooths(settings):
+        return True
     if name in YARDSTICKS:
         return field in (*LOOPS, *unused(name, settings))
     return (
@@ -366,6 +463,7 @@ def inert(name: str, settings: Any, field: str, value: object) -> bool:
         or (field == "betas" and settings.optimiser == "sgd")
         or (field == "epochs" and (settings.steps is not None or {settings.epochs, value} <= {100, 200}))
         or (field == "norm_momentum" and (value or 0.1) == momentum_of_norms(name, settings))
+        or (field == "norm_momentum" and name == "stad")  # it has no norms
         or (field == "detach" and settings.fed_by == "teacher")
         or (field == "smooth_noise" and settings.saliency != "smooth_grad")
         or (field == "value_weight" and settings.loss == "direction_only")
@@ -413,7 +511,7 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
         ("padim:", {"precision": "bf16"}, "precision: bf16 (public codes: fp32)", "channels: 100 ("),
         ("spade:stride16", {}, "strides: 4 8 16 (paper: 4 8 16 32)", "images: whole"),
         ("patchcore:", {"width": 64}, "pooling: mean (official code: adaptive)", "width"),
-        ("patchcore:one_percent", {"pooling": "adaptive", "width": 64}, "a share of 0.01, begun at", "pooling"),
+        ("patchcore:one_percent", {"pooling": "adaptive", "width": 64}, "a share of 0.01, begun at", "narrow"),
         ("patchcore:maximum", {}, "the plain maximum, as the official code", "eq. 7 with"),
         ("mkd:smooth_grad", {"smooth_noise": "official"}, "smooth_noise: the same draws", "squared"),
         ("rd4ad:", {}, "sigma: 2 (official test code: 4)", "momentum"),
@@ -423,6 +521,12 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
             "a share of 0.1 (official code: last step, all normals)",
             "of flattened",
         ),
+        ("rdpp:", {}, "selection: last step, all normals (official code: the epoch best on the test", "halves"),
+        ("rdpp:halves", {}, "transport: between two random halves of a batch", "transport: 0"),
+        ("rdpp:", {"drop_last": True}, "incomplete batches: left out (official code: added", "step of their own"),
+        ("stad:", {}, "crops: of the normal images (paper: of ImageNet)", "scales: 17"),
+        ("stad:p65", {"crops": 8}, "from 8 crops at a time", "scales: "),
+        ("stad:p33", {}, "patches: of 33 px", "the mean of their maps"),
         ("eca_mskdad:", {}, "rel_mode: normalised_mean (eq. 15 to 18: literal)", "read as"),
         ("eca_mskdad:score_loss", {}, "maps of 32, 16, 8 px", "score: "),
         ("eca_mskdad:figure_size", {}, "maps of 64, 32, 16 px", "maps of 32"),
@@ -443,6 +547,8 @@ def test_paper_presets_depart_only_where_their_pages_say_so() -> None:
         "pixel_mean": [],
         "stfpm": ["selection"],
         "rd4ad": [],
+        "rdpp": ["budget", "selection", "incomplete batches"],
+        "stad": ["crops"],
         "eca_mskdad": ["rel_mode", "score"],
         "dskd": [],
         "bmkd": [],

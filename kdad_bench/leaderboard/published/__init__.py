@@ -19,6 +19,7 @@ DATASETS = {"MVTec AD": "mvtec_ad"}
 ORIGINS = ("paper", "authors' code", "other code")
 MEAN = "mean"  # the category of a number over all categories of a data set
 CATEGORIES = {"mvtec_ad": 15}
+BESIDE = "standard"  # the preset whose figures stand beside published ones without a comparison
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +128,21 @@ def refusal(board: Board) -> str:
     return ""
 
 
+def beside(board: Board) -> tuple[str, list[Verdict]]:
+    """Why nothing published is shown beside this board, or "" and what is.
+
+    The standard preset has the papers' sizes: what is published for the very categories stands beside its figures, and
+    is compared with none of them.
+    """
+    whole = refusal(board)
+    if whole and board.preset != BESIDE:
+        return whole, []
+    found = [one for one in verdicts(board) if not one.reported.measured or board.measured(one.reported.measured)]
+    if whole:
+        found = [one for one in found if one.measured is not None and not _over_more(board, one.key, one.reported)]
+    return "", found
+
+
 def verdicts(board: Board) -> list[Verdict]:
     """Every reported number beside ours, in the order of the file.
 
@@ -152,13 +168,20 @@ def _verdict(board: Board, key: str, one: Reported, whole: str) -> Verdict:
     value, half = _measured(board, key, one)
     if value is None:
         why = why or "not measured here"
-    elif one.category == MEAN and (covered := len(board.covered(key))) < CATEGORIES[one.dataset]:
-        why = why or f"the reported mean is over {CATEGORIES[one.dataset]} categories, ours over {covered}"
+    why = why or _over_more(board, key, one)
     if why or value is None:
         return Verdict(reported=one, key=key, measured=value, difference=None, verdict="", refusal=why)
     difference = value - one.value
     word = "agrees" if abs(difference) <= max(TOLERANCE, half) else "higher" if difference > 0 else "lower"
     return Verdict(reported=one, key=key, measured=value, difference=difference, verdict=word, refusal="")
+
+
+def _over_more(board: Board, key: str, one: Reported) -> str:
+    """Why a reported mean is of more than ours; "" if it is not."""
+    covered = len(board.covered(key))
+    if one.category != MEAN or covered >= CATEGORIES[one.dataset]:
+        return ""
+    return f"the reported mean is over {CATEGORIES[one.dataset]} categories, ours over {covered}"
 
 
 def _not_the_same(board: Board, key: str, one: Reported) -> str:

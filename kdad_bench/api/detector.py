@@ -1,0 +1,271 @@
+"""`kdad_bench.Detector`: one method on images of one's own: fit, save, load, predict."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdad_bench.api.images import Images
+from kdad_bench.api.keywords import fields_of, said_as_keywords
+from kdad_bench.datasets import DatasetError, held_out
+from kdad_bench.harness import decision
+from kdad_bench.harness.choices import PRESETS, SelectionError, method_choice
+from kdad_bench.harness.decision import Decision, least_rate
+from kdad_bench.harness.job import TeacherWeights
+from kdad_bench.harness.lone_batch import left, refuse_a_lone_batch
+from kdad_bench.harness.options import options_from
+from kdad_bench.harness.plan import configurations_of
+from kdad_bench.harness.run import built
+from kdad_bench.harness.scoring import ScoreError, decision_from, finite, score_all
+from kdad_bench.harness.selection import Selection, device_from, selected_for
+from kdad_bench.harness.teachers import weights_for, with_teachers_at_hand
+from kdad_bench.methods import checkpoint
+from kdad_bench.methods.protocol import Fitting, Method, ignore_step
+
+NO_CATEGORY = "images of one's own"  # what a saved model says it was fitted on
+
+
+class NotFitted(ValueError):
+    """A detector that has learnt nothing yet; one line with the remedy."""
+
+
+class Prediction(NamedTuple):
+    """What a detector says of N images, in their order."""
+
+    scores: NDArray[np.float32]  # [N], higher is more anomalous
+    maps: NDArray[np.float32]  # [N, R, R], at the detector's resolution
+    decision: NDArray[np.bool_] | None  # [N], True: anomalous; None without a threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What was learnt, and the scores that a threshold comes from."""
+
+    method: Method
+    decision: Decision
+
+
+class Detector:
+    """A method of this benchmark with its settings, to be fitted on normal images; a run of it gives the same scores.
+
+    `method` is a name, `name:variant` or a file, as `kdad-bench run --method` takes it; every further keyword is one of
+    its settings (`steps=100`, `learning_rate=0.1`, `teacher="resnet18"`). `preset` is that of a run on real images
+    unless said: paper with CUDA, standard without; quick is for trying things out. `resolution` is the side of maps,
+    px; images of another size are reduced to that square. `hold_out` is the share of the images that the method does
+    not see, from whose scores the threshold comes: at most a share `false_alarms` of new normal images lies above it.
+    With `hold_out=0` the method sees all images, and there is no decision. `weights` is a file for the teacher, or
+    "random".
+
+    Raises SelectionError, a ValueError of one line, for an unknown method, preset, device or setting.
+    """
+
+    def __init__(
+        self,
+        method: str | os.PathLike[str] = "stfpm",
+        *,
+        preset: str | None = None,
+        device: str = "auto",
+        resolution: int | None = None,
+        seed: int = 0,
+        hold_out: float = 0.2,
+        false_alarms: float = 0.1,
+        weights: str | os.PathLike[str] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.false_alarms = share("false_alarms", false_alarms, least_is_open=True)
+        self.hold_out = share("hold_out", hold_out, least_is_open=False)
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+            raise SelectionError(f"seed={seed!r} is no whole number from 0 on; give one")
+        if not isinstance(method, (str, os.PathLike)):
+            raise SelectionError(f"method={method!r} is of type {type(method).__name__}; give a name or a file")
+        seed = int(seed)
+        with said_as_keywords(method="method"):
+            asked = {"methods": method, "preset": preset, "device": device, "resolution": resolution,
+                     "weights": weights, "settings": settings, "seeds": [seed]}  # fmt: skip
+            self._options = options_from(fields_of(asked))
+            selection = selected_for(self._options, ())
+            self.settings, self._needs_teacher = configured_alone(selection)
+        self._selection = selection
+        ((self.method, self.variant),) = selection.methods
+        self.preset, self.device, self.seed = selection.preset, torch.device(selection.device), seed
+        self.resolution = resolution or PRESETS[selection.preset].resolution
+        self._fitted: Fitted | None = None
+
+    def fit(self, images: Any, *, log: Callable[[int, Mapping[str, float]], object] | None = None) -> Self:
+        """Learn from normal images; returns itself. `log(step, terms)` is told the loss terms as it learns.
+
+        `images`: a uint8 array [N, H, W, 3], a list of files, of PIL images or of uint8 arrays, or a torch tensor
+        [N, 3, H, W] in [0, 1] (or uint8). Files, PIL images and arrays are reduced to the resolution by Pillow's
+        antialiased bilinear resize, as a data set's are; tensors of floats by torch's. A part is held out first: the
+        same part, for the same seed and number of images, as in a run.
+
+        Raises ImagesError, SelectionError or DatasetError (ValueErrors) before anything is trained, WeightsError
+        without the teacher's weights.
+        """
+        given = Images(images)
+        with said_as_keywords(method="method"):
+            fit, apart = self._split(len(given))
+            inner = left(len(fit), [getattr(self.settings, "held_out", 0.0)])
+            refuse_a_lone_batch(self.method, self.settings, inner, f"{self.method} on {len(given)} images")
+            weights = self._weights()
+        normal = given.all(self.resolution, self.device)
+        method = built(self.method, self.settings, weights, self.device)
+        method.fit(normal[fit], Fitting(log=ignore_step if log is None else told(log)))
+        kept = decision_from(method, normal[apart], self.method, category=NO_CATEGORY, resolution=self.resolution)
+        self._fitted = Fitted(method, kept)
+        return self
+
+    def predict(self, images: Any, *, threshold: float | None = None) -> Prediction:
+        """Scores, maps and decisions of images, of any kind that `fit` takes; each image is judged for itself.
+
+        A decision is True where the score is above the threshold: the one given, else that of the held-out normals.
+        Raises NotFitted, ImagesError, DatasetError for a file that is no readable image, and ScoreError for scores that
+        are not finite.
+        """
+        fitted = self._learnt()
+        limit = self.threshold_ if threshold is None else finite_number("threshold", threshold)
+        given = Images(images)
+        scores, maps, done = [], [], 0
+        for part in given.parts(self.resolution, self.device):
+            found = score_all(fitted.method, part, self.method)
+            sound = finite(found)
+            if not bool(sound.all()):
+                number = done + int((~sound).nonzero()[0, 0])
+                raise ScoreError(f"image {number}: the scores of method '{self.method}' are not finite; fit it again")
+            scores.append(found.image.cpu().numpy())
+            maps.append(found.pixel.cpu().numpy())
+            done += len(part)
+        every = np.concatenate(scores)
+        return Prediction(every, np.concatenate(maps), None if limit is None else decision.above(every, limit))
+
+    @property
+    def threshold_(self) -> float | None:
+        """The score above which an image is called anomalous; None without held-out normals."""
+        kept = self._learnt().decision
+        if not kept.normal_scores:
+            return None
+        refuse_too_few(len(kept.normal_scores), self.false_alarms)
+        return kept.threshold(self.false_alarms)
+
+    @property
+    def normal_scores_(self) -> NDArray[np.float64]:
+        """The scores of the held-out normals, ascending."""
+        return np.array(self._learnt().decision.normal_scores)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write model.safetensors, model.json and decision.json, as `run --save-models` does; returns the folder.
+
+        `Detector.load` and `kdad-bench predict` read them. Raises NotFitted, and OSError where that cannot be written.
+        """
+        fitted, place = self._learnt(), Path(folder).expanduser()
+        checkpoint.save(self.method, fitted.method, place)
+        fitted.decision.write(place)
+        return place
+
+    @classmethod
+    def load(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        method: str | os.PathLike[str] | None = None,
+        device: str = "auto",
+        false_alarms: float = 0.1,
+    ) -> Detector:
+        """The detector that `save` or `run --save-models` wrote into the folder `model`.
+
+        `method` is the file of its method, where it is in one: code is never loaded because a model names it.
+        Raises ModelError or DecisionError (ValueErrors) for files that are missing, damaged or not of one save.
+        """
+        folder = Path(model).expanduser()
+        with said_as_keywords(method="method"):
+            where = device_from(device)
+            if method is not None:
+                method_choice(os.fspath(method))
+            name, loaded = checkpoint.load(folder, torch.device(where))
+            kept = decision.read(folder)
+        found = cls(name, device=where, resolution=kept.resolution, seed=loaded.settings.seed,
+                    false_alarms=false_alarms)  # fmt: skip
+        found.settings, found._fitted = loaded.settings, Fitted(loaded, kept)
+        return found
+
+    def __repr__(self) -> str:
+        name = f"{self.method}:{self.variant}" if self.variant else self.method
+        state = "fitted" if self._fitted else "not fitted"
+        return f"Detector({name!r}, device={str(self.device)!r}, resolution={self.resolution}), {state}"
+
+    def _split(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Indices to learn from and to hold out; raises where the threshold could not keep its promise."""
+        if not self.hold_out:
+            return np.arange(count), np.arange(0)
+        try:
+            fit, apart = held_out(count, fraction=self.hold_out, seed=self.seed)
+        except DatasetError as error:
+            raise SelectionError(f"{error}; give more images, or hold_out=0 for no threshold") from error
+        refuse_too_few(len(apart), self.false_alarms, f" of {count} images")
+        return fit, apart
+
+    def _weights(self) -> TeacherWeights | None:
+        """Those of the teacher; None for a method without one."""
+        if not self._needs_teacher:
+            return None
+        weights = weights_for(self._selection, self._options)
+        self._selection, replaced = with_teachers_at_hand(self._selection, weights, dry=False)
+        if replaced:
+            warnings.warn(replaced[0], stacklevel=3)
+            self.settings, _ = configured_alone(self._selection)
+            weights = weights_for(self._selection, self._options)
+        return weights[self.settings.teacher]
+
+    def _learnt(self) -> Fitted:
+        if self._fitted is None:
+            raise NotFitted(f"{self!r}: call fit(images) first, or Detector.load(model)")
+        return self._fitted
+
+
+def configured_alone(selection: Selection) -> tuple[Any, bool]:
+    """(settings, whether it needs a teacher) of a selection of one method and one seed; raises SelectionError."""
+    ((_, (settings, _, needs_teacher)),) = configurations_of(selection)
+    return replace(settings, seed=selection.seeds[0]), needs_teacher
+
+
+def finite_number(name: str, value: Any) -> float:
+    """`value` if it is a finite number; raises SelectionError."""
+    if not isinstance(value, (int, float, np.number)) or isinstance(value, bool) or not np.isfinite(value):
+        raise SelectionError(f"{name}={value!r} is no finite number; give one")
+    return float(value)
+
+
+def share(name: str, value: Any, *, least_is_open: bool) -> float:
+    """`value` if it is a share of images; raises SelectionError."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value < 1 or (least_is_open and not value):
+        low = "above 0" if least_is_open else "from 0"
+        raise SelectionError(f"{name}={value!r} is no share {low} to below 1; give one")
+    return float(value)
+
+
+def refuse_too_few(count: int, rate: float, of: str = "") -> None:
+    """Raises DecisionError where `count` held-out normals cannot promise a false-alarm rate."""
+    least = least_rate(count)
+    if rate < least:
+        raise decision.DecisionError(
+            f"{count} held-out normals{of} cannot promise false_alarms={rate:g}; take false_alarms={least:g}, a larger "
+            "hold_out, more images, or hold_out=0 for no threshold"
+        )
+
+
+def told(log: Callable[[int, Mapping[str, float]], object]) -> Callable[[int, Mapping[str, float]], None]:
+    """`log` as a method calls it."""
+
+    def tell(step: int, terms: Mapping[str, float]) -> None:
+        log(step, terms)
+
+    return tell

@@ -1,0 +1,115 @@
+"""From the options of the command line to keywords: one set of names, one set of checks, two ways to say them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kdad_bench.datasets import DatasetError
+from kdad_bench.harness.choices import SelectionError, suggestion
+from kdad_bench.harness.decision import DecisionError
+from kdad_bench.harness.options import RunOptions
+from kdad_bench.leaderboard.store import StoreError
+from kdad_bench.methods.checkpoint import ModelError
+
+OPTION = re.compile(r"--([a-z][a-z-]*)")
+# option -> keyword, where it is not the same word with underscores
+KEYWORDS: Mapping[str, str] = {
+    "all": "everything=True",
+    "category": "categories",
+    "checkpoint-every": "checkpoint_every_seconds",
+    "dataset": "datasets",
+    "method": "methods",
+    "set": "settings",
+}
+# fields of RunOptions that are of the command line alone, or that other keywords bring
+NOT_KEYWORDS = ("as_json", "dry_run", "assignments", "all_weights", "method_settings")
+
+
+@contextmanager
+def said_as_keywords(**others: str) -> Iterator[None]:
+    """What a person can mend keeps its class, a ValueError or StoreError; its words name keywords, not options.
+
+    `others` are keywords that an option has here and not in `run`.
+    """
+    try:
+        yield
+    except (SelectionError, DatasetError, DecisionError, ModelError, StoreError) as error:
+        text = keywords(str(error), {**KEYWORDS, **others})
+        if text == str(error):
+            raise
+        raise type(error)(text) from error
+
+
+def keywords(text: str, known: Mapping[str, str] = KEYWORDS) -> str:
+    """`text` with the options of the command line as the keywords of Python."""
+    parts = text.split("`")  # a command between backticks is one to be typed, and stays
+    parts[::2] = [
+        OPTION.sub(lambda found: known.get(found[1], found[1].replace("-", "_")), part) for part in parts[::2]
+    ]
+    return "`".join(parts)
+
+
+def fields_of(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of RunOptions that keywords mean; raises SelectionError for a keyword that is none.
+
+    `settings` holds the settings of all methods that have them, and a mapping for one method; `weights` a file for
+    every teacher, or a mapping from teachers to files.
+    """
+    known = [name for name in RunOptions.model_fields if name not in NOT_KEYWORDS]
+    for name in said:
+        if name not in known:
+            raise SelectionError(f"'{name}' is no option{suggestion(name, known)}; have: {', '.join(known)}")
+    found = {name: value for name, value in said.items() if value is not None and name not in ("settings", "weights")}
+    for name in ("methods", "datasets", "categories", "seeds"):
+        if name in found:
+            found[name] = listed(name, found[name])
+    for name in ("out", "data_root", "config"):
+        if isinstance(found.get(name), os.PathLike):
+            found[name] = os.fspath(found[name])
+    if "device" in found:
+        found["device"] = str(found["device"])  # torch.device("cuda", 1) is "cuda:1"
+    if "data_root" not in found and os.environ.get("KDAD_DATA"):
+        found["data_root"] = os.environ["KDAD_DATA"]
+    return {**found, **settings_of(said.get("settings")), **weights_of(said.get("weights"))}
+
+
+def listed(name: str, value: Any) -> Any:
+    """One name as a list of it, any other sequence as a list; a count of seeds stays a count."""
+    if isinstance(value, (str, os.PathLike)):
+        text = os.fspath(value)
+        return text if name == "seeds" else [text]
+    if name == "seeds" and isinstance(value, int):
+        return value
+    if not isinstance(value, (Sequence, range, set, frozenset)) and not hasattr(value, "tolist"):
+        raise SelectionError(f"{name}={value!r} is of type {type(value).__name__}; give a list of names")
+    plain = value.tolist() if hasattr(value, "tolist") else list(value)
+    return [os.fspath(one) if isinstance(one, os.PathLike) else one for one in plain]
+
+
+def settings_of(value: Any) -> dict[str, Any]:
+    """The fields for settings: those of one method are a mapping under its name."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise SelectionError(f"settings={value!r} is of type {type(value).__name__}; give a dict of names and values")
+    of_one = {name: dict(inner) for name, inner in value.items() if isinstance(inner, Mapping)}
+    return {
+        "settings": {name: one for name, one in value.items() if name not in of_one},
+        "method_settings": of_one,
+    }
+
+
+def weights_of(value: Any) -> dict[str, Any]:
+    """The fields for weights of teachers."""
+    if value is None:
+        return {}
+    if isinstance(value, Mapping):
+        return {"weights": {name: os.fspath(one) for name, one in value.items()}}
+    if not isinstance(value, (str, Path)):
+        raise SelectionError(f"weights={value!r} is of type {type(value).__name__}; give a file, 'random', or a dict")
+    return {"all_weights": os.fspath(value)}

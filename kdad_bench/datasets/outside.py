@@ -1,0 +1,224 @@
+"""Data sets from outside the package: files and entry points (`kdad_bench.outside`), checked and known by their names.
+
+Whatever their code raises or returns that cannot be is one line: a run never trains on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kdad_bench import outside as code
+from kdad_bench.datasets.category import MODALITIES, UNPRINTABLE, DatasetError, Sample
+from kdad_bench.datasets.entry import Archive, Counts, Entry, Layout
+from kdad_bench.datasets.listing import is_folder
+from kdad_bench.datasets.survey import Survey
+from kdad_bench.outside import OutsideError
+
+GROUP = "kdad_bench.datasets"  # entry points of installed packages: NAME = "module:ENTRY"
+STAND_IN = "synthetic_"  # how the names of drawn stand-ins begin
+NO_NAME = "of letters that show, without a slash"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outside:
+    """A data set that is not this package's."""
+
+    entry: Entry
+    where: str  # as messages name it
+    sha256: str  # of the file, or of all files of the distribution
+
+
+ADDED: dict[str, Outside] = {}  # name -> data set, of this process
+
+
+def spelled(text: str) -> tuple[Path, str, str] | None:
+    """(file, attribute, PATH) of `path/to/file.py[:ENTRY[:PATH]]`; None for anything else. Raises DatasetError."""
+    try:
+        return code.spelled(text)
+    except OutsideError as error:
+        raise DatasetError(str(error)) from error
+
+
+def add_file(path: Path, attribute: str, taken: Collection[str]) -> str:
+    """Load the entry `attribute` (empty: the only one) of a file and return its name; raises DatasetError."""
+    where = str(path)
+    try:
+        content = code.read(path)
+        sha256 = hashlib.sha256(content).hexdigest()
+        found = code.entry_in(code.module_of(content, sha256, where), attribute, where, Entry)
+        entry = checked(found, where, taken)
+    except OutsideError as error:
+        raise DatasetError(str(error)) from error
+    other = ADDED.get(entry.name)
+    if other is not None and other.sha256 != sha256:
+        raise DatasetError(f"{where}: the name {entry.name!r} is that of {other.where} too; rename one of them")
+    ADDED[entry.name] = Outside(entry=entry, where=where, sha256=sha256)
+    return entry.name
+
+
+def installed() -> dict[str, metadata.EntryPoint]:
+    """name -> entry point, of all installed packages."""
+    return code.installed(GROUP)
+
+
+def add_installed(name: str, taken: Collection[str]) -> bool:
+    """Load the data set that an installed package registers as `name`; False without one. Raises DatasetError."""
+    if name in ADDED:
+        return True
+    point = installed().get(name) if name not in taken else None
+    if point is None:
+        return False
+    try:
+        found, where = code.loaded(point)
+        entry = checked(found, where, taken)
+        if entry.name != name:
+            raise OutsideError(f"{where}: its entry is called {entry.name!r}; the two names must be equal")
+        ADDED[name] = Outside(entry=entry, where=where, sha256=code.hash_of(point, where))
+    except OutsideError as error:
+        raise DatasetError(str(error)) from error
+    return True
+
+
+def checked(found: Any, where: str, taken: Collection[str]) -> Entry:
+    """`found`, its code guarded, if it can be run on; raises OutsideError."""
+    code.refuse_no_entry(found, where, Entry)
+    entry: Entry = found
+    for why in reasons_against(entry, taken):
+        raise OutsideError(f"{where}: {why}")
+    drawn = None if entry.drawn is None else guarded_drawing(entry.drawn, where)
+    return replace(entry, layouts=tuple(Guarded(one, where) for one in entry.layouts), drawn=drawn)
+
+
+def reasons_against(entry: Any, taken: Collection[str]) -> Iterator[str]:
+    """What is wrong with an entry, in words that follow its file."""
+    if entry.name in taken:
+        yield f"the name {entry.name!r} is that of a data set of this package; take another"
+    if entry.name.startswith(STAND_IN):
+        yield f"the name {entry.name!r} begins as those of drawn stand-ins do; take another"
+    for name in ("title", "licence"):
+        value = getattr(entry, name)
+        if not isinstance(value, str) or not value.strip() or UNPRINTABLE.search(value):
+            yield f"{name} {value!r} is no line of text"
+    if not isinstance(entry.layouts, tuple) or not entry.layouts or not all(map(is_layout, entry.layouts)):
+        yield "layouts need at least one object with `text`, `categories` and `survey`, in a tuple"
+    if not isinstance(entry.modalities, tuple) or not entry.modalities or set(entry.modalities) - set(MODALITIES):
+        yield f"modalities {entry.modalities!r} are not of {', '.join(MODALITIES)}, in a tuple"
+    if not isinstance(entry.folders, tuple) or not all(map(is_name, entry.folders)):
+        yield f"folders {entry.folders!r} are not names of folders, in a tuple"
+    if not entry.folders and not entry.takes_path and entry.drawn is None:
+        yield "nothing says where it lies: it needs folders, takes_path or drawn"
+    if entry.drawn is not None and not callable(entry.drawn):
+        yield f"drawn is of type {type(entry.drawn).__name__}, not callable"
+    if entry.archive is not None and not isinstance(entry.archive, Archive):
+        yield f"archive is of type {type(entry.archive).__name__}, not Archive"
+    if not isinstance(entry.published, Mapping) or not all(isinstance(one, Counts) for one in entry.published.values()):
+        yield "published maps names of categories to Counts"
+
+
+def is_layout(found: object) -> bool:
+    """Whether it looks like a layout."""
+    asked = (getattr(found, name, None) for name in ("categories", "survey"))
+    return isinstance(getattr(found, "text", None), str) and all(map(callable, asked))
+
+
+def is_name(found: object) -> bool:
+    """Whether a folder, a category or a kind of defect may be called so: names stand in rows and in names of files."""
+    return (
+        isinstance(found, str)
+        and found.strip() not in ("", ".", "..")
+        and not any(sign in found for sign in "/\\:")
+        and not UNPRINTABLE.search(found)
+    )
+
+
+def guarded_drawing(drawn: Callable[[Sequence[str]], Path], where: str) -> Callable[[Sequence[str]], Path]:
+    """`drawn`, whose mistakes are one line."""
+
+    def draw(names: Sequence[str]) -> Path:
+        folder = asked(lambda: drawn(names), where, "drawn")
+        if not isinstance(folder, Path):
+            raise DatasetError(f"{where}: its drawn gave {type(folder).__name__}, not the Path of a folder; mend it")
+        return folder
+
+    return draw
+
+
+def asked(ask: Callable[[], Any], where: str, what: str) -> Any:
+    """What a person's code answers; whatever it raises but DatasetError becomes one."""
+    try:
+        return ask()
+    except DatasetError:
+        raise
+    except (Exception, SystemExit) as error:  # a person's code raises anything
+        raise DatasetError(f"{where}: its {what} failed ({code.said(error)}); mend it") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """A layout of other people, with its answers looked at."""
+
+    inner: Layout
+    where: str
+
+    @property
+    def text(self) -> str:
+        """One line on what lies where."""
+        return self.inner.text
+
+    def categories(self, root: Path) -> dict[str, Path]:
+        """As the layout says, in alphabetical order; raises DatasetError for what are no folders of categories."""
+        if not is_folder(root):
+            return {}
+        found = asked(lambda: self.inner.categories(root), self.where, "layout's `categories`")
+        if not isinstance(found, Mapping):
+            raise self.wrong("categories", f"gave {type(found).__name__}, not a dict of names and folders")
+        for name, folder in found.items():
+            if not is_name(name):
+                raise self.wrong("categories", f"calls a category {name!r}, which is not {NO_NAME}")
+            if not isinstance(folder, Path) or not folder.is_relative_to(root):
+                raise self.wrong("categories", f"gave {folder!r} for {name!r}, which is no Path below {root}")
+        return dict(sorted(found.items()))
+
+    def survey(self, folder: Path) -> Survey:
+        """As the layout says; raises DatasetError for a survey that no run may be made of."""
+        found = asked(lambda: self.inner.survey(folder), self.where, "layout's `survey`")
+        if not isinstance(found, Survey) or found.folder != folder:
+            raise self.wrong("survey", f"gave no Survey of {folder}")
+        asked(lambda: self.look_at(found), self.where, "layout's `survey`")
+        if not found.faults:
+            found.check_splits(folder, folder, folder)
+        return found
+
+    def look_at(self, found: Survey) -> None:
+        """Raises DatasetError for the first thing that cannot be: a leak between splits first of all."""
+        first: dict[Path, str] = {}
+        for split, samples in (("train", found.train), ("validation", found.validation), ("test", found.test)):
+            for sample in samples:
+                self.look_at_sample(found, sample, split)
+                if sample.path in first:
+                    raise self.wrong("survey", f"has {sample.path} in {first[sample.path]} and in {split}")
+                first[sample.path] = split
+
+    def look_at_sample(self, found: Survey, sample: Sample, split: str) -> None:
+        """Raises DatasetError for an image that is not what its split needs."""
+        if not isinstance(sample, Sample) or not is_name(sample.defect):
+            raise self.wrong("survey", f"has {sample!r} in {split}, which is no Sample, or of a kind not {NO_NAME}")
+        for path in (sample.path, *sample.masks, *(() if sample.scan is None else (sample.scan,))):
+            if not isinstance(path, Path) or not path.is_relative_to(found.folder) or ".." in path.parts:
+                raise self.wrong("survey", f"has {path} in {split}, which is no Path below {found.folder}")
+        if split != "test" and sample.label:
+            raise self.wrong("survey", f"has {sample.path} in {split}, with the defect {sample.defect!r}")
+        if sample.masks and not (found.has_masks and sample.label):
+            why = "is normal" if not sample.label else "lies in a category whose has_masks is not set"
+            raise self.wrong("survey", f"has a mask for {sample.path}, which {why}")
+        if sample.label and found.has_masks and not sample.masks:
+            raise self.wrong("survey", f"has no mask for {sample.path}, and has_masks is set")
+
+    def wrong(self, what: str, how: str) -> DatasetError:
+        """What to raise for an answer that cannot be."""
+        return DatasetError(f"{self.where}: its layout's `{what}` {how}; mend it")

@@ -1,0 +1,124 @@
+"""Code from outside this package: a file that a person names, or an installed package's entry point.
+
+A file is read once. What runs, here and in worker processes, is what was hashed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import sys
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+MOST_BYTES = 1 << 20  # of a file
+NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")  # of what an entry is called
+SPELLED = re.compile(r"(?P<path>.+?\.py)(?::(?P<attribute>[^:]*))?(?::(?P<rest>.*))?")
+
+
+class OutsideError(ValueError):
+    """Code from outside cannot be used: one line that names the file or package and says why."""
+
+
+def spelled(text: str) -> tuple[Path, str, str] | None:
+    """(file, attribute, rest) of `path/to/file.py[:ENTRY[:REST]]`; None for anything else."""
+    found = SPELLED.fullmatch(text)
+    if found is None:
+        return None
+    try:
+        return Path(found["path"]).expanduser(), found["attribute"] or "", found["rest"] or ""
+    except RuntimeError as error:
+        raise OutsideError(f"{text}: {error}; give the whole path") from error
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a regular file of bounded size; raises OutsideError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OutsideError(f"{path}: not a regular file; give a file of Python")
+            content = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OutsideError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise OutsideError(f"{path}: cannot be read ({reason}); give a file of Python") from error
+    if len(content) > MOST_BYTES:
+        raise OutsideError(f"{path}: more than {MOST_BYTES} bytes; such a file is shorter")
+    return content
+
+
+def module_of(content: bytes, sha256: str, where: str) -> ModuleType:
+    """The module of these bytes, run once in each process; raises OutsideError where it cannot be."""
+    name = f"kdad_bench_outside_{sha256[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    module = ModuleType(name)
+    module.__file__ = where
+    sys.modules[name] = module  # dataclasses and pickle look their module up
+    try:
+        exec(compile(content, where, "exec", dont_inherit=True), module.__dict__)
+    except (Exception, SystemExit) as error:  # a person's code raises anything
+        del sys.modules[name]
+        raise OutsideError(f"{where}: cannot be imported ({said(error)}); mend it") from error
+    return module
+
+
+def said(error: BaseException) -> str:
+    """What a person's code raised, short, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def entry_in(module: ModuleType, attribute: str, where: str, kind: type) -> Any:
+    """The object that `attribute` names, or the only `kind` of a module; raises OutsideError."""
+    entries = {name: value for name, value in vars(module).items() if isinstance(value, kind)}
+    have = f"have: {', '.join(entries)}" if entries else "it has no entry: NAME = Entry(name=..., ...)"
+    if attribute:
+        if attribute not in vars(module):
+            raise OutsideError(f"{where}: no {attribute!r} in it; {have}")
+        return vars(module)[attribute]
+    if len(entries) != 1:
+        raise OutsideError(f"{where}: say which entry, {Path(where).name}:ENTRY; {have}")
+    return next(iter(entries.values()))
+
+
+def refuse_no_entry(found: Any, where: str, kind: type) -> None:
+    """Raises OutsideError unless `found` is a `kind` with a name that can stand in rows and on the command line."""
+    if not isinstance(found, kind):
+        raise OutsideError(f"{where}: the entry is of type {type(found).__name__}, not {kind.__module__}.Entry")
+    if not isinstance(found.name, str) or not NAME.fullmatch(found.name):  # type: ignore[attr-defined]
+        raise OutsideError(
+            f"{where}: the name {found.name!r} is not of small letters, digits and _, up to 41"  # type: ignore[attr-defined]
+        )
+
+
+def installed(group: str) -> dict[str, metadata.EntryPoint]:
+    """name -> entry point, of all installed packages."""
+    return {point.name: point for point in metadata.entry_points(group=group)}
+
+
+def loaded(point: metadata.EntryPoint) -> tuple[Any, str]:
+    """(what an entry point names, how messages name it); raises OutsideError where it cannot be imported."""
+    where = f"entry point {point.name} = {point.value}"
+    try:
+        return point.load(), where
+    except (Exception, SystemExit) as error:
+        raise OutsideError(f"{where}: cannot be imported ({said(error)}); mend the package") from error
+
+
+def hash_of(point: metadata.EntryPoint, where: str) -> str:
+    """SHA-256 of the code of the distribution: the names and bytes of its Python files, in order."""
+    files = sorted(file for file in (point.dist.files if point.dist else None) or () if file.suffix == ".py")
+    if not files:  # installed in place: the list names no code
+        module = sys.modules[point.module]
+        return hashlib.sha256(Path(module.__file__ or where).read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.as_posix()}\0".encode())
+        digest.update(hashlib.sha256(Path(str(file.locate())).read_bytes()).digest())
+    return digest.hexdigest()

@@ -1,0 +1,191 @@
+"""`kdad_bench.run` and `Results`: what the commands do, as functions and tables."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import kdad_bench
+from kdad_bench.cli import cli
+from kdad_bench.leaderboard import store
+from kdad_bench.leaderboard.compare import NothingToCompare
+
+FAST: dict[str, Any] = {"seeds": 2, "preset": "quick", "resolution": 64, "pictures": False, "measure_speed": False}
+
+
+@pytest.fixture(scope="module")
+def ran(tiny_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> kdad_bench.Results:
+    out = tmp_path_factory.mktemp("ran")
+    options = {**FAST, "settings": {"image_size": 64}, "weights": "random"}
+    return kdad_bench.run(["pixel_mean", "padim"], f"folder:{tiny_tree}", "bolt", out=out, **options)
+
+
+def test_it_leaves_the_rows_that_the_command_leaves(ran: kdad_bench.Results, tiny_tree: Path, tmp_path: Path) -> None:
+    arguments = ["run", "-m", "padim", "-c", "bolt", "--seeds", "1,", "--resolution", "64", "--image-size", "64"]
+    arguments += [
+        "--preset",
+        "quick",
+        "--weights",
+        "random",
+        "--no-pictures",
+        "--no-measure-speed",
+        "-d",
+        f"folder:{tiny_tree}",
+        "--out",
+        str(tmp_path),
+    ]
+    assert CliRunner().invoke(cli, arguments).exit_code == 0
+    columns = ["job_id", "image_scores", "pixel_auroc", "preset", "settings"]
+    theirs = store.read(tmp_path, columns).table.select(columns)
+    ours = ran.frame([*columns, "method", "seed"]).to_pylist()
+    (same,) = ({name: row[name] for name in columns} for row in ours if (row["method"], row["seed"]) == ("padim", 1))
+    assert [same] == theirs.to_pylist()
+    assert len(ran) == 4
+
+
+def test_what_is_finished_is_not_run_again_and_nothing_is_printed(
+    ran: kdad_bench.Results, tiny_tree: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+    again = kdad_bench.run(
+        "pixel_mean", f"folder:{tiny_tree}", ["bolt"], out=Path(ran.where), settings={"pixel_mean": {"image_size": 64}},
+        progress=told.append, **{**FAST, "seeds": range(1, 3)},
+    )  # fmt: skip
+    assert [re.sub(r" in .*|:.*", "", line) for line in told] == ["pixel_mean folder"]
+    assert "seed 2: image AUROC" in told[0]
+    assert again.frame("seed")["seed"].to_pylist() == [1, 2]
+    assert len(kdad_bench.Results(ran.where)) == 5
+    str(again), repr(again), again.leaderboard(), again._repr_html_()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_frames_have_the_columns_that_are_asked_for_in_that_order(ran: kdad_bench.Results) -> None:
+    assert ran.frame(["seed", "method"]).column_names == ["seed", "method"]
+    assert "latency_samples_ms" in ran.frame().column_names
+    with pytest.raises(ValueError, match="no column 'sead'; have: job_id"):
+        ran.frame(["sead"])
+
+
+def test_the_leaderboard_is_that_of_the_command(ran: kdad_bench.Results, tmp_path: Path) -> None:
+    board = ran.leaderboard()
+    assert [sorted(found.labels.values()) for found in board.boards] == [["PaDiM", "Pixel mean (floor)"]]
+    names = {path.name for path in board.save(tmp_path / "pages")}
+    assert names == {f"leaderboard.{kind}" for kind in ("md", "html", "parquet", "csv", "json")}
+    lines = board.frame()
+    means = lines.filter(lines["scope"].to_numpy(zero_copy_only=False) == "mean")
+    assert set(means["method"].to_pylist()) == {"pixel_mean", "padim"}
+    assert "PaDiM" in str(board)
+    assert board._repr_html_().count("<tr>") == 3
+    assert repr(board) == str(board)
+
+
+def test_texts_in_a_page_are_escaped(ran: kdad_bench.Results) -> None:
+    from kdad_bench.api.tables import Table
+
+    made = Table(caption="<script>", heading=("a&b", "x"), lines=(("<b>", "\x1b[31m"),))
+    assert "<script>" not in made.html
+    assert "<b>" not in made.html
+    assert "\x1b" not in made.html + made.text
+    assert ran._repr_html_().startswith("<table>")
+
+
+def test_methods_and_results_are_compared_as_the_command_does(ran: kdad_bench.Results, tmp_path: Path) -> None:
+    found = ran.compare("pixel_mean", "padim")
+    assert len(found) == len(list(found)) == found.frame().num_rows > 0
+    assert set(found) >= set(found.worse) | set(found.better)
+    assert found[0].verdict == "worse" or not found.worse
+    assert found._repr_html_().startswith("<table>")
+    same = ran.compare(ran, metrics="image_auroc")
+    assert {one.difference for one in same} == {0.0}
+    assert {one.metric for one in same} == {"image_auroc"}
+    assert (same.worse, same.better) == ((), ())
+    done = CliRunner().invoke(cli, ["compare", "pixel_mean", "padim", "--results", ran.where, "--json"])
+    assert done.exit_code == (1 if found.worse else 0)
+    with pytest.raises(NothingToCompare, match="no finished jobs of both"):
+        ran.compare("pixel_mean", "stfpm")
+    with pytest.raises(ValueError, match="no metric 'auroc'"):
+        ran.compare("pixel_mean", "padim", metrics=["auroc"])
+    with pytest.raises(ValueError, match="give the names of two methods, or other Results"):
+        ran.compare("pixel_mean")
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(store.StoreError, match="no results folder"):
+        kdad_bench.Results(tmp_path / "none").frame()
+
+
+def test_a_job_that_fails_is_a_row_and_one_warning(tiny_tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    for path in (tiny_tree / "bolt").rglob("*.png"):
+        target = tmp_path / "tree" / "bolt" / path.relative_to(tiny_tree / "bolt")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes() if target.name != "001.png" else b"torn")
+    with pytest.warns(UserWarning, match=r"1 of 1 jobs have no result; pixel_mean .*001\.png.*Results\.failed"):
+        results = kdad_bench.run("pixel_mean", f"folder:{tmp_path}/tree", out=tmp_path / "out", **{**FAST, "seeds": 1})
+    (line,) = results.failed
+    assert "001.png" in line
+    assert "1 failed" in repr(results)
+
+
+def test_torch_is_left_as_it_was(tiny_tree: Path, tmp_path: Path) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.use_deterministic_algorithms(True)
+    try:
+        options = {**FAST, "seeds": 1, "threads": before + 1}
+        kdad_bench.run("pixel_mean", f"folder:{tiny_tree}", "bolt", out=tmp_path, **options)
+        assert torch.get_num_threads() == before
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(before)
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "nothing": ({}, "nothing chosen: say everything=True, or choose with methods, datasets, categories or config"),
+    "an unknown method": ({"methods": "stfmp"}, "unknown method 'stfmp' (did you mean 'stfpm'?)"),
+    "an unknown data set": ({"datasets": "mvtex"}, "data set 'mvtex' is not known"),
+    "an unknown category": ({"categories": ["caplett"]}, "did you mean 'caplet'"),
+    "an unknown option": ({"methods": "stfpm", "stepps": 3}, "'stepps' is no option (did you mean 'steps'?)"),
+    "an option of the command line": ({"methods": "stfpm", "dry_run": True}, "'dry_run' is no option"),
+    "no steps": ({"methods": "stfpm", "steps": 0}, "1, not 0"),
+    "steps in words": ({"methods": "stfpm", "steps": "many"}, "steps: Input should be a valid integer, not 'many'"),
+    "no seeds": ({"methods": "stfpm", "seeds": 0}, "seeds '0' is a count of none"),
+    "a seed twice": ({"methods": "stfpm", "seeds": (1, 1)}, "names a seed twice"),
+    "seeds of a type": ({"methods": "stfpm", "seeds": 1.5}, "seeds=1.5 is of type float"),
+    "an unknown setting": ({"methods": "stfpm", "settings": {"rate": 1}}, "'rate' is not a setting"),
+    "settings of a type": ({"methods": "stfpm", "settings": ["rate"]}, "give a dict"),
+    "settings of an unknown method": ({"methods": "stfpm", "settings": {"stfmp": {"steps": 1}}}, "stfmp"),
+    "a modality that is none": ({"methods": "stfpm", "modality": "xyz"}, "modality 'xyz'"),
+    "an address without Ray": ({"methods": "stfpm", "address": "a:1"}, "address is for executor ray"),
+    "methods of a type": ({"methods": 3}, "methods=3 is of type int"),
+    "a place that is none": ({"methods": "pixel_mean", "out": "s3://"}, "names no place"),
+    "a file in the way": ({"methods": "pixel_mean", "out": __file__}, "is a file, not a results folder"),
+    "weights of a teacher that is none": (
+        {"methods": "pixel_mean", "weights": {"resnet19": "x"}},
+        "unknown teacher 'resnet19' (did you mean 'resnet18'?)",
+    ),
+    "progress that cannot be called": ({"methods": "pixel_mean", "progress": 3}, "progress=3 is not callable"),
+    "a config that is not there": ({"config": "/no/such.toml"}, "/no/such.toml: cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_run_is_one_line_in_keywords_and_nothing_is_written(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KDAD_DATA", raising=False)
+    options, words = BAD[case]
+    with warnings.catch_warnings(), pytest.raises((ValueError, store.StoreError)) as error:
+        kdad_bench.run(**options)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "--" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []

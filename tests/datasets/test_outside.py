@@ -1,0 +1,225 @@
+"""Data sets from outside the package: a file or an installed package reaches a row; what cannot be is one line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from kdad_bench import datasets
+from kdad_bench.cli import cli
+from kdad_bench.datasets import outside
+from kdad_bench.leaderboard import store
+
+PAGE = Path(__file__).parents[2] / "docs" / "adding-a-data-set.md"
+FLAT = re.search(r"```python\n(\"\"\"Flat:.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[1]  # type: ignore[index]
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """Data sets of one test are unknown to the next."""
+    yield
+    outside.ADDED.clear()
+
+
+@pytest.fixture
+def root(tiny_tree: Path, tmp_path: Path) -> Path:
+    """A data root in which the example finds one category: `flat/bolt/<split>_<kind>_<number>.png` and masks beside."""
+    place = tmp_path / "root" / "flat" / "bolt"
+    place.mkdir(parents=True)
+    for path in (tiny_tree / "bolt").rglob("*.png"):
+        split, kind = path.relative_to(tiny_tree / "bolt").parts[:2]
+        shutil.copy(path, place / f"{split}_{kind}_{path.name}")
+    return tmp_path / "root"
+
+
+def written(folder: Path, text: str = FLAT, name: str = "flat.py") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def run(dataset: object, root: Path, out: Path) -> Result:
+    return command("run", "-m", "pixel_mean", "-d", dataset, "--data-root", root, "--seeds", 1, "--resolution", 64,
+                   "--no-pictures", "--out", out, "--executor", "local")  # fmt: skip
+
+
+def test_a_file_reaches_a_row_from_a_worker_process_too(root: Path, tmp_path: Path) -> None:
+    path = written(tmp_path)
+    result = run(path, root, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    (row,) = store.read(tmp_path / "out").rows()
+    assert (row["dataset"], row["category"], row["status"], row["test_images"]) == ("flat", "bolt", "ok", 6)
+    assert row["pixel_auroc"] > 0.5
+    assert "1 already finished" in run(f"{path}:FLAT", root, tmp_path / "out").output
+
+
+def test_other_code_and_another_use_of_the_same_files_are_other_data(root: Path, tmp_path: Path) -> None:
+    def mark(text: str) -> str:
+        outside.ADDED.clear()
+        (found,) = datasets.categories(str(written(tmp_path, text)), root)
+        return datasets.fingerprint(found)
+
+    assert mark(FLAT) == mark(FLAT)
+    assert mark(FLAT + "# changed\n") != mark(FLAT)
+
+
+def test_a_table_that_sorts_the_files_is_part_of_the_data(tmp_path: Path, tiny_tree: Path) -> None:
+    from dataclasses import replace
+
+    tree = replace(datasets.categories(f"folder:{tiny_tree}", None)[0], code="0")
+    moved = replace(tree, train=tree.train[1:], validation=tree.train[:1])
+    other = replace(tree, test=(replace(tree.test[0], defect="dent"), *tree.test[1:]))
+    assert len({datasets.fingerprint(one) for one in (tree, moved, other)}) == 3
+
+
+def test_every_command_knows_it(root: Path, tmp_path: Path) -> None:
+    path = written(tmp_path)
+    (found,) = datasets.categories(f"{path}", root)
+    assert (found.dataset, len(found.train), len(found.test), found.remarks) == ("flat", 6, 6, ())
+    assert datasets.load(str(path), "bolt", data_root=root, resolution=32).train.shape == (6, 32, 32, 3)
+    outside.ADDED.clear()
+    done = command("data", "verify", root / "flat", "--against", path)
+    assert done.exit_code == 0, done.output
+    done = command("data", "fetch", path, "--out", tmp_path, "--archive", tmp_path / "none.tar", "--accept-license")
+    assert (done.exit_code, "no such archive" in done.stderr) == (2, True)
+    done = command("data", "preview", path, "--data-root", root, "--out", tmp_path / "sheets", "--side", 16)
+    assert done.exit_code == 0, done.output
+    (tmp_path / "maps").mkdir()
+    maps = command(
+        "evaluate", tmp_path / "maps", "--name", "x", "-d", path, "--data-root", root, "--out", tmp_path / "o"
+    )
+    assert "no map there" in maps.stderr
+
+
+def test_one_without_published_numbers_is_fetched_and_verified(root: Path, tmp_path: Path) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "flat"), "zip", root))
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    counts = re.search(r"    published=\{.*?\n    \},\n", FLAT, re.DOTALL)
+    assert counts is not None
+    text = FLAT.replace(counts[0], "").replace('"0" * 64', f'"{digest}"')
+    path, out = written(tmp_path, text), tmp_path / "out"
+    done = command("data", "fetch", path, "--out", out, "--archive", archive, "--accept-license")
+    assert done.exit_code == 0, done.output
+    assert (out / "flat" / "bolt").is_dir()
+    done = command("data", "verify", out / "flat", "--against", path)
+    assert (done.exit_code, "1 categories, 12 images, sound" in done.stdout) == (0, True)
+
+
+def test_a_layout_that_fails_on_its_own_folder_is_a_line_of_list_and_doctor(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets.categories(str(written(tmp_path)), root)
+    monkeypatch.setattr(outside.ADDED["flat"].entry.layouts[0].inner.__class__, "categories", lambda self, root: 1 / 0)
+    done = command("list", "datasets", "--data-root", root)
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+    assert "its layout's `categories` failed (ZeroDivisionError" in done.stderr
+    lines = {one["what"]: one["text"] for one in json.loads(command("doctor", "--json", "--data-root", root).stdout)}
+    assert "ZeroDivisionError" in lines["data"]
+
+
+def test_a_folder_called_like_a_file_is_a_folder(tiny_tree: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_tree / "bolt", tmp_path / "x.py" / "bolt")
+    (found,) = datasets.categories(f"folder:{tmp_path}/x.py", None)
+    assert found.name == "bolt"
+
+
+def test_an_installed_package_is_found_by_its_entry_point_and_listed(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path, name="flat_package.py")
+    info = tmp_path / "flat_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: flat-package\nVersion: 1.0\n")
+    (info / "RECORD").write_text("flat_package.py,,\nflat_package-1.0.dist-info/METADATA,,\n")
+    points = "[kdad_bench.datasets]\nflat = flat_package:FLAT\nbroken = nowhere:X\nother = flat_package:FLAT\n"
+    (info / "entry_points.txt").write_text(points + "[kdad_bench.methods]\nlost = nowhere:Y\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (found,) = datasets.categories("flat", root)
+    assert (found.dataset, found.code) == ("flat", outside.ADDED["flat"].sha256)
+    for name, words in (("broken", "cannot be imported"), ("other", "the two names must be equal")):
+        with pytest.raises(datasets.DatasetError, match=words):
+            datasets.categories(name, root)
+    listed = command("list", "datasets", "--data-root", root)
+    assert (listed.exit_code, "flat" in listed.stdout) == (0, True)
+    assert listed.stderr.count("entry point ") == 2
+    assert "flat: installed (entry point flat = flat_package:FLAT)" in command("list", "datasets").stderr
+    assert "lost" in command("list", "methods").stdout
+    found_there = {one["what"]: one for one in json.loads(command("doctor", "--json").stdout)}
+    assert (found_there["data set flat"]["state"], found_there["method lost"]["state"]) == ("ok", "note")
+    sys.modules.pop("flat_package")
+
+
+def changed(old: str, new: str) -> str:
+    assert old in FLAT
+    return FLAT.replace(old, new)
+
+
+BAD = {
+    "does not parse": ("def (\n", "", "SyntaxError"),
+    "does not import": ("import nowhere_to_be_found\n", "", "ModuleNotFoundError"),
+    "exits": ("raise SystemExit(0)\n", "", "SystemExit"),
+    "no entry": ("x = 1\n", "", "it has no entry"),
+    "no such entry": (FLAT, ":FLAR", "no 'FLAR' in it; have: FLAT"),
+    "wrong type": (FLAT, ":FlatLayout", "of type type, not kdad_bench.datasets.entry.Entry"),
+    "a name of ours": (changed('name="flat"', 'name="mvtec_ad"'), "", "is that of a data set of this package"),
+    "a stand-in's name": (changed('name="flat"', 'name="synthetic_x"'), "", "as those of drawn stand-ins"),
+    "no name": (changed('name="flat"', 'name="No Name"'), "", "is not of small letters"),
+    "no title": (changed('title="Flat"', "title=3"), "", "title 3 is no line of text"),
+    "no layout": (changed("layouts=(FlatLayout(),)", "layouts=()"), "", "layouts need at least one"),
+    "a class for a layout": (changed("layouts=(FlatLayout(),)", "layouts=FlatLayout()"), "", "in a tuple"),
+    "nowhere": (changed('folders=("flat",)', "folders=()"), "", "nothing says where it lies"),
+    "a path as a folder": (changed('folders=("flat",)', 'folders=("../x",)'), "", "are not names of folders"),
+    "one name as folders": (changed('folders=("flat",)', 'folders="flat"'), "", "in a tuple"),
+    "a modality": (changed('folders=("flat",)', 'folders=("flat",), modalities=("xyz",)'), "", "modalities ('xyz',)"),
+    "published": (changed('"bolt": Counts(', '"nut": 3, "bolt": Counts('), "", "to Counts"),
+    "a path that it takes not": (FLAT, ":FLAT:/x", "flat takes no path; write flat"),
+    "raises in categories": (changed("        return {folder", "        1 / 0\n        return {folder"), "",
+                             "its layout's `categories` failed (ZeroDivisionError"),
+    "raises in survey": (changed("        found = Survey", "        [][0]\n        found = Survey"), "",
+                         "its layout's `survey` failed (IndexError"),
+    "gives no survey": (changed("        return found\n", "        return None\n"), "", "gave no Survey"),
+    "gives a list": (changed("        return {folder", "        return [] or ['x']\n        return {folder"), "",
+                     "gave list, not a dict"),
+    "a category with a slash": (changed("folder.name: folder", "'a/' + folder.name: folder"), "", "calls a category"),
+    "a leak": (changed("        return found\n", "        found.train.append(found.test[0])\n        return found\n"),
+               "", "in train and in test"),
+    "a defect to learn from": (changed("        return found\n", "        found.train.append(found.test.pop())\n"
+                                       "        return found\n"), "", "with the defect 'spot'"),
+    "no mask": (changed("masks=masks", "masks=()"), "", "has no mask for"),
+    "elsewhere": (changed("        return found\n", "        found.train.append(Sample(path=Path('/etc/x.png')))\n"
+                          "        return found\n"), "", "which is no Path below"),
+    "nothing to learn from": (changed("        return found\n", "        found.train.clear()\n        return found\n"),
+                              "", "no image to learn from"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_code_that_cannot_be_used_is_one_line_exit_code_2_and_nothing_written(
+    case: str, root: Path, tmp_path: Path
+) -> None:
+    text, more, words = BAD[case]
+    result = command("run", "-m", "pixel_mean", "-d", f"{written(tmp_path, text)}{more}", "--data-root", root, "--out",
+                     tmp_path / "out")  # fmt: skip
+    assert result.exit_code == 2, result.output
+    assert len(result.stderr.splitlines()) == 1
+    assert words in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_files_of_one_name_are_refused(root: Path, tmp_path: Path) -> None:
+    twin = written(tmp_path, FLAT + "# other\n", "twin.py")
+    datasets.categories(str(written(tmp_path)), root)
+    with pytest.raises(datasets.DatasetError, match=r"the name 'flat' is that of .*flat\.py too; rename one of them"):
+        datasets.categories(str(twin), root)

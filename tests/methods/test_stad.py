@@ -1,0 +1,326 @@
+"""STAD against its formulas in numpy: patches one by one, the descriptors' terms, errors and variances, the map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdad_bench.methods import stad
+from kdad_bench.methods.distillation import Batch
+from kdad_bench.methods.protocol import Fitting
+from kdad_bench.methods.stad import LAYOUTS, PatchNetwork, Scale, Stad, StadSettings, compactness, parted, random_crops
+from tests.methods.curves import assert_variants_differ, losses
+from tests.methods.test_stfpm import bilinear
+from tests.methods.toys import normals, small_method
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def method_of(**changes: Any) -> Stad:
+    found = small_method("stad", **changes)
+    assert isinstance(found, Stad)
+    return found
+
+
+def scale_of(method: Stad, index: int = 0) -> Scale:
+    return list(method.scales)[index]
+
+
+def convolution(kernel: int, inputs: int, outputs: int) -> int:
+    return kernel * kernel * inputs * outputs + outputs
+
+
+COUNTED = {
+    17: convolution(6, 3, 128) + convolution(5, 128, 256) + convolution(5, 256, 256) + convolution(4, 256, 128),
+    33: convolution(5, 3, 128) + convolution(5, 128, 256) + convolution(2, 256, 256) + convolution(4, 256, 128),
+    65: convolution(5, 3, 128)
+    + convolution(5, 128, 128)
+    + convolution(5, 128, 256)
+    + convolution(4, 256, 256)
+    + convolution(1, 256, 128),
+}
+
+
+@pytest.mark.parametrize(("side", "pools"), [(17, 0), (33, 2), (65, 3)])
+def test_a_patch_network_has_the_papers_layers_and_makes_one_descriptor_of_a_patch(side: int, pools: int) -> None:
+    network = PatchNetwork(side, 128, 128)
+    assert sum(parameter.numel() for parameter in network.parameters()) == COUNTED[side]
+    assert network.pooled == 2**pools
+    with torch.no_grad():
+        assert tuple(network(torch.zeros(1, 3, side, side), network.pooled).shape) == (1, 128, 1, 1)
+        assert tuple(network(torch.zeros(1, 3, side, side), 1).shape[:2]) == (1, 128)
+
+
+def plain(network: PatchNetwork, patch: Tensor) -> Tensor:
+    """The network on a single patch, layer by layer, pooling by two."""
+    layers, x = list(network.layers), patch
+    for kernel, _ in LAYOUTS[network.side]:
+        if kernel == 0:
+            x = F.max_pool2d(x, 2)
+        else:
+            layer = layers.pop(0)
+            x = layer(x)
+            x = torch.where(x > 0, x, 0.005 * x) if layers else x
+    assert x.shape[-2:] == (1, 1)
+    return x[0, :, 0, 0]
+
+
+Dense = Callable[[PatchNetwork, Tensor, int], Tensor]
+
+
+@torch.no_grad()
+def check_dense(dense: Dense) -> None:
+    """A descriptor of every cell of the grid: that of the patch about the cell's middle, by itself."""
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 24, 32)
+    for side in LAYOUTS:
+        network, half = PatchNetwork(side, 4, 5), side // 2
+        padded = F.pad(images, (half, half, half, half), mode="replicate")
+        for grid in (1, 2, 4, 8):
+            found = dense(network, images, grid)
+            assert tuple(found.shape) == (2, 5, 24 // grid, 32 // grid)
+            for row, column in ((0, 0), (1, 2), (24 // grid - 1, 32 // grid - 1)):
+                y, x = (place * grid + (grid - 1) // 2 for place in (row, column))
+                alone = plain(network, padded[1:, :, y : y + side, x : x + side])
+                torch.testing.assert_close(found[1, :, row, column], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_the_dense_descriptors_are_those_of_each_patch_alone() -> None:
+    check_dense(lambda network, images, grid: network.of_images(images, grid))
+
+
+def beside(network: PatchNetwork, images: Tensor, grid: int) -> Tensor:
+    return network.of_images(images.roll(1, 2), grid)
+
+
+def repeated(network: PatchNetwork, images: Tensor, grid: int) -> Tensor:
+    coarse = network.of_images(images, 2 * grid)
+    return coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+@pytest.mark.parametrize("faulty", [beside, repeated])
+def test_faulty_dense_descriptors_are_rejected(faulty: Dense) -> None:
+    with pytest.raises(AssertionError):
+        check_dense(faulty)
+
+
+def check_compactness(of: Callable[[Tensor], Tensor]) -> None:
+    made = torch.randn(40, 6, generator=torch.Generator().manual_seed(1)).cumsum(1) + 3
+    correlations = np.corrcoef(made.double().numpy().T)
+    expected = sum(correlations[i, j] ** 2 for i in range(6) for j in range(6) if i != j)
+    assert float(of(made)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_compactness_is_the_sum_of_squared_correlations_off_the_diagonal() -> None:
+    check_compactness(compactness)
+    assert float(compactness(torch.ones(4, 3))) == 0  # what does not vary correlates with nothing
+
+
+FAULTY_COMPACTNESS: dict[str, Callable[[Tensor], Tensor]] = {
+    "with the diagonal": lambda made: compactness(made) + made.shape[1],
+    "of covariances": lambda made: (torch.cov(made.T) - torch.diag(made.var(0))).square().sum(),
+    "not centred": lambda made: compactness(torch.cat([made, -made])),
+    "over the patches": lambda made: compactness(made.T),
+}
+
+
+@pytest.mark.parametrize("name", FAULTY_COMPACTNESS)
+def test_a_faulty_compactness_is_rejected(name: str) -> None:
+    with pytest.raises(AssertionError):
+        check_compactness(FAULTY_COMPACTNESS[name])
+
+
+def test_a_descriptor_learns_the_backbones_pooled_features_of_enlarged_crops() -> None:
+    method = method_of(scales=(17,), crops=5, compactness=0.5)
+    images, scale = normals(3, seed=1), scale_of(method)
+    with torch.no_grad():
+        found = method.descriptors_terms(images, torch.Generator().manual_seed(4))
+    crops = random_crops(images, 17, 5, torch.Generator().manual_seed(4))
+    big = F.interpolate(crops, (64, 64), mode="bilinear", align_corners=False)
+    features = method.teacher(big)[-1].mean((2, 3))
+    seen = (crops - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    made = torch.stack([plain(scale.descriptor, crop[None]) for crop in seen]).detach()
+    decoded = made @ scale.decoder.weight.T + scale.decoder.bias
+    expected = ((decoded - features).detach().double().numpy() ** 2).sum(1).mean()
+    assert float(found["knowledge"]) == pytest.approx(expected, rel=1e-4)
+    assert float(found["compactness"]) == pytest.approx(0.5 * float(compactness(made)), rel=1e-3)
+
+
+def test_crops_are_pieces_of_the_images_anywhere_in_them() -> None:
+    images = torch.arange(2 * 3 * 40 * 40, dtype=torch.float32).view(2, 3, 40, 40)
+    crops = random_crops(images, 17, 200, torch.Generator().manual_seed(0))
+    corners = crops[:, 0, 0, 0].long()
+    image, top, left = corners // 4800, corners % 4800 // 40, corners % 40
+    assert set(image.tolist()) == {0, 1}
+    assert (int(top.min()), int(left.min()), int(top.max()), int(left.max())) == (0, 0, 23, 23)
+    for n in (0, 7):
+        piece = images[image[n], :, top[n] : top[n] + 17, left[n] : left[n] + 17]
+        assert torch.equal(crops[n], piece)
+    assert tuple(random_crops(images[:, :, :8, :8], 17, 2, torch.Generator()).shape) == (2, 3, 17, 17)
+
+
+def prepared(**changes: Any) -> tuple[Stad, Scale, Tensor]:
+    """A method whose targets have a centre and a deviation of their own, its only scale, and images."""
+    method = method_of(**({"scales": (17,), "students": 3} | changes))
+    scale = scale_of(method)
+    generator = torch.Generator().manual_seed(2)
+    for name in ("centre", "deviation"):
+        scale.get_buffer(name).copy_(0.5 + torch.rand(scale.get_buffer(name).shape, generator=generator))
+    return method, scale, normals(2, seed=1)
+
+
+@torch.no_grad()
+def by_hand(method: Stad, scale: Scale, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(normalised target [N, D, h, w], students' answers [M, N, D, h, w]) float64."""
+    seen = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    grid = method.settings.grid
+    target = scale.descriptor.of_images(seen, grid).double()
+    target = (target - scale.get_buffer("centre").double()) / scale.get_buffer("deviation").double()
+    said = torch.stack([student.of_images(seen, grid).double() for student in scale.students])
+    return target.numpy(), said.numpy()
+
+
+def batch_of(images: Tensor, step: int) -> Batch:
+    return Batch(images=images, teacher=(), step=step, generator=torch.Generator().manual_seed(0))
+
+
+def test_each_student_learns_the_normalised_descriptors() -> None:
+    method, scale, images = prepared()
+    target, said = by_hand(method, scale, images)
+    expected = ((said - target) ** 2).sum(2).mean((1, 2, 3)).sum()
+    terms = method.loss(batch_of(images, step=2))
+    assert terms.keys() == {"students"}
+    assert float(terms["students"].detach()) == pytest.approx(expected, rel=1e-4)
+    terms["students"].backward()
+    assert all(parameter.grad is not None for parameter in scale.students.parameters())
+    assert all(parameter.grad is None for parameter in scale.descriptor.parameters())
+
+
+def test_error_and_variance_are_their_formulas() -> None:
+    method, scale, images = prepared()
+    target, said = by_hand(method, scale, images)
+    mean = said.mean(0)
+    error = ((mean - target) ** 2).sum(1)
+    variance = ((said - mean) ** 2).sum(2).mean(0)  # the same as the mean of squares less the square of the mean
+    with torch.no_grad():
+        (found,) = method.networks(images)
+    np.testing.assert_allclose(found[:, 0].numpy(), error, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found[:, 1].numpy(), variance, rtol=1e-3, atol=1e-4)
+
+
+def test_the_map_is_the_mean_over_scales_of_errors_and_variances_in_their_own_units() -> None:
+    method = method_of(scales=(33, 65))
+    generator = torch.Generator().manual_seed(3)
+    outputs = tuple(torch.rand(1, 2, 8, 8, generator=generator) for _ in range(2))
+    expected = np.zeros((32, 32))
+    for index, (scale, both) in enumerate(zip(method.scales, outputs, strict=True)):
+        usual, spread = torch.tensor([0.3, 0.2 + index]), torch.tensor([0.5, 2.0 + index])
+        scale.get_buffer("usual").copy_(usual)
+        scale.get_buffer("spread").copy_(spread)
+        for k in range(2):
+            small = (both[0, k].double().numpy() - float(usual[k])) / float(spread[k])
+            expected += bilinear(small, 32) / 2
+    scores = method.judge(outputs, (32, 32))
+    np.testing.assert_allclose(scores.pixel[0].numpy(), expected, rtol=1e-4, atol=1e-5)
+    assert float(scores.image[0]) == pytest.approx(expected.max(), rel=1e-4)
+
+
+def test_targets_have_mean_zero_and_deviation_one_over_the_images() -> None:
+    method, scale, _ = prepared()
+    images = normals(6, seed=1)
+    method.learn_targets(images)
+    with torch.no_grad():
+        made = scale.targets(method.student.normalised(images))  # type: ignore[operator]
+    torch.testing.assert_close(made.mean((0, 2, 3)), torch.zeros(made.shape[1]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(made.std((0, 2, 3), correction=0), torch.ones(made.shape[1]), atol=1e-3, rtol=0)
+
+
+def test_what_is_usual_is_learnt_from_images_that_nothing_learns_from() -> None:
+    images = normals(10, seed=1)
+    learnt, others = parted(images, 0.2, seed=0)
+    assert (len(learnt), len(others)) == (8, 2)
+    rows = {tuple(image.flatten().tolist()) for image in torch.cat([learnt, others])}
+    assert len(rows) == 10
+    assert not torch.equal(parted(images, 0.2, seed=1)[1], others)
+    assert parted(images, 0.0, seed=0) == (images, images)
+    assert len(parted(images[:1], 0.5, seed=0)[1]) == 1
+    assert len(parted(images[:2], 0.9, seed=0)[0]) == 1
+
+    method = method_of(steps=6, batch_size=4, validation=0.2)
+    method.fit(images)
+    (first, *_) = method.networks(others)
+    scale = scale_of(method)
+    torch.testing.assert_close(scale.get_buffer("usual"), first.mean((0, 2, 3)), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(scale.get_buffer("spread"), first.std((0, 2, 3), correction=0), rtol=1e-3, atol=1e-5)
+
+
+def test_first_the_descriptors_learn_and_then_the_students_alone() -> None:
+    seen: list[tuple[int, set[str]]] = []
+    method = method_of(steps=8, batch_size=4, descriptors=0.5, learning_rate=1e-3)
+    before = {name: value.clone() for name, value in method.student.named_parameters()}
+    method.fit(normals(12, seed=1), Fitting(log=lambda step, terms: seen.append((step, set(terms))), log_every=1))
+    assert [names - {"loss"} for _, names in seen] == [{"knowledge", "compactness"}] * 4 + [{"students"}] * 4
+    assert not [name for name, value in method.student.named_parameters() if torch.equal(value, before[name])]
+    students = method_of(steps=4, batch_size=4, descriptors=0.0)
+    before = {name: value.clone() for name, value in students.student.named_parameters()}
+    students.fit(normals(12, seed=1))
+    still = {name for name, value in students.student.named_parameters() if torch.equal(value, before[name])}
+    assert still == {name for name in before if "descriptor" in name or "decoder" in name}
+
+
+def test_the_boundary_is_that_of_the_images_that_are_learnt_from() -> None:
+    method = method_of(steps=None, epochs=2, batch_size=2, descriptors=0.5, validation=0.2, held_out=0.5)
+    method.fit(normals(10, seed=1))
+    assert method.boundary == 2  # eight images, four held out: two batches in each of two epochs
+    assert bool(scale_of(method).get_buffer("spread").isfinite().all())
+
+
+def test_before_any_fit_nothing_is_said() -> None:
+    scores = method_of().score(normals(2, seed=1))
+    assert not scores.pixel.any()
+    assert not scores.image.any()
+
+
+def test_the_image_is_taken_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, _, _ = prepared()
+    images = normals(5, seed=1)
+    with torch.no_grad():
+        (whole,) = method.networks(images)
+        monkeypatch.setattr(stad, "AT_ONCE", 2)
+        (parts,) = method.networks(images)
+    torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"scales": (17, 18)}, "scales 17 18 are not different ones of 17 33 65"),
+        ({"scales": ()}, "scales none are not"),
+        ({"scales": (33, 33)}, "scales 33 33 are not different"),
+        ({"grid": 3}, "grid 3 is not a power of two"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        StadSettings(**changes)
+
+
+def test_the_students_loss_falls() -> None:
+    seen = losses("stad", steps=30, batch_size=4)
+    assert seen[-1] < 0.9 * seen[15]
+
+
+def test_the_variants_give_other_scores() -> None:
+    assert_variants_differ("stad")
+
+
+def test_half_precision_and_a_small_image_will_do() -> None:
+    method = method_of(precision="bf16", steps=2, batch_size=2, image_size=32)
+    method.fit(normals(2, seed=1))
+    assert bool(method.score(normals(1, seed=2)).pixel.isfinite().all())
