@@ -137,6 +137,21 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
     metavar="SHARE",
     help="Keep so many of the normals from the method and fit the saved model's threshold on them.",
 )
+@click.option(
+    "--train-images",
+    metavar="K[,K...]",
+    help="Learn from K of the training images, drawn by seed and category; `all` for the plain job.",
+)
+@click.option(
+    "--contamination",
+    metavar="SHARE[,...]",
+    help="So much of what is learnt from is defective (0 to 0.4), out of the test set; `none` for the plain job.",
+)
+@click.option(
+    "--corruption",
+    metavar="NAME:LEVEL[,...]",
+    help="Test images with brightness, contrast, blur, noise, jpeg, shift or rotation, level 1 to 5; `none`: as are.",
+)
 @click.option("--save-models", is_flag=True, help="Keep the trained models in models/ (for `predict`).")
 @click.option("--save-maps", is_flag=True, help="Keep the raw anomaly maps in maps/.")
 @click.option(
@@ -236,10 +251,11 @@ def say_plan(found: Agenda, force: Workforce, console: Console) -> None:
     places = {(job.category.dataset, job.category.name) for job in found.jobs}
     selection, skipped = found.selection, len(found.jobs) - len(found.left)
     categories, seeds = counted(len(places), "category"), counted(len(selection.seeds), "seed")
+    points = f" x {counted(len(selection.axes), 'point')}" if len(selection.axes) > 1 else ""
     rest = f", {skipped} already finished" if skipped else ""
     how = f", {force.text}" if force.text else ""
     console.print(
-        f"{counted(len(found.jobs), 'job')}: {methods} x {categories} x {seeds}, "
+        f"{counted(len(found.jobs), 'job')}: {methods} x {categories} x {seeds}{points}, "
         f"preset {selection.preset}, {selection.device}{rest}{how}",
         markup=False,
     )

@@ -20,9 +20,12 @@ from kdad_bench import __version__, datasets
 from kdad_bench.datasets import Category, DatasetError
 from kdad_bench.datasets.archive import extract
 from kdad_bench.files import DamagedError, read_json
+from kdad_bench.harness.axes import axes_of
+from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.job import id_of_row
 from kdad_bench.harness.judging import judged
 from kdad_bench.harness.maps import MapError
+from kdad_bench.harness.material import judged_category, judged_on
 from kdad_bench.harness.submission import (
     FORMAT,
     MANIFEST,
@@ -198,7 +201,10 @@ def check_maps_of(path: Path, row: Mapping[str, Any], asked: Asked, report: Repo
             found = image_metrics(peaks, np.array(row["image_labels"], bool))
             report.problems += differences(row, {"image_auroc_max": found["image_auroc"]}, "from its maps")
             return
+        axes = axes_of(row)
         test = datasets.load_test(datasets.single_modalities(category)[0], row["resolution"])
+        test = judged_on(axes, category, row["seed"], test)
+        category = judged_category(axes, category, row["seed"])
         if test.names != tuple(row["image_names"]) or test.labels.tolist() != list(row["image_labels"]):
             report.problems.append(f"{label(row)}: its images or labels are not those of the data")
             return
@@ -206,7 +212,7 @@ def check_maps_of(path: Path, row: Mapping[str, Any], asked: Asked, report: Repo
         figures = judged(
             scores, maps, peaks, test, category=category, resolution=row["resolution"], method=row["method"]
         )
-    except (MapError, MetricError, DatasetError) as error:
+    except (MapError, MetricError, DatasetError, SelectionError) as error:
         report.problems.append(f"{label(row)}: {error}")
         return
     wrong = list(differences(row, figures, "from its maps and the data"))

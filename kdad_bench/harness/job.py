@@ -14,6 +14,7 @@ from typing import Any
 
 from kdad_bench import __version__
 from kdad_bench.datasets import Category, fingerprint
+from kdad_bench.harness.axes import PLAIN, Axes, axes_of
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
 from kdad_bench.methods import METHODS, outside
 
@@ -42,6 +43,7 @@ def id_of_row(row: Mapping[str, Any]) -> str:
     held_out = HELD_OUT.search(row["preset"])
     try:
         settings, environment = json.loads(row["settings"] or "{}"), json.loads(row["environment"] or "{}")
+        axes = axes_of(row)
     except ValueError:
         return ""
     return id_of({
@@ -61,6 +63,7 @@ def id_of_row(row: Mapping[str, Any]) -> str:
         "deterministic": environment.get("deterministic"),
         "hold_out": float(held_out[1]) if held_out else 0.0,
         **({"code": row["code_sha256"]} if row["code_sha256"] else {}),
+        **({"axes": axes.used} if axes.used else {}),
     })  # fmt: skip
 
 
@@ -89,6 +92,7 @@ class Job:
     hold_out: float = 0.0  # share of the normals that the method never sees; a threshold is fitted on them
     fingerprint: str = ""  # of the category, where the plan has it already: once for all its jobs
     code: str = ""  # SHA-256 of a method's code that is not this package's
+    axes: Axes = PLAIN
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -110,6 +114,7 @@ class Job:
             "deterministic": self.deterministic,
             "hold_out": self.hold_out,
             **({"code": self.code} if self.code else {}),
+            **({"axes": self.axes.used} if self.axes.used else {}),
         }
 
     @cached_property
@@ -138,13 +143,15 @@ class Job:
             "hold_out": share and f"{share:g} of the normals are kept from the method (papers: it learns from all)",
             "weights": self.weights.source == "random" and "random (papers: trained on ImageNet)",
         }
-        return (*self.settings.deviations, *(f"{subject}: {words}" for subject, words in said.items() if words))
+        own = (f"{subject}: {words}" for subject, words in said.items() if words)
+        return (*self.settings.deviations, *own, *self.axes.deviations)
 
     @property
     def label(self) -> str:
         """How people read this job: `stfpm synthetic/weave seed 0`."""
         modality = "" if self.category.modality == "rgb" else f" {self.category.modality}"
-        return f"{self.name} {self.category.dataset}/{self.category.name}{modality} seed {self.seed}"
+        point = f" {self.axes.label}" if self.axes.used else ""
+        return f"{self.name} {self.category.dataset}/{self.category.name}{modality} seed {self.seed}{point}"
 
     @property
     def name(self) -> str:

@@ -11,6 +11,7 @@ from kdad_bench.datasets import single_modalities
 from kdad_bench.datasets.splits import FRACTION
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.job import Job
+from kdad_bench.harness.material import lot_of
 
 SMALL = 4  # images up to so many strides wide are looked at: a network may halve the deepest tap once or twice more
 
@@ -39,8 +40,9 @@ def refuse_a_lone_batch(method: str, settings: Any, count: int, where: str) -> N
 def learnt_from(job: Job) -> int:
     """How many images the optimiser sees: neither those that the harness holds out nor those that the method does."""
     parts = single_modalities(job.category)
-    count = len(parts[0].train)
-    shares = [] if parts[0].validation else [job.hold_out or (FRACTION if len(parts) > 1 else 0.0)]
+    lot = lot_of(job)
+    count = len(parts[0].train) if lot is None else len(lot.places)
+    shares = [] if parts[0].validation or lot is not None else [job.hold_out or (FRACTION if len(parts) > 1 else 0.0)]
     return left(count, (*shares, getattr(job.settings, "held_out", 0.0)))
 
 

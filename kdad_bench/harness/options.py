@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from kdad_bench.harness.axes import corruptions_from, counts_from, shares_from
 from kdad_bench.harness.choices import (
     LEAST_SIDE,
     MOST_SIDE,
@@ -86,6 +87,9 @@ Place = Annotated[str, BeforeValidator(place_of)]
 Weights = Annotated[str, BeforeValidator(weights_of)]
 Side = Annotated[int, Field(ge=LEAST_SIDE, le=MOST_SIDE)]
 Positive = Annotated[int, Field(ge=1)]
+Counts = Annotated[tuple[int | None, ...], BeforeValidator(counts_from)]
+Shares = Annotated[tuple[float | None, ...], BeforeValidator(shares_from)]
+Corruptions = Annotated[tuple[str | None, ...], BeforeValidator(corruptions_from)]
 
 
 class RunTable(BaseModel):
@@ -104,6 +108,9 @@ class RunTable(BaseModel):
     resolution: Side | None = None  # None: the preset's
     modality: Annotated[str, AfterValidator(known_modality)] = "rgb"
     weights: Mapping[str, Weights] = Field(default_factory=dict)  # teacher -> file
+    train_images: Counts = ()  # None among them: all there are
+    contamination: Shares = ()
+    corruption: Corruptions = ()
 
 
 class RunOptions(RunTable):

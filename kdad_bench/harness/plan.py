@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from itertools import product
 from typing import Any
 
 from kdad_bench.datasets import fingerprint, sealed
+from kdad_bench.harness.axes import Axes, refuse_what_does_not_fit
 from kdad_bench.harness.choices import PRESETS, SelectionError, suggestion
 from kdad_bench.harness.job import Job, TeacherWeights
 from kdad_bench.harness.lone_batch import refuse_lone_batches
@@ -28,15 +30,16 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
     configurations = dict(configurations_of(selection))
     resolution = selection.resolution or PRESETS[selection.preset].resolution
     categories = [(one, fingerprint(one)) for one in map(sealed, selection.categories)]
-    for seed in selection.seeds:
+    for seed, axes in product(selection.seeds, selection.axes):
         for category, data in categories:
+            refuse_what_does_not_fit(axes, category)
             for (method, variant), (settings, asked, needs_teacher) in configurations.items():
                 job = Job(
                     method=method,
                     variant=variant,
                     category=category,
                     seed=seed,
-                    preset=preset_label(selection, asked),
+                    preset=preset_label(selection, asked, axes),
                     resolution=resolution,
                     settings=replace(settings, seed=seed),
                     weights=weights[settings.teacher] if needs_teacher else None,
@@ -45,6 +48,7 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
                     hold_out=selection.hold_out,
                     fingerprint=data,
                     code=outside.ADDED[method].sha256 if method in outside.ADDED else "",
+                    axes=axes,
                 )
                 refuse_lone_batches(job)
                 jobs.setdefault(job.id, job)
@@ -95,7 +99,7 @@ def configurations_of(
         yield (method, variant), (final, changed, found.needs_teacher)
 
 
-def preset_label(selection: Selection, asked: Mapping[str, Any]) -> str:
+def preset_label(selection: Selection, asked: Mapping[str, Any], axes: Axes) -> str:
     """The preset, with overrides in brackets, so that a changed budget is never averaged with the preset's own.
 
     Only what the method takes stands there: a job that nothing changed is the preset's own, whatever it ran beside.
@@ -105,6 +109,7 @@ def preset_label(selection: Selection, asked: Mapping[str, Any]) -> str:
         parts["resolution"] = selection.resolution
     if selection.hold_out:
         parts["hold_out"] = selection.hold_out
+    parts |= axes.used
     shown = {name: value for name, value in parts.items() if value is not None}
     if not shown:
         return selection.preset

@@ -20,6 +20,7 @@ from kdad_bench.harness.environment import describe, give_freed_memory_back, kee
 from kdad_bench.harness.job import Job, TeacherWeights
 from kdad_bench.harness.judging import judged
 from kdad_bench.harness.late_fusion import FusedModalities
+from kdad_bench.harness.material import judged_category, judged_on, learnt_from
 from kdad_bench.harness.output import Work, checkpoint_path, keep_beside
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
 from kdad_bench.harness.scoring import as_images, batch_invariance, score_all
@@ -74,7 +75,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     start = time.perf_counter()
     figures = judged(
         scores.image, scores.pixel, scores.pixel.amax(dim=(1, 2)), test,
-        category=job.category, resolution=job.resolution, method=job.name,
+        category=judged_category(job.axes, job.category, job.seed), resolution=job.resolution, method=job.name,
         normal_maps=unseen,
     )  # fmt: skip
     metric_seconds = time.perf_counter() - start
@@ -113,10 +114,11 @@ def normals(job: Job) -> tuple[Any, Any]:
     parts = datasets.single_modalities(job.category)
     if not job.hold_out and len(parts) == 1:
         images = datasets.load_train(job.category, job.resolution)
-        return images, images[:0]
+        return learnt_from(job, images), images[:0]
     fraction = job.hold_out or FRACTION
     found = [datasets.load_normals(part, job.resolution, fraction=fraction, seed=job.seed) for part in parts]
-    return np.concatenate([one.fit for one in found], 1), np.concatenate([one.held_out for one in found], 1)
+    fit = np.concatenate([one.fit for one in found], 1)
+    return learnt_from(job, fit), np.concatenate([one.held_out for one in found], 1)
 
 
 def normal_maps(job: Job, method: Method, held_out: Tensor) -> Tensor | None:
@@ -128,9 +130,10 @@ def normal_maps(job: Job, method: Method, held_out: Tensor) -> Tensor | None:
 
 
 def test_set(job: Job) -> datasets.TestSet:
-    """The test images, the modalities stacked along the channels."""
+    """The test images, the modalities stacked along the channels, as the axes of the job say."""
     found = [datasets.load_test(part, job.resolution) for part in datasets.single_modalities(job.category)]
-    return found[0]._replace(images=np.concatenate([one.images for one in found], 1)) if len(found) > 1 else found[0]
+    stacked = found[0]._replace(images=np.concatenate([one.images for one in found], 1)) if found[1:] else found[0]
+    return judged_on(job.axes, job.category, job.seed, stacked)
 
 
 def build(job: Job, device: torch.device, held_out: Tensor) -> Method:
@@ -196,6 +199,7 @@ def columns_of(job: Job) -> dict[str, Any]:
         "data_fingerprint": datasets.fingerprint(job.category),
         "synthetic": job.category.synthetic,
         "code_sha256": job.code or None,
+        **job.axes.columns,
     }
 
 

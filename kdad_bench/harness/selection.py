@@ -10,6 +10,7 @@ from typing import Any
 
 from kdad_bench import datasets
 from kdad_bench.datasets import Category
+from kdad_bench.harness.axes import PLAIN, Axes, points
 from kdad_bench.harness.choices import PRESETS, SelectionError, parse_assignment, suggestion
 from kdad_bench.harness.options import RunOptions
 from kdad_bench.methods import METHODS, known, outside
@@ -32,6 +33,7 @@ class Selection:
     method_overrides: Mapping[str, Mapping[str, Any]] | None = None  # for one method
     deterministic: bool = False
     hold_out: float = 0.0
+    axes: tuple[Axes, ...] = (PLAIN,)
 
 
 def selected(options: RunOptions) -> Selection:
@@ -57,6 +59,7 @@ def selected_for(options: RunOptions, categories: tuple[Category, ...]) -> Selec
         method_overrides=per_method,
         deterministic=options.deterministic,
         hold_out=options.hold_out,
+        axes=points(options.train_images, options.contamination, options.corruption),
     )
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdad_bench import files
-from kdad_bench.leaderboard import chart
+from kdad_bench.leaderboard import chart, curve_figures
+from kdad_bench.leaderboard.axes import curves, shown_whole
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.folder import StoreError
 from kdad_bench.leaderboard.metric import METRICS
@@ -80,7 +81,8 @@ def _stem(board: Board) -> str:
 def _plan(found: Sequence[Board], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Callable[[], Figure]]]:
     """(file name, figure) of all figures with something to show."""
     taken: dict[str, int] = {}
-    for board in found:
+    drawn = curves(found)
+    for board in shown_whole(found, drawn):
         if not board.rows:
             continue
         stem = _stem(board)
@@ -95,6 +97,7 @@ def _plan(found: Sequence[Board], rows: Sequence[Mapping[str, Any]]) -> Iterator
                 yield f"ranks-{stem}", lambda board=board, metric=metric: ranks(board, metric)  # type: ignore[misc]
         if batches(board, rows):
             yield f"batch-{stem}", lambda board=board: batch_growth(board, rows)  # type: ignore[misc]
+    yield from curve_figures.plan(drawn, _figure, look_of)
     if len(sizes(found)) > 0:
         yield "size", lambda: size_growth(found)
 

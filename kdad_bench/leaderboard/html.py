@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdad_bench.leaderboard import curve_chart
+from kdad_bench.leaderboard.axes import curves, shown_whole
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.gallery import NoPicture, thumbnail
 from kdad_bench.leaderboard.html_board import sections
@@ -74,7 +76,8 @@ def _inside_script(code: str) -> str:
 def body(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem], pictures: Mapping[str, Path]) -> str:
     """What stands between the style and the scripts."""
     rows = table.drop_columns([name for name in SCORED if name in table.column_names]).to_pylist()
-    drawn = [board for board in found if board.rows]
+    bent = curves(found)
+    drawn = [board for board in shown_whole(found, bent) if board.rows]
     ok = sum(row["status"] == "ok" for row in rows)
     failed = sum(len(board.summary.failed) for board in found)
     parts = [
@@ -83,9 +86,10 @@ def body(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem], p
         f'<p class="soft">{ok} finished jobs'
         + (f", <strong>{failed} failed</strong>" if failed else "")
         + ". Drawn by kdad-bench from the rows alone.</p>",
-        _navigation(drawn, bool(pictures)),
+        _navigation(drawn, bool(pictures), bool(bent)),
         "</header><main id='content'>",
         ABOUT,
+        *curve_chart.sections(bent),
     ]
     for index, board in enumerate(drawn):
         parts += sections(board, f"b{index}")
@@ -104,8 +108,9 @@ only where it differs from the next one beyond noise: for a mean by the correcte
 category by the 95 % interval of the paired difference.</p></details>"""
 
 
-def _navigation(drawn: Sequence[Board], pictures: bool) -> str:
-    links = [(f"b{index}", board.title) for index, board in enumerate(drawn)]
+def _navigation(drawn: Sequence[Board], pictures: bool, bent: bool) -> str:
+    links = [("curves", "Curves")] if bent else []
+    links += [(f"b{index}", board.title) for index, board in enumerate(drawn)]
     links += [("all-jobs", "All jobs")] + ([("gallery", "Pictures")] if pictures else [])
     items = "".join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title in links)
     return f'<nav aria-label="Sections"><ul>{items}</ul></nav>'

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdad_bench.leaderboard import published
+from kdad_bench.leaderboard import curve_tables, published
+from kdad_bench.leaderboard.axes import curves, shown_whole
 from kdad_bench.leaderboard.board import MOST_LOAD, UNSTEADY, Board, boards
 from kdad_bench.leaderboard.families import FAMILIES
 from kdad_bench.leaderboard.images import SCORED
@@ -32,12 +33,15 @@ def leaderboard(results: Results) -> str:
 def page(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem] = ()) -> str:
     """The page of the boards `found` in `table` (columns DRAWN, each job once)."""
     rows = table.drop_columns([name for name in SCORED if name in table.column_names]).to_pylist()
-    notes = _notes(found)
+    drawn = curves(found)
+    whole = shown_whole(found, drawn)
+    notes = _notes(whole)
     failed = [(board, failure) for board in found for failure in board.summary.failed]
     parts = ["# Leaderboard", _overview(rows, len(failed))]
     if notes or any(board.rows for board in found):
         parts.append(LEGEND)
-    for board in found:
+    parts += curve_tables.sections(drawn)
+    for board in whole:
         if board.rows:
             parts += [f"## {_text(board.title)}", *_warning(board), *_board_sections(board, notes)]
     parts += devices(found)

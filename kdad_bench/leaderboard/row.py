@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     SCHEMA: pa.Schema
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 # version -> what changed. A reader accepts every version up to its own: columns that a file lacks are null.
 SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
     {
@@ -30,6 +30,7 @@ SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
         4: "Columns `family`, by which entrants are also ranked apart, and `speed_key`: speed is measured once per "
         "configuration, alone, and shared; more of its figures.",
         5: "Finer pixel metrics: `pixel_ap_small`, `_middle` and `_large`, `aupimo`, `au_spro_05`, `seg_f1`.",
+        6: "Columns `k_shot`, `contamination` and `corruption`: where a job stands on the axes.",
     }
 )
 
@@ -102,6 +103,16 @@ class _Job:
     synthetic: bool = field(default=False, metadata=_is("bool", "the data are procedurally generated"))
     train_images: int | None = field(default=None, metadata=_is("int32", "normal images learnt from"))
     test_images: int | None = field(default=None, metadata=_is("int32", "images evaluated"))
+    # where the job stands on the axes
+    k_shot: int | None = field(
+        default=None, metadata=_is("int32", "training images that --train-images asked for; null: all there are")
+    )
+    contamination: float | None = field(
+        default=None, metadata=_is("double", "share of the images learnt from that is defective; null: not asked for")
+    )
+    corruption: str | None = field(
+        default=None, metadata=_is("string", "NAME:LEVEL of the test images' corruption; null: as they are")
+    )
 
 
 # One column per figure of the table in metric.py. A checker of types sees the base as Any: it takes any of their names.
@@ -227,6 +238,9 @@ def fault(name: str, value: Any) -> str:
     if name in MEASURED:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return _wrong_figure(name, value) if number else f"is no number: {_few(value)}"
+    if kind == "double":
+        share = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+        return "" if share else f"is {_few(value)}, not a share from 0 to 1"
     if kind.startswith("list<"):
         return _wrong_list(kind, value)
     if kind == "string":

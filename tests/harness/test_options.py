@@ -56,6 +56,7 @@ def test_both_faces_give_the_same_options_and_the_command_line_wins(tmp_path: Pa
     said = {
         "methods": ["stfpm:held_out"], "datasets": ["mvtec_ad"], "categories": ["bottle"], "seeds": [3, 7],
         "preset": "paper", "device": "cpu", "data_root": "data", "out": "there", "resolution": 64, "modality": "depth",
+        "train_images": [1, "all"], "contamination": [0, 0.1], "corruption": ["none", "shift:2"],
     }  # fmt: skip
     assert set(said) == set(RunTable.model_fields) - {"weights"}
     shown = {name: f'"{value}"' if isinstance(value, str) else value for name, value in said.items()}
@@ -64,7 +65,8 @@ def test_both_faces_give_the_same_options_and_the_command_line_wins(tmp_path: Pa
     by_file = options_of({"config": path})
     by_command_line = options_of(
         {**said, "methods": (("stfpm", "held_out"),), "datasets": ("mvtec_ad",), "categories": ("bottle",),
-         "seeds": "3,7", "config": path}
+         "seeds": "3,7", "train_images": "1,all", "contamination": "0,0.1", "corruption": "none,shift:2",
+         "config": path}
     )  # fmt: skip
     assert by_file == by_command_line
     assert options_of({"config": path, "out": "elsewhere", "seeds": None, "datasets": ()}).out == "elsewhere"

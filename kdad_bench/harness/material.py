@@ -1,0 +1,91 @@
+"""What a job learns from and what it is judged on, as its axes say; without axes everything stays as it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from kdad_bench import datasets
+from kdad_bench.datasets import Category, TestSet
+from kdad_bench.datasets.corruption import corrupted
+from kdad_bench.datasets.loading import Regions
+from kdad_bench.datasets.lots import Indices, Lot, draw, left_to_learn_from, set_aside
+from kdad_bench.datasets.splits import FRACTION
+from kdad_bench.harness.axes import Axes
+from kdad_bench.harness.job import Job
+
+
+def lot_of(job: Job) -> Lot | None:
+    """The lot that decides what `job` learns from; None where it learns from every normal image that is not held out.
+
+    Raises DatasetError in one line where there are too few images.
+    """
+    axes = job.axes
+    if axes.train_images is None and axes.contamination is None:
+        return None
+    return draw(
+        job.category, count=axes.train_images, share=axes.contamination, hold_out=held_out_of(job), seed=job.seed
+    )
+
+
+def held_out_of(job: Job) -> float:
+    """The share of the training images that is held out where the data set ships no validation split."""
+    return job.hold_out or (FRACTION if len(datasets.single_modalities(job.category)) > 1 else 0.0)
+
+
+def learnt_from(job: Job, fit: Any) -> Any:
+    """What is learnt from, uint8 [N, 3 M, R, R], of the normals `fit` that are not held out.
+
+    Of the test set nothing is opened but the defective images that are set aside for a contamination.
+    """
+    lot = lot_of(job)
+    if lot is None:
+        return fit
+    there = left_to_learn_from(job.category, held_out_of(job), job.seed)
+    normals = fit[np.searchsorted(there, lot.normals)]
+    images = np.concatenate([normals, spared(job)[: len(lot.slipped)]]) if len(lot.slipped) else normals
+    found = np.empty_like(images)
+    found[lot.places] = images
+    return found
+
+
+def spared(job: Job) -> Any:
+    """The defective images that are set aside, in the order in which they slip in: decoded apart from the test set."""
+    samples = tuple(job.category.test[index] for index in set_aside(job.category, job.seed))
+    parts = [replace(part, validation=samples) for part in datasets.single_modalities(job.category)]
+    return np.concatenate([datasets.load_validation(part, job.resolution) for part in parts], 1)
+
+
+def left_to_judge(category: Category, seed: int) -> Indices:
+    """The test images that no share of a contamination takes away, ascending."""
+    return np.setdiff1d(np.arange(len(category.test)), set_aside(category, seed))
+
+
+def regions_of(kept: Indices, regions: Regions | None) -> Regions | None:
+    """The regions of the images that are kept, which are numbered anew."""
+    if regions is None:
+        return None
+    there = np.isin(regions.images, kept)
+    return Regions(regions.masks[there], np.searchsorted(kept, regions.images[there]), regions.shares[there])
+
+
+def judged_category(axes: Axes, category: Category, seed: int) -> Category:
+    """The category with the test images that a job is judged on."""
+    if axes.contamination is None:
+        return category
+    return replace(category, test=tuple(category.test[index] for index in left_to_judge(category, seed)))
+
+
+def judged_on(axes: Axes, category: Category, seed: int, test: TestSet) -> TestSet:
+    """The test set without what is set aside for a contamination, whatever its share, and corrupted as was asked."""
+    if axes.contamination is not None:
+        kept = left_to_judge(category, seed)
+        masks = None if test.masks is None else test.masks[kept]
+        names = tuple(test.names[index] for index in kept)
+        test = TestSet(test.images[kept], test.labels[kept], masks, names, regions_of(kept, test.regions))
+    if axes.corruption is not None:
+        name, _, level = axes.corruption.partition(":")
+        test = corrupted(test, category, name, int(level))
+    return test

@@ -1,0 +1,251 @@
+"""Boards that differ in one axis alone -> curves, with the area under each; entrants ranked by it.
+
+A curve compares like with like: of each entrant only the categories and seeds that have a value at every one of its
+points count, at each point and in the area. The area is that of the trapezoids between the points, divided by the
+width of the axis: the mean height of the curve, in [0, 1]. Its interval is made like that of a mean on a board, from
+the areas by category and seed; what the sample of images adds is not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdad_bench.leaderboard.board import Board
+from kdad_bench.leaderboard.metric import HEADLINE
+from kdad_bench.leaderboard.summary import Entrant, Estimate, Group, Summary
+
+# axis -> (the column of a row, the axis in words); each kind of corruption is an axis of its own
+COLUMNS = {"train_images": "k_shot", "contamination": "contamination", "corruption": "corruption"}
+WORDS = {
+    "train_images": "number of training images",
+    "contamination": "share of the training images that is defective",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """One point of an axis: where it stands, how it is written, and its board."""
+
+    at: float  # in the units of the axis: log2 of a number of images, a share, a level
+    label: str
+    board: Board
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Boards along one axis, at least two, in the order of the axis."""
+
+    axis: str  # train_images, contamination, or the name of a corruption
+    group: Group  # what all points share: the preset is the one without the axis
+    places: tuple[Place, ...]
+
+    @property
+    def words(self) -> str:
+        """What the axis is."""
+        return WORDS.get(self.axis, f"level of {self.axis} in the test images")
+
+    @property
+    def name(self) -> str:
+        """The axis in a heading."""
+        return {"train_images": "Training images", "contamination": "Contamination"}.get(
+            self.axis, f"Corruption: {self.axis}"
+        )
+
+    @property
+    def title(self) -> str:
+        """One line that says what the points share."""
+        first = self.places[0].board
+        return first.title.replace(first.group.preset, self.group.preset)
+
+    @property
+    def caveats(self) -> str:
+        """What a reader must know before the first number, in brackets behind a title; or nothing."""
+        said = self.places[0].board.caveats
+        return f" ({', '.join(said)})" if said else ""
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """entrant -> its name in tables."""
+        return {key: label for place in reversed(self.places) for key, label in place.board.labels.items()}
+
+    @cached_property
+    def metrics(self) -> tuple[str, ...]:
+        """The headline metrics that every point has."""
+        return tuple(metric for metric in HEADLINE if all(place.board.measured(metric) for place in self.places))
+
+    def at(self, key: str, metric: str) -> tuple[Estimate | None, ...]:
+        """The mean with its interval at each point, over what the entrant has at all its points."""
+        return self._estimates(metric)[key][:-1]
+
+    def area(self, key: str, metric: str) -> Estimate | None:
+        """The area under the curve of an entrant; None where it lacks a point."""
+        return self._estimates(metric)[key][-1]
+
+    def order(self, metric: str) -> tuple[str, ...]:
+        """The entrants, the largest area first; after them, by name, those that cannot be ranked by it."""
+        areas = {key: found.mean for key in self.labels if (found := self.area(key, metric)) and found.complete}
+        return tuple(sorted(self.labels, key=lambda key: (-areas.get(key, -1.0), key)))
+
+    def _estimates(self, metric: str) -> dict[str, tuple[Estimate | None, ...]]:
+        """entrant -> its estimates at the points, and that of the area."""
+        if metric not in self._made:
+            whole = self._values(metric)  # [points, entrants, categories, seeds]
+            values = _in_common(whole)
+            areas = self._summary(metric, _areas(values, np.array([place.at for place in self.places])))
+            points = [self._summary(metric, one) for one in values]
+            found: dict[str, tuple[Estimate | None, ...]] = {}
+            for index, key in enumerate(one.key for one in self._entrants):
+                means = [
+                    place.board.overall(key, metric)  # the interval that the section of the board has
+                    if key in place.board.rows and np.array_equal(all_there, common, equal_nan=True)
+                    else point.overall(key, metric)
+                    for place, point, all_there, common in zip(
+                        self.places, points, whole[:, index], values[:, index], strict=True
+                    )
+                ]
+                found[key] = (*means, areas.overall(key, metric))
+            self._made[metric] = found
+        return self._made[metric]
+
+    @cached_property
+    def _made(self) -> dict[str, dict[str, tuple[Estimate | None, ...]]]:
+        return {}
+
+    @cached_property
+    def _entrants(self) -> tuple[Entrant, ...]:
+        found = {one.key: one for place in reversed(self.places) for one in place.board.summary.entrants}
+        return tuple(found[key] for key in sorted(found) if key in self.labels)
+
+    @cached_property
+    def _categories(self) -> tuple[str, ...]:
+        return tuple(sorted({name for place in self.places for name in place.board.summary.categories}))
+
+    @cached_property
+    def _seeds(self) -> tuple[int, ...]:
+        return tuple(sorted({seed for place in self.places for seed in place.board.summary.seeds}))
+
+    def _values(self, metric: str) -> NDArray[np.float64]:
+        """The values of all points in one array [points, entrants, categories, seeds], NaN where there is none."""
+        shape = (len(self.places), len(self._entrants), len(self._categories), len(self._seeds))
+        found = np.full(shape, np.nan)
+        for values, place in zip(found, self.places, strict=True):
+            summary = place.board.summary
+            keys = [one.key for one in summary.entrants]
+            kept = [index for index, key in enumerate(keys) if key in self.labels]
+            rows = [[one.key for one in self._entrants].index(keys[index]) for index in kept]
+            columns = [self._categories.index(name) for name in summary.categories]
+            seeds = [self._seeds.index(seed) for seed in summary.seeds]
+            values[np.ix_(rows, columns, seeds)] = summary.values[metric][kept]
+        return found
+
+    def _summary(self, metric: str, values: NDArray[np.float64]) -> Summary:
+        """`values` [entrants, categories, seeds] as a summary, which knows how to estimate."""
+        first = self.places[0].board.summary
+        return replace(
+            first,
+            entrants=self._entrants,
+            categories=self._categories,
+            seeds=self._seeds,
+            values={metric: values},
+            jobs={},  # these and the images are of the first point
+            images={},
+        )
+
+
+def _in_common(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The values of the categories and seeds that an entrant has at every point at which it has any."""
+    known = ~np.isnan(values)
+    there = known.any(axis=(2, 3), keepdims=True)  # [points, entrants, 1, 1]
+    common = (known | ~there).all(axis=0)  # [entrants, categories, seeds]
+    return np.where(common, values, np.nan)
+
+
+def _areas(values: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[entrants, categories, seeds]: the mean height of the polygon through the points; NaN where one is missing."""
+    widths = np.diff(at)[:, None, None, None]
+    found: NDArray[np.float64] = ((values[1:] + values[:-1]) / 2 * widths).sum(axis=0) / (at[-1] - at[0])
+    return found
+
+
+def curves(found: Sequence[Board]) -> tuple[Curve, ...]:
+    """The curves that boards are points of: those that share everything but one axis, at least two of them."""
+    plain = {board.group: board for board in found if board.rows}
+    points: dict[tuple[Group, str], dict[float, Place]] = {}
+    for board in plain.values():
+        for axis, at, label, shared in _axes_of(board):
+            group = replace(board.group, preset=shared)
+            points.setdefault((group, axis), {})[at] = Place(at=at, label=label, board=board)
+    for (group, axis), places in points.items():
+        end = _plain_end(axis, plain.get(group))
+        if end is not None:
+            places.setdefault(end.at, end)
+    return tuple(
+        Curve(axis=axis, group=group, places=tuple(places[at] for at in sorted(places)))
+        for (group, axis), places in sorted(points.items(), key=lambda item: (item[0][0], item[0][1]))
+        if len(places) > 1
+    )
+
+
+def _axes_of(board: Board) -> list[tuple[str, float, str, str]]:
+    """(axis, place, how it is written, the preset without it) of each axis on which the jobs of a board stand."""
+    row = next(iter(board.rows.values()))[0]
+    found = []
+    for part, column in COLUMNS.items():
+        value = row.get(column)
+        shared = _without(board.group.preset, f"{part}={value}")
+        if value is None or shared is None:
+            continue
+        axis, at, label = _place(part, value)
+        found.append((axis, at, label, shared))
+    return found
+
+
+def _place(part: str, value: Any) -> tuple[str, float, str]:
+    """(axis, where on it, in words) of a value."""
+    if part == "train_images":
+        return part, float(np.log2(max(value, 1))), str(value)
+    if part == "contamination":
+        return part, float(value), f"{value:g}"
+    name, _, level = value.partition(":")
+    return name, float(level) if level.isdecimal() else 0.0, level
+
+
+def _plain_end(axis: str, board: Board | None) -> Place | None:
+    """The board of the plain jobs as a point of the axis; for a contamination there is none, its test set is larger."""
+    if board is None or axis == "contamination":
+        return None
+    if axis != "train_images":
+        return Place(at=0.0, label="none", board=board)
+    counts = [row.get("train_images") for rows in board.rows.values() for row in rows]
+    known = [count for count in counts if count]
+    return Place(at=float(np.log2(median(known))), label=f"all ({median(known):g})", board=board) if known else None
+
+
+def _without(preset: str, part: str) -> str | None:
+    """The name of a preset without one of its changes; None if that is not among them."""
+    name, bracket, inside = preset.partition("[")
+    parts = inside.removesuffix("]").split(",")
+    if not bracket or part not in parts:
+        return None
+    parts.remove(part)
+    return f"{name}[{','.join(parts)}]" if parts else name
+
+
+def shown_whole(found: Sequence[Board], drawn: Sequence[Curve]) -> list[Board]:
+    """The boards without those that are points of a curve; of each curve that leaves none, its first point stays."""
+    plain = {board.group for board in found if board.rows and not _axes_of(board)}
+    points = {place.board.group for curve in drawn for place in curve.places} - plain
+    kept = {curve.places[0].board.group for curve in drawn if curve.group not in plain}
+    return [board for board in found if board.group not in points or board.group in kept]
+
+
+def looks(curve: Curve) -> Mapping[str, int]:
+    """entrant -> a number that says how it is drawn: the same on all curves of the same entrants."""
+    return {key: place for place, key in enumerate(sorted(curve.labels))}

@@ -1,0 +1,128 @@
+"""Curves over the axes on the page: an SVG drawing whose points can be reached and read aloud, and a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from kdad_bench.leaderboard.axes import Curve, looks
+from kdad_bench.leaderboard.metric import METRICS
+from kdad_bench.leaderboard.numbers import MISSING, interval
+from kdad_bench.leaderboard.text import escape
+
+WIDTH, HEIGHT = 760, 400
+LEFT, RIGHT, TOP, BOTTOM = 64, 24, 16, 56
+COLOURS = 8  # of the style sheet: --c0 .. --c7
+DASHES = ("", "7 4", "2 3")  # where there are more entrants than colours
+
+
+def sections(drawn: Sequence[Curve]) -> Iterator[str]:
+    """The part of the page on curves; nothing without any."""
+    if not drawn:
+        return
+    yield '<section id="curves"><h2>Curves</h2><p class="soft">Means over the categories and seeds that a method has '
+    yield "at every point; bars: 95 % interval. Area: the mean height of the curve; methods are ranked by it. Boards "
+    yield "that are points of a curve are drawn as curves alone; <code>leaderboard.csv</code> has all of them.</p>"
+    for curve in drawn:
+        yield f"<h3>{escape(curve.name)}</h3><p>{escape(curve.title + curve.caveats)}</p>"
+        for index, metric in enumerate(reversed(curve.metrics)):
+            opened = " open" if index == 0 else ""
+            yield f"<details{opened}><summary>{METRICS[metric].label} by {escape(curve.words)}</summary>"
+            yield f"<figure>{drawing(curve, metric)}</figure>{table(curve, metric)}</details>"
+    yield "</section>"
+
+
+def drawing(curve: Curve, metric: str) -> str:
+    """The curves of all entrants with their intervals."""
+    order = curve.order(metric)
+    estimates = [one for key in order for one in curve.at(key, metric) if one is not None]
+    low = min(one.mean if one.low is None else one.low for one in estimates)
+    high = max(one.mean if one.high is None else one.high for one in estimates)
+    step = 0.1 if high - low > 0.4 else 0.05 if high - low > 0.15 else 0.01
+    first, last = math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1)
+    ends = (curve.places[0].at, curve.places[-1].at)
+
+    def x(at: float) -> float:
+        return LEFT + 20 + (at - ends[0]) / (ends[1] - ends[0]) * (WIDTH - LEFT - RIGHT - 40)
+
+    def y(value: float) -> float:
+        return HEIGHT - BOTTOM - (value / step - first) / (last - first) * (HEIGHT - TOP - BOTTOM)
+
+    label = f"{METRICS[metric].label} by {curve.words}"
+    across = escape(curve.words) + (" (log scale)" if curve.axis == "train_images" else "")
+    ticks = [
+        *_ticks_up([(y(number * step), f"{number * step:.2f}") for number in range(first, last + 1)]),
+        *(
+            f'<text class="tick" x="{x(place.at):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">'
+            f"{escape(place.label)}</text>"
+            for place in curve.places
+        ),
+    ]
+    lines = [line for key in order for line in _line(curve, metric, key, [x(place.at) for place in curve.places], y)]
+    return "\n".join([
+        f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="{escape(label)}" '
+        f'style="width:100%;max-width:{WIDTH + 100}px;height:auto">',
+        *ticks,
+        f'<text class="axis" x="{WIDTH / 2:.1f}" y="{HEIGHT - 14}" text-anchor="middle">{across}</text>',
+        *lines,
+        "</svg>",
+    ])  # fmt: skip
+
+
+def _ticks_up(places: Sequence[tuple[float, str]]) -> Iterator[str]:
+    for y, text in places:
+        yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
+
+
+def _line(curve: Curve, metric: str, key: str, across: Sequence[float], y: object) -> Iterator[str]:
+    """The line of an entrant, its intervals, and its points."""
+    assert callable(y)
+    found = [(x, place, one) for x, place, one in zip(across, curve.places, curve.at(key, metric), strict=True) if one]
+    path = " ".join(f"{x:.1f},{y(one.mean):.1f}" for x, _, one in found)
+    yield (
+        f'<polyline points="{path}" fill="none" stroke="{_colour(curve, key)}" stroke-width="2" '
+        f'stroke-dasharray="{_dash(curve, key)}"/>'
+    )
+    for x, place, one in found:
+        said = f"{curve.labels[key]} at {place.label}: {METRICS[metric].label} {interval(one)}"
+        bar = (
+            ""
+            if one.low is None or one.high is None
+            else f'<line class="interval" x1="{x:.1f}" x2="{x:.1f}" y1="{y(one.low):.1f}" y2="{y(one.high):.1f}"/>'
+        )
+        yield (
+            f'<g class="point" tabindex="0" role="img" aria-label="{escape(said)}" style="--c:{_colour(curve, key)}">'
+            f'{bar}<circle cx="{x:.1f}" cy="{y(one.mean):.1f}" r="5"/></g>'
+        )
+
+
+def _colour(curve: Curve, key: str) -> str:
+    return f"var(--c{looks(curve)[key] % COLOURS})"
+
+
+def _dash(curve: Curve, key: str) -> str:
+    return DASHES[looks(curve)[key] // COLOURS % len(DASHES)]
+
+
+def table(curve: Curve, metric: str) -> str:
+    """The points with their intervals, ranked by area; a line of each method's look beside its name."""
+    heads = ["#", "method", *(place.label for place in curve.places), "area"]
+    head = "".join(f'<th scope="col"{"" if title == "method" else " class=n"}>{escape(title)}</th>' for title in heads)
+    rows = []
+    for place, key in enumerate(curve.order(metric), 1):
+        area = curve.area(key, metric)
+        ranked = area is not None and area.complete
+        look = (
+            f'<svg width="34" height="10" aria-hidden="true"><line x1="0" x2="34" y1="5" y2="5" stroke-width="3" '
+            f'stroke="{_colour(curve, key)}" stroke-dasharray="{_dash(curve, key)}"/></svg> '
+        )
+        cells = "".join(f'<td class="n">{interval(found)}</td>' for found in (*curve.at(key, metric), area))
+        rows.append(
+            f'<tr><td class="n">{place if ranked else MISSING}</td>'
+            f'<th scope="row">{look}{escape(curve.labels[key])}</th>{cells}</tr>'
+        )
+    return (
+        f'<div class="scroll"><table><caption>{METRICS[metric].label}, mean with its 95 % interval</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table></div>"
+    )

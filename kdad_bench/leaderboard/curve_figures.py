@@ -1,0 +1,59 @@
+"""Curves over the axes as figures: one for image AUROC and one for the last headline metric of each curve."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kdad_bench.leaderboard.axes import Curve, looks
+from kdad_bench.leaderboard.board import Board
+from kdad_bench.leaderboard.metric import METRICS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    Empty = Callable[[Board | None, str], tuple[Figure, Axes]]
+
+LONGEST = 100  # characters of a file's name
+
+
+def plan(
+    drawn: Sequence[Curve], empty: Empty, look: Callable[[int], dict[str, Any]]
+) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """(file name, figure) of all curves; `empty` makes a figure with a title, `look` a colour and a marker."""
+    taken: dict[str, int] = {}
+    for curve in drawn:
+        for metric in dict.fromkeys((curve.metrics[0], curve.metrics[-1]) if curve.metrics else ()):
+            group = curve.group
+            about = (
+                f"{curve.axis} {METRICS[metric].label} {curve.places[0].board.dataset} {group.preset} {group.device}"
+            )
+            stem = f"curve-{re.sub(r'[^a-z0-9]+', '-', about.lower()).strip('-')}"[:LONGEST]
+            taken[stem] = taken.get(stem, 0) + 1
+            name = stem if taken[stem] == 1 else f"{stem}-{taken[stem]}"
+            yield name, lambda curve=curve, metric=metric: figure(curve, metric, empty, look)  # type: ignore[misc]
+
+
+def figure(curve: Curve, metric: str, empty: Empty, look: Callable[[int], dict[str, Any]]) -> Figure:
+    """The curve of each entrant with 95 % intervals, the largest area first in the legend."""
+    made, axes = empty(None, f"{METRICS[metric].label} by {curve.words}{curve.caveats}")
+    made.supxlabel(curve.title, x=0.01, ha="left", fontsize=8, color="#555555")
+    styles = looks(curve)
+    for key in curve.order(metric):
+        found = [(place.at, one) for place, one in zip(curve.places, curve.at(key, metric), strict=True) if one]
+        area = curve.area(key, metric)
+        label = curve.labels[key] + (f"  {area.mean:.3f}" if area and area.complete else "")
+        style = look(styles[key])
+        axes.plot(
+            [at for at, _ in found], [one.mean for _, one in found], ms=6, lw=1.4, mec="white", label=label, **style
+        )
+        for at, one in found:
+            if one.low is not None and one.high is not None:
+                axes.vlines(at, one.low, one.high, color=style["color"], alpha=0.35)
+    axes.set_xticks([place.at for place in curve.places], [place.label for place in curve.places])
+    axes.set_xlabel(curve.words + (" (log scale)" if curve.axis == "train_images" else ""))
+    axes.set_ylabel(METRICS[metric].label)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, title="method, area")
+    return made

@@ -1,0 +1,199 @@
+"""Curves: which boards are their points, the area under them by hand, and what the pages make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plausible
+import pyarrow as pa
+import pytest
+
+from kdad_bench.leaderboard import axes, curve_tables, figures, html, markdown
+from kdad_bench.leaderboard.axes import Curve, curves, shown_whole
+from kdad_bench.leaderboard.board import Board, boards_of
+from kdad_bench.leaderboard.row import COLUMNS, SCHEMA, Row
+
+PLACES = ("bottle", "cable")
+
+
+def point(label: str, level: float, methods: tuple[str, ...] = ("stfpm", "rd4ad"), **columns: Any) -> Iterator[Row]:
+    """Rows of one point: the image AUROC is `level`, less 0.1 for rd4ad, less 0.01 for each seed."""
+    preset = f"paper[{label}]" if label else "paper"
+    for one in plausible.full_table(methods, PLACES, 2, preset=preset, **columns):
+        yield replace(one, image_auroc=level - 0.1 * (one.method == "rd4ad") - 0.01 * one.seed)
+
+
+def few(counts: tuple[int, ...] = (1, 2, 8), levels: tuple[float, ...] = (0.5, 0.6, 0.8)) -> list[Row]:
+    return [
+        row
+        for count, level in zip(counts, levels, strict=True)
+        for row in point(f"train_images={count}", level, k_shot=count, train_images=count)
+    ]
+
+
+def blurred(levels: tuple[int, ...] = (1, 3), change: str = "") -> list[Row]:
+    return [
+        row
+        for level in levels
+        for row in point(f"corruption=blur:{level}{change}", 0.9 - 0.1 * level, corruption=f"blur:{level}")
+    ]
+
+
+def table_of(rows: list[Row]) -> pa.Table:
+    return pa.Table.from_pylist([{name: getattr(row, name) for name in COLUMNS} for row in rows], schema=SCHEMA)
+
+
+def boards(rows: list[Row]) -> list[Board]:
+    return boards_of([{name: getattr(row, name) for name in COLUMNS} for row in rows])
+
+
+def only(rows: list[Row]) -> Curve:
+    (found,) = curves(boards(rows))
+    return found
+
+
+def test_the_area_is_the_mean_height_over_the_logarithm_of_the_number_of_images() -> None:
+    curve = only(few())
+    assert [place.label for place in curve.places] == ["1", "2", "8"]
+    assert [place.at for place in curve.places] == [0, 1, 3]
+    found = curve.area("stfpm", "image_auroc")
+    assert found is not None
+    assert found.mean == pytest.approx(((0.5 + 0.6) / 2 * 1 + (0.6 + 0.8) / 2 * 2) / 3 - 0.005)
+    assert found.low is not None
+    assert found.low <= found.mean
+    assert curve.order("image_auroc") == ("stfpm", "rd4ad")
+    for place, one in zip(curve.places, curve.at("stfpm", "image_auroc"), strict=True):
+        assert one == place.board.overall("stfpm", "image_auroc")
+    means = [one.mean for one in curve.at("rd4ad", "image_auroc") if one]
+    np.testing.assert_allclose(means, [0.395, 0.495, 0.695])
+
+
+def test_the_plain_rows_are_an_end_of_every_curve_but_that_of_contamination() -> None:
+    plain = list(point("", 0.9))
+    assert [place.label for place in only(few() + plain).places] == ["1", "2", "8", "all (200)"]
+    assert [(place.at, place.label) for place in only(blurred((3,)) + plain).places] == [(0, "none"), (3, "3")]
+    dirty = [
+        row
+        for share in (0.1, 0.25)
+        for row in point(f"contamination={share}", 0.9 - share, contamination=share, test_images=60)
+    ]
+    assert [(place.at, place.label) for place in only(dirty + plain).places] == [(0.1, "0.1"), (0.25, "0.25")]
+    assert curves(boards(plain)) == curves(boards(blurred((3,)))) == ()
+
+
+def test_only_rows_that_differ_in_one_axis_alone_are_points_of_one_curve() -> None:
+    rows = blurred() + blurred(change=",steps=5") + [replace(row, resolution=128) for row in blurred()]
+    noisy = [row for level in (1, 5) for row in point(f"corruption=noise:{level}", 0.7, corruption=f"noise:{level}")]
+    found = curves(boards(rows + noisy))
+    assert [(one.axis, one.group.preset, one.group.resolution) for one in found] == [
+        ("blur", "paper", 128),
+        ("blur", "paper", 256),
+        ("noise", "paper", 256),
+        ("blur", "paper[steps=5]", 256),
+    ]
+    assert all(len(one.places) == 2 for one in found)
+
+
+def test_two_axes_at_once_give_curves_along_each() -> None:
+    rows = [
+        row
+        for count in (1, 4)
+        for level in (1, 2)
+        for row in point(f"corruption=blur:{level},train_images={count}", 0.6, k_shot=count, corruption=f"blur:{level}")
+    ]
+    assert [(one.axis, one.group.preset) for one in curves(boards(rows))] == [
+        ("train_images", "paper[corruption=blur:1]"),
+        ("train_images", "paper[corruption=blur:2]"),
+        ("blur", "paper[train_images=1]"),
+        ("blur", "paper[train_images=4]"),
+    ]
+
+
+def test_every_point_and_the_area_are_over_the_categories_and_seeds_that_all_points_have() -> None:
+    rows = [row for row in few() if (row.k_shot, row.category, row.seed) != (8, "cable", 1)]
+    rows = [row for row in rows if (row.k_shot, row.category) != (2, "bottle")]
+    curve = only(rows)
+    means = [one.mean for one in curve.at("stfpm", "image_auroc") if one]
+    np.testing.assert_allclose(means, [0.5, 0.6, 0.8])  # cable, seed 0
+    area = curve.area("stfpm", "image_auroc")
+    assert area is not None
+    assert (area.seeds, area.categories) == (1, 1)
+
+
+def test_a_method_that_lacks_a_point_is_drawn_and_not_ranked() -> None:
+    curve = only([row for row in few() if (row.method, row.k_shot) != ("stfpm", 2)])
+    assert curve.area("stfpm", "image_auroc") is None
+    assert [one is not None for one in curve.at("stfpm", "image_auroc")] == [True, False, True]
+    assert curve.order("image_auroc") == ("rd4ad", "stfpm")
+    text = curve_tables.table(curve, "image_auroc")
+    assert "| 1 | RD4AD | 0.395 | 0.495 | 0.695 |" in text
+    assert "| – | STFPM | 0.495 | – | 0.795 | – |" in text
+
+
+def test_curves_depend_on_the_rows_alone_and_not_on_their_order() -> None:
+    rows = few() + blurred()
+    said = [curve_tables.sections(curves(boards(order))) for order in (rows, rows[::-1])]
+    assert said[0] == said[1]
+    assert said[0]
+
+
+def test_of_a_curve_the_plain_board_has_a_section_else_its_first_point() -> None:
+    def shown(rows: list[Row]) -> list[str]:
+        found = boards(rows)
+        return [board.group.preset for board in shown_whole(found, curves(found))]
+
+    plain = list(point("", 0.9))
+    assert shown(few() + blurred() + plain) == ["paper"]
+    assert shown(few()) == ["paper[train_images=1]"]
+    assert shown(blurred((3,))) == ["paper[corruption=blur:3]"]  # one point is no curve
+    assert shown(list(plain)) == ["paper"]
+
+
+def test_the_pages_and_the_figures_have_the_curves() -> None:
+    rows = [replace(row, synthetic=True) for row in few() + list(point("", 0.9))]
+    table = table_of(rows)
+    found = boards(rows)
+    page = markdown.page(found, table)
+    assert "### Training images\n\nmvtec_ad at 256 px, paper preset, Example CPU, 2 threads (synthetic data)" in page
+    assert "| 1 | STFPM | 0.495 | 0.595 | 0.795 | 0.895 |" in page
+    assert page.count("### Ranking") == 1
+    body = html.body(found, table, (), {})
+    assert '<a href="#curves">Curves</a>' in body
+    assert body.count('<svg class="curve"') == 3
+    assert 'aria-label="STFPM at all (200): image AUROC 0.895' in body
+    assert "(synthetic data)" in body
+    names = [name for name, _ in figures._plan(found, table.to_pylist())]
+    assert [name for name in names if name.startswith("curve-")] == [
+        "curve-train-images-image-auroc-mvtec-ad-paper-cpu",
+        "curve-train-images-aupro-0-3-mvtec-ad-paper-cpu",
+    ]
+    assert "Curves" not in markdown.page(boards(rows[-8:]), table_of(rows[-8:]))
+
+
+def test_a_figure_shows_each_method_with_its_area_and_the_interval_of_each_point(tmp_path: Path) -> None:
+    found = boards(few() + list(point("", 0.9)))
+    (make, *_) = [make for name, make in figures._plan(found, []) if name.startswith("curve-")]
+    drawn = make().axes[0]
+    legend = drawn.get_legend()
+    assert legend is not None
+    area = axes.curves(found)[0].area("stfpm", "image_auroc")
+    assert area is not None
+    assert legend.get_texts()[0].get_text() == f"STFPM  {area.mean:.3f}"
+    assert [text.get_text() for text in drawn.get_xticklabels()] == ["1", "2", "8", "all (200)"]
+    assert len(drawn.collections) == 2 * 4  # an interval for each method and point
+    figures.draw(found, [], tmp_path)
+    assert len(list(tmp_path.glob("curve-*.svg"))) == len(list(tmp_path.glob("curve-*.png"))) == 2
+
+
+def test_what_stands_in_names_cannot_end_what_it_stands_in() -> None:
+    rows = [replace(row, title='<b>"x"|y') for row in few() if row.method == "stfpm"]
+    found = boards(rows)
+    body = html.body(found, table_of(rows), (), {})
+    assert "<b>" not in body
+    page = markdown.page(found, table_of(rows))
+    assert "<b>" not in page
+    assert "|y" not in page.replace("\\|y", "")
