@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -17,7 +18,12 @@ SIDE = 64
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep derived files out of the user's cache; workers inherit the folder, so that data are drawn once."""
+    """Keep derived files out of the user's cache; workers inherit the folder, so that data are drawn once.
+
+    Ctrl-C is heard again where a shell started the tests in the background: what they start would not hear it either.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "KDAD_CACHE" not in os.environ:
         os.environ["KDAD_CACHE"] = tempfile.mkdtemp(prefix="kdad-cache-")
 
