@@ -10,7 +10,6 @@ import rich_click as click
 from rich.console import Console
 
 from kdad_bench.cli.run_report import counted
-from kdad_bench.leaderboard.board import MOST_LOAD
 
 if TYPE_CHECKING:
     from kdad_bench.harness.agenda import Agenda
@@ -60,6 +59,8 @@ def measure_speed(
 
 def line(made: Measurement) -> str:
     """`stfpm at 128 px: 12.3 ms/image (p95 13.1, p99 15.0; first 80.2), 1 thread 20.1, 210 images/s, 2 threads`."""
+    from kdad_bench.leaderboard.board import MOST_LOAD  # loads numpy
+
     figures = {name: number(made.figures.get(name)) for name in SAID}
     busy = (made.figures.get("speed_load") or 0) > MOST_LOAD
     beside = f" ~ other work held {made.figures['speed_load']:.0%} of the processors" if busy else ""

@@ -21,6 +21,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "run": (
         "teacher", "teacher_weights", "teacher_sha256", "resolution", "image_size", "steps", "batch_size", "precision",
         "data_fingerprint", "synthetic", "train_images", "test_images", "protocol_version",
+        "k_shot", "contamination", "corruption",
     ),
     **{
         section: tuple(name for name, metric in MEASURED.items() if metric.section == section)

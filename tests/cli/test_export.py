@@ -29,8 +29,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(a saved model of 'bolt', the tree it was trained on)."""
     folder = tmp_path_factory.mktemp("export")
     tree = write_tree(folder / "tree", categories=("bolt",), train=20)
-    arguments = ["run", "--method", "pixel_mean", "--dataset", f"folder:{tree}", "--seeds", "1", "--save-models"]
-    result = CliRunner().invoke(cli, [*arguments, "--hold-out", "0.5", "--no-pictures", "--out", str(folder / "out")])
+    arguments = ["run", "--method", "pixel_mean", "--dataset", f"folder:{tree}", "--preset", "quick", "--save-models"]
+    result = CliRunner().invoke(
+        cli, [*arguments, "--seeds", "1", "--hold-out", "0.5", "--no-pictures", "--out", str(folder / "out")]
+    )
     assert result.exit_code == 0, result.output
     (saved,) = (folder / "out" / "models").iterdir()
     return saved, tree

@@ -15,6 +15,7 @@ import kdad_bench
 from kdad_bench.cli import cli
 from kdad_bench.leaderboard import store
 from kdad_bench.methods import METHODS, outside
+from kdad_bench.outside import module_of
 
 PLAIN = (Path(__file__).parents[1] / "harness" / "plain_method.py.txt").read_text()
 
@@ -95,7 +96,7 @@ def test_an_installed_package_is_found_by_its_entry_point(
 
 def test_a_file_is_run_by_its_own_rules_and_not_by_those_of_the_module_that_loads_it() -> None:
     """An annotation is a value there, unless the file itself postpones it."""
-    module = outside.module_of(b"x: int = 0\n", "f" * 64, "file.py")
+    module = module_of(b"x: int = 0\n", "f" * 64, "file.py")
     sys.modules.pop(module.__name__)
     assert module.__annotations__ == {"x": int}
 

@@ -58,7 +58,7 @@ def test_a_pack_checks_out_to_the_same_figures(folder: Path, packed: Path) -> No
     done = command("check", packed, "--all", "--results", folder)
     assert (done.exit_code, done.stderr) == (0, ""), done.output
     assert "2 jobs, 1 failed; 1 rows follow from scores" in done.stdout
-    assert "its maps give its 9 figures" in done.stdout
+    assert "its maps give its 14 figures" in done.stdout
     assert "4 files beside rows" in done.stdout
 
 

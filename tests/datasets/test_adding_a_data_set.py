@@ -79,7 +79,7 @@ def test_the_example_is_run_from_end_to_end(root: Path, tmp_path: Path) -> None:
     done = command("run", "--method", "pixel_mean", "--dataset", "parts", "--data-root", root, "--seeds", 1,
                    "--out", tmp_path / "out", "--no-pictures", "--json")  # fmt: skip
     assert done.exit_code == 0, done.output
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    rows = [json.loads(line) for line in done.stdout.splitlines() if '"job_id"' in line]
     assert [(row["dataset"], row["category"], row["status"]) for row in rows] == [
         ("parts", "bolt", "ok"), ("parts", "nut", "ok"),
     ]  # fmt: skip

@@ -29,6 +29,7 @@ TIMES = (
     "git_dirty",
     "throughput",
     "images_per_second",
+    "one_thread_images_per_second",
     "best_batch",
     "peak_memory_mb",
 )

@@ -491,7 +491,9 @@ def test_long_names_and_many_methods_cut_neither_ranking_nor_chart(browser: Brow
     where = browser.evaluate("location.pathname")
     (tmp_path / "page.html").write_text(page(rows), encoding="utf-8")
     browser.open(tmp_path / "page.html")
-    cut = "[...document.querySelectorAll('#b0 .scroll')].filter((s) => s.scrollWidth > s.clientWidth).length"
+    # the matrix of 20 by 20 methods may scroll, as it says how wide it is by its methods alone
+    cut = "[...document.querySelectorAll('#b0 .scroll')].filter((s) => s.scrollWidth > s.clientWidth"
+    cut += " && !s.textContent.includes('Each cell is the mean difference')).length"
     chart_share = "(() => { const c = [...document.querySelectorAll('#b0 svg.pareto')]"
     chart_share += ".filter((s) => s.getBoundingClientRect().width > 0)[0].getBoundingClientRect();"
     chart_share += " return c.width / document.documentElement.clientWidth; })()"
