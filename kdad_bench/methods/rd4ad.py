@@ -12,11 +12,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from kdad_bench.kernels import anomaly_map, distillation_loss
+from kdad_bench.kernels import distillation_loss
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps
 from kdad_bench.methods.protocol import BLURS, Entry, Scores, Settled
-from kdad_bench.methods.reverse import Bottleneck, Decoder, in_words
+from kdad_bench.methods.reverse import Bottleneck, Decoder, in_words, restoration_scores
 from kdad_bench.methods.training import words
 
 LOSSES_IN_WORDS = {
@@ -95,20 +95,8 @@ class Rd4ad(StudentTeacher[Rd4adSettings]):
         return taps, self.folded_student(taps)
 
     def judge(self, outputs: tuple[Taps, Taps], size: tuple[int, int]) -> Scores:
-        """Eq. 3 and the official test code: per-pixel 1 - cos, upsampled with aligned corners, summed over scales and
-        blurred; the image score is the maximum."""
-        teacher, restored = outputs
-        pixel, image = anomaly_map(
-            teacher,
-            restored,
-            size,
-            kind="cosine",
-            mode="sum",
-            align_corners=True,
-            sigma=self.settings.sigma,
-            border="scipy",
-        )
-        return Scores(image, pixel)
+        """Eq. 3 and the official test code."""
+        return restoration_scores(*outputs, size, self.settings.sigma)
 
 
 RD4AD = Entry(

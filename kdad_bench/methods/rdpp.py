@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdad_bench.kernels import anomaly_map, distillation_loss
+from kdad_bench.kernels import distillation_loss
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps, chance
 from kdad_bench.methods.protocol import BLURS, Entry, Range, Scores, Settled
-from kdad_bench.methods.reverse import Bottleneck, Decoder, in_words
+from kdad_bench.methods.reverse import Bottleneck, Decoder, in_words, restoration_scores
 from kdad_bench.methods.simplex_noise import fractal, table_of_chance
 from kdad_bench.methods.training import words
 from kdad_bench.methods.training.loop import optimiser_of
@@ -190,20 +190,8 @@ class Rdpp(StudentTeacher[RdppSettings]):
         return taps, self.folded_student(taps).restored
 
     def judge(self, outputs: tuple[Taps, Taps], size: tuple[int, int]) -> Scores:
-        """RD4AD's map: per-pixel 1 - cos, upsampled with aligned corners, summed over scales and blurred; the image
-        score is the maximum."""
-        teacher, restored = outputs
-        pixel, image = anomaly_map(
-            teacher,
-            restored,
-            size,
-            kind="cosine",
-            mode="sum",
-            align_corners=True,
-            sigma=self.settings.sigma,
-            border="scipy",
-        )
-        return Scores(image, pixel)
+        """RD4AD's map and image score."""
+        return restoration_scores(*outputs, size, self.settings.sigma)
 
 
 def least(side: int) -> int:

@@ -1,4 +1,4 @@
-"""Reverse distillation's two halves: the one-class bottleneck embedding and the decoder (Deng & Li, CVPR 2022).
+"""Reverse distillation's bottleneck embedding and decoder, and its anomaly map (Deng & Li, CVPR 2022).
 
 Any teacher with taps at strides 4, 8, 16 will do: widths are its taps', block types those of its family.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor, cat, nn
 
+from kdad_bench.kernels import anomaly_map
 from kdad_bench.methods.backbones import FACTS, Backbone, facts_of
 from kdad_bench.methods.backbones.resnet import LAYOUTS, initialise
 from kdad_bench.methods.backbones.resnet import BasicBlock as Basic
 from kdad_bench.methods.backbones.resnet import Bottleneck as Narrow
+from kdad_bench.methods.protocol import Scores
 from kdad_bench.methods.training.settings import DistillationSettings, Taps
 
 DEFAULT_BLOCKS = (2, 2, 2, 2)  # families that are no ResNets get ResNet-18's blocks
@@ -151,3 +153,12 @@ class Decoder(nn.Module):
                 x = self.relu(y)
             found.append(y if self.signed else x)
         return tuple(reversed(found))
+
+
+def restoration_scores(teacher: Taps, restored: Taps, size: tuple[int, int], sigma: float) -> Scores:
+    """Eq. 3 and RD4AD's official test code: per-pixel 1 - cos, upsampled to `size` with aligned corners, summed over
+    scales and blurred by `sigma` px; the image score is the maximum."""
+    pixel, image = anomaly_map(
+        teacher, restored, size, kind="cosine", mode="sum", align_corners=True, sigma=sigma, border="scipy"
+    )
+    return Scores(image, pixel)
