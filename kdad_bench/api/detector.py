@@ -217,11 +217,10 @@ class Detector:
         if not self._needs_teacher:
             return None
         weights = weights_for(self._selection, self._options)
-        self._selection, replaced = with_teachers_at_hand(self._selection, weights, dry=False)
+        self._selection, weights, replaced = with_teachers_at_hand(self._selection, weights, self._options)
         if replaced:
             warnings.warn(replaced[0], stacklevel=3)
             self.settings, _ = configured_alone(self._selection)
-            weights = weights_for(self._selection, self._options)
         return weights[self.settings.teacher]
 
     def _learnt(self) -> Fitted:

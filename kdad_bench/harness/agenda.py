@@ -31,9 +31,8 @@ class Agenda:
 def agenda(options: RunOptions) -> Agenda:
     """What `options` ask for; raises SelectionError, DatasetError or StoreError with one line."""
     selection = with_known_names(selected(options), options.out)
-    weights = weights_for(selection, options)
-    selection, replaced = with_teachers_at_hand(selection, weights, dry=options.dry_run)
-    jobs = plan(selection, weights_for(selection, options) if replaced else weights)
+    selection, weights, replaced = with_teachers_at_hand(selection, weights_for(selection, options), options)
+    jobs = plan(selection, weights)
     work = work_of(options)
     remarks = (*remarks_on(selection.categories, options.data_root), *replaced)
     done = finished(work.out)

@@ -34,15 +34,15 @@ def weights_for(selection: Selection, options: RunOptions) -> Mapping[str, Teach
 
 
 def with_teachers_at_hand(
-    selection: Selection, weights: Mapping[str, TeacherWeights], *, dry: bool
-) -> tuple[Selection, tuple[str, ...]]:
-    """`selection` with the embedded teacher where a teacher of the standard preset cannot be had, and a line for each.
+    selection: Selection, weights: Mapping[str, TeacherWeights], options: RunOptions
+) -> tuple[Selection, Mapping[str, TeacherWeights], tuple[str, ...]]:
+    """`selection` and `weights`, the embedded teacher where one of the standard preset cannot be had; a line for each.
 
     A teacher that was asked for by name is never replaced, and neither is one in a dry run, which downloads nothing.
     """
     own = {method: dict(found) for method, found in (selection.method_overrides or {}).items()}
     missing: dict[str, list[str]] = {}
-    if selection.preset == "standard" and not dry and "teacher" not in (selection.overrides or {}):
+    if selection.preset == "standard" and not options.dry_run and "teacher" not in (selection.overrides or {}):
         for (method, _), (settings, _, needs_teacher) in configurations_of(selection):
             lost = needs_teacher and weights[settings.teacher].problem and settings.teacher != EMBEDDED
             if lost and "teacher" not in own.get(method, {}):
@@ -52,7 +52,10 @@ def with_teachers_at_hand(
         f"{', '.join(dict.fromkeys(methods))}: taking teacher {EMBEDDED}, as {weights[name].problem}"
         for name, methods in missing.items()
     )
-    return (replace(selection, method_overrides=own) if missing else selection), lines
+    if not missing:
+        return selection, weights, ()
+    embedded = find(EMBEDDED, options.weights.get(EMBEDDED), may_download=True)
+    return replace(selection, method_overrides=own), {**weights, EMBEDDED: embedded}, lines
 
 
 def find(name: str, source: str | None, *, may_download: bool) -> TeacherWeights:
