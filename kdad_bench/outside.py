@@ -10,6 +10,7 @@ import os
 import re
 import stat
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -100,6 +101,21 @@ def refuse_no_entry(found: Any, where: str, kind: type) -> None:
 def installed(group: str) -> dict[str, metadata.EntryPoint]:
     """name -> entry point, of all installed packages."""
     return {point.name: point for point in metadata.entry_points(group=group)}
+
+
+def installed_entry(group: str, name: str, checked: Callable[[Any, str], Any]) -> tuple[Any, str, str] | None:
+    """(entry, how messages name it, hash of its code) of what an installed package registers as `name`; None without.
+
+    `checked` gives the entry that is used of what is found there. Raises OutsideError.
+    """
+    point = installed(group).get(name)
+    if point is None:
+        return None
+    found, where = loaded(point)
+    entry = checked(found, where)
+    if entry.name != name:
+        raise OutsideError(f"{where}: its entry is called {entry.name!r}; the two names must be equal")
+    return entry, where, hash_of(point, where)
 
 
 def loaded(point: metadata.EntryPoint) -> tuple[Any, str]:

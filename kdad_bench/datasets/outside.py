@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -70,17 +71,14 @@ def add_installed(name: str, taken: Collection[str]) -> bool:
     """Load the data set that an installed package registers as `name`; False without one. Raises DatasetError."""
     if name in ADDED:
         return True
-    point = installed().get(name) if name not in taken else None
-    if point is None:
-        return False
     try:
-        found, where = code.loaded(point)
-        entry = checked(found, where, taken)
-        if entry.name != name:
-            raise OutsideError(f"{where}: its entry is called {entry.name!r}; the two names must be equal")
-        ADDED[name] = Outside(entry=entry, where=where, sha256=code.hash_of(point, where))
+        kept = None if name in taken else code.installed_entry(GROUP, name, partial(checked, taken=taken))
     except OutsideError as error:
         raise DatasetError(str(error)) from error
+    if kept is None:
+        return False
+    entry, where, sha256 = kept
+    ADDED[name] = Outside(entry=entry, where=where, sha256=sha256)
     return True
 
 

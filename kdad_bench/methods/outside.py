@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,12 +94,9 @@ def add_installed(name: str, taken: Collection[str]) -> bool:
     """Load the method that an installed package registers as `name`; False without one. Raises OutsideError."""
     if name in ADDED:
         return True
-    point = installed().get(name) if name not in taken else None
-    if point is None:
+    kept = None if name in taken else code.installed_entry(GROUP, name, partial(checked, taken=taken))
+    if kept is None:
         return False
-    found, where = code.loaded(point)
-    entry = checked(found, where, taken)
-    if entry.name != name:
-        raise OutsideError(f"{where}: its entry is called {entry.name!r}; the two names must be equal")
-    ADDED[name] = Outside(entry=entry, where=where, sha256=code.hash_of(point, where))
+    entry, where, sha256 = kept
+    ADDED[name] = Outside(entry=entry, where=where, sha256=sha256)
     return True
