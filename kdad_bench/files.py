@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import secrets
 import stat
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import platformdirs
 
@@ -21,6 +24,8 @@ except ImportError:  # Windows: without locks, `sweep` leaves every temporary fi
 SUFFIX = ".tmp"  # of a file that is being written: `.NAME.RANDOM.tmp` beside NAME
 JSON_BYTES = 16 << 20  # longest JSON file that is read; the largest of the product's own is far below
 T = TypeVar("T", dict, list)  # type: ignore[type-arg]  # what a JSON file may hold at its top
+
+_scratch: dict[int, weakref.ref[mmap.mmap]] = {}  # address -> nameless file that is mapped there
 
 
 class CacheError(ValueError):
@@ -161,3 +166,43 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def scratch(size: int, address_of: Callable[[mmap.mmap], int]) -> mmap.mmap:
+    """`size` bytes of zeros in a file without a name in the cache folder, mapped: gone when nobody holds them.
+
+    `address_of` tells where a mapping lies, for `let_go` to find it by. Raises CacheError, and OSError on a full disk.
+    """
+    with tempfile.TemporaryFile(dir=cache_folder()) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk would kill who writes to the mapping
+        file.truncate(size)
+        mapped = mmap.mmap(file.fileno(), size)
+    address = address_of(mapped)
+    _scratch[address] = weakref.ref(mapped, lambda _: _scratch.pop(address, None))
+    return mapped
+
+
+def let_go(array: Any) -> None:
+    """Take the pages of the mapped file that a numpy array lies in out of this process; any other array stays as it is.
+
+    They stay in the system's cache, and on disk, to be read again. That is done to files mapped for reading alone and
+    to `scratch`: of a private mapping, changes would be lost.
+    """
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    holder, reads = array, True
+    while hasattr(holder, "flags") and getattr(holder, "base", None) is not None:
+        holder, reads = holder.base, reads and not holder.flags.writeable
+    if not (reads and isinstance(holder, mmap.mmap)):
+        holder = _scratch_at(int(array.__array_interface__["data"][0]))
+    if holder is not None:
+        holder.madvise(mmap.MADV_DONTNEED)
+
+
+def _scratch_at(address: int) -> mmap.mmap | None:
+    for start, held in list(_scratch.items()):
+        mapped = held()
+        if mapped is not None and start <= address < start + len(mapped):
+            return mapped
+    return None

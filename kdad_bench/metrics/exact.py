@@ -38,6 +38,7 @@ from kdad_bench.metrics.curves import (
     ratios,
     who,
 )
+from kdad_bench.metrics.pieces import Sizes, pieces, values_at
 from kdad_bench.metrics.regions import RegionIndex
 from kdad_bench.metrics.regions import region_index as regions_of
 
@@ -88,6 +89,7 @@ def pixel_metrics(
     masks: ArrayLike | Tensor | None,
     *,
     region_index: RegionIndex | None = None,
+    sizes: Sizes | None = None,
     threads: int | None = None,
     names: Sequence[str] | None = None,
     method: str | None = None,
@@ -96,11 +98,14 @@ def pixel_metrics(
 
     `maps` [N, H, W] floats, higher is more anomalous; a tensor on a GPU is evaluated there. `masks` [N, H, W], true
     where defective, good images included (all false); or None for a data set without masks. `region_index` spares
-    the search for connected regions: build it once with `metrics.region_index(masks, file)`. `threads` is for maps on
-    the CPU; None takes the CPUs this process may use, at most 8. The result does not depend on it.
+    the search for connected regions: build it once with `metrics.region_index(masks, file)`. `sizes` [N, 2], where
+    pictures fill their maps in part: (height, width) of each from the upper left corner; nothing beyond is looked at.
+    `threads` is for maps on the CPU; None takes the CPUs this process may use, at most 8. The result does not depend
+    on it.
 
-    Extra memory: some 100 bytes per positive pixel and thread, whatever the number of pixels (without the compiled
-    counting also 32 MB per thread); maps of another type or layout are first copied.
+    The maps are looked at a piece of at most 128 MB at a time, so that a mapped file need not fit into memory. Extra
+    memory: some 100 bytes per positive pixel and thread, whatever the number of pixels (without the compiled counting
+    also 32 MB per thread); maps of another type are first copied.
 
     Returns floats in [0, 1]. All are None without masks, without any positive pixel and without any negative pixel.
     Raises MetricError for a NaN or infinite pixel (naming `method` and the image) and for shapes that do not match.
@@ -110,11 +115,11 @@ def pixel_metrics(
     if masks is None and region_index is None:
         return dict.fromkeys(PIXEL_METRICS)
     index = index_of(maps, masks, region_index, method)
-    if on_device(maps):
+    if on_device(maps) and sizes is None:
         from kdad_bench.metrics.device import pixel_metrics_on_device
 
         return pixel_metrics_on_device(maps, index, names=names, method=method)  # type: ignore[arg-type]
-    found = counted(maps, index, threads=threads, names=names, method=method)
+    found = counted(maps, index, sizes=sizes, threads=threads, names=names, method=method)
     return dict.fromkeys(PIXEL_METRICS) if found is None else found.values(index)
 
 
@@ -137,26 +142,35 @@ def counted(
     maps: ArrayLike | Tensor,
     index: RegionIndex,
     *,
+    normal: NDArray[np.bool_] | None = None,
+    sizes: Sizes | None = None,
     threads: int | None = None,
     names: Sequence[str] | None = None,
     method: str | None = None,
 ) -> Counted | None:
     """The one pass over the maps from which the pixel metrics follow; None where one of the two classes is absent.
 
-    Raises MetricError for a NaN or infinite pixel.
+    Images that are `normal` [N] are also counted by themselves. Raises MetricError for a NaN or infinite pixel.
     """
-    flat = np.ascontiguousarray(floating(numpy_of(maps))).reshape(-1)
-    if index.positions.size in (0, flat.size):
-        _check_finite(flat, index.shape, names, method)
+    values = floating(numpy_of(maps))
+    good = np.zeros(len(values), bool) if normal is None else np.asarray(normal, bool)
+    pixels = values.size if sizes is None else int(np.prod(sizes, axis=1).sum())
+    if index.positions.size in (0, pixels):
+        _check_finite(values, sizes, names, method)
         return None
-    ranked = _Ranked.of(keys(flat[index.positions]), index)
+    ranked = _Ranked.of(keys(values_at(values, index.positions)), index)
     counter = Counter(ranked.keys)
+    found = [np.zeros(2 * ranked.keys.size + 1, np.int64) for _ in range(2)]
     try:
-        counts = counter(flat, threads_for(threads))
+        for kind in (False, True):
+            for piece in pieces(values, np.flatnonzero(good == kind), sizes):
+                found[kind] += counter(piece, threads_for(threads))
     except NotFinite:
-        _check_finite(flat, index.shape, names, method)
+        _check_finite(values, sizes, names, method)
         raise
-    return Counted(ranked, counter, counts)
+    of_others, of_normal = found
+    of_others += of_normal
+    return Counted(ranked, counter, of_others, of_normal)
 
 
 def threads_for(threads: int | None) -> int:
@@ -230,6 +244,7 @@ class Counted:
     ranked: _Ranked
     counter: Counter
     counts: NDArray[np.int64]  # [2 M + 1] of all pixels: between the distinct keys, and at each
+    normal: NDArray[np.int64]  # [2 M + 1] of the pixels of the images that were said to be normal
 
     def negatives_above(self) -> NDArray[np.float64]:
         """[M] how many negatives are at least as high as each distinct score of the positives, ascending."""
@@ -304,12 +319,13 @@ def floating(values: NDArray[Any]) -> NDArray[Any]:
     raise MetricError(f"scores of type {values.dtype} would be rounded; give float32 or float64")
 
 
-def _check_finite(flat: NDArray[Any], shape: tuple[int, ...], names: Sequence[str] | None, method: str | None) -> None:
-    side = shape[1] * shape[2]
-    for image in range(shape[0]):
-        values = flat[image * side : (image + 1) * side]
-        finite = np.isfinite(values)
+def _check_finite(
+    values: NDArray[Any], sizes: Sizes | None, names: Sequence[str] | None, method: str | None
+) -> None:
+    for image, whole in enumerate(values):
+        part = whole if sizes is None else whole[: sizes[image, 0], : sizes[image, 1]]
+        finite = np.isfinite(part)
         if not finite.all():
-            row, column = divmod(int(np.argmin(finite)), shape[2])
+            row, column = divmod(int(np.argmin(finite)), part.shape[1])
             where = f"anomaly map at row {row}, column {column}"
-            raise MetricError(not_finite(method, image_name(names, image), values[np.argmin(finite)], where))
+            raise MetricError(not_finite(method, image_name(names, image), part[row, column], where))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -32,6 +31,7 @@ from kdad_bench.metrics.exact import (
     pixel_metrics,
     threads_for,
 )
+from kdad_bench.metrics.pieces import Sizes, pieces, values_at
 from kdad_bench.metrics.regions import RegionIndex
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class Finer:
     kinds: Sequence[str] = ()  # [N] names of defects, where there are regions
     regions: Saturated | None = None  # None: the data set has no saturation
     threshold: float | None = None  # of `threshold_of`; None: there are no normal maps
+    sizes: Sizes | None = None  # (height, width) of the picture in each map; None: they fill them
 
 
 def every_pixel_metric(
@@ -75,21 +76,22 @@ def every_pixel_metric(
     """
     index_of(maps, None, index, method)
     host = numpy_of(maps)
-    found = counted(host, index, names=names, method=method)
+    found = counted(host, index, normal=about.normal, sizes=about.sizes, names=names, method=method)
     if found is None:
         return dict.fromkeys((*PIXEL_METRICS, *FINER))
-    if on_device(maps):
+    if on_device(maps) and about.sizes is None:
         values = pixel_metrics(maps, None, region_index=index, names=names, method=method)
     else:
         values = found.values(index)
-    return {**values, **ap_by_size(found, index), **_others(host, index, about)}
+    return {**values, **ap_by_size(found, index), **_others(host, found, index, about)}
 
 
-def _others(maps: NDArray[Any], index: RegionIndex, about: Finer) -> Values:
+def _others(maps: NDArray[Any], found: Counted, index: RegionIndex, about: Finer) -> Values:
+    regions, limit = about.regions, about.threshold
     return {
-        "aupimo": aupimo(maps, index, about.normal),
-        "au_spro_05": au_spro(maps, index, about.regions, about.kinds, about.normal) if about.regions else None,
-        "seg_f1": seg_f1(maps, index, about.threshold) if about.threshold is not None else None,
+        "aupimo": aupimo_of(found, index),
+        "au_spro_05": au_spro(maps, index, regions, about.kinds, about.normal, sizes=about.sizes) if regions else None,
+        "seg_f1": seg_f1(maps, index, limit, sizes=about.sizes) if limit is not None else None,
     }
 
 
@@ -127,25 +129,32 @@ def aupimo(
     None without an anomalous or a normal image, and where the normal images have too few pixels for a rate of
     `limits[1]` (10,000 for 1e-4).
     """
+    found = counted(maps, index, normal=np.asarray(normal, bool))
+    return None if found is None else aupimo_of(found, index, limits=limits)
+
+
+def aupimo_of(
+    pass_over: Counted, index: RegionIndex, *, limits: tuple[float, float] = PIMO_LIMITS
+) -> float | None:
+    """AUPIMO from a pass over the maps that counted their normal images apart (`exact.counted`)."""
     lower, upper = limits
-    values = floating(numpy_of(maps))
-    good = values[np.asarray(normal, bool)]
-    if index.positions.size == 0 or good.size * upper < 1:
+    upto = np.cumsum(pass_over.normal)
+    pixels = int(upto[-1])
+    if pixels * upper < 1:
         return None
-    negatives = keys(np.ascontiguousarray(good).reshape(-1))
-    most = min(int(upper * negatives.size) + 1, negatives.size)
-    negatives.partition(negatives.size - most)
-    top = np.sort(negatives[-most:])
-    alike = int((negatives[:-most] == top[0]).sum())  # further ones of the lowest that is kept
+    above = pixels - upto[1::2]  # normal pixels that are higher than each distinct score of the positives, ascending
+    first = int(np.searchsorted(-above, -upper * pixels))  # those below have more above them than the rates go to
+    equal = pass_over.normal[1::2][first:]
+    shares = _log_shares(above[first:] / pixels, (above[first:] + equal) / pixels, lower, upper)
     images = index.images[index.regions]
-    weights = 1.0 / np.bincount(images)[images] / np.unique(images).size
-    scores = keys(np.ascontiguousarray(values).reshape(-1)[index.positions])
-    high = scores >= top[0]
-    upto = np.searchsorted(top, scores[high], side="right")
-    above = (most - upto).astype(np.float64)
-    equal = upto - np.searchsorted(top, scores[high]) + np.where(scores[high] == top[0], alike, 0)
-    shares = _log_shares(above / negatives.size, (above + equal) / negatives.size, lower, upper)
-    return float((weights[high] * shares).sum())
+    weights = np.zeros(index.shape[0])
+    anomalous, areas = np.unique(images, return_counts=True)
+    weights[anomalous] = 1.0 / areas / anomalous.size
+    ranks = pass_over.ranked.ranks
+    mine = weights[index.images[pass_over.ranked.regions[ranks[first] :]]]
+    if not mine.size:
+        return 0.0
+    return float((np.add.reduceat(mine, ranks[first:-1] - ranks[first]) * shares).sum())
 
 
 def _log_shares(x0: Numbers, x1: Numbers, lower: float, upper: float) -> Numbers:
@@ -165,6 +174,7 @@ def au_spro(
     normal: ArrayLike,
     *,
     limit: float = SPRO_LIMIT,
+    sizes: Sizes | None = None,
     threads: int | None = None,
 ) -> float | None:
     """The area below (false-positive rate, mean saturated overlap of the regions) up to `limit`, divided by it: for
@@ -174,14 +184,14 @@ def au_spro(
     part min(k, s A) / (s A), where k of its pixels are above the threshold. A region that the resizing took is left
     out. None without a region or without a normal pixel.
     """
-    values = np.ascontiguousarray(floating(numpy_of(maps)))
+    values = floating(numpy_of(maps))
     good = np.asarray(normal, bool)
     groups = np.where(good, -1, np.unique(np.asarray(kinds), return_inverse=True)[1])
     scores, weights, owners = _weighed(values, regions)
     if not scores.size:
         return None
     distinct, at = np.unique(scores, return_inverse=True)
-    counts = _negatives(values, index, groups, distinct, threads_for(threads))
+    counts = _negatives(values, index, groups, distinct, sizes, threads_for(threads))
     nothing = np.zeros(2 * distinct.size + 1, np.int64)
     kind = groups[regions.images[owners]]
     found = []
@@ -215,21 +225,23 @@ def _weighed(values: NDArray[Any], regions: Saturated) -> tuple[NDArray[Any], Nu
 
 
 def _negatives(
-    values: NDArray[Any], index: RegionIndex, groups: NDArray[np.int64], distinct: NDArray[Any], threads: int
+    values: NDArray[Any],
+    index: RegionIndex,
+    groups: NDArray[np.int64],
+    distinct: NDArray[Any],
+    sizes: Sizes | None,
+    threads: int,
 ) -> dict[int, NDArray[np.int64]]:
     """The counts (`Counter`) of the unmarked pixels of each group of images."""
     counter = Counter(distinct)
-    side = values.shape[1] * values.shape[2]
-    edges = [0, *(np.flatnonzero(np.diff(groups)) + 1), len(groups)]
+    owners = groups[index.images[index.regions]]
+    marked = values_at(values, index.positions)
     counts: dict[int, NDArray[np.int64]] = {}
-    for begin, end in pairwise(edges):  # images of one group lie side by side
-        first, last = np.searchsorted(index.positions, [begin * side, end * side])
-        marked = values.reshape(-1)[index.positions[first:last]]
-        some = counter(values[begin:end].reshape(-1), threads)
-        if marked.size:
-            some = some - counter(marked, 1)
-        group = int(groups[begin])
-        counts[group] = counts[group] + some if group in counts else some
+    for group in np.unique(groups).tolist():
+        own = marked[owners == group]
+        counts[group] = -counter(own, 1) if own.size else np.zeros(2 * distinct.size + 1, np.int64)
+        for piece in pieces(values, np.flatnonzero(groups == group), sizes):
+            counts[group] += counter(piece, threads)
     return counts
 
 
@@ -246,7 +258,7 @@ def threshold_of(maps: Array) -> float | None:
     return mean + DEVIATIONS * math.sqrt(variance)
 
 
-def seg_f1(maps: Array, index: RegionIndex, threshold: float) -> float | None:
+def seg_f1(maps: Array, index: RegionIndex, threshold: float, *, sizes: Sizes | None = None) -> float | None:
     """F1 over all pixels of `maps` [N, H, W], of which those above `threshold` are called defective; None without one
     that is.
     """
@@ -257,6 +269,6 @@ def seg_f1(maps: Array, index: RegionIndex, threshold: float) -> float | None:
         limit = values.dtype.type(threshold)
     if float(limit) > threshold:  # the largest score that is not above it
         limit = np.nextafter(limit, values.dtype.type(-np.inf))
-    called = int(np.count_nonzero(values > limit))
-    true = int(np.count_nonzero(np.ascontiguousarray(values).reshape(-1)[index.positions] > limit))
+    called = sum(int(np.count_nonzero(piece > limit)) for piece in pieces(values, np.arange(len(values)), sizes))
+    true = int(np.count_nonzero(values_at(values, index.positions) > limit))
     return 2 * true / (index.positions.size + called)
