@@ -16,6 +16,7 @@ Pixels with equal score move together, as a straight segment of the curve, which
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -142,7 +143,7 @@ def counted(
     maps: ArrayLike | Tensor,
     index: RegionIndex,
     *,
-    normal: NDArray[np.bool_] | None = None,
+    groups: NDArray[np.int64] | None = None,
     sizes: Sizes | None = None,
     threads: int | None = None,
     names: Sequence[str] | None = None,
@@ -150,27 +151,25 @@ def counted(
 ) -> Counted | None:
     """The one pass over the maps from which the pixel metrics follow; None where one of the two classes is absent.
 
-    Images that are `normal` [N] are also counted by themselves. Raises MetricError for a NaN or infinite pixel.
+    Each of the `groups` [N] of images is also counted by itself. Raises MetricError for a NaN or infinite pixel.
     """
     values = floating(numpy_of(maps))
-    good = np.zeros(len(values), bool) if normal is None else np.asarray(normal, bool)
+    kinds = np.zeros(len(values), np.int64) if groups is None else groups
     pixels = values.size if sizes is None else int(np.prod(sizes, axis=1).sum())
     if index.positions.size in (0, pixels):
         _check_finite(values, sizes, names, method)
         return None
     ranked = _Ranked.of(keys(values_at(values, index.positions)), index)
     counter = Counter(ranked.keys)
-    found = [np.zeros(2 * ranked.keys.size + 1, np.int64) for _ in range(2)]
+    found = {kind: np.zeros(2 * ranked.keys.size + 1, np.int64) for kind in np.unique(kinds).tolist()}
     try:
-        for kind in (False, True):
-            for piece in pieces(values, np.flatnonzero(good == kind), sizes):
-                found[kind] += counter(piece, threads_for(threads))
+        for kind, counts in found.items():
+            for piece in pieces(values, np.flatnonzero(kinds == kind), sizes):
+                counts += counter(piece, threads_for(threads))
     except NotFinite:
         _check_finite(values, sizes, names, method)
         raise
-    of_others, of_normal = found
-    of_others += of_normal
-    return Counted(ranked, counter, of_others, of_normal)
+    return Counted(ranked, counter, functools.reduce(np.add, found.values()), found)
 
 
 def threads_for(threads: int | None) -> int:
@@ -244,7 +243,7 @@ class Counted:
     ranked: _Ranked
     counter: Counter
     counts: NDArray[np.int64]  # [2 M + 1] of all pixels: between the distinct keys, and at each
-    normal: NDArray[np.int64]  # [2 M + 1] of the pixels of the images that were said to be normal
+    groups: dict[int, NDArray[np.int64]]  # [2 M + 1] of the pixels of each group of images
 
     def negatives_above(self) -> NDArray[np.float64]:
         """[M] how many negatives are at least as high as each distinct score of the positives, ascending."""
@@ -319,9 +318,7 @@ def floating(values: NDArray[Any]) -> NDArray[Any]:
     raise MetricError(f"scores of type {values.dtype} would be rounded; give float32 or float64")
 
 
-def _check_finite(
-    values: NDArray[Any], sizes: Sizes | None, names: Sequence[str] | None, method: str | None
-) -> None:
+def _check_finite(values: NDArray[Any], sizes: Sizes | None, names: Sequence[str] | None, method: str | None) -> None:
     for image, whole in enumerate(values):
         part = whole if sizes is None else whole[: sizes[image, 0], : sizes[image, 1]]
         finite = np.isfinite(part)

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kdad_bench.kernels.counting import Counter, keys
-from kdad_bench.metrics.curves import PIXEL_METRICS, Values, ramp_areas
+from kdad_bench.kernels.counting import keys
+from kdad_bench.metrics.curves import PIXEL_METRICS, MetricError, Values, ramp_areas
 from kdad_bench.metrics.exact import (
     Counted,
     counted,
@@ -29,7 +29,6 @@ from kdad_bench.metrics.exact import (
     numpy_of,
     on_device,
     pixel_metrics,
-    threads_for,
 )
 from kdad_bench.metrics.pieces import Sizes, pieces, values_at
 from kdad_bench.metrics.regions import RegionIndex
@@ -76,23 +75,32 @@ def every_pixel_metric(
     """
     index_of(maps, None, index, method)
     host = numpy_of(maps)
-    found = counted(host, index, normal=about.normal, sizes=about.sizes, names=names, method=method)
+    groups = groups_of(about.normal, about.kinds if about.regions else ())
+    found = counted(host, index, groups=groups, sizes=about.sizes, names=names, method=method)
     if found is None:
         return dict.fromkeys((*PIXEL_METRICS, *FINER))
     if on_device(maps) and about.sizes is None:
         values = pixel_metrics(maps, None, region_index=index, names=names, method=method)
     else:
         values = found.values(index)
-    return {**values, **ap_by_size(found, index), **_others(host, found, index, about)}
-
-
-def _others(maps: NDArray[Any], found: Counted, index: RegionIndex, about: Finer) -> Values:
-    regions, limit = about.regions, about.threshold
+    limit = about.threshold
     return {
-        "aupimo": aupimo_of(found, index),
-        "au_spro_05": au_spro(maps, index, regions, about.kinds, about.normal, sizes=about.sizes) if regions else None,
-        "seg_f1": seg_f1(maps, index, limit, sizes=about.sizes) if limit is not None else None,
+        **values,
+        **ap_by_size(found, index),
+        "aupimo": _aupimo(found, index),
+        "au_spro_05": _au_spro(host, found, index, about.regions, groups) if about.regions else None,
+        "seg_f1": seg_f1(host, index, limit, sizes=about.sizes) if limit is not None else None,
     }
+
+
+NORMAL = -1  # the group of the normal images
+
+
+def groups_of(normal: ArrayLike, kinds: Sequence[str] = ()) -> NDArray[np.int64]:
+    """[N] the group of each image: NORMAL, or from 0 the number of its kind of defect (all one without `kinds`)."""
+    good = np.asarray(normal, bool)
+    numbers = np.unique(np.asarray(kinds), return_inverse=True)[1] if len(kinds) else np.zeros(good.size, np.int64)
+    return np.where(good, NORMAL, numbers).astype(np.int64)
 
 
 def ap_by_size(pass_over: Counted, index: RegionIndex) -> Values:
@@ -101,7 +109,7 @@ def ap_by_size(pass_over: Counted, index: RegionIndex) -> Values:
     Thirds of the regions by area; regions of equal area share the smaller third. A third that is empty has no value.
     `pass_over` is that of the same maps (`exact.counted`), so that no further pass is needed.
     """
-    own = thirds(index.sizes)[pass_over.ranked.regions]
+    own = thirds(index.sizes)[regions_of(pass_over)]
     false = pass_over.negatives_above()
     found: Values = {}
     for place, name in enumerate(SIZES):
@@ -111,6 +119,12 @@ def ap_by_size(pass_over: Counted, index: RegionIndex) -> Values:
         precision = np.divide(called, called + false, out=np.zeros_like(called), where=number > 0)
         found[name] = float((number * precision).sum() / total) if total else None
     return found
+
+
+def regions_of(pass_over: Counted) -> NDArray[Any]:
+    """[P] the region of each positive, in the order of the pass."""
+    assert pass_over.ranked.regions is not None  # `counted` gives them
+    return pass_over.ranked.regions
 
 
 def thirds(areas: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -129,29 +143,30 @@ def aupimo(
     None without an anomalous or a normal image, and where the normal images have too few pixels for a rate of
     `limits[1]` (10,000 for 1e-4).
     """
-    found = counted(maps, index, normal=np.asarray(normal, bool))
-    return None if found is None else aupimo_of(found, index, limits=limits)
+    found = counted(maps, index, groups=groups_of(normal))
+    return None if found is None else _aupimo(found, index, limits=limits)
 
 
-def aupimo_of(
-    pass_over: Counted, index: RegionIndex, *, limits: tuple[float, float] = PIMO_LIMITS
-) -> float | None:
-    """AUPIMO from a pass over the maps that counted their normal images apart (`exact.counted`)."""
+def _aupimo(pass_over: Counted, index: RegionIndex, *, limits: tuple[float, float] = PIMO_LIMITS) -> float | None:
+    """AUPIMO from a pass over the maps that counted the normal images apart."""
+    if NORMAL not in pass_over.groups:
+        return None
+    counts = pass_over.groups[NORMAL]
     lower, upper = limits
-    upto = np.cumsum(pass_over.normal)
+    upto = np.cumsum(counts)
     pixels = int(upto[-1])
     if pixels * upper < 1:
         return None
     above = pixels - upto[1::2]  # normal pixels that are higher than each distinct score of the positives, ascending
     first = int(np.searchsorted(-above, -upper * pixels))  # those below have more above them than the rates go to
-    equal = pass_over.normal[1::2][first:]
+    equal = counts[1::2][first:]
     shares = _log_shares(above[first:] / pixels, (above[first:] + equal) / pixels, lower, upper)
     images = index.images[index.regions]
     weights = np.zeros(index.shape[0])
     anomalous, areas = np.unique(images, return_counts=True)
     weights[anomalous] = 1.0 / areas / anomalous.size
     ranks = pass_over.ranked.ranks
-    mine = weights[index.images[pass_over.ranked.regions[ranks[first] :]]]
+    mine = weights[index.images[regions_of(pass_over)[ranks[first] :]]]
     if not mine.size:
         return 0.0
     return float((np.add.reduceat(mine, ranks[first:-1] - ranks[first]) * shares).sum())
@@ -184,19 +199,33 @@ def au_spro(
     part min(k, s A) / (s A), where k of its pixels are above the threshold. A region that the resizing took is left
     out. None without a region or without a normal pixel.
     """
-    values = floating(numpy_of(maps))
-    good = np.asarray(normal, bool)
-    groups = np.where(good, -1, np.unique(np.asarray(kinds), return_inverse=True)[1])
-    scores, weights, owners = _weighed(values, regions)
+    groups = groups_of(normal, kinds)
+    found = counted(maps, index, groups=groups, sizes=sizes, threads=threads)
+    return None if found is None else _au_spro(numpy_of(maps), found, index, regions, groups, limit=limit)
+
+
+def _au_spro(
+    maps: NDArray[Any],
+    pass_over: Counted,
+    index: RegionIndex,
+    regions: Saturated,
+    groups: NDArray[np.int64],
+    *,
+    limit: float = SPRO_LIMIT,
+) -> float | None:
+    """AU-sPRO from a pass over the maps that counted the normal images and each kind apart."""
+    scores, weights, owners = _weighed(floating(maps), regions)
     if not scores.size:
         return None
-    distinct, at = np.unique(scores, return_inverse=True)
-    counts = _negatives(values, index, groups, distinct, sizes, threads_for(threads))
-    nothing = np.zeros(2 * distinct.size + 1, np.int64)
+    at = np.searchsorted(pass_over.ranked.keys, scores)
+    if not np.array_equal(pass_over.ranked.keys[np.minimum(at, pass_over.ranked.keys.size - 1)], scores):
+        raise MetricError("a region marks a pixel that no mask marks; give masks that hold every region")
     kind = groups[regions.images[owners]]
+    marked = groups[index.images[regions_of(pass_over)]]
+    normal = _unmarked(pass_over, marked, NORMAL)
     found = []
-    for group in np.unique(kind):
-        upto = np.cumsum(counts.get(-1, nothing) + (counts[group] if group != -1 else 0))
+    for group in np.unique(kind).tolist():
+        upto = normal if group == NORMAL else normal + _unmarked(pass_over, marked, group)
         if not upto[-1]:
             return None
         x0, x1 = (upto[-1] - upto[1::2]) / upto[-1], (upto[-1] - upto[:-1:2]) / upto[-1]
@@ -204,6 +233,19 @@ def au_spro(
         areas = ramp_areas(x0[at[own]], x1[at[own]], limit)
         found.append((weights[own] * areas).sum() / (np.unique(owners[own]).size * limit))
     return float(np.mean(found))
+
+
+def _unmarked(pass_over: Counted, marked: NDArray[np.int64], group: int) -> NDArray[np.int64]:
+    """[2 M + 1] cumulated counts of the pixels of a group of images that no mask marks; `marked` [P] are the groups of
+    the positives in the order of the pass."""
+    counts = pass_over.groups.get(group)
+    if counts is None:
+        return np.zeros(pass_over.counts.size, np.int64)
+    own = marked == group
+    if own.any():
+        counts = counts.copy()
+        counts[1::2] -= np.add.reduceat(own.astype(np.int64), pass_over.ranked.ranks[:-1])
+    return np.cumsum(counts)
 
 
 def _weighed(values: NDArray[Any], regions: Saturated) -> tuple[NDArray[Any], Numbers, NDArray[np.int64]]:
@@ -222,27 +264,6 @@ def _weighed(values: NDArray[Any], regions: Saturated) -> tuple[NDArray[Any], Nu
         weights.append(np.diff(np.minimum(np.arange(needed + 1), enough)) / enough)
         owners.append(np.full(needed, number))
     return np.concatenate(scores), np.concatenate(weights), np.concatenate(owners)
-
-
-def _negatives(
-    values: NDArray[Any],
-    index: RegionIndex,
-    groups: NDArray[np.int64],
-    distinct: NDArray[Any],
-    sizes: Sizes | None,
-    threads: int,
-) -> dict[int, NDArray[np.int64]]:
-    """The counts (`Counter`) of the unmarked pixels of each group of images."""
-    counter = Counter(distinct)
-    owners = groups[index.images[index.regions]]
-    marked = values_at(values, index.positions)
-    counts: dict[int, NDArray[np.int64]] = {}
-    for group in np.unique(groups).tolist():
-        own = marked[owners == group]
-        counts[group] = -counter(own, 1) if own.size else np.zeros(2 * distinct.size + 1, np.int64)
-        for piece in pieces(values, np.flatnonzero(groups == group), sizes):
-            counts[group] += counter(piece, threads)
-    return counts
 
 
 def threshold_of(maps: Array) -> float | None:

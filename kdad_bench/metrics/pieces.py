@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from kdad_bench.files import let_go
 
 PIECE = 1 << 25  # pixels looked at together: 128 MB of float32
+LEAST = 1 << 20  # pixels of images side by side that are not copied to lie beside others
 Sizes: TypeAlias = NDArray[np.int64]  # [N, 2] (height, width) of the picture in the upper left corner of each map
 
 
@@ -19,12 +20,14 @@ def pieces(values: NDArray[Any], images: NDArray[np.int64], sizes: Sizes | None 
 
     Of pictures that do not fill their maps only their own pixels. The pages of a mapped file are let go after each.
     """
-    together = max(1, PIECE // max(1, values.shape[1] * values.shape[2]))
+    side = max(1, values.shape[1] * values.shape[2])
+    together = max(1, PIECE // side)
     for start in range(0, len(images), together):
         some = images[start : start + together]
-        beside = bool(some[-1] - some[0] == len(some) - 1)
-        if beside and sizes is None:
-            yield np.ascontiguousarray(values[some[0] : some[-1] + 1]).reshape(-1)
+        runs = np.split(some, np.flatnonzero(np.diff(some) != 1) + 1)
+        if sizes is None and len(some) * side >= len(runs) * LEAST:
+            for run in runs:
+                yield np.ascontiguousarray(values[run[0] : run[-1] + 1]).reshape(-1)
         else:
             yield np.concatenate([_own(values, int(image), sizes).reshape(-1) for image in some])
         let_go(values)
