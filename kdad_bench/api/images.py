@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from kdad_bench.datasets.decoding import as_rgb, read_rgb, squared
+from kdad_bench.datasets.decoding import as_rgb, read_rgb, reduced_rgb
 from kdad_bench.harness.scoring import as_images
 from kdad_bench.methods.resizing import resized
 
@@ -75,7 +75,7 @@ def pixels(image: Any, side: int, number: int) -> NDArray[np.uint8]:
         if image.shape == (side, side, 3):
             return image.transpose(2, 0, 1)
         image = Image.fromarray(np.ascontiguousarray(image))
-    return squared(as_rgb(ImageOps.exif_transpose(image), Path(f"image {number}")), side)
+    return reduced_rgb(as_rgb(ImageOps.exif_transpose(image), Path(f"image {number}")), side)
 
 
 def one_of_list(image: Any, number: int) -> Any:

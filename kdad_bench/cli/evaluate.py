@@ -38,6 +38,12 @@ MOST_LINES = 40  # on maps that cannot be used
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Seed of the training, for repeats.")
 @click.option("--resolution", type=SIDE, default=256, help="Side at which maps and masks are compared, px.")
 @click.option(
+    "--fit",
+    metavar="squash|short-side|pad",
+    default="squash",
+    help="What --resolution is: the side of a square, or the shorter or the longer side with proportions kept.",
+)
+@click.option(
     "--modality", type=click.Choice(["rgb", "depth", "rgb+depth"]), default="rgb", help="What the method saw."
 )
 @click.option(

@@ -85,6 +85,17 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 @click.option("--batch-size", type=click.IntRange(min=1), help="Training batch.")
 @click.option("--image-size", type=SIDE, help="Side of what the networks see, px, divisible by 32.")
 @click.option("--resolution", type=SIDE, help="Side at which images are loaded and maps evaluated, px.")
+@click.option(
+    "--fit",
+    metavar="squash|short-side|pad",
+    help="How an image comes to the resolution: squeezed into a square, or with its proportions.  [default: squash]",
+)
+@click.option("--tile", type=SIDE, help="Learn and score in tiles of this side, px at the resolution.")
+@click.option(
+    "--overlap",
+    type=click.IntRange(min=0),
+    help="Least overlap of neighbouring tiles, px.  [default: a quarter of a tile]",
+)
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="Autocast of the networks.")
 @click.option(
     "--set", "assignments", multiple=True, metavar="[METHOD.]FIELD=VALUE", help="Any other setting. Repeatable."

@@ -21,7 +21,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "run": (
         "teacher", "teacher_weights", "teacher_sha256", "resolution", "image_size", "steps", "batch_size", "precision",
         "data_fingerprint", "synthetic", "train_images", "test_images", "protocol_version",
-        "k_shot", "contamination", "corruption",
+        "k_shot", "contamination", "corruption", "fit", "tile", "tile_overlap",
     ),
     **{
         section: tuple(name for name, metric in MEASURED.items() if metric.section == section)

@@ -8,14 +8,26 @@ from kdad_bench.datasets.cache import fingerprint, sealed
 from kdad_bench.datasets.category import GOOD, MODALITIES, Category, DatasetError, Sample
 from kdad_bench.datasets.entry import Entry
 from kdad_bench.datasets.finding import canonical, categories, find, located, remarks_on, under_known_names
-from kdad_bench.datasets.loading import TestSet, load_test, load_train, load_validation, single_modalities
+from kdad_bench.datasets.fitting import FITS, PAD, SHORT_SIDE, SQUASH, fitted
+from kdad_bench.datasets.loading import (
+    TestSet,
+    load_pictures,
+    load_test,
+    load_train,
+    load_validation,
+    single_modalities,
+)
 from kdad_bench.datasets.splits import Normals, held_out, load_normals
 from kdad_bench.datasets.table import DATASETS, entries, entry, known, named
 
 __all__ = [
     "DATASETS",
+    "FITS",
     "GOOD",
     "MODALITIES",
+    "PAD",
+    "SHORT_SIDE",
+    "SQUASH",
     "Category",
     "Data",
     "DatasetError",
@@ -29,10 +41,12 @@ __all__ = [
     "entry",
     "find",
     "fingerprint",
+    "fitted",
     "held_out",
     "known",
     "load",
     "load_normals",
+    "load_pictures",
     "load_test",
     "load_train",
     "load_validation",

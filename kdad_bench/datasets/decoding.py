@@ -213,28 +213,33 @@ def as_rgb(image: Image.Image, path: Path) -> Image.Image:
         raise DatasetError(f"{path}: colour mode {image.mode} cannot be converted to RGB; convert the file") from error
 
 
-def read_rgb(path: Path, resolution: int, sha256: str | None = None) -> tuple[U8, tuple[int, int]]:
-    """`path` as uint8 [3, R, R] (Pillow's antialiased bilinear reduction, no crop) and its own (width, height).
+def read_rgb(path: Path, shape: int | tuple[int, int], sha256: str | None = None) -> tuple[U8, tuple[int, int]]:
+    """`path` as uint8 [3, H, W] (Pillow's antialiased bilinear reduction, no crop) and its own (width, height).
 
-    Raises DatasetError if it cannot be read, or has not the SHA-256 where one is given.
+    `shape` is (H, W), or the side of a square. Raises DatasetError if it cannot be read, or has not the SHA-256 where
+    one is given.
     """
     image = as_rgb(open_image(path, read_bytes(path, sha256)), path)
-    return squared(image, resolution), image.size
+    return reduced_rgb(image, shape), image.size
 
 
-def squared(image: Image.Image, resolution: int) -> U8:
-    """An image of mode RGB as uint8 [3, R, R]: Pillow's antialiased bilinear reduction, no crop."""
-    if image.size != (resolution, resolution):
-        image = image.resize((resolution, resolution), Image.Resampling.BILINEAR)
+def reduced_rgb(image: Image.Image, shape: int | tuple[int, int]) -> U8:
+    """An image of mode RGB as uint8 [3, H, W] of that `shape`: Pillow's antialiased bilinear reduction, no crop."""
+    height, width = (shape, shape) if isinstance(shape, int) else shape
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def read_mask(path: Path, resolution: int | None, size: tuple[int, int] | None = None) -> npt.NDArray[np.bool_]:
-    """`path` as bool [R, R], True where it marks a defect, taken by nearest neighbour ([H, W] if R is None).
+def read_mask(
+    path: Path, shape: int | tuple[int, int] | None, size: tuple[int, int] | None = None
+) -> npt.NDArray[np.bool_]:
+    """`path` as bool [H, W] of that `shape`, or a square of that side, True where it marks a defect, taken by nearest
+    neighbour (as large as it is if `shape` is None).
 
     Raises DatasetError if the mask has not the `size` (width, height) of its image.
     """
-    return reduced(mask_of(path, size).marked, resolution)
+    return reduced(mask_of(path, size).marked, shape)
 
 
 def mask_of(path: Path, size: tuple[int, int] | None = None, sha256: str | None = None) -> Mask:
@@ -283,9 +288,10 @@ def _distinct(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.unique(values[values != 0])
 
 
-def reduced(marked: npt.NDArray[np.bool_], resolution: int | None) -> npt.NDArray[np.bool_]:
-    """A mask [H, W] as [R, R] by nearest neighbour, or as it is where R is None."""
-    if resolution is None or marked.shape == (resolution, resolution):
+def reduced(marked: npt.NDArray[np.bool_], shape: int | tuple[int, int] | None) -> npt.NDArray[np.bool_]:
+    """A mask by nearest neighbour as one of that `shape` (H, W), or a square of that side; as it is for None."""
+    wanted = (shape, shape) if isinstance(shape, int) else shape
+    if wanted is None or marked.shape == wanted:
         return marked
-    small = Image.fromarray(marked.astype(np.uint8)).resize((resolution, resolution), Image.Resampling.NEAREST)
+    small = Image.fromarray(marked.astype(np.uint8)).resize((wanted[1], wanted[0]), Image.Resampling.NEAREST)
     return np.asarray(small) > 0

@@ -25,7 +25,7 @@ from PIL import Image
 from scipy import ndimage
 
 from kdad_bench.datasets.category import DatasetError
-from kdad_bench.datasets.decoding import MAX_PIXELS, read_bytes
+from kdad_bench.datasets.decoding import MAX_PIXELS, read_bytes, reduced_rgb
 
 FRAME = 0.08  # width of the frame that shows the table, as a share of the shorter side
 TRIPLES = 128  # random planes tried
@@ -170,10 +170,12 @@ def _pitch(points: F32) -> float:
     return max(float(np.median(steps)), 1e-6) if len(steps) else 1e-3
 
 
-def read_depth(path: Path, resolution: int, top: float, sha256: str | None = None) -> tuple[U8, tuple[int, int]]:
-    """The relief of a scan as uint8 [3, R, R] (antialiased bilinear, no crop) and the scan's own (width, height)."""
+def read_depth(
+    path: Path, shape: int | tuple[int, int], top: float, sha256: str | None = None
+) -> tuple[U8, tuple[int, int]]:
+    """The relief of a scan as uint8 [3, H, W] (antialiased bilinear, no crop) and the scan's own (width, height).
+
+    `shape` is (H, W), or the side of a square.
+    """
     picture = Image.fromarray(render(path, top, sha256))
-    size = picture.size
-    if size != (resolution, resolution):
-        picture = picture.resize((resolution, resolution), Image.Resampling.BILINEAR)
-    return np.asarray(picture).transpose(2, 0, 1), size
+    return reduced_rgb(picture, shape), picture.size

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from kdad_bench.datasets import cache
 from kdad_bench.datasets.category import Category, DatasetError, Sample, printable
 from kdad_bench.datasets.decoding import image_size, mask_of, open_image, read_bytes, read_rgb, reduced
+from kdad_bench.datasets.fitting import SQUASH, Shape, fitted
 from kdad_bench.datasets.saturation import Saturation, saturations, share_of
 
 Size = tuple[int, int]  # width, height
@@ -29,19 +30,24 @@ DOUBT_BYTES = 200  # of a line on a mask, as it is kept
 class Regions(NamedTuple):
     """The annotated regions of a test set, where a data set says at which area each counts as found."""
 
-    masks: npt.NDArray[np.bool_]  # [M, R, R], a region each; they may overlap
+    masks: npt.NDArray[np.bool_]  # [M, H, W], a region each; they may overlap
     images: npt.NDArray[np.int64]  # [M], the test image of each
     shares: npt.NDArray[np.float64]  # [M] in (0, 1], the part of its area that counts as all of it
 
 
 class TestSet(NamedTuple):
-    """The test images of a category, in the order of `Category.test`."""
+    """The test images of a category, in the order of `Category.test`.
 
-    images: npt.NDArray[np.uint8]  # [N, 3, R, R]
+    H and W are the resolution R, unless pictures keep their proportions: then those of the largest, and each picture
+    lies in the upper left corner with zeros beside it.
+    """
+
+    images: npt.NDArray[np.uint8]  # [N, 3, H, W]
     labels: npt.NDArray[np.bool_]  # [N], True if anomalous
-    masks: npt.NDArray[np.bool_] | None  # [N, R, R]; None if the category has no masks
+    masks: npt.NDArray[np.bool_] | None  # [N, H, W]; None if the category has no masks
     names: tuple[str, ...]  # "<defect>/<file name>", each once
     regions: Regions | None = None  # None where the data set has no saturation
+    sizes: npt.NDArray[np.int64] | None = None  # [N, 2] height and width of each picture; None: all fill H x W
 
 
 def load_train(category: Category, resolution: int) -> npt.NDArray[np.uint8]:
@@ -58,16 +64,28 @@ def load_validation(category: Category, resolution: int) -> npt.NDArray[np.uint8
     return _images(category, "validation", category.validation, resolution)
 
 
-def load_test(category: Category, resolution: int) -> TestSet:
+def load_pictures(category: Category, split: str, resolution: int, fit: str) -> list[npt.NDArray[np.uint8]]:
+    """The images of a `split` (train or validation) as uint8 [3, h, w] each, of the shape that `fit` gives them.
+
+    Views of a mapped file. Raises DatasetError, naming the file, if one cannot be decoded.
+    """
+    samples = category.train if split == "train" else category.validation
+    canvas = _images(category, split, samples, resolution, fit)
+    shapes = _shapes(category, samples, resolution, fit)
+    return [whole[:, :height, :width] for whole, (height, width) in zip(canvas, shapes, strict=True)]
+
+
+def load_test(category: Category, resolution: int, fit: str = SQUASH) -> TestSet:
     """The test images, labels and masks. Raises DatasetError, naming the file, if one cannot be used.
 
     Warns, in one line for each reason, of masks that may not mean what they mark.
     """
-    images = _images(category, "test", category.test, resolution)
+    images = _images(category, "test", category.test, resolution, fit)
     labels = np.array([sample.label for sample in category.test], dtype=np.bool_)
-    masks = _masks(category, resolution) if category.has_masks else None
-    regions = load_regions(category, resolution) if category.saturation is not None else None
-    return TestSet(images, labels, masks, _names(category), regions)
+    masks = _masks(category, resolution, fit) if category.has_masks else None
+    regions = load_regions(category, resolution, fit) if category.saturation is not None else None
+    sizes = None if fit == SQUASH else np.array(_shapes(category, category.test, resolution, fit), np.int64)
+    return TestSet(images, labels, masks, _names(category), regions, sizes)
 
 
 def _names(category: Category) -> tuple[str, ...]:
@@ -83,7 +101,24 @@ def single_modalities(category: Category) -> tuple[Category, ...]:
     return tuple(dataclasses.replace(category, modality=modality) for modality in category.modality.split("+"))
 
 
-def _images(category: Category, split: str, samples: Sequence[Sample], resolution: int) -> npt.NDArray[np.uint8]:
+def _shapes(category: Category, samples: Sequence[Sample], resolution: int, fit: str) -> list[Shape]:
+    """The height and width that each image is brought to; only where proportions are kept are the files asked."""
+    if fit == SQUASH or not samples:
+        return [(resolution, resolution)] * len(samples)
+    files = [sample.path for sample in samples]
+    hashes = cache.unchanged(category, files)
+    sizes = _sizes(category, files, hashes, lambda: _measured(files, hashes))
+    return [fitted(size, resolution, fit, path) for size, path in zip(sizes, files, strict=True)]
+
+
+def _canvas(shapes: Sequence[Shape]) -> Shape:
+    """The height and width that hold each of the shapes."""
+    return max(height for height, _ in shapes), max(width for _, width in shapes)
+
+
+def _images(
+    category: Category, split: str, samples: Sequence[Sample], resolution: int, fit: str = SQUASH
+) -> npt.NDArray[np.uint8]:
     if not 1 <= resolution <= 8192:
         raise DatasetError(f"resolution {resolution}: must lie between 1 and 8192")
     if category.modality not in ("rgb", "depth"):
@@ -91,41 +126,54 @@ def _images(category: Category, split: str, samples: Sequence[Sample], resolutio
     if not samples:
         return np.zeros((0, 3, resolution, resolution), dtype=np.uint8)
     if category.modality == "depth":
-        return _depths(category, split, samples, resolution)
+        return _depths(category, split, samples, resolution, fit)
     files = [sample.path for sample in samples]
     hashes = cache.unchanged(category, files)
+    shapes = _shapes(category, samples, resolution, fit)
 
     def fill(array: cache.Array) -> None:
         def decode(index: int) -> None:
-            array[index], sizes[index] = read_rgb(files[index], resolution, hashes[files[index]])
+            height, width = shapes[index]
+            found, sizes[index] = read_rgb(files[index], shapes[index], hashes[files[index]])
+            array[index, :, :height, :width] = found
 
         sizes: list[Size] = [(0, 0)] * len(files)
         _in_threads(decode, len(files))
         _sizes(category, files, hashes, lambda: sizes)
 
-    name = cache.key(f"rgb-{split}", files, hashes, category.root, resolution)
-    return cache.array(name, (len(files), 3, resolution, resolution), np.uint8, fill)
+    name = cache.key(f"rgb-{split}", files, hashes, category.root, resolution, *_said(fit))
+    return cache.array(name, (len(files), 3, *_canvas(shapes)), np.uint8, fill)
 
 
-def _depths(category: Category, split: str, samples: Sequence[Sample], resolution: int) -> npt.NDArray[np.uint8]:
+def _said(fit: str) -> tuple[str, ...]:
+    """What names an entry of the cache besides the resolution: nothing for squares, which are older than fits."""
+    return () if fit == SQUASH else (fit,)
+
+
+def _depths(
+    category: Category, split: str, samples: Sequence[Sample], resolution: int, fit: str
+) -> npt.NDArray[np.uint8]:
     from kdad_bench.datasets.depth import read_depth
 
     scans = _scans(samples)
     hashes = cache.unchanged(category, scans)
     top = highest_relief(category)
+    shapes = _shapes(category, samples, resolution, fit)
 
     def fill(array: cache.Array) -> None:
         def decode(index: int) -> None:
-            array[index], size = read_depth(scans[index], resolution, top, hashes[scans[index]])
+            height, width = shapes[index]
+            found, size = read_depth(scans[index], shapes[index], top, hashes[scans[index]])
             if size != image_size(samples[index].path):
                 raise DatasetError(
                     f"{scans[index]}: the scan is {size[0]} x {size[1]} and its image is not; restore both"
                 )
+            array[index, :, :height, :width] = found
 
         _in_threads(decode, len(scans))
 
-    name = cache.key(f"depth-{split}", scans, hashes, category.root, resolution, top.hex())
-    return cache.array(name, (len(scans), 3, resolution, resolution), np.uint8, fill)
+    name = cache.key(f"depth-{split}", scans, hashes, category.root, resolution, top.hex(), *_said(fit))
+    return cache.array(name, (len(scans), 3, *_canvas(shapes)), np.uint8, fill)
 
 
 def _scans(samples: Sequence[Sample]) -> list[Path]:
@@ -150,11 +198,12 @@ def highest_relief(category: Category) -> float:
     return float(np.max(tops))
 
 
-def _masks(category: Category, resolution: int) -> npt.NDArray[np.bool_]:
+def _masks(category: Category, resolution: int, fit: str) -> npt.NDArray[np.bool_]:
     marked = [(index, sample) for index, sample in enumerate(category.test) if sample.masks]
     files = [path for _, sample in marked for path in (sample.path, *sample.masks)]
     every = [sample.path for sample in category.test]
     hashes = cache.unchanged(category, [*every, *files])
+    shapes = _shapes(category, category.test, resolution, fit)
 
     def fill(array: cache.Array) -> None:
         sizes = _sizes(category, every, hashes, lambda: _measured(every, hashes))
@@ -162,15 +211,16 @@ def _masks(category: Category, resolution: int) -> npt.NDArray[np.bool_]:
         def decode(place: int) -> None:
             index, sample = marked[place]
             read = [mask_of(path, sizes[index], hashes[path]) for path in sample.masks]
-            array[index] = np.any([reduced(mask.marked, resolution) for mask in read], axis=0)
+            height, width = shapes[index]
+            array[index, :height, :width] = np.any([reduced(mask.marked, shapes[index]) for mask in read], axis=0)
             doubts[place] = next((mask.doubt for mask in read if mask.doubt), "")
 
         doubts = [""] * len(marked)
         _in_threads(decode, len(marked))
         _doubts(category, files, hashes, len(marked), lambda: doubts)
 
-    name = cache.key("masks", [*every, *files], hashes, category.root, resolution)
-    array = cache.array(name, (len(category.test), resolution, resolution), np.bool_, fill)
+    name = cache.key("masks", [*every, *files], hashes, category.root, resolution, *_said(fit))
+    array = cache.array(name, (len(category.test), *_canvas(shapes)), np.bool_, fill)
     _warn(category, [sample for _, sample in marked], _doubts(category, files, hashes, len(marked), lambda: [
         next((doubt for path in sample.masks if (doubt := mask_of(path).doubt)), "") for _, sample in marked
     ]))  # fmt: skip
@@ -205,7 +255,7 @@ def _warn(category: Category, samples: Sequence[Sample], doubts: Sequence[str]) 
         warnings.warn(printable(line), stacklevel=4)
 
 
-def load_regions(category: Category, resolution: int) -> Regions:
+def load_regions(category: Category, resolution: int, fit: str = SQUASH) -> Regions:
     """The region that each mask file of the category marks, with the share of it that saturates.
 
     The share is taken at the mask's own size, where absolute areas of `category.saturation` are meant. Raises
@@ -217,19 +267,21 @@ def load_regions(category: Category, resolution: int) -> Regions:
     files = [path for _, path in every]
     hashes = cache.unchanged(category, [*files, category.saturation])
     known = saturations(category.saturation, hashes[category.saturation])
+    shapes = _shapes(category, category.test, resolution, fit)
 
     def fill(array: cache.Array) -> None:
         def decode(place: int) -> None:
             mask = mask_of(files[place], sha256=hashes[files[place]])
-            array[place] = reduced(mask.marked, resolution)
+            height, width = shapes[every[place][0]]
+            array[place, :height, :width] = reduced(mask.marked, (height, width))
             shares[place] = share_of(files[place], mask, known)
 
         shares = [0.0] * len(files)
         _in_threads(decode, len(files))
         _shares(category, files, hashes, known, lambda: shares)
 
-    name = cache.key("regions", [*files, category.saturation], hashes, category.root, resolution)
-    masks = cache.array(name, (len(files), resolution, resolution), np.bool_, fill)
+    name = cache.key("regions", [*files, category.saturation], hashes, category.root, resolution, *_said(fit))
+    masks = cache.array(name, (len(files), *_canvas(shapes)), np.bool_, fill)
     shares = _shares(category, files, hashes, known, lambda: [share_of(path, mask_of(path), known) for path in files])
     return Regions(masks, np.array([image for image, _ in every], np.int64), shares)
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, TypeVar
 
-from kdad_bench.datasets import Category
+from kdad_bench.datasets import SQUASH, Category
 from kdad_bench.datasets.corruption import CORRUPTIONS, LEVELS, PHOTOGRAPHIC
 from kdad_bench.datasets.lots import MOST_SHARE
 from kdad_bench.harness.choices import SelectionError, suggestion
@@ -147,8 +147,11 @@ def _names() -> str:
     return ", ".join(CORRUPTIONS)
 
 
-def refuse_what_does_not_fit(axes: Axes, category: Category) -> None:
-    """Raises SelectionError for a corruption of photographs where a method sees none."""
+def refuse_what_does_not_fit(axes: Axes, category: Category, fit: str = SQUASH) -> None:
+    """Raises SelectionError for a corruption of photographs where a method sees none, and of pictures that are no
+    squares."""
+    if axes.corruption is not None and fit != SQUASH:
+        raise SelectionError(f"--corruption {axes.corruption}: is defined on squares; not with --fit {fit}")
     name = (axes.corruption or "").partition(":")[0]
     if name in PHOTOGRAPHIC and category.modality == "depth":
         raise SelectionError(

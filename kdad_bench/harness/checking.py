@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from kdad_bench import __version__, datasets
-from kdad_bench.datasets import Category, DatasetError
+from kdad_bench.datasets import SQUASH, Category, DatasetError
 from kdad_bench.datasets.archive import extract
 from kdad_bench.files import DamagedError, read_json
 from kdad_bench.harness.axes import axes_of
@@ -196,18 +196,26 @@ def check_maps_of(path: Path, row: Mapping[str, Any], asked: Asked, report: Repo
         maps = np.ascontiguousarray(maps_of(path, row).maps)
         peaks = maps.reshape(len(maps), -1).max(axis=1)
         category, why = data_of(row, asked)
+        if category is None and row["fit"] is not None:
+            report.notes.append(f"{label(row)}: {why}; which part of its maps is a picture cannot be told")
+            return
         if category is None:
             report.notes.append(f"{label(row)}: {why}; only the maxima of its maps were looked at")
             found = image_metrics(peaks, np.array(row["image_labels"], bool))
             report.problems += differences(row, {"image_auroc_max": found["image_auroc"]}, "from its maps")
             return
         axes = axes_of(row)
-        test = datasets.load_test(datasets.single_modalities(category)[0], row["resolution"])
+        test = datasets.load_test(datasets.single_modalities(category)[0], row["resolution"], row["fit"] or SQUASH)
         test = judged_on(axes, category, row["seed"], test)
         category = judged_category(axes, category, row["seed"])
         if test.names != tuple(row["image_names"]) or test.labels.tolist() != list(row["image_labels"]):
             report.problems.append(f"{label(row)}: its images or labels are not those of the data")
             return
+        if maps.shape[1:] != test.images.shape[2:]:
+            report.problems.append(f"{label(row)}: its maps are {maps.shape[1:]}, its images {test.images.shape[2:]}")
+            return
+        if test.sizes is not None:
+            peaks = np.array([one[:h, :w].max() for one, (h, w) in zip(maps, test.sizes, strict=True)])
         scores = np.array(row["image_scores"], np.float32)
         figures = judged(
             scores, maps, peaks, test, category=category, resolution=row["resolution"], method=row["method"]

@@ -12,6 +12,7 @@ from kdad_bench.harness import clock
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.protocol import PROTOCOL
 from kdad_bench.harness.scoring import as_images
+from kdad_bench.harness.windows import Windowed
 from kdad_bench.methods.protocol import Method
 from kdad_bench.methods.resizing import resized
 
@@ -98,7 +99,8 @@ def networks_on(method: Method, images: Tensor) -> Callable[[], object]:
     That is the images at the method's `image_size`, under autocast for its precision: neither the resolution of the
     run nor a precision of its own is measured.
     """
-    seen = resized(images, method.settings.image_size)
+    squares = method.windows(images) if isinstance(method, Windowed) else images
+    seen = resized(squares, method.settings.image_size)
     half = HALVES.get(method.settings.precision)
 
     def networks() -> object:

@@ -6,12 +6,13 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from kdad_bench.datasets import SQUASH
 from kdad_bench.files import DamagedError, read_json, write_text_whole
 from kdad_bench.harness.choices import MOST_SIDE
 
@@ -31,6 +32,9 @@ class Decision:
 
     category: str
     resolution: int  # side in px at which images are given to the model
+    fit: str = SQUASH  # how an image comes to that side
+    tile: int | None = None  # side of the tiles that it sees, px; None: whole images
+    overlap: int | None = None  # of neighbouring windows, px; None: a quarter of one
     normal_scores: tuple[float, ...] = ()  # of held-out normals, ascending
     normal_map_peak: float | None = None  # the highest map value of held-out normals: colour scales reach at least that
 
@@ -104,6 +108,9 @@ class Written(BaseModel):
 
     category: str = Field(max_length=1000)
     resolution: int = Field(ge=1, le=MOST_SIDE)
+    fit: Literal["squash", "short-side", "pad"] = "squash"
+    tile: int | None = Field(default=None, ge=1, le=MOST_SIDE)
+    overlap: int | None = Field(default=None, ge=0, le=MOST_SIDE)
     normal_scores: tuple[Score, ...]
     normal_map_peak: Score | None = None
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdad_bench import __version__, datasets
-from kdad_bench.datasets import Category, TestSet
+from kdad_bench.datasets import PAD, SHORT_SIDE, SQUASH, Category, TestSet, fitted
 from kdad_bench.datasets.decoding import image_size, open_image
 from kdad_bench.files import write_bytes_whole
 from kdad_bench.harness.choices import SelectionError
@@ -63,9 +63,16 @@ class Asked:
 class Loaded(NamedTuple):
     """The maps of a category in the order of its test images, and how large they were."""
 
-    maps: NDArray[np.float32]  # [N, R, R]
+    maps: NDArray[np.float32]  # [N, H, W]: [N, R, R], or large enough for each picture, zero beside it
     scores: NDArray[np.float32] | None  # [N]; None: none were given
     sizes: tuple[Size, ...]  # each once, the most frequent first
+    shapes: NDArray[np.int64] | None = None  # [N, 2] height and width of each picture; None: all fill H x W
+
+    def peaks(self) -> NDArray[np.float32]:
+        """[N] the highest value of each map."""
+        if self.shapes is None:
+            return self.maps.reshape(len(self.maps), -1).max(axis=1)
+        return np.array([one[:h, :w].max() for one, (h, w) in zip(self.maps, self.shapes, strict=True)], np.float32)
 
 
 class Judged(NamedTuple):
@@ -95,8 +102,8 @@ def evaluate(asked: Asked, *, dry_run: bool = False) -> Evaluation:
     found: list[Judged] = []
     for one in matched:
         try:
-            loaded = load(one, side)
-            said.append(words_on(one, loaded, side))
+            loaded = load(one, side, asked.options.fit)
+            said.append(words_on(one, loaded, side, asked.options.fit))
             found += [] if dry_run or faults else [judge(one.category, loaded, side, asked)]
         except EvaluationError as error:
             faults += error.lines
@@ -145,19 +152,21 @@ def matched_maps(asked: Asked) -> tuple[tuple[Matched, ...], list[str]]:
     return found.categories, [*offered.remarks, *other]
 
 
-def load(one: Matched, side: int) -> Loaded:
-    """The maps of a category as float32 [N, R, R], in threads; raises EvaluationError with a line for each fault."""
+def load(one: Matched, side: int, fit: str = SQUASH) -> Loaded:
+    """The maps of a category as float32 [N, H, W], in threads; raises EvaluationError with a line for each fault."""
     samples = one.category.test
     if not samples:
         raise EvaluationError([f"{one.label}: the category has no test images"])
     own = {sample.path.resolve() for sample in samples}
-    maps = np.empty((len(samples), side, side), np.float32)
+    shapes = shapes_of(one.category, side, fit)
+    maps = np.zeros((len(samples), *map(max, zip(*shapes, strict=True))), np.float32)
 
     def read(number: int) -> Size | str:
         offer = one.maps[number]
         try:
             values = values_of(offer, own)
-            maps[number] = resampled(values, side)
+            height, width = shapes[number]
+            maps[number, :height, :width] = resampled(values, shapes[number])
         except MapError as error:
             return f"{offer.file or offer.where}: {error}"
         return values.shape[1], values.shape[0]
@@ -170,7 +179,15 @@ def load(one: Matched, side: int) -> Loaded:
     if faults:
         raise EvaluationError(faults)
     scores = np.array([one.scores[i].score for i in range(len(samples))], np.float32) if one.scores else None
-    return Loaded(maps, scores, tuple(size for size, _ in Counter(sizes.values()).most_common()))
+    kinds = tuple(size for size, _ in Counter(sizes.values()).most_common())
+    return Loaded(maps, scores, kinds, None if fit == SQUASH else np.array(shapes, np.int64))
+
+
+def shapes_of(category: Category, side: int, fit: str) -> list[tuple[int, int]]:
+    """The (height, width) that each test image is judged at."""
+    if fit == SQUASH:
+        return [(side, side)] * len(category.test)
+    return [fitted(open_image(one.path).size, side, fit, one.path) for one in category.test]
 
 
 def values_of(offer: Offer, own: set[Path]) -> F32:
@@ -222,20 +239,21 @@ def not_finite(one: Matched) -> Iterator[str]:
                 yield f"{offer.where}: the image score is {offer.score}; it must be finite in float32"
 
 
-def words_on(one: Matched, loaded: Loaded, side: int) -> str:
+def words_on(one: Matched, loaded: Loaded, side: int, fit: str = SQUASH) -> str:
     """What matched, in one line."""
     scores = f", {len(one.scores)} image scores" if one.scores else ""
     return f"{one.label}: {len(one.maps)} maps for {len(one.category.test)} test images{scores}; " + "; ".join(
-        readings(loaded, side)
+        readings(loaded, side, fit)
     )
 
 
-def readings(loaded: Loaded, side: int) -> tuple[str, ...]:
+def readings(loaded: Loaded, side: int, fit: str = SQUASH) -> tuple[str, ...]:
     """What was decided about the maps: how they came to the size they are judged at, where image scores come from."""
     sizes = ", ".join(f"{width} x {height}" for width, height in loaded.sizes[:4])
     more = f" and {len(loaded.sizes) - 4} more sizes" if len(loaded.sizes) > 4 else ""
     same = loaded.sizes == ((side, side),)
-    how = "as they are" if same else f"resampled to {side} x {side} px, antialiased bilinear"
+    wanted = {SQUASH: f"{side} x {side} px", SHORT_SIDE: f"a short side of {side} px", PAD: f"a long side of {side} px"}
+    how = "as they are" if same else f"resampled to {wanted[fit]}, antialiased bilinear"
     scores = "as given" if loaded.scores is not None else f"the maximum of each map at {side} px"
     return f"maps: {sizes}{more} px, {how}", f"image scores: {scores}"
 
@@ -243,8 +261,9 @@ def readings(loaded: Loaded, side: int) -> tuple[str, ...]:
 def judge(category: Category, loaded: Loaded, side: int, asked: Asked) -> Judged:
     """The row of one category and, if wanted, its picture."""
     sealed = datasets.sealed(category)
-    test = datasets.load_test(datasets.single_modalities(sealed)[0], side)
-    peaks = loaded.maps.reshape(len(loaded.maps), -1).max(axis=1)
+    fit = asked.options.fit
+    test = datasets.load_test(datasets.single_modalities(sealed)[0], side, fit)
+    peaks = loaded.peaks()
     scores = peaks if loaded.scores is None else loaded.scores
     method = PREFIX + asked.name
     figures = judged(scores, loaded.maps, peaks, test, category=category, resolution=side, method=method)
@@ -258,11 +277,12 @@ def judge(category: Category, loaded: Loaded, side: int, asked: Asked) -> Judged
         dataset=category.dataset,
         category=category.name,
         seed=asked.seed,
-        preset="external",
+        preset="external" if fit == SQUASH else f"external[fit={fit}]",
         modality=category.modality,
         origin=EXTERNAL,
         resolution=side,
-        readings=readings(loaded, side),
+        fit=None if fit == SQUASH else fit,
+        readings=readings(loaded, side, fit),
         data_fingerprint=data,
         synthetic=category.synthetic,
         test_images=len(test.labels),
@@ -294,8 +314,9 @@ def identity(category: Category, loaded: Loaded, data: str, asked: Asked) -> str
         "modality": category.modality,
         "data": data,
         "seed": asked.seed,
-        "resolution": loaded.maps.shape[1],
+        "resolution": asked.options.resolution or PROTOCOL.resolution,
         "maps": content.hexdigest(),
+        **({"fit": asked.options.fit} if asked.options.fit != SQUASH else {}),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -307,5 +328,6 @@ def picture(row: Row, test: TestSet, loaded: Loaded, scores: NDArray[np.float32]
     title = f"{row.title} {row.dataset}/{row.category} seed {row.seed} [{EXTERNAL}]"
     with TemporaryDirectory() as folder:
         path = Path(folder) / "sheet.png"
-        contact_sheet(test.images, test.masks, loaded.maps, scores, test.names, path, labels=test.labels, title=title)
+        contact_sheet(test.images, test.masks, loaded.maps, scores, test.names, path, labels=test.labels,
+                      sizes=test.sizes, title=title)  # fmt: skip
         return path.read_bytes()

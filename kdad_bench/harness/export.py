@@ -46,6 +46,7 @@ from kdad_bench.harness.exported import (
     sha256,
 )
 from kdad_bench.harness.scoring import SCORE_BATCH
+from kdad_bench.harness.view import View
 from kdad_bench.methods import checkpoint, entry
 from kdad_bench.methods.protocol import Method
 
@@ -128,6 +129,7 @@ def source_of(wanted: Wanted) -> Source:
     """The model and the images; raises SelectionError where there is no photograph to compare on."""
     name, method = checkpoint.load(wanted.model, CPU)
     kept = decision.read(wanted.model)
+    refuse_windows(wanted.model, kept)
     if kept.normal_scores:
         kept.threshold(wanted.false_alarms)  # DecisionError before the work
     normals = normals_of(wanted.model, kept, wanted.data_root)
@@ -139,6 +141,16 @@ def source_of(wanted: Wanted) -> Source:
     if not wanted.int8:  # its ranges are those of photographs: nothing is promised beyond them
         found.append(drawn(kept.resolution))
     return Source(name=name, method=method, kept=kept, normals=normals, sets=tuple(found))
+
+
+def refuse_windows(model: Path, kept: Decision) -> None:
+    """Raises SelectionError for a model that sees more than one square of an image: a graph takes that alone."""
+    view = View(fit=kept.fit, tile=kept.tile, overlap=kept.overlap)
+    if not view.plain:
+        raise SelectionError(
+            f"{model}: sees images as {view.label}, and a graph takes one square; train without --fit, --tile and "
+            "--overlap to export it"
+        )
 
 
 def written(wanted: Wanted, source: Source, graph: Graph, place: Path) -> Exported:

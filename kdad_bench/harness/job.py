@@ -16,6 +16,7 @@ from kdad_bench import __version__
 from kdad_bench.datasets import Category, fingerprint
 from kdad_bench.harness.axes import PLAIN, Axes, axes_of
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
+from kdad_bench.harness.view import WHOLE, View, view_of
 from kdad_bench.methods import METHODS, outside
 
 HELD_OUT = re.compile(r"[\[,]hold_out=([0-9.e+-]+)[,\]]")  # in the label of a preset
@@ -43,7 +44,7 @@ def id_of_row(row: Mapping[str, Any]) -> str:
     held_out = HELD_OUT.search(row["preset"])
     try:
         settings, environment = json.loads(row["settings"] or "{}"), json.loads(row["environment"] or "{}")
-        axes = axes_of(row)
+        axes, view = axes_of(row), view_of(row)
     except ValueError:
         return ""
     return id_of({
@@ -64,6 +65,7 @@ def id_of_row(row: Mapping[str, Any]) -> str:
         "hold_out": float(held_out[1]) if held_out else 0.0,
         **({"code": row["code_sha256"]} if row["code_sha256"] else {}),
         **({"axes": axes.used} if axes.used else {}),
+        **({"view": view.used} if view.used else {}),
     })  # fmt: skip
 
 
@@ -93,6 +95,7 @@ class Job:
     fingerprint: str = ""  # of the category, where the plan has it already: once for all its jobs
     code: str = ""  # SHA-256 of a method's code that is not this package's
     axes: Axes = PLAIN
+    view: View = WHOLE
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -115,6 +118,7 @@ class Job:
             "hold_out": self.hold_out,
             **({"code": self.code} if self.code else {}),
             **({"axes": self.axes.used} if self.axes.used else {}),
+            **({"view": self.view.used} if self.view.used else {}),
         }
 
     @cached_property
@@ -137,20 +141,20 @@ class Job:
         """
         if self.weights is None:
             return tuple(self.settings.deviations)
-        size, share = self.settings.image_size, self.hold_out
+        size, share, side = self.settings.image_size, self.hold_out, self.view.side(self.resolution)
         said = {
-            "resizing": size != self.resolution and f"twice, file to {self.resolution} px to {size} px (papers: once)",
+            "resizing": size != side and f"twice, file to {side} px to {size} px (papers: once)",
             "hold_out": share and f"{share:g} of the normals are kept from the method (papers: it learns from all)",
             "weights": self.weights.source == "random" and "random (papers: trained on ImageNet)",
         }
         own = (f"{subject}: {words}" for subject, words in said.items() if words)
-        return (*self.settings.deviations, *own, *self.axes.deviations)
+        return (*self.settings.deviations, *own, *self.axes.deviations, *self.view.deviations)
 
     @property
     def label(self) -> str:
         """How people read this job: `stfpm synthetic/weave seed 0`."""
         modality = "" if self.category.modality == "rgb" else f" {self.category.modality}"
-        point = f" {self.axes.label}" if self.axes.used else ""
+        point = "".join(f" {one}" for one in (self.axes.label, self.view.label) if one)
         return f"{self.name} {self.category.dataset}/{self.category.name}{modality} seed {self.seed}{point}"
 
     @property

@@ -20,7 +20,6 @@ from kdad_bench.metrics import (
     image_metrics,
     mask_conflicts,
     region_index,
-    threshold_of,
 )
 
 if TYPE_CHECKING:
@@ -38,13 +37,13 @@ def judged(
     category: Category,
     resolution: int,
     method: str,
-    normal_maps: Array | None = None,
+    threshold: float | None = None,
 ) -> dict[str, Any]:
     """The accuracy columns of a row: image and pixel metrics, and the image AUROC of the maps' maxima.
 
     `image` [N] scores, `maps` [N, R, R] and `peaks` [N], the maximum of each map: float32 arrays or tensors, in the
-    order of `test`. `normal_maps` [M, R, R] are those of normal images that nothing was learnt from, where there are
-    some: they give the threshold of SegF1. A metric that a data set has not is None. Warns of masks that disagree with
+    order of `test`. `threshold` is that of SegF1, where there are normal images that nothing was learnt
+    from. A metric that a data set has not is None. Warns of masks that disagree with
     labels. Raises MetricError naming `method` and the image.
     """
     figures: dict[str, Any] = image_metrics(image, test.labels, names=test.names, method=method)
@@ -53,12 +52,13 @@ def judged(
     warn_of_conflicts(test, category, resolution)
     if test.masks is None:
         return figures | dict.fromkeys((*PIXEL_METRICS, *FINER))
-    index = region_index(test.masks, region_file(category, resolution))
+    index = region_index(test.masks, region_file(category, resolution, test))
     about = Finer(
         normal=~test.labels,
         kinds=[sample.defect for sample in category.test],
         regions=Saturated(*test.regions) if test.regions is not None else None,
-        threshold=threshold_of(normal_maps) if normal_maps is not None else None,
+        threshold=threshold,
+        sizes=test.sizes,
     )
     return figures | every_pixel_metric(maps, index, about, names=test.names, method=method)
 
@@ -82,9 +82,10 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def region_file(category: Category, resolution: int) -> Path | None:
+def region_file(category: Category, resolution: int, test: TestSet) -> Path | None:
     """Where the region index of a category's masks at a resolution is kept; None without a cache folder."""
-    name = f"{category.dataset}-{category.name}-{resolution}.regions"
+    shape = "" if test.sizes is None else "-{}x{}".format(*test.images.shape[-2:])
+    name = f"{category.dataset}-{category.name}-{resolution}{shape}.regions"
     readable = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[-120:]
     try:
         return cache_folder() / "regions" / readable

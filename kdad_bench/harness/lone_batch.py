@@ -21,6 +21,8 @@ def refuse_lone_batches(job: Job) -> None:
 
     Only where a batch of one comes up on small images is the method asked, with random weights, by a step on one image.
     """
+    if not job.view.plain:  # windows, whose number follows from the files
+        return
     where = f"{job.name} on {job.category.dataset}/{job.category.name}"
     refuse_a_lone_batch(job.method, job.settings, learnt_from(job), where)
 

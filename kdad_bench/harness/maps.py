@@ -63,11 +63,13 @@ def plain(array: NDArray[Any]) -> F32:
     return values
 
 
-def resampled(values: F32, resolution: int) -> F32:
-    """A map as float32 [R, R]: as it is where it has that size, else by Pillow's antialiased bilinear resize."""
-    if values.shape == (resolution, resolution):
+def resampled(values: F32, shape: int | tuple[int, int]) -> F32:
+    """A map as float32 [H, W] of that `shape`, or a square of that side: as it is where it has that size, else by
+    Pillow's antialiased bilinear resize."""
+    height, width = (shape, shape) if isinstance(shape, int) else shape
+    if values.shape == (height, width):
         return values
-    small = Image.fromarray(values).resize((resolution, resolution), Image.Resampling.BILINEAR)
+    small = Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(small, dtype=np.float32)
 
 

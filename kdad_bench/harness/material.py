@@ -36,7 +36,7 @@ def held_out_of(job: Job) -> float:
 
 
 def learnt_from(job: Job, fit: Any) -> Any:
-    """What is learnt from, uint8 [N, 3 M, R, R], of the normals `fit` that are not held out.
+    """What is learnt from, uint8 [N, 3 M, R, R] or pictures, of the normals `fit` that are not held out.
 
     Of the test set nothing is opened but the defective images that are set aside for a contamination.
     """
@@ -44,18 +44,34 @@ def learnt_from(job: Job, fit: Any) -> Any:
     if lot is None:
         return fit
     there = left_to_learn_from(job.category, held_out_of(job), job.seed)
-    normals = fit[np.searchsorted(there, lot.normals)]
-    images = np.concatenate([normals, spared(job)[: len(lot.slipped)]]) if len(lot.slipped) else normals
-    found = np.empty_like(images)
-    found[lot.places] = images
-    return found
+    images = [fit[place] for place in np.searchsorted(there, lot.normals)]
+    images += list(spared(job)[: len(lot.slipped)]) if len(lot.slipped) else []
+    order = np.argsort(lot.places)  # places are a permutation: the image at each of them
+    found = [images[k] for k in order]
+    return found if isinstance(fit, list) else np.stack(found)
 
 
 def spared(job: Job) -> Any:
     """The defective images that are set aside, in the order in which they slip in: decoded apart from the test set."""
     samples = tuple(job.category.test[index] for index in set_aside(job.category, job.seed))
+    if not job.view.plain:
+        return pictures(job, replace(job.category, validation=samples), "validation")
     parts = [replace(part, validation=samples) for part in datasets.single_modalities(job.category)]
     return np.concatenate([datasets.load_validation(part, job.resolution) for part in parts], 1)
+
+
+def pictures(job: Job, category: Category, split: str) -> list[Any]:
+    """The pictures uint8 [3 M, h, w] of a split (train or validation), the modalities stacked along the channels."""
+    parts = datasets.single_modalities(category)
+    found = [datasets.load_pictures(part, split, job.resolution, job.view.fit) for part in parts]
+    return found[0] if len(found) == 1 else [np.concatenate(one) for one in zip(*found, strict=True)]
+
+
+def pictures_of(test: TestSet) -> Any:
+    """The test images as a method is given them: the array where all fill it, else a list of pictures."""
+    if test.sizes is None:
+        return test.images
+    return [whole[:, :height, :width] for whole, (height, width) in zip(test.images, test.sizes, strict=True)]
 
 
 def left_to_judge(category: Category, seed: int) -> Indices:
@@ -84,7 +100,8 @@ def judged_on(axes: Axes, category: Category, seed: int, test: TestSet) -> TestS
         kept = left_to_judge(category, seed)
         masks = None if test.masks is None else test.masks[kept]
         names = tuple(test.names[index] for index in kept)
-        test = TestSet(test.images[kept], test.labels[kept], masks, names, regions_of(kept, test.regions))
+        test = TestSet(test.images[kept], test.labels[kept], masks, names, regions_of(kept, test.regions),
+                       None if test.sizes is None else test.sizes[kept])  # fmt: skip
     if axes.corruption is not None:
         name, _, level = axes.corruption.partition(":")
         test = corrupted(test, category, name, int(level))

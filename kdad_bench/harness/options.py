@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from kdad_bench.datasets import FITS, SQUASH
 from kdad_bench.harness.axes import corruptions_from, counts_from, shares_from
 from kdad_bench.harness.choices import (
     LEAST_SIDE,
@@ -79,6 +80,13 @@ def known_modality(value: str) -> str:
     return value
 
 
+def known_fit(value: str) -> str:
+    """`value` if it is a way to bring a picture to the resolution."""
+    if value not in FITS:
+        raise ValueError(f"--fit '{value}'{suggestion(value, FITS)} is not one of {', '.join(FITS)}")
+    return value
+
+
 Texts = Annotated[tuple[str, ...], BeforeValidator(tuple_of_texts)]
 Methods = Annotated[tuple[Annotated[tuple[str, str], BeforeValidator(method_of)], ...], BeforeValidator(tuple_of_texts)]
 Seeds = Annotated[tuple[int, ...], BeforeValidator(seeds_of)]
@@ -111,6 +119,9 @@ class RunTable(BaseModel):
     train_images: Counts = ()  # None among them: all there are
     contamination: Shares = ()
     corruption: Corruptions = ()
+    fit: Annotated[str, AfterValidator(known_fit)] = SQUASH
+    tile: Side | None = None  # None: whole images
+    overlap: Annotated[int, Field(ge=0, le=MOST_SIDE)] | None = None  # None: a quarter of a window
 
 
 class RunOptions(RunTable):

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdad_bench.files import sweep, write_whole
 from kdad_bench.harness.choices import SelectionError
@@ -16,8 +16,6 @@ from kdad_bench.harness.job import Job
 from kdad_bench.harness.options import RunOptions
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from kdad_bench.datasets import TestSet
     from kdad_bench.methods.protocol import Method, Scores
 
@@ -117,7 +115,7 @@ def checkpoints(job: Job, work: Work) -> list[Path]:
     return [] if path is None else sorted(path.parent.glob(f"{job.id}*.pt"))
 
 
-def keep_beside(job: Job, work: Work, method: Method, test: TestSet, scores: Scores, held_out: Tensor) -> None:
+def keep_beside(job: Job, work: Work, method: Method, test: TestSet, scores: Scores, held_out: Any) -> None:
     """Write what was asked for beside the rows: contact sheet, model, raw maps. What cannot be is one warning each."""
     folder = work.beside
     if folder is None:
@@ -142,18 +140,29 @@ def keep_picture(job: Job, folder: Path, test: TestSet, scores: Scores) -> None:
 
     contact_sheet(
         test.images[:, :3], test.masks, scores.pixel.cpu().numpy(), scores.image.cpu().numpy(), test.names,
-        folder / "pictures" / f"{job.id}.png", labels=test.labels, title=f"{job.label} [{job.preset}]",
+        folder / "pictures" / f"{job.id}.png", labels=test.labels, sizes=test.sizes,
+        title=f"{job.label} [{job.preset}]",
     )  # fmt: skip
 
 
-def keep_model(job: Job, folder: Path, method: Method, held_out: Tensor) -> None:
+def keep_model(job: Job, folder: Path, method: Method, held_out: Any) -> None:
     """The trained model of `job` in models/, with its scores of the held-out normals."""
+    import torch
+
     from kdad_bench.harness.scoring import decision_from
     from kdad_bench.methods.checkpoint import save
 
     place = folder / "models" / f"{job.name.replace(':', '-')}-{job.category.name}-s{job.seed}-{job.id}"
-    save(job.method, method, place)
-    decision_from(method, held_out, job.name, category=job.category.name, resolution=job.resolution).write(place)
+    save(job.method, getattr(method, "inner", method), place)
+    decision_from(
+        method,
+        held_out,
+        job.name,
+        category=job.category.name,
+        resolution=job.resolution,
+        view=job.view,
+        device=torch.device(job.device),
+    ).write(place)
 
 
 def keep_maps(path: Path, scores: Scores, names: tuple[str, ...]) -> None:

@@ -18,6 +18,7 @@ CAPTION = 16
 HEADER = 44
 COLUMNS = ("image", "mask", "map", "overlay")
 PER_KIND = 2
+MOST_PIXELS = 1 << 26  # of maps that the ends of the colour scale are taken from
 CEILING = 99.9  # percentile of all map pixels at which the colour scale ends; one hot pixel must not darken the rest
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 
@@ -31,16 +32,18 @@ def contact_sheet(
     path: Path,
     *,
     labels: NDArray[np.bool_],
+    sizes: NDArray[np.int64] | None = None,
     title: str = "",
 ) -> None:
     """Write the sheet as a PNG to `path`.
 
     `images` uint8 [N, 3, H, W], `masks` bool [N, H, W] or None, `maps` [N, H, W] and `scores` [N] floats, `names` and
-    `labels` (true: anomalous) of N. All maps share one colour scale, from the least map value of the test set to its
+    `labels` (true: anomalous) of N. `sizes` [N, 2] are the heights and widths of pictures that fill H x W in part, from
+    the upper left corner. All maps share one colour scale, from the least map value of the test set to its
     99.9th percentile; the sheet says which values those are. Raises OSError if it cannot be written.
     """
     cases = chosen(scores, labels)
-    low, high = float(maps.min()), float(np.percentile(maps, CEILING))
+    low, high = scale(maps, sizes)
     width = len(COLUMNS) * (TILE + GAP) + GAP
     sheet = Image.new("RGB", (width, HEADER + len(cases) * (TILE + CAPTION + GAP)), PAPER)
     pen = ImageDraw.Draw(sheet)
@@ -51,10 +54,20 @@ def contact_sheet(
     for row, (kind, index) in enumerate(cases):
         top = HEADER + row * (TILE + CAPTION + GAP)
         pen.text((GAP, top), f"{kind}: {names[index]}, score {scores[index]:.4g}", fill=INK)
-        mask = None if masks is None else masks[index]
-        for column, tile in enumerate(tiles(images[index], mask, maps[index], low, high)):
+        own = (slice(None), slice(None)) if sizes is None else tuple(map(slice, sizes[index]))
+        mask = None if masks is None else masks[index][own]
+        for column, tile in enumerate(tiles(images[index][:, *own], mask, maps[index][own], low, high)):
             sheet.paste(tile, (GAP + column * (TILE + GAP), top + CAPTION))
     write_whole(path, lambda temporary: sheet.save(temporary, format="PNG", optimize=True))
+
+
+def scale(maps: NDArray[np.float32], sizes: NDArray[np.int64] | None) -> tuple[float, float]:
+    """The least value of all maps and their CEILING; of very many pixels every so many-th is looked at."""
+    if sizes is not None:
+        maps = np.concatenate([one[:height, :width].ravel() for one, (height, width) in zip(maps, sizes, strict=True)])
+    every = max(1, maps.size // MOST_PIXELS)
+    some = maps.reshape(-1)[::every]
+    return float(some.min()), float(np.percentile(some, CEILING))
 
 
 def chosen(scores: NDArray[Any], labels: NDArray[np.bool_]) -> list[tuple[str, int]]:

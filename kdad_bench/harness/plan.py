@@ -13,6 +13,7 @@ from kdad_bench.harness.choices import PRESETS, SelectionError, suggestion
 from kdad_bench.harness.job import Job, TeacherWeights
 from kdad_bench.harness.lone_batch import refuse_lone_batches
 from kdad_bench.harness.selection import Selection
+from kdad_bench.harness.view import refuse_what_cannot_be_seen
 from kdad_bench.methods import outside
 
 # settings that stand elsewhere -> where
@@ -29,10 +30,11 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
     jobs: dict[str, Job] = {}
     configurations = dict(configurations_of(selection))
     resolution = selection.resolution or PRESETS[selection.preset].resolution
+    refuse_what_cannot_be_seen(selection.view, resolution)
     categories = [(one, fingerprint(one)) for one in map(sealed, selection.categories)]
     for seed, axes in product(selection.seeds, selection.axes):
         for category, data in categories:
-            refuse_what_does_not_fit(axes, category)
+            refuse_what_does_not_fit(axes, category, selection.view.fit)
             for (method, variant), (settings, asked, needs_teacher) in configurations.items():
                 job = Job(
                     method=method,
@@ -49,6 +51,7 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
                     fingerprint=data,
                     code=outside.ADDED[method].sha256 if method in outside.ADDED else "",
                     axes=axes,
+                    view=selection.view,
                 )
                 refuse_lone_batches(job)
                 jobs.setdefault(job.id, job)
@@ -109,7 +112,7 @@ def preset_label(selection: Selection, asked: Mapping[str, Any], axes: Axes) -> 
         parts["resolution"] = selection.resolution
     if selection.hold_out:
         parts["hold_out"] = selection.hold_out
-    parts |= axes.used
+    parts |= axes.used | selection.view.used
     shown = {name: value for name, value in parts.items() if value is not None}
     if not shown:
         return selection.preset

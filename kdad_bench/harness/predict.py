@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,18 +17,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdad_bench.datasets import DatasetError
+from kdad_bench.datasets import fitted as fitted_shape
 from kdad_bench.datasets.category import printable
-from kdad_bench.datasets.decoding import as_rgb, open_image, read_rgb
+from kdad_bench.datasets.decoding import as_rgb, open_image, read_rgb, reduced_rgb
 from kdad_bench.datasets.photographs import ANSWERS, Bad, drawn, photographs
 from kdad_bench.files import write_text_whole, write_whole
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.decision import Decision
 from kdad_bench.harness.exported import opened
 from kdad_bench.harness.pictures import colours
-from kdad_bench.harness.scoring import SCORE_BATCH, Scorer, as_images, finite, scored
+from kdad_bench.harness.scoring import BATCH_PIXELS, SCORE_BATCH, Scorer, as_images, finite, scored
+from kdad_bench.harness.view import WHOLE, View
+from kdad_bench.harness.windows import Windowed
 
 OPACITY = 0.45  # of a map over its image
-BATCH_PIXELS = SCORE_BATCH * 1024 * 1024  # of larger images, fewer are scored at once
 STEM = 50  # letters of an image's name in that of its overlay
 
 
@@ -69,7 +72,7 @@ class Predictions:
 
 
 class Answer(NamedTuple):
-    """One image's score and its map [R, R]."""
+    """One image's score and its map [R, R], or [h, w] where the model keeps proportions."""
 
     path: Path
     score: float
@@ -84,6 +87,7 @@ class Judge:
     method: Scorer
     resolution: int
     device: torch.device
+    view: View = WHOLE
     failed: list[Failure] = field(default_factory=list)
     not_used: list[str] = field(default_factory=list)
 
@@ -98,7 +102,7 @@ class Judge:
             raise SelectionError(f"{', '.join(names)}: no photograph there; {' '.join(found.remarks)}")
         for bad in found.bad:
             self.fail(bad)
-        batch = max(1, min(SCORE_BATCH, BATCH_PIXELS // self.resolution**2))
+        batch = max(1, min(SCORE_BATCH, BATCH_PIXELS // self.resolution**2)) if self.view.plain else 1
         for start in range(0, len(found.files), batch):
             yield from self.batch(found.files[start : start + batch])
 
@@ -119,9 +123,12 @@ class Judge:
                 self.fail(Bad(path, f"{path}: {why}"))
 
     def pixels(self, path: Path) -> NDArray[np.uint8] | None:
-        """uint8 [3, R, R]; None for an image that cannot be read."""
+        """uint8 [3, R, R], or [3, h, w] of its proportions; None for an image that cannot be read."""
         try:
-            return read_rgb(path, self.resolution)[0]
+            if self.view.plain:
+                return read_rgb(path, self.resolution)[0]
+            picture = as_rgb(open_image(path), path)
+            return reduced_rgb(picture, fitted_shape(picture.size, self.resolution, self.view.fit, path))
         except DatasetError as error:
             self.fail(Bad(path, str(error)))
             return None
@@ -147,7 +154,9 @@ def predict(
     ModelError or ScoreError, each a ValueError of one line, and OSError for an `out` that cannot be written.
     """
     name, method, kept, where = opened(model, device)
-    judge = Judge(name=name, method=method, resolution=kept.resolution, device=where)
+    view = View(fit=kept.fit, tile=kept.tile, overlap=kept.overlap)
+    seen = method if view.plain else Windowed(method, view, kept.resolution)
+    judge = Judge(name=name, method=seen, resolution=kept.resolution, device=where, view=view)
     if normals is not None:
         kept = fitted(kept, judge, normals)
     limit, origin = threshold_of(kept, threshold, false_alarms)
@@ -181,16 +190,17 @@ def drawn_over(
 ) -> list[Prediction]:
     """The predictions, each with its overlay in `out`; the maps wait in a nameless file until the highest is known."""
     out.mkdir(parents=True, exist_ok=True)
-    found, paths = [], []
+    found, paths, shapes = [], [], []
     with tempfile.TemporaryFile(dir=out) as maps:
         for one in answers:
             peak = max(peak, float(one.heat.max()))
             maps.write(one.heat.astype(np.float32).tobytes())
             found.append(prediction(one, limit))
             paths.append(one.path)
+            shapes.append(one.heat.shape)
         maps.seek(0)
         for number, path in enumerate(paths):
-            answer = Answer(path, found[number].score, next_map(maps, judge.resolution))
+            answer = Answer(path, found[number].score, next_map(maps, shapes[number]))
             stem = re.sub(r"[^\w. -]", "_", path.stem)[:STEM]
             try:
                 overlay = write_overlay(answer, peak, out / f"{number:04}-{stem}.png")
@@ -200,9 +210,9 @@ def drawn_over(
     return found
 
 
-def next_map(maps: IO[bytes], side: int) -> NDArray[np.float32]:
-    """The next map [side, side] of the file."""
-    return np.frombuffer(maps.read(4 * side * side), np.float32).reshape(side, side)
+def next_map(maps: IO[bytes], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The next map of the file, of that (height, width)."""
+    return np.frombuffer(maps.read(4 * math.prod(shape)), np.float32).reshape(shape)
 
 
 def fitted(kept: Decision, judge: Judge, normals: Path) -> Decision:

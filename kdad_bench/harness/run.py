@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from kdad_bench import datasets
 from kdad_bench.datasets.splits import FRACTION
@@ -20,16 +19,25 @@ from kdad_bench.harness.environment import describe, give_freed_memory_back, kee
 from kdad_bench.harness.job import Job, TeacherWeights
 from kdad_bench.harness.judging import judged
 from kdad_bench.harness.late_fusion import FusedModalities
-from kdad_bench.harness.material import judged_category, judged_on, learnt_from
+from kdad_bench.harness.material import (
+    held_out_of,
+    judged_category,
+    judged_on,
+    learnt_from,
+    pictures,
+    pictures_of,
+)
 from kdad_bench.harness.output import Work, checkpoint_path, keep_beside
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
-from kdad_bench.harness.scoring import as_images, batch_invariance, score_all
+from kdad_bench.harness.scoring import MOST_BYTES, as_images, batch_invariance, let_go_of_scores, score_all
 from kdad_bench.harness.speed_key import speed_key
 from kdad_bench.harness.step_log import earlier_losses
+from kdad_bench.harness.windows import all_windows, windowed
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods import entry
 from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
 from kdad_bench.methods.protocol import Fitting, Method
+from kdad_bench.metrics import threshold_of
 
 KEPT_LOSSES = 200  # points of the loss curve that enter the row; the log file has all of them
 
@@ -49,7 +57,9 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         log(step, terms)
 
     start = time.perf_counter()
-    normal, held_out = (as_images(pixels, device) for pixels in normals(job))
+    fit, held_out = normals(job)
+    normal = as_images(squares(job, fit), device)
+    held_out = as_images(held_out, device) if job.view.plain else held_out
     data_seconds = time.perf_counter() - start
     with clock.peak_memory(job.device) as peak:
         method = build(job, device, held_out)
@@ -58,7 +68,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
                                    checkpoint_every_seconds=work.checkpoint_every_seconds))  # fmt: skip
         synchronise(device)
         train_seconds = time.perf_counter() - start
-        train_images = len(normal)
+        train_images = len(fit)
         del normal
         give_freed_memory_back()
 
@@ -66,21 +76,21 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         test = test_set(job)
         data_seconds += time.perf_counter() - start
         start = time.perf_counter()
-        scores = score_all(method, test.images, job.name, device)
+        scores = score_all(method, pictures_of(test), job.name, device)
         synchronise(device)
         score_seconds = time.perf_counter() - start
 
     losses = [curve[step] for step in sorted(curve)]
-    unseen = normal_maps(job, method, held_out)
+    unseen = normal_threshold(job, method, held_out)
     start = time.perf_counter()
     figures = judged(
-        scores.image, scores.pixel, scores.pixel.amax(dim=(1, 2)), test,
+        scores.image, scores.pixel, peaks_of(scores.pixel, test.sizes), test,
         category=judged_category(job.axes, job.category, job.seed), resolution=job.resolution, method=job.name,
-        normal_maps=unseen,
+        threshold=unseen,
     )  # fmt: skip
     metric_seconds = time.perf_counter() - start
 
-    cost = cost_of(method, test.images, job, timed=work.time_every_job)
+    cost = cost_of(method, timed_on(job, pictures_of(test)), job, timed=work.time_every_job)
     keep_beside(job, work, method, test, scores, held_out)
     return Row(
         **columns_of(job),
@@ -97,7 +107,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         metric_seconds=metric_seconds,
         total_seconds=time.perf_counter() - began,
         peak_memory_mb=peak.peak_mb,
-        batch_invariance=batch_invariance(method, test.images, scores, device),
+        batch_invariance=batch_invariance(method, pictures_of(test), scores, device),
         image_scores=tuple(scores.image.cpu().tolist()),
         image_labels=tuple(bool(label) for label in test.labels),
         image_names=tuple(test.names),
@@ -106,11 +116,14 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
 
 
 def normals(job: Job) -> tuple[Any, Any]:
-    """uint8 (images to learn from, held-out images) [N, 3 M, R, R], the M modalities stacked along the channels.
+    """(images to learn from, held-out images) uint8 [N, 3 M, R, R], the M modalities stacked along the channels; where
+    a job does not see whole squares, lists of pictures [3 M, h, w].
 
     Normals are held out where a threshold or a late fusion needs them: the validation split that the data set ships,
     else a share of the training images drawn by the job's seed.
     """
+    if not job.view.plain:
+        return pictures_apart(job)
     parts = datasets.single_modalities(job.category)
     if not job.hold_out and len(parts) == 1:
         images = datasets.load_train(job.category, job.resolution)
@@ -121,27 +134,76 @@ def normals(job: Job) -> tuple[Any, Any]:
     return learnt_from(job, fit), np.concatenate([one.held_out for one in found], 1)
 
 
-def normal_maps(job: Job, method: Method, held_out: Tensor) -> Tensor | None:
-    """The maps of normal images that the method has not seen: those held out, or a validation split that is shipped."""
+def pictures_apart(job: Job) -> tuple[list[Any], list[Any]]:
+    """What `normals` gives, as pictures of the shapes that the job's view gives them."""
+    train = pictures(job, job.category, "train")
+    if not held_out_of(job):
+        return learnt_from(job, train), []
+    if job.category.validation:
+        return learnt_from(job, train), pictures(job, job.category, "validation")
+    fit, apart = datasets.held_out(len(train), fraction=held_out_of(job), seed=job.seed)
+    return learnt_from(job, [train[k] for k in fit]), [train[k] for k in apart]
+
+
+def squares(job: Job, images: Any) -> Any:
+    """uint8 [K, 3 M, S, S]: what the method itself sees of images from `normals`."""
+    return images if job.view.plain else all_windows(images, job.view, job.resolution)
+
+
+def normal_threshold(job: Job, method: Method, held_out: Any) -> float | None:
+    """The threshold of SegF1, from the maps of normal images that the method has not seen: those held out, or a
+    validation split that is shipped; None where there is none."""
     images = held_out
     if not len(images) and job.category.validation:  # a late fusion holds them out, so that there is one modality
-        images = as_images(datasets.load_validation(job.category, job.resolution), held_out.device)
-    return score_all(method, images, job.name).pixel if len(images) else None
+        plain = job.view.plain
+        images = (
+            datasets.load_validation(job.category, job.resolution)
+            if plain
+            else pictures(job, job.category, "validation")
+        )
+    if not len(images):
+        return None
+    found = score_all(method, images, job.name, torch.device(job.device)).pixel
+    sizes = None if job.view.plain else np.array([one.shape[-2:] for one in images], np.int64)
+    return threshold_of(found, sizes)
 
 
 def test_set(job: Job) -> datasets.TestSet:
     """The test images, the modalities stacked along the channels, as the axes of the job say."""
-    found = [datasets.load_test(part, job.resolution) for part in datasets.single_modalities(job.category)]
+    parts = datasets.single_modalities(job.category)
+    found = [datasets.load_test(part, job.resolution, job.view.fit) for part in parts]
     stacked = found[0]._replace(images=np.concatenate([one.images for one in found], 1)) if found[1:] else found[0]
     return judged_on(job.axes, job.category, job.seed, stacked)
 
 
-def build(job: Job, device: torch.device, held_out: Tensor) -> Method:
-    """The untrained method of `job` on `device`, one per modality; raises WeightsError without teacher weights."""
+def peaks_of(maps: torch.Tensor, sizes: Any) -> torch.Tensor:
+    """[N] the highest value of each map, of pictures that fill theirs in part the highest within."""
+    if sizes is None and maps.nbytes <= MOST_BYTES:
+        return maps.amax(dim=(1, 2))
+    found = [one if sizes is None else one[: sizes[k, 0], : sizes[k, 1]] for k, one in enumerate(maps)]
+    peaks = []
+    for one in found:
+        peaks.append(one.amax())
+        let_go_of_scores(maps)
+    return torch.stack(peaks)
+
+
+def timed_on(job: Job, images: Any) -> Any:
+    """uint8 [N, 3 M, h, w] that a method may be timed on: the first picture, where they are of many shapes."""
+    return images if isinstance(images, np.ndarray) else np.ascontiguousarray(images[0])[None]
+
+
+def build(job: Job, device: torch.device, held_out: Any) -> Method:
+    """The untrained method of `job` on `device`, one per modality; raises WeightsError without teacher weights.
+
+    `held_out` is of `normals`: a late fusion is calibrated on it.
+    """
     modalities = job.category.modality.split("+")
     if len(modalities) == 1:
-        return build_one(job, device)
-    return FusedModalities([build_one(job, device) for _ in modalities], modalities, held_out)
+        return windowed(build_one(job, device), job.view, job.resolution)
+    apart = held_out if isinstance(held_out, torch.Tensor) else as_images(squares(job, held_out), device)
+    fused = FusedModalities([build_one(job, device) for _ in modalities], modalities, apart)
+    return windowed(fused, job.view, job.resolution)
 
 
 def build_one(job: Job, device: torch.device) -> Method:
@@ -200,6 +262,7 @@ def columns_of(job: Job) -> dict[str, Any]:
         "synthetic": job.category.synthetic,
         "code_sha256": job.code or None,
         **job.axes.columns,
+        **job.view.columns,
     }
 
 

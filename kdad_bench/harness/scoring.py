@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
+import math
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -10,13 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdad_bench.files import CacheError, let_go, scratch
 from kdad_bench.harness.decision import Decision
+from kdad_bench.harness.view import WHOLE, View
 from kdad_bench.methods.protocol import Method, Scores
 
 Pixels: TypeAlias = Tensor | NDArray[np.uint8]
+Pictures: TypeAlias = Sequence[NDArray[np.uint8]]  # [C, h, w] each, of any shapes
 CPU = torch.device("cpu")
 SCORE_BATCH = 16
 SMALLER_SCORE_BATCH = 2  # tried once when a GPU is out of memory
+BATCH_PIXELS = SCORE_BATCH * 1024 * 1024  # of larger images, fewer are scored at once
+MOST_BYTES = 1 << 29  # of maps that are kept in memory; more go to a file that is mapped
 INVARIANCE_IMAGES = 4  # maps of so many images at batch 1 are compared with those of the full batch
 
 
@@ -37,13 +43,16 @@ def as_images(pixels: Any, device: torch.device) -> Tensor:
     return torch.from_numpy(np.array(pixels)).to(device).float().div_(255)  # a copy: the cache is read-only
 
 
-def score_all(method: Method, images: Pixels, name: str, device: torch.device = CPU) -> Scores:
+def score_all(method: Method, images: Pixels | Pictures, name: str, device: torch.device = CPU) -> Scores:
     """Scores of all images, in batches; a GPU out of memory gets one more try with smaller ones.
 
-    `images` [N, C, H, W] are a float32 tensor, or uint8 pixels that come to `device` a batch at a time.
+    `images` [N, C, H, W] are a float32 tensor, or uint8 pixels that come to `device` a batch at a time; or pictures
+    [C, h, w], each of which is scored by itself into the upper left corner of its map.
     """
+    if not isinstance(images, (Tensor, np.ndarray)):
+        return scored_pictures(method, images, name, device)
     try:
-        return scored(method, images, SCORE_BATCH, name, device)
+        return scored(method, images, batch_for(images), name, device)
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return scored(method, images, SMALLER_SCORE_BATCH, name, device)
@@ -61,21 +70,61 @@ def scored(method: Scorer, images: Pixels, batch: int, name: str, device: torch.
         for start in range(0, len(images) or 1, size or 1):
             chunk = on_device(images[start : start + size], device)
             part = checked(method.score(chunk), chunk, name)
-            whole = whole or Scores(*(value.new_empty((len(images), *value.shape[1:])) for value in part))
+            whole = whole or Scores(*(room_for((len(images), *value.shape[1:]), value) for value in part))
             for all_of_it, value in zip(whole, part, strict=True):
                 all_of_it[start : start + size] = value
             let_go_of(images)
+            let_go_of_scores(whole.pixel)
     assert whole is not None
     return whole
 
 
+def batch_for(images: Pixels) -> int:
+    """How many images are scored at once, so that a batch of large ones takes no more memory than one of small ones."""
+    return max(1, min(SCORE_BATCH, BATCH_PIXELS // max(1, images.shape[-2] * images.shape[-1])))
+
+
+def room_for(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """An empty tensor; for maps on the CPU that are larger than MOST_BYTES one in a nameless file that is mapped."""
+    if like.device.type != "cpu" or math.prod(shape) * like.element_size() <= MOST_BYTES:
+        return like.new_empty(shape)
+    try:
+        mapped = scratch(
+            math.prod(shape) * like.element_size(), lambda found: np.frombuffer(found, np.uint8).ctypes.data
+        )
+    except CacheError:  # nowhere to put a file: they must fit into memory
+        return like.new_empty(shape)
+    return torch.frombuffer(mapped, dtype=like.dtype).reshape(shape)
+
+
+def let_go_of_scores(maps: Tensor) -> None:
+    """Take the pages of maps that lie in a file out of this process."""
+    if maps.device.type == "cpu":
+        let_go(maps.numpy())
+
+
+def scored_pictures(method: Scorer, images: Pictures, name: str, device: torch.device = CPU) -> Scores:
+    """Scores of pictures of any shapes, one after the other: image scores [N], maps [N, H, W] that hold the largest,
+    zero beside the others."""
+    height, width = (max(one.shape[axis] for one in images) for axis in (1, 2))
+    found, whole = [], None
+    with torch.inference_mode():
+        for number, picture in enumerate(images):
+            chunk = as_images(picture[None], device)
+            part = checked(method.score(chunk), chunk, name)
+            whole = room_for((len(images), height, width), part.pixel).zero_() if whole is None else whole
+            whole[number, : picture.shape[1], : picture.shape[2]] = part.pixel[0]
+            found.append(part.image)
+            let_go_of(picture)
+            let_go_of_scores(whole)
+    assert whole is not None
+    return Scores(torch.cat(found), whole)
+
+
 def let_go_of(images: Pixels) -> None:
     """Take the pages of a mapped file out of this process; they stay in the system's cache, to be read again."""
-    mapped: Any = None if isinstance(images, Tensor) or images.flags.writeable else images
-    while isinstance(mapped, np.ndarray):
-        mapped = mapped.base
-    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)
+    if not isinstance(images, Tensor):
+        let_go(images)
 
 
 def on_device(images: Pixels, device: torch.device) -> Tensor:
@@ -83,12 +132,24 @@ def on_device(images: Pixels, device: torch.device) -> Tensor:
     return images if isinstance(images, Tensor) else as_images(images, device)
 
 
-def decision_from(method: Method, held_out: Tensor, name: str, *, category: str, resolution: int) -> Decision:
-    """What a decision needs of a fitted method: its scores of normals [N, 3, R, R] that it never saw; N may be 0."""
-    normals = score_all(method, held_out, name) if len(held_out) else None
+def decision_from(
+    method: Method,
+    held_out: Pixels | Pictures,
+    name: str,
+    *,
+    category: str,
+    resolution: int,
+    view: View = WHOLE,
+    device: torch.device = CPU,
+) -> Decision:
+    """What a decision needs of a fitted method: its scores of normals that it never saw; there may be none."""
+    normals = score_all(method, held_out, name, device) if len(held_out) else None
     return Decision(
         category=category,
         resolution=resolution,
+        fit=view.fit,
+        tile=view.tile,
+        overlap=view.overlap,
         normal_scores=tuple(sorted(normals.image.tolist())) if normals else (),
         normal_map_peak=float(normals.pixel.max()) if normals else None,
     )
@@ -114,9 +175,22 @@ def finite(scores: Scores) -> Tensor:
     return torch.isfinite(scores.image) & torch.isfinite(scores.pixel).flatten(1).all(1)
 
 
-def batch_invariance(method: Method, images: Pixels, scores: Scores, device: torch.device = CPU) -> float:
+def batch_invariance(method: Method, images: Pixels | Pictures, scores: Scores, device: torch.device = CPU) -> float:
     """The largest difference between a map scored alone and within its batch, over the first few images."""
+    if not isinstance(images, (Tensor, np.ndarray)):
+        return invariance_of_windows(method, images, scores, device)
     few = on_device(images[:INVARIANCE_IMAGES], device)
     with torch.inference_mode():
         alone = [method.score(few[i : i + 1]).pixel[0] for i in range(len(few))]
     return max(float((one - scores.pixel[i]).abs().max()) for i, one in enumerate(alone))
+
+
+def invariance_of_windows(method: Any, pictures: Pictures, scores: Scores, device: torch.device) -> float:
+    """The largest difference between the map of the first picture with its windows scored one by one and together."""
+    together, method.batch = method.batch, 1
+    try:
+        alone = score_all(method, pictures[:1], "", device).pixel[0]
+    finally:
+        method.batch = together
+    height, width = alone.shape
+    return float((alone - scores.pixel[0, :height, :width]).abs().max())

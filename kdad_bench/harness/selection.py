@@ -13,6 +13,7 @@ from kdad_bench.datasets import Category
 from kdad_bench.harness.axes import PLAIN, Axes, points
 from kdad_bench.harness.choices import PRESETS, SelectionError, parse_assignment, suggestion
 from kdad_bench.harness.options import RunOptions
+from kdad_bench.harness.view import WHOLE, View
 from kdad_bench.methods import METHODS, known, outside
 
 EVERYWHERE = ("teacher", "steps", "epochs", "batch_size", "image_size", "precision")  # options that are settings
@@ -34,6 +35,7 @@ class Selection:
     deterministic: bool = False
     hold_out: float = 0.0
     axes: tuple[Axes, ...] = (PLAIN,)
+    view: View = WHOLE
 
 
 def selected(options: RunOptions) -> Selection:
@@ -60,6 +62,7 @@ def selected_for(options: RunOptions, categories: tuple[Category, ...]) -> Selec
         deterministic=options.deterministic,
         hold_out=options.hold_out,
         axes=points(options.train_images, options.contamination, options.corruption),
+        view=View(fit=options.fit, tile=options.tile, overlap=options.overlap),
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from kdad_bench.harness.cost import batches_of, is_quick, latencies, one_thread, throughput
 from kdad_bench.harness.environment import MOST_BUSY, describe, keep_freed_memory
 from kdad_bench.harness.job import Job
-from kdad_bench.harness.run import build, normals, synchronise
+from kdad_bench.harness.run import build, normals, squares, synchronise, timed_on
 from kdad_bench.harness.scoring import as_images
 from kdad_bench.harness.speed_key import configuration, key_of
 from kdad_bench.leaderboard.measurement import Measurement
@@ -75,18 +75,26 @@ def fitted(job: Job) -> tuple[Method, Any, str]:
     method, grew = learnt(short, normal[:few], held_out[:few])
     place = f"{job.category.dataset}/{job.category.name}"
     if not grew:
-        return method, normal, f"{FEW_STEPS} step on {few} normal images of {place}: weights change no cost"
+        return (
+            method,
+            timed_on(job, normal),
+            f"{FEW_STEPS} step on {few} normal images of {place}: weights change no cost",
+        )
     if len(normal) > few or job.code:
         method, _ = learnt(job, normal, held_out)
-    return method, normal, f"all {len(normal)} normal images of {place}: what is kept of them decides the cost"
+    return (
+        method,
+        timed_on(job, normal),
+        f"all {len(normal)} normal images of {place}: what is kept of them decides the cost",
+    )
 
 
 def learnt(job: Job, normal: Any, held_out: Any) -> tuple[Method, bool]:
-    """(the method after it has learnt from uint8 `normal`, whether what it keeps has changed its size by that)."""
+    """(the method after it has learnt from `normal` images, whether what it keeps has changed its size by that)."""
     device = torch.device(job.device)
-    method = build(job, device, as_images(held_out, device))
+    method = build(job, device, held_out)
     before = kept_values(method)
-    method.fit(as_images(normal, device))
+    method.fit(as_images(squares(job, normal), device))
     synchronise(device)
     return method, kept_values(method) != before
 

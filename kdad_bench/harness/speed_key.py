@@ -46,6 +46,7 @@ def configuration(job: Job) -> dict[str, Any]:
         "code": job.code,
         "settings": settings,
         "resolution": job.resolution,
+        **({"view": job.view.used} if job.view.used else {}),
         "modality": job.category.modality,
         "deterministic": job.deterministic,
         "quick": is_quick(job),

@@ -147,7 +147,8 @@ def maps_of(path: Path, row: Mapping[str, Any]) -> Stack:
         raise MapError("holds no stack of maps with names")
     if list(stack.names) != list(row["image_names"] or ()):
         raise MapError("holds maps of other images than the row names")
-    if stack.maps.dtype != np.float32 or stack.maps.shape[1:] != (side, side):
+    squares = row["fit"] is None  # the data say what other shapes there are
+    if stack.maps.dtype != np.float32 or (squares and stack.maps.shape[1:] != (side, side)):
         raise MapError(f"holds {stack.maps.dtype} maps {stack.maps.shape[1:]}, not float32 {(side, side)}")
     return stack
 

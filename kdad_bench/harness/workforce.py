@@ -77,7 +77,8 @@ def bytes_of(job: Job) -> int:
     images = max(len(category.train), len(category.test)) * len(category.modality.split("+"))
     batch = min(job.settings.batch_size, max(1, len(category.train)))
     step: int = batch * side**2 * STEP_BYTES
-    whole: int = WORKER_BYTES + images * 3 * 4 * (job.resolution**2 + side**2) + step
+    windows = 1 if job.view.plain else 4  # as many pixels in windows: what overlaps, and proportions up to 2 to 1
+    whole: int = WORKER_BYTES + images * 3 * 4 * (windows * job.resolution**2 + side**2) + step
     return whole
 
 

@@ -37,8 +37,8 @@ VISIBLE = 0.0005  # half of the last digit that tables show: a smaller differenc
 _IDENTITY = (
     "job_id schema_version protocol_version created_at method title family variant dataset category seed preset "
     "modality status reason teacher teacher_weights teacher_sha256 resolution image_size readings deviations "
-    "data_fingerprint synthetic origin code_sha256 train_images k_shot contamination corruption speed_key "
-    "speed_threads"
+    "data_fingerprint synthetic origin code_sha256 train_images k_shot contamination corruption fit tile "
+    "tile_overlap speed_key speed_threads"
 )
 _MACHINE = "device device_name threads python torch triton numpy kdad_bench platform git_commit git_dirty"
 _SCORES = "image_scores image_labels image_names"

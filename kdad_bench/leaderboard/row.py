@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     SCHEMA: pa.Schema
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 # version -> what changed. A reader accepts every version up to its own: columns that a file lacks are null.
 SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
     {
@@ -31,6 +31,7 @@ SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
         "configuration, alone, and shared; more of its figures.",
         5: "Finer pixel metrics: `pixel_ap_small`, `_middle` and `_large`, `aupimo`, `au_spro_05`, `seg_f1`.",
         6: "Columns `k_shot`, `contamination` and `corruption`: where a job stands on the axes.",
+        7: "Columns `fit`, `tile` and `tile_overlap`: how an image comes to the resolution, and tiles.",
     }
 )
 
@@ -112,6 +113,17 @@ class _Job:
     )
     corruption: str | None = field(
         default=None, metadata=_is("string", "NAME:LEVEL of the test images' corruption; null: as they are")
+    )
+    # how the job sees an image
+    fit: str | None = field(
+        default=None,
+        metadata=_is("string", "proportions kept: short-side or pad; null: squeezed into a square of the resolution"),
+    )
+    tile: int | None = field(
+        default=None, metadata=_is("int32", "side of the tiles that the method sees, px; null: none")
+    )
+    tile_overlap: int | None = field(
+        default=None, metadata=_is("int32", "least overlap of windows, px; null: a quarter of one, where there are any")
     )
 
 

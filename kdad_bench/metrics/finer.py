@@ -266,16 +266,18 @@ def _weighed(values: NDArray[Any], regions: Saturated) -> tuple[NDArray[Any], Nu
     return np.concatenate(scores), np.concatenate(weights), np.concatenate(owners)
 
 
-def threshold_of(maps: Array) -> float | None:
+def threshold_of(maps: Array, sizes: Sizes | None = None) -> float | None:
     """The mean plus DEVIATIONS standard deviations of all pixels of the maps [N, H, W] of normal images.
 
-    None without an image.
+    None without an image. `sizes` [N, 2] as of `exact.pixel_metrics`.
     """
     values = numpy_of(maps)
     if not values.size:
         return None
-    mean = float(np.mean([one.mean(dtype=np.float64) for one in values]))
-    variance = float(np.mean([np.square(one - np.float64(mean)).mean() for one in values]))
+    own = [one if sizes is None else one[: sizes[k, 0], : sizes[k, 1]] for k, one in enumerate(values)]
+    share = np.array([one.size for one in own], np.float64) / np.mean([one.size for one in own])
+    mean = float(np.mean([one.mean(dtype=np.float64) for one in own] * share))
+    variance = float(np.mean([np.square(one - np.float64(mean)).mean() for one in own] * share))
     return mean + DEVIATIONS * math.sqrt(variance)
 
 
