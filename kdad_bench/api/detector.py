@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -12,10 +12,11 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kdad_bench.api.images import Images
 from kdad_bench.api.keywords import fields_of, said_as_keywords
-from kdad_bench.datasets import DatasetError, held_out
+from kdad_bench.datasets import SQUASH, DatasetError, held_out
 from kdad_bench.harness import decision
 from kdad_bench.harness.choices import PRESETS, SelectionError, method_choice
 from kdad_bench.harness.decision import Decision, least_rate
@@ -27,6 +28,8 @@ from kdad_bench.harness.run import built
 from kdad_bench.harness.scoring import ScoreError, decision_from, finite, score_all
 from kdad_bench.harness.selection import Selection, device_from, selected_for
 from kdad_bench.harness.teachers import weights_for, with_teachers_at_hand
+from kdad_bench.harness.view import refuse_what_cannot_be_seen
+from kdad_bench.harness.windows import windowed, windows_of
 from kdad_bench.methods import checkpoint
 from kdad_bench.methods.protocol import Fitting, Method, ignore_step
 
@@ -41,7 +44,7 @@ class Prediction(NamedTuple):
     """What a detector says of N images, in their order."""
 
     scores: NDArray[np.float32]  # [N], higher is more anomalous
-    maps: NDArray[np.float32]  # [N, R, R], at the detector's resolution
+    maps: NDArray[np.float32]  # [N, R, R], at the detector's resolution; [N] objects [h, w] for images of many shapes
     decision: NDArray[np.bool_] | None  # [N], True: anomalous; None without a threshold
 
 
@@ -59,7 +62,9 @@ class Detector:
     `method` is a name, `name:variant` or a file, as `kdad-bench run --method` takes it; every further keyword is one of
     its settings (`steps=100`, `learning_rate=0.1`, `teacher="resnet18"`). `preset` is that of a run on real images
     unless said: paper with CUDA, standard without; quick is for trying things out. `resolution` is the side of maps,
-    px; images of another size are reduced to that square. `hold_out` is the share of the images that the method does
+    px; images of another size are reduced to that square, or with `fit="pad"` or `fit="short-side"` so that their
+    longer or shorter side is that. With `tile` the method sees tiles of that side, which overlap by at least `overlap`
+    px; maps are stitched. `hold_out` is the share of the images that the method does
     not see, from whose scores the threshold comes: at most a share `false_alarms` of new normal images lies above it.
     With `hold_out=0` the method sees all images, and there is no decision. `weights` is a file for the teacher, or
     "random".
@@ -74,6 +79,9 @@ class Detector:
         preset: str | None = None,
         device: str = "auto",
         resolution: int | None = None,
+        fit: str = SQUASH,
+        tile: int | None = None,
+        overlap: int | None = None,
         seed: int = 0,
         hold_out: float = 0.2,
         false_alarms: float = 0.1,
@@ -88,15 +96,16 @@ class Detector:
             raise SelectionError(f"method={method!r} is of type {type(method).__name__}; give a name or a file")
         seed = int(seed)
         with said_as_keywords(method="method"):
-            asked = {"methods": method, "preset": preset, "device": device, "resolution": resolution,
-                     "weights": weights, "settings": settings, "seeds": [seed]}  # fmt: skip
+            asked = {"methods": method, "preset": preset, "device": device, "resolution": resolution, "weights": weights,
+                     "fit": fit, "tile": tile, "overlap": overlap, "settings": settings, "seeds": [seed]}  # fmt: skip
             self._options = options_from(fields_of(asked))
             selection = selected_for(self._options, ())
             self.settings, self._needs_teacher = configured_alone(selection)
+            refuse_what_cannot_be_seen(selection.view, resolution or PRESETS[selection.preset].resolution)
         self._selection = selection
         ((self.method, self.variant),) = selection.methods
         self.preset, self.device, self.seed = selection.preset, torch.device(selection.device), seed
-        self.resolution = resolution or PRESETS[selection.preset].resolution
+        self.resolution, self.view = resolution or PRESETS[selection.preset].resolution, selection.view
         self._fitted: Fitted | None = None
 
     def fit(self, images: Any, *, log: Callable[[int, Mapping[str, float]], object] | None = None) -> Self:
@@ -114,12 +123,15 @@ class Detector:
         with said_as_keywords(method="method"):
             fit, apart = self._split(len(given))
             inner = left(len(fit), [getattr(self.settings, "held_out", 0.0)])
-            refuse_a_lone_batch(self.method, self.settings, inner, f"{self.method} on {len(given)} images")
+            if self.view.plain:
+                refuse_a_lone_batch(self.method, self.settings, inner, f"{self.method} on {len(given)} images")
             weights = self._weights()
-        normal = given.all(self.resolution, self.device)
-        method = built(self.method, self.settings, weights, self.device)
-        method.fit(normal[fit], Fitting(log=ignore_step if log is None else told(log)))
-        kept = decision_from(method, normal[apart], self.method, category=NO_CATEGORY, resolution=self.resolution)
+        method = windowed(built(self.method, self.settings, weights, self.device), self.view, self.resolution)
+        learnt, held = self._brought_to_size(given, fit, apart)
+        method.fit(learnt, Fitting(log=ignore_step if log is None else told(log)))
+        kept = decision_from(
+            method, held, self.method, category=NO_CATEGORY, resolution=self.resolution, view=self.view
+        )
         self._fitted = Fitted(method, kept)
         return self
 
@@ -134,7 +146,9 @@ class Detector:
         limit = self.threshold_ if threshold is None else finite_number("threshold", threshold)
         given = Images(images)
         scores, maps, done = [], [], 0
-        for part in given.parts(self.resolution, self.device):
+        plain = self.view.plain
+        parts = given.parts(self.resolution, self.device)
+        for part in parts if plain else given.pictures(self.view, self.resolution, self.device):
             found = score_all(fitted.method, part, self.method)
             sound = finite(found)
             if not bool(sound.all()):
@@ -144,7 +158,7 @@ class Detector:
             maps.append(found.pixel.cpu().numpy())
             done += len(part)
         every = np.concatenate(scores)
-        return Prediction(every, np.concatenate(maps), None if limit is None else decision.above(every, limit))
+        return Prediction(every, joined(maps), None if limit is None else decision.above(every, limit))
 
     @property
     def threshold_(self) -> float | None:
@@ -166,7 +180,7 @@ class Detector:
         `Detector.load` and `kdad-bench predict` read them. Raises NotFitted, and OSError where that cannot be written.
         """
         fitted, place = self._learnt(), Path(folder).expanduser()
-        checkpoint.save(self.method, fitted.method, place)
+        checkpoint.save(self.method, getattr(fitted.method, "inner", fitted.method), place)
         fitted.decision.write(place)
         return place
 
@@ -191,15 +205,17 @@ class Detector:
                 method_choice(os.fspath(method))
             name, loaded = checkpoint.load(folder, torch.device(where))
             kept = decision.read(folder)
-        found = cls(name, device=where, resolution=kept.resolution, seed=loaded.settings.seed,
-                    false_alarms=false_alarms)  # fmt: skip
-        found.settings, found._fitted = loaded.settings, Fitted(loaded, kept)
+        found = cls(name, device=where, resolution=kept.resolution, fit=kept.fit, tile=kept.tile, overlap=kept.overlap,
+                    seed=loaded.settings.seed, false_alarms=false_alarms)  # fmt: skip
+        found.settings = loaded.settings
+        found._fitted = Fitted(windowed(loaded, found.view, found.resolution), kept)
         return found
 
     def __repr__(self) -> str:
         name = f"{self.method}:{self.variant}" if self.variant else self.method
         state = "fitted" if self._fitted else "not fitted"
-        return f"Detector({name!r}, device={str(self.device)!r}, resolution={self.resolution}), {state}"
+        seen = f", {self.view.label}" if self.view.label else ""
+        return f"Detector({name!r}, device={str(self.device)!r}, resolution={self.resolution}{seen}), {state}"
 
     def _split(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Indices to learn from and to hold out; raises where the threshold could not keep its promise."""
@@ -211,6 +227,14 @@ class Detector:
             raise SelectionError(f"{error}; give more images, or hold_out=0 for no threshold") from error
         refuse_too_few(len(apart), self.false_alarms, f" of {count} images")
         return fit, apart
+
+    def _brought_to_size(self, given: Images, fit: NDArray[np.int64], apart: NDArray[np.int64]) -> tuple[Tensor, Any]:
+        """What the method learns from [K, 3, S, S], and the images that are held out."""
+        if self.view.plain:
+            normal = given.all(self.resolution, self.device)
+            return normal[fit], normal[apart]
+        pictures = [one[0] for one in given.pictures(self.view, self.resolution, self.device)]
+        return windows_of((pictures[k] for k in fit), self.view, self.resolution), [pictures[k] for k in apart]
 
     def _weights(self) -> TeacherWeights | None:
         """Those of the teacher; None for a method without one."""
@@ -233,6 +257,16 @@ def configured_alone(selection: Selection) -> tuple[Any, bool]:
     """(settings, whether it needs a teacher) of a selection of one method and one seed; raises SelectionError."""
     ((_, (settings, _, needs_teacher)),) = configurations_of(selection)
     return replace(settings, seed=selection.seeds[0]), needs_teacher
+
+
+def joined(maps: Sequence[NDArray[np.float32]]) -> NDArray[Any]:
+    """[N, H, W] of parts [n, H, W]; where shapes differ an array [N] of maps."""
+    if len({part.shape[1:] for part in maps}) == 1:
+        return np.concatenate(maps)
+    every = [one for part in maps for one in part]
+    found = np.empty(len(every), object)
+    found[:] = every
+    return found
 
 
 def finite_number(name: str, value: Any) -> float:

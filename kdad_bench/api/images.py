@@ -12,9 +12,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn import functional as F
 
-from kdad_bench.datasets.decoding import as_rgb, read_rgb, reduced_rgb
+from kdad_bench.datasets import fitted
+from kdad_bench.datasets.decoding import as_rgb, open_image, reduced_rgb
 from kdad_bench.harness.scoring import as_images
+from kdad_bench.harness.view import View
 from kdad_bench.methods.resizing import resized
 
 TAKEN = (
@@ -51,6 +54,19 @@ class Images:
     def __len__(self) -> int:
         return len(self.given)
 
+    def pictures(self, view: View, resolution: int, device: torch.device) -> Iterator[Tensor]:
+        """float32 [1, 3, h, w] in [0, 1] on `device`, each of the shape that `view` gives it, in their order."""
+        for number, one in enumerate(self.given):
+            if isinstance(one, Tensor) and one.is_floating_point():
+                shape = fitted((one.shape[-1], one.shape[-2]), resolution, view.fit, Path(f"image {number}"))
+                yield F.interpolate(
+                    one[None].to(device, torch.float32), shape, mode="bilinear", align_corners=False, antialias=True
+                )
+                continue
+            image = rgb(one, number)
+            shape = fitted(image.size, resolution, view.fit, one if isinstance(one, Path) else Path(f"image {number}"))
+            yield as_images(reduced_rgb(image, shape)[None], device)
+
     def parts(self, side: int, device: torch.device) -> Iterator[Tensor]:
         """float32 [n, 3, side, side] in [0, 1] on `device`, at most PART images at a time, in their order."""
         for start in range(0, len(self), PART):
@@ -67,15 +83,20 @@ class Images:
 
 def pixels(image: Any, side: int, number: int) -> NDArray[np.uint8]:
     """One image of a checked batch as uint8 [3, side, side]."""
+    if isinstance(image, np.ndarray) and image.shape == (side, side, 3):
+        return image.transpose(2, 0, 1)
+    return reduced_rgb(rgb(image, number), side)
+
+
+def rgb(image: Any, number: int) -> Image.Image:
+    """One image of a checked batch, upright and in mode RGB, at its own size."""
     if isinstance(image, Path):
-        return read_rgb(image, side)[0]
+        return as_rgb(open_image(image), image)
     if isinstance(image, Tensor):
         image = image.permute(1, 2, 0).cpu().numpy()
     if isinstance(image, np.ndarray):
-        if image.shape == (side, side, 3):
-            return image.transpose(2, 0, 1)
         image = Image.fromarray(np.ascontiguousarray(image))
-    return reduced_rgb(as_rgb(ImageOps.exif_transpose(image), Path(f"image {number}")), side)
+    return as_rgb(ImageOps.exif_transpose(image), Path(f"image {number}"))
 
 
 def one_of_list(image: Any, number: int) -> Any:

@@ -71,8 +71,9 @@ class Loaded(NamedTuple):
     def peaks(self) -> NDArray[np.float32]:
         """[N] the highest value of each map."""
         if self.shapes is None:
-            return self.maps.reshape(len(self.maps), -1).max(axis=1)
-        return np.array([one[:h, :w].max() for one, (h, w) in zip(self.maps, self.shapes, strict=True)], np.float32)
+            return np.asarray(self.maps.reshape(len(self.maps), -1).max(axis=1), np.float32)
+        own = zip(self.maps, self.shapes, strict=True)
+        return np.array([one[:height, :width].max() for one, (height, width) in own], np.float32)
 
 
 class Judged(NamedTuple):

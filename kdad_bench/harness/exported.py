@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from kdad_bench import __version__
+from kdad_bench.datasets import SQUASH
 from kdad_bench.files import DamagedError, read_json
 from kdad_bench.harness import decision
 from kdad_bench.harness.choices import SelectionError
@@ -150,6 +151,8 @@ def opened(model: Path, device: str) -> tuple[str, Scorer, Decision, torch.devic
     if device.startswith("cuda"):
         raise SelectionError(f"--device {device}: {model} was exported and runs on the CPU; leave --device out")
     found = read(model)
+    if (found.decision.fit, found.decision.tile) != (SQUASH, None):
+        raise ExportError(f"{model / FILE}: damaged (a graph takes one square of an image); {REMEDY}")
     runner = runner_of(model, found)
     return found.method, ExportedModel(runner), found.decision.decision, torch.device("cpu")
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from kdad_bench.harness.pictures import colours
 from kdad_bench.harness.scoring import BATCH_PIXELS, SCORE_BATCH, Scorer, as_images, finite, scored
 from kdad_bench.harness.view import WHOLE, View
 from kdad_bench.harness.windows import Windowed
+from kdad_bench.methods.protocol import Method
 
 OPACITY = 0.45  # of a map over its image
 STEM = 50  # letters of an image's name in that of its overlay
@@ -155,7 +156,9 @@ def predict(
     """
     name, method, kept, where = opened(model, device)
     view = View(fit=kept.fit, tile=kept.tile, overlap=kept.overlap)
-    seen = method if view.plain else Windowed(method, view, kept.resolution)
+    seen = (
+        method if view.plain else Windowed(cast(Method, method), view, kept.resolution)
+    )  # no graph: `opened` sees to it
     judge = Judge(name=name, method=seen, resolution=kept.resolution, device=where, view=view)
     if normals is not None:
         kept = fitted(kept, judge, normals)

@@ -110,7 +110,7 @@ def scored_pictures(method: Scorer, images: Pictures, name: str, device: torch.d
     found, whole = [], None
     with torch.inference_mode():
         for number, picture in enumerate(images):
-            chunk = as_images(picture[None], device)
+            chunk = on_device(picture[None], device)
             part = checked(method.score(chunk), chunk, name)
             whole = room_for((len(images), height, width), part.pixel).zero_() if whole is None else whole
             whole[number, : picture.shape[1], : picture.shape[2]] = part.pixel[0]

@@ -11,7 +11,7 @@ of two that overlap by O add up to one, and where one window lies alone its map 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -94,6 +94,11 @@ def all_windows(pictures: Sequence[NDArray[np.uint8]], view: View, resolution: i
     return found
 
 
+def windows_of(images: Iterable[Tensor], view: View, resolution: int) -> Tensor:
+    """[K, C, S, S]: the windows of `images` [C, h, w] each, in their order."""
+    return torch.stack([window for image in images for window in cut(image, view, resolution)])
+
+
 class Windowed:
     """A `Method` on pictures [N, C, H, W] of any one shape, around one that sees squares of the view's side."""
 
@@ -110,7 +115,7 @@ class Windowed:
 
     def windows(self, images: Tensor) -> Tensor:
         """[K, C, S, S]: the windows of `images` [N, C, H, W]."""
-        return torch.stack([window for image in images for window in cut(image, self.view, self.resolution)])
+        return windows_of(images, self.view, self.resolution)
 
     def score(self, images: Tensor) -> Scores:
         """Stitched maps [N, H, W] and image scores of `images` [N, C, H, W], each for itself.
