@@ -183,17 +183,17 @@ def scratch(size: int, address_of: Callable[[mmap.mmap], int]) -> mmap.mmap:
     return mapped
 
 
-def let_go(array: Any) -> None:
+def let_go(array: Any, *, shared: bool = False) -> None:
     """Take the pages of the mapped file that a numpy array lies in out of this process; any other array stays as it is.
 
-    They stay in the system's cache, and on disk, to be read again. That is done to files mapped for reading alone and
-    to `scratch`: of a private mapping, changes would be lost.
+    They stay in the system's cache, and on disk, to be read again. That is done to files mapped for reading alone,
+    to `scratch`, and where the caller knows that a mapping is `shared`: of a private one, changes would be lost.
     """
     if not hasattr(mmap, "MADV_DONTNEED"):
         return
     holder, reads = array, True
     while hasattr(holder, "flags") and getattr(holder, "base", None) is not None:
-        holder, reads = holder.base, reads and not holder.flags.writeable
+        holder, reads = holder.base, reads and (shared or not holder.flags.writeable)
     if not (reads and isinstance(holder, mmap.mmap)):
         holder = _scratch_at(int(array.__array_interface__["data"][0]))
     if holder is not None:

@@ -27,10 +27,11 @@ import numpy.typing as npt
 
 from kdad_bench.datasets.category import Category, DatasetError
 from kdad_bench.datasets.decoding import MAX_BYTES, opened
-from kdad_bench.files import CacheError, cache_folder, sweep, write_text_whole, write_whole
+from kdad_bench.files import CacheError, cache_folder, let_go, sweep, write_text_whole, write_whole
 
 LAYOUT = "2"  # changes when decoding or the stored layout changes: old entries are then no longer found
 CHUNK = 1 << 20
+PIECE = 1 << 28  # bytes of an array that are in memory at a time while they are checked
 SEAL = b"kdad\x00crc"  # before the CRC-32 at the end of an array's file
 RACY_NS = 100_000_000  # a file changed so shortly ago may change again within one tick of its clock
 READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
@@ -293,7 +294,13 @@ def _take(file: IO[bytes], size: int) -> None:
 
 
 def _checksum(values: Array) -> bytes:
-    return zlib.crc32(values.reshape(-1).view(np.uint8).data).to_bytes(4, "little")
+    """CRC-32 of the bytes, whose pages are let go on the way: the array need not fit into memory."""
+    found, flat = 0, values.reshape(-1).view(np.uint8)
+    for start in range(0, flat.size, PIECE):
+        found = zlib.crc32(flat[start : start + PIECE].data, found)
+        if flat.size > PIECE:
+            let_go(values, shared=True)
+    return found.to_bytes(4, "little")
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> Array | None:

@@ -21,6 +21,7 @@ from kdad_bench.datasets.category import Category, DatasetError, Sample, printab
 from kdad_bench.datasets.decoding import image_size, mask_of, open_image, read_bytes, read_rgb, reduced
 from kdad_bench.datasets.fitting import SQUASH, Shape, fitted
 from kdad_bench.datasets.saturation import Saturation, saturations, share_of
+from kdad_bench.files import let_go
 
 Size = tuple[int, int]  # width, height
 Hashes = dict[Path, str]
@@ -136,6 +137,7 @@ def _images(
             height, width = shapes[index]
             found, sizes[index] = read_rgb(files[index], shapes[index], hashes[files[index]])
             array[index, :, :height, :width] = found
+            let_go(array, shared=True)
 
         sizes: list[Size] = [(0, 0)] * len(files)
         _in_threads(decode, len(files))
@@ -213,6 +215,7 @@ def _masks(category: Category, resolution: int, fit: str) -> npt.NDArray[np.bool
             read = [mask_of(path, sizes[index], hashes[path]) for path in sample.masks]
             height, width = shapes[index]
             array[index, :height, :width] = np.any([reduced(mask.marked, shapes[index]) for mask in read], axis=0)
+            let_go(array, shared=True)
             doubts[place] = next((mask.doubt for mask in read if mask.doubt), "")
 
         doubts = [""] * len(marked)

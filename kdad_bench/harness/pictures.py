@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from kdad_bench.files import write_whole
+from kdad_bench.files import let_go, write_whole
 
 TILE = 160  # px
 GAP = 6
@@ -63,10 +63,13 @@ def contact_sheet(
 
 def scale(maps: NDArray[np.float32], sizes: NDArray[np.int64] | None) -> tuple[float, float]:
     """The least value of all maps and their CEILING; of very many pixels every so many-th is looked at."""
-    if sizes is not None:
-        maps = np.concatenate([one[:height, :width].ravel() for one, (height, width) in zip(maps, sizes, strict=True)])
     every = max(1, maps.size // MOST_PIXELS)
-    some = maps.reshape(-1)[::every]
+    found = []
+    for number, one in enumerate(maps):
+        own = one if sizes is None else one[: sizes[number, 0], : sizes[number, 1]]
+        found.append(own.reshape(-1)[::every].copy())
+        let_go(maps)
+    some = np.concatenate(found)
     return float(some.min()), float(np.percentile(some, CEILING))
 
 

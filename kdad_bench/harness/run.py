@@ -29,7 +29,7 @@ from kdad_bench.harness.material import (
 )
 from kdad_bench.harness.output import Work, checkpoint_path, keep_beside
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
-from kdad_bench.harness.scoring import MOST_BYTES, as_images, batch_invariance, let_go_of_scores, score_all
+from kdad_bench.harness.scoring import MOST_BYTES, SCORE_BATCH, as_images, batch_invariance, let_go_of_scores, score_all
 from kdad_bench.harness.speed_key import speed_key
 from kdad_bench.harness.step_log import earlier_losses
 from kdad_bench.harness.windows import all_windows, windowed
@@ -37,6 +37,7 @@ from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods import entry
 from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
 from kdad_bench.methods.protocol import Fitting, Method
+from kdad_bench.methods.resizing import resized
 from kdad_bench.metrics import threshold_of
 
 KEPT_LOSSES = 200  # points of the loss curve that enter the row; the log file has all of them
@@ -58,7 +59,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
 
     start = time.perf_counter()
     fit, held_out = normals(job)
-    normal = as_images(squares(job, fit), device)
+    normal = learnable(job, squares(job, fit), device)
     held_out = as_images(held_out, device) if job.view.plain else held_out
     data_seconds = time.perf_counter() - start
     with clock.peak_memory(job.device) as peak:
@@ -148,6 +149,17 @@ def pictures_apart(job: Job) -> tuple[list[Any], list[Any]]:
 def squares(job: Job, images: Any) -> Any:
     """uint8 [K, 3 M, S, S]: what the method itself sees of images from `normals`."""
     return images if job.view.plain else all_windows(images, job.view, job.resolution)
+
+
+def learnable(job: Job, pixels: Any, device: torch.device) -> torch.Tensor:
+    """uint8 [K, C, S, S] as a method learns from them. Many large ones are brought to the side that its networks see a
+    few at a time, as it would do with all: they need not lie in memory as floats. Code not ours gets them as they are.
+    """
+    size = job.settings.image_size
+    if job.code or pixels.shape[-1] <= size or 4 * pixels.size <= MOST_BYTES:
+        return as_images(pixels, device)
+    parts = (pixels[start : start + SCORE_BATCH] for start in range(0, len(pixels), SCORE_BATCH))
+    return torch.cat([resized(as_images(part, device), size) for part in parts])
 
 
 def normal_threshold(job: Job, method: Method, held_out: Any) -> float | None:

@@ -41,6 +41,7 @@ from kdad_bench.metrics.curves import (
 )
 from kdad_bench.metrics.pieces import Sizes, pieces, values_at
 from kdad_bench.metrics.regions import RegionIndex
+from kdad_bench.metrics.regions import marked as has_a_pixel
 from kdad_bench.metrics.regions import region_index as regions_of
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def mask_conflicts(
     """
     if masks is None:
         return [], []
-    marked = np.asarray(masks).any(axis=(1, 2))
+    marked = has_a_pixel(np.asarray(masks))
     anomalous = _boolean(labels)
     if marked.shape != anomalous.shape:
         raise MetricError(f"{marked.size} masks for {anomalous.size} labels; give one mask per image")

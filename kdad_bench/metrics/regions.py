@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kdad_bench.files import write_bytes_whole
+from kdad_bench.files import let_go, write_bytes_whole
+from kdad_bench.metrics.pieces import PIECE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +70,7 @@ def _built(masks: NDArray[np.bool_]) -> RegionIndex:
     count, height, width = masks.shape
     positions, regions, sizes, images = [], [], [], []
     found = 0
-    for image in np.flatnonzero(masks.any(axis=(1, 2))):
+    for image in np.flatnonzero(marked(masks)):
         labels, number = ndimage.label(masks[image], structure=_EIGHT)
         labels = labels.reshape(-1)
         inside = np.flatnonzero(labels)
@@ -87,6 +89,20 @@ def _built(masks: NDArray[np.bool_]) -> RegionIndex:
     )
 
 
+def marked(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[N] whether each of `masks` [N, H, W] marks a pixel."""
+    return np.concatenate([np.zeros(0, bool), *(some.any(axis=(1, 2)) for some in _some(masks))])
+
+
+def _some(masks: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
+    """The masks, as many as PIECE pixels hold at a time; a mapped file is let go as it is read."""
+    together = max(1, PIECE // max(1, masks.shape[1] * masks.shape[2]))
+    for start in range(0, len(masks), together):
+        yield masks[start : start + together]
+        if len(masks) > together:
+            let_go(masks)
+
+
 def _joined(parts: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
     return np.concatenate([np.empty(0, dtype), *parts]).astype(dtype, copy=False)
 
@@ -94,7 +110,8 @@ def _joined(parts: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
 def _checksum(content: bytes, masks: NDArray[np.bool_]) -> bytes:
     digest = hashlib.blake2b(content, digest_size=_DIGEST, person=b"kdad-regions")
     digest.update(repr(masks.shape).encode())
-    digest.update(np.packbits(masks).data)
+    for some in _some(masks):
+        digest.update(np.packbits(some).data)
     return digest.digest()
 
 
@@ -125,8 +142,12 @@ def _read(file: Path, masks: NDArray[np.bool_]) -> RegionIndex | None:
 def _fits(index: RegionIndex, masks: NDArray[np.bool_]) -> bool:
     """Whether the index can be that of the masks: every positive pixel in a region of its image, sizes as they are."""
     side = masks.shape[1] * masks.shape[2]
+    places, first = [], 0
+    for some in _some(masks):
+        places.append(np.flatnonzero(some) + first)
+        first += some.size
     return (
-        np.array_equal(index.positions, np.flatnonzero(masks))
+        np.array_equal(index.positions, _joined(places, np.int64))
         and index.regions.shape == index.positions.shape
         and index.images.shape == index.sizes.shape
         and bool((index.sizes > 0).all())
