@@ -2,9 +2,10 @@
 
     python benchmarks/memory.py                                   # the whole table
     python benchmarks/memory.py --images 1056 --side 256           # one cell of it, for each method
+    python benchmarks/memory.py --images 400 --side 1448 --method pixel_mean   # 2 megapixels, beyond the table
 
 Each cell is one job, as `kdad-bench run` runs it, in a process of its own; the figure is the peak of the whole process,
-libraries and pages of mapped files included, as the kernel counted it. Images are loaded and judged at `side` px; the
+libraries and pages of mapped files included, as the kernel counted it; seconds are those of the phases of the row. Images are loaded and judged at `side` px; the
 networks see what the quick preset says. The category is generated: noise, and noise with a square as defects.
 """
 
@@ -28,6 +29,7 @@ IMAGES = (66, 264, 1056)
 MOST_PIXELS = 1056 * 512 * 512  # of the maps of a cell: 1.1 GB; a dash stands for larger ones
 SIDES = (256, 512, 1024)
 STEPS = "4"
+PHASES = ("data_seconds", "train_seconds", "score_seconds", "metric_seconds", "total_seconds")
 STEADY_KINDS = 16  # different pictures of a category: the others are copies under other names
 
 
@@ -66,6 +68,7 @@ def cell(method: str, side: int, test: int, root: Path, cache: Path) -> float:
     said = json.loads(done.stdout.splitlines()[-1])
     if said["status"] != "ok" or said["test_images"] != test:
         raise SystemExit(f"{method} at {side} px: {said}")
+    print(", ".join(f"{name} {said[name]:.0f}" for name in PHASES), file=sys.stderr)
     return float(said["peak_mb"])
 
 
@@ -85,13 +88,14 @@ def one(method: str, side: int, root: Path) -> None:
         row = perform(found.jobs[0], found.work)
     assert isinstance(row, Row), row
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    print(json.dumps({"status": row.status, "reason": row.reason, "test_images": row.test_images, "peak_mb": peak}))
+    said = {name: getattr(row, name) for name in ("status", "reason", "test_images", *PHASES)}
+    print(json.dumps({**said, "peak_mb": peak}))
 
 
 def main() -> None:
     """Print the table, a line for each method and size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, nargs="+", default=IMAGES)
+    parser.add_argument("--images", type=int, nargs="+", default=None)
     parser.add_argument("--side", type=int, nargs="+", default=SIDES)
     parser.add_argument("--method", nargs="+", default=METHODS)
     parser.add_argument("--one", nargs=3, metavar=("METHOD", "SIDE", "ROOT"), help=argparse.SUPPRESS)
@@ -99,11 +103,13 @@ def main() -> None:
     if given.one:
         one(given.one[0], int(given.one[1]), Path(given.one[2]))
         return
+    most = MOST_PIXELS if given.images is None else None
+    given.images = given.images or IMAGES
     print(f"| method | side, px | {' | '.join(f'{count} images, MB' for count in given.images)} |")
     print(f"| --- | ---: | {' | '.join('---:' for _ in given.images)} |")
     found: dict[tuple[str, int, int], float] = {}
     for side, count in itertools.product(given.side, given.images):
-        if count * side * side > MOST_PIXELS:
+        if most is not None and count * side * side > most:
             continue
         with tempfile.TemporaryDirectory() as place:
             root, cache = Path(place) / "data", Path(place) / "cache"

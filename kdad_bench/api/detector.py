@@ -96,8 +96,10 @@ class Detector:
             raise SelectionError(f"method={method!r} is of type {type(method).__name__}; give a name or a file")
         seed = int(seed)
         with said_as_keywords(method="method"):
-            asked = {"methods": method, "preset": preset, "device": device, "resolution": resolution, "fit": fit,
-                     "tile": tile, "overlap": overlap, "weights": weights, "settings": settings, "seeds": [seed]}  # fmt: skip
+            asked = {
+                "methods": method, "preset": preset, "device": device, "resolution": resolution, "fit": fit,
+                "tile": tile, "overlap": overlap, "weights": weights, "settings": settings, "seeds": [seed],
+            }  # fmt: skip
             self._options = options_from(fields_of(asked))
             selection = selected_for(self._options, ())
             self.settings, self._needs_teacher = configured_alone(selection)

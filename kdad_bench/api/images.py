@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdad_bench.datasets import fitted
-from kdad_bench.datasets.decoding import as_rgb, open_image, reduced_rgb
+from kdad_bench.datasets.decoding import as_rgb, open_image, positive, reduced_rgb
 from kdad_bench.harness.scoring import as_images
 from kdad_bench.harness.view import View
 from kdad_bench.methods.resizing import resized
@@ -96,7 +96,7 @@ def rgb(image: Any, number: int) -> Image.Image:
         image = image.permute(1, 2, 0).cpu().numpy()
     if isinstance(image, np.ndarray):
         image = Image.fromarray(np.ascontiguousarray(image))
-    return as_rgb(ImageOps.exif_transpose(image), Path(f"image {number}"))
+    return as_rgb(ImageOps.exif_transpose(positive(image)), Path(f"image {number}"))
 
 
 def one_of_list(image: Any, number: int) -> Any:
@@ -128,6 +128,7 @@ def batch_of_array(array: NDArray[Any], what: str = "images") -> NDArray[np.uint
     said = f"{what}: an array of {array.dtype} {shape}"
     if array.dtype != np.uint8:
         how = "round images in [0, 255] with .astype('uint8')" if array.dtype.kind in "fiu" else "it holds no pixels"
+        how = "scale 16 bits with (images / 257).round().astype('uint8')" if array.dtype == np.uint16 else how
         raise ImagesError(
             f"{said} is not uint8: {how}, or give a torch tensor [N, 3, H, W] in [0, 1] for images in [0, 1]"
         )

@@ -131,13 +131,42 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
         pictures = getattr(image, "n_frames", 1) if image.format in ("TIFF", "PNG", "WEBP") else 1
         if pictures > 1:
             raise DatasetError(f"{path}: holds {pictures} pictures, of which one would be read; keep one in a file")
+        refuse_samples_that_would_be_lost(path, image)
         image.load()
+        image = positive(image)
         if image.getexif().get(0x0112, 1) != 1:
             return ImageOps.exif_transpose(image)
     except DatasetError:
         raise
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise _damaged(path, error) from error
+    return image
+
+
+# numbers of TIFF tags
+PHOTOMETRIC, SAMPLES, SAMPLE_FORMAT = 262, 277, 339
+WHITE_IS_ZERO, SIGNED = 0, 2
+MOST_SAMPLES = 4  # of a pixel: three colours and an alpha channel, or CMYK
+
+
+def refuse_samples_that_would_be_lost(path: Path, image: Image.Image) -> None:
+    """Raises DatasetError for a TIFF file of more than MOST_SAMPLES channels, of which Pillow would read the first few,
+    and for one of signed bytes, which it takes for unsigned ones."""
+    tags = getattr(image, "tag_v2", {})
+    count = int(tags.get(SAMPLES, 1))
+    if count > MOST_SAMPLES:
+        raise DatasetError(f"{path}: a TIFF file of {count} channels; save one of them, or three as RGB")
+    if image.mode in ("L", "LA", "RGB", "RGBA", "CMYK") and SIGNED in tags.get(SAMPLE_FORMAT, (1,)):
+        raise DatasetError(f"{path}: a TIFF file of signed numbers; convert it to unsigned ones of 8 or 16 bits")
+
+
+def positive(image: Image.Image) -> Image.Image:
+    """16-bit grey of a TIFF file in which 0 is white as one in which 0 is black: Pillow turns those of 8 bits alone."""
+    if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        orientation = image.getexif()
+        turned = Image.fromarray((65535 - np.asarray(image).astype(np.int64)).astype(np.uint16))
+        turned.getexif().update(orientation)
+        return turned
     return image
 
 

@@ -13,6 +13,7 @@ import torch
 
 from kdad_bench import datasets
 from kdad_bench.datasets.splits import FRACTION
+from kdad_bench.files import let_go
 from kdad_bench.harness import clock
 from kdad_bench.harness.cost import cost_of
 from kdad_bench.harness.environment import describe, give_freed_memory_back, keep_freed_memory
@@ -29,7 +30,7 @@ from kdad_bench.harness.material import (
 )
 from kdad_bench.harness.output import Work, checkpoint_path, keep_beside
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
-from kdad_bench.harness.scoring import MOST_BYTES, SCORE_BATCH, as_images, batch_invariance, let_go_of_scores, score_all
+from kdad_bench.harness.scoring import MOST_BYTES, as_images, batch_for, batch_invariance, let_go_of_scores, score_all
 from kdad_bench.harness.speed_key import speed_key
 from kdad_bench.harness.step_log import earlier_losses
 from kdad_bench.harness.windows import all_windows, windowed
@@ -158,8 +159,11 @@ def learnable(job: Job, pixels: Any, device: torch.device) -> torch.Tensor:
     size = job.settings.image_size
     if job.code or pixels.shape[-1] <= size or 4 * pixels.size <= MOST_BYTES:
         return as_images(pixels, device)
-    parts = (pixels[start : start + SCORE_BATCH] for start in range(0, len(pixels), SCORE_BATCH))
-    return torch.cat([resized(as_images(part, device), size) for part in parts])
+    found, few = [], max(1, batch_for(pixels) // 4)
+    for start in range(0, len(pixels), few):
+        found.append(resized(as_images(pixels[start : start + few], device), size))
+        let_go(pixels)
+    return torch.cat(found)
 
 
 def normal_threshold(job: Job, method: Method, held_out: Any) -> float | None:

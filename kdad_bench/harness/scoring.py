@@ -21,7 +21,7 @@ Pictures: TypeAlias = Sequence[NDArray[np.uint8]]  # [C, h, w] each, of any shap
 CPU = torch.device("cpu")
 SCORE_BATCH = 16
 SMALLER_SCORE_BATCH = 2  # tried once when a GPU is out of memory
-BATCH_PIXELS = SCORE_BATCH * 1024 * 1024  # of larger images, fewer are scored at once
+BATCH_PIXELS = 8 << 20  # of larger images, fewer are scored at once
 MOST_BYTES = 1 << 29  # of maps that are kept in memory; more go to a file that is mapped
 INVARIANCE_IMAGES = 4  # maps of so many images at batch 1 are compared with those of the full batch
 
