@@ -5,7 +5,8 @@
     python benchmarks/memory.py --images 400 --side 1448 --method pixel_mean   # 2 megapixels, beyond the table
 
 Each cell is one job, as `kdad-bench run` runs it, in a process of its own; the figure is the peak of the whole process,
-libraries and pages of mapped files included, as the kernel counted it; seconds are those of the phases of the row. Images are loaded and judged at `side` px; the
+libraries and pages of mapped files included, as the kernel counted it; the seconds of its phases go to stderr. Images
+are loaded and judged at `side` px; the
 networks see what the quick preset says. The category is generated: noise, and noise with a square as defects.
 """
 

@@ -191,13 +191,19 @@ def let_go(array: Any, *, shared: bool = False) -> None:
     """
     if not hasattr(mmap, "MADV_DONTNEED"):
         return
-    holder, reads = array, True
+    holder = array
     while hasattr(holder, "flags") and getattr(holder, "base", None) is not None:
-        holder, reads = holder.base, reads and (shared or not holder.flags.writeable)
-    if not (reads and isinstance(holder, mmap.mmap)):
+        holder = holder.base
+    if not (isinstance(holder, mmap.mmap) and (shared or _is_read_alone(holder))):
         holder = _scratch_at(int(array.__array_interface__["data"][0]))
     if holder is not None:
         holder.madvise(mmap.MADV_DONTNEED)
+
+
+def _is_read_alone(mapped: mmap.mmap) -> bool:
+    """Whether a file is mapped for reading alone: an array on a private mapping may have been made read-only later."""
+    with memoryview(mapped) as view:
+        return view.readonly
 
 
 def _scratch_at(address: int) -> mmap.mmap | None:

@@ -176,7 +176,7 @@ def load(one: Matched, side: int, fit: str = SQUASH) -> Loaded:
         read_sizes = list(pool.map(read, range(len(samples))))
     sizes = {number: size for number, size in enumerate(read_sizes) if not isinstance(size, str)}
     faults = [size for size in read_sizes if isinstance(size, str)]
-    faults += [*misfits(one, sizes), *not_finite(one)]
+    faults += [*misfits(one, sizes, fit), *not_finite(one)]
     if faults:
         raise EvaluationError(faults)
     scores = np.array([one.scores[i].score for i in range(len(samples))], np.float32) if one.scores else None
@@ -203,10 +203,11 @@ def values_of(offer: Offer, own: set[Path]) -> F32:
     return read_map(offer.file)
 
 
-def misfits(one: Matched, sizes: dict[int, Size]) -> Iterator[str]:
+def misfits(one: Matched, sizes: dict[int, Size], fit: str = SQUASH) -> Iterator[str]:
     """A line for each map that has neither the size of its image nor the one of the others.
 
-    A size that maps share may be any square, for images that were squeezed, or have the proportions of the image.
+    A size that maps share may be any square, for images that were squeezed, or have the proportions of the image; with
+    a `fit` that keeps proportions maps of those need share no size.
     """
     if not sizes:
         return
@@ -217,7 +218,7 @@ def misfits(one: Matched, sizes: dict[int, Size]) -> Iterator[str]:
         if size == image or (size == usual and (size[0] == size[1] or proportional(size, image))):
             continue
         upright = open_image(path).size  # as the camera's note in the file turns it
-        if size == upright or (size == usual and proportional(size, upright)):
+        if size == upright or ((size == usual or fit != SQUASH) and proportional(size, upright)):
             continue
         (width, height), others = size, f"{usual[0]} x {usual[1]}" if size != usual else "square"
         yield (

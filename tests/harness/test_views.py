@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdad_bench import Detector, datasets
-from kdad_bench.api.results import Leaderboard
 from kdad_bench.cli import cli
 from kdad_bench.datasets import PAD, SHORT_SIDE, SQUASH, DatasetError
+from kdad_bench.datasets.decoding import image_size
 from kdad_bench.datasets.fitting import fitted
 from kdad_bench.harness import run, windows
 from kdad_bench.harness.axes import Axes
@@ -365,15 +365,16 @@ def models(saved: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 def test_a_saved_model_sees_a_file_as_its_run_did_at_every_door(saved: Path, wide_tree: Path, tmp_path: Path) -> None:
     for model, row in models(saved):
         files = [wide_tree / "bar/test" / name for name in row["image_names"]]
-        done = CliRunner().invoke(cli, ["predict", str(model), *map(str, files), "--json", "--out", str(tmp_path)])
+        done = CliRunner().invoke(cli, ["predict", str(model), *map(str, files), "--json",
+             "--false-alarms", "0.4", "--out", str(tmp_path)])
         assert done.exit_code == 0, done.output
         answers = json.loads(done.stdout)["images"]
         np.testing.assert_allclose([one["score"] for one in answers], row["image_scores"], rtol=1e-5)
-        assert [Image.open(one["overlay"]).size for one in answers] == [Image.open(path).size for path in files]
+        assert [image_size(Path(one["overlay"])) for one in answers] == [image_size(path) for path in files]
         again = Detector.load(model)
         found = again.predict(files, threshold=0.0)
         np.testing.assert_allclose(found.scores, row["image_scores"], rtol=1e-5)
-        shapes = [fitted(Image.open(path).size, 64, again.view.fit, path) for path in files]
+        shapes = [fitted(image_size(path), 64, again.view.fit, path) for path in files]
         assert [one.shape for one in found.maps] == shapes
         kept = np.load(saved / "maps" / f"{row['job_id']}.npz")["maps"]
         for own, whole, (height, width) in zip(found.maps, kept, shapes, strict=True):
@@ -392,7 +393,7 @@ def test_maps_of_other_code_are_judged_with_the_same_proportions(saved: Path, wi
     (model, row), _ = models(saved)
     view, maps = view_of(row), np.load(saved / "maps" / f"{row['job_id']}.npz")
     for name, heat in zip(maps["names"], maps["maps"], strict=True):
-        height, width = fitted(Image.open(wide_tree / "bar/test" / name).size, 64, view.fit, model)
+        height, width = fitted(image_size(wide_tree / "bar/test" / name), 64, view.fit, model)
         place = tmp_path / "maps" / "test" / Path(str(name)).with_suffix(".npy")
         place.parent.mkdir(parents=True, exist_ok=True)
         np.save(place, heat[:height, :width])
@@ -420,7 +421,6 @@ def test_tables_are_apart_and_named(saved: Path) -> None:
     page = (saved / "leaderboard.md").read_text()
     for label in ("fit=pad", "fit=short-side", "tile=32"):
         assert label in page
-    assert len(Leaderboard(saved).boards) == 2 if hasattr(Leaderboard(saved), "boards") else True
 
 
 def test_a_detector_of_arrays_and_tensors_keeps_proportions(tmp_path: Path) -> None:
@@ -434,7 +434,7 @@ def test_a_detector_of_arrays_and_tensors_keeps_proportions(tmp_path: Path) -> N
     floats = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
     assert found.predict(floats[:2]).maps.shape == (2, 64, 154)
     assert "fit=short-side" in repr(found)
-    again = Detector.load(found.save(tmp_path / "model"))
+    again = Detector.load(found.save(tmp_path / "model"), false_alarms=0.4)
     assert np.array_equal(again.predict(pictures[:2]).scores, answer.scores[:2])
     with pytest.raises(SelectionError, match="tile 96: larger than the images at resolution 64"):
         Detector("pixel_mean", preset="quick", resolution=64, tile=96)
@@ -444,7 +444,7 @@ def test_a_detector_of_arrays_and_tensors_keeps_proportions(tmp_path: Path) -> N
 
 def test_lots_of_few_and_of_dirty_images_are_of_pictures_too(wide_tree: Path) -> None:
     view = View(fit=PAD)
-    for axes, learnt in ((Axes(train_images=2), 2), (Axes(contamination=0.2), 5)):
+    for axes, learnt in ((Axes(train_images=2), 2), (Axes(contamination=0.2), 2)):
         (job,) = jobs_of(wide_tree, methods=(("pixel_mean", ""),), seeds=(0,), resolution=SIDE, view=view, axes=(axes,),
                          overrides={"image_size": 32})  # fmt: skip
         fit, _ = run.normals(job)

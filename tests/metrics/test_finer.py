@@ -270,3 +270,68 @@ def test_a_fault_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = everything(maps, masks)[name]
     change(monkeypatch)
     assert everything(maps, masks)[name] != pytest.approx(before, abs=EXACT)
+
+
+@settings(max_examples=60, deadline=None)
+@given(saturated(), st.integers(0, 2**32 - 1), st.sampled_from([1, 40, 1 << 25]))
+def test_pictures_that_fill_their_maps_in_part_have_the_figures_of_their_own_pixels(
+    drawn: tuple[np.ndarray, np.ndarray, definition.Regions, list[str], np.ndarray], seed: int, piece: int
+) -> None:
+    """Whatever stands beside a picture, the highest and the lowest values included, changes no figure."""
+    maps, masks, regions, kinds, normal = drawn
+    rng = np.random.default_rng(seed)
+    count, height, width = maps.shape
+    about = dict(normal=normal, kinds=kinds, regions=packed(regions, (height, width)), threshold=0.3)
+    expected = every_pixel_metric(maps, region_index(masks), Finer(**about))
+    large = rng.choice([-3e38, -1.0, 0.0, 0.5, 3e38], (count, height + 3, width + 2)).astype(maps.dtype)
+    wide = np.zeros(large.shape, bool)
+    large[:, :height, :width], wide[:, :height, :width] = maps, masks
+    grown = [(image, np.pad(mask, ((0, 3), (0, 2))), share) for image, mask, share in regions]
+    about["regions"] = packed(grown, (height + 3, width + 2))
+    sizes = np.tile(np.array([height, width]), (count, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdad_bench.metrics.pieces.PIECE", piece)
+        found = every_pixel_metric(large, region_index(wide), Finer(**about, sizes=sizes))
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_map_that_is_not_finite_beside_its_picture_is_no_fault_and_within_it_is_named() -> None:
+    maps, sizes = np.zeros((2, 5, 5), np.float32), np.array([[5, 3], [4, 5]])
+    masks = np.zeros(maps.shape, bool)
+    masks[0, 1, 1] = masks[1, 2, 2] = True
+    maps[0, 2, 3:], maps[1, 4] = np.nan, np.inf
+    assert pixel_metrics(maps, masks, sizes=sizes)["pixel_auroc"] == 0.5
+    maps[1, 3, 4] = np.inf
+    with pytest.raises(MetricError, match=r"row 3, column 4 of image 1 is inf"):
+        pixel_metrics(maps, masks, sizes=sizes)
+
+
+@pytest.mark.parametrize("piece", [1, 30, 64, 100, 1 << 25])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_pieces_hold_each_pixel_of_the_images_once(piece: int, order: Literal["C", "F"]) -> None:
+    values = np.asarray(np.arange(7 * 8 * 4, dtype=np.float32).reshape(7, 8, 4), order=order)
+    images = np.array([0, 1, 3, 4, 5])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces_module, "PIECE", piece)
+        patch.setattr(pieces_module, "LEAST", 32)
+        found = list(pieces(values, images))
+        assert np.array_equal(np.sort(np.concatenate(found)), np.sort(values[images].ravel()))
+        assert max(map(len, found)) <= max(piece, 32)
+        at = np.array([3, 40, 41, 223])
+        assert np.array_equal(values_at(values, at), values.ravel()[at])
+
+
+def test_the_threshold_weighs_pictures_by_their_pixels() -> None:
+    rng = np.random.default_rng(0)
+    maps, sizes = rng.random((3, 6, 6)), np.array([[6, 6], [2, 6], [6, 1]])
+    own = np.concatenate([one[:h, :w].ravel() for one, (h, w) in zip(maps, sizes, strict=True)])
+    assert threshold_of(maps, sizes) == pytest.approx(own.mean() + 3 * own.std(), abs=1e-12)
+
+
+def test_regions_of_pixels_that_no_mask_marks_are_refused() -> None:
+    masks = np.zeros((2, 4, 4), bool)
+    masks[0, 1, 1] = True
+    regions = packed([(0, np.ones((4, 4), bool), 1.0)], (4, 4))
+    maps = np.random.default_rng(0).random(masks.shape)
+    with pytest.raises(MetricError, match="a region marks a pixel that no mask marks"):
+        finer.au_spro(maps, region_index(masks), regions, ["a", "good"], normal_of(masks))
