@@ -56,6 +56,7 @@ def test_both_faces_give_the_same_options_and_the_command_line_wins(tmp_path: Pa
     said = {
         "methods": ["stfpm:held_out"], "datasets": ["mvtec_ad"], "categories": ["bottle"], "seeds": [3, 7],
         "preset": "paper", "device": "cpu", "data_root": "data", "out": "there", "resolution": 64, "modality": "depth",
+        "fit": "pad", "tile": 32, "overlap": 8,
         "train_images": [1, "all"], "contamination": [0, 0.1], "corruption": ["none", "shift:2"],
     }  # fmt: skip
     assert set(said) == set(RunTable.model_fields) - {"weights"}

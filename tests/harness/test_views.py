@@ -365,8 +365,9 @@ def models(saved: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 def test_a_saved_model_sees_a_file_as_its_run_did_at_every_door(saved: Path, wide_tree: Path, tmp_path: Path) -> None:
     for model, row in models(saved):
         files = [wide_tree / "bar/test" / name for name in row["image_names"]]
-        done = CliRunner().invoke(cli, ["predict", str(model), *map(str, files), "--json",
-             "--false-alarms", "0.4", "--out", str(tmp_path)])
+        done = CliRunner().invoke(
+            cli, ["predict", str(model), *map(str, files), "--json", "--false-alarms", "0.4", "--out", str(tmp_path)]
+        )
         assert done.exit_code == 0, done.output
         answers = json.loads(done.stdout)["images"]
         np.testing.assert_allclose([one["score"] for one in answers], row["image_scores"], rtol=1e-5)
@@ -507,3 +508,10 @@ def test_scores_of_pictures_name_shapes_that_break_the_protocol() -> None:
     assert not found.pixel[0, 20:].any()
     assert not found.pixel[1, :, 30:].any()
     assert len(all_windows(pictures, View(fit=PAD), 64)) == 2
+
+
+def test_a_row_of_the_schema_before_reads_as_one_of_whole_squares(tmp_path: Path) -> None:
+    golden = Path(__file__).parents[1] / "golden" / "schema_6.parquet"
+    (tmp_path / golden.name).write_bytes(golden.read_bytes())
+    (row,) = store.read(tmp_path).rows()
+    assert (row["schema_version"], row["corruption"], view_of(row)) == (6, "blur:3", WHOLE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from kdad_bench.metrics import (
     region_index,
     threshold_of,
 )
+from kdad_bench.metrics import pieces as pieces_module
+from kdad_bench.metrics.pieces import pieces, values_at
 from tests.metrics import finer_by_definition as definition
 from tests.metrics.metric_cases import KINDS, case, cases
 
@@ -281,7 +284,8 @@ def test_pictures_that_fill_their_maps_in_part_have_the_figures_of_their_own_pix
     maps, masks, regions, kinds, normal = drawn
     rng = np.random.default_rng(seed)
     count, height, width = maps.shape
-    about = dict(normal=normal, kinds=kinds, regions=packed(regions, (height, width)), threshold=0.3)
+    about: dict[str, Any] = {"normal": normal, "kinds": kinds, "threshold": 0.3}
+    about["regions"] = packed(regions, (height, width))
     expected = every_pixel_metric(maps, region_index(masks), Finer(**about))
     large = rng.choice([-3e38, -1.0, 0.0, 0.5, 3e38], (count, height + 3, width + 2)).astype(maps.dtype)
     wide = np.zeros(large.shape, bool)
