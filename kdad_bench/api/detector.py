@@ -103,7 +103,8 @@ class Detector:
             self._options = options_from(fields_of(asked))
             selection = selected_for(self._options, ())
             self.settings, self._needs_teacher = configured_alone(selection)
-            refuse_what_cannot_be_seen(selection.view, resolution or PRESETS[selection.preset].resolution)
+            side, (known, _) = resolution or PRESETS[selection.preset].resolution, selection.methods[0]
+            refuse_what_cannot_be_seen(selection.view, side, [known])
         self._selection = selection
         ((self.method, self.variant),) = selection.methods
         self.preset, self.device, self.seed = selection.preset, torch.device(selection.device), seed

@@ -30,7 +30,7 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
     jobs: dict[str, Job] = {}
     configurations = dict(configurations_of(selection))
     resolution = selection.resolution or PRESETS[selection.preset].resolution
-    refuse_what_cannot_be_seen(selection.view, resolution)
+    refuse_what_cannot_be_seen(selection.view, resolution, (method for method, _ in selection.methods))
     categories = [(one, fingerprint(one)) for one in map(sealed, selection.categories)]
     for seed, axes in product(selection.seeds, selection.axes):
         for category, data in categories:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from kdad_bench.datasets import PAD, SHORT_SIDE, SQUASH
 from kdad_bench.harness.choices import SelectionError
+from kdad_bench.methods import entry
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,8 +76,13 @@ def view_of(row: Mapping[str, Any]) -> View:
     return View(fit=row["fit"] or SQUASH, tile=row["tile"], overlap=row["tile_overlap"])
 
 
-def refuse_what_cannot_be_seen(view: View, resolution: int) -> None:
-    """Raises SelectionError for tiles larger than the images, and for an overlap without windows or of most of one."""
+def refuse_what_cannot_be_seen(view: View, resolution: int, methods: Iterable[str] = ()) -> None:
+    """Raises SelectionError for tiles larger than the images, for an overlap without windows or of most of one, and for
+    windows with a method that needs whole images."""
+    for name in methods if view.tile is not None or view.fit == SHORT_SIDE else ():
+        if why := entry(name).whole:
+            option = f"--fit {view.fit}" if view.tile is None else f"--tile {view.tile}"
+            raise SelectionError(f"{option}: method '{name}' cannot see images in windows: {why}; leave it or them out")
     if view.tile is not None and view.tile > resolution:
         raise SelectionError(
             f"--tile {view.tile}: larger than the images at --resolution {resolution}; take a smaller tile or a higher "

@@ -185,4 +185,5 @@ class Entry:
     # named settings overrides: ablations and compat options, run as `--method NAME:VARIANT`
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     published_variant: str = ""  # the variant that follows the published protocol most closely; "": the default does
+    whole: str = ""  # why the method cannot learn and score windows of images, in words; "": it can
     reading: bool = False  # the ARCHITECTURE is a reading of an abstract: no published number may be compared with it

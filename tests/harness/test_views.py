@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -324,6 +324,22 @@ def test_what_cannot_be_seen_is_one_line(wide_tree: Path, tmp_path: Path, given:
     (line,) = [line for line in done.output.splitlines() if line]
     assert line.startswith("kdad-bench: ")
     assert re.search(words, line)
+
+
+def test_a_method_that_needs_whole_images_is_refused_with_windows_alone(
+    wide_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdad_bench.methods import pixel_mean
+
+    stubborn = replace(pixel_mean.PIXEL_MEAN, whole="it looks at where things lie")
+    monkeypatch.setattr(pixel_mean, "PIXEL_MEAN", stubborn)
+    for view in (View(tile=32), View(fit=SHORT_SIDE)):
+        words = "method 'pixel_mean' cannot see images in windows: it looks at where things lie; leave it or them out"
+        with pytest.raises(SelectionError, match=words):
+            jobs_of(wide_tree, view=view, resolution=SIDE)
+    assert jobs_of(wide_tree, view=View(fit=PAD), resolution=SIDE)
+    with pytest.raises(SelectionError, match=r"^tile 32: method 'pixel_mean' cannot"):
+        Detector("pixel_mean", preset="quick", tile=32)
 
 
 @pytest.mark.parametrize("given", [("--tile", "31"), ("--overlap", "-1", "--tile", "32")])
