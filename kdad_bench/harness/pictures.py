@@ -18,6 +18,7 @@ CAPTION = 16
 HEADER = 44
 COLUMNS = ("image", "mask", "map", "overlay")
 PER_KIND = 2
+BLOCK = 1 << 20  # pixels that are coloured at a time
 MOST_PIXELS = 1 << 26  # of maps that the ends of the colour scale are taken from
 CEILING = 99.9  # percentile of all map pixels at which the colour scale ends; one hot pixel must not darken the rest
 INK, PAPER = (20, 20, 20), (255, 255, 255)
@@ -114,6 +115,10 @@ def colours(heat: NDArray[np.float32], low: float, high: float) -> NDArray[np.ui
     """`heat` [H, W] as uint8 [H, W, 3] in the inferno colours, black at `low` and bright yellow from `high` on."""
     import matplotlib
 
-    scaled = np.clip((heat - low) / max(high - low, 1e-12), 0, 1)
-    table: NDArray[np.float64] = matplotlib.colormaps["inferno"](scaled)
-    return (table[..., :3] * 255).astype(np.uint8)
+    found = np.empty((*heat.shape, 3), np.uint8)
+    rows = max(1, BLOCK // max(1, heat.shape[1]))
+    for start in range(0, len(heat), rows):  # the table answers in float64, 32 bytes for a pixel
+        scaled = np.clip((heat[start : start + rows] - low) / max(high - low, 1e-12), 0, 1)
+        table: NDArray[np.float64] = matplotlib.colormaps["inferno"](scaled)
+        found[start : start + rows] = table[..., :3] * 255
+    return found
