@@ -233,7 +233,8 @@ def _few(board: Board, key: str, metric: str) -> str:
 def published_and_measured(board: Board) -> str:
     """What papers and other codes report beside what was measured; across protocols without a difference.
 
-    The standard preset has the papers' sizes: its figures stand beside the published ones, and none is compared.
+    The standard preset has the papers' sizes: its figures stand beside the published ones, and those alone are compared
+    whose method has the same paper preset.
     """
     whole, found = published.beside(board)
     if whole:
