@@ -96,6 +96,7 @@ class Job:
     code: str = ""  # SHA-256 of a method's code that is not this package's
     axes: Axes = PLAIN
     view: View = WHOLE
+    also_presets: tuple[str, ...] = ()  # other presets, written like `preset`, whose job is this very one
 
     @cached_property
     def identity(self) -> dict[str, Any]:
