@@ -129,8 +129,8 @@ class Detector:
             if self.view.plain:
                 refuse_a_lone_batch(self.method, self.settings, inner, f"{self.method} on {len(given)} images")
             weights = self._weights()
-        method = windowed(built(self.method, self.settings, weights, self.device), self.view, self.resolution)
         learnt, held = self._brought_to_size(given, fit, apart)
+        method = windowed(built(self.method, self.settings, weights, self.device), self.view, self.resolution)
         method.fit(learnt, Fitting(log=ignore_step if log is None else told(log)))
         kept = decision_from(
             method, held, self.method, category=NO_CATEGORY, resolution=self.resolution, view=self.view
