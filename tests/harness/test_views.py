@@ -531,3 +531,10 @@ def test_a_row_of_the_schema_before_reads_as_one_of_whole_squares(tmp_path: Path
     (tmp_path / golden.name).write_bytes(golden.read_bytes())
     (row,) = store.read(tmp_path).rows()
     assert (row["schema_version"], row["corruption"], view_of(row)) == (6, "blur:3", WHOLE)
+
+
+def test_the_highest_value_of_a_map_is_one_within_its_picture() -> None:
+    maps = torch.full((2, 4, 5), 7.0)
+    maps[0, :2, :3], maps[1, :4, :1] = -3.0, -1.0
+    assert run.peaks_of(maps, np.array([[2, 3], [4, 1]])).tolist() == [-3.0, -1.0]
+    assert run.peaks_of(maps, None).tolist() == [7.0, 7.0]
