@@ -45,9 +45,7 @@ def main() -> None:
     )
     least = np.min([[seconds(call) for call in calls] for _ in range(ROUNDS)], axis=0)
     ratios = least[1:] / least[0]
-    print(
-        f"np.sort {least[0]:.2f} s; all metrics {ratios[0]:.2f} times that, with saturated regions {ratios[1]:.2f} times"
-    )
+    print(f"np.sort {least[0]:.2f} s; all metrics {ratios[0]:.2f} times that, with saturated regions {ratios[1]:.2f}")
 
 
 if __name__ == "__main__":
