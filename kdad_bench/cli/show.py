@@ -21,7 +21,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "run": (
         "teacher", "teacher_weights", "teacher_sha256", "resolution", "image_size", "steps", "batch_size", "precision",
         "data_fingerprint", "synthetic", "train_images", "test_images", "protocol_version",
-        "k_shot", "contamination", "corruption",
+        "k_shot", "contamination", "corruption", "setting", "weights_sha256",
     ),
     **{
         section: tuple(name for name, metric in MEASURED.items() if metric.section == section)
@@ -34,6 +34,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 WORDS = {
+    "learnt_together": "learnt together: the categories of its model, and the hash of the files of each",
     "readings": "readings: what no source settles, and what was chosen",
     "deviations": "deviations: what a source settles and this run does otherwise",
 }

@@ -16,6 +16,7 @@ from kdad_bench.harness.choices import (
     LEAST_SIDE,
     MOST_SIDE,
     PRESETS,
+    SETTINGS,
     SelectionError,
     method_choice,
     seeds_from,
@@ -79,6 +80,13 @@ def known_modality(value: str) -> str:
     return value
 
 
+def known_setting(value: str) -> str:
+    """`value` if it is a setting."""
+    if value not in SETTINGS:
+        raise ValueError(f"setting '{value}'{suggestion(value, SETTINGS)} is not one of {', '.join(SETTINGS)}")
+    return value
+
+
 Texts = Annotated[tuple[str, ...], BeforeValidator(tuple_of_texts)]
 Methods = Annotated[tuple[Annotated[tuple[str, str], BeforeValidator(method_of)], ...], BeforeValidator(tuple_of_texts)]
 Seeds = Annotated[tuple[int, ...], BeforeValidator(seeds_of)]
@@ -111,6 +119,7 @@ class RunTable(BaseModel):
     train_images: Counts = ()  # None among them: all there are
     contamination: Shares = ()
     corruption: Corruptions = ()
+    setting: Annotated[str, AfterValidator(known_setting)] = "single"
 
 
 class RunOptions(RunTable):

@@ -73,7 +73,8 @@ def work_of(options: RunOptions) -> Work:
 
 def sweep_all(folder: Path) -> None:
     """Remove what killed runs left half written in a results folder and in what lies beside its rows."""
-    for place in (folder, *(folder / name for name in BESIDE), *(folder / "models").glob("*/")):
+    deeper = (place for name in ("models", "checkpoints") for place in (folder / name).glob("*/"))
+    for place in (folder, *(folder / name for name in BESIDE), *deeper):
         sweep(place)
 
 
@@ -108,13 +109,13 @@ def lacking(finished: Collection[str], work: Work) -> dict[str, int]:
 
 def checkpoint_path(job: Job, work: Work) -> Path | None:
     """Where an unfinished training of `job` is kept; None when results go to a URL."""
-    return work.beside / "checkpoints" / f"{job.id}.pt" if work.beside else None
+    return work.beside / "checkpoints" / f"{job.training}.pt" if work.beside else None
 
 
 def checkpoints(job: Job, work: Work) -> list[Path]:
     """What is kept of an unfinished training of `job`: one file, or one per modality."""
     path = checkpoint_path(job, work)
-    return [] if path is None else sorted(path.parent.glob(f"{job.id}*.pt"))
+    return [] if path is None else sorted(path.parent.glob(f"{job.training}*.pt"))
 
 
 def keep_beside(job: Job, work: Work, method: Method, test: TestSet, scores: Scores, held_out: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdad_bench import datasets
 from kdad_bench.datasets.splits import FRACTION
-from kdad_bench.harness import clock
+from kdad_bench.harness import clock, together
 from kdad_bench.harness.cost import cost_of
 from kdad_bench.harness.environment import describe, give_freed_memory_back, keep_freed_memory
 from kdad_bench.harness.job import Job, TeacherWeights
@@ -26,6 +26,7 @@ from kdad_bench.harness.protocol import PROTOCOL_VERSION
 from kdad_bench.harness.scoring import as_images, batch_invariance, score_all
 from kdad_bench.harness.speed_key import speed_key
 from kdad_bench.harness.step_log import earlier_losses
+from kdad_bench.harness.together import Learnt
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods import entry
 from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
@@ -49,19 +50,17 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         log(step, terms)
 
     start = time.perf_counter()
-    normal, held_out = (as_images(pixels, device) for pixels in normals(job))
+    shared = together.kept(job, work)  # what was learnt with another category, where one model serves several
+    normal, held_out = (as_images(pixels, device) for pixels in normals(job, learning=shared is None))
     data_seconds = time.perf_counter() - start
-    with clock.peak_memory(job.device) as peak:
-        method = build(job, device, held_out)
-        start = time.perf_counter()
-        method.fit(normal, Fitting(log=remember, checkpoint=checkpoint_path(job, work),
-                                   checkpoint_every_seconds=work.checkpoint_every_seconds))  # fmt: skip
-        synchronise(device)
-        train_seconds = time.perf_counter() - start
-        train_images = len(normal)
-        del normal
-        give_freed_memory_back()
+    if shared is None:
+        method, learnt = taught(job, work, normal, held_out, remember, curve)
+    else:
+        method, learnt = together.load(job, work, device), shared
+    del normal
+    give_freed_memory_back()
 
+    with clock.peak_memory(job.device) as scoring:
         start = time.perf_counter()
         test = test_set(job)
         data_seconds += time.perf_counter() - start
@@ -70,7 +69,6 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         synchronise(device)
         score_seconds = time.perf_counter() - start
 
-    losses = [curve[step] for step in sorted(curve)]
     unseen = normal_maps(job, method, held_out)
     start = time.perf_counter()
     figures = judged(
@@ -88,29 +86,60 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         **cost,
         **environment_columns(job),
         speed_key=speed_key(job, work),
-        steps=int(losses[-1]["step"]) if losses else 0,
-        train_images=train_images,
+        steps=int(learnt.losses[-1]["step"]) if learnt.losses else 0,
+        train_images=learnt.images,
         test_images=len(test.labels),
-        train_seconds=train_seconds,
+        train_seconds=learnt.seconds,
         data_seconds=data_seconds,
         score_seconds=score_seconds,
         metric_seconds=metric_seconds,
         total_seconds=time.perf_counter() - began,
-        peak_memory_mb=peak.peak_mb,
+        peak_memory_mb=max(learnt.peak_memory_mb, scoring.peak_mb),
         batch_invariance=batch_invariance(method, test.images, scores, device),
         image_scores=tuple(scores.image.cpu().tolist()),
         image_labels=tuple(bool(label) for label in test.labels),
         image_names=tuple(test.names),
-        losses=json.dumps(thinned(losses)),
+        losses=json.dumps(learnt.losses),
+        weights_sha256=learnt.sha256 or None,
     )
 
 
-def normals(job: Job) -> tuple[Any, Any]:
+def taught(
+    job: Job, work: Work, normal: Tensor, held_out: Tensor, log: StepLog, curve: Mapping[int, dict[str, float]]
+) -> tuple[Method, Learnt]:
+    """The method of `job` after it has learnt from `normal`, kept for other categories where it serves them too."""
+    with clock.peak_memory(job.device) as peak:
+        method = build(job, normal.device, held_out)
+        start = time.perf_counter()
+        method.fit(normal, Fitting(log=log, checkpoint=checkpoint_path(job, work),
+                                   checkpoint_every_seconds=work.checkpoint_every_seconds))  # fmt: skip
+        synchronise(normal.device)
+        seconds = time.perf_counter() - start
+    losses = thinned([curve[step] for step in sorted(curve)])
+    learnt = Learnt(seconds=seconds, images=len(normal), losses=tuple(losses), peak_memory_mb=peak.peak_mb)
+    if not job.together:
+        return method, learnt
+    learnt = together.keep(job, work, method, learnt)
+    return together.load(job, work, normal.device), learnt
+
+
+def normals(job: Job, *, learning: bool = True) -> tuple[Any, Any]:
     """uint8 (images to learn from, held-out images) [N, 3 M, R, R], the M modalities stacked along the channels.
 
     Normals are held out where a threshold or a late fusion needs them: the validation split that the data set ships,
-    else a share of the training images drawn by the job's seed.
+    else a share of the training images drawn by the job's seed. Of categories that are learnt together those of each
+    are held out, and the ones returned are those of the job's own; the images to learn from are those of all, unless
+    nothing is to be learnt any more.
     """
+    if not job.together:
+        return normals_of(job)
+    every = {one.category.name: normals_of(one) for one in (job.siblings if learning else (job,))}
+    own = every[job.category.name]
+    return np.concatenate([fit for fit, _ in every.values()]) if learning else own[0][:0], own[1]
+
+
+def normals_of(job: Job) -> tuple[Any, Any]:
+    """The same of the job's own category."""
     parts = datasets.single_modalities(job.category)
     if not job.hold_out and len(parts) == 1:
         images = datasets.load_train(job.category, job.resolution)
@@ -200,6 +229,7 @@ def columns_of(job: Job) -> dict[str, Any]:
         "synthetic": job.category.synthetic,
         "code_sha256": job.code or None,
         **job.axes.columns,
+        **job.columns,
     }
 
 

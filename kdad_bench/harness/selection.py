@@ -34,6 +34,7 @@ class Selection:
     deterministic: bool = False
     hold_out: float = 0.0
     axes: tuple[Axes, ...] = (PLAIN,)
+    setting: str = "single"
 
 
 def selected(options: RunOptions) -> Selection:
@@ -60,6 +61,7 @@ def selected_for(options: RunOptions, categories: tuple[Category, ...]) -> Selec
         deterministic=options.deterministic,
         hold_out=options.hold_out,
         axes=points(options.train_images, options.contamination, options.corruption),
+        setting=options.setting,
     )
 
 

@@ -37,8 +37,8 @@ VISIBLE = 0.0005  # half of the last digit that tables show: a smaller differenc
 _IDENTITY = (
     "job_id schema_version protocol_version created_at method title family variant dataset category seed preset "
     "modality status reason teacher teacher_weights teacher_sha256 resolution image_size readings deviations "
-    "data_fingerprint synthetic origin code_sha256 train_images k_shot contamination corruption speed_key "
-    "speed_threads"
+    "data_fingerprint synthetic origin code_sha256 train_images k_shot contamination corruption setting "
+    "learnt_together weights_sha256 speed_key speed_threads"
 )
 _MACHINE = "device device_name threads python torch triton numpy kdad_bench platform git_commit git_dirty"
 _SCORES = "image_scores image_labels image_names"
@@ -105,13 +105,21 @@ class Board:
         seen = "" if self.group.modality in ("", "rgb") else f" ({self.group.modality})"
         resolution = f" at {self.group.resolution} px" if self.group.resolution else ""
         made = self.group.origin if self.external else f"{self.group.preset} preset, {self.machine}"
-        return f"{self.dataset}{seen}{resolution}, {made}{self.apart}"
+        one = f", one model for {self.together} categories" if self.together else ""
+        return f"{self.dataset}{seen}{resolution}, {made}{one}{self.apart}"
+
+    @property
+    def together(self) -> int:
+        """How many categories one model has learnt from; 0 where each has its own."""
+        row = next((row for rows in self.rows.values() for row in rows), None)
+        return len(row["learnt_together"] or ()) if row is not None and row.get("setting") else 0
 
     @property
     def caveats(self) -> tuple[str, ...]:
         """What a reader must know before the first number: short names of the labels that apply."""
         marks = (
             (EXTERNAL, self.external),
+            ("multi-class", self.together > 0),
             (f"{self.preset} preset", self.short),
             ("synthetic data", self.group.synthetic),
         )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     SCHEMA: pa.Schema
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 # version -> what changed. A reader accepts every version up to its own: columns that a file lacks are null.
 SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
     {
@@ -31,6 +31,7 @@ SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
         "configuration, alone, and shared; more of its figures.",
         5: "Finer pixel metrics: `pixel_ap_small`, `_middle` and `_large`, `aupimo`, `au_spro_05`, `seg_f1`.",
         6: "Columns `k_shot`, `contamination` and `corruption`: where a job stands on the axes.",
+        7: "Columns `setting`, `learnt_together` and `weights_sha256`: one model for several categories.",
     }
 )
 
@@ -112,6 +113,16 @@ class _Job:
     )
     corruption: str | None = field(
         default=None, metadata=_is("string", "NAME:LEVEL of the test images' corruption; null: as they are")
+    )
+    # one model for several categories
+    setting: str | None = field(
+        default=None, metadata=_is("string", "multi-class: one model for several categories; null: one for each")
+    )
+    learnt_together: tuple[str, ...] = field(
+        default=(), metadata=_is("list<string>", "'category=fingerprint' of all that such a model has learnt from")
+    )
+    weights_sha256: str | None = field(
+        default=None, metadata=_is("string", "SHA-256 of such a model's weights, which its categories share")
     )
 
 
