@@ -72,15 +72,20 @@ def keep(job: Job, work: Work, method: Method, learnt: Learnt) -> Learnt:
 
     Raises OtherModel where rows of other categories are of other weights, OSError where it cannot be written.
     """
-    from kdad_bench.methods.checkpoint import save
-
     folder = place(job, work)
-    save(job.method, method, folder)
+    save_into(job, method, folder)
     made = replace(learnt, sha256=_sha256(folder))
     if not work.force:
         refuse_another_model(job, work, made.sha256)
     write_text_whole(folder / RECORD, json.dumps(asdict(made)))
     return made
+
+
+def save_into(job: Job, method: Method, folder: Path) -> None:
+    """Write the fitted method of `job`; raises OSError."""
+    from kdad_bench.methods.checkpoint import save
+
+    save(job.method, method, folder)
 
 
 def load(job: Job, work: Work, device: torch.device) -> Method:

@@ -310,7 +310,8 @@ def _places(ranks: Mapping[str, float]) -> dict[str, int]:
 def boards(table: pa.Table) -> list[Board]:
     """The boards of `table` (columns DRAWN, each job once), in an order that depends only on what they hold.
 
-    The paper preset and real data come first, external results last, and no two have the same title.
+    The paper preset and real data come first, then a model for each category, external results last, and no two have
+    the same title.
     """
     return boards_of(table.to_pylist())
 
@@ -327,7 +328,7 @@ def boards_of(rows: Sequence[Mapping[str, Any]]) -> list[Board]:
         members = {key: tuple(jobs) for key, jobs in found.items()}
         made.append(Board(summary=summary, rows=members, dataset=shown.get(summary.group.dataset, "")))
     return _told_apart(
-        sorted(made, key=lambda board: (board.external, board.short, board.group.synthetic, board.group))
+        sorted(made, key=lambda one: (one.external, one.short, one.group.synthetic, one.together > 0, one.group))
     )
 
 
