@@ -15,7 +15,7 @@ from kdad_bench.leaderboard import measurement
 from kdad_bench.leaderboard.families import in_order
 from kdad_bench.leaderboard.metric import ACCURACY, HEADLINE, MEASURED, METRICS, RANKED
 from kdad_bench.leaderboard.row import COLUMNS, EXTERNAL
-from kdad_bench.leaderboard.summary import Entrant, Estimate, Group, Summary, summarise_rows
+from kdad_bench.leaderboard.summary import FEW, Entrant, Estimate, Group, Summary, summarise_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -113,6 +113,20 @@ class Board:
         """How many categories one model has learnt from; 0 where each has its own."""
         row = next((row for rows in self.rows.values() for row in rows), None)
         return len(row["learnt_together"] or ()) if row is not None and row.get("setting") else 0
+
+    @property
+    def interval_words(self) -> str:
+        """What the interval of a mean in this board's tables is for."""
+        categories = len(self.summary.categories)
+        if categories >= FEW:
+            return "other categories of the same kind"
+        other = "other seeds and, where rows hold the scores of images, other test images"
+        if categories == 1:
+            return other
+        return (
+            f"these {categories} categories, with {other}; for other categories of the same kind it is far wider "
+            "(`low`, `high` in `leaderboard.csv`)"
+        )
 
     @property
     def caveats(self) -> tuple[str, ...]:

@@ -50,8 +50,8 @@ def figure(curve: Curve, metric: str, empty: Empty, look: Callable[[int], dict[s
             [at for at, _ in found], [one.mean for _, one in found], ms=6, lw=1.4, mec="white", label=label, **style
         )
         for at, one in found:
-            if one.low is not None and one.high is not None:
-                axes.vlines(at, one.low, one.high, color=style["color"], alpha=0.35)
+            if one.shown is not None:
+                axes.vlines(at, *one.shown, color=style["color"], alpha=0.35)
     axes.set_xticks([place.at for place in curve.places], [place.label for place in curve.places])
     axes.set_xlabel(curve.words + (" (log scale)" if curve.axis == "train_images" else ""))
     axes.set_ylabel(METRICS[metric].label)

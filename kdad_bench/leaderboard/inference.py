@@ -124,6 +124,21 @@ def hierarchical_interval(
     return max(0.0, ends[0]), min(1.0, ends[1])
 
 
+def interval_around(mean: float, half: float, *, shares: bool = True) -> tuple[float, float]:
+    """The interval of half-width `half` around `mean`; of a share it is made as that of its logit, and lies in [0, 1].
+
+    Near 1 it then reaches further down than up, as other images would move it. Source: Pepe, The Statistical Evaluation
+    of Medical Tests for Classification and Prediction, 2003, chapter 5.
+    """
+    if not shares:
+        return mean - half, mean + half
+    at = _logit(np.array([mean]))
+    share = float(_share(at)[0])
+    reach = half / (share * (1 - share))
+    low, high = (mean + float(_share(at + end)[0]) - share for end in (-reach, reach))
+    return max(0.0, low), min(1.0, high)
+
+
 def _logit(values: NDArray[np.float64]) -> NDArray[np.float64]:
     kept = np.clip(values, CLOSEST, 1 - CLOSEST)
     return np.asarray(np.log(kept / (1 - kept)))
