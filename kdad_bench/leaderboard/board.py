@@ -117,11 +117,14 @@ class Board:
     @property
     def interval_words(self) -> str:
         """What the interval of a mean in this board's tables is for."""
-        categories = len(self.summary.categories)
-        if categories >= FEW:
-            return "other categories of the same kind"
+        every = [found for key in self.rows for m in self.headline if (found := self.overall(key, m)) is not None]
+        counts = {found.categories for found in every}
+        categories = max(counts, default=0)
         other = "other seeds and, where rows hold the scores of images, other test images"
-        if categories == 1:
+        if categories >= FEW:
+            fewer = ", of a method that has fewer than six for those alone" if 1 < min(counts) < FEW else ""
+            return f"other categories of the same kind{fewer}"
+        if categories < 2:
             return other
         return (
             f"these {categories} categories, with {other}; for other categories of the same kind it is far wider "
