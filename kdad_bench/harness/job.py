@@ -109,6 +109,7 @@ class Job:
     code: str = ""  # SHA-256 of a method's code that is not this package's
     axes: Axes = PLAIN
     together: tuple[Part, ...] = ()  # by name: one model learns from all of these; none: from `category` alone
+    also_presets: tuple[str, ...] = ()  # other presets, written like `preset`, whose job is this very one
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -36,9 +36,9 @@ VISIBLE = 0.0005  # half of the last digit that tables show: a smaller differenc
 # What the renderers read of each row: a thousand files are opened for a page, and each column costs time.
 _IDENTITY = (
     "job_id schema_version protocol_version created_at method title family variant dataset category seed preset "
-    "modality status reason teacher teacher_weights teacher_sha256 resolution image_size readings deviations "
-    "data_fingerprint synthetic origin code_sha256 train_images k_shot contamination corruption setting "
-    "learnt_together weights_sha256 speed_key speed_threads"
+    "also_presets modality status reason teacher teacher_weights teacher_sha256 resolution image_size readings "
+    "deviations data_fingerprint synthetic origin code_sha256 train_images k_shot contamination corruption "
+    "setting learnt_together weights_sha256 speed_key speed_threads"
 )
 _MACHINE = "device device_name threads python torch triton numpy kdad_bench platform git_commit git_dirty"
 _SCORES = "image_scores image_labels image_names"
@@ -121,6 +121,8 @@ class Board:
         counts = {found.categories for found in every}
         categories = max(counts, default=0)
         other = "other seeds and, where rows hold the scores of images, other test images"
+        if len(self.seeds) < 2:
+            other = "other test images, for these trained models: one seed says nothing of others"
         if categories >= FEW:
             fewer = ", of a method that has fewer than six for those alone" if 1 < min(counts) < FEW else ""
             return f"other categories of the same kind{fewer}"
@@ -170,6 +172,11 @@ class Board:
     def readings(self, key: str) -> tuple[str, ...]:
         """The settings of an entrant that no source settles."""
         return tuple(dict.fromkeys(reading for row in self.rows[key] for reading in row["readings"] or ()))
+
+    def also_presets(self, key: str) -> tuple[str, ...]:
+        """The other presets whose jobs all of this entrant's are."""
+        found = [row.get("also_presets") or () for row in self.rows[key]]
+        return tuple(name for name in found[0] if all(name in other for other in found)) if found else ()
 
     def deviations(self, key: str) -> tuple[str, ...]:
         """What the sources of an entrant settle and its jobs did otherwise."""

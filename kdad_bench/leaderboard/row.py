@@ -31,7 +31,8 @@ SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
         "configuration, alone, and shared; more of its figures.",
         5: "Finer pixel metrics: `pixel_ap_small`, `_middle` and `_large`, `aupimo`, `au_spro_05`, `seg_f1`.",
         6: "Columns `k_shot`, `contamination` and `corruption`: where a job stands on the axes.",
-        7: "Columns `setting`, `learnt_together` and `weights_sha256`: one model for several categories.",
+        7: "Columns `also_presets`, the other presets of a method whose job this is as well, and `setting`, "
+        "`learnt_together` and `weights_sha256`, of one model for several categories.",
     }
 )
 
@@ -70,6 +71,10 @@ class _Job:
     category: str = field(metadata=_is("string", "category of the data set"))
     seed: int = field(metadata=_is("int64", "seed of the job, set before the model is built"))
     preset: str = field(metadata=_is("string", "quick, standard or paper"))
+    also_presets: tuple[str, ...] = field(
+        default=(),
+        metadata=_is("list<string>", "other presets of the method with the same settings: the job is theirs as well"),
+    )
     modality: str = field(default="rgb", metadata=_is("string", "what the method sees: rgb, depth, ..."))
     status: str = field(default="ok", metadata=_is("string", "ok or failed"))
     reason: str | None = field(default=None, metadata=_is("string", "why the job failed; null when ok"))

@@ -339,3 +339,11 @@ def test_the_same_jobs_on_two_devices_are_set_side_by_side() -> None:
     assert "image AUROC: 0.0014 (4 jobs)" in text
     other_data = [plausible.row("stfpm", r.category, r.seed, device="cuda", data_fingerprint="x") for r in here]
     assert [*components.of_devices(boards(table([*here, *other_data])))] == []
+
+
+def test_with_one_seed_the_interval_is_for_these_trained_models() -> None:
+    made = scored_rows({"a": 2.0, "b": 1.0}, "abc", seeds=1)
+    words = (
+        "95 % interval of the mean for these 3 categories, with other test images, for these trained models: one seed"
+    )
+    assert words in section(page(made), "Ranking")
