@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from kdad_bench.leaderboard.axes import Curve, looks
+from kdad_bench.leaderboard.axes import Curve, aside, looks
 from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.numbers import MISSING, interval
 from kdad_bench.leaderboard.text import escape
@@ -59,7 +59,12 @@ def drawing(curve: Curve, metric: str) -> str:
             for place in curve.places
         ),
     ]
-    lines = [line for key in order for line in _line(curve, metric, key, [x(place.at) for place in curve.places], y)]
+    shifts = aside(curve)
+    lines = [
+        line
+        for key in order
+        for line in _line(curve, metric, key, [x(place.at + shifts[key]) for place in curve.places], y)
+    ]
     return "\n".join([
         f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="{escape(label)}" '
         f'style="width:100%;max-width:{WIDTH + 100}px;height:auto">',

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdad_bench.leaderboard.axes import Curve, looks
+from kdad_bench.leaderboard.axes import Curve, aside, looks
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.metric import METRICS
 
@@ -40,9 +40,11 @@ def figure(curve: Curve, metric: str, empty: Empty, look: Callable[[int], dict[s
     """The curve of each entrant with 95 % intervals, the largest area first in the legend."""
     made, axes = empty(None, f"{METRICS[metric].label} by {curve.words}{curve.caveats}")
     made.supxlabel(curve.title, x=0.01, ha="left", fontsize=8, color="#555555")
-    styles = looks(curve)
+    styles, shifts = looks(curve), aside(curve)
     for key in curve.order(metric):
-        found = [(place.at, one) for place, one in zip(curve.places, curve.at(key, metric), strict=True) if one]
+        found = [
+            (place.at + shifts[key], one) for place, one in zip(curve.places, curve.at(key, metric), strict=True) if one
+        ]
         area = curve.area(key, metric)
         label = curve.labels[key] + (f"  {area.mean:.3f}" if area and area.complete else "")
         style = look(styles[key])

@@ -173,6 +173,13 @@ def test_the_interval_of_a_share_is_that_of_its_logit() -> None:
     assert interval_around(5.0, 0.5, shares=False) == (4.5, 5.5)
 
 
+@pytest.mark.parametrize("mean", [0.0, 0.001, 0.004])
+def test_at_the_ends_of_the_scale_the_interval_does_not_run_away(mean: float) -> None:
+    low, high = interval_around(mean, 0.02)
+    assert low == pytest.approx(0, abs=0.005)
+    assert mean + 0.02 < high < mean + 0.08
+
+
 @pytest.mark.parametrize(("categories", "these"), [(1, True), (2, True), (5, True), (6, False), (9, False)])
 def test_with_few_categories_the_interval_for_these_is_shown(categories: int, these: bool) -> None:
     rng = np.random.default_rng(0)
