@@ -125,6 +125,8 @@ def step_log(job: Job, work: Work) -> Iterator[Callable[[int, Mapping[str, float
 
     A log that cannot be written is one warning and costs the job nothing.
     """
+    if work.beside is not None and job.together:
+        point_to_the_training(job, work.beside)
     if work.beside is None or together.kept(job, work) is not None:  # it has been learnt, and its log is there
         yield lambda step, terms: None
         return
@@ -150,6 +152,14 @@ def step_log(job: Job, work: Work) -> Iterator[Callable[[int, Mapping[str, float
         if events is not None:
             with contextlib.suppress(OSError):  # its disk is full: the log says what there was
                 events.close()
+
+
+def point_to_the_training(job: Job, folder: Path) -> None:
+    """A log of a job that shares a model: it says in which one the training is."""
+    lines = Lines(folder / "logs" / f"{job.id}.jsonl", go_on=False)
+    lines.write("start", job=job.id, training=job.training)
+    lines.write("end")
+    lines.close()
 
 
 def tensorboard_writer(job: Job, work: Work) -> Any:

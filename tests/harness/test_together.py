@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import kdad_bench
 from kdad_bench import datasets
 from kdad_bench.cli import cli
 from kdad_bench.harness import calibration, run, together
@@ -188,7 +189,10 @@ def test_a_run_killed_between_two_categories_goes_on_with_the_model(
     assert fits == [12]
     assert after.weights_sha256 == before.weights_sha256
     assert not together.place(second, work).exists()
-    assert len(list((tmp_path / "logs").iterdir())) == 1
+    logs = {path.stem: path.read_text() for path in (tmp_path / "logs").iterdir()}
+    assert {*logs} == {first.training, first.id, second.id}
+    assert logs[first.training].count('"event": "step"') == 1
+    assert all(f'"training": "{first.training}"' in logs[job.id] for job in (first, second))
 
 
 def test_forced_jobs_learn_once_too_and_the_model_goes_when_all_are_redone(
@@ -303,6 +307,18 @@ def test_rows_of_one_model_have_a_table_of_their_own(tiny_tree: Path, tmp_path: 
     wrong = CliRunner().invoke(cli, [*command, "--setting", "multi-class", "-c", "bolt"])
     assert wrong.exit_code == 2
     assert wrong.output.count("\n") == 1
+
+
+def test_the_setting_is_a_keyword_of_python_too(tiny_tree: Path, tmp_path: Path, no_cost: None) -> None:
+    said: dict[str, Any] = {"datasets": f"folder:{tiny_tree}", "seeds": 1, "preset": "quick", "resolution": 32}
+    said |= {"pictures": False, "measure_speed": False, "out": tmp_path}
+    results = kdad_bench.run("pixel_mean", setting="multi-class", **said)
+    frame = results.frame(["setting", "learnt_together", "weights_sha256"]).to_pylist()
+    assert [line["setting"] for line in frame] == [MULTI_CLASS] * 2
+    assert [one.partition("=")[0] for one in frame[0]["learnt_together"]] == ["bolt", "cloth"]
+    assert len({line["weights_sha256"] for line in frame}) == 1
+    with pytest.raises(ValueError, match="setting 'multi'"):
+        kdad_bench.run("pixel_mean", setting="multi", **said)
 
 
 def test_an_estimate_counts_one_training(tiny_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
