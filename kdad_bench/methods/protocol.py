@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -55,6 +55,21 @@ class Fitting:
     log_every: int = 10  # steps between two calls of `log`, so that a GPU is not synchronised at each step
     checkpoint: Path | None = None  # where to keep the state of an unfinished fit; resumed from there if it exists
     checkpoint_every_seconds: float = 60.0
+    # told the steps done and a copy of the method, as it would be if the training ended there, to do with as it likes
+    watch: Callable[[int, Any], None] | None = None
+    watch_every: int | None = None  # steps between two calls of `watch`; None: a twentieth of the training
+
+    def after(self, finish: Callable[[Any], None]) -> Fitting:
+        """The same, where each copy is first brought to an end by `finish`: what a fit does behind its last step."""
+        watch = self.watch
+        if watch is None:
+            return self
+
+        def finished(step: int, method: Any) -> None:
+            finish(method)
+            watch(step, method)
+
+        return replace(self, watch=finished)
 
 
 def always(settings: Any) -> bool:
