@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from kdad_bench.methods.backbones import Backbone
+from kdad_bench.methods.backbones import FACTS, Backbone
 
 
 class Range(NamedTuple):
@@ -125,8 +125,13 @@ class Settings:
             entries = value if isinstance(value, (tuple, list)) else () if value is None else (value,)
             if not all(entry in numbers for entry in entries):
                 raise ValueError(f"{name} {value!r} is not in {numbers}")
-        if self.image_size % 32:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of 32")
+        facts = FACTS.get(self.teacher)
+        multiple = facts.multiple if facts else 32
+        if self.image_size % multiple:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of {multiple}")
+        if facts and not set(self.strides) <= set(facts.channels):
+            have = ", ".join(map(str, facts.channels))
+            raise ValueError(f"strides {shown(self.strides)} of teacher {self.teacher}: must be among {have}")
 
     @property
     def readings(self) -> tuple[str, ...]:
