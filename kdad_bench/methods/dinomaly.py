@@ -374,6 +374,7 @@ DINOMALY = Entry(
             image_size=128,
             steps=50,
             batch_size=4,
+            learning_rate=1e-3,
             layers=4,
             mining_steps=10,  # a fifth, as in the official code
         ),
