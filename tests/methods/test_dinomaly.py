@@ -96,7 +96,7 @@ def attention_by_hand(attention: LinearAttention, tokens: Tensor) -> Tensor:
     weight, bias = attention.qkv.weight.double(), attention.qkv.bias.double()
     found = torch.zeros(count, length, width, dtype=torch.float64)
     for n in range(count):
-        q, k, v = (tokens[n].double() @ weight.T + bias).split(width, 1)
+        q, k, v = (tokens[n].double() @ weight.T + bias).view(length, 3, width).unbind(1)
         for head in range(attention.heads):
             part = slice(head * each, (head + 1) * each)
             for t in range(length):
@@ -130,8 +130,8 @@ def test_linear_attention_is_its_definition_pair_by_pair() -> None:
 def test_faulty_attention_is_rejected(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     own, faulty = own_attention(), own_attention()
     if fault == "softmax":
-        faulty.forward = lambda x: nn.functional.multi_head_attention_forward(  # type: ignore[method-assign]
-            x.transpose(0, 1), x.transpose(0, 1), x.transpose(0, 1), 6, 2, own.qkv.weight, own.qkv.bias, None, None,
+        faulty.forward = lambda tokens: nn.functional.multi_head_attention_forward(  # type: ignore[method-assign]
+            *(tokens.transpose(0, 1),) * 3, 6, 2, own.qkv.weight, own.qkv.bias, None, None,
             False, 0.0, own.proj.weight, own.proj.bias, need_weights=False,
         )[0].transpose(0, 1)  # fmt: skip
     elif fault == "one head":
@@ -327,7 +327,7 @@ def test_easy_places_pull_less_on_the_decoder() -> None:
         method = method_of(batch_size=2, easy=easy, mined=0.999, mining_steps=0, dropout=0.0)
         taps = method.teacher(normals(2, seed=1))
         loss = method.loss(Batch(images=normals(2, seed=1), teacher=taps, step=1, generator=torch.Generator()))
-        loss["feature"].backward()
+        loss["feature"].backward()  # type: ignore[no-untyped-call]
         norms.append(
             float(torch.stack([p.grad.norm() for p in method.student.parameters() if p.grad is not None]).norm())
         )
