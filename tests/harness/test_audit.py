@@ -138,6 +138,23 @@ def performed(tree: Path, out: Path, *, audited: bool, every: int | None = 1) ->
     return row
 
 
+Done = tuple[Row, Path]
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """A job without an audit, and its results folder."""
+    out = tmp_path_factory.mktemp("plain")
+    return performed(tiny_tree, out, audited=False), out
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """The same job with one."""
+    out = tmp_path_factory.mktemp("audited")
+    return performed(tiny_tree, out, audited=True), out
+
+
 def results_of(row: Row) -> dict[str, Any]:
     """The columns that are no measurement of time or memory."""
     named = {field.name: getattr(row, field.name) for field in fields(row)}
@@ -149,25 +166,23 @@ def audit_in(folder: Path) -> dict[str, Any]:
     return audit.checked(path)
 
 
-def test_an_audited_row_is_the_row_and_the_last_point_says_what_the_row_says(tiny_tree: Path, tmp_path: Path) -> None:
-    plain = performed(tiny_tree, tmp_path / "plain", audited=False)
-    row = performed(tiny_tree, tmp_path / "audited", audited=True)
-    assert results_of(row) == results_of(plain)
+def test_an_audited_row_is_the_row_and_the_last_point_says_what_the_row_says(plain: Done, straight: Done) -> None:
+    row, out = straight
+    assert results_of(row) == results_of(plain[0])
     assert len(results_of(row)) > 50
-    assert plain.peak_memory_mb is not None
+    assert plain[0].peak_memory_mb is not None
     assert row.peak_memory_mb is None  # the test set and the copies lay in it
-    found = audit_in(tmp_path / "audited")
+    found = audit_in(out)
     assert found["job"] == row.job_id
     assert [point["step"] for point in found["curve"]] == [1, 2]
     assert found["kept"] == {name: getattr(row, name) for name in audit.FIGURES}
     assert found["curve"][-1] == {"step": 2, **found["kept"]}
-    assert not (tmp_path / "plain" / "audits").exists()
+    assert not (plain[1] / "audits").exists()
 
 
 def test_a_training_that_was_killed_goes_on_with_its_curve(
-    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    straight: Done, tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight = performed(tiny_tree, tmp_path / "straight", audited=True)
     look, seen = audit.Audit.look, []
 
     def killed(self: audit.Audit, step: int, method: Any) -> None:
@@ -185,8 +200,8 @@ def test_a_training_that_was_killed_goes_on_with_its_curve(
     assert audit.gaps(half) == {}
     row = performed(tiny_tree, tmp_path / "killed", audited=True)
     assert seen == [1, 2, 2]  # the first was not looked at again
-    assert audit_in(tmp_path / "killed") == audit_in(tmp_path / "straight")
-    assert results_of(row) == results_of(straight)
+    assert audit_in(tmp_path / "killed") == audit_in(straight[1])
+    assert results_of(row) == results_of(straight[0])
 
 
 def test_a_state_that_gives_no_figures_leaves_a_gap_and_the_job_goes_on(
@@ -291,10 +306,11 @@ def test_a_folder_without_audits_is_one_line(tmp_path: Path) -> None:
     assert "run --audit" in found.output
 
 
-def test_nothing_that_ranks_sees_an_audit(tiny_tree: Path, tmp_path: Path) -> None:
+def test_nothing_that_ranks_sees_an_audit(plain: Done, tmp_path: Path) -> None:
     """The same rows and the same pages, whatever lies in audits/."""
-    row = performed(tiny_tree, tmp_path, audited=False)
-    flattering = an_audit("stfpm", row.job_id, dict.fromkeys(audit.FIGURES, 1.0), [point(1, 1.0, 1.0)])
+    (path,) = plain[1].glob("*.parquet")
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+    flattering = an_audit("stfpm", plain[0].job_id, dict.fromkeys(audit.FIGURES, 1.0), [point(1, 1.0, 1.0)])
     before, pages = store.read(tmp_path).rows(), drawn(tmp_path)
     write_audits(tmp_path, flattering)
     (tmp_path / "audits" / "another.parquet").write_bytes(next(tmp_path.glob("*.parquet")).read_bytes())

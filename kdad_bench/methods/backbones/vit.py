@@ -121,10 +121,10 @@ class Vit(Backbone):
         """Normal weights of deviation 0.02, biases at zero, norms and scales at identity."""
         for parameter in (self.cls_token, self.pos_embed, self.register_tokens):
             if parameter is not None:
-                nn.init.trunc_normal_(parameter, std=0.02)
+                nn.init.normal_(parameter, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # all have one
 
     def taps(self, normalised: Tensor) -> tuple[Tensor, ...]:
