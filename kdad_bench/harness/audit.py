@@ -171,12 +171,13 @@ def read_audits(folder: Path) -> Iterator[dict[str, Any]]:
 def gaps(audit: Mapping[str, Any]) -> dict[str, float]:
     """Of each figure that there is: the best of the curve and of the state that is kept, less that of the latter.
 
-    Each figure has a best step of its own, so that no single choice wins all of them. {} of an unfinished audit.
+    Each figure has a best step of its own, so that no single choice wins all of them. {} of an unfinished audit, and
+    of one without a curve: nothing was trained.
     """
     kept = audit["kept"] or {}
     found = {}
     for name in FIGURES:
         values = [point[name] for point in audit["curve"] if point[name] is not None]
-        if kept.get(name) is not None:
+        if values and kept.get(name) is not None:
             found[name] = max((*values, kept[name])) - kept[name]
     return found
