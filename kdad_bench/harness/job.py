@@ -179,7 +179,9 @@ class Job:
             "resizing": size != self.resolution and f"twice, file to {self.resolution} px to {size} px (papers: once)",
             "hold_out": share and f"{share:g} of the normals are kept from the method (papers: it learns from all)",
             "weights": self.weights.source == "random" and "random (papers: trained on ImageNet)",
-            "setting": self.together and f"one model for {len(self.together)} categories (papers: one for each)",
+            "setting": self.together
+            and not self.settings.TOGETHER
+            and f"one model for {len(self.together)} categories (papers: one for each)",
         }
         own = (f"{subject}: {words}" for subject, words in said.items() if words)
         return (*self.settings.deviations, *own, *self.axes.deviations)

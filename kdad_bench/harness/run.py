@@ -15,6 +15,7 @@ from torch import Tensor
 from kdad_bench import datasets
 from kdad_bench.datasets.splits import FRACTION
 from kdad_bench.harness import clock, together
+from kdad_bench.harness.audit import Audit
 from kdad_bench.harness.cost import cost_of
 from kdad_bench.harness.environment import describe, give_freed_memory_back, keep_freed_memory
 from kdad_bench.harness.job import Job, TeacherWeights
@@ -38,7 +39,10 @@ StepLog = Callable[[int, Mapping[str, float]], None]
 
 
 def run(job: Job, work: Work, log: StepLog) -> Row:
-    """Carry out `job` and return its row; raises whatever stops it. The test files are opened after the training."""
+    """Carry out `job` and return its row; raises whatever stops it.
+
+    The test files are opened after the training, unless `work` has it audited: then what they show is kept from it.
+    """
     began = time.perf_counter()
     torch.use_deterministic_algorithms(job.deterministic)
     keep_freed_memory()
@@ -49,12 +53,17 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         curve[step] = {**curve.get(step, {}), "step": step, **terms}
         log(step, terms)
 
+    audit = Audit(job, work, device, lambda: test_set(job))
     start = time.perf_counter()
     shared = together.kept(job, work)  # what was learnt with another category, where one model serves several
     normal, held_out = (as_images(pixels, device) for pixels in normals(job, learning=shared is None))
     data_seconds = time.perf_counter() - start
     if shared is None:
-        method, learnt = taught(job, work, normal, held_out, remember, curve)
+        fitting = Fitting(
+            log=remember, checkpoint=checkpoint_path(job, work),
+            checkpoint_every_seconds=work.checkpoint_every_seconds, watch=audit.watch, watch_every=work.audit_every,
+        )  # fmt: skip
+        method, learnt = taught(job, work, normal, held_out, fitting, curve)
     else:
         method, learnt = together.load(job, work, device), shared
     del normal
@@ -77,6 +86,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         normal_maps=unseen,
     )  # fmt: skip
     metric_seconds = time.perf_counter() - start
+    audit.conclude(figures)
 
     cost = cost_of(method, test.images, job, timed=work.time_every_job)
     keep_beside(job, work, method, test, scores, held_out)
@@ -89,12 +99,13 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         steps=int(learnt.losses[-1]["step"]) if learnt.losses else 0,
         train_images=learnt.images,
         test_images=len(test.labels),
-        train_seconds=learnt.seconds,
+        train_seconds=learnt.seconds - audit.seconds,
         data_seconds=data_seconds,
         score_seconds=score_seconds,
         metric_seconds=metric_seconds,
-        total_seconds=time.perf_counter() - began,
-        peak_memory_mb=max(learnt.peak_memory_mb, scoring.peak_mb),
+        total_seconds=time.perf_counter() - began - audit.seconds,
+        # an audit's memory is not the method's
+        peak_memory_mb=None if audit.watch else max(learnt.peak_memory_mb, scoring.peak_mb),
         batch_invariance=batch_invariance(method, test.images, scores, device),
         image_scores=tuple(scores.image.cpu().tolist()),
         image_labels=tuple(bool(label) for label in test.labels),
@@ -105,14 +116,13 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
 
 
 def taught(
-    job: Job, work: Work, normal: Tensor, held_out: Tensor, log: StepLog, curve: Mapping[int, dict[str, float]]
+    job: Job, work: Work, normal: Tensor, held_out: Tensor, fitting: Fitting, curve: Mapping[int, dict[str, float]]
 ) -> tuple[Method, Learnt]:
     """The method of `job` after it has learnt from `normal`, kept for other categories where it serves them too."""
     with clock.peak_memory(job.device) as peak:
         method = build(job, normal.device, held_out)
         start = time.perf_counter()
-        method.fit(normal, Fitting(log=log, checkpoint=checkpoint_path(job, work),
-                                   checkpoint_every_seconds=work.checkpoint_every_seconds))  # fmt: skip
+        method.fit(normal, fitting)
         synchronise(normal.device)
         seconds = time.perf_counter() - start
     losses = thinned([curve[step] for step in sorted(curve)])
