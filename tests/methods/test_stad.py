@@ -353,7 +353,7 @@ def test_a_network_neither_shrinks_nor_blows_up_what_it_sees() -> None:
 @pytest.fixture(scope="module")
 def learnt() -> Stad:
     """A fit of two steps behind a least-squares start."""
-    method = method_of(scales=(33,), steps=2, batch_size=2, solved=320)
+    method = method_of(scales=(33,), steps=2, batch_size=2, solved=320, altered=0.0)
     method.fit(normals(16, seed=1))
     return method
 
@@ -377,8 +377,8 @@ def explained(method: Stad) -> float:
 
 
 def check_learnt(method: Stad) -> None:
-    assert explained(method) > 0.1
-    assert unlearnt(method) < 0.5
+    assert explained(method) > 0.2
+    assert unlearnt(method) < 0.6
 
 
 def test_descriptors_tell_of_the_backbone_and_students_of_the_descriptors(learnt: Stad) -> None:
@@ -390,11 +390,11 @@ def from_random(method: Stad) -> None:
     method.settings = replace(method.settings, solved=0)
 
 
-def beside_the_patch(method: Stad) -> None:
-    """Descriptors of the patches 12 px to the right."""
+def of_another_image(method: Stad) -> None:
+    """Students that are shown the descriptors of the image before."""
     descriptor = scale_of(method).descriptor
     straight = descriptor.of_images
-    descriptor.of_images = lambda images, grid: straight(images.roll(-12, 3), grid)  # type: ignore[method-assign]
+    descriptor.of_images = lambda images, grid: straight(images.roll(1, 0), grid)  # type: ignore[method-assign]
 
 
 def of_noise(method: Stad) -> None:
@@ -405,9 +405,9 @@ def of_noise(method: Stad) -> None:
     )
 
 
-@pytest.mark.parametrize("broken", [from_random, beside_the_patch, of_noise])
+@pytest.mark.parametrize("broken", [from_random, of_another_image, of_noise])
 def test_a_fit_that_learns_nothing_is_noticed(broken: Callable[[Stad], None]) -> None:
-    method = method_of(scales=(33,), steps=2, batch_size=2, solved=320)
+    method = method_of(scales=(33,), steps=2, batch_size=2, solved=320, altered=0.0)
     broken(method)
     method.fit(normals(16, seed=1))
     with pytest.raises(AssertionError):
