@@ -427,13 +427,13 @@ STAD = Entry(
         "standard": StadSettings(
             teacher="resnet18",
             strides=(16,),
+            image_size=128,  # patches of 33 px see as much as those of 65 px at 256
             scales=(33,),
-            width=16,
-            dimensions=64,
+            width=32,
             grid=4,
             solved=2048,
             descriptors=0.0,  # they stay as solved
-            steps=40,
+            steps=300,
             learning_rate=1e-3,
             schedule="one_cycle",
         ),
