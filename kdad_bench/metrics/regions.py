@@ -125,11 +125,12 @@ def _read(file: Path, masks: NDArray[np.bool_]) -> RegionIndex | None:
 def _fits(index: RegionIndex, masks: NDArray[np.bool_]) -> bool:
     """Whether the index can be that of the masks: every positive pixel in a region of its image, sizes as they are."""
     side = masks.shape[1] * masks.shape[2]
+    edges = np.searchsorted(index.positions, np.arange(masks.shape[0] + 1) * side)
     return (
         np.array_equal(index.positions, np.flatnonzero(masks))
         and index.regions.shape == index.positions.shape
         and index.images.shape == index.sizes.shape
         and bool((index.sizes > 0).all())
         and np.array_equal(np.bincount(index.regions, minlength=index.count), index.sizes)
-        and np.array_equal(index.images[index.regions], index.positions // max(side, 1))
+        and np.array_equal(index.images[index.regions], np.repeat(np.arange(masks.shape[0]), np.diff(edges)))
     )
