@@ -95,6 +95,16 @@ class Counter:
         return np.diff(upto)
 
 
+def sort_words(words: NDArray[np.int64]) -> None:
+    """Sort `words` [n] in place, ascending; a second array of the size is held meanwhile."""
+    loaded = library()
+    if loaded is None or not words.flags.c_contiguous:
+        words.sort()
+        return
+    spare = np.empty_like(words)
+    loaded.kdad_sort_words(words.ctypes.data, spare.ctypes.data, words.size)
+
+
 def add_up(
     loaded: ctypes.CDLL,
     counts: NDArray[np.int64],

@@ -141,25 +141,26 @@ def aupimo(
     high_ones = np.sort(at_least_the_highest(negatives, most))
     top = high_ones[-most:]
     alike = int(np.count_nonzero(high_ones[:-most] == top[0]))  # further ones of the lowest that is kept
-    images = index.images[index.regions]
-    weights = 1.0 / np.bincount(images)[images] / np.unique(images).size
     scores = keys(np.ascontiguousarray(values).reshape(-1)[index.positions])
-    high = scores >= top[0]
-    upto = np.searchsorted(top, scores[high], side="right")
+    high = np.flatnonzero(scores >= top[0])
+    scores = scores[high]
+    upto = np.searchsorted(top, scores, side="right")
     above = (most - upto).astype(np.float64)
-    equal = upto - np.searchsorted(top, scores[high]) + np.where(scores[high] == top[0], alike, 0)
+    equal = upto - np.searchsorted(top, scores) + np.where(scores == top[0], alike, 0)
     shares = _log_shares(above / negatives.size, (above + equal) / negatives.size, lower, upper)
-    return float((weights[high] * shares).sum())
+    pixels = np.bincount(index.images, weights=index.sizes)  # of the regions of each image
+    weights = 1.0 / pixels[index.images[index.regions[high]]] / np.count_nonzero(pixels)
+    return float((weights * shares).sum())
 
 
 def at_least_the_highest(values: NDArray[Any], most: int) -> NDArray[Any]:
     """The `most` highest of `values` [n], all equal to the lowest of those, and perhaps a few more.
 
-    As many blocks as wanted values have a maximum that the lowest of these maxima does not exceed: so have as many
-    values, and no lower one is among the highest. One pass and a few comparisons instead of a partition.
+    Of blocks of BLOCK values as many as are wanted have a maximum of at least some bound: at least so many values reach
+    it, and no lower one is among the highest. One pass and a few comparisons instead of a partition.
     """
-    whole = values[: values.size - values.size % BLOCK].reshape(-1, BLOCK)
-    peaks = np.append(whole.max(axis=1), values[whole.size :])
+    whole = values[: values.size - values.size % BLOCK].reshape(BLOCK, -1)  # a block is a column
+    peaks = np.append(whole.max(axis=0), values[whole.size :])
     if most > peaks.size:
         return values
     return values[values >= np.partition(peaks, peaks.size - most)[peaks.size - most]]

@@ -130,6 +130,29 @@ int count_by_threads(Inner inner, const Score* scores, i64 n, const Key* wanted,
     return finite;
 }
 
+// Sorts n words, as signed numbers ascending, by one stable pass for each byte in which they differ; spare holds as many.
+void sort_words(uint64_t* words, uint64_t* spare, i64 n) {
+    std::vector<i64> places(8 * 256, 0);
+    for (i64 i = 0; i < n; i++) {
+        words[i] ^= (uint64_t)1 << 63;
+        for (int byte = 0; byte < 8; byte++) places[256 * byte + (words[i] >> (8 * byte) & 255)]++;
+    }
+    uint64_t *from = words, *to = spare;
+    for (int byte = 0; byte < 8; byte++) {
+        i64* place = &places[256 * byte];
+        if (n && place[from[0] >> (8 * byte) & 255] == n) continue;
+        i64 begin = 0;
+        for (int value = 0; value < 256; value++) {
+            const i64 own = place[value];
+            place[value] = begin;
+            begin += own;
+        }
+        for (i64 i = 0; i < n; i++) to[place[from[i] >> (8 * byte) & 255]++] = from[i];
+        std::swap(from, to);
+    }
+    for (i64 i = 0; i < n; i++) words[i] = from[i] ^ (uint64_t)1 << 63;
+}
+
 // The formulas of kdad_bench.metrics.exact over the distinct scores of the positives, ascending. counts [2 m + 1] as above, of all pixels;
 // ranks [m + 1]: positives below each, and finally all of them; mass [m] or null. out: the sums of AUROC and AP, the maximum of
 // F1, the sum of AUPRO for each limit. Blocks are added up one after the other, so that little is lost to rounding.
@@ -187,6 +210,8 @@ EXPORT int kdad_count(const void* scores, i64 n, int bytes, const void* wanted, 
         return count_by_threads(count_float, (const float*)scores, n, (const int32_t*)wanted, m, p, number, shift, table, threads, total);
     return count_by_threads(count_double, (const double*)scores, n, (const i64*)wanted, m, p, number, shift, table, threads, total);
 }
+
+EXPORT void kdad_sort_words(void* words, void* spare, i64 n) { sort_words((uint64_t*)words, (uint64_t*)spare, n); }
 
 EXPORT void kdad_add_up(const i64* counts, const i64* ranks, const double* mass, i64 m, i64 pixels, const double* limits,
                         int nlimits, double* out) {
