@@ -3,8 +3,8 @@
     python benchmarks/evaluate_maps.py [SIDE] [MAP_SIDE]                    # the embedded data, resized to SIDE
     KDAD_DATA=FOLDER python benchmarks/evaluate_maps.py --category bottle   # MVTec AD, as it lies in FOLDER
 
-Maps are smooth, as methods make them, and noise, the slowest case for the metrics. Seconds by the clock are those of the
-machine at its load; the CPU seconds of all threads say what the work costs on an idle one.
+Maps are smooth, as methods make them, and noise, the slowest case for the metrics. Seconds by the clock are those of
+the machine at its load; the CPU seconds of all threads say what the work costs on an idle one.
 """
 
 from __future__ import annotations

@@ -8,10 +8,11 @@ It installs nothing. PEER is an environment of its own, with the same version of
 
 where torchvision's compiled part does not fit torch, the operators `torchvision::nms` and `torchvision::qnms` that its
 import asks for are declared before it. Both sides are processes that wait for each other; each round trains and
-evaluates on both. Training: so many steps of 32 images from a fresh student, the teacher included. Evaluation: all test
-images to scores and maps, and the area under the ROC curve of images and pixels. Reading and decoding files, which both
-do beforehand, is not timed. Beside the seconds stands the share of the convolution peak: the seconds of the bare convolutions of the same shapes,
-forward and backward as often as they are needed, run in the same rounds, by the seconds of the whole.
+evaluates on both. Training: so many steps of 32 images from a fresh student, the teacher included. Evaluation: all
+test images to scores and maps, and the area under the ROC curve of images and pixels. Reading and decoding files,
+which both do beforehand, is not timed. Beside the seconds stands the share of the convolution peak: the seconds of the
+bare convolutions of the same shapes, forward and backward as often as they are needed, run in the same rounds, by the
+seconds of the whole.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ KEPT: list[torch.library.Library] = []  # an operator goes with its library
 
 
 def take(network: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load `weights`, which have the names of torchvision's ResNet; raises ValueError where one of the network lacks."""
+    """Load `weights`, with the names of torchvision's ResNet; raises ValueError where one of the network lacks."""
     lacking = network.load_state_dict(weights, strict=False).missing_keys
     lacking = [name for name in lacking if not name.endswith("num_batches_tracked")]
     if lacking:
@@ -222,9 +223,9 @@ class Side:
 
 def write_arrays(folder: Path, category: str) -> str:
     """The images and masks of an MVTec AD category at 256 px; returns a line on them."""
+    from kdad_bench.datasets import load_test, load_train
     from kdad_bench.harness.options import options_from
     from kdad_bench.harness.selection import categories_of
-    from kdad_bench.datasets import load_test, load_train
 
     chosen = {"datasets": ("mvtec_ad",), "categories": (category,), "data_root": Path(os.environ["KDAD_DATA"])}
     (found,) = categories_of(options_from(chosen))

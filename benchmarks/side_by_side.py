@@ -4,13 +4,13 @@
     python benchmarks/side_by_side.py --busy 1                         # and all of it once more beside a busy core
     python benchmarks/side_by_side.py -- -m stfpm -c gear --steps 5    # other jobs: what follows `--` goes to `run`
 
-Each way is a process of its own, from its start to its exit, in a results folder of its own; the data are drawn and the
-caches filled before by a dry run. The old way is `--workers 1 --threads CORES --time-every-job`: one process, all cores as
-threads, and the speed of every job timed beside its accuracy; without the timing it is listed too, so that one sees what
-each of the two costs. The default computes with one thread per job and times each configuration once, alone; `one at a
-time` is the same jobs with one thread and one after another, whose accuracies must be those of the default to the last
-digit, which is checked. `accuracy alone` is the default without any timing: what is above it is the price of the speed
-figures. Needs the machine for itself.
+Each way is a process of its own, from its start to its exit, in a results folder of its own; the data are drawn and
+the caches filled before by a dry run. The old way is `--workers 1 --threads CORES --time-every-job`: one process, all
+cores as threads, and the speed of every job timed beside its accuracy; without the timing it is listed too, so that
+one sees what each of the two costs. The default computes with one thread per job and times each configuration once,
+alone; `one at a time` is the same jobs with one thread and one after another, whose accuracies must be those of the
+default to the last digit, which is checked. `accuracy alone` is the default without any timing: what is above it is
+the price of the speed figures. Needs the machine for itself.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ def ways(cores: int) -> dict[str, list[str]]:
     """Name -> options."""
     return {
         "old way: one process, all cores as threads, every job timed": [
-            "--workers", "1", "--threads", str(cores), "--time-every-job",
+            "--workers",
+            "1",
+            "--threads",
+            str(cores),
+            "--time-every-job",
         ],
         "old way, each configuration timed once": ["--workers", "1", "--threads", str(cores)],
         DEFAULT: [],

@@ -24,7 +24,7 @@ from kdad_bench.harness.lone_batch import left, refuse_a_lone_batch
 from kdad_bench.harness.options import options_from
 from kdad_bench.harness.plan import configurations_of
 from kdad_bench.harness.run import built
-from kdad_bench.harness.scoring import Scorer, ScoreError, decision_from, finite, score_all
+from kdad_bench.harness.scoring import ScoreError, Scorer, decision_from, finite, score_all
 from kdad_bench.harness.selection import Selection, selected_for
 from kdad_bench.harness.teachers import weights_for, with_teachers_at_hand
 from kdad_bench.methods import checkpoint

@@ -150,7 +150,8 @@ def by_turned_weights(upstream: Tensor, x: Tensor, weight: Tensor, stride: Any, 
         for want, have, first, kernel in zip(x.shape[2:], spread.shape[2:], before, weight.shape[2:], strict=True)
     ]
     framed = F.pad(spread, (before[1], after[1], before[0], after[0]))
-    return torch.ops.aten.convolution(framed, turned(weight), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    found: Tensor = torch.ops.aten.convolution(framed, turned(weight), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    return found
 
 
 def turned(weight: Tensor) -> Tensor:

@@ -181,9 +181,7 @@ def categories_of(options: RunOptions) -> tuple[Category, ...]:
     for name in wanted:
         if name not in known:
             named = ", ".join(datasets_of(options))
-            raise SelectionError(
-                f"category '{name}'{suggestion(name, known)} not in {named}; have: {', '.join(known)}"
-            )
+            raise SelectionError(f"category '{name}'{suggestion(name, known)} not in {named}; have: {', '.join(known)}")
     chosen = {of: [name for name in names if not wanted or name in wanted] for of, names in there.items()}
     return tuple(
         one

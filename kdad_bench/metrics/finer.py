@@ -163,7 +163,8 @@ def at_least_the_highest(values: NDArray[Any], most: int) -> NDArray[Any]:
     peaks = np.append(whole.max(axis=0), values[whole.size :])
     if most > peaks.size:
         return values
-    return values[values >= np.partition(peaks, peaks.size - most)[peaks.size - most]]
+    high: NDArray[Any] = values[values >= np.partition(peaks, peaks.size - most)[peaks.size - most]]
+    return high
 
 
 def _log_shares(x0: Numbers, x1: Numbers, lower: float, upper: float) -> Numbers:
