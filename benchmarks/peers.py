@@ -94,11 +94,11 @@ def bare(train: int, test: int, steps: int) -> dict[str, Work]:
     with torch.no_grad():
         network.taps(torch.rand(BATCH, 3, 256, 256).contiguous(memory_format=torch.channels_last))
 
-    def forward(times: float) -> None:
+    def forward(images: int) -> None:
         with torch.inference_mode():
-            for _ in range(round(times)):
+            for start in range(0, images, BATCH):
                 for layer, x in shapes:
-                    nn.functional.conv2d(x, layer.weight, None, layer.stride, layer.padding)
+                    nn.functional.conv2d(x[: images - start], layer.weight, None, layer.stride, layer.padding)
 
     def step() -> None:
         for number, (layer, x) in enumerate(shapes):
@@ -107,11 +107,11 @@ def bare(train: int, test: int, steps: int) -> dict[str, Work]:
             torch.autograd.grad(y, [layer.weight, *([x] if number else [])], torch.ones_like(y))
 
     def learn() -> None:
-        forward(min(train, steps * BATCH) / BATCH)
+        forward(min(train, steps * BATCH))
         for _ in range(steps):
             step()
 
-    return {"bare train": learn, "bare evaluate": lambda: forward(2 * test / BATCH)}
+    return {"bare train": learn, "bare evaluate": lambda: forward(2 * test)}
 
 
 # ---- the peer
