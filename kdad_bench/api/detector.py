@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from kdad_bench.api.images import Images
 from kdad_bench.api.keywords import fields_of, said_as_keywords
 from kdad_bench.datasets import DatasetError, held_out
-from kdad_bench.harness import decision
+from kdad_bench.harness import decision, exported
 from kdad_bench.harness.choices import PRESETS, SelectionError, method_choice
 from kdad_bench.harness.decision import Decision, least_rate
 from kdad_bench.harness.job import TeacherWeights
@@ -24,8 +24,8 @@ from kdad_bench.harness.lone_batch import left, refuse_a_lone_batch
 from kdad_bench.harness.options import options_from
 from kdad_bench.harness.plan import configurations_of
 from kdad_bench.harness.run import built
-from kdad_bench.harness.scoring import ScoreError, decision_from, finite, score_all
-from kdad_bench.harness.selection import Selection, device_from, selected_for
+from kdad_bench.harness.scoring import ScoreError, Scorer, decision_from, finite, score_all
+from kdad_bench.harness.selection import Selection, selected_for
 from kdad_bench.harness.teachers import weights_for, with_teachers_at_hand
 from kdad_bench.methods import checkpoint
 from kdad_bench.methods.protocol import Fitting, Method, ignore_step
@@ -49,7 +49,7 @@ class Prediction(NamedTuple):
 class Fitted:
     """What was learnt, and the scores that a threshold comes from."""
 
-    method: Method
+    method: Scorer  # a method, or a graph that one was exported as
     decision: Decision
 
 
@@ -110,6 +110,7 @@ class Detector:
         Raises ImagesError, SelectionError or DatasetError (ValueErrors) before anything is trained, WeightsError
         without the teacher's weights.
         """
+        self._refuse_a_graph("fitted: it learns nothing; make a new Detector")
         given = Images(images)
         with said_as_keywords(method="method"):
             fit, apart = self._split(len(given))
@@ -166,7 +167,8 @@ class Detector:
         `Detector.load` and `kdad-bench predict` read them. Raises NotFitted, and OSError where that cannot be written.
         """
         fitted, place = self._learnt(), Path(folder).expanduser()
-        checkpoint.save(self.method, fitted.method, place)
+        self._refuse_a_graph("saved again; copy its folder")
+        checkpoint.save(self.method, cast(Method, fitted.method), place)
         fitted.decision.write(place)
         return place
 
@@ -179,27 +181,37 @@ class Detector:
         device: str = "auto",
         false_alarms: float = 0.1,
     ) -> Detector:
-        """The detector that `save` or `run --save-models` wrote into the folder `model`.
+        """The detector that `save`, `run --save-models` or `kdad-bench export` wrote into the folder `model`.
 
         `method` is the file of its method, where it is in one: code is never loaded because a model names it.
-        Raises ModelError or DecisionError (ValueErrors) for files that are missing, damaged or not of one save.
+        An exported one runs its graph, on the CPU, and can neither be fitted nor saved; its `settings` are a dict.
+        Raises ModelError or DecisionError (ValueErrors) for files that are missing, damaged, of another version or not
+        of one save, and for a runtime that is not installed.
         """
         folder = Path(model).expanduser()
         with said_as_keywords(method="method"):
-            where = device_from(device)
             if method is not None:
                 method_choice(os.fspath(method))
-            name, loaded = checkpoint.load(folder, torch.device(where))
-            kept = decision.read(folder)
-        found = cls(name, device=where, resolution=kept.resolution, seed=loaded.settings.seed,
-                    false_alarms=false_alarms)  # fmt: skip
-        found.settings, found._fitted = loaded.settings, Fitted(loaded, kept)
+            name, scorer, kept, where = exported.opened(folder, device)
+            if isinstance(scorer, exported.ExportedModel):
+                settings: Any = exported.read(folder).settings
+                seed = settings["seed"]
+            else:
+                settings = scorer.settings  # type: ignore[attr-defined]  # a method's
+                seed = settings.seed
+        found = cls(name, device=str(where), resolution=kept.resolution, seed=seed, false_alarms=false_alarms)
+        found.settings, found._fitted = settings, Fitted(scorer, kept)
         return found
 
     def __repr__(self) -> str:
         name = f"{self.method}:{self.variant}" if self.variant else self.method
         state = "fitted" if self._fitted else "not fitted"
         return f"Detector({name!r}, device={str(self.device)!r}, resolution={self.resolution}), {state}"
+
+    def _refuse_a_graph(self, what: str) -> None:
+        """Raises SelectionError where this is an exported graph, which cannot be `what`."""
+        if self._fitted is not None and isinstance(self._fitted.method, exported.ExportedModel):
+            raise SelectionError(f"{self!r}: an exported graph cannot be {what}")
 
     def _split(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Indices to learn from and to hold out; raises where the threshold could not keep its promise."""

@@ -53,5 +53,5 @@ def complete_category(ctx: click.Context, param: click.Parameter, incomplete: st
 
     root = ctx.params.get("data_root") or os.environ.get("KDAD_DATA")
     names = ctx.params.get("datasets") or ([*datasets.find(Path(root))] if root else ["synthetic"])
-    found = [one.name for name in names for one in datasets.categories(name, Path(root) if root else None)]
+    found = [one for name in names for one in datasets.category_names(name, Path(root) if root else None)]
     return [CompletionItem(name) for name in dict.fromkeys(found) if name.startswith(incomplete)]

@@ -98,6 +98,14 @@ def categories(
     return found
 
 
+def category_names(dataset: str, data_root: Path | None) -> list[str]:
+    """The names of the categories of a data set in alphabetical order; which files they have is not looked at.
+
+    Raises DatasetError with one line if the data set is missing.
+    """
+    return list(located(dataset, data_root).categories)
+
+
 def located(dataset: str, data_root: Path | None, names: Sequence[str] = ()) -> Place:
     """Where a data set lies and how it is read; an embedded one is drawn if it is not there, `names` of it or all.
 

@@ -37,7 +37,7 @@ def as_images(pixels: Any, device: torch.device) -> Tensor:
     return torch.from_numpy(np.array(pixels)).to(device).float().div_(255)  # a copy: the cache is read-only
 
 
-def score_all(method: Method, images: Pixels, name: str, device: torch.device = CPU) -> Scores:
+def score_all(method: Scorer, images: Pixels, name: str, device: torch.device = CPU) -> Scores:
     """Scores of all images, in batches; a GPU out of memory gets one more try with smaller ones.
 
     `images` [N, C, H, W] are a float32 tensor, or uint8 pixels that come to `device` a batch at a time.

@@ -182,18 +182,29 @@ def refuse_kernels_that_are_not_there(device: str) -> None:
 
 
 def categories_of(options: RunOptions) -> tuple[Category, ...]:
-    """Every selected category; the embedded data where neither data sets nor a data root are named."""
-    names, root = datasets_of(options), options.data_root
-    named = dict.fromkeys(map(datasets.canonical, names))
-    found = [one for name in named for one in datasets.categories(name, root, modality=options.modality)]
-    wanted = dict.fromkeys(options.categories)
-    known = [one.name for one in found]
+    """Every selected category; the embedded data where neither data sets nor a data root are named.
+
+    The files of the others are not looked at. Raises SelectionError for a category that is not there, and DatasetError.
+    """
+    there, wanted = category_names_of(options), dict.fromkeys(options.categories)
+    known = [name for names in there.values() for name in names]
     for name in wanted:
         if name not in known:
-            raise SelectionError(
-                f"category '{name}'{suggestion(name, known)} not in {', '.join(names)}; have: {', '.join(known)}"
-            )
-    return tuple(one for one in found if not wanted or one.name in wanted)
+            named = ", ".join(datasets_of(options))
+            raise SelectionError(f"category '{name}'{suggestion(name, known)} not in {named}; have: {', '.join(known)}")
+    chosen = {of: [name for name in names if not wanted or name in wanted] for of, names in there.items()}
+    return tuple(
+        one
+        for of, names in chosen.items()
+        if names
+        for one in datasets.categories(of, options.data_root, names, modality=options.modality)
+    )
+
+
+def category_names_of(options: RunOptions) -> dict[str, list[str]]:
+    """Data set -> the names of all its categories, of every selected data set. Raises SelectionError, DatasetError."""
+    named = dict.fromkeys(map(datasets.canonical, datasets_of(options)))
+    return {name: datasets.category_names(name, options.data_root) for name in named}
 
 
 def datasets_of(options: RunOptions) -> list[str]:

@@ -60,6 +60,17 @@ def test_aupimo_is_its_definition(drawn: Drawn, limits: tuple[float, float], mor
     assert found == pytest.approx(expected, abs=EXACT)
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 500), st.sampled_from([2, 50, 10**6]), st.data())
+def test_the_highest_values_are_all_there(seed: int, count: int, kinds: int, data: st.DataObject) -> None:
+    values = np.random.default_rng(seed).integers(0, kinds, count).astype(np.int32)
+    most = data.draw(st.integers(1, count))
+    kept, ordered = np.sort(finer.at_least_the_highest(values, most)), np.sort(values)
+    np.testing.assert_array_equal(kept[-most:], ordered[-most:])
+    lowest = ordered[-most]
+    assert np.count_nonzero(kept == lowest) == np.count_nonzero(values == lowest)
+
+
 @st.composite
 def saturated(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, definition.Regions, list[str], np.ndarray]:
     """Maps, union masks, regions that may overlap and fall apart, kinds and normal images in any order."""
