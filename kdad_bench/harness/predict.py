@@ -101,9 +101,13 @@ class Judge:
             raise SelectionError(f"{', '.join(names)}: no photograph there; {' '.join(found.remarks)}")
         for bad in found.bad:
             self.fail(bad)
+        yield from self.each(found.files)
+
+    def each(self, files: Sequence[Path]) -> Iterator[Answer]:
+        """The answers to files, in batches whose memory is bounded."""
         batch = max(1, min(SCORE_BATCH, BATCH_PIXELS // self.resolution**2))
-        for start in range(0, len(found.files), batch):
-            yield from self.batch(found.files[start : start + batch])
+        for start in range(0, len(files), batch):
+            yield from self.batch(files[start : start + batch])
 
     def batch(self, files: Sequence[Path]) -> Iterator[Answer]:
         """The answers to a few files."""
