@@ -48,6 +48,8 @@ class DataSetName(click.ParamType[str]):
         """The name itself, if it is one of them."""
         from kdad_bench.datasets import DatasetError, named
 
+        if ctx is not None and ctx.resilient_parsing:  # Tab: a line that is not sent yet runs no file's code
+            return value
         try:
             value = named(value)[0]  # of a file, or of an installed package
         except DatasetError as error:

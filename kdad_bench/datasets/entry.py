@@ -76,6 +76,7 @@ class Entry:
     takes_path: bool = False  # named as NAME:PATH
     takes_file: bool = False  # PATH may be a file
     drawn: Callable[[Sequence[str]], Path] | None = None  # draws categories (all if none) and returns their folder
+    drawn_names: tuple[str, ...] = ()  # the categories that `drawn` draws
     terms: str = ""  # what the licence asks for, shown before a download
     archive: Archive | None = None
     page: str = ""  # where a person can get it, if there is no archive that a program can fetch

@@ -13,7 +13,7 @@ from kdad_bench.datasets.entry import Entry, Layout
 from kdad_bench.datasets.listing import SHOWN, Unused, holds_images, is_folder, look, nested, remarks
 from kdad_bench.datasets.stand_in import PREFIX, marked
 from kdad_bench.datasets.survey import category_of
-from kdad_bench.datasets.table import code_of, entries, entry, known, named, spelling
+from kdad_bench.datasets.table import DATASETS, code_of, entries, entry, known, named, spelling
 
 
 class Place(NamedTuple):
@@ -87,7 +87,8 @@ def categories(
         raise DatasetError(f"modality '{modality}': must be one of {', '.join(MODALITIES)}")
     place = located(dataset, data_root, names)
     if modality not in place.entry.modalities:
-        raise DatasetError(f"modality '{modality}': {dataset} has no scans; use rgb, or mvtec_3d_ad")
+        having = ", ".join(map(spelling, entries(lambda one: modality in one.modalities).values()))
+        raise DatasetError(f"modality '{modality}': {dataset} has no scans; use rgb, or one of {having}")
     chosen = _chosen(place.name, list(place.categories), names)
     found = []
     for name in chosen:
@@ -96,6 +97,22 @@ def categories(
         made = category_of(survey, place.name, synthetic=place.synthetic, modality=modality)
         found.append(replace(made, code=code_of(place.entry.name)))
     return found
+
+
+def names_at_hand(dataset: str, data_root: Path | None) -> list[str]:
+    """The names of the categories of a data set as far as looking tells: no code is loaded, and nothing is drawn.
+
+    Empty for a data set from outside of this package, and for one that is not there.
+    """
+    name = dataset.partition(":")[0]
+    if name in DATASETS and entry(name).drawn is not None:
+        return list(entry(name).drawn_names)
+    try:
+        if name not in DATASETS and (data_root is None or not marked(expanded(data_root) / name)):
+            return []
+        return list(located(dataset, data_root).categories)
+    except DatasetError:
+        return []
 
 
 def located(dataset: str, data_root: Path | None, names: Sequence[str] = ()) -> Place:

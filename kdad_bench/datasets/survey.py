@@ -58,7 +58,7 @@ def category_of(survey: Survey, dataset: str, *, synthetic: bool = False, modali
     if modality != "rgb" and survey.absent_scans:
         raise DatasetError(f"{survey.absent_scans[0]}: the scan is missing; restore it or use the modality rgb")
     if modality != "rgb" and not has_scans:
-        raise DatasetError(f"modality '{modality}': {dataset} has no scans; use rgb, or mvtec_3d_ad")
+        raise DatasetError(f"modality '{modality}': {dataset} has no scans; use rgb")
     return Category(
         dataset=dataset,
         name=survey.name,

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from kdad_bench.harness.decision import Decision, above, floor_of, images, percent, shortfall, supported
+from kdad_bench.leaderboard.thresholds import LEVEL, PROMISED
 from kdad_bench.metrics import clopper_pearson, two_sample_p
 
-FALSE_ALARMS = 0.1  # the rate that the threshold of a row promises; `predict` asks for it, too
-LEVEL = 0.01  # below this p are unseen and test normals said to differ: one warning in a hundred is a false one
+FALSE_ALARMS = PROMISED  # `predict` asks for it, too
 FIGURES = (
     "false_alarm_floor", "false_alarms", "false_alarms_low", "false_alarms_high", "detected", "normals_p",
 )  # fmt: skip
