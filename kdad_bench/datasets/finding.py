@@ -95,8 +95,29 @@ def categories(
         survey = place.layout.survey(place.categories[name])
         survey.name = name
         made = category_of(survey, place.name, synthetic=place.synthetic, modality=modality)
-        found.append(replace(made, code=code_of(place.entry.name)))
+        lacking = fewer_than_published(made, place.entry)
+        found.append(replace(made, code=code_of(place.entry.name), remarks=(*made.remarks, *lacking)))
     return found
+
+
+def fewer_than_published(category: Category, one: Entry) -> tuple[str, ...]:
+    """A line on a category that holds fewer images than the data set has: half an archive looks like a small one."""
+    counts = one.published.get(category.name.removeprefix(PREFIX))
+    if counts is None:
+        return ()
+    good = sum(not sample.label for sample in category.test)
+    there = {"train": len(category.train), "validation": len(category.validation), "test_good": good,
+             "test_anomalous": len(category.test) - good, "unlabelled": len(category.unlabelled)}  # fmt: skip
+    lacking = [
+        f"{count} of {wanted} {key.replace('_', ' ')} images"
+        for key, count in there.items()
+        if (wanted := getattr(counts, key)) is not None and count < wanted
+    ]
+    if not lacking:
+        return ()
+    return (
+        f"{category.root}: {', '.join(lacking)} of {one.title} are there: is it whole? `kdad-bench data verify` tells",
+    )
 
 
 def names_at_hand(dataset: str, data_root: Path | None) -> list[str]:
@@ -164,9 +185,24 @@ def _root(one: Entry, data_root: Path | None) -> Path:
         )
     root = root_of(one, data_root)
     if root is None:
+        for place in (data_root / name for name in one.folders):
+            if is_folder(place):
+                raise DatasetError(_another(place, one))
         places = " or ".join(str(data_root / name) for name in one.folders[:2])
         raise DatasetError(f"{data_root}: no {one.name} there; put its categories in {places}, or fetch it")
     return root
+
+
+def _another(place: Path, one: Entry) -> str:
+    """What to say of a folder under the name of a data set in which no category has its layout."""
+    found = {name for other in entries().values() for layout in other.layouts for name in layout.categories(place)}
+    titles = [other.title for other in entries(lambda other: found & {*other.published}).values()]
+    about = f"{place}: no category of {one.title} there; the layout is {one.layouts[0].text}"
+    if not found:
+        return f"{about}; restore it, or fetch it again"
+    have = ", ".join(sorted(found)[:SHOWN])
+    other = titles[0] if titles else "another data set"
+    return f"{about}; is it {other} ({have})? move it under that name, or name it folder:{place}"
 
 
 def _place(name: str, root: Path, one: Entry) -> Place:
