@@ -197,7 +197,7 @@ def _another(place: Path, one: Entry) -> str:
     """What to say of a folder under the name of a data set in which no category has its layout."""
     found = {name for other in entries().values() for layout in other.layouts for name in layout.categories(place)}
     titles = [other.title for other in entries(lambda other: found & {*other.published}).values()]
-    about = f"{place}: no category of {one.title} there; the layout is {one.layouts[0].text}"
+    about = f"{place}: no {one.name} there, the layout is {one.layouts[0].text}"
     if not found:
         return f"{about}; restore it, or fetch it again"
     have = ", ".join(sorted(found)[:SHOWN])
