@@ -263,23 +263,38 @@ def test_what_cannot_be_packed_is_said_and_leaves_nothing(home: Path, tmp_path: 
     assert chosen.exit_code == 0, chosen.output
 
 
-def test_other_data_and_an_unreadable_image_leave_nothing(home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("torn", ["001_mixed.png", "*.png"], ids=["one", "all"])
+def test_an_unreadable_image_leaves_nothing(torn: str, home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / NAME, tmp_path / NAME)
-    private = tmp_path / NAME / "synthetic_sheet_metal" / "test_private_mixed" / "001_mixed.png"
-    whole = private.read_bytes()
-    private.write_bytes(whole[: len(whole) // 2])
-    out = tmp_path / "sub.tar.gz"
-    there = ("results", "submission", home / "out", "--dataset", NAME, "--data-root", tmp_path, "--out", out)
-    torn = command(*there)
-    assert "001_mixed.png: not a readable image" in torn.stderr
-    private.write_bytes(whole)
-    train = next((tmp_path / NAME / "synthetic_sheet_metal" / "train" / "good").iterdir())
-    train.write_bytes(private.read_bytes())
-    changed = command(*there)
-    assert "not the files that job" in changed.stderr
-    for done in (torn, changed):
-        assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1), done.output
+    for path in (tmp_path / NAME / "synthetic_sheet_metal").glob(f"test_private*/{torn}"):
+        path.write_bytes(path.read_bytes()[:200])
+    done = command("results", "submission", home / "out", "--dataset", NAME, "--data-root", tmp_path, "--out",
+                   tmp_path / "sub.tar.gz")  # fmt: skip
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1), done.output
+    assert ".png: not a readable image" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_other_data_than_the_models_leave_nothing(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / NAME, tmp_path / NAME)
+    first, second, *_ = sorted((tmp_path / NAME / "synthetic_sheet_metal" / "train" / "good").iterdir())
+    first.write_bytes(second.read_bytes())
+    done = command("results", "submission", home / "out", "--dataset", NAME, "--data-root", tmp_path, "--out",
+                   tmp_path / "sub.tar.gz")  # fmt: skip
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1), done.output
+    assert "not the files that job" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_what_is_packed_is_examined_before_it_appears(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enlarged = upload.enlarged
+    monkeypatch.setattr(upload, "enlarged", lambda heat, size: enlarged(heat, (size[0] - 1, size[1])))
+    done = submitted(home, tmp_path / "sub.tar.gz")
+    assert done.exit_code == 2
+    assert "4 files: another size than its image" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_maps_of_full_size_are_in_memory_one_at_a_time(

@@ -15,12 +15,12 @@ from kdad_bench.leaderboard.row import SINCE
 
 def test_the_figures_of_a_row() -> None:
     normal = tuple(float(one) for one in range(19))  # the threshold for 0.1 is the 18th: 17.0
-    found = figures_of(normal, [17.0, 18.0, 3.0, 17.5, 1.0], [False, False, False, True, True])
+    found = figures_of(normal, [17.0, 18.0, 19.0, 17.5, 1.0], [False, False, False, True, True])
     assert found["false_alarm_floor"] == 1 / 20
-    assert found["false_alarms"] == pytest.approx(1 / 3)
+    assert found["false_alarms"] == pytest.approx(2 / 3)
     assert found["detected"] == 0.5
-    assert found["false_alarms_low"] == pytest.approx(0.00840376, abs=1e-8)
-    assert found["false_alarms_high"] == pytest.approx(0.90570068, abs=1e-8)
+    assert found["false_alarms_low"] == pytest.approx(0.09429932, abs=1e-8)
+    assert found["false_alarms_high"] == pytest.approx(0.99159624, abs=1e-8)
     assert found["normals_p"] is not None
     assert set(found) == set(FIGURES) <= {*MEASURED} & {*SINCE}
 

@@ -36,6 +36,14 @@ def test_pg2_and_pb2_are_their_definitions(good: list[float], bad: list[float]) 
     assert (found["pg2"], found["pb2"]) == (pytest.approx(float(pg2), abs=1e-12), pytest.approx(float(pb2), abs=1e-12))
 
 
+@pytest.mark.parametrize("count", [1, 49, 50, 51, 99, 100, 149, 150])
+def test_the_share_is_two_percent_where_images_are_counted(count: int) -> None:
+    one, two = [float(k) for k in range(count)], [k + 0.5 for k in range(-3, count + 3)]
+    for good, bad in ((one, two), (two, one)):
+        found = image_metrics(np.array([*good, *bad], np.float32), [0] * len(good) + [1] * len(bad))
+        assert (found["pg2"], found["pb2"]) == pytest.approx(tuple(map(float, by_definition(good, bad))), abs=1e-12)
+
+
 def test_no_more_than_two_percent_are_ever_missed() -> None:
     # 2 of 63 are more than 2 %: an interpolated quantile would let them go
     bad = np.arange(63, dtype=np.float32)
