@@ -143,7 +143,7 @@ def submit(asked: Asked) -> Submission:
                 put = Writer(archive, f"{folder}/{upload.maps}", f"{folder}/{upload.thresholded}")
                 done = sum(part.maps for part in parts)
                 parts.append(part_of(category, row, model, sizes, put, asked, done))
-        check(temporary, one, found)
+        check(temporary, one, found, called=asked.out)
 
     write_whole(asked.out, write)
     return Submission(

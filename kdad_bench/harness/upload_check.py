@@ -93,11 +93,11 @@ def published_by(one: Entry, names: Sequence[str]) -> dict[str, Size]:
     return found
 
 
-def check(file: Path, one: Entry, found: Sequence[Category] = ()) -> Checked:
+def check(file: Path, one: Entry, found: Sequence[Category] = (), *, called: Path | None = None) -> Checked:
     """Examine the submission `file`, a .tar.gz or the folder that one is made of.
 
     It must hold a map for each image without labels of `found`, or without them for each that is published, and
-    nothing else. Raises UploadError with a line for each kind of fault.
+    nothing else. Raises UploadError with a line for each kind of fault, where the file may be `called` otherwise.
     """
     upload = one.upload
     if upload is None:
@@ -125,7 +125,7 @@ def check(file: Path, one: Entry, found: Sequence[Category] = ()) -> Checked:
             for stem in sorted(set(expected) - seen[kind]):
                 wrong.add("missing", f"{kind}/{stem}{suffix}")
     if wrong.kinds:
-        raise UploadError(*wrong.lines(file))
+        raise UploadError(*wrong.lines(called or file))
     drawn = any(stem.startswith(PREFIX) for stem in expected)
     return Checked(maps=len(seen[upload.maps]), thresholded=len(seen[upload.thresholded]), drawn=drawn)
 

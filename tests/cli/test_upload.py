@@ -293,7 +293,7 @@ def test_what_is_packed_is_examined_before_it_appears(
     monkeypatch.setattr(upload, "enlarged", lambda heat, size: enlarged(heat, (size[0] - 1, size[1])))
     done = submitted(home, tmp_path / "sub.tar.gz")
     assert done.exit_code == 2
-    assert "4 files: another size than its image" in done.stderr
+    assert f"{tmp_path / 'sub.tar.gz'}: 8 files: another size than its image" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
