@@ -31,17 +31,15 @@ SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
         "configuration, alone, and shared; more of its figures.",
         5: "Finer pixel metrics: `pixel_ap_small`, `_middle` and `_large`, `aupimo`, `au_spro_05`, `seg_f1`.",
         6: "Columns `k_shot`, `contamination` and `corruption`: where a job stands on the axes.",
-        7: "How far thresholds can be trusted: `normal_scores`, `false_alarm_floor`, `false_alarms` with its interval, "
-        "`detected`, `normals_p`; `pg2` and `pb2`.",
+        7: "Column `also_presets`: the other presets of a method whose job this is as well. How far thresholds can be "
+        "trusted: `normal_scores`, `false_alarm_floor`, `false_alarms` with its interval, `detected`, `normals_p`; `pg2` "
+        "and `pb2`.",
     }
 )
 
-# what a job has measured since a version: older rows lack it
-SINCE: Mapping[str, int] = MappingProxyType(
-    dict.fromkeys(
-        ("pg2", "pb2", "false_alarm_floor", "false_alarms", "false_alarms_low", "false_alarms_high", "detected",
-         "normals_p"), 7,
-    )
+# what jobs measure since version 7; older rows, and those of before it was settled, lack all of it
+SINCE_7 = (
+    "pg2", "pb2", "false_alarm_floor", "false_alarms", "false_alarms_low", "false_alarms_high", "detected", "normals_p",
 )  # fmt: skip
 
 VERSION_KEY = b"kdad_bench.schema_version"  # in the metadata of a file
@@ -81,6 +79,10 @@ class _Job:
     category: str = field(metadata=_is("string", "category of the data set"))
     seed: int = field(metadata=_is("int64", "seed of the job, set before the model is built"))
     preset: str = field(metadata=_is("string", "quick, standard or paper"))
+    also_presets: tuple[str, ...] = field(
+        default=(),
+        metadata=_is("list<string>", "other presets of the method with the same settings: the job is theirs as well"),
+    )
     modality: str = field(default="rgb", metadata=_is("string", "what the method sees: rgb, depth, ..."))
     status: str = field(default="ok", metadata=_is("string", "ok or failed"))
     reason: str | None = field(default=None, metadata=_is("string", "why the job failed; null when ok"))
