@@ -21,7 +21,7 @@ import kdad_bench
 from kdad_bench.cli import cli
 from kdad_bench.harness.job import id_of_row
 from kdad_bench.leaderboard import store
-from kdad_bench.leaderboard.row import Row
+from kdad_bench.leaderboard.row import SINCE_7, Row
 
 Members = dict[str, bytes]
 
@@ -73,6 +73,13 @@ def test_the_report_as_json(packed: Path, tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert (done.exit_code, report["sound"]) == (1, False)
     assert all("image_auroc is 0.99" in line for line in report["problems"])
+
+
+def test_rows_of_before_the_figures_of_thresholds_check_out(packed: Path, tmp_path: Path) -> None:
+    found = members(packed)
+    with_row(found, lambda row: row.update({**dict.fromkeys(SINCE_7), "normal_scores": []}))
+    done = command("check", written(tmp_path / "older.zip", found, mended=True), "--all")
+    assert (done.exit_code, done.stderr) == (0, ""), done.output
 
 
 def test_the_same_results_give_the_same_bytes(folder: Path, packed: Path, tmp_path: Path) -> None:
