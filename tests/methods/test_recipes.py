@@ -106,7 +106,9 @@ PAPER: dict[str, dict[str, Any]] = {
         "grid": 1,
         "crops": 64,
         "descriptors": 0.5,
+        "altered": 0.5,
         "compactness": 1.0,
+        "solved": 0,
         "validation": 0.1,
     },
     # Computer Science 2024 51(6A), section 4: 128 px, 300 iterations, batch 32, SGD 0.4 / 0.9; the rest is read
