@@ -18,7 +18,7 @@ from kdad_bench.api.keywords import fields_of, said_as_keywords
 from kdad_bench.datasets import DatasetError, held_out
 from kdad_bench.harness import decision, exported
 from kdad_bench.harness.choices import PRESETS, SelectionError, method_choice
-from kdad_bench.harness.decision import Decision, least_rate
+from kdad_bench.harness.decision import Decision, floor_of, least_rate, shortfall, supported
 from kdad_bench.harness.job import TeacherWeights
 from kdad_bench.harness.lone_batch import left, refuse_a_lone_batch
 from kdad_bench.harness.options import options_from
@@ -27,6 +27,7 @@ from kdad_bench.harness.run import built
 from kdad_bench.harness.scoring import ScoreError, Scorer, decision_from, finite, score_all
 from kdad_bench.harness.selection import Selection, selected_for
 from kdad_bench.harness.teachers import weights_for, with_teachers_at_hand
+from kdad_bench.harness.trust import notes_on
 from kdad_bench.methods import checkpoint
 from kdad_bench.methods.protocol import Fitting, Method, ignore_step
 
@@ -120,7 +121,8 @@ class Detector:
         normal = given.all(self.resolution, self.device)
         method = built(self.method, self.settings, weights, self.device)
         method.fit(normal[fit], Fitting(log=ignore_step if log is None else told(log)))
-        kept = decision_from(method, normal[apart], self.method, category=NO_CATEGORY, resolution=self.resolution)
+        unseen = score_all(method, normal[apart], self.method) if len(apart) else None
+        kept = decision_from(unseen, category=NO_CATEGORY, resolution=self.resolution)
         self._fitted = Fitted(method, kept)
         return self
 
@@ -155,6 +157,18 @@ class Detector:
             return None
         refuse_too_few(len(kept.normal_scores), self.false_alarms)
         return kept.threshold(self.false_alarms)
+
+    @property
+    def false_alarm_floor_(self) -> float | None:
+        """The smallest false-alarm rate that n held-out normals can support, 1/(n + 1); None without any."""
+        count = len(self._learnt().decision.normal_scores)
+        return floor_of(count) if count else None
+
+    @property
+    def threshold_notes_(self) -> tuple[str, ...]:
+        """What to know of the threshold, in words: what it can promise and, for a model of `run --save-models`, what
+        was seen of false alarms on the normal test images and whether they differ from the held-out ones."""
+        return notes_on(self._learnt().decision, self.threshold_, self.false_alarms)
 
     @property
     def normal_scores_(self) -> NDArray[np.float64]:
@@ -265,11 +279,10 @@ def share(name: str, value: Any, *, least_is_open: bool) -> float:
 
 def refuse_too_few(count: int, rate: float, of: str = "") -> None:
     """Raises DecisionError where `count` held-out normals cannot promise a false-alarm rate."""
-    least = least_rate(count)
-    if rate < least:
+    if not supported(count, rate):
         raise decision.DecisionError(
-            f"{count} held-out normals{of} cannot promise false_alarms={rate:g}; take false_alarms={least:g}, a larger "
-            "hold_out, more images, or hold_out=0 for no threshold"
+            f"{shortfall(count, rate, of)}; take false_alarms={least_rate(count):g}, a larger hold_out, "
+            "more images, or hold_out=0 for no threshold"
         )
 
 

@@ -121,7 +121,7 @@ def data_found(root: Path | None) -> Iterator[Finding]:
     if root is None:
         yield Finding("data", "note", "no KDAD_DATA and no --data-root: `run --all` takes the embedded synthetic data")
     elif not root.is_dir():
-        yield Finding("data", "missing", f"{root} is not a folder: set KDAD_DATA to the folder that holds mvtec_ad/")
+        yield Finding("data", "missing", f"{root} is not a folder: set KDAD_DATA to the folder that holds data sets")
     embedded = next(iter(datasets.entries(lambda one: one.drawn)))  # one of them shows that drawing works
     try:
         there = datasets.find(root) if root and root.is_dir() else []

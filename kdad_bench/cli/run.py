@@ -191,6 +191,7 @@ def run(**given: Any) -> None:
         console = console_for(options)
         found = agenda_of(options, console)
         if options.dry_run:
+            say_remarks(found, console)
             show_plan(found, options, console)
             return
         force = workforce(found.left, options)
@@ -257,10 +258,15 @@ def agenda_of(options: RunOptions, console: Console) -> Agenda:
     return agenda(options)
 
 
-def say_plan(found: Agenda, force: Workforce, console: Console) -> None:
-    """What lies in the data and is not used, a line each, and one line on what is about to happen."""
+def say_remarks(found: Agenda, console: Console) -> None:
+    """What lies in the data and is not used, or lacks, a line each."""
     for remark in found.remarks:
         console.print(remark, markup=False)
+
+
+def say_plan(found: Agenda, force: Workforce, console: Console) -> None:
+    """The remarks on the data, and one line on what is about to happen."""
+    say_remarks(found, console)
     methods = counted(len({job.name for job in found.jobs}), "method")
     places = {(job.category.dataset, job.category.name) for job in found.jobs}
     selection, skipped = found.selection, len(found.jobs) - len(found.left)

@@ -191,8 +191,12 @@ def of_png(path: Path) -> NDArray[Any]:
 
 
 def of_tiff(path: Path) -> NDArray[Any]:
-    """The first page of a TIFF file, one channel; not packed, or with deflate, whose size is known beforehand."""
-    data = read_bytes(path)
+    """The first page of a TIFF file."""
+    return tiff_of(read_bytes(path))
+
+
+def tiff_of(data: bytes) -> NDArray[Any]:
+    """The first page of a TIFF, one channel; not packed, or with deflate, whose size is known beforehand."""
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page: Any = file.pages.first
         shape, kind = tuple(page.shape), page.dtype

@@ -16,8 +16,6 @@ from kdad_bench.harness.job import Job
 from kdad_bench.harness.options import RunOptions
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from kdad_bench.datasets import TestSet
     from kdad_bench.methods.protocol import Method, Scores
 
@@ -123,14 +121,14 @@ def checkpoints(job: Job, work: Work) -> list[Path]:
     return [] if path is None else sorted(path.parent.glob(f"{job.training}*.pt"))
 
 
-def keep_beside(job: Job, work: Work, method: Method, test: TestSet, scores: Scores, held_out: Tensor) -> None:
+def keep_beside(job: Job, work: Work, method: Method, test: TestSet, scores: Scores, unseen: Scores | None) -> None:
     """Write what was asked for beside the rows: contact sheet, model, raw maps. What cannot be is one warning each."""
     folder = work.beside
     if folder is None:
         return
     kept: dict[str, tuple[bool, Callable[[], object]]] = {
         "picture": (work.pictures, lambda: keep_picture(job, folder, test, scores)),
-        "model": (work.save_models, lambda: keep_model(job, folder, method, held_out)),
+        "model": (work.save_models, lambda: keep_model(job, folder, method, test, scores, unseen)),
         "maps": (work.save_maps, lambda: keep_maps(folder / "maps" / f"{job.id}.npz", scores, test.names)),
     }
     for what, (asked, keep) in kept.items():
@@ -152,14 +150,17 @@ def keep_picture(job: Job, folder: Path, test: TestSet, scores: Scores) -> None:
     )  # fmt: skip
 
 
-def keep_model(job: Job, folder: Path, method: Method, held_out: Tensor) -> None:
-    """The trained model of `job` in models/, with its scores of the held-out normals."""
+def keep_model(job: Job, folder: Path, method: Method, test: TestSet, scores: Scores, unseen: Scores | None) -> None:
+    """The trained model of `job` in models/, with its scores of the `unseen` normals and of the normal test images."""
     from kdad_bench.harness.scoring import decision_from
     from kdad_bench.methods.checkpoint import save
 
     place = folder / "models" / f"{job.name.replace(':', '-')}-{job.category.name}-s{job.seed}-{job.id}"
     save(job.method, method, place)
-    decision_from(method, held_out, job.name, category=job.category.name, resolution=job.resolution).write(place)
+    normal = scores.image.cpu().numpy()[~test.labels]
+    decision_from(unseen, category=job.category.name, resolution=job.resolution, test_normals=normal.tolist()).write(
+        place
+    )
 
 
 def keep_maps(path: Path, scores: Scores, names: tuple[str, ...]) -> None:

@@ -28,10 +28,11 @@ from kdad_bench.harness.scoring import as_images, batch_invariance, score_all
 from kdad_bench.harness.speed_key import speed_key
 from kdad_bench.harness.step_log import earlier_losses
 from kdad_bench.harness.together import Learnt
+from kdad_bench.harness.trust import figures_of, warn_of_a_difference
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods import entry
 from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
-from kdad_bench.methods.protocol import Fitting, Method
+from kdad_bench.methods.protocol import Fitting, Method, Scores
 
 KEPT_LOSSES = 200  # points of the loss curve that enter the row; the log file has all of them
 
@@ -78,18 +79,23 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         synchronise(device)
         score_seconds = time.perf_counter() - start
 
-    unseen = normal_maps(job, method, held_out)
+    unseen = score_unseen(job, method, held_out)
     start = time.perf_counter()
     figures = judged(
         scores.image, scores.pixel, scores.pixel.amax(dim=(1, 2)), test,
         category=judged_category(job.axes, job.category, job.seed), resolution=job.resolution, method=job.name,
-        normal_maps=unseen,
+        normal_maps=unseen.pixel if unseen else None,
     )  # fmt: skip
+    # a late fusion is brought to scale by those very normals: they tell nothing of new ones
+    normal_scores = tuple(sorted(unseen.image.tolist())) if unseen and "+" not in job.category.modality else ()
+    figures |= figures_of(normal_scores, scores.image.cpu().numpy(), test.labels)
     metric_seconds = time.perf_counter() - start
     audit.conclude(figures)
 
     cost = cost_of(method, test.images, job, timed=work.time_every_job)
-    keep_beside(job, work, method, test, scores, held_out)
+    if job.axes.corruption is None:  # corrupted test images are meant to differ
+        warn_of_a_difference(figures, len(normal_scores), int((~test.labels).sum()), job.label)
+    keep_beside(job, work, method, test, scores, unseen)
     return Row(
         **columns_of(job),
         **figures,
@@ -110,6 +116,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         image_scores=tuple(scores.image.cpu().tolist()),
         image_labels=tuple(bool(label) for label in test.labels),
         image_names=tuple(test.names),
+        normal_scores=normal_scores,
         losses=json.dumps(learnt.losses),
         weights_sha256=learnt.sha256 or None,
     )
@@ -160,12 +167,12 @@ def normals_of(job: Job) -> tuple[Any, Any]:
     return learnt_from(job, fit), np.concatenate([one.held_out for one in found], 1)
 
 
-def normal_maps(job: Job, method: Method, held_out: Tensor) -> Tensor | None:
-    """The maps of normal images that the method has not seen: those held out, or a validation split that is shipped."""
+def score_unseen(job: Job, method: Method, held_out: Tensor) -> Scores | None:
+    """The scores of normal images that nothing was learnt from: those held out, or a shipped validation split."""
     images = held_out
     if not len(images) and job.category.validation:  # a late fusion holds them out, so that there is one modality
         images = as_images(datasets.load_validation(job.category, job.resolution), held_out.device)
-    return score_all(method, images, job.name).pixel if len(images) else None
+    return score_all(method, images, job.name) if len(images) else None
 
 
 def test_set(job: Job) -> datasets.TestSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterable
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -83,14 +84,19 @@ def on_device(images: Pixels, device: torch.device) -> Tensor:
     return images if isinstance(images, Tensor) else as_images(images, device)
 
 
-def decision_from(method: Method, held_out: Tensor, name: str, *, category: str, resolution: int) -> Decision:
-    """What a decision needs of a fitted method: its scores of normals [N, 3, R, R] that it never saw; N may be 0."""
-    normals = score_all(method, held_out, name) if len(held_out) else None
+def decision_from(
+    unseen: Scores | None, *, category: str, resolution: int, test_normals: Iterable[float] = ()
+) -> Decision:
+    """What a decision needs of a fitted method: its scores of normals that it never saw, None without any.
+
+    The scores of `test_normals` only serve to tell how a threshold does on them.
+    """
     return Decision(
         category=category,
         resolution=resolution,
-        normal_scores=tuple(sorted(normals.image.tolist())) if normals else (),
-        normal_map_peak=float(normals.pixel.max()) if normals else None,
+        normal_scores=tuple(sorted(unseen.image.tolist())) if unseen else (),
+        normal_map_peak=float(unseen.pixel.max()) if unseen else None,
+        test_normal_scores=tuple(sorted(test_normals)),
     )
 
 

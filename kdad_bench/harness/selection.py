@@ -221,9 +221,10 @@ def datasets_of(options: RunOptions) -> list[str]:
 def no_data(root: Path) -> str:
     """Why nothing can be run from a data root that was named, and what to do."""
     remedy = "or take the embedded data with --dataset synthetic"
+    names = ", ".join(f"{name}/" for name in datasets.entries(lambda one: one.folders))
     if not root.is_dir():
-        return f"data root {root}: no such folder; name the one that holds mvtec_ad/, {remedy}"
+        return f"data root {root}: no such folder; name the one that holds {names}, {remedy}"
     if any(layout.categories(root) for one in datasets.entries().values() for layout in one.layouts):
         path = datasets.canonical(f"folder:{root}")
         return f"data root {root}: is a data set itself; give the folder it lies in, or --dataset {path}"
-    return f"data root {root}: no mvtec_ad/ or mvtec_3d_ad/ there; fetch one (`kdad-bench data fetch`), {remedy}"
+    return f"data root {root}: no data set there ({names}); fetch one (`kdad-bench data fetch`), {remedy}"

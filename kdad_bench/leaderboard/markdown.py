@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from kdad_bench.leaderboard import curve_tables, published
+from kdad_bench.leaderboard import curve_tables, published, thresholds
 from kdad_bench.leaderboard.axes import curves, shown_whole
 from kdad_bench.leaderboard.board import MOST_LOAD, UNSTEADY, Board, boards
 from kdad_bench.leaderboard.families import FAMILIES
@@ -106,6 +106,8 @@ def _board_sections(board: Board, notes: Mapping[str, int]) -> list[str]:
     for metric in board.headline:
         parts += [f"### {METRICS[metric].label} by category", by_category(board, metric, notes)]
     parts.append(f"<details><summary>All accuracy metrics</summary>\n\n{_all_metrics(board, notes)}\n\n</details>")
+    if trusted := thresholds.told(board):
+        parts += ["### Thresholds from unseen normals", _thresholds(trusted)]
     if len(board.rows) > 1 and board.headline:
         parts += ["### Who beats whom", who_beats_whom(board)]
     if board.headline:
@@ -296,6 +298,11 @@ def _all_metrics(board: Board, notes: Mapping[str, int]) -> str:
     ]
     table = table_of(["method", *(METRICS[metric].label for metric in metrics)], lines, left=(0,))
     return f"{table}\n\nMean over categories ± standard deviation of that mean over seeds."
+
+
+def _thresholds(lines: Sequence[Sequence[str]]) -> str:
+    table = table_of(thresholds.HEADINGS, [[_text(cell) for cell in line] for line in lines], left=(0,))
+    return f"{table}\n\n{_text(thresholds.LEGEND)}"
 
 
 def _failed(failed: Iterable[tuple[Board, tuple[str, str, int, str]]]) -> str:

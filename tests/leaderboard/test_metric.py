@@ -78,7 +78,7 @@ def test_show_has_every_column_once_but_those_it_says_in_another_way() -> None:
         "throughput",
         "learnt_together",
     }
-    raw = {"image_scores", "image_labels", "image_names", "latency_samples_ms", "losses"}
+    raw = {"image_scores", "image_labels", "image_names", "normal_scores", "latency_samples_ms", "losses"}
     assert set(row.COLUMNS) == {*listed, *otherwise, *raw}
 
 
