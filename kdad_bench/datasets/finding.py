@@ -106,6 +106,8 @@ def category_names(dataset: str, data_root: Path | None) -> list[str]:
     Raises DatasetError with one line if the data set is missing.
     """
     return list(located(dataset, data_root).categories)
+
+
 def fewer_than_published(category: Category, one: Entry) -> tuple[str, ...]:
     """A line on a category that holds fewer images than the data set has: half an archive looks like a small one."""
     counts = one.published.get(category.name.removeprefix(PREFIX))

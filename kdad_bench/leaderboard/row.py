@@ -32,9 +32,9 @@ SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
         5: "Finer pixel metrics: `pixel_ap_small`, `_middle` and `_large`, `aupimo`, `au_spro_05`, `seg_f1`.",
         6: "Columns `k_shot`, `contamination` and `corruption`: where a job stands on the axes.",
         7: "Columns `also_presets`, the other presets of a method whose job this is as well, and `setting`, "
-        "`learnt_together` and `weights_sha256`, of one model for several categories. How far thresholds can be "
-        "trusted: `normal_scores`, `false_alarm_floor`, `false_alarms` with its interval, `detected`, `normals_p`; `pg2` and "
-        "`pb2`.",
+        "`learnt_together` and `weights_sha256`, of one model for several categories. How far thresholds can "
+        "be trusted: `normal_scores`, `false_alarm_floor`, `false_alarms` with its interval, `detected`, "
+        "`normals_p`; `pg2` and `pb2`.",
     }
 )
 
