@@ -21,6 +21,7 @@ METHODS: dict[str, str] = {
     "rdpp": "kdad_bench.methods.rdpp:RDPP",
     "mkd": "kdad_bench.methods.mkd:MKD",
     "stad": "kdad_bench.methods.stad:STAD",
+    "destseg": "kdad_bench.methods.destseg:DESTSEG",
     "eca_mskdad": "kdad_bench.methods.eca_mskdad:ECA_MSKDAD",
     "dskd": "kdad_bench.methods.dual_student:DSKD",
     "bmkd": "kdad_bench.methods.dual_student:BMKD",
