@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from itertools import product
 from typing import Any
 
-from kdad_bench.datasets import fingerprint, sealed
+from kdad_bench.datasets import Category, fingerprint, sealed
 from kdad_bench.harness.axes import Axes, refuse_what_does_not_fit
 from kdad_bench.harness.choices import PRESETS, SelectionError, suggestion
 from kdad_bench.harness.job import Job, TeacherWeights
@@ -41,7 +41,7 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
                     seed=seed,
                     preset=preset_label(selection, asked, axes),
                     resolution=resolution,
-                    settings=replace(settings, seed=seed),
+                    settings=suited(replace(settings, seed=seed), method, category),
                     weights=weights[settings.teacher] if needs_teacher else None,
                     device=selection.device,
                     deterministic=selection.deterministic,
@@ -53,6 +53,14 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
                 refuse_lone_batches(job)
                 jobs.setdefault(job.id, job)
     return list(jobs.values())
+
+
+def suited(settings: Any, method: str, category: Category) -> Any:
+    """`settings` with the modality of `category`, where the method has a setting for it."""
+    from kdad_bench.methods import entry
+
+    name = entry(method).modality_setting
+    return replace(settings, **{name: category.modality}) if name else settings
 
 
 def teachers(selection: Selection) -> tuple[str, ...]:

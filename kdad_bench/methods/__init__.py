@@ -22,6 +22,7 @@ METHODS: dict[str, str] = {
     "mkd": "kdad_bench.methods.mkd:MKD",
     "stad": "kdad_bench.methods.stad:STAD",
     "destseg": "kdad_bench.methods.destseg:DESTSEG",
+    "ast": "kdad_bench.methods.ast:AST",
     "eca_mskdad": "kdad_bench.methods.eca_mskdad:ECA_MSKDAD",
     "dskd": "kdad_bench.methods.dual_student:DSKD",
     "bmkd": "kdad_bench.methods.dual_student:BMKD",

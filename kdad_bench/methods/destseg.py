@@ -330,6 +330,10 @@ class Destseg(StudentTeacher[DestsegSettings]):
         """Each stage has a schedule of its own."""
         return progress_in_stage(step, total, last_of_first(self.settings.denoising, total))
 
+    def comparable(self, step: int, total: int) -> bool:
+        """Before the head has learnt, its map says nothing."""
+        return step > last_of_first(self.settings.denoising, total)
+
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """The student's term up to the boundary, then the head's two."""
         images, clean = self.seen(batch)

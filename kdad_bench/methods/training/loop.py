@@ -40,6 +40,10 @@ class Trainable(Protocol):
         """How far the schedule of the learning rate is in step `step` (from 1), in [0, 1)."""
         ...
 
+    def comparable(self, step: int, total: int) -> bool:
+        """Whether the state after `step` may be the one that is kept."""
+        ...
+
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """The named terms of the loss of one batch, scalars."""
         ...
@@ -138,7 +142,8 @@ def distil(method: Trainable, normal: Tensor, fitting: Fitting) -> None:
             if step % fitting.log_every == 0 or step in (1, total):
                 _report(step, terms, loss, fitting)
             if held_out is not None and (step % per_epoch == 0 or step == total):
-                state.keep_if_better(_mean_map(method, held_out))
+                if method.comparable(step, total):
+                    state.keep_if_better(_mean_map(method, held_out))
                 student.train()
             state.save_when_due(step)
         student.eval()
