@@ -39,8 +39,8 @@ def depth_in_words(settings: AstSettings) -> str:
     if "depth" not in settings.inputs:
         return ""
     return (
-        f"the relief's height alone, about its mean over the object, in units of 1/{RELIEF:g} of the highest one of the "
-        "category; the object is what stands out of the table"
+        f"the relief's height alone, about its mean over the object, in units of 1/{RELIEF:g} of the highest one of "
+        "the category; the object is what stands out of the table"
     )
 
 
@@ -146,7 +146,7 @@ class Coupling(nn.Module):
 
     def __init__(self, channels: int, settings: AstSettings, kernel: int) -> None:
         super().__init__()
-        self.sizes = channels // 2, channels - channels // 2
+        self.sizes = [channels // 2, channels - channels // 2]
         self.clamp, places = settings.clamp, settings.places
         first, second = self.sizes
         self.by_second = Subnet(second + places, 2 * first, settings.flow_width, kernel)
@@ -354,6 +354,8 @@ class Ast(StudentTeacher[AstSettings]):
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """The flow's likelihood up to the boundary, then the student's distance to it."""
         x, foreground = self.features(batch.images, batch.teacher)
+        if x[:, 0].numel() == 1:  # one image of one place: norms over a batch need two
+            x, foreground = torch.cat([x, x]), None if foreground is None else torch.cat([foreground, foreground])
         places = self.parts.placed(x)
         if batch.step <= last_of_first(self.settings.flow, batch.total):
             z, log_determinant = self.parts.flow(x, places)
