@@ -102,6 +102,10 @@ def configurations_of(
         asked = {**shared, **(selection.method_overrides or {}).get(method, {})}
         if not found.needs_teacher:
             asked.pop("teacher", None)
+        if found.modality_setting in asked:
+            raise SelectionError(
+                f"method '{method}': '{found.modality_setting}' cannot be set: it follows from --modality"
+            )
         final = configured(settings, asked, f"method '{method}'")
         changed = {name: value for name, value in asked.items() if getattr(final, name) != getattr(settings, name)}
         yield (method, variant), (final, changed, found.needs_teacher)
