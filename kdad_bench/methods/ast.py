@@ -264,7 +264,7 @@ class FlowAndStudent(nn.Module):
 
     def placed(self, x: Tensor) -> Tensor:
         """The places of every image of `x`."""
-        return self.get_buffer("places").expand(len(x), -1, -1, -1)
+        return self.get_buffer("places").expand(x.shape[0], -1, -1, -1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the flow and the student answer to features [N, C, h, w]."""

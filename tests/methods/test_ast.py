@@ -28,7 +28,7 @@ from kdad_bench.methods.ast import (
     negative_log_likelihood,
 )
 from kdad_bench.methods.distillation import Batch
-from tests.methods.checks import defects_stand_out
+from tests.methods import checks
 from tests.methods.curves import assert_variants_differ, losses
 from tests.methods.toys import normals, small_method
 
@@ -350,10 +350,12 @@ def test_variants_differ() -> None:
     assert_variants_differ("ast")
 
 
-def test_defects_stand_out_with_the_real_teacher() -> None:
+def test_a_trained_method_finds_defects_and_scoring_leaves_it_as_it_is() -> None:
     method = small_method("ast", steps=60, batch_size=8, strides=(8,))
     method.fit(normals(16, seed=3))
-    defects_stand_out(method, image=0.7, pixel=0.7)
+    checks.defects_stand_out(method, image=0.7, pixel=0.7)
+    checks.scoring_changes_nothing(method)
+    checks.scores_do_not_depend_on_the_batch(method)
 
 
 def test_a_lone_image_a_single_place_and_half_precision_will_do() -> None:

@@ -29,6 +29,7 @@ from kdad_bench.methods.destseg import (
     turned,
 )
 from kdad_bench.methods.distillation import Batch, Taps
+from tests.methods import checks
 from tests.methods.curves import assert_variants_differ, losses
 from tests.methods.test_rd4ad import one_minus_cosine
 from tests.methods.test_stfpm import taps
@@ -376,6 +377,16 @@ def test_the_students_loss_falls() -> None:
 
 def test_variants_differ() -> None:
     assert_variants_differ("destseg")
+
+
+def test_a_trained_method_finds_defects_and_scoring_leaves_it_as_it_is() -> None:
+    method = small_method("destseg", steps=40, batch_size=4)
+    with pytest.raises(AssertionError, match="AUROC"):
+        checks.defects_stand_out(method)
+    method.fit(normals(16, seed=3))
+    checks.defects_stand_out(method)
+    checks.scoring_changes_nothing(method)
+    checks.scores_do_not_depend_on_the_batch(method)
 
 
 def test_a_small_image_and_half_precision_will_do() -> None:
