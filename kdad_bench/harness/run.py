@@ -188,6 +188,7 @@ def columns_of(job: Job) -> dict[str, Any]:
         "category": job.category.name,
         "seed": job.seed,
         "preset": job.preset,
+        "also_presets": job.also_presets,
         "modality": job.category.modality,
         "teacher": job.settings.teacher if job.weights else None,
         "teacher_weights": job.weights.source if job.weights else None,
