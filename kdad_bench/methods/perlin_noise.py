@@ -33,7 +33,8 @@ def perlin(rows: Floats, columns: Floats, angles: Floats) -> Floats:
     vertical, horizontal = faded(down), faded(right)
     before = between(from_corner(0, 0), from_corner(1, 0), vertical)
     after = between(from_corner(0, 1), from_corner(1, 1), vertical)
-    return np.sqrt(2) * between(before, after, horizontal)
+    found: Floats = np.sqrt(2) * between(before, after, horizontal)
+    return found
 
 
 def faded(share: Floats) -> Floats:

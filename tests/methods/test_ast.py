@@ -337,12 +337,12 @@ def test_the_flow_learns_first_and_the_student_learns_what_it_answers() -> None:
 
 def test_a_flow_learns_the_density_of_correlated_numbers() -> None:
     """After a short fit the answers are nearer to standard normal than the features."""
-    seen = losses("ast", steps=40, batch_size=8, flow=1.0, learning_rate=0.005)
+    seen = losses("ast", steps=20, batch_size=4, flow=1.0, learning_rate=0.005)
     assert seen[-1] < 0.8 * seen[0]
 
 
 def test_the_students_loss_falls() -> None:
-    seen = losses("ast", steps=24, batch_size=8, flow=0.0)
+    seen = losses("ast", steps=16, batch_size=4, flow=0.0)
     assert seen[-1] < 0.9 * seen[0]
 
 
@@ -351,7 +351,7 @@ def test_variants_differ() -> None:
 
 
 def test_a_trained_method_finds_defects_and_scoring_leaves_it_as_it_is() -> None:
-    method = small_method("ast", steps=60, batch_size=8, strides=(8,))
+    method = small_method("ast", steps=30, batch_size=8, strides=(8,))
     method.fit(normals(16, seed=3))
     checks.defects_stand_out(method, image=0.7, pixel=0.7)
     checks.scoring_changes_nothing(method)

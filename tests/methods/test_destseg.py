@@ -371,7 +371,7 @@ def test_all_pixels_are_the_most_that_a_score_can_be_the_mean_of() -> None:
 
 
 def test_the_students_loss_falls() -> None:
-    seen = losses("destseg", steps=12, batch_size=4, denoising=1.0)
+    seen = losses("destseg", steps=8, batch_size=4, denoising=1.0)
     assert seen[-1] < 0.8 * seen[0]
 
 
@@ -380,7 +380,7 @@ def test_variants_differ() -> None:
 
 
 def test_a_trained_method_finds_defects_and_scoring_leaves_it_as_it_is() -> None:
-    method = small_method("destseg", steps=40, batch_size=4)
+    method = small_method("destseg", steps=36, batch_size=4)
     with pytest.raises(AssertionError, match="AUROC"):
         checks.defects_stand_out(method)
     method.fit(normals(16, seed=3))
