@@ -77,7 +77,7 @@ class DestsegSettings(DistillationSettings):
     head_rate: float = 0.01  # of the rest of the head
     width: int = 256  # channels of the head
     gamma: float = 4.0  # of the focal loss
-    top: int = 100  # pixels whose mean is the image score
+    largest: int = 100  # pixels whose mean is the image score
     textures: str = "drawn"  # what is pasted: drawn | image
     turned: str = "no"  # normal images before anything is pasted: no | slight | full
 
@@ -93,7 +93,7 @@ class DestsegSettings(DistillationSettings):
         "head_rate": Range(0, open_low=True),
         "width": Range(1, 4096),
         "gamma": Range(0, 64),
-        "top": Range(1),
+        "largest": Range(1),
     }
     READINGS: ClassVar = {"student": encoder_in_words}
     SETTLED: ClassVar = {
@@ -112,7 +112,7 @@ class DestsegSettings(DistillationSettings):
         "denoising": Settled(CODE, (0.2,)),
         "width": Settled(CODE, (256,)),
         "gamma": Settled(CODE, (4.0,)),
-        "top": Settled(CODE, (100,)),
+        "largest": Settled(CODE, (100,)),
     }
     DEPARTURES: ClassVar = {
         "textures": lambda settings: (
@@ -377,7 +377,7 @@ class Destseg(StudentTeacher[DestsegSettings]):
         side = self.settings.image_size
         probability = outputs.float().sigmoid()
         whole = fuse_scales([probability], (side, side))
-        image = whole.flatten(1).topk(min(self.settings.top, side * side)).values.mean(1)
+        image = whole.flatten(1).topk(min(self.settings.largest, side * side)).values.mean(1)
         return Scores(image, whole if size == (side, side) else fuse_scales([probability], size))
 
 
@@ -424,7 +424,7 @@ DESTSEG = Entry(
             width=32,
             schedule="one_cycle",
             norm_momentum=0.1,
-            top=25,  # as much of 128 px as 100 of 256
+            largest=25,  # as much of 128 px as 100 of 256
         ),
     },
     build=Destseg,

@@ -355,7 +355,7 @@ def test_a_lone_image_is_taken_twice() -> None:
 
 
 def test_the_map_is_the_probability_and_the_score_the_mean_of_its_largest() -> None:
-    method = method_of(top=7)
+    method = method_of(largest=7)
     logits = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(0))
     whole = nn.functional.interpolate(logits.sigmoid()[:, None], (64, 64), mode="bilinear")[:, 0]
     for size in ((64, 64), (80, 96)):
@@ -366,7 +366,7 @@ def test_the_map_is_the_probability_and_the_score_the_mean_of_its_largest() -> N
 
 
 def test_all_pixels_are_the_most_that_a_score_can_be_the_mean_of() -> None:
-    found = method_of(top=10**6).judge(torch.zeros(1, 16, 16), (64, 64))
+    found = method_of(largest=10**6).judge(torch.zeros(1, 16, 16), (64, 64))
     assert float(found.image) == pytest.approx(0.5)
 
 

@@ -60,7 +60,7 @@ OWN: dict[str, dict[str, str]] = {
         "head_rate": "(0, inf)",
         "width": "[1, 4096]",
         "gamma": "[0, 64]",
-        "top": "[1, inf)",
+        "largest": "[1, inf)",
     },
     "ast": TRAINED
     | {

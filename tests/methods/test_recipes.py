@@ -125,7 +125,7 @@ PAPER: dict[str, dict[str, Any]] = {
         "head_rate": 0.01,
         "width": 256,
         "gamma": 4.0,
-        "top": 100,
+        "largest": 100,
         "textures": "drawn",
         "turned": "no",
     },

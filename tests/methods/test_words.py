@@ -129,7 +129,7 @@ SOURCES: Mapping[str, Mapping[str, list[object]]] = {
         "denoising": [0.2],
         "width": [256],
         "gamma": [4.0],
-        "top": [100],
+        "largest": [100],
     },
     "ast": {
         "image_size": [768],
@@ -280,7 +280,7 @@ VALUES: Mapping[str, list[object]] = {
     "body_rate": [0.1, 0.002],
     "head_rate": [0.01, 0.002],
     "gamma": [4.0, 2.0],
-    "top": [100, 25],
+    "largest": [100, 25],
     "flow": [0.5, 0.25],
     "couplings": [4, 2],
     "clamp": [1.9, 5.0],
