@@ -31,6 +31,8 @@ QUICK: Candidates = {
     "mkd": ({}, {"learning_rate": 0.001}, {"scored": 3}, {"value_weight": 0.5}),
     "fractalad": ({}, {"learning_rate": 0.001}, {"kd": True, "weight_decay": 0.001}),
     "stad": ({}, {"width": 16, "steps": 60}),
+    "destseg": ({}, {"learning_rate": 0.001}),
+    "ast": ({}, {"learning_rate": 0.005}),
 }
 STANDARD: Candidates = {
     "stfpm": ({}, {"learning_rate": 0.4}),

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from itertools import product
 from typing import Any
 
-from kdad_bench.datasets import fingerprint, sealed
+from kdad_bench.datasets import Category, fingerprint, sealed
 from kdad_bench.harness.axes import Axes, refuse_what_does_not_fit
 from kdad_bench.harness.choices import MULTI_CLASS, PRESETS, SelectionError, suggestion
 from kdad_bench.harness.job import Job, Part, TeacherWeights, id_of
@@ -42,7 +42,7 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
                     seed=seed,
                     preset=preset_label(selection, asked, axes, together.get(category.dataset, ())),
                     resolution=resolution,
-                    settings=replace(settings, seed=seed),
+                    settings=suited(replace(settings, seed=seed), method, category),
                     weights=weights[settings.teacher] if needs_teacher else None,
                     device=selection.device,
                     deterministic=selection.deterministic,
@@ -85,6 +85,14 @@ def together_of(selection: Selection, categories: Sequence[Part]) -> dict[str, t
     return {dataset: tuple(sorted(parts, key=lambda part: part.category.name)) for dataset, parts in found.items()}
 
 
+def suited(settings: Any, method: str, category: Category) -> Any:
+    """`settings` with the modality of `category`, where the method has a setting for it."""
+    from kdad_bench.methods import entry
+
+    name = entry(method).modality_setting
+    return replace(settings, **{name: category.modality}) if name else settings
+
+
 def teachers(selection: Selection) -> tuple[str, ...]:
     """The names of the teachers that a selection needs, in order of first use."""
     found = [settings.teacher for _, (settings, _, needs) in configurations_of(selection) if needs]
@@ -124,6 +132,10 @@ def configurations_of(
         asked = {**shared, **(selection.method_overrides or {}).get(method, {})}
         if not found.needs_teacher:
             asked.pop("teacher", None)
+        if found.modality_setting in asked:
+            raise SelectionError(
+                f"method '{method}': '{found.modality_setting}' cannot be set: it follows from --modality"
+            )
         final = configured(settings, asked, f"method '{method}'")
         changed = {name: value for name, value in asked.items() if getattr(final, name) != getattr(settings, name)}
         yield (method, variant), (final, changed, found.needs_teacher)

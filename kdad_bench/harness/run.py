@@ -183,9 +183,12 @@ def test_set(job: Job) -> datasets.TestSet:
 
 
 def build(job: Job, device: torch.device, held_out: Tensor) -> Method:
-    """The untrained method of `job` on `device`, one per modality; raises WeightsError without teacher weights."""
+    """The untrained method of `job` on `device`, one per modality; raises WeightsError without teacher weights.
+
+    A method that knows modalities is one for all of them.
+    """
     modalities = job.category.modality.split("+")
-    if len(modalities) == 1:
+    if len(modalities) == 1 or entry(job.method).modality_setting:
         return build_one(job, device)
     return FusedModalities([build_one(job, device) for _ in modalities], modalities, held_out)
 

@@ -22,6 +22,8 @@ METHODS: dict[str, str] = {
     "dinomaly": "kdad_bench.methods.dinomaly:DINOMALY",
     "mkd": "kdad_bench.methods.mkd:MKD",
     "stad": "kdad_bench.methods.stad:STAD",
+    "destseg": "kdad_bench.methods.destseg:DESTSEG",
+    "ast": "kdad_bench.methods.ast:AST",
     "eca_mskdad": "kdad_bench.methods.eca_mskdad:ECA_MSKDAD",
     "dskd": "kdad_bench.methods.dual_student:DSKD",
     "bmkd": "kdad_bench.methods.dual_student:BMKD",

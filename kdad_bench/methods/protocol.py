@@ -209,4 +209,7 @@ class Entry:
     # named settings overrides: ablations and compat options, run as `--method NAME:VARIANT`
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     published_variant: str = ""  # the variant that follows the published protocol most closely; "": the default does
+    # the setting that says which modalities the images have: such a method is given all of them at once, stacked along
+    # the channels, where others learn each apart and are fused late; "": it knows photographs
+    modality_setting: str = ""
     reading: bool = False  # the ARCHITECTURE is a reading of an abstract: no published number may be compared with it

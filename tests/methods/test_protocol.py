@@ -55,6 +55,25 @@ OWN: dict[str, dict[str, str]] = {
         "solved": "[0, 1e+06]",
         "validation": "[0, 0.9]",
     },
+    "destseg": TRAINED
+    | {
+        "denoising": "[0, 1]",
+        "body_rate": "(0, inf)",
+        "head_rate": "(0, inf)",
+        "width": "[1, 4096]",
+        "gamma": "[0, 64]",
+        "largest": "[1, inf)",
+    },
+    "ast": TRAINED
+    | {
+        "flow": "[0, 1]",
+        "couplings": "[1, 64]",
+        "clamp": "(0, 100]",
+        "flow_width": "[1, 4096]",
+        "places": "[4, 1024]",
+        "student_width": "[1, 8192]",
+        "student_blocks": "[0, 64]",
+    },
     "mkd": TRAINED | {"scored": "[1, inf)", "value_weight": "[0, inf)"},
     "eca_mskdad": TRAINED | {"balance": "[0, inf)", "distortion": "[0, 1]"},
     "dskd": TRAINED | BLUR,

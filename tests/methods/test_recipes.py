@@ -111,6 +111,47 @@ PAPER: dict[str, dict[str, Any]] = {
         "solved": 0,
         "validation": 0.1,
     },
+    # apple/ml-destseg @f6ea31f: ResNet-18, 256 px, SGD 0.4 / 0.1 / 0.01, 0.9, 1e-4, batch 32, 1000 of 5000 steps
+    "destseg": {
+        "teacher": "resnet18",
+        "image_size": 256,
+        "epochs": 200,
+        "steps": 5000,
+        "batch_size": 32,
+        "optimiser": "sgd",
+        "learning_rate": 0.4,
+        "weight_decay": 1e-4,
+        "drop_last": True,
+        "denoising": 0.2,
+        "body_rate": 0.1,
+        "head_rate": 0.01,
+        "width": 256,
+        "gamma": 4.0,
+        "largest": 100,
+        "textures": "drawn",
+        "turned": "no",
+    },
+    # marco-rudolph/AST @8c243ad: 768 px at stride 32, Adam 2e-4, 1e-5, batch 8, 3 x 24 epochs for each network
+    "ast": {
+        "teacher": "efficientnet_lite0",
+        "strides": (32,),
+        "image_size": 768,
+        "epochs": 144,
+        "batch_size": 8,
+        "optimiser": "adam",
+        "learning_rate": 2e-4,
+        "weight_decay": 1e-5,
+        "drop_last": True,
+        "inputs": "rgb",
+        "flow": 0.5,
+        "couplings": 4,
+        "clamp": 1.9,
+        "flow_width": 64,
+        "places": 32,
+        "student_width": 1024,
+        "student_blocks": 4,
+        "score": "max",
+    },
     # Computer Science 2024 51(6A), section 4: 128 px, 300 iterations, batch 32, SGD 0.4 / 0.9; the rest is read
     "eca_mskdad": {
         "teacher": "resnet18",
@@ -194,6 +235,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "rd4ad": {"per_pixel": {"distance": "cosine"}},
     "stad": {"p17": {"scales": (17,)}, "p33": {"scales": (33,)}, "p65": {"scales": (65,)}},
     "rdpp": {"halves": {"transport": "halves"}},
+    "destseg": {
+        "image": {"textures": "image"},
+        "turned_slightly": {"turned": "slight"},
+        "turned": {"turned": "full"},
+    },
+    "ast": {"mean": {"score": "mean"}},
 }
 
 

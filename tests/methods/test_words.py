@@ -25,6 +25,8 @@ HERE = (
     *YARDSTICKS,
     *LOOPED,
     "stad",
+    "destseg",
+    "ast",
 )  # whose deviations are listed here; those of mkd and fractalad: their tests
 CODE = {"schedule": ["constant"], "drop_last": [False], "precision": ["fp32"], "taps": ["raw"]}
 # method -> field -> the values that a source has
@@ -111,6 +113,41 @@ SOURCES: Mapping[str, Mapping[str, list[object]]] = {
         "grid": [1],
         "compactness": [1.0],
     },
+    "destseg": {
+        "teacher": ["resnet18"],
+        "strides": [(4, 8, 16)],
+        "image_size": [256],
+        "taps": ["raw"],
+        "batch_size": [32],
+        "learning_rate": [0.4],
+        "body_rate": [0.1],
+        "head_rate": [0.01],
+        "weight_decay": [1e-4],
+        "schedule": ["constant"],
+        "drop_last": [True],
+        "precision": ["fp32"],
+        "denoising": [0.2],
+        "width": [256],
+        "gamma": [4.0],
+        "largest": [100],
+    },
+    "ast": {
+        "image_size": [768],
+        "taps": ["raw"],
+        "batch_size": [8],
+        "learning_rate": [2e-4],
+        "weight_decay": [1e-5],
+        "schedule": ["constant"],
+        "drop_last": [True],
+        "precision": ["fp32"],
+        "flow": [0.5],
+        "couplings": [4],
+        "clamp": [1.9],
+        "flow_width": [64],
+        "places": [32],
+        "student_width": [1024],
+        "student_blocks": [4],
+    },
     "dskd": {"teacher": ["resnet18"]},
     "bmkd": {"teacher": ["resnet18"]},
     "padim": {
@@ -176,6 +213,18 @@ WHOLE: Mapping[str, Mapping[str, list[str]]] = {
         "budget": ["200 epochs"],
         "selection": ["last step, all normals"],
     },
+    "destseg": {
+        "optimiser": ["sgd, momentum 0.9"],
+        "budget": ["5000 steps"],
+        "student's norms": ["momentum 0.1"],
+        "selection": ["last step, all normals"],
+    },
+    "ast": {
+        "optimiser": ["adam, betas 0.9 0.999"],
+        "budget": ["144 epochs"],
+        "student's norms": ["momentum 0.1"],
+        "selection": ["last step, all normals"],
+    },
     "dskd": {},
     "bmkd": {"attention": ["eca", "cbam"], "fusion": ["ffrm"]},
     "padim": {},
@@ -196,15 +245,18 @@ OWN = (
     "incomplete batches",
     "crops",
     "start",
+    "textures",
+    "turning",
+    "backbone",
     "map",
     "tokens",
 )  # subjects in words of their own
 VALUES: Mapping[str, list[object]] = {
     "teacher": ["resnet18", "resnet34", "wide_resnet50_2", "vgg16", "efficientnet_lite0"],
     "strides": [(4, 8, 16), (8, 16, 32)],
-    "image_size": [128, 256, 512],
-    "epochs": [1, 100, 200, 300],
-    "steps": [None, 1, 60, 200, 300],
+    "image_size": [128, 256, 512, 768],
+    "epochs": [1, 100, 144, 200, 300],
+    "steps": [None, 1, 60, 200, 300, 5000],
     "batch_size": [1, 8, 16, 32],
     "learning_rate": [0.4, 0.4000001, 0.005, 1e-5],
     "momentum": [0.9, 0.5],
@@ -227,6 +279,18 @@ VALUES: Mapping[str, list[object]] = {
     "passes": [1, 2],
     "projection_rate": [0.001, 0.002],
     "projection_weight": [0.2, 1.0],
+    "denoising": [0.2, 0.5],
+    "body_rate": [0.1, 0.002],
+    "head_rate": [0.01, 0.002],
+    "gamma": [4.0, 2.0],
+    "largest": [100, 25],
+    "flow": [0.5, 0.25],
+    "couplings": [4, 2],
+    "clamp": [1.9, 5.0],
+    "flow_width": [64, 32],
+    "places": [32, 8],
+    "student_width": [1024, 128],
+    "student_blocks": [4, 2],
     "balance": [0.0, 1.0],
     "joint_pass": [True, False],
     "distortion": [0.5, 0.25],
@@ -300,7 +364,7 @@ def drawn(draw: st.DrawFn) -> tuple[str, Any]:
 def momentum_of_norms(name: str, settings: Any) -> float:
     copied = name != "fractalad" or settings.kd  # without distillation there is only the head
     lite = (
-        settings.teacher == "efficientnet_lite0" and name not in ("rd4ad", "rdpp", "mkd") and copied
+        settings.teacher == "efficientnet_lite0" and name not in ("rd4ad", "rdpp", "mkd", "ast") and copied
     )  # theirs are no copies
     return settings.norm_momentum or (0.01 if lite else 0.1)
 
@@ -337,6 +401,8 @@ def own_departures(name: str, settings: Any) -> list[str]:
     """Subjects of OWN in which these settings differ from their sources, besides those of WHOLE."""
     if name == "stfpm":
         return ["loss scale"] * (settings.loss_scale == "batch_sum")
+    if name in ("destseg", "ast"):
+        return ["textures", "turning"] if name == "destseg" else ["backbone"] * (settings.inputs != "depth")
     if name == "dinomaly":
         return ["input", "map", *["tokens"] * (not settings.teacher.startswith("dinov2"))]
     if name not in YARDSTICKS:
@@ -437,8 +503,18 @@ def check_choices(name: str, settings: Any) -> None:
         "read as optimiser steps": eca and settings.steps == 300,
         "without 1/2": name == "stfpm" and settings.loss_scale == "official",
         "with 1/2, as eq. 2": name == "stfpm" and settings.loss_scale == "paper",
-        "EfficientNet-Lite0": name in LOOPED and settings.teacher == "efficientnet_lite0",
-        "VGG-16": name in LOOPED and settings.teacher == "vgg16",
+        "EfficientNet-Lite0": name in (*LOOPED, "destseg") and settings.teacher == "efficientnet_lite0",
+        "VGG-16": name in (*LOOPED, "destseg") and settings.teacher == "vgg16",
+        "drawn: clouds": name == "destseg" and settings.textures == "drawn",
+        "tiles in another order": name == "destseg" and settings.textures == "image",
+        "not turned": name == "destseg" and settings.turned == "no",
+        "turned by up to": name == "destseg" and settings.turned == "slight",
+        "turned by quarters": name == "destseg" and settings.turned == "full",
+        "through a 1 x 1 convolution": name == "destseg"
+        and (settings.taps == "standardised" or settings.teacher == "efficientnet_lite0"),
+        "the relief's height": name == "ast" and settings.inputs != "rgb",
+        "the map's maximum; the official": name == "ast" and settings.score == "max",
+        "the map's mean; the official": name == "ast" and settings.score == "mean",
         "eq. 7 with b": name == "patchcore" and settings.reweighted > 0,
         "the plain maximum, as": name == "patchcore" and settings.reweighted == 0,
         "smooths no neighbourhood of taps": name == "patchcore"
@@ -580,6 +656,13 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
         ("stad:", {"solved": 300}, "start: last layers at least squares over 300 crops and up to 24", "start: none"),
         ("stad:", {"solved": 0}, "weights: at first He's", "start: "),
         ("stad:p33", {}, "patches: of 33 px", "the mean of their maps"),
+        ("destseg:", {}, "textures: drawn: clouds", "tiles"),
+        ("destseg:image", {}, "tiles in another order (paper and official code: photographs", "clouds"),
+        ("destseg:turned", {}, "turned by quarters and by up to 5 degrees, the same for every category", "not turned"),
+        ("destseg:", {"teacher": "resnet34"}, "ResNet-18's blocks in the decoder for ResNet-34's taps", "EfficientNet"),
+        ("ast:", {"inputs": "depth"}, "in units of 1/4 of the highest", "backbone"),
+        ("ast:mean", {}, "image score: the map's mean", "maximum;"),
+        ("ast:", {"teacher": "resnet18", "strides": (8,)}, "backbone: resnet18 at stride 8 (paper", "Lite0"),
         ("eca_mskdad:", {}, "rel_mode: normalised_mean (eq. 15 to 18: literal)", "read as"),
         ("eca_mskdad:score_loss", {}, "maps of 32, 16, 8 px", "score: "),
         ("eca_mskdad:figure_size", {}, "maps of 64, 32, 16 px", "maps of 32"),
@@ -603,6 +686,8 @@ def test_paper_presets_depart_only_where_their_pages_say_so() -> None:
         "rdpp": ["budget", "selection", "incomplete batches"],
         "dinomaly": ["input", "map"],
         "stad": ["crops"],
+        "destseg": ["textures", "turning"],
+        "ast": ["backbone"],
         "eca_mskdad": ["rel_mode", "score"],
         "dskd": [],
         "bmkd": [],

@@ -74,3 +74,4 @@ class Batch:
     teacher: Taps  # the frozen teacher's taps of `images`; () for a method without `clean_taps`
     step: int  # from 1
     generator: torch.Generator  # on the CPU, a function of seed and step: all chance of an augmentation
+    total: int = 0  # steps of the whole fit
