@@ -20,6 +20,7 @@ METHODS: dict[str, str] = {
     "rd4ad": "kdad_bench.methods.rd4ad:RD4AD",
     "rdpp": "kdad_bench.methods.rdpp:RDPP",
     "mkd": "kdad_bench.methods.mkd:MKD",
+    "efficientad": "kdad_bench.methods.efficientad:EFFICIENTAD",
     "stad": "kdad_bench.methods.stad:STAD",
     "eca_mskdad": "kdad_bench.methods.eca_mskdad:ECA_MSKDAD",
     "dskd": "kdad_bench.methods.dual_student:DSKD",

