@@ -29,6 +29,7 @@ QUICK: Candidates = {
     "bmkd": ({}, {"learning_rate": 0.0025}, {"learning_rate": 0.01}),
     "mkd": ({}, {"learning_rate": 0.001}, {"scored": 3}, {"value_weight": 0.5}),
     "fractalad": ({}, {"learning_rate": 0.001}, {"kd": True, "weight_decay": 0.001}),
+    "efficientad": ({}, {"hard": 0.9}, {"penalty": "drawn"}),
 }
 STANDARD: Candidates = {
     "stfpm": ({}, {"learning_rate": 0.4}),

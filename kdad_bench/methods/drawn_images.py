@@ -31,7 +31,7 @@ def texture(count: int, side: int, generator: torch.Generator) -> Tensor:
 
 
 def noise(count: int, channels: int, side: int, generator: torch.Generator) -> Tensor:
-    """[count, channels, side, side] of mean 0 and deviation 1: octaves of value noise, each as strong as chance has it."""
+    """[count, channels, side, side] of mean 0, deviation 1: octaves of value noise, each as strong as chance has it."""
     found = torch.zeros(count, channels, side, side)
     squares = COARSEST
     while squares <= side:

@@ -1,5 +1,5 @@
-"""EfficientAD: Batzner, Heckler, König, "EfficientAD: Accurate Visual Anomaly Detection at Millisecond-Level Latencies",
-WACV 2024, arXiv 2303.14535.
+"""EfficientAD: Batzner, Heckler, König, "EfficientAD: Accurate Visual Anomaly Detection at Millisecond-Level
+Latencies", WACV 2024, arXiv 2303.14535.
 
 A student of a few convolutions regresses the features of a patch description network (PDN) on normal images, and, with
 as many outputs again, those of an autoencoder, which knows the image as a whole. No official code is known: layers and
@@ -26,7 +26,7 @@ from kdad_bench.methods.augmentation import grey, jitter
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.backbones.backbone import normalised
 from kdad_bench.methods.backbones.names import IMAGENET_MEAN, IMAGENET_STD
-from kdad_bench.methods.backbones.pdn import LAYOUTS, LOST, SIZES, WIDTH, Pdn, layers
+from kdad_bench.methods.backbones.pdn import LAYOUTS, LOST, SIZES, WIDTH, Pdn, convolved, layers, through
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps, autocast, chance, resized
 from kdad_bench.methods.drawn_images import drawn_images
 from kdad_bench.methods.protocol import Entry, Fitting, Range, Scores, Settled, shown
@@ -58,6 +58,7 @@ class EfficientAdSettings(DistillationSettings):
     learning_rate: float = 1e-4
     weight_decay: float = 1e-5
     schedule: str = "late_drop"  # a tenth from step 66,500 on
+    initial: str = "pytorch"  # random weights of student and autoencoder: pytorch (public code) | he
     network: str = "small"  # small | medium
     width: int = 128  # channels of the small form's first layer; the others follow
     features: int = 384  # outputs of the teacher and of the autoencoder, and half of the student's
@@ -72,6 +73,7 @@ class EfficientAdSettings(DistillationSettings):
 
     CHOICES: ClassVar = {
         **DistillationSettings.CHOICES,
+        "initial": ("pytorch", "he"),
         "network": tuple(LAYOUTS),
         "border": ("zeros", "nearest"),
         "penalty": tuple(PENALTIES_IN_WORDS),
@@ -115,7 +117,7 @@ class EfficientAdSettings(DistillationSettings):
     }
     DEPARTURES: ClassVar = {
         "descriptor": lambda settings: (
-            f"distilled here on the normal images and drawn ones, in a share of {shown(settings.distilling)} of the steps"
+            f"distilled here, on normal and drawn images, in a share of {shown(settings.distilling)} of the steps"
             " (paper: from WideResNet-101 on ImageNet, 60000 steps before)"
             if settings.distilled
             else ""
@@ -152,20 +154,20 @@ class Autoencoder(nn.Module):
         sizes = (side // 64 - 1, side // 32, side // 16 - 1, side // 8, side // 4 - 1, side // 2 - 1)
         self.sizes = tuple(max(size, 1) for size in sizes)
         self.decoder = nn.ModuleList(nn.Conv2d(width, width, 4, padding=2) for _ in self.sizes)
-        self.last = nn.ModuleList(
-            [nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, settings.features, 3, padding=1)]
+        self.last = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, settings.features, 3, padding=1),
         )
         self.side = grid_of(settings)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, features, s, s] of normalised images, s as the PDN's."""
-        x = self.encoder(x)
+        x = through(self.encoder, x)
         for size, layer in zip(self.sizes, self.decoder, strict=True):
-            x = F.relu(layer(enlarged(x, size)), inplace=True)
+            x = convolved(layer, enlarged(x, size), rectified=True)
             x = F.dropout(x, DROPPED, self.training)
-        x = F.relu(self.last[0](enlarged(x, self.side)), inplace=True)
-        features: Tensor = self.last[1](x)
-        return features
+        return through(self.last, enlarged(x, self.side))
 
 
 class Outputs(NamedTuple):
@@ -183,10 +185,15 @@ class Networks(nn.Module):
     def __init__(self, settings: EfficientAdSettings) -> None:
         super().__init__()
         size, width, outputs, pad = settings.network, settings.width, settings.features, settings.padding
-        self.features = outputs
         self.descriptor: nn.Sequential = nn.Sequential(*layers(size, width, outputs, padding=pad))
-        self.student = nn.Sequential(*layers(size, width, 2 * outputs, padding=pad))
+        *shared, last = layers(size, width, 2 * outputs, padding=pad)
+        assert isinstance(last, nn.Conv2d)
+        self.student = nn.Sequential(*shared)
+        # one layer of twice the outputs, in two, so that either half can be had alone: of the teacher, the autoencoder
+        self.halves = nn.ModuleList(nn.Conv2d(last.in_channels, outputs, last.kernel_size[0]) for _ in range(2))
         self.autoencoder = Autoencoder(settings)
+        if settings.initial == "he":
+            initialise(self)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN))
         self.register_buffer("std", torch.tensor(IMAGENET_STD))
         self.register_buffer("centre", torch.zeros(outputs, 1, 1))  # of the features that the PDN is distilled from
@@ -198,27 +205,23 @@ class Networks(nn.Module):
         """Images as the networks see them."""
         return normalised(images, self.get_buffer("mean"), self.get_buffer("std"))
 
-    def half_of(self, x: Tensor, which: int) -> Tensor:
-        """The student's outputs of normalised images x: those of the teacher (0) or of the autoencoder (1) alone."""
-        return self.answers(self.hidden(x), which)
+    def described(self, x: Tensor) -> Tensor:
+        """What the PDN says of normalised images."""
+        return through(self.descriptor, x)
 
-    def hidden(self, x: Tensor) -> Tensor:
-        """What all outputs of the student are made from."""
-        for layer in list(self.student)[:-1]:
-            x = layer(x)
-        return x
+    def half_of(self, x: Tensor, which: int) -> Tensor:
+        """The student's outputs of normalised images: those of the teacher (0) or of the autoencoder (1) alone."""
+        return self.answers(through(self.student, x), which)
 
     def answers(self, hidden: Tensor, which: int) -> Tensor:
         """One half of the student's outputs."""
-        last = self.student[-1]
-        weight, bias = (tensor.split(self.features)[which] for tensor in (last.weight, last.bias))
-        return F.conv2d(hidden, weight, bias)
+        return convolved(self.halves[which], hidden, rectified=False)
 
     def forward(self, images: Tensor) -> Outputs:
         """All of them of `images` [N, 3, S, S] in [0, 1]."""
         x = self.normalised(images)
-        hidden = self.hidden(x)
-        return Outputs(self.descriptor(x), self.answers(hidden, 0), self.autoencoder(x), self.answers(hidden, 1))
+        hidden = through(self.student, x)
+        return Outputs(self.described(x), self.answers(hidden, 0), self.autoencoder(x), self.answers(hidden, 1))
 
 
 class EfficientAd(StudentTeacher[EfficientAdSettings]):
@@ -247,7 +250,7 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
         images = resized(normal.to(self.device), self.settings.image_size)
         learnt, others = parted(images, self.settings.validation, self.settings.seed)
         total, _ = planned_steps(self.settings, learners(len(learnt), self.settings.held_out))
-        self.boundary = int(self.settings.distilling * total) if self.settings.distilled else 0
+        self.boundary = self.last_of_descriptor(total)
         self.forget_what_is_usual(LEAST)  # no state without targets is the best on held-out images
         self.images = learnt
         try:
@@ -267,6 +270,11 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
             self.learn_targets(images)
         return self.students_terms(batch)
 
+    def last_of_descriptor(self, total: int) -> int:
+        """The last of `total` steps in which the PDN learns; one step at the least where there are two to share."""
+        share = self.settings.distilling if self.settings.distilled else 0.0
+        return max(int(share * total), min(1, total - 1)) if share else 0
+
     def descriptors_term(self, batch: Batch, images: Tensor) -> dict[str, Tensor]:
         """Mean squared difference of the PDN to the teacher's normalised features, of normal and of drawn images."""
         if batch.step == 1:
@@ -275,7 +283,7 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
         with torch.no_grad():
             target = self.embedding(seen)
         target = (target - self.own.get_buffer("centre")) / self.own.get_buffer("deviation")
-        made = self.own.descriptor(self.own.normalised(seen))
+        made = self.own.described(self.own.normalised(seen))
         return {"descriptor": F.mse_loss(made.float(), target)}
 
     def students_terms(self, batch: Batch) -> dict[str, Tensor]:
@@ -286,7 +294,7 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
             seen.append(sometimes_grey(self.drawn(count, batch.generator), GREY_PENALTY, batch.generator))
         seen = [student.normalised(one) for one in seen]
         with torch.no_grad():
-            target, other_target = student.descriptor(torch.cat(seen[:2])).float().split(count)
+            target, other_target = student.described(torch.cat(seen[:2])).float().tensor_split(2)
         answers = student.half_of(torch.cat([seen[0], *seen[2:]]), 0).float()
         made, imitation = student.autoencoder(seen[1]).float(), student.half_of(seen[1], 1).float()
         terms = {
@@ -337,10 +345,10 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
         """Make the PDN's outputs those of mean 0 and deviation 1 over `images`, by its last layer's weights."""
         student = self.own
         seen = (student.normalised(some) for some in chunks(images, AT_ONCE))
-        mean, deviation = moments(student.descriptor(some) for some in seen)
-        last = student.descriptor[-1]
-        last.weight.div_(deviation[:, None, None, None])
-        last.bias.sub_(mean).div_(deviation)
+        mean, deviation = moments(student.described(some) for some in seen)
+        *_, weight, bias = student.descriptor.parameters()
+        weight.div_(deviation[:, None, None, None])
+        bias.sub_(mean).div_(deviation)
         self.forget_what_is_usual(1.0)
 
     def forget_what_is_usual(self, span: float) -> None:
@@ -376,6 +384,14 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
             combined = F.pad(combined, margins, "constant" if self.settings.border == "zeros" else "replicate")
         pixel = fuse_scales([combined], size)
         return Scores(image_scores(pixel), pixel)
+
+
+def initialise(network: nn.Module) -> None:
+    """He initialisation by fan-in, no biases: what passes through many layers keeps its size."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            nn.init.zeros_(module.bias)
 
 
 def grid_of(settings: EfficientAdSettings) -> int:
@@ -435,28 +451,34 @@ EFFICIENTAD = Entry(
         "paper": EfficientAdSettings(),
         "standard": EfficientAdSettings(
             teacher="resnet18",
-            strides=(8, 16),
+            strides=(4, 8),
+            initial="he",
             width=32,
             features=128,
             autoencoder=32,
             border="nearest",
+            hard=0.0,
+            penalty="none",
+            distilling=0.45,
             enlarged=1,
-            steps=300,
-            batch_size=2,
-            learning_rate=1e-3,
+            steps=600,
+            learning_rate=2e-3,
             schedule="one_cycle",
         ),
         "quick": EfficientAdSettings(
             teacher="efficientnet_lite0",
-            strides=(8, 16),
+            strides=(4, 8),
             image_size=128,
+            initial="he",
             width=16,
             features=64,
             autoencoder=16,
             border="nearest",
+            hard=0.0,  # this, the rates and the budgets: docs/recipes.md
+            penalty="none",
+            distilling=0.45,
             enlarged=1,
-            steps=100,
-            batch_size=4,
+            steps=450,
             learning_rate=3e-3,
             schedule="one_cycle",
         ),
@@ -467,6 +489,6 @@ EFFICIENTAD = Entry(
         "medium": {"teacher": "pdn_medium", "network": "medium", **PUBLISHED},
         "distilled": {"teacher": "resnet18", "strides": (8, 16)},
         "padded": {"padding": True},
-        "no_penalty": {"penalty": "none"},
+        "penalised": {"penalty": "drawn"},
     },
 )

@@ -23,8 +23,8 @@ def build(
     """A randomly initialised backbone that returns taps at `strides` (of those that it has); torch's global RNG.
 
     `attention` is put into a student's blocks; `batch_norm` gives a VGG batch norms (the other families have them
-    always, patch description networks neither). Without `attention` and `batch_norm` the state_dict's keys are those of the published weights. Raises
-    ValueError for an unknown name or stride.
+    always); a patch description network takes neither. Without them the state_dict's keys are those of the published
+    weights. Raises ValueError for an unknown name or stride.
     """
     facts_of(name)
     if name in LAYOUTS:

@@ -28,7 +28,7 @@ class BackboneFacts:
 
     @property
     def sha256_prefix(self) -> str:
-        """The 8 hex digits at the end of the checkpoint's file name; "" for a file that is published nowhere we know."""
+        """The 8 hex digits at the end of the checkpoint's file name; "" for a file that only the user has."""
         if self.weights_from == "file":
             return ""
         return self.weights_file.removesuffix(".pth").rpartition("-")[2]

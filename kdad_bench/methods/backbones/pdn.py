@@ -6,10 +6,13 @@ whose files of weights are `teacher_small.pth` and `teacher_medium.pth`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from math import inf
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from kdad_bench.kernels import inference_conv
 from kdad_bench.methods.backbones.backbone import Backbone
 from kdad_bench.methods.backbones.names import facts_of
 
@@ -42,6 +45,28 @@ def layers(size: str, width: int, outputs: int, *, padding: bool) -> list[nn.Mod
     return found[:-1]  # the last answers with negative values too
 
 
+def through(network: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """x through the layers of `network` in turn; in an inference copy a rectified convolution is one call."""
+    steps = list(network)
+    for layer, following in zip(steps, [*steps[1:], None], strict=True):
+        if isinstance(layer, nn.Conv2d):
+            x = convolved(layer, x, rectified=isinstance(following, nn.ReLU))
+        elif not isinstance(layer, nn.ReLU):
+            x = layer(x)
+    return x
+
+
+def convolved(layer: nn.Module, x: Tensor, *, rectified: bool) -> Tensor:
+    """The convolution `layer` of x, and what is negative of it made 0 if it is to be rectified."""
+    assert isinstance(layer, nn.Conv2d)
+    rows, columns = map(int, layer.padding)
+    fused = inference_conv(layer, x, lambda _: ((rows, rows), (columns, columns)), inf if rectified else None)
+    if fused is not None:
+        return fused
+    y: Tensor = layer(x)
+    return F.relu_(y) if rectified else y
+
+
 class Pdn(Backbone):
     """A published network as a teacher: padded, as it was distilled, so that its tap has H / 4 rows."""
 
@@ -52,7 +77,4 @@ class Pdn(Backbone):
             self.add_module(str(index), layer)
 
     def taps(self, normalised: Tensor) -> tuple[Tensor, ...]:
-        x = normalised
-        for layer in self.children():
-            x = layer(x)
-        return (x,)
+        return (through(self.children(), normalised),)
