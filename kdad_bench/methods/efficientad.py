@@ -90,6 +90,7 @@ class EfficientAdSettings(DistillationSettings):
         "validation": Range(0, 0.9),
     }
     READINGS: ClassVar = {
+        "form": lambda settings: f"the {settings.network} one of the paper's two",
         "padding": lambda settings: "as in the paper's tables" if settings.padding else _border_in_words(settings),
         "quantiles": lambda settings: (
             f"of a share of {shown(settings.validation)} of the normals, which nothing learns from"
@@ -108,7 +109,7 @@ class EfficientAdSettings(DistillationSettings):
         "weight_decay": Settled("paper", (1e-5,)),
         "schedule": Settled("paper", ("late_drop",)),
         "precision": Settled("paper", ("fp32",)),
-        "network": Settled("paper", tuple(LAYOUTS)),
+        "initial": Settled("public code", ("pytorch",)),
         "width": Settled("paper", (128,)),
         "features": Settled("paper", (384,)),
         "autoencoder": Settled("paper", (64,)),
