@@ -20,16 +20,9 @@ from kdad_bench.methods.backbones.pdn import layers
 from kdad_bench.methods.backbones.weights import WeightsError, download, find_weights, load_teacher
 from kdad_bench.methods.distillation import Batch
 from kdad_bench.methods.drawn_images import drawn_images
-from kdad_bench.methods.efficientad import (
-    Autoencoder,
-    EfficientAd,
-    EfficientAdSettings,
-    Networks,
-    hardest,
-    moments,
-    recoloured,
-    sometimes_grey,
-)
+from kdad_bench.methods.efficientad.detector import EfficientAd, hardest, moments, recoloured, sometimes_grey
+from kdad_bench.methods.efficientad.networks import Autoencoder, Networks
+from kdad_bench.methods.efficientad.settings import EfficientAdSettings
 from kdad_bench.methods.protocol import Fitting
 from kdad_bench.methods.stad import parted
 from kdad_bench.methods.training.settings import SCHEDULES

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from kdad_bench.methods.backbones import BACKBONES, FACTS, Attention, Backbone, Cbam, Eca, build
 from kdad_bench.methods.distillation import Student
 from kdad_bench.methods.dual_student import BMKD, DSKD, DeepestTap, DualStudents, ResidualFusion
-from kdad_bench.methods.efficientad import EFFICIENTAD, Networks
+from kdad_bench.methods.efficientad import EFFICIENTAD
+from kdad_bench.methods.efficientad.networks import Networks
 from kdad_bench.methods.rdpp import ProjectedStudent
 from kdad_bench.methods.reverse import Bottleneck, Decoder, Fusion
 from kdad_bench.methods.stad import PatchNetwork

@@ -573,7 +573,12 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
         ("stad:", {}, "crops: of the normal images (paper: of ImageNet)", "scales: 17"),
         ("stad:p65", {"crops": 8}, "from 8 crops at a time", "scales: "),
         ("stad:p33", {}, "patches: of 33 px", "the mean of their maps"),
-        ("efficientad:", {}, "descriptor: distilled here, on normal and drawn images, in a share of 0.45", "60000 steps,"),
+        (
+            "efficientad:",
+            {},
+            "descriptor: distilled here, on normal and drawn images, in a share of 0.45",
+            "60000 steps,",
+        ),
         ("efficientad:small", {}, "the small one", "distilled"),
         ("efficientad:medium", {}, "the medium one", "network: "),
         ("efficientad:penalised", {}, "penalty: on drawn images (paper: images of ImageNet)", "penalty: none"),

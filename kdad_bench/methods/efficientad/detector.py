@@ -1,20 +1,9 @@
-"""EfficientAD: Batzner, Heckler, König, "EfficientAD: Accurate Visual Anomaly Detection at Millisecond-Level
-Latencies", WACV 2024, arXiv 2303.14535.
-
-A student of a few convolutions regresses the features of a patch description network (PDN) on normal images, and, with
-as many outputs again, those of an autoencoder, which knows the image as a whole. No official code is known: layers and
-algorithms are the paper's tables as public codes write them out. Where the PDN's published weights are not given, it is
-distilled here from another teacher, on the normal images and on drawn ones; drawn images also stand for ImageNet in the
-student's penalty.
-"""
+"""EfficientAD: how it learns and what it says of an image."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from itertools import chain, pairwise
+from collections.abc import Iterable, Iterator, Mapping
 from math import ceil
-from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -24,14 +13,14 @@ from torch.nn import functional as F
 from kdad_bench.kernels import fuse_scales, image_scores, pixel_discrepancies
 from kdad_bench.methods.augmentation import grey, jitter
 from kdad_bench.methods.backbones import Backbone
-from kdad_bench.methods.backbones.backbone import normalised
-from kdad_bench.methods.backbones.names import IMAGENET_MEAN, IMAGENET_STD
-from kdad_bench.methods.backbones.pdn import LAYOUTS, LOST, SIZES, WIDTH, Pdn, convolved, layers, through
-from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps, autocast, chance, resized
+from kdad_bench.methods.backbones.pdn import LOST, WIDTH, Pdn, through
+from kdad_bench.methods.distillation import Batch, StudentTeacher, Taps, autocast, chance, resized
 from kdad_bench.methods.drawn_images import drawn_images
-from kdad_bench.methods.protocol import Entry, Fitting, Range, Scores, Settled, shown
+from kdad_bench.methods.efficientad.networks import Networks, Outputs, enlarged
+from kdad_bench.methods.efficientad.settings import EfficientAdSettings
+from kdad_bench.methods.least_squares import solve
+from kdad_bench.methods.protocol import Entry, Fitting, Scores
 from kdad_bench.methods.stad import learners, parted
-from kdad_bench.methods.training import words
 from kdad_bench.methods.training.chance import seeded
 from kdad_bench.methods.training.loop import distil, planned_steps
 from kdad_bench.methods.training.teacher import chunks
@@ -40,189 +29,9 @@ LOW, HIGH = 0.9, 0.995  # quantiles of normal maps that become 0 and 0.1
 TENTH = 0.1
 SWAY = 0.2  # of a factor about 1: what the autoencoder's images differ by in brightness, contrast or saturation
 GREY_CROPS, GREY_PENALTY = 0.1, 0.3  # how often an image loses its colour before the PDN learns, and in the penalty
-DROPPED = 0.2  # of the decoder's values while it learns
 AT_ONCE = 8  # images, where statistics are taken
+ENOUGH = 32  # images that last layers are solved on
 LEAST = 1e-6  # of what is divided by
-PENALTIES_IN_WORDS: Mapping[str, str] = {"drawn": "on drawn images", "none": "none"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EfficientAdSettings(DistillationSettings):
-    """The paper's small form; a width of 128 and 384 features are those of its Table 5."""
-
-    teacher: str = "pdn_small"  # a PDN with its published weights, or what one is distilled from here
-    strides: tuple[int, ...] = (4,)  # of a PDN; of another teacher 8 and 16, its second and third layer
-    steps: int | None = 70_000
-    batch_size: int = 1
-    optimiser: str = "adam"
-    learning_rate: float = 1e-4
-    weight_decay: float = 1e-5
-    schedule: str = "late_drop"  # a tenth from step 66,500 on
-    initial: str = "pytorch"  # random weights of student and autoencoder: pytorch (public code) | he
-    network: str = "small"  # small | medium
-    width: int = 128  # channels of the small form's first layer; the others follow
-    features: int = 384  # outputs of the teacher and of the autoencoder, and half of the student's
-    autoencoder: int = 64  # channels of its latent vector and of its decoder
-    padding: bool = False  # the paper's tables pad; public code does while the teacher is distilled, and not later
-    border: str = "zeros"  # what lies around a map without padding: zeros (public code) | nearest
-    hard: float = 0.999  # p_hard: the share of differences that the student does not learn from
-    penalty: str = "drawn"  # what the student must not imitate the teacher on: drawn | none (paper: ImageNet)
-    distilling: float = 0.5  # share of the steps in which the PDN learns from a teacher that is none
-    enlarged: int = 2  # how many times larger that teacher sees images than the PDN: 512 px beside 256
-    validation: float = 0.1  # share of the normals that the maps' quantiles are of
-
-    CHOICES: ClassVar = {
-        **DistillationSettings.CHOICES,
-        "initial": ("pytorch", "he"),
-        "network": tuple(LAYOUTS),
-        "border": ("zeros", "nearest"),
-        "penalty": tuple(PENALTIES_IN_WORDS),
-    }
-    RANGES: ClassVar = {
-        **DistillationSettings.RANGES,
-        "image_size": Range(64, 8192),
-        "width": Range(1, 1024),
-        "features": Range(1, 4096),
-        "autoencoder": Range(2, 1024),
-        "hard": Range(0, 1, open_high=True),
-        "distilling": Range(0, 1, open_high=True),
-        "enlarged": Range(1, 4),
-        "validation": Range(0, 0.9),
-    }
-    READINGS: ClassVar = {
-        "form": lambda settings: f"the {settings.network} one of the paper's two",
-        "padding": lambda settings: "as in the paper's tables" if settings.padding else _border_in_words(settings),
-        "quantiles": lambda settings: (
-            f"of a share of {shown(settings.validation)} of the normals, which nothing learns from"
-            if settings.validation
-            else "of the images that the student learnt from (paper: of others)"
-        ),
-        "hard features": lambda settings: "of each image by itself" if settings.batch_size > 1 else "",
-    }
-    SETTLED: ClassVar = {
-        "teacher": Settled("paper", tuple(SIZES)),
-        "strides": Settled("paper", ((8, 16),), lambda settings: settings.distilled),
-        "image_size": Settled("paper", (256,)),
-        "taps": Settled("paper", ("raw",)),
-        "batch_size": Settled("paper", (1,)),
-        "learning_rate": Settled("paper", (1e-4,)),
-        "weight_decay": Settled("paper", (1e-5,)),
-        "schedule": Settled("paper", ("late_drop",)),
-        "precision": Settled("paper", ("fp32",)),
-        "initial": Settled("public code", ("pytorch",)),
-        "width": Settled("paper", (128,)),
-        "features": Settled("paper", (384,)),
-        "autoencoder": Settled("paper", (64,)),
-        "hard": Settled("paper", (0.999,)),
-        "enlarged": Settled("paper", (2,), lambda settings: settings.distilled),
-    }
-    DEPARTURES: ClassVar = {
-        "descriptor": lambda settings: (
-            f"distilled here, on normal and drawn images, in a share of {shown(settings.distilling)} of the steps"
-            " (paper: from WideResNet-101 on ImageNet, 60000 steps before)"
-            if settings.distilled
-            else ""
-        ),
-        "penalty": lambda settings: f"{PENALTIES_IN_WORDS[settings.penalty]} (paper: images of ImageNet)",
-        "optimiser": words.departs(words.algorithm, "adam, betas 0.9 0.999", source="paper"),
-        "budget": words.departs(words.budget, "70000 steps", source="paper"),
-        "selection": words.departs(words.selection, "last step, all normals", source="paper"),
-        "incomplete batches": lambda settings: "left out (paper: none)" if settings.drop_last else "",
-    }
-
-    @property
-    def distilled(self) -> bool:
-        """Whether the PDN is distilled here: the teacher is no PDN."""
-        return self.teacher not in SIZES
-
-
-def _border_in_words(settings: EfficientAdSettings) -> str:
-    """What stands for the outermost pixels, which a network without padding does not describe."""
-    around = "zeros" if settings.border == "zeros" else "their outermost values"
-    return f"none, as in public code (paper's tables: zeros around every layer); maps have {around} around them"
-
-
-class Autoencoder(nn.Module):
-    """An image as one vector, and the teacher's features from it: the paper's Table 7, for images of any side."""
-
-    def __init__(self, settings: EfficientAdSettings) -> None:
-        super().__init__()
-        width, side = settings.autoencoder, settings.image_size
-        widths = (3, width // 2, width // 2, width, width, width)
-        down = ((nn.Conv2d(a, b, 4, 2, 1), nn.ReLU(inplace=True)) for a, b in pairwise(widths))
-        self.encoder = nn.Sequential(*chain.from_iterable(down), nn.Conv2d(width, width, side // 32))
-        # 3, 8, 15, 32, 63, 127 for 256 px; a kernel of 4 with a padding of 2 adds one
-        sizes = (side // 64 - 1, side // 32, side // 16 - 1, side // 8, side // 4 - 1, side // 2 - 1)
-        self.sizes = tuple(max(size, 1) for size in sizes)
-        self.decoder = nn.ModuleList(nn.Conv2d(width, width, 4, padding=2) for _ in self.sizes)
-        self.last = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(width, settings.features, 3, padding=1),
-        )
-        self.side = grid_of(settings)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, features, s, s] of normalised images, s as the PDN's."""
-        x = through(self.encoder, x)
-        for size, layer in zip(self.sizes, self.decoder, strict=True):
-            x = convolved(layer, enlarged(x, size), rectified=True)
-            x = F.dropout(x, DROPPED, self.training)
-        return through(self.last, enlarged(x, self.side))
-
-
-class Outputs(NamedTuple):
-    """What the networks say of images, [N, features, s, s] each."""
-
-    teacher: Tensor
-    student: Tensor  # of the teacher
-    autoencoder: Tensor
-    imitation: Tensor  # the student's, of the autoencoder
-
-
-class Networks(nn.Module):
-    """The PDN that is imitated, the student, the autoencoder, and what is known of normal images."""
-
-    def __init__(self, settings: EfficientAdSettings) -> None:
-        super().__init__()
-        size, width, outputs, pad = settings.network, settings.width, settings.features, settings.padding
-        self.descriptor: nn.Sequential = nn.Sequential(*layers(size, width, outputs, padding=pad))
-        *shared, last = layers(size, width, 2 * outputs, padding=pad)
-        assert isinstance(last, nn.Conv2d)
-        self.student = nn.Sequential(*shared)
-        # one layer of twice the outputs, in two, so that either half can be had alone: of the teacher, the autoencoder
-        self.halves = nn.ModuleList(nn.Conv2d(last.in_channels, outputs, last.kernel_size[0]) for _ in range(2))
-        self.autoencoder = Autoencoder(settings)
-        if settings.initial == "he":
-            initialise(self)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD))
-        self.register_buffer("centre", torch.zeros(outputs, 1, 1))  # of the features that the PDN is distilled from
-        self.register_buffer("deviation", torch.ones(outputs, 1, 1))
-        self.register_buffer("low", torch.zeros(2))  # of the student's map, of the autoencoder's
-        self.register_buffer("span", torch.full((2,), torch.inf))  # before any fit a map is 0
-
-    def normalised(self, images: Tensor) -> Tensor:
-        """Images as the networks see them."""
-        return normalised(images, self.get_buffer("mean"), self.get_buffer("std"))
-
-    def described(self, x: Tensor) -> Tensor:
-        """What the PDN says of normalised images."""
-        return through(self.descriptor, x)
-
-    def half_of(self, x: Tensor, which: int) -> Tensor:
-        """The student's outputs of normalised images: those of the teacher (0) or of the autoencoder (1) alone."""
-        return self.answers(through(self.student, x), which)
-
-    def answers(self, hidden: Tensor, which: int) -> Tensor:
-        """One half of the student's outputs."""
-        return convolved(self.halves[which], hidden, rectified=False)
-
-    def forward(self, images: Tensor) -> Outputs:
-        """All of them of `images` [N, 3, S, S] in [0, 1]."""
-        x = self.normalised(images)
-        hidden = through(self.student, x)
-        return Outputs(self.described(x), self.answers(hidden, 0), self.autoencoder(x), self.answers(hidden, 1))
 
 
 class EfficientAd(StudentTeacher[EfficientAdSettings]):
@@ -259,6 +68,8 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
         finally:
             self.images = None
         with seeded(self.settings.seed, self.device):
+            if self.settings.solved:
+                self.solve_last_layers(learnt[:ENOUGH])
             self.learn_what_is_usual(others)
         self.folded_student.current()
 
@@ -345,12 +156,33 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
     def learn_targets(self, images: Tensor) -> None:
         """Make the PDN's outputs those of mean 0 and deviation 1 over `images`, by its last layer's weights."""
         student = self.own
+        if self.settings.solved and self.settings.distilled:
+            solve(student.descriptor[-1], self.described_pairs(images[:ENOUGH]))
         seen = (student.normalised(some) for some in chunks(images, AT_ONCE))
         mean, deviation = moments(student.described(some) for some in seen)
         *_, weight, bias = student.descriptor.parameters()
         weight.div_(deviation[:, None, None, None])
         bias.sub_(mean).div_(deviation)
         self.forget_what_is_usual(1.0)
+
+    def described_pairs(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """What the PDN's last layer sees of `images` and as many drawn ones, and the teacher's features."""
+        generator, centre = chance(self.settings.seed, "least squares", 0), self.own.get_buffer("centre")
+        for some in chunks(images, 1):
+            seen = self.with_drawn(some, generator)
+            wanted = (self.embedding(seen) - centre) / self.own.get_buffer("deviation")
+            yield through(list(self.own.descriptor)[:-1], self.own.normalised(seen)), wanted
+
+    def solve_last_layers(self, images: Tensor) -> None:
+        """The autoencoder's for the PDN's outputs, then the student's for those of PDN and autoencoder."""
+        own = self.own
+        seen = [own.normalised(one) for one in chunks(images, 1)]
+        with torch.no_grad(), autocast(self.settings.precision, self.device):
+            described = [own.described(x) for x in seen]
+            solve(own.autoencoder.last[-1], zip(map(own.autoencoder.hidden, seen), described, strict=True))
+            hidden = [through(own.student, x) for x in seen]
+            solve(own.halves[0], zip(hidden, described, strict=True))
+            solve(own.halves[1], zip(hidden, map(own.autoencoder, seen), strict=True))
 
     def forget_what_is_usual(self, span: float) -> None:
         """Maps count from 0, in units of `span`."""
@@ -385,26 +217,6 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
             combined = F.pad(combined, margins, "constant" if self.settings.border == "zeros" else "replicate")
         pixel = fuse_scales([combined], size)
         return Scores(image_scores(pixel), pixel)
-
-
-def initialise(network: nn.Module) -> None:
-    """He initialisation by fan-in, no biases: what passes through many layers keeps its size."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.bias is not None:
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            nn.init.zeros_(module.bias)
-
-
-def grid_of(settings: EfficientAdSettings) -> int:
-    """Rows of the networks' outputs."""
-    return settings.image_size // 4 - (0 if settings.padding else LOST)
-
-
-def enlarged(images: Tensor, side: int) -> Tensor:
-    """[N, C, side, side], bilinear."""
-    if images.shape[-2:] == (side, side):
-        return images
-    return F.interpolate(images, (side, side), mode="bilinear", align_corners=False)
 
 
 def hardest(squared: Tensor, share: float) -> Tensor:
@@ -452,7 +264,7 @@ EFFICIENTAD = Entry(
         "paper": EfficientAdSettings(),
         "standard": EfficientAdSettings(
             teacher="resnet18",
-            strides=(4, 8),
+            strides=(8, 16),
             initial="he",
             width=32,
             features=128,
@@ -460,15 +272,16 @@ EFFICIENTAD = Entry(
             border="nearest",
             hard=0.0,
             penalty="none",
-            distilling=0.45,
+            distilling=0.35,
+            solved=True,
             enlarged=1,
-            steps=600,
+            steps=300,
             learning_rate=2e-3,
             schedule="one_cycle",
         ),
         "quick": EfficientAdSettings(
             teacher="efficientnet_lite0",
-            strides=(4, 8),
+            strides=(8, 16),
             image_size=128,
             initial="he",
             width=16,
@@ -477,9 +290,10 @@ EFFICIENTAD = Entry(
             border="nearest",
             hard=0.0,  # this, the rates and the budgets: docs/recipes.md
             penalty="none",
-            distilling=0.45,
+            distilling=0.35,
+            solved=True,
             enlarged=1,
-            steps=450,
+            steps=300,
             learning_rate=3e-3,
             schedule="one_cycle",
         ),
