@@ -23,6 +23,7 @@ from kdad_bench.methods.drawn_images import drawn_images
 from kdad_bench.methods.efficientad.detector import EfficientAd, hardest, moments, recoloured, sometimes_grey
 from kdad_bench.methods.efficientad.networks import Autoencoder, Networks
 from kdad_bench.methods.efficientad.settings import EfficientAdSettings
+from kdad_bench.methods.least_squares import solve
 from kdad_bench.methods.protocol import Fitting
 from kdad_bench.methods.stad import parted
 from kdad_bench.methods.training.settings import SCHEDULES
@@ -378,7 +379,7 @@ def test_the_quantiles_are_of_images_that_nothing_learns_from() -> None:
 
 def test_first_the_pdn_learns_and_then_student_and_autoencoder_alone() -> None:
     logged: list[set[str]] = []
-    method = method_of(steps=8, batch_size=4, distilling=0.5, penalty="drawn")
+    method = method_of(steps=8, batch_size=4, distilling=0.5, penalty="drawn", solved=False)
     parts = ("descriptor", "student", "halves", "autoencoder")
     states: list[dict[str, Tensor]] = []
 
@@ -475,6 +476,75 @@ def test_he_weights_have_a_deviation_by_fan_in_and_no_biases() -> None:
     assert all(
         bool(layer.bias.any()) for layer in other.modules() if isinstance(layer, nn.Conv2d) and layer.bias is not None
     )
+
+
+def check_solved(solve_: Callable[..., None]) -> None:
+    """Weights and bias of numpy's least squares on all patches at once; the ridge moves them by less than a thousandth."""
+    generator = torch.Generator().manual_seed(5)
+    for padding, kernel in ((0, 4), (1, 3)):
+        layer = nn.Conv2d(3, 5, kernel, padding=padding)
+        x = torch.randn(6, 3, 9, 10, generator=generator)
+        with torch.no_grad():
+            y = nn.Conv2d(3, 5, kernel, padding=padding)(x) + 0.1 * torch.randn(layer(x).shape, generator=generator)
+        rows = F.unfold(x, kernel, padding=padding).mT.flatten(0, 1).double().numpy()
+        rows = np.concatenate([rows, np.ones((len(rows), 1))], 1)
+        wanted = y.permute(0, 2, 3, 1).flatten(0, 2).double().numpy()
+        best = np.linalg.lstsq(rows, wanted, rcond=None)[0]
+        solve_(layer, ((x[k : k + 2], y[k : k + 2]) for k in (0, 2, 4)))
+        found = torch.cat([layer.weight.flatten(1), layer.bias[:, None]], 1)  # type: ignore[index]
+        np.testing.assert_allclose(found.detach().numpy().T, best, atol=1e-3)
+
+
+def test_last_layers_are_solved_as_numpy_solves_them() -> None:
+    check_solved(solve)
+
+
+def solve_the_first_alone(layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    solve(layer, [next(iter(pairs))])
+
+
+def solve_without_bias(layer: nn.Conv2d, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    solve(layer, pairs)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("faulty", [solve_the_first_alone, solve_without_bias])
+def test_faulty_solutions_are_rejected(faulty: Callable[..., None]) -> None:
+    with pytest.raises(AssertionError):
+        check_solved(faulty)
+
+
+def test_solved_layers_leave_less_of_the_errors_on_the_images_that_are_learnt_from() -> None:
+    images, errors = normals(12, seed=1), []
+    for solved in (False, True):
+        method = method_of(steps=8, batch_size=2, validation=0.0, solved=solved)
+        method.fit(images)
+        with torch.no_grad():
+            outputs = method.networks(images)
+        pairs = (outputs.student, outputs.teacher), (outputs.autoencoder, outputs.teacher)
+        errors.append([float((one - other).square().mean()) for one, other in pairs])
+    assert errors[1][0] < 0.5 * errors[0][0]
+    assert errors[1][1] < 0.95 * errors[0][1]
+
+
+def test_a_solved_fit_that_was_stopped_goes_on_to_the_same_state(tmp_path: Path) -> None:
+    images = normals(6, seed=1)
+    whole = method_of(steps=6, batch_size=2)
+    whole.fit(images)
+
+    def stop(step: int, terms: Any) -> None:
+        if step == stops:
+            raise KeyboardInterrupt
+
+    for stops in (2, 4):  # before the targets are made, and after
+        path = tmp_path / f"{stops}.pt"
+        fitting = Fitting(log=stop, log_every=1, checkpoint=path, checkpoint_every_seconds=0.0)
+        with pytest.raises(KeyboardInterrupt):
+            method_of(steps=6, batch_size=2).fit(images, fitting)
+        again = method_of(steps=6, batch_size=2)
+        again.fit(images, Fitting(checkpoint=path, checkpoint_every_seconds=0.0))
+        for key, value in whole.module.state_dict().items():
+            assert torch.equal(value, again.module.state_dict()[key]), key
 
 
 def test_before_any_fit_nothing_is_said() -> None:

@@ -110,6 +110,7 @@ PAPER: dict[str, dict[str, Any]] = {
         "penalty": "drawn",  # the paper: of ImageNet
         "distilling": 0.5,
         "enlarged": 2,
+        "solved": False,
         "validation": 0.1,
     },
     # Computer Science 2024 51(6A), section 4: 128 px, 300 iterations, batch 32, SGD 0.4 / 0.9; the rest is read

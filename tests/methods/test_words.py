@@ -196,6 +196,7 @@ OWN = (
     "crops",
     "descriptor",
     "penalty",
+    "last layers",
 )  # subjects in words of their own
 VALUES: Mapping[str, list[object]] = {
     "teacher": ["resnet18", "resnet34", "wide_resnet50_2", "vgg16", "efficientnet_lite0"],
@@ -237,6 +238,7 @@ VALUES: Mapping[str, list[object]] = {
     "features": [384, 64],
     "autoencoder": [64, 16],
     "padding": [False, True],
+    "solved": [False, True],
     "hard": [0.999, 0.9, 0.0],
     "distilling": [0.5, 0.25],
     "enlarged": [2, 1],
@@ -327,7 +329,8 @@ def own_departures(name: str, settings: Any) -> list[str]:
     if name == "stfpm":
         return ["loss scale"] * (settings.loss_scale == "batch_sum")
     if name == "efficientad":
-        return [*["descriptor"] * settings.distilled, "penalty", *["incomplete batches"] * settings.drop_last]
+        solved = ["last layers"] * settings.solved
+        return [*["descriptor"] * settings.distilled, "penalty", *solved, *["incomplete batches"] * settings.drop_last]
     if name not in YARDSTICKS:
         carried = ["incomplete batches"] * (name == "rdpp" or (name == "stad" and settings.drop_last))
         return [*["crops"] * (name == "stad"), *carried]
@@ -449,6 +452,7 @@ def check_choices(name: str, settings: Any) -> None:
         "as in the paper's tables": name == "efficientad" and settings.padding,
         "have zeros around them": name == "efficientad" and not settings.padding and settings.border == "zeros",
         "have their outermost values": name == "efficientad" and not settings.padding and settings.border == "nearest",
+        "by least squares after": name == "efficientad" and settings.solved,
         "of each image by itself": name == "efficientad" and settings.batch_size > 1,
         "drawn by the seed": name == "patchcore" and settings.coreset < 1,
     }

@@ -243,6 +243,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "stad": files("recipes", "protocol", "words", "stad", "golden_networks"),
     "efficientad": files("recipes", "protocol", "words", "efficientad", "golden_networks"),
     "drawn_images": files("efficientad"),
+    "least_squares": files("efficientad"),
     "simplex_noise": files("simplex_noise"),
     "reverse": files("words", "rd4ad", "initial_weights", "golden_networks", "folding"),
     "eca_mskdad": files("recipes", "protocol", "words", "eca_mskdad"),
