@@ -479,7 +479,7 @@ def test_he_weights_have_a_deviation_by_fan_in_and_no_biases() -> None:
 
 
 def check_solved(solve_: Callable[..., None]) -> None:
-    """Weights and bias of numpy's least squares on all patches at once; the ridge moves them by less than a thousandth."""
+    """Weight and bias of numpy's least squares on all patches at once; the ridge moves them by less than 0.001."""
     generator = torch.Generator().manual_seed(5)
     for padding, kernel in ((0, 4), (1, 3)):
         layer = nn.Conv2d(3, 5, kernel, padding=padding)
