@@ -27,6 +27,7 @@ QUICK: Candidates = {
     "eca_mskdad": ({}, {"learning_rate": 0.2}, {"learning_rate": 0.8}),
     "dskd": ({}, {"learning_rate": 0.0025}, {"learning_rate": 0.01}),
     "bmkd": ({}, {"learning_rate": 0.0025}, {"learning_rate": 0.01}),
+    "dinomaly": ({}, {"learning_rate": 0.002}, {"learning_rate": 0.004}),
     "mkd": ({}, {"learning_rate": 0.001}, {"scored": 3}, {"value_weight": 0.5}),
     "fractalad": ({}, {"learning_rate": 0.001}, {"kd": True, "weight_decay": 0.001}),
     "efficientad": ({}, {"hard": 0.9}, {"penalty": "drawn"}),

@@ -161,6 +161,15 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
     help="Measure speed anew, after the jobs, or not at all.  [default: what has no measurement yet]",
 )
 @click.option("--time-every-job", is_flag=True, help="Time each job as it runs, in place of one measurement alone.")
+@click.option(
+    "--audit", is_flag=True, help="Judge each training on its test set as it goes, in audits/; no row changes by it."
+)
+@click.option(
+    "--audit-every",
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help="So often.  [default: a twentieth of the training]",
+)
 @click.option("--tensorboard", is_flag=True, help="Loss terms as TensorBoard events (needs the tensorboard package).")
 def run(**given: Any) -> None:
     """Train and evaluate methods; every finished job leaves one row, and running again goes on where it stopped.

@@ -16,7 +16,7 @@ from kdad_bench.leaderboard.text import printable
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "identity": (
         "job_id", "method", "title", "family", "variant", "dataset", "category", "modality", "seed", "preset",
-        "created_at", "schema_version", "origin", "code_sha256",
+        "also_presets", "created_at", "schema_version", "origin", "code_sha256",
     ),
     "run": (
         "teacher", "teacher_weights", "teacher_sha256", "resolution", "image_size", "steps", "batch_size", "precision",

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from kdad_bench.harness.choices import suggestion
 from kdad_bench.harness.options import RunOptions, RunTable, message_of, options_from
 from kdad_bench.methods import METHODS, known
-from kdad_bench.methods.backbones.names import TEACHERS
+from kdad_bench.methods.backbones.names import BACKBONES
 from kdad_bench.outside import OutsideError
 
 
@@ -70,9 +70,9 @@ def read(path: Path) -> Config:
     except ValidationError as error:
         raise ConfigError("\n".join(mistakes(path, text, error))) from error
     for name in config.run.weights:
-        if name not in TEACHERS:
+        if name not in BACKBONES:
             where = f"{path}:{line_of(text, ('run', 'weights', name))}"
-            raise ConfigError(f"{where}: run.weights.{name}: not a teacher{suggestion(name, TEACHERS)}")
+            raise ConfigError(f"{where}: run.weights.{name}: not a teacher{suggestion(name, BACKBONES)}")
     for name, value in config.settings.items():
         try:
             is_of_method(name, value)

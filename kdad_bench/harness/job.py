@@ -93,6 +93,7 @@ class Job:
     fingerprint: str = ""  # of the category, where the plan has it already: once for all its jobs
     code: str = ""  # SHA-256 of a method's code that is not this package's
     axes: Axes = PLAIN
+    also_presets: tuple[str, ...] = ()  # other presets, written like `preset`, whose job is this very one
 
     @cached_property
     def identity(self) -> dict[str, Any]:

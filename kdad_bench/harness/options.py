@@ -145,6 +145,8 @@ class RunOptions(RunTable):
     save_models: bool = False
     save_maps: bool = False
     tensorboard: bool = False
+    audit: bool = False
+    audit_every: Positive | None = None  # None: a twentieth of the training
     time_every_job: bool = False
     measure_speed: bool | None = None  # None: what has no measurement yet
 

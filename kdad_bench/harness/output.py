@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kdad_bench.datasets import TestSet
     from kdad_bench.methods.protocol import Method, Scores
 
-BESIDE = ("checkpoints", "figures", "logs", "maps", "models", "pictures")  # folders of a results folder
+BESIDE = ("audits", "checkpoints", "figures", "logs", "maps", "models", "pictures")  # folders of a results folder
 ROW_BYTES = 1 << 16  # more than a row of a thousand images takes
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -37,6 +37,8 @@ class Work:
     save_models: bool = False  # the trained model per job under models/
     save_maps: bool = False  # the raw anomaly maps per job under maps/
     tensorboard: bool = False  # the loss terms as TensorBoard events under tensorboard/
+    audit: bool = False  # the curve of each training on its test set under audits/
+    audit_every: int | None = None  # steps between two points of it; None: a twentieth of the training
     checkpoint_every_seconds: float = 60.0
     time_every_job: bool = False  # each job times itself as it runs, in place of one measurement alone
 
@@ -60,6 +62,8 @@ def work_of(options: RunOptions) -> Work:
         save_models=options.save_models,
         save_maps=options.save_maps,
         tensorboard=options.tensorboard,
+        audit=options.audit,
+        audit_every=options.audit_every,
         checkpoint_every_seconds=options.checkpoint_every_seconds,
         time_every_job=options.time_every_job,
     )
@@ -99,6 +103,7 @@ def lacking(finished: Collection[str], work: Work) -> dict[str, int]:
     if work.beside is None:
         return {}
     asked = {"model": (work.save_models, "models/*-{}"), "map": (work.save_maps, "maps/{}.npz")}
+    asked["audit"] = (work.audit, "audits/{}.json")
     return {
         what: sum(not any(work.beside.glob(file.format(id))) for id in finished)
         for what, (wanted, file) in asked.items()

@@ -49,6 +49,10 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
                     fingerprint=data,
                     code=outside.ADDED[method].sha256 if method in outside.ADDED else "",
                     axes=axes,
+                    also_presets=tuple(
+                        preset_label(replace(selection, preset=name), asked, axes)
+                        for name in twins(method, selection.preset)
+                    ),
                 )
                 refuse_lone_batches(job)
                 jobs.setdefault(job.id, job)
@@ -97,6 +101,18 @@ def configurations_of(
         final = configured(settings, asked, f"method '{method}'")
         changed = {name: value for name, value in asked.items() if getattr(final, name) != getattr(settings, name)}
         yield (method, variant), (final, changed, found.needs_teacher)
+
+
+def twins(method: str, preset: str) -> list[str]:
+    """The other presets in which a method has the same settings and sees and is judged at the same resolution."""
+    from kdad_bench.methods import entry
+
+    presets = entry(method).presets
+    return [
+        name
+        for name, settings in presets.items()
+        if name != preset and settings == presets[preset] and PRESETS[name].resolution == PRESETS[preset].resolution
+    ]
 
 
 def preset_label(selection: Selection, asked: Mapping[str, Any], axes: Axes) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from kdad_bench import datasets
 from kdad_bench.datasets.splits import FRACTION
 from kdad_bench.harness import clock
+from kdad_bench.harness.audit import Audit
 from kdad_bench.harness.cost import cost_of
 from kdad_bench.harness.environment import describe, give_freed_memory_back, keep_freed_memory
 from kdad_bench.harness.job import Job, TeacherWeights
@@ -37,7 +38,10 @@ StepLog = Callable[[int, Mapping[str, float]], None]
 
 
 def run(job: Job, work: Work, log: StepLog) -> Row:
-    """Carry out `job` and return its row; raises whatever stops it. The test files are opened after the training."""
+    """Carry out `job` and return its row; raises whatever stops it.
+
+    The test files are opened after the training, unless `work` has it audited: then what they show is kept from it.
+    """
     began = time.perf_counter()
     torch.use_deterministic_algorithms(job.deterministic)
     keep_freed_memory()
@@ -48,6 +52,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         curve[step] = {**curve.get(step, {}), "step": step, **terms}
         log(step, terms)
 
+    audit = Audit(job, work, device, lambda: test_set(job))
     start = time.perf_counter()
     normal, held_out = (as_images(pixels, device) for pixels in normals(job))
     data_seconds = time.perf_counter() - start
@@ -55,9 +60,10 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         method = build(job, device, held_out)
         start = time.perf_counter()
         method.fit(normal, Fitting(log=remember, checkpoint=checkpoint_path(job, work),
-                                   checkpoint_every_seconds=work.checkpoint_every_seconds))  # fmt: skip
+                                   checkpoint_every_seconds=work.checkpoint_every_seconds,
+                                   watch=audit.watch, watch_every=work.audit_every))  # fmt: skip
         synchronise(device)
-        train_seconds = time.perf_counter() - start
+        train_seconds = time.perf_counter() - start - audit.seconds
         train_images = len(normal)
         del normal
         give_freed_memory_back()
@@ -79,6 +85,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         normal_maps=unseen,
     )  # fmt: skip
     metric_seconds = time.perf_counter() - start
+    audit.conclude(figures)
 
     cost = cost_of(method, test.images, job, timed=work.time_every_job)
     keep_beside(job, work, method, test, scores, held_out)
@@ -95,8 +102,8 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         data_seconds=data_seconds,
         score_seconds=score_seconds,
         metric_seconds=metric_seconds,
-        total_seconds=time.perf_counter() - began,
-        peak_memory_mb=peak.peak_mb,
+        total_seconds=time.perf_counter() - began - audit.seconds,
+        peak_memory_mb=None if audit.watch else peak.peak_mb,  # an audit's memory is not the method's
         batch_invariance=batch_invariance(method, test.images, scores, device),
         image_scores=tuple(scores.image.cpu().tolist()),
         image_labels=tuple(bool(label) for label in test.labels),
@@ -185,6 +192,7 @@ def columns_of(job: Job) -> dict[str, Any]:
         "category": job.category.name,
         "seed": job.seed,
         "preset": job.preset,
+        "also_presets": job.also_presets,
         "modality": job.category.modality,
         "teacher": job.settings.teacher if job.weights else None,
         "teacher_weights": job.weights.source if job.weights else None,

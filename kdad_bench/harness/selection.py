@@ -16,7 +16,7 @@ from kdad_bench.harness.options import RunOptions
 from kdad_bench.methods import METHODS, known, outside
 
 EVERYWHERE = ("teacher", "steps", "epochs", "batch_size", "image_size", "precision")  # options that are settings
-BESIDE = ("save_models", "save_maps", "tensorboard")  # what is written beside the rows
+BESIDE = ("save_models", "save_maps", "tensorboard", "audit")  # what is written beside the rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +85,12 @@ def refuse_contradictions(options: RunOptions) -> None:
         raise SelectionError(
             f"--save-models keeps rgb models, which `predict` can use; not --modality {options.modality}"
         )
+    if options.audit and options.modality == "rgb+depth":
+        raise SelectionError(
+            "--audit watches one training; those of --modality rgb+depth are audited apart, rgb and depth"
+        )
+    if options.audit_every is not None and not options.audit:
+        raise SelectionError(f"--audit-every {options.audit_every} is for --audit; add that, or leave it out")
     if options.executor != "ray":
         for name, said in (("address", options.address is not None), ("gpu-fraction", options.gpu_fraction != 1.0)):
             if said:

@@ -14,7 +14,7 @@ from kdad_bench.harness.options import RunOptions
 from kdad_bench.harness.plan import configurations_of, teachers
 from kdad_bench.harness.selection import Selection
 from kdad_bench.methods.backbones import weights
-from kdad_bench.methods.backbones.names import TEACHERS, facts_of
+from kdad_bench.methods.backbones.names import BACKBONES
 
 RANDOM = "random"
 EMBEDDED = "efficientnet_lite0"  # its weights come with the package's own requirements
@@ -27,8 +27,8 @@ def weights_for(selection: Selection, options: RunOptions) -> Mapping[str, Teach
     """
     names = teachers(selection)
     for name in (*names, *options.weights):
-        if name not in TEACHERS:
-            raise SelectionError(f"unknown teacher '{name}'{suggestion(name, TEACHERS)}; have: {', '.join(TEACHERS)}")
+        if name not in BACKBONES:
+            raise SelectionError(f"unknown teacher '{name}'{suggestion(name, BACKBONES)}; have: {', '.join(BACKBONES)}")
     sources = {name: options.all_weights or options.weights.get(name) for name in names}
     return {name: find(name, source, may_download=not options.dry_run) for name, source in sources.items()}
 
@@ -73,7 +73,7 @@ def find(name: str, source: str | None, *, may_download: bool) -> TeacherWeights
                 f"--weights {source}: no such file; give a checkpoint of {name}, or 'random' for a test"
             )
         try:
-            weights.load_teacher(name, strides=tuple(facts_of(name).channels)[:3], source=path)
+            weights.load_teacher(name, source=path)
         except weights.WeightsError as error:
             raise SelectionError(f"--weights: {error}") from error
         return TeacherWeights(teacher=name, source=path.name, sha256=sha256_of(path), path=path)

@@ -36,8 +36,8 @@ VISIBLE = 0.0005  # half of the last digit that tables show: a smaller differenc
 # What the renderers read of each row: a thousand files are opened for a page, and each column costs time.
 _IDENTITY = (
     "job_id schema_version protocol_version created_at method title family variant dataset category seed preset "
-    "modality status reason teacher teacher_weights teacher_sha256 resolution image_size readings deviations "
-    "data_fingerprint synthetic origin code_sha256 train_images k_shot contamination corruption speed_key "
+    "also_presets modality status reason teacher teacher_weights teacher_sha256 resolution image_size readings "
+    "deviations data_fingerprint synthetic origin code_sha256 train_images k_shot contamination corruption speed_key "
     "speed_threads"
 )
 _MACHINE = "device device_name threads python torch triton numpy kdad_bench platform git_commit git_dirty"
@@ -145,6 +145,11 @@ class Board:
     def readings(self, key: str) -> tuple[str, ...]:
         """The settings of an entrant that no source settles."""
         return tuple(dict.fromkeys(reading for row in self.rows[key] for reading in row["readings"] or ()))
+
+    def also_presets(self, key: str) -> tuple[str, ...]:
+        """The other presets whose jobs all of this entrant's are."""
+        found = [row.get("also_presets") or () for row in self.rows[key]]
+        return tuple(name for name in found[0] if all(name in other for other in found)) if found else ()
 
     def deviations(self, key: str) -> tuple[str, ...]:
         """What the sources of an entrant settle and its jobs did otherwise."""

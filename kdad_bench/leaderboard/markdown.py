@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from kdad_bench.leaderboard import curve_tables, published
@@ -21,7 +22,7 @@ from kdad_bench.leaderboard.text import markdown as _text
 if TYPE_CHECKING:
     import pyarrow as pa
 
-BEGIN = re.compile(r"<!-- leaderboard begin: (?P<section>[a-z0-9_]+) -->\n")
+BEGIN = re.compile(r"<!-- leaderboard begin: (?P<section>[a-z0-9_]+)(?: of (?P<results>[^\s>]+))? -->\n")
 END = "<!-- leaderboard end -->"
 
 
@@ -233,7 +234,8 @@ def _few(board: Board, key: str, metric: str) -> str:
 def published_and_measured(board: Board) -> str:
     """What papers and other codes report beside what was measured; across protocols without a difference.
 
-    The standard preset has the papers' sizes: its figures stand beside the published ones, and none is compared.
+    The standard preset has the papers' sizes: its figures stand beside the published ones, and those alone are compared
+    whose method has the same paper preset.
     """
     whole, found = published.beside(board)
     if whole:
@@ -403,22 +405,35 @@ def sections(results: Results) -> dict[str, str]:
     return {name: "\n\n".join(found) for name, found in parts.items()}
 
 
-def refreshed(text: str, tables: Mapping[str, str]) -> str:
+def refreshed(text: str, tables: Mapping[str, str], results: str = "") -> str:
     """`text` with each table between `<!-- leaderboard begin: NAME -->` and `<!-- leaderboard end -->` drawn anew.
 
-    Raises ValueError for a name that is not in `tables`, a marker that is not closed, and a text without any.
+    A marker `NAME of FOLDER` is of the results in that folder alone: one that `results`, the place of `tables`, does
+    not end with stays as it is. Raises ValueError for a name that is not in `tables`, a marker that is not closed, and
+    a text without any, or without any of these results.
     """
-    if not BEGIN.search(text):
+    markers = list(BEGIN.finditer(text))
+    if not markers:
         raise ValueError(f"no marker '<!-- leaderboard begin: NAME -->'; put one there and '{END}' after it")
+    own = [begin for begin in markers if _is_of(begin["results"], results)]
+    if not own:
+        others = ", ".join(dict.fromkeys(begin["results"] for begin in markers))
+        raise ValueError(f"no table there is of these results; the markers name {others}")
     parts = []
     position = 0
-    while begin := BEGIN.search(text, position):
+    for begin in own:
         name = begin["section"]
         if name not in tables:
             raise ValueError(f"no table {name!r} in these results; have: {', '.join(tables) or 'none'}")
         end = text.find(END, begin.end())
-        if end < 0:
+        if end < 0 or any(begin.end() <= other.start() < end for other in markers):
             raise ValueError(f"the marker of table {name!r} is not closed with '{END}'")
         parts += [text[position : begin.end()], "\n", tables[name], "\n\n"]
         position = end
     return "".join(parts) + text[position:]
+
+
+def _is_of(named: str | None, results: str) -> bool:
+    """Whether a marker that names a folder, or none, is of the results in the folder `results`."""
+    wanted = PurePath(named or "").parts
+    return PurePath(results).parts[len(PurePath(results).parts) - len(wanted) :] == wanted

@@ -78,7 +78,8 @@ def with_tables(path: Path, results: str | Path) -> tuple[str, str]:
     except UnicodeDecodeError as error:
         raise StoreError(f"{str(path)!r} is no UTF-8 text: {error.reason} at byte {error.start}") from error
     ends = "\r\n" if "\r\n" in text else "\n"
-    fresh = markdown.refreshed(text.replace("\r\n", "\n"), markdown.sections(read(results, DRAWN)))
+    place = str(results) if "://" in str(results) else str(Path(results).resolve())
+    fresh = markdown.refreshed(text.replace("\r\n", "\n"), markdown.sections(read(results, DRAWN)), place)
     return text, fresh.replace("\n", ends)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     SCHEMA: pa.Schema
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 # version -> what changed. A reader accepts every version up to its own: columns that a file lacks are null.
 SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
     {
@@ -31,6 +31,7 @@ SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
         "configuration, alone, and shared; more of its figures.",
         5: "Finer pixel metrics: `pixel_ap_small`, `_middle` and `_large`, `aupimo`, `au_spro_05`, `seg_f1`.",
         6: "Columns `k_shot`, `contamination` and `corruption`: where a job stands on the axes.",
+        7: "Column `also_presets`: the other presets of a method whose job this is as well.",
     }
 )
 
@@ -69,6 +70,10 @@ class _Job:
     category: str = field(metadata=_is("string", "category of the data set"))
     seed: int = field(metadata=_is("int64", "seed of the job, set before the model is built"))
     preset: str = field(metadata=_is("string", "quick, standard or paper"))
+    also_presets: tuple[str, ...] = field(
+        default=(),
+        metadata=_is("list<string>", "other presets of the method with the same settings: the job is theirs as well"),
+    )
     modality: str = field(default="rgb", metadata=_is("string", "what the method sees: rgb, depth, ..."))
     status: str = field(default="ok", metadata=_is("string", "ok or failed"))
     reason: str | None = field(default=None, metadata=_is("string", "why the job failed; null when ok"))

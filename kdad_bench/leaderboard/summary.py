@@ -307,15 +307,20 @@ def summarise(table: pa.Table, metrics: Sequence[str] | None = None) -> list[Sum
     absent = [c for c in _COLUMNS if c not in table.column_names]
     if absent:
         raise KeyError(f"the table lacks the columns {', '.join(absent)}; read it with store.read")
-    scored = [name for name in SCORED if name in table.column_names]
+    scored = [name for name in (*SCORED, "also_presets") if name in table.column_names]
     return summarise_rows(table.select([*_COLUMNS, *names, *scored]).to_pylist(), names)
 
 
 def summarise_rows(rows: Iterable[Mapping[str, Any]], metrics: Sequence[str]) -> list[Summary]:
     """`summarise` of rows as dictionaries that have all needed columns."""
-    groups: dict[Group, list[Mapping[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: (row["created_at"] or "", row["job_id"])):
-        groups.setdefault(_group(row), []).append(row)
+    ordered = sorted(rows, key=lambda row: (row["created_at"] or "", row["job_id"]))
+    groups: dict[Group, list[Mapping[str, Any]]] = {_group(row): [] for row in ordered}
+    for row in ordered:
+        groups[_group(row)].append(row)
+        # a job that is another preset's as well stands in the table of that one too, where there is such a table
+        for preset in row.get("also_presets") or ():
+            if (twin := {**row, "preset": preset}) and _group(twin) in groups:
+                groups[_group(twin)].append(twin)
     return [_summary(group, groups[group], metrics) for group in sorted(groups)]
 
 

@@ -19,6 +19,7 @@ METHODS: dict[str, str] = {
     "stfpm": "kdad_bench.methods.stfpm:STFPM",
     "rd4ad": "kdad_bench.methods.rd4ad:RD4AD",
     "rdpp": "kdad_bench.methods.rdpp:RDPP",
+    "dinomaly": "kdad_bench.methods.dinomaly:DINOMALY",
     "mkd": "kdad_bench.methods.mkd:MKD",
     "efficientad": "kdad_bench.methods.efficientad:EFFICIENTAD",
     "stad": "kdad_bench.methods.stad:STAD",

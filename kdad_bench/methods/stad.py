@@ -272,9 +272,13 @@ class Stad(StudentTeacher[StadSettings]):
         self.boundary = int(self.settings.descriptors * total)
         self.forget_what_is_usual(LEAST)  # no state without targets is the best on held-out images
         try:
-            distil(self, learnt, fitting or Fitting())
+            distil(self, learnt, (fitting or Fitting()).after(lambda stad: stad.finish(others)))
         finally:
             self.images = None
+        self.finish(others)
+
+    def finish(self, others: Tensor) -> None:
+        """What follows the last step: what is usual is learnt from `others`."""
         with seeded(self.settings.seed, self.device):
             self.learn_what_is_usual(others)
         self.folded_student.current()

@@ -121,3 +121,20 @@ def test_what_the_plan_refuses_is_what_a_training_cannot_do(tiny_tree: Path, tmp
         assert row is not None
         assert (row.status == "ok") is ends_well
         assert ends_well or "more than 1 value per channel" in str(row.reason)
+
+
+def test_a_job_names_the_other_presets_whose_job_it_is(tiny_tree: Path) -> None:
+    """PaDiM's standard recipe is its paper's: one job under two names. STFPM's is not, and quick is neither's."""
+    found = {
+        (preset, job.method): job
+        for preset in ("quick", "standard", "paper")
+        for job in jobs_of(tiny_tree, preset=preset, methods=(("padim", ""), ("stfpm", "")))
+    }
+    assert found["standard", "padim"].also_presets == ("paper",)
+    assert found["paper", "padim"].also_presets == ("standard",)
+    assert found["standard", "padim"].id == found["paper", "padim"].id
+    assert found["standard", "stfpm"].id != found["paper", "stfpm"].id
+    for job in (found["quick", "padim"], found["standard", "stfpm"], found["paper", "stfpm"]):
+        assert job.also_presets == ()
+    sizes = {"preset": "standard", "overrides": {"image_size": 64}, "methods": (("padim", ""),)}
+    assert jobs_of(tiny_tree, **sizes)[0].also_presets == ("paper[image_size=64]",)

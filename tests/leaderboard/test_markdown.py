@@ -350,3 +350,33 @@ def test_a_wrong_marker_is_an_error_that_names_it() -> None:
         markdown.refreshed("# Title\n", {})
     with pytest.raises(ValueError, match="'ranking' is not closed"):
         markdown.refreshed("<!-- leaderboard begin: ranking -->\n", {"ranking": "x"})
+    with pytest.raises(ValueError, match="'ranking' is not closed"):
+        markdown.refreshed("<!-- leaderboard begin: ranking -->\n" + README[8:], {"ranking": "x", "speed": "y"})
+
+
+TWO_PLACES = """<!-- leaderboard begin: ranking of results/real -->
+<!-- leaderboard end -->
+<!-- leaderboard begin: ranking of results/quick -->
+<!-- leaderboard end -->
+<!-- leaderboard begin: ranking -->
+<!-- leaderboard end -->
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "drawn"),
+    [
+        ("/home/a/docs/results/real", [True, False, True]),
+        ("s3://bucket/results/quick", [False, True, True]),
+        ("/home/a/unreal", [False, False, True]),
+        ("real", [False, False, True]),
+        ("", [False, False, True]),
+    ],
+)
+def test_a_marker_that_names_a_folder_is_drawn_from_that_folder_alone(place: str, drawn: list[bool]) -> None:
+    parts = markdown.refreshed(TWO_PLACES, {"ranking": "| new |"}, place).split("<!-- leaderboard end -->")
+    assert ["new" in part for part in parts[:3]] == drawn
+    named = TWO_PLACES.rpartition("<!-- leaderboard begin: ranking -->")[0]
+    if not any(drawn[:2]):
+        with pytest.raises(ValueError, match="these results; the markers name results/real, results/quick"):
+            markdown.refreshed(named, {"ranking": "x"}, place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from dataclasses import replace
 from statistics import fmean
 
 import plausible
@@ -192,3 +193,20 @@ def test_the_page_explains_every_mark_and_names_every_source() -> None:
         assert text.count(f"({letter})") >= 2, letter
         assert f"\n- ({letter}) " in text
     assert "gdwang08/STFPM README @2598a5e" in text
+
+
+def test_a_job_that_is_the_papers_as_well_is_compared_under_the_name_of_another_preset() -> None:
+    held_out = {"variant": "held_out", "preset": "standard"}
+    rows = plausible.full_table(("stfpm",), ("bottle",), 2, **held_out, also_presets=("paper",))
+    rows += plausible.full_table(("rd4ad",), ("bottle",), 2, preset="standard")
+    whole, found = published.beside(board_of(rows))
+    assert not whole
+    assert {one.reported.method for one in found if one.difference is not None} == {"stfpm"}
+    reason = "preset standard: the published numbers are for each paper's own sizes and budget"
+    assert {one.reported.method for one in found if one.refusal == reason} == {"rd4ad"}
+
+
+def test_one_of_several_jobs_that_is_another_presets_does_not_make_the_others_the_papers() -> None:
+    rows = plausible.full_table(("stfpm",), ("bottle",), 2, variant="held_out", preset="standard")
+    rows[0] = replace(rows[0], also_presets=("paper",))
+    assert not [one for one in published.verdicts(board_of(rows)) if one.difference is not None]

@@ -7,6 +7,7 @@ import itertools
 import math
 
 import numpy as np
+import plausible
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -419,3 +420,15 @@ def test_seeds_and_methods_beyond_what_a_table_holds_are_left_out_and_this_is_sa
     assert overall is not None
     assert overall.mean == pytest.approx(0.75)
     assert any("more methods or seeds than one table can hold" in problem for problem in summary.problems)
+
+
+def test_a_job_of_two_presets_stands_in_both_tables_but_makes_none() -> None:
+    """The job ran under one name; the other's table has it where there is one, in its place among the seeds."""
+    both = plausible.full_table(("mkd",), ("bottle",), 2, preset="paper", also_presets=("standard",))
+    alone = summarise(table(both), ["image_auroc"])
+    assert [summary.group.preset for summary in alone] == ["paper"]
+    both += plausible.full_table(("stfpm",), ("bottle",), 2, preset="standard")
+    paper, standard = summarise(table(both), ["image_auroc"])
+    assert [one.key for one in paper.entrants] == ["mkd"]
+    assert [one.key for one in standard.entrants] == ["mkd", "stfpm"]
+    assert standard.values["image_auroc"][0].tolist() == paper.values["image_auroc"][0].tolist()

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from kdad_bench.methods.augmentation import grey
 from kdad_bench.methods.backbones import build
-from kdad_bench.methods.backbones.names import BACKBONES, TEACHERS
+from kdad_bench.methods.backbones.names import BACKBONES, PYRAMIDS
 from kdad_bench.methods.backbones.pdn import layers
 from kdad_bench.methods.backbones.weights import WeightsError, download, find_weights, load_teacher
 from kdad_bench.methods.distillation import Batch
@@ -169,8 +169,8 @@ def test_published_weights_have_the_public_codes_keys(name: str) -> None:
         (tap,) = teacher(torch.empty(2, 3, 64, 96))
     assert list(teacher.state_dict()) == [f"{index}.{kind}" for index in KEYS[name] for kind in ("weight", "bias")]
     assert tuple(tap.shape) == (2, 384, 16, 24)
-    assert name in TEACHERS
-    assert name not in BACKBONES
+    assert name in BACKBONES
+    assert name not in PYRAMIDS
     with pytest.raises(ValueError, match="must rise and be among 4"):
         build(name)
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdad_bench.methods.backbones import BACKBONES, FACTS, Attention, Backbone, Cbam, Eca, build
+from kdad_bench.methods.backbones import FACTS, PYRAMIDS, Attention, Backbone, Cbam, Eca, build
 from kdad_bench.methods.distillation import Student
 from kdad_bench.methods.dual_student import BMKD, DSKD, DeepestTap, DualStudents, ResidualFusion
 from kdad_bench.methods.efficientad import EFFICIENTAD
@@ -133,7 +133,7 @@ def dual(settings: Any, **changes: Any) -> Callable[[], Answer]:
 
 PAPER_DSKD, PAPER_BMKD = DSKD.presets["paper"], BMKD.presets["paper"]
 NETWORKS: Mapping[str, Callable[[], Answer]] = {
-    **{f"backbone {name}": backbone(name) for name in BACKBONES},
+    **{f"backbone {name}": backbone(name) for name in PYRAMIDS},
     "vgg16 with norms": backbone("vgg16", norms=True),
     "resnet18 with ECA in every block": backbone("resnet18", Attention(Eca)),
     "resnet18 with ECA in each stage's last block": backbone("resnet18", Attention(Eca, every_block=False)),

@@ -31,6 +31,17 @@ OWN: dict[str, dict[str, str]] = {
     "stfpm": TRAINED,
     "rd4ad": TRAINED | BLUR,
     "rdpp": TRAINED | BLUR | {"passes": "[1, 1024]", "projection_rate": "(0, inf)", "projection_weight": "[0, inf)"},
+    "dinomaly": TRAINED
+    | BLUR
+    | {
+        "layers": "[2, 64]",
+        "dropout": "[0, 1)",
+        "mined": "[0, 1)",
+        "mining_steps": "[0, inf)",
+        "easy": "[0, 1]",
+        "radius": "[0, 1000]",
+        "top": "(0, 1]",
+    },
     "stad": TRAINED
     | {
         "students": "[1, 64]",

@@ -52,6 +52,28 @@ PAPER: dict[str, dict[str, Any]] = {
         "distance": "flattened",
         "sigma": 4.0,
     },
+    # guojiajeremy/Dinomaly @c5c76d0, dinomaly_mvtec_sep.py: one class at a time, 5000 steps
+    "dinomaly": {
+        "teacher": "dinov2_vitb14_reg",
+        "strides": (14,),
+        "image_size": 392,
+        "epochs": 200,  # not used: steps
+        "steps": 5000,
+        "batch_size": 16,
+        "drop_last": True,
+        "optimiser": "stable_adamw",
+        "learning_rate": 2e-3,
+        "weight_decay": 1e-4,
+        "schedule": "warm_cosine",
+        "layers": 8,
+        "dropout": 0.2,
+        "mined": 0.9,
+        "mining_steps": 1000,
+        "easy": 0.1,
+        "sigma": 4.0,
+        "radius": 2,
+        "top": 0.01,
+    },
     # tientrandinh/Revisiting-Reverse-Distillation @7f2ceb7: WideResNet-50-2, 256 px, Adam 0.005 / 0.001, batch 16 x 2
     "rdpp": {
         "teacher": "wide_resnet50_2",

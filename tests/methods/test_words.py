@@ -19,7 +19,7 @@ from kdad_bench.methods import METHODS, entry
 from kdad_bench.methods.protocol import Settings, Settled, shown
 
 YARDSTICKS = ("padim", "spade", "patchcore")
-LOOPED = ("stfpm", "rd4ad", "rdpp", "eca_mskdad", "dskd", "bmkd")
+LOOPED = ("stfpm", "rd4ad", "rdpp", "dinomaly", "eca_mskdad", "dskd", "bmkd")
 HERE = (
     "pixel_mean",
     *YARDSTICKS,
@@ -50,6 +50,25 @@ SOURCES: Mapping[str, Mapping[str, list[object]]] = {
         "weight_decay": [0.0],
         "distance": ["flattened", "cosine"],
         "sigma": [4.0],
+    },
+    "dinomaly": {
+        "teacher": ["dinov2_vitb14_reg"],
+        "strides": [(14,)],
+        "taps": ["raw"],
+        "batch_size": [16],
+        "drop_last": [True],
+        "learning_rate": [0.002],
+        "weight_decay": [0.0001],
+        "schedule": ["warm_cosine"],
+        "precision": ["fp32"],
+        "layers": [8],
+        "dropout": [0.2],
+        "mined": [0.9],
+        "mining_steps": [1000],
+        "easy": [0.1],
+        "sigma": [4.0],
+        "radius": [2],
+        "top": [0.01],
     },
     "rdpp": {
         "teacher": ["wide_resnet50_2"],
@@ -160,6 +179,11 @@ WHOLE: Mapping[str, Mapping[str, list[str]]] = {
         "student's norms": ["momentum 0.1"],
         "selection": ["the epoch best on the test images"],
     },
+    "dinomaly": {
+        "optimiser": ["stable_adamw, betas 0.9 0.999"],
+        "budget": ["5000 steps"],
+        "selection": ["last step, all normals"],
+    },
     "eca_mskdad": {
         "optimiser": ["sgd, momentum 0.9"],
         "budget": ["300 epochs", "300 steps"],
@@ -197,6 +221,8 @@ OWN = (
     "descriptor",
     "penalty",
     "last layers",
+    "map",
+    "tokens",
 )  # subjects in words of their own
 VALUES: Mapping[str, list[object]] = {
     "teacher": ["resnet18", "resnet34", "wide_resnet50_2", "vgg16", "efficientnet_lite0"],
@@ -253,6 +279,18 @@ VALUES: Mapping[str, list[object]] = {
     "find_object": [False, True],
     "head_width": [None, 64],
     "fractal_points": [100_000, 500],
+    "layers": [8, 2],
+    "dropout": [0.2, 0.0],
+    "mined": [0.9, 0.0],
+    "mining_steps": [1000, 0],
+    "easy": [0.1, 1.0],
+    "radius": [2, 16],
+    "top": [0.01, 1.0],
+}
+OF_VITS: Mapping[str, list[object]] = {
+    "teacher": ["dinov2_vits14", "dinov2_vitb14_reg"],
+    "strides": [(14,), (4, 8, 16)],
+    "image_size": [224, 392],
 }
 SILENT = ("seed", "compiled")  # they change no more than rounding and chance
 LOOPS = ("epochs", "steps", "batch_size")  # of a training; yardsticks have none
@@ -260,7 +298,8 @@ LOOPS = ("epochs", "steps", "batch_size")  # of a training; yardsticks have none
 
 def values_of(settings: Settings, field: str) -> list[object]:
     """Values of `field` to try."""
-    return list(settings.CHOICES[field]) if field in settings.CHOICES else list(VALUES[field])
+    values = VALUES | (OF_VITS if settings.teacher.startswith("dinov2") else {})
+    return list(settings.CHOICES[field]) if field in settings.CHOICES else list(values[field])
 
 
 ROWS = [
@@ -331,6 +370,8 @@ def own_departures(name: str, settings: Any) -> list[str]:
     if name == "efficientad":
         solved = ["last layers"] * settings.solved
         return [*["descriptor"] * settings.distilled, "penalty", *solved, *["incomplete batches"] * settings.drop_last]
+    if name == "dinomaly":
+        return ["input", "map", *["tokens"] * (not settings.teacher.startswith("dinov2"))]
     if name not in YARDSTICKS:
         carried = ["incomplete batches"] * (name == "rdpp" or (name == "stad" and settings.drop_last))
         return [*["crops"] * (name == "stad"), *carried]
@@ -454,6 +495,8 @@ def check_choices(name: str, settings: Any) -> None:
         "have their outermost values": name == "efficientad" and not settings.padding and settings.border == "nearest",
         "by least squares after": name == "efficientad" and settings.solved,
         "of each image by itself": name == "efficientad" and settings.batch_size > 1,
+        "the first fiftieth": name == "dinomaly" and settings.schedule == "warm_cosine" and settings.steps != 5000,
+        "on one grid, side by side": name == "dinomaly" and not settings.teacher.startswith("dinov2"),
         "drawn by the seed": name == "patchcore" and settings.coreset < 1,
     }
     for mark, expected in marks.items():
@@ -513,7 +556,8 @@ def inert(name: str, settings: Any, field: str, value: object) -> bool:
         or (field == "betas" and settings.optimiser == "sgd")
         or (field == "epochs" and (settings.steps is not None or {settings.epochs, value} <= {100, 200}))
         or (field == "norm_momentum" and (value or 0.1) == momentum_of_norms(name, settings))
-        or (field == "norm_momentum" and name in ("stad", "efficientad"))  # they have no norms
+        or (field == "norm_momentum" and name in ("stad", "efficientad", "dinomaly"))  # they have no batch norms
+        or (name == "dinomaly" and field == "strides" and settings.teacher.startswith("dinov2"))  # it has one grid
         or (field == "detach" and settings.fed_by == "teacher")
         or (field == "smooth_noise" and settings.saliency != "smooth_grad")
         or (field == "value_weight" and settings.loss == "direction_only")
@@ -574,6 +618,8 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
         ("rdpp:", {}, "selection: last step, all normals (official code: the epoch best on the test", "halves"),
         ("rdpp:halves", {}, "transport: between two random halves of a batch", "transport: 0"),
         ("rdpp:", {"drop_last": True}, "incomplete batches: left out (official code: added", "step of their own"),
+        ("dinomaly:", {}, "tokens: feature maps of EfficientNet-Lite0 on one grid", "384"),
+        ("dinomaly:", {"steps": 5000}, "layers: 4 (official code: 8)", "warm-up"),
         ("stad:", {}, "crops: of the normal images (paper: of ImageNet)", "scales: 17"),
         ("stad:p65", {"crops": 8}, "from 8 crops at a time", "scales: "),
         ("stad:p33", {}, "patches: of 33 px", "the mean of their maps"),
@@ -608,6 +654,7 @@ def test_paper_presets_depart_only_where_their_pages_say_so() -> None:
         "stfpm": ["selection"],
         "rd4ad": [],
         "rdpp": ["budget", "selection", "incomplete batches"],
+        "dinomaly": ["input", "map"],
         "stad": ["crops"],
         "efficientad": ["penalty"],
         "eca_mskdad": ["rel_mode", "score"],

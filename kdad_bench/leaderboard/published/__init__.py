@@ -19,6 +19,7 @@ DATASETS = {"MVTec AD": "mvtec_ad"}
 ORIGINS = ("paper", "authors' code", "other code")
 MEAN = "mean"  # the category of a number over all categories of a data set
 CATEGORIES = {"mvtec_ad": 15}
+PAPER = "paper"
 BESIDE = "standard"  # the preset whose figures stand beside published ones without a comparison
 
 
@@ -123,22 +124,31 @@ def refusal(board: Board) -> str:
         return f"the published numbers are for RGB images, not {group.modality}"
     if board.external:
         return "maps of other code: how they were made is not verified"
-    if group.preset != "paper":
-        return f"preset {group.preset}: the published numbers are for each paper's own sizes and budget"
+    if not any(_of_the_paper(board, key) for key in board.order):
+        return _another_preset(board)
     return ""
+
+
+def _another_preset(board: Board) -> str:
+    return f"preset {board.group.preset}: the published numbers are for each paper's own sizes and budget"
+
+
+def _of_the_paper(board: Board, key: str) -> bool:
+    """Whether an entrant's jobs are those of its paper preset, by that name or as the very same job under another."""
+    return PAPER in (board.group.preset, *board.also_presets(key))
 
 
 def beside(board: Board) -> tuple[str, list[Verdict]]:
     """Why nothing published is shown beside this board, or "" and what is.
 
     The standard preset has the papers' sizes: what is published for the very categories stands beside its figures, and
-    is compared with none of them.
+    is compared only with those of a method whose paper preset is the same.
     """
     whole = refusal(board)
     if whole and board.preset != BESIDE:
         return whole, []
     found = [one for one in verdicts(board) if not one.reported.measured or board.measured(one.reported.measured)]
-    if whole:
+    if board.preset == BESIDE:
         found = [one for one in found if one.measured is not None and not _over_more(board, one.key, one.reported)]
     return "", found
 
@@ -187,6 +197,8 @@ def _over_more(board: Board, key: str, one: Reported) -> str:
 def _not_the_same(board: Board, key: str, one: Reported) -> str:
     """Why this entrant did not do what the source did; "" if nothing is known against it."""
     entrant = board.summary.entrant(key)
+    if not _of_the_paper(board, key):
+        return _another_preset(board)
     if entrant.variant != one.variant:
         return one.otherwise
     if board.deviations(key):

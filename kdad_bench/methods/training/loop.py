@@ -17,6 +17,7 @@ from kdad_bench.methods.training.chance import chance, seeded
 from kdad_bench.methods.training.resume import Progress, fingerprint_of
 from kdad_bench.methods.training.settings import DTYPES, SCHEDULES, Batch, DistillationSettings
 from kdad_bench.methods.training.teacher import Teacher, cached_taps, chunks
+from kdad_bench.methods.training.watching import due, show
 
 
 class Trainable(Protocol):
@@ -135,6 +136,8 @@ def distil(method: Trainable, normal: Tensor, fitting: Fitting) -> None:
             if held_out is not None and (step % per_epoch == 0 or step == total):
                 state.keep_if_better(_mean_map(method, held_out))
                 student.train()
+            if due(step, total, fitting):  # before it is saved: what goes on from there has been watched
+                show(method, step, fitting)
             state.save_when_due(step)
         student.eval()
         state.finish()
