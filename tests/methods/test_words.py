@@ -299,6 +299,7 @@ LOOPS = ("epochs", "steps", "batch_size")  # of a training; yardsticks have none
 def values_of(settings: Settings, field: str) -> list[object]:
     """Values of `field` to try."""
     values = VALUES | (OF_VITS if settings.teacher.startswith("dinov2") else {})
+    values |= {"strides": [(4,)]} if settings.teacher.startswith("pdn") else {}
     return list(settings.CHOICES[field]) if field in settings.CHOICES else list(values[field])
 
 
