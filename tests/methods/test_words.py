@@ -627,7 +627,7 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
         (
             "efficientad:",
             {},
-            "descriptor: distilled here, on normal and drawn images, in a share of 0.45",
+            "descriptor: distilled here, on normal and drawn images, in a share of 0.35",
             "60000 steps,",
         ),
         ("efficientad:small", {}, "the small one", "distilled"),
