@@ -30,7 +30,7 @@ QUICK: Candidates = {
     "dinomaly": ({}, {"learning_rate": 0.002}, {"learning_rate": 0.004}),
     "mkd": ({}, {"learning_rate": 0.001}, {"scored": 3}, {"value_weight": 0.5}),
     "fractalad": ({}, {"learning_rate": 0.001}, {"kd": True, "weight_decay": 0.001}),
-    "efficientad": ({}, {"distilling": 0.2}, {"hard": 0.9}),
+    "efficientad": ({}, {"hard": 0.0}, {"distilling": 0.2}, {"hard": 0.0, "distilling": 0.2}),
 }
 STANDARD: Candidates = {
     "stfpm": ({}, {"learning_rate": 0.4}),
