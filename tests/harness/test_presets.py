@@ -74,7 +74,8 @@ def test_a_standard_preset_is_the_papers_method_on_one_teacher_without_its_last_
         return
     assert standard.teacher == ("resnet18" if entry(name).needs_teacher else "none")
     assert max(standard.strides) == 16  # weights without the last stage and the classifier are enough
-    assert (standard.image_size, standard.precision, standard.seed) == (paper.image_size, "fp32", 0)
+    side = 128 if name == "stad" else paper.image_size  # its dense maps at 256 px cost four times as much
+    assert (standard.image_size, standard.precision, standard.seed) == (side, "fp32", 0)
     assert PRESETS["standard"].resolution == PRESETS["paper"].resolution
 
 

@@ -23,7 +23,7 @@ from kdad_bench.methods.drawn_images import drawn_images
 from kdad_bench.methods.efficientad.detector import EfficientAd, hardest, moments, recoloured, sometimes_grey
 from kdad_bench.methods.efficientad.networks import Autoencoder, Networks
 from kdad_bench.methods.efficientad.settings import EfficientAdSettings
-from kdad_bench.methods.least_squares import solve
+from kdad_bench.methods.last_layer import solve
 from kdad_bench.methods.protocol import Fitting
 from kdad_bench.methods.stad import parted
 from kdad_bench.methods.training.settings import SCHEDULES

@@ -21,9 +21,9 @@ from kdad_bench.methods.distillation import Student
 from kdad_bench.methods.dual_student import BMKD, DSKD, DeepestTap, DualStudents, ResidualFusion
 from kdad_bench.methods.efficientad import EFFICIENTAD
 from kdad_bench.methods.efficientad.networks import Networks
+from kdad_bench.methods.patch_network import PatchNetwork
 from kdad_bench.methods.rdpp import ProjectedStudent
 from kdad_bench.methods.reverse import Bottleneck, Decoder, Fusion
-from kdad_bench.methods.stad import PatchNetwork
 from tests.methods.fixed_weights import filled, summary, tensor_of
 
 PATH = Path(__file__).parents[1] / "golden" / "networks.json"

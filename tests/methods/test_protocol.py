@@ -50,7 +50,9 @@ OWN: dict[str, dict[str, str]] = {
         "grid": "[1, 32]",
         "crops": "[2, 4096]",
         "descriptors": "[0, 1)",
+        "altered": "[0, 1]",
         "compactness": "[0, inf)",
+        "solved": "[0, 1e+06]",
         "validation": "[0, 0.9]",
     },
     "efficientad": TRAINED

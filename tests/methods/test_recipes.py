@@ -106,7 +106,9 @@ PAPER: dict[str, dict[str, Any]] = {
         "grid": 1,
         "crops": 64,
         "descriptors": 0.5,
+        "altered": 0.5,
         "compactness": 1.0,
+        "solved": 0,
         "validation": 0.1,
     },
     # arXiv 2303.14535, Tables 5 to 7 and Algorithms 1 and 2, as public codes write them out

@@ -221,6 +221,7 @@ OWN = (
     "descriptor",
     "penalty",
     "last layers",
+    "start",
     "map",
     "tokens",
 )  # subjects in words of their own
@@ -245,7 +246,9 @@ VALUES: Mapping[str, list[object]] = {
     "grid": [1, 4],
     "crops": [64, 16],
     "descriptors": [0.5, 0.25],
+    "altered": [0.5, 0.0, 0.25],
     "compactness": [1.0, 0.5],
+    "solved": [0, 1024],
     "validation": [0.1, 0.0],
     "passes": [1, 2],
     "projection_rate": [0.001, 0.002],
@@ -264,7 +267,6 @@ VALUES: Mapping[str, list[object]] = {
     "features": [384, 64],
     "autoencoder": [64, 16],
     "padding": [False, True],
-    "solved": [False, True],
     "hard": [0.999, 0.9, 0.0],
     "distilling": [0.5, 0.25],
     "enlarged": [2, 1],
@@ -300,6 +302,7 @@ def values_of(settings: Settings, field: str) -> list[object]:
     """Values of `field` to try."""
     values = VALUES | (OF_VITS if settings.teacher.startswith("dinov2") else {})
     values |= {"strides": [(4,)]} if settings.teacher.startswith("pdn") else {}
+    values |= {"solved": [False, True]} if isinstance(getattr(settings, "solved", None), bool) else {}
     return list(settings.CHOICES[field]) if field in settings.CHOICES else list(values[field])
 
 
@@ -375,7 +378,8 @@ def own_departures(name: str, settings: Any) -> list[str]:
         return ["input", "map", *["tokens"] * (not settings.teacher.startswith("dinov2"))]
     if name not in YARDSTICKS:
         carried = ["incomplete batches"] * (name == "rdpp" or (name == "stad" and settings.drop_last))
-        return [*["crops"] * (name == "stad"), *carried]
+        own = [*["crops"] * (name == "stad"), *["start"] * (name == "stad" and settings.solved > 0)]
+        return [*own, *carried]
     chosen = PADIMS_CHANNELS.get(settings.teacher) if name == "padim" else None
     channels = ["channels"] * (chosen is not None and settings.channels != chosen)
     pooling = ["pooling"] * (name == "patchcore" and takes_means(settings))
@@ -619,10 +623,13 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
         ("rdpp:", {}, "selection: last step, all normals (official code: the epoch best on the test", "halves"),
         ("rdpp:halves", {}, "transport: between two random halves of a batch", "transport: 0"),
         ("rdpp:", {"drop_last": True}, "incomplete batches: left out (official code: added", "step of their own"),
+        ("stad:", {}, "crops: of the normal images, a share of 0.5 altered (paper: of ImageNet)", "scales: 17"),
         ("dinomaly:", {}, "tokens: feature maps of EfficientNet-Lite0 on one grid", "384"),
         ("dinomaly:", {"steps": 5000}, "layers: 4 (official code: 8)", "warm-up"),
-        ("stad:", {}, "crops: of the normal images (paper: of ImageNet)", "scales: 17"),
         ("stad:p65", {"crops": 8}, "from 8 crops at a time", "scales: "),
+        ("stad:", {"altered": 0.0}, "crops: of the normal images (paper: of ImageNet)", "altered"),
+        ("stad:", {"solved": 300}, "start: last layers at least squares over 300 crops and up to 24", "start: none"),
+        ("stad:", {"solved": 0}, "weights: at first He's", "start: "),
         ("stad:p33", {}, "patches: of 33 px", "the mean of their maps"),
         (
             "efficientad:",

@@ -379,10 +379,24 @@ NAMED: tuple[Named, ...] = (
     ),
     Named(
         "STAD's dense network without gaps between what it looks at",
-        "stad",
+        "patch_network",
         "stride, apart = (2 * stride, apart) if halved else (stride, 2 * apart)",
         "stride, apart = (2 * stride, apart) if halved else (stride, apart)",
         (f"{HERE}test_stad.py::test_the_dense_descriptors_are_those_of_each_patch_alone",),
+    ),
+    Named(
+        "STAD's students begin at another image's descriptors",
+        "stad",
+        "rows_of(self.targets(images, grid))",
+        "rows_of(self.targets(images.roll(1, 0), grid))",
+        (f"{HERE}test_stad.py::test_descriptors_tell_of_the_backbone_and_students_of_the_descriptors",),
+    ),
+    Named(
+        "STAD's decoder begins at nothing",
+        "stad",
+        "scale.decoder.bias.copy_(torch.cat([features for _, features in pairs]).mean(0))",
+        "scale.decoder.bias.zero_()",
+        (f"{HERE}test_stad.py::test_without_least_squares_the_decoder_begins_at_the_features_mean",),
     ),
     Named(
         "STAD's students learn the descriptors as they are",

@@ -18,7 +18,7 @@ from kdad_bench.methods.distillation import Batch, StudentTeacher, Taps, autocas
 from kdad_bench.methods.drawn_images import drawn_images
 from kdad_bench.methods.efficientad.networks import Networks, Outputs, enlarged
 from kdad_bench.methods.efficientad.settings import EfficientAdSettings
-from kdad_bench.methods.least_squares import solve
+from kdad_bench.methods.last_layer import solve
 from kdad_bench.methods.protocol import Entry, Fitting, Scores
 from kdad_bench.methods.stad import learners, parted
 from kdad_bench.methods.training.chance import seeded
