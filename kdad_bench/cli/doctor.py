@@ -140,15 +140,14 @@ def data_found(root: Path | None) -> Iterator[Finding]:
 
 def weights_found() -> Iterator[Finding]:
     """Teacher weights on this machine."""
-    from kdad_bench.methods.backbones.names import BACKBONES
+    from kdad_bench.methods.backbones.names import FACTS
     from kdad_bench.methods.backbones.weights import find_weights
 
-    for name in BACKBONES:
+    for name, facts in FACTS.items():
         path = find_weights(name)
         if path is None:
-            yield Finding(
-                f"teacher {name}", "note", "weights not here: downloaded at first use, or give --weights FILE"
-            )
+            remedy = "give" if facts.weights_from == "file" else "downloaded at first use, or give"
+            yield Finding(f"teacher {name}", "note", f"weights not here: {remedy} --weights FILE")
         else:
             yield Finding(f"teacher {name}", "ok", path.name)
 

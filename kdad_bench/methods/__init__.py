@@ -21,6 +21,7 @@ METHODS: dict[str, str] = {
     "rdpp": "kdad_bench.methods.rdpp:RDPP",
     "dinomaly": "kdad_bench.methods.dinomaly:DINOMALY",
     "mkd": "kdad_bench.methods.mkd:MKD",
+    "efficientad": "kdad_bench.methods.efficientad:EFFICIENTAD",
     "stad": "kdad_bench.methods.stad:STAD",
     "destseg": "kdad_bench.methods.destseg:DESTSEG",
     "ast": "kdad_bench.methods.ast:AST",

@@ -74,6 +74,17 @@ OWN: dict[str, dict[str, str]] = {
         "student_width": "[1, 8192]",
         "student_blocks": "[0, 64]",
     },
+    "efficientad": TRAINED
+    | {
+        "image_size": "[64, 8192]",
+        "width": "[1, 1024]",
+        "features": "[1, 4096]",
+        "autoencoder": "[2, 1024]",
+        "hard": "[0, 1)",
+        "distilling": "[0, 1)",
+        "enlarged": "[1, 4]",
+        "validation": "[0, 0.9]",
+    },
     "mkd": TRAINED | {"scored": "[1, inf)", "value_weight": "[0, inf)"},
     "eca_mskdad": TRAINED | {"balance": "[0, inf)", "distortion": "[0, 1]"},
     "dskd": TRAINED | BLUR,

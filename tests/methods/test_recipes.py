@@ -152,6 +152,32 @@ PAPER: dict[str, dict[str, Any]] = {
         "student_blocks": 4,
         "score": "max",
     },
+    # arXiv 2303.14535, Tables 5 to 7 and Algorithms 1 and 2, as public codes write them out
+    "efficientad": {
+        "teacher": "pdn_small",
+        "strides": (4,),
+        "image_size": 256,
+        "epochs": 200,  # not used
+        "steps": 70_000,
+        "batch_size": 1,
+        "optimiser": "adam",
+        "learning_rate": 1e-4,
+        "weight_decay": 1e-5,
+        "schedule": "late_drop",
+        "initial": "pytorch",
+        "network": "small",
+        "width": 128,
+        "features": 384,
+        "autoencoder": 64,
+        "padding": False,
+        "border": "zeros",
+        "hard": 0.999,
+        "penalty": "drawn",  # the paper: of ImageNet
+        "distilling": 0.5,
+        "enlarged": 2,
+        "solved": False,
+        "validation": 0.1,
+    },
     # Computer Science 2024 51(6A), section 4: 128 px, 300 iterations, batch 32, SGD 0.4 / 0.9; the rest is read
     "eca_mskdad": {
         "teacher": "resnet18",
@@ -241,6 +267,13 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "turned": {"turned": "full"},
     },
     "ast": {"mean": {"score": "mean"}},
+    "efficientad": {
+        "small": {"teacher": "pdn_small", "network": "small", "strides": (4,), "width": 128, "features": 384},
+        "medium": {"teacher": "pdn_medium", "network": "medium", "strides": (4,), "width": 128, "features": 384},
+        "distilled": {"teacher": "resnet18", "strides": (8, 16)},
+        "padded": {"padding": True},
+        "penalised": {"penalty": "drawn"},
+    },
 }
 
 

@@ -27,6 +27,7 @@ HERE = (
     "stad",
     "destseg",
     "ast",
+    "efficientad",
 )  # whose deviations are listed here; those of mkd and fractalad: their tests
 CODE = {"schedule": ["constant"], "drop_last": [False], "precision": ["fp32"], "taps": ["raw"]}
 # method -> field -> the values that a source has
@@ -148,6 +149,23 @@ SOURCES: Mapping[str, Mapping[str, list[object]]] = {
         "student_width": [1024],
         "student_blocks": [4],
     },
+    "efficientad": {
+        "teacher": ["pdn_small", "pdn_medium"],
+        "strides": [(8, 16)],
+        "image_size": [256],
+        "taps": ["raw"],
+        "batch_size": [1],
+        "learning_rate": [1e-4],
+        "weight_decay": [1e-5],
+        "schedule": ["late_drop"],
+        "precision": ["fp32"],
+        "initial": ["pytorch"],
+        "width": [128],
+        "features": [384],
+        "autoencoder": [64],
+        "hard": [0.999],
+        "enlarged": [2],
+    },
     "dskd": {"teacher": ["resnet18"]},
     "bmkd": {"teacher": ["resnet18"]},
     "padim": {
@@ -225,6 +243,11 @@ WHOLE: Mapping[str, Mapping[str, list[str]]] = {
         "student's norms": ["momentum 0.1"],
         "selection": ["last step, all normals"],
     },
+    "efficientad": {
+        "optimiser": ["adam, betas 0.9 0.999"],
+        "budget": ["70000 steps"],
+        "selection": ["last step, all normals"],
+    },
     "dskd": {},
     "bmkd": {"attention": ["eca", "cbam"], "fusion": ["ffrm"]},
     "padim": {},
@@ -244,6 +267,9 @@ OWN = (
     "pooling",
     "incomplete batches",
     "crops",
+    "descriptor",
+    "penalty",
+    "last layers",
     "start",
     "textures",
     "turning",
@@ -301,7 +327,13 @@ VALUES: Mapping[str, list[object]] = {
     "images": [50, 10],
     "pixels": [1, 4],
     "patch": [3, 5],
-    "width": [1024, 64],
+    "width": [1024, 128, 64],
+    "features": [384, 64],
+    "autoencoder": [64, 16],
+    "padding": [False, True],
+    "hard": [0.999, 0.9, 0.0],
+    "distilling": [0.5, 0.25],
+    "enlarged": [2, 1],
     "coreset": [0.25, 0.1, 0.01, 0.5, 1.0],
     "epsilon": [0.9, 0.5],
     "reweighted": [0, 2, 9],
@@ -333,6 +365,8 @@ LOOPS = ("epochs", "steps", "batch_size")  # of a training; yardsticks have none
 def values_of(settings: Settings, field: str) -> list[object]:
     """Values of `field` to try."""
     values = VALUES | (OF_VITS if settings.teacher.startswith("dinov2") else {})
+    values |= {"strides": [(4,)]} if settings.teacher.startswith("pdn") else {}
+    values |= {"solved": [False, True]} if isinstance(getattr(settings, "solved", None), bool) else {}
     return list(settings.CHOICES[field]) if field in settings.CHOICES else list(values[field])
 
 
@@ -403,6 +437,9 @@ def own_departures(name: str, settings: Any) -> list[str]:
         return ["loss scale"] * (settings.loss_scale == "batch_sum")
     if name in ("destseg", "ast"):
         return ["textures", "turning"] if name == "destseg" else ["backbone"] * (settings.inputs != "depth")
+    if name == "efficientad":
+        solved = ["last layers"] * settings.solved
+        return [*["descriptor"] * settings.distilled, "penalty", *solved, *["incomplete batches"] * settings.drop_last]
     if name == "dinomaly":
         return ["input", "map", *["tokens"] * (not settings.teacher.startswith("dinov2"))]
     if name not in YARDSTICKS:
@@ -417,6 +454,8 @@ def own_departures(name: str, settings: Any) -> list[str]:
 
 def unused(name: str, settings: Any) -> tuple[str, ...]:
     """Fields that other settings put out of use."""
+    if name == "efficientad":  # of the network that a descriptor is distilled from
+        return () if settings.distilled else ("strides", "enlarged", "distilling")
     if name != "patchcore":
         return ()
     return (*["width"] * takes_means(settings), *["epsilon"] * (settings.coreset == 1))
@@ -525,8 +564,18 @@ def check_choices(name: str, settings: Any) -> None:
         "between two random halves": name == "rdpp" and settings.transport == "halves",
         "scaled to the image's side": name == "rdpp" and settings.image_size != 256,
         "a step of their own": name == "rdpp" and not settings.drop_last,
-        "which nothing learns from": name == "stad" and settings.validation > 0,
+        "which nothing learns from": name in ("stad", "efficientad") and settings.validation > 0,
         "that the students learnt from": name == "stad" and settings.validation == 0,
+        "that the student learnt from": name == "efficientad" and settings.validation == 0,
+        "the medium one": name == "efficientad" and settings.network == "medium",
+        "distilled here": name == "efficientad" and settings.distilled,
+        "penalty: on drawn images": name == "efficientad" and settings.penalty == "drawn",
+        "penalty: none": name == "efficientad" and settings.penalty == "none",
+        "as in the paper's tables": name == "efficientad" and settings.padding,
+        "have zeros around them": name == "efficientad" and not settings.padding and settings.border == "zeros",
+        "have their outermost values": name == "efficientad" and not settings.padding and settings.border == "nearest",
+        "by least squares after": name == "efficientad" and settings.solved,
+        "of each image by itself": name == "efficientad" and settings.batch_size > 1,
         "the first fiftieth": name == "dinomaly" and settings.schedule == "warm_cosine" and settings.steps != 5000,
         "on one grid, side by side": name == "dinomaly" and not settings.teacher.startswith("dinov2"),
         "drawn by the seed": name == "patchcore" and settings.coreset < 1,
@@ -581,12 +630,14 @@ def inert(name: str, settings: Any, field: str, value: object) -> bool:
         return True
     if name in YARDSTICKS:
         return field in (*LOOPS, *unused(name, settings))
+    if name == "efficientad" and field in unused(name, settings):
+        return True
     return (
         (field == "momentum" and settings.optimiser != "sgd")
         or (field == "betas" and settings.optimiser == "sgd")
         or (field == "epochs" and (settings.steps is not None or {settings.epochs, value} <= {100, 200}))
         or (field == "norm_momentum" and (value or 0.1) == momentum_of_norms(name, settings))
-        or (field == "norm_momentum" and name in ("stad", "dinomaly"))  # they have no batch norms
+        or (field == "norm_momentum" and name in ("stad", "efficientad", "dinomaly"))  # they have no batch norms
         or (name == "dinomaly" and field == "strides" and settings.teacher.startswith("dinov2"))  # it has one grid
         or (field == "detach" and settings.fed_by == "teacher")
         or (field == "smooth_noise" and settings.saliency != "smooth_grad")
@@ -663,6 +714,16 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
         ("ast:", {"inputs": "depth"}, "in units of 1/4 of the highest", "backbone"),
         ("ast:mean", {}, "image score: the map's mean", "maximum;"),
         ("ast:", {"teacher": "resnet18", "strides": (8,)}, "backbone: resnet18 at stride 8 (paper", "Lite0"),
+        (
+            "efficientad:",
+            {},
+            "descriptor: distilled here, on normal and drawn images, in a share of 0.35",
+            "60000 steps,",
+        ),
+        ("efficientad:small", {}, "the small one", "distilled"),
+        ("efficientad:medium", {}, "the medium one", "network: "),
+        ("efficientad:penalised", {}, "penalty: on drawn images (paper: images of ImageNet)", "penalty: none"),
+        ("efficientad:padded", {}, "padding: as in the paper's tables", "around them"),
         ("eca_mskdad:", {}, "rel_mode: normalised_mean (eq. 15 to 18: literal)", "read as"),
         ("eca_mskdad:score_loss", {}, "maps of 32, 16, 8 px", "score: "),
         ("eca_mskdad:figure_size", {}, "maps of 64, 32, 16 px", "maps of 32"),
@@ -688,6 +749,7 @@ def test_paper_presets_depart_only_where_their_pages_say_so() -> None:
         "stad": ["crops"],
         "destseg": ["textures", "turning"],
         "ast": ["backbone"],
+        "efficientad": ["penalty"],
         "eca_mskdad": ["rel_mode", "score"],
         "dskd": [],
         "bmkd": [],

