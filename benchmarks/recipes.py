@@ -27,8 +27,13 @@ QUICK: Candidates = {
     "eca_mskdad": ({}, {"learning_rate": 0.2}, {"learning_rate": 0.8}),
     "dskd": ({}, {"learning_rate": 0.0025}, {"learning_rate": 0.01}),
     "bmkd": ({}, {"learning_rate": 0.0025}, {"learning_rate": 0.01}),
+    "dinomaly": ({}, {"learning_rate": 0.002}, {"learning_rate": 0.004}),
     "mkd": ({}, {"learning_rate": 0.001}, {"scored": 3}, {"value_weight": 0.5}),
     "fractalad": ({}, {"learning_rate": 0.001}, {"kd": True, "weight_decay": 0.001}),
+    "efficientad": ({}, {"hard": 0.0}, {"distilling": 0.2}, {"hard": 0.0, "distilling": 0.2}),
+    "stad": ({}, {"width": 16, "steps": 60}),
+    "destseg": ({}, {"learning_rate": 0.001}),
+    "ast": ({}, {"learning_rate": 0.005}),
 }
 STANDARD: Candidates = {
     "stfpm": ({}, {"learning_rate": 0.4}),

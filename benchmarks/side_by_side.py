@@ -4,10 +4,13 @@
     python benchmarks/side_by_side.py --busy 1                         # and all of it once more beside a busy core
     python benchmarks/side_by_side.py -- -m stfpm -c gear --steps 5    # other jobs: what follows `--` goes to `run`
 
-Each way is a process of its own, from its start to its exit, in a results folder of its own; the data are drawn and the
-caches filled before by a dry run. The old way is `--workers 1 --threads CORES`: one process, all cores as threads. The
-default computes with one thread per job; `one at a time` is the same jobs with one thread and one after another, whose
-accuracies must be those of the default to the last digit, which is checked. Needs the machine for itself.
+Each way is a process of its own, from its start to its exit, in a results folder of its own; the data are drawn and
+the caches filled before by a dry run. The old way is `--workers 1 --threads CORES --time-every-job`: one process, all
+cores as threads, and the speed of every job timed beside its accuracy; without the timing it is listed too, so that
+one sees what each of the two costs. The default computes with one thread per job and times each configuration once,
+alone; `one at a time` is the same jobs with one thread and one after another, whose accuracies must be those of the
+default to the last digit, which is checked. `accuracy alone` is the default without any timing: what is above it is
+the price of the speed figures. Needs the machine for itself.
 """
 
 from __future__ import annotations
@@ -30,12 +33,23 @@ RUN = [sys.executable, "-m", "kdad_bench", "run"]
 FIGURES = ("image_auroc", "pixel_auroc", "aupro_30", "image_scores", "losses")
 
 
+DEFAULT, ALONE = "default: side by side", "one at a time, one thread"
+
+
 def ways(cores: int) -> dict[str, list[str]]:
     """Name -> options."""
     return {
-        "old way: one process, all cores as threads": ["--workers", "1", "--threads", str(cores)],
-        "default: side by side": [],
-        "one at a time, one thread": ["--workers", "1"],
+        "old way: one process, all cores as threads, every job timed": [
+            "--workers",
+            "1",
+            "--threads",
+            str(cores),
+            "--time-every-job",
+        ],
+        "old way, each configuration timed once": ["--workers", "1", "--threads", str(cores)],
+        DEFAULT: [],
+        ALONE: ["--workers", "1"],
+        "accuracy alone: side by side, nothing timed": ["--no-measure-speed"],
     }
 
 
@@ -71,12 +85,12 @@ def measured(chosen: list[str], repeats: int, beside: int, cores: int) -> dict[s
     took: dict[str, list[float]] = {name: [] for name in ways(cores)}
     with busy(beside):
         for _ in range(repeats):
-            found = []
+            found = {}
             for name, options in ways(cores).items():
                 with tempfile.TemporaryDirectory(prefix="kdad-side-by-side-") as folder:
                     took[name].append(seconds_of([*chosen, *options], Path(folder)))
-                    found.append(figures(Path(folder)))
-            if found[1] != found[2]:
+                    found[name] = figures(Path(folder))
+            if found[DEFAULT] != found[ALONE]:
                 raise SystemExit("the figures depend on how many jobs run side by side")
     return {name: statistics.median(values) for name, values in took.items()}
 

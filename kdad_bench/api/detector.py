@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -17,17 +17,18 @@ from torch import Tensor
 from kdad_bench.api.images import Images
 from kdad_bench.api.keywords import fields_of, said_as_keywords
 from kdad_bench.datasets import SQUASH, DatasetError, held_out
-from kdad_bench.harness import decision
+from kdad_bench.harness import decision, exported
 from kdad_bench.harness.choices import PRESETS, SelectionError, method_choice
-from kdad_bench.harness.decision import Decision, least_rate
+from kdad_bench.harness.decision import Decision, floor_of, least_rate, shortfall, supported
 from kdad_bench.harness.job import TeacherWeights
 from kdad_bench.harness.lone_batch import left, refuse_a_lone_batch
 from kdad_bench.harness.options import options_from
 from kdad_bench.harness.plan import configurations_of
 from kdad_bench.harness.run import built
-from kdad_bench.harness.scoring import ScoreError, decision_from, finite, score_all
-from kdad_bench.harness.selection import Selection, device_from, selected_for
+from kdad_bench.harness.scoring import ScoreError, Scorer, decision_from, finite, score_all
+from kdad_bench.harness.selection import Selection, selected_for
 from kdad_bench.harness.teachers import weights_for, with_teachers_at_hand
+from kdad_bench.harness.trust import notes_on
 from kdad_bench.harness.view import refuse_what_cannot_be_seen
 from kdad_bench.harness.windows import windowed, windows_of
 from kdad_bench.methods import checkpoint
@@ -52,7 +53,7 @@ class Prediction(NamedTuple):
 class Fitted:
     """What was learnt, and the scores that a threshold comes from."""
 
-    method: Method
+    method: Scorer  # a method, or a graph that one was exported as
     decision: Decision
 
 
@@ -122,6 +123,7 @@ class Detector:
         Raises ImagesError, SelectionError or DatasetError (ValueErrors) before anything is trained, WeightsError
         without the teacher's weights.
         """
+        self._refuse_a_graph("fitted: it learns nothing; make a new Detector")
         given = Images(images)
         with said_as_keywords(method="method"):
             fit, apart = self._split(len(given))
@@ -132,9 +134,8 @@ class Detector:
         learnt, held = self._brought_to_size(given, fit, apart)
         method = windowed(built(self.method, self.settings, weights, self.device), self.view, self.resolution)
         method.fit(learnt, Fitting(log=ignore_step if log is None else told(log)))
-        kept = decision_from(
-            method, held, self.method, category=NO_CATEGORY, resolution=self.resolution, view=self.view
-        )
+        unseen = score_all(method, held, self.method) if len(held) else None
+        kept = decision_from(unseen, category=NO_CATEGORY, resolution=self.resolution, view=self.view)
         self._fitted = Fitted(method, kept)
         return self
 
@@ -173,6 +174,18 @@ class Detector:
         return kept.threshold(self.false_alarms)
 
     @property
+    def false_alarm_floor_(self) -> float | None:
+        """The smallest false-alarm rate that n held-out normals can support, 1/(n + 1); None without any."""
+        count = len(self._learnt().decision.normal_scores)
+        return floor_of(count) if count else None
+
+    @property
+    def threshold_notes_(self) -> tuple[str, ...]:
+        """What to know of the threshold, in words: what it can promise and, for a model of `run --save-models`, what
+        was seen of false alarms on the normal test images and whether they differ from the held-out ones."""
+        return notes_on(self._learnt().decision, self.threshold_, self.false_alarms)
+
+    @property
     def normal_scores_(self) -> NDArray[np.float64]:
         """The scores of the held-out normals, ascending."""
         return np.array(self._learnt().decision.normal_scores)
@@ -183,7 +196,8 @@ class Detector:
         `Detector.load` and `kdad-bench predict` read them. Raises NotFitted, and OSError where that cannot be written.
         """
         fitted, place = self._learnt(), Path(folder).expanduser()
-        checkpoint.save(self.method, getattr(fitted.method, "inner", fitted.method), place)
+        self._refuse_a_graph("saved again; copy its folder")
+        checkpoint.save(self.method, cast(Method, getattr(fitted.method, "inner", fitted.method)), place)
         fitted.decision.write(place)
         return place
 
@@ -196,22 +210,28 @@ class Detector:
         device: str = "auto",
         false_alarms: float = 0.1,
     ) -> Detector:
-        """The detector that `save` or `run --save-models` wrote into the folder `model`.
+        """The detector that `save`, `run --save-models` or `kdad-bench export` wrote into the folder `model`.
 
         `method` is the file of its method, where it is in one: code is never loaded because a model names it.
-        Raises ModelError or DecisionError (ValueErrors) for files that are missing, damaged or not of one save.
+        An exported one runs its graph, on the CPU, and can neither be fitted nor saved; its `settings` are a dict.
+        Raises ModelError or DecisionError (ValueErrors) for files that are missing, damaged, of another version or not
+        of one save, and for a runtime that is not installed.
         """
         folder = Path(model).expanduser()
         with said_as_keywords(method="method"):
-            where = device_from(device)
             if method is not None:
                 method_choice(os.fspath(method))
-            name, loaded = checkpoint.load(folder, torch.device(where))
-            kept = decision.read(folder)
-        found = cls(name, device=where, resolution=kept.resolution, fit=kept.fit, tile=kept.tile, overlap=kept.overlap,
-                    seed=loaded.settings.seed, false_alarms=false_alarms)  # fmt: skip
-        found.settings = loaded.settings
-        found._fitted = Fitted(windowed(loaded, found.view, found.resolution), kept)
+            name, scorer, kept, where = exported.opened(folder, device)
+            if isinstance(scorer, exported.ExportedModel):
+                settings: Any = exported.read(folder).settings
+                seed = settings["seed"]
+            else:
+                settings = scorer.settings  # type: ignore[attr-defined]  # a method's
+                seed = settings.seed
+        found = cls(name, device=str(where), resolution=kept.resolution, fit=kept.fit, tile=kept.tile,
+                    overlap=kept.overlap, seed=seed, false_alarms=false_alarms)  # fmt: skip
+        seen = windowed(cast(Method, scorer), found.view, found.resolution)  # no graph: `opened` sees to it
+        found.settings, found._fitted = settings, Fitted(seen, kept)
         return found
 
     def __repr__(self) -> str:
@@ -219,6 +239,11 @@ class Detector:
         state = "fitted" if self._fitted else "not fitted"
         seen = f", {self.view.label}" if self.view.label else ""
         return f"Detector({name!r}, device={str(self.device)!r}, resolution={self.resolution}{seen}), {state}"
+
+    def _refuse_a_graph(self, what: str) -> None:
+        """Raises SelectionError where this is an exported graph, which cannot be `what`."""
+        if self._fitted is not None and isinstance(self._fitted.method, exported.ExportedModel):
+            raise SelectionError(f"{self!r}: an exported graph cannot be {what}")
 
     def _split(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Indices to learn from and to hold out; raises where the threshold could not keep its promise."""
@@ -290,11 +315,10 @@ def share(name: str, value: Any, *, least_is_open: bool) -> float:
 
 def refuse_too_few(count: int, rate: float, of: str = "") -> None:
     """Raises DecisionError where `count` held-out normals cannot promise a false-alarm rate."""
-    least = least_rate(count)
-    if rate < least:
+    if not supported(count, rate):
         raise decision.DecisionError(
-            f"{count} held-out normals{of} cannot promise false_alarms={rate:g}; take false_alarms={least:g}, a larger "
-            "hold_out, more images, or hold_out=0 for no threshold"
+            f"{shortfall(count, rate, of)}; take false_alarms={least_rate(count):g}, a larger hold_out, "
+            "more images, or hold_out=0 for no threshold"
         )
 
 

@@ -70,7 +70,7 @@ class Results:
         self, first: str | Results, second: str | None = None, *, metrics: Sequence[str] | str = HEADLINE,
         tolerance: float = TOLERANCE,
     ) -> Comparison:  # fmt: skip
-        """What changed from `first` to `second`: two methods of these results, paired by category and seed.
+        """What changed from `first` to `second`: two methods of these results, paired by category, seed and image.
 
         With other Results as `first`, what changed from those to these, method by method. `metrics` are columns; a
         change of an accuracy up to `tolerance` is none. Raises NothingToCompare or ValueError in one line.
@@ -207,7 +207,17 @@ class Comparison(Sequence[Difference]):
         groups: dict[tuple[str, str], list[Difference]] = {}
         for one in self.differences:
             groups.setdefault((one.method, one.board), []).append(one)
-        heading = ("category", "metric", "verdict", "first", "second", "difference", "95 % interval", "seeds")
+        heading = (
+            "category",
+            "metric",
+            "verdict",
+            "first",
+            "second",
+            "difference",
+            "95 % interval",
+            "jobs",
+            "judged by",
+        )
         return tuple(
             Table(caption=f"{method}; {board}", heading=heading, lines=tuple(map(cells, members)))
             for (method, board), members in groups.items()
@@ -224,6 +234,14 @@ class Comparison(Sequence[Difference]):
 
 def cells(one: Difference) -> tuple[str, ...]:
     """One line of a comparison."""
-    around = "one seed" if one.low is None else f"[{one.low:+.4f}, {one.high:+.4f}]"
+    around = "none" if one.low is None else f"[{one.low:+.4f}, {one.high:+.4f}]"
     numbers = (f"{one.first:.4f}", f"{one.second:.4f}", f"{one.difference:+.4f}")
-    return (one.category, METRICS[one.metric].label, one.verdict, *numbers, around, str(one.pairs))
+    return (
+        one.category,
+        METRICS[one.metric].label,
+        one.verdict,
+        *numbers,
+        around,
+        str(one.pairs),
+        one.evidence or "tolerance alone",
+    )

@@ -25,6 +25,8 @@ COMMANDS = {
     "evaluate": ("kdad_bench.cli.evaluate:evaluate", "Judge anomaly maps that other code made."),
     "leaderboard": ("kdad_bench.cli.leaderboard:leaderboard", "Write the leaderboard of a results folder."),
     "compare": ("kdad_bench.cli.compare:compare", "Compare two methods or two results folders."),
+    "advise": ("kdad_bench.cli.advise:advise", "Which method for a folder of images, by existing rows."),
+    "audit": ("kdad_bench.cli.audit:audit", "Show what a choice on test images would have won."),
     "show": ("kdad_bench.cli.show:show", "Show everything about one job."),
     "logs": ("kdad_bench.cli.logs:logs", "Show the training log of one job."),
     "predict": ("kdad_bench.cli.predict:predict", "Score new images with a saved model."),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from kdad_bench.cli import BadInput, Number
-from kdad_bench.leaderboard.metric import HEADLINE, METRICS
+from kdad_bench.leaderboard.metric import ACCURACY, HEADLINE, METRICS
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
@@ -49,8 +50,9 @@ def compare(
 ) -> None:
     """Compare SECOND with FIRST: two methods (`stfpm rd4ad`, `stfpm stfpm:held_out`) or two results folders.
 
-    Jobs are paired by category and seed. A change is judged if it is larger than the tolerance and, with two seeds or
-    more, the 95 % interval of the difference excludes zero. Regressions come first. Exit code 1 if there are any.
+    Jobs are paired by category and seed, and as in the leaderboard by the scores of their images where the rows have
+    them, else by seeds alone. A change counts if it is larger than the tolerance and the 95 % interval of the
+    difference, where there is one, excludes zero. Regressions come first. Exit code 1 if there are any.
     """
     from kdad_bench.leaderboard import compare as comparison
     from kdad_bench.leaderboard.board import DRAWN
@@ -79,9 +81,28 @@ def compare(
             [one for one in found if everything or one.verdict != "same" or one.category.startswith("mean of ")]
             or found
         )
+        for words in _limits(found):
+            click.echo(f"\n{words}")
         better = sum(one.verdict == "better" for one in found)
         click.echo(f"\n{worse} worse, {better} better, {len(found) - worse - better} without a sure change")
     context.exit(1 if worse else 0)
+
+
+def _limits(found: list[Difference]) -> Iterator[str]:
+    """What the judgements do not rest on, a line for each kind."""
+    from kdad_bench.leaderboard.images import METRICS as IMAGE_METRICS  # loads numpy
+    from kdad_bench.leaderboard.spread import SEEDS
+
+    by_image = [one for one in found if one.metric in IMAGE_METRICS and one.verdict != "data differ"]
+    if any(one.evidence == SEEDS for one in by_image):
+        yield (
+            "Judged by seeds: these rows do not hold the scores of the same images on both sides (or hold too few), so "
+            "that other test images may turn the difference round."
+        )
+    if any(one.evidence == SEEDS and one.metric in ACCURACY for one in found if one not in by_image):
+        yield "Figures of pixels are judged by seeds: rows hold nothing of them for single images."
+    if any(not one.evidence and one.difference for one in found):
+        yield "Judged by the tolerance alone: one seed and no scores of images say nothing of chance."
 
 
 def _as_json(found: list[Difference]) -> str:
@@ -100,16 +121,18 @@ def _say(found: list[Difference]) -> None:
         groups.setdefault((one.board, one.method), []).append(one)
     for (board, method), members in groups.items():
         click.echo(f"\n{printable(method)}\n{printable(board)}")
-        lines = [("", "metric", "category", "first", "second", "difference", "95 % interval", "seeds")]
+        lines = [("", "metric", "category", "first", "second", "difference", "95 % interval", "jobs", "judged by")]
         for one in members:
-            around = "one seed" if one.low is None else f"[{one.low:+.4f}, {one.high:+.4f}]"
+            around = "none" if one.low is None else f"[{one.low:+.4f}, {one.high:+.4f}]"
             lines.append((
                 one.verdict if one.verdict != "same" else "", one.metric, one.category, f"{one.first:.4f}",
                 f"{one.second:.4f}", f"{one.difference:+.4f}", around, str(one.pairs),
+                one.evidence or "tolerance alone",
             ))  # fmt: skip
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
             cells = [
-                cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+                cell.rjust(w) if 3 <= i < 8 else cell.ljust(w)
+                for i, (cell, w) in enumerate(zip(line, widths, strict=True))
             ]
             click.echo(printable("  ".join(cells).rstrip()))

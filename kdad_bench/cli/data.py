@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import rich_click as click
 from click.shell_completion import CompletionItem
 
 from kdad_bench.cli import BadInput
+from kdad_bench.cli.amounts import Amounts
 
 if TYPE_CHECKING:
     from kdad_bench.datasets import Category, Entry
@@ -48,6 +48,8 @@ class DataSetName(click.ParamType[str]):
         """The name itself, if it is one of them."""
         from kdad_bench.datasets import DatasetError, named
 
+        if ctx is not None and ctx.resilient_parsing:  # Tab: a line that is not sent yet runs no file's code
+            return value
         try:
             value = named(value)[0]  # of a file, or of an installed package
         except DatasetError as error:
@@ -118,7 +120,7 @@ def fetch(
         if place is None:
             click.echo(f"{source.title}: {source.licence}\nMore about it: {source.page}", err=True)
             _accept(accept_license)
-            with _Progress() as shown:
+            with Amounts() as shown:
                 place = fetching.fetch(
                     source, out, url=url, archive=archive, sha256=sha256, keep=keep_archive, progress=shown
                 )
@@ -258,7 +260,7 @@ def generate(like: str, out: Path, names: tuple[str, ...], size: int | None, see
     began = time.perf_counter()
     try:
         total, drawn = stand_in.image_count(like, names), 0
-        with _Progress(unit="images") as shown:
+        with Amounts(unit="images") as shown:
 
             def done() -> None:
                 nonlocal drawn
@@ -269,40 +271,3 @@ def generate(like: str, out: Path, names: tuple[str, ...], size: int | None, see
     except (DatasetError, OSError) as error:
         raise BadInput(str(error)) from error
     click.echo(f"{place}: {total} images in {time.perf_counter() - began:.0f} s")
-
-
-class _Progress:
-    """Progress on stderr: a bar in a terminal, a line every ten seconds elsewhere."""
-
-    def __init__(self, unit: str = "bytes") -> None:
-        self._unit = unit
-        self._bar: Any = None
-        self._tasks: dict[str, Any] = {}
-        self._last = time.monotonic()
-
-    def __enter__(self) -> _Progress:
-        if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
-            from rich import progress
-            from rich.console import Console
-
-            amount = progress.DownloadColumn() if self._unit == "bytes" else progress.MofNCompleteColumn()
-            self._bar = progress.Progress(
-                "{task.description}", progress.BarColumn(), amount, progress.TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )  # fmt: skip
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def __call__(self, phase: str, done: int, total: int | None) -> None:
-        if self._bar is not None:
-            if phase not in self._tasks:
-                self._tasks[phase] = self._bar.add_task(phase, total=total)
-            self._bar.update(self._tasks[phase], completed=done, total=total)
-        elif time.monotonic() - self._last > 10:
-            self._last = time.monotonic()
-            share = f" of {total} ({done / total:.0%})" if total else ""
-            click.echo(f"{phase}: {done}{share} {self._unit}", err=True)

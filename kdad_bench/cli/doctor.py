@@ -121,7 +121,7 @@ def data_found(root: Path | None) -> Iterator[Finding]:
     if root is None:
         yield Finding("data", "note", "no KDAD_DATA and no --data-root: `run --all` takes the embedded synthetic data")
     elif not root.is_dir():
-        yield Finding("data", "missing", f"{root} is not a folder: set KDAD_DATA to the folder that holds mvtec_ad/")
+        yield Finding("data", "missing", f"{root} is not a folder: set KDAD_DATA to the folder that holds data sets")
     embedded = next(iter(datasets.entries(lambda one: one.drawn)))  # one of them shows that drawing works
     try:
         there = datasets.find(root) if root and root.is_dir() else []
@@ -140,15 +140,14 @@ def data_found(root: Path | None) -> Iterator[Finding]:
 
 def weights_found() -> Iterator[Finding]:
     """Teacher weights on this machine."""
-    from kdad_bench.methods.backbones.names import BACKBONES
+    from kdad_bench.methods.backbones.names import FACTS
     from kdad_bench.methods.backbones.weights import find_weights
 
-    for name in BACKBONES:
+    for name, facts in FACTS.items():
         path = find_weights(name)
         if path is None:
-            yield Finding(
-                f"teacher {name}", "note", "weights not here: downloaded at first use, or give --weights FILE"
-            )
+            remedy = "give" if facts.weights_from == "file" else "downloaded at first use, or give"
+            yield Finding(f"teacher {name}", "note", f"weights not here: {remedy} --weights FILE")
         else:
             yield Finding(f"teacher {name}", "ok", path.name)
 

@@ -29,7 +29,8 @@ def leaderboard(
 ) -> None:
     """Write leaderboard.md, .html, .parquet, .csv and .json of a results folder (a path or an fsspec URL).
 
-    Says how much of the spread of the figures is category, seed, image sample, number of threads and device.
+    Says how much of the spread of the figures is category, seed, image sample, and of number of threads and device
+    where jobs differ in these.
     """
     from kdad_bench.leaderboard import pages
     from kdad_bench.leaderboard.store import StoreError

@@ -121,11 +121,12 @@ def usable(names: Iterable[str], known: Callable[[str], bool]) -> list[str]:
 @list_.command()
 def teachers() -> None:
     """Teacher networks and whether their weights are on this machine."""
-    from kdad_bench.methods.backbones.names import BACKBONES
+    from kdad_bench.methods.backbones.names import FACTS
     from kdad_bench.methods.backbones.weights import find_weights
 
     table = Table("teacher", "weights")
-    for name in BACKBONES:
+    for name, facts in FACTS.items():
         path = find_weights(name)
-        table.add_row(name, str(path) if path else "not here: downloaded at first use, or --weights FILE")
+        remedy = "--weights FILE" if facts.weights_from == "file" else "downloaded at first use, or --weights FILE"
+        table.add_row(name, str(path) if path else f"not here: {remedy}")
     Console().print(table)

@@ -82,7 +82,8 @@ def show(found: Predictions, *, as_json: bool) -> None:
     elif found.images:
         for one in found.images:
             say(one)
-        click.echo(found.threshold_from, err=True)
+        for line in (found.threshold_from, *found.notes):
+            click.echo(line, err=True)
 
 
 def say(one: Prediction) -> None:

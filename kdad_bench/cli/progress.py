@@ -62,7 +62,9 @@ class Progress:
         self.done += 1
         self.bar.advance(self.task)
         if isinstance(ended, Row) and ended.status == "ok" and ended.total_seconds is not None:
-            remember(job, ended.total_seconds, ended.threads)
+            # where another job learnt the model the row has that one's seconds of training
+            learns = not job.together or ended.total_seconds >= (ended.train_seconds or 0.0)
+            remember(job, ended.total_seconds, ended.threads, learns=learns)
         self.console.print(f"[{self.done}/{self.total}] {line(job, ended)}", markup=False)
         if self.as_json:
             click.echo(json.dumps(summary(job, ended)))

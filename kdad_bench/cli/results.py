@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import errno
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from kdad_bench.cli import BadInput
-from kdad_bench.cli.parameters import LocalPath
+from kdad_bench.cli.parameters import LocalPath, MethodName
 from kdad_bench.leaderboard.text import printable
+
+if TYPE_CHECKING:
+    from kdad_bench.harness.upload import Submission
+
+OF_DRAWINGS = "of drawn images: no server takes it"
 
 
 @click.group(name="results")
@@ -122,10 +129,11 @@ def pack(folder: str, out: Path, maps: bool) -> None:
 @click.option("--sample", type=click.IntRange(min=0), default=8, show_default=True, help="Maps to score anew.")
 @click.option("--all", "everything", is_flag=True, help="Score all of its maps anew.")
 @click.option("--results", "beside", type=LocalPath(file_okay=False), help="Compare models and maps there, too.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 @click.pass_context
 def check(
     context: click.Context, file: Path, data_root: Path | None, datasets: tuple[str, ...], sample: int,
-    everything: bool, beside: Path | None,
+    everything: bool, beside: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Verify a FILE of `results pack`: hashes, rows, and a sample of its maps, scored anew where the data are at hand.
 
@@ -143,9 +151,103 @@ def check(
             found = look(file, asked)
     except (DatasetError, SubmissionError) as error:
         raise BadInput(str(error)) from error
+    if as_json:
+        click.echo(json.dumps({"file": printable(str(file)), **asdict(found), "sound": not found.problems}))
+        context.exit(1 if found.problems else 0)
     click.echo(printable(f"{file}: {found.jobs} jobs, {found.failed} failed; {found.derived} rows follow from scores"))
     for line in (*found.judged, *found.notes):
         click.echo(printable(line))
     for line in found.problems:
         click.echo(printable(line), err=True)
     context.exit(1 if found.problems else 0)
+
+
+@results.command()
+@click.argument("folder", required=False)
+@click.option("--check", "file", type=LocalPath(), help="Only examine this submission, a .tar.gz or a folder.")
+@click.option(
+    "--out", type=LocalPath(dir_okay=False), default="submission.tar.gz", show_default=True, help="File to write."
+)
+@click.option("--method", "-m", type=MethodName(), help="Whose models, where there are several.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of which seed.")
+@click.option("--preset", help="Of which preset, as the rows name it.")
+@click.option("--dataset", "-d", default="mvtec_ad_2", show_default=True, help="The data set, or a stand-in of it.")
+@click.option(
+    "--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Folder that holds data sets."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def submission(folder: str | None, file: Path | None, as_json: bool, **given: Any) -> None:
+    """Pack anomaly maps of the images without labels, as the evaluation server of MVTec AD 2 takes them.
+
+    The models that `run --save-models` kept in the results FOLDER score them: float16 TIFF files in the size of the
+    images, and PNG files of the pixels above mean + 3 standard deviations of the validation images. What is packed is
+    examined before it appears, whole. Exit code 2 for what the server would refuse: a line for each kind of fault.
+    """
+    from kdad_bench.datasets import DatasetError
+    from kdad_bench.harness.choices import SelectionError
+    from kdad_bench.harness.decision import DecisionError
+    from kdad_bench.harness.scoring import ScoreError
+    from kdad_bench.harness.upload_check import UploadError
+    from kdad_bench.leaderboard.store import StoreError
+    from kdad_bench.methods.checkpoint import ModelError
+
+    if (folder is None) == (file is None):
+        raise click.UsageError("give a results FOLDER to pack from, or --check FILE")
+    try:
+        if file is not None:
+            examine(file, given["dataset"], given["data_root"], as_json=as_json)
+        else:
+            told_of(packed(str(folder), given), as_json=as_json)
+    except (DatasetError, DecisionError, ModelError, ScoreError, SelectionError, StoreError, UploadError) as error:
+        raise BadInput(str(error)) from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise BadInput(f"{error.filename or given['out']}: {error.strerror}; choose another --out") from error
+
+
+def examine(file: Path, dataset: str, data_root: Path | None, *, as_json: bool) -> None:
+    """Say that a submission is sound: against the images of the data set where it is at hand, else as published."""
+    from kdad_bench import datasets
+    from kdad_bench.harness.upload_check import check as look
+
+    name = datasets.named(dataset)[0]
+    if name in datasets.DATASETS and (data_root is None or name not in datasets.find(data_root)):
+        one, found, against = datasets.entry(name), [], "the published numbers and sizes"
+    else:
+        place = datasets.located(dataset, data_root)
+        one, found, against = place.entry, datasets.categories(dataset, data_root), str(place.root)
+    there = look(file, one, found)
+    if as_json:
+        click.echo(json.dumps({"file": printable(str(file)), "sound": True, "against": against, **asdict(there)}))
+        return
+    click.echo(printable(f"{file}: {there.maps} maps and {there.thresholded} decisions, sound against {against}"))
+    if there.drawn:
+        click.echo(OF_DRAWINGS, err=True)
+    if not there.thresholded:
+        click.echo("without decisions the server measures nothing that needs a threshold", err=True)
+
+
+def packed(folder: str, given: dict[str, Any]) -> Submission:
+    """Pack, with the progress on stderr."""
+    from kdad_bench.cli.amounts import Amounts
+    from kdad_bench.harness.upload import Asked, submit
+
+    with Amounts(unit="maps") as shown:
+        return submit(Asked(results=folder, progress=lambda done, total: shown("score", done, total), **given))
+
+
+def told_of(made: Submission, *, as_json: bool) -> None:
+    """What was packed, and what its thresholds are worth."""
+    if as_json:
+        click.echo(json.dumps(asdict(made)))
+        return
+    for part in made.parts:
+        for line in part.lines:
+            click.echo(printable(line))
+    click.echo(printable(f"{made.out}: {made.maps} maps and as many decisions, {made.bytes / 1e6:.1f} MB"))
+    if made.drawn:
+        click.echo(OF_DRAWINGS)
+    else:
+        click.echo(f"submit it at {made.page}")

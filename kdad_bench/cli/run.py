@@ -163,6 +163,11 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
     metavar="NAME:LEVEL[,...]",
     help="Test images with brightness, contrast, blur, noise, jpeg, shift or rotation, level 1 to 5; `none`: as are.",
 )
+@click.option(
+    "--setting",
+    type=click.Choice(["single", "multi-class"]),
+    help="A model for each category, or one for all chosen categories of a data set.  [default: single]",
+)
 @click.option("--save-models", is_flag=True, help="Keep the trained models in models/ (for `predict`).")
 @click.option("--save-maps", is_flag=True, help="Keep the raw anomaly maps in maps/.")
 @click.option(
@@ -172,6 +177,15 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
     help="Measure speed anew, after the jobs, or not at all.  [default: what has no measurement yet]",
 )
 @click.option("--time-every-job", is_flag=True, help="Time each job as it runs, in place of one measurement alone.")
+@click.option(
+    "--audit", is_flag=True, help="Judge each training on its test set as it goes, in audits/; no row changes by it."
+)
+@click.option(
+    "--audit-every",
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help="So often.  [default: a twentieth of the training]",
+)
 @click.option("--tensorboard", is_flag=True, help="Loss terms as TensorBoard events (needs the tensorboard package).")
 def run(**given: Any) -> None:
     """Train and evaluate methods; every finished job leaves one row, and running again goes on where it stopped.
@@ -188,6 +202,7 @@ def run(**given: Any) -> None:
         console = console_for(options)
         found = agenda_of(options, console)
         if options.dry_run:
+            say_remarks(found, console)
             show_plan(found, options, console)
             return
         force = workforce(found.left, options)
@@ -254,16 +269,23 @@ def agenda_of(options: RunOptions, console: Console) -> Agenda:
     return agenda(options)
 
 
-def say_plan(found: Agenda, force: Workforce, console: Console) -> None:
-    """What lies in the data and is not used, a line each, and one line on what is about to happen."""
+def say_remarks(found: Agenda, console: Console) -> None:
+    """What lies in the data and is not used, or lacks, a line each."""
     for remark in found.remarks:
         console.print(remark, markup=False)
+
+
+def say_plan(found: Agenda, force: Workforce, console: Console) -> None:
+    """The remarks on the data, and one line on what is about to happen."""
+    say_remarks(found, console)
     methods = counted(len({job.name for job in found.jobs}), "method")
     places = {(job.category.dataset, job.category.name) for job in found.jobs}
     selection, skipped = found.selection, len(found.jobs) - len(found.left)
     categories, seeds = counted(len(places), "category"), counted(len(selection.seeds), "seed")
     points = f" x {counted(len(selection.axes), 'point')}" if len(selection.axes) > 1 else ""
     rest = f", {skipped} already finished" if skipped else ""
+    shared = len({job.training for job in found.jobs if job.together})
+    points += f", one model for the categories of a data set ({counted(shared, 'training')})" if shared else ""
     how = f", {force.text}" if force.text else ""
     console.print(
         f"{counted(len(found.jobs), 'job')}: {methods} x {categories} x {seeds}{points}, "
@@ -322,17 +344,21 @@ def show_plan(found: Agenda, options: RunOptions, console: Console) -> None:
         total = {"jobs": jobs, "to_run": left, "estimate_seconds": guess.seconds, "basis": guess.basis}
         click.echo(json.dumps({**total, "workers": guess.workers}))
         return
-    console.print(f"{jobs} jobs, {jobs - left} finished, {left} to run; {guess.text}", markup=False)
+    trainings = len({job.training for job in found.left if job.together})
+    shared = f" with {counted(trainings, 'shared model')}" if trainings else ""
+    console.print(f"{jobs} jobs, {jobs - left} finished, {left} to run{shared}; {guess.text}", markup=False)
 
 
 def expected(found: Agenda, options: RunOptions, console: Console) -> Estimate:
     """How long what is left should take; kinds of jobs that were never timed here are tried for a few seconds."""
+    from kdad_bench.harness import together
     from kdad_bench.harness.calibration import ALL_SECONDS, calibrations, unknown_kinds
     from kdad_bench.harness.estimate import estimate
     from kdad_bench.harness.workforce import START_SECONDS, workforce
 
     force = workforce(found.left, options)
-    unknown = len(unknown_kinds(found.left, force.threads))
+    learnt = {job.training for job in found.left if together.kept(job, found.work) is not None}
+    unknown = len(unknown_kinds(found.left, force.threads, learnt))
     if unknown:
         console.print(f"trying a few steps of {counted(unknown, 'kind')} of jobs, at most {ALL_SECONDS:.0f} s")
     return estimate(
@@ -340,7 +366,8 @@ def expected(found: Agenda, options: RunOptions, console: Console) -> Estimate:
         workers=max(1, force.workers),
         threads=force.threads,
         start_seconds=START_SECONDS if force.executor == "local" else 0.0,
-        calibrated=calibrations(found.left, force.threads),
+        calibrated=calibrations(found.left, force.threads, learnt),
+        learnt=learnt,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "run": (
         "teacher", "teacher_weights", "teacher_sha256", "resolution", "image_size", "steps", "batch_size", "precision",
         "data_fingerprint", "synthetic", "train_images", "test_images", "protocol_version",
-        "k_shot", "contamination", "corruption", "fit", "tile", "tile_overlap",
+        "k_shot", "contamination", "corruption", "setting", "weights_sha256", "fit", "tile", "tile_overlap",
     ),
     **{
         section: tuple(name for name, metric in MEASURED.items() if metric.section == section)
@@ -34,6 +34,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 WORDS = {
+    "learnt_together": "learnt together: the categories of its model, and the hash of the files of each",
     "readings": "readings: what no source settles, and what was chosen",
     "deviations": "deviations: what a source settles and this run does otherwise",
 }
@@ -46,6 +47,8 @@ BESIDE = {"picture": "pictures/{}.png", "log": "logs/{}.jsonl", "maps": "maps/{}
 @click.option("--json", "as_json", is_flag=True, help="The whole row as JSON on stdout, raw measurements included.")
 def show(job: str, results: str, as_json: bool) -> None:
     """Show everything about one JOB: its id, or the first digits of it."""
+    from kdad_bench.harness import trust
+
     row = the_row(job, results)
     if as_json:
         click.echo(json.dumps(row, indent=1, ensure_ascii=False, allow_nan=False))
@@ -56,11 +59,9 @@ def show(job: str, results: str, as_json: bool) -> None:
         click.echo(printable(f"reason: {row['reason']}"))
     for section, columns in SECTIONS.items():
         listed(section, {name: row[name] for name in columns if row[name] not in (None, "", [])})
+    listed_words("threshold: what can be trusted of one", trust.words_of(row))
     for name, title in WORDS.items():
-        if row[name]:
-            click.echo(f"\n{title}")
-        for text in row[name] or ():
-            click.echo(printable(f"  {text}"))
+        listed_words(title, row[name] or ())
     for name in ("settings", "environment"):
         listed(name, json.loads(row[name] or "{}"))
     curve = {point["batch"]: f"{point['images_per_second']:.1f}" for point in row["throughput"] or ()}
@@ -93,6 +94,14 @@ def listed(title: str, facts: Mapping[Any, Any]) -> None:
         click.echo(f"\n{title}")
     for name, value in facts.items():
         click.echo(printable(f"  {str(name).ljust(20)} {said(value)}"))
+
+
+def listed_words(title: str, texts: Sequence[str]) -> None:
+    """A section of lines, if there are any."""
+    if texts:
+        click.echo(f"\n{title}")
+    for text in texts:
+        click.echo(printable(f"  {text}"))
 
 
 def said(value: Any) -> str:

@@ -7,7 +7,15 @@ from kdad_bench.datasets.bundle import Data, load
 from kdad_bench.datasets.cache import fingerprint, sealed
 from kdad_bench.datasets.category import GOOD, MODALITIES, Category, DatasetError, Sample
 from kdad_bench.datasets.entry import Entry
-from kdad_bench.datasets.finding import canonical, categories, find, located, remarks_on, under_known_names
+from kdad_bench.datasets.finding import (
+    canonical,
+    categories,
+    category_names,
+    find,
+    located,
+    remarks_on,
+    under_known_names,
+)
 from kdad_bench.datasets.fitting import FITS, PAD, SHORT_SIDE, SQUASH, fitted
 from kdad_bench.datasets.loading import (
     TestSet,
@@ -37,6 +45,7 @@ __all__ = [
     "TestSet",
     "canonical",
     "categories",
+    "category_names",
     "entries",
     "entry",
     "find",

@@ -60,6 +60,7 @@ class Category:
     has_scans: bool = False  # True if a scan belongs to every image
     by_table: bool = False  # True if a table, and not the folder, says what each image is for
     saturation: Path | None = None  # MVTec LOCO's defects_config.json: the area at which a region counts as found
+    unlabelled: tuple[Path, ...] = field(default=(), compare=False)  # test images whose labels are not published
     remarks: tuple[str, ...] = field(default=(), compare=False)  # a line for each kind of thing that is not used
     code: str = ""  # SHA-256 of the code that sorted the files, where it is not this package's
     # relative name -> SHA-256 of each file as a plan saw it (`cache.sealed`); loading refuses a file that has changed

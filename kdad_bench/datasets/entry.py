@@ -54,6 +54,16 @@ class Counts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Upload:
+    """What a server evaluates where labels are not published: a map for each image, by its place in the data set."""
+
+    page: str  # where submissions are made
+    maps: str  # folder of anomaly maps, TIFF files of one channel of float16
+    thresholded: str  # folder of decisions by pixel, PNG files of 0 and 255; may be left out
+    splits: Mapping[str, str]  # folder of images without labels -> how names there end: NNN_<ending>
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """A data set: how it is called, read, found, fetched, checked and drawn."""
 
@@ -66,12 +76,14 @@ class Entry:
     takes_path: bool = False  # named as NAME:PATH
     takes_file: bool = False  # PATH may be a file
     drawn: Callable[[Sequence[str]], Path] | None = None  # draws categories (all if none) and returns their folder
+    drawn_names: tuple[str, ...] = ()  # the categories that `drawn` draws
     terms: str = ""  # what the licence asks for, shown before a download
     archive: Archive | None = None
     page: str = ""  # where a person can get it, if there is no archive that a program can fetch
     published: Mapping[str, Counts] = field(default_factory=dict)  # category -> what a complete copy holds
     closed: bool = False  # a tree with none of the published categories is another data set
     confirmed: bool = True  # whether every published number is; differences are notes where they are not
+    upload: Upload | None = None  # where a server evaluates the images without labels
     totals: Mapping[str, int] = field(default_factory=dict)  # numbers of all categories together, as in `Counts`
     subjects: Mapping[str, Subject | Solid] = field(default_factory=dict)  # category -> what its stand-in shows
     drawn_counts: Mapping[str, Counts] = field(default_factory=dict)  # of a stand-in, where they are not `published`

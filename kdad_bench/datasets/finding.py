@@ -13,7 +13,7 @@ from kdad_bench.datasets.entry import Entry, Layout
 from kdad_bench.datasets.listing import SHOWN, Unused, holds_images, is_folder, look, nested, remarks
 from kdad_bench.datasets.stand_in import PREFIX, marked
 from kdad_bench.datasets.survey import category_of
-from kdad_bench.datasets.table import code_of, entries, entry, known, named, spelling
+from kdad_bench.datasets.table import DATASETS, code_of, entries, entry, known, named, spelling
 
 
 class Place(NamedTuple):
@@ -87,15 +87,61 @@ def categories(
         raise DatasetError(f"modality '{modality}': must be one of {', '.join(MODALITIES)}")
     place = located(dataset, data_root, names)
     if modality not in place.entry.modalities:
-        raise DatasetError(f"modality '{modality}': {dataset} has no scans; use rgb, or mvtec_3d_ad")
+        having = ", ".join(map(spelling, entries(lambda one: modality in one.modalities).values()))
+        raise DatasetError(f"modality '{modality}': {dataset} has no scans; use rgb, or one of {having}")
     chosen = _chosen(place.name, list(place.categories), names)
     found = []
     for name in chosen:
         survey = place.layout.survey(place.categories[name])
         survey.name = name
         made = category_of(survey, place.name, synthetic=place.synthetic, modality=modality)
-        found.append(replace(made, code=code_of(place.entry.name)))
+        lacking = fewer_than_published(made, place.entry)
+        found.append(replace(made, code=code_of(place.entry.name), remarks=(*made.remarks, *lacking)))
     return found
+
+
+def category_names(dataset: str, data_root: Path | None) -> list[str]:
+    """The names of the categories of a data set in alphabetical order; which files they have is not looked at.
+
+    Raises DatasetError with one line if the data set is missing.
+    """
+    return list(located(dataset, data_root).categories)
+
+
+def fewer_than_published(category: Category, one: Entry) -> tuple[str, ...]:
+    """A line on a category that holds fewer images than the data set has: half an archive looks like a small one."""
+    counts = one.published.get(category.name.removeprefix(PREFIX))
+    if counts is None:
+        return ()
+    good = sum(not sample.label for sample in category.test)
+    there = {"train": len(category.train), "validation": len(category.validation), "test_good": good,
+             "test_anomalous": len(category.test) - good, "unlabelled": len(category.unlabelled)}  # fmt: skip
+    lacking = [
+        f"{count} of {wanted} {key.replace('_', ' ')} images"
+        for key, count in there.items()
+        if (wanted := getattr(counts, key)) is not None and count < wanted
+    ]
+    if not lacking:
+        return ()
+    return (
+        f"{category.root}: {', '.join(lacking)} of {one.title} are there: is it whole? `kdad-bench data verify` tells",
+    )
+
+
+def names_at_hand(dataset: str, data_root: Path | None) -> list[str]:
+    """The names of the categories of a data set as far as looking tells: no code is loaded, and nothing is drawn.
+
+    Empty for a data set from outside of this package, and for one that is not there.
+    """
+    name = dataset.partition(":")[0]
+    if name in DATASETS and entry(name).drawn is not None:
+        return list(entry(name).drawn_names)
+    try:
+        if name not in DATASETS and (data_root is None or not marked(expanded(data_root) / name)):
+            return []
+        return list(located(dataset, data_root).categories)
+    except DatasetError:
+        return []
 
 
 def located(dataset: str, data_root: Path | None, names: Sequence[str] = ()) -> Place:
@@ -147,9 +193,24 @@ def _root(one: Entry, data_root: Path | None) -> Path:
         )
     root = root_of(one, data_root)
     if root is None:
+        for place in (data_root / name for name in one.folders):
+            if is_folder(place):
+                raise DatasetError(_another(place, one))
         places = " or ".join(str(data_root / name) for name in one.folders[:2])
         raise DatasetError(f"{data_root}: no {one.name} there; put its categories in {places}, or fetch it")
     return root
+
+
+def _another(place: Path, one: Entry) -> str:
+    """What to say of a folder under the name of a data set in which no category has its layout."""
+    found = {name for other in entries().values() for layout in other.layouts for name in layout.categories(place)}
+    titles = [other.title for other in entries(lambda other: found & {*other.published}).values()]
+    about = f"{place}: no {one.name} there, the layout is {one.layouts[0].text}"
+    if not found:
+        return f"{about}; restore it, or fetch it again"
+    have = ", ".join(sorted(found)[:SHOWN])
+    other = titles[0] if titles else "another data set"
+    return f"{about}; is it {other} ({have})? move it under that name, or name it folder:{place}"
 
 
 def _place(name: str, root: Path, one: Entry) -> Place:

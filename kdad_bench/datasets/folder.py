@@ -12,7 +12,7 @@ from kdad_bench.datasets.visa import CLASSES
 
 FOLDER = Entry(
     name="folder",
-    title="any folder in the layout of MVTec AD or MVTec 3D-AD",
+    title="any folder in the layout of one of these data sets",
     licence="its own",
     layouts=(SCAN, PUBLIC, OK_KO, CLASSES, PLAIN),
     modalities=MODALITIES,

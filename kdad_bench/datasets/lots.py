@@ -47,7 +47,7 @@ def draw(category: Category, *, count: int | None, share: float | None, hold_out
         normals = np.sort(chosen[:count])
         return Lot(normals, normals[:0], np.arange(len(normals)))
     aside = set_aside(category, seed)
-    size = min(len(there), len(aside) * 10 // 4) if count is None else count  # at MOST_SHARE the last one is used
+    size = size_of(category, share=share, hold_out=hold_out, seed=seed) if count is None else count
     slipped = int(share * size + 0.5)
     if size < 1 or slipped > len(aside):
         raise DatasetError(
@@ -56,6 +56,12 @@ def draw(category: Category, *, count: int | None, share: float | None, hold_out
         )
     places = order(category, "places", size, seed)
     return Lot(chosen[slipped:size], aside[:slipped], np.concatenate([places[slipped:], places[:slipped]]))
+
+
+def size_of(category: Category, *, share: float | None, hold_out: float, seed: int) -> int:
+    """How many images a lot has that is not asked for a number: all, or what can be filled to MOST_SHARE."""
+    there = len(left_to_learn_from(category, hold_out, seed))
+    return there if share is None else min(there, len(set_aside(category, seed)) * 10 // 4)
 
 
 def left_to_learn_from(category: Category, hold_out: float, seed: int) -> Indices:

@@ -6,7 +6,7 @@ not published: those images are told, counted and not evaluated.
 
 from __future__ import annotations
 
-from kdad_bench.datasets.entry import Archive, Counts, Entry
+from kdad_bench.datasets.entry import Archive, Counts, Entry, Upload
 from kdad_bench.datasets.plain_layout import PlainLayout
 from kdad_bench.datasets.synthetic.embedded import Files, Split
 from kdad_bench.datasets.synthetic.solids import Solid
@@ -109,6 +109,12 @@ MVTEC_AD_2 = Entry(
     ),
     published=PUBLISHED,
     closed=True,
+    upload=Upload(
+        page="https://benchmark.mvtec.com",
+        maps="anomaly_images",
+        thresholded="anomaly_images_thresholded",
+        splits={"test_private": "regular", "test_private_mixed": "mixed"},
+    ),
     totals=TOTALS,
     subjects=SUBJECTS,
     drawn_counts={name: _counts(name, *(part[name] for part in _DRAWN)) for name in PRIVATE},

@@ -39,6 +39,12 @@ class ScanLayout:
         splits = {name: child(folder, name) for name in SPLITS}
         kinds = look(splits["test"]).folders
         found.has_masks = any(look(child(kind, "gt")).files for kind in kinds if not _is_good(kind))
+        marks = [place for kind in kinds if not _is_good(kind) and (place := child(kind, "gt")) is not None]
+        if marks and not found.has_masks:
+            found.faults.append(
+                f"{marks[0]}: not one mask that can be used; the layout is {self.text}; "
+                "mend it, or remove every gt folder to compute image metrics only"
+            )
         for name, split in splits.items():
             top = look(split)
             found.unused += [*top.unused, *(Unused(path, "not in a folder of a kind") for path in top.files)]

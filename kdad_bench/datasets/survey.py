@@ -58,7 +58,7 @@ def category_of(survey: Survey, dataset: str, *, synthetic: bool = False, modali
     if modality != "rgb" and survey.absent_scans:
         raise DatasetError(f"{survey.absent_scans[0]}: the scan is missing; restore it or use the modality rgb")
     if modality != "rgb" and not has_scans:
-        raise DatasetError(f"modality '{modality}': {dataset} has no scans; use rgb, or mvtec_3d_ad")
+        raise DatasetError(f"modality '{modality}': {dataset} has no scans; use rgb")
     return Category(
         dataset=dataset,
         name=survey.name,
@@ -72,6 +72,7 @@ def category_of(survey: Survey, dataset: str, *, synthetic: bool = False, modali
         has_scans=has_scans,
         by_table=survey.by_table,
         saturation=survey.saturation if survey.has_masks else None,
+        unlabelled=tuple(one.path for one in survey.unlabelled),
         remarks=tuple(map(printable, (*remarks(survey.unused), *remarks(survey.unlabelled), *survey.doubts))),
     )
 

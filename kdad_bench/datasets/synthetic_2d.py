@@ -24,4 +24,5 @@ SYNTHETIC = Entry(
     licence="Apache-2.0",
     layouts=(PLAIN,),
     drawn=DRAWN.draw,
+    drawn_names=tuple(DRAWN.subjects),
 )

@@ -29,4 +29,5 @@ SYNTHETIC_3D = Entry(
     layouts=(SCAN,),
     modalities=MODALITIES,
     drawn=DRAWN.draw,
+    drawn_names=tuple(DRAWN.subjects),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -13,9 +13,10 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from kdad_bench.harness.estimate import JOB_SECONDS, kind_of, known_seconds, planned_steps
+from kdad_bench.harness.estimate import JOB_SECONDS, kind_of, known_seconds, learning, planned_steps
 from kdad_bench.harness.giving_way import computing_with
 from kdad_bench.harness.job import Job
+from kdad_bench.harness.material import count_of
 from kdad_bench.harness.run import build, synchronise
 from kdad_bench.methods.protocol import Fitting, Method
 
@@ -28,36 +29,40 @@ class Enough(Exception):
     """Ends a training whose steps have been timed."""
 
 
-def calibrations(jobs: Sequence[Job], threads: int | None, seconds: float = ALL_SECONDS) -> dict[str, float]:
+def calibrations(
+    jobs: Sequence[Job], threads: int | None, learnt: Collection[str] = (), seconds: float = ALL_SECONDS
+) -> dict[str, float]:
     """kind -> expected seconds of one job, of the kinds among `jobs` never timed here, as far as `seconds` go.
 
-    A job that fails at once is of a kind without an estimate.
+    `learnt`: ids of trainings whose model is there. A job that fails at once is of a kind without an estimate.
     """
     found: dict[str, float] = {}
     ends = time.perf_counter() + seconds
     with computing_with(threads), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # noise is no data: what a method says of it is for nobody
-        for kind, job in unknown_kinds(jobs, threads).items():
+        for kind, (job, learns) in unknown_kinds(jobs, threads, learnt).items():
             if time.perf_counter() > ends:
                 break
             with suppress(Exception):  # methods raise what they like; the job itself will say it in its row
-                found[kind] = seconds_of(job)
+                found[kind] = seconds_of(job, learns=learns)
     return found
 
 
-def unknown_kinds(jobs: Sequence[Job], threads: int | None) -> dict[str, Job]:
-    """kind -> its first job, of kinds without a history."""
-    found: dict[str, Job] = {}
+def unknown_kinds(
+    jobs: Sequence[Job], threads: int | None, learnt: Collection[str] = ()
+) -> dict[str, tuple[Job, bool]]:
+    """kind -> (its first job, whether that learns), of kinds without a history."""
+    found: dict[str, tuple[Job, bool]] = {}
     timed = known_seconds()
-    for job in jobs:
-        kind = kind_of(job, threads)
+    for job, learns in learning(jobs, learnt):
+        kind = kind_of(job, threads, learns=learns)
         if kind not in timed:
-            found.setdefault(kind, job)
+            found.setdefault(kind, (job, learns))
     return found
 
 
-def seconds_of(job: Job) -> float:
-    """What the whole of `job` should take: building, learning, scoring, and what every job has."""
+def seconds_of(job: Job, *, learns: bool = True) -> float:
+    """What the whole of `job` should take: building, learning if it does, scoring, and what every job has."""
     began = time.perf_counter()
     small = replace(job, settings=replace(job.settings, batch_size=min(job.settings.batch_size, IMAGES)))
     channels = 3 * len(job.category.modality.split("+"))
@@ -65,7 +70,7 @@ def seconds_of(job: Job) -> float:
     method = build(small, images.device, images)
     built = time.perf_counter() - began
     fitting, scoring = fit_seconds(method, images, small, job), score_seconds(method, images)
-    return built + fitting + scoring * len(job.category.test) / IMAGES + JOB_SECONDS
+    return built + fitting * learns + scoring * len(job.category.test) / IMAGES + JOB_SECONDS
 
 
 def fit_seconds(method: Method, images: Tensor, small: Job, job: Job) -> float:
@@ -73,12 +78,12 @@ def fit_seconds(method: Method, images: Tensor, small: Job, job: Job) -> float:
     took, moments = timed_fit(method, images)
     if took < KIND_SECONDS / 3:
         took, moments = timed_fit(method, images)
-    share = len(job.category.train) / IMAGES
+    share = count_of(job) / IMAGES
     if not moments:  # it learns in no steps
         return took * share
     steps = [after - before for before, after in pairwise(moments)]
     step = median(steps) if steps else moments[0]
-    batch = min(job.settings.batch_size, len(job.category.train))
+    batch = min(job.settings.batch_size, count_of(job))
     steps_of_job: float = planned_steps(job) * step * batch / small.settings.batch_size
     return (moments[0] - min(step, moments[0])) * share + steps_of_job
 

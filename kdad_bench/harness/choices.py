@@ -34,6 +34,10 @@ PRESETS = {
 }
 
 
+MULTI_CLASS = "multi-class"  # the setting in which one model learns from several categories
+SETTINGS = ("single", MULTI_CLASS)
+
+
 def suggestion(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     """` (did you mean 'x'?)` for the closest known word, or nothing."""
     close = get_close_matches(word, list(known), n=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,6 +38,7 @@ class Decision:
     overlap: int | None = None  # of neighbouring windows, px; None: a quarter of one
     normal_scores: tuple[float, ...] = ()  # of held-out normals, ascending
     normal_map_peak: float | None = None  # the highest map value of held-out normals: colour scales reach at least that
+    test_normal_scores: tuple[float, ...] = ()  # of normal test images, ascending: to tell of a threshold, never for it
 
     def write(self, folder: Path) -> None:
         """Put it beside the model, whole."""
@@ -55,24 +57,59 @@ class Decision:
                 "the model has no held-out scores to fit a threshold on: "
                 "train with `run --save-models --hold-out 0.2`, or give --threshold or --normals"
             )
-        rank = rank_of(n, false_alarms)
-        if rank > n:
+        if not supported(n, false_alarms):
             raise DecisionError(
-                f"{n} held-out normals cannot promise a false-alarm rate of {false_alarms:g}; "
-                f"take --false-alarms {least_rate(n):g}, give --threshold or more --normals, "
-                "or train with a larger --hold-out"
+                f"{shortfall(n, false_alarms)}; take --false-alarms {least_rate(n):g}, give --threshold or more "
+                "--normals, or train with a larger --hold-out"
             )
-        return sorted(self.normal_scores)[max(rank, 1) - 1]
+        return sorted(self.normal_scores)[rank_of(n, false_alarms) - 1]
 
 
 def rank_of(count: int, false_alarms: float) -> int:
-    """Which of `count` held-out scores, from the smallest, is the threshold; more than `count` where none can be."""
-    return math.ceil((count + 1) * (1 - false_alarms))
+    """Which of `count` held-out scores, from the smallest, is the threshold; more than `count` where none can be.
+
+    The rate is taken as it is written, in decimals: 1 - 0.9 is one tenth here.
+    """
+    return max(1, math.ceil((count + 1) * (1 - Fraction(str(false_alarms)))))
+
+
+def supported(count: int, false_alarms: float) -> bool:
+    """Whether `count` held-out normals can promise a false-alarm rate."""
+    return rank_of(count, false_alarms) <= count
+
+
+def floor_of(count: int) -> float:
+    """The smallest false-alarm rate that `count` held-out normals can promise."""
+    return 1 / (count + 1)
+
+
+def needed_for(false_alarms: float) -> int:
+    """How many held-out normals a false-alarm rate takes."""
+    return math.ceil(1 / Fraction(str(false_alarms))) - 1
 
 
 def least_rate(count: int) -> float:
-    """The smallest false-alarm rate, in thousandths, that `count` held-out normals can promise."""
-    return math.ceil(1000 / (count + 1)) / 1000
+    """`floor_of`, rounded up to three digits: a rate to ask for."""
+    digits = 1 + len(str(count + 1))
+    return float(Fraction(math.ceil(Fraction(10**digits, count + 1)), 10**digits))
+
+
+def percent(share: float) -> str:
+    """A share as people read it: 5 %, 2.7 %."""
+    return f"{100 * share:.3g} %"
+
+
+def shortfall(count: int, false_alarms: float, of: str = "") -> str:
+    """Why `count` unseen normal images have no threshold for a rate, in words."""
+    return (
+        f"{images(count, 'unseen normal ')}{of} cannot support a {percent(false_alarms)} false-alarm rate, "
+        f"{percent(floor_of(count))} at best; {needed_for(false_alarms)} would"
+    )
+
+
+def images(count: int, kind: str = "") -> str:
+    """So many images, in words."""
+    return f"{count} {kind}image{'' if count == 1 else 's'}"
 
 
 def above(scores: NDArray[np.floating[Any]], limit: float) -> NDArray[np.bool_]:
@@ -113,6 +150,7 @@ class Written(BaseModel):
     overlap: int | None = Field(default=None, ge=0, le=MOST_SIDE)
     normal_scores: tuple[Score, ...]
     normal_map_peak: Score | None = None
+    test_normal_scores: tuple[Score, ...] = ()
 
     @property
     def decision(self) -> Decision:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import heapq
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
 from kdad_bench.files import CacheError, cache_folder, read_json, write_text_whole
 from kdad_bench.harness.job import Job
+from kdad_bench.harness.material import count_of
 
 KEPT = 10  # durations remembered per kind of job
 JOB_SECONDS = 1.0  # of any job, beside its training and scoring: reading, metrics, picture, row
@@ -42,15 +43,17 @@ def estimate(
     threads: int | None = None,
     start_seconds: float = 0.0,
     calibrated: Mapping[str, float] | None = None,
+    learnt: Collection[str] = (),
 ) -> Estimate:
     """What `jobs` should take, `workers` of them at a time in this order, each with `threads`.
 
     A job takes the median of this machine's earlier jobs of its kind, else what a calibration run found (`calibrated`,
-    kind -> seconds), else the mean of the others; with nothing at all there is no estimate.
+    kind -> seconds), else the mean of the others; with nothing at all there is no estimate. `learnt` are the ids of
+    trainings whose model is there.
     """
     if not jobs:
         return Estimate(0.0, "nothing to do")
-    kinds = [kind_of(job, threads) for job in jobs]
+    kinds = [kind_of(job, threads, learns=learns) for job, learns in learning(jobs, learnt)]
     timed, tried = known_seconds(), dict(calibrated or {})
     found = [timed.get(kind, tried.get(kind)) for kind in kinds]
     hits = [one for one in found if one is not None]
@@ -75,29 +78,43 @@ def makespan(seconds: Sequence[float], workers: int) -> float:
     return max(free)
 
 
-def rule_of_thumb(job: Job) -> float:
-    """Seconds of a job from its steps and the pixels of a batch: enough to choose how to run it, not to be told.
+def learning(jobs: Sequence[Job], learnt: Collection[str] = ()) -> Iterator[tuple[Job, bool]]:
+    """(job, whether it is the one that learns): of those that share a model the first, unless it is there already."""
+    seen = {*learnt}
+    for job in jobs:
+        yield job, job.training not in seen
+        if job.together:
+            seen.add(job.training)
+
+
+def rules_of_thumb(jobs: Sequence[Job]) -> list[float]:
+    """Seconds of each job from its steps and the pixels of a batch: enough to choose how to run it, not to be told.
 
     It is the same on every machine and day, so that the same command runs in the same way. A method without a teacher
     is taken to learn nothing in steps.
     """
+    return [rule_of_thumb(job) if learns else JOB_SECONDS for job, learns in learning(jobs)]
+
+
+def rule_of_thumb(job: Job) -> float:
+    """The same of a job that learns."""
     if job.weights is None:
         return JOB_SECONDS
-    batch = min(job.settings.batch_size, max(1, len(job.category.train)))
+    batch = min(job.settings.batch_size, max(1, count_of(job)))
     seconds: float = planned_steps(job) * batch * job.settings.image_size**2 * PIXEL_SECONDS
     return JOB_SECONDS + seconds
 
 
 def planned_steps(job: Job) -> int:
     """Optimiser steps of a job of a method that learns in steps."""
-    images = max(1, len(job.category.train))
+    images = max(1, count_of(job))
     per_epoch = ceil(images / min(job.settings.batch_size, images))
     return int(job.settings.steps or job.settings.epochs * per_epoch)
 
 
-def remember(job: Job, seconds: float, threads: int | None) -> None:
+def remember(job: Job, seconds: float, threads: int | None, *, learns: bool = True) -> None:
     """Add a duration to this machine's history; a cache folder that cannot be written only costs later estimates."""
-    history, kind = read_history(), kind_of(job, threads)
+    history, kind = read_history(), kind_of(job, threads, learns=learns)
     history[kind] = [*history.get(kind, []), round(seconds, 2)][-KEPT:]
     with contextlib.suppress(OSError, CacheError):
         write_text_whole(history_path(), json.dumps(history, indent=0))
@@ -127,11 +144,15 @@ def history_path() -> Path:
     return cache_folder() / "durations.json"
 
 
-def kind_of(job: Job, threads: int | None) -> str:
-    """Jobs of one kind take about as long: same method, budget, resolution, device, threads and amount of data."""
+def kind_of(job: Job, threads: int | None, *, learns: bool = True) -> str:
+    """Jobs of one kind take about as long: same method, budget, resolution, device, threads and amount of data.
+
+    A job whose model another one has learnt is of a kind of its own.
+    """
     device = job.device.partition(":")[0]
     where = f"{device}*{threads}" if device == "cpu" and threads else device
-    return f"{job.name}|{job.preset}|{job.resolution}|{where}|{job.category.dataset}"
+    judged = "" if learns else "|judged"
+    return f"{job.name}|{job.preset}|{job.resolution}|{where}|{job.category.dataset}{judged}"
 
 
 def duration(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import re
 from collections import Counter
@@ -30,7 +31,7 @@ from kdad_bench.harness.offers import Offer, OfferError, of_scores, offers
 from kdad_bench.harness.options import RunOptions
 from kdad_bench.harness.output import refuse_a_file, refuse_what_cannot_be_written
 from kdad_bench.harness.protocol import PROTOCOL, PROTOCOL_VERSION
-from kdad_bench.harness.selection import categories_of, refuse_urls_that_cannot_serve
+from kdad_bench.harness.selection import categories_of, category_names_of, refuse_urls_that_cannot_serve
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.row import EXTERNAL, Row
 from kdad_bench.metrics import available_cpus
@@ -138,7 +139,7 @@ def refuse_contradictions(asked: Asked) -> None:
 def matched_maps(asked: Asked) -> tuple[tuple[Matched, ...], list[str]]:
     """Each chosen category with a map for every image, and what is not used; raises EvaluationError if one has not."""
     chosen = categories_of(asked.options)
-    known = [one.name for one in categories_of(asked.options.model_copy(update={"categories": ()}))]
+    known = [name for names in category_names_of(asked.options).values() for name in names]
     try:
         offered = offers(asked.maps, known)
         given = tuple(of_scores(asked.scores, known)) if asked.scores else ()
@@ -158,7 +159,7 @@ def load(one: Matched, side: int, fit: str = SQUASH) -> Loaded:
     samples = one.category.test
     if not samples:
         raise EvaluationError([f"{one.label}: the category has no test images"])
-    own = {sample.path.resolve() for sample in samples}
+    own = {stamp for sample in samples if (stamp := whereabouts(sample.path)) is not None}
     shapes = shapes_of(one.category, side, fit)
     maps = np.zeros((len(samples), *map(max, zip(*shapes, strict=True))), np.float32)
 
@@ -191,14 +192,23 @@ def shapes_of(category: Category, side: int, fit: str) -> list[tuple[int, int]]:
     return [fitted(open_image(one.path).size, side, fit, one.path) for one in category.test]
 
 
-def values_of(offer: Offer, own: set[Path]) -> F32:
+def whereabouts(path: Path) -> tuple[int, int] | None:
+    """What tells a file from all others, however it is named; None where it cannot be asked."""
+    try:
+        about = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return about.st_dev, about.st_ino
+
+
+def values_of(offer: Offer, own: set[tuple[int, int]]) -> F32:
     """The map of an offer; raises MapError, also where its file is one of the images themselves."""
     if offer.array is not None:
         return plain(offer.array)
     assert offer.file is not None
     if offer.file.suffix.lower() not in (".png", ".tif", ".tiff"):
         return read_map(offer.file)
-    if offer.file.resolve() in own:
+    if whereabouts(offer.file) in own:
         raise MapError("is the test image itself; give the folder of the maps")
     return read_map(offer.file)
 
@@ -268,11 +278,13 @@ def judge(category: Category, loaded: Loaded, side: int, asked: Asked) -> Judged
     peaks = loaded.peaks()
     scores = peaks if loaded.scores is None else loaded.scores
     method = PREFIX + asked.name
-    figures = judged(scores, loaded.maps, peaks, test, category=category, resolution=side, method=method)
+    with ThreadPoolExecutor(1) as beside:  # the hash takes one core while the metrics do not fill the others
+        content = beside.submit(content_of, loaded)
+        figures = judged(scores, loaded.maps, peaks, test, category=category, resolution=side, method=method)
     data = datasets.fingerprint(sealed)
     commit, dirty = git_state()
     row = Row(
-        job_id=identity(category, loaded, data, asked),
+        job_id=identity(category, content.result(), data, asked),
         protocol_version=PROTOCOL_VERSION,
         method=method,
         title=f"{asked.name} (external)",
@@ -303,10 +315,15 @@ def judge(category: Category, loaded: Loaded, side: int, asked: Asked) -> Judged
     return Judged(row, picture(row, test, loaded, scores) if drawn else b"")
 
 
-def identity(category: Category, loaded: Loaded, data: str, asked: Asked) -> str:
-    """16 hex digits: the same maps of the same images judged by the same rules are the same job."""
+def content_of(loaded: Loaded) -> str:
+    """SHA-256 of the maps and of the image scores, 64 hex digits."""
     content = hashlib.sha256(loaded.maps.data)
     content.update(b"" if loaded.scores is None else loaded.scores.tobytes())
+    return content.hexdigest()
+
+
+def identity(category: Category, content: str, data: str, asked: Asked) -> str:
+    """16 hex digits: the same maps of the same images judged by the same rules are the same job."""
     facts: dict[str, Any] = {
         "kdad_bench": __version__,
         "protocol": PROTOCOL_VERSION,
@@ -317,7 +334,7 @@ def identity(category: Category, loaded: Loaded, data: str, asked: Asked) -> str
         "data": data,
         "seed": asked.seed,
         "resolution": asked.options.resolution or PROTOCOL.resolution,
-        "maps": content.hexdigest(),
+        "maps": content,
         **({"fit": asked.options.fit} if asked.options.fit != SQUASH else {}),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

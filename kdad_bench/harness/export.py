@@ -177,7 +177,10 @@ def refitted(source: Source, runner: Runner) -> Decision:
     if source.normals.held_out is None:
         return source.kept
     scores, maps = in_chunks(runner, np.ascontiguousarray(source.normals.held_out.pixels), 1)
-    return replace(source.kept, normal_scores=tuple(sorted(map(float, scores))), normal_map_peak=float(maps.max()))
+    return replace(
+        source.kept, normal_scores=tuple(sorted(map(float, scores))), normal_map_peak=float(maps.max()),
+        test_normal_scores=(),
+    )  # fmt: skip
 
 
 def certified(wanted: Wanted, source: Source, graph: Graph, runner: Runner, kept: Decision) -> Certificate:

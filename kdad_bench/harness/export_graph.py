@@ -117,9 +117,16 @@ def convolution_backward(
     upstream: Tensor, x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any,
     transposed: bool, output_padding: Any, groups: int, wanted: Any,
 ) -> tuple[Tensor | None, None, None]:  # fmt: skip
-    """The gradient to x alone, by the transposed convolution; NotImplemented leaves other requests as they are."""
+    """The gradient to x alone, by a convolution with turned weights, or by the transposed one where there are groups;
+    NotImplemented leaves other requests as they are.
+
+    OpenVINO runs a transposed convolution with the weights that it has packed for the convolution where both share
+    them and have as many inputs as outputs (2026.4: the answers are wrong): turned weights are others.
+    """
     if transposed or wanted[1] or wanted[2]:
         return NotImplemented  # type: ignore[no-any-return]
+    if groups == 1 and all(int(one) == 1 for one in dilation):
+        return by_turned_weights(upstream, x, weight, stride, padding), None, None
     sides = zip(x.shape[2:], upstream.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     rest = [
         int(have) - ((int(out) - 1) * step - 2 * pad + spread * (int(kernel) - 1) + 1)
@@ -127,6 +134,29 @@ def convolution_backward(
     ]
     found = torch.ops.aten.convolution(upstream, weight, None, stride, padding, dilation, True, rest, groups)
     return found, None, None
+
+
+def by_turned_weights(upstream: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any) -> Tensor:
+    """The gradient to x of its convolution: that of `upstream`, zeros between its pixels, with the turned weights."""
+    spread = upstream
+    if any(int(step) > 1 for step in stride):
+        count, channels, height, width = upstream.shape
+        down, across = map(int, stride)
+        spread = F.pad(upstream[:, :, :, None, :, None], (0, across - 1, 0, 0, 0, down - 1))
+        spread = spread.reshape(count, channels, height * down, width * across)
+    before = [int(kernel) - 1 - int(pad) for kernel, pad in zip(weight.shape[2:], padding, strict=True)]
+    after = [
+        int(want) - int(have) - first + int(kernel) - 1
+        for want, have, first, kernel in zip(x.shape[2:], spread.shape[2:], before, weight.shape[2:], strict=True)
+    ]
+    framed = F.pad(spread, (before[1], after[1], before[0], after[0]))
+    found: Tensor = torch.ops.aten.convolution(framed, turned(weight), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    return found
+
+
+def turned(weight: Tensor) -> Tensor:
+    """[O, I, h, w] -> [I, O, h, w], mirrored both ways."""
+    return weight.flip(2, 3).transpose(0, 1).contiguous()
 
 
 def max_pool_backward(

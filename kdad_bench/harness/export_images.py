@@ -14,6 +14,7 @@ from kdad_bench import datasets
 from kdad_bench.datasets import Category, DatasetError
 from kdad_bench.datasets.decoding import read_rgb
 from kdad_bench.datasets.photographs import photographs
+from kdad_bench.datasets.splits import FRACTION
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.decision import Decision
 from kdad_bench.leaderboard import store
@@ -53,9 +54,10 @@ def normals_of(model: Path, kept: Decision, data_root: Path | None) -> Normals:
         category = category_of(row.dataset, row.category, data_root)
         if datasets.fingerprint(category) != row.data_fingerprint:
             return Normals(None, None, f"{row.dataset}/{row.category}: other images than {model} learnt from")
-        if share is None or not kept.normal_scores:
+        if not kept.normal_scores or (share is None and not category.validation):
             return Normals(datasets.load_train(category, kept.resolution), None, f"{model}: has no held-out normals")
-        found = datasets.load_normals(category, kept.resolution, fraction=float(share[1]), seed=row.seed)
+        fraction = FRACTION if share is None else float(share[1])
+        found = datasets.load_normals(category, kept.resolution, fraction=fraction, seed=row.seed)
     except (DatasetError, SelectionError) as error:
         return Normals(None, None, str(error))
     names = tuple(f"held-out normal {k}" for k in range(len(found.held_out)))

@@ -7,14 +7,15 @@ import json
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdad_bench import __version__
 from kdad_bench.datasets import Category, fingerprint
 from kdad_bench.harness.axes import PLAIN, Axes, axes_of
+from kdad_bench.harness.choices import MULTI_CLASS
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
 from kdad_bench.harness.view import WHOLE, View, view_of
 from kdad_bench.methods import METHODS, outside
@@ -31,6 +32,19 @@ class TeacherWeights:
     sha256: str
     path: Path | None = None  # None: random weights, or weights that could not be had
     problem: str = ""  # why the weights could not be had; such a job becomes a failed row
+
+
+class Part(NamedTuple):
+    """One of the categories that one model learns from."""
+
+    category: Category
+    fingerprint: str
+
+
+def together_of(row: Mapping[str, Any]) -> dict[str, str]:
+    """category -> fingerprint of those that the model of a row has learnt from, where these are several."""
+    pairs = (one.rpartition("=") for one in row["learnt_together"] or ())
+    return {name: fingerprint for name, _, fingerprint in pairs}
 
 
 def id_of(identity: Mapping[str, Any]) -> str:
@@ -66,6 +80,7 @@ def id_of_row(row: Mapping[str, Any]) -> str:
         **({"code": row["code_sha256"]} if row["code_sha256"] else {}),
         **({"axes": axes.used} if axes.used else {}),
         **({"view": view.used} if view.used else {}),
+        **({"together": together_of(row)} if row["setting"] else {}),
     })  # fmt: skip
 
 
@@ -96,6 +111,7 @@ class Job:
     code: str = ""  # SHA-256 of a method's code that is not this package's
     axes: Axes = PLAIN
     view: View = WHOLE
+    together: tuple[Part, ...] = ()  # by name: one model learns from all of these; none: from `category` alone
     also_presets: tuple[str, ...] = ()  # other presets, written like `preset`, whose job is this very one
 
     @cached_property
@@ -120,12 +136,32 @@ class Job:
             **({"code": self.code} if self.code else {}),
             **({"axes": self.axes.used} if self.axes.used else {}),
             **({"view": self.view.used} if self.view.used else {}),
+            **({"together": {part.category.name: part.fingerprint for part in self.together}} if self.together else {}),
         }
 
     @cached_property
     def id(self) -> str:
         """16 hex digits of the SHA-256 of the canonical JSON of `identity`."""
         return id_of(self.identity)
+
+    @cached_property
+    def training(self) -> str:
+        """The id of what is learnt: the job's own, or one that the jobs share whose model is one."""
+        if not self.together:
+            return self.id
+        own = {name: value for name, value in self.identity.items() if name not in ("category", "data")}
+        return id_of(own)
+
+    @property
+    def siblings(self) -> tuple[Job, ...]:
+        """The jobs that share its model, itself among them."""
+        return tuple(replace(self, category=one, fingerprint=data) for one, data in self.together) or (self,)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """Which categories its model learns from, as columns of a row."""
+        learnt = tuple(f"{one.name}={data}" for one, data in self.together)
+        return {"setting": MULTI_CLASS if self.together else None, "learnt_together": learnt}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A job of a method from a file travels with the code: another process has to run that before its settings."""
@@ -147,6 +183,9 @@ class Job:
             "resizing": size != side and f"twice, file to {side} px to {size} px (papers: once)",
             "hold_out": share and f"{share:g} of the normals are kept from the method (papers: it learns from all)",
             "weights": self.weights.source == "random" and "random (papers: trained on ImageNet)",
+            "setting": self.together
+            and not self.settings.TOGETHER
+            and f"one model for {len(self.together)} categories (papers: one for each)",
         }
         own = (f"{subject}: {words}" for subject, words in said.items() if words)
         return (*self.settings.deviations, *own, *self.axes.deviations, *self.view.deviations)
@@ -156,7 +195,8 @@ class Job:
         """How people read this job: `stfpm synthetic/weave seed 0`."""
         modality = "" if self.category.modality == "rgb" else f" {self.category.modality}"
         point = "".join(f" {one}" for one in (self.axes.label, self.view.label) if one)
-        return f"{self.name} {self.category.dataset}/{self.category.name}{modality} seed {self.seed}{point}"
+        one = f" one model for {len(self.together)}" if self.together else ""
+        return f"{self.name} {self.category.dataset}/{self.category.name}{modality} seed {self.seed}{point}{one}"
 
     @property
     def name(self) -> str:

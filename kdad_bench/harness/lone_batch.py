@@ -43,7 +43,7 @@ def learnt_from(job: Job) -> int:
     """How many images the optimiser sees: neither those that the harness holds out nor those that the method does."""
     parts = single_modalities(job.category)
     lot = lot_of(job)
-    count = len(parts[0].train) if lot is None else len(lot.places)
+    count = len(parts[0].train) if lot is None else len(lot.places) * max(1, len(job.together))
     shares = [] if parts[0].validation or lot is not None else [job.hold_out or (FRACTION if len(parts) > 1 else 0.0)]
     return left(count, (*shares, getattr(job.settings, "held_out", 0.0)))
 

@@ -7,7 +7,7 @@ import logging
 import math
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -193,8 +193,12 @@ def of_png(path: Path) -> NDArray[Any]:
 
 
 def of_tiff(path: Path) -> NDArray[Any]:
-    """The first page of a TIFF file, one channel; not packed, or with deflate, whose size is known beforehand."""
-    data = read_bytes(path)
+    """The first page of a TIFF file."""
+    return tiff_of(read_bytes(path))
+
+
+def tiff_of(data: bytes) -> NDArray[Any]:
+    """The first page of a TIFF, one channel; not packed, or with deflate, whose size is known beforehand."""
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page: Any = file.pages.first
         shape, kind = tuple(page.shape), page.dtype
@@ -204,24 +208,51 @@ def of_tiff(path: Path) -> NDArray[Any]:
         if math.prod(shape) > MAX_PIXELS:
             raise MapError(f"says it holds {math.prod(shape)} pixels; {MAX_PIXELS} are the most")
         packing = int(page.compression)
+        stored = np.dtype(kind).newbyteorder(file.byteorder)
         if packing in DEFLATE:
-            refuse_swelling(page, data, np.dtype(kind).itemsize)
-        elif packing != 1:
+            pieces = unpacked(page, data, stored.itemsize)
+        elif packing == 1:
+            pieces = [memoryview(data)[start : start + size] for start, size in extents(page)]
+        else:
             raise MapError(f"is packed with {page.compression.name}; save it unpacked or with zlib")
-        found = np.asarray(page.asarray())
+        if pieces and [len(one) for one in pieces] == plain_strips(page, stored.itemsize):
+            whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            found = np.frombuffer(whole, stored).reshape(shape)
+        else:
+            found = np.asarray(page.asarray())
     if found.size != math.prod(shape):
         raise MapError(f"holds {found.size} values and says {math.prod(shape)}; write it again")
     return found
 
 
-def refuse_swelling(page: Any, data: bytes, item: int) -> None:
-    """Raises MapError if any piece of a packed page unpacks to more than a piece of its page can hold."""
+def extents(page: Any) -> Iterator[tuple[int, int]]:
+    """(start, size) in the file of each piece of a page."""
+    return zip(page.dataoffsets, page.databytecounts, strict=True)
+
+
+def unpacked(page: Any, data: bytes, item: int) -> list[bytes | memoryview]:
+    """The pieces of a packed page; raises MapError for one of more bytes than a piece of its page can hold."""
     most = math.prod(page.chunks) * item
     if most > MAX_PIXELS * item:
         raise MapError("is packed in pieces larger than any map; write it again")
-    for start, size in zip(page.dataoffsets, page.databytecounts, strict=True):
-        if len(zlib.decompressobj().decompress(data[start : start + size], most + 1)) > most:
+    pieces: list[bytes | memoryview] = []
+    for start, size in extents(page):
+        packed = zlib.decompressobj()
+        pieces.append(packed.decompress(data[start : start + size], most + 1))
+        if len(pieces[-1]) > most:
             raise MapError("unpacks to more than the size it states; write it again")
+        if not packed.eof:
+            raise MapError("is cut off or damaged; write it again")
+    return pieces
+
+
+def plain_strips(page: Any, item: int) -> list[int]:
+    """The bytes of each piece of a page whose pieces, one after the other, are its pixels row by row; else none."""
+    facts = (page.is_tiled, page.predictor, page.fillorder, page.samplesperpixel, page.imagedepth, page.bitspersample)
+    if facts != (False, 1, 1, 1, 1, 8 * item) or page.rowsperstrip < 1:
+        return []
+    starts = range(0, page.imagelength, page.rowsperstrip)
+    return [min(page.rowsperstrip, page.imagelength - first) * page.imagewidth * item for first in starts]
 
 
 READERS: Mapping[str, Callable[[Path], NDArray[Any]]] = {

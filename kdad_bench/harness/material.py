@@ -11,7 +11,7 @@ from kdad_bench import datasets
 from kdad_bench.datasets import Category, TestSet
 from kdad_bench.datasets.corruption import corrupted
 from kdad_bench.datasets.loading import Regions
-from kdad_bench.datasets.lots import Indices, Lot, draw, left_to_learn_from, set_aside
+from kdad_bench.datasets.lots import Indices, Lot, draw, left_to_learn_from, set_aside, size_of
 from kdad_bench.datasets.splits import FRACTION
 from kdad_bench.harness.axes import Axes
 from kdad_bench.harness.job import Job
@@ -20,14 +20,34 @@ from kdad_bench.harness.job import Job
 def lot_of(job: Job) -> Lot | None:
     """The lot that decides what `job` learns from; None where it learns from every normal image that is not held out.
 
-    Raises DatasetError in one line where there are too few images.
+    Where one model learns from several categories it is that of the job's own, with as many images as any has. Raises
+    DatasetError in one line where there are too few images.
+    """
+    axes, count = job.axes, of_each(job)
+    if count is None and axes.contamination is None:
+        return None
+    return draw(job.category, count=count, share=axes.contamination, hold_out=held_out_of(job), seed=job.seed)
+
+
+def of_each(job: Job) -> int | None:
+    """How many images of each category are learnt from; None where each has its own number.
+
+    Categories that are learnt together are balanced: the one that has the fewest decides.
     """
     axes = job.axes
-    if axes.train_images is None and axes.contamination is None:
-        return None
-    return draw(
-        job.category, count=axes.train_images, share=axes.contamination, hold_out=held_out_of(job), seed=job.seed
+    if axes.train_images is not None or not job.together:
+        return axes.train_images
+    return min(
+        size_of(one, share=axes.contamination, hold_out=held_out_of(job), seed=job.seed) for one, _ in job.together
     )
+
+
+def count_of(job: Job) -> int:
+    """How many images `job` learns from; raises DatasetError where there are too few."""
+    lot = lot_of(job)
+    if lot is None:
+        return len(left_to_learn_from(job.category, held_out_of(job), job.seed))
+    return len(lot.places) * max(1, len(job.together))
 
 
 def held_out_of(job: Job) -> float:

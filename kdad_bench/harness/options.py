@@ -17,6 +17,7 @@ from kdad_bench.harness.choices import (
     LEAST_SIDE,
     MOST_SIDE,
     PRESETS,
+    SETTINGS,
     SelectionError,
     method_choice,
     seeds_from,
@@ -87,6 +88,13 @@ def known_fit(value: str) -> str:
     return value
 
 
+def known_setting(value: str) -> str:
+    """`value` if it is a setting."""
+    if value not in SETTINGS:
+        raise ValueError(f"setting '{value}'{suggestion(value, SETTINGS)} is not one of {', '.join(SETTINGS)}")
+    return value
+
+
 Texts = Annotated[tuple[str, ...], BeforeValidator(tuple_of_texts)]
 Methods = Annotated[tuple[Annotated[tuple[str, str], BeforeValidator(method_of)], ...], BeforeValidator(tuple_of_texts)]
 Seeds = Annotated[tuple[int, ...], BeforeValidator(seeds_of)]
@@ -122,6 +130,7 @@ class RunTable(BaseModel):
     fit: Annotated[str, AfterValidator(known_fit)] = SQUASH
     tile: Side | None = None  # None: whole images
     overlap: Annotated[int, Field(ge=0, le=MOST_SIDE)] | None = None  # None: a quarter of a window
+    setting: Annotated[str, AfterValidator(known_setting)] = "single"
 
 
 class RunOptions(RunTable):
@@ -156,6 +165,8 @@ class RunOptions(RunTable):
     save_models: bool = False
     save_maps: bool = False
     tensorboard: bool = False
+    audit: bool = False
+    audit_every: Positive | None = None  # None: a twentieth of the training
     time_every_job: bool = False
     measure_speed: bool | None = None  # None: what has no measurement yet
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kdad_bench.files import sweep, write_whole
 from kdad_bench.harness.choices import SelectionError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kdad_bench.datasets import TestSet
     from kdad_bench.methods.protocol import Method, Scores
 
-BESIDE = ("checkpoints", "figures", "logs", "maps", "models", "pictures")  # folders of a results folder
+BESIDE = ("audits", "checkpoints", "figures", "logs", "maps", "models", "pictures")  # folders of a results folder
 ROW_BYTES = 1 << 16  # more than a row of a thousand images takes
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -35,6 +35,8 @@ class Work:
     save_models: bool = False  # the trained model per job under models/
     save_maps: bool = False  # the raw anomaly maps per job under maps/
     tensorboard: bool = False  # the loss terms as TensorBoard events under tensorboard/
+    audit: bool = False  # the curve of each training on its test set under audits/
+    audit_every: int | None = None  # steps between two points of it; None: a twentieth of the training
     checkpoint_every_seconds: float = 60.0
     time_every_job: bool = False  # each job times itself as it runs, in place of one measurement alone
 
@@ -58,6 +60,8 @@ def work_of(options: RunOptions) -> Work:
         save_models=options.save_models,
         save_maps=options.save_maps,
         tensorboard=options.tensorboard,
+        audit=options.audit,
+        audit_every=options.audit_every,
         checkpoint_every_seconds=options.checkpoint_every_seconds,
         time_every_job=options.time_every_job,
     )
@@ -71,7 +75,8 @@ def work_of(options: RunOptions) -> Work:
 
 def sweep_all(folder: Path) -> None:
     """Remove what killed runs left half written in a results folder and in what lies beside its rows."""
-    for place in (folder, *(folder / name for name in BESIDE), *(folder / "models").glob("*/")):
+    deeper = (place for name in ("models", "checkpoints") for place in (folder / name).glob("*/"))
+    for place in (folder, *(folder / name for name in BESIDE), *deeper):
         sweep(place)
 
 
@@ -97,6 +102,7 @@ def lacking(finished: Collection[str], work: Work) -> dict[str, int]:
     if work.beside is None:
         return {}
     asked = {"model": (work.save_models, "models/*-{}"), "map": (work.save_maps, "maps/{}.npz")}
+    asked["audit"] = (work.audit, "audits/{}.json")
     return {
         what: sum(not any(work.beside.glob(file.format(id))) for id in finished)
         for what, (wanted, file) in asked.items()
@@ -106,23 +112,23 @@ def lacking(finished: Collection[str], work: Work) -> dict[str, int]:
 
 def checkpoint_path(job: Job, work: Work) -> Path | None:
     """Where an unfinished training of `job` is kept; None when results go to a URL."""
-    return work.beside / "checkpoints" / f"{job.id}.pt" if work.beside else None
+    return work.beside / "checkpoints" / f"{job.training}.pt" if work.beside else None
 
 
 def checkpoints(job: Job, work: Work) -> list[Path]:
     """What is kept of an unfinished training of `job`: one file, or one per modality."""
     path = checkpoint_path(job, work)
-    return [] if path is None else sorted(path.parent.glob(f"{job.id}*.pt"))
+    return [] if path is None else sorted(path.parent.glob(f"{job.training}*.pt"))
 
 
-def keep_beside(job: Job, work: Work, method: Method, test: TestSet, scores: Scores, held_out: Any) -> None:
+def keep_beside(job: Job, work: Work, method: Method, test: TestSet, scores: Scores, unseen: Scores | None) -> None:
     """Write what was asked for beside the rows: contact sheet, model, raw maps. What cannot be is one warning each."""
     folder = work.beside
     if folder is None:
         return
     kept: dict[str, tuple[bool, Callable[[], object]]] = {
         "picture": (work.pictures, lambda: keep_picture(job, folder, test, scores)),
-        "model": (work.save_models, lambda: keep_model(job, folder, method, held_out)),
+        "model": (work.save_models, lambda: keep_model(job, folder, method, test, scores, unseen)),
         "maps": (work.save_maps, lambda: keep_maps(folder / "maps" / f"{job.id}.npz", scores, test.names)),
     }
     for what, (asked, keep) in kept.items():
@@ -145,23 +151,20 @@ def keep_picture(job: Job, folder: Path, test: TestSet, scores: Scores) -> None:
     )  # fmt: skip
 
 
-def keep_model(job: Job, folder: Path, method: Method, held_out: Any) -> None:
-    """The trained model of `job` in models/, with its scores of the held-out normals."""
-    import torch
-
+def keep_model(job: Job, folder: Path, method: Method, test: TestSet, scores: Scores, unseen: Scores | None) -> None:
+    """The trained model of `job` in models/, with its scores of the `unseen` normals and of the normal test images."""
     from kdad_bench.harness.scoring import decision_from
     from kdad_bench.methods.checkpoint import save
 
     place = folder / "models" / f"{job.name.replace(':', '-')}-{job.category.name}-s{job.seed}-{job.id}"
     save(job.method, getattr(method, "inner", method), place)
+    normal = scores.image.cpu().numpy()[~test.labels]
     decision_from(
-        method,
-        held_out,
-        job.name,
+        unseen,
         category=job.category.name,
         resolution=job.resolution,
         view=job.view,
-        device=torch.device(job.device),
+        test_normals=normal.tolist(),
     ).write(place)
 
 

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from kdad_bench.harness import together
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.output import Work, checkpoints, refuse_what_cannot_be_written
@@ -32,8 +33,11 @@ def perform(job: Job, work: Work) -> Row | NoResult | None:
             done = finished_row(job, work)
             if done is not None:
                 return done
-            with step_log(job, work) as log:
-                row = run(job, work, log)
+            with turn(job, work) as ours:
+                if not ours:
+                    return None
+                with step_log(job, work) as log:
+                    row = run(job, work, log)
             return kept(row, job, work)
     except Exception as error:
         reason = reason_of(error)
@@ -47,6 +51,7 @@ def kept(row: Row, job: Job, work: Work) -> Row | NoResult:
         with contextlib.suppress(OSError):  # a folder that is read-only by now
             for checkpoint in checkpoints(job, work):
                 checkpoint.unlink(missing_ok=True)
+            together.done(job, work)
     return ended
 
 
@@ -96,9 +101,24 @@ def claim(job: Job, work: Work) -> Iterator[bool]:
         refuse_what_cannot_be_written(work.beside)
     except SelectionError as error:
         raise store.StoreError(str(error)) from error
-    locks = work.beside / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    path = locks / f"{job.id}.lock"
+    with holding(work.beside / ".locks" / f"{job.id}.lock") as ours:
+        yield ours
+
+
+@contextlib.contextmanager
+def turn(job: Job, work: Work) -> Iterator[bool]:
+    """Hold the training of `job` where others wait for the same model; without one to learn there is no waiting."""
+    if not job.together or together.kept(job, work) is not None:
+        yield True
+        return
+    with holding(together.lock_of(job, work)) as ours:
+        yield ours
+
+
+@contextlib.contextmanager
+def holding(path: Path) -> Iterator[bool]:
+    """Whether the lock of the file `path` is ours while the block runs; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
     try:
         yield locked(descriptor)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,7 @@ def by_plain_pytorch(
     for sample in category.test:
         with watch.part("data"):
             image = Images((sample.path,), size)[0][None]
-            masks.append(read_mask(next(iter(sample.masks), None), size))
+            masks.append(read_masks(sample.masks, size))
         with watch.part("inference"):
             maps.append(anomaly_map(teacher, student, image, size))
         labels.append(sample.defect != "good")
@@ -173,12 +174,13 @@ def anomaly_map(teacher: torch.nn.Module, student: torch.nn.Module, image: Tenso
     return product[0, 0].numpy()
 
 
-def read_mask(path: Any, size: int) -> np.ndarray:
-    """A mask at `size`, nearest; all false for a good image."""
-    if path is None:
-        return np.zeros((size, size), bool)
-    with Image.open(path) as image:
-        return np.array(image.convert("L").resize((size, size), Image.Resampling.NEAREST)) > 0
+def read_masks(paths: Sequence[Path], size: int) -> np.ndarray:
+    """What any of an image's masks marks, at `size`, nearest; all false for a good image."""
+    marked = np.zeros((size, size), bool)
+    for path in paths:
+        with Image.open(path) as image:
+            marked |= np.array(image.convert("L").resize((size, size), Image.Resampling.NEAREST)) > 0
+    return marked
 
 
 def metrics(maps: np.ndarray, masks: np.ndarray, labels: np.ndarray) -> dict[str, float]:

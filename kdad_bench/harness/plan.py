@@ -7,10 +7,10 @@ from dataclasses import fields, replace
 from itertools import product
 from typing import Any
 
-from kdad_bench.datasets import fingerprint, sealed
+from kdad_bench.datasets import Category, fingerprint, sealed
 from kdad_bench.harness.axes import Axes, refuse_what_does_not_fit
-from kdad_bench.harness.choices import PRESETS, SelectionError, suggestion
-from kdad_bench.harness.job import Job, TeacherWeights
+from kdad_bench.harness.choices import MULTI_CLASS, PRESETS, SelectionError, suggestion
+from kdad_bench.harness.job import Job, Part, TeacherWeights, id_of
 from kdad_bench.harness.lone_batch import refuse_lone_batches
 from kdad_bench.harness.selection import Selection
 from kdad_bench.harness.view import refuse_what_cannot_be_seen
@@ -31,7 +31,8 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
     configurations = dict(configurations_of(selection))
     resolution = selection.resolution or PRESETS[selection.preset].resolution
     refuse_what_cannot_be_seen(selection.view, resolution, (method for method, _ in selection.methods))
-    categories = [(one, fingerprint(one)) for one in map(sealed, selection.categories)]
+    categories = [Part(one, fingerprint(one)) for one in map(sealed, selection.categories)]
+    together = together_of(selection, categories)
     for seed, axes in product(selection.seeds, selection.axes):
         for category, data in categories:
             refuse_what_does_not_fit(axes, category, selection.view.fit)
@@ -41,9 +42,9 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
                     variant=variant,
                     category=category,
                     seed=seed,
-                    preset=preset_label(selection, asked, axes),
+                    preset=preset_label(selection, asked, axes, together.get(category.dataset, ())),
                     resolution=resolution,
-                    settings=replace(settings, seed=seed),
+                    settings=suited(replace(settings, seed=seed), method, category),
                     weights=weights[settings.teacher] if needs_teacher else None,
                     device=selection.device,
                     deterministic=selection.deterministic,
@@ -52,14 +53,52 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
                     code=outside.ADDED[method].sha256 if method in outside.ADDED else "",
                     axes=axes,
                     view=selection.view,
+                    together=together.get(category.dataset, ()),
                     also_presets=tuple(
-                        preset_label(replace(selection, preset=name), asked, axes)
+                        preset_label(replace(selection, preset=name), asked, axes, together.get(category.dataset, ()))
                         for name in twins(method, selection.preset)
                     ),
                 )
                 refuse_lone_batches(job)
                 jobs.setdefault(job.id, job)
     return list(jobs.values())
+
+
+def together_of(selection: Selection, categories: Sequence[Part]) -> dict[str, tuple[Part, ...]]:
+    """data set -> the categories that one model learns from, by name; none where each has a model of its own.
+
+    Raises SelectionError for what cannot be learnt together.
+    """
+    if selection.setting != MULTI_CLASS:
+        return {}
+    for name, value in selection.view.used.items():
+        raise SelectionError(
+            f"--setting {MULTI_CLASS} is of images squeezed whole into squares: not with --{name} {value}; "
+            "leave one of the two out"
+        )
+    found: dict[str, list[Part]] = {}
+    for part in categories:
+        found.setdefault(part.category.dataset, []).append(part)
+        if part.category.modality != "rgb":
+            raise SelectionError(
+                f"--setting {MULTI_CLASS} is of photographs: not with --modality {part.category.modality}; "
+                "leave one of the two out"
+            )
+    for dataset, parts in found.items():
+        if len(parts) < 2:
+            raise SelectionError(
+                f"--setting {MULTI_CLASS}: one category alone of {dataset} ({parts[0].category.name}); choose two or "
+                "more of it, or leave the option out"
+            )
+    return {dataset: tuple(sorted(parts, key=lambda part: part.category.name)) for dataset, parts in found.items()}
+
+
+def suited(settings: Any, method: str, category: Category) -> Any:
+    """`settings` with the modality of `category`, where the method has a setting for it."""
+    from kdad_bench.methods import entry
+
+    name = entry(method).modality_setting
+    return replace(settings, **{name: category.modality}) if name else settings
 
 
 def teachers(selection: Selection) -> tuple[str, ...]:
@@ -101,6 +140,10 @@ def configurations_of(
         asked = {**shared, **(selection.method_overrides or {}).get(method, {})}
         if not found.needs_teacher:
             asked.pop("teacher", None)
+        if found.modality_setting in asked:
+            raise SelectionError(
+                f"method '{method}': '{found.modality_setting}' cannot be set: it follows from --modality"
+            )
         final = configured(settings, asked, f"method '{method}'")
         changed = {name: value for name, value in asked.items() if getattr(final, name) != getattr(settings, name)}
         yield (method, variant), (final, changed, found.needs_teacher)
@@ -118,10 +161,11 @@ def twins(method: str, preset: str) -> list[str]:
     ]
 
 
-def preset_label(selection: Selection, asked: Mapping[str, Any], axes: Axes) -> str:
+def preset_label(selection: Selection, asked: Mapping[str, Any], axes: Axes, together: Sequence[Part] = ()) -> str:
     """The preset, with overrides in brackets, so that a changed budget is never averaged with the preset's own.
 
     Only what the method takes stands there: a job that nothing changed is the preset's own, whatever it ran beside.
+    Categories that are learnt together stand there as their number and four digits that tell them from others.
     """
     parts = dict(asked)
     if selection.resolution and selection.resolution != PRESETS[selection.preset].resolution:
@@ -129,6 +173,9 @@ def preset_label(selection: Selection, asked: Mapping[str, Any], axes: Axes) -> 
     if selection.hold_out:
         parts["hold_out"] = selection.hold_out
     parts |= axes.used | selection.view.used
+    if together:
+        which = id_of({part.category.name: part.fingerprint for part in together})
+        parts["setting"] = f"{MULTI_CLASS}:{len(together)}:{which[:4]}"
     shown = {name: value for name, value in parts.items() if value is not None}
     if not shown:
         return selection.preset

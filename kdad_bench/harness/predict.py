@@ -23,12 +23,13 @@ from kdad_bench.datasets.decoding import as_rgb, open_image, read_rgb, reduced_r
 from kdad_bench.datasets.photographs import ANSWERS, Bad, drawn, photographs
 from kdad_bench.files import write_text_whole, write_whole
 from kdad_bench.harness.choices import SelectionError
-from kdad_bench.harness.decision import Decision
+from kdad_bench.harness.decision import Decision, floor_of
 from kdad_bench.harness.exported import opened
 from kdad_bench.harness.pictures import colours
 from kdad_bench.harness.scoring import BATCH_PIXELS, SCORE_BATCH, Scorer, as_images, finite, scored
+from kdad_bench.harness.trust import FALSE_ALARMS, notes_on
 from kdad_bench.harness.view import WHOLE, View
-from kdad_bench.harness.windows import Windowed
+from kdad_bench.harness.windows import windowed
 from kdad_bench.methods.protocol import Method
 
 OPACITY = 0.45  # of a map over its image
@@ -62,6 +63,8 @@ class Predictions:
     category: str
     threshold: float | None
     threshold_from: str
+    false_alarm_floor: float | None  # the smallest rate that the normals of the threshold support; None without any
+    notes: tuple[str, ...]  # what to know of the threshold, a line each
     images: tuple[Prediction, ...]
     failed: tuple[Failure, ...]
     not_used: tuple[str, ...]  # lines on what was found and is no photograph
@@ -103,9 +106,13 @@ class Judge:
             raise SelectionError(f"{', '.join(names)}: no photograph there; {' '.join(found.remarks)}")
         for bad in found.bad:
             self.fail(bad)
+        yield from self.each(found.files)
+
+    def each(self, files: Sequence[Path]) -> Iterator[Answer]:
+        """The answers to files, in batches whose memory is bounded; of many shapes one at a time."""
         batch = max(1, min(SCORE_BATCH, BATCH_PIXELS // self.resolution**2)) if self.view.plain else 1
-        for start in range(0, len(found.files), batch):
-            yield from self.batch(found.files[start : start + batch])
+        for start in range(0, len(files), batch):
+            yield from self.batch(files[start : start + batch])
 
     def batch(self, files: Sequence[Path]) -> Iterator[Answer]:
         """The answers to a few files."""
@@ -139,13 +146,24 @@ class Judge:
         self.failed.append(Failure(image=printable(str(bad.path)), reason=printable(bad.why)))
 
 
+def judge_of(model: Path, device: str) -> tuple[Judge, Decision]:
+    """A saved or exported model, which sees images as it did in its run, and its decision.
+
+    Raises ModelError, DecisionError or SelectionError, in one line.
+    """
+    name, method, kept, where = opened(model, device)
+    view = View(fit=kept.fit, tile=kept.tile, overlap=kept.overlap)
+    seen = windowed(cast(Method, method), view, kept.resolution)  # no graph with windows: `opened` sees to it
+    return Judge(name=name, method=seen, resolution=kept.resolution, device=where, view=view), kept
+
+
 def predict(
     model: Path,
     images: Sequence[str],
     *,
     threshold: float | None = None,
     normals: Path | None = None,
-    false_alarms: float = 0.1,
+    false_alarms: float = FALSE_ALARMS,
     out: Path | None = None,
     device: str = "auto",
 ) -> Predictions:
@@ -154,25 +172,23 @@ def predict(
     An image that cannot be read is among the `failed`, and the others are scored. Raises SelectionError, DecisionError,
     ModelError or ScoreError, each a ValueError of one line, and OSError for an `out` that cannot be written.
     """
-    name, method, kept, where = opened(model, device)
-    view = View(fit=kept.fit, tile=kept.tile, overlap=kept.overlap)
-    seen = (
-        method if view.plain else Windowed(cast(Method, method), view, kept.resolution)
-    )  # no graph: `opened` sees to it
-    judge = Judge(name=name, method=seen, resolution=kept.resolution, device=where, view=view)
+    judge, kept = judge_of(model, device)
     if normals is not None:
         kept = fitted(kept, judge, normals)
     limit, origin = threshold_of(kept, threshold, false_alarms)
+    unseen = len(kept.normal_scores)
     if out is None:
         found = [prediction(one, limit) for one in judge.answers(images)]
     else:
         found = drawn_over(judge, judge.answers(images), limit, kept.normal_map_peak or 0.0, out)
     result = Predictions(
         model=printable(str(model)),
-        method=name,
+        method=judge.name,
         category=printable(kept.category),
         threshold=limit,
         threshold_from=origin,
+        false_alarm_floor=floor_of(unseen) if unseen else None,
+        notes=notes_on(kept, limit, None if threshold is not None else false_alarms),
         images=tuple(found),
         failed=tuple(judge.failed),
         not_used=tuple(judge.not_used),
@@ -219,14 +235,17 @@ def next_map(maps: IO[bytes], shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def fitted(kept: Decision, judge: Judge, normals: Path) -> Decision:
-    """`kept` with the scores of other normal images; SelectionError if none of them can be scored."""
+    """`kept` with the scores of other normal images, to which its test images say nothing.
+
+    Raises SelectionError if none of them can be scored.
+    """
     scores, peak = [], 0.0
     for one in judge.answers([str(normals)]):
         scores.append(one.score)
         peak = max(peak, float(one.heat.max()))
     if not scores:
         raise SelectionError(judge.failed[0].reason)
-    return replace(kept, normal_scores=tuple(sorted(scores)), normal_map_peak=peak)
+    return replace(kept, normal_scores=tuple(sorted(scores)), normal_map_peak=peak, test_normal_scores=())
 
 
 def threshold_of(kept: Decision, given: float | None, false_alarms: float) -> tuple[float | None, str]:

@@ -10,17 +10,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kdad_bench import datasets
 from kdad_bench.datasets.splits import FRACTION
 from kdad_bench.files import let_go
-from kdad_bench.harness import clock
+from kdad_bench.harness import clock, together
+from kdad_bench.harness.audit import Audit
 from kdad_bench.harness.cost import cost_of
 from kdad_bench.harness.environment import describe, give_freed_memory_back, keep_freed_memory
 from kdad_bench.harness.job import Job, TeacherWeights
 from kdad_bench.harness.judging import judged
 from kdad_bench.harness.late_fusion import FusedModalities
 from kdad_bench.harness.material import (
+    count_of,
     held_out_of,
     judged_category,
     judged_on,
@@ -33,11 +36,13 @@ from kdad_bench.harness.protocol import PROTOCOL_VERSION
 from kdad_bench.harness.scoring import MOST_BYTES, as_images, batch_for, batch_invariance, let_go_of_scores, score_all
 from kdad_bench.harness.speed_key import speed_key
 from kdad_bench.harness.step_log import earlier_losses
+from kdad_bench.harness.together import Learnt
+from kdad_bench.harness.trust import figures_of, warn_of_a_difference
 from kdad_bench.harness.windows import all_windows, windowed
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods import entry
 from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
-from kdad_bench.methods.protocol import Fitting, Method
+from kdad_bench.methods.protocol import Fitting, Method, Scores
 from kdad_bench.methods.resizing import resized
 from kdad_bench.metrics import threshold_of
 
@@ -47,7 +52,10 @@ StepLog = Callable[[int, Mapping[str, float]], None]
 
 
 def run(job: Job, work: Work, log: StepLog) -> Row:
-    """Carry out `job` and return its row; raises whatever stops it. The test files are opened after the training."""
+    """Carry out `job` and return its row; raises whatever stops it.
+
+    The test files are opened after the training, unless `work` has it audited: then what they show is kept from it.
+    """
     began = time.perf_counter()
     torch.use_deterministic_algorithms(job.deterministic)
     keep_freed_memory()
@@ -58,22 +66,25 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         curve[step] = {**curve.get(step, {}), "step": step, **terms}
         log(step, terms)
 
+    audit = Audit(job, work, device, lambda: test_set(job))
     start = time.perf_counter()
-    fit, held_out = normals(job)
-    normal = learnable(job, squares(job, fit), device)
+    shared = together.kept(job, work)  # what was learnt with another category, where one model serves several
+    fit, held_out = normals(job, learning=shared is None)
     held_out = as_images(held_out, device) if job.view.plain else held_out
+    normal = learnable(job, squares(job, fit), device)
     data_seconds = time.perf_counter() - start
-    with clock.peak_memory(job.device) as peak:
-        method = build(job, device, held_out)
-        start = time.perf_counter()
-        method.fit(normal, Fitting(log=remember, checkpoint=checkpoint_path(job, work),
-                                   checkpoint_every_seconds=work.checkpoint_every_seconds))  # fmt: skip
-        synchronise(device)
-        train_seconds = time.perf_counter() - start
-        train_images = len(fit)
-        del normal
-        give_freed_memory_back()
+    if shared is None:
+        fitting = Fitting(
+            log=remember, checkpoint=checkpoint_path(job, work),
+            checkpoint_every_seconds=work.checkpoint_every_seconds, watch=audit.watch, watch_every=work.audit_every,
+        )  # fmt: skip
+        method, learnt = taught(job, work, normal, held_out, fitting, curve)
+    else:
+        method, learnt = together.load(job, work, device), shared
+    del normal
+    give_freed_memory_back()
 
+    with clock.peak_memory(job.device) as scoring:
         start = time.perf_counter()
         test = test_set(job)
         data_seconds += time.perf_counter() - start
@@ -82,48 +93,85 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         synchronise(device)
         score_seconds = time.perf_counter() - start
 
-    losses = [curve[step] for step in sorted(curve)]
-    unseen = normal_threshold(job, method, held_out)
+    unseen, threshold = score_unseen(job, method, held_out)
     start = time.perf_counter()
     figures = judged(
         scores.image, scores.pixel, peaks_of(scores.pixel, test.sizes), test,
         category=judged_category(job.axes, job.category, job.seed), resolution=job.resolution, method=job.name,
-        threshold=unseen,
+        threshold=threshold,
     )  # fmt: skip
+    # a late fusion is brought to scale by those very normals: they tell nothing of new ones
+    normal_scores = tuple(sorted(unseen.image.tolist())) if unseen and "+" not in job.category.modality else ()
+    figures |= figures_of(normal_scores, scores.image.cpu().numpy(), test.labels)
     metric_seconds = time.perf_counter() - start
+    audit.conclude(figures)
 
     cost = cost_of(method, timed_on(job, pictures_of(test)), job, timed=work.time_every_job)
-    keep_beside(job, work, method, test, scores, held_out)
+    if job.axes.corruption is None:  # corrupted test images are meant to differ
+        warn_of_a_difference(figures, len(normal_scores), int((~test.labels).sum()), job.label)
+    keep_beside(job, work, method, test, scores, unseen)
     return Row(
         **columns_of(job),
         **figures,
         **cost,
         **environment_columns(job),
         speed_key=speed_key(job, work),
-        steps=int(losses[-1]["step"]) if losses else 0,
-        train_images=train_images,
+        steps=int(learnt.losses[-1]["step"]) if learnt.losses else 0,
+        train_images=learnt.images,
         test_images=len(test.labels),
-        train_seconds=train_seconds,
+        train_seconds=learnt.seconds - audit.seconds,
         data_seconds=data_seconds,
         score_seconds=score_seconds,
         metric_seconds=metric_seconds,
-        total_seconds=time.perf_counter() - began,
-        peak_memory_mb=peak.peak_mb,
+        total_seconds=time.perf_counter() - began - audit.seconds,
+        # an audit's memory is not the method's
+        peak_memory_mb=None if audit.watch else max(learnt.peak_memory_mb, scoring.peak_mb),
         batch_invariance=batch_invariance(method, pictures_of(test), scores, device),
         image_scores=tuple(scores.image.cpu().tolist()),
         image_labels=tuple(bool(label) for label in test.labels),
         image_names=tuple(test.names),
-        losses=json.dumps(thinned(losses)),
+        normal_scores=normal_scores,
+        losses=json.dumps(learnt.losses),
+        weights_sha256=learnt.sha256 or None,
     )
 
 
-def normals(job: Job) -> tuple[Any, Any]:
+def taught(
+    job: Job, work: Work, normal: Tensor, held_out: Any, fitting: Fitting, curve: Mapping[int, dict[str, float]]
+) -> tuple[Method, Learnt]:
+    """The method of `job` after it has learnt from `normal`, kept for other categories where it serves them too."""
+    with clock.peak_memory(job.device) as peak:
+        method = build(job, normal.device, held_out)
+        start = time.perf_counter()
+        method.fit(normal, fitting)
+        synchronise(normal.device)
+        seconds = time.perf_counter() - start
+    losses = thinned([curve[step] for step in sorted(curve)])
+    learnt = Learnt(seconds=seconds, images=count_of(job), losses=tuple(losses), peak_memory_mb=peak.peak_mb)
+    if not job.together:
+        return method, learnt
+    learnt = together.keep(job, work, method, learnt)
+    return together.load(job, work, normal.device), learnt
+
+
+def normals(job: Job, *, learning: bool = True) -> tuple[Any, Any]:
     """(images to learn from, held-out images) uint8 [N, 3 M, R, R], the M modalities stacked along the channels; where
     a job does not see whole squares, lists of pictures [3 M, h, w].
 
     Normals are held out where a threshold or a late fusion needs them: the validation split that the data set ships,
-    else a share of the training images drawn by the job's seed.
+    else a share of the training images drawn by the job's seed. Of categories that are learnt together those of each
+    are held out, and the ones returned are those of the job's own; the images to learn from are those of all, unless
+    nothing is to be learnt any more.
     """
+    if not job.together:
+        return normals_of(job)
+    every = {one.category.name: normals_of(one) for one in (job.siblings if learning else (job,))}
+    own = every[job.category.name]
+    return np.concatenate([fit for fit, _ in every.values()]) if learning else own[0][:0], own[1]
+
+
+def normals_of(job: Job) -> tuple[Any, Any]:
+    """The same of the job's own category."""
     if not job.view.plain:
         return pictures_apart(job)
     parts = datasets.single_modalities(job.category)
@@ -152,7 +200,7 @@ def squares(job: Job, images: Any) -> Any:
     return images if job.view.plain else all_windows(images, job.view, job.resolution)
 
 
-def learnable(job: Job, pixels: Any, device: torch.device) -> torch.Tensor:
+def learnable(job: Job, pixels: Any, device: torch.device) -> Tensor:
     """uint8 [K, C, S, S] as a method learns from them. Many large ones are brought to the side that its networks see a
     few at a time, as it would do with all: they need not lie in memory as floats. Code not ours gets them as they are.
     """
@@ -166,9 +214,11 @@ def learnable(job: Job, pixels: Any, device: torch.device) -> torch.Tensor:
     return torch.cat(found)
 
 
-def normal_threshold(job: Job, method: Method, held_out: Any) -> float | None:
-    """The threshold of SegF1, from the maps of normal images that the method has not seen: those held out, or a
-    validation split that is shipped; None where there is none."""
+def score_unseen(job: Job, method: Method, held_out: Any) -> tuple[Scores | None, float | None]:
+    """The scores of normal images that nothing was learnt from, and the threshold of SegF1 from their maps.
+
+    They are those held out, or a shipped validation split; None without either.
+    """
     images = held_out
     if not len(images) and job.category.validation:  # a late fusion holds them out, so that there is one modality
         plain = job.view.plain
@@ -178,10 +228,10 @@ def normal_threshold(job: Job, method: Method, held_out: Any) -> float | None:
             else pictures(job, job.category, "validation")
         )
     if not len(images):
-        return None
-    found = score_all(method, images, job.name, torch.device(job.device)).pixel
+        return None, None
+    found = score_all(method, images, job.name, torch.device(job.device))
     sizes = None if job.view.plain else np.array([one.shape[-2:] for one in images], np.int64)
-    return threshold_of(found, sizes)
+    return found, threshold_of(found.pixel, sizes)
 
 
 def test_set(job: Job) -> datasets.TestSet:
@@ -192,7 +242,7 @@ def test_set(job: Job) -> datasets.TestSet:
     return judged_on(job.axes, job.category, job.seed, stacked)
 
 
-def peaks_of(maps: torch.Tensor, sizes: Any) -> torch.Tensor:
+def peaks_of(maps: Tensor, sizes: Any) -> Tensor:
     """[N] the highest value of each map, of pictures that fill theirs in part the highest within."""
     if sizes is None and maps.nbytes <= MOST_BYTES:
         return maps.amax(dim=(1, 2))
@@ -212,12 +262,13 @@ def timed_on(job: Job, images: Any) -> Any:
 def build(job: Job, device: torch.device, held_out: Any) -> Method:
     """The untrained method of `job` on `device`, one per modality; raises WeightsError without teacher weights.
 
-    `held_out` is of `normals`: a late fusion is calibrated on it.
+    A method that knows modalities is one for all of them. `held_out` is of `normals`: a late fusion is calibrated on
+    it.
     """
     modalities = job.category.modality.split("+")
-    if len(modalities) == 1:
+    if len(modalities) == 1 or entry(job.method).modality_setting:
         return windowed(build_one(job, device), job.view, job.resolution)
-    apart = held_out if isinstance(held_out, torch.Tensor) else as_images(squares(job, held_out), device)
+    apart = held_out if isinstance(held_out, Tensor) else as_images(squares(job, held_out), device)
     fused = FusedModalities([build_one(job, device) for _ in modalities], modalities, apart)
     return windowed(fused, job.view, job.resolution)
 
@@ -279,6 +330,7 @@ def columns_of(job: Job) -> dict[str, Any]:
         "synthetic": job.category.synthetic,
         "code_sha256": job.code or None,
         **job.axes.columns,
+        **job.columns,
         **job.view.columns,
     }
 

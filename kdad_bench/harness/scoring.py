@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -43,7 +43,7 @@ def as_images(pixels: Any, device: torch.device) -> Tensor:
     return torch.from_numpy(np.array(pixels)).to(device).float().div_(255)  # a copy: the cache is read-only
 
 
-def score_all(method: Method, images: Pixels | Pictures, name: str, device: torch.device = CPU) -> Scores:
+def score_all(method: Scorer, images: Pixels | Pictures, name: str, device: torch.device = CPU) -> Scores:
     """Scores of all images, in batches; a GPU out of memory gets one more try with smaller ones.
 
     `images` [N, C, H, W] are a float32 tensor, or uint8 pixels that come to `device` a batch at a time; or pictures
@@ -133,25 +133,26 @@ def on_device(images: Pixels, device: torch.device) -> Tensor:
 
 
 def decision_from(
-    method: Method,
-    held_out: Pixels | Pictures,
-    name: str,
+    unseen: Scores | None,
     *,
     category: str,
     resolution: int,
     view: View = WHOLE,
-    device: torch.device = CPU,
+    test_normals: Iterable[float] = (),
 ) -> Decision:
-    """What a decision needs of a fitted method: its scores of normals that it never saw; there may be none."""
-    normals = score_all(method, held_out, name, device) if len(held_out) else None
+    """What a decision needs of a fitted method: its scores of normals that it never saw, None without any.
+
+    The scores of `test_normals` only serve to tell how a threshold does on them.
+    """
     return Decision(
         category=category,
         resolution=resolution,
         fit=view.fit,
         tile=view.tile,
         overlap=view.overlap,
-        normal_scores=tuple(sorted(normals.image.tolist())) if normals else (),
-        normal_map_peak=float(normals.pixel.max()) if normals else None,
+        normal_scores=tuple(sorted(unseen.image.tolist())) if unseen else (),
+        normal_map_peak=float(unseen.pixel.max()) if unseen else None,
+        test_normal_scores=tuple(sorted(test_normals)),
     )
 
 

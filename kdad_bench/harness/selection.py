@@ -11,13 +11,13 @@ from typing import Any
 from kdad_bench import datasets
 from kdad_bench.datasets import Category
 from kdad_bench.harness.axes import PLAIN, Axes, points
-from kdad_bench.harness.choices import PRESETS, SelectionError, parse_assignment, suggestion
+from kdad_bench.harness.choices import MULTI_CLASS, PRESETS, SelectionError, parse_assignment, suggestion
 from kdad_bench.harness.options import RunOptions
 from kdad_bench.harness.view import WHOLE, View
 from kdad_bench.methods import METHODS, known, outside
 
 EVERYWHERE = ("teacher", "steps", "epochs", "batch_size", "image_size", "precision")  # options that are settings
-BESIDE = ("save_models", "save_maps", "tensorboard")  # what is written beside the rows
+BESIDE = ("save_models", "save_maps", "tensorboard", "audit")  # what is written beside the rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +36,7 @@ class Selection:
     hold_out: float = 0.0
     axes: tuple[Axes, ...] = (PLAIN,)
     view: View = WHOLE
+    setting: str = "single"
 
 
 def selected(options: RunOptions) -> Selection:
@@ -63,6 +64,7 @@ def selected_for(options: RunOptions, categories: tuple[Category, ...]) -> Selec
         hold_out=options.hold_out,
         axes=points(options.train_images, options.contamination, options.corruption),
         view=View(fit=options.fit, tile=options.tile, overlap=options.overlap),
+        setting=options.setting,
     )
 
 
@@ -88,6 +90,14 @@ def refuse_contradictions(options: RunOptions) -> None:
         raise SelectionError(
             f"--save-models keeps rgb models, which `predict` can use; not --modality {options.modality}"
         )
+    if options.audit and options.setting == MULTI_CLASS:
+        raise SelectionError(f"--audit watches the training of one category: not with --setting {MULTI_CLASS}")
+    if options.audit and options.modality == "rgb+depth":
+        raise SelectionError(
+            "--audit watches one training; those of --modality rgb+depth are audited apart, rgb and depth"
+        )
+    if options.audit_every is not None and not options.audit:
+        raise SelectionError(f"--audit-every {options.audit_every} is for --audit; add that, or leave it out")
     if options.executor != "ray":
         for name, said in (("address", options.address is not None), ("gpu-fraction", options.gpu_fraction != 1.0)):
             if said:
@@ -175,18 +185,29 @@ def refuse_kernels_that_are_not_there(device: str) -> None:
 
 
 def categories_of(options: RunOptions) -> tuple[Category, ...]:
-    """Every selected category; the embedded data where neither data sets nor a data root are named."""
-    names, root = datasets_of(options), options.data_root
-    named = dict.fromkeys(map(datasets.canonical, names))
-    found = [one for name in named for one in datasets.categories(name, root, modality=options.modality)]
-    wanted = dict.fromkeys(options.categories)
-    known = [one.name for one in found]
+    """Every selected category; the embedded data where neither data sets nor a data root are named.
+
+    The files of the others are not looked at. Raises SelectionError for a category that is not there, and DatasetError.
+    """
+    there, wanted = category_names_of(options), dict.fromkeys(options.categories)
+    known = [name for names in there.values() for name in names]
     for name in wanted:
         if name not in known:
-            raise SelectionError(
-                f"category '{name}'{suggestion(name, known)} not in {', '.join(names)}; have: {', '.join(known)}"
-            )
-    return tuple(one for one in found if not wanted or one.name in wanted)
+            named = ", ".join(datasets_of(options))
+            raise SelectionError(f"category '{name}'{suggestion(name, known)} not in {named}; have: {', '.join(known)}")
+    chosen = {of: [name for name in names if not wanted or name in wanted] for of, names in there.items()}
+    return tuple(
+        one
+        for of, names in chosen.items()
+        if names
+        for one in datasets.categories(of, options.data_root, names, modality=options.modality)
+    )
+
+
+def category_names_of(options: RunOptions) -> dict[str, list[str]]:
+    """Data set -> the names of all its categories, of every selected data set. Raises SelectionError, DatasetError."""
+    named = dict.fromkeys(map(datasets.canonical, datasets_of(options)))
+    return {name: datasets.category_names(name, options.data_root) for name in named}
 
 
 def datasets_of(options: RunOptions) -> list[str]:
@@ -203,9 +224,10 @@ def datasets_of(options: RunOptions) -> list[str]:
 def no_data(root: Path) -> str:
     """Why nothing can be run from a data root that was named, and what to do."""
     remedy = "or take the embedded data with --dataset synthetic"
+    names = ", ".join(f"{name}/" for name in datasets.entries(lambda one: one.folders))
     if not root.is_dir():
-        return f"data root {root}: no such folder; name the one that holds mvtec_ad/, {remedy}"
+        return f"data root {root}: no such folder; name the one that holds {names}, {remedy}"
     if any(layout.categories(root) for one in datasets.entries().values() for layout in one.layouts):
         path = datasets.canonical(f"folder:{root}")
         return f"data root {root}: is a data set itself; give the folder it lies in, or --dataset {path}"
-    return f"data root {root}: no mvtec_ad/ or mvtec_3d_ad/ there; fetch one (`kdad-bench data fetch`), {remedy}"
+    return f"data root {root}: no data set there ({names}); fetch one (`kdad-bench data fetch`), {remedy}"

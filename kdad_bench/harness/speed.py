@@ -73,7 +73,8 @@ def fitted(job: Job) -> tuple[Method, Any, str]:
     few = min(len(normal), max(2, FEW_BATCHES * (job.settings.batch_size or 1)))
     short = replace(job, settings=replace(job.settings, steps=FEW_STEPS))
     method, grew = learnt(short, normal[:few], held_out[:few])
-    place = f"{job.category.dataset}/{job.category.name}"
+    one = f"{len(job.together)} categories" if job.together else job.category.name
+    place = f"{job.category.dataset}/{one}"
     if not grew:
         return (
             method,

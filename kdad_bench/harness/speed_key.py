@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -32,14 +33,14 @@ def key_of(job: Job) -> str:
 def configuration(job: Job) -> dict[str, Any]:
     """Everything that the speed of a job's method depends on, on this machine.
 
-    Neither category, seed, budget nor weights are among it. The data set is, with the preset's label, where what a
-    method keeps of the normal images may make its scoring dearer (`learns_its_cost`).
+    Neither category, seed, budget nor weights are among it. The data set is, with what of the preset's label decides
+    how many images are learnt from, where what a method keeps of them may make its scoring dearer (`learns_its_cost`).
     """
     device = job.device.partition(":")[0]
     learns = learns_its_cost(job)
     budget = ("seed",) if learns else ("seed", "steps", "epochs")
     settings = {name: value for name, value in asdict(job.settings).items() if name not in budget}
-    data = {"dataset": job.category.dataset, "label": job.preset} if learns else {}
+    data = {"dataset": job.category.dataset, "label": label_of(job)} if learns else {}
     return {
         "kdad_bench": __version__,
         "method": job.method,
@@ -57,6 +58,19 @@ def configuration(job: Job) -> dict[str, Any]:
         "kernels": kernels_path(kernels, device),
         **data,
     }
+
+
+def label_of(job: Job) -> str:
+    """The preset's label without what changes neither number nor size of the images learnt from.
+
+    That is the corruption of the test images, and which share of a contaminated set is defective: its size is that of
+    the share 0. The label of any other job is its own, so that measurements of before this rule stay valid.
+    """
+    name, bracket, inside = job.preset.partition("[")
+    parts = inside.removesuffix("]").split(",") if bracket else []
+    kept = [re.sub("^contamination=.*", "contamination=0.0", part) for part in parts]
+    kept = [part for part in kept if not part.startswith("corruption=")]
+    return f"{name}[{','.join(kept)}]" if kept else name
 
 
 def learns_its_cost(job: Job) -> bool:

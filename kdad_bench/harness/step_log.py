@@ -11,6 +11,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from kdad_bench.harness import together
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.output import Work, checkpoints
 
@@ -29,8 +30,8 @@ def earlier_losses(job: Job, work: Work) -> dict[int, dict[str, float]]:
 
 
 def log_path(job: Job, folder: Path) -> Path:
-    """logs/<job id>.jsonl in a results folder."""
-    return folder / "logs" / f"{job.id}.jsonl"
+    """logs/<job id>.jsonl in a results folder; of jobs that share a model, one of that training's id."""
+    return folder / "logs" / f"{job.training}.jsonl"
 
 
 def curve_of(path: Path) -> dict[int, dict[str, float]]:
@@ -124,7 +125,9 @@ def step_log(job: Job, work: Work) -> Iterator[Callable[[int, Mapping[str, float
 
     A log that cannot be written is one warning and costs the job nothing.
     """
-    if work.beside is None:
+    if work.beside is not None and job.together:
+        point_to_the_training(job, work.beside)
+    if work.beside is None or together.kept(job, work) is not None:  # it has been learnt, and its log is there
         yield lambda step, terms: None
         return
     lines = Lines(log_path(job, work.beside), go_on=start_anew_where_the_log_is_damaged(job, work))
@@ -149,6 +152,14 @@ def step_log(job: Job, work: Work) -> Iterator[Callable[[int, Mapping[str, float
         if events is not None:
             with contextlib.suppress(OSError):  # its disk is full: the log says what there was
                 events.close()
+
+
+def point_to_the_training(job: Job, folder: Path) -> None:
+    """A log of a job that shares a model: it says in which one the training is."""
+    lines = Lines(folder / "logs" / f"{job.id}.jsonl", go_on=False)
+    lines.write("start", job=job.id, training=job.training)
+    lines.write("end")
+    lines.close()
 
 
 def tensorboard_writer(job: Job, work: Work) -> Any:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdad_bench.harness import allowance
-from kdad_bench.harness.estimate import makespan, rule_of_thumb
+from kdad_bench.harness.estimate import makespan, rules_of_thumb
 from kdad_bench.harness.job import Job
+from kdad_bench.harness.material import count_of
 from kdad_bench.harness.options import RunOptions
 
 START_SECONDS = 6.0  # until worker processes have imported torch and all methods and take jobs, all cores busy with it
@@ -55,7 +56,7 @@ def workforce(jobs: Sequence[Job], options: RunOptions) -> Workforce:
 def hint(jobs: Sequence[Job], force: Workforce) -> str:
     """What a person may do about cores that a long run leaves idle; empty where it is short or leaves none."""
     left = allowance.cores() // max(1, force.workers)
-    if force.threads != 1 or force.executor == "ray" or left < 2 or sum(map(rule_of_thumb, jobs)) < LONG_SECONDS:
+    if force.threads != 1 or force.executor == "ray" or left < 2 or sum(rules_of_thumb(jobs)) < LONG_SECONDS:
         return ""
     return (
         f"jobs compute with one thread, so that their numbers are those of any run: --threads {left} is faster here "
@@ -74,8 +75,9 @@ def side_by_side(jobs: Sequence[Job], threads: int) -> int:
 def bytes_of(job: Job) -> int:
     """An upper bound of the memory that a worker takes for `job`: itself, the images as floats twice, a step."""
     category, side = job.category, job.settings.image_size
-    images = max(len(category.train), len(category.test)) * len(category.modality.split("+"))
-    batch = min(job.settings.batch_size, max(1, len(category.train)))
+    learnt = max(1, count_of(job) if job.together else len(category.train))
+    images = max(learnt, len(category.test)) * len(category.modality.split("+"))
+    batch = min(job.settings.batch_size, learnt)
     step: int = batch * side**2 * STEP_BYTES
     windows = 1 if job.view.plain else 4  # as many pixels in windows: what overlaps, and proportions up to 2 to 1
     whole: int = WORKER_BYTES + images * 3 * 4 * (windows * job.resolution**2 + side**2) + step
@@ -84,5 +86,5 @@ def bytes_of(job: Job) -> int:
 
 def worth_it(jobs: Sequence[Job], workers: int) -> bool:
     """Whether `workers` side by side end sooner than one after another, their start counted."""
-    seconds = [rule_of_thumb(job) for job in jobs]
+    seconds = rules_of_thumb(jobs)
     return sum(seconds) > START_SECONDS + makespan(seconds, workers)

@@ -29,8 +29,9 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "kdad_norm_sums": (None, [_POINTER, _POINTER, _LONG, _LONG, _POINTER, _REAL, _REAL, _REAL, _POINTER, _INT]),
     "kdad_norm_input_gradient": (None, [*[_POINTER] * 3, _LONG, _LONG, _POINTER, _REAL, _REAL, _INT]),
     "kdad_depthwise_weight_gradient": (_INT, [*[_POINTER] * 3, *[_LONG] * 10, _INT]),
-    "kdad_tabulate": (None, [_POINTER, _LONG, _INT, _INT, _LONG, _POINTER]),
-    "kdad_count": (_INT, [_POINTER, _LONG, _INT, _POINTER, _LONG, _POINTER, _INT, _LONG, _INT, _POINTER]),
+    "kdad_tabulate": (None, [_POINTER, _LONG, _INT, _LONG, _POINTER, _LONG, _INT, _POINTER]),
+    "kdad_count": (_INT, [_POINTER, _LONG, _INT, _POINTER, _LONG, _POINTER, _LONG, _INT, *[_POINTER, _INT, _POINTER]]),
+    "kdad_sort_words": (None, [_POINTER, _POINTER, _LONG]),
     "kdad_add_up": (None, [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _POINTER, _INT, _POINTER]),
 }
 

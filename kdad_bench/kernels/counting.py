@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from kdad_bench.kernels import compiled
 
-_ENTRIES = 4  # table entries per wanted score; more miss the cache, fewer leave more to compare
+_PARTS = 2048  # of the range of wanted keys: what is known of each stays in the L1 cache
+_ENTRIES = 2  # table entries per wanted score; more miss the cache, fewer leave more to compare
 _MOST_ENTRIES = 1 << 21
 _PIECE = 1 << 23  # scores that are copied and sorted at a time without the compiled counting
 _MOST = 1 << 31  # scores counted by one call: counts of a thread are 32-bit
@@ -47,12 +48,14 @@ class Counter:
         self._padded = np.append(wanted, wanted.dtype.type(np.iinfo(wanted.dtype).max))
         span = int(wanted[-1]) - int(wanted[0])
         entries = min(_ENTRIES * wanted.size, _MOST_ENTRIES)
-        self._shift = max(0, span.bit_length() - (entries.bit_length() - 1))
-        self._buckets = (span >> self._shift) + 1
-        self._table = np.empty(self._buckets + 2, np.int32)
+        self._shift = max(0, span.bit_length() - (_PARTS.bit_length() - 1))
+        number = (span >> self._shift) + 1
+        self._parts = np.empty((number + 1, 2), np.int32)
+        self._table = np.empty(entries + number + 2, np.int32)
         self.compiled.kdad_tabulate(
-            self._padded.ctypes.data, wanted.size, wanted.itemsize, self._shift, self._buckets, self._table.ctypes.data
-        )
+            self._padded.ctypes.data, wanted.size, wanted.itemsize, entries, self._parts.ctypes.data, number,
+            self._shift, self._table.ctypes.data,
+        )  # fmt: skip
 
     def __call__(self, scores: NDArray[Any], threads: int) -> NDArray[np.int64]:
         """Counts [2 M + 1] of `scores` [n], of the type the keys are of, by so many threads; raises NotFinite.
@@ -73,7 +76,8 @@ class Counter:
             part = scores[start : start + _MOST]
             if not self.compiled.kdad_count(
                 part.ctypes.data, part.size, part.itemsize, self._padded.ctypes.data, self.wanted.size,
-                self._table.ctypes.data, self._shift, self._buckets, threads, total.ctypes.data,
+                self._parts.ctypes.data, len(self._parts) - 1, self._shift, self._table.ctypes.data, threads,
+                total.ctypes.data,
             ):  # fmt: skip
                 raise NotFinite
         return total
@@ -89,6 +93,16 @@ class Counter:
         upto[1:-1:2] = np.searchsorted(ordered, self.wanted)
         upto[2:-1:2] = np.searchsorted(ordered, self.wanted, side="right")
         return np.diff(upto)
+
+
+def sort_words(words: NDArray[np.int64]) -> None:
+    """Sort `words` [n] in place, ascending; a second array of the size is held meanwhile."""
+    loaded = library()
+    if loaded is None or not words.flags.c_contiguous:
+        words.sort()
+        return
+    spare = np.empty_like(words)
+    loaded.kdad_sort_words(words.ctypes.data, spare.ctypes.data, words.size)
 
 
 def add_up(
@@ -118,6 +132,7 @@ def keys(scores: NDArray[Any]) -> NDArray[Any]:
     """
     found: NDArray[Any] = scores.view(np.int32 if scores.dtype == np.float32 else np.int64).copy()
     negative = found < 0
-    found[negative] ^= np.iinfo(found.dtype).max
-    found[found == -1] = 0  # where -0.0 lands
+    if negative.any():
+        found[negative] ^= np.iinfo(found.dtype).max
+        found[found == -1] = 0  # where -0.0 lands
     return found

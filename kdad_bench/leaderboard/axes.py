@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -244,6 +245,16 @@ def shown_whole(found: Sequence[Board], drawn: Sequence[Curve]) -> list[Board]:
     points = {place.board.group for curve in drawn for place in curve.places} - plain
     kept = {curve.places[0].board.group for curve in drawn if curve.group not in plain}
     return [board for board in found if board.group not in points or board.group in kept]
+
+
+def aside(curve: Curve) -> Mapping[str, float]:
+    """entrant -> how far aside of its points it is drawn, in units of the axis, so that intervals do not cover each
+    other: all of them within a third of the smallest gap between two points."""
+    at = [place.at for place in curve.places]
+    gap = min(after - before for before, after in pairwise(at))
+    count = len(curve.labels)
+    step = min(0.012 * (at[-1] - at[0]), gap / 3 / max(1, count))
+    return {key: (place - (count - 1) / 2) * step for place, key in enumerate(sorted(curve.labels))}
 
 
 def looks(curve: Curve) -> Mapping[str, int]:

@@ -15,7 +15,7 @@ from kdad_bench.leaderboard import measurement
 from kdad_bench.leaderboard.families import in_order
 from kdad_bench.leaderboard.metric import ACCURACY, HEADLINE, MEASURED, METRICS, RANKED
 from kdad_bench.leaderboard.row import COLUMNS, EXTERNAL
-from kdad_bench.leaderboard.summary import Entrant, Estimate, Group, Summary, summarise_rows
+from kdad_bench.leaderboard.summary import FEW, Entrant, Estimate, Group, Summary, summarise_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,8 +37,8 @@ VISIBLE = 0.0005  # half of the last digit that tables show: a smaller differenc
 _IDENTITY = (
     "job_id schema_version protocol_version created_at method title family variant dataset category seed preset "
     "also_presets modality status reason teacher teacher_weights teacher_sha256 resolution image_size readings "
-    "deviations data_fingerprint synthetic origin code_sha256 train_images k_shot contamination corruption fit tile "
-    "tile_overlap speed_key speed_threads"
+    "deviations data_fingerprint synthetic origin code_sha256 train_images k_shot contamination corruption "
+    "setting learnt_together weights_sha256 fit tile tile_overlap speed_key speed_threads"
 )
 _MACHINE = "device device_name threads python torch triton numpy kdad_bench platform git_commit git_dirty"
 _SCORES = "image_scores image_labels image_names"
@@ -105,13 +105,40 @@ class Board:
         seen = "" if self.group.modality in ("", "rgb") else f" ({self.group.modality})"
         resolution = f" at {self.group.resolution} px" if self.group.resolution else ""
         made = self.group.origin if self.external else f"{self.group.preset} preset, {self.machine}"
-        return f"{self.dataset}{seen}{resolution}, {made}{self.apart}"
+        one = f", one model for {self.together} categories" if self.together else ""
+        return f"{self.dataset}{seen}{resolution}, {made}{one}{self.apart}"
+
+    @property
+    def together(self) -> int:
+        """How many categories one model has learnt from; 0 where each has its own."""
+        row = next((row for rows in self.rows.values() for row in rows), None)
+        return len(row["learnt_together"] or ()) if row is not None and row.get("setting") else 0
+
+    @property
+    def interval_words(self) -> str:
+        """What the interval of a mean in this board's tables is for."""
+        every = [found for key in self.rows for m in self.headline if (found := self.overall(key, m)) is not None]
+        counts = {found.categories for found in every}
+        categories = max(counts, default=0)
+        other = "other seeds and, where rows hold the scores of images, other test images"
+        if len(self.seeds) < 2:
+            other = "other test images, for these trained models: one seed says nothing of others"
+        if categories >= FEW:
+            fewer = ", of a method that has fewer than six for those alone" if 1 < min(counts) < FEW else ""
+            return f"other categories of the same kind{fewer}"
+        if categories < 2:
+            return other
+        return (
+            f"these {categories} categories, with {other}; for other categories of the same kind it is far wider "
+            "(`low`, `high` in `leaderboard.csv`)"
+        )
 
     @property
     def caveats(self) -> tuple[str, ...]:
         """What a reader must know before the first number: short names of the labels that apply."""
         marks = (
             (EXTERNAL, self.external),
+            ("multi-class", self.together > 0),
             (f"{self.preset} preset", self.short),
             ("synthetic data", self.group.synthetic),
         )
@@ -307,7 +334,8 @@ def _places(ranks: Mapping[str, float]) -> dict[str, int]:
 def boards(table: pa.Table) -> list[Board]:
     """The boards of `table` (columns DRAWN, each job once), in an order that depends only on what they hold.
 
-    The paper preset and real data come first, external results last, and no two have the same title.
+    The paper preset and real data come first, then a model for each category, external results last, and no two have
+    the same title.
     """
     return boards_of(table.to_pylist())
 
@@ -324,7 +352,7 @@ def boards_of(rows: Sequence[Mapping[str, Any]]) -> list[Board]:
         members = {key: tuple(jobs) for key, jobs in found.items()}
         made.append(Board(summary=summary, rows=members, dataset=shown.get(summary.group.dataset, "")))
     return _told_apart(
-        sorted(made, key=lambda board: (board.external, board.short, board.group.synthetic, board.group))
+        sorted(made, key=lambda one: (one.external, one.short, one.group.synthetic, one.together > 0, one.group))
     )
 
 

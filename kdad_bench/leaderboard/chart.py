@@ -56,7 +56,7 @@ def points(board: Board, metric: str) -> list[Point]:
         estimate = board.overall(key, metric)
         latency = board.typical(key, "latency_ms")
         if estimate is not None and estimate.complete and latency:
-            found.append(Point(key, board.labels[key], latency, estimate.mean, estimate.low, estimate.high))
+            found.append(Point(key, board.labels[key], latency, estimate.mean, *(estimate.shown or (None, None))))
     return sorted(found, key=lambda point: (point.latency_ms, -point.value, point.key))
 
 

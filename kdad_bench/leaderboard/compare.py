@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kdad_bench.leaderboard.board import Board, boards
-from kdad_bench.leaderboard.inference import CONFIDENCE
+from kdad_bench.leaderboard.images import METRICS as IMAGE_METRICS
+from kdad_bench.leaderboard.images import Images, Job, Noise, of_jobs
 from kdad_bench.leaderboard.measurement import SHARED
 from kdad_bench.leaderboard.metric import ACCURACY, METRICS
-from kdad_bench.leaderboard.student_t import student_quantile
+from kdad_bench.leaderboard.pairs import compared
+from kdad_bench.leaderboard.spread import NOTHING
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 TOLERANCE = 0.005  # of an accuracy: a smaller change is no news
 ALONE = "all, measured once"  # stands for the categories that share a measurement of speed
+ALIKE = "all alike"  # what an interval rests on where every seed has the same difference
+FIRST, SECOND = "first", "second"  # the two sides, as jobs of one category
 COST_TOLERANCE = 0.10  # of a cost, relative: timings of another day differ by that
 
 
@@ -28,7 +34,7 @@ class NothingToCompare(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """One category (or the mean over those in common): the second side minus the first, paired by seed."""
+    """One category (or the mean over those in common): the second side minus the first, paired by seed and image."""
 
     board: str
     method: str
@@ -36,9 +42,10 @@ class Difference:
     category: str
     first: float
     second: float
-    low: float | None  # 95 % interval of the mean difference over seeds; None with fewer than two pairs
+    low: float | None  # 95 % interval of the difference; None where neither images nor seeds tell
     high: float | None
-    pairs: int
+    pairs: int  # (category, seed)
+    evidence: str  # what the interval rests on: images and seeds | images | seeds | all alike; "" without one
     verdict: str  # worse | better | same | "data differ"
 
     @property
@@ -126,6 +133,7 @@ def _differences(
     found = []
     places = sorted(set(first) & set(second))
     changed = {c for c, seed in places if first[c, seed]["data_fingerprint"] != second[c, seed]["data_fingerprint"]}
+    images = _images(first, second, places)
     for metric in metrics:
         pairs: Pairs = {}
         for category, seed in places:
@@ -133,18 +141,36 @@ def _differences(
             if a is not None and b is not None:
                 pairs.setdefault(category, {})[seed] = (a, b)
         pairs = _measured_once(pairs, first, second) if metric in SHARED else pairs
+        noises = {category: _noise(metric, values, images.get(category)) for category, values in pairs.items()}
         for category, values in pairs.items():
-            one = _difference(board, method, metric, category, list(values.values()), tolerance)
+            one = _difference(board, method, metric, category, {category: values}, noises, tolerance)
             found.append(one if category not in changed else _unjudged(one))
-        same = [values for category, values in pairs.items() if category not in changed]
-        seeds = sorted(set.intersection(*(set(values) for values in same))) if same else []
-        if len(same) > 1 and seeds:
-            means = [(fmean(v[seed][0] for v in same), fmean(v[seed][1] for v in same)) for seed in seeds]
-            found.append(_difference(board, method, metric, f"mean of {len(same)}", means, tolerance))
+        same = {category: values for category, values in pairs.items() if category not in changed}
+        if len(same) > 1:
+            found.append(_difference(board, method, metric, f"mean of {len(same)}", same, noises, tolerance))
     return found
 
 
 Pairs = dict[str, dict[int, tuple[float, float]]]  # category -> seed -> the two values
+
+
+def _images(first: Cells, second: Cells, places: Sequence[tuple[str, int]]) -> dict[str, Images]:
+    """category -> the images that both sides have scores of."""
+    rows: dict[str, list[tuple[Job, Mapping[str, Any]]]] = {}
+    for category, seed in places:
+        both = [((FIRST, seed), first[category, seed]), ((SECOND, seed), second[category, seed])]
+        rows.setdefault(category, []).extend(both)
+    found = {category: of_jobs(members) for category, members in rows.items()}
+    return {category: images for category, images in found.items() if images is not None}
+
+
+def _noise(metric: str, values: Mapping[int, tuple[float, float]], images: Images | None) -> Noise | None:
+    """What the images of a category do to the values of both sides; None where the rows do not tell."""
+    if images is None or metric not in IMAGE_METRICS:
+        return None
+    return images.noise(
+        metric, {(side, seed): pair[i] for seed, pair in values.items() for i, side in enumerate((FIRST, SECOND))}
+    )
 
 
 def _measured_once(pairs: Pairs, first: Cells, second: Cells) -> Pairs:
@@ -160,30 +186,41 @@ def _measured_once(pairs: Pairs, first: Cells, second: Cells) -> Pairs:
 
 
 def _difference(
-    board: str, method: str, metric: str, category: str, values: Sequence[tuple[float, float]], tolerance: float
+    board: str,
+    method: str,
+    metric: str,
+    category: str,
+    pairs: Pairs,
+    noises: Mapping[str, Noise | None],
+    tolerance: float,
 ) -> Difference:
-    """The paired difference of (first, second) values with its interval and its verdict."""
-    first, second = fmean(a for a, _ in values), fmean(b for _, b in values)
-    changes = [b - a for a, b in values]
-    low = high = None
-    if len(changes) > 1:
-        half = student_quantile(len(changes) - 1, CONFIDENCE) * stdev(changes) / len(changes) ** 0.5
-        low, high = fmean(changes) - half, fmean(changes) + half
+    """The paired difference over the categories of `pairs`, judged as the leaderboard judges a pair (`compared`)."""
+    seeds = sorted({seed for values in pairs.values() for seed in values})
+    lacking = (math.nan, math.nan)
+    values = np.array([[of.get(seed, lacking) for seed in seeds] for of in pairs.values()])  # [categories, seeds, 2]
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    sides = (values[..., 1], values[..., 0])
+    found = compared(metric, (SECOND, FIRST), sides, seeds, [noises[name] for name in pairs], sign)
+    difference, low, high, evidence = found.difference or 0.0, found.low, found.high, found.evidence
+    if low is None or high is None:  # nothing varies: over several seeds that is known, with one it is not
+        repeated = found.pairs > found.categories
+        low, high, evidence = (difference, difference, ALIKE) if repeated else (None, None, NOTHING)
+    first = float(np.nanmean(values[..., 0], axis=1).mean())
     limit = tolerance if metric in ACCURACY else COST_TOLERANCE * abs(first)
-    moved = fmean(changes) if METRICS[metric].higher_is_better else -fmean(changes)
     sure = low is None or high is None or low > 0 or high < 0
-    verdict = "same" if abs(moved) <= limit or not sure else "better" if moved > 0 else "worse"
+    moved = sign * difference
     return Difference(
         board=board,
         method=method,
         metric=metric,
         category=category,
         first=first,
-        second=second,
+        second=float(np.nanmean(values[..., 1], axis=1).mean()),
         low=low,
         high=high,
-        pairs=len(values),
-        verdict=verdict,
+        pairs=found.pairs,
+        evidence=evidence,
+        verdict="same" if abs(moved) <= limit or not sure else "better" if moved > 0 else "worse",
     )
 
 

@@ -126,6 +126,18 @@ def _by_job(board: Board, metric: str) -> dict[tuple[str, str, int, str], float]
     }
 
 
+def left_out(board: Board) -> str:
+    """What the shares of a board leave out: the device, which is one, and threads unless its jobs differ in them."""
+    numbers = sorted({row["threads"] for rows in board.rows.values() for row in rows if row["threads"]})
+    if len(numbers) > 1:
+        return "All these jobs ran on one device: what another one adds is not in these shares."
+    threads = f" with {numbers[0]} thread{'s' if numbers[0] > 1 else ''}" if numbers else ""
+    return (
+        f"All these jobs ran on one device{threads}: what another one, or another number of threads, adds is not in "
+        "these shares."
+    )
+
+
 def in_words(board: Board, metric: str) -> str:
     """One line: the shares of all sources, the largest first; "" where there is one value alone."""
     parts = pooled(board, metric)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from kdad_bench.leaderboard.axes import Curve, looks
+from kdad_bench.leaderboard.axes import Curve, aside, looks
 from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.numbers import MISSING, interval
 from kdad_bench.leaderboard.text import escape
@@ -21,7 +21,8 @@ def sections(drawn: Sequence[Curve]) -> Iterator[str]:
     if not drawn:
         return
     yield '<section id="curves"><h2>Curves</h2><p class="soft">Means over the categories and seeds that a method has '
-    yield "at every point; bars: 95 % interval. Area: the mean height of the curve; methods are ranked by it. Boards "
+    yield "at every point; bars: 95 % interval, with fewer than six categories for these very ones, else for others of "
+    yield "the same kind. Area: the mean height of the curve; methods are ranked by it. Boards "
     yield "that are points of a curve are drawn as curves alone; <code>leaderboard.csv</code> has all of them.</p>"
     for curve in drawn:
         yield f"<h3>{escape(curve.name)}</h3><p>{escape(curve.title + curve.caveats)}</p>"
@@ -36,8 +37,8 @@ def drawing(curve: Curve, metric: str) -> str:
     """The curves of all entrants with their intervals."""
     order = curve.order(metric)
     estimates = [one for key in order for one in curve.at(key, metric) if one is not None]
-    low = min(one.mean if one.low is None else one.low for one in estimates)
-    high = max(one.mean if one.high is None else one.high for one in estimates)
+    low = min((one.shown or (one.mean,))[0] for one in estimates)
+    high = max((one.shown or (one.mean,))[-1] for one in estimates)
     step = 0.1 if high - low > 0.4 else 0.05 if high - low > 0.15 else 0.01
     first, last = math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1)
     ends = (curve.places[0].at, curve.places[-1].at)
@@ -58,7 +59,12 @@ def drawing(curve: Curve, metric: str) -> str:
             for place in curve.places
         ),
     ]
-    lines = [line for key in order for line in _line(curve, metric, key, [x(place.at) for place in curve.places], y)]
+    shifts = aside(curve)
+    lines = [
+        line
+        for key in order
+        for line in _line(curve, metric, key, [x(place.at + shifts[key]) for place in curve.places], y)
+    ]
     return "\n".join([
         f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="{escape(label)}" '
         f'style="width:100%;max-width:{WIDTH + 100}px;height:auto">',
@@ -88,8 +94,9 @@ def _line(curve: Curve, metric: str, key: str, across: Sequence[float], y: objec
         said = f"{curve.labels[key]} at {place.label}: {METRICS[metric].label} {interval(one)}"
         bar = (
             ""
-            if one.low is None or one.high is None
-            else f'<line class="interval" x1="{x:.1f}" x2="{x:.1f}" y1="{y(one.low):.1f}" y2="{y(one.high):.1f}"/>'
+            if one.shown is None
+            else f'<line class="interval" x1="{x:.1f}" x2="{x:.1f}" y1="{y(one.shown[0]):.1f}" '
+            f'y2="{y(one.shown[1]):.1f}"/>'
         )
         yield (
             f'<g class="point" tabindex="0" role="img" aria-label="{escape(said)}" style="--c:{_colour(curve, key)}">'

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdad_bench.leaderboard.axes import Curve, looks
+from kdad_bench.leaderboard.axes import Curve, aside, looks
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.metric import METRICS
 
@@ -40,9 +40,11 @@ def figure(curve: Curve, metric: str, empty: Empty, look: Callable[[int], dict[s
     """The curve of each entrant with 95 % intervals, the largest area first in the legend."""
     made, axes = empty(None, f"{METRICS[metric].label} by {curve.words}{curve.caveats}")
     made.supxlabel(curve.title, x=0.01, ha="left", fontsize=8, color="#555555")
-    styles = looks(curve)
+    styles, shifts = looks(curve), aside(curve)
     for key in curve.order(metric):
-        found = [(place.at, one) for place, one in zip(curve.places, curve.at(key, metric), strict=True) if one]
+        found = [
+            (place.at + shifts[key], one) for place, one in zip(curve.places, curve.at(key, metric), strict=True) if one
+        ]
         area = curve.area(key, metric)
         label = curve.labels[key] + (f"  {area.mean:.3f}" if area and area.complete else "")
         style = look(styles[key])
@@ -50,8 +52,8 @@ def figure(curve: Curve, metric: str, empty: Empty, look: Callable[[int], dict[s
             [at for at, _ in found], [one.mean for _, one in found], ms=6, lw=1.4, mec="white", label=label, **style
         )
         for at, one in found:
-            if one.low is not None and one.high is not None:
-                axes.vlines(at, one.low, one.high, color=style["color"], alpha=0.35)
+            if one.shown is not None:
+                axes.vlines(at, *one.shown, color=style["color"], alpha=0.35)
     axes.set_xticks([place.at for place in curve.places], [place.label for place in curve.places])
     axes.set_xlabel(curve.words + (" (log scale)" if curve.axis == "train_images" else ""))
     axes.set_ylabel(METRICS[metric].label)

@@ -11,7 +11,8 @@ from kdad_bench.leaderboard.text import markdown as _text
 
 LEGEND = (
     "Means over categories and seeds that a method has at every point. Area: the mean height of the curve, with its "
-    "95 % interval; methods are ranked by it."
+    "95 % interval (with fewer than six categories for these very ones, with other seeds; else for others of the same "
+    "kind); methods are ranked by it."
 )
 WHOLE = (
     "Boards that are points of a curve are drawn as curves alone: their costs and other metrics are in "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from kdad_bench.leaderboard import chart, deciding, published
+from kdad_bench.leaderboard import chart, deciding, published, thresholds
 from kdad_bench.leaderboard.board import VISIBLE, Board
 from kdad_bench.leaderboard.families import FAMILIES
 from kdad_bench.leaderboard.html_pairs import components_of, matrix
@@ -37,6 +37,10 @@ def sections(board: Board, name: str) -> Iterator[str]:
         yield choice(f"{name}-pareto", "Metric", [part for part in charts if part[2]])
     yield "<h3>By category</h3>"
     yield choice(f"{name}-heat", "Metric", [(m, METRICS[m].label, _heat(board, m)) for m in board.headline])
+    if trusted := thresholds.told(board):
+        heads = [(title, "") for title in thresholds.HEADINGS]
+        lines = ["".join(f"<td>{escape(text)}</td>" for text in line) for line in trusted]
+        yield "<h3>Thresholds from unseen normals</h3>" + table_of(heads, lines, thresholds.LEGEND, "")
     if len(board.rows) > 1 and board.headline:
         yield "<h3>Who beats whom</h3>"
         parts = [(metric, METRICS[metric].label, matrix(board, metric)) for metric in board.headline]

@@ -62,7 +62,7 @@ def components_of(board: Board) -> str:
     table = table_of(heads, lines, caption, "sortable searchable")
     return (
         "<p>Share of the variance of one job's value, and its standard deviation, mean over the methods:</p>"
-        f"<ul>{items}</ul><details><summary>By method</summary>{table}</details>"
+        f"<ul>{items}</ul><p>{components.left_out(board)}</p><details><summary>By method</summary>{table}</details>"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdad_bench.leaderboard.board import MOST_LOAD, UNSTEADY, Mark
-from kdad_bench.leaderboard.numbers import MISSING
+from kdad_bench.leaderboard.numbers import MISSING, ends
 from kdad_bench.leaderboard.summary import Estimate
 from kdad_bench.leaderboard.text import escape
 
@@ -22,7 +22,7 @@ def accuracy(found: Estimate | None, mark: Mark, categories: int) -> str:
     """The mean with its interval, and over how many categories where some lack."""
     if found is None:
         return cell(MISSING)
-    around = "" if found.low is None else f" {small(f'[{found.low:.3f}, {found.high:.3f}]')}"
+    around = "" if found.shown is None else f" {small(ends(found))}"
     few = "" if found.complete else f" {small(f'{found.categories} of {categories} categories')}"
     return cell(f"{found.mean:.3f}{around}{few}", found.mean, mark)
 

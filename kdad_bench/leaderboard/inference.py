@@ -124,6 +124,23 @@ def hierarchical_interval(
     return max(0.0, ends[0]), min(1.0, ends[1])
 
 
+def interval_around(mean: float, half: float, *, shares: bool = True) -> tuple[float, float]:
+    """The interval of half-width `half` around `mean`; of a share it is made as that of its logit, and lies in [0, 1].
+
+    Near 1 it then reaches further down than up, as other images would move it. The logit is taken no closer to 0 or 1
+    than half of `half`: from there a step of the scale would be as wide as the scale. Source: Pepe, The Statistical
+    Evaluation of Medical Tests for Classification and Prediction, 2003, chapter 5.
+    """
+    if not shares:
+        return mean - half, mean + half
+    near = min(0.5, max(CLOSEST, half / 2))
+    at = _logit(np.clip(np.array([mean]), near, 1 - near))
+    share = float(_share(at)[0])
+    reach = half / (share * (1 - share))
+    below, above = (abs(float(_share(at + end)[0]) - share) for end in (-reach, reach))
+    return max(0.0, mean - below), min(1.0, mean + above)
+
+
 def _logit(values: NDArray[np.float64]) -> NDArray[np.float64]:
     kept = np.clip(values, CLOSEST, 1 - CLOSEST)
     return np.asarray(np.log(kept / (1 - kept)))

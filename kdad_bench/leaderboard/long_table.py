@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CATEGORY, MEAN, JOBS = "category", "mean", "jobs"  # what a line summarises: one category, all of them, all jobs
+BOUNDS = ("low", "high", "these_low", "these_high")
 COLUMNS = (
     *(
         "dataset",
@@ -33,7 +34,7 @@ COLUMNS = (
     ),
     *("method", "variant", "title", "family", "teacher", "teacher_weights", "rank", "rank_in_family", "scope"),
     *("category", "metric", "unit"),
-    *("higher_is_better", "mean", "median", "std", "low", "high", "seeds", "categories", "complete"),
+    *("higher_is_better", "mean", "median", "std", *BOUNDS, "seeds", "categories", "complete"),
     *("readings", "deviations"),
 )
 LISTS = ("readings", "deviations")
@@ -42,9 +43,10 @@ LISTS = ("readings", "deviations")
 def lines(found: Sequence[Board]) -> list[dict[str, Any]]:
     """The lines of all boards.
 
-    `scope` "category" and "mean" hold accuracies over seeds (`std`, and the 95 % interval `low` to `high`), `scope`
-    "jobs" the costs over all jobs of an entrant. `rank` is the entrant's average rank on its board, `rank_in_family`
-    that among its family alone.
+    `scope` "category" and "mean" hold accuracies over seeds (`std`, and the 95 % interval `low` to `high`; of a mean
+    for other categories of the same kind, `these_low` to `these_high` for these very ones), `scope` "jobs" the costs
+    over all jobs of an entrant. `rank` is the entrant's average rank on its board, `rank_in_family` that among its
+    family alone.
     """
     made = []
     for board in found:
@@ -62,7 +64,8 @@ def lines(found: Sequence[Board]) -> list[dict[str, Any]]:
                             **_identity(board, key), "scope": scope, "category": category, "metric": metric,
                             "unit": about.unit, "higher_is_better": about.higher_is_better, "mean": estimate.mean,
                             "median": board.typical(key, metric) if scope == JOBS else None, "std": estimate.std,
-                            "low": estimate.low, "high": estimate.high, "seeds": estimate.seeds,
+                            "low": estimate.low, "high": estimate.high, "these_low": estimate.these_low,
+                            "these_high": estimate.these_high, "seeds": estimate.seeds,
                             "categories": estimate.categories, "complete": estimate.complete,
                         })  # fmt: skip
     return made
@@ -104,7 +107,7 @@ def as_table(made: Sequence[dict[str, Any]]) -> pa.Table:
         **dict.fromkeys(("resolution", "seeds", "categories"), pa.int32()),
         **dict.fromkeys(("synthetic", "higher_is_better", "complete"), pa.bool_()),
         **dict.fromkeys(LISTS, pa.list_(pa.string())),
-        **dict.fromkeys(("rank", "rank_in_family", "mean", "median", "std", "low", "high"), pa.float64()),
+        **dict.fromkeys(("rank", "rank_in_family", "mean", "median", "std", *BOUNDS), pa.float64()),
     }
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
     return pa.Table.from_pylist(list(made), schema=schema)

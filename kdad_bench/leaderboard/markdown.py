@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from kdad_bench.leaderboard import curve_tables, published
+from kdad_bench.leaderboard import curve_tables, published, thresholds
 from kdad_bench.leaderboard.axes import curves, shown_whole
 from kdad_bench.leaderboard.board import MOST_LOAD, UNSTEADY, Board, boards
 from kdad_bench.leaderboard.families import FAMILIES
@@ -63,12 +63,12 @@ LEGEND = """\
 Rows that differ in data set, modality, resolution, preset, protocol, device or origin are never averaged: each such
 group has its own section. Accuracies are in [0, 1], higher is better.
 
-In the ranking, [low, high] is the 95 % interval of the mean for other categories of the same kind, by a hierarchical
-bootstrap over category, seed and test image: with a few categories it is wide, and methods whose intervals overlap may
-well be told apart, because they saw the same images. In the tables by category, ± is the standard deviation over seeds
-(n − 1); without ± there was one seed. **Bold** is the best value and <ins>underlined</ins> the second, only where it
-differs from the next one beyond noise: for a mean by the corrected test of "Who beats whom", in one category by the
-95 % interval of the paired difference."""
+In the ranking, [low, high] is the 95 % interval of the mean: with six categories or more for other categories of the
+same kind, by a hierarchical bootstrap over category, seed and test image; with fewer, where that is nearly all from 0
+to 1, for these very categories. Methods whose intervals overlap may well be told apart, because they saw the same
+images. In the tables by category, ± is the standard deviation over seeds (n − 1); without ± there was one seed.
+**Bold** is the best value and <ins>underlined</ins> the second, only where it differs from the next one beyond noise:
+for a mean by the corrected test of "Who beats whom", in one category by the 95 % interval of the paired difference."""
 
 
 def _overview(rows: Sequence[Mapping[str, Any]], failed: int) -> str:
@@ -106,6 +106,8 @@ def _board_sections(board: Board, notes: Mapping[str, int]) -> list[str]:
     for metric in board.headline:
         parts += [f"### {METRICS[metric].label} by category", by_category(board, metric, notes)]
     parts.append(f"<details><summary>All accuracy metrics</summary>\n\n{_all_metrics(board, notes)}\n\n</details>")
+    if trusted := thresholds.told(board):
+        parts += ["### Thresholds from unseen normals", _thresholds(trusted)]
     if len(board.rows) > 1 and board.headline:
         parts += ["### Who beats whom", who_beats_whom(board)]
     if board.headline:
@@ -146,9 +148,8 @@ def ranking(board: Board, notes: Mapping[str, int]) -> str:
         + " and ".join(METRICS[m].label for m in RANKED if m in board.headline)
         + "."
     )
-    if any((found := board.overall(key, m)) and found.low is not None for key in board.rows for m in board.headline):
-        what = "other categories of the same kind" if len(everything) > 1 else "other seeds and images"
-        legend += f" [low, high]: 95 % interval of the mean for {what}."
+    if any((found := board.overall(key, m)) and found.shown for key in board.rows for m in board.headline):
+        legend += f" [low, high]: 95 % interval of the mean for {board.interval_words}."
     if apart:
         legend += " In family: the place when only the entrants of one family are ranked ("
         legend += "; ".join(f"{name}: {FAMILIES[name]}" for name in board.families if name in FAMILIES) + ")."
@@ -297,6 +298,11 @@ def _all_metrics(board: Board, notes: Mapping[str, int]) -> str:
     ]
     table = table_of(["method", *(METRICS[metric].label for metric in metrics)], lines, left=(0,))
     return f"{table}\n\nMean over categories ± standard deviation of that mean over seeds."
+
+
+def _thresholds(lines: Sequence[Sequence[str]]) -> str:
+    table = table_of(thresholds.HEADINGS, [[_text(cell) for cell in line] for line in lines], left=(0,))
+    return f"{table}\n\n{_text(thresholds.LEGEND)}"
 
 
 def _failed(failed: Iterable[tuple[Board, tuple[str, str, int, str]]]) -> str:

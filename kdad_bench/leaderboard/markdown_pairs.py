@@ -63,6 +63,7 @@ def components_of(board: Board) -> str:
     return (
         "Share of the variance of one job's value, and its standard deviation, mean over the methods:\n\n"
         + "\n".join(f"- {line}" for line in told)
+        + f"\n\n{components.left_out(board)}"
         + f"\n\n<details><summary>By method</summary>\n\n{table}\n\n</details>"
     )
 

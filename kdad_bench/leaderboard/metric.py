@@ -34,6 +34,7 @@ class Metric(NamedTuple):
 
 _IMAGE, _PIXEL = "metrics.exact.image_metrics", "metrics.exact.pixel_metrics"
 _FINER = "metrics.finer.ap_by_size"
+_TRUST = "harness.trust.figures_of"
 _RUN, _TIMES, _ALONE = "harness.run.run", "harness.speed.figures_of", "harness.cost.one_thread"
 
 
@@ -81,6 +82,37 @@ MEASURED: Mapping[str, Metric] = MappingProxyType({
     ),
     "seg_f1": Metric(
         ACCURACIES, "SegF1", "pixel F1 at mean + 3 standard deviations of unseen normal pixels", "metrics.finer.seg_f1"
+    ),
+    "pg2": Metric(
+        ACCURACIES, "PG2", "share of the normal images below a threshold that misses at most 2 % of the anomalous ones",
+        "metrics.alarms.presorted",
+    ),
+    "pb2": Metric(
+        ACCURACIES, "PB2", "share of the anomalous images above a threshold with at most 2 % of the normal ones",
+        "metrics.alarms.presorted",
+    ),
+    "false_alarm_floor": Metric(
+        ACCURACIES, "smallest false-alarm rate", "the smallest rate that its n unseen normal images support, 1/(n + 1)",
+        _TRUST, higher_is_better=None,
+    ),
+    "false_alarms": Metric(
+        ACCURACIES, "false alarms", "share of the normal test images above the threshold for a false-alarm rate of 0.1",
+        _TRUST, higher_is_better=None,
+    ),
+    "false_alarms_low": Metric(
+        ACCURACIES, "false alarms, from", "lower end of its 95 % interval by Clopper and Pearson", _TRUST,
+        higher_is_better=None,
+    ),
+    "false_alarms_high": Metric(
+        ACCURACIES, "false alarms, to", "upper end of the same", _TRUST, higher_is_better=None
+    ),
+    "detected": Metric(
+        ACCURACIES, "detected", "share of the anomalous test images above that threshold", _TRUST, higher_is_better=None
+    ),
+    "normals_p": Metric(
+        ACCURACIES, "p of equal normals",
+        "p of the exact Kolmogorov-Smirnov test on scores of unseen normals and of normal test images", _TRUST,
+        higher_is_better=None,
     ),
     "train_seconds": _seconds(
         "training", "seconds to learn", heading="train s", tables=("speed", "ranking", "jobs", "end")

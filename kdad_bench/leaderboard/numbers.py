@@ -11,7 +11,12 @@ def interval(found: Estimate | None) -> str:
     """The mean with its 95 % interval: 0.953 [0.941, 0.962]."""
     if found is None:
         return MISSING
-    return f"{found.mean:.3f}" + ("" if found.low is None else f" [{found.low:.3f}, {found.high:.3f}]")
+    return f"{found.mean:.3f} {ends(found)}".rstrip()
+
+
+def ends(found: Estimate) -> str:
+    """The interval alone: [0.941, 0.962]; nothing where there is none."""
+    return "" if found.shown is None else f"[{found.shown[0]:.3f}, {found.shown[1]:.3f}]"
 
 
 def deviation(found: Estimate | None) -> str:

@@ -50,12 +50,16 @@ def draw_pages(
 
 
 def spread(found: Results) -> list[str]:
-    """How much of the spread is category, seed, image sample, number of threads or device: a line for each metric."""
+    """How much of the spread is category, seed, image sample, number of threads or device: a line for each metric.
+
+    Threads and device are sources only where jobs differ in them; where they do not, that is a line too.
+    """
     drawn = boards(found.table)
     told = [
         (board, line) for board in drawn for metric in board.headline if (line := components.in_words(board, metric))
     ]
     lines = [f"{board.title}: spread of {line}" for board, line in told]
+    lines += dict.fromkeys(components.left_out(board) for board, _ in told)
     lines += [
         f"{one.first} and {one.second}: the same jobs' {METRICS[one.metric].label} lies {one.deviation:.4f} apart "
         f"(standard deviation, {one.jobs} jobs)"

@@ -31,10 +31,18 @@ SCHEMA_HISTORY: Mapping[int, str] = MappingProxyType(
         "configuration, alone, and shared; more of its figures.",
         5: "Finer pixel metrics: `pixel_ap_small`, `_middle` and `_large`, `aupimo`, `au_spro_05`, `seg_f1`.",
         6: "Columns `k_shot`, `contamination` and `corruption`: where a job stands on the axes.",
-        7: "Column `also_presets`: the other presets of a method whose job this is as well. Columns `fit`, `tile` and "
-        "`tile_overlap`: how an image comes to the resolution, and tiles.",
+        7: "Columns `also_presets`, the other presets of a method whose job this is as well, `setting`, "
+        "`learnt_together` and `weights_sha256`, of one model for several categories, and `fit`, `tile` and "
+        "`tile_overlap`: how an image comes to the resolution, and tiles. How far thresholds can "
+        "be trusted: `normal_scores`, `false_alarm_floor`, `false_alarms` with its interval, `detected`, "
+        "`normals_p`; `pg2` and `pb2`.",
     }
 )
+
+# what jobs measure since version 7; older rows, and those of before it was settled, lack all of it
+SINCE_7 = (
+    "pg2", "pb2", "false_alarm_floor", "false_alarms", "false_alarms_low", "false_alarms_high", "detected", "normals_p",
+)  # fmt: skip
 
 VERSION_KEY = b"kdad_bench.schema_version"  # in the metadata of a file
 
@@ -67,7 +75,9 @@ class _Job:
     family: str | None = field(
         default=None, metadata=_is("string", "family of the method: floor, yardstick or student-teacher")
     )
-    dataset: str = field(metadata=_is("string", "mvtec_ad, mvtec_3d_ad, folder:PATH or synthetic"))
+    dataset: str = field(
+        metadata=_is("string", "name of the data set as `list datasets` has it, with :PATH where it takes one")
+    )
     category: str = field(metadata=_is("string", "category of the data set"))
     seed: int = field(metadata=_is("int64", "seed of the job, set before the model is built"))
     preset: str = field(metadata=_is("string", "quick, standard or paper"))
@@ -119,13 +129,23 @@ class _Job:
     corruption: str | None = field(
         default=None, metadata=_is("string", "NAME:LEVEL of the test images' corruption; null: as they are")
     )
+    # one model for several categories
+    setting: str | None = field(
+        default=None, metadata=_is("string", "multi-class: one model for several categories; null: one for each")
+    )
+    learnt_together: tuple[str, ...] = field(
+        default=(), metadata=_is("list<string>", "'category=fingerprint' of all that such a model has learnt from")
+    )
+    weights_sha256: str | None = field(
+        default=None, metadata=_is("string", "SHA-256 of such a model's weights, which its categories share")
+    )
     # how the job sees an image
     fit: str | None = field(
         default=None,
         metadata=_is("string", "proportions kept: short-side or pad; null: squeezed into a square of the resolution"),
     )
     tile: int | None = field(
-        default=None, metadata=_is("int32", "side of the tiles that the method sees, px; null: none")
+        default=None, metadata=_is("int32", "side of the tiles that the method sees, px; null: whole images")
     )
     tile_overlap: int | None = field(
         default=None, metadata=_is("int32", "least overlap of windows, px; null: a quarter of one, where there are any")
@@ -159,6 +179,9 @@ class Row(_Measured, _Job):  # type: ignore[misc]
     image_scores: tuple[float, ...] = field(default=(), metadata=_is("list<float>", "score of each test image"))
     image_labels: tuple[bool, ...] = field(default=(), metadata=_is("list<bool>", "true: the image is anomalous"))
     image_names: tuple[str, ...] = field(default=(), metadata=_is("list<string>", "name of each test image"))
+    normal_scores: tuple[float, ...] = field(
+        default=(), metadata=_is("list<float>", "scores of normal images that nothing was learnt from, ascending")
+    )
     latency_samples_ms: tuple[float, ...] = field(default=(), metadata=_is("list<float>", "every timed call"))
     throughput: tuple[Mapping[str, float], ...] = field(
         default=(),
@@ -217,6 +240,7 @@ RAW_COLUMNS = (
     "image_scores",
     "image_labels",
     "image_names",
+    "normal_scores",
     "latency_samples_ms",
     "throughput",
     "losses",

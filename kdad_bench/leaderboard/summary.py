@@ -5,7 +5,8 @@ device and origin, and nothing crosses these lines. Within one such group
 
 - a cell (method, category) is the mean over seeds, with std (n-1) and a Student t interval over seeds;
 - the overall value is the mean over categories of the cells, with the std over seeds of that mean, and an interval for
-  other categories of the same kind: a hierarchical bootstrap over category, seed and test image;
+  other categories of the same kind: a hierarchical bootstrap over category, seed and test image; another one is for
+  these very categories, with other seeds and images;
 - two methods are compared by their paired differences on the same images (`pairs`): DeLong's variance or a bootstrap
   over images, and the variance over seeds; without per-image scores by the seeds alone; Holm-corrected over all pairs;
 - average ranks over categories come with Nemenyi's critical difference (Demsar, JMLR 7, 2006).
@@ -33,6 +34,7 @@ from kdad_bench.leaderboard.inference import (
     average_ranks,
     critical_difference,
     hierarchical_interval,
+    interval_around,
     student_interval,
 )
 from kdad_bench.leaderboard.metric import ACCURACIES, METRICS
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MOST_ENTRANTS = 200  # of one table; every pair of them is compared
+FEW = 6  # categories: with fewer, tables show how sure the mean of these very ones is
+Interval = tuple[float | None, float | None]
 MOST_CELLS = 2_000_000  # entrants x categories x seeds of one table
 
 GROUP_COLUMNS = ("dataset", "preset", "modality", "resolution", "protocol_version", "device", "device_name", "origin")
@@ -97,15 +101,25 @@ class Entrant:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """A mean with its spread. `std` and the interval are None where a single value gives none."""
+    """A mean with its spread. `std` and the intervals are None where a single value gives none."""
 
     mean: float
     std: float | None  # n-1; over seeds
-    low: float | None  # 95 % interval
+    low: float | None  # 95 % interval; of a mean over several categories for other categories of the same kind
     high: float | None
+    these_low: float | None = None  # the same for these very categories, with other images and other seeds
+    these_high: float | None = None
     seeds: int  # the fewest seeds behind any category
     categories: int
     complete: bool  # every category in which any method of the group has a value
+
+    @property
+    def shown(self) -> tuple[float, float] | None:
+        """The interval of tables and charts: with few categories that for these, for others it would say next to
+        nothing (Student's t has two degrees of freedom with three of them)."""
+        few = 1 < self.categories < FEW
+        low, high = (self.these_low, self.these_high) if few else (self.low, self.high)
+        return None if low is None or high is None else (low, high)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,8 +165,9 @@ class Summary:
         """The mean over categories of the means over seeds; None without a value.
 
         `std` is that of the per-seed means over categories, from the seeds that have a value in every category of this
-        method. The interval is for other categories of the same kind (`hierarchical_interval`); with a single category
-        for other seeds and, where its scores are known, other images of it.
+        method. The interval is for other categories of the same kind (`hierarchical_interval`), beside it one for these
+        very categories (`interval_around`), with other seeds and, where the scores are known, other images; with a
+        single category both are that.
         """
         values = self.values[metric][self._at(key)]
         known = np.flatnonzero(~np.isnan(values).all(axis=1))
@@ -162,40 +177,37 @@ class Summary:
         full = values[:, ~np.isnan(values).any(axis=0)].mean(axis=0)
         std = float(full.std(ddof=1)) if full.size > 1 else None
         mean = float(np.nanmean(values, axis=1).mean())
-        low, high = self._interval(key, metric, known, mean)
+        (low, high), (these_low, these_high) = self._intervals(key, metric, known, mean)
         return Estimate(
             mean=mean,
             std=std,
             low=low,
             high=high,
+            these_low=these_low,
+            these_high=these_high,
             seeds=int((~np.isnan(values)).sum(axis=1).min()),
             categories=len(values),
             complete=not self.missing(key, metric),
         )
 
-    def _interval(
-        self, key: str, metric: str, known: NDArray[np.intp], mean: float
-    ) -> tuple[float | None, float | None]:
+    def _intervals(self, key: str, metric: str, known: NDArray[np.intp], mean: float) -> tuple[Interval, Interval]:
+        """(for other categories, for these)."""
         values = self.values[metric][self._at(key)][known]
         noises = [self.noise(metric, self.categories[c]) for c in known]
         jobs = [[(key, s) for s, value in zip(self.seeds, row, strict=True) if not np.isnan(value)] for row in values]
         images = _all_known(noises, jobs)
         shares = METRICS[metric].section == ACCURACIES
         around = spread([row[~np.isnan(row)] for row in values], images)
+        these: Interval = (None, None)
+        if around is not None:
+            these = interval_around(mean, around.half_width(CONFIDENCE), shares=shares)
         if len(values) == 1:
-            half = 0.0 if around is None else around.half_width(CONFIDENCE)
-            low, high = (None, None) if around is None else (mean - half, mean + half)
-        else:
-            deviations = None
-            if images is not None:
-                deviations = [
-                    n.deviations[[n.jobs[job] for job in own]] for n, own in zip(noises, jobs, strict=True) if n
-                ]
-            error = 0.0 if around is None else around.error
-            low, high = hierarchical_interval(values, deviations, error, shares=shares)
-        if shares and low is not None and high is not None:
-            return max(0.0, low), min(1.0, high)
-        return low, high
+            return these, these
+        deviations = None
+        if images is not None:
+            deviations = [n.deviations[[n.jobs[job] for job in own]] for n, own in zip(noises, jobs, strict=True) if n]
+        error = 0.0 if around is None else around.error
+        return hierarchical_interval(values, deviations, error, shares=shares), these
 
     def noise(self, metric: str, category: str) -> Noise | None:
         """What the images of a category do to the jobs' values of a metric; None where the rows do not tell."""

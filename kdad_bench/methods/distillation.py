@@ -88,6 +88,14 @@ class StudentTeacher(Generic[S]):
         """The optimiser of all of the student's parameters, from the settings."""
         return optimiser_of(self.student.parameters(), self.settings)
 
+    def progress(self, step: int, total: int) -> float:
+        """How far the schedule of the learning rate is in step `step` (from 1) of `total`, in [0, 1)."""
+        return (step - 1) / total
+
+    def comparable(self, step: int, total: int) -> bool:
+        """Whether the state after `step` may be the one kept for its mean map on held-out normals."""
+        return True
+
     def fit(self, normal: Tensor, fitting: Fitting | None = None) -> None:
         """Train the student on `normal` [N, 3, H, W] float32 in [0, 1], images without a defect; then it can score."""
         distil(self, normal, fitting or Fitting())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from kdad_bench.methods.backbones import Backbone
+from kdad_bench.methods.backbones import FACTS, Backbone
 
 
 class Range(NamedTuple):
@@ -55,6 +55,21 @@ class Fitting:
     log_every: int = 10  # steps between two calls of `log`, so that a GPU is not synchronised at each step
     checkpoint: Path | None = None  # where to keep the state of an unfinished fit; resumed from there if it exists
     checkpoint_every_seconds: float = 60.0
+    # told the steps done and a copy of the method, as it would be if the training ended there, to do with as it likes
+    watch: Callable[[int, Any], None] | None = None
+    watch_every: int | None = None  # steps between two calls of `watch`; None: a twentieth of the training
+
+    def after(self, finish: Callable[[Any], None]) -> Fitting:
+        """The same, where each copy is first brought to an end by `finish`: what a fit does behind its last step."""
+        watch = self.watch
+        if watch is None:
+            return self
+
+        def finished(step: int, method: Any) -> None:
+            finish(method)
+            watch(step, method)
+
+        return replace(self, watch=finished)
 
 
 def always(settings: Any) -> bool:
@@ -97,6 +112,8 @@ class Settings:
     READINGS: ClassVar[Mapping[str, Callable[[Any], str]]] = {}
     # field -> what its sources settle
     SETTLED: ClassVar[Mapping[str, Settled]] = {}
+    # whether a model of its paper learns from all categories of a data set
+    TOGETHER: ClassVar[bool] = False
     # subject -> in words, how these settings depart from a settled source in more than one field; "" if they do not
     DEPARTURES: ClassVar[Mapping[str, Callable[[Any], str]]] = {}
 
@@ -110,8 +127,15 @@ class Settings:
             entries = value if isinstance(value, (tuple, list)) else () if value is None else (value,)
             if not all(entry in numbers for entry in entries):
                 raise ValueError(f"{name} {value!r} is not in {numbers}")
-        if self.image_size % 32:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of 32")
+        facts = FACTS.get(self.teacher)
+        multiple = facts.multiple if facts else 32
+        if self.image_size % multiple:
+            near = self.image_size // multiple * multiple
+            remedy = f"; teacher {self.teacher} takes {near} or {near + multiple}" if multiple != 32 else ""
+            raise ValueError(f"image_size {self.image_size} is not a multiple of {multiple}{remedy}")
+        if facts and not set(self.strides) <= set(facts.channels):
+            have = ", ".join(map(str, facts.channels))
+            raise ValueError(f"strides {shown(self.strides)} of teacher {self.teacher}: must be among {have}")
 
     @property
     def readings(self) -> tuple[str, ...]:
@@ -186,4 +210,7 @@ class Entry:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     published_variant: str = ""  # the variant that follows the published protocol most closely; "": the default does
     whole: str = ""  # why the method cannot learn and score windows of images, in words; "": it can
+    # the setting that says which modalities the images have: such a method is given all of them at once, stacked along
+    # the channels, where others learn each apart and are fused late; "": it knows photographs
+    modality_setting: str = ""
     reading: bool = False  # the ARCHITECTURE is a reading of an abstract: no published number may be compared with it

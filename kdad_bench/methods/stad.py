@@ -7,36 +7,35 @@ official code is known: layers and constants are from the paper as recalled and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from math import prod
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdad_bench.kernels import fuse_scales, image_scores
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.backbones.names import IMAGENET_MEAN, IMAGENET_STD
+from kdad_bench.methods.crops import altered_crops, enlarged, random_crops
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, chance, resized
+from kdad_bench.methods.least_squares import Sums, affine, components
+from kdad_bench.methods.patch_network import LAYOUTS, PatchNetwork
 from kdad_bench.methods.protocol import Entry, Fitting, Range, Scores, Settled, shown
 from kdad_bench.methods.training import words
 from kdad_bench.methods.training.chance import seeded
 from kdad_bench.methods.training.loop import distil, planned_steps
 from kdad_bench.methods.training.teacher import chunks
 
-POOL = 0  # in a layout: 2 x 2 max pooling
-# side of the patch -> (side of the kernel, how many times the width), or POOL; the last has the descriptor's dimensions
-LAYOUTS: Mapping[int, tuple[tuple[int, int], ...]] = {
-    17: ((6, 1), (5, 2), (5, 2), (4, 0)),
-    33: ((5, 1), (POOL, 0), (5, 2), (POOL, 0), (2, 2), (4, 0)),
-    65: ((5, 1), (POOL, 0), (5, 1), (POOL, 0), (5, 2), (POOL, 0), (4, 2), (1, 0)),
-}
-SLOPE = 5e-3  # of the leaky ReLU
 ENLARGED = 64  # px that a crop is enlarged to before the backbone sees it
 AT_ONCE = 4  # images at inference: a dense map of 256 channels takes 67 MB at 256 px
 LEAST = 1e-6  # of a deviation that is divided by
+# at least squares: a share of the inputs' variance that holds back, for few crops more than for many pixels
+RIDGE_OF_CROPS, RIDGE_OF_IMAGES = 0.1, 1e-3
+SOLVED_IMAGES = 24  # of the students; at most
+SOLVED_GRID = 4  # px between the patches of these images; at least
+SOLVED_CROPS = 64  # at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +55,9 @@ class StadSettings(DistillationSettings):
     grid: int = 1  # px from one descriptor to the next
     crops: int = 64  # per scale and step while the descriptors learn
     descriptors: float = 0.5  # share of the steps in which they do
+    altered: float = 0.5  # share of the crops that show what no normal image does
     compactness: float = 1.0  # lambda_c; lambda_k is 1
+    solved: int = 0  # crops by which the last layers begin at least squares; 0: at random, as all others
     validation: float = 0.1  # share of the normals that errors and variances are scaled by
 
     RANGES: ClassVar = {
@@ -67,7 +68,9 @@ class StadSettings(DistillationSettings):
         "grid": Range(1, 32),
         "crops": Range(2, 4096),
         "descriptors": Range(0, 1, open_high=True),
+        "altered": Range(0, 1),
         "compactness": Range(0),
+        "solved": Range(0, 10**6),
         "validation": Range(0, 0.9),
     }
     READINGS: ClassVar = {
@@ -82,6 +85,9 @@ class StadSettings(DistillationSettings):
             f"of a share of {shown(settings.validation)} of the normals, which nothing learns from"
             if settings.validation
             else "of the images that the students learnt from (paper: of others)"
+        ),
+        "weights": lambda settings: (
+            "at first He's normal ones for leaky ReLU; the decoder begins at the features' mean"
         ),
         "border": lambda settings: "images are continued by their outermost pixels",
         "image score": lambda settings: "the map's maximum",
@@ -104,7 +110,16 @@ class StadSettings(DistillationSettings):
         "compactness": Settled("paper", (1.0,)),
     }
     DEPARTURES: ClassVar = {
-        "crops": lambda settings: "of the normal images (paper: of ImageNet)",
+        "crops": lambda settings: (
+            "of the normal images"
+            + f", a share of {shown(settings.altered)} altered" * (settings.altered > 0)
+            + " (paper: of ImageNet)"
+        ),
+        "start": lambda settings: (
+            f"last layers at least squares over {settings.solved} crops and up to {SOLVED_IMAGES} images (paper: none)"
+            if settings.solved
+            else ""
+        ),
         "optimiser": words.departs(words.algorithm, "adam, betas 0.9 0.999", source="paper"),
         "budget": words.departs(words.budget, "200 epochs", source="paper, 100 for the students"),
         "selection": words.departs(words.selection, "last step, all normals", source="paper"),
@@ -121,57 +136,6 @@ class StadSettings(DistillationSettings):
             raise ValueError(f"grid {self.grid} is not a power of two")
 
 
-class PatchNetwork(nn.Module):
-    """A descriptor [dimensions] of every patch of one size, at once: Bailer et al. 2017.
-
-    Pooling halves the resolution only as far as `grid` allows; beyond that it moves pixel by pixel, and what follows
-    looks at every second, fourth, eighth pixel. The answers are those of the plain network on each patch by itself.
-    """
-
-    def __init__(self, side: int, width: int, dimensions: int) -> None:
-        super().__init__()
-        self.side, inputs = side, 3
-        self.layers = nn.ModuleList()
-        for kernel, times in LAYOUTS[side]:
-            if kernel != POOL:
-                outputs = times * width or dimensions
-                self.layers.append(nn.Conv2d(inputs, outputs, kernel))
-                inputs = outputs
-        self.spatial = max(k for k, layer in enumerate(self.layers) if layer.kernel_size != (1, 1))
-
-    def forward(self, x: Tensor, grid: int) -> Tensor:
-        """[N, 3, H, W] -> [N, dimensions, h, w]: of the patches whose corners are `grid` px apart."""
-        stride = apart = 1
-        k = 0
-        for kernel, _ in LAYOUTS[self.side]:
-            if kernel == POOL:
-                halved = 2 * stride <= grid
-                x = F.max_pool2d(x, 2, 2 if halved else 1, dilation=apart)
-                stride, apart = (2 * stride, apart) if halved else (stride, 2 * apart)
-                continue
-            layer = self.layers[k]
-            step = grid // stride if k == self.spatial else 1
-            x = F.conv2d(x, layer.weight, layer.bias, step, dilation=apart)  # type: ignore[arg-type]
-            k += 1
-            if k < len(self.layers):
-                x = F.leaky_relu(x, SLOPE)
-        return x
-
-    def of_images(self, images: Tensor, grid: int) -> Tensor:
-        """[N, dimensions, H / grid, W / grid]: of patches about the middle of each `grid` x `grid` px."""
-        before = self.side // 2 - (grid - 1) // 2
-        after = self.side - grid - before  # negative: the rest of the last cell is not looked at
-        padded = F.pad(images, (before, after, before, after), mode="replicate")
-        height, width = (side // grid for side in images.shape[-2:])
-        found: Tensor = self(padded, grid)
-        return found[..., :height, :width]
-
-    @property
-    def pooled(self) -> int:
-        """The grid at which nothing is computed twice."""
-        return int(prod(2 for kernel, _ in LAYOUTS[self.side] if kernel == POOL))
-
-
 class Scale(nn.Module):
     """All of one patch size: the descriptor, its decoder, the students, and what is known of normal images."""
 
@@ -182,7 +146,7 @@ class Scale(nn.Module):
             return PatchNetwork(side, settings.width, settings.dimensions)
 
         self.side, self.grid = side, settings.grid
-        self.descriptor = network()
+        self.descriptor: PatchNetwork = network()
         self.decoder = nn.Linear(settings.dimensions, features)
         self.students = nn.ModuleList(network() for _ in range(settings.students))
         self.register_buffer("centre", torch.zeros(settings.dimensions, 1, 1))
@@ -190,10 +154,9 @@ class Scale(nn.Module):
         self.register_buffer("usual", torch.zeros(2))  # mean of errors and of variances
         self.register_buffer("spread", torch.full((2,), torch.inf))  # their deviations; before any fit a map is 0
 
-    def targets(self, images: Tensor) -> Tensor:
+    def targets(self, images: Tensor, grid: int | None = None) -> Tensor:
         """Descriptors of normalised `images` as the students learn them: (t - mu) / sigma per component."""
-        descriptor: PatchNetwork = self.descriptor
-        made = descriptor.of_images(images, self.grid).float()
+        made = self.descriptor.of_images(images, grid or self.grid).float()
         return (made - self.get_buffer("centre")) / self.get_buffer("deviation")
 
     def answers(self, images: Tensor) -> list[Tensor]:
@@ -209,6 +172,40 @@ class Scale(nn.Module):
         knowledge = (self.decoder(made) - features).float().square().sum(1).mean()
         return knowledge, compactness(made.float())
 
+    def solve_descriptor(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Set the descriptor's last layer and the decoder to the best there is behind the other layers.
+
+        `pairs`: normalised crops [n, 3, p, p] with the backbone's features [n, F]. Among all maps of so many dimensions
+        L_k is least, but for the ridge, and L_c is 0 on these crops.
+        """
+        descriptor, sums = self.descriptor, Sums()
+        for crops, features in pairs:
+            sums.add(descriptor.inputs_of_last(crops, descriptor.pooled).flatten(1).float(), features)
+        weight, bias = affine(sums, RIDGE_OF_CROPS)
+        directions, deviations = components(sums, weight, len(descriptor.last.weight))
+        mean, count = sums.mean[sums.inputs :], len(deviations)
+        rows = (directions / deviations).T
+        descriptor.last.weight[:count] = (rows @ weight).view(count, *descriptor.last.weight.shape[1:]).float()
+        descriptor.last.bias[:count] = (rows @ (bias - mean)).float()  # type: ignore[index]
+        self.decoder.weight.zero_()
+        self.decoder.weight[:, :count] = (directions * deviations).float()
+        self.decoder.bias.copy_(mean)
+
+    def solve_students(self, chunks_of_images: Iterable[Tensor]) -> None:
+        """Set each student's last layer to the best there is behind its own others, on normalised images."""
+        grid = max(self.grid, SOLVED_GRID)
+        sums = [Sums() for _ in self.students]
+        for images in chunks_of_images:
+            wanted = rows_of(self.targets(images, grid))
+            for one, student in zip(sums, self.students, strict=True):
+                seen = student.inputs_of_last(student.continued(images, grid), grid)  # type: ignore[operator]
+                one.add(rows_of(seen[..., : images.shape[-2] // grid, : images.shape[-1] // grid].float()), wanted)
+        for one, student in zip(sums, self.students, strict=True):
+            weight, bias = affine(one, RIDGE_OF_IMAGES)
+            last: nn.Conv2d = student.last  # type: ignore[assignment]
+            last.weight.copy_(weight.view_as(last.weight))
+            last.bias.copy_(bias)  # type: ignore[union-attr]
+
     def forward(self, images: Tensor) -> Tensor:
         """[N, 2, h, w] of normalised images: squared error of the students' mean, and how far they disagree."""
         target, said = self.targets(images), torch.stack(self.answers(images))
@@ -216,6 +213,11 @@ class Scale(nn.Module):
         error = (mean - target).square().sum(1)
         variance = said.square().sum(2).mean(0) - mean.square().sum(1)
         return torch.stack([error, variance], 1)
+
+
+def rows_of(maps: Tensor) -> Tensor:
+    """[N, C, h, w] -> [N h w, C]."""
+    return maps.movedim(1, 3).flatten(0, 2)
 
 
 def compactness(made: Tensor) -> Tensor:
@@ -272,9 +274,13 @@ class Stad(StudentTeacher[StadSettings]):
         self.boundary = int(self.settings.descriptors * total)
         self.forget_what_is_usual(LEAST)  # no state without targets is the best on held-out images
         try:
-            distil(self, learnt, fitting or Fitting())
+            distil(self, learnt, (fitting or Fitting()).after(lambda stad: stad.finish(others)))
         finally:
             self.images = None
+        self.finish(others)
+
+    def finish(self, others: Tensor) -> None:
+        """What follows the last step: what is usual is learnt from `others`."""
         with seeded(self.settings.seed, self.device):
             self.learn_what_is_usual(others)
         self.folded_student.current()
@@ -282,10 +288,15 @@ class Stad(StudentTeacher[StadSettings]):
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """The descriptors' terms up to the boundary, then the students'; sums over scales."""
         images = batch.images if self.images is None else self.images
+        if batch.step == 1:
+            with exactly(self.device):
+                self.begin_descriptors(images, batch.generator)
         if batch.step <= self.boundary:
             return self.descriptors_terms(images, batch.generator)
         if batch.step == self.boundary + 1:
-            self.learn_targets(images)
+            with exactly(self.device):
+                self.learn_targets(images)
+                self.begin_students(images)
         seen = self.student.normalised(batch.images)  # type: ignore[operator]
         terms = []
         for scale in self.scales:
@@ -298,19 +309,51 @@ class Stad(StudentTeacher[StadSettings]):
         """L_k and L_c of crops of `images`, the same places for no two scales."""
         found = []
         for scale in self.scales:
-            crops = random_crops(images, scale.side, self.settings.crops, generator)
-            with torch.no_grad():
-                features = self.teacher(enlarged(crops))[-1].float().mean((2, 3))
-            found.append(scale.distillation(self.student.normalised(crops), features))  # type: ignore[operator]
+            crops = self.crops(images, scale.side, self.settings.crops, generator)
+            found.append(scale.distillation(*self.pair(crops)))
         knowledge, compact = (torch.stack(one).sum() for one in zip(*found, strict=True))
         return {"knowledge": knowledge, "compactness": self.settings.compactness * compact}
+
+    def crops(self, images: Tensor, side: int, count: int, generator: torch.Generator) -> Tensor:
+        """[count, 3, side, side] of `images`, the last of them altered."""
+        altered = round(self.settings.altered * count)
+        parts = [random_crops(images, side, count - altered, generator)] if altered < count else []
+        parts += [altered_crops(images, side, altered, generator)] if altered else []
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def pair(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Crops [n, 3, p, p] as the patch networks see them, and the backbone's pooled features of them [n, F]."""
+        features = self.teacher(enlarged(crops, ENLARGED))[-1].float().mean((2, 3))
+        return self.student.normalised(crops), features  # type: ignore[operator]
+
+    @torch.no_grad()
+    def begin_descriptors(self, images: Tensor, generator: torch.Generator) -> None:
+        """Least squares, or at least a decoder that need not learn the features' mean."""
+        count = self.settings.solved or self.settings.crops * (self.boundary > 0)
+        for scale in self.scales:
+            if count:
+                crops = self.crops(images, scale.side, count, generator)
+                pairs = (self.pair(some) for some in chunks(crops, SOLVED_CROPS))
+                if self.settings.solved:
+                    scale.solve_descriptor(pairs)
+                else:
+                    scale.decoder.bias.copy_(torch.cat([features for _, features in pairs]).mean(0))
+
+    @torch.no_grad()
+    def begin_students(self, images: Tensor) -> None:
+        """Least squares, if asked for, over images from all through."""
+        if self.settings.solved:
+            some = images[:: -(-len(images) // SOLVED_IMAGES)]
+            for scale in self.scales:
+                scale.solve_students(self.seen(some))
 
     @torch.no_grad()
     def learn_targets(self, images: Tensor) -> None:
         """Mean and deviation of every component of the descriptors over all `images`."""
         self.forget_what_is_usual(1.0)
         for scale in self.scales:
-            network: PatchNetwork = scale.descriptor
+            network = scale.descriptor
             sums = [
                 torch.stack([made.sum((0, 2, 3)), made.square().sum((0, 2, 3))])
                 for made in (network.of_images(seen, scale.grid).double() for seen in self.seen(images))
@@ -353,6 +396,11 @@ class Stad(StudentTeacher[StadSettings]):
         return Scores(image_scores(pixel), pixel)
 
 
+def exactly(device: torch.device) -> AbstractContextManager[None]:
+    """Float32 inside, whatever precision a step has."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def parted(images: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """(images to learn from, others): a seeded share of others, one at the least; all are both if there is one image or
     no share."""
@@ -374,24 +422,6 @@ def deviation(mean: Tensor, square: Tensor) -> Tensor:
     return torch.where(found > LEAST, found, 1.0)
 
 
-def random_crops(images: Tensor, side: int, count: int, generator: torch.Generator) -> Tensor:
-    """[count, 3, side, side] of `images`, each image continued by its outermost pixels if it is smaller."""
-    missing = max(side - min(images.shape[-2:]), 0)
-    which = torch.randint(len(images), (count,), generator=generator).tolist()
-    places = torch.rand(2, count, generator=generator).tolist()
-    crops = []
-    for image, down, right in zip(which, *places, strict=True):
-        whole = F.pad(images[image][None], (0, missing, 0, missing), mode="replicate")[0] if missing else images[image]
-        top, left = (int(share * (end - side + 1)) for share, end in zip((down, right), whole.shape[-2:], strict=True))
-        crops.append(whole[:, top : top + side, left : left + side])
-    return torch.stack(crops)
-
-
-def enlarged(crops: Tensor) -> Tensor:
-    """Crops as the backbone sees them."""
-    return F.interpolate(crops, (ENLARGED, ENLARGED), mode="bilinear", align_corners=False)
-
-
 STAD = Entry(
     name="stad",
     title="STAD",
@@ -401,27 +431,27 @@ STAD = Entry(
         "standard": StadSettings(
             teacher="resnet18",
             strides=(16,),
-            scales=(33, 65),
+            image_size=128,  # patches of 33 px see as much as those of 65 px at 256
+            scales=(33,),
             width=32,
-            dimensions=64,
             grid=4,
-            crops=16,
-            steps=400,
-            batch_size=2,
+            solved=2048,
+            descriptors=0.0,  # they stay as solved
+            steps=300,
             learning_rate=1e-3,
             schedule="one_cycle",
         ),
         "quick": StadSettings(
             teacher="efficientnet_lite0",
             image_size=128,
-            scales=(33, 65),
-            width=16,
+            scales=(33,),
+            width=32,
             dimensions=32,
             grid=4,
-            crops=16,
-            steps=120,
-            batch_size=4,
-            learning_rate=3e-3,
+            solved=2048,
+            descriptors=0.0,
+            steps=20,
+            learning_rate=1e-3,
             schedule="one_cycle",
         ),
     },

@@ -5,6 +5,7 @@ Importing this and evaluating arrays takes numpy alone; torch is needed for tens
 
 from __future__ import annotations
 
+from kdad_bench.metrics.alarms import PRESORTED, clopper_pearson, two_sample_p
 from kdad_bench.metrics.curves import AUPRO_LIMITS, IMAGE_METRICS, PIXEL_METRICS, MetricError
 from kdad_bench.metrics.exact import available_cpus, image_metrics, mask_conflicts, pixel_metrics
 from kdad_bench.metrics.finer import FINER, Finer, Saturated, every_pixel_metric, threshold_of
@@ -15,15 +16,18 @@ __all__ = [
     "FINER",
     "IMAGE_METRICS",
     "PIXEL_METRICS",
+    "PRESORTED",
     "Finer",
     "MetricError",
     "RegionIndex",
     "Saturated",
     "available_cpus",
+    "clopper_pearson",
     "every_pixel_metric",
     "image_metrics",
     "mask_conflicts",
     "pixel_metrics",
     "region_index",
     "threshold_of",
+    "two_sample_p",
 ]

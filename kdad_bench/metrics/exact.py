@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kdad_bench.kernels.counting import Counter, NotFinite, add_up, keys
+from kdad_bench.kernels.counting import Counter, NotFinite, add_up, keys, sort_words
+from kdad_bench.metrics.alarms import PRESORTED, presorted
 from kdad_bench.metrics.curves import (
     AUPRO_LIMITS,
     IMAGE_METRICS,
@@ -60,10 +61,10 @@ def image_metrics(
     names: Sequence[str] | None = None,
     method: str | None = None,
 ) -> Values:
-    """AUROC, average precision and best F1 over images.
+    """AUROC, average precision, best F1, PG2 and PB2 over images.
 
     `scores` [N] floats, higher is more anomalous; `labels` [N], true or 1 for an anomalous image. Values lie in [0, 1].
-    All three are None when one of the two classes is absent: a ranking of one class says nothing.
+    All are None when one of the two classes is absent: a ranking of one class says nothing.
 
     Raises MetricError for a NaN or infinite score (naming `method` and the image), for labels other than false, true, 0
     and 1, and for shapes that do not match.
@@ -79,11 +80,12 @@ def image_metrics(
         raise MetricError(not_finite(method, image_name(names, int(bad[0])), values[bad[0]], "image score"))
     positives = int(positive.sum())
     if positives == 0 or positives == positive.size:
-        return dict.fromkeys(IMAGE_METRICS)
+        return dict.fromkeys((*IMAGE_METRICS, *PRESORTED))
     ranked = _Ranked.of(keys(values[positive]))
     counter = Counter(ranked.keys)
     found = _sums(counter, ranked, counter(values, 1), ())
-    return dict(zip(IMAGE_METRICS, ratios(found, positives, values.size - positives, 0, ()), strict=True))
+    curves = zip(IMAGE_METRICS, ratios(found, positives, values.size - positives, 0, ()), strict=True)
+    return {**dict(curves), **presorted(values, positive)}
 
 
 def pixel_metrics(
@@ -217,10 +219,10 @@ class _Ranked:
     def of(cls, keys: NDArray[Any], index: RegionIndex | None = None) -> _Ranked:
         regions: NDArray[Any] | None = index.regions if index is not None else None
         if keys.dtype == np.int32 and regions is not None:
-            # one word per pixel, key above region: sorting bare words is many times faster than an argsort
+            # one word per pixel, key above region: bare words are sorted many times faster than by an argsort
             words = keys.astype(np.int64) << 32
             words |= regions
-            words.sort()
+            sort_words(words)
             keys, regions = (words >> 32).astype(np.int32), words.astype(np.uint32)
         elif regions is not None:
             order = np.argsort(keys, kind="stable")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -76,20 +77,31 @@ def every_pixel_metric(
     index_of(maps, None, index, method)
     host = numpy_of(maps)
     groups = groups_of(about.normal, about.kinds if about.regions else ())
-    found = counted(host, index, groups=groups, sizes=about.sizes, names=names, method=method)
-    if found is None:
-        return dict.fromkeys((*PIXEL_METRICS, *FINER))
-    if on_device(maps) and about.sizes is None:
-        values = pixel_metrics(maps, None, region_index=index, names=names, method=method)
-    else:
-        values = found.values(index)
-    limit = about.threshold
+    with ThreadPoolExecutor(1) as beside:  # the sort of the one pass takes one core, and so do the others
+        f1 = beside.submit(_seg_f1_of, host, index, about)
+        found = counted(host, index, groups=groups, sizes=about.sizes, names=names, method=method)
+        if found is None:
+            return dict.fromkeys((*PIXEL_METRICS, *FINER))
+        others = beside.submit(_others, host, found, index, about.regions, groups)
+        if on_device(maps) and about.sizes is None:
+            values = pixel_metrics(maps, None, region_index=index, names=names, method=method)
+        else:
+            values = found.values(index)
+        return {**values, **others.result(), "seg_f1": f1.result()}
+
+
+def _seg_f1_of(maps: NDArray[Any], index: RegionIndex, about: Finer) -> float | None:
+    return None if about.threshold is None else seg_f1(maps, index, about.threshold, sizes=about.sizes)
+
+
+def _others(
+    maps: NDArray[Any], found: Counted, index: RegionIndex, regions: Saturated | None, groups: NDArray[np.int64]
+) -> Values:
+    """What follows from the one pass besides the protocol's metrics."""
     return {
-        **values,
         **ap_by_size(found, index),
         "aupimo": _aupimo(found, index),
-        "au_spro_05": _au_spro(host, found, index, about.regions, groups) if about.regions else None,
-        "seg_f1": seg_f1(host, index, limit, sizes=about.sizes) if limit is not None else None,
+        "au_spro_05": _au_spro(maps, found, index, regions, groups) if regions else None,
     }
 
 
@@ -109,15 +121,14 @@ def ap_by_size(pass_over: Counted, index: RegionIndex) -> Values:
     Thirds of the regions by area; regions of equal area share the smaller third. A third that is empty has no value.
     `pass_over` is that of the same maps (`exact.counted`), so that no further pass is needed.
     """
-    own = thirds(index.sizes)[regions_of(pass_over)]
+    own = thirds(index.sizes).astype(np.uint8)[regions_of(pass_over)]
     false = pass_over.negatives_above()
     found: Values = {}
     for place, name in enumerate(SIZES):
-        number = np.add.reduceat((own == place).astype(np.float64), pass_over.ranked.ranks[:-1])
-        total = number.sum()
-        called = np.cumsum(number[::-1])[::-1]
-        precision = np.divide(called, called + false, out=np.zeros_like(called), where=number > 0)
-        found[name] = float((number * precision).sum() / total) if total else None
+        below = np.append(0, np.cumsum(own == place))[pass_over.ranked.ranks].astype(np.float64)
+        called = below[-1] - below[:-1]
+        precision = called / np.maximum(called + false, 1.0)  # where nothing is called, its number is 0 as well
+        found[name] = float((np.diff(below) * precision).sum() / below[-1]) if below[-1] else None
     return found
 
 

@@ -19,10 +19,10 @@ from kdad_bench.metrics.pieces import PIECE
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FORMAT = b"kdad-regions 2\n"
+_FORMAT = b"kdad-regions 3\n"
 _DIGEST = 32  # bytes of the checksum that follows the format
 _EIGHT = np.ones((3, 3), bool)  # 8-connectivity: pixels that touch at a corner belong together
-_PARTS = ("positions", "regions", "sizes", "images")
+_PARTS = ("regions", "sizes", "images")  # the positions are where the masks are true
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -103,6 +103,15 @@ def _some(masks: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
             let_go(masks)
 
 
+def _places(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """[P] flat, ascending: where the masks are true."""
+    found, first = [], 0
+    for some in _some(masks):
+        found.append(np.flatnonzero(some) + first)
+        first += some.size
+    return _joined(found, np.int64)
+
+
 def _joined(parts: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
     return np.concatenate([np.empty(0, dtype), *parts]).astype(dtype, copy=False)
 
@@ -135,22 +144,19 @@ def _read(file: Path, masks: NDArray[np.bool_]) -> RegionIndex | None:
         return None
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:  # as it was written: the checksum says so
         count, height, width = masks.shape
-        index = RegionIndex((count, height, width), *(arrays[part] for part in _PARTS))
+        index = RegionIndex((count, height, width), _places(masks), *(arrays[part] for part in _PARTS))
     return index if _fits(index, masks) else None
 
 
 def _fits(index: RegionIndex, masks: NDArray[np.bool_]) -> bool:
-    """Whether the index can be that of the masks: every positive pixel in a region of its image, sizes as they are."""
+    """Whether the index can be that of the masks, whose positions it has: every one in a region of its image, sizes as
+    they are."""
     side = masks.shape[1] * masks.shape[2]
-    places, first = [], 0
-    for some in _some(masks):
-        places.append(np.flatnonzero(some) + first)
-        first += some.size
+    edges = np.searchsorted(index.positions, np.arange(masks.shape[0] + 1) * side)
     return (
-        np.array_equal(index.positions, _joined(places, np.int64))
-        and index.regions.shape == index.positions.shape
+        index.regions.shape == index.positions.shape
         and index.images.shape == index.sizes.shape
         and bool((index.sizes > 0).all())
         and np.array_equal(np.bincount(index.regions, minlength=index.count), index.sizes)
-        and np.array_equal(index.images[index.regions], index.positions // max(side, 1))
+        and np.array_equal(index.images[index.regions], np.repeat(np.arange(masks.shape[0]), np.diff(edges)))
     )

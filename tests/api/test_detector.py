@@ -11,10 +11,15 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 import kdad_bench
 from kdad_bench.api.detector import NotFitted
 from kdad_bench.cli import cli
+from kdad_bench.harness.choices import SelectionError
+from kdad_bench.harness.export import Wanted, export
+from kdad_bench.harness.export_runtimes import missing
+from kdad_bench.methods.checkpoint import ModelError
 from tests.conftest import write_tree
 
 SIDE = 64
@@ -159,7 +164,7 @@ def test_a_bad_option_is_one_line_that_names_its_keyword(case: str) -> None:
 def test_what_training_would_find_out_late_is_said_before(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdad_bench.api.detector.built", lambda *_: pytest.fail("was built"))
     few = kdad_bench.Detector("pixel_mean", **FAST)  # 2 of 12 cannot promise 10 %
-    with pytest.raises(ValueError, match=r"2 held-out normals of 12 images cannot promise false_alarms=0\.1"):
+    with pytest.raises(ValueError, match=r"2 unseen normal images of 12 images cannot support a 10 %"):
         few.fit(data.train)
     with pytest.raises(ValueError, match="at least 2 are needed to hold some out; give more images, or hold_out=0"):
         few.fit(data.train[:1])
@@ -179,3 +184,32 @@ def test_a_score_that_is_not_finite_is_an_error_and_no_decision(data: Any) -> No
 def test_a_folder_that_is_no_model_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no description of a saved model"):
         kdad_bench.Detector.load(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["torch", pytest.param("onnx", marks=pytest.mark.slow), "openvino"])
+def test_an_exported_graph_is_a_detector(target: str, data: Any, tmp_path: Path) -> None:
+    if lacking := missing(target):
+        pytest.skip(lacking)
+    made = kdad_bench.Detector("pixel_mean", **FAST, hold_out=0.4, false_alarms=0.3).fit(data.train)
+    model = made.save(tmp_path / "model")
+    files = []
+    for number, image in enumerate(data.test[:2]):
+        files.append(str(tmp_path / f"{number}.png"))
+        Image.fromarray(image).save(files[-1])
+    export(Wanted(model=model, target=target, check_on=tuple(files), false_alarms=0.3))
+    graph = kdad_bench.Detector.load(model / target, false_alarms=0.3)
+    assert (graph.method, graph.resolution, graph.threshold_) == ("pixel_mean", SIDE, made.threshold_)
+    assert isinstance(graph.settings, dict)
+    found, wanted = graph.predict(data.test), made.predict(data.test)
+    np.testing.assert_allclose(found.scores, wanted.scores, rtol=1e-4)
+    np.testing.assert_allclose(found.maps, wanted.maps, rtol=1e-3, atol=1e-4 * float(wanted.maps.max()))
+    assert found.decision is not None
+    for work in (lambda: graph.fit(data.train), lambda: graph.save(tmp_path / "again")):
+        with pytest.raises(SelectionError, match="an exported graph cannot be"):
+            work()
+    with pytest.raises(SelectionError, match="runs on the CPU"):
+        kdad_bench.Detector.load(model / target, device="cuda")
+    about = model / target / "export.json"
+    about.write_text(about.read_text().replace('"kdad_bench": "', '"kdad_bench": "9.'))
+    with pytest.raises(ModelError, match=r"exported with kdad_bench '9\..*export it again"):
+        kdad_bench.Detector.load(model / target)

@@ -11,13 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from kdad_bench.cli import COMMANDS, Number, Whole, cli
 from kdad_bench.cli.ranges import readable
+from kdad_bench.harness.plain_loop import read_masks
 from kdad_bench.methods import METHODS, entry
 
 
@@ -207,3 +210,13 @@ def test_the_end_to_end_benchmark_prints_ratios_of_both_sides(tiny_tree: Path) -
     found = json.loads(result.stdout)
     assert set(found["plain"]) == set(found["ours"]) == {"data", "training step", "inference", "metrics", "total"}
     assert all(0 <= found["plain_metrics"][name] <= 1 for name in ("image_auroc", "pixel_auroc", "aupro_30"))
+
+
+def test_the_end_to_end_benchmark_takes_every_mask_of_an_image(tmp_path: Path) -> None:
+    sides = [np.zeros((8, 8), np.uint8) for _ in range(2)]
+    sides[0][:4], sides[1][:, :4] = 255, 236
+    paths = [tmp_path / f"{number}.png" for number in range(2)]
+    for path, side in zip(paths, sides, strict=True):
+        Image.fromarray(side).save(path)
+    assert np.array_equal(read_masks(paths, 8), (sides[0] > 0) | (sides[1] > 0))
+    assert not read_masks((), 8).any()

@@ -225,6 +225,25 @@ def test_the_images_themselves_are_no_maps(tmp_path: Path) -> None:
     result = evaluate(tree / "bolt" / "test", tree, tmp_path / "out")
     assert result.exit_code == 2
     assert result.stderr.count("is the test image itself") == 6
+    for path in (tree / "bolt" / "test").rglob("*.png"):  # a second name of the same file
+        linked = tmp_path / "linked" / path.relative_to(tree)
+        linked.parent.mkdir(parents=True, exist_ok=True)
+        linked.hardlink_to(path)
+    result = evaluate(tmp_path / "linked", tree, tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr.count("is the test image itself") == 6
+
+
+def test_only_the_files_of_chosen_categories_are_looked_at(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "tree", categories=("bolt", "nut"))
+    for path in (tree / "nut" / "test").rglob("*.png"):
+        path.unlink()  # this category is not whole
+    maps = write_maps(tmp_path / "maps", tree)
+    result = evaluate(maps, tree, tmp_path / "out", "-c", "bolt", "--no-pictures")
+    assert result.exit_code == 0, result.output
+    assert evaluate(maps, tree, tmp_path / "out", "--no-pictures").exit_code == 2
+    result = evaluate(maps, tree, tmp_path / "out", "-c", "nutt")
+    assert "did you mean 'nut'" in result.stderr  # its name is known all the same
 
 
 BAD: dict[str, tuple[tuple[object, ...], str]] = {

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from kdad_bench import datasets
 from kdad_bench.cli import VARIABLES, cli
 from kdad_bench.harness.choices import PRESETS
 from kdad_bench.kernels import dispatch
@@ -230,7 +231,10 @@ def test_a_data_root_without_data_is_refused_and_not_replaced_by_synthetic_data(
     (tmp_path / "empty").mkdir()
     found = run("--method", "pixel_mean", "--data-root", tmp_path / "empty", "--out", tmp_path / "out")
     assert found.exit_code == 2
-    assert "no mvtec_ad/ or mvtec_3d_ad/ there" in found.output
+    for name in datasets.entries(lambda one: one.folders):
+        assert f"{name}/" in found.output
+    none = run("--method", "pixel_mean", "--data-root", tmp_path / "none", "--out", tmp_path / "out")
+    assert "no such folder; name the one that holds mvtec_ad/, " in none.output
     found = run("--method", "pixel_mean", "--data-root", tiny_tree, "--out", tmp_path / "out")
     assert found.exit_code == 2
     assert f"give the folder it lies in, or --dataset folder:{tiny_tree}" in found.output

@@ -21,7 +21,7 @@ import kdad_bench
 from kdad_bench.cli import cli
 from kdad_bench.harness.job import id_of_row
 from kdad_bench.leaderboard import store
-from kdad_bench.leaderboard.row import Row
+from kdad_bench.leaderboard.row import SINCE_7, Row
 
 Members = dict[str, bytes]
 
@@ -58,8 +58,28 @@ def test_a_pack_checks_out_to_the_same_figures(folder: Path, packed: Path) -> No
     done = command("check", packed, "--all", "--results", folder)
     assert (done.exit_code, done.stderr) == (0, ""), done.output
     assert "2 jobs, 1 failed; 1 rows follow from scores" in done.stdout
-    assert "its maps give its 14 figures" in done.stdout
+    assert "its maps give its 16 figures" in done.stdout
     assert "4 files beside rows" in done.stdout
+
+
+def test_the_report_as_json(packed: Path, tmp_path: Path) -> None:
+    done = command("check", packed, "--all", "--json")
+    report = json.loads(done.stdout)
+    assert (done.exit_code, report["sound"], report["jobs"], report["problems"]) == (0, True, 2, [])
+    assert len(report["judged"]) == 1
+    found = members(packed)
+    with_row(found, lambda row: row.update(image_auroc=0.99))
+    done = command("check", written(tmp_path / "changed.zip", found, mended=True), "--json")
+    report = json.loads(done.stdout)
+    assert (done.exit_code, report["sound"]) == (1, False)
+    assert all("image_auroc is 0.99" in line for line in report["problems"])
+
+
+def test_rows_of_before_the_figures_of_thresholds_check_out(packed: Path, tmp_path: Path) -> None:
+    found = members(packed)
+    with_row(found, lambda row: row.update({**dict.fromkeys(SINCE_7), "normal_scores": []}))
+    done = command("check", written(tmp_path / "older.zip", found, mended=True), "--all")
+    assert (done.exit_code, done.stderr) == (0, ""), done.output
 
 
 def test_the_same_results_give_the_same_bytes(folder: Path, packed: Path, tmp_path: Path) -> None:
@@ -149,6 +169,8 @@ CHANGED: dict[str, tuple[Callable[[Members], object], bool, str]] = {
     "an image figure": (row_with(image_auroc=0.99), True, "image_auroc is 0.99, and "),
     "a pixel figure": (row_with(aupro_30=0.99), True, "from its maps and the data"),
     "a figure taken away": (row_with(pixel_ap=None), True, "pixel_ap is None, and "),
+    "false alarms": (row_with(false_alarms=0.123), True, "false_alarms is 0.123, and "),
+    "scores of unseen normals": (lambda f: with_row(f, lambda row: row["normal_scores"].pop()), True, "alarm_floor is"),
     "the seed": (row_with(seed=7), True, "its id is not that of its settings, data and seed"),
     "a setting": (row_with(settings='{"sigma": 1.0}'), True, "its id is not that of"),
     "the teacher": (row_with(teacher_sha256="0" * 64), True, "its id is not that of"),

@@ -12,7 +12,7 @@ from kdad_bench.harness.selection import Selection
 
 WEIGHTS = {
     name: TeacherWeights(teacher=name, source="random", sha256="random")
-    for name in ("efficientnet_lite0", "resnet18", "wide_resnet50_2", "vgg16")
+    for name in ("efficientnet_lite0", "resnet18", "wide_resnet50_2", "vgg16", "dinov2_vits14_reg", "dinov2_vitb14_reg")
 }
 
 

@@ -5,28 +5,89 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kdad_bench.harness.decision import Decision, DecisionError, read
+from kdad_bench.harness.decision import (
+    Decision,
+    DecisionError,
+    least_rate,
+    needed_for,
+    rank_of,
+    read,
+    shortfall,
+    supported,
+)
 
 
 def test_the_threshold_is_the_conformal_quantile() -> None:
     scores = tuple(float(i) for i in range(1, 20))  # n = 19: rate 0.05 needs the 19th of 19
     assert Decision(category="x", resolution=64, normal_scores=scores).threshold(0.05) == 19.0
     assert Decision(category="x", resolution=64, normal_scores=scores).threshold(0.5) == 10.0
-    with pytest.raises(DecisionError, match="cannot promise"):
+    with pytest.raises(
+        DecisionError, match="19 unseen normal images cannot support a 4 % false-alarm rate, 5 % at best; 24 would"
+    ):
         Decision(category="x", resolution=64, normal_scores=scores).threshold(0.04)
     with pytest.raises(DecisionError, match="no held-out scores"):
         Decision(category="x", resolution=64).threshold(0.1)
+
+
+@given(count=st.integers(1, 300), percent=st.integers(1, 999))
+def test_a_new_normal_image_lies_above_the_threshold_with_no_more_than_the_rate(count: int, percent: int) -> None:
+    # of count + 1 alike images each is the new one as often as another: exactly count + 1 - rank of them lie above
+    rate = percent / 1000
+    exact = Fraction(percent, 1000)
+    assert supported(count, rate) == (Fraction(1, count + 1) <= exact)
+    assert supported(needed_for(rate), rate)
+    assert not supported(needed_for(rate) - 1, rate)
+    assert supported(count, least_rate(count))
+    if not supported(count, rate):
+        return
+    rank = rank_of(count, rate)
+    assert Fraction(count + 1 - rank, count + 1) <= exact
+    assert rank == 1 or Fraction(count + 2 - rank, count + 1) > exact, "a lower threshold would keep the rate, too"
+    every = list(range(count + 1))
+    alarms = 0
+    for new in every:
+        others = tuple(float(one) for one in every if one != new)
+        alarms += new > Decision(category="", resolution=1, normal_scores=others).threshold(rate)
+    assert Fraction(alarms, count + 1) == Fraction(count + 1 - rank, count + 1)
+
+
+def test_over_many_draws_the_false_alarms_are_those_of_the_order_statistic() -> None:
+    draws, count, rate = 20_000, 19, 0.1
+    scores = np.random.default_rng(0).standard_normal((draws, count + 1))
+    ties = np.round(scores)  # with equal scores there are only fewer
+    for values, least in ((scores, 0.1), (ties, 0.0)):
+        ranked = np.sort(values[:, :-1], axis=1)[:, rank_of(count, rate) - 1]
+        seen = float((values[:, -1] > ranked).mean())
+        assert least - 0.007 < seen < 0.1 + 0.007, "three standard errors of 20,000 draws"
+
+
+def test_a_rate_is_taken_as_it_is_written() -> None:
+    for count, rate in ((9, 0.1), (99, 0.01), (999, 0.001), (19, 0.05), (9999, 0.0001), (49, 0.02), (33, 0.03)):
+        assert supported(count, rate), (count, rate)
+    assert (rank_of(99, 0.07), rank_of(99, 0.29), rank_of(99, 0.57)) == (93, 71, 43)
+
+
+def test_the_words_name_the_floor_and_what_would_do() -> None:
+    assert shortfall(19, 0.01) == (
+        "19 unseen normal images cannot support a 1 % false-alarm rate, 5 % at best; 99 would"
+    )
+    assert shortfall(1, 0.1).startswith("1 unseen normal image cannot support a 10 % false-alarm rate, 50 % at best; 9")
 
 
 RIGHT = Decision(category="bolt", resolution=64, normal_scores=(0.5, 1.0), normal_map_peak=2.0)
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
-    for one in (RIGHT, Decision(category="ü", resolution=1)):
+    seen = Decision(category="x", resolution=1, normal_scores=(1.0,), test_normal_scores=(0.5, 2.0))
+    for one in (RIGHT, seen, Decision(category="ü", resolution=1)):
         one.write(tmp_path)
         assert read(tmp_path) == one
     (tmp_path / "decision.json").write_text('{"category": "x", "resolution": 64, "normal_scores": []}')

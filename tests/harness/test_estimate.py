@@ -89,7 +89,7 @@ def test_what_was_timed_is_not_tried_again_and_what_was_not_is(
 ) -> None:
     monkeypatch.setenv("KDAD_CACHE", str(tmp_path))
     jobs = jobs_of(tiny_tree, overrides={"image_size": 64}, resolution=64)
-    assert {job.method for job in unknown_kinds(jobs, 1).values()} == {"stfpm", "pixel_mean"}
+    assert {job.method for job, _ in unknown_kinds(jobs, 1).values()} == {"stfpm", "pixel_mean"}
     remember(next(job for job in jobs if job.method == "pixel_mean"), 1.0, 1)
     found = calibrations(jobs, 1)
     assert [kind.partition("|")[0] for kind in found] == ["stfpm"]

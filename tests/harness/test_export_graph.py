@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from kdad_bench.harness.export_graph import Portable, graph_of, resized
+from kdad_bench.harness.export_graph import Portable, by_turned_weights, graph_of, resized
 from kdad_bench.harness.export_runtimes import TARGETS, ExportError, Graph, missing, opened_graph, write_graph
 from kdad_bench.kernels import formulas
 from kdad_bench.methods import METHODS
@@ -20,8 +21,6 @@ from tests.methods.toys import normals, small_method
 SIDE = 80  # of the images: the networks see 64, so that both ways of resizing are in the graph
 TOLERANCE = 1e-4  # of an image's score, and of its map's largest value; measured: below 1e-5
 ONE_AT_A_TIME = ("spade", "patchcore", "stad")  # their search or their patches are unrolled over the images
-# OpenVINO's gradients of MKD are not the model's: `export` refuses it, as docs/export.md says
-WRONG = {("mkd", "openvino")}
 
 
 @cache
@@ -69,10 +68,7 @@ def test_a_graph_says_what_its_method_says(name: str, target: str, tmp_path: Pat
     runner = opened_graph(target, tmp_path, graph.batch)
     for count in (1, 3):
         images = pixels(count)
-        if (name, target) in WRONG:
-            assert apart(method, runner(images), images) > TOLERANCE, "it is right now: say so in docs/export.md"
-        else:
-            assert apart(method, runner(images), images) < TOLERANCE
+        assert apart(method, runner(images), images) < TOLERANCE
 
 
 def test_no_op_of_this_package_is_in_a_graph() -> None:
@@ -133,6 +129,47 @@ def test_resizing_by_matrices_is_pytorchs(length: int, to: int, align_corners: b
         torch.testing.assert_close(
             torch.nn.functional.interpolate(images, (to, to + 3), **how), wanted, rtol=1e-5, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("side", [7, 8])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize(("kernel", "padding"), [(1, 0), (3, 1), (3, 0), (5, 2), ((3, 1), (1, 0))], ids=str)
+def test_the_gradient_by_turned_weights_is_autograds(side: int, stride: int, kernel: Any, padding: Any) -> None:
+    layer = torch.nn.Conv2d(4, 6, kernel, stride, padding)
+    images = torch.rand(2, 4, side, side + 3, requires_grad=True)
+    out = layer(images)
+    upstream = torch.randn(out.shape)
+    (wanted,) = torch.autograd.grad(out, images, upstream)
+    found = by_turned_weights(upstream, images, layer.weight, layer.stride, layer.padding)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+class InputGradient:
+    """A method whose map is the gradient of its score through a convolution of as many inputs as outputs."""
+
+    def __init__(self) -> None:
+        self.network = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.ReLU())
+
+    def score(self, images: Tensor) -> Scores:
+        with torch.inference_mode(False), torch.enable_grad():
+            images = images.detach().clone().requires_grad_()
+            scores = self.network(images).square().mean((1, 2, 3))
+            (gradient,) = torch.autograd.grad(scores.sum(), images)
+        return Scores(scores.detach(), gradient.abs().sum(1))
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_the_gradient_of_a_square_convolution_is_right_in_every_runtime(target: str, tmp_path: Path) -> None:
+    if missing(target):
+        pytest.skip(missing(target))
+    method = InputGradient()
+    graph = graph_of(method, SIDE)
+    write_graph(graph, target, tmp_path)
+    images = pixels(2)
+    found = opened_graph(target, tmp_path, graph.batch)(images)
+    wanted = method.score(torch.from_numpy(images).float() / 255)
+    np.testing.assert_allclose(found[0], wanted.image.numpy(), rtol=1e-4)
+    np.testing.assert_allclose(found[1], wanted.pixel.numpy(), rtol=1e-3, atol=1e-4 * float(wanted.pixel.max()))
 
 
 class Toy:

@@ -52,6 +52,36 @@ def test_each_kind_of_file_gives_its_values(kind: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, VALUES)
 
 
+LAYOUTS: list[dict[str, Any]] = [
+    {**layout, "compression": packing}
+    for layout in ({}, {"rowsperstrip": 7}, {"tile": (16, 32)})
+    for packing in (None, "zlib")
+]
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [
+        *((kind, layout) for kind in ("f2", "f4", "f8", "u1", "u2") for layout in LAYOUTS),
+        *((kind, {"compression": "zlib", "predictor": 2}) for kind in ("u1", "u2")),  # differences
+    ],
+    ids=str,
+)
+def test_pixels_are_those_that_the_reader_of_the_format_gives(
+    order: str, kind: str, layout: dict[str, Any], tmp_path: Path
+) -> None:
+    values = (np.random.default_rng(0).random((45, 50)) * 200).astype(kind)
+    tifffile.imwrite(tmp_path / "a.tiff", values, byteorder=order, **layout)
+    np.testing.assert_array_equal(read_map(tmp_path / "a.tiff"), tifffile.imread(tmp_path / "a.tiff").astype("f4"))
+
+
+def test_a_packed_piece_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile.imwrite(tmp_path / "a.tiff", VALUES, compression="zlib")
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda self: pytest.fail("unpacked a second time"))
+    np.testing.assert_array_equal(read_map(tmp_path / "a.tiff"), VALUES)
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 def test_a_png_of_8_or_16_bits_gives_its_integers(kind: Any, tmp_path: Path) -> None:
     values = (np.arange(12).reshape(3, 4) * (np.iinfo(kind).max // 11)).astype(kind)

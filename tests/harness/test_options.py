@@ -58,6 +58,7 @@ def test_both_faces_give_the_same_options_and_the_command_line_wins(tmp_path: Pa
         "preset": "paper", "device": "cpu", "data_root": "data", "out": "there", "resolution": 64, "modality": "depth",
         "fit": "pad", "tile": 32, "overlap": 8,
         "train_images": [1, "all"], "contamination": [0, 0.1], "corruption": ["none", "shift:2"],
+        "setting": "multi-class",
     }  # fmt: skip
     assert set(said) == set(RunTable.model_fields) - {"weights"}
     shown = {name: f'"{value}"' if isinstance(value, str) else value for name, value in said.items()}

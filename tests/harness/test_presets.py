@@ -69,9 +69,14 @@ def test_a_preset_that_a_method_has_not_is_named_with_those_it_has(
 @pytest.mark.parametrize("name", METHODS)
 def test_a_standard_preset_is_the_papers_method_on_one_teacher_without_its_last_stage(name: str) -> None:
     paper, standard = entry(name).presets["paper"], entry(name).presets["standard"]
+    if name == "dinomaly":  # a method of ViTs: the smallest one, on fewer tokens than a CPU can afford otherwise
+        assert (standard.teacher, standard.strides, standard.image_size) == ("dinov2_vits14_reg", (14,), 224)
+        return
     assert standard.teacher == ("resnet18" if entry(name).needs_teacher else "none")
     assert max(standard.strides) == 16  # weights without the last stage and the classifier are enough
-    assert (standard.image_size, standard.precision, standard.seed) == (paper.image_size, "fp32", 0)
+    # STAD's dense maps at 256 px cost four times as much; AST's 768 px are three times what a run hands over
+    side = {"stad": 128, "ast": 256}.get(name, paper.image_size)
+    assert (standard.image_size, standard.precision, standard.seed) == (side, "fp32", 0)
     assert PRESETS["standard"].resolution == PRESETS["paper"].resolution
 
 
@@ -81,6 +86,13 @@ def test_a_standard_preset_has_a_budget_in_steps_whatever_the_number_of_images(n
     assert standard.steps is not None
     said = [words.partition(":")[0] for words in (*standard.readings, *standard.deviations)]
     assert entry(name).reading or {"budget", "iterations"} & set(said)  # a reading of an abstract has no budget to miss
+
+
+def test_dinomalys_standard_preset_goes_to_the_embedded_teacher_where_no_vit_can_be_had() -> None:
+    standard = entry("dinomaly").presets["standard"]
+    embedded = replace(standard, teacher="efficientnet_lite0")  # as `with_teachers_at_hand` does
+    assert embedded.strides == (4, 8, 16)
+    assert any(line.startswith("tokens: feature maps of EfficientNet-Lite0") for line in embedded.deviations)
 
 
 def options(tree: Path, out: Path, **changes: object) -> RunOptions:

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from kdad_bench.harness import clock, cost, run, speed, speed_key
+from kdad_bench.harness.axes import PLAIN, Axes
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.output import Work
 from kdad_bench.harness.perform import perform
-from kdad_bench.harness.speed_key import key_of
+from kdad_bench.harness.speed_key import configuration, key_of
 from kdad_bench.leaderboard.board import MOST_LOAD
 from kdad_bench.leaderboard.measurement import SHARED
 from kdad_bench.leaderboard.row import Row
@@ -51,6 +52,35 @@ OTHERWISE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", OTHERWISE)
 def test_what_changes_the_speed_changes_the_key(kind: str, tiny_tree: Path) -> None:
     assert key_of(job_of(tiny_tree, "stfpm")) != key_of(job_of(tiny_tree, "stfpm", **OTHERWISE[kind]))
+
+
+# what the label of a yardstick's job says -> the label that its measurement is known by
+LABELS = {
+    "quick": "quick",
+    "quick[hold_out=0.2,steps=7]": "quick[hold_out=0.2,steps=7]",
+    "quick[corruption=blur:3]": "quick",
+    "quick[corruption=blur:3,train_images=4]": "quick[train_images=4]",
+    "quick[contamination=0.4,corruption=jpeg:1,resolution=32]": "quick[contamination=0.0,resolution=32]",
+    "quick[setting=multi-class:2:ab12]": "quick[setting=multi-class:2:ab12]",
+}
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_measurement_is_made_anew_only_for_another_number_of_images(label: str, tiny_tree: Path) -> None:
+    job = replace(job_of(tiny_tree, "padim"), preset=label)
+    assert configuration(job)["label"] == LABELS[label]
+    assert "label" not in configuration(replace(job_of(tiny_tree, "stfpm"), preset=label))
+
+
+def test_every_level_of_a_corruption_and_every_share_has_one_measurement(tiny_tree: Path) -> None:
+    axes = (PLAIN, *(Axes(corruption=one) for one in ("blur:1", "blur:5", "noise:2")))
+    dirty = tuple(Axes(contamination=share) for share in (0.0, 0.1, 0.4))
+    counts = tuple(Axes(train_images=count) for count in (1, 3))
+    keys = [
+        {key_of(job_of(tiny_tree, "padim", axes=(one,), seeds=(0,))) for one in some} for some in (axes, dirty, counts)
+    ]
+    assert [len(some) for some in keys] == [1, 1, 2]
+    assert len(set.union(*keys)) == 4
 
 
 @pytest.mark.parametrize("name", ["cpu_model", "available_cpus", "kernels_path"])

@@ -41,6 +41,10 @@ from tests.harness.planned import jobs_of
 VIEWS = (View(fit=PAD), View(fit=SHORT_SIDE), View(tile=32), View(fit=SHORT_SIDE, tile=32, overlap=4),
          View(fit=PAD, tile=48, overlap=0))  # fmt: skip
 SIDE = 64
+SMALLER: dict[str, dict[str, Any]] = {
+    "stad": {"solved": 64, "width": 16},
+    "efficientad": {"image_size": 64, "width": 16},  # the least that its network takes
+}
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +260,7 @@ def test_every_method_runs_with_proportions_in_tiles(name: str, wide_tree: Path)
     overrides = {"image_size": 32, "steps": 1, "batch_size": 2, "teacher": "efficientnet_lite0"}
     view = View(fit=SHORT_SIDE, tile=32, overlap=8)
     settings_of = entry(name).presets["quick"]
+    overrides |= SMALLER.get(name, {})
     known = {key: value for key, value in overrides.items() if hasattr(settings_of, key)}
     if name in ("mkd",):
         known.pop("teacher")

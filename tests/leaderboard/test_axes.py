@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +15,9 @@ import pyarrow as pa
 import pytest
 
 from kdad_bench.leaderboard import axes, curve_tables, figures, html, markdown
-from kdad_bench.leaderboard.axes import Curve, curves, shown_whole
+from kdad_bench.leaderboard.axes import Curve, aside, curves, shown_whole
 from kdad_bench.leaderboard.board import Board, boards_of
+from kdad_bench.leaderboard.curve_chart import drawing
 from kdad_bench.leaderboard.row import COLUMNS, SCHEMA, Row
 
 PLACES = ("bottle", "cable")
@@ -197,3 +200,14 @@ def test_what_stands_in_names_cannot_end_what_it_stands_in() -> None:
     page = markdown.page(found, table_of(rows))
     assert "<b>" not in page
     assert "|y" not in page.replace("\\|y", "")
+
+
+def test_intervals_of_one_point_lie_beside_each_other_and_nearer_than_the_next_point() -> None:
+    curve = only(few())
+    shifts = aside(curve)
+    assert len({*shifts.values()}) == len(curve.labels) > 1
+    gap = min(after.at - before.at for before, after in itertools.pairwise(curve.places))
+    assert max(map(abs, shifts.values())) < gap / 3
+    drawn = drawing(curve, "image_auroc")
+    bars = re.findall(r'class="interval" x1="([\d.]+)"', drawn)
+    assert len({*bars}) == len(bars) > len(curve.places)

@@ -113,6 +113,9 @@ def test_compare_returns_1_for_a_regression_and_0_without(results: Path) -> None
     assert better.exit_code == 0
     assert {one["verdict"] for one in json.loads(better.stdout)} == {"better"}
     assert run("compare", results, results).exit_code == 0
+    assert "judged by" in worse.output
+    assert "Figures of pixels are judged by seeds" in worse.output
+    assert "Judged by seeds: these rows do not hold the scores of the same images" in worse.output
     unknown = run("compare", "stfpm", "rd4ad", "--results", results, "--metric", "auroc")
     assert unknown.exit_code == 2
     assert "--metric auroc: no such column; have: image_auroc" in unknown.stderr

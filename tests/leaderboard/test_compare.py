@@ -8,10 +8,13 @@ from typing import Any
 
 import plausible
 import pytest
-from test_markdown import table
+from sklearn.metrics import average_precision_score, roc_auc_score
+from test_markdown import board_of, table
+from test_pairs import scored_rows
 
 from kdad_bench.leaderboard.compare import Difference, NothingToCompare, of_folders, of_methods
 from kdad_bench.leaderboard.row import EXTERNAL, Row
+from kdad_bench.leaderboard.spread import IMAGES, IMAGES_AND_SEEDS, SEEDS
 
 
 def rows(
@@ -124,3 +127,65 @@ def test_an_external_result_is_not_set_against_a_run_of_other_data_or_rules(chan
     rows = [plausible.row("rd4ad", "bottle", 0), replace(external("bottle", 0), **change)]
     with pytest.raises(NothingToCompare):
         of_methods(table(rows), "rd4ad", "external:other", ("image_auroc",), 0.005)
+
+
+# ---- by the scores of the images, as the leaderboard judges a pair
+
+
+@pytest.mark.parametrize("metric", ["image_auroc", "image_ap"])
+def test_a_pair_is_judged_as_the_leaderboard_judges_it(metric: str) -> None:
+    made = [
+        replace(row, image_ap=average_precision_score(row.image_labels, row.image_scores))
+        for row in scored_rows({"a": 2.0, "b": 1.2}, "abc", seeds=2)
+    ]
+    board = board_of(made)
+    found = {one.category: one for one in of_methods(table(made), "b", "a", [metric], 0.005)}
+    pairs = {"mean of 3": board.summary.comparison("a", "b", metric)}
+    pairs |= {category: board.summary.in_category("a", "b", metric, category) for category in "abc"}
+    for category, pair in pairs.items():
+        one = found[category]
+        assert one.difference == pytest.approx(pair.difference)
+        assert (one.low, one.high) == (pytest.approx(pair.low), pytest.approx(pair.high))
+        assert (one.evidence, one.pairs) == (pair.evidence, pair.pairs) == (IMAGES_AND_SEEDS, pair.pairs)
+    across = of_folders(table(made), table(second_of(made, "a")), [metric], 0.005)
+    assert {one.evidence for one in across} == {IMAGES_AND_SEEDS}
+    itself = of_folders(table(made), table(made), [metric], 0.005)
+    assert {(one.evidence, one.low, one.high, one.verdict) for one in itself} == {("all alike", 0.0, 0.0, "same")}
+
+
+def second_of(made: Sequence[Row], method: str) -> list[Row]:
+    """The rows of a method, as another folder has them: its scores rounded."""
+    changed = []
+    for row in made:
+        scores = tuple(round(score, 1) for score in row.image_scores)
+        figures = {"image_auroc": roc_auc_score, "image_ap": average_precision_score}
+        values = {name: float(figure(row.image_labels, scores)) for name, figure in figures.items()}
+        changed.append(replace(row, job_id=f"2{row.job_id}", image_scores=scores, **values))
+    return [row for row in changed if row.method == method]
+
+
+def test_one_seed_is_judged_by_the_images_and_small_differences_are_none() -> None:
+    made = scored_rows({"a": 2.0, "b": 1.95}, "a", seeds=1)
+    (one,) = of_methods(table(made), "b", "a", ["image_auroc"], 0.0)
+    assert one.low is not None
+    assert one.high is not None
+    assert one.low < 0 < one.high
+    assert (one.verdict, one.evidence) == ("same", IMAGES)
+
+
+@pytest.mark.parametrize("lack", ["scores", "other images", "wrong scores"])
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_without_the_scores_of_both_sides_the_seeds_judge(lack: str, side: str) -> None:
+    changes: dict[str, Any] = {
+        "scores": {"image_scores": (), "image_labels": (), "image_names": ()},
+        "other images": {"image_names": tuple(f"other {n}" for n in range(60))},
+        "wrong scores": {"image_auroc": 0.123},
+    }[lack]
+    made = scored_rows({"a": 2.0, "b": 1.0}, "ab", seeds=3)
+    made = [replace(row, **changes) if (row.category, row.method) == ("b", side) else row for row in made]
+    found = {one.category: one for one in of_methods(table(made), "b", "a", ["image_auroc"], 0.005)}
+    assert {name: one.evidence for name, one in found.items()} == {
+        "a": IMAGES_AND_SEEDS,
+        "b": SEEDS,
+        "mean of 2": SEEDS,
+    }

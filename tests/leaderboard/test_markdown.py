@@ -380,3 +380,22 @@ def test_a_marker_that_names_a_folder_is_drawn_from_that_folder_alone(place: str
     if not any(drawn[:2]):
         with pytest.raises(ValueError, match="these results; the markers name results/real, results/quick"):
             markdown.refreshed(named, {"ranking": "x"}, place)
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ((1, 1), "95 % interval of the mean for other seeds and, where rows hold the scores of images, other test"),
+        ((4, 4), "95 % interval of the mean for these 4 categories, with other seeds"),
+        ((8, 8), "95 % interval of the mean for other categories of the same kind."),
+        ((8, 3), "for other categories of the same kind, of a method that has fewer than six for those alone."),
+        ((8, 1), "95 % interval of the mean for other categories of the same kind."),
+    ],
+)
+def test_the_ranking_says_what_its_interval_is_for(counts: tuple[int, int], words: str) -> None:
+    made = [
+        row
+        for method, count in zip(("stfpm", "rd4ad"), counts, strict=True)
+        for row in plausible.full_table((method,), plausible.CATEGORIES[:count], 2)
+    ]
+    assert words in section(page(made), "Ranking")

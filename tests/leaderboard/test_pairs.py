@@ -14,7 +14,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 from test_markdown import board_of, page, section, table
 
-from kdad_bench.leaderboard import components, deciding, pages, store
+from kdad_bench.leaderboard import components, deciding, html_pairs, markdown_pairs, pages, store
 from kdad_bench.leaderboard.board import Board, boards
 from kdad_bench.leaderboard.images import Images, placements
 from kdad_bench.leaderboard.inference import holm
@@ -281,6 +281,7 @@ def test_the_shares_of_a_board_add_up_and_the_command_prints_them(tmp_path: Any)
     lines = pages.spread(store.read(tmp_path))
     assert any("spread of image AUROC: " in line and "image sample" in line for line in lines)
     assert any("AUPRO" in line and "lies in the category's part" in line for line in lines)
+    assert sum("ran on one device with 2 threads" in line for line in lines) == 1
 
 
 def thread_board(by_seed: Mapping[int, int], shift: float) -> Board:
@@ -308,6 +309,21 @@ def test_the_part_of_the_threads_is_told_where_rows_differ_in_them() -> None:
     assert "not told from the seed" in components.in_words(thread_board({0: 1, 1: 4}, 0.02), METRIC)
 
 
+@pytest.mark.parametrize(
+    ("threads", "words"),
+    [
+        ({0: 1, 1: 1}, "ran on one device with 1 thread: what another one, or another number of threads, adds"),
+        ({0: 2, 1: 2}, "ran on one device with 2 threads: what another one, or another number of threads, adds"),
+        ({0: 1, 1: 4}, "ran on one device: what another one adds"),
+        ({0: None, 1: None}, "ran on one device: what another one, or another number of threads, adds"),
+    ],
+)
+def test_what_no_job_differs_in_is_said_to_be_left_out(threads: dict[int, int], words: str) -> None:
+    board = thread_board(threads, 0.0)
+    for said in (components.left_out(board), markdown_pairs.components_of(board), html_pairs.components_of(board)):
+        assert words in said
+
+
 def test_the_same_jobs_on_two_devices_are_set_side_by_side() -> None:
     here = plausible.full_table(("stfpm",), ("bottle", "cable"), 2)
     there = [
@@ -323,3 +339,11 @@ def test_the_same_jobs_on_two_devices_are_set_side_by_side() -> None:
     assert "image AUROC: 0.0014 (4 jobs)" in text
     other_data = [plausible.row("stfpm", r.category, r.seed, device="cuda", data_fingerprint="x") for r in here]
     assert [*components.of_devices(boards(table([*here, *other_data])))] == []
+
+
+def test_with_one_seed_the_interval_is_for_these_trained_models() -> None:
+    made = scored_rows({"a": 2.0, "b": 1.0}, "abc", seeds=1)
+    words = (
+        "95 % interval of the mean for these 3 categories, with other test images, for these trained models: one seed"
+    )
+    assert words in section(page(made), "Ranking")

@@ -49,7 +49,7 @@ def test_the_accuracies_are_the_metrics_that_lie_between_0_and_1() -> None:
     assert metric.ACCURACY == (
         "image_auroc", "image_ap", "image_f1_max", "image_auroc_max",
         "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro_30", "aupro_05",
-        "pixel_ap_small", "pixel_ap_middle", "pixel_ap_large", "aupimo", "au_spro_05", "seg_f1",
+        "pixel_ap_small", "pixel_ap_middle", "pixel_ap_large", "aupimo", "au_spro_05", "seg_f1", "pg2", "pb2",
     )  # fmt: skip
     assert all(metric.METRICS[name].higher_is_better for name in metric.ACCURACY)
 

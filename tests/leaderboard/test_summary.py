@@ -19,9 +19,11 @@ from kdad_bench.leaderboard.inference import (
     critical_difference,
     hierarchical_interval,
     holm,
+    interval_around,
     wilcoxon,
 )
 from kdad_bench.leaderboard.row import SCHEMA, Row
+from kdad_bench.leaderboard.spread import spread
 from kdad_bench.leaderboard.summary import Summary, summarise
 
 METRIC = "image_auroc"
@@ -152,6 +154,54 @@ def test_the_resampled_images_of_a_category_move_its_seeds_together() -> None:
     assert moved[1] - moved[0] == pytest.approx(plain[1] - plain[0], rel=0.1), "the width is that of the categories"
     assert moved[0] < plain[0] - 0.002
     assert moved[1] < plain[1]
+
+
+@given(mean=st.floats(0, 1), half=st.floats(0, 0.5))
+@settings(deadline=None, max_examples=50)
+def test_the_interval_of_a_share_lies_in_0_to_1_around_it(mean: float, half: float) -> None:
+    low, high = interval_around(mean, half)
+    assert 0 <= low <= mean <= high <= 1
+    mirrored = interval_around(1 - mean, half)
+    assert (1 - mirrored[1], 1 - mirrored[0]) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_the_interval_of_a_share_is_that_of_its_logit() -> None:
+    low, high = interval_around(0.9, 0.05)
+    ends = [1 / (1 + math.exp(-(math.log(9) + sign * 0.05 / 0.09))) for sign in (-1, 1)]
+    assert (low, high) == (pytest.approx(ends[0]), pytest.approx(ends[1]))
+    assert 0.9 - low > high - 0.9, "near 1 it reaches further down"
+    assert interval_around(5.0, 0.5, shares=False) == (4.5, 5.5)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.001, 0.004])
+def test_at_the_ends_of_the_scale_the_interval_does_not_run_away(mean: float) -> None:
+    low, high = interval_around(mean, 0.02)
+    assert low == pytest.approx(0, abs=0.005)
+    assert mean + 0.02 < high < mean + 0.08
+
+
+@pytest.mark.parametrize(("categories", "these"), [(1, True), (2, True), (5, True), (6, False), (9, False)])
+def test_with_few_categories_the_interval_for_these_is_shown(categories: int, these: bool) -> None:
+    rng = np.random.default_rng(0)
+    values = np.clip(rng.uniform(0.6, 0.9, (categories, 1)) + 0.01 * rng.normal(size=(categories, 3)), 0, 1)
+    found = only(grid({"a": values.tolist()})).overall("a", METRIC)
+    assert found is not None
+    around = spread(list(values), None)
+    assert around is not None
+    expected = interval_around(found.mean, around.half_width(0.95))
+    assert (found.these_low, found.these_high) == (pytest.approx(expected[0]), pytest.approx(expected[1]))
+    assert found.shown == ((found.these_low, found.these_high) if these else (found.low, found.high))
+    if categories > 1:
+        assert found.low is not None
+        assert found.these_low is not None
+        assert found.low < found.these_low, "other categories differ more"
+
+
+def test_no_interval_for_these_categories_where_nothing_tells() -> None:
+    found = only(grid({"a": [[0.9], [0.8]]})).overall("a", METRIC)
+    assert found is not None
+    assert (found.shown, found.these_low) == (None, None)
+    assert found.low is not None
 
 
 def test_the_interval_passes_over_missing_seeds() -> None:

@@ -15,7 +15,7 @@ from tests.methods.toys import CPU, normals, small_method, small_settings, teach
 from tests.wrong import methods as wrong
 
 STUDENT_TEACHER = tuple(name for name in METHODS if entry(name).needs_teacher)
-OWN_TESTS = ("mkd", "fractalad")  # trained in their own tests; here only what is cheap
+OWN_TESTS = ("mkd", "fractalad", "destseg", "ast")  # trained in their own tests; here only what is cheap
 TRAINED = tuple(name for name in METHODS if name not in OWN_TESTS)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdad_bench.methods.backbones import BACKBONES, facts_of
+from kdad_bench.methods.backbones import PYRAMIDS, facts_of
 from kdad_bench.methods.fractalad.segmentation import FlowAlignment, SegmentationHead
 from tests.methods.phased_weights import wave, with_fixed_weights
 
@@ -28,7 +28,7 @@ LOGITS = (  # the official head's, with these very weights, at rows and columns 
 )
 
 
-@pytest.mark.parametrize("teacher", BACKBONES)
+@pytest.mark.parametrize("teacher", PYRAMIDS)
 def test_every_module_has_the_official_number_of_parameters(teacher: str) -> None:
     head = SegmentationHead(tuple(facts_of(teacher).channels.values()))
     counts = {name: sum(p.numel() for p in module.parameters()) for name, module in head.named_children()}

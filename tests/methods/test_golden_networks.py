@@ -16,12 +16,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdad_bench.methods.backbones import BACKBONES, FACTS, Attention, Backbone, Cbam, Eca, build
+from kdad_bench.methods.backbones import FACTS, PYRAMIDS, Attention, Backbone, Cbam, Eca, build
 from kdad_bench.methods.distillation import Student
 from kdad_bench.methods.dual_student import BMKD, DSKD, DeepestTap, DualStudents, ResidualFusion
+from kdad_bench.methods.efficientad import EFFICIENTAD
+from kdad_bench.methods.efficientad.networks import Networks
+from kdad_bench.methods.patch_network import PatchNetwork
 from kdad_bench.methods.rdpp import ProjectedStudent
 from kdad_bench.methods.reverse import Bottleneck, Decoder, Fusion
-from kdad_bench.methods.stad import PatchNetwork
 from tests.methods.fixed_weights import filled, summary, tensor_of
 
 PATH = Path(__file__).parents[1] / "golden" / "networks.json"
@@ -108,6 +110,17 @@ def patches(side: int, grid: int) -> Callable[[], Answer]:
     return answer
 
 
+def efficientad(**changes: Any) -> Callable[[], Answer]:
+    """Teacher, student, autoencoder and imitation of EfficientAD's networks."""
+
+    def answer() -> Answer:
+        settings = replace(EFFICIENTAD.presets["paper"], image_size=SIDE, width=4, features=6, autoencoder=8, **changes)
+        found: Answer = filled(lambda: Networks(settings))(images())
+        return found
+
+    return answer
+
+
 def dual(settings: Any, **changes: Any) -> Callable[[], Answer]:
     def answer() -> Answer:
         teacher = described("resnet18")
@@ -120,7 +133,7 @@ def dual(settings: Any, **changes: Any) -> Callable[[], Answer]:
 
 PAPER_DSKD, PAPER_BMKD = DSKD.presets["paper"], BMKD.presets["paper"]
 NETWORKS: Mapping[str, Callable[[], Answer]] = {
-    **{f"backbone {name}": backbone(name) for name in BACKBONES},
+    **{f"backbone {name}": backbone(name) for name in PYRAMIDS},
     "vgg16 with norms": backbone("vgg16", norms=True),
     "resnet18 with ECA in every block": backbone("resnet18", Attention(Eca)),
     "resnet18 with ECA in each stage's last block": backbone("resnet18", Attention(Eca, every_block=False)),
@@ -152,6 +165,8 @@ NETWORKS: Mapping[str, Callable[[], Answer]] = {
     "STAD, 17 px": patches(17, 1),
     "STAD, 33 px": patches(33, 2),
     "STAD, 65 px": patches(65, 4),
+    "EfficientAD": efficientad(),
+    "EfficientAD, medium, padded": efficientad(network="medium", padding=True),
     "DSKD": dual(PAPER_DSKD),
     "DSKD fed by the teacher": dual(PAPER_DSKD, fed_by="teacher"),
     "DSKD fed by both": dual(PAPER_DSKD, fed_by="both"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdad_bench.methods.backbones import BACKBONES, FACTS, Attention, Backbone, Cbam, Eca, build
+from kdad_bench.methods.backbones import FACTS, PYRAMIDS, Attention, Backbone, Cbam, Eca, build
 from kdad_bench.methods.distillation import Student
 from kdad_bench.methods.dual_student import DeepestTap, ResidualFusion
 from kdad_bench.methods.mkd import Cloner
@@ -43,7 +43,7 @@ def reverse_networks(name: str) -> list[nn.Module]:
     return [Bottleneck(teacher), Decoder(teacher, signed=False), ResidualFusion(teacher), DeepestTap(teacher)]
 
 
-@pytest.mark.parametrize("name", [name for name in BACKBONES if name != "wide_resnet50_2"])
+@pytest.mark.parametrize("name", [name for name in PYRAMIDS if name != "wide_resnet50_2"])
 def test_convolutions_begin_with_he_by_fan_out(name: str) -> None:
     """torchvision's ResNets and VGGs, and EfficientNet's reference (per group)."""
     torch.manual_seed(0)
@@ -77,7 +77,7 @@ def test_the_cloner_begins_with_xaviers_uniform_weights() -> None:
         assert layer.bias is None
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", PYRAMIDS)
 def test_norms_begin_at_identity_and_biases_at_zero(name: str) -> None:
     with torch.random.fork_rng():
         networks = [build(name, batch_norm=True), *(reverse_networks(name) if name != "wide_resnet50_2" else [])]
@@ -150,7 +150,7 @@ WRITTEN = {
 }
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", PYRAMIDS)
 def test_every_module_has_the_parameters_counted_by_hand(name: str) -> None:
     with torch.device("meta"):
         teacher = build(name)
@@ -188,7 +188,7 @@ class Width(nn.Module):
         self.channels = channels
 
 
-@pytest.mark.parametrize("name", [name for name in BACKBONES if name != "vgg16"])
+@pytest.mark.parametrize("name", [name for name in PYRAMIDS if name != "vgg16"])
 def test_a_student_is_its_teacher_plus_attention_plus_heads(name: str) -> None:
     with torch.device("meta"):
         teacher = build(name)

@@ -14,7 +14,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from kdad_bench.methods.backbones import BACKBONES, Backbone, build, facts_of
+from kdad_bench.methods.backbones import PYRAMIDS, Backbone, build, facts_of
 from kdad_bench.methods.distillation import Batch
 from kdad_bench.methods.mkd import (
     MKD,
@@ -120,7 +120,7 @@ GOLDEN = (  # the official cloner's taps with these very weights: mean, 4 channe
 )
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", PYRAMIDS)
 @pytest.mark.parametrize("full_width", [False, True])
 def test_every_block_of_the_cloner_has_its_number_of_parameters(name: str, full_width: bool) -> None:
     cloner = Cloner(facts(name), full_width=full_width, signed=facts_of(name).signed)

@@ -31,6 +31,17 @@ OWN: dict[str, dict[str, str]] = {
     "stfpm": TRAINED,
     "rd4ad": TRAINED | BLUR,
     "rdpp": TRAINED | BLUR | {"passes": "[1, 1024]", "projection_rate": "(0, inf)", "projection_weight": "[0, inf)"},
+    "dinomaly": TRAINED
+    | BLUR
+    | {
+        "layers": "[2, 64]",
+        "dropout": "[0, 1)",
+        "mined": "[0, 1)",
+        "mining_steps": "[0, inf)",
+        "easy": "[0, 1]",
+        "radius": "[0, 1000]",
+        "top": "(0, 1]",
+    },
     "stad": TRAINED
     | {
         "students": "[1, 64]",
@@ -39,7 +50,39 @@ OWN: dict[str, dict[str, str]] = {
         "grid": "[1, 32]",
         "crops": "[2, 4096]",
         "descriptors": "[0, 1)",
+        "altered": "[0, 1]",
         "compactness": "[0, inf)",
+        "solved": "[0, 1e+06]",
+        "validation": "[0, 0.9]",
+    },
+    "destseg": TRAINED
+    | {
+        "denoising": "[0, 1]",
+        "body_rate": "(0, inf)",
+        "head_rate": "(0, inf)",
+        "width": "[1, 4096]",
+        "gamma": "[0, 64]",
+        "largest": "[1, inf)",
+    },
+    "ast": TRAINED
+    | {
+        "flow": "[0, 1]",
+        "couplings": "[1, 64]",
+        "clamp": "(0, 100]",
+        "flow_width": "[1, 4096]",
+        "places": "[4, 1024]",
+        "student_width": "[1, 8192]",
+        "student_blocks": "[0, 64]",
+    },
+    "efficientad": TRAINED
+    | {
+        "image_size": "[64, 8192]",
+        "width": "[1, 1024]",
+        "features": "[1, 4096]",
+        "autoencoder": "[2, 1024]",
+        "hard": "[0, 1)",
+        "distilling": "[0, 1)",
+        "enlarged": "[1, 4]",
         "validation": "[0, 0.9]",
     },
     "mkd": TRAINED | {"scored": "[1, inf)", "value_weight": "[0, inf)"},

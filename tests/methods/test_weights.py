@@ -181,12 +181,18 @@ def test_torch_hubs_cache_is_looked_up_where_torch_keeps_it(tmp_path: Path, monk
         load_teacher("resnet18")
 
 
-def test_every_published_checkpoint_carries_its_hash_in_its_name() -> None:
+def test_every_published_checkpoint_has_a_hash_in_its_name_or_beside_it() -> None:
     for facts in FACTS.values():
-        assert len(facts.sha256_prefix) == 8
+        if facts.weights_from == "file":
+            assert (facts.sha256_prefix, facts.url) == ("", None)
+            continue
+        assert len(facts.sha256_prefix) == (64 if facts.weights_from == "dinov2" else 8)
         assert int(facts.sha256_prefix, 16) > 0
     assert FACTS["resnet18"].url == "https://download.pytorch.org/models/resnet18-f37072fd.pth"
     assert FACTS["efficientnet_lite0"].url is None
+    folder = "https://dl.fbaipublicfiles.com/dinov2"
+    assert FACTS["dinov2_vits14"].url == f"{folder}/dinov2_vits14/dinov2_vits14_pretrain.pth"
+    assert FACTS["dinov2_vitb14_reg"].url == f"{folder}/dinov2_vitb14/dinov2_vitb14_reg4_pretrain.pth"
 
 
 def test_a_local_file_needs_no_classification_layers_and_may_have_them(tmp_path: Path) -> None:

@@ -19,12 +19,15 @@ from kdad_bench.methods import METHODS, entry
 from kdad_bench.methods.protocol import Settings, Settled, shown
 
 YARDSTICKS = ("padim", "spade", "patchcore")
-LOOPED = ("stfpm", "rd4ad", "rdpp", "eca_mskdad", "dskd", "bmkd")
+LOOPED = ("stfpm", "rd4ad", "rdpp", "dinomaly", "eca_mskdad", "dskd", "bmkd")
 HERE = (
     "pixel_mean",
     *YARDSTICKS,
     *LOOPED,
     "stad",
+    "destseg",
+    "ast",
+    "efficientad",
 )  # whose deviations are listed here; those of mkd and fractalad: their tests
 CODE = {"schedule": ["constant"], "drop_last": [False], "precision": ["fp32"], "taps": ["raw"]}
 # method -> field -> the values that a source has
@@ -49,6 +52,25 @@ SOURCES: Mapping[str, Mapping[str, list[object]]] = {
         "weight_decay": [0.0],
         "distance": ["flattened", "cosine"],
         "sigma": [4.0],
+    },
+    "dinomaly": {
+        "teacher": ["dinov2_vitb14_reg"],
+        "strides": [(14,)],
+        "taps": ["raw"],
+        "batch_size": [16],
+        "drop_last": [True],
+        "learning_rate": [0.002],
+        "weight_decay": [0.0001],
+        "schedule": ["warm_cosine"],
+        "precision": ["fp32"],
+        "layers": [8],
+        "dropout": [0.2],
+        "mined": [0.9],
+        "mining_steps": [1000],
+        "easy": [0.1],
+        "sigma": [4.0],
+        "radius": [2],
+        "top": [0.01],
     },
     "rdpp": {
         "teacher": ["wide_resnet50_2"],
@@ -91,6 +113,58 @@ SOURCES: Mapping[str, Mapping[str, list[object]]] = {
         "dimensions": [128],
         "grid": [1],
         "compactness": [1.0],
+    },
+    "destseg": {
+        "teacher": ["resnet18"],
+        "strides": [(4, 8, 16)],
+        "image_size": [256],
+        "taps": ["raw"],
+        "batch_size": [32],
+        "learning_rate": [0.4],
+        "body_rate": [0.1],
+        "head_rate": [0.01],
+        "weight_decay": [1e-4],
+        "schedule": ["constant"],
+        "drop_last": [True],
+        "precision": ["fp32"],
+        "denoising": [0.2],
+        "width": [256],
+        "gamma": [4.0],
+        "largest": [100],
+    },
+    "ast": {
+        "image_size": [768],
+        "taps": ["raw"],
+        "batch_size": [8],
+        "learning_rate": [2e-4],
+        "weight_decay": [1e-5],
+        "schedule": ["constant"],
+        "drop_last": [True],
+        "precision": ["fp32"],
+        "flow": [0.5],
+        "couplings": [4],
+        "clamp": [1.9],
+        "flow_width": [64],
+        "places": [32],
+        "student_width": [1024],
+        "student_blocks": [4],
+    },
+    "efficientad": {
+        "teacher": ["pdn_small", "pdn_medium"],
+        "strides": [(8, 16)],
+        "image_size": [256],
+        "taps": ["raw"],
+        "batch_size": [1],
+        "learning_rate": [1e-4],
+        "weight_decay": [1e-5],
+        "schedule": ["late_drop"],
+        "precision": ["fp32"],
+        "initial": ["pytorch"],
+        "width": [128],
+        "features": [384],
+        "autoencoder": [64],
+        "hard": [0.999],
+        "enlarged": [2],
     },
     "dskd": {"teacher": ["resnet18"]},
     "bmkd": {"teacher": ["resnet18"]},
@@ -142,6 +216,11 @@ WHOLE: Mapping[str, Mapping[str, list[str]]] = {
         "student's norms": ["momentum 0.1"],
         "selection": ["the epoch best on the test images"],
     },
+    "dinomaly": {
+        "optimiser": ["stable_adamw, betas 0.9 0.999"],
+        "budget": ["5000 steps"],
+        "selection": ["last step, all normals"],
+    },
     "eca_mskdad": {
         "optimiser": ["sgd, momentum 0.9"],
         "budget": ["300 epochs", "300 steps"],
@@ -150,6 +229,23 @@ WHOLE: Mapping[str, Mapping[str, list[str]]] = {
     "stad": {
         "optimiser": ["adam, betas 0.9 0.999"],
         "budget": ["200 epochs"],
+        "selection": ["last step, all normals"],
+    },
+    "destseg": {
+        "optimiser": ["sgd, momentum 0.9"],
+        "budget": ["5000 steps"],
+        "student's norms": ["momentum 0.1"],
+        "selection": ["last step, all normals"],
+    },
+    "ast": {
+        "optimiser": ["adam, betas 0.9 0.999"],
+        "budget": ["144 epochs"],
+        "student's norms": ["momentum 0.1"],
+        "selection": ["last step, all normals"],
+    },
+    "efficientad": {
+        "optimiser": ["adam, betas 0.9 0.999"],
+        "budget": ["70000 steps"],
         "selection": ["last step, all normals"],
     },
     "dskd": {},
@@ -171,13 +267,22 @@ OWN = (
     "pooling",
     "incomplete batches",
     "crops",
+    "descriptor",
+    "penalty",
+    "last layers",
+    "start",
+    "textures",
+    "turning",
+    "backbone",
+    "map",
+    "tokens",
 )  # subjects in words of their own
 VALUES: Mapping[str, list[object]] = {
     "teacher": ["resnet18", "resnet34", "wide_resnet50_2", "vgg16", "efficientnet_lite0"],
     "strides": [(4, 8, 16), (8, 16, 32)],
-    "image_size": [128, 256, 512],
-    "epochs": [1, 100, 200, 300],
-    "steps": [None, 1, 60, 200, 300],
+    "image_size": [128, 256, 512, 768],
+    "epochs": [1, 100, 144, 200, 300],
+    "steps": [None, 1, 60, 200, 300, 5000],
     "batch_size": [1, 8, 16, 32],
     "learning_rate": [0.4, 0.4000001, 0.005, 1e-5],
     "momentum": [0.9, 0.5],
@@ -193,11 +298,25 @@ VALUES: Mapping[str, list[object]] = {
     "grid": [1, 4],
     "crops": [64, 16],
     "descriptors": [0.5, 0.25],
+    "altered": [0.5, 0.0, 0.25],
     "compactness": [1.0, 0.5],
+    "solved": [0, 1024],
     "validation": [0.1, 0.0],
     "passes": [1, 2],
     "projection_rate": [0.001, 0.002],
     "projection_weight": [0.2, 1.0],
+    "denoising": [0.2, 0.5],
+    "body_rate": [0.1, 0.002],
+    "head_rate": [0.01, 0.002],
+    "gamma": [4.0, 2.0],
+    "largest": [100, 25],
+    "flow": [0.5, 0.25],
+    "couplings": [4, 2],
+    "clamp": [1.9, 5.0],
+    "flow_width": [64, 32],
+    "places": [32, 8],
+    "student_width": [1024, 128],
+    "student_blocks": [4, 2],
     "balance": [0.0, 1.0],
     "joint_pass": [True, False],
     "distortion": [0.5, 0.25],
@@ -208,7 +327,13 @@ VALUES: Mapping[str, list[object]] = {
     "images": [50, 10],
     "pixels": [1, 4],
     "patch": [3, 5],
-    "width": [1024, 64],
+    "width": [1024, 128, 64],
+    "features": [384, 64],
+    "autoencoder": [64, 16],
+    "padding": [False, True],
+    "hard": [0.999, 0.9, 0.0],
+    "distilling": [0.5, 0.25],
+    "enlarged": [2, 1],
     "coreset": [0.25, 0.1, 0.01, 0.5, 1.0],
     "epsilon": [0.9, 0.5],
     "reweighted": [0, 2, 9],
@@ -220,6 +345,18 @@ VALUES: Mapping[str, list[object]] = {
     "find_object": [False, True],
     "head_width": [None, 64],
     "fractal_points": [100_000, 500],
+    "layers": [8, 2],
+    "dropout": [0.2, 0.0],
+    "mined": [0.9, 0.0],
+    "mining_steps": [1000, 0],
+    "easy": [0.1, 1.0],
+    "radius": [2, 16],
+    "top": [0.01, 1.0],
+}
+OF_VITS: Mapping[str, list[object]] = {
+    "teacher": ["dinov2_vits14", "dinov2_vitb14_reg"],
+    "strides": [(14,), (4, 8, 16)],
+    "image_size": [224, 392],
 }
 SILENT = ("seed", "compiled")  # they change no more than rounding and chance
 LOOPS = ("epochs", "steps", "batch_size")  # of a training; yardsticks have none
@@ -227,7 +364,10 @@ LOOPS = ("epochs", "steps", "batch_size")  # of a training; yardsticks have none
 
 def values_of(settings: Settings, field: str) -> list[object]:
     """Values of `field` to try."""
-    return list(settings.CHOICES[field]) if field in settings.CHOICES else list(VALUES[field])
+    values = VALUES | (OF_VITS if settings.teacher.startswith("dinov2") else {})
+    values |= {"strides": [(4,)]} if settings.teacher.startswith("pdn") else {}
+    values |= {"solved": [False, True]} if isinstance(getattr(settings, "solved", None), bool) else {}
+    return list(settings.CHOICES[field]) if field in settings.CHOICES else list(values[field])
 
 
 ROWS = [
@@ -258,7 +398,7 @@ def drawn(draw: st.DrawFn) -> tuple[str, Any]:
 def momentum_of_norms(name: str, settings: Any) -> float:
     copied = name != "fractalad" or settings.kd  # without distillation there is only the head
     lite = (
-        settings.teacher == "efficientnet_lite0" and name not in ("rd4ad", "rdpp", "mkd") and copied
+        settings.teacher == "efficientnet_lite0" and name not in ("rd4ad", "rdpp", "mkd", "ast") and copied
     )  # theirs are no copies
     return settings.norm_momentum or (0.01 if lite else 0.1)
 
@@ -295,9 +435,17 @@ def own_departures(name: str, settings: Any) -> list[str]:
     """Subjects of OWN in which these settings differ from their sources, besides those of WHOLE."""
     if name == "stfpm":
         return ["loss scale"] * (settings.loss_scale == "batch_sum")
+    if name in ("destseg", "ast"):
+        return ["textures", "turning"] if name == "destseg" else ["backbone"] * (settings.inputs != "depth")
+    if name == "efficientad":
+        solved = ["last layers"] * settings.solved
+        return [*["descriptor"] * settings.distilled, "penalty", *solved, *["incomplete batches"] * settings.drop_last]
+    if name == "dinomaly":
+        return ["input", "map", *["tokens"] * (not settings.teacher.startswith("dinov2"))]
     if name not in YARDSTICKS:
         carried = ["incomplete batches"] * (name == "rdpp" or (name == "stad" and settings.drop_last))
-        return [*["crops"] * (name == "stad"), *carried]
+        own = [*["crops"] * (name == "stad"), *["start"] * (name == "stad" and settings.solved > 0)]
+        return [*own, *carried]
     chosen = PADIMS_CHANNELS.get(settings.teacher) if name == "padim" else None
     channels = ["channels"] * (chosen is not None and settings.channels != chosen)
     pooling = ["pooling"] * (name == "patchcore" and takes_means(settings))
@@ -306,6 +454,8 @@ def own_departures(name: str, settings: Any) -> list[str]:
 
 def unused(name: str, settings: Any) -> tuple[str, ...]:
     """Fields that other settings put out of use."""
+    if name == "efficientad":  # of the network that a descriptor is distilled from
+        return () if settings.distilled else ("strides", "enlarged", "distilling")
     if name != "patchcore":
         return ()
     return (*["width"] * takes_means(settings), *["epsilon"] * (settings.coreset == 1))
@@ -392,8 +542,18 @@ def check_choices(name: str, settings: Any) -> None:
         "read as optimiser steps": eca and settings.steps == 300,
         "without 1/2": name == "stfpm" and settings.loss_scale == "official",
         "with 1/2, as eq. 2": name == "stfpm" and settings.loss_scale == "paper",
-        "EfficientNet-Lite0": name in LOOPED and settings.teacher == "efficientnet_lite0",
-        "VGG-16": name in LOOPED and settings.teacher == "vgg16",
+        "EfficientNet-Lite0": name in (*LOOPED, "destseg") and settings.teacher == "efficientnet_lite0",
+        "VGG-16": name in (*LOOPED, "destseg") and settings.teacher == "vgg16",
+        "drawn: clouds": name == "destseg" and settings.textures == "drawn",
+        "tiles in another order": name == "destseg" and settings.textures == "image",
+        "not turned": name == "destseg" and settings.turned == "no",
+        "turned by up to": name == "destseg" and settings.turned == "slight",
+        "turned by quarters": name == "destseg" and settings.turned == "full",
+        "through a 1 x 1 convolution": name == "destseg"
+        and (settings.taps == "standardised" or settings.teacher == "efficientnet_lite0"),
+        "the relief's height": name == "ast" and settings.inputs != "rgb",
+        "the map's maximum; the official": name == "ast" and settings.score == "max",
+        "the map's mean; the official": name == "ast" and settings.score == "mean",
         "eq. 7 with b": name == "patchcore" and settings.reweighted > 0,
         "the plain maximum, as": name == "patchcore" and settings.reweighted == 0,
         "smooths no neighbourhood of taps": name == "patchcore"
@@ -404,8 +564,20 @@ def check_choices(name: str, settings: Any) -> None:
         "between two random halves": name == "rdpp" and settings.transport == "halves",
         "scaled to the image's side": name == "rdpp" and settings.image_size != 256,
         "a step of their own": name == "rdpp" and not settings.drop_last,
-        "which nothing learns from": name == "stad" and settings.validation > 0,
+        "which nothing learns from": name in ("stad", "efficientad") and settings.validation > 0,
         "that the students learnt from": name == "stad" and settings.validation == 0,
+        "that the student learnt from": name == "efficientad" and settings.validation == 0,
+        "the medium one": name == "efficientad" and settings.network == "medium",
+        "distilled here": name == "efficientad" and settings.distilled,
+        "penalty: on drawn images": name == "efficientad" and settings.penalty == "drawn",
+        "penalty: none": name == "efficientad" and settings.penalty == "none",
+        "as in the paper's tables": name == "efficientad" and settings.padding,
+        "have zeros around them": name == "efficientad" and not settings.padding and settings.border == "zeros",
+        "have their outermost values": name == "efficientad" and not settings.padding and settings.border == "nearest",
+        "by least squares after": name == "efficientad" and settings.solved,
+        "of each image by itself": name == "efficientad" and settings.batch_size > 1,
+        "the first fiftieth": name == "dinomaly" and settings.schedule == "warm_cosine" and settings.steps != 5000,
+        "on one grid, side by side": name == "dinomaly" and not settings.teacher.startswith("dinov2"),
         "drawn by the seed": name == "patchcore" and settings.coreset < 1,
     }
     for mark, expected in marks.items():
@@ -458,12 +630,15 @@ def inert(name: str, settings: Any, field: str, value: object) -> bool:
         return True
     if name in YARDSTICKS:
         return field in (*LOOPS, *unused(name, settings))
+    if name == "efficientad" and field in unused(name, settings):
+        return True
     return (
         (field == "momentum" and settings.optimiser != "sgd")
         or (field == "betas" and settings.optimiser == "sgd")
         or (field == "epochs" and (settings.steps is not None or {settings.epochs, value} <= {100, 200}))
         or (field == "norm_momentum" and (value or 0.1) == momentum_of_norms(name, settings))
-        or (field == "norm_momentum" and name == "stad")  # it has no norms
+        or (field == "norm_momentum" and name in ("stad", "efficientad", "dinomaly"))  # they have no batch norms
+        or (name == "dinomaly" and field == "strides" and settings.teacher.startswith("dinov2"))  # it has one grid
         or (field == "detach" and settings.fed_by == "teacher")
         or (field == "smooth_noise" and settings.saliency != "smooth_grad")
         or (field == "value_weight" and settings.loss == "direction_only")
@@ -524,9 +699,31 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
         ("rdpp:", {}, "selection: last step, all normals (official code: the epoch best on the test", "halves"),
         ("rdpp:halves", {}, "transport: between two random halves of a batch", "transport: 0"),
         ("rdpp:", {"drop_last": True}, "incomplete batches: left out (official code: added", "step of their own"),
-        ("stad:", {}, "crops: of the normal images (paper: of ImageNet)", "scales: 17"),
+        ("stad:", {}, "crops: of the normal images, a share of 0.5 altered (paper: of ImageNet)", "scales: 17"),
+        ("dinomaly:", {}, "tokens: feature maps of EfficientNet-Lite0 on one grid", "384"),
+        ("dinomaly:", {"steps": 5000}, "layers: 4 (official code: 8)", "warm-up"),
         ("stad:p65", {"crops": 8}, "from 8 crops at a time", "scales: "),
+        ("stad:", {"altered": 0.0}, "crops: of the normal images (paper: of ImageNet)", "altered"),
+        ("stad:", {"solved": 300}, "start: last layers at least squares over 300 crops and up to 24", "start: none"),
+        ("stad:", {"solved": 0}, "weights: at first He's", "start: "),
         ("stad:p33", {}, "patches: of 33 px", "the mean of their maps"),
+        ("destseg:", {}, "textures: drawn: clouds", "tiles"),
+        ("destseg:image", {}, "tiles in another order (paper and official code: photographs", "clouds"),
+        ("destseg:turned", {}, "turned by quarters and by up to 5 degrees, the same for every category", "not turned"),
+        ("destseg:", {"teacher": "resnet34"}, "ResNet-18's blocks in the decoder for ResNet-34's taps", "EfficientNet"),
+        ("ast:", {"inputs": "depth"}, "in units of 1/4 of the highest", "backbone"),
+        ("ast:mean", {}, "image score: the map's mean", "maximum;"),
+        ("ast:", {"teacher": "resnet18", "strides": (8,)}, "backbone: resnet18 at stride 8 (paper", "Lite0"),
+        (
+            "efficientad:",
+            {},
+            "descriptor: distilled here, on normal and drawn images, in a share of 0.35",
+            "60000 steps,",
+        ),
+        ("efficientad:small", {}, "the small one", "distilled"),
+        ("efficientad:medium", {}, "the medium one", "network: "),
+        ("efficientad:penalised", {}, "penalty: on drawn images (paper: images of ImageNet)", "penalty: none"),
+        ("efficientad:padded", {}, "padding: as in the paper's tables", "around them"),
         ("eca_mskdad:", {}, "rel_mode: normalised_mean (eq. 15 to 18: literal)", "read as"),
         ("eca_mskdad:score_loss", {}, "maps of 32, 16, 8 px", "score: "),
         ("eca_mskdad:figure_size", {}, "maps of 64, 32, 16 px", "maps of 32"),
@@ -548,7 +745,11 @@ def test_paper_presets_depart_only_where_their_pages_say_so() -> None:
         "stfpm": ["selection"],
         "rd4ad": [],
         "rdpp": ["budget", "selection", "incomplete batches"],
+        "dinomaly": ["input", "map"],
         "stad": ["crops"],
+        "destseg": ["textures", "turning"],
+        "ast": ["backbone"],
+        "efficientad": ["penalty"],
         "eca_mskdad": ["rel_mode", "score"],
         "dskd": [],
         "bmkd": [],

@@ -59,8 +59,10 @@ def teacher_of(name: str, strides: tuple[int, ...] = (4, 8, 16), source: str | N
 
 def small_settings(name: str, **changes: Any) -> Any:
     """The quick preset of method `name`, shrunk to toy images."""
-    smaller: dict[str, Any] = {"image_size": SIDE, "batch_size": 8, "steps": 3} | changes
-    return replace(entry(name).presets["quick"], **smaller)
+    quick = entry(name).presets["quick"]
+    smaller: dict[str, Any] = {"image_size": SIDE, "batch_size": 8, "steps": 3}
+    smaller |= {"solved": 64, "width": 16} if hasattr(quick, "solved") else {}
+    return replace(quick, **(smaller | changes))
 
 
 def small_method(name: str, *, source: str | None = None, **changes: Any) -> Method:

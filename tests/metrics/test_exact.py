@@ -16,6 +16,7 @@ from kdad_bench.kernels import counting
 from kdad_bench.metrics import (
     IMAGE_METRICS,
     PIXEL_METRICS,
+    PRESORTED,
     MetricError,
     image_metrics,
     mask_conflicts,
@@ -83,7 +84,7 @@ def test_the_compiled_counting_equals_the_sorting(double: bool, drawn: tuple[np.
 
 @pytest.mark.parametrize("kind", ["compiled", "sorting"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("spread", ["even", "one far away", "many octaves", "few"])
+@pytest.mark.parametrize("spread", ["even", "one far away", "many octaves", "few", "both signs"])
 def test_counts_are_those_of_a_plain_search(
     kind: str, dtype: type, spread: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +98,7 @@ def test_counts_are_those_of_a_plain_search(
         "one far away": np.append(rng.random(4999) * 1e-3, -3e38),  # nearly all in one bucket of the table
         "many octaves": rng.normal(size=5000) * 10.0 ** rng.integers(-44, 38, 5000),
         "few": rng.integers(-3, 3, 5000) / 3,
+        "both signs": np.append(rng.normal(size=4900), rng.normal(size=100) * 1e-30),  # keys crowd at both ends
     }[spread].astype(dtype)
     wanted = np.unique(counting.keys(scores[rng.random(5000) < 0.3]))
     if spread == "one far away":
@@ -107,6 +109,29 @@ def test_counts_are_those_of_a_plain_search(
     np.testing.assert_array_equal(upto[:-1:2], np.searchsorted(every, wanted))
     np.testing.assert_array_equal(upto[1::2], np.searchsorted(every, wanted, side="right"))
     assert upto[-1] == scores.size
+
+
+@pytest.mark.parametrize("kind", ["compiled", "numpy"])
+@pytest.mark.parametrize("shift", [0, 7, 32, 55])
+@pytest.mark.parametrize("count", [0, 1, 2, 257, 3000])
+def test_words_are_sorted(kind: str, shift: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "numpy":
+        monkeypatch.setattr(counting, "library", lambda: None)
+    elif counting.library() is None:
+        pytest.skip("the C++ library was not built")
+    words = np.random.default_rng(count).integers(-(2**63), 2**63 - 1, count, np.int64) >> shift  # of any length
+    expected = np.sort(words)
+    counting.sort_words(words)
+    np.testing.assert_array_equal(words, expected)
+
+
+def test_a_table_of_scores_crowded_in_one_octave_ends_most_searches_at_once() -> None:
+    if counting.library() is None:
+        pytest.skip("the C++ library was not built")
+    scores = np.random.default_rng(0).random(20_000, np.float32)
+    counter = counting.Counter(np.unique(counting.keys(np.concatenate([scores, -scores]))))
+    entries = np.diff(counter._table[: counter._parts[-1, 0] + 1])
+    assert (entries * entries).sum() < 3 * counter.wanted.size  # wanted keys in the entry of a wanted key, on average
 
 
 def test_the_sorting_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,10 +237,10 @@ def test_image_metrics_agree_with_scikit_learn(pairs: list[tuple[int, bool]]) ->
     labels = np.array([p[1] for p in pairs])
     found = image_metrics(scores, labels)
     if labels.all() or not labels.any():
-        assert found == dict.fromkeys(IMAGE_METRICS)
+        assert found == dict.fromkeys((*IMAGE_METRICS, *PRESORTED))
     else:
         expected = dict(zip(IMAGE_METRICS, definition.ranking(scores, labels), strict=True))
-        assert found == pytest.approx(expected, abs=EXACT)
+        assert {name: found[name] for name in expected} == pytest.approx(expected, abs=EXACT)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -339,7 +364,7 @@ def test_one_class_of_pixels_gives_null(value: bool) -> None:
 
 @pytest.mark.parametrize("labels", [[0, 0, 0], [1, 1, 1]], ids=["no anomalous image", "no good image"])
 def test_one_class_of_images_gives_null(labels: list[int]) -> None:
-    assert image_metrics([0.1, 0.2, 0.3], labels) == dict.fromkeys(IMAGE_METRICS)
+    assert image_metrics([0.1, 0.2, 0.3], labels) == dict.fromkeys((*IMAGE_METRICS, *PRESORTED))
 
 
 def test_without_good_images_the_pixels_of_anomalous_ones_still_rank() -> None:

@@ -1,8 +1,10 @@
 // How many scores lie between and at the entries of a sorted list, and the sums of the metrics over it: the inner loops of
 // kdad_bench.metrics, behind a plain C interface that counting.py loads.
 //
-// Scores are compared by integer keys in the order of the floats. A table over the leading bits of (key - smallest wanted key)
-// says where to start in the list of wanted keys; at some four entries per wanted key, one comparison mostly ends the search.
+// Scores are compared by integer keys in the order of the floats. A table in two steps says where to start in the list of wanted
+// keys: the leading bits of (key - smallest wanted key) choose a part, which has entries for the bits that follow, the more the
+// more wanted keys lie in it. So there are some two entries per wanted key wherever they lie, and one comparison mostly ends the
+// search: also for scores of both signs, whose keys crowd at both ends, and for evenly spread ones, which crowd at the upper end.
 
 #include <algorithm>
 #include <atomic>
@@ -23,15 +25,22 @@ template <class Key, class Unsigned> INLINE Key key_of(Unsigned bits) {
     return x == -1 ? 0 : x;  // -0.0 shares the key of 0.0
 }
 
-// wanted: m ascending distinct keys and a last one that no finite score exceeds; table: where the keys of each bucket begin, for
-// buckets + 2 buckets; counts [2 m + 2], added to: scores between wanted[j - 1] and wanted[j] at 2 j, equal to it at 2 j + 1.
-// Returns whether all scores are finite.
+// The first of the entries of a part, and by how many bits the rest of a key is shifted to find its own.
+struct Part {
+    int32_t begin, shift;
+};
+
+// wanted: m ascending distinct keys and a last one that no finite score exceeds; parts: [number + 1] over the bits of a key from
+// `shift` on, table: where the wanted keys of each entry begin; counts [2 m + 2], added to: scores between wanted[j - 1] and
+// wanted[j] at 2 j, equal to it at 2 j + 1. Returns whether all scores are finite.
 template <class Score, class Key, class Unsigned>
-INLINE int count(const Score* scores, i64 n, const Key* wanted, const int32_t* table, int shift, i64 buckets, Unsigned infinity,
-                 uint32_t* counts) {
+INLINE int count(const Score* scores, i64 n, const Key* wanted, const Part* parts, i64 number, int shift, const int32_t* table,
+                 Unsigned infinity, uint32_t* counts) {
     Key keys[BLOCK], smallest = 0, largest = 0;
     int32_t bucket[BLOCK], at[BLOCK];
+    Unsigned within[BLOCK];
     const Key first = wanted[0];
+    const Unsigned rest = ((Unsigned)1 << shift) - 1;
     for (i64 start = 0; start < n; start += BLOCK) {
         const i64 length = std::min(BLOCK, n - start);
         for (i64 i = 0; i < length; i++) {
@@ -39,9 +48,14 @@ INLINE int count(const Score* scores, i64 n, const Key* wanted, const int32_t* t
             std::memcpy(&bits, scores + start + i, sizeof bits);
             const Key x = key_of<Key, Unsigned>(bits);
             smallest = std::min(smallest, x); largest = std::max(largest, x);
-            const Unsigned beyond = std::min<Unsigned>(((Unsigned)x - (Unsigned)first) >> shift, (Unsigned)buckets);
+            const Unsigned above = x < first ? 0 : (Unsigned)x - (Unsigned)first;
             keys[i] = x;
-            bucket[i] = x < first ? 0 : (int32_t)beyond;
+            within[i] = above & rest;
+            bucket[i] = (int32_t)std::min<Unsigned>(above >> shift, (Unsigned)number);
+        }
+        for (i64 i = 0; i < length; i++) {
+            const Part& part = parts[bucket[i]];
+            bucket[i] = part.begin + (int32_t)(within[i] >> part.shift);
         }
         for (i64 i = 0; i < length; i++) at[i] = table[bucket[i]];
         for (i64 i = 0; i < length; i++) at[i] += wanted[at[i]] < keys[i];
@@ -55,38 +69,57 @@ INLINE int count(const Score* scores, i64 n, const Key* wanted, const int32_t* t
     return smallest > key_of<Key, Unsigned>(infinity | ~(~(Unsigned)0 >> 1)) && largest < (Key)infinity;
 }
 
+i64 power_of_two_up_to(i64 x) {
+    i64 power = 1;
+    while (2 * power <= x) power *= 2;
+    return power;
+}
+
+// Fills parts [number + 1] and table; the table has `entries` for the m wanted keys in proportion, and one for each empty part.
+// After the last part lie two entries for keys beyond the last wanted one.
 template <class Key, class Unsigned>
-INLINE void tabulate(const Key* wanted, i64 m, int shift, i64 buckets, int32_t* table) {
+INLINE void tabulate(const Key* wanted, i64 m, i64 entries, Part* parts, i64 number, int shift, int32_t* table) {
     i64 j = 0;
-    for (i64 b = 0; b < buckets; b++) {
-        while (j < m && (i64)(((Unsigned)wanted[j] - (Unsigned)wanted[0]) >> shift) < b) j++;
-        table[b] = (int32_t)j;
+    int32_t place = 0;
+    for (i64 p = 0; p < number; p++) {
+        i64 end = j;
+        while (end < m && (i64)(((Unsigned)wanted[end] - (Unsigned)wanted[0]) >> shift) <= p) end++;
+        int own = shift;
+        for (i64 some = power_of_two_up_to((end - j) * entries / m); some > 1 && own > 0; some /= 2) own--;
+        parts[p] = {place, own};
+        const Unsigned rest = ((Unsigned)1 << shift) - 1;
+        for (i64 k = 0; k < (i64)1 << (shift - own); k++) {
+            while (j < end && (i64)((((Unsigned)wanted[j] - (Unsigned)wanted[0]) & rest) >> own) < k) j++;
+            table[place++] = (int32_t)j;
+        }
+        j = end;
     }
-    table[buckets] = table[buckets + 1] = (int32_t)m;
+    parts[number] = {place, 8 * (int)sizeof(Key) - 1};
+    table[place] = table[place + 1] = (int32_t)m;
 }
 
-CLONES int count_float(const float* scores, i64 n, const int32_t* wanted, const int32_t* table, int shift, i64 buckets,
-                       uint32_t* counts) {
-    return count<float, int32_t, uint32_t>(scores, n, wanted, table, shift, buckets, 0x7f800000u, counts);
+CLONES int count_float(const float* scores, i64 n, const int32_t* wanted, const Part* parts, i64 number, int shift,
+                       const int32_t* table, uint32_t* counts) {
+    return count<float, int32_t, uint32_t>(scores, n, wanted, parts, number, shift, table, 0x7f800000u, counts);
 }
 
-CLONES int count_double(const double* scores, i64 n, const i64* wanted, const int32_t* table, int shift, i64 buckets,
-                        uint32_t* counts) {
-    return count<double, i64, uint64_t>(scores, n, wanted, table, shift, buckets, 0x7ff0000000000000u, counts);
+CLONES int count_double(const double* scores, i64 n, const i64* wanted, const Part* parts, i64 number, int shift,
+                        const int32_t* table, uint32_t* counts) {
+    return count<double, i64, uint64_t>(scores, n, wanted, parts, number, shift, table, 0x7ff0000000000000u, counts);
 }
 
 constexpr i64 PIECE = 1 << 16;  // scores a thread takes at a time
 
 template <class Score, class Key, class Inner>
-int count_by_threads(Inner inner, const Score* scores, i64 n, const Key* wanted, i64 m, const int32_t* table, int shift, i64 buckets,
-                     int threads, i64* total) {
+int count_by_threads(Inner inner, const Score* scores, i64 n, const Key* wanted, i64 m, const Part* parts, i64 number, int shift,
+                     const int32_t* table, int threads, i64* total) {
     std::atomic<i64> next(0);
     std::atomic<int> finite(1);
     std::vector<std::vector<uint32_t>> counts(threads);  // n < 2^32: none can overflow
     auto work = [&](int mine) {
         counts[mine].assign(2 * m + 2, 0);
         for (i64 start; (start = next.fetch_add(PIECE)) < n;)
-            if (!inner(scores + start, std::min(PIECE, n - start), wanted, table, shift, buckets, counts[mine].data())) finite = 0;
+            if (!inner(scores + start, std::min(PIECE, n - start), wanted, parts, number, shift, table, counts[mine].data())) finite = 0;
     };
     std::vector<std::thread> others;
     for (int i = 1; i < threads; i++) others.emplace_back(work, i);
@@ -95,6 +128,29 @@ int count_by_threads(Inner inner, const Score* scores, i64 n, const Key* wanted,
     for (const auto& some : counts)
         for (i64 k = 0; k < 2 * m + 1; k++) total[k] += some[k];
     return finite;
+}
+
+// Sorts n words, as signed numbers ascending, by one stable pass for each byte in which they differ; spare holds as many.
+void sort_words(uint64_t* words, uint64_t* spare, i64 n) {
+    std::vector<i64> places(8 * 256, 0);
+    for (i64 i = 0; i < n; i++) {
+        words[i] ^= (uint64_t)1 << 63;
+        for (int byte = 0; byte < 8; byte++) places[256 * byte + (words[i] >> (8 * byte) & 255)]++;
+    }
+    uint64_t *from = words, *to = spare;
+    for (int byte = 0; byte < 8; byte++) {
+        i64* place = &places[256 * byte];
+        if (n && place[from[0] >> (8 * byte) & 255] == n) continue;
+        i64 begin = 0;
+        for (int value = 0; value < 256; value++) {
+            const i64 own = place[value];
+            place[value] = begin;
+            begin += own;
+        }
+        for (i64 i = 0; i < n; i++) to[place[from[i] >> (8 * byte) & 255]++] = from[i];
+        std::swap(from, to);
+    }
+    for (i64 i = 0; i < n; i++) words[i] = from[i] ^ (uint64_t)1 << 63;
 }
 
 // The formulas of kdad_bench.metrics.exact over the distinct scores of the positives, ascending. counts [2 m + 1] as above, of all pixels;
@@ -142,17 +198,20 @@ CLONES void add_up(const i64* counts, const i64* ranks, const double* mass, i64 
 
 extern "C" {
 
-EXPORT void kdad_tabulate(const void* wanted, i64 m, int bytes, int shift, i64 buckets, int32_t* table) {
-    if (bytes == 4) tabulate<int32_t, uint32_t>((const int32_t*)wanted, m, shift, buckets, table);
-    else tabulate<i64, uint64_t>((const i64*)wanted, m, shift, buckets, table);
+EXPORT void kdad_tabulate(const void* wanted, i64 m, int bytes, i64 entries, void* parts, i64 number, int shift, int32_t* table) {
+    if (bytes == 4) tabulate<int32_t, uint32_t>((const int32_t*)wanted, m, entries, (Part*)parts, number, shift, table);
+    else tabulate<i64, uint64_t>((const i64*)wanted, m, entries, (Part*)parts, number, shift, table);
 }
 
-EXPORT int kdad_count(const void* scores, i64 n, int bytes, const void* wanted, i64 m, const int32_t* table, int shift, i64 buckets,
-                      int threads, i64* total) {
+EXPORT int kdad_count(const void* scores, i64 n, int bytes, const void* wanted, i64 m, const void* parts, i64 number, int shift,
+                      const int32_t* table, int threads, i64* total) {
+    const Part* p = (const Part*)parts;
     if (bytes == 4)
-        return count_by_threads(count_float, (const float*)scores, n, (const int32_t*)wanted, m, table, shift, buckets, threads, total);
-    return count_by_threads(count_double, (const double*)scores, n, (const i64*)wanted, m, table, shift, buckets, threads, total);
+        return count_by_threads(count_float, (const float*)scores, n, (const int32_t*)wanted, m, p, number, shift, table, threads, total);
+    return count_by_threads(count_double, (const double*)scores, n, (const i64*)wanted, m, p, number, shift, table, threads, total);
 }
+
+EXPORT void kdad_sort_words(void* words, void* spare, i64 n) { sort_words((uint64_t*)words, (uint64_t*)spare, n); }
 
 EXPORT void kdad_add_up(const i64* counts, const i64* ranks, const double* mass, i64 m, i64 pixels, const double* limits,
                         int nlimits, double* out) {

@@ -5,14 +5,25 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from kdad_bench.methods.backbones.names import BACKBONES, FACTS, BackboneFacts, facts_of
+from kdad_bench.methods.backbones.names import BACKBONES, FACTS, PYRAMIDS, BackboneFacts, facts_of
 
 if TYPE_CHECKING:
     from kdad_bench.methods.backbones.attention import Attention, Cbam, Eca
     from kdad_bench.methods.backbones.backbone import Backbone
     from kdad_bench.methods.backbones.family import build
 
-__all__ = ["BACKBONES", "FACTS", "Attention", "Backbone", "BackboneFacts", "Cbam", "Eca", "build", "facts_of"]
+__all__ = [
+    "BACKBONES",
+    "FACTS",
+    "PYRAMIDS",
+    "Attention",
+    "Backbone",
+    "BackboneFacts",
+    "Cbam",
+    "Eca",
+    "build",
+    "facts_of",
+]
 
 _LAZY = {
     "Attention": "attention",

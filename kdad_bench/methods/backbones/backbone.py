@@ -32,12 +32,7 @@ class Backbone(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """(images - mean) / std per channel; images [N, 3, H, W]."""
-        mean, std = self.mean.view(3, 1, 1), self.std.view(3, 1, 1)
-        if images.is_cpu and images.is_contiguous(memory_format=torch.channels_last):
-            # a whole row of both: the layout alone would have loops over three values
-            width = images.shape[3]
-            mean, std = (row.flatten().repeat(width).view(1, 1, width, 3).permute(0, 3, 1, 2) for row in (mean, std))
-        return (images - mean).div_(std)
+        return normalised(images, self.mean, self.std)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Taps of `images` [N, 3, H, W] in [0, 1]: one [N, C_k, H / stride_k, W / stride_k] per stride."""
@@ -46,3 +41,13 @@ class Backbone(nn.Module):
     def taps(self, normalised: Tensor) -> tuple[Tensor, ...]:
         """Taps of images that are normalised already."""
         raise NotImplementedError(f"{type(self).__name__} defines no taps")
+
+
+def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(images - mean) / std; images [N, 3, H, W], mean and std [3]."""
+    mean, std = mean.view(3, 1, 1), std.view(3, 1, 1)
+    if images.is_cpu and images.is_contiguous(memory_format=torch.channels_last):
+        # a whole row of both: the layout alone would have loops over three values
+        width = images.shape[3]
+        mean, std = (row.flatten().repeat(width).view(1, 1, width, 3).permute(0, 3, 1, 2) for row in (mean, std))
+    return (images - mean).div_(std)

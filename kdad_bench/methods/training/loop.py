@@ -17,6 +17,7 @@ from kdad_bench.methods.training.chance import chance, seeded
 from kdad_bench.methods.training.resume import Progress, fingerprint_of
 from kdad_bench.methods.training.settings import DTYPES, SCHEDULES, Batch, DistillationSettings
 from kdad_bench.methods.training.teacher import Teacher, cached_taps, chunks
+from kdad_bench.methods.training.watching import due, show
 
 
 class Trainable(Protocol):
@@ -34,6 +35,14 @@ class Trainable(Protocol):
 
     def optimiser(self) -> torch.optim.Optimizer:
         """The optimiser of all of the student's parameters."""
+        ...
+
+    def progress(self, step: int, total: int) -> float:
+        """How far the schedule of the learning rate is in step `step` (from 1), in [0, 1)."""
+        ...
+
+    def comparable(self, step: int, total: int) -> bool:
+        """Whether the state after `step` may be the one that is kept."""
         ...
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -117,14 +126,15 @@ def distil(method: Trainable, normal: Tensor, fitting: Fitting) -> None:
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             batch_images = channels_last(images[chosen])
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
-                group["lr"] = rate * SCHEDULES[settings.schedule]((step - 1) / total)
+                group["lr"] = rate * SCHEDULES[settings.schedule](method.progress(step, total))
             with autocast(settings.precision, device):
                 with torch.no_grad():
                     taps = tuple(tap[chosen] for tap in cache)
                     if method.clean_taps and not cache:
                         taps = method.teacher(batch_images)
                 generator = chance(settings.seed, "augmentation", step)
-                terms = method.loss(Batch(images=batch_images, teacher=taps, step=step, generator=generator))
+                batch = Batch(images=batch_images, teacher=taps, step=step, generator=generator, total=total)
+                terms = method.loss(batch)
             loss = torch.stack([term.float() for term in terms.values()]).sum()
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -133,8 +143,11 @@ def distil(method: Trainable, normal: Tensor, fitting: Fitting) -> None:
             if step % fitting.log_every == 0 or step in (1, total):
                 _report(step, terms, loss, fitting)
             if held_out is not None and (step % per_epoch == 0 or step == total):
-                state.keep_if_better(_mean_map(method, held_out))
+                if method.comparable(step, total):
+                    state.keep_if_better(_mean_map(method, held_out))
                 student.train()
+            if due(step, total, fitting):  # before it is saved: what goes on from there has been watched
+                show(method, step, fitting)
             state.save_when_due(step)
         student.eval()
         state.finish()

@@ -18,9 +18,14 @@ COMPILED = ("off", "default", "reduce-overhead", "max-autotune")  # torch.compil
 SCHEDULES: Mapping[str, Callable[[float], float]] = {  # progress in [0, 1) -> factor of the learning rate
     "constant": lambda progress: 1.0,
     "cosine": lambda progress: 0.5 * (1.0 + cos(pi * progress)),
+    "late_drop": lambda progress: 1.0 if progress < 0.95 else 0.1,  # EfficientAD: a tenth in the last twentieth
     # up over the first tenth, then a cosine down: Smith & Topin 2019 without the momentum cycle
     "one_cycle": lambda progress: (
         0.1 + 9.0 * progress if progress < 0.1 else 0.5 * (1.0 + cos(pi * (progress - 0.1) / 0.9))
+    ),
+    # up from 0 over the first fiftieth, then a cosine down to a tenth: Dinomaly's code, 100 of 5000 steps
+    "warm_cosine": lambda progress: (
+        50.0 * progress if progress < 0.02 else 0.1 + 0.45 * (1.0 + cos(pi * (progress - 0.02) / 0.98))
     ),
 }
 
@@ -34,7 +39,7 @@ class DistillationSettings(Settings):
     momentum: float = 0.9  # sgd
     betas: tuple[float, float] = (0.9, 0.999)  # adam, adamw
     weight_decay: float = 0.0
-    schedule: str = "constant"  # of the learning rate: constant | cosine | one_cycle
+    schedule: str = "constant"  # of the learning rate: constant | cosine | late_drop | one_cycle | warm_cosine
     norm_momentum: float | None = None  # of the student's batch norms; None: the architecture's own
     taps: str = "raw"  # raw | standardised: per channel over the normal images, before any distance
     drop_last: bool = False  # leave out the incomplete batch at an epoch's end
@@ -70,3 +75,4 @@ class Batch:
     teacher: Taps  # the frozen teacher's taps of `images`; () for a method without `clean_taps`
     step: int  # from 1
     generator: torch.Generator  # on the CPU, a function of seed and step: all chance of an augmentation
+    total: int = 0  # steps of the whole fit

@@ -36,9 +36,12 @@ class Teacher(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> Taps:
-        """Taps of `images` [N, 3, S, S] in [0, 1]; no gradient reaches the teacher's weights, the images' flows."""
+        """Taps of `images` [N, 3 M, S, S] in [0, 1], of their first three channels.
+
+        No gradient reaches the teacher's weights, the images' flows.
+        """
         found = []
-        for k, tap in enumerate(self.folded(images)):
+        for k, tap in enumerate(self.folded(photographs(images))):
             if self.standardise:
                 centre, deviation = getattr(self, f"centre{k}"), getattr(self, f"deviation{k}")
                 tap = (tap - centre.view(-1, 1, 1)) / deviation.view(-1, 1, 1)
@@ -52,7 +55,7 @@ class Teacher(nn.Module):
         squares: list[Tensor] = []
         counts: list[int] = []
         for chunk in chunks(images, CACHE_CHUNK):
-            for k, tap in enumerate(self.folded(chunk)):
+            for k, tap in enumerate(self.folded(photographs(chunk))):
                 if k == len(sums):
                     sums.append(torch.zeros_like(getattr(self, f"centre{k}"), dtype=torch.float64))
                     squares.append(torch.zeros_like(sums[k]))
@@ -65,6 +68,11 @@ class Teacher(nn.Module):
             deviation = (square / count - mean.square()).clamp_min(0).sqrt()
             getattr(self, f"centre{k}").copy_(mean)
             getattr(self, f"deviation{k}").copy_(torch.where(deviation > LEAST_DEVIATION, deviation, 1.0))
+
+
+def photographs(images: Tensor) -> Tensor:
+    """The first three channels: what else is stacked behind them is of another modality, which no teacher knows."""
+    return images if images.shape[1] == 3 else images[:, :3]
 
 
 def chunks(images: Tensor, size: int) -> Iterator[Tensor]:

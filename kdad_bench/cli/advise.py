@@ -1,0 +1,212 @@
+"""`kdad-bench advise`: from rows and the normals of a folder to a method, with what the evidence does not say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from kdad_bench.cli import BadInput, Number
+from kdad_bench.cli.parameters import LocalPath
+from kdad_bench.leaderboard.metric import ACCURACY, METRICS
+from kdad_bench.leaderboard.text import printable
+
+if TYPE_CHECKING:
+    from kdad_bench.harness.advising import Shortage
+    from kdad_bench.leaderboard.advice import Advice, Candidate
+
+
+@click.command()
+@click.option("--data", required=True, metavar="folder:PATH", help="Your images; only the normal ones are counted.")
+@click.option(
+    "--results", default="results", show_default=True, help="Results folder or URL with the rows to judge by."
+)
+@click.option("--latency-ms", type=Number(min=0, min_open=True), help="Most ms per image, batch 1, median.")
+@click.option("--memory-mb", type=Number(min=0, min_open=True), help="Most memory, 10^6 bytes.")
+@click.option(
+    "--false-alarms",
+    type=Number(min=0, max=1, min_open=True, max_open=True),
+    default=0.01,
+    show_default=True,
+    help="Share of normal images that may be called anomalous.",
+)
+@click.option("--metric", default="image_auroc", show_default=True, help="The accuracy to rank by.")
+@click.option(
+    "--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Folder that holds data sets."
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+@click.pass_context
+def advise(
+    context: click.Context,
+    data: str,
+    results: str,
+    latency_ms: float | None,
+    memory_mb: float | None,
+    false_alarms: float,
+    metric: str,
+    data_root: Path | None,
+    as_json: bool,
+) -> None:
+    """Which method for these images: on the front of accuracy and latency, within the limits, by existing rows.
+
+    Nothing is trained and no image is opened. Exit code 1 if no method keeps the limits.
+    """
+    from kdad_bench.datasets import DatasetError
+    from kdad_bench.harness.advising import normals_at, shortage
+    from kdad_bench.leaderboard import advice as advising
+    from kdad_bench.leaderboard.board import DRAWN, boards
+    from kdad_bench.leaderboard.store import StoreError, read
+
+    if metric not in ACCURACY:
+        raise BadInput(f"--metric {metric}: no accuracy; have: {', '.join(ACCURACY)}")
+    given = {"latency_ms": latency_ms, "memory_mb": memory_mb}
+    limits = {name: value for name, value in given.items() if value is not None}
+    try:
+        found = advising.advise(boards(read(results, _columns(DRAWN, metric)).table), metric, limits)
+        normals = normals_at(data, data_root)
+    except advising.NothingKnown as error:
+        raise BadInput(f"{results}: {error}") from error
+    except (StoreError, DatasetError) as error:
+        raise BadInput(str(error)) from error
+    learnt_from = advising.images_learnt_from(found.board)
+    short = [shortage(one, false_alarms, learnt_from) for one in normals]
+    ends = [*advising.limits_of_evidence(found), *found.left_out]
+    if as_json:
+        click.echo(json.dumps(_as_json(found, short, false_alarms, ends), indent=1, allow_nan=False))
+    else:
+        for line in _lines(found, short, data, false_alarms, ends):
+            click.echo(printable(line))
+    context.exit(0 if found.best else 1)
+
+
+def _columns(drawn: tuple[str, ...], metric: str) -> tuple[str, ...]:
+    wanted = (*drawn, metric, "peak_memory_mb", "latency_p95_ms")
+    return tuple(dict.fromkeys(wanted))
+
+
+def _lines(found: Advice, short: list[Shortage], data: str, false_alarms: float, ends: list[str]) -> Iterator[str]:
+    """The advice in words."""
+    label = METRICS[found.metric].label
+    yield f"By {sum(map(len, found.board.rows.values()))} rows: {found.board.title}"
+    yield ""
+    if found.best is None:
+        yield f"No method is known to keep {_limits(found)}."
+        if found.nearest is not None:
+            yield f"nearest  {_told(found.nearest, label)}: {_misses(found, found.nearest)}"
+    else:
+        yield f"take     {_told(found.best, label)}"
+        if found.fast is not None:
+            yield f"or       {_told(found.fast, label)}: the fastest that the test does not tell from it"
+    yield ""
+    kept = f" (* keeps {_limits(found)})" if found.limits else ""
+    yield f"The front of {label} and latency, the fastest first{kept}:"
+    for one in found.front:
+        mark = "*" if found.limits and not one.over(found.limits) else " "
+        yield f"{mark} {_told(one, label)}"
+    yield ""
+    yield from _normals(short, data, false_alarms)
+    yield ""
+    yield _machine(found)
+    yield "Where the evidence ends:"
+    yield from (f"- {line}" for line in ends)
+    command = _command(found, short, data)
+    if command:
+        yield ""
+        yield f"Next, with test images beside the normal ones: {command}"
+
+
+def _limits(found: Advice) -> str:
+    """The limits as they were given."""
+    return " and ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in found.limits.items())
+
+
+def _told(one: Candidate, label: str) -> str:
+    """A candidate in one line."""
+    p95 = "" if one.latency_p95_ms is None else f" (95th percentile {one.latency_p95_ms:.1f})"
+    memory = "" if one.memory_mb is None else f", {one.memory_mb:.0f} MB"
+    return f"{one.key}: {label} {one.shown}, {one.latency_ms:.1f}{'~' if one.unsteady else ''} ms{p95}{memory}"
+
+
+def _misses(found: Advice, one: Candidate) -> str:
+    """By how much a candidate misses the limits."""
+    from kdad_bench.leaderboard.advice import LIMITS
+
+    said = []
+    for name in one.over(found.limits):
+        value, limit, option = getattr(one, name), found.limits[name], f"--{name.replace('_', '-')}"
+        beyond = "is not known" if value is None else f"is {value - limit:.3g} {LIMITS[name]} over"
+        said.append(f"{option} {limit:g} {beyond}" + ("" if value is None else f" ({value / limit - 1:.0%})"))
+    return ", ".join(said)
+
+
+def _normals(short: list[Shortage], data: str, false_alarms: float) -> Iterator[str]:
+    """What each category has and lacks for the false-alarm rate."""
+    yield (
+        f"False alarms of {false_alarms:g}: at least {short[0].needed} held-out normals, as n of them can promise no "
+        "less than 1/(n + 1)."
+    )
+    for one in short:
+        there = f"{one.normals.train} normals" + (
+            f" and {one.normals.validation} held out" if one.normals.validation else ""
+        )
+        more = "enough" if not one.more_at_least else f"{one.more_at_least} more are needed to have one to learn from"
+        like = ""
+        if one.more_like_rows:
+            like = f"; {one.more_like_rows} more to learn from as many as the rows did"
+        yield f"- {one.normals.category}: {there}: {more}{like}"
+
+
+def _machine(found: Advice) -> str:
+    """On which machine the latency was measured, and which this one is."""
+    from kdad_bench.harness.environment import cpu_model
+
+    name = found.board.group.device_name or "an unknown device"
+    threads = " or ".join(map(str, found.board.alone)) if found.board.alone else ""
+    on = f"{name}" + (f" with {threads} threads" if threads else "")
+    mine = cpu_model()
+    if found.board.group.device == "cpu" and mine == name:
+        return f"Latency was measured on {on}; this machine has the same processor, and may have other cores and load."
+    return f"Latency was measured on {on}; this machine has {mine}, where it will differ: measure there."
+
+
+def _command(found: Advice, short: list[Shortage], data: str) -> str:
+    """What to run next; nothing without a method."""
+    one = found.best or found.nearest
+    if one is None or "@" in one.key:
+        return ""
+    shares = [part.hold_out for part in short]
+    held = f" --hold-out {max(share for share in shares if share):g}" if any(shares) else ""
+    return f"kdad-bench run -m {one.key} -d {data}{held} --save-models"
+
+
+def _as_json(found: Advice, short: list[Shortage], false_alarms: float, ends: list[str]) -> dict[str, Any]:
+    """The same for programs."""
+    from kdad_bench.harness.environment import cpu_model
+
+    def told(one: Candidate | None) -> dict[str, Any] | None:
+        return None if one is None else {**asdict(one), "over": _finite(one.over(found.limits))}
+
+    return {
+        "board": found.board.title,
+        "metric": found.metric,
+        "limits": dict(found.limits),
+        "best": told(found.best),
+        "fastest_not_told_apart": told(found.fast),
+        "nearest": told(found.nearest),
+        "front": [told(one) for one in found.front],
+        "candidates": [told(one) for one in found.candidates],
+        "false_alarms": false_alarms,
+        "normals": [{**asdict(one), "hold_out": one.hold_out} for one in short],
+        "measured_on": found.board.group.device_name,
+        "this_machine": cpu_model(),
+        "evidence_ends": ends,
+    }
+
+
+def _finite(over: dict[str, float]) -> dict[str, float | None]:
+    """limit -> by how many times it is passed; None where the value is not known."""
+    return {name: None if value == float("inf") else value for name, value in over.items()}

@@ -1,0 +1,91 @@
+"""How many normal images lie in a folder, and how many a false-alarm rate needs: what advice asks of the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdad_bench.datasets import DatasetError, located, named
+from kdad_bench.datasets.photographs import photographs
+from kdad_bench.harness.decision import rank_of
+
+MOST_NORMALS = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Normals:
+    """The normal images of one category."""
+
+    category: str
+    train: int
+    validation: int = 0  # a split of their own, which nothing learns from
+
+
+def normals_at(data: str, data_root: Path | None = None) -> tuple[Normals, ...]:
+    """The normals of each category of a data set (`folder:PATH` or a name), or of a folder that holds nothing else.
+
+    No image is opened, and none but the normals is asked for. Raises DatasetError in one line.
+    """
+    try:
+        place = located(data, data_root)
+    except DatasetError:
+        alone = _alone(data)
+        if alone is None:
+            raise
+        return (alone,)
+    surveys = {name: place.layout.survey(folder) for name, folder in place.categories.items()}
+    found = tuple(
+        Normals(category=name, train=len(one.train), validation=len(one.validation)) for name, one in surveys.items()
+    )
+    empty = [one.category for one in found if not one.train + one.validation]
+    if empty:
+        raise DatasetError(f"{place.root / empty[0]}: no normal images there; put them into train/good")
+    return found
+
+
+def _alone(data: str) -> Normals | None:
+    """The images of a folder without splits; None where it is no such folder."""
+    name, path = named(data)
+    if name != "folder" or not path or not Path(path).expanduser().is_dir():
+        return None
+    images = photographs([path]).files
+    return Normals(category=Path(path).name, train=len(images)) if images else None
+
+
+def needed(false_alarms: float) -> int:
+    """How many held-out normals can promise that rate: n with 1 / (n + 1) at most the rate (`decision.rank_of`)."""
+    n = max(0, int(1 / false_alarms) - 2)
+    while rank_of(n, false_alarms) > n:
+        n += 1
+    return n
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shortage:
+    """What a category lacks for a false-alarm rate."""
+
+    normals: Normals
+    needed: int  # held out
+    more_at_least: int  # with one image left to learn from
+    more_like_rows: int | None  # with as many to learn from as the rows had
+
+    @property
+    def hold_out(self) -> float | None:
+        """The share to hold out where there are enough; None where there are not, or a split is shipped."""
+        if self.more_at_least or self.normals.validation:
+            return None
+        share = -(-1000 * self.needed // self.normals.train) / 1000
+        return share if share <= 0.9 else None
+
+
+def shortage(normals: Normals, false_alarms: float, learnt_from: int | None) -> Shortage:
+    """What `normals` lack for `false_alarms` in (0, 1), if the rows learnt from `learnt_from` images."""
+    count = needed(false_alarms)
+
+    def more(left: int) -> int:
+        if normals.validation:  # the split is what is held out
+            return max(0, count - normals.validation) + max(0, left - normals.train)
+        return max(0, count + left - normals.train)
+
+    like_rows = None if learnt_from is None else more(learnt_from)
+    return Shortage(normals=normals, needed=count, more_at_least=more(1), more_like_rows=like_rows)

@@ -1,0 +1,113 @@
+"""How far a threshold can be trusted, as figures of a row and in words. Of test images it only tells: nothing is chosen
+by them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from kdad_bench.harness.decision import Decision, above, floor_of, images, percent, shortfall, supported
+from kdad_bench.leaderboard.thresholds import LEVEL, PROMISED
+from kdad_bench.metrics import clopper_pearson, two_sample_p
+
+FALSE_ALARMS = PROMISED  # `predict` asks for it, too
+FIGURES = (
+    "false_alarm_floor", "false_alarms", "false_alarms_low", "false_alarms_high", "detected", "normals_p",
+)  # fmt: skip
+
+
+def figures_of(normal: Sequence[float], scores: ArrayLike, anomalous: ArrayLike) -> dict[str, float | None]:
+    """FIGURES of a row: of the scores of `normal` images that nothing was learnt from, and of test images [N].
+
+    All are None without such images; those at the threshold also where they are too few for FALSE_ALARMS. Without a
+    normal test image there are no false alarms, without an anomalous one nothing to detect.
+    """
+    if not normal:
+        return dict.fromkeys(FIGURES)
+    values, bad = np.asarray(scores, np.float64), np.asarray(anomalous, bool)
+    found: dict[str, float | None] = dict.fromkeys(FIGURES)
+    found |= {"false_alarm_floor": floor_of(len(normal)), "normals_p": two_sample_p(normal, values[~bad])}
+    if not supported(len(normal), FALSE_ALARMS):
+        return found
+    called = above(values, Decision(category="", resolution=1, normal_scores=tuple(normal)).threshold(FALSE_ALARMS))
+    if not bad.all():
+        alarms, count = int(called[~bad].sum()), int((~bad).sum())
+        low, high = clopper_pearson(alarms, count)
+        found |= {"false_alarms": alarms / count, "false_alarms_low": low, "false_alarms_high": high}
+    if bad.any():
+        found["detected"] = float(called[bad].mean())
+    return found
+
+
+def warn_of_a_difference(figures: Mapping[str, Any], unseen: int, test: int, where: str) -> None:
+    """One line where the unseen normals and the normal test images of a job differ."""
+    p = figures["normals_p"]
+    if p is not None and p < LEVEL:
+        warnings.warn(f"{where}: {difference(p, unseen, test)}", stacklevel=3)
+
+
+def difference(p: float, unseen: int, test: int) -> str:
+    """That unseen and test normals differ, in words."""
+    return (
+        f"the scores of {images(unseen, 'unseen normal ')} and of {images(test, 'normal test ')} differ (exact "
+        f"Kolmogorov-Smirnov test, p = {p:.2g}, level {LEVEL:g}): a threshold from the former need not keep its "
+        "false-alarm rate on the latter"
+    )
+
+
+def floor_words(count: int) -> str:
+    """What `count` held-out normals can promise, in words."""
+    return f"{percent(floor_of(count))} is the smallest false-alarm rate that {images(count)} can support"
+
+
+def alarm_words(alarms: int, count: int) -> str:
+    """What was seen of false alarms on normal test images, in words."""
+    low, high = map(percent, clopper_pearson(alarms, count))
+    verb = "lies" if alarms == 1 else "lie"
+    return (
+        f"{alarms} of {images(count, 'normal test ')} {verb} above it: {percent(alarms / count)} false alarms, "
+        f"95 % interval {low} to {high}"
+    )
+
+
+def notes_on(kept: Decision, limit: float | None, false_alarms: float | None) -> tuple[str, ...]:
+    """What a person should know of a threshold: a line each.
+
+    `false_alarms` is the rate that it was fitted for; None for a threshold that was given.
+    """
+    unseen, seen = kept.normal_scores, kept.test_normal_scores
+    lines = []
+    if unseen and false_alarms is not None:
+        lines.append(floor_words(len(unseen)))
+    elif unseen and false_alarms is None and limit is not None:
+        passed = int(above(np.array(unseen), limit).sum())
+        lines.append(f"{passed} of {images(len(unseen), 'unseen normal ')} lie above it")
+    if seen and limit is not None:
+        lines.append(alarm_words(int(above(np.array(seen), limit).sum()), len(seen)))
+    p = two_sample_p(unseen, seen)
+    if p is not None and p < LEVEL:
+        lines.append(f"warning: {difference(p, len(unseen), len(seen))}")
+    return tuple(lines)
+
+
+def words_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The same of a row: the floor, what a rate of FALSE_ALARMS gives, and whether the normals differ."""
+    unseen = row["normal_scores"] or ()
+    if not unseen:
+        return ()
+    pairs = list(zip(row["image_scores"] or (), row["image_labels"] or (), strict=False))
+    kept = Decision(
+        category=row["category"],
+        resolution=1,
+        normal_scores=tuple(unseen),
+        test_normal_scores=tuple(score for score, bad in pairs if not bad),
+    )
+    if not supported(len(unseen), FALSE_ALARMS):
+        return (shortfall(len(unseen), FALSE_ALARMS), *notes_on(kept, None, None))
+    limit = kept.threshold(FALSE_ALARMS)
+    return (f"threshold {limit:g} for a false-alarm rate of {FALSE_ALARMS:g}", *notes_on(kept, limit, FALSE_ALARMS))

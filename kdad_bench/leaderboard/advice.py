@@ -1,0 +1,195 @@
+"""Which entrants of a results folder are on the front of accuracy and latency, and which of them keep given limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+from kdad_bench.leaderboard.board import Board
+from kdad_bench.leaderboard.metric import METRICS
+from kdad_bench.leaderboard.summary import FEW
+
+FLOOR = "floor"  # a family that nobody is advised to use
+LIMITS = {"latency_ms": "ms", "memory_mb": "MB"}  # what can be limited -> its unit
+AXES = ("k_shot", "contamination", "corruption")
+VIEWS = ("fit", "tile")  # columns that say of images seen otherwise than squeezed whole into a square
+
+
+class NothingKnown(ValueError):
+    """The rows cannot say anything: one line that names what lacks and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One entrant with what it does and costs."""
+
+    key: str  # as `run --method` takes it
+    title: str
+    accuracy: float
+    low: float | None  # of the interval that tables show
+    high: float | None
+    latency_ms: float  # median, batch 1
+    latency_p95_ms: float | None
+    memory_mb: float | None  # of the whole job, training included
+    unsteady: bool  # its time varies, or other work was disturbing
+    front: bool = False  # nothing is both faster and better
+
+    @property
+    def shown(self) -> str:
+        """The accuracy with its interval."""
+        return f"{self.accuracy:.3f}" + ("" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]")
+
+    def over(self, limits: Mapping[str, float]) -> dict[str, float]:
+        """limit -> by how many times its value is passed; without memory a limit of it cannot be kept."""
+        found = {}
+        for name, limit in limits.items():
+            value = getattr(self, name)
+            if value is None or value > limit:
+                found[name] = float("inf") if value is None else value / limit
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Advice:
+    """What one board says."""
+
+    board: Board
+    metric: str
+    limits: Mapping[str, float]
+    candidates: tuple[Candidate, ...]  # the most accurate first
+    best: Candidate | None  # the most accurate within the limits
+    fast: Candidate | None  # the fastest of those within them that are not surely worse than `best`, if another
+    nearest: Candidate | None  # where none is within the limits
+    left_out: tuple[str, ...]  # a line for each kind of row that has no part in it
+
+    @property
+    def front(self) -> tuple[Candidate, ...]:
+        """Those that nothing beats in both, the fastest first."""
+        return tuple(sorted((one for one in self.candidates if one.front), key=lambda one: one.latency_ms))
+
+
+def advise(found: Sequence[Board], metric: str, limits: Mapping[str, float]) -> Advice:
+    """What the rows behind the boards `found` advise under `limits` (of LIMITS; none is none).
+
+    One board speaks, as nothing is compared across boards: real data before synthetic ones, the longer budget before
+    the shorter, plain jobs before points of an axis and other views of an image, the one with the most entrants. Raises
+    NothingKnown.
+    """
+    finished = [board for board in found if board.rows]
+    ours = [board for board in finished if not board.external]
+    if not ours:
+        only = "only rows of other code, whose speed is not known" if finished else "no finished jobs"
+        raise NothingKnown(f"{only}; make some with `kdad-bench run`")
+    told = {board.group: _candidates(board, metric) for board in ours}
+    board = min(ours, key=lambda one: _place(one, len(told[one.group])))
+    candidates = told[board.group]
+    if not candidates:
+        raise NothingKnown(_lack(ours, metric))
+    within = [one for one in candidates if not one.over(limits)]
+    best = within[0] if within else None
+    return Advice(
+        board=board,
+        metric=metric,
+        limits=limits,
+        candidates=candidates,
+        best=best,
+        fast=_as_good_and_faster(board, metric, best, within) if best else None,
+        nearest=None if best else min(candidates, key=lambda one: max(one.over(limits).values())),
+        left_out=tuple(_left_out(board, found, len(candidates))),
+    )
+
+
+def _candidates(board: Board, metric: str) -> tuple[Candidate, ...]:
+    """The entrants with a value in every category and a latency, the floors aside, the most accurate first."""
+    found: list[Candidate] = []
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    for key in board.order:
+        accuracy, latency = board.overall(key, metric), board.typical(key, "latency_ms")
+        if board.family(key) == FLOOR or accuracy is None or not accuracy.complete or latency is None:
+            continue
+        low, high = accuracy.shown or (None, None)
+        found.append(Candidate(
+            key=key, title=board.labels[key], accuracy=accuracy.mean, low=low, high=high, latency_ms=latency,
+            latency_p95_ms=board.typical(key, "latency_p95_ms"), memory_mb=board.typical(key, "peak_memory_mb"),
+            unsteady=board.unsteady(key, "latency_ms"),
+        ))  # fmt: skip
+    ordered = sorted(found, key=lambda one: (-sign * one.accuracy, one.latency_ms, one.key))
+    return tuple(
+        replace(one, front=all(other.latency_ms > one.latency_ms for other in ordered[:place]))
+        for place, one in enumerate(ordered)
+    )
+
+
+def _place(board: Board, candidates: int) -> tuple[object, ...]:
+    """What a board is worth to somebody with images of their own; the least is asked."""
+    row = next(iter(board.rows.values()))[0]
+    off_the_plain = any(row.get(name) is not None for name in (*AXES, *VIEWS))
+    budget = ("paper", "standard").index(board.preset) if board.preset in ("paper", "standard") else 2
+    return (
+        candidates == 0, off_the_plain, board.group.synthetic, board.together > 0, budget, -candidates,
+        -len(board.summary.categories), board.group,
+    )  # fmt: skip
+
+
+def _as_good_and_faster(board: Board, metric: str, best: Candidate, within: Sequence[Candidate]) -> Candidate | None:
+    """The fastest candidate that the paired test does not tell from the best; None if that is the best itself."""
+    same = [one for one in within if one is best or not board.summary.comparison(best.key, one.key, metric).significant]
+    fastest = min(same, key=lambda one: (one.latency_ms, one.key))
+    return None if fastest is best else fastest
+
+
+def _lack(ours: Sequence[Board], metric: str) -> str:
+    """Why no entrant is a candidate."""
+    timed = any(board.typical(key, "latency_ms") is not None for board in ours for key in board.rows)
+    if not timed:
+        return "no row has a latency; `kdad-bench run ... --measure-speed` with the same --out measures it"
+    return f"no method has both a latency and {METRICS[metric].label} in every category; finish the run first"
+
+
+def _left_out(board: Board, found: Sequence[Board], candidates: int) -> Iterator[str]:
+    """A line for each kind of row that has no part in the advice."""
+    external = sum(len(rows) for one in found if one.external for rows in one.rows.values())
+    if external:
+        yield f"{external} rows of other code are left out: their speed is not known and nobody checked their protocol"
+    others = [one for one in found if not one.external and one is not board and one.rows]
+    if others:
+        rows = sum(len(rows) for one in others for rows in one.rows.values())
+        yield f"{rows} rows on other data, budgets, settings or machines are left out: nothing is compared across these"
+    lacking = len(board.rows) - candidates
+    if lacking:
+        yield f"{lacking} of {len(board.rows)} methods are left out: floors, or without a latency or a category"
+
+
+def limits_of_evidence(advice: Advice) -> Iterator[str]:
+    """Where the evidence of the board ends, a line for each limit."""
+    board = advice.board
+    categories, seeds = len(board.summary.categories), len(board.seeds)
+    if board.group.synthetic:
+        yield "synthetic images: no statement about any real part"
+    if board.short:
+        yield f"{board.preset} preset: {board.budget}"
+    if categories < FEW:
+        yield f"{categories} categor{'y' if categories == 1 else 'ies'}: another kind of part may turn the order round"
+    if seeds < 2:
+        yield "one seed: another training of the same method may differ more than two methods do"
+    if board.together:
+        yield f"one model for {board.together} categories: one for each may do better"
+    rows = [row for members in board.rows.values() for row in members]
+    if any(row.get(name) is not None for row in rows for name in AXES):
+        yield "few, contaminated or corrupted images: points of an axis, not the plain setting"
+    if any(row.get(name) is not None for row in rows for name in VIEWS):
+        yield "images with their proportions or in tiles: squeezed into squares they may rank otherwise"
+    if any(row["teacher_weights"] == "random" for row in rows):
+        yield "random teacher weights: real ones change every accuracy"
+    if any(one.unsteady for one in advice.candidates):
+        yield "some times (~) varied by more than 5 %, or were taken while other work held the machine"
+    if "memory_mb" in advice.limits:
+        yield "memory is the peak of the whole job, training included: what inference alone needs is less"
+    yield f"images at {board.group.resolution} px: another size changes both speed and accuracy"
+
+
+def images_learnt_from(board: Board) -> int | None:
+    """How many normals the trainings behind a board had, in the middle."""
+    known = [row["train_images"] for rows in board.rows.values() for row in rows if row["train_images"]]
+    return int(median(known)) if known else None

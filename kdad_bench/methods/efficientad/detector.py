@@ -1,0 +1,309 @@
+"""EfficientAD: how it learns and what it says of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from math import ceil
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdad_bench.kernels import fuse_scales, image_scores, pixel_discrepancies
+from kdad_bench.methods.augmentation import grey, jitter
+from kdad_bench.methods.backbones import Backbone
+from kdad_bench.methods.backbones.pdn import LOST, WIDTH, Pdn, through
+from kdad_bench.methods.distillation import Batch, StudentTeacher, Taps, autocast, chance, resized
+from kdad_bench.methods.drawn_images import drawn_images
+from kdad_bench.methods.efficientad.networks import Networks, Outputs, enlarged
+from kdad_bench.methods.efficientad.settings import EfficientAdSettings
+from kdad_bench.methods.last_layer import solve
+from kdad_bench.methods.protocol import Entry, Fitting, Scores
+from kdad_bench.methods.stad import learners, parted
+from kdad_bench.methods.training.chance import seeded
+from kdad_bench.methods.training.loop import distil, planned_steps
+from kdad_bench.methods.training.teacher import chunks
+
+LOW, HIGH = 0.9, 0.995  # quantiles of normal maps that become 0 and 0.1
+TENTH = 0.1
+SWAY = 0.2  # of a factor about 1: what the autoencoder's images differ by in brightness, contrast or saturation
+GREY_CROPS, GREY_PENALTY = 0.1, 0.3  # how often an image loses its colour before the PDN learns, and in the penalty
+AT_ONCE = 8  # images, where statistics are taken
+ENOUGH = 32  # images that last layers are solved on
+LEAST = 1e-6  # of what is divided by
+
+
+class EfficientAd(StudentTeacher[EfficientAdSettings]):
+    """A student errs where a patch is new, and where it does not fit the image that the autoencoder makes of it."""
+
+    clean_taps = False
+    images: Tensor | None = None  # those of the fit under way
+    boundary = 0  # the last step in which the PDN learns
+
+    def build_student(self, teacher: Backbone) -> nn.Module:
+        networks = Networks(self.settings)
+        if isinstance(teacher, Pdn):
+            asked = (self.settings.network, self.settings.width, self.settings.features)
+            have = (teacher.size, WIDTH, teacher.channels[0])
+            if asked != have:
+                said = ("network {}, width {}, features {}".format(*one) for one in (have, asked))
+                raise ValueError("teacher {}: it has {}; got {}".format(teacher.name, *said))
+            networks.descriptor.load_state_dict(teacher.state_dict())
+        networks.descriptor.requires_grad_(self.settings.distilled)
+        return networks
+
+    def fit(self, normal: Tensor, fitting: Fitting | None = None) -> None:
+        """Learn PDN, student and autoencoder from most of `normal`, and from the rest what maps are usual."""
+        if normal.ndim != 4 or len(normal) == 0:
+            raise ValueError(f"fit needs images [N, 3, H, W] with N > 0; got {tuple(normal.shape)}")
+        images = resized(normal.to(self.device), self.settings.image_size)
+        learnt, others = parted(images, self.settings.validation, self.settings.seed)
+        total, _ = planned_steps(self.settings, learners(len(learnt), self.settings.held_out))
+        self.boundary = self.last_of_descriptor(total)
+        self.forget_what_is_usual(LEAST)  # no state without targets is the best on held-out images
+        self.images = learnt
+        try:
+            distil(self, learnt, fitting or Fitting())
+        finally:
+            self.images = None
+        with seeded(self.settings.seed, self.device):
+            if self.settings.solved:
+                self.solve_last_layers(learnt[:ENOUGH])
+            self.learn_what_is_usual(others)
+        self.folded_student.current()
+
+    def loss(self, batch: Batch) -> Mapping[str, Tensor]:
+        """The PDN's term up to the boundary, then those of student and autoencoder."""
+        images = batch.images if self.images is None else self.images
+        if batch.step <= self.boundary:
+            return self.descriptors_term(batch, images)
+        if batch.step == self.boundary + 1:
+            self.learn_targets(images)
+        return self.students_terms(batch)
+
+    def last_of_descriptor(self, total: int) -> int:
+        """The last of `total` steps in which the PDN learns; one step at the least where there are two to share."""
+        share = self.settings.distilling if self.settings.distilled else 0.0
+        return max(int(share * total), min(1, total - 1)) if share else 0
+
+    def descriptors_term(self, batch: Batch, images: Tensor) -> dict[str, Tensor]:
+        """Mean squared difference of the PDN to the teacher's normalised features, of normal and of drawn images."""
+        if batch.step == 1:
+            self.learn_features(images)
+        seen = sometimes_grey(self.with_drawn(batch.images, batch.generator), GREY_CROPS, batch.generator)
+        with torch.no_grad():
+            target = self.embedding(seen)
+        target = (target - self.own.get_buffer("centre")) / self.own.get_buffer("deviation")
+        made = self.own.described(self.own.normalised(seen))
+        return {"descriptor": F.mse_loss(made.float(), target)}
+
+    def students_terms(self, batch: Batch) -> dict[str, Tensor]:
+        """L_hard and the penalty, L_AE and L_STAE of one batch; the autoencoder's images differ in colour."""
+        student, images, count = self.own, batch.images, len(batch.images)
+        seen = [images, recoloured(images, batch.generator)]
+        if self.settings.penalty == "drawn":
+            seen.append(sometimes_grey(self.drawn(count, batch.generator), GREY_PENALTY, batch.generator))
+        seen = [student.normalised(one) for one in seen]
+        with torch.no_grad():
+            target, other_target = student.described(torch.cat(seen[:2])).float().tensor_split(2)
+        answers = student.half_of(torch.cat([seen[0], *seen[2:]]), 0).float()
+        made, imitation = student.autoencoder(seen[1]).float(), student.half_of(seen[1], 1).float()
+        terms = {
+            "hard": hardest((answers[:count] - target).square(), self.settings.hard),
+            "autoencoder": F.mse_loss(made, other_target),
+            "imitation": F.mse_loss(imitation, made),
+        }
+        if self.settings.penalty == "drawn":
+            terms["penalty"] = answers[count:].square().mean()
+        return terms
+
+    @property
+    def own(self) -> Networks:
+        """The student, as what it is."""
+        assert isinstance(self.student, Networks)
+        return self.student
+
+    def drawn(self, count: int, generator: torch.Generator) -> Tensor:
+        """Images of nothing, on the device."""
+        return drawn_images(count, self.settings.image_size, generator).to(self.device)
+
+    def with_drawn(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """`images` and as many drawn ones."""
+        return torch.cat([images, self.drawn(len(images), generator)])
+
+    def embedding(self, images: Tensor) -> Tensor:
+        """The teacher's features [N, features, s, s], s as the PDN's: taps in a row, neighbouring channels averaged."""
+        side = self.settings.enlarged * self.settings.image_size
+        taps: Taps = self.teacher(enlarged(images, side))
+        rest = self.settings.image_size // 4
+        whole = torch.cat([enlarged(tap.float(), rest) for tap in taps], 1)
+        margin = 0 if self.settings.padding else LOST // 2
+        pixels = whole[:, :, margin : rest - margin, margin : rest - margin].permute(0, 2, 3, 1)
+        pooled = F.adaptive_avg_pool1d(pixels.flatten(1, 2), self.settings.features)
+        return pooled.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def learn_features(self, images: Tensor) -> None:
+        """Mean and deviation of every value of the teacher's features, over `images` and as many drawn ones."""
+        generator = chance(self.settings.seed, "features", 0)
+        parts = chunks(images, AT_ONCE)
+        found = moments(self.embedding(self.with_drawn(some, generator)) for some in parts)
+        for name, value in zip(("centre", "deviation"), found, strict=True):
+            self.own.get_buffer(name).copy_(value[:, None, None])
+
+    @torch.no_grad()
+    def learn_targets(self, images: Tensor) -> None:
+        """Make the PDN's outputs those of mean 0 and deviation 1 over `images`, by its last layer's weights."""
+        student = self.own
+        if self.settings.solved and self.settings.distilled:
+            solve(student.descriptor[-1], self.described_pairs(images[:ENOUGH]))
+        seen = (student.normalised(some) for some in chunks(images, AT_ONCE))
+        mean, deviation = moments(student.described(some) for some in seen)
+        *_, weight, bias = student.descriptor.parameters()
+        weight.div_(deviation[:, None, None, None])
+        bias.sub_(mean).div_(deviation)
+        self.forget_what_is_usual(1.0)
+
+    def described_pairs(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """What the PDN's last layer sees of `images` and as many drawn ones, and the teacher's features."""
+        generator, centre = chance(self.settings.seed, "least squares", 0), self.own.get_buffer("centre")
+        for some in chunks(images, 1):
+            seen = self.with_drawn(some, generator)
+            wanted = (self.embedding(seen) - centre) / self.own.get_buffer("deviation")
+            yield through(list(self.own.descriptor)[:-1], self.own.normalised(seen)), wanted
+
+    def solve_last_layers(self, images: Tensor) -> None:
+        """The autoencoder's for the PDN's outputs, then the student's for those of PDN and autoencoder."""
+        own = self.own
+        seen = [own.normalised(one) for one in chunks(images, 1)]
+        with torch.no_grad(), autocast(self.settings.precision, self.device):
+            described = [own.described(x) for x in seen]
+            solve(own.autoencoder.last[-1], zip(map(own.autoencoder.hidden, seen), described, strict=True))
+            hidden = [through(own.student, x) for x in seen]
+            solve(own.halves[0], zip(hidden, described, strict=True))
+            solve(own.halves[1], zip(hidden, map(own.autoencoder, seen), strict=True))
+
+    def forget_what_is_usual(self, span: float) -> None:
+        """Maps count from 0, in units of `span`."""
+        self.own.get_buffer("low").zero_()
+        self.own.get_buffer("span").fill_(span)
+
+    @torch.no_grad()
+    def learn_what_is_usual(self, images: Tensor) -> None:
+        """The quantiles of both maps over all pixels of normal `images`."""
+        with autocast(self.settings.precision, self.device):
+            found = [torch.stack(self.maps(self.networks(some))) for some in chunks(images, AT_ONCE)]
+        values = torch.cat(found, 1).flatten(1).double().cpu().numpy()
+        low, high = np.quantile(values, (LOW, HIGH), axis=1)
+        self.own.get_buffer("low").copy_(torch.from_numpy(low))
+        self.own.get_buffer("span").copy_(torch.from_numpy(high - low).clamp_min(LEAST))
+
+    def networks(self, images: Tensor) -> Outputs:
+        found: Outputs = self.folded_student(images)
+        return found
+
+    def maps(self, outputs: Outputs) -> list[Tensor]:
+        """Mean squared differences [N, s, s]: student and teacher, student and autoencoder."""
+        pairs = (outputs.teacher, outputs.autoencoder), (outputs.student, outputs.imitation)
+        return pixel_discrepancies(*pairs, kind="l2", weight=1 / self.settings.features)
+
+    def judge(self, outputs: Outputs, size: tuple[int, int]) -> Scores:
+        """Both maps so that the quantiles become 0 and 0.1, their mean, upsampled; the image score is the maximum."""
+        units = zip(self.maps(outputs), *(self.own.get_buffer(name) for name in ("low", "span")), strict=True)
+        combined = torch.stack([TENTH * (one - low) / span for one, low, span in units]).mean(0)
+        if not self.settings.padding:
+            margins = (LOST // 2,) * 4
+            combined = F.pad(combined, margins, "constant" if self.settings.border == "zeros" else "replicate")
+        pixel = fuse_scales([combined], size)
+        return Scores(image_scores(pixel), pixel)
+
+
+def hardest(squared: Tensor, share: float) -> Tensor:
+    """The mean of the elements of `squared` [N, ...] that are not below their `share`-quantile, of each image alone."""
+    values = squared.flatten(1)
+    last = values.shape[1] - 1
+    count = last + 1 - ceil(share * last - 1e-9)  # the quantile lies between two elements
+    return values.topk(count, 1, sorted=False).values.mean()
+
+
+def recoloured(images: Tensor, generator: torch.Generator) -> Tensor:
+    """`images` [N, 3, H, W], of each the brightness, the contrast or the saturation times a factor of 0.8 to 1.2."""
+    which = torch.randint(3, (len(images),), generator=generator)
+    factors = 1 + SWAY * (2 * torch.rand(len(images), generator=generator) - 1)
+    changes = [torch.where(which == kind, factors, 1.0).to(images.device)[:, None, None, None] for kind in range(3)]
+    brightness, contrast, saturation = changes
+    return jitter(images, brightness, contrast, saturation, torch.zeros(len(images)))
+
+
+def sometimes_grey(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """`images` [N, 3, H, W], each without its colour with that probability."""
+    happens = torch.rand(len(images), generator=generator).to(images.device) < probability
+    return torch.where(happens[:, None, None, None], grey(images), images)
+
+
+def moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [C] float32 of every channel over all `parts` [N, C, h, w]; 1 where nothing varies."""
+    found, count = [], 0
+    for part in parts:
+        values = part.double()
+        found.append(torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))]))
+        count += part[:, 0].numel()
+    mean, square = torch.stack(found).sum(0) / count
+    deviation = (square - mean.square()).clamp_min(0).sqrt()
+    return mean.float(), torch.where(deviation > LEAST, deviation, 1.0).float()
+
+
+PUBLISHED = {"strides": (4,), "width": 128, "features": 384}  # what a published PDN asks for, whatever the preset
+
+EFFICIENTAD = Entry(
+    name="efficientad",
+    title="EfficientAD",
+    paper="Batzner, Heckler, König, WACV 2024, arXiv 2303.14535",
+    presets={
+        "paper": EfficientAdSettings(),
+        "standard": EfficientAdSettings(
+            teacher="resnet18",
+            strides=(8, 16),
+            initial="he",
+            width=32,
+            features=128,
+            autoencoder=32,
+            border="nearest",
+            hard=0.9,
+            penalty="none",
+            distilling=0.35,
+            solved=True,
+            enlarged=1,
+            steps=300,
+            learning_rate=2e-3,
+            schedule="one_cycle",
+        ),
+        "quick": EfficientAdSettings(
+            teacher="efficientnet_lite0",
+            strides=(8, 16),
+            image_size=128,
+            initial="he",
+            width=16,
+            features=64,
+            autoencoder=16,
+            border="nearest",
+            hard=0.9,  # this, the rates and the budgets: docs/recipes.md
+            penalty="none",
+            distilling=0.35,
+            solved=True,
+            enlarged=1,
+            steps=300,
+            learning_rate=3e-3,
+            schedule="one_cycle",
+        ),
+    },
+    build=EfficientAd,
+    variants={
+        "small": {"teacher": "pdn_small", "network": "small", **PUBLISHED},
+        "medium": {"teacher": "pdn_medium", "network": "medium", **PUBLISHED},
+        "distilled": {"teacher": "resnet18", "strides": (8, 16)},
+        "padded": {"padding": True},
+        "penalised": {"penalty": "drawn"},
+    },
+)

@@ -1,0 +1,129 @@
+"""`kdad-bench advise`: words, JSON, exit codes, one-line errors; normals are counted and no test image is asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from kdad_bench.cli import cli
+from kdad_bench.harness.advising import Normals, needed, normals_at, shortage
+from kdad_bench.harness.decision import rank_of
+
+ROWS = Path(__file__).parents[2] / "docs" / "results" / "quick"
+
+
+def advise(data: str, *arguments: str, results: Path = ROWS) -> Result:
+    return CliRunner().invoke(cli, ["advise", "--data", data, "--results", str(results), *arguments])
+
+
+def write_normals(folder: Path, count: int) -> Path:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
+    return folder
+
+
+def test_the_recorded_rows_advise_in_words_and_in_json(tmp_path: Path) -> None:
+    write_normals(tmp_path / "bolt" / "train" / "good", 12)
+    data = f"folder:{tmp_path}"
+    done = advise(data, "--latency-ms", "1000")
+    assert done.exit_code == 0, done.output
+    said = json.loads(advise(data, "--latency-ms", "1000", "--json").stdout)
+    best = said["best"]
+    assert f"take     {best['key']}: image AUROC {best['accuracy']:.3f} [" in done.output
+    assert all(one["accuracy"] <= best["accuracy"] for one in said["candidates"])
+    assert [one["latency_ms"] for one in said["front"]] == sorted(one["latency_ms"] for one in said["front"])
+    assert "at least 99 held-out normals" in done.output
+    assert "- bolt: 12 normals: 88 more are needed to have one to learn from; 127 more" in done.output
+    assert said["normals"][0]["more_at_least"] == 88
+    for words in (f"Latency was measured on {said['measured_on']}", "synthetic images", "4 categories", "quick preset"):
+        assert words in done.output
+    assert f"kdad-bench run -m {best['key']} -d {data} --save-models" in done.output
+
+
+def test_where_nothing_keeps_the_limits_the_nearest_is_named_with_what_it_misses(tmp_path: Path) -> None:
+    normals = write_normals(tmp_path / "all", 200)  # no splits at all
+    done = advise(f"folder:{normals}", "--latency-ms", "0.001", "--false-alarms", "0.05")
+    assert done.exit_code == 1
+    assert "No method is known to keep --latency-ms 0.001." in done.output
+    assert "--latency-ms 0.001 is " in done.output
+    assert "- all: 200 normals: enough" in done.output
+    assert "--hold-out 0.095" in done.output
+    said = json.loads(advise(f"folder:{normals}", "--latency-ms", "0.001", "--json").stdout)
+    assert said["best"] is None
+    assert said["nearest"]["over"]["latency_ms"] == pytest.approx(said["nearest"]["latency_ms"] / 0.001)
+    assert min(one["latency_ms"] for one in said["candidates"]) == said["nearest"]["latency_ms"]
+
+
+@pytest.mark.parametrize(
+    ("data", "arguments", "results", "words"),
+    [
+        ("folder:{tmp}/none", (), ROWS, "none"),
+        ("folder:{tmp}/empty", (), ROWS, "empty"),
+        ("folder:{tmp}/bare", (), ROWS, "bolt: no normal images there; put them into train/good"),
+        ("folder:{tmp}/good", ("--metric", "latency_ms"), ROWS, "--metric latency_ms: no accuracy; have: image_auroc"),
+        ("folder:{tmp}/good", ("--false-alarms", "0"), ROWS, "false-alarms"),
+        ("folder:{tmp}/good", ("--false-alarms", "1"), ROWS, "false-alarms"),
+        ("folder:{tmp}/good", ("--latency-ms", "nan"), ROWS, "latency-ms"),
+        ("folder:{tmp}/good", ("--memory-mb", "-5"), ROWS, "memory-mb"),
+        ("folder:{tmp}/good", (), Path("nowhere"), "no results folder"),
+        ("folder:{tmp}/good", (), Path("{tmp}/empty"), "no finished jobs; make some with `kdad-bench run`"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line_and_exit_code_2(
+    data: str, arguments: tuple[str, ...], results: Path, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bare" / "bolt" / "train" / "good").mkdir(parents=True)
+    (tmp_path / "bare" / "bolt" / "test").mkdir()
+    write_normals(tmp_path / "good", 2)
+    done = advise(data.format(tmp=tmp_path), *arguments, results=Path(str(results).format(tmp=tmp_path)))
+    assert done.exit_code == 2, done.output
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# ---- how many normals
+
+
+@given(st.floats(1e-4, 0.999))
+def test_what_is_needed_can_promise_the_rate_and_one_less_cannot(rate: float) -> None:
+    count = needed(rate)
+    assert rank_of(count, rate) <= count
+    assert count == 0 or rank_of(count - 1, rate) > count - 1
+
+
+@pytest.mark.parametrize(("rate", "count"), [(0.5, 1), (0.1, 9), (0.05, 19), (0.01, 99), (0.001, 999)])
+def test_a_rate_needs_as_many_normals_as_its_inverse_less_one(rate: float, count: int) -> None:
+    assert needed(rate) == count
+
+
+@pytest.mark.parametrize(
+    ("normals", "least", "like_rows", "share"),
+    [
+        (Normals(category="a", train=99), 1, 40, None),
+        (Normals(category="a", train=100), 0, 39, None),  # 0.99 cannot be held out
+        (Normals(category="a", train=139), 0, 0, 0.713),
+        (Normals(category="a", train=1000), 0, 0, 0.099),
+        (Normals(category="a", train=40, validation=99), 0, 0, None),
+        (Normals(category="a", train=10, validation=90), 9, 39, None),
+        (Normals(category="a", train=0, validation=99), 1, 40, None),
+    ],
+)
+def test_what_lacks_is_counted_for_both_uses(normals: Normals, least: int, like_rows: int, share: float | None) -> None:
+    found = shortage(normals, 0.01, 40)
+    assert (found.more_at_least, found.more_like_rows, found.hold_out) == (least, like_rows, share)
+
+
+def test_a_validation_split_is_counted_apart(tmp_path: Path) -> None:
+    write_normals(tmp_path / "bolt" / "train" / "good", 3)
+    write_normals(tmp_path / "bolt" / "validation" / "good", 2)
+    write_normals(tmp_path / "nut" / "train" / "good", 4)
+    found = normals_at(f"folder:{tmp_path}")
+    assert found == (Normals(category="bolt", train=3, validation=2), Normals(category="nut", train=4))

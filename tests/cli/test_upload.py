@@ -1,0 +1,376 @@
+"""`results submission`: from a stand-in of MVTec AD 2 to the file that its server takes, and what its check refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import tifffile
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from kdad_bench import datasets
+from kdad_bench.cli import cli
+from kdad_bench.datasets.decoding import open_image, reduced_rgb
+from kdad_bench.datasets.mvtec_ad_2 import MVTEC_AD_2, PRIVATE, SIZES
+from kdad_bench.harness import upload
+from kdad_bench.harness.decision import read
+from kdad_bench.harness.exported import opened
+from kdad_bench.harness.scoring import CPU, as_images
+from kdad_bench.harness.upload_check import published_by
+from kdad_bench.harness.view import View
+from kdad_bench.harness.windows import Windowed
+from kdad_bench.leaderboard import store
+from kdad_bench.methods.protocol import Method
+from tests.datasets.short import short
+
+Members = dict[str, bytes]
+MAP = "sub/anomaly_images/synthetic_sheet_metal/test_private/000_regular.tiff"
+DECISIONS = "sub/anomaly_images_thresholded/synthetic_sheet_metal/test_private_mixed/001_mixed.png"
+NAME = "synthetic_mvtec_ad_2"
+
+
+def command(*arguments: object) -> Result:
+    done = CliRunner().invoke(cli, [*map(str, arguments)])
+    assert not isinstance(done.exception, Exception), done.exception
+    return done
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a short stand-in, results of one job with its model, and its submission."""
+    place = tmp_path_factory.mktemp("upload")
+    with pytest.MonkeyPatch.context() as patch:
+        short("mvtec_ad_2", place, patch)
+        done = command("run", "--method", "pixel_mean", "--dataset", NAME, "--data-root", place, "--seeds", 1, "--out",
+                       place / "out", "--no-pictures", "--save-models", "--resolution", 32,
+                       "--no-measure-speed")  # fmt: skip
+        assert done.exit_code == 0, done.output
+        done = submitted(place, place / "sub.tar.gz")
+        assert done.exit_code == 0, done.output
+        yield place
+
+
+def submitted(home: Path, out: Path, *more: object) -> Result:
+    return command("results", "submission", home / "out", "--dataset", NAME, "--data-root", home, "--out", out, *more)
+
+
+def checked(home: Path, file: Path, *more: object) -> Result:
+    return command("results", "submission", "--check", file, "--dataset", NAME, "--data-root", home, *more)
+
+
+def members(file: Path) -> Members:
+    with tarfile.open(file) as archive:
+        return {one.name: archive.extractfile(one).read() for one in archive}  # type: ignore[union-attr]
+
+
+def packed(file: Path, found: Members) -> Path:
+    with tarfile.open(file, "w:gz") as archive:
+        for name, data in found.items():
+            about = tarfile.TarInfo(name)
+            about.size = len(data)
+            archive.addfile(about, io.BytesIO(data))
+    return file
+
+
+def tiff(values: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    tifffile.imwrite(content, values, photometric="minisblack", metadata=None)
+    return content.getvalue()
+
+
+def png(values: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(values).save(content, format="PNG")
+    return content.getvalue()
+
+
+def test_a_submission_holds_the_maps_of_the_private_images_and_their_decisions(home: Path) -> None:
+    (category,) = datasets.categories(NAME, home)
+    (model,) = (home / "out" / "models").iterdir()
+    _, method, kept, device = opened(model, "cpu")
+
+    def whole(path: Path) -> np.ndarray:
+        pixels = datasets.decoding.read_rgb(path, kept.resolution)[0]  # type: ignore[attr-defined]
+        heat = method.score(as_images(pixels[None], device)).pixel[0].numpy()
+        with Image.open(path) as image:
+            return np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR), np.float32)
+
+    normal = np.stack([whole(sample.path) for sample in category.validation]).astype(np.float64)
+    threshold = normal.mean() + 3 * normal.std()
+    power = -int(np.floor(np.log2(threshold)))
+    found = members(home / "sub.tar.gz")
+    assert len(found) == 8
+    for path in category.unlabelled:
+        stem = f"synthetic_sheet_metal/{path.relative_to(category.root).with_suffix('')}"
+        heat = whole(path)
+        half = tifffile.imread(io.BytesIO(found[f"sub/anomaly_images/{stem}.tiff"]))
+        assert (half.dtype, half.shape) == (np.float16, heat.shape)
+        assert np.array_equal(half, (heat * np.float32(2.0**power)).astype(np.float16))
+        with Image.open(io.BytesIO(found[f"sub/anomaly_images_thresholded/{stem}.png"])) as image:
+            assert image.mode == "L"
+            assert np.array_equal(np.asarray(image), np.where(heat > threshold, 255, 0))
+
+
+def test_a_model_that_keeps_proportions_in_tiles_sees_the_private_images_so(home: Path, tmp_path: Path) -> None:
+    done = command("run", "--method", "pixel_mean", "--dataset", NAME, "--data-root", home, "--seeds", 1, "--out",
+                   home / "tiled", "--no-pictures", "--save-models", "--resolution", 32, "--fit", "pad", "--tile", 16,
+                   "--no-measure-speed")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    done = command("results", "submission", home / "tiled", "--dataset", NAME, "--data-root", home, "--out",
+                   tmp_path / "sub.tar.gz")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    (category,) = datasets.categories(NAME, home)
+    (model,) = (home / "tiled" / "models").iterdir()
+    _, method, kept, _ = opened(model, "cpu")
+    seen = Windowed(cast(Method, method), View(fit="pad", tile=16), kept.resolution)
+    assert (kept.fit, kept.tile) == ("pad", 16)
+    shapes, found = set(), members(tmp_path / "sub.tar.gz")
+    for path in category.unlabelled:
+        picture = open_image(path)
+        pixels = reduced_rgb(picture, datasets.fitted(picture.size, 32, "pad", path))
+        shapes.add(pixels.shape[1:])
+        heat = Image.fromarray(seen.score(as_images(pixels[None], CPU)).pixel[0].numpy())
+        whole = np.asarray(heat.resize(picture.size, Image.Resampling.BILINEAR), np.float64)
+        half = tifffile.imread(io.BytesIO(found[name_of(category, path)])).astype(np.float64)
+        scale = 2.0 ** np.round(np.log2(half.max() / whole.max()))
+        np.testing.assert_allclose(half, whole * scale, rtol=1e-3)
+    assert any(height != width for height, width in shapes)
+
+
+def name_of(category: datasets.Category, path: Path) -> str:
+    """Of the map of an image in the archive."""
+    return f"sub/anomaly_images/{category.name}/{path.relative_to(category.root).with_suffix('')}.tiff"
+
+
+def test_the_floor_and_the_figures_of_the_public_images_are_said(home: Path, tmp_path: Path) -> None:
+    done = submitted(home, tmp_path / "sub.tar.gz")
+    (row,) = store.read(str(home / "out")).rows()
+    assert f"SegF1 {row['seg_f1']:.4f}, AUPRO@0.05 {row['aupro_05']:.4f}" in done.stdout
+    assert "2 unseen normal images cannot support a 1 % false-alarm rate, 33.3 % at best; 99 would" in done.stdout
+    assert "no server takes it" in done.stdout
+    assert (tmp_path / "sub.tar.gz").read_bytes() == (home / "sub.tar.gz").read_bytes(), "the same bytes every time"
+    told = json.loads(submitted(home, tmp_path / "sub.tar.gz", "--json").stdout)
+    assert (told["maps"], told["parts"][0]["validation"]) == (4, 2)
+
+
+def test_private_images_are_in_no_figure_and_the_validation_split_gives_the_threshold(home: Path) -> None:
+    (row,) = store.read(str(home / "out")).rows()
+    assert row["test_images"] == 4
+    assert not any("private" in name or "mixed" in name for name in row["image_names"])
+    assert (len(row["normal_scores"]), row["false_alarm_floor"], row["false_alarms"]) == (2, 1 / 3, None)
+    (model,) = (home / "out" / "models").iterdir()
+    kept = read(model)
+    assert kept.normal_scores == tuple(row["normal_scores"])
+    good = sorted(s for s, bad in zip(row["image_scores"], row["image_labels"], strict=True) if not bad)
+    assert kept.test_normal_scores == tuple(good)
+    said = command("predict", model, home / NAME / "synthetic_sheet_metal" / "test_private", "--false-alarms", 0.5)
+    assert said.exit_code == 0, said.output
+    assert "33.3 % is the smallest false-alarm rate that 2 images can support" in said.stderr
+    assert "normal test images" in said.stderr
+    refused = command("predict", model, home / NAME / "synthetic_sheet_metal" / "test_private")
+    assert (refused.exit_code, "2 unseen normal images cannot support a 10 %" in refused.stderr) == (2, True)
+
+
+def test_a_sound_one_is_sound_as_file_and_as_folder_with_and_without_its_data(home: Path, tmp_path: Path) -> None:
+    with tarfile.open(home / "sub.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    for file in (home / "sub.tar.gz", tmp_path / "sub"):
+        assert "4 maps and 4 decisions, sound against" in checked(home, file).stdout
+        assert json.loads(command("results", "submission", "--check", file, "--json").stdout)["sound"] is True
+    shutil.rmtree(tmp_path / "sub" / "anomaly_images_thresholded")
+    done = checked(home, tmp_path / "sub")
+    assert (done.exit_code, "4 maps and 0 decisions" in done.stdout) == (0, True)
+    assert "without decisions" in done.stderr
+
+
+SIDE = (16, 64)  # of a drawn image of sheet_metal
+ODD: dict[str, tuple[Callable[[Members], object], str]] = {
+    "missing": (lambda found: found.pop(MAP), f"1 file: missing ({MAP[4:]})"),
+    "decisions missing": (lambda found: found.pop(DECISIONS), f"1 file: missing ({DECISIONS[4:]})"),
+    "misnamed": (lambda found: found.update({MAP.replace("000_", "0_"): found.pop(MAP)}), "a name that no image"),
+    "another suffix": (lambda found: found.update({MAP.replace("tiff", "tif"): found[MAP]}), "a name that no"),
+    "of the other split": (lambda f: f.update({MAP.replace("_regular", "_mixed"): f.pop(MAP)}), "a name that no"),
+    "a file more": (lambda found: found.update({"sub/readme.txt": b"x"}), "part of no submission"),
+    "beside the folder": (lambda found: found.update({"a/../anomaly_images/x.tiff": b"x"}), "part of no submission"),
+    "of another size": (lambda found: found.update({MAP: tiff(np.zeros((16, 16), np.float16))}), "another size"),
+    "turned": (lambda found: found.update({MAP: tiff(np.zeros((64, 16), np.float16))}), "another size"),
+    "float32": (lambda found: found.update({MAP: tiff(np.zeros(SIDE, np.float32))}), "float32, not float16"),
+    "NaN": (lambda found: found.update({MAP: tiff(np.full(SIDE, np.nan, np.float16))}), "a NaN or an infinite"),
+    "infinite": (lambda found: found.update({MAP: tiff(np.full(SIDE, np.inf, np.float16))}), "a NaN or an inf"),
+    "three channels": (lambda found: found.update({MAP: tiff(np.zeros((3, *SIDE), np.float16))}), "more than one"),
+    "no TIFF": (lambda found: found.update({MAP: b"II*\0"}), "no readable TIFF"),
+    "a PNG called TIFF": (lambda found: found.update({MAP: png(np.zeros(SIDE, np.uint8))}), "no readable TIFF"),
+    "decisions of 0 and 1": (lambda f: f.update({DECISIONS: png(np.ones(SIDE, np.uint8))}), "other values than 0 and"),
+    "decisions in colour": (lambda f: f.update({DECISIONS: png(np.zeros((*SIDE, 3), np.uint8))}), "one channel of 8"),
+    "decisions of another size": (lambda f: f.update({DECISIONS: png(np.zeros((9, 9), np.uint8))}), "another size"),
+    "no decisions": (lambda found: found.update({DECISIONS: b"x"}), "no readable PNG"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_what_the_server_would_refuse_is_one_line_and_exit_code_2(case: str, home: Path, tmp_path: Path) -> None:
+    spoil, words = ODD[case]
+    found = members(home / "sub.tar.gz")
+    spoil(found)
+    done = checked(home, packed(tmp_path / "odd.tar.gz", found))
+    assert (done.exit_code, done.stdout) == (2, ""), done.output
+    assert words in done.stderr
+    kinds = 2 if case in ("misnamed", "of the other split") else 1  # the right name is missing then
+    assert len(done.stderr.splitlines()) == kinds
+
+
+def test_all_of_a_kind_are_one_line_with_their_number(home: Path, tmp_path: Path) -> None:
+    found = members(home / "sub.tar.gz")
+    found |= {name: tiff(np.full(SIDE, np.nan, np.float16)) for name in found if name.endswith(".tiff")}
+    done = checked(home, packed(tmp_path / "odd.tar.gz", found))
+    assert (len(done.stderr.splitlines()), "4 files: a NaN" in done.stderr, ", ...)" in done.stderr) == (
+        1,
+        True,
+        True,
+    )
+
+
+HOSTILE: dict[str, Callable[[Path, bytes], object]] = {
+    "cut": lambda path, content: path.write_bytes(content[: len(content) // 2]),
+    "cut by a byte": lambda path, content: path.write_bytes(content[:-9]),
+    "empty": lambda path, content: path.write_bytes(b""),
+    "text": lambda path, content: path.write_text("hello"),
+    "none": lambda path, content: None,
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_what_is_no_archive_is_one_line(case: str, home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.tar.gz"
+    HOSTILE[case](path, (home / "sub.tar.gz").read_bytes())
+    done = checked(home, path)
+    assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.output
+    assert str(path) in done.stderr
+
+
+def test_links_and_doubles_are_refused(home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "odd.tar.gz"
+    found = members(home / "sub.tar.gz")
+    data = found.pop(MAP)
+    with tarfile.open(file, "w:gz") as archive:
+        for name, content in [*found.items(), *found.items()]:
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            archive.addfile(about, io.BytesIO(content))
+        link = tarfile.TarInfo(MAP)
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    assert data
+    done = checked(home, file)
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 2)
+    assert "7 files: there twice" in done.stderr
+    assert "1 file: no regular file" in done.stderr
+
+
+def test_what_cannot_be_packed_is_said_and_leaves_nothing(home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sub.tar.gz"
+    none = command("results", "submission", tmp_path, "--dataset", NAME, "--data-root", home, "--out", out)
+    assert "no model of synthetic_sheet_metal there that was asked for" in none.stderr
+    other = submitted(home, out, "--method", "stfpm")
+    assert "no model of synthetic_sheet_metal" in other.stderr
+    server = command("results", "submission", home / "out", "--dataset", "synthetic", "--out", out)
+    assert "no server evaluates it; have: mvtec_ad_2" in server.stderr
+    neither = command("results", "submission")
+    folder = submitted(home, tmp_path)
+    twice = tmp_path / "twice"
+    shutil.copytree(home / "out", twice)
+    command("run", "--method", "pixel_mean", "--dataset", NAME, "--data-root", home, "--seeds", "1,", "--out", twice,
+            "--no-pictures", "--save-models", "--resolution", 32, "--no-measure-speed")  # fmt: skip
+    several = command("results", "submission", twice, "--dataset", NAME, "--data-root", home, "--out", out)
+    assert "2 models of synthetic_sheet_metal (pixel_mean seed 0 quick[resolution=32]; " in several.stderr
+    for done in (none, other, server, neither, folder, several):
+        assert done.exit_code == 2, done.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["twice"]
+    chosen = command("results", "submission", twice, "--dataset", NAME, "--data-root", home, "--out", out, "--seed", 1)
+    assert chosen.exit_code == 0, chosen.output
+
+
+@pytest.mark.parametrize("torn", ["001_mixed.png", "*.png"], ids=["one", "all"])
+def test_an_unreadable_image_leaves_nothing(torn: str, home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / NAME, tmp_path / NAME)
+    for path in (tmp_path / NAME / "synthetic_sheet_metal").glob(f"test_private*/{torn}"):
+        path.write_bytes(path.read_bytes()[:200])
+    done = command("results", "submission", home / "out", "--dataset", NAME, "--data-root", tmp_path, "--out",
+                   tmp_path / "sub.tar.gz")  # fmt: skip
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1), done.output
+    assert ".png: not a readable image" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_other_data_than_the_models_leave_nothing(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / NAME, tmp_path / NAME)
+    first, second, *_ = sorted((tmp_path / NAME / "synthetic_sheet_metal" / "train" / "good").iterdir())
+    first.write_bytes(second.read_bytes())
+    done = command("results", "submission", home / "out", "--dataset", NAME, "--data-root", tmp_path, "--out",
+                   tmp_path / "sub.tar.gz")  # fmt: skip
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1), done.output
+    assert "not the files that job" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_what_is_packed_is_examined_before_it_appears(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enlarged = upload.enlarged
+    monkeypatch.setattr(upload, "enlarged", lambda heat, size: enlarged(heat, (size[0] - 1, size[1])))
+    done = submitted(home, tmp_path / "sub.tar.gz")
+    assert done.exit_code == 2
+    assert f"{tmp_path / 'sub.tar.gz'}: 8 files: another size than its image" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_maps_of_full_size_are_in_memory_one_at_a_time(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    living: list[weakref.ref[np.ndarray]] = []
+    most = 0
+    enlarged = upload.enlarged
+
+    def seen(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        nonlocal most
+        whole = enlarged(heat, size).copy()
+        living.append(weakref.ref(whole))
+        most = max(most, sum(one() is not None for one in living))
+        return whole
+
+    monkeypatch.setattr(upload, "enlarged", seen)
+    assert submitted(home, tmp_path / "sub.tar.gz").exit_code == 0
+    assert (len(living), most) == (6, 2), "the one that is made, while the last one's name still holds it"
+
+
+def test_moments_in_pieces_are_those_of_the_whole() -> None:
+    values = np.random.default_rng(0).normal(1000.0, 0.1, (7, 50)).astype(np.float32)
+    found = upload.Moments()
+    for some in (values[:1], values[1:4], values[4:]):
+        found.add(some)
+    whole = values.astype(np.float64)
+    assert found.threshold == pytest.approx(whole.mean() + 3 * whole.std(), rel=1e-12)
+
+
+def test_the_published_numbers_are_those_of_the_server() -> None:
+    expected = published_by(MVTEC_AD_2, list(PRIVATE))
+    assert len(expected) == 4090
+    assert expected["can/test_private/320_regular"] == SIZES["can"]
+    assert "can/test_private/321_regular" not in expected
+    assert expected["walnuts/test_private_mixed/227_mixed"] == SIZES["walnuts"]
+    assert set(published_by(MVTEC_AD_2, ["synthetic_can"]).values()) == {(0, 0)}
+
+
+def test_a_power_of_two_brings_a_threshold_where_float16_tells_most_apart() -> None:
+    for threshold in (3e-7, 0.4, 1.0, 77.0, 1e9):
+        assert 1 <= threshold * 2.0 ** upload.scale_of(threshold) < 2
+    assert upload.scale_of(0.0) == upload.scale_of(-1.0) == 0

@@ -1,0 +1,132 @@
+"""Advice: the front of accuracy and latency under limits, from one board, and where its evidence ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import plausible
+import pytest
+from test_markdown import board_of, table
+from test_pairs import scored_rows
+
+from kdad_bench.leaderboard.advice import NothingKnown, advise, limits_of_evidence
+from kdad_bench.leaderboard.board import boards
+from kdad_bench.leaderboard.row import EXTERNAL, Row
+
+METRIC = "image_auroc"
+# method -> (accuracy, ms, MB): d is beaten by b in both, e is the floor
+FIELD = {"a": (0.99, 40.0, 900.0), "b": (0.95, 10.0, 400.0), "c": (0.90, 5.0, 300.0), "d": (0.94, 20.0, 200.0)}
+
+
+def field(categories: str = "xyz", seeds: int = 2, **changes: Any) -> list[Row]:
+    """The methods of FIELD, sharply told apart, and a floor that is faster than all."""
+    known = {**FIELD, "e": (0.999, 1.0, 100.0)}
+    return [
+        plausible.invented(
+            method, category, seed, title=method, latency_ms=ms, latency_p95_ms=1.1 * ms, peak_memory_mb=mb,
+            family="floor" if method == "e" else "student-teacher", image_auroc=accuracy + 0.0004 * seed, **changes,
+        )
+        for method, (accuracy, ms, mb) in known.items() for category in categories for seed in range(seeds)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("limits", "best", "nearest"),
+    [
+        ({}, "a", None),
+        ({"latency_ms": 40.0}, "a", None),
+        ({"latency_ms": 39.9}, "b", None),
+        ({"memory_mb": 350.0}, "d", None),
+        ({"memory_mb": 350.0, "latency_ms": 10.0}, "c", None),
+        ({"latency_ms": 4.0}, None, "c"),
+        ({"latency_ms": 4.0, "memory_mb": 190.0}, None, "c"),  # at most 1.6 times over, d 5 times
+        ({"memory_mb": 50.0}, None, "d"),
+    ],
+)
+def test_the_most_accurate_within_the_limits_is_advised_or_the_nearest_named(
+    limits: dict[str, float], best: str | None, nearest: str | None
+) -> None:
+    found = advise([board_of(field())], METRIC, limits)
+    assert (found.best and found.best.key) == best
+    assert (found.nearest and found.nearest.key) == nearest
+    assert [one.key for one in found.candidates] == ["a", "b", "d", "c"]
+    assert [one.key for one in found.front] == ["c", "b", "a"]
+    if found.nearest:
+        assert found.nearest.over(limits) == {
+            name: getattr(found.nearest, name) / limit for name, limit in limits.items()
+        }
+
+
+def test_without_memory_a_limit_of_it_is_not_kept() -> None:
+    made = [replace(row, peak_memory_mb=None) if row.method == "b" else row for row in field()]
+    found = advise([board_of(made)], METRIC, {"memory_mb": 500.0})
+    assert found.best is not None
+    assert found.best.key == "d"
+
+
+def test_the_fastest_that_is_not_surely_worse_is_named_beside_the_best() -> None:
+    rows = scored_rows({"slow": 2.0, "fast": 1.95, "worse": 0.5}, "abcd", seeds=2)
+    ms = {"slow": 50.0, "fast": 8.0, "worse": 2.0}
+    made = [replace(row, latency_ms=ms[row.method], peak_memory_mb=1.0) for row in rows]
+    best = max(("slow", "fast"), key=lambda name: sum(row.image_auroc for row in made if row.method == name))
+    found = advise([board_of(made)], METRIC, {})
+    assert found.best is not None
+    assert found.best.key == best
+    assert (found.fast and found.fast.key) == ("fast" if best == "slow" else None)
+
+
+def other(rows: Sequence[Row], **changes: Any) -> list[Row]:
+    """The same rows as other jobs."""
+    return [replace(row, job_id=f"other-{row.job_id}", **changes) for row in rows]
+
+
+@pytest.mark.parametrize(
+    "worse",
+    [
+        {"synthetic": True, "dataset": "synthetic"},
+        {"preset": "quick"},
+        {"preset": "paper[corruption=blur:3]", "corruption": "blur:3"},
+        {"preset": "paper[tile=128]", "tile": 128},
+        {"preset": "paper[fit=pad]", "fit": "pad"},
+        {"preset": "paper[setting=multi-class:3:ab12]", "setting": "multi-class", "learnt_together": ("x=1", "y=2")},
+        {"origin": EXTERNAL, "preset": "external"},
+        {"device_name": "A CPU without speed", "latency_ms": None},
+    ],
+    ids=str,
+)
+def test_the_board_that_says_most_of_real_parts_speaks(worse: dict[str, Any]) -> None:
+    rows, more = field(), field("uvwxyz")  # more of everything else, so that nothing but `worse` can decide
+    found = advise(boards(table([*rows, *other(more, **worse)])), METRIC, {})
+    assert found.board.title == board_of(rows).title
+    assert any(f"{len(more)} rows " in line for line in found.left_out)
+
+
+def test_where_the_evidence_ends_is_said() -> None:
+    quiet = list(limits_of_evidence(advise([board_of(field("abcdefgh", 3))], METRIC, {})))
+    assert quiet == ["images at 256 px: another size changes both speed and accuracy"]
+    changes: dict[str, Any] = {"preset": "quick", "synthetic": True, "teacher_weights": "random"}
+    said = " ".join(limits_of_evidence(advise([board_of(field("a", 1, **changes))], METRIC, {"memory_mb": 1e6})))
+    for words in ("synthetic images", "quick preset", "1 category:", "one seed", "random teacher", "training included"):
+        assert words in said
+    few = advise([board_of(field(k_shot=4, preset="paper[train_images=4]"))], METRIC, {})
+    assert any("points of an axis" in line for line in limits_of_evidence(few))
+    tiles = advise([board_of(field(tile=128, preset="paper[tile=128]"))], METRIC, {})
+    assert any("in tiles" in line for line in limits_of_evidence(tiles))
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], "no finished jobs; make some with `kdad-bench run`"),
+        (other(field(), origin=EXTERNAL, preset="external"), "only rows of other code, whose speed is not known"),
+        (other(field(), latency_ms=None), "no row has a latency; `kdad-bench run ... --measure-speed`"),
+        (other(field(), image_auroc=None), "no method has both a latency and image AUROC in every category"),
+    ],
+    ids=["none", "external", "no speed", "no accuracy"],
+)
+def test_rows_that_cannot_say_anything_are_one_line(rows: list[Row], words: str) -> None:
+    with pytest.raises(NothingKnown, match=words) as found:
+        advise(boards(table(rows)), METRIC, {})
+    assert "\n" not in str(found.value)

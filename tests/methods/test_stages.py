@@ -1,0 +1,79 @@
+"""Trainings of two stages: where the second begins, and that each has a schedule and parameters of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from kdad_bench.methods.protocol import Fitting
+from kdad_bench.methods.training.settings import SCHEDULES
+from kdad_bench.methods.training.stages import last_of_first, progress_in_stage
+from tests.methods.toys import normals, small_method
+
+# method -> the share that the first stage takes, its part of the student, the other part
+STAGED = {"destseg": ("denoising", "network", "head"), "ast": ("flow", "flow", "student")}
+
+
+@pytest.mark.parametrize(
+    ("share", "total", "last"),
+    [(0.2, 5000, 1000), (0.5, 7, 4), (0.0, 10, 0), (1.0, 10, 10), (0.5, 1, 0), (0.25, 2, 0), (1.0, 1, 1)],
+)
+def test_the_first_stage_ends_here(share: float, total: int, last: int) -> None:
+    assert last_of_first(share, total) == last
+
+
+def test_each_stage_goes_from_its_beginning_to_just_before_its_end() -> None:
+    found = [progress_in_stage(step, 10, 4) for step in range(1, 11)]
+    assert found == pytest.approx([0, 0.25, 0.5, 0.75, 0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6])
+    assert [progress_in_stage(step, 3, 0) for step in (1, 2, 3)] == pytest.approx([0, 1 / 3, 2 / 3])
+    assert [progress_in_stage(step, 3, 3) for step in (1, 2, 3)] == pytest.approx([0, 1 / 3, 2 / 3])
+
+
+def watched(name: str, **changes: Any) -> tuple[list[set[str]], list[list[float]], list[dict[str, torch.Tensor]]]:
+    """The terms, the learning rates and the student's state of every step of a toy fit."""
+    method: Any = small_method(name, source="random", **changes)
+    terms: list[set[str]] = []
+    rates: list[list[float]] = []
+    states: list[dict[str, torch.Tensor]] = []
+    make, held = method.optimiser, []
+    method.optimiser = lambda: held.append(make()) or held[0]
+
+    def log(step: int, said: Mapping[str, float]) -> None:
+        terms.append(set(said) - {"loss"})
+        rates.append([group["lr"] for group in held[0].param_groups])
+        states.append({key: value.clone() for key, value in method.student.state_dict().items()})
+
+    method.fit(normals(8, seed=1), Fitting(log=log, log_every=1))
+    return terms, rates, states
+
+
+@pytest.mark.parametrize("name", STAGED)
+def test_each_stage_moves_its_own_part_alone_norms_included(name: str) -> None:
+    share, first, second = STAGED[name]
+    terms, _, states = watched(name, steps=4, batch_size=4, **{share: 0.5})
+    assert terms[0] == terms[1] != terms[2] == terms[3]
+    for before, after, moves, stays in ((0, 1, first, second), (2, 3, second, first)):
+        same = {key for key in states[0] if torch.equal(states[before][key], states[after][key])}
+        assert {key for key in states[0] if key.startswith(f"{stays}.")} <= same
+        weights = {key for key in states[0] if key.startswith(f"{moves}.") and key.endswith("weight")}
+        assert len(weights & same) < len(weights) / 2
+
+
+@pytest.mark.parametrize("name", STAGED)
+def test_each_stage_has_the_whole_schedule(name: str) -> None:
+    share = STAGED[name][0]
+    _, rates, _ = watched(name, steps=6, batch_size=4, schedule="one_cycle", learning_rate=0.01, **{share: 0.5})
+    expected = [0.01 * SCHEDULES["one_cycle"](k / 3) for k in (0, 1, 2, 0, 1, 2)]
+    assert [rate[0] for rate in rates] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", STAGED)
+def test_no_state_of_the_first_stage_is_kept_for_its_map(name: str) -> None:
+    """Held-out normals choose among states in which all has learnt."""
+    method: Any = small_method(name, source="random", steps=4, batch_size=2, held_out=0.5, **{STAGED[name][0]: 0.5})
+    assert [method.comparable(step, 4) for step in (1, 2, 3, 4)] == [False, False, True, True]
+    method.fit(normals(4, seed=1))
+    assert bool(method.score(normals(1, seed=2)).pixel.isfinite().all())
