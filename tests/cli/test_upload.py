@@ -122,7 +122,7 @@ def test_a_submission_holds_the_maps_of_the_private_images_and_their_decisions(h
 
 def test_a_model_that_keeps_proportions_in_tiles_sees_the_private_images_so(home: Path, tmp_path: Path) -> None:
     done = command("run", "--method", "pixel_mean", "--dataset", NAME, "--data-root", home, "--seeds", 1, "--out",
-                   home / "tiled", "--no-pictures", "--save-models", "--resolution", 32, "--fit", "pad", "--tile", 16,
+                   home / "tiled", "--no-pictures", "--save-models", "--resolution", 64, "--fit", "pad", "--tile", 32,
                    "--no-measure-speed")  # fmt: skip
     assert done.exit_code == 0, done.output
     done = command("results", "submission", home / "tiled", "--dataset", NAME, "--data-root", home, "--out",
@@ -131,12 +131,12 @@ def test_a_model_that_keeps_proportions_in_tiles_sees_the_private_images_so(home
     (category,) = datasets.categories(NAME, home)
     (model,) = (home / "tiled" / "models").iterdir()
     _, method, kept, _ = opened(model, "cpu")
-    seen = Windowed(cast(Method, method), View(fit="pad", tile=16), kept.resolution)
-    assert (kept.fit, kept.tile) == ("pad", 16)
+    seen = Windowed(cast(Method, method), View(fit="pad", tile=32), kept.resolution)
+    assert (kept.fit, kept.tile) == ("pad", 32)
     shapes, found = set(), members(tmp_path / "sub.tar.gz")
     for path in category.unlabelled:
         picture = open_image(path)
-        pixels = reduced_rgb(picture, datasets.fitted(picture.size, 32, "pad", path))
+        pixels = reduced_rgb(picture, datasets.fitted(picture.size, kept.resolution, "pad", path))
         shapes.add(pixels.shape[1:])
         heat = Image.fromarray(seen.score(as_images(pixels[None], CPU)).pixel[0].numpy())
         whole = np.asarray(heat.resize(picture.size, Image.Resampling.BILINEAR), np.float64)
