@@ -41,6 +41,7 @@ STANDARD: Candidates = {
     "eca_mskdad": ({}, {"learning_rate": 0.4}),
     "mkd": ({}, {"value_weight": 0.01}),
     "fractalad": ({}, {"kd": False, "weight_decay": 0.01}),
+    "stad": ({}, {"width": 16}, {"image_size": 256}, {"image_size": 256, "scales": (65,)}),
 }
 CANDIDATES = {"quick": QUICK, "standard": STANDARD}
 # of every candidate of a standard recipe: a quarter of the pixels and half the steps, so that choosing is quick
@@ -50,15 +51,16 @@ SMALL: dict[str, object] = {"image_size": 128, "resolution": 128, "steps": 150}
 def label(preset: str, method: str, candidate: dict[str, object]) -> str:
     """The preset's label in rows: what differs from the preset's own settings."""
     own = entry(method).presets[preset]
-    said = {name: setting for name, setting in candidate.items() if getattr(own, name) != setting}
-    if preset != "quick":
-        said |= {name: setting for name, setting in SMALL.items() if getattr(own, name, None) != setting}
+    asked = candidate if preset == "quick" else {**SMALL, **candidate}
+    said = {name: setting for name, setting in asked.items() if getattr(own, name, None) != setting}
     inside = ",".join(f"{name}={said[name]}" for name in sorted(said))
     return f"{preset}[{inside}]" if inside else preset
 
 
 def value(setting: object) -> str:
     """As TOML."""
+    if isinstance(setting, tuple):
+        return str(list(setting))
     return str(setting).lower() if isinstance(setting, bool) else str(setting)
 
 
