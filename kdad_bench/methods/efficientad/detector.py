@@ -64,9 +64,13 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
         self.forget_what_is_usual(LEAST)  # no state without targets is the best on held-out images
         self.images = learnt
         try:
-            distil(self, learnt, fitting or Fitting())
+            distil(self, learnt, (fitting or Fitting()).after(lambda method: method.finish(learnt, others)))
         finally:
             self.images = None
+        self.finish(learnt, others)
+
+    def finish(self, learnt: Tensor, others: Tensor) -> None:
+        """What follows the last step: last layers are solved, and what is usual is learnt from `others`."""
         with seeded(self.settings.seed, self.device):
             if self.settings.solved:
                 self.solve_last_layers(learnt[:ENOUGH])
