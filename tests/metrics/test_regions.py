@@ -44,7 +44,9 @@ def test_regions_are_those_of_a_flood_fill(seed: int, share: float) -> None:
     assert [places[index.regions == r][0, 0] for r in range(index.count)] == index.images.tolist()
 
 
-def test_the_index_is_read_back_and_not_built_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("piece", [1, 1 << 25])
+def test_the_index_is_read_back_and_not_built_again(piece: int, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regions, "PIECE", piece)  # pixels of the masks that are looked at together
     built = region_index(some_masks(), file)
     assert [path.name for path in file.parent.iterdir()] == ["key.regions"]
     monkeypatch.setattr(regions, "_built", lambda masks: pytest.fail("built although cached"))
