@@ -15,6 +15,8 @@ from kdad_bench.harness.late_fusion import FusedModalities
 from kdad_bench.harness.output import Work
 from kdad_bench.harness.plan import plan
 from kdad_bench.harness.selection import Selection
+from kdad_bench.harness.view import WHOLE, View
+from kdad_bench.harness.windows import Windowed
 from kdad_bench.methods import METHODS, entry
 from kdad_bench.methods.ast import Ast
 from tests.datasets.test_mvtec_3d_ad import write_scans
@@ -23,7 +25,7 @@ from tests.harness.planned import WEIGHTS
 SMALL = {"steps": 2, "batch_size": 2, "image_size": 64}
 
 
-def job_of(tree: Path, method: str, modality: str) -> Job:
+def job_of(tree: Path, method: str, modality: str, view: View = WHOLE) -> Job:
     chosen = Selection(
         methods=((method, ""),),
         categories=tuple(datasets.categories(f"folder:{tree}", None, modality=modality)),
@@ -32,6 +34,7 @@ def job_of(tree: Path, method: str, modality: str) -> Job:
         device="cpu",
         resolution=64,
         overrides=SMALL,
+        view=view,
     )
     (job,) = plan(chosen, WEIGHTS)
     return job
@@ -59,6 +62,17 @@ def test_a_job_with_each_modality_leaves_a_row(tmp_path: Path, modality: str) ->
     assert (row.status, row.modality, row.train_images, row.test_images) == ("ok", modality, 4, 4)
     assert row.batch_invariance is not None
     assert row.batch_invariance < 1e-4
+
+
+@pytest.mark.parametrize(("method", "kind"), [("ast", Ast), ("stfpm", FusedModalities)])
+def test_tiles_hold_all_modalities_of_their_place(tmp_path: Path, method: str, kind: type) -> None:
+    job = job_of(write_scans(tmp_path / "bagel"), method, "rgb+depth", View(fit="pad", tile=32))
+    built = run.build(job, torch.device("cpu"), run.normals(job)[1])
+    assert isinstance(built, Windowed)
+    assert type(built.inner) is kind
+    row = run.run(job, Work(out=str(tmp_path / "out")), lambda step, terms: None)
+    assert (row.status, row.fit, row.tile, row.train_images, row.test_images) == ("ok", "pad", 32, 4, 4)
+    assert row.pixel_auroc is not None
 
 
 def test_what_a_method_sees_cannot_be_set_apart_from_the_data(tmp_path: Path) -> None:
