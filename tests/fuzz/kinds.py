@@ -118,7 +118,7 @@ def read(path: Path) -> str:
     from kdad_bench.datasets.decoding import mask_of, read_rgb
 
     answers = []
-    for reader in (partial(read_rgb, resolution=32), mask_of):
+    for reader in (partial(read_rgb, shape=32), mask_of):
         try:
             reader(path)
             answers.append("accepted")
