@@ -63,7 +63,8 @@ def test_scores_are_those_of_a_run_bit_for_bit(
     )
     found = detector.predict(data.test)
     assert found.scores.tolist() == row["image_scores"]
-    maps = np.load(tmp_path / "maps" / f"{row['job_id']}.npz")["maps"]
+    with np.load(tmp_path / "maps" / f"{row['job_id']}.npz") as file:
+        maps = file["maps"]
     assert np.array_equal(found.maps.astype(maps.dtype), maps)
     (model,) = (tmp_path / "models").iterdir()
     loaded = kdad_bench.Detector.load(model, false_alarms=0.2)

@@ -29,7 +29,7 @@ from kdad_bench.harness.plan import plan
 from kdad_bench.harness.selection import Selection
 from kdad_bench.leaderboard.row import COLUMNS
 from kdad_bench.methods import METHODS
-from tests.harness.planned import WEIGHTS, jobs_of
+from tests.harness.planned import QUICKER, WEIGHTS, jobs_of
 
 DIRTY = Axes(contamination=0.4)
 ALONG = (Axes(train_images=1), Axes(train_images=3), DIRTY, Axes(corruption="rotation:3"), Axes(corruption="jpeg:5"))
@@ -206,7 +206,7 @@ def embedded(methods: tuple[tuple[str, str], ...] = (("pixel_mean", ""),), **cha
     (category,) = (one for one in datasets.categories("synthetic", None) if one.name == "caplet")
     chosen = Selection(
         methods=methods, categories=(category,), seeds=(0,), preset="quick", device="cpu", resolution=64,
-        overrides={"steps": 2, "image_size": 64},
+        overrides={"steps": 2, "image_size": 64}, method_overrides=QUICKER,
     )  # fmt: skip
     return plan(replace(chosen, **changes), WEIGHTS)
 

@@ -47,10 +47,13 @@ def apart(method: Method, found: tuple[np.ndarray, np.ndarray], images: np.ndarr
     )
 
 
-# every method as a graph of torch; converted, the quick ones here and all others with the slow tests
+# graphs of torch of every kind of method; converted, the quick ones here; all others with the slow tests
 CONVERTED = ("pixel_mean", "padim", "stfpm", "patchcore", "fractalad")
+LONG = ("mkd", "rdpp", "bmkd", "destseg", "dinomaly")  # 12 to 26 s each
 CASES = [
-    pytest.param(name, target, marks=[] if target == "torch" or name in CONVERTED else [pytest.mark.slow])
+    pytest.param(
+        name, target, marks=[] if name in CONVERTED or (target == "torch" and name not in LONG) else [pytest.mark.slow]
+    )
     for name in METHODS
     for target in TARGETS
 ]

@@ -19,6 +19,7 @@ from kdad_bench.harness.scoring import as_images
 from kdad_bench.harness.selection import Selection
 from kdad_bench.methods import METHODS
 from tests.conftest import write_tree
+from tests.harness.planned import QUICKER
 
 RANDOM = TeacherWeights(teacher="efficientnet_lite0", source="random", sha256="random")
 
@@ -33,6 +34,7 @@ def job_of(tree: Path, method: str, hold_out: float = 0.0) -> Job:
         device="cpu",
         resolution=64,
         overrides={"steps": 2, "image_size": 64, "batch_size": 2},
+        method_overrides=QUICKER,
         hold_out=hold_out,
     )
     (job,) = plan(selection, {"efficientnet_lite0": RANDOM})

@@ -398,7 +398,8 @@ def test_a_saved_model_sees_a_file_as_its_run_did_at_every_door(saved: Path, wid
         np.testing.assert_allclose(found.scores, row["image_scores"], rtol=1e-5)
         shapes = [fitted(image_size(path), 64, again.view.fit, path) for path in files]
         assert [one.shape for one in found.maps] == shapes
-        kept = np.load(saved / "maps" / f"{row['job_id']}.npz")["maps"]
+        with np.load(saved / "maps" / f"{row['job_id']}.npz") as file:
+            kept = file["maps"]
         for own, whole, (height, width) in zip(found.maps, kept, shapes, strict=True):
             np.testing.assert_allclose(own, whole[:height, :width], rtol=1e-4, atol=1e-5)
 
@@ -413,8 +414,10 @@ def test_an_export_of_such_a_model_is_refused_in_one_line(saved: Path) -> None:
 def test_maps_of_other_code_are_judged_with_the_same_proportions(saved: Path, wide_tree: Path, tmp_path: Path) -> None:
     """The maps that a run saved, given back as files of other code, have its pixel figures."""
     (model, row), _ = models(saved)
-    view, maps = view_of(row), np.load(saved / "maps" / f"{row['job_id']}.npz")
-    for name, heat in zip(maps["names"], maps["maps"], strict=True):
+    view = view_of(row)
+    with np.load(saved / "maps" / f"{row['job_id']}.npz") as maps:
+        named = list(zip(maps["names"], maps["maps"], strict=True))
+    for name, heat in named:
         height, width = fitted(image_size(wide_tree / "bar/test" / name), 64, view.fit, model)
         place = tmp_path / "maps" / "test" / Path(str(name)).with_suffix(".npy")
         place.parent.mkdir(parents=True, exist_ok=True)
