@@ -50,10 +50,13 @@ def test_links_between_pages_resolve(page: Path) -> None:
     assert [target for target in local if not (page.parent / target).exists()] == []
 
 
-def test_the_tables_of_the_readme_are_those_of_the_rows_beside_it() -> None:
+def test_the_tables_of_the_pages_are_those_of_the_rows_beside_them() -> None:
     from kdad_bench.leaderboard import store
     from kdad_bench.leaderboard.markdown import refreshed, sections
 
-    tables = sections(store.read(ROOT / "docs" / "results" / "quick"))
-    assert refreshed(README, tables) == README
-    assert "STFPM" in tables["ranking"]
+    for place in ("docs/results/quick", "docs/results/real"):
+        tables = sections(store.read(ROOT / place))
+        assert refreshed(README, tables, place) == README
+        assert "STFPM" in tables["ranking"]
+    page = (ROOT / "docs" / "real-data.md").read_text(encoding="utf-8")
+    assert refreshed(page, tables, place) == page
