@@ -1,6 +1,6 @@
 """Do the intervals of the leaderboard hold what they promise? Simulated benchmarks whose truth is known.
 
-    python benchmarks/coverage.py                    # 2,000 benchmarks of each kind, about seven minutes on one core
+    python benchmarks/coverage.py                    # 2,000 benchmarks of each kind, many minutes on one core
     python benchmarks/coverage.py --write docs/protocol.md
 
 A job's scores are normal: those of good images around 0, those of anomalous ones around d, of standard deviation 1,

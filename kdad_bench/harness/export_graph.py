@@ -120,8 +120,8 @@ def convolution_backward(
     """The gradient to x alone, by a convolution with turned weights, or by the transposed one where there are groups;
     NotImplemented leaves other requests as they are.
 
-    OpenVINO runs a transposed convolution with the weights that it has packed for the convolution where both share
-    them and have as many inputs as outputs (2026.4: the answers are wrong): turned weights are others.
+    OpenVINO (2026.4) answers a transposed convolution wrongly where it shares weights of as many inputs as outputs with
+    a forward one: turned weights are others.
     """
     if transposed or wanted[1] or wanted[2]:
         return NotImplemented  # type: ignore[no-any-return]
