@@ -5,7 +5,7 @@ Names, types and checks stand here once; what both faces leave open gets its def
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -67,11 +67,16 @@ def weights_of(value: object) -> object:
     return value if value == "random" or not isinstance(value, (str, Path)) else str(folder_of(value))
 
 
+def one_of(what: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    """`value` if it is one of `known`; `what` names the option in the line that refuses another."""
+    if value not in known:
+        raise ValueError(f"{what} '{value}'{suggestion(value, known)} is not one of {', '.join(known)}")
+    return value
+
+
 def known_preset(value: str) -> str:
     """`value` if it is a preset."""
-    if value not in PRESETS:
-        raise ValueError(f"preset '{value}'{suggestion(value, PRESETS)} is not one of {', '.join(PRESETS)}")
-    return value
+    return one_of("preset", value, PRESETS)
 
 
 def known_modality(value: str) -> str:
@@ -83,16 +88,12 @@ def known_modality(value: str) -> str:
 
 def known_fit(value: str) -> str:
     """`value` if it is a way to bring a picture to the resolution."""
-    if value not in FITS:
-        raise ValueError(f"--fit '{value}'{suggestion(value, FITS)} is not one of {', '.join(FITS)}")
-    return value
+    return one_of("--fit", value, FITS)
 
 
 def known_setting(value: str) -> str:
     """`value` if it is a setting."""
-    if value not in SETTINGS:
-        raise ValueError(f"setting '{value}'{suggestion(value, SETTINGS)} is not one of {', '.join(SETTINGS)}")
-    return value
+    return one_of("setting", value, SETTINGS)
 
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(tuple_of_texts)]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from kdad_bench.kernels import distillation_loss, fuse_scales, gaussian_blur, pixel_discrepancies, pixel_discrepancy
 from kdad_bench.methods.backbones import FACTS, Backbone
-from kdad_bench.methods.backbones.vit import Perceptron, Vit
+from kdad_bench.methods.backbones.vit import Perceptron, SelfAttention, Vit
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps
 from kdad_bench.methods.protocol import BLURS, Entry, Range, Scores, Settled
 from kdad_bench.methods.training import words
@@ -135,28 +135,18 @@ class DinomalySettings(DistillationSettings):
             raise ValueError(f"strides {self.strides}: two groups take two strides of {self.teacher} or more")
 
 
-class LinearAttention(nn.Module):
+class LinearAttention(SelfAttention):
     """Multi-head attention with elu + 1 in place of the softmax (Katharopoulos et al., ICML 2020).
 
     Each answer is a mean of all values, weighted by f(q) f(k): it cannot single out a place and copy it.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[N, T, C] -> [N, T, C]."""
-        count, length, width = tokens.shape
-        queries, keys, values = self.qkv(tokens).view(count, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+    def mix(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """[N, heads, T, C / heads] of each."""
         queries, keys = F.elu(queries) + 1, F.elu(keys) + 1
-        mixed = queries @ (keys.transpose(2, 3) @ values)  # [N, heads, T, C / heads]
+        mixed = queries @ (keys.transpose(2, 3) @ values)
         total = queries @ keys.sum(2).unsqueeze(3)
-        mixed = mixed / total.clamp_min(torch.finfo(total.dtype).tiny)
-        answer: Tensor = self.proj(mixed.transpose(1, 2).reshape(count, length, width))
-        return answer
+        return mixed / total.clamp_min(torch.finfo(total.dtype).tiny)
 
 
 class DecoderLayer(nn.Module):

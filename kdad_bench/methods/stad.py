@@ -19,14 +19,15 @@ from kdad_bench.kernels import fuse_scales, image_scores
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.backbones.names import IMAGENET_MEAN, IMAGENET_STD
 from kdad_bench.methods.crops import altered_crops, enlarged, random_crops
-from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, chance, resized
+from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, resized
 from kdad_bench.methods.least_squares import Sums, affine, components
 from kdad_bench.methods.patch_network import LAYOUTS, PatchNetwork
 from kdad_bench.methods.protocol import Entry, Fitting, Range, Scores, Settled, shown
 from kdad_bench.methods.training import words
 from kdad_bench.methods.training.chance import seeded
 from kdad_bench.methods.training.loop import distil, planned_steps
-from kdad_bench.methods.training.teacher import chunks
+from kdad_bench.methods.training.parting import learners, parted
+from kdad_bench.methods.training.teacher import chunks, deviation_of
 
 ENLARGED = 64  # px that a crop is enlarged to before the backbone sees it
 AT_ONCE = 4  # images at inference: a dense map of 256 channels takes 67 MB at 256 px
@@ -361,7 +362,7 @@ class Stad(StudentTeacher[StadSettings]):
             count = len(images) * (images.shape[-2] // scale.grid) * (images.shape[-1] // scale.grid)
             mean, square = torch.stack(sums).sum(0) / count
             scale.get_buffer("centre").copy_(mean[:, None, None])
-            scale.get_buffer("deviation").copy_(deviation(mean, square)[:, None, None])
+            scale.get_buffer("deviation").copy_(deviation_of(mean, square)[:, None, None])
 
     def forget_what_is_usual(self, spread: float) -> None:
         """Errors and variances count from 0, in units of `spread`."""
@@ -376,7 +377,7 @@ class Stad(StudentTeacher[StadSettings]):
             maps = torch.cat([scale(seen).double() for seen in self.seen(images)])
             mean, square = maps.mean((0, 2, 3)), maps.square().mean((0, 2, 3))
             scale.get_buffer("usual").copy_(mean)
-            scale.get_buffer("spread").copy_(deviation(mean, square))
+            scale.get_buffer("spread").copy_(deviation_of(mean, square))
 
     def seen(self, images: Tensor) -> Iterator[Tensor]:
         """`images` as the patch networks see them, a few at a time."""
@@ -399,27 +400,6 @@ class Stad(StudentTeacher[StadSettings]):
 def exactly(device: torch.device) -> AbstractContextManager[None]:
     """Float32 inside, whatever precision a step has."""
     return torch.autocast(device.type, enabled=False)
-
-
-def parted(images: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """(images to learn from, others): a seeded share of others, one at the least; all are both if there is one image or
-    no share."""
-    if not share or len(images) < 2:
-        return images, images
-    count = min(max(round(share * len(images)), 1), len(images) - 1)
-    order = torch.randperm(len(images), generator=chance(seed, "validation", 0)).to(images.device)
-    return images[order[count:].sort().values], images[order[:count].sort().values]
-
-
-def learners(images: int, held_out: float) -> int:
-    """How many of `images` the loop learns from when it holds a share out."""
-    return images - min(max(round(held_out * images), 1), images - 1) if held_out else images
-
-
-def deviation(mean: Tensor, square: Tensor) -> Tensor:
-    """From the means of values and of their squares; 1 where nothing varies."""
-    found = (square - mean.square()).clamp_min(0).sqrt()
-    return torch.where(found > LEAST, found, 1.0)
 
 
 STAD = Entry(

@@ -17,7 +17,8 @@ from kdad_bench.methods.crops import random_crops
 from kdad_bench.methods.distillation import Batch
 from kdad_bench.methods.patch_network import LAYOUTS, PatchNetwork
 from kdad_bench.methods.protocol import Fitting
-from kdad_bench.methods.stad import Scale, Stad, StadSettings, compactness, parted
+from kdad_bench.methods.stad import Scale, Stad, StadSettings, compactness
+from kdad_bench.methods.training.parting import parted
 from tests.methods.curves import assert_variants_differ, losses
 from tests.methods.test_stfpm import bilinear
 from tests.methods.toys import auroc, normals, small_method, with_defects

@@ -279,8 +279,8 @@ NAMED: tuple[Named, ...] = (
     Named(
         "Dinomaly's attention without its normaliser",
         "dinomaly",
-        "mixed = mixed / total.clamp_min(torch.finfo(total.dtype).tiny)",
-        "mixed = mixed / length",
+        "return mixed / total.clamp_min(torch.finfo(total.dtype).tiny)",
+        "return mixed / queries.shape[2]",
         (f"{HERE}test_dinomaly.py::test_linear_attention_is_its_definition_pair_by_pair",),
     ),
     Named(

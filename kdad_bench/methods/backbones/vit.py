@@ -30,7 +30,7 @@ EPSILON = 1e-6  # of the norms
 
 
 class SelfAttention(nn.Module):
-    """Multi-head softmax attention."""
+    """Multi-head softmax attention; another kind of attention is another `mix`."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -39,11 +39,16 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """[N, T, C] -> [N, T, C]."""
         count, length, width = tokens.shape
         queries, keys, values = self.qkv(tokens).view(count, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(queries, keys, values)
+        mixed = self.mix(queries, keys, values)
         answer: Tensor = self.proj(mixed.transpose(1, 2).reshape(count, length, width))
         return answer
+
+    def mix(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """[N, heads, T, C / heads] of each."""
+        return F.scaled_dot_product_attention(queries, keys, values)
 
 
 class Perceptron(nn.Module):

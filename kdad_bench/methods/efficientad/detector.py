@@ -20,10 +20,10 @@ from kdad_bench.methods.efficientad.networks import Networks, Outputs, enlarged
 from kdad_bench.methods.efficientad.settings import EfficientAdSettings
 from kdad_bench.methods.last_layer import solve
 from kdad_bench.methods.protocol import Entry, Fitting, Scores
-from kdad_bench.methods.stad import learners, parted
 from kdad_bench.methods.training.chance import seeded
 from kdad_bench.methods.training.loop import distil, planned_steps
-from kdad_bench.methods.training.teacher import chunks
+from kdad_bench.methods.training.parting import learners, parted
+from kdad_bench.methods.training.teacher import chunks, deviation_of
 
 LOW, HIGH = 0.9, 0.995  # quantiles of normal maps that become 0 and 0.1
 TENTH = 0.1
@@ -254,8 +254,7 @@ def moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         found.append(torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))]))
         count += part[:, 0].numel()
     mean, square = torch.stack(found).sum(0) / count
-    deviation = (square - mean.square()).clamp_min(0).sqrt()
-    return mean.float(), torch.where(deviation > LEAST, deviation, 1.0).float()
+    return mean.float(), deviation_of(mean, square).float()
 
 
 PUBLISHED = {"strides": (4,), "width": 128, "features": 384}  # what a published PDN asks for, whatever the preset

@@ -14,6 +14,7 @@ from kdad_bench.methods.backbones.folding import channels_last
 from kdad_bench.methods.protocol import Fitting, Scores
 from kdad_bench.methods.resizing import resized
 from kdad_bench.methods.training.chance import chance, seeded
+from kdad_bench.methods.training.parting import drawn_apart
 from kdad_bench.methods.training.resume import Progress, fingerprint_of
 from kdad_bench.methods.training.settings import DTYPES, SCHEDULES, Batch, DistillationSettings
 from kdad_bench.methods.training.teacher import Teacher, cached_taps, chunks
@@ -159,10 +160,7 @@ def _split(images: Tensor, settings: DistillationSettings) -> tuple[Tensor, Tens
         return images, None
     if len(images) < 2:
         raise ValueError(f"held_out {settings.held_out} of {len(images)} images: needs two or more")
-    count = min(max(round(settings.held_out * len(images)), 1), len(images) - 1)
-    order = torch.randperm(len(images), generator=chance(settings.seed, "held out", 0)).to(images.device)
-    kept, held_out = order[count:].sort().values, order[:count].sort().values
-    return images[kept], images[held_out]
+    return drawn_apart(images, settings.held_out, settings.seed, "held out")
 
 
 def _batch_of(step: int, per_epoch: int, images: int, settings: DistillationSettings) -> Tensor:

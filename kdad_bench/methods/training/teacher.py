@@ -13,7 +13,7 @@ from kdad_bench.methods.training.settings import Taps
 
 CACHE_BYTES = 4 << 30  # teacher features above this are recomputed per batch; a constant, so that results repeat
 CACHE_CHUNK = 32  # images per teacher pass when the cache is filled
-LEAST_DEVIATION = 1e-6  # a tap channel that never varies is centred and not scaled
+LEAST_DEVIATION = 1e-6  # what never varies is centred and not scaled
 
 
 class Teacher(nn.Module):
@@ -65,9 +65,14 @@ class Teacher(nn.Module):
                 counts[k] += tap.numel() // tap.shape[1]
         for k, (total, square, count) in enumerate(zip(sums, squares, counts, strict=True)):
             mean = total / count
-            deviation = (square / count - mean.square()).clamp_min(0).sqrt()
             getattr(self, f"centre{k}").copy_(mean)
-            getattr(self, f"deviation{k}").copy_(torch.where(deviation > LEAST_DEVIATION, deviation, 1.0))
+            getattr(self, f"deviation{k}").copy_(deviation_of(mean, square / count))
+
+
+def deviation_of(mean: Tensor, square: Tensor) -> Tensor:
+    """The standard deviation of values by their mean and the mean of their squares; 1 where nothing varies."""
+    deviation = (square - mean.square()).clamp_min(0).sqrt()
+    return torch.where(deviation > LEAST_DEVIATION, deviation, 1.0)
 
 
 def photographs(images: Tensor) -> Tensor:

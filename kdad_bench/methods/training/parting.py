@@ -1,0 +1,28 @@
+"""A seeded share of the training images set apart: held out of the loop, or to bring maps to scale by."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdad_bench.methods.training.chance import chance
+
+
+def learners(images: int, share: float) -> int:
+    """How many of `images`, two or more, are learnt from when a share is set apart: at least one on either side."""
+    return images - min(max(round(share * images), 1), images - 1) if share else images
+
+
+def drawn_apart(images: Tensor, share: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
+    """(the rest, a `share` of `images` [N, ...]), each in its order; N is two or more. `purpose` names the draw."""
+    order = torch.randperm(len(images), generator=chance(seed, purpose, 0)).to(images.device)
+    apart = len(images) - learners(len(images), share)
+    return images[order[apart:].sort().values], images[order[:apart].sort().values]
+
+
+def parted(images: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """(images to learn from, others): a seeded share of others, one at the least; all are both if there is one image or
+    no share."""
+    if not share or len(images) < 2:
+        return images, images
+    return drawn_apart(images, share, seed, "validation")
