@@ -84,12 +84,38 @@ class Judged(NamedTuple):
     picture: bytes
 
 
+class Match(NamedTuple):
+    """What was offered for a category, all of it checked."""
+
+    dataset: str
+    category: str
+    test_images: int
+    maps: int
+    scores: int  # image scores that were given
+    readings: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        """The same, in one line."""
+        scores = f", {self.scores} image scores" if self.scores else ""
+        return (
+            f"{self.dataset}/{self.category}: {self.maps} maps for {self.test_images} test images{scores}; "
+            + "; ".join(self.readings)
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What was matched, in words, and what came of it; no rows of a dry run."""
+    """What was not used, in words, what matched, and what came of it; no rows of a dry run."""
 
-    said: tuple[str, ...]
+    remarks: tuple[str, ...]
+    matches: tuple[Match, ...]
     judged: tuple[Judged, ...] = ()
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """All that is to be told before the rows, a line each."""
+        return *self.remarks, *(one.words for one in self.matches)
 
 
 def evaluate(asked: Asked, *, dry_run: bool = False) -> Evaluation:
@@ -99,19 +125,20 @@ def evaluate(asked: Asked, *, dry_run: bool = False) -> Evaluation:
     """
     refuse_contradictions(asked)
     side = asked.options.resolution or PROTOCOL.resolution
-    matched, said = matched_maps(asked)
+    matched, remarks = matched_maps(asked)
     faults: list[str] = []
+    matches: list[Match] = []
     found: list[Judged] = []
     for one in matched:
         try:
             loaded = load(one, side, asked.options.fit)
-            said.append(words_on(one, loaded, side, asked.options.fit))
+            matches.append(match_of(one, loaded, side, asked.options.fit))
             found += [] if dry_run or faults else [judge(one.category, loaded, side, asked)]
         except EvaluationError as error:
             faults += error.lines
     if faults:
         raise EvaluationError(faults)
-    return Evaluation(said=tuple(said), judged=tuple(found))
+    return Evaluation(remarks=tuple(remarks), matches=tuple(matches), judged=tuple(found))
 
 
 def keep(found: Evaluation, out: str) -> None:
@@ -151,6 +178,11 @@ def matched_maps(asked: Asked) -> tuple[tuple[Matched, ...], list[str]]:
     if found.faults:
         raise EvaluationError(found.faults)
     other = [f"{found.unused} maps or scores of categories that were not chosen"] if found.unused else []
+    other += [
+        f"{one.label}: {one.unlabelled} maps or scores of images whose labels are not published, not used"
+        for one in found.categories
+        if one.unlabelled
+    ]
     return found.categories, [*offered.remarks, *other]
 
 
@@ -251,11 +283,15 @@ def not_finite(one: Matched) -> Iterator[str]:
                 yield f"{offer.where}: the image score is {offer.score}; it must be finite in float32"
 
 
-def words_on(one: Matched, loaded: Loaded, side: int, fit: str = SQUASH) -> str:
-    """What matched, in one line."""
-    scores = f", {len(one.scores)} image scores" if one.scores else ""
-    return f"{one.label}: {len(one.maps)} maps for {len(one.category.test)} test images{scores}; " + "; ".join(
-        readings(loaded, side, fit)
+def match_of(one: Matched, loaded: Loaded, side: int, fit: str = SQUASH) -> Match:
+    """What matched of a category."""
+    return Match(
+        dataset=one.category.dataset,
+        category=one.category.name,
+        test_images=len(one.category.test),
+        maps=len(one.maps),
+        scores=len(one.scores),
+        readings=readings(loaded, side, fit),
     )
 
 

@@ -200,13 +200,25 @@ def csv_lines(data: bytes, wanted: Sequence[str]) -> Lines:
         reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
         columns = [name.strip() for name in reader.fieldnames or ()]
         reader.fieldnames = columns
-        lines = [
-            (reader.line_num, {name: str(line.get(name) or "").strip() for name in columns if name in wanted})
-            for line in reader
-        ]
+        refuse_twins(columns, wanted)
+        lines = []
+        for line in reader:
+            if None in line:  # the fields that no column has
+                raise OfferError(
+                    f"line {reader.line_num} has more fields than the {len(columns)} columns; quote text with commas"
+                )
+            texts = {name: str(line.get(name) or "").strip() for name in columns if name in wanted}
+            lines.append((reader.line_num, texts))
     except (UnicodeDecodeError, csv.Error) as error:
         raise OfferError(f"no CSV in UTF-8 ({error}); write it again") from error
     return columns, lines
+
+
+def refuse_twins(columns: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raises OfferError for a wanted column that is there twice."""
+    for name in wanted:
+        if columns.count(name) > 1:
+            raise OfferError(f"{columns.count(name)} columns are called {name}; keep one")
 
 
 def parquet_lines(data: bytes, wanted: Sequence[str]) -> Lines:
@@ -217,6 +229,7 @@ def parquet_lines(data: bytes, wanted: Sequence[str]) -> Lines:
     try:
         file = pq.ParquetFile(io.BytesIO(data))
         columns = list(file.schema_arrow.names)
+        refuse_twins(columns, wanted)
         groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
         swollen = sum(group.total_byte_size for group in groups)
         if file.metadata.num_rows > MOST_OFFERS or swollen > MOST_TABLE_BYTES:
