@@ -120,8 +120,9 @@ def refuse(lines: tuple[str, ...]) -> None:
 
 def say_as_json(found: Evaluation) -> None:
     """One object for each category: what matched, and its row; of a dry run the `status` is `none`."""
-    rows = [one.row for one in found.judged] or [None] * len(found.matches)
-    for match, row in zip(found.matches, rows, strict=True):
+    rows: dict[int, Row] = {number: one.row for number, one in enumerate(found.judged)}
+    for number, match in enumerate(found.matches):
+        row = rows.get(number)
         told = {name: getattr(row, name, None) for name in TOLD} | match._asdict()
         click.echo(json.dumps(told if row else {**told, "status": "none"}, allow_nan=False))
 

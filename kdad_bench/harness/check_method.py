@@ -284,6 +284,12 @@ def refuse_moved(what: str, moved: list[str]) -> None:
         raise Broken(f"{what} moves {', '.join(moved)}; draw from a generator of your own, set nothing for others")
 
 
+def set_environment(variables: Mapping[str, str]) -> None:
+    """These variables and no others."""
+    os.environ.clear()
+    os.environ.update(variables)
+
+
 # what a method shares with whatever runs beside it -> how it is asked for, and put back
 SHARED: Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "torch's random state": (
@@ -301,7 +307,7 @@ SHARED: Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     ),
     "the precision of products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     "the current folder": (os.getcwd, os.chdir),
-    "environment variables": (lambda: dict(os.environ), lambda kept: (os.environ.clear(), os.environ.update(kept))),
+    "environment variables": (lambda: dict(os.environ), set_environment),
 }
 
 
@@ -396,7 +402,7 @@ def opened_files() -> Iterator[Opened]:
         if isinstance(place, (str, os.PathLike)):
             _WATCH.wrote(os.fspath(place))
 
-    torch.save = noted
+    torch.save = noted  # type: ignore[assignment]  # of more general arguments
     try:
         yield found
     finally:

@@ -62,7 +62,8 @@ class Comparison:
         drawn images have."""
         real = np.array(self.real, bool)
         floors = np.where(real, sizes[real].max(initial=0.0), sizes.max(initial=0.0))
-        return np.maximum(sizes, FLOOR * floors)
+        found: NDArray[np.float64] = np.maximum(sizes, FLOOR * floors)
+        return found
 
     def decisions(self, limit: float, own: float) -> Decisions:
         """What the model calls anomalous above `limit` and the graph does not above `own`, or the other way round."""

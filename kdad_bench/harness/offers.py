@@ -8,7 +8,7 @@ import os
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -75,8 +75,8 @@ def offers(place: Path, known: Collection[str]) -> Offers:
 
 def key_of(text: str, known: Collection[str]) -> Key:
     """What `text`, a path with any separators, says of the image: `[...][category/][test/][defect/]name`."""
-    parts = PurePosixPath(unicodedata.normalize("NFC", text).replace("\\", "/")).parts
-    folders, name = [part for part in parts[:-1] if part not in ("/", ".")], parts[-1] if parts else ""
+    parts = [part for part in unicodedata.normalize("NFC", text).replace("\\", "/").split("/") if part not in ("", ".")]
+    folders, name = parts[:-1], parts[-1] if parts else ""
     if len(folders) > 1 and folders[-1] == "rgb":  # MVTec 3D-AD keeps images of a defect one folder deeper
         folders.pop()
     for place in range(len(folders) - 1, -1, -1):
@@ -92,15 +92,16 @@ def key_of(text: str, known: Collection[str]) -> Key:
 def of_tree(root: Path, known: Collection[str]) -> Offers:
     """Every file of a map below `root`; raises OfferError for a folder without one."""
     found, others, binary = [], dict[str, int](), 0
-    for path in walked(root):
-        inside = path.relative_to(root)
-        if path.suffix.lower() not in READERS:
-            others[path.suffix.lower() or path.name] = others.get(path.suffix.lower() or path.name, 0) + 1
-        elif BINARY in inside.parts:
+    for folder, name in walked(root):
+        suffix = os.path.splitext(name)[1].lower()
+        inside = os.path.relpath(folder, root)
+        if suffix not in READERS:
+            others[suffix or name] = others.get(suffix or name, 0) + 1
+        elif BINARY in inside.split(os.sep):
             binary += 1
         else:
-            key = key_of(inside.as_posix(), known)
-            found.append(Offer(key=key, where=str(path), file=path, is_file=True))
+            path = Path(folder, name)
+            found.append(Offer(key=key_of(f"{inside}/{name}", known), where=str(path), file=path, is_file=True))
     if not found:
         raise OfferError(f"{root}: no map there; maps end in {', '.join(READERS)}")
     remarks = (
@@ -110,15 +111,16 @@ def of_tree(root: Path, known: Collection[str]) -> Offers:
     return Offers(found=tuple(found), remarks=tuple(remarks))
 
 
-def walked(root: Path) -> Iterator[Path]:
-    """The files below `root` in the order of their names; hidden ones and linked folders are left out."""
+def walked(root: Path) -> Iterator[tuple[str, str]]:
+    """(folder, name) of the files below `root` in the order of their names; hidden ones and linked folders are left
+    out."""
     count = 0
     for folder, inside, names in os.walk(root):
         inside[:] = sorted(name for name in inside if not name.startswith((".", "__MACOSX")))
         for name in sorted(names):
             if not name.startswith("."):
                 count += 1
-                yield Path(folder, name)
+                yield folder, name
         if count > MOST_OFFERS:
             raise OfferError(f"{root}: more than {MOST_OFFERS} files; give the folder of the maps alone")
 
