@@ -146,7 +146,13 @@ def of_index(path: Path, known: Collection[str]) -> Iterator[Offer]:
             raise OfferError(f"{where}: no map named in column `map`")
         score = score_of(line["score"], where) if line.get("score") else None
         key = keyed(line, known)
-        yield Offer(key=key, where=where, file=path.parent / line["map"], score=score)
+        yield Offer(key=key, where=where, file=beside(path, line["map"]), score=score)
+
+
+def beside(index: Path, name: str) -> Path:
+    """The file that an index names, from its folder on; one written with the separators of Windows is found as well."""
+    place = index.parent / name
+    return index.parent / name.replace("\\", "/") if "\\" in name and not place.exists() else place
 
 
 def of_scores(path: Path, known: Collection[str]) -> Iterator[Offer]:
@@ -193,6 +199,17 @@ def lines_of(path: Path, needed: Sequence[str], more: Sequence[str]) -> Iterator
         yield f"{path}, line {number}", line
 
 
+def refuse_nested(fields: Sequence[Any]) -> None:
+    """Raises OfferError for a column of Parquet that holds neither text nor numbers."""
+    import pyarrow.types as kinds
+
+    for field in fields:
+        kind = field.type.value_type if kinds.is_dictionary(field.type) else field.type
+        plain = (kinds.is_string, kinds.is_large_string, kinds.is_integer, kinds.is_floating, kinds.is_null)
+        if not any(is_one(kind) for is_one in plain):
+            raise OfferError(f"column {field.name} holds {kind}; give text, and numbers for scores")
+
+
 Lines = tuple[list[str], list[tuple[int, dict[str, str]]]]
 
 
@@ -232,6 +249,7 @@ def parquet_lines(data: bytes, wanted: Sequence[str]) -> Lines:
         file = pq.ParquetFile(io.BytesIO(data))
         columns = list(file.schema_arrow.names)
         refuse_twins(columns, wanted)
+        refuse_nested([field for field in file.schema_arrow if field.name in wanted])
         groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
         swollen = sum(group.total_byte_size for group in groups)
         if file.metadata.num_rows > MOST_OFFERS or swollen > MOST_TABLE_BYTES:

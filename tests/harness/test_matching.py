@@ -199,6 +199,32 @@ def test_scores_come_from_a_table_of_their_own(names: tuple[str, ...], tmp_path:
     assert found[1] == "mvtec_ad/bolt: no score of good/000.png"
 
 
+def parquet(columns: dict[str, list[object]]) -> bytes:
+    """The bytes of a Parquet file."""
+    return parquet_of(pa.table(columns))
+
+
+def parquet_twice() -> bytes:
+    arrays = [pa.array([text]) for text in ("good/000.png", "a.npy", "b.npy")]
+    return parquet_of(pa.Table.from_arrays(arrays, names=["image", "map", "map"]))
+
+
+def parquet_of(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return bytes(sink.getvalue())
+
+
+def test_an_index_of_windows_names_the_same_files(tmp_path: Path) -> None:
+    tree(tmp_path / "maps", *FULL)
+    lines = [
+        {"image": name.replace("/", "\\"), "map": f"maps/{FULL[n]}".replace("/", "\\")} for n, name in enumerate(IMAGES)
+    ]
+    found = matched(index(tmp_path / "index.csv", lines))
+    assert found.faults == []
+    assert found.categories[0].maps[3].file == tmp_path / "maps" / FULL[3]
+
+
 TABLES: dict[str, tuple[str, bytes, str]] = {
     "no column": ("a.csv", b"picture,map\na,b\n", "no column image; have: picture, map"),
     "no line": ("a.csv", b"image,map\n", "holds no line"),
@@ -214,6 +240,17 @@ TABLES: dict[str, tuple[str, bytes, str]] = {
     ),
     "a column twice": ("a.csv", b"image,map, map\ngood/000.png,a.npy,b.npy\n", "2 columns are called map; keep one"),
     "no Parquet": ("a.parquet", b"image,map\n", "no Parquet file"),
+    "lists for text": (
+        "a.parquet",
+        parquet({"image": [["good/000.png"]], "map": ["a.npy"]}),
+        "column image holds list<",
+    ),
+    "bytes for text": (
+        "a.parquet",
+        parquet({"image": ["good/000.png"], "map": [b"a.npy"]}),
+        "column map holds binary; give text",
+    ),
+    "a column of Parquet twice": ("a.parquet", parquet_twice(), "2 columns are called map; keep one"),
     "another suffix": ("a.txt", b"image,map\n", "neither a folder of maps"),
     "no stack": ("a.npz", b"nothing", "is not readable"),
 }
