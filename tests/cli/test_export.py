@@ -118,7 +118,7 @@ def wrong(change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarra
 
 
 def one_pixel(score: np.ndarray, heat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    heat[-1, 5, 5] += 0.01 * heat[-1].max()
+    heat[-1, 5, 5] += 0.01 * (heat[-1].max() - heat[-1].min())
     return score, heat
 
 
