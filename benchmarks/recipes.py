@@ -54,7 +54,12 @@ STANDARD: Candidates = {
         {"batch_size": 4, "steps": 300, "learning_rate": 0.0025},
     ),
     "eca_mskdad": ({"steps": 600}, {"batch_size": 8}, {"batch_size": 8, "learning_rate": 0.4}),
-    "mkd": ({}, {"value_weight": 0.01}),
+    "mkd": (
+        {"steps": 600},
+        {"batch_size": 4, "steps": 300},
+        {"batch_size": 8},
+        {"batch_size": 8, "value_weight": 0.01},
+    ),
     "fractalad": ({}, {"kd": False, "weight_decay": 0.01}, {"find_object": True}),
     "stad": ({}, {"width": 16}, {"image_size": 256}, {"image_size": 256, "scales": (65,)}),
     "destseg": ({}, {"learning_rate": 0.001}),
