@@ -270,8 +270,8 @@ def agenda_of(options: RunOptions, console: Console) -> Agenda:
 
 
 def say_remarks(found: Agenda, console: Console) -> None:
-    """What lies in the data and is not used, or lacks, a line each."""
-    for remark in found.remarks:
+    """What lies in the data and is not used, or lacks, and which methods are left out, a line each."""
+    for remark in (*found.remarks, *found.left_out):
         console.print(remark, markup=False)
 
 
