@@ -190,7 +190,8 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 def run(**given: Any) -> None:
     """Train and evaluate methods; every finished job leaves one row, and running again goes on where it stopped.
 
-    A plain run needs a choice: `--all`, or any of `--method --dataset --category --config`.
+    A plain run needs a choice: `--all`, or any of `--method --dataset --category --config`. Where no `--method` is
+    named, one that cannot be run so is left out: a line says why, and the exit code is 1.
     """
     from kdad_bench.harness.environment import busy_elsewhere
 
