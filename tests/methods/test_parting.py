@@ -16,10 +16,29 @@ from tests.methods.toys import small_settings
 
 @pytest.mark.parametrize(
     ("images", "share", "learning"),
-    [(10, 0.0, 10), (10, 0.2, 8), (10, 0.01, 9), (10, 0.9, 1), (3, 0.9, 1), (2, 0.1, 1), (1, 0.5, 1), (209, 0.1, 188)],
+    [
+        (10, 0.0, 10),
+        (10, 0.2, 8),
+        (10, 0.01, 9),
+        (10, 0.9, 1),
+        (3, 0.9, 1),
+        (2, 0.1, 1),
+        (1, 0.5, 1),
+        (0, 0.5, 0),
+        (209, 0.1, 188),
+    ],
 )
 def test_at_least_one_image_is_on_either_side(images: int, share: float, learning: int) -> None:
     assert learners(images, share) == learning
+
+
+def test_which_images_are_set_apart_follows_from_the_seed_and_never_changes() -> None:
+    """What saved rows were learnt from is learnt from again."""
+    images = torch.arange(10)
+    for seed, apart in ((0, [0, 3, 9]), (1, [1, 6, 9])):
+        learnt, others = parted(images, 0.3, seed)
+        assert others.tolist() == apart
+        assert learnt.tolist() == [image for image in range(10) if image not in apart]
 
 
 SHARES = [{}, {"held_out": 0.2}, {"validation": 0.5}, {"validation": 0.3, "held_out": 0.5}, {"validation": 0.0}]
