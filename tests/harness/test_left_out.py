@@ -164,18 +164,8 @@ def test_a_run_says_whom_it_leaves_out_and_ends_with_1(
     tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only(monkeypatch, "pixel_mean", "efficientad")
-    given = [
-        "-d",
-        f"folder:{tiny_tree}",
-        "--seeds",
-        "1",
-        "--image-size",
-        "32",
-        "--resolution",
-        "32",
-        "--out",
-        str(tmp_path),
-    ]
+    given = f"--seeds 1 --image-size 32 --resolution 32 --no-measure-speed --no-pictures --out {tmp_path}".split()
+    given += ["-d", f"folder:{tiny_tree}"]
     line = "left out: efficientad: image_size 32 is not in [64, 8192]"
     done = CliRunner().invoke(cli, ["run", *given])
     assert done.exit_code == 1, done.output
