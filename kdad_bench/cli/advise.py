@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     "--results", default="results", show_default=True, help="Results folder or URL with the rows to judge by."
 )
 @click.option("--latency-ms", type=Number(min=0, min_open=True), help="Most ms per image, batch 1, median.")
-@click.option("--memory-mb", type=Number(min=0, min_open=True), help="Most memory, 10^6 bytes.")
+@click.option(
+    "--memory-mb", type=Number(min=0, min_open=True), help="Most memory beyond Python and its libraries, 10^6 bytes."
+)
 @click.option(
     "--false-alarms",
     type=Number(min=0, max=1, min_open=True, max_open=True),
@@ -84,7 +86,7 @@ def advise(
 
 
 def _columns(drawn: tuple[str, ...], metric: str) -> tuple[str, ...]:
-    wanted = (*drawn, metric, "peak_memory_mb", "latency_p95_ms")
+    wanted = (*drawn, metric, "peak_memory_mb", "latency_p95_ms", "parameters", "environment")
     return tuple(dict.fromkeys(wanted))
 
 
@@ -101,6 +103,8 @@ def _lines(found: Advice, short: list[Shortage], data: str, false_alarms: float,
         yield f"take     {_told(found.best, label)}"
         if found.fast is not None:
             yield f"or       {_told(found.fast, label)}: the fastest that the test does not tell from it"
+    for one in found.perhaps:
+        yield f"perhaps  {_told(one, label)}: its weights are {one.weights_mb:.0f} MB; measure inference alone"
     yield ""
     kept = f" (* keeps {_limits(found)})" if found.limits else ""
     yield f"The front of {label} and latency, the fastest first{kept}:"
@@ -127,7 +131,9 @@ def _limits(found: Advice) -> str:
 def _told(one: Candidate, label: str) -> str:
     """A candidate in one line."""
     p95 = "" if one.latency_p95_ms is None else f" (95th percentile {one.latency_p95_ms:.1f})"
-    memory = "" if one.memory_mb is None else f", {one.memory_mb:.0f} MB"
+    memory = (
+        "" if one.memory_mb is None else f", {one.memory_mb:.0f} MB{'' if one.beyond_start else ' (whole process)'}"
+    )
     return f"{one.key}: {label} {one.shown}, {one.latency_ms:.1f}{'~' if one.unsteady else ''} ms{p95}{memory}"
 
 
@@ -188,7 +194,11 @@ def _as_json(found: Advice, short: list[Shortage], false_alarms: float, ends: li
     from kdad_bench.harness.environment import cpu_model
 
     def told(one: Candidate | None) -> dict[str, Any] | None:
-        return None if one is None else {**asdict(one), "over": _finite(one.over(found.limits))}
+        return (
+            None
+            if one is None
+            else {**asdict(one), "beyond_start": one.beyond_start, "over": _finite(one.over(found.limits))}
+        )
 
     return {
         "board": found.board.title,
@@ -197,6 +207,7 @@ def _as_json(found: Advice, short: list[Shortage], false_alarms: float, ends: li
         "best": told(found.best),
         "fastest_not_told_apart": told(found.fast),
         "nearest": told(found.nearest),
+        "perhaps": [told(one) for one in found.perhaps],
         "front": [told(one) for one in found.front],
         "candidates": [told(one) for one in found.candidates],
         "false_alarms": false_alarms,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from kdad_bench.datasets import DatasetError, located, named
 from kdad_bench.datasets.photographs import photographs
-from kdad_bench.harness.decision import rank_of
-
-MOST_NORMALS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,11 +52,11 @@ def _alone(data: str) -> Normals | None:
 
 
 def needed(false_alarms: float) -> int:
-    """How many held-out normals can promise that rate: n with 1 / (n + 1) at most the rate (`decision.rank_of`)."""
-    n = max(0, int(1 / false_alarms) - 2)
-    while rank_of(n, false_alarms) > n:
-        n += 1
-    return n
+    """How many held-out normals can promise that rate: the least n, one at least, with 1 / (n + 1) at most the rate.
+
+    The rate is taken as it is written, in decimals, as `decision.rank_of` takes it.
+    """
+    return max(1, math.ceil(1 / Fraction(str(false_alarms))) - 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

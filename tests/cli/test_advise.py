@@ -99,7 +99,10 @@ def test_what_is_needed_can_promise_the_rate_and_one_less_cannot(rate: float) ->
     assert count == 0 or rank_of(count - 1, rate) > count - 1
 
 
-@pytest.mark.parametrize(("rate", "count"), [(0.5, 1), (0.1, 9), (0.05, 19), (0.01, 99), (0.001, 999)])
+@pytest.mark.parametrize(
+    ("rate", "count"),
+    [(0.999, 1), (0.5, 1), (0.1, 9), (0.05, 19), (0.01, 99), (0.001, 999), (1e-17, 10**17 - 1), (1e-320, 10**320 - 1)],
+)
 def test_a_rate_needs_as_many_normals_as_its_inverse_less_one(rate: float, count: int) -> None:
     assert needed(rate) == count
 

@@ -289,6 +289,12 @@ def test_every_method_learns_categories_together(method: str, tmp_path: Path, no
         assert id_of_row({**{name: getattr(row, name) for name in COLUMNS}, "setting": None}) != job.id
 
 
+def test_the_page_says_what_it_means_to_each_method() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "axes.md").read_text(encoding="utf-8")
+    table = page[page.index("one model for several categories |\n") :].partition("\n\n")[0]
+    assert [name for name in METHODS if f"`{name}`" not in table] == []
+
+
 # ---- what people see
 
 
