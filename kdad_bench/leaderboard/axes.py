@@ -2,9 +2,11 @@
 
 A curve compares like with like: of each entrant only the categories and seeds that have a value at every one of its
 points count, at each point and in the area. An entrant is the same at all points: a method with other teacher weights
-is another one. So is a category with other files, of which the newest count. The area is that of the trapezoids between the points, divided by the
-width of the axis: the mean height of the curve, in [0, 1]. Its interval is made like that of a mean on a board, from
-the areas by category and seed; what the sample of images adds is not in it.
+is another one. So is a category with other files, of which the newest count.
+
+The area is that of the trapezoids between the points, divided by the width of the axis: the mean height of the curve,
+in [0, 1]. Its interval is made like that of a mean on a board, from the areas by category and seed; what the sample of
+images adds is not in it.
 """
 
 from __future__ import annotations

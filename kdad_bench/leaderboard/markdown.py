@@ -96,7 +96,8 @@ def _warning(board: Board) -> list[str]:
         )
     if board.together:
         lines.append(
-            "**Multi-class**: one model has learnt from all of these categories; numbers of a model for each are others."
+            "**Multi-class**: one model has learnt from all of these categories; numbers of a model for each are "
+            "others."
         )
     if board.short:
         lines.append(f"**{_text(board.preset.capitalize())} preset**: {board.budget}.")

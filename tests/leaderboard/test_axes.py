@@ -310,10 +310,9 @@ def test_labels_that_would_touch_stand_in_another_row(
 
 
 def test_labels_of_points_that_are_close_together_are_drawn_below_each_other() -> None:
-    curve = only(few((1, 64, 160), (0.5, 0.6, 0.7)) + list(point("", 0.9)))
-    drawn = drawing(curve, "image_auroc")
+    rows = few((1, 64, 160), (0.5, 0.6, 0.7)) + list(point("", 0.9))
+    drawn = drawing(only(rows), "image_auroc")
     places = {label: float(y) for y, label in re.findall(r'class="tick" x="[\d.]+" y="([\d.]+)"[^>]*>([^<]+)<', drawn)}
     assert places["1"] == places["160"] < places["all (200)"]
-    (make, *_) = [make for name, make in figures._plan(boards(few((1, 64, 160), (0.5, 0.6, 0.7))
-                                                             + list(point("", 0.9))), []) if name[:6] == "curve-"]  # fmt: skip
+    (make, *_) = [make for name, make in figures._plan(boards(rows), []) if name.startswith("curve-")]
     assert [text.get_text() for text in make().axes[0].get_xticklabels()] == ["1", "64", "160", "\nall (200)"]
