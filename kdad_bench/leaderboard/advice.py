@@ -129,7 +129,8 @@ def _candidates(board: Board, metric: str) -> tuple[Candidate, ...]:
             key=key, title=board.labels[key], accuracy=accuracy.mean, low=low, high=high, latency_ms=latency,
             latency_p95_ms=board.typical(key, "latency_p95_ms"), memory_mb=process if added is None else added,
             process_mb=process, beyond_start=added is not None,
-            weights_mb=None if weights is None else weights * WEIGHT_BYTES / 1e6, unsteady=board.unsteady(key, "latency_ms"),
+            weights_mb=None if weights is None else weights * WEIGHT_BYTES / 1e6,
+            unsteady=board.unsteady(key, "latency_ms"),
         ))  # fmt: skip
     ordered = sorted(found, key=lambda one: (-sign * one.accuracy, one.latency_ms, one.key))
     return tuple(
