@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from kdad_bench.harness.advising import Shortage
     from kdad_bench.leaderboard.advice import Advice, Candidate
 
+MOST_PERHAPS = 3  # methods that are told at length though rows do not know whether they keep the memory
+
 
 @click.command()
 @click.option("--data", required=True, metavar="folder:PATH", help="Your images; only the normal ones are counted.")
@@ -55,7 +57,7 @@ def advise(
 ) -> None:
     """Which method for these images: on the front of accuracy and latency, within the limits, by existing rows.
 
-    Nothing is trained and no image is opened. Exit code 1 if no method keeps the limits.
+    Nothing is trained and no image is decoded. Exit code 1 if no method keeps the limits.
     """
     from kdad_bench.datasets import DatasetError
     from kdad_bench.harness.advising import normals_at, shortage
@@ -103,8 +105,11 @@ def _lines(found: Advice, short: list[Shortage], data: str, false_alarms: float,
         yield f"take     {_told(found.best, label)}"
         if found.fast is not None:
             yield f"or       {_told(found.fast, label)}: the fastest that the test does not tell from it"
-    for one in found.perhaps:
+    for one in found.perhaps[:MOST_PERHAPS]:
         yield f"perhaps  {_told(one, label)}: its weights are {one.weights_mb:.0f} MB; measure inference alone"
+    if len(found.perhaps) > MOST_PERHAPS:
+        more = ", ".join(one.key for one in found.perhaps[MOST_PERHAPS:])
+        yield f"         and in the same way, less accurate: {more}"
     yield ""
     kept = f" (* keeps {_limits(found)})" if found.limits else ""
     yield f"The front of {label} and latency, the fastest first{kept}:"
@@ -159,6 +164,8 @@ def _normals(short: list[Shortage], data: str, false_alarms: float) -> Iterator[
         there = f"{one.normals.train} normals" + (
             f" and {one.normals.validation} held out" if one.normals.validation else ""
         )
+        if one.normals.unreadable:
+            there += f" ({one.normals.unreadable} files beside them cannot be read as images)"
         more = "enough" if not one.more_at_least else f"{one.more_at_least} more are needed to have one to learn from"
         like = ""
         if one.more_like_rows:
