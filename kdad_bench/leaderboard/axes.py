@@ -33,6 +33,9 @@ WORDS = {
 }
 
 
+NEXT, MOST_ASIDE = 0.012, 0.045  # of an axis: between entrants drawn beside each other, and between the outermost
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
     """One point of an axis: where it stands, how it is written, and its board."""
@@ -295,11 +298,11 @@ def shown_whole(found: Sequence[Board], drawn: Sequence[Curve]) -> list[Board]:
 
 def aside(curve: Curve) -> Mapping[str, float]:
     """entrant -> how far aside of its points it is drawn, in units of the axis, so that intervals do not cover each
-    other: all of them within a third of the smallest gap between two points."""
+    other: all of them within a third of the smallest gap between two points, and within a few hundredths of the axis."""
     at = [place.at for place in curve.places]
-    gap = min(after - before for before, after in pairwise(at))
+    gap, width = min(after - before for before, after in pairwise(at)), at[-1] - at[0]
     count = len(curve.labels)
-    step = min(0.012 * (at[-1] - at[0]), gap / 3 / max(1, count))
+    step = min(NEXT * width, gap / 3 / max(1, count), MOST_ASIDE * width / max(1, count))
     return {key: (place - (count - 1) / 2) * step for place, key in enumerate(sorted(curve.labels))}
 
 

@@ -39,7 +39,8 @@ def plan(
 
 def figure(curve: Curve, metric: str, empty: Empty, look: Callable[[int], dict[str, Any]]) -> Figure:
     """The curve of each entrant with 95 % intervals, the largest area first in the legend."""
-    made, axes = empty(None, f"{METRICS[metric].label} by {curve.words}{curve.caveats}")
+    known = "\n".join(filter(None, (f"{METRICS[metric].label} by {curve.words}", curve.caveats.strip())))
+    made, axes = empty(None, known)
     made.supxlabel(curve.title, x=0.01, ha="left", fontsize=8, color="#555555")
     styles, shifts = looks(curve), aside(curve)
     for key in curve.order(metric):

@@ -202,6 +202,19 @@ def test_what_stands_in_names_cannot_end_what_it_stands_in() -> None:
     assert "|y" not in page.replace("\\|y", "")
 
 
+def test_many_methods_are_drawn_within_the_plot() -> None:
+    rows = [
+        plausible.invented(f"m{n:02}", "bottle", 0, title=f"m{n:02}", image_auroc=0.5 + n / 100, k_shot=count,
+                           preset=f"paper[train_images={count}]")
+        for n in range(30) for count in (1, 3)
+    ]  # fmt: skip
+    rows = [replace(row, job_id=f"{row.job_id}-{row.k_shot}") for row in rows]
+    drawn = drawing(only(rows), "image_auroc")
+    across = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', drawn)]
+    left, right = (float(re.findall(r'class="grid" x1="([\d.]+)" x2="([\d.]+)"', drawn)[0][end]) for end in (0, 1))
+    assert left + 5 <= min(across) < max(across) <= right - 5, "circles have a radius of 5"
+
+
 def test_intervals_of_one_point_lie_beside_each_other_and_nearer_than_the_next_point() -> None:
     curve = only(few())
     shifts = aside(curve)
