@@ -298,7 +298,7 @@ def shown_whole(found: Sequence[Board], drawn: Sequence[Curve]) -> list[Board]:
 
 def aside(curve: Curve) -> Mapping[str, float]:
     """entrant -> how far aside of its points it is drawn, in units of the axis, so that intervals do not cover each
-    other: all of them within a third of the smallest gap between two points, and within a few hundredths of the axis."""
+    other: all of them within a third of the smallest gap between two points and a few hundredths of the axis."""
     at = [place.at for place in curve.places]
     gap, width = min(after - before for before, after in pairwise(at)), at[-1] - at[0]
     count = len(curve.labels)
