@@ -1,7 +1,10 @@
 """Do the intervals of the leaderboard hold what they promise? Simulated benchmarks whose truth is known.
 
-    python benchmarks/coverage.py                    # 2,000 benchmarks of each kind, many minutes on one core
-    python benchmarks/coverage.py --write docs/protocol.md
+    python benchmarks/coverage.py                    # 2,000 benchmarks of each kind
+    python benchmarks/coverage.py --workers 2 --keep coverage.jsonl --write docs/protocol.md
+
+With --keep a run that was stopped goes on: each line is one column of one world, and counts while the code that draws
+the pages is the same.
 
 A job's scores are normal: those of good images around 0, those of anomalous ones around d, of standard deviation 1,
 with a part that the image brings for every method and seed (hard images are hard for all), one that it brings for all
@@ -13,15 +16,23 @@ intervals come from the functions that draw the pages.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import re
 import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdad_bench.leaderboard import images as image_noise
+from kdad_bench.leaderboard import inference, pairs, student_t
+from kdad_bench.leaderboard import spread as spreads
 from kdad_bench.leaderboard.images import Images, Noise
 from kdad_bench.leaderboard.inference import CONFIDENCE, hierarchical_interval, interval_around
 from kdad_bench.leaderboard.pairs import Comparison, compared
@@ -137,7 +148,7 @@ def of_pairs(world: World, benchmarks: int, rng: np.random.Generator) -> tuple[f
     return inside / benchmarks, sure / benchmarks
 
 
-def of_seeds(world: World, benchmarks: int, rng: np.random.Generator) -> float:
+def of_seeds(world: World, benchmarks: int, rng: np.random.Generator) -> tuple[float]:
     """Coverage of the interval of a difference by seeds alone, as for pixel figures: of these images and categories."""
     inside = 0
     deviation = 0.01 * rng.uniform(0.5, 2, size=(1, world.categories, 1))  # categories differ in how much seeds do
@@ -147,7 +158,7 @@ def of_seeds(world: World, benchmarks: int, rng: np.random.Generator) -> float:
         values = level + deviation * rng.normal(size=(2, world.categories, world.seeds))
         found = judged(world, values, None)
         inside += found.low is not None and found.high is not None and found.low <= true <= found.high
-    return inside / benchmarks
+    return (inside / benchmarks,)
 
 
 def of_means(world: World, benchmarks: int, rng: np.random.Generator) -> tuple[float, float]:
@@ -169,10 +180,10 @@ def of_means(world: World, benchmarks: int, rng: np.random.Generator) -> tuple[f
     return inside / benchmarks, float(np.median(widths))
 
 
-def of_components(world: World, benchmarks: int, rng: np.random.Generator) -> str:
-    """The variance components found, on average, beside the true ones."""
+def of_components(world: World, benchmarks: int, rng: np.random.Generator) -> tuple[float, ...]:
+    """Standard deviations (category found, true, seed found, true, image found), means over a quarter as many."""
     found, true_seed, true_category = [], [], []
-    for _ in range(benchmarks):
+    for _ in range(max(1, benchmarks // 4)):
         means = world.levels[0] + world.category * rng.normal(size=(1, world.categories, 1))
         distances = means + world.seed * rng.normal(size=(1, world.categories, world.seeds))
         images = scored(world, distances, rng)
@@ -180,54 +191,107 @@ def of_components(world: World, benchmarks: int, rng: np.random.Generator) -> st
         found.append(parts(list(values), alone(world, values, images)[1]))
         true_seed.append(truth(distances[0], 0.0).var(axis=1, ddof=1).mean())
         true_category.append(truth(means[0, :, 0], world.seed**2).var(ddof=1))
-    names = ("category", "seed", "image")
-    category, seed, image = (float(np.sqrt(np.mean([getattr(one, name) for one in found]))) for name in names)
-    return (
-        f"category {category:.3f} (true {np.sqrt(np.mean(true_category)):.3f}), "
-        f"seed {seed:.3f} (true {np.sqrt(np.mean(true_seed)):.3f}), image sample {image:.3f}"
-    )
+    category, seed, image = (np.mean([getattr(one, name) for one in found]) for name in ("category", "seed", "image"))
+    variances = (category, np.mean(true_category), seed, np.mean(true_seed), image)
+    return tuple(float(np.sqrt(max(0.0, variance))) for variance in variances)
 
 
-def table(benchmarks: int, worlds: tuple[World, ...]) -> str:
-    """Coverage in each world, in percent."""
+# kind -> what it simulates; its place seeds its generator, so that a part prints what the whole prints
+KINDS: dict[str, Callable[[World, int, np.random.Generator], tuple[float, ...]]] = {
+    "pairs": of_pairs, "seeds": of_seeds, "these": of_these, "means": of_means, "components": of_components,
+}  # fmt: skip
+LARGE = replace(WORLDS[0], categories=8, seeds=3)
+Part = tuple[int, str]  # place of the world, kind
+
+
+def code() -> str:
+    """A hash of what the figures follow from."""
+    files = [__file__, *(str(module.__file__) for module in (image_noise, inference, pairs, spreads, student_t))]
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:16]
+
+
+def of_part(part: Part, benchmarks: int) -> tuple[float, ...]:
+    """The figures of one world and kind."""
+    number, kind = part
+    world = LARGE if kind == "components" else WORLDS[number]
+    return KINDS[kind](world, benchmarks, np.random.default_rng((number, list(KINDS).index(kind))))
+
+
+def parts_of(worlds: Sequence[int]) -> list[Part]:
+    """What is simulated for a table of `worlds`, the longest first."""
+    found = [(number, kind) for kind in ("pairs", "means", "these", "seeds") for number in worlds]
+    return [(0, "components"), *((n, k) for n, k in found if k != "seeds" or WORLDS[n].seeds > 1)]
+
+
+def simulated(todo: Sequence[Part], benchmarks: int, workers: int, keep: Path | None) -> dict[Part, tuple[float, ...]]:
+    """The figures of all parts, those that `keep` holds of this code read and the others added to it."""
+    known = dict(kept(keep, benchmarks))
+    left = [part for part in todo if part not in known]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(of_part, part, benchmarks): part for part in left}
+        for done in as_completed(waiting):
+            part = waiting[done]
+            known[part] = done.result()
+            line = json.dumps([code(), benchmarks, *part, known[part]])
+            print(line, flush=True)
+            if keep is not None:
+                with keep.open("a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+    return known
+
+
+def kept(keep: Path | None, benchmarks: int) -> Iterator[tuple[Part, tuple[float, ...]]]:
+    """The parts that a file holds of this code and number of benchmarks; a line that was cut is none."""
+    now = code()
+    for line in keep.read_text(encoding="utf-8").splitlines() if keep is not None and keep.exists() else ():
+        try:
+            of_code, of_benchmarks, number, kind, found = json.loads(line)
+        except ValueError:
+            continue
+        if (of_code, of_benchmarks) == (now, benchmarks):
+            yield (number, kind), tuple(found)
+
+
+def table(found: dict[Part, tuple[float, ...]], worlds: Sequence[int]) -> str:
+    """Coverage in each world, in percent, and the variance components."""
     lines = [
         "| simulated benchmarks | difference, by images and seeds | difference, by seeds alone "
         "| mean, for these categories | its median width | mean, for other categories | its median width "
         "| found (p < 0.05) |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for world in worlds:
-        rng = np.random.default_rng(WORLDS.index(world))  # so that a part prints what the whole prints
-        pair, sure = of_pairs(world, benchmarks, rng)
-        seeds = f"{100 * of_seeds(world, benchmarks, rng):.1f} %" if world.seeds > 1 else "–"
-        mean, width = of_means(world, benchmarks, rng)
-        these, narrow = of_these(world, benchmarks, np.random.default_rng((WORLDS.index(world), 1)))
+    for number in worlds:
+        pair, sure = found[number, "pairs"]
+        seeds = f"{100 * found[number, 'seeds'][0]:.1f} %" if (number, "seeds") in found else "–"
+        (mean, width), (these, narrow) = found[number, "means"], found[number, "these"]
         lines.append(
-            f"| {world.name} | {100 * pair:.1f} % | {seeds} | {100 * these:.1f} % | {narrow:.3f} "
+            f"| {WORLDS[number].name} | {100 * pair:.1f} % | {seeds} | {100 * these:.1f} % | {narrow:.3f} "
             f"| {100 * mean:.1f} % | {width:.3f} | {100 * sure:.1f} % |"
         )
-        print(lines[-1], flush=True)
-    return "\n".join(lines)
+    category, true_category, seed, true_seed, image = found[0, "components"]
+    return "\n".join(lines) + (
+        "\n\nVariance components, found beside true (standard deviations, 8 categories, 3 seeds): category "
+        f"{category:.3f} (true {true_category:.3f}), seed {seed:.3f} (true {true_seed:.3f}), image sample {image:.3f}."
+    )
 
 
 def main() -> None:
-    """Print the tables, and put them between the marks of a page if asked."""
+    """Print the table, and put it between the marks of a page if asked."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--benchmarks", type=int, default=2000, help="Simulated benchmarks of each kind.")
     options.add_argument("--worlds", type=int, nargs="*", help="Numbers of the worlds to simulate; all if not given.")
+    options.add_argument("--workers", type=int, default=1, help="Processes.")
+    options.add_argument("--keep", type=Path, help="File that keeps each finished part for a later run.")
     options.add_argument("--write", type=Path, help="Page with the marks <!-- coverage: begin --> and end.")
     given = options.parse_args()
+    if given.write and not MARKS.search(given.write.read_text(encoding="utf-8")):
+        raise SystemExit(f"{given.write}: no marks <!-- coverage: begin --> and <!-- coverage: end -->")
     began = time.perf_counter()
-    chosen = WORLDS if given.worlds is None else tuple(WORLDS[number] for number in given.worlds)
-    text = table(given.benchmarks, chosen)
-    large = replace(WORLDS[0], categories=8, seeds=3)
-    found = of_components(large, given.benchmarks // 4, np.random.default_rng(99))
-    text += f"\n\nVariance components, found beside true (standard deviations, 8 categories, 3 seeds): {found}."
-    print(f"\n{found}\n{time.perf_counter() - began:.0f} s")
+    worlds = range(len(WORLDS)) if given.worlds is None else given.worlds
+    text = table(simulated(parts_of(worlds), given.benchmarks, given.workers, given.keep), worlds)
+    print(f"\n{text}\n{time.perf_counter() - began:.0f} s")
     if given.write:
         page = given.write.read_text(encoding="utf-8")
-        if not MARKS.search(page):
-            raise SystemExit(f"{given.write}: no marks <!-- coverage: begin --> and <!-- coverage: end -->")
         fresh = MARKS.sub(lambda marks: f"{marks[1]}{text}\n{marks[2]}", page)
         given.write.write_text(fresh, encoding="utf-8", newline="\n")
 

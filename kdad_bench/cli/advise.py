@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from kdad_bench.harness.advising import Shortage
     from kdad_bench.leaderboard.advice import Advice, Candidate
 
+MOST_PERHAPS = 3  # methods that are told at length though rows do not know whether they keep the memory
+
 
 @click.command()
 @click.option("--data", required=True, metavar="folder:PATH", help="Your images; only the normal ones are counted.")
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     "--results", default="results", show_default=True, help="Results folder or URL with the rows to judge by."
 )
 @click.option("--latency-ms", type=Number(min=0, min_open=True), help="Most ms per image, batch 1, median.")
-@click.option("--memory-mb", type=Number(min=0, min_open=True), help="Most memory, 10^6 bytes.")
+@click.option(
+    "--memory-mb", type=Number(min=0, min_open=True), help="Most memory beyond Python and its libraries, 10^6 bytes."
+)
 @click.option(
     "--false-alarms",
     type=Number(min=0, max=1, min_open=True, max_open=True),
@@ -53,7 +57,7 @@ def advise(
 ) -> None:
     """Which method for these images: on the front of accuracy and latency, within the limits, by existing rows.
 
-    Nothing is trained and no image is opened. Exit code 1 if no method keeps the limits.
+    Nothing is trained and no image is decoded. Exit code 1 if no method keeps the limits.
     """
     from kdad_bench.datasets import DatasetError
     from kdad_bench.harness.advising import normals_at, shortage
@@ -84,7 +88,7 @@ def advise(
 
 
 def _columns(drawn: tuple[str, ...], metric: str) -> tuple[str, ...]:
-    wanted = (*drawn, metric, "peak_memory_mb", "latency_p95_ms")
+    wanted = (*drawn, metric, "peak_memory_mb", "latency_p95_ms", "parameters", "environment")
     return tuple(dict.fromkeys(wanted))
 
 
@@ -101,6 +105,11 @@ def _lines(found: Advice, short: list[Shortage], data: str, false_alarms: float,
         yield f"take     {_told(found.best, label)}"
         if found.fast is not None:
             yield f"or       {_told(found.fast, label)}: the fastest that the test does not tell from it"
+    for one in found.perhaps[:MOST_PERHAPS]:
+        yield f"perhaps  {_told(one, label)}: its weights are {one.weights_mb:.0f} MB; measure inference alone"
+    if len(found.perhaps) > MOST_PERHAPS:
+        more = ", ".join(one.key for one in found.perhaps[MOST_PERHAPS:])
+        yield f"         and in the same way, less accurate: {more}"
     yield ""
     kept = f" (* keeps {_limits(found)})" if found.limits else ""
     yield f"The front of {label} and latency, the fastest first{kept}:"
@@ -127,7 +136,9 @@ def _limits(found: Advice) -> str:
 def _told(one: Candidate, label: str) -> str:
     """A candidate in one line."""
     p95 = "" if one.latency_p95_ms is None else f" (95th percentile {one.latency_p95_ms:.1f})"
-    memory = "" if one.memory_mb is None else f", {one.memory_mb:.0f} MB"
+    memory = (
+        "" if one.memory_mb is None else f", {one.memory_mb:.0f} MB{'' if one.beyond_start else ' (whole process)'}"
+    )
     return f"{one.key}: {label} {one.shown}, {one.latency_ms:.1f}{'~' if one.unsteady else ''} ms{p95}{memory}"
 
 
@@ -153,6 +164,8 @@ def _normals(short: list[Shortage], data: str, false_alarms: float) -> Iterator[
         there = f"{one.normals.train} normals" + (
             f" and {one.normals.validation} held out" if one.normals.validation else ""
         )
+        if one.normals.unreadable:
+            there += f" ({one.normals.unreadable} files beside them cannot be read as images)"
         more = "enough" if not one.more_at_least else f"{one.more_at_least} more are needed to have one to learn from"
         like = ""
         if one.more_like_rows:
@@ -188,7 +201,11 @@ def _as_json(found: Advice, short: list[Shortage], false_alarms: float, ends: li
     from kdad_bench.harness.environment import cpu_model
 
     def told(one: Candidate | None) -> dict[str, Any] | None:
-        return None if one is None else {**asdict(one), "over": _finite(one.over(found.limits))}
+        return (
+            None
+            if one is None
+            else {**asdict(one), "beyond_start": one.beyond_start, "over": _finite(one.over(found.limits))}
+        )
 
     return {
         "board": found.board.title,
@@ -197,6 +214,7 @@ def _as_json(found: Advice, short: list[Shortage], false_alarms: float, ends: li
         "best": told(found.best),
         "fastest_not_told_apart": told(found.fast),
         "nearest": told(found.nearest),
+        "perhaps": [told(one) for one in found.perhaps],
         "front": [told(one) for one in found.front],
         "candidates": [told(one) for one in found.candidates],
         "false_alarms": false_alarms,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from kdad_bench.datasets import DatasetError, located, named
+from kdad_bench.datasets.decoding import image_size
 from kdad_bench.datasets.photographs import photographs
-from kdad_bench.harness.decision import rank_of
-
-MOST_NORMALS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,12 +20,13 @@ class Normals:
     category: str
     train: int
     validation: int = 0  # a split of their own, which nothing learns from
+    unreadable: int = 0  # files that should be among them and have no header of an image
 
 
 def normals_at(data: str, data_root: Path | None = None) -> tuple[Normals, ...]:
     """The normals of each category of a data set (`folder:PATH` or a name), or of a folder that holds nothing else.
 
-    No image is opened, and none but the normals is asked for. Raises DatasetError in one line.
+    No image is decoded, and none but the normals is asked for. Raises DatasetError in one line.
     """
     try:
         place = located(data, data_root)
@@ -34,13 +36,30 @@ def normals_at(data: str, data_root: Path | None = None) -> tuple[Normals, ...]:
             raise
         return (alone,)
     surveys = {name: place.layout.survey(folder) for name, folder in place.categories.items()}
-    found = tuple(
-        Normals(category=name, train=len(one.train), validation=len(one.validation)) for name, one in surveys.items()
-    )
-    empty = [one.category for one in found if not one.train + one.validation]
-    if empty:
-        raise DatasetError(f"{place.root / empty[0]}: no normal images there; put them into train/good")
-    return found
+    found = []
+    for name, one in surveys.items():
+        train, validation = ([sample.path for sample in split] for split in (one.train, one.validation))
+        found.append(counted(place.root / name, name, train, validation))
+    return tuple(found)
+
+
+def counted(folder: Path, name: str, train: Sequence[Path], validation: Sequence[Path] = ()) -> Normals:
+    """Those of the files that are images by their headers. Raises DatasetError without any."""
+    images = [sum(map(is_image, files)) for files in (train, validation)]
+    wrong = len(train) + len(validation) - sum(images)
+    if not sum(images):
+        files = f" that can be read ({wrong} files are none)" if wrong else ""
+        raise DatasetError(f"{folder}: no normal images there{files}; put them into train/good")
+    return Normals(category=name, train=images[0], validation=images[1], unreadable=wrong)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file has the header of an image that a run would read."""
+    try:
+        image_size(path)
+    except DatasetError:
+        return False
+    return True
 
 
 def _alone(data: str) -> Normals | None:
@@ -49,15 +68,15 @@ def _alone(data: str) -> Normals | None:
     if name != "folder" or not path or not Path(path).expanduser().is_dir():
         return None
     images = photographs([path]).files
-    return Normals(category=Path(path).name, train=len(images)) if images else None
+    return counted(Path(path), Path(path).name, images) if images else None
 
 
 def needed(false_alarms: float) -> int:
-    """How many held-out normals can promise that rate: n with 1 / (n + 1) at most the rate (`decision.rank_of`)."""
-    n = max(0, int(1 / false_alarms) - 2)
-    while rank_of(n, false_alarms) > n:
-        n += 1
-    return n
+    """How many held-out normals can promise that rate: the least n, one at least, with 1 / (n + 1) at most the rate.
+
+    The rate is taken as it is written, in decimals, as `decision.rank_of` takes it.
+    """
+    return max(1, math.ceil(1 / Fraction(str(false_alarms))) - 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -78,6 +78,15 @@ def describe(device: str) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=2)
+def memory_at_start_mb(device: str) -> float:
+    """What `peak_memory_mb` counts before a job begins, 10^6 bytes: Python and the libraries, as they lay in this
+    process when it was first asked, which a worker does before its first job; on a GPU nothing."""
+    import psutil
+
+    return 0.0 if device == "cuda" else round(psutil.Process().memory_info().rss / 1e6, 1)
+
+
 def kernels_path(kernels: Any, device: str) -> str:
     """Which implementation of the kernels serves `device`."""
     return str(kernels.path(device.partition(":")[0])) if hasattr(kernels, "path") else "?"

@@ -17,6 +17,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from kdad_bench.harness import allowance
+from kdad_bench.harness.environment import memory_at_start_mb
 from kdad_bench.harness.giving_way import computing_with, giving_way
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.on_ray import ATTEMPTS, BUSY_RETRY_SECONDS, Ending, Outcomes, Started, on_ray, refuse_no_ray
@@ -281,6 +282,7 @@ def serve(pipe: Connection, work: Work, threads: int, parent: int) -> None:
 
     torch.set_num_threads(threads)
     warm_up()
+    memory_at_start_mb("cpu")
     with contextlib.suppress(EOFError, OSError), giving_way():  # the runner is gone, and with it whom to answer
         pipe.send(READY)
         while True:

@@ -18,7 +18,7 @@ from kdad_bench.files import let_go
 from kdad_bench.harness import clock, together
 from kdad_bench.harness.audit import Audit
 from kdad_bench.harness.cost import cost_of
-from kdad_bench.harness.environment import describe, give_freed_memory_back, keep_freed_memory
+from kdad_bench.harness.environment import describe, give_freed_memory_back, keep_freed_memory, memory_at_start_mb
 from kdad_bench.harness.job import Job, TeacherWeights
 from kdad_bench.harness.judging import judged
 from kdad_bench.harness.late_fusion import FusedModalities
@@ -60,6 +60,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     torch.use_deterministic_algorithms(job.deterministic)
     keep_freed_memory()
     device = torch.device(job.device)
+    memory_at_start_mb(device.type)  # before there are images
     curve = earlier_losses(job, work)
 
     def remember(step: int, terms: Mapping[str, float]) -> None:
@@ -338,4 +339,5 @@ def columns_of(job: Job) -> dict[str, Any]:
 def environment_columns(job: Job) -> dict[str, Any]:
     """The columns of a row that tell where it was measured."""
     found = describe(job.device)
-    return {**found, "environment": json.dumps(found["environment"], sort_keys=True)}
+    more = {"memory_at_start_mb": memory_at_start_mb(found["device"])}
+    return {**found, "environment": json.dumps(found["environment"] | more, sort_keys=True)}

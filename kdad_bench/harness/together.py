@@ -62,7 +62,7 @@ def kept(job: Job, work: Work) -> Learnt | None:
     try:
         said = read_json(folder / RECORD, dict)
         found = Learnt(**{**said, "losses": tuple(said["losses"])})
-        return found if _sha256(folder) == found.sha256 else None
+        return found if (_sha256(folder), _described(folder)) == (found.sha256, found.sha256) else None
     except (DamagedError, OSError, TypeError, KeyError):  # it is learnt again
         return None
 
@@ -122,6 +122,13 @@ def has_row(job: Job, work: Work) -> bool:
         return True
     row = None if work.force else store.find(work.out, job.id)
     return row is not None and row.status == "ok"
+
+
+def _described(folder: Path) -> object:
+    """Which weights the description beside them is of; raises DamagedError or OSError."""
+    from kdad_bench.methods.checkpoint import DESCRIPTION, DIGEST
+
+    return read_json(folder / DESCRIPTION, dict).get(DIGEST)
 
 
 def _sha256(folder: Path) -> str:

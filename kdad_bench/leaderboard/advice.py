@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.metric import METRICS
@@ -13,6 +15,8 @@ from kdad_bench.leaderboard.summary import FEW
 FLOOR = "floor"  # a family that nobody is advised to use
 LIMITS = {"latency_ms": "ms", "memory_mb": "MB"}  # what can be limited -> its unit
 AXES = ("k_shot", "contamination", "corruption")
+AT_START = "memory_at_start_mb"  # in the column `environment`: memory of a job's process as it began
+WEIGHT_BYTES = 4  # of a weight: float32
 VIEWS = ("fit", "tile")  # columns that say of images seen otherwise than squeezed whole into a square
 
 
@@ -31,7 +35,10 @@ class Candidate:
     high: float | None
     latency_ms: float  # median, batch 1
     latency_p95_ms: float | None
-    memory_mb: float | None  # of the whole job, training included
+    memory_mb: float | None  # of the job, training included: beyond its process as it began where rows know that
+    process_mb: float | None  # of the whole process, libraries included
+    beyond_start: bool  # whether they do; on a GPU nothing lies there before
+    weights_mb: float | None  # of the weights alone: inference cannot do with less
     unsteady: bool  # its time varies, or other work was disturbing
     front: bool = False  # nothing is both faster and better
 
@@ -39,6 +46,11 @@ class Candidate:
     def shown(self) -> str:
         """The accuracy with its interval."""
         return f"{self.accuracy:.3f}" + ("" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]")
+
+    def perhaps(self, limits: Mapping[str, float]) -> bool:
+        """Whether nothing but its memory may pass the limits, and nothing says that inference needs as much."""
+        least = limits.get("memory_mb", 0.0)
+        return {*self.over(limits)} == {"memory_mb"} and self.weights_mb is not None and self.weights_mb <= least
 
     def over(self, limits: Mapping[str, float]) -> dict[str, float]:
         """limit -> by how many times its value is passed; without memory a limit of it cannot be kept."""
@@ -61,6 +73,7 @@ class Advice:
     best: Candidate | None  # the most accurate within the limits
     fast: Candidate | None  # the fastest of those within them that are not surely worse than `best`, if another
     nearest: Candidate | None  # where none is within the limits
+    perhaps: tuple[Candidate, ...]  # more accurate than `best`, of which rows do not know whether they keep the memory
     left_out: tuple[str, ...]  # a line for each kind of row that has no part in it
 
     @property
@@ -96,6 +109,7 @@ def advise(found: Sequence[Board], metric: str, limits: Mapping[str, float]) -> 
         best=best,
         fast=_as_good_and_faster(board, metric, best, within) if best else None,
         nearest=None if best else min(candidates, key=lambda one: max(one.over(limits).values())),
+        perhaps=tuple(one for one in candidates[: candidates.index(best) if best else None] if one.perhaps(limits)),
         left_out=tuple(_left_out(board, found, len(candidates))),
     )
 
@@ -109,9 +123,13 @@ def _candidates(board: Board, metric: str) -> tuple[Candidate, ...]:
         if board.family(key) == FLOOR or accuracy is None or not accuracy.complete or latency is None:
             continue
         low, high = accuracy.shown or (None, None)
+        weights, process = board.typical(key, "parameters"), board.typical(key, "peak_memory_mb")
+        added = process if board.group.device == "cuda" else _beyond_start(board.rows[key])
         found.append(Candidate(
             key=key, title=board.labels[key], accuracy=accuracy.mean, low=low, high=high, latency_ms=latency,
-            latency_p95_ms=board.typical(key, "latency_p95_ms"), memory_mb=board.typical(key, "peak_memory_mb"),
+            latency_p95_ms=board.typical(key, "latency_p95_ms"), memory_mb=process if added is None else added,
+            process_mb=process, beyond_start=added is not None,
+            weights_mb=None if weights is None else weights * WEIGHT_BYTES / 1e6,
             unsteady=board.unsteady(key, "latency_ms"),
         ))  # fmt: skip
     ordered = sorted(found, key=lambda one: (-sign * one.accuracy, one.latency_ms, one.key))
@@ -119,6 +137,16 @@ def _candidates(board: Board, metric: str) -> tuple[Candidate, ...]:
         replace(one, front=all(other.latency_ms > one.latency_ms for other in ordered[:place]))
         for place, one in enumerate(ordered)
     )
+
+
+def _beyond_start(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """The median over `rows` of what a job added to its process, 10^6 bytes; None where no row knows how that began."""
+    added = []
+    for row in rows:
+        peak, start = row["peak_memory_mb"], json.loads(row.get("environment") or "{}").get(AT_START)
+        if peak is not None and type(start) in (int, float) and 0 <= start <= peak:
+            added.append(peak - start)
+    return median(added) if added else None
 
 
 def _place(board: Board, candidates: int) -> tuple[object, ...]:
@@ -185,8 +213,25 @@ def limits_of_evidence(advice: Advice) -> Iterator[str]:
     if any(one.unsteady for one in advice.candidates):
         yield "some times (~) varied by more than 5 %, or were taken while other work held the machine"
     if "memory_mb" in advice.limits:
-        yield "memory is the peak of the whole job, training included: what inference alone needs is less"
+        yield from _limits_of_memory(advice)
     yield f"images at {board.group.resolution} px: another size changes both speed and accuracy"
+
+
+def _limits_of_memory(advice: Advice) -> Iterator[str]:
+    """What the memory of the candidates holds."""
+    known = [one for one in advice.candidates if one.process_mb is not None and one.memory_mb is not None]
+    starts = [(one.process_mb or 0.0) - (one.memory_mb or 0.0) for one in known if one.beyond_start]
+    if advice.board.group.device == "cuda":
+        yield "memory is the peak of what a job had on the GPU, training included: inference alone needs less"
+        return
+    if starts:
+        yield (
+            "memory is the peak of a job beyond its process as it began, training and images included: inference alone "
+            f"needs less, and Python with its libraries took {median(starts):.0f} MB more"
+        )
+    if len(starts) < len(known):
+        what = "memory of a whole process" if starts else "memory is that of the whole process: it"
+        yield f"{what} holds Python, its libraries, images and training; rows of new runs know what the job added"
 
 
 def images_learnt_from(board: Board) -> int | None:

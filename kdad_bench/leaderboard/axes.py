@@ -1,9 +1,12 @@
 """Boards that differ in one axis alone -> curves, with the area under each; entrants ranked by it.
 
 A curve compares like with like: of each entrant only the categories and seeds that have a value at every one of its
-points count, at each point and in the area. The area is that of the trapezoids between the points, divided by the
-width of the axis: the mean height of the curve, in [0, 1]. Its interval is made like that of a mean on a board, from
-the areas by category and seed; what the sample of images adds is not in it.
+points count, at each point and in the area. An entrant is the same at all points: a method with other teacher weights
+is another one. So is a category with other files, of which the newest count.
+
+The area is that of the trapezoids between the points, divided by the width of the axis: the mean height of the curve,
+in [0, 1]. Its interval is made like that of a mean on a board, from the areas by category and seed; what the sample of
+images adds is not in it.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from numpy.typing import NDArray
 
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.metric import HEADLINE
-from kdad_bench.leaderboard.summary import Entrant, Estimate, Group, Summary
+from kdad_bench.leaderboard.summary import Entrant, Estimate, Group, Summary, entrants_of, identity_of
 
 # axis -> (the column of a row, the axis in words); each kind of corruption is an axis of its own
 COLUMNS = {"train_images": "k_shot", "contamination": "contamination", "corruption": "corruption"}
@@ -28,6 +31,9 @@ WORDS = {
     "train_images": "number of training images",
     "contamination": "share of the training images that is defective",
 }
+
+
+NEXT, MOST_ASIDE = 0.012, 0.045  # of an axis: between entrants drawn beside each other, and between the outermost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +56,8 @@ class Curve:
     @property
     def words(self) -> str:
         """What the axis is."""
-        return WORDS.get(self.axis, f"level of {self.axis} in the test images")
+        each = " of each category" if self.axis == "train_images" and self.places[0].board.together else ""
+        return WORDS.get(self.axis, f"level of {self.axis} in the test images") + each
 
     @property
     def name(self) -> str:
@@ -71,15 +78,23 @@ class Curve:
         said = self.places[0].board.caveats
         return f" ({', '.join(said)})" if said else ""
 
+    @property
+    def left_out(self) -> str:
+        """A sentence on values that are of other files than the newest of their category; "" without any."""
+        stale = [f"{category} at {place.label}" for place, categories in self._stale for category in categories]
+        return f" Left out, made from other files than the newest rows: {', '.join(stale)}." if stale else ""
+
     @cached_property
     def labels(self) -> dict[str, str]:
         """entrant -> its name in tables."""
-        return {key: label for place in reversed(self.places) for key, label in place.board.labels.items()}
+        names = {key: f"{one.title} ({one.variant})" if one.variant else one.title for key, one in self._makers.items()}
+        return {key: name if list(names.values()).count(name) == 1 else key for key, name in names.items()}
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
-        """The headline metrics that every point has."""
-        return tuple(metric for metric in HEADLINE if all(place.board.measured(metric) for place in self.places))
+        """The headline metrics that every point has, and some entrant a value of that counts."""
+        everywhere = [metric for metric in HEADLINE if all(place.board.measured(metric) for place in self.places)]
+        return tuple(metric for metric in everywhere if not np.isnan(self._counting(self._values(metric))).all())
 
     def at(self, key: str, metric: str) -> tuple[Estimate | None, ...]:
         """The mean with its interval at each point, over what the entrant has at all its points."""
@@ -98,31 +113,65 @@ class Curve:
         """entrant -> its estimates at the points, and that of the area."""
         if metric not in self._made:
             whole = self._values(metric)  # [points, entrants, categories, seeds]
-            values = _in_common(whole)
+            values = self._counting(whole)
             areas = self._summary(metric, _areas(values, np.array([place.at for place in self.places])))
             points = [self._summary(metric, one) for one in values]
             found: dict[str, tuple[Estimate | None, ...]] = {}
-            for index, key in enumerate(one.key for one in self._entrants):
+            for index, key in enumerate(self._makers):
                 means = [
-                    place.board.overall(key, metric)  # the interval that the section of the board has
-                    if key in place.board.rows and np.array_equal(all_there, common, equal_nan=True)
+                    place.board.overall(own[key], metric)  # the interval that the section of the board has
+                    if key in own and np.array_equal(all_there, counting, equal_nan=True)
                     else point.overall(key, metric)
-                    for place, point, all_there, common in zip(
-                        self.places, points, whole[:, index], values[:, index], strict=True
+                    for place, own, point, all_there, counting in zip(
+                        self.places, self._keys, points, whole[:, index], values[:, index], strict=True
                     )
                 ]
                 found[key] = (*means, areas.overall(key, metric))
             self._made[metric] = found
         return self._made[metric]
 
+    def _counting(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`values` [points, entrants, categories, seeds] without those of old files, and of single points."""
+        return _in_common(np.where(self._current, values, np.nan))
+
     @cached_property
     def _made(self) -> dict[str, dict[str, tuple[Estimate | None, ...]]]:
         return {}
 
     @cached_property
-    def _entrants(self) -> tuple[Entrant, ...]:
-        found = {one.key: one for place in reversed(self.places) for one in place.board.summary.entrants}
-        return tuple(found[key] for key in sorted(found) if key in self.labels)
+    def _rows(self) -> list[Mapping[str, Any]]:
+        """The rows of all points, the oldest first."""
+        every = (row for place in self.places for rows in place.board.rows.values() for row in rows)
+        return sorted(every, key=lambda row: (row["created_at"] or "", row["job_id"]))
+
+    @cached_property
+    def _makers(self) -> dict[str, Entrant]:
+        """The entrants of all points by their keys, in the order of these."""
+        return {one.key: one for one in sorted(entrants_of(self._rows).values(), key=lambda one: one.key)}
+
+    @cached_property
+    def _keys(self) -> tuple[dict[str, str], ...]:
+        """For each point, entrant -> its key on the board there: where a board has one of two twins it is shorter."""
+        named = entrants_of(self._rows)
+        return tuple(
+            {named[identity_of(rows[0])].key: key for key, rows in place.board.rows.items()} for place in self.places
+        )
+
+    @cached_property
+    def _stale(self) -> tuple[tuple[Place, tuple[str, ...]], ...]:
+        """For each point, the categories whose rows there are of other files than the newest row of any point."""
+        newest = {row["category"]: row["data_fingerprint"] for row in self._rows}
+        found = []
+        for place in self.places:
+            there = {(r["category"], r["data_fingerprint"]) for rows in place.board.rows.values() for r in rows}
+            found.append((place, tuple(sorted(name for name, content in there if content != newest[name]))))
+        return tuple(found)
+
+    @cached_property
+    def _current(self) -> NDArray[np.bool_]:
+        """[points, 1, categories, 1]: whether the rows are of the newest files."""
+        stale = [[name in categories for name in self._categories] for _, categories in self._stale]
+        return ~np.array(stale)[:, None, :, None]
 
     @cached_property
     def _categories(self) -> tuple[str, ...]:
@@ -134,13 +183,12 @@ class Curve:
 
     def _values(self, metric: str) -> NDArray[np.float64]:
         """The values of all points in one array [points, entrants, categories, seeds], NaN where there is none."""
-        shape = (len(self.places), len(self._entrants), len(self._categories), len(self._seeds))
-        found = np.full(shape, np.nan)
-        for values, place in zip(found, self.places, strict=True):
+        places = {key: index for index, key in enumerate(self._makers)}
+        found = np.full((len(self.places), len(places), len(self._categories), len(self._seeds)), np.nan)
+        for values, place, own in zip(found, self.places, self._keys, strict=True):
             summary = place.board.summary
             keys = [one.key for one in summary.entrants]
-            kept = [index for index, key in enumerate(keys) if key in self.labels]
-            rows = [[one.key for one in self._entrants].index(keys[index]) for index in kept]
+            kept, rows = [keys.index(key) for key in own.values()], [places[key] for key in own]
             columns = [self._categories.index(name) for name in summary.categories]
             seeds = [self._seeds.index(seed) for seed in summary.seeds]
             values[np.ix_(rows, columns, seeds)] = summary.values[metric][kept]
@@ -151,7 +199,7 @@ class Curve:
         first = self.places[0].board.summary
         return replace(
             first,
-            entrants=self._entrants,
+            entrants=tuple(self._makers.values()),
             categories=self._categories,
             seeds=self._seeds,
             values={metric: values},
@@ -187,11 +235,12 @@ def curves(found: Sequence[Board]) -> tuple[Curve, ...]:
         end = _plain_end(axis, plain.get(group))
         if end is not None:
             places.setdefault(end.at, end)
-    return tuple(
+    made = (
         Curve(axis=axis, group=group, places=tuple(places[at] for at in sorted(places)))
         for (group, axis), places in sorted(points.items(), key=lambda item: (item[0][0], item[0][1]))
         if len(places) > 1
     )
+    return tuple(curve for curve in made if curve.metrics)
 
 
 def _axes_of(board: Board) -> list[tuple[str, float, str, str]]:
@@ -225,7 +274,7 @@ def _plain_end(axis: str, board: Board | None) -> Place | None:
     if axis != "train_images":
         return Place(at=0.0, label="none", board=board)
     counts = [row.get("train_images") for rows in board.rows.values() for row in rows]
-    known = [count for count in counts if count]
+    known = [count / max(1, board.together) for count in counts if count]  # of each category that is learnt together
     return Place(at=float(np.log2(median(known))), label=f"all ({median(known):g})", board=board) if known else None
 
 
@@ -249,12 +298,23 @@ def shown_whole(found: Sequence[Board], drawn: Sequence[Curve]) -> list[Board]:
 
 def aside(curve: Curve) -> Mapping[str, float]:
     """entrant -> how far aside of its points it is drawn, in units of the axis, so that intervals do not cover each
-    other: all of them within a third of the smallest gap between two points."""
+    other: all of them within a third of the smallest gap between two points and a few hundredths of the axis."""
     at = [place.at for place in curve.places]
-    gap = min(after - before for before, after in pairwise(at))
+    gap, width = min(after - before for before, after in pairwise(at)), at[-1] - at[0]
     count = len(curve.labels)
-    step = min(0.012 * (at[-1] - at[0]), gap / 3 / max(1, count))
+    step = min(NEXT * width, gap / 3 / max(1, count), MOST_ASIDE * width / max(1, count))
     return {key: (place - (count - 1) / 2) * step for place, key in enumerate(sorted(curve.labels))}
+
+
+def rows_of_labels(centres: Sequence[float], widths: Sequence[float], apart: float = 8) -> list[int]:
+    """The row, 0 first, in which each label below an axis stands so that none touches another, `apart` px between."""
+    ends: list[float] = []
+    found = []
+    for centre, width in zip(centres, widths, strict=True):
+        row = next((row for row, end in enumerate(ends) if end + apart <= centre - width / 2), len(ends))
+        ends[row : row + 1] = [centre + width / 2]
+        found.append(row)
+    return found
 
 
 def looks(curve: Curve) -> Mapping[str, int]:

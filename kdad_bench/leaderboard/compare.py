@@ -66,12 +66,17 @@ def of_methods(table: pa.Table, first: str, second: str, metrics: Sequence[str],
     found: list[Difference] = []
     every = boards(table)
     known = {key for board in every for key in board.rows}
+    apart = []
     for one, other in product(every, every):
         for a in _named(one, first) if _meet(one, other) else ():
             for b in _named(other, second):
                 name = f"{other.labels[b]} against {one.labels[a]}"
                 title = one.title if one is other else f"{other.title}; against {one.title}"
-                found += _differences(title, name, _cells(one, a), _cells(other, b), metrics, tolerance)
+                made = _differences(title, name, _cells(one, a), _cells(other, b), metrics, tolerance)
+                found += made
+                apart += [] if made else [(_cells(one, a), _cells(other, b))]
+    if apart and not found:
+        raise NothingToCompare(f"{first!r} and {second!r} {_why_not(*apart[0], metrics)}")
     if not found:
         raise NothingToCompare(
             f"no finished jobs of both {first!r} and {second!r} on one data set, preset and device; have: "
@@ -87,13 +92,18 @@ def of_folders(first: pa.Table, second: pa.Table, metrics: Sequence[str], tolera
     """
     before = {board.group: board for board in boards(first)}
     found: list[Difference] = []
+    apart = []
     for board in boards(second):
         old = before.get(board.group)
         for key in board.order if old else ():
             if old is not None and key in old.rows:
                 cells = _cells(old, key), _cells(board, key)
                 title = board.title if old.machine == board.machine else f"{board.title} (first: {old.machine})"
-                found += _differences(title, board.labels[key], *cells, metrics, tolerance)
+                made = _differences(title, board.labels[key], *cells, metrics, tolerance)
+                found += made
+                apart += [] if made else [(key, cells)]
+    if apart and not found:
+        raise NothingToCompare(f"{apart[0][0]!r} of the two folders {_why_not(*apart[0][1], metrics)}")
     if not found:
         have = [
             "; ".join(sorted(f"{board.title}: {', '.join(board.order)}" for board in side)) or "no finished jobs"
@@ -101,6 +111,17 @@ def of_folders(first: pa.Table, second: pa.Table, metrics: Sequence[str], tolera
         ]
         raise NothingToCompare(f"the two folders have nothing in common; first: {have[0]}; second: {have[1]}")
     return _ordered(found)
+
+
+def _why_not(first: Cells, second: Cells, metrics: Sequence[str]) -> str:
+    """Why jobs of one board have no difference, in words that follow their name."""
+    if set(first) & set(second):
+        return f"have no job with a value of {' or '.join(metrics)} on both sides; choose another --metric"
+    has = [", ".join(f"{category} seed {seed}" for category, seed in sorted(side)[:4]) for side in (first, second)]
+    return (
+        f"have no category with a seed in common; first: {has[0]}{', ...' if len(first) > 4 else ''}; second: {has[1]}"
+        f"{', ...' if len(second) > 4 else ''}; run one of them with the --seeds of the other"
+    )
 
 
 def _meet(one: Board, other: Board) -> bool:

@@ -55,8 +55,11 @@ def pooled(board: Board, metric: str) -> Parts | None:
 
 
 def shares(parts: Parts) -> dict[str, tuple[float, float]]:
-    """source -> (standard deviation, share of the sum of the variances), of the components that are known."""
-    known = {SOURCES[name]: value for name, value in parts._asdict().items() if value is not None}
+    """source -> (standard deviation, share of the sum of the variances), of the components that are known.
+
+    What was estimated below zero is nothing. That comes last: means of estimates that were cut at zero are too large.
+    """
+    known = {SOURCES[name]: max(0.0, value) for name, value in parts._asdict().items() if value is not None}
     total = sum(known.values())
     return {name: (math.sqrt(value), value / total if total > 0 else 0.0) for name, value in known.items()}
 

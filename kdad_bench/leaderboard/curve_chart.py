@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from kdad_bench.leaderboard.axes import Curve, aside, looks
+from kdad_bench.leaderboard.axes import Curve, aside, looks, rows_of_labels
 from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.numbers import MISSING, interval
 from kdad_bench.leaderboard.text import escape
 
 WIDTH, HEIGHT = 760, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 16, 56
+CHARACTER, LINE = 7, 15  # px of a label below the axis: of a character, at most, and from line to line
 COLOURS = 8  # of the style sheet: --c0 .. --c7
 DASHES = ("", "7 4", "2 3")  # where there are more entrants than colours
 
@@ -25,7 +26,7 @@ def sections(drawn: Sequence[Curve]) -> Iterator[str]:
     yield "the same kind. Area: the mean height of the curve; methods are ranked by it. Boards "
     yield "that are points of a curve are drawn as curves alone; <code>leaderboard.csv</code> has all of them.</p>"
     for curve in drawn:
-        yield f"<h3>{escape(curve.name)}</h3><p>{escape(curve.title + curve.caveats)}</p>"
+        yield f"<h3>{escape(curve.name)}</h3><p>{escape(curve.title + curve.caveats)}.{escape(curve.left_out)}</p>"
         for index, metric in enumerate(reversed(curve.metrics)):
             opened = " open" if index == 0 else ""
             yield f"<details{opened}><summary>{METRICS[metric].label} by {escape(curve.words)}</summary>"
@@ -46,6 +47,10 @@ def drawing(curve: Curve, metric: str) -> str:
     def x(at: float) -> float:
         return LEFT + 20 + (at - ends[0]) / (ends[1] - ends[0]) * (WIDTH - LEFT - RIGHT - 40)
 
+    widths = [CHARACTER * len(place.label) for place in curve.places]
+    rows = rows_of_labels([x(place.at) for place in curve.places], widths)
+    height = HEIGHT + LINE * max(rows)
+
     def y(value: float) -> float:
         return HEIGHT - BOTTOM - (value / step - first) / (last - first) * (HEIGHT - TOP - BOTTOM)
 
@@ -54,9 +59,9 @@ def drawing(curve: Curve, metric: str) -> str:
     ticks = [
         *_ticks_up([(y(number * step), f"{number * step:.2f}") for number in range(first, last + 1)]),
         *(
-            f'<text class="tick" x="{x(place.at):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">'
+            f'<text class="tick" x="{x(place.at):.1f}" y="{HEIGHT - BOTTOM + 18 + LINE * row}" text-anchor="middle">'
             f"{escape(place.label)}</text>"
-            for place in curve.places
+            for place, row in zip(curve.places, rows, strict=True)
         ),
     ]
     shifts = aside(curve)
@@ -66,10 +71,10 @@ def drawing(curve: Curve, metric: str) -> str:
         for line in _line(curve, metric, key, [x(place.at + shifts[key]) for place in curve.places], y)
     ]
     return "\n".join([
-        f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="{escape(label)}" '
+        f'<svg class="curve" viewBox="0 0 {WIDTH} {height}" role="group" aria-label="{escape(label)}" '
         f'style="width:100%;max-width:{WIDTH + 100}px;height:auto">',
         *ticks,
-        f'<text class="axis" x="{WIDTH / 2:.1f}" y="{HEIGHT - 14}" text-anchor="middle">{across}</text>',
+        f'<text class="axis" x="{WIDTH / 2:.1f}" y="{height - 14}" text-anchor="middle">{across}</text>',
         *lines,
         "</svg>",
     ])  # fmt: skip

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdad_bench.leaderboard.axes import Curve, aside, looks
+from kdad_bench.leaderboard.axes import Curve, aside, looks, rows_of_labels
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.metric import METRICS
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     Empty = Callable[[Board | None, str], tuple[Figure, Axes]]
 
 LONGEST = 100  # characters of a file's name
+WIDTH, CHARACTER = 400, 8  # px of the axis, which a long legend narrows, and of a character of its labels
 
 
 def plan(
@@ -38,7 +39,8 @@ def plan(
 
 def figure(curve: Curve, metric: str, empty: Empty, look: Callable[[int], dict[str, Any]]) -> Figure:
     """The curve of each entrant with 95 % intervals, the largest area first in the legend."""
-    made, axes = empty(None, f"{METRICS[metric].label} by {curve.words}{curve.caveats}")
+    known = "\n".join(filter(None, (f"{METRICS[metric].label} by {curve.words}", curve.caveats.strip())))
+    made, axes = empty(None, known)
     made.supxlabel(curve.title, x=0.01, ha="left", fontsize=8, color="#555555")
     styles, shifts = looks(curve), aside(curve)
     for key in curve.order(metric):
@@ -54,8 +56,16 @@ def figure(curve: Curve, metric: str, empty: Empty, look: Callable[[int], dict[s
         for at, one in found:
             if one.shown is not None:
                 axes.vlines(at, *one.shown, color=style["color"], alpha=0.35)
-    axes.set_xticks([place.at for place in curve.places], [place.label for place in curve.places])
+    axes.set_xticks([place.at for place in curve.places], _labels(curve))
     axes.set_xlabel(curve.words + (" (log scale)" if curve.axis == "train_images" else ""))
     axes.set_ylabel(METRICS[metric].label)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, title="method, area")
     return made
+
+
+def _labels(curve: Curve) -> list[str]:
+    """The labels of the points, on further lines where one would touch another."""
+    first, last = curve.places[0].at, curve.places[-1].at
+    centres = [WIDTH * (place.at - first) / (last - first) for place in curve.places]
+    rows = rows_of_labels(centres, [CHARACTER * len(place.label) for place in curve.places])
+    return ["\n" * row + place.label for row, place in zip(rows, curve.places, strict=True)]

@@ -49,6 +49,8 @@ def counted(board: Board, metric: str) -> str:
         for kind in SAYS
         if kind in kinds
     )
+    if not found:
+        return "no two methods have a category with a seed in common"
     return f"{sure} of {len(found)} pairs told apart; {judged}"
 
 
@@ -71,7 +73,7 @@ def power(board: Board, metric: str) -> str:
 def told(board: Board, one: Comparison) -> str:
     """All about one comparison, in one line."""
     if one.difference is None:
-        return f"{board.labels[one.a]} and {board.labels[one.b]}: no category in common"
+        return f"{board.labels[one.a]} and {board.labels[one.b]}: no category with a seed in common"
     around = "" if one.low is None or one.high is None else f" [{one.low:+.3f}, {one.high:+.3f}]"
     parts = [f"{board.labels[one.a]} minus {board.labels[one.b]}: {one.difference:+.3f}{around}"]
     parts.append("p –" if one.p is None else f"p {one.p:.2g}, corrected {p_of(one)}")

@@ -94,6 +94,11 @@ def _warning(board: Board) -> list[str]:
             "**External, protocol not verified**: other code made these maps, and only their scoring is this "
             "benchmark's. What it learnt from, and whether it saw test images, is not known."
         )
+    if board.together:
+        lines.append(
+            "**Multi-class**: one model has learnt from all of these categories; numbers of a model for each are "
+            "others."
+        )
     if board.short:
         lines.append(f"**{_text(board.preset.capitalize())} preset**: {board.budget}.")
     if board.group.synthetic:

@@ -36,9 +36,12 @@ def matrix(board: Board, metric: str) -> str:
                 cells.append("·")
                 continue
             found = board.summary.comparison(key, other, metric)
+            if found.difference is None:
+                cells.append(MISSING)
+                continue
             p = deciding.p_of(found).replace("<", "&lt;")
-            text = MISSING if found.difference is None else signed(found.difference)
-            cells.append(f"{marked(text, 'best' if found.significant else '')}<br><sub>p {p}</sub>")
+            told = marked(signed(found.difference), "best" if found.significant else "")
+            cells.append(f"{told}<br><sub>p {p}</sub>")
         lines.append([*cells, *map(str, deciding.standing(board, key, keys, metric))])
     header = ["#", "method", *(str(place) for place in range(1, len(keys) + 1)), "beats", "loses to"]
     text = table_of(header, lines, left=(1,))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kdad_bench import files
 from kdad_bench.leaderboard import components, html, long_table, markdown
+from kdad_bench.leaderboard.axes import curves, shown_whole
 from kdad_bench.leaderboard.board import DRAWN, boards
 from kdad_bench.leaderboard.folder import StoreError
 from kdad_bench.leaderboard.gallery import pictures
@@ -50,13 +51,17 @@ def draw_pages(
 
 
 def spread(found: Results) -> list[str]:
-    """How much of the spread is category, seed, image sample, number of threads or device: a line for each metric.
+    """How much of the spread is category, seed, image sample, number of threads or device: a line for each metric of
+    each board that has a section of its own.
 
     Threads and device are sources only where jobs differ in them; where they do not, that is a line too.
     """
     drawn = boards(found.table)
     told = [
-        (board, line) for board in drawn for metric in board.headline if (line := components.in_words(board, metric))
+        (board, line)
+        for board in shown_whole(drawn, curves(drawn))
+        for metric in board.headline
+        if (line := components.in_words(board, metric))
     ]
     lines = [f"{board.title}: spread of {line}" for board, line in told]
     lines += dict.fromkeys(components.left_out(board) for board, _ in told)

@@ -90,7 +90,10 @@ def spread(values: Sequence[Floats], images: Sequence[Drawn] | None) -> Spread |
 
 
 class Parts(NamedTuple):
-    """Variances of one job's value: what the category adds, what the seed adds, and what the images add."""
+    """Estimated variances of one job's value: what the category adds, what the seed adds, and what the images add.
+
+    Right on average, so that one that is small may come out below zero; `components.shares` shows none such.
+    """
 
     category: float | None  # None with one category
     seed: float | None  # None with one seed everywhere
@@ -98,7 +101,7 @@ class Parts(NamedTuple):
 
 
 def parts(values: Sequence[Floats], images: Sequence[Drawn] | None) -> Parts:
-    """The variance components of one job's value, by the method of moments, none below zero.
+    """The variance components of one job's value, by the method of moments.
 
     image: what DeLong's formula (or the bootstrap) gives for one job. seed: the variance over seeds within a category,
     less what the images do to one seed and not to another. category: the variance of the categories' means, less what
@@ -110,10 +113,10 @@ def parts(values: Sequence[Floats], images: Sequence[Drawn] | None) -> Parts:
         for c, one in enumerate(values)
         if one.size > 1
     ]
-    seed = max(0.0, float(np.mean(own))) if own else None
+    seed = float(np.mean(own)) if own else None
     if len(values) < 2:
         return Parts(None, seed, image)
     between = float(np.var([one.mean() for one in values], ddof=1))
     inside = float(np.mean([(seed or 0.0) / one.size for one in values]))
     inside += 0.0 if images is None else float(np.mean([one.of_mean for one in images]))
-    return Parts(max(0.0, between - inside), seed, image)
+    return Parts(between - inside, seed, image)

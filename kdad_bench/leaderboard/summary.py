@@ -371,11 +371,11 @@ def _summary(group: Group, rows: list[Mapping[str, Any]], metrics: Sequence[str]
     """The summary of rows that share a group, oldest first."""
     problems: list[str] = []
     rows = _of_bounded_size(_of_newest_content(rows, problems), problems)
-    entrants = _entrants(rows)
+    entrants = entrants_of(rows)
     newest: dict[tuple[str, str, int], Mapping[str, Any]] = {}
     repeated = 0
     for row in rows:
-        place = (entrants[_identity(row)].key, row["category"], row["seed"])
+        place = (entrants[identity_of(row)].key, row["category"], row["seed"])
         before = newest.get(place)
         if before is not None and before["status"] == "ok" and row["status"] != "ok":
             continue  # a later failure does not erase a result; the failure is not news either
@@ -430,7 +430,7 @@ def _of_newest_content(rows: list[Mapping[str, Any]], problems: list[str]) -> li
 
 def _of_bounded_size(rows: list[Mapping[str, Any]], problems: list[str]) -> list[Mapping[str, Any]]:
     """`rows` without the rarest entrants and seeds where the table of all would not fit the memory."""
-    kept = [_identity(row) for row in rows]
+    kept = [identity_of(row) for row in rows]
     often = {identity for identity, _ in Counter(kept).most_common(MOST_ENTRANTS)}
     rows_kept = [row for row, identity in zip(rows, kept, strict=True) if identity in often]
     categories = len({row["category"] for row in rows_kept})
@@ -445,15 +445,16 @@ def _of_bounded_size(rows: list[Mapping[str, Any]], problems: list[str]) -> list
 Identity = tuple[str, str, str, str, str]  # method, variant, teacher, hash of its weights, hash of the code
 
 
-def _identity(row: Mapping[str, Any]) -> Identity:
+def identity_of(row: Mapping[str, Any]) -> Identity:
+    """What makes the entrant of a row another than that of a second row."""
     named = ("method", "variant", "teacher", "teacher_sha256", "code_sha256")
     method, variant, teacher, weights, code = (row[name] or "" for name in named)
     return method, variant, teacher, weights, code
 
 
-def _entrants(rows: list[Mapping[str, Any]]) -> dict[Identity, Entrant]:
+def entrants_of(rows: Iterable[Mapping[str, Any]]) -> dict[Identity, Entrant]:
     """One entrant for each method, variant, teacher and code; the last two are named only where they tell two apart."""
-    newest = {_identity(row): row for row in rows}
+    newest = {identity_of(row): row for row in rows}
     found: dict[Identity, Entrant] = {}
     for identity, row in sorted(newest.items()):
         method, variant, teacher, sha256, code = identity

@@ -99,7 +99,10 @@ def test_what_is_needed_can_promise_the_rate_and_one_less_cannot(rate: float) ->
     assert count == 0 or rank_of(count - 1, rate) > count - 1
 
 
-@pytest.mark.parametrize(("rate", "count"), [(0.5, 1), (0.1, 9), (0.05, 19), (0.01, 99), (0.001, 999)])
+@pytest.mark.parametrize(
+    ("rate", "count"),
+    [(0.999, 1), (0.5, 1), (0.1, 9), (0.05, 19), (0.01, 99), (0.001, 999), (1e-17, 10**17 - 1), (1e-320, 10**320 - 1)],
+)
 def test_a_rate_needs_as_many_normals_as_its_inverse_less_one(rate: float, count: int) -> None:
     assert needed(rate) == count
 
@@ -119,6 +122,42 @@ def test_a_rate_needs_as_many_normals_as_its_inverse_less_one(rate: float, count
 def test_what_lacks_is_counted_for_both_uses(normals: Normals, least: int, like_rows: int, share: float | None) -> None:
     found = shortage(normals, 0.01, 40)
     assert (found.more_at_least, found.more_like_rows, found.hold_out) == (least, like_rows, share)
+
+
+def test_files_that_are_no_images_are_no_normals_and_are_told(tmp_path: Path) -> None:
+    for folder in (write_normals(tmp_path / "all", 3), write_normals(tmp_path / "set" / "bolt" / "train" / "good", 3)):
+        (folder / "empty.png").touch()
+        (folder / "text.png").write_text("no image")
+    for data, name in ((tmp_path / "all", "all"), (tmp_path / "set", "bolt")):
+        assert normals_at(f"folder:{data}") == (Normals(category=name, train=3, unreadable=2),)
+        words = f"- {name}: 3 normals (2 files beside them cannot be read as images): 97 more are needed"
+        assert words in advise(f"folder:{data}").output
+    for image in (tmp_path / "all").glob("?.png"):
+        image.write_bytes(b"")
+    done = advise(f"folder:{tmp_path / 'all'}")
+    assert done.exit_code == 2
+    assert "no normal images there that can be read (5 files are none)" in done.stderr
+
+
+def test_one_normal_is_one_to_learn_from_and_none_to_hold_out(tmp_path: Path) -> None:
+    normals = write_normals(tmp_path / "all", 1)
+    done = advise(f"folder:{normals}")
+    assert "- all: 1 normals: 99 more are needed to have one to learn from; 138 more" in done.output
+    assert "--hold-out" not in done.output
+
+
+def test_memory_that_no_row_tells_apart_from_the_libraries_is_named_and_the_list_is_short(tmp_path: Path) -> None:
+    normals = write_normals(tmp_path / "all", 1)
+    done = advise(f"folder:{normals}", "--memory-mb", "500")
+    assert done.exit_code == 1
+    lines = done.output.splitlines()
+    assert sum(line.startswith("perhaps ") for line in lines) == 3
+    assert sum(line.startswith("         and in the same way, less accurate: ") for line in lines) == 1
+    assert "MB (whole process): its weights are " in done.output
+    assert "- memory is that of the whole process: it holds Python, its libraries" in done.output
+    said = json.loads(advise(f"folder:{normals}", "--memory-mb", "500", "--json").stdout)
+    assert {one["over"]["memory_mb"] > 1 for one in said["perhaps"]} == {True}
+    assert len(said["perhaps"]) > 3
 
 
 def test_a_validation_split_is_counted_apart(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from kdad_bench.datasets.loading import Regions
 from kdad_bench.harness import job as jobs
 from kdad_bench.harness import run
 from kdad_bench.harness.axes import PLAIN, Axes, counts_from, points
-from kdad_bench.harness.choices import SelectionError
+from kdad_bench.harness.choices import MULTI_CLASS, SelectionError
 from kdad_bench.harness.job import Job, TeacherWeights, id_of_row
 from kdad_bench.harness.material import judged_category, judged_on, lot_of
 from kdad_bench.harness.options import options_from
@@ -87,6 +87,20 @@ def test_the_order_of_axes_and_of_values_changes_no_job_and_not_their_order(tiny
     (ids,) = found
     assert len(set(ids)) == 27 * 4
     assert {job.id for job in jobs_of(tiny_tree, seeds=(0,))} < {one for one, _ in ids}
+
+
+def test_all_methods_have_the_same_jobs_in_whatever_order_everything_is_asked_for(tiny_tree: Path) -> None:
+    axes = points((None, 2), (None, 0.25), ("shift:3",))
+    there = tuple(datasets.categories(f"folder:{tiny_tree}", None))
+    methods = tuple((name, "") for name in METHODS)
+    for setting in ("single", MULTI_CLASS):
+        one, other = (
+            jobs_of(tiny_tree, methods=methods[::turn], categories=there[::turn], axes=axes[::turn], seeds=(0,),
+                    setting=setting)
+            for turn in (1, -1)
+        )  # fmt: skip
+        assert {job.id: job.label for job in one} == {job.id: job.label for job in other}
+        assert len({job.id for job in one}) == len(METHODS) * 2 * 4
 
 
 def test_a_point_is_named_in_the_preset_the_label_the_row_and_the_deviations(tiny_tree: Path) -> None:
@@ -293,7 +307,7 @@ def test_what_cannot_be_contaminated_is_refused(tiny_tree: Path) -> None:
         jobs_of(tiny_tree, axes=(Axes(contamination=0.4, train_images=6),))
 
 
-@pytest.mark.parametrize("axes", ALONG[1:4], ids=lambda axes: axes.label)
+@pytest.mark.parametrize("axes", [ALONG[0], DIRTY, ALONG[3]], ids=lambda axes: axes.label)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_goes_along_every_axis(
     method: str, axes: Axes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -302,7 +316,7 @@ def test_every_method_goes_along_every_axis(
     (job,) = embedded(methods=((method, ""),), axes=(axes,))
     row = run.run(job, Work(out=str(tmp_path)), lambda step, terms: None)
     assert row.status == "ok"
-    assert row.train_images == {3: 3, None: 30 if axes == DIRTY else 40}[axes.train_images]
+    assert row.train_images == {1: 1, None: 30 if axes == DIRTY else 40}[axes.train_images]
     assert row.test_images == len(row.image_names) == (24 if axes == DIRTY else 36)
     assert (row.k_shot, row.contamination, row.corruption) == tuple(axes.columns.values())
     assert row.image_names == tuple(run.test_set(replace(job, method="pixel_mean")).names)

@@ -209,7 +209,7 @@ def test_forced_jobs_learn_once_too_and_the_model_goes_when_all_are_redone(
     assert fits == [12, 12]
 
 
-@pytest.mark.parametrize("damage", ["lost", "changed"])
+@pytest.mark.parametrize("damage", ["lost", "changed", "undescribed", "cut"])
 def test_a_lost_or_damaged_model_is_learnt_again_and_must_come_out_the_same(
     damage: str, tiny_tree: Path, tmp_path: Path, no_cost: None, fits: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +217,10 @@ def test_a_lost_or_damaged_model_is_learnt_again_and_must_come_out_the_same(
         weights = together.place(job, work) / "model.safetensors"
         if damage == "lost":
             shutil.rmtree(weights.parent)
+        elif damage == "undescribed":
+            (weights.parent / "model.json").unlink()
+        elif damage == "cut":
+            (weights.parent / "model.json").write_text('{"format": 1,')
         else:
             content = bytearray(weights.read_bytes())
             content[-1] ^= 1
@@ -287,6 +291,12 @@ def test_every_method_learns_categories_together(method: str, tmp_path: Path, no
         assert row.image_auroc is not None
         assert id_of_row({name: getattr(row, name) for name in COLUMNS}) == job.id
         assert id_of_row({**{name: getattr(row, name) for name in COLUMNS}, "setting": None}) != job.id
+
+
+def test_the_page_says_what_it_means_to_each_method() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "axes.md").read_text(encoding="utf-8")
+    table = page[page.index("one model for several categories |\n") :].partition("\n\n")[0]
+    assert [name for name in METHODS if f"`{name}`" not in table] == []
 
 
 # ---- what people see

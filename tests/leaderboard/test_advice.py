@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,8 +14,8 @@ from test_markdown import board_of, table
 from test_pairs import scored_rows
 
 from kdad_bench.leaderboard.advice import NothingKnown, advise, limits_of_evidence
-from kdad_bench.leaderboard.board import boards
-from kdad_bench.leaderboard.row import EXTERNAL, Row
+from kdad_bench.leaderboard.board import Board, boards, boards_of
+from kdad_bench.leaderboard.row import COLUMNS, EXTERNAL, Row
 
 METRIC = "image_auroc"
 # method -> (accuracy, ms, MB): d is beaten by b in both, e is the floor
@@ -66,6 +68,71 @@ def test_without_memory_a_limit_of_it_is_not_kept() -> None:
     assert found.best.key == "d"
 
 
+def wide_board(rows: Sequence[Row]) -> Board:
+    """The board of rows with every column, as the command reads `environment` beside what pages draw."""
+    (found,) = boards_of([{name: getattr(row, name) for name in COLUMNS} for row in rows])
+    return found
+
+
+def started(row: Row, megabytes: object) -> Row:
+    """`row` of a process that began with so much memory."""
+    return replace(row, environment=json.dumps({"memory_at_start_mb": megabytes}))
+
+
+def test_memory_is_judged_by_what_a_job_added_to_its_process_where_rows_know_it() -> None:
+    limits = {"memory_mb": 350.0}
+    known = [started(row, 100.0 + 200 * (row.method == "b")) for row in field()]  # b adds 100, a 800, c 200, d 100
+    found = advise([wide_board(known)], METRIC, limits)
+    assert found.best is not None
+    assert (found.best.key, found.best.memory_mb, found.best.process_mb, found.best.beyond_start) == (
+        "b",
+        100,
+        400,
+        True,
+    )
+    said = [line for line in limits_of_evidence(found) if "memory" in line]
+    assert said == [
+        "memory is the peak of a job beyond its process as it began, training and images included: inference alone "
+        "needs less, and Python with its libraries took 100 MB more"
+    ]
+    mixed = advise([wide_board([row if row.method == "d" else started(row, 100.0) for row in field()])], METRIC, limits)
+    assert mixed.best is not None
+    assert mixed.best.key == "b"
+    assert sum("memory of a whole process holds Python" in line for line in limits_of_evidence(mixed)) == 1
+    whole = advise([wide_board(field())], METRIC, limits)
+    assert whole.best is not None
+    assert (whole.best.key, whole.best.memory_mb, whole.best.beyond_start) == ("d", 200, False)
+    assert any("memory is that of the whole process" in line for line in limits_of_evidence(whole))
+
+
+@pytest.mark.parametrize("start", [-1.0, math.nan, math.inf, 1e9, "100", None, [1], True])
+def test_a_start_that_cannot_be_is_none(start: object) -> None:
+    made = [started(row, start) for row in field()]
+    (best, *_) = advise([wide_board(made)], METRIC, {}).candidates
+    assert (best.memory_mb, best.process_mb, best.beyond_start) == (900, 900, False)
+
+
+def test_on_a_gpu_nothing_lies_there_before_a_job() -> None:
+    found = advise([board_of(field(device="cuda"))], METRIC, {"memory_mb": 350.0})
+    assert all(one.beyond_start and one.memory_mb == one.process_mb for one in found.candidates)
+    assert [line for line in limits_of_evidence(found) if "memory" in line] == [
+        "memory is the peak of what a job had on the GPU, training included: inference alone needs less"
+    ]
+
+
+def test_methods_that_memory_alone_keeps_out_and_whose_weights_fit_are_named_and_not_taken() -> None:
+    weights = {"a": 20_000_000, "b": 200_000_000, "c": 1_000, "d": 1_000}
+    made = [replace(row, parameters=weights.get(row.method, 0)) for row in field()]
+    found = advise([board_of(made)], METRIC, {"memory_mb": 350.0})
+    assert (found.best and found.best.key, [one.key for one in found.perhaps]) == ("d", ["a"])
+    assert found.perhaps[0].weights_mb == 80.0
+    slow = advise([board_of(made)], METRIC, {"memory_mb": 350.0, "latency_ms": 30.0})
+    assert (slow.best and slow.best.key, slow.perhaps) == ("d", ())
+    none = advise([board_of(made)], METRIC, {"memory_mb": 150.0})
+    assert (none.best, [one.key for one in none.perhaps]) == (None, ["a", "d", "c"])
+    assert advise([board_of(made)], METRIC, {"latency_ms": 1.0}).perhaps == ()
+
+
 def test_the_fastest_that_is_not_surely_worse_is_named_beside_the_best() -> None:
     rows = scored_rows({"slow": 2.0, "fast": 1.95, "worse": 0.5}, "abcd", seeds=2)
     ms = {"slow": 50.0, "fast": 8.0, "worse": 2.0}
@@ -108,7 +175,7 @@ def test_where_the_evidence_ends_is_said() -> None:
     assert quiet == ["images at 256 px: another size changes both speed and accuracy"]
     changes: dict[str, Any] = {"preset": "quick", "synthetic": True, "teacher_weights": "random"}
     said = " ".join(limits_of_evidence(advise([board_of(field("a", 1, **changes))], METRIC, {"memory_mb": 1e6})))
-    for words in ("synthetic images", "quick preset", "1 category:", "one seed", "random teacher", "training included"):
+    for words in ("synthetic images", "quick preset", "1 category:", "one seed", "random teacher", "whole process"):
         assert words in said
     few = advise([board_of(field(k_shot=4, preset="paper[train_images=4]"))], METRIC, {})
     assert any("points of an axis" in line for line in limits_of_evidence(few))

@@ -202,6 +202,19 @@ def test_what_stands_in_names_cannot_end_what_it_stands_in() -> None:
     assert "|y" not in page.replace("\\|y", "")
 
 
+def test_many_methods_are_drawn_within_the_plot() -> None:
+    rows = [
+        plausible.invented(f"m{n:02}", "bottle", 0, title=f"m{n:02}", image_auroc=0.5 + n / 100, k_shot=count,
+                           preset=f"paper[train_images={count}]")
+        for n in range(30) for count in (1, 3)
+    ]  # fmt: skip
+    rows = [replace(row, job_id=f"{row.job_id}-{row.k_shot}") for row in rows]
+    drawn = drawing(only(rows), "image_auroc")
+    across = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', drawn)]
+    left, right = (float(re.findall(r'class="grid" x1="([\d.]+)" x2="([\d.]+)"', drawn)[0][end]) for end in (0, 1))
+    assert left + 5 <= min(across) < max(across) <= right - 5, "circles have a radius of 5"
+
+
 def test_intervals_of_one_point_lie_beside_each_other_and_nearer_than_the_next_point() -> None:
     curve = only(few())
     shifts = aside(curve)
@@ -211,3 +224,108 @@ def test_intervals_of_one_point_lie_beside_each_other_and_nearer_than_the_next_p
     drawn = drawing(curve, "image_auroc")
     bars = re.findall(r'class="interval" x1="([\d.]+)"', drawn)
     assert len({*bars}) == len(bars) > len(curve.places)
+
+
+# ---- like with like
+
+
+@pytest.mark.parametrize("apart", ["categories", "seeds"])
+def test_points_without_a_job_in_common_are_no_curve_and_have_their_sections(apart: str) -> None:
+    def kept(row: Row) -> bool:
+        first = row.k_shot == 1
+        return first == (row.category == "bottle" if apart == "categories" else row.seed == 0)
+
+    rows = [row for row in few((1, 2), (0.5, 0.6)) if kept(row)]
+    found = boards(rows)
+    assert curves(found) == ()
+    assert shown_whole(found, curves(found)) == found
+    assert "Curves" not in markdown.page(found, table_of(rows))
+    assert "Curves" not in html.body(found, table_of(rows), (), {})
+
+
+def test_a_method_with_other_teacher_weights_at_another_point_is_another_one() -> None:
+    random = {"teacher_weights": "random", "teacher_sha256": "7" * 64}
+    rows = [replace(row, **random) if row.k_shot == 8 and row.method == "stfpm" else row for row in few()]
+    curve = only(rows)
+    trained, untrained = (f"stfpm@resnet18 {name}" for name in ("torchvision IMAGENET1K_V1", "random"))
+    assert [*curve.labels] == ["rd4ad", untrained, trained]
+    assert [one is not None for one in curve.at(trained, "image_auroc")] == [True, True, False]
+    assert [one is not None for one in curve.at(untrained, "image_auroc")] == [False, False, True]
+    assert curve.order("image_auroc")[0] == "rd4ad"
+    both = only(few() + [replace(row, job_id=f"7{row.job_id}", **random) for row in rows if row.k_shot == 8])
+    assert all(both.at(trained, "image_auroc")), "the board of a point that has both names them as the curve does"
+
+
+def test_values_of_other_files_than_the_newest_are_left_out_and_said() -> None:
+    def changed(row: Row) -> Row:
+        old = {"data_fingerprint": "0" * 64, "created_at": "2025-12-24T10:00:00+00:00"}
+        return replace(row, **old) if (row.k_shot, row.category) == (2, "cable") else row
+
+    rows = [changed(row) for row in few()]
+    curve = only(rows)
+    assert curve.left_out == " Left out, made from other files than the newest rows: cable at 2."
+    area = curve.area("stfpm", "image_auroc")
+    assert area is not None
+    assert area.categories == 1
+    means = [one.mean for one in only([row for row in rows if row.category == "bottle"]).at("stfpm", "image_auroc")
+             if one]  # fmt: skip
+    assert [one.mean for one in curve.at("stfpm", "image_auroc") if one] == means
+    for page in (markdown.page(boards(rows), table_of(rows)), html.body(boards(rows), table_of(rows), (), {})):
+        assert "Left out, made from other files than the newest rows: cable at 2." in page
+    assert only(few()).left_out == ""
+
+
+def together(rows: list[Row], images: int | None = None) -> list[Row]:
+    """The same rows of one model for both categories, which learnt from `images` in all."""
+    made = []
+    for row in rows:
+        inside = row.preset.removeprefix("paper").strip("[]")
+        parts = sorted([*filter(None, inside.split(",")), "setting=multi-class:2:ab12"])
+        made.append(replace(
+            row, preset=f"paper[{','.join(parts)}]", setting="multi-class", learnt_together=("bottle=1", "cable=2"),
+            train_images=images or 2 * (row.k_shot or 0),
+        ))  # fmt: skip
+    return made
+
+
+def test_with_one_model_for_all_the_number_of_images_is_that_of_each_category() -> None:
+    curve = only(together(few()) + together(list(point("", 0.9)), images=400))
+    assert [(place.at, place.label) for place in curve.places][-1] == (np.log2(200), "all (200)")
+    assert curve.words == "number of training images of each category"
+    assert only(few()).words == "number of training images"
+    assert curves(boards(few((1,), (0.5,)) + together(few((2,), (0.6,))))) == (), "two settings share no curve"
+
+
+def test_pages_of_one_model_for_all_say_so_in_words_of_their_own() -> None:
+    rows = [replace(row, preset=row.preset.replace("paper", "quick")) for row in together(list(point("", 0.9)), 400)]
+    words = "One model has learnt from all of these categories"
+    body = html.body(boards(rows), table_of(rows), (), {})
+    assert f'<span class="badge">multi-class</span>{words}' in body
+    assert body.count('<span class="badge">quick preset</span>Small images') == 1
+    assert words.lower() in markdown.page(boards(rows), table_of(rows))
+
+
+@pytest.mark.parametrize(
+    ("centres", "widths", "rows"),
+    [
+        ((0, 100, 200), (50, 50, 50), [0, 0, 0]),
+        ((0, 40, 80), (50, 50, 50), [0, 1, 0]),
+        ((0, 10, 20), (50, 50, 50), [0, 1, 2]),
+        ((0, 58), (50, 50), [0, 0]),
+        ((0, 57), (50, 50), [0, 1]),
+        ((0, 30, 90), (50, 10, 50), [0, 1, 0]),
+    ],
+)
+def test_labels_that_would_touch_stand_in_another_row(
+    centres: tuple[float, ...], widths: tuple[float, ...], rows: list[int]
+) -> None:
+    assert axes.rows_of_labels(centres, widths) == rows
+
+
+def test_labels_of_points_that_are_close_together_are_drawn_below_each_other() -> None:
+    rows = few((1, 64, 160), (0.5, 0.6, 0.7)) + list(point("", 0.9))
+    drawn = drawing(only(rows), "image_auroc")
+    places = {label: float(y) for y, label in re.findall(r'class="tick" x="[\d.]+" y="([\d.]+)"[^>]*>([^<]+)<', drawn)}
+    assert places["1"] == places["160"] < places["all (200)"]
+    (make, *_) = [make for name, make in figures._plan(boards(rows), []) if name.startswith("curve-")]
+    assert [text.get_text() for text in make().axes[0].get_xticklabels()] == ["1", "64", "160", "\nall (200)"]

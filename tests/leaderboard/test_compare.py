@@ -105,6 +105,30 @@ def test_a_method_that_is_not_there_is_an_error_that_names_those_that_are() -> N
         of_methods(table(rows((0.9,))), "stfpm", "mkd", ["image_auroc"], 0.005)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        (
+            {"seeds": (0, 1)},
+            {"seeds": (2, 3)},
+            r"no category with a seed in common; first: bottle seed 0, bottle seed 1;",
+        ),
+        ({}, {"category": "cable"}, "first: bottle seed 0; second: cable seed 0; run one of them with the --seeds"),
+        ({"image_auroc": None}, {}, "no job with a value of image_auroc on both sides; choose another --metric"),
+    ],
+)
+def test_jobs_that_meet_nowhere_are_one_line_that_says_why(
+    first: dict[str, Any], second: dict[str, Any], words: str
+) -> None:
+    def made(method: str, seeds: tuple[int, ...] = (0,), category: str = "bottle", **changes: Any) -> list[Row]:
+        return [plausible.row(method, category, seed, **changes) for seed in seeds]
+
+    with pytest.raises(NothingToCompare, match=f"'rd4ad' and 'stfpm' have .*{words}"):
+        of_methods(table(made("rd4ad", **first) + made("stfpm", **second)), "rd4ad", "stfpm", ["image_auroc"], 0.005)
+    with pytest.raises(NothingToCompare, match=f"'stfpm' of the two folders have .*{words}"):
+        folders(made("stfpm", **first), made("stfpm", **second))
+
+
 def external(category: str, seed: int, method: str = "external:other") -> Row:
     """A row whose maps other code made, plausible in every other respect."""
     facts = {"title": "other (external)", "origin": EXTERNAL, "preset": "external", "device": None, "device_name": None}

@@ -482,6 +482,24 @@ def test_the_page_never_scrolls_sideways_on_a_desk_or_a_phone(browser: Browser) 
     browser.ask("Emulation.clearDeviceMetricsOverride")
 
 
+def test_long_presets_and_pictures_do_not_make_the_page_wider(browser: Browser, tmp_path: Path) -> None:
+    preset = "quick[image_size=64,resolution=64,setting=multi-class:2:1fac,steps=2,train_images={}]"
+    rows = [
+        plausible.row("stfpm", category, 0, preset=preset.format(count), setting="multi-class", k_shot=count,
+                      learnt_together=("bottle=1", "cable=2"))
+        for category in ("bottle", "cable") for count in (1, 3)
+    ]  # fmt: skip
+    where = browser.evaluate("location.pathname")
+    text = page(rows, pictures={rows[0].job_id: put(tmp_path / "a.png", picture())})
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    browser.open(tmp_path / "page.html")
+    for width in (1400, 700, 390):
+        wide_as(browser, width)
+        assert browser.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), width
+    browser.ask("Emulation.clearDeviceMetricsOverride")
+    browser.open(Path(where))
+
+
 def test_long_names_and_many_methods_cut_neither_ranking_nor_chart(browser: Browser, tmp_path: Path) -> None:
     rows = [
         plausible.invented(f"m{index}", category, 0, title=f"{LONG} {index}", teacher="wide_resnet50_2",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from kdad_bench.leaderboard.images import Images, placements
 from kdad_bench.leaderboard.inference import holm
 from kdad_bench.leaderboard.pairs import Comparison, compared, corrected, visible
 from kdad_bench.leaderboard.row import Row
-from kdad_bench.leaderboard.spread import CATEGORIES, IMAGES, IMAGES_AND_SEEDS, SEEDS, Drawn, parts, spread
+from kdad_bench.leaderboard.spread import CATEGORIES, IMAGES, IMAGES_AND_SEEDS, SEEDS, Drawn, Parts, parts, spread
 
 Floats = NDArray[np.float64]
 METRIC = "image_auroc"
@@ -238,6 +239,54 @@ def test_a_matrix_of_very_many_methods_shows_the_first_and_says_so() -> None:
     assert f"The first {deciding.MOST_SHOWN} of {deciding.MOST_SHOWN + 3} methods." in page(many)
 
 
+def test_methods_of_other_seeds_are_not_compared_and_every_page_says_why() -> None:
+    rows = scored_rows({"a": 2.0}, "xy") + [
+        replace(row, seed=row.seed + 2, job_id=f"b{row.job_id}") for row in scored_rows({"b": 1.0}, "xy")
+    ]
+    board = board_of(rows)
+    found = board.summary.comparison("a", "b", METRIC)
+    assert (found.difference, found.p, found.categories) == (None, None, 0)
+    assert deciding.told(board, found) == "a and b: no category with a seed in common"
+    assert deciding.counted(board, METRIC) == "no two methods have a category with a seed in common"
+    assert deciding.power(board, METRIC) == ""
+    for text in (page(rows), html_pairs.matrix(board, METRIC)):
+        assert "no two methods have a category with a seed in common" in text
+        assert "; ." not in text
+
+
+EQUAL: dict[str, tuple[float, ...]] = {"tied": (0.5,) * 12, "perfect": tuple(float(n) for n in range(12))}
+
+
+@pytest.mark.parametrize(("first", "second"), [("tied", "tied"), ("perfect", "perfect"), ("perfect", "tied")])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_scores_that_cannot_vary_make_no_error_and_nothing_sure(first: str, second: str, seeds: int) -> None:
+    labels = tuple(n >= 6 for n in range(12))
+    made = [
+        plausible.invented(
+            method, category, seed, title=method, image_auroc=float(roc_auc_score(labels, EQUAL[kind])), image_ap=None,
+            image_scores=EQUAL[kind], image_labels=labels, image_names=tuple(f"{n:02}.png" for n in range(12)),
+        )
+        for method, kind in (("a", first), ("b", second)) for category in "xyz" for seed in range(seeds)
+    ]  # fmt: skip
+    found = board_of(made).summary.comparison("a", "b", METRIC)
+    assert found.difference == pytest.approx(0.0 if first == second else 0.5)
+    assert (found.low, found.evidence) == (None, CATEGORIES)
+    assert found.p == (1.0 if first == second else pytest.approx(0.25))
+    assert "nan" not in page(made).lower()
+
+
+def test_a_category_with_one_anomalous_image_is_judged_by_seeds_and_said() -> None:
+    rows = scored_rows({"a": 2.0, "b": 1.0}, "xy")
+    short = [
+        replace(row, image_auroc=0.5, image_scores=(0.1, 0.2, 0.3), image_labels=(True, False, False),
+                image_names=("a", "b", "c")) if row.category == "y" else row for row in rows
+    ]  # fmt: skip
+    board = board_of(short)
+    assert board.summary.comparison("a", "b", METRIC).evidence == SEEDS
+    assert board.summary.in_category("a", "b", METRIC, "x").evidence == IMAGES_AND_SEEDS
+    assert "on these very test images" in deciding.counted(board, METRIC)
+
+
 # ---- variance components
 
 
@@ -258,9 +307,46 @@ def simulated(category: float, seed: float, images: bool, categories: int = 400)
 def test_the_components_are_those_that_the_values_were_made_of(category: float, seed: float, images: bool) -> None:
     made = simulated(category, seed, images)
     found = parts([values for values, _ in made], [drawn for _, drawn in made] if images else None)
-    assert math.sqrt(found.category or 0) == pytest.approx(category, abs=0.006)
-    assert math.sqrt(found.seed or 0) == pytest.approx(seed, abs=0.006)
+    assert math.sqrt(max(0.0, found.category or 0)) == pytest.approx(category, abs=0.006)
+    assert math.sqrt(max(0.0, found.seed or 0)) == pytest.approx(seed, abs=0.006)
     assert found.image == (pytest.approx(0.02**2) if images else None)
+
+
+@pytest.mark.parametrize("images", [True, False])
+@pytest.mark.parametrize(("category", "seed"), [(0.03, 0.01), (0.0, 0.02), (0.03, 0.0), (0.0, 0.0)])
+def test_small_benchmarks_are_right_on_average_also_where_a_source_adds_nothing(
+    category: float, seed: float, images: bool
+) -> None:
+    """Benchmarks of four categories of 2, 3, 2 and 1 seeds: the mean of the estimates within 4.5 of its errors."""
+    shared, own, draw = (0.015, 0.01, 800) if images else (0.0, 0.0, 800)
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(draw):
+        values, drawn_of = [], []
+        for seeds in (2, 3, 2, 1):
+            level = 0.8 + category * rng.normal() + shared * rng.normal()
+            values.append(level + own * rng.normal(size=seeds) + seed * rng.normal(size=seeds))
+            drawn_of.append(Drawn(shared**2 + own**2 / seeds, shared**2 + own**2, shared**2 if seeds > 1 else 0.0, 30))
+        found.append(parts(values, drawn_of if images else None))
+    for name, true in (("category", category**2), ("seed", seed**2)):
+        every = np.array([getattr(one, name) for one in found])
+        assert abs(every.mean() - true) < 4.5 * every.std() / math.sqrt(draw) + 1e-15, name
+
+
+def test_what_is_estimated_below_zero_is_shown_as_nothing_and_not_averaged_as_nothing() -> None:
+    known = components.shares(Parts(-0.01, 0.03, 0.01))
+    assert known == {"category": (0.0, 0.0), "seed": (math.sqrt(0.03), 0.75), "image sample": (0.1, 0.25)}
+    rng = np.random.default_rng(3)
+    board = board_of([
+        plausible.invented(f"m{n}", c, s, title=f"m{n}", image_auroc=0.8 + 0.02 * rng.normal())
+        for n in range(60) for c in "abc" for s in (0, 1)
+    ])  # fmt: skip
+    every = components.of_entrants(board, METRIC).values()
+    assert any((one.category or 0) < 0 for one in every)
+    pooled = components.pooled(board, METRIC)
+    assert pooled is not None
+    assert pooled.category == pytest.approx(np.mean([one.category for one in every]))
+    assert math.sqrt(max(0.0, pooled.category or 0.0)) < 0.007, "categories add nothing here"
 
 
 def test_what_cannot_be_told_is_not_shown_as_nothing() -> None:
