@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from kdad_bench.datasets import whole
 from kdad_bench.datasets.cache import fingerprint
 from kdad_bench.datasets.category import MODALITIES, Category, DatasetError, printable
 from kdad_bench.datasets.entry import Entry, Layout
 from kdad_bench.datasets.listing import SHOWN, Unused, holds_images, is_folder, look, nested, remarks
 from kdad_bench.datasets.stand_in import PREFIX, marked
-from kdad_bench.datasets.survey import category_of
+from kdad_bench.datasets.survey import Survey, category_of, kinds
 from kdad_bench.datasets.table import DATASETS, code_of, entries, entry, known, named, spelling
 
 
@@ -89,15 +90,23 @@ def categories(
     if modality not in place.entry.modalities:
         having = ", ".join(map(spelling, entries(lambda one: modality in one.modalities).values()))
         raise DatasetError(f"modality '{modality}': {dataset} has no scans; use rgb, or one of {having}")
-    chosen = _chosen(place.name, list(place.categories), names)
+    surveys = [_survey(place, name) for name in _chosen(place.name, list(place.categories), names)]
     found = []
-    for name in chosen:
-        survey = place.layout.survey(place.categories[name])
-        survey.name = name
+    if faults := [line for survey in surveys for line in survey.faults]:
+        raise DatasetError(*kinds(faults))
+    for survey in surveys:
         made = category_of(survey, place.name, synthetic=place.synthetic, modality=modality)
-        lacking = fewer_than_published(made, place.entry)
-        found.append(replace(made, code=code_of(place.entry.name), remarks=(*made.remarks, *lacking)))
+        told = whole.remarks(made, place.entry)
+        found.append(replace(made, code=code_of(place.entry.name), remarks=(*made.remarks, *told)))
+    if lines := whole.refusals(place.root, place.entry, found):
+        raise DatasetError(*lines)
     return found
+
+
+def _survey(place: Place, name: str) -> Survey:
+    survey = place.layout.survey(place.categories[name])
+    survey.name = name
+    return survey
 
 
 def category_names(dataset: str, data_root: Path | None) -> list[str]:
@@ -106,26 +115,6 @@ def category_names(dataset: str, data_root: Path | None) -> list[str]:
     Raises DatasetError with one line if the data set is missing.
     """
     return list(located(dataset, data_root).categories)
-
-
-def fewer_than_published(category: Category, one: Entry) -> tuple[str, ...]:
-    """A line on a category that holds fewer images than the data set has: half an archive looks like a small one."""
-    counts = one.published.get(category.name.removeprefix(PREFIX))
-    if counts is None:
-        return ()
-    good = sum(not sample.label for sample in category.test)
-    there = {"train": len(category.train), "validation": len(category.validation), "test_good": good,
-             "test_anomalous": len(category.test) - good, "unlabelled": len(category.unlabelled)}  # fmt: skip
-    lacking = [
-        f"{count} of {wanted} {key.replace('_', ' ')} images"
-        for key, count in there.items()
-        if (wanted := getattr(counts, key)) is not None and count < wanted
-    ]
-    if not lacking:
-        return ()
-    return (
-        f"{category.root}: {', '.join(lacking)} of {one.title} are there: is it whole? `kdad-bench data verify` tells",
-    )
 
 
 def names_at_hand(dataset: str, data_root: Path | None) -> list[str]:

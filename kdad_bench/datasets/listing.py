@@ -23,6 +23,7 @@ SPECIAL = "neither files nor folders"
 SUFFIX = "no suffix of an image"
 NAME = "names that are not UTF-8 or hold control characters; rename them"
 NESTED = "folders inside a folder of images"
+NO_FILE = "folders with the name of an image"
 
 
 class Unused(NamedTuple):
@@ -132,8 +133,9 @@ def holds_images(folder: Path) -> bool:
 
 
 def nested(folders: Iterable[Path]) -> list[Unused]:
-    """Folders where only files are read; empty ones are no loss."""
-    return [Unused(path, NESTED, count) for path in folders if (count := files_below(path))]
+    """Folders where only files are read; empty ones are no loss, unless one is called like an image."""
+    counted = [(path, files_below(path), path.suffix.lower() in SUFFIXES) for path in folders]
+    return [Unused(path, NO_FILE if odd else NESTED, max(1, count)) for path, count, odd in counted if count or odd]
 
 
 def remarks(unused: Sequence[Unused]) -> tuple[str, ...]:
