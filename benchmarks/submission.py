@@ -58,7 +58,8 @@ def run(given: argparse.Namespace, folder: Path) -> None:
     """Learn, evaluate the public images, keep the model."""
     command(
         "run", "--method", given.method, "--preset", given.preset, "--dataset", NAME, "--data-root", folder,
-        "--seeds", 1, "--out", folder / "out", "--save-models", "--no-pictures", "--no-measure-speed", "--executor", "in-process",
+        "--seeds", 1, "--out", folder / "out", "--save-models", "--no-pictures", "--no-measure-speed",
+        "--executor", "in-process",
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from kdad_bench.datasets import whole
 from kdad_bench.datasets.cache import fingerprint
 from kdad_bench.datasets.category import MODALITIES, Category, DatasetError, printable
 from kdad_bench.datasets.entry import Entry, Layout
-from kdad_bench.datasets.listing import SHOWN, Unused, holds_images, is_folder, look, nested, remarks
+from kdad_bench.datasets.listing import SHOWN, Unused, holds_images, is_file, is_folder, look, nested, remarks
 from kdad_bench.datasets.stand_in import PREFIX, marked
 from kdad_bench.datasets.survey import Survey, category_of, kinds
 from kdad_bench.datasets.table import DATASETS, code_of, entries, entry, known, named, spelling
@@ -204,7 +204,7 @@ def _another(place: Path, one: Entry) -> str:
 
 def _place(name: str, root: Path, one: Entry) -> Place:
     """The first layout that finds a category in `root`."""
-    if not is_folder(root) and not (one.takes_file and root.is_file()):
+    if not is_folder(root) and not (one.takes_file and is_file(root)):
         raise DatasetError(f"{root}: no such folder; the layout is {one.layouts[-1].text}")
     drawn = one.synthetic or bool(marked(root)) or bool(marked(root.parent))
     for layout in one.layouts:

@@ -97,6 +97,14 @@ def is_folder(path: Path) -> bool:
         return False
 
 
+def is_file(path: Path) -> bool:
+    """Whether `path` is a regular file; False where it cannot be asked: a name too long, a folder that is closed."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
 def child(folder: Path, name: str) -> Path | None:
     """The folder `name` in `folder`, in any mixture of upper and lower case; None if there is none.
 

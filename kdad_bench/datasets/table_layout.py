@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from kdad_bench.datasets.category import GOOD, DatasetError, Sample
 from kdad_bench.datasets.decoding import read_bytes
-from kdad_bench.datasets.listing import SHOWN, is_folder, look
+from kdad_bench.datasets.listing import SHOWN, is_file, is_folder, look
 from kdad_bench.datasets.survey import Survey
 
 TABLES = frozenset({".csv", ".parquet"})
@@ -180,7 +180,7 @@ class Reader:
         have: dict[Path, bool] = {}
         for path in (path for paths in files.values() for path in paths):
             if path not in have:
-                have[path] = path.is_file()
+                have[path] = is_file(path)
         seen: dict[Path, int] = {}
         doubled = [line for line in lines if seen.setdefault(files[line.number][0], line.number) != line.number]
         known = {*self.normal, *self.anomalous}
@@ -299,7 +299,7 @@ def _is_table(path: Path) -> bool:
 def _placed(folder: Path, cell: str) -> Path:
     """The file that a cell names, relative to the folder of its table; either kind of slash will do."""
     path = folder / cell
-    if "\\" in cell and not path.is_file():
+    if "\\" in cell and not is_file(path):
         path = folder / cell.replace("\\", "/")
     return Path(os.path.normpath(path))  # two spellings of one file are one
 

@@ -14,7 +14,7 @@ from kdad_bench.datasets.category import DatasetError, Sample, printable
 from kdad_bench.datasets.decoding import Mask, image_size, mask_of, open_image
 from kdad_bench.datasets.entry import Entry, Layout
 from kdad_bench.datasets.finding import expanded, strays
-from kdad_bench.datasets.listing import Unused, is_folder, remarks
+from kdad_bench.datasets.listing import Unused, is_file, is_folder, remarks
 from kdad_bench.datasets.saturation import Saturation, saturations, share_of
 from kdad_bench.datasets.survey import Survey
 from kdad_bench.datasets.table import entries
@@ -118,7 +118,7 @@ def _report(root: Path, against: str | None, done: Callable[[str], None], *, exa
 
 def _read(root: Path, asked: Entry | None) -> tuple[Layout, dict[str, Path]]:
     """The first layout that finds a category in `root`: of those of the data set asked for, of folders, of any."""
-    if not is_folder(root) and not root.is_file():
+    if not is_folder(root) and not is_file(root):
         raise DatasetError(f"{root}: no such folder")
     every = sorted(entries().values(), key=lambda one: not one.takes_path)
     first = [asked, *every] if asked is not None else every
@@ -238,7 +238,7 @@ def _examine(found: CategoryReport, survey: Survey) -> None:
 
 def _has_bytes(path: Path) -> bool:
     """Whether a file is there and not empty; one that is not has its own line already."""
-    return path.is_file() and path.stat().st_size > 0
+    return is_file(path) and path.stat().st_size > 0
 
 
 def _image_problems(
