@@ -12,7 +12,8 @@ from pathlib import Path
 from kdad_bench.datasets import cache
 from kdad_bench.datasets.category import Category, DatasetError
 from kdad_bench.datasets.listing import SHOWN
-from kdad_bench.datasets.torn import Size, fault_of
+from kdad_bench.datasets.saturation import saturations
+from kdad_bench.datasets.torn import Size, fault_of, fault_of_scan
 
 OTHER_SIZE = "of another size than their image"
 NUMBER = re.compile(r"\d+")
@@ -30,7 +31,8 @@ def all_sealed(categories: Sequence[Category]) -> list[Category]:
     """The categories with the hash of every file. No pixel is decoded.
 
     Raises DatasetError with a line for each kind of fault that the beginnings and the ends of their images show: what
-    is missing, not readable, empty, no image or cut short, and masks of another size than their image.
+    is missing, not readable, empty, no image or cut short, masks of another size than their image, and saturations that
+    cannot be read.
     """
     if lines := [line for those in _by_dataset(categories) for line in lines_on(those)]:
         raise DatasetError(*lines)
@@ -51,7 +53,24 @@ def lines_on(categories: Sequence[Category]) -> Iterator[str]:
     faults = {path: why for path, (why, _) in looked.items() if why}
     sizes = {path: size for path, (_, size) in looked.items()}
     faults |= dict.fromkeys((path for one in categories for path in _odd_masks(one, sizes)), OTHER_SIZE)
+    faults |= {path: why for path in _others(categories, looked) if (why := fault_of_scan(path))}
     yield from told(Path(os.path.commonpath([one.root for one in categories])), faults)
+    for one in categories:
+        if one.saturation is not None and one.saturation not in faults:
+            yield from _lines_on_saturation(one.saturation)
+
+
+def _others(categories: Sequence[Category], looked: Mapping[Path, object]) -> list[Path]:
+    """The files that are no images: scans, and what says where regions saturate."""
+    return [path for one in categories for path in one.files() if path not in looked]
+
+
+def _lines_on_saturation(path: Path) -> tuple[str, ...]:
+    try:
+        saturations(path)
+    except DatasetError as error:
+        return error.lines
+    return ()
 
 
 def looked_at(files: Iterable[Path]) -> dict[Path, tuple[str, Size]]:

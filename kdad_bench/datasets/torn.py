@@ -6,6 +6,7 @@ damage inside of a file shows only there.
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 from collections.abc import Callable
@@ -25,6 +26,7 @@ PNG_SPARED = 8  # bytes at the end of its pixels without which a decoder may hav
 JPEG_END = b"\xff\xd9"
 JPEG_SCAN = 0xDA  # the segment after which compressed pixels follow
 BMP_PLAIN = (0, 3)  # kinds of compression that are none
+TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 TIFF_OFFSETS, TIFF_SIZES = (273, 324), (279, 325)  # of strips and of tiles
 
 
@@ -32,7 +34,7 @@ def fault_of(path: Path) -> tuple[str, Size]:
     """(what is wrong with the file of an image, in a few words, or nothing; its width and height, 0 where unknown)."""
     try:
         with opened(path) as file:
-            if not os.fstat(file.fileno()).st_size:
+            if not _size(file):
                 return EMPTY, (0, 0)
             image = header(path, file)
             ending = ENDINGS.get(image.format or "")
@@ -41,6 +43,30 @@ def fault_of(path: Path) -> tuple[str, Size]:
         return str(error).removeprefix(f"{path}: ").rpartition(";")[0], (0, 0)
     except (OSError, ValueError, struct.error, TypeError, OverflowError):  # tags that make no sense: decoding tells
         return "", (0, 0)
+
+
+def fault_of_scan(path: Path) -> str:
+    """What is wrong with a file that is no image, in a few words, or nothing: the numbers of a TIFF file may lack."""
+    try:
+        with opened(path) as file:
+            if not _size(file):
+                return EMPTY
+            return TORN if _bytes(file, 0, 4) in TIFF_BEGINNINGS and _lacks_numbers(file) else ""
+    except DatasetError as error:
+        return str(error).removeprefix(f"{path}: ").rpartition(";")[0]
+
+
+def _lacks_numbers(file: IO[bytes]) -> bool:
+    import tifffile
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    file.seek(0)
+    try:
+        page = tifffile.TiffFile(file).pages.first
+        parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))
+    except Exception:  # a damaged file has many ways to be so; reading it tells
+        return False
+    return any(first + count > _size(file) for first, count in parts)
 
 
 def _bytes(file: IO[bytes], first: int, count: int = -1) -> bytes:

@@ -21,10 +21,11 @@ from kdad_bench.cli import cli
 from kdad_bench.datasets import decoding
 from kdad_bench.datasets.category import DatasetError
 from kdad_bench.datasets.decoding import open_image
-from kdad_bench.datasets.torn import EMPTY, TORN, fault_of
+from kdad_bench.datasets.torn import EMPTY, TORN, fault_of, fault_of_scan
 from kdad_bench.datasets.verify import verify
 from kdad_bench.leaderboard import store
 from tests.conftest import write_tree
+from tests.datasets.test_mvtec_3d_ad import write_scans
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (37, 53, 3), np.uint8)  # odd sides: rows are padded where a format pads them
@@ -105,7 +106,7 @@ def test_a_file_that_is_cut_is_told_unless_it_can_be_decoded(tmp_path: Path, kin
     assert fault_of(path)[0]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(sorted(WHOLE)), st.data())
 def test_no_file_is_called_torn_that_can_be_decoded(
     tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject
@@ -242,6 +243,40 @@ def test_files_of_one_kind_are_one_line_over_all_categories(tmp_path: Path) -> N
     assert f"{root}: {len(torn)} files: {TORN} (bolt/" in many
     assert many.endswith(", ...); restore them")
     assert one.endswith(f"1 file: {EMPTY} (cloth/train/good/000.png); restore it")
+
+
+@pytest.mark.parametrize("case", ["empty", "cut", "cut at its end"])
+@pytest.mark.parametrize("place", ["train/good/xyz/001.tiff", "test/dent/xyz/000.tiff"])
+def test_a_scan_that_is_not_whole_is_one_line_where_scans_are_read(tmp_path: Path, place: str, case: str) -> None:
+    plate = write_scans(tmp_path / "set" / "plate")
+    content = (plate / place).read_bytes()
+    (plate / place).write_bytes(content[: {"empty": 0, "cut": len(content) // 2, "cut at its end": -9}[case]])
+    (flat,) = datasets.categories(f"folder:{plate}", None)
+    datasets.sealed(flat)
+    (deep,) = datasets.categories(f"folder:{plate}", None, modality="depth")
+    with pytest.raises(DatasetError) as error:
+        datasets.sealed(deep)
+    (line,) = error.value.lines
+    assert line == f"{plate}: 1 file: {EMPTY if case == 'empty' else TORN} ({place}); restore it"
+
+
+def test_a_whole_scan_has_no_fault_in_any_way_of_writing(tmp_path: Path) -> None:
+    numbers, path = RNG.normal(size=(20, 30, 3)).astype(np.float32), tmp_path / "x.tiff"
+    for options in ({}, {"compression": "zlib"}, {"rowsperstrip": 3}, {"byteorder": ">"}, {"bigtiff": True}):
+        path.write_bytes(tiff(numbers, **options))
+        assert fault_of_scan(path) == "", options
+        path.write_bytes(path.read_bytes()[:-40])
+        assert fault_of_scan(path) == TORN, options
+    path.write_bytes(b"II*\0" + bytes(90))
+    assert fault_of_scan(path) == ""  # reading it tells
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]"])
+def test_a_saturation_that_cannot_be_read_is_one_line_before_anything_is_learnt(tree: Path, text: str) -> None:
+    (tree / "defects_config.json").write_text(text)
+    done = command("run", "-m", "pixel_mean", "-d", f"folder:{tree}", "--dry-run")
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1), done.output
+    assert "defects_config.json" in done.stderr
 
 
 @pytest.mark.parametrize("place", ["train/good", "test/good", "test/spot"])
