@@ -209,7 +209,7 @@ def _channels(start: bytes, file: IO[bytes]) -> str:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         file.seek(0)
-        page = tifffile.TiffFile(file).pages.first
+        page = tifffile.TiffFile(file, name="x.tiff").pages.first  # the name of an open file may be a number
         channels, bits = int(page.samplesperpixel), int(page.bitspersample)
         return f"{channels} channels of {bits} bits" if channels > 1 else ""
     except Exception:  # a damaged file has many ways to be so; it is told as one

@@ -62,7 +62,7 @@ def _lacks_numbers(file: IO[bytes]) -> bool:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     file.seek(0)
     try:
-        page = tifffile.TiffFile(file).pages.first
+        page = tifffile.TiffFile(file, name="x.tiff").pages.first  # the name of an open file may be a number
         parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))
     except Exception:  # a damaged file has many ways to be so; reading it tells
         return False

@@ -263,12 +263,18 @@ def test_a_scan_that_is_not_whole_is_one_line_where_scans_are_read(tmp_path: Pat
 def test_a_whole_scan_has_no_fault_in_any_way_of_writing(tmp_path: Path) -> None:
     numbers, path = RNG.normal(size=(20, 30, 3)).astype(np.float32), tmp_path / "x.tiff"
     for options in ({}, {"compression": "zlib"}, {"rowsperstrip": 3}, {"byteorder": ">"}, {"bigtiff": True}):
-        path.write_bytes(tiff(numbers, **options))
+        path.write_bytes(tiff(numbers, photometric="rgb", **options))
         assert fault_of_scan(path) == "", options
         path.write_bytes(path.read_bytes()[:-40])
         assert fault_of_scan(path) == TORN, options
     path.write_bytes(b"II*\0" + bytes(90))
     assert fault_of_scan(path) == ""  # reading it tells
+
+
+def test_an_image_of_many_channels_is_told_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.tiff"
+    path.write_bytes(tiff(np.zeros((9, 9, 7), np.uint16), planarconfig="contig", photometric="minisblack"))
+    assert fault_of(path) == ("a TIFF file of 7 channels of 16 bits", (0, 0))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]"])
