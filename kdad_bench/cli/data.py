@@ -229,7 +229,7 @@ def preview(
     from kdad_bench.datasets.preview import contact_sheet
 
     try:
-        found: list[Category] = datasets.categories(dataset, data_root, names, modality=modality)
+        found: list[Category] = datasets.categories(dataset, data_root, names, modality=modality, partly=True)
         out = at_home(out)
         out.mkdir(parents=True, exist_ok=True)
         for category in found:

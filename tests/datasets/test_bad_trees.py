@@ -247,6 +247,17 @@ def test_all_categories_of_a_kind_are_one_line_and_a_part_of_a_data_set_is_none(
         datasets.categories("mvtec_ad", tmp_path)
 
 
+def test_half_of_a_data_set_is_listed_and_looked_at(trees: dict[str, Path], tmp_path: Path) -> None:
+    place = copied(trees, "mvtec_ad", tmp_path)
+    left, _ = thinned(place, "train images")
+    listed = command("list", "datasets", "--data-root", tmp_path)
+    assert listed.exit_code == 0, listed.output
+    assert any({"mvtec_ad", "bottle", str(left)} <= {*line.replace("│", " ").split()} for line in
+               listed.stdout.splitlines()), listed.stdout  # fmt: skip
+    seen = command("data", "preview", "mvtec_ad", "--data-root", tmp_path, "--out", tmp_path / "sheets", "--side", 32)
+    assert seen.exit_code == 0, seen.output
+
+
 @pytest.mark.parametrize("name", ["btad", "mpdd", "mvtec_3d_ad"])
 def test_numbers_that_are_in_doubt_are_told_unless_the_sum_tells(
     name: str, trees: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
