@@ -188,28 +188,8 @@ def _uses(category: Category) -> Iterator[str]:
         yield "\0".join([split, sample.defect, *names]) + "\n"
 
 
-<<<<<<< HEAD
 def named(category: Category, hashes: Mapping[Path, str]) -> dict[str, str]:
     """Name below the category's folder -> hash of each file."""
-    return {path.relative_to(category.root).as_posix(): digest for path, digest in hashes.items()}
-=======
-def sealed(category: Category) -> Category:
-    """The category with the hash of every file, so that loading it refuses a file that has changed since.
-
-    Raises DatasetError if a file is missing or empty: what a download that broke off leaves behind.
-    """
-    hashes = content_hashes(dict.fromkeys(category.files()))
-    empty = [path for path, digest in hashes.items() if digest == EMPTY]
-    if empty:
-        names = ", ".join(path.relative_to(category.root).as_posix() for path in empty[:SHOWN])
-        raise DatasetError(
-            f"{category.root}: {len(empty)} {'file is' if len(empty) == 1 else 'files are'} empty (0 bytes: {names}"
-            f"{', ...' if len(empty) > SHOWN else ''}); restore the data set"
-        )
-    return replace(category, seal=_named(category, hashes))
-
-
-def _named(category: Category, hashes: Mapping[Path, str]) -> dict[str, str]:
     return {_inside(path, category.root): digest for path, digest in hashes.items()}
 
 
@@ -220,7 +200,6 @@ def _inside(path: Path, root: Path) -> str:
     """
     text, begin = str(path), f"{root}/"
     return text[len(begin) :] if os.sep == "/" and text.startswith(begin) else path.relative_to(root).as_posix()
->>>>>>> main
 
 
 def unchanged(category: Category, files: Sequence[Path]) -> dict[Path, str]:
