@@ -135,7 +135,7 @@ def fetch(
         click.echo("\nstopped; the same command goes on from here", err=True)
         sys.exit(130)
     _show(report)
-    sys.exit(0 if report.sound else 1)
+    sys.exit(report.exit_code)
 
 
 def _accept(given: bool) -> None:
@@ -158,8 +158,8 @@ def _accept(given: bool) -> None:
 def verify(path: Path, against: str | None, as_json: bool) -> None:
     """Examine a data set: numbers, unreadable or unused files, masks that do not fit, equal files in two splits.
 
-    PATH is a folder, or a table of `tabular`. Exit code 0 if it is sound, 1 if there is a problem, 2 if PATH holds no
-    data set.
+    PATH is a folder, or a table of `tabular`. Exit code 0 if it is sound, 1 if there is a problem that a run tells and
+    lives with, 2 if a run refuses it or PATH holds no data set.
     """
     from kdad_bench.datasets import verify as verifying
     from kdad_bench.datasets.category import DatasetError
@@ -172,7 +172,7 @@ def verify(path: Path, against: str | None, as_json: bool) -> None:
         click.echo(json.dumps(report.as_dict(), indent=2))
     else:
         _show(report)
-    sys.exit(0 if report.sound else 1)
+    sys.exit(report.exit_code)
 
 
 def _show(report: Report) -> None:
@@ -229,7 +229,7 @@ def preview(
     from kdad_bench.datasets.preview import contact_sheet
 
     try:
-        found: list[Category] = datasets.categories(dataset, data_root, names, modality=modality)
+        found: list[Category] = datasets.categories(dataset, data_root, names, modality=modality, partly=True)
         out = at_home(out)
         out.mkdir(parents=True, exist_ok=True)
         for category in found:

@@ -88,7 +88,7 @@ def datasets(data_root: Path | None) -> None:
         raise BadInput(str(error)) from error
     for name in [*there, *embedded]:
         try:
-            found = rooms.categories(name, data_root)
+            found = rooms.categories(name, data_root, partly=True)
         except rooms.DatasetError as error:
             raise BadInput(str(error)) from error
         for category in found:

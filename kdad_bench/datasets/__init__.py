@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdad_bench.datasets import outside
 from kdad_bench.datasets.bundle import Data, load
-from kdad_bench.datasets.cache import fingerprint, sealed
+from kdad_bench.datasets.cache import fingerprint
 from kdad_bench.datasets.category import GOOD, MODALITIES, Category, DatasetError, Sample
 from kdad_bench.datasets.entry import Entry
 from kdad_bench.datasets.finding import (
@@ -25,6 +25,7 @@ from kdad_bench.datasets.loading import (
     load_validation,
     single_modalities,
 )
+from kdad_bench.datasets.sealing import all_sealed, sealed
 from kdad_bench.datasets.splits import Normals, held_out, load_normals
 from kdad_bench.datasets.table import DATASETS, entries, entry, known, named
 
@@ -43,6 +44,7 @@ __all__ = [
     "Normals",
     "Sample",
     "TestSet",
+    "all_sealed",
     "canonical",
     "categories",
     "category_names",

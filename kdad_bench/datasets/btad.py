@@ -59,6 +59,7 @@ BTAD = Entry(
     published=PUBLISHED,
     closed=True,
     confirmed=False,
+    totals={"train": 1799, "test_good": 451, "test_anomalous": 290},
     subjects=SUBJECTS,
     drawn_files=_files,
 )

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from kdad_bench.datasets.cache import fingerprint, sealed
+from kdad_bench.datasets.cache import fingerprint
 from kdad_bench.datasets.category import DatasetError
 from kdad_bench.datasets.finding import canonical, categories
 from kdad_bench.datasets.loading import load_test, load_train
+from kdad_bench.datasets.sealing import sealed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)

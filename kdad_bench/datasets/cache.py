@@ -18,7 +18,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,13 +26,11 @@ import numpy.typing as npt
 
 from kdad_bench.datasets.category import Category, DatasetError
 from kdad_bench.datasets.decoding import MAX_BYTES, opened
-from kdad_bench.datasets.listing import SHOWN
 from kdad_bench.files import CacheError, cache_folder, let_go, sweep, write_text_whole, write_whole
 
 LAYOUT = "2"  # changes when decoding or the stored layout changes: old entries are then no longer found
 CHUNK = 1 << 20
 PIECE = 1 << 28  # bytes of an array that are in memory at a time while they are checked
-EMPTY = hashlib.sha256().hexdigest()  # of a file without a byte
 SEAL = b"kdad\x00crc"  # before the CRC-32 at the end of an array's file
 RACY_NS = 100_000_000  # a file changed so shortly ago may change again within one tick of its clock
 READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
@@ -173,7 +170,7 @@ def fingerprint(category: Category) -> str:
 
     Of a sealed category it is the plan's, and no file is touched. Raises DatasetError if a file is missing.
     """
-    found = category.seal or _named(category, content_hashes(dict.fromkeys(category.files())))
+    found = category.seal or named(category, content_hashes(dict.fromkeys(category.files())))
     digest = hashlib.sha256(category.modality.encode())
     for name in sorted((_inside(path, category.root) for path in category.files()), key=lambda name: name.split("/")):
         digest.update(f"{name}\0{found[name]}\n".encode())
@@ -191,23 +188,8 @@ def _uses(category: Category) -> Iterator[str]:
         yield "\0".join([split, sample.defect, *names]) + "\n"
 
 
-def sealed(category: Category) -> Category:
-    """The category with the hash of every file, so that loading it refuses a file that has changed since.
-
-    Raises DatasetError if a file is missing or empty: what a download that broke off leaves behind.
-    """
-    hashes = content_hashes(dict.fromkeys(category.files()))
-    empty = [path for path, digest in hashes.items() if digest == EMPTY]
-    if empty:
-        names = ", ".join(path.relative_to(category.root).as_posix() for path in empty[:SHOWN])
-        raise DatasetError(
-            f"{category.root}: {len(empty)} {'file is' if len(empty) == 1 else 'files are'} empty (0 bytes: {names}"
-            f"{', ...' if len(empty) > SHOWN else ''}); restore the data set"
-        )
-    return replace(category, seal=_named(category, hashes))
-
-
-def _named(category: Category, hashes: Mapping[Path, str]) -> dict[str, str]:
+def named(category: Category, hashes: Mapping[Path, str]) -> dict[str, str]:
+    """Name below the category's folder -> hash of each file."""
     return {_inside(path, category.root): digest for path, digest in hashes.items()}
 
 

@@ -63,7 +63,7 @@ class Category:
     unlabelled: tuple[Path, ...] = field(default=(), compare=False)  # test images whose labels are not published
     remarks: tuple[str, ...] = field(default=(), compare=False)  # a line for each kind of thing that is not used
     code: str = ""  # SHA-256 of the code that sorted the files, where it is not this package's
-    # relative name -> SHA-256 of each file as a plan saw it (`cache.sealed`); loading refuses a file that has changed
+    # relative name -> SHA-256 of each file as a plan saw it (`sealing.sealed`); loading refuses a file that has changed
     seal: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def splits(self) -> Iterator[tuple[str, Sample]]:

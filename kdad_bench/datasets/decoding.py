@@ -48,6 +48,7 @@ def _silence_libtiff() -> None:
 
 _silence_libtiff()
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it says of a bad file stands in the error
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # and so does this
 # a picture that Pillow finds too large is refused as a damaged one is; it would only warn
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
@@ -126,7 +127,7 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
 
     `data` are the bytes of the file where the caller has read them. Raises DatasetError with one line.
     """
-    image = _header(path, io.BytesIO(read_bytes(path) if data is None else data))
+    image = header(path, io.BytesIO(read_bytes(path) if data is None else data))
     try:
         pictures = getattr(image, "n_frames", 1) if image.format in ("TIFF", "PNG", "WEBP") else 1
         if pictures > 1:
@@ -173,11 +174,14 @@ def positive(image: Image.Image) -> Image.Image:
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) as the file's header says, without decoding it. Raises DatasetError if it has none."""
     with opened(path) as file:
-        return _header(path, file).size
+        return header(path, file).size
 
 
-def _header(path: Path, file: IO[bytes]) -> Image.Image:
-    """The image in an open file, its size known and within the limit, its pixels not decoded."""
+def header(path: Path, file: IO[bytes]) -> Image.Image:
+    """The image in an open file, its size known and within the limit, its pixels not decoded.
+
+    Raises DatasetError for what is none.
+    """
     try:
         start = file.read(24)
         file.seek(0)
@@ -205,7 +209,7 @@ def _channels(start: bytes, file: IO[bytes]) -> str:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         file.seek(0)
-        page = tifffile.TiffFile(file).pages.first
+        page = tifffile.TiffFile(file, name="x.tiff").pages.first  # the name of an open file may be a number
         channels, bits = int(page.samplesperpixel), int(page.bitspersample)
         return f"{channels} channels of {bits} bits" if channels > 1 else ""
     except Exception:  # a damaged file has many ways to be so; it is told as one

@@ -82,9 +82,9 @@ class Entry:
     page: str = ""  # where a person can get it, if there is no archive that a program can fetch
     published: Mapping[str, Counts] = field(default_factory=dict)  # category -> what a complete copy holds
     closed: bool = False  # a tree with none of the published categories is another data set
-    confirmed: bool = True  # whether every published number is; differences are notes where they are not
+    confirmed: bool = True  # whether the numbers of each category are; a run refuses fewer, else they are told
     upload: Upload | None = None  # where a server evaluates the images without labels
-    totals: Mapping[str, int] = field(default_factory=dict)  # numbers of all categories together, as in `Counts`
+    totals: Mapping[str, int] = field(default_factory=dict)  # confirmed numbers of all categories together, by `Counts`
     subjects: Mapping[str, Subject | Solid] = field(default_factory=dict)  # category -> what its stand-in shows
     drawn_counts: Mapping[str, Counts] = field(default_factory=dict)  # of a stand-in, where they are not `published`
     drawn_files: Callable[[str, Split, int], Files] | None = None  # (category, split, number) -> where a drawing goes

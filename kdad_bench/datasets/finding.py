@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from kdad_bench.datasets import whole
 from kdad_bench.datasets.cache import fingerprint
 from kdad_bench.datasets.category import MODALITIES, Category, DatasetError, printable
 from kdad_bench.datasets.entry import Entry, Layout
-from kdad_bench.datasets.listing import SHOWN, Unused, holds_images, is_folder, look, nested, remarks
+from kdad_bench.datasets.listing import SHOWN, Unused, holds_images, is_file, is_folder, look, nested, remarks
 from kdad_bench.datasets.stand_in import PREFIX, marked
-from kdad_bench.datasets.survey import category_of
+from kdad_bench.datasets.survey import Survey, category_of, kinds
 from kdad_bench.datasets.table import DATASETS, code_of, entries, entry, known, named, spelling
 
 
@@ -76,12 +77,13 @@ def root_of(one: Entry, data_root: Path) -> Path | None:
 
 
 def categories(
-    dataset: str, data_root: Path | None, names: Sequence[str] = (), *, modality: str = "rgb"
+    dataset: str, data_root: Path | None, names: Sequence[str] = (), *, modality: str = "rgb", partly: bool = False
 ) -> list[Category]:
     """The categories of a data set, all of them or those in `names`, in alphabetical order.
 
     `dataset` is a name of the table, folder:PATH, or the folder name of a drawn stand-in.
-    Raises DatasetError with one line if the data set, a category or a file is missing.
+    Raises DatasetError with one line if the data set, a category or a file is missing, and, unless it is only to be
+    looked at `partly`, if there are fewer images than published.
     """
     if modality not in MODALITIES:
         raise DatasetError(f"modality '{modality}': must be one of {', '.join(MODALITIES)}")
@@ -89,15 +91,23 @@ def categories(
     if modality not in place.entry.modalities:
         having = ", ".join(map(spelling, entries(lambda one: modality in one.modalities).values()))
         raise DatasetError(f"modality '{modality}': {dataset} has no scans; use rgb, or one of {having}")
-    chosen = _chosen(place.name, list(place.categories), names)
+    surveys = [_survey(place, name) for name in _chosen(place.name, list(place.categories), names)]
     found = []
-    for name in chosen:
-        survey = place.layout.survey(place.categories[name])
-        survey.name = name
+    if faults := [line for survey in surveys for line in survey.faults]:
+        raise DatasetError(*kinds(faults))
+    for survey in surveys:
         made = category_of(survey, place.name, synthetic=place.synthetic, modality=modality)
-        lacking = fewer_than_published(made, place.entry)
-        found.append(replace(made, code=code_of(place.entry.name), remarks=(*made.remarks, *lacking)))
+        told = whole.remarks(made, place.entry)
+        found.append(replace(made, code=code_of(place.entry.name), remarks=(*made.remarks, *told)))
+    if lines := [] if partly else whole.refusals(place.root, place.entry, found):
+        raise DatasetError(*lines)
     return found
+
+
+def _survey(place: Place, name: str) -> Survey:
+    survey = place.layout.survey(place.categories[name])
+    survey.name = name
+    return survey
 
 
 def category_names(dataset: str, data_root: Path | None) -> list[str]:
@@ -106,26 +116,6 @@ def category_names(dataset: str, data_root: Path | None) -> list[str]:
     Raises DatasetError with one line if the data set is missing.
     """
     return list(located(dataset, data_root).categories)
-
-
-def fewer_than_published(category: Category, one: Entry) -> tuple[str, ...]:
-    """A line on a category that holds fewer images than the data set has: half an archive looks like a small one."""
-    counts = one.published.get(category.name.removeprefix(PREFIX))
-    if counts is None:
-        return ()
-    good = sum(not sample.label for sample in category.test)
-    there = {"train": len(category.train), "validation": len(category.validation), "test_good": good,
-             "test_anomalous": len(category.test) - good, "unlabelled": len(category.unlabelled)}  # fmt: skip
-    lacking = [
-        f"{count} of {wanted} {key.replace('_', ' ')} images"
-        for key, count in there.items()
-        if (wanted := getattr(counts, key)) is not None and count < wanted
-    ]
-    if not lacking:
-        return ()
-    return (
-        f"{category.root}: {', '.join(lacking)} of {one.title} are there: is it whole? `kdad-bench data verify` tells",
-    )
 
 
 def names_at_hand(dataset: str, data_root: Path | None) -> list[str]:
@@ -215,7 +205,7 @@ def _another(place: Path, one: Entry) -> str:
 
 def _place(name: str, root: Path, one: Entry) -> Place:
     """The first layout that finds a category in `root`."""
-    if not is_folder(root) and not (one.takes_file and root.is_file()):
+    if not is_folder(root) and not (one.takes_file and is_file(root)):
         raise DatasetError(f"{root}: no such folder; the layout is {one.layouts[-1].text}")
     drawn = one.synthetic or bool(marked(root)) or bool(marked(root.parent))
     for layout in one.layouts:

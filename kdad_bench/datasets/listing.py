@@ -23,6 +23,7 @@ SPECIAL = "neither files nor folders"
 SUFFIX = "no suffix of an image"
 NAME = "names that are not UTF-8 or hold control characters; rename them"
 NESTED = "folders inside a folder of images"
+NO_FILE = "folders with the name of an image"
 
 
 class Unused(NamedTuple):
@@ -96,6 +97,14 @@ def is_folder(path: Path) -> bool:
         return False
 
 
+def is_file(path: Path) -> bool:
+    """Whether `path` is a regular file; False where it cannot be asked: a name too long, a folder that is closed."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
 def child(folder: Path, name: str) -> Path | None:
     """The folder `name` in `folder`, in any mixture of upper and lower case; None if there is none.
 
@@ -132,8 +141,9 @@ def holds_images(folder: Path) -> bool:
 
 
 def nested(folders: Iterable[Path]) -> list[Unused]:
-    """Folders where only files are read; empty ones are no loss."""
-    return [Unused(path, NESTED, count) for path in folders if (count := files_below(path))]
+    """Folders where only files are read; empty ones are no loss, unless one is called like an image."""
+    counted = [(path, files_below(path), path.suffix.lower() in SUFFIXES) for path in folders]
+    return [Unused(path, NO_FILE if odd else NESTED, max(1, count)) for path, count, odd in counted if count or odd]
 
 
 def remarks(unused: Sequence[Unused]) -> tuple[str, ...]:

@@ -203,7 +203,7 @@ def highest_relief(category: Category) -> float:
 def _masks(category: Category, resolution: int, fit: str) -> npt.NDArray[np.bool_]:
     marked = [(index, sample) for index, sample in enumerate(category.test) if sample.masks]
     files = [path for _, sample in marked for path in (sample.path, *sample.masks)]
-    every = [sample.path for sample in category.test]
+    every, masks = [sample.path for sample in category.test], [path for _, sample in marked for path in sample.masks]
     hashes = cache.unchanged(category, [*every, *files])
     shapes = _shapes(category, category.test, resolution, fit)
 
@@ -216,45 +216,43 @@ def _masks(category: Category, resolution: int, fit: str) -> npt.NDArray[np.bool
             height, width = shapes[index]
             array[index, :height, :width] = np.any([reduced(mask.marked, shapes[index]) for mask in read], axis=0)
             let_go(array, shared=True)
-            doubts[place] = next((mask.doubt for mask in read if mask.doubt), "")
+            doubts.update({path: mask.doubt for path, mask in zip(sample.masks, read, strict=True)})
 
-        doubts = [""] * len(marked)
+        doubts: dict[Path, str] = {}
         _in_threads(decode, len(marked))
-        _doubts(category, files, hashes, len(marked), lambda: doubts)
+        _doubts(category, masks, hashes, doubts.__getitem__)
 
     name = cache.key("masks", [*every, *files], hashes, category.root, resolution, *_said(fit))
     array = cache.array(name, (len(category.test), *_canvas(shapes)), np.bool_, fill)
-    _warn(category, [sample for _, sample in marked], _doubts(category, files, hashes, len(marked), lambda: [
-        next((doubt for path in sample.masks if (doubt := mask_of(path).doubt)), "") for _, sample in marked
-    ]))  # fmt: skip
+    _warn(category, _doubts(category, masks, hashes, lambda path: mask_of(path).doubt))
     return array
 
 
 def _doubts(
-    category: Category, files: Sequence[Path], hashes: Hashes, count: int, examine: Callable[[], list[str]]
-) -> list[str]:
-    """For each image with masks why they may not mean what they mark, or nothing; remembered at any resolution."""
+    category: Category, masks: Sequence[Path], hashes: Hashes, examine: Callable[[Path], str]
+) -> dict[Path, str]:
+    """Mask -> why it may not mean what it marks, of those that may not; remembered at any resolution."""
 
     def fill(array: cache.Array) -> None:
-        for place, doubt in enumerate(examine()):
-            text = doubt.encode("ascii", "replace")[:DOUBT_BYTES]
+        for place, path in enumerate(masks):
+            text = examine(path).encode("ascii", "replace")[:DOUBT_BYTES]
             array[place, : len(text)] = np.frombuffer(text, np.uint8)
 
-    kept = cache.array(cache.key("doubts", files, hashes, category.root), (count, DOUBT_BYTES), np.uint8, fill)
-    return [row.tobytes().rstrip(b"\0").decode("ascii") for row in kept]
+    name = cache.key("doubts of masks", masks, hashes, category.root)
+    kept = cache.array(name, (len(masks), DOUBT_BYTES), np.uint8, fill)
+    found = (row.tobytes().rstrip(b"\0").decode("ascii") for row in kept)
+    return {path: doubt for path, doubt in zip(masks, found, strict=True) if doubt}
 
 
-def _warn(category: Category, samples: Sequence[Sample], doubts: Sequence[str]) -> None:
+def _warn(category: Category, doubts: dict[Path, str]) -> None:
     """One line for each reason to doubt masks, with the first file and the number of those like it."""
-    reasons: dict[str, list[tuple[Sample, str]]] = {}
-    for sample, doubt in zip(samples, doubts, strict=True):
-        if doubt:
-            reasons.setdefault(" ".join(doubt.split()[:2]), []).append((sample, doubt))
+    reasons: dict[str, list[Path]] = {}
+    for path, doubt in doubts.items():
+        reasons.setdefault(" ".join(doubt.split()[:2]), []).append(path)
     for those in reasons.values():
-        sample, doubt = those[0]
         many = f" (and {len(those) - 1} more masks like it)" if len(those) > 1 else ""
-        first = sample.masks[0].relative_to(category.root)
-        line = f"{category.dataset}/{category.name}: the mask {first} {doubt}{many}"
+        name, doubt = those[0].relative_to(category.root), doubts[those[0]]
+        line = f"{category.dataset}/{category.name}: the mask {name} {doubt}{many}"
         warnings.warn(printable(line), stacklevel=4)
 
 

@@ -49,5 +49,6 @@ MPDD = Entry(
     published=PUBLISHED,
     closed=True,
     confirmed=False,
+    totals={"train": 888, "test_good": 176, "test_anomalous": 282},
     subjects=SUBJECTS,
 )

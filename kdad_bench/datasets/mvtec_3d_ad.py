@@ -70,5 +70,6 @@ MVTEC_3D_AD = Entry(
     ),
     published=PUBLISHED,
     confirmed=False,
+    totals={"train": 2656, "validation": 294, "test_good": 249, "test_anomalous": 948},
     subjects=SUBJECTS,
 )

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 from kdad_bench.datasets.category import GOOD, DatasetError, Sample
 from kdad_bench.datasets.decoding import read_bytes
-from kdad_bench.datasets.listing import SHOWN, is_folder, look
+from kdad_bench.datasets.listing import SHOWN, is_file, is_folder, look
 from kdad_bench.datasets.survey import Survey
 
 TABLES = frozenset({".csv", ".parquet"})
-NEEDED = ("image", "split", "label")  # columns; `mask` may be missing, and `defect` names the kind
+NEEDED = ("image", "split", "label")  # columns, in any case
+OTHERS = ("mask", "defect", "object")  # that may be missing; `defect` names the kind
 MOST_BYTES = 64 << 20
 MOST_HEADER = 10_000
 MOST_LINES = 1_000_000
@@ -64,10 +65,13 @@ def _line(number: int, row: dict[str, str]) -> Line:
 def _csv(path: Path) -> list[dict[str, str]]:
     try:
         text = _bytes(path).decode("utf-8-sig")
-        header = text.partition("\n")[0]
+        header = (text.splitlines() or [""])[0]
         reader = csv.DictReader(
             io.StringIO(text, newline=""), delimiter=";" if ";" in header and "," not in header else ","
         )
+        columns = [column_of(name) for name in reader.fieldnames or ()]
+        refuse_doubled(path, columns)
+        reader.fieldnames = columns
         rows = list(reader)
         if "\0" in text:
             raise ValueError("it holds a character 0")
@@ -82,25 +86,40 @@ def _csv(path: Path) -> list[dict[str, str]]:
                 path, len(uneven), f"more or fewer cells than columns (line {uneven[0]} below the header)", "mend them"
             )
         )
-    return [{str(name).strip(): str(cell).strip() for name, cell in row.items()} for row in rows]
+    return [{name: str(cell).strip() for name, cell in row.items()} for row in rows]
+
+
+def column_of(name: str) -> str:
+    """The name of a column as it is looked for: in small letters, without spaces around it."""
+    return name.strip().casefold()
+
+
+def refuse_doubled(path: Path, columns: Sequence[str]) -> None:
+    """Raises DatasetError where two columns that are read have one name."""
+    known = (*NEEDED, *OTHERS)
+    doubled = [name for name in dict.fromkeys(columns) if name in known and columns.count(name) > 1]
+    if doubled:
+        raise DatasetError(f"{path}: {len(doubled)} columns are there twice ({', '.join(doubled)}); keep one of each")
 
 
 def _parquet(path: Path) -> list[dict[str, str]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    wanted = (*NEEDED, "mask", "defect", "object")
     try:
         file = pq.ParquetFile(pa.BufferReader(_bytes(path)))
         if file.metadata.num_rows > MOST_LINES:
             raise DatasetError(f"{path}: {file.metadata.num_rows} lines; {MOST_LINES} are the most")
-        rows = file.read([name for name in wanted if name in file.schema_arrow.names]).to_pylist()
+        columns = [column_of(name) for name in file.schema_arrow.names]
+        refuse_doubled(path, columns)
+        wanted = [name for name in file.schema_arrow.names if column_of(name) in (*NEEDED, *OTHERS)]
+        rows = file.read(wanted).to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, DatasetError):
             raise
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise DatasetError(f"{path}: not a readable table ({why}); restore it") from error
-    return [{name: _text(cell) for name, cell in row.items()} for row in rows]
+    return [{column_of(name): _text(cell) for name, cell in row.items()} for row in rows]
 
 
 def _text(cell: Any) -> str:
@@ -161,7 +180,7 @@ class Reader:
         have: dict[Path, bool] = {}
         for path in (path for paths in files.values() for path in paths):
             if path not in have:
-                have[path] = path.is_file()
+                have[path] = is_file(path)
         seen: dict[Path, int] = {}
         doubled = [line for line in lines if seen.setdefault(files[line.number][0], line.number) != line.number]
         known = {*self.normal, *self.anomalous}
@@ -274,13 +293,13 @@ def _is_table(path: Path) -> bool:
                 columns = re.split(r"[,;\s\"]+", file.readline(MOST_HEADER).decode("utf-8-sig", "replace"))
     except (pa.ArrowException, OSError, ValueError):
         return False
-    return set(NEEDED) <= set(columns)
+    return set(NEEDED) <= set(map(column_of, columns))
 
 
 def _placed(folder: Path, cell: str) -> Path:
     """The file that a cell names, relative to the folder of its table; either kind of slash will do."""
     path = folder / cell
-    if "\\" in cell and not path.is_file():
+    if "\\" in cell and not is_file(path):
         path = folder / cell.replace("\\", "/")
     return Path(os.path.normpath(path))  # two spellings of one file are one
 

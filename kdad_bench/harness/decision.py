@@ -68,8 +68,12 @@ class Decision:
 def rank_of(count: int, false_alarms: float) -> int:
     """Which of `count` held-out scores, from the smallest, is the threshold; more than `count` where none can be.
 
-    The rate is taken as it is written, in decimals: 1 - 0.9 is one tenth here.
+    The rate is taken as it is written, in decimals: 1 - 0.9 is one tenth here, and 0.3333333333333333 is a third of
+    three, as `floor_of` writes it.
     """
+    alarms = round(false_alarms * (count + 1))
+    if alarms / (count + 1) == false_alarms:
+        return max(1, count + 1 - alarms)
     return max(1, math.ceil((count + 1) * (1 - Fraction(str(false_alarms)))))
 
 
@@ -85,7 +89,8 @@ def floor_of(count: int) -> float:
 
 def needed_for(false_alarms: float) -> int:
     """How many held-out normals a false-alarm rate takes."""
-    return math.ceil(1 / Fraction(str(false_alarms))) - 1
+    count = math.ceil(1 / Fraction(str(false_alarms))) - 1
+    return count - 1 if count > 1 and supported(count - 1, false_alarms) else count
 
 
 def least_rate(count: int) -> float:

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from itertools import product
 from typing import Any
 
-from kdad_bench.datasets import Category, fingerprint, sealed
+from kdad_bench.datasets import Category, all_sealed, fingerprint
 from kdad_bench.harness.axes import Axes, refuse_what_does_not_fit
 from kdad_bench.harness.choices import MULTI_CLASS, PRESETS, SelectionError, suggestion
 from kdad_bench.harness.job import Job, Part, TeacherWeights, id_of
@@ -41,7 +41,7 @@ def every_job(selection: Selection, weights: Mapping[str, TeacherWeights]) -> li
     configurations = dict(configurations_of(selection))
     resolution = selection.resolution or PRESETS[selection.preset].resolution
     refuse_what_cannot_be_seen(selection.view, resolution, (method for method, _ in selection.methods))
-    categories = [Part(one, fingerprint(one)) for one in map(sealed, selection.categories)]
+    categories = [Part(one, fingerprint(one)) for one in all_sealed(selection.categories)]
     together = together_of(selection, categories)
     for seed, axes in product(selection.seeds, selection.axes):
         for category, data in categories:

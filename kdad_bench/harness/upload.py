@@ -21,11 +21,12 @@ from PIL import Image
 
 from kdad_bench import datasets
 from kdad_bench.datasets import Category, Entry
+from kdad_bench.datasets.sealing import looked_at, told
 from kdad_bench.files import write_whole
 from kdad_bench.harness.decision import above, images, shortfall, supported
 from kdad_bench.harness.predict import Answer, Judge, judge_of
 from kdad_bench.harness.trust import floor_words
-from kdad_bench.harness.upload_check import Size, UploadError, check, expected_of
+from kdad_bench.harness.upload_check import SHOWN, Size, UploadError, check, expected_of, published_by
 from kdad_bench.leaderboard import store
 
 DEVIATIONS = 3.0  # above the mean of normal pixels: the threshold of SegF1
@@ -127,6 +128,7 @@ def submit(asked: Asked) -> Submission:
     upload = one.upload
     assert upload is not None  # data_of refuses a data set without
     models = models_of(asked, found)
+    refuse_what_cannot_be_sent(one, found)
     sizes = expected_of(found)
     parts: list[Part] = []
 
@@ -171,6 +173,24 @@ def data_of(asked: Asked) -> tuple[Entry, list[Category], bool]:
     if lines:
         raise UploadError(*lines)
     return one, found, place.synthetic
+
+
+def refuse_what_cannot_be_sent(one: Entry, found: Sequence[Category]) -> None:
+    """Raises UploadError for images without labels that are damaged, missing or others than the server knows: before
+    hours of scoring, not after."""
+    lines: list[str] = []
+    for category in found:
+        looked = looked_at((*category.unlabelled, *(sample.path for sample in category.validation)))
+        lines += told(category.root, {path: why for path, (why, _) in looked.items() if why})
+        have = {f"{category.name}/{path.relative_to(category.root).with_suffix('')}" for path in category.unlabelled}
+        known = set(published_by(one, [category.name]))
+        for names, what in ((known - have, "are not there"), (have - known, "are not known to the server")):
+            if names:
+                shown = ", ".join(sorted(names)[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+                about = f"{len(names)} images without labels {what} ({shown})"
+                lines.append(f"{category.root}: {about}; restore the data set")
+    if lines:
+        raise UploadError(*lines)
 
 
 def models_of(asked: Asked, found: Sequence[Category]) -> dict[str, tuple[Mapping[str, Any], Path]]:

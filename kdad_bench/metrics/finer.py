@@ -265,6 +265,8 @@ def _weighed(values: NDArray[Any], regions: Saturated) -> tuple[NDArray[Any], Nu
 
     They are the highest of each region: the k-th weighs (min(k, s A) - min(k - 1, s A)) / (s A).
     """
+    if not ((regions.shares > 0) & (regions.shares <= 1)).all():  # NaN included
+        raise MetricError("the share of a region that counts as all of it must lie above 0 and be at most 1")
     scores, weights, owners = [keys(values[:0].reshape(-1))], [np.zeros(0)], [np.zeros(0, np.int64)]
     for number, (mask, image, share) in enumerate(zip(*regions, strict=True)):
         own = np.sort(keys(values[image][mask]))[::-1]
@@ -295,8 +297,10 @@ def threshold_of(maps: Array, sizes: Sizes | None = None) -> float | None:
 
 def seg_f1(maps: Array, index: RegionIndex, threshold: float, *, sizes: Sizes | None = None) -> float | None:
     """F1 over all pixels of `maps` [N, H, W], of which those above `threshold` are called defective; None without one
-    that is.
+    that is. Raises MetricError for a threshold that is no number.
     """
+    if math.isnan(threshold):
+        raise MetricError("the threshold of SegF1 is no number (NaN); the maps it comes from hold one that is none")
     if index.positions.size == 0:
         return None
     values = floating(numpy_of(maps))

@@ -300,14 +300,49 @@ def test_what_cannot_be_packed_is_said_and_leaves_nothing(home: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("torn", ["001_mixed.png", "*.png"], ids=["one", "all"])
-def test_an_unreadable_image_leaves_nothing(torn: str, home: Path, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_decoded_leaves_nothing(torn: str, home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / NAME, tmp_path / NAME)
     for path in (tmp_path / NAME / "synthetic_sheet_metal").glob(f"test_private*/{torn}"):
-        path.write_bytes(path.read_bytes()[:200])
+        content = path.read_bytes()
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes(40) + content[middle + 40 :])
     done = command("results", "submission", home / "out", "--dataset", NAME, "--data-root", tmp_path, "--out",
                    tmp_path / "sub.tar.gz")  # fmt: skip
     assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1), done.output
     assert ".png: not a readable image" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+@pytest.mark.parametrize("case", ["missing", "more", "misnamed", "empty", "cut"])
+def test_private_images_that_the_server_does_not_know_are_told_before_anything_is_scored(
+    case: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half an archive would be scored for hours, and refused by the server alone."""
+    place = Path(shutil.copytree(home / NAME, tmp_path / NAME)) / "synthetic_sheet_metal" / "test_private_mixed"
+    first = place / "000_mixed.png"
+    if case == "cut":
+        first.write_bytes(first.read_bytes()[:200])
+    elif case == "more":
+        shutil.copy(first, place / "002_mixed.png")
+    elif case == "empty":
+        first.write_bytes(b"")
+    else:
+        first.unlink() if case == "missing" else first.rename(place / "0_mixed.png")
+    monkeypatch.setattr(upload, "judge_of", lambda *_: pytest.fail("nothing is to be scored"))
+    done = command("results", "submission", home / "out", "--dataset", NAME, "--data-root", tmp_path, "--out",
+                   tmp_path / "sub.tar.gz")  # fmt: skip
+    assert (done.exit_code, done.stdout) == (2, ""), done.output
+    stem = "synthetic_sheet_metal/test_private_mixed/"
+    words = {
+        "cut": ["1 file: cut short (test_private_mixed/000_mixed.png); restore it"],
+        "missing": [f"1 images without labels are not there ({stem}000_mixed)"],
+        "more": [f"1 images without labels are not known to the server ({stem}002_mixed)"],
+        "misnamed": [f"are not there ({stem}000_mixed)", f"are not known to the server ({stem}0_mixed)"],
+        "empty": ["1 file: empty (0 bytes) (test_private_mixed/000_mixed.png); restore it"],
+    }[case]
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(words)
+    assert all(word in line for word, line in zip(words, lines, strict=True)), lines
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 

@@ -37,7 +37,11 @@ def short(name: str, out: Path, patch: pytest.MonkeyPatch, category: str = "") -
     )
     module = ModuleType(f"short_{name}")
     module.SHORT = replace(  # type: ignore[attr-defined]
-        one, published={category: few}, subjects={category: one.subjects[category]}, drawn_counts={}, totals={}
+        one,
+        published={category: few},
+        subjects={category: one.subjects[category]},
+        drawn_counts={},
+        totals={key: getattr(few, key) for key in one.totals},
     )
     patch.setitem(sys.modules, module.__name__, module)
     patch.setitem(datasets.DATASETS, name, f"{module.__name__}:SHORT")

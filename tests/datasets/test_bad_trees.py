@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from click.testing import CliRunner, Result
@@ -12,6 +17,8 @@ from click.testing import CliRunner, Result
 from kdad_bench import datasets
 from kdad_bench.cli import cli
 from kdad_bench.datasets import stand_in
+from kdad_bench.datasets.category import DatasetError
+from kdad_bench.datasets.verify import count
 from tests.datasets import short as shortening
 from tests.datasets.short import short
 
@@ -143,22 +150,148 @@ def test_the_trees_are_sound_before_that(name: str, trees: dict[str, Path], tmp_
     assert command("data", "verify", tmp_path / name).exit_code == 0
 
 
-def second(paths: list[Path]) -> list[Path]:
-    return [path for path in paths if "train" in path.parts and path.suffix != ".tiff"][::2]
+PARTS: dict[str, Callable[[datasets.Category], list[datasets.Sample]]] = {
+    "train images": lambda found: list(found.train),
+    "validation images": lambda found: list(found.validation),
+    "good test images": lambda found: [sample for sample in found.test if not sample.label],
+    "anomalous test images": lambda found: [sample for sample in found.test if sample.label],
+}
 
 
+def thinned(place: Path, part: str) -> tuple[int, int]:
+    """(images left, images before) of a kind, of which some are gone with masks, scans and folders left empty."""
+    (found,) = datasets.categories(f"folder:{place}", None)
+    samples = PARTS[part](found)
+    first = samples[0].defect if samples else ""
+    lost = samples[::2] if samples and samples[-1].defect == first else [one for one in samples if one.defect == first]
+    for sample in lost:
+        for path in (sample.path, *sample.masks, *([sample.scan] if sample.scan else [])):
+            path.unlink()
+    for folder in sorted((one for one in place.rglob("*") if one.is_dir()), reverse=True):
+        with contextlib.suppress(OSError):  # not empty
+            folder.rmdir()
+    return len(samples) - len(lost), len(samples)
+
+
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("name", PLAIN)
-def test_fewer_images_than_published_are_told_with_their_numbers(
+def test_half_of_a_kind_of_images_is_refused_with_numbers_and_runs_as_a_folder(
+    name: str, part: str, trees: dict[str, Path], tmp_path: Path
+) -> None:
+    """What is there is sound in itself: only the published numbers tell."""
+    place = copied(trees, name, tmp_path)
+    left, all_of_them = thinned(place, part)
+    if not all_of_them:
+        assert part == "validation images"
+        return
+    with pytest.raises(DatasetError) as error:
+        datasets.categories(name, tmp_path)
+    (line,) = error.value.lines
+    title = datasets.entry(name).title
+    assert line.startswith(f"{place}: {left} of {all_of_them} {part} of {title} are there (")
+    assert line.endswith(f"restore them, or name it folder:{place} to run on what is there")
+    assert len(datasets.categories(f"folder:{place}", None)) == 1
+    report = count(place)
+    assert (report.sound, report.exit_code) == (False, 2)
+    assert "differ" in " ".join([*report.problems, *report.categories[0].problems])
+
+
+@pytest.mark.parametrize("name", CATEGORY)
+def test_half_of_a_stand_in_is_refused_by_the_numbers_that_were_drawn(
     name: str, trees: dict[str, Path], tmp_path: Path
 ) -> None:
+    """Also where the numbers of the real categories are not beyond doubt."""
+    place = copied(trees, name, tmp_path, f"synthetic_{name}")
+    (place / stand_in.MARKER).write_text(json.dumps({"synthetic": True, "like": name}))
+    (place / CATEGORY[name]).rename(place / f"synthetic_{CATEGORY[name]}")
+    table = place / "split_csv" / "1cls.csv"
+    if name == "visa":
+        rows = table.read_text().replace("pcb1", "synthetic_pcb1").splitlines(keepends=True)
+        table.write_text("".join(row for row in rows if "/0001.JPG" not in row))
+        (place / "synthetic_pcb1/Data/Images/Normal/0001.JPG").unlink()
+        left = 3
+    else:
+        left, _ = thinned(place, "train images")
+    done = dry_run(place.name, tmp_path)
+    assert (done.exit_code, done.stdout) == (2, ""), done.output
+    (line,) = done.stderr.splitlines()
+    assert f"{place}: {left} of 4 train images of {datasets.entry(name).title} are there (synthetic_" in line
+    verified = command("data", "verify", place)
+    assert verified.exit_code == 2, verified.output
+    assert f"differs from the published numbers: train {left} and not 4" in verified.output
+
+
+def test_all_categories_of_a_kind_are_one_line_and_a_part_of_a_data_set_is_none(
+    trees: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["bottle", "cable", "carpet", "grid", "zipper"]
+    one = datasets.entry("mvtec_ad")
+    module = ModuleType("five")
+    module.FIVE = replace(one, published=dict.fromkeys(names, one.published["bottle"]))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "five", module)
+    monkeypatch.setitem(datasets.DATASETS, "mvtec_ad", "five:FIVE")
+    place = copied(trees, "mvtec_ad", tmp_path)
+    for name in names[1:]:
+        shutil.copytree(place / "bottle", place / name)
+    assert len(datasets.categories("mvtec_ad", tmp_path)) == 5
+    for name in names[1:]:
+        without(lambda found: [path for path in found if "train" in path.parts][::2])(place / name)
+    assert len(datasets.categories("mvtec_ad", tmp_path, ["bottle"])) == 1
+    with pytest.raises(DatasetError) as error:
+        datasets.categories("mvtec_ad", tmp_path)
+    (line,) = error.value.lines
+    assert "8 of 16 train images of MVTec AD are there (cable 2 of 4, carpet 2 of 4, grid 2 of 4, 1 more);" in line
+    for name in names[3:]:
+        shutil.rmtree(place / name)
+    with pytest.raises(DatasetError, match="4 of 8 train images"):
+        datasets.categories("mvtec_ad", tmp_path)
+
+
+def test_half_of_a_data_set_is_listed_and_looked_at(trees: dict[str, Path], tmp_path: Path) -> None:
+    place = copied(trees, "mvtec_ad", tmp_path)
+    left, _ = thinned(place, "train images")
+    listed = command("list", "datasets", "--data-root", tmp_path)
+    assert listed.exit_code == 0, listed.output
+    assert any({"mvtec_ad", "bottle", str(left)} <= {*line.replace("│", " ").split()} for line in
+               listed.stdout.splitlines()), listed.stdout  # fmt: skip
+    seen = command("data", "preview", "mvtec_ad", "--data-root", tmp_path, "--out", tmp_path / "sheets", "--side", 32)
+    assert seen.exit_code == 0, seen.output
+
+
+@pytest.mark.parametrize("name", ["btad", "mpdd", "mvtec_3d_ad"])
+def test_numbers_that_are_in_doubt_are_told_unless_the_sum_tells(
+    name: str, trees: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = datasets.entry(name)
+    more = replace(one.published[CATEGORY[name]], train=1)
+    module = ModuleType("two")
+    module.TWO = replace(  # type: ignore[attr-defined]
+        one, published={**one.published, "second": more}, totals=dict.fromkeys(one.totals, 9)
+    )
+    monkeypatch.setitem(sys.modules, "two", module)
+    monkeypatch.setitem(datasets.DATASETS, name, "two:TWO")
     place = copied(trees, name, tmp_path)
-    without(second)(place)
-    done = dry_run(name, tmp_path)
-    assert done.exit_code == 0, done.output
-    said = " ".join(done.output.split())
-    assert f"2 of 4 train images of {datasets.entry(name).title} are there: is it whole?" in said
-    copied(trees, name, tmp_path / "whole")
-    assert "is it whole?" not in " ".join(dry_run(name, tmp_path / "whole").output.split())
+    thinned(place, "train images")
+    (found,) = datasets.categories(name, tmp_path)  # a part of it: nobody knows
+    assert f"2 train images and not 4, as {one.title} has, as far as they are known: is it that?" in found.remarks[0]
+    assert count(place).exit_code == 0
+    shutil.copytree(place / CATEGORY[name], place / "second")
+    with pytest.raises(DatasetError, match=r"4 of 9 train images of .* \(all categories 4 of 9\)"):
+        datasets.categories(name, tmp_path)
+    assert count(place).exit_code == 2
+
+
+def test_more_images_than_published_are_told_and_private_ones_are_not_needed_by_a_run(
+    trees: dict[str, Path], tmp_path: Path
+) -> None:
+    place = copied(trees, "mvtec_ad_2", tmp_path)
+    (found,) = datasets.categories("mvtec_ad_2", tmp_path)
+    shutil.copy(found.train[0].path, found.train[0].path.with_name("999_regular.png"))
+    shutil.rmtree(found.root / "test_private")
+    (found,) = datasets.categories("mvtec_ad_2", tmp_path)
+    said = "5 train images and not 4, 2 images without labels and not 4, as MVTec AD 2 has: is it that?"
+    assert said in found.remarks[-1]
+    assert count(place).exit_code == 1
 
 
 TABLES: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {

@@ -96,7 +96,7 @@ def test_data_sets_are_found_under_a_data_root(tmp_path: Path) -> None:
     write_tree(tmp_path / "mvtec_ad", ("bottle",), train=2, test=1)
     assert datasets.find(tmp_path) == ["mvtec_ad"]
     assert datasets.find(tmp_path / "mvtec_ad") == ["mvtec_ad"]
-    assert [one.name for one in datasets.categories("mvtec_ad", tmp_path)] == ["bottle"]
+    assert datasets.category_names("mvtec_ad", tmp_path) == ["bottle"]
     assert datasets.find(tmp_path / "absent") == []
 
 

@@ -331,3 +331,35 @@ def test_a_mask_of_a_normal_image_must_mark_nothing(tree: Path) -> None:
     assert told(tree) == ([], [])
     grey(REGION * 255).save(path)
     assert "marks something in a normal image" in told(tree)[1][0]
+
+
+DOUBTFUL: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, str]] = {
+    "a JPEG file": (lambda mask: mask, ".jpg", "is a JPEG file"),
+    "soft edges": (lambda mask: np.arange(mask.size, dtype=np.uint8).reshape(mask.shape) % 60, ".png", "is not binary"),
+    "turned round": (lambda mask: 255 - mask, ".png", "inverted?"),
+}
+
+
+@pytest.mark.parametrize("again", ["first", "from the cache", "at another size"])
+@pytest.mark.parametrize("case", DOUBTFUL)
+def test_a_doubt_names_the_mask_that_it_is_about(tree: Path, case: str, again: str) -> None:
+    """The second of an image's masks, and the one of another image: not the first mask of either."""
+    change, suffix, words = DOUBTFUL[case]
+    for number in ("000", "001"):
+        folder = tree / "ground_truth/spot" / number
+        folder.mkdir()
+        (tree / f"ground_truth/spot/{number}_mask.png").rename(folder / "a.png")
+        with Image.open(folder / "a.png") as image:
+            mask = np.asarray(image)
+        Image.fromarray(mask).save(folder / "b.png")
+        if number == "001":
+            Image.fromarray(change(mask)).save(folder / f"c{suffix}")
+            Image.fromarray(change(mask)).save(folder / f"d{suffix}")
+    (found,) = datasets.categories(f"folder:{tree}", None)
+    sides = {"first": [SIDE], "from the cache": [SIDE, SIDE], "at another size": [16, SIDE]}[again]
+    for side in sides:
+        with pytest.warns(UserWarning, match=words.replace("?", r"\?")) as told_of:
+            datasets.load_test(found, side)
+        (line,) = (str(one.message) for one in told_of)
+        assert f": the mask ground_truth/spot/001/c{suffix} " in line
+        assert line.endswith("(and 1 more masks like it)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,8 @@ FAULTS = {
     "no image": ({"image": ""}, "1 line with no image"),
     "an unknown label": ({"label": "scratch"}, "1 line with an unknown label ('scratch'); have: 0, 1, abnormal"),
     "an unknown split": ({"split": "holdout"}, "1 line with an unknown split ('holdout'); have: train, val"),
+    "a name that no file can have": ({"image": "x" * 5000}, "1 line with an image that is not there (xxxx"),
+    "a mask that no file can have": ({"mask": "x" * 5000}, "1 line with a mask that is not there (xxxx"),
     "no label": ({"label": ""}, "1 line with an unknown label ('')"),
     "a defect of the normal": (
         {"label": "1", "split": "test", "defect": "good", "mask": "photos/0"}, "the defect of a normal one",
@@ -182,7 +185,7 @@ def test_a_fault_is_a_line_with_its_count_and_exit_2(folder: Path, case: str) ->
     done = command("run", "--method", "pixel_mean", "--dataset", f"tabular:{table}", "--dry-run")
     assert done.exit_code == 2
     assert sum(said in line for line in done.stderr.splitlines()) == 1, done.stderr
-    assert command("data", "verify", table).exit_code == 1
+    assert command("data", "verify", table).exit_code == 2
     assert any(said in line for line in verify(table).categories[0].problems)
 
 
@@ -216,11 +219,82 @@ def test_an_empty_split_is_one_line(folder: Path, split: str) -> None:
         datasets.categories(f"tabular:{table}", None)
 
 
+# name -> (what becomes of the header, and of the cells of a line)
+WRITTEN: dict[str, tuple[Callable[[str], str], Callable[[str], str]]] = {
+    "columns in capitals": (str.upper, str),
+    "columns in mixed case": (str.title, str),
+    "spaces around names and cells": (lambda name: f"  {name} ", lambda cell: f" {cell}  "),
+    "labels and splits in capitals": (str, lambda cell: cell if "/" in cell else cell.upper()),
+    "every cell in quotes": (lambda name: f'"{name}"', lambda cell: f'"{cell}"'),
+    "dots in paths": (str, lambda cell: f"./photos/../{cell}" if "/" in cell else cell),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("comma", [",", ";"])
+@pytest.mark.parametrize("case", WRITTEN)
+def test_every_way_to_write_a_table_is_the_same_data(folder: Path, case: str, comma: str, end: str) -> None:
+    name_of, cell_of = WRITTEN[case]
+    rows = rows_of(folder)
+    written = [{name_of(key): cell_of(str(cell)) for key, cell in row.items()} for row in rows]
+    (before,) = datasets.categories(f"tabular:{write(folder / 'a.csv', rows)}", None)
+    (after,) = datasets.categories(f"tabular:{write(folder / 'b.csv', written, end, comma)}", None)
+    assert (after.train, after.test) == (before.train, before.test)
+    assert [one.name for one in datasets.categories(f"tabular:{folder}", None)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("comma", [",", ";"])
+def test_a_path_in_quotes_may_hold_what_parts_cells(folder: Path, comma: str) -> None:
+    rows = rows_of(folder)
+    for row in rows[:2]:
+        old, new = folder / str(row["image"]), folder / f'photos/a{comma} "b{Path(str(row["image"])).name}'
+        old.rename(new)
+        row["image"] = '"' + new.relative_to(folder).as_posix().replace('"', '""') + '"'
+    (found,) = datasets.categories(f"tabular:{write(folder / 'a.csv', rows, comma=comma)}", None)
+    assert sum(comma in one.path.name for _, one in found.splits()) == 2
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_column_that_is_there_twice_is_one_line(folder: Path, kind: str) -> None:
+    rows = [{**row, "Label": "good", "MASK": ""} for row in rows_of(folder)]
+    table = folder / f"a.{kind}"
+    if kind == "csv":
+        write(table, rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), table)
+    with pytest.raises(DatasetError, match=r"a\.\w+: 2 columns are there twice \(label, mask\); keep one of each"):
+        datasets.categories(f"tabular:{table}", None)
+
+
+def test_one_image_under_two_spellings_is_doubled(folder: Path) -> None:
+    rows = rows_of(folder)
+    rows += [{**rows[0], "image": f"./{rows[0]['image']}"}, {**rows[1], "image": folder / str(rows[1]["image"])}]
+    with pytest.raises(DatasetError, match="2 lines with an image that another line names"):
+        datasets.categories(f"tabular:{write(folder / 'a.csv', rows)}", None)
+
+
+@pytest.mark.parametrize("kind", ["image", "mask"])
+def test_what_a_table_names_and_is_no_image_is_one_line(folder: Path, kind: str) -> None:
+    rows = rows_of(folder)
+    (folder / "notes.txt").write_text("no image")
+    next(row for row in rows if row["mask"])[kind] = "notes.txt"
+    done = command("run", "-m", "pixel_mean", "-d", f"tabular:{write(folder / 'a.csv', rows)}", "--dry-run")
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1), done.output
+    assert f"{folder}: 1 file: not a readable image" in done.stderr
+    assert "(notes.txt); restore it" in done.stderr
+
+
 BROKEN = {
     "empty": b"",
     "only a header": b"image,split,label,mask\n",
     "no such columns": b"path,kind\na,b\n",
     "bytes": b"\xff\xfe\x00image,split,label\n",
+    "UTF-16": "image,split,label\na.png,train,good\n".encode("utf-16"),
+    "tabs": b"image\tsplit\tlabel\na.png\ttrain\tgood\n",
+    "a mark alone": b"\xef\xbb\xbf",
+    "line ends alone": b"\r\n\r\n\r\n",
+    "no such column in any case": b"Image,Split,Kind\na.png,train,good\n",
+    "a quote that does not end": b'image,split,label\n"a.png,train,good\nb.png,train,good\n',
     "NUL": b"image,split,label\n\0,\0,\0\n",
     "more cells": b"image,split,label\na,b,c,d\n",
     "fewer cells": b"image,split,label\na\n",
@@ -238,7 +312,7 @@ def test_a_file_that_is_no_table_is_one_line_and_exit_2(folder: Path, case: str,
     assert str(table) in done.stderr
 
 
-@pytest.mark.parametrize("name", ["nowhere.csv", "photos", ""])
+@pytest.mark.parametrize("name", ["nowhere.csv", "photos", "x" * 5000, ""])
 def test_a_path_without_a_table_is_one_line(folder: Path, name: str) -> None:
     done = command("run", "--method", "pixel_mean", "--dataset", f"tabular:{folder / name}" if name else "tabular:",
                    "--dry-run")  # fmt: skip

@@ -128,12 +128,14 @@ def test_the_verify_command_says_what_it_found(tree: Path) -> None:
     assert "1 categories, 7 images, sound" in sound.output
     (tree / "bolt" / "test" / "good" / "000.png").write_bytes(b"")
     broken = command("verify", tree)
-    assert broken.exit_code == 1
+    assert broken.exit_code == 2, "a run refuses it"
     assert "problem: " in broken.output
     as_json = CliRunner().invoke(cli, ["data", "verify", str(tree), "--json"])
     report = json.loads(as_json.stdout)
     assert report["sound"] is False
     assert report["categories"][0]["test_anomalous"] == 2
+    shutil.copy(tree / "bolt" / "train" / "good" / "000.png", tree / "bolt" / "test" / "good" / "000.png")
+    assert command("verify", tree).exit_code == 1, "a run tells and goes on"
     assert command("verify", tree / "bolt" / "train").exit_code == 2
 
 

@@ -6,9 +6,12 @@ import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 
-from kdad_bench.harness.decision import Decision
-from kdad_bench.harness.trust import FIGURES, LEVEL, figures_of, notes_on, warn_of_a_difference, words_of
+from kdad_bench.harness.decision import Decision, DecisionError, floor_of, needed_for
+from kdad_bench.harness.trust import FIGURES, LEVEL, alarm_words, figures_of, notes_on, warn_of_a_difference, words_of
 from kdad_bench.leaderboard.metric import MEASURED
 from kdad_bench.leaderboard.row import SINCE_7
 
@@ -77,3 +80,53 @@ def test_words_of_a_row() -> None:
         "threshold 17 for a false-alarm rate of 0.1", "5 % is the smallest false-alarm rate that 19 images can support",
     )  # fmt: skip
     assert words_of({**row, "normal_scores": None}) == ()
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 10, 19, 20, 99, 100])
+@pytest.mark.parametrize("rate", [0.5, 0.1, 0.05, 0.01, 0.3, 1 / 3])
+def test_a_threshold_is_the_lowest_that_keeps_its_rate(count: int, rate: float) -> None:
+    """Of n + 1 exchangeable images each is as likely the k-th: a new one lies above the k-th of n with (n + 1 - k) / (n
+    + 1)."""
+    kept = Decision(category="x", resolution=1, normal_scores=tuple(map(float, range(1, count + 1))))
+    promised = [k for k in range(1, count + 1) if (count + 1 - k) / (count + 1) <= rate]
+    assert bool(promised) == (rate >= floor_of(count))
+    if promised:
+        assert kept.threshold(rate) == promised[0]
+    else:
+        with pytest.raises(DecisionError, match=rf"{needed_for(rate)} would"):
+            kept.threshold(rate)
+        enough = Decision(category="x", resolution=1, normal_scores=tuple(map(float, range(needed_for(rate)))))
+        assert enough.threshold(rate) == needed_for(rate) - 1
+
+
+@settings(deadline=None)
+@given(st.integers(1, 3000))
+def test_the_floor_that_is_written_is_a_rate_that_can_be_asked_for(count: int) -> None:
+    kept = Decision(category="x", resolution=1, normal_scores=tuple(map(float, range(count))))
+    assert kept.threshold(floor_of(count)) == kept.threshold(float(repr(floor_of(count)))) == count - 1
+    assert needed_for(floor_of(count)) == count
+
+
+@pytest.mark.parametrize(
+    ("alarms", "count", "words"),
+    [
+        (0, 1, "0 of 1 normal test image lie above it: 0 % false alarms, 95 % interval 0 % to 97.5 %"),
+        (1, 1, "1 of 1 normal test image lies above it: 100 % false alarms, 95 % interval 2.5 % to 100 %"),
+        (0, 19, "0 of 19 normal test images lie above it: 0 % false alarms, 95 % interval 0 % to 17.6 %"),
+        (19, 19, "19 of 19 normal test images lie above it: 100 % false alarms, 95 % interval 82.4 % to 100 %"),
+        (1, 19, "1 of 19 normal test images lies above it: 5.26 % false alarms, 95 % interval 0.133 % to 26 %"),
+    ],
+)
+def test_false_alarms_in_a_row_and_in_words_are_the_same(alarms: int, count: int, words: str) -> None:
+    normal = tuple(map(float, range(9)))  # the fewest that a rate of 0.1 takes: the threshold is the highest, 8
+    scores = [9.0] * alarms + [8.0] * (count - alarms)
+    found = figures_of(normal, [*scores, 20.0], [False] * count + [True])
+    assert (found["false_alarms"], found["detected"]) == (alarms / count, 1.0)
+    theirs = stats.binomtest(alarms, count).proportion_ci(0.95, method="exact")
+    assert found["false_alarms_low"] == pytest.approx(theirs.low, abs=1e-12)
+    assert found["false_alarms_high"] == pytest.approx(theirs.high, abs=1e-12)
+    assert alarm_words(alarms, count) == words
+    kept = Decision(category="x", resolution=1, normal_scores=normal, test_normal_scores=tuple(sorted(scores)))
+    assert notes_on(kept, kept.threshold(0.1), 0.1)[:2] == (
+        "10 % is the smallest false-alarm rate that 9 images can support", words,
+    )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -230,18 +231,59 @@ def test_maps_of_another_shape_are_refused() -> None:
         every_pixel_metric(noise(defects())[:, :9], region_index(defects()), Finer(normal=np.ones(4, bool)))
 
 
+def by_definition(maps: np.ndarray, masks: np.ndarray) -> dict[str, float | None]:
+    """What `everything` gives, straight off the definitions."""
+    regions = [(i, mask, 0.5) for i, mask in enumerate(masks) if mask.any()]
+    kinds = ["a" if mask.any() else "good" for mask in masks]
+    called = maps.astype(np.float64) > 0.5
+    return {
+        **definition.ap_by_size(maps, masks),
+        "aupimo": definition.aupimo(maps, masks, normal_of(masks), finer.PIMO_LIMITS),
+        "au_spro_05": definition.au_spro(maps, masks, regions, kinds, normal_of(masks), 0.05),
+        "seg_f1": float(2 * (called & masks).sum() / (called.sum() + masks.sum())),
+    }
+
+
+Fault = Callable[[pytest.MonkeyPatch], None]
+
+
+def negatives_of_all(self: Any) -> np.ndarray:
+    upto = np.cumsum(self.counts)
+    return (upto[-1] - upto[:-1:2]).astype(float) - np.diff(self.ranked.ranks)
+
+
+def never_saturated(values: Any, regions: Saturated, real: Any = finer._weighed) -> Any:
+    return real(values, regions._replace(shares=np.ones_like(regions.shares)))
+
+
+def rounded_up(values: Any, regions: Saturated, real: Any = finer._weighed) -> Any:
+    areas = regions.masks.sum(axis=(1, 2))
+    return real(values, regions._replace(shares=np.ceil(regions.shares * areas * 1.01) / areas))
+
+
+def at_least(maps: Any, index: Any, threshold: float, sizes: Any = None) -> float:
+    called = maps >= np.float32(threshold)
+    return float(2 * called.reshape(-1)[index.positions].sum() / (called.sum() + index.positions.size))
+
+
+def of_regions_alone(maps: Any, index: Any, threshold: float, sizes: Any = None) -> float:
+    found = [finer_seg_f1(maps[i : i + 1], region_index(mask[None]), threshold) for i, mask in enumerate(defects())]
+    return float(np.mean([one for one in found if one is not None]))
+
+
+finer_seg_f1 = finer.seg_f1
 # one fault each, as seen or close to it: the definitions must tell them from the real thing
-FAULTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
+FAULTS: dict[str, tuple[str, Fault]] = {
     "AP by size counts the other defects as normal": (
         "pixel_ap_small",
-        lambda patch: patch.setattr(
-            "kdad_bench.metrics.exact.Counted.negatives_above",
-            lambda self: (np.cumsum(self.counts)[-1] - np.cumsum(self.counts)[:-1:2]).astype(float)
-            - np.diff(self.ranked.ranks),
-        ),
+        lambda patch: patch.setattr("kdad_bench.metrics.exact.Counted.negatives_above", negatives_of_all),
     ),
     "thirds by even numbers": (
         "pixel_ap_middle", lambda patch: patch.setattr(finer, "thirds", lambda areas: np.arange(areas.size) % 3),
+    ),
+    "thirds of the largest area": (
+        "pixel_ap_small",
+        lambda patch: patch.setattr(finer, "thirds", lambda areas: np.minimum(3 * areas // areas.max(), 2)),
     ),
     "AUPIMO on a linear axis": (
         "aupimo",
@@ -250,29 +292,111 @@ FAULTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
             lambda x0, x1, low, high: (high - np.clip((x0 + x1) / 2, low, high)) / (high - low),
         ),
     ),
-    "no saturation": (
-        "au_spro_05",
-        lambda patch: patch.setattr(
-            finer, "_weighed", lambda values, regions, real=finer._weighed: real(
-                values, regions._replace(shares=np.ones_like(regions.shares))
-            ),
-        ),
+    "AUPIMO over all images": (
+        "aupimo", lambda patch: patch.setattr(finer, "groups_of", lambda normal, kinds=(): np.full(4, finer.NORMAL)),
     ),
+    "AUPIMO in steps": (
+        "aupimo",
+        lambda patch: patch.setattr(finer, "_log_shares", lambda x0, x1, low, high, real=finer._log_shares: real(
+            x1, x1, low, high
+        )),
+    ),
+    "no saturation": ("au_spro_05", lambda patch: patch.setattr(finer, "_weighed", never_saturated)),
+    "a saturation of a pixel more": ("au_spro_05", lambda patch: patch.setattr(finer, "_weighed", rounded_up)),
     "areas without the limit": (
         "au_spro_05",
         lambda patch: patch.setattr(finer, "ramp_areas", lambda x0, x1, limit: limit - np.minimum(x1, limit)),
     ),
+    "defects among the false positives": (
+        "au_spro_05", lambda patch: patch.setattr(finer, "_unmarked", lambda found, marked, group: np.cumsum(
+            found.groups.get(group, np.zeros_like(found.counts)))),
+    ),
+    "a score at the threshold is called": ("seg_f1", lambda patch: patch.setattr(finer, "seg_f1", at_least)),
+    "F1 of each image": ("seg_f1", lambda patch: patch.setattr(finer, "seg_f1", of_regions_alone)),
+    "good images left out of F1": (
+        "seg_f1",
+        lambda patch: patch.setattr(finer, "pieces", lambda values, images, sizes, real=pieces: real(
+            values, images[1:3], sizes
+        )),
+    ),
 }  # fmt: skip
+
+
+def rounded() -> tuple[np.ndarray, np.ndarray]:
+    """Maps with ties, also at the threshold of SegF1, and masks."""
+    masks = defects()
+    return np.round(noise(masks, 0.3) * 100).astype(np.float32) / np.float32(100), masks
+
+
+def test_the_faults_below_are_looked_for_where_all_is_right() -> None:
+    maps, masks = rounded()
+    assert (maps == 0.5).any()
+    found = everything(maps, masks)
+    assert {name: found[name] for name in FINER} == pytest.approx(by_definition(maps, masks), abs=EXACT)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, change = FAULTS[fault]
-    masks = defects()
-    maps = np.round(noise(masks, 0.3), 2)  # ties
-    before = everything(maps, masks)[name]
+    maps, masks = rounded()
     change(monkeypatch)
-    assert everything(maps, masks)[name] != pytest.approx(before, abs=EXACT)
+    assert everything(maps, masks)[name] != pytest.approx(by_definition_once()[name], abs=EXACT)
+
+
+@functools.cache
+def by_definition_once() -> dict[str, float | None]:
+    return by_definition(*rounded())
+
+
+ODD_MAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "constant": lambda masks: np.full(masks.shape, 0.7, np.float32),
+    "constant zero": lambda masks: np.zeros(masks.shape, np.float32),
+    "the mask itself": lambda masks: masks.astype(np.float32),
+    "the mask turned round": lambda masks: 1 - masks.astype(np.float32),
+    "one hot pixel": lambda masks: (np.arange(masks.size).reshape(masks.shape) == 7).astype(np.float32),
+    "integers": lambda masks: (np.arange(masks.size).reshape(masks.shape) % 5).astype(np.uint8),
+    "as large as there is": lambda masks: np.where(masks, 3.4e38, -3.4e38).astype(np.float32),
+    "zeros of both signs": lambda masks: np.where(masks, -0.0, 0.0).astype(np.float32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("good", [0, 2])
+@pytest.mark.parametrize("case", ODD_MAPS)
+def test_odd_maps_have_the_figures_of_the_definitions(case: str, good: int) -> None:
+    """Every image anomalous, too; the third mask of three is empty."""
+    masks = np.zeros((3 + good, 90, 90), bool)
+    masks[0, 2:5, 2:9] = masks[0, 40, 40] = masks[1, 10:30, 10:30] = True
+    normal, maps = np.arange(3 + good) >= 3, ODD_MAPS[case](masks)
+    kinds = ["a", "b", "a", "good", "good"][: 3 + good]
+    drawn = [(0, masks[0], 0.3), (1, masks[1], 1.0), (2, masks[2], 0.5)]
+    about = Finer(normal=normal, kinds=kinds, regions=packed(drawn, (90, 90)), threshold=0.5)
+    found = every_pixel_metric(maps, region_index(masks), about)
+    wide = np.asarray(maps, np.float64)
+    expected = {
+        **definition.ap_by_size(maps, masks),
+        "aupimo": definition.aupimo(maps, masks, normal, finer.PIMO_LIMITS),
+        "au_spro_05": definition.au_spro(maps, masks, drawn, kinds, normal, 0.05),
+        "seg_f1": float(2 * ((wide > 0.5) & masks).sum() / ((wide > 0.5).sum() + masks.sum())),
+    }
+    assert {name: found[name] for name in FINER} == pytest.approx(expected, abs=EXACT)
+    assert (found["aupimo"] is None) == (good == 0)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5, np.nan, np.inf])
+def test_a_saturation_that_is_no_share_of_its_region_is_refused(share: float) -> None:
+    masks = defects()
+    regions = packed([(1, masks[1], share)], masks.shape[1:])
+    with pytest.raises(MetricError, match="must lie above 0 and be at most 1"):
+        everything(noise(masks), masks, regions=regions)
+
+
+def test_a_threshold_that_is_no_number_is_refused_and_one_beyond_every_score_is_taken() -> None:
+    masks = defects()
+    with pytest.raises(MetricError, match="the threshold of SegF1 is no number"):
+        everything(noise(masks), masks, threshold=float("nan"))
+    assert everything(noise(masks), masks, threshold=float("inf"))["seg_f1"] == 0.0
+    called = 2 * masks.sum() / (masks.size + masks.sum())
+    assert everything(noise(masks), masks, threshold=-float("inf"))["seg_f1"] == pytest.approx(called, abs=1e-15)
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,100 @@
+"""Does a copy of a published data set hold as many images as were published? Half an archive looks like a small one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kdad_bench.datasets.category import Category
+from kdad_bench.datasets.entry import Counts, Entry
+from kdad_bench.datasets.listing import SHOWN
+from kdad_bench.datasets.stand_in import PREFIX
+
+NUMBERS = {
+    "train": "train images", "validation": "validation images", "test_good": "good test images",
+    "test_anomalous": "anomalous test images", "unlabelled": "images without labels",
+}  # fmt: skip
+USED = [key for key in NUMBERS if key != "unlabelled"]  # by a run
+Numbers = dict[str, int]
+
+
+def plain(name: str) -> str:
+    """The name of the real category that a stand-in's is made of."""
+    return name.removeprefix(PREFIX)
+
+
+def expected(one: Entry, name: str) -> tuple[Counts | None, bool]:
+    """(the numbers of a category, or of its stand-in; whether they are beyond doubt); none where it is not published.
+
+    What this package draws has the numbers that it draws.
+    """
+    drawn = name != plain(name)
+    counts = one.published.get(plain(name))
+    return (one.drawn_counts.get(plain(name), counts) if drawn else counts), drawn or one.confirmed
+
+
+def numbers_of(category: Category) -> Numbers:
+    """How many images a category holds, by the names of `Counts`."""
+    good = sum(not sample.label for sample in category.test)
+    return {"train": len(category.train), "validation": len(category.validation), "test_good": good,
+            "test_anomalous": len(category.test) - good, "unlabelled": len(category.unlabelled)}  # fmt: skip
+
+
+def differing(have: Mapping[str, int], counts: Counts) -> dict[str, tuple[int, int]]:
+    """Name of a number -> (how many are there, how many were published), where both are known and differ."""
+    wanted = {key: getattr(counts, key) for key in NUMBERS}
+    return {key: (have[key], number) for key, number in wanted.items() if number is not None and have[key] != number}
+
+
+def short(odd: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether images that a run uses are among what lacks."""
+    return any(there < wanted for key, (there, wanted) in odd.items() if key in USED)
+
+
+def refusals(root: Path, one: Entry, found: Sequence[Category]) -> list[str]:
+    """A line for each kind of images of which fewer are there than published, where that is beyond doubt.
+
+    The sums over all categories are, even where the numbers of each are not.
+    """
+    have = {category.name: numbers_of(category) for category in found}
+    lacking: dict[str, dict[str, tuple[int, int]]] = {key: {} for key in USED}
+    for name, numbers in have.items():
+        counts, sure = expected(one, name)
+        for key, (there, wanted) in (differing(numbers, counts) if counts is not None and sure else {}).items():
+            if there < wanted and key in USED:
+                lacking[key][name] = (there, wanted)
+    lines = [_line(root, one, key, those) for key, those in lacking.items() if those]
+    if set(have) >= set(one.published):
+        sums = {key: sum(numbers[key] for numbers in have.values()) for key in one.totals}
+        lines += [
+            _line(root, one, key, {"all categories": (sums[key], wanted)})
+            for key, wanted in one.totals.items()
+            if key in USED and sums[key] < wanted and not lacking[key]
+        ]
+    return lines
+
+
+def _line(root: Path, one: Entry, key: str, those: Mapping[str, tuple[int, int]]) -> str:
+    there, wanted = (sum(numbers) for numbers in zip(*those.values(), strict=True))
+    each = [f"{name} {have} of {number}" for name, (have, number) in those.items()]
+    more = f", {len(each) - SHOWN} more" if len(each) > SHOWN else ""
+    return (
+        f"{root}: {there} of {wanted} {NUMBERS[key]} of {one.title} are there ({', '.join(each[:SHOWN])}{more}); "
+        f"restore them, or name it folder:{root} to run on what is there"
+    )
+
+
+def remarks(category: Category, one: Entry) -> tuple[str, ...]:
+    """A line on a category whose numbers differ from those published and that is not refused for it."""
+    counts, sure = expected(one, category.name)
+    odd = differing(numbers_of(category), counts) if counts is not None else {}
+    told = [
+        f"{there} {NUMBERS[key]} and not {wanted}"
+        for key, (there, wanted) in odd.items()
+        if there > wanted or not sure or key not in USED
+    ]
+    if not told:
+        return ()
+    doubt = "" if sure else ", as far as they are known"
+    what = f"{', '.join(told)}, as {one.title} has{doubt}"
+    return (f"{category.root}: {what}: is it that? `kdad-bench data verify` tells",)
