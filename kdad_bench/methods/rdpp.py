@@ -25,6 +25,7 @@ from kdad_bench.methods.reverse import Bottleneck, Decoder, in_words, restoratio
 from kdad_bench.methods.simplex_noise import fractal, table_of_chance
 from kdad_bench.methods.training import words
 from kdad_bench.methods.training.loop import optimiser_of
+from kdad_bench.methods.training.sending import sent
 
 SIDE = 256  # px of the images that the code's noise is made for; other sizes scale it
 LEAST, MOST = 10 / SIDE, 32 / SIDE  # sides of a noised rectangle, the upper end excluded
@@ -230,7 +231,7 @@ def contrast(noised: Taps, projected: Taps) -> Tensor:
 def between_halves(projected: Taps, generator: torch.Generator) -> Tensor:
     """Sum over taps of the Sinkhorn divergence between two random halves of the images, each a point: its map's softmax
     as one vector."""
-    order = torch.randperm(len(projected[0]), generator=generator).to(projected[0].device)
+    order = sent(torch.randperm(len(projected[0]), generator=generator), projected[0].device)
     half = len(order) // 2
     points = [tap.flatten(1).float().softmax(1) for tap in projected]
     found = [sinkhorn_divergence(each[order[:half]], each[order[half:]]) for each in points]
