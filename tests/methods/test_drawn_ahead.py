@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from tests.harness.test_faults import wait_for
 from tests.methods.toys import normals, small_method
 
 COURSE = Course(images=5, size=2, per_epoch=3, total=7, seed=3)
-LEVELS = np.random.default_rng(0).integers(0, 256, (5, 3, 24, 24), np.uint8)
+LEVELS = np.random.default_rng(0).integers(0, 256, (5, 3, 96, 96), np.uint8)  # two samples fill a pipe
 PASTING = Pasting(levels=LEVELS, points=300, find_object=False)
 
 
@@ -90,22 +91,28 @@ def test_each_step_gets_what_its_course_says_from_the_drawers_in_turn(here: None
             assert np.array_equal(rows, array[chosen])
 
 
-def test_a_process_draws_the_same_pixels_alone_in_a_session_of_its_own_and_ends_with_the_pipe() -> None:
-    with drawn_ahead(lambda: PASTING, COURSE, 4, 1) as drawn:
-        (process,) = children()
+def test_a_process_draws_the_same_pixels_in_a_session_of_its_own_and_ends_once_nobody_reads() -> None:
+    with tempfile.TemporaryFile() as file:
+        write(Task(course=COURSE, drawing=PASTING, stride=1), file)
+        drawer = ahead.Drawer(file, 5)
+    try:
         for step in (5, 6):
             expected = PASTING(COURSE.chosen(step), COURSE.generator(step), step)
-            for one, other in zip(drawn(step), expected, strict=True):
+            for one, other in zip(drawer.take(step), expected, strict=True):
                 assert one.dtype == other.dtype
                 assert np.array_equal(one, other)
-        assert os.getsid(process.pid) == process.pid  # the terminal's Ctrl-C is not for it
+        assert os.getsid(drawer.process.pid) == drawer.process.pid  # the terminal's Ctrl-C is not for it
+        assert drawer.process.stdout is not None
+        drawer.process.stdout.close()  # as the system does it when the training is killed
+        assert drawer.process.wait(60) == 0
+    finally:
+        drawer.end()
     assert not children()
-    assert not process.is_running()
 
 
 STUB = "import os, sys; {what}"  # in place of the program, which imports torch
 DEATHS = {
-    "killed": ("print('out of memory\\n', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)", "signal 9: out of memory"),
+    "killed": ("os.write(2, b'out of memory\\n'); os.kill(os.getpid(), 9)", "signal 9: out of memory"),
     "error": ("import no_such_module", "exit code 1: ModuleNotFoundError: No module named 'no_such_module'"),
     "in the middle": ("os.write(1, b'\\x80\\x05\\x95'); sys.exit(3)", "exit code 3"),
 }  # fmt: skip
@@ -125,8 +132,7 @@ def test_a_death_is_told_in_one_line_and_leaves_nothing(name: str, monkeypatch: 
 def test_however_a_training_ends_its_drawers_do(ending: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead, "PROGRAM", STUB.format(what="os.write(1, bytes(1 << 20))"))  # nobody takes it
     with pytest.raises(ending), drawn_ahead(lambda: PASTING, COURSE, 0, 2):
-        assert len(children()) == 2
-        raise ending
+        raise ending if len(children()) == 2 else AssertionError(children())
     assert not children()
 
 
