@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdad_bench.kernels import gaussian_blur
-from kdad_bench.methods.training.sending import constant, sent
+from kdad_bench.kernels.sending import constant, sent
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))  # NTSC 1953

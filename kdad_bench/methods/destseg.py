@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdad_bench.kernels import distillation_loss, fuse_scales
+from kdad_bench.kernels.sending import sent
 from kdad_bench.methods.backbones import FACTS, Backbone, build, facts_of
 from kdad_bench.methods.backbones.folding import Folded, channels_last
 from kdad_bench.methods.backbones.resnet import LAYOUTS, BasicBlock, initialise
@@ -30,7 +31,6 @@ from kdad_bench.methods.perlin_noise import random_shape
 from kdad_bench.methods.protocol import Entry, Range, Scores, Settled
 from kdad_bench.methods.training import words
 from kdad_bench.methods.training.loop import optimiser_of
-from kdad_bench.methods.training.sending import sent
 from kdad_bench.methods.training.stages import last_of_first, progress_in_stage
 
 CODE = "official code"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdad_bench.kernels import distillation_loss
+from kdad_bench.kernels.sending import sent
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps, chance
 from kdad_bench.methods.protocol import BLURS, Entry, Range, Scores, Settled
@@ -25,7 +26,6 @@ from kdad_bench.methods.reverse import Bottleneck, Decoder, in_words, restoratio
 from kdad_bench.methods.simplex_noise import fractal, table_of_chance
 from kdad_bench.methods.training import words
 from kdad_bench.methods.training.loop import optimiser_of
-from kdad_bench.methods.training.sending import sent
 
 SIDE = 256  # px of the images that the code's noise is made for; other sizes scale it
 LEAST, MOST = 10 / SIDE, 32 / SIDE  # sides of a noised rectangle, the upper end excluded

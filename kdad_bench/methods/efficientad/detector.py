@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdad_bench.kernels import fuse_scales, image_scores, pixel_discrepancies
+from kdad_bench.kernels.sending import sent
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.backbones.pdn import LOST, WIDTH, Pdn, through
 from kdad_bench.methods.distillation import Batch, StudentTeacher, Taps, autocast, chance, resized
@@ -24,7 +25,6 @@ from kdad_bench.methods.protocol import Entry, Fitting, Scores
 from kdad_bench.methods.training.chance import seeded
 from kdad_bench.methods.training.loop import distil, planned_steps
 from kdad_bench.methods.training.parting import learners, parted
-from kdad_bench.methods.training.sending import sent
 from kdad_bench.methods.training.teacher import chunks, deviation_of
 
 LOW, HIGH = 0.9, 0.995  # quantiles of normal maps that become 0 and 0.1

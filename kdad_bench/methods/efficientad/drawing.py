@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdad_bench.kernels.sending import sent
 from kdad_bench.methods.augmentation import grey, jitter
 from kdad_bench.methods.drawn_images import drawn_images
-from kdad_bench.methods.training.sending import sent
 
 SWAY = 0.2  # of a factor about 1: what the autoencoder's images differ by in brightness, contrast or saturation
 GREY_CROPS, GREY_PENALTY = 0.1, 0.3  # how often an image loses its colour before the PDN learns, and in the penalty

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from kdad_bench.kernels.sending import sent
 from kdad_bench.methods.backbones.folding import channels_last
 from kdad_bench.methods.protocol import Fitting, Scores
 from kdad_bench.methods.resizing import resized
@@ -19,7 +20,6 @@ from kdad_bench.methods.training.chance import seeded
 from kdad_bench.methods.training.course import Course, Drawing
 from kdad_bench.methods.training.parting import drawn_apart
 from kdad_bench.methods.training.resume import Progress, fingerprint_of
-from kdad_bench.methods.training.sending import sent
 from kdad_bench.methods.training.settings import DTYPES, SCHEDULES, Batch, DistillationSettings
 from kdad_bench.methods.training.teacher import Teacher, cached_taps, chunks
 from kdad_bench.methods.training.watching import due, show
