@@ -179,6 +179,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "destseg": {"turned": "full"},
     "destseg image": {"textures": "image", "batch_size": 1},
     "efficientad": {"penalty": "drawn", "solved": False},
+    "stad": {"descriptors": 0.7, "crops": 6, "solved": 0, "held_out": 0.3, "width": 8},
 }
 
 
