@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from kdad_bench.cli import cli
-from kdad_bench.harness import allowance, executors
+from kdad_bench.harness import allowance, executors, run
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.estimate import rule_of_thumb
 from kdad_bench.harness.job import Job
@@ -21,6 +21,7 @@ from kdad_bench.harness.output import Work
 from kdad_bench.harness.selection import refuse_contradictions
 from kdad_bench.harness.workforce import START_SECONDS, Workforce, bytes_of, hint, workforce
 from kdad_bench.leaderboard import store
+from kdad_bench.methods.protocol import Fitting
 from tests.harness.planned import jobs_of
 
 # columns that differ between two runs of one job: when, where and how fast
@@ -158,6 +159,18 @@ def test_every_executor_hands_drawers_and_share_to_its_jobs(
     force = Workforce(executor.removeprefix("on_").replace("_", "-"), 1, None, 5, 0.25)
     list(executors.outcomes(long_jobs(tiny_tree, 1), Work(out="there"), lambda job: None, options_from({}), force))
     assert given == [Work(out="there", drawers=5, gpu_share=0.25)]
+
+
+def test_a_training_gets_the_drawers_of_its_work(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taught(job: Job, work: Work, normal: Any, held_out: Any, fitting: Fitting, curve: Any) -> None:
+        raise RuntimeError(f"{fitting.drawers} drawers")
+
+    monkeypatch.setattr(run, "taught", taught)
+    for drawers in (0, 3):
+        with pytest.raises(RuntimeError, match=f"^{drawers} drawers$"):
+            run.run(jobs_of(tiny_tree)[0], Work(out=str(tmp_path), drawers=drawers), lambda step, terms: None)
 
 
 @pytest.mark.parametrize(("share", "gigabytes", "kept"), [(0.5, 80, 0.4875), (0.25, 4, 0.125), (1 / 16, 80, 0.05)])
