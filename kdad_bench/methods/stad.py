@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kdad_bench.kernels import fuse_scales, image_scores
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.backbones.names import IMAGENET_MEAN, IMAGENET_STD
-from kdad_bench.methods.crops import CropDrawing, Crops, DrawnCrops, drawn_crops, enlarged
+from kdad_bench.methods.crops import CropDrawing, Crops, DrawnCrops, enlarged
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, resized
 from kdad_bench.methods.least_squares import Sums, affine, components
 from kdad_bench.methods.patch_network import LAYOUTS, PatchNetwork
@@ -327,10 +327,6 @@ class Stad(StudentTeacher[StadSettings]):
             found.append(scale.distillation(*self.pair(crops.of(images, scale.side))))
         knowledge, compact = (torch.stack(one).sum() for one in zip(*found, strict=True))
         return {"knowledge": knowledge, "compactness": self.settings.compactness * compact}
-
-    def crops(self, images: Tensor, side: int, count: int, generator: torch.Generator) -> Tensor:
-        """[count, 3, side, side] of `images`, the last of them altered."""
-        return drawn_crops(len(images), side, count, self.settings.altered, generator).of(images, side)
 
     @torch.no_grad()
     def pair(self, crops: Tensor) -> tuple[Tensor, Tensor]:
