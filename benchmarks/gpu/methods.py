@@ -1,9 +1,10 @@
 """All methods on a device: training step, latency, throughput, top costs, and the time of a whole leaderboard.
 
-    python benchmarks/gpu/methods.py --device cuda:0 --out OUT          # random weights where there are no others
+    python benchmarks/gpu/methods.py --device cuda:0 --out OUT --seconds 440   # random weights where no others are
     python benchmarks/gpu/methods.py --device cpu --size 64 --steps 3   # the same on a CPU, to try the script
     python benchmarks/gpu/methods.py --device cpu --preset quick --compiled default   # does torch.compile pay here?
 
+Every method is written to OUT as it is done, and after --seconds nothing more is begun: what is missing is named.
 Images are noise: times depend on shapes, not on content. Steps are timed inside `fit`, between two entries of its log,
 after the teacher's feature cache is filled; STFPM's step is also timed as official codes write it, plain and under
 torch.compile. The projection multiplies measured steps by the paper's budgets on MVTec AD's published image numbers.
@@ -13,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +26,18 @@ import torch
 from torch import Tensor
 
 from kdad_bench.datasets.mvtec_ad import PUBLISHED as MVTEC_AD
+from kdad_bench.files import write_text_whole
 from kdad_bench.harness import clock
 from kdad_bench.harness.environment import describe
 from kdad_bench.harness.plain_loop import step as plain_step
+from kdad_bench.harness.workforce import drawers_beside
 from kdad_bench.methods import METHODS, entry
 from kdad_bench.methods.backbones import build
 from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
 from kdad_bench.methods.protocol import Fitting
 from kdad_bench.methods.training.loop import planned_steps
 
+BEGAN = time.perf_counter()
 IMAGES = 64  # normals that a method is fitted on here
 WARM_STEPS = 3
 
@@ -45,7 +51,7 @@ def teacher_of(settings: Any, source: str | None) -> tuple[Any, str]:
     return network, info.source
 
 
-def step_seconds(method: Any, normal: Tensor, device: torch.device, steps: int) -> float:
+def step_seconds(method: Any, normal: Tensor, device: torch.device, drawers: int = 0) -> float:
     """Median seconds of one optimiser step, the warm ones left out."""
     marks: list[float] = []
 
@@ -54,7 +60,7 @@ def step_seconds(method: Any, normal: Tensor, device: torch.device, steps: int) 
             torch.cuda.synchronize(device)
         marks.append(time.perf_counter())
 
-    method.fit(normal, Fitting(log=log, log_every=1))
+    method.fit(normal, Fitting(log=log, log_every=1, drawers=drawers))
     gaps = sorted(b - a for a, b in zip(marks[WARM_STEPS - 1 :], marks[WARM_STEPS:], strict=False))
     return gaps[len(gaps) // 2] if gaps else float("nan")
 
@@ -105,7 +111,7 @@ def measure(name: str, given: argparse.Namespace, device: torch.device) -> dict[
     side = given.size or 256
     normal = torch.rand(IMAGES, 3, side, side, device=device)
     began = time.perf_counter()
-    seconds = step_seconds(method, normal, device, given.steps)
+    seconds = step_seconds(method, normal, device, given.drawers)
     fit_seconds = time.perf_counter() - began
     one = normal[:1].clone()
     with torch.inference_mode():
@@ -124,23 +130,22 @@ def measure(name: str, given: argparse.Namespace, device: torch.device) -> dict[
         "images_per_second": speed,
         "projected_hours": projected_hours(paper, seconds, speed, given.seeds),
         "compiled_ms": {
-            mode: 1000 * compiled_step_seconds(found, settings, teacher, normal, mode, given.steps)
+            mode: 1000 * compiled_step_seconds(found, settings, teacher, normal, mode, given.drawers)
             for mode in given.compiled
         },
         "top_costs": top_costs(lambda: method.fit(normal[: settings.batch_size]), device),
     }
     if name == "stfpm":
         row["plain_step_ms"] = 1000 * plain_step_seconds(settings, teacher, device, given.steps, compiled=False)
-        if not given.no_compile:
+        if given.compiled:
             row["compiled_step_ms"] = 1000 * plain_step_seconds(settings, teacher, device, given.steps, compiled=True)
     return row
 
 
-def compiled_step_seconds(found: Any, settings: Any, teacher: Any, normal: Tensor, mode: str, steps: int) -> float:
+def compiled_step_seconds(found: Any, settings: Any, teacher: Any, normal: Tensor, mode: str, drawers: int) -> float:
     """Median seconds of a step with the student compiled; compiling itself falls on the warm steps."""
-    return step_seconds(
-        found.build(replace(settings, compiled=mode), teacher, normal.device), normal, normal.device, steps
-    )
+    method = found.build(replace(settings, compiled=mode), teacher, normal.device)
+    return step_seconds(method, normal, normal.device, drawers)
 
 
 def projected_hours(paper: Any, step: float, images_per_second: float, seeds: int) -> float:
@@ -154,52 +159,119 @@ def projected_hours(paper: Any, step: float, images_per_second: float, seeds: in
     return seconds * seeds / 3600
 
 
-def main() -> None:
+class OutOfTime(Exception):
+    """Ends a method that is measured when the time is over."""
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise OutOfTime inside once so many seconds are over; at once if none are left."""
+
+    def stop(number: int, frame: object) -> None:
+        raise OutOfTime("out of time")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def measured(names: Sequence[str], given: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
+    """A row for each method, with its `problem` in place of figures where it has one."""
+    ends = BEGAN + given.seconds
+    for name in names:
+        try:
+            with limited(ends - time.perf_counter()):
+                yield measure(name, given, device)
+        except OutOfTime as problem:
+            yield {"method": name, "problem": str(problem)}
+        except Exception as problem:  # a method that fails must not take the others' figures with it
+            text = " ".join(f"{type(problem).__name__}: {problem}".split())
+            yield {"method": name, "problem": text[:500]}
+
+
+def table(rows: Sequence[Mapping[str, Any]], seeds: int) -> str:
+    """What was measured, for people."""
+    good = [row for row in rows if "problem" not in row]
+    lines = ["| method | teacher | px | batch | step ms | ms/image | images/s | projected h |"]
+    lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    lines += [
+        f"| {row['method']} | {row['teacher']} | {row['image_size']} | {row['batch']} | {row['step_ms']:.2f} "
+        f"| {row['latency_ms']:.2f} | {row['images_per_second']:.0f} | {row['projected_hours']:.2f} |"
+        for row in good
+    ]
+    hours = sum(row["projected_hours"] for row in good)
+    lines.append(f"\n{len(good)} of {len(rows)} methods, 15 categories x {seeds} seeds: {hours:.1f} h")
+    lines += [line for row in rows for line in notes(row)]
+    return "\n".join(lines)
+
+
+def notes(row: Mapping[str, Any]) -> list[str]:
+    """What a row says beside the table."""
+    if "problem" in row:
+        return [f"{row['method']}: not measured: {row['problem']}"]
+    name, step = row["method"], row["step_ms"]
+    found = [
+        f"{name} step with compiled={mode}: {taken:.2f} ms, {step / taken:.2f}x as fast"
+        for mode, taken in row["compiled_ms"].items()
+    ]
+    found.append(f"{name} costs: " + ", ".join(f"{key} {100 * share:.0f} %" for key, share in row["top_costs"]))
+    plain = {"plain": "plain_step_ms", "torch.compile": "compiled_step_ms"}
+    ratios = [f"{words} {row[key] / step:.2f}x" for words, key in plain.items() if key in row]
+    return [*found, f"{name} step against the eager code: {', '.join(ratios)}"] if ratios else found
+
+
+def write(out: Path, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], seeds: int) -> None:
+    """All rows so far, whole or not at all: whoever is killed keeps what was measured by then."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_text_whole(out / "methods.json", json.dumps({"environment": machine, "rows": rows}, indent=2, default=str))
+    write_text_whole(out / "methods.md", table(rows, seeds) + "\n")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--teacher", help="for every method, in place of the paper's")
     parser.add_argument("--weights", help="a checkpoint of --teacher; without it what is found here, else random")
     parser.add_argument("--size", type=int, help="image side in place of the paper's")
     parser.add_argument("--steps", type=int, default=40, help="timed steps per method")
+    parser.add_argument("--seconds", type=float, default=440.0, help="end after so long; what is left is named")
     parser.add_argument("--seeds", type=int, default=3, help="of the projection")
     parser.add_argument("--methods", nargs="*", default=[name for name in METHODS if name != "pixel_mean"])
-    parser.add_argument("--preset", choices=("paper", "quick"), default="paper")
-    parser.add_argument("--compiled", nargs="*", help="modes to time the setting `compiled` in; default: all on a GPU")
-    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
-    parser.add_argument("--out", type=Path, help="folder for methods.json")
-    given = parser.parse_args()
+    parser.add_argument("--preset", choices=("paper", "standard", "quick"), default="paper")
+    parser.add_argument("--drawers", type=int, help="processes that draw samples ahead; default: by cores on a GPU")
+    compiling = parser.add_mutually_exclusive_group()
+    compiling.add_argument("--compiled", nargs="*", default=[], help="modes to time the setting `compiled` in, too")
+    compiling.add_argument("--no-compile", dest="compiled", action="store_const", const=[], help="none (the default)")
+    parser.add_argument("--out", type=Path, help="folder for methods.json and methods.md, written after each method")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Measure one method after the other."""
+    given, rows = arguments(), list[dict[str, Any]]()
     device = torch.device(given.device)
-    if given.compiled is None:
-        given.compiled = [] if given.no_compile or device.type != "cuda" else ["default", "reduce-overhead"]
+    if given.drawers is None:
+        given.drawers = drawers_beside(1) if device.type == "cuda" else 0
     machine = describe(given.device)
     print(
-        f"{machine['device_name']}, torch {machine['torch']}, triton {machine['triton']}, {machine['threads']} threads"
+        f"{machine['device_name']}, torch {machine['torch']}, triton {machine['triton']}, "
+        f"{machine['threads']} threads, {given.drawers} drawers",
+        flush=True,
     )
-    rows = []
-    for name in given.methods:
-        rows.append(measure(name, given, device))
-        print(f"{name}: done", flush=True)
-    print("\n| method | teacher | px | batch | step ms | ms/image | images/s | projected h |")
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for row in rows:
-        print(
-            f"| {row['method']} | {row['teacher']} | {row['image_size']} | {row['batch']} | {row['step_ms']:.2f} "
-            f"| {row['latency_ms']:.2f} | {row['images_per_second']:.0f} | {row['projected_hours']:.2f} |"
-        )
-    print(f"\nall of these, 15 categories x {given.seeds} seeds: {sum(row['projected_hours'] for row in rows):.1f} h")
-    for row in rows:
-        for mode, taken in row["compiled_ms"].items():
-            print(f"{row['method']} step with compiled={mode}: {taken:.2f} ms, {row['step_ms'] / taken:.2f}x as fast")
-        print(f"{row['method']} costs: " + ", ".join(f"{key} {100 * share:.0f} %" for key, share in row["top_costs"]))
-        if "plain_step_ms" in row:
-            ratios = [f"plain {row['plain_step_ms'] / row['step_ms']:.2f}x"]
-            if "compiled_step_ms" in row:
-                ratios.append(f"torch.compile {row['compiled_step_ms'] / row['step_ms']:.2f}x")
-            print(f"stfpm step against the eager code: {', '.join(ratios)}")
-    if given.out:
-        given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / "methods.json").write_text(json.dumps({"environment": machine, "rows": rows}, indent=2))
+    for row in measured(given.methods, given, device):
+        rows.append(row)
+        if given.out:
+            write(given.out, machine, rows, given.seeds)
+        seconds = time.perf_counter() - BEGAN
+        print(f"{row['method']}: {row.get('problem', 'done')} ({seconds:.0f} s so far)", flush=True)
+    print("\n" + table(rows, given.seeds), flush=True)
+    return 1 if any("problem" in row for row in rows) else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

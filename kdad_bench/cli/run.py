@@ -124,7 +124,16 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 )
 @click.option("--address", metavar="HOST:PORT", help="Ray cluster; without it Ray starts one on this machine.")
 @click.option(
-    "--gpu-fraction", type=Number(min=0.0, max=1.0, min_open=True), default=1.0, help="GPU share of one Ray job."
+    "--gpu-fraction",
+    type=Number(min=0.0, max=1.0, min_open=True),
+    metavar="SHARE",
+    help="Share of a GPU's memory for each job; so many run at a time.  [default: what --workers leave each]",
+)
+@click.option(
+    "--drawers",
+    type=click.IntRange(0, 256),
+    help="Processes that draw training samples ahead of each job; no number changes.  [default: by cores with CUDA, "
+    "else 0]",
 )
 @click.option(
     "--job-timeout",

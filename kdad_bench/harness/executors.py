@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -43,11 +43,12 @@ def outcomes(
     `force` is what `workforce` made of both, where the caller has it already.
     """
     force = force or workforce(jobs, options)
+    work = replace(work, drawers=force.drawers, gpu_share=force.gpu_share)
     if force.executor == "ray":
         refuse_no_ray(options.address)
         return on_ray(
             jobs, work, started, address=options.address,
-            job_timeout=options.job_timeout, gpu_fraction=options.gpu_fraction, threads=force.threads,
+            job_timeout=options.job_timeout, gpu_fraction=options.gpu_fraction or 1.0, threads=force.threads,
         )  # fmt: skip
     if force.executor == "local":
         return local(jobs, work, started, workers=force.workers, job_timeout=options.job_timeout, threads=force.threads)

@@ -167,7 +167,8 @@ class RunOptions(RunTable):
     executor: Literal["in-process", "local", "ray"] | None = None  # None: processes where they are worth their start
     workers: Annotated[int, Field(ge=1, le=1024)] | None = None  # None: by jobs, cores and memory
     address: str | None = None
-    gpu_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    gpu_fraction: Annotated[float, Field(gt=0, le=1)] | None = None  # None: what so many jobs at a time leave each
+    drawers: Annotated[int, Field(ge=0, le=256)] | None = None  # None: by cores with CUDA, else 0
     job_timeout: Annotated[float, Field(gt=0)] | None = None
     checkpoint_every_seconds: Annotated[float, Field(ge=0)] = 60.0
     threads: Annotated[int, Field(ge=1, le=512)] | None = None

@@ -39,6 +39,8 @@ class Work:
     audit_every: int | None = None  # steps between two points of it; None: a twentieth of the training
     checkpoint_every_seconds: float = 60.0
     time_every_job: bool = False  # each job times itself as it runs, in place of one measurement alone
+    drawers: int = 0  # processes that draw samples ahead of each training; no number depends on it
+    gpu_share: float | None = None  # of a GPU's memory that a job may take; None: all of it
 
     @property
     def beside(self) -> Path | None:

@@ -15,9 +15,10 @@ from torch import Tensor
 from kdad_bench import datasets
 from kdad_bench.datasets.splits import FRACTION
 from kdad_bench.files import let_go
-from kdad_bench.harness import clock, together
+from kdad_bench.harness import allowance, clock, together
 from kdad_bench.harness.audit import Audit
 from kdad_bench.harness.cost import cost_of
+from kdad_bench.harness.determinism import choose_algorithms
 from kdad_bench.harness.environment import describe, give_freed_memory_back, keep_freed_memory, memory_at_start_mb
 from kdad_bench.harness.job import Job, TeacherWeights
 from kdad_bench.harness.judging import judged
@@ -57,7 +58,8 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     The test files are opened after the training, unless `work` has it audited: then what they show is kept from it.
     """
     began = time.perf_counter()
-    torch.use_deterministic_algorithms(job.deterministic)
+    choose_algorithms(job.deterministic, job.device)
+    allowance.keep_to_share(job.device, work.gpu_share)
     keep_freed_memory()
     device = torch.device(job.device)
     memory_at_start_mb(device.type)  # before there are images
@@ -78,6 +80,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         fitting = Fitting(
             log=remember, checkpoint=checkpoint_path(job, work),
             checkpoint_every_seconds=work.checkpoint_every_seconds, watch=audit.watch, watch_every=work.audit_every,
+            drawers=work.drawers,
         )  # fmt: skip
         method, learnt = taught(job, work, normal, held_out, fitting, curve)
     else:

@@ -12,6 +12,7 @@ from kdad_bench import datasets
 from kdad_bench.datasets import Category
 from kdad_bench.harness.axes import PLAIN, Axes, points
 from kdad_bench.harness.choices import MULTI_CLASS, PRESETS, SelectionError, parse_assignment, suggestion
+from kdad_bench.harness.determinism import prepare
 from kdad_bench.harness.options import RunOptions
 from kdad_bench.harness.view import WHOLE, View
 from kdad_bench.methods import METHODS, known, outside
@@ -52,6 +53,9 @@ def selected(options: RunOptions) -> Selection:
 def selected_for(options: RunOptions, categories: tuple[Category, ...]) -> Selection:
     """What was asked for on `categories`, or on images that are in none; raises SelectionError with one line."""
     device = device_from(options.device)
+    refuse_a_share_of_no_gpu(options, device)
+    if options.deterministic:
+        prepare(device)
     refuse_kernels_that_are_not_there(device)
     methods = tuple(dict.fromkeys(options.methods or ((name, "") for name in METHODS)))
     preset = options.preset or usual_preset(device, methods, categories)
@@ -104,10 +108,9 @@ def refuse_contradictions(options: RunOptions) -> None:
         )
     if options.audit_every is not None and not options.audit:
         raise SelectionError(f"--audit-every {options.audit_every} is for --audit; add that, or leave it out")
-    if options.executor != "ray":
-        for name, said in (("address", options.address is not None), ("gpu-fraction", options.gpu_fraction != 1.0)):
-            if said:
-                raise SelectionError(f"--{name} is for --executor ray; add that, or leave it out")
+    if options.executor != "ray" and options.address is not None:
+        raise SelectionError("--address is for --executor ray; add that, or leave it out")
+    refuse_more_than_a_gpu(options)
     if options.executor == "ray" and (options.workers or 1) > 1:
         raise SelectionError("--workers is for --executor local; Ray runs as many jobs as its cluster has CPUs")
     if options.time_every_job and options.measure_speed:
@@ -119,6 +122,30 @@ def refuse_contradictions(options: RunOptions) -> None:
     if options.tensorboard and find_spec("tensorboard") is None:
         raise SelectionError("--tensorboard needs the tensorboard package: pip install tensorboard")
     refuse_urls_that_cannot_serve(options)
+
+
+def refuse_more_than_a_gpu(options: RunOptions) -> None:
+    """Raises SelectionError where jobs side by side would take more than one GPU, or nobody would keep a share."""
+    share, workers = options.gpu_fraction, options.workers
+    if share is None or options.executor == "ray":
+        return
+    if options.executor == "in-process" and share < 1:
+        raise SelectionError(
+            f"--gpu-fraction {share:g} is kept by processes: leave --executor in-process out, or take --executor local"
+        )
+    if workers is not None and workers * share > 1 + 1e-9:
+        raise SelectionError(
+            f"--workers {workers} with --gpu-fraction {share:g} is more than one GPU; take --gpu-fraction "
+            f"{1 / workers:.3g} or --workers {int(1 / share + 1e-9)}"
+        )
+
+
+def refuse_a_share_of_no_gpu(options: RunOptions, device: str) -> None:
+    """Raises SelectionError where a share of a GPU is asked for and none is used."""
+    if options.gpu_fraction is not None and not device.startswith("cuda"):
+        raise SelectionError(
+            f"--gpu-fraction {options.gpu_fraction:g} is a share of a GPU: not with --device {device}; leave it out"
+        )
 
 
 def refuse_urls_that_cannot_serve(options: RunOptions) -> None:

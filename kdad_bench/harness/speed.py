@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kdad_bench.harness.cost import batches_of, is_quick, latencies, one_thread, throughput
+from kdad_bench.harness.determinism import choose_algorithms
 from kdad_bench.harness.environment import MOST_BUSY, describe, keep_freed_memory
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.run import build, normals, squares, synchronise, timed_on
@@ -34,7 +35,7 @@ def measure(job: Job, covers: Sequence[str] = ()) -> Measurement:
 
     While other work held much of the processors it is done once more, and the less disturbed of the two counts.
     """
-    torch.use_deterministic_algorithms(job.deterministic)
+    choose_algorithms(job.deterministic, job.device)
     keep_freed_memory()
     method, pixels, how = fitted(job)
     images = as_images(pixels[: max(batches_of(is_quick(job)))], torch.device(job.device))

@@ -8,7 +8,7 @@ used by jobs side by side, one on each.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdad_bench.harness import allowance
 from kdad_bench.harness.estimate import makespan, rules_of_thumb
@@ -19,6 +19,7 @@ from kdad_bench.harness.options import RunOptions
 START_SECONDS = 6.0  # until worker processes have imported torch and all methods and take jobs, all cores busy with it
 WORKER_BYTES = 1 << 30  # of a worker, before the images and the step of its job
 LONG_SECONDS = 120.0  # of a run, by the rule of thumb, from which idle cores are worth a word
+MOST_DRAWERS = 12  # of a job: FractalAD's samples of 256 px take some ten times what a fast GPU learns from them in
 STEP_BYTES = 2048  # of each pixel of a training batch: activations, gradients and optimiser state of a ResNet
 
 
@@ -29,25 +30,63 @@ class Workforce:
     executor: str  # in-process, local or ray
     workers: int  # jobs at a time; of ray: what its cluster has room for, 0
     threads: int | None  # of each job; None: the share of the cores that torch or a worker takes
+    drawers: int = 0  # processes that draw samples ahead of each training
+    gpu_share: float | None = None  # of the GPU's memory, that each job may take; None: all of it
 
     @property
     def text(self) -> str:
         """One phrase for people; empty where there is nothing to tell."""
         if self.executor != "local" or self.workers == 1:
             return ""
-        return f"{self.workers} side by side" + (" with one thread each" if self.threads == 1 else "")
+        threads = " with one thread each" if self.threads == 1 else ""
+        share = f" with {self.gpu_share:.3g} of the GPU's memory each" if self.gpu_share else ""
+        return f"{self.workers} side by side{threads}{share}"
 
 
 def workforce(jobs: Sequence[Job], options: RunOptions) -> Workforce:
     """Who carries out `jobs`, all on one device, as far as `options` leave it open."""
     on_cpu = not any(job.device.startswith("cuda") for job in jobs)
-    threads = options.threads or (1 if on_cpu else None)
+    return on_a_cpu(jobs, options) if on_cpu else on_a_gpu(jobs, options)
+
+
+def on_a_gpu(jobs: Sequence[Job], options: RunOptions) -> Workforce:
+    """The same for jobs on a GPU: one at a time, unless a number of workers or a share of the GPU is said."""
+    share, threads = options.gpu_fraction, options.threads
+    at_a_time = options.workers or min(jobs_on_a_gpu(share), max(1, len(jobs)))
+    share = share or (1 / at_a_time if at_a_time > 1 else None)
+    bound = share if share is not None and share < 1 else None
+    drawers = drawers_beside(at_a_time) if options.drawers is None else options.drawers
+    if options.executor == "ray":
+        return Workforce("ray", 0, threads, drawers, bound)
+    apart = options.executor == "local" or options.job_timeout is not None or at_a_time > 1 or bound is not None
+    return Workforce("local" if apart else "in-process", at_a_time, threads, drawers, bound)
+
+
+def jobs_on_a_gpu(share: float | None) -> int:
+    """How many jobs of so large a `share` one GPU holds."""
+    return int(1 / (share or 1.0) + 1e-9)
+
+
+def drawers_beside(jobs: int) -> int:
+    """How many processes may draw samples for each of so many jobs on a GPU: each job needs a core of its own."""
+    return max(0, min(MOST_DRAWERS, allowance.cores() // jobs - 1))
+
+
+def on_a_cpu(jobs: Sequence[Job], options: RunOptions) -> Workforce:
+    """The same for jobs on a CPU, which draw samples themselves unless it is said: the cores are used as it is."""
+    found = cores_shared(jobs, options)
+    return replace(found, drawers=options.drawers or 0)
+
+
+def cores_shared(jobs: Sequence[Job], options: RunOptions) -> Workforce:
+    """As many jobs at a time as there are cores and memory for, where that is worth the processes' start."""
+    threads = options.threads or 1
     if options.executor == "ray":
         return Workforce("ray", 0, threads)
     processes = options.executor == "local" or options.job_timeout is not None  # only a process can be stopped
     if options.executor == "in-process" or (options.workers == 1 and not processes):
         return Workforce("in-process", 1, threads)
-    workers = options.workers or (side_by_side(jobs, threads or 1) if on_cpu else 1)
+    workers = options.workers or side_by_side(jobs, threads)
     if options.workers is None and not processes and not worth_it(jobs, workers):
         workers = 1
     return Workforce("local" if processes or workers > 1 else "in-process", workers, threads)

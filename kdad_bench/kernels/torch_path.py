@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdad_bench.kernels import reference
 from kdad_bench.kernels.reference import TINY
+from kdad_bench.kernels.sending import sent
 
 SCRATCH = {"cpu": 1 << 18, "cuda": 1 << 26}  # elements of a feature map that are widened and normalised at a time
 
@@ -183,7 +184,7 @@ def attention_weighting(teachers: Sequence[Tensor], students: Sequence[Tensor]) 
 @lru_cache(64)  # a method may draw a new sigma for every image
 def blur_matrix(length: int, sigma: float, radius: int, border: str, device: torch.device) -> Tensor:
     """The reference's blur matrix in float32 on the device."""
-    return reference.blur_matrix(length, sigma, radius, border).float().to(device)
+    return sent(reference.blur_matrix(length, sigma, radius, border).float(), device)
 
 
 def fuse_blur_score(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kdad_bench.kernels import triton_kernels
 from kdad_bench.kernels.reference import blur_weights
+from kdad_bench.kernels.sending import sent
 
 KINDS = {"unit_l2": 0, "cosine": 1, "l2": 2}
 MOST_SCALES = 4
@@ -377,7 +378,7 @@ def scale_in_place(grads: Sequence[Tensor], factor: Tensor) -> None:
 @lru_cache(MOST_BLURS)
 def blur_table(sigma: float, radius: int, device: torch.device) -> Tensor:
     """The blur's weights on the device, kept for the latest sigmas: call once before a CUDA graph is captured."""
-    return torch.tensor(blur_weights(sigma, radius), device=device, dtype=torch.float32)
+    return sent(torch.tensor(blur_weights(sigma, radius), dtype=torch.float32), device)
 
 
 def fuse_blur_score(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kdad_bench.kernels import gaussian_blur
+from kdad_bench.kernels.sending import constant, sent
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))  # NTSC 1953
@@ -44,7 +45,7 @@ def distorted(images: Tensor, generator: torch.Generator, strengths: Strengths) 
     turns = sway[3] * s.hue
 
     def per_image(values: Tensor) -> Tensor:
-        return values.to(images.device)[:, None, None, None]
+        return sent(values, images.device)[:, None, None, None]
 
     jittered = jitter(images, per_image(factors[0]), per_image(factors[1]), per_image(factors[2]), turns)
     images = torch.where(per_image(happens[0]), jittered, images)
@@ -60,7 +61,7 @@ def distorted(images: Tensor, generator: torch.Generator, strengths: Strengths) 
 
 def grey(images: Tensor) -> Tensor:
     """Luma [N, 1, H, W]."""
-    return (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+    return (images * constant(LUMA, images.device, images.dtype)[:, None, None]).sum(1, keepdim=True)
 
 
 def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, turns: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Ten
     x = (mean + (x - mean) * contrast).clamp(0, 1)
     luma = grey(x)
     x = (luma + (x - luma) * saturation).clamp(0, 1)
-    matrices = hue_rotations(turns).to(x)
+    matrices = sent(hue_rotations(turns).to(x.dtype), x.device)
     return torch.einsum("nij,njhw->nihw", matrices, x).clamp(0, 1)
 
 

@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdad_bench.kernels import distillation_loss, fuse_scales
+from kdad_bench.kernels.sending import sent
 from kdad_bench.methods.backbones import FACTS, Backbone, build, facts_of
 from kdad_bench.methods.backbones.folding import Folded, channels_last
 from kdad_bench.methods.backbones.resnet import LAYOUTS, BasicBlock, Bottleneck, initialise
@@ -243,36 +245,59 @@ class StudentAndHead(nn.Module):
 # ---- synthetic anomalies
 
 
-def anomalous(images: Tensor, keys: Sequence[Sequence[int]], textures: str) -> tuple[Tensor, Tensor]:
+class Samples(NamedTuple):
+    """What is drawn for a batch: the key of each sample, its shape, how much of the image shows, and what is pasted."""
+
+    keys: list[list[int]]
+    shapes: Mask  # [N, S, S]
+    through: Floats  # [N]
+    textures: NDArray[np.float32] | None  # [N, 3, S, S]
+    orders: NDArray[np.int64] | None  # [N, 64]: of the image's own tiles, in place of a texture
+
+
+def drawn_samples(side: int, keys: list[list[int]], textures: str) -> Samples:
+    """A sample by each key, for images of `side` px. A shape may be empty."""
+    made = [sample(side, np.random.default_rng(tuple(key)), textures) for key in keys]
+    shapes, through, pasted = (np.stack(some) for some in zip(*made, strict=True))
+    of_image = textures == "image"
+    return Samples(keys, shapes, through, None if of_image else pasted, pasted if of_image else None)
+
+
+def sample(side: int, rng: np.random.Generator, textures: str) -> tuple[Mask, np.float64, Any]:
+    """(shape [S, S], how much of the image shows, a texture [3, S, S] float32 or an order of tiles)."""
+    shape, through = random_shape(side, rng), np.float64(uniform(rng, 0, MOST_OF_THE_IMAGE))
+    own = textures == "image"
+    return shape, through, np.argsort(rng.random(TILES * TILES)) if own else texture(side, rng).astype(np.float32)
+
+
+def anomalous(images: Tensor, keys: list[list[int]], textures: str) -> tuple[Tensor, Tensor]:
     """(images with a texture pasted into a random shape [N, 3, S, S], the shapes [N, S, S], 0 or 1), float32.
 
-    `images` in [0, 1]; `keys` are N sequences of whole numbers >= 0, the seed of each sample. A shape may be empty.
+    `images` in [0, 1]; `keys` are N lists of whole numbers >= 0, the seed of each sample.
     """
-    made = [sample(image, np.random.default_rng(tuple(key)), textures) for image, key in zip(images, keys, strict=True)]
-    return torch.stack([pasted for pasted, _ in made]), torch.stack([shape for _, shape in made])
+    return pasted_into(images, drawn_samples(images.shape[-1], keys, textures))
 
 
-def sample(image: Tensor, rng: np.random.Generator, textures: str) -> tuple[Tensor, Tensor]:
-    """One image [3, S, S] and one shape [S, S]; the image shows through the texture by up to 0.8."""
-    side = image.shape[-1]
-    shape = as_tensor(random_shape(side, rng), image)
-    through = uniform(rng, 0, MOST_OF_THE_IMAGE)
-    pasted = shuffled(image, rng) if textures == "image" else as_tensor(texture(side, rng), image)
-    return torch.where(shape > 0, (1 - through) * pasted + through * image, image), shape
+def pasted_into(images: Tensor, samples: Samples) -> tuple[Tensor, Tensor]:
+    """What `anomalous` answers. The image shows through the texture by up to 0.8."""
+    shapes = sent(samples.shapes, images.device)
+    shares = np.stack([1 - samples.through, samples.through]).astype(np.float32)
+    rest, through = sent(shares, images.device)[..., None, None, None]
+    if samples.textures is not None:
+        pasted = sent(samples.textures, images.device)
+    else:
+        assert samples.orders is not None
+        pasted = torch.stack([shuffled(image, order) for image, order in zip(images, samples.orders, strict=True)])
+    return torch.where(shapes[:, None], rest * pasted + through * images, images), shapes.float()
 
 
-def as_tensor(array: Floats | Mask, like: Tensor) -> Tensor:
-    """float32, where `like` is."""
-    return torch.from_numpy(array.astype(np.float32)).to(like.device)
-
-
-def shuffled(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """`image` [3, S, S] cut into 8 x 8 tiles, in another order; what is left over at the border stays."""
+def shuffled(image: Tensor, order: NDArray[np.int64]) -> Tensor:
+    """`image` [3, S, S] cut into 8 x 8 tiles, in another `order` [64]; what is left over at the border stays."""
     side = image.shape[-1] // TILES
-    order = torch.from_numpy(np.argsort(rng.random(TILES * TILES)))
     inner = image[:, : TILES * side, : TILES * side]
     tiles = inner.reshape(3, TILES, side, TILES, side).transpose(2, 3).reshape(3, -1, side, side)
-    mixed = tiles[:, order].reshape(3, TILES, TILES, side, side).transpose(2, 3).reshape(inner.shape)
+    tiles = tiles[:, sent(order, image.device)].reshape(3, TILES, TILES, side, side)
+    mixed = tiles.transpose(2, 3).reshape(inner.shape)
     found = image.clone()
     found[:, : TILES * side, : TILES * side] = mixed
     return found
@@ -287,9 +312,24 @@ def turned(images: Tensor, keys: Sequence[Sequence[int]], how: str) -> Tensor:
         angles.append(np.deg2rad(quarters + uniform(rng, -MOST_TURN, MOST_TURN)))
     cosines, sines = np.cos(angles), np.sin(angles)
     rows = [[cosines, -sines, 0 * sines], [sines, cosines, 0 * sines]]
-    turns = torch.from_numpy(np.array(rows).transpose(2, 0, 1)).to(images)
+    turns = sent(np.array(rows, np.float32).transpose(2, 0, 1), images.device)
     grid = F.affine_grid(turns, list(images.shape), align_corners=False)
     return F.grid_sample(images - BORDER, grid, mode="bilinear", align_corners=False) + BORDER
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pasting:
+    """What a step draws; of a lone image two samples, as its loss sees it twice."""
+
+    side: int
+    textures: str
+
+    def __call__(self, chosen: Tensor, generator: torch.Generator, step: int) -> Samples:
+        return self.of(max(len(chosen), 2), generator)
+
+    def of(self, count: int, generator: torch.Generator) -> Samples:
+        """So many samples."""
+        return drawn_samples(self.side, drawn_keys(count, generator), self.textures)
 
 
 # ---- the losses
@@ -343,13 +383,17 @@ class Destseg(StudentTeacher[DestsegSettings]):
         """Before the head has learnt, its map says nothing."""
         return step > last_of_first(self.settings.denoising, total)
 
+    def drawing(self, images: Tensor, total: int) -> Pasting:
+        """Shapes and textures, which know nothing of the images."""
+        return Pasting(side=images.shape[-1], textures=self.settings.textures)
+
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """The student's term up to the boundary, then the head's two."""
         images, clean = self.seen(batch)
-        keys = drawn_keys(len(images), batch.generator)
+        samples = batch.drawn or self.drawing(images, batch.total).of(len(images), batch.generator)
         if self.settings.turned != "no":
-            images = turned(images, keys, self.settings.turned)
-        pasted, shapes = anomalous(images, keys, self.settings.textures)
+            images = turned(images, samples.keys, self.settings.turned)
+        pasted, shapes = pasted_into(images, samples)
         pasted = channels_last(pasted)
         if batch.step > last_of_first(self.settings.denoising, batch.total):
             return self.head_terms(pasted, shapes)

@@ -17,6 +17,7 @@ from kdad_bench.methods.backbones.folding import Folded, channels_last
 from kdad_bench.methods.protocol import Fitting, Scores
 from kdad_bench.methods.resizing import resized
 from kdad_bench.methods.training.chance import chance, seeded
+from kdad_bench.methods.training.course import Drawing
 from kdad_bench.methods.training.loop import autocast, distil, optimiser_of
 from kdad_bench.methods.training.settings import Batch, DistillationSettings, Taps
 from kdad_bench.methods.training.teacher import Teacher
@@ -79,6 +80,13 @@ class StudentTeacher(Generic[S]):
     def judge(self, outputs: Any, size: tuple[int, int]) -> Scores:
         """Map at `size` and image score from what `networks` returned."""
         raise NotImplementedError(f"{type(self).__name__} gives no scores")
+
+    def drawing(self, images: Tensor, total: int) -> Drawing | None:
+        """All that `loss` draws on the CPU for each step of a fit of `total` on `images` [N, 3, S, S], on the device.
+
+        Where that takes long, other processes do it beforehand: `Batch.drawn`. None: it is not worth it.
+        """
+        return None
 
     def learners(self) -> Sequence[nn.Module]:
         """The modules that `loss` calls and that learn: what `settings.compiled` compiles."""

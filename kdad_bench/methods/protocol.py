@@ -58,6 +58,7 @@ class Fitting:
     # told the steps done and a copy of the method, as it would be if the training ended there, to do with as it likes
     watch: Callable[[int, Any], None] | None = None
     watch_every: int | None = None  # steps between two calls of `watch`; None: a twentieth of the training
+    drawers: int = 0  # processes that draw samples ahead of the training; no number depends on it
 
     def after(self, finish: Callable[[Any], None]) -> Fitting:
         """The same, where each copy is first brought to an end by `finish`: what a fit does behind its last step."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdad_bench.kernels import distillation_loss
+from kdad_bench.kernels.sending import sent
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps, chance
 from kdad_bench.methods.protocol import BLURS, Entry, Range, Scores, Settled
@@ -230,7 +231,7 @@ def contrast(noised: Taps, projected: Taps) -> Tensor:
 def between_halves(projected: Taps, generator: torch.Generator) -> Tensor:
     """Sum over taps of the Sinkhorn divergence between two random halves of the images, each a point: its map's softmax
     as one vector."""
-    order = torch.randperm(len(projected[0]), generator=generator).to(projected[0].device)
+    order = sent(torch.randperm(len(projected[0]), generator=generator), projected[0].device)
     half = len(order) // 2
     points = [tap.flatten(1).float().softmax(1) for tap in projected]
     found = [sinkhorn_divergence(each[order[:half]], each[order[half:]]) for each in points]

@@ -7,7 +7,7 @@ official code is known: layers and constants are from the paper as recalled and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kdad_bench.kernels import fuse_scales, image_scores
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.backbones.names import IMAGENET_MEAN, IMAGENET_STD
-from kdad_bench.methods.crops import altered_crops, enlarged, random_crops
+from kdad_bench.methods.crops import CropDrawing, Crops, DrawnCrops, enlarged
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, resized
 from kdad_bench.methods.least_squares import Sums, affine, components
 from kdad_bench.methods.patch_network import LAYOUTS, PatchNetwork
@@ -290,11 +290,12 @@ class Stad(StudentTeacher[StadSettings]):
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """The descriptors' terms up to the boundary, then the students'; sums over scales."""
         images = batch.images if self.images is None else self.images
+        drawn: DrawnCrops = batch.drawn or self.own_drawing(images)(torch.empty(0), batch.generator, batch.step)
         if batch.step == 1:
             with exactly(self.device):
-                self.begin_descriptors(images, batch.generator)
+                self.begin_descriptors(images, drawn.first)
         if batch.step <= self.boundary:
-            return self.descriptors_terms(images, batch.generator)
+            return self.descriptors_terms(images, drawn.step)
         if batch.step == self.boundary + 1:
             with exactly(self.device):
                 self.learn_targets(images)
@@ -307,21 +308,26 @@ class Stad(StudentTeacher[StadSettings]):
             terms += [(said - target).square().sum(1).mean() for said in scale.answers(seen)]
         return {"students": torch.stack(terms).sum()}
 
-    def descriptors_terms(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def drawing(self, images: Tensor, total: int) -> CropDrawing | None:
+        """Where crops are cut and how they are altered; of all images of the fit, those held out from its steps too."""
+        drawing = self.own_drawing(images if self.images is None else self.images)
+        return drawing if drawing.boundary else None
+
+    def own_drawing(self, images: Tensor) -> CropDrawing:
+        """What the steps of the fit under way draw of `images`."""
+        settings = self.settings
+        return CropDrawing(
+            images=len(images), sides=settings.scales, crops=settings.crops, altered=settings.altered,
+            boundary=self.boundary, first=settings.solved or settings.crops * (self.boundary > 0),
+        )  # fmt: skip
+
+    def descriptors_terms(self, images: Tensor, drawn: Sequence[Crops]) -> dict[str, Tensor]:
         """L_k and L_c of crops of `images`, the same places for no two scales."""
         found = []
-        for scale in self.scales:
-            crops = self.crops(images, scale.side, self.settings.crops, generator)
-            found.append(scale.distillation(*self.pair(crops)))
+        for scale, crops in zip(self.scales, drawn, strict=True):
+            found.append(scale.distillation(*self.pair(crops.of(images, scale.side))))
         knowledge, compact = (torch.stack(one).sum() for one in zip(*found, strict=True))
         return {"knowledge": knowledge, "compactness": self.settings.compactness * compact}
-
-    def crops(self, images: Tensor, side: int, count: int, generator: torch.Generator) -> Tensor:
-        """[count, 3, side, side] of `images`, the last of them altered."""
-        altered = round(self.settings.altered * count)
-        parts = [random_crops(images, side, count - altered, generator)] if altered < count else []
-        parts += [altered_crops(images, side, altered, generator)] if altered else []
-        return torch.cat(parts)
 
     @torch.no_grad()
     def pair(self, crops: Tensor) -> tuple[Tensor, Tensor]:
@@ -330,17 +336,14 @@ class Stad(StudentTeacher[StadSettings]):
         return self.student.normalised(crops), features  # type: ignore[operator]
 
     @torch.no_grad()
-    def begin_descriptors(self, images: Tensor, generator: torch.Generator) -> None:
+    def begin_descriptors(self, images: Tensor, drawn: Sequence[Crops]) -> None:
         """Least squares, or at least a decoder that need not learn the features' mean."""
-        count = self.settings.solved or self.settings.crops * (self.boundary > 0)
-        for scale in self.scales:
-            if count:
-                crops = self.crops(images, scale.side, count, generator)
-                pairs = (self.pair(some) for some in chunks(crops, SOLVED_CROPS))
-                if self.settings.solved:
-                    scale.solve_descriptor(pairs)
-                else:
-                    scale.decoder.bias.copy_(torch.cat([features for _, features in pairs]).mean(0))
+        for scale, crops in zip(self.scales, drawn, strict=False):  # none are drawn where nothing is to be learnt
+            pairs = (self.pair(some) for some in chunks(crops.of(images, scale.side), SOLVED_CROPS))
+            if self.settings.solved:
+                scale.solve_descriptor(pairs)
+            else:
+                scale.decoder.bias.copy_(torch.cat([features for _, features in pairs]).mean(0))
 
     @torch.no_grad()
     def begin_students(self, images: Tensor) -> None:

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from kdad_bench.cli import cli
-from kdad_bench.harness import allowance
+from kdad_bench.harness import allowance, executors, run
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.estimate import rule_of_thumb
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.options import options_from
+from kdad_bench.harness.output import Work
 from kdad_bench.harness.selection import refuse_contradictions
 from kdad_bench.harness.workforce import START_SECONDS, Workforce, bytes_of, hint, workforce
 from kdad_bench.leaderboard import store
+from kdad_bench.methods.protocol import Fitting
 from tests.harness.planned import jobs_of
 
 # columns that differ between two runs of one job: when, where and how fast
@@ -97,8 +100,92 @@ def test_on_a_gpu_one_job_runs_at_a_time_unless_more_are_asked_for(
 ) -> None:
     machine(monkeypatch, 16)
     jobs = [replace(job, device="cuda:0") for job in long_jobs(tiny_tree, 8)]
-    assert workforce(jobs, options_from({})) == Workforce("in-process", 1, None)
-    assert workforce(jobs, options_from({"workers": 2})) == Workforce("local", 2, None)
+    assert workforce(jobs, options_from({})) == Workforce("in-process", 1, None, 12)
+    assert workforce(jobs, options_from({"workers": 2})) == Workforce("local", 2, None, 7, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"gpu_fraction": 0.25}, ("local", 4, None, 3, 0.25)),
+        ({"gpu_fraction": 0.1}, ("local", 8, None, 1, 0.1)),  # eight jobs
+        ({"gpu_fraction": 0.3}, ("local", 3, None, 4, 0.3)),
+        ({"gpu_fraction": 1 / 3}, ("local", 3, None, 4, 1 / 3)),
+        ({"gpu_fraction": 0.7}, ("local", 1, None, 12, 0.7)),  # only a process keeps a share
+        ({"gpu_fraction": 1.0}, ("in-process", 1, None, 12, None)),
+        ({"gpu_fraction": 0.1, "workers": 2}, ("local", 2, None, 7, 0.1)),
+        ({"gpu_fraction": 0.5, "workers": 1}, ("local", 1, None, 12, 0.5)),
+        ({"workers": 3, "drawers": 0}, ("local", 3, None, 0, 1 / 3)),
+        ({"workers": 1}, ("in-process", 1, None, 12, None)),
+        ({"executor": "local", "drawers": 40}, ("local", 1, None, 40, None)),
+        ({"executor": "in-process"}, ("in-process", 1, None, 12, None)),
+        ({"job_timeout": 9.0}, ("local", 1, None, 12, None)),
+        ({"workers": 16}, ("local", 16, None, 0, 1 / 16)),
+        ({"executor": "ray"}, ("ray", 0, None, 12, None)),
+        ({"executor": "ray", "gpu_fraction": 0.5}, ("ray", 0, None, 7, 0.5)),
+        ({"threads": 2}, ("in-process", 1, 2, 12, None)),
+    ],
+    ids=str,
+)
+def test_jobs_on_a_gpu_share_its_memory_and_the_cores_that_draw(
+    said: dict[str, Any], expected: tuple[Any, ...], tiny_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, 16)
+    jobs = [replace(job, device="cuda:0") for job in long_jobs(tiny_tree, 8)]
+    options = options_from({"methods": ["stfpm"], **said})
+    refuse_contradictions(options)
+    found = workforce(jobs, options)
+    assert found == Workforce(*expected)
+    assert found.workers * (found.gpu_share or 0) <= 1 + 1e-9
+    assert ("of the GPU's memory each" in found.text) == (found.workers > 1)
+
+
+def test_a_cpu_draws_as_it_goes_unless_it_is_said(tiny_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, 16)
+    jobs = long_jobs(tiny_tree, 2)
+    for said in ({}, {"executor": "ray"}, {"executor": "in-process"}, {"workers": 2}):
+        assert workforce(jobs, options_from(said)).drawers == 0
+        assert workforce(jobs, options_from({**said, "drawers": 3})).drawers == 3
+        assert workforce(jobs, options_from(said)).gpu_share is None
+
+
+@pytest.mark.parametrize("executor", ["in_process", "local", "on_ray"])
+def test_every_executor_hands_drawers_and_share_to_its_jobs(
+    executor: str, tiny_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+    monkeypatch.setattr(executors, "refuse_no_ray", lambda address: None)
+    monkeypatch.setattr(executors, executor, lambda jobs, work, *rest, **more: given.append(work) or iter(()))
+    force = Workforce(executor.removeprefix("on_").replace("_", "-"), 1, None, 5, 0.25)
+    list(executors.outcomes(long_jobs(tiny_tree, 1), Work(out="there"), lambda job: None, options_from({}), force))
+    assert given == [Work(out="there", drawers=5, gpu_share=0.25)]
+
+
+def test_a_training_gets_the_drawers_of_its_work(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taught(job: Job, work: Work, normal: Any, held_out: Any, fitting: Fitting, curve: Any) -> None:
+        raise RuntimeError(f"{fitting.drawers} drawers")
+
+    monkeypatch.setattr(run, "taught", taught)
+    for drawers in (0, 3):
+        with pytest.raises(RuntimeError, match=f"^{drawers} drawers$"):
+            run.run(jobs_of(tiny_tree)[0], Work(out=str(tmp_path), drawers=drawers), lambda step, terms: None)
+
+
+@pytest.mark.parametrize(("share", "gigabytes", "kept"), [(0.5, 80, 0.4875), (0.25, 4, 0.125), (1 / 16, 80, 0.05)])
+def test_torch_takes_no_more_of_a_gpu_than_the_share_leaves_beside_cudas_own(
+    share: float, gigabytes: int, kept: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    card = type("Card", (), {"total_memory": gigabytes << 30})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *said: found.append(said))
+    allowance.keep_to_share("cuda:1", None)
+    allowance.keep_to_share("cpu", share)
+    assert not found
+    allowance.keep_to_share("cuda:1", share)
+    assert found == [(pytest.approx(kept), torch.device("cuda:1"))]
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 7, 64])
@@ -136,6 +223,8 @@ def test_a_long_run_that_leaves_cores_idle_says_what_to_do(tiny_tree: Path, monk
         ({"executor": "in-process", "workers": 2}, "--workers are processes"),
         ({"executor": "in-process", "job_timeout": 3.0}, "--job-timeout stops a process"),
         ({"executor": "ray", "workers": 2}, "--executor local"),
+        ({"executor": "in-process", "gpu_fraction": 0.5}, "--gpu-fraction 0.5 is kept by processes"),
+        ({"workers": 4, "gpu_fraction": 0.5}, "more than one GPU; take --gpu-fraction 0.25 or --workers 2"),
     ],
 )
 def test_options_that_exclude_each_other_are_refused(said: dict[str, Any], words: str) -> None:

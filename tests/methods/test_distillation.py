@@ -49,7 +49,7 @@ def test_steps_replace_epochs_and_epochs_count_incomplete_batches() -> None:
 
 def test_every_epoch_sees_every_image_once_in_a_new_order() -> None:
     settings = DistillationSettings(batch_size=4)
-    epochs = [torch.cat([loop._batch_of(3 * epoch + k, 3, 10, settings) for k in range(3)]) for epoch in (0, 1)]
+    epochs = [torch.cat([loop.course_of(settings, 10).chosen(3 * epoch + k + 1) for k in range(3)]) for epoch in (0, 1)]
     assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in epochs)
     assert epochs[0].tolist() != epochs[1].tolist()
     assert epochs[0].tolist() != torch.arange(10).tolist()

@@ -20,7 +20,8 @@ from kdad_bench.methods.backbones.pdn import layers
 from kdad_bench.methods.backbones.weights import WeightsError, download, find_weights, load_teacher
 from kdad_bench.methods.distillation import Batch
 from kdad_bench.methods.drawn_images import drawn_images
-from kdad_bench.methods.efficientad.detector import EfficientAd, hardest, moments, recoloured, sometimes_grey
+from kdad_bench.methods.efficientad.detector import EfficientAd, hardest, moments
+from kdad_bench.methods.efficientad.drawing import drawn_changes, drawn_greys, recoloured, sometimes_grey
 from kdad_bench.methods.efficientad.networks import Autoencoder, Networks
 from kdad_bench.methods.efficientad.settings import EfficientAdSettings
 from kdad_bench.methods.last_layer import solve
@@ -262,7 +263,7 @@ def test_the_students_terms_are_their_formulas(penalty: str) -> None:
     images, own = normals(3, seed=1), method.own.eval()
     found = method.students_terms(batch_of(images, 2))
     generator = torch.Generator().manual_seed(0)
-    other = recoloured(images, generator)
+    other = recoloured(images, drawn_changes(3, generator))
     with torch.no_grad():
         teacher, student = own.descriptor(seen(images)), own.student(seen(images))
         student = F.conv2d(student, own.halves[0].weight, own.halves[0].bias)  # type: ignore[arg-type]
@@ -272,7 +273,7 @@ def test_the_students_terms_are_their_formulas(penalty: str) -> None:
         expected["autoencoder"] = (target - made).square().mean()
         expected["imitation"] = (imitation - made).square().mean()
         if penalty == "drawn":
-            drawn = sometimes_grey(drawn_images(3, 64, generator), 0.3, generator)
+            drawn = sometimes_grey(drawn_images(3, 64, generator), drawn_greys(3, 0.3, generator))
             answers = F.conv2d(own.student(seen(drawn)), own.halves[0].weight, own.halves[0].bias)  # type: ignore[arg-type]
             expected["penalty"] = answers.square().mean()
     assert found.keys() == expected.keys()
@@ -303,7 +304,7 @@ def test_the_pdn_learns_the_teachers_features_of_normal_and_drawn_images() -> No
     found = method.descriptors_term(batch_of(images, 2), images)
     generator = torch.Generator().manual_seed(0)
     both = torch.cat([images, drawn_images(2, 64, generator)])
-    both = sometimes_grey(both, 0.1, generator)
+    both = sometimes_grey(both, drawn_greys(4, 0.1, generator))
     with torch.no_grad():
         taps = method.teacher(F.interpolate(both, (128, 128), mode="bilinear", align_corners=False))
         grid = [F.interpolate(tap, (16, 16), mode="bilinear", align_corners=False) for tap in taps]
@@ -417,7 +418,7 @@ def test_a_published_network_is_never_trained(tmp_path: Path) -> None:
 
 def test_images_differ_in_one_of_brightness_contrast_and_saturation() -> None:
     images = 0.25 + 0.5 * torch.rand(300, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    found = recoloured(images, torch.Generator().manual_seed(1))
+    found = recoloured(images, drawn_changes(300, torch.Generator().manual_seed(1)))
     assert found.shape == images.shape
     luma = grey(images)
     middle = luma.mean((2, 3), keepdim=True)
@@ -440,7 +441,7 @@ def test_images_differ_in_one_of_brightness_contrast_and_saturation() -> None:
 
 def test_some_images_lose_their_colour() -> None:
     images = torch.rand(400, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    found = sometimes_grey(images, 0.3, torch.Generator().manual_seed(1))
+    found = sometimes_grey(images, drawn_greys(400, 0.3, torch.Generator().manual_seed(1)))
     without = (found[:, 0] == found[:, 2]).flatten(1).all(1)
     assert 90 < int(without.sum()) < 150
     assert torch.equal(found[~without], images[~without])

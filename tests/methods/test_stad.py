@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdad_bench.methods import stad
-from kdad_bench.methods.crops import random_crops
+from kdad_bench.methods.crops import drawn_crops, random_crops
 from kdad_bench.methods.distillation import Batch
 from kdad_bench.methods.patch_network import LAYOUTS, PatchNetwork
 from kdad_bench.methods.protocol import Fitting
@@ -140,11 +140,18 @@ def test_a_faulty_compactness_is_rejected(name: str) -> None:
         check_compactness(FAULTY_COMPACTNESS[name])
 
 
+def crops_of(method: Stad, images: Tensor, count: int, seed: int) -> Tensor:
+    """Crops of 33 px, a share of them altered as the method's settings say."""
+    generator = torch.Generator().manual_seed(seed)
+    return drawn_crops(len(images), 33, count, method.settings.altered, generator).of(images, 33)
+
+
 def test_a_descriptor_learns_the_backbones_pooled_features_of_enlarged_crops() -> None:
     method = method_of(scales=(17,), crops=5, compactness=0.5, altered=0.0)
     images, scale = normals(3, seed=1), scale_of(method)
     with torch.no_grad():
-        found = method.descriptors_terms(images, torch.Generator().manual_seed(4))
+        drawn = method.own_drawing(images).of(5, torch.Generator().manual_seed(4))
+        found = method.descriptors_terms(images, drawn)
     crops = random_crops(images, 17, 5, torch.Generator().manual_seed(4))
     big = F.interpolate(crops, (64, 64), mode="bilinear", align_corners=False)
     features = method.teacher(big)[-1].mean((2, 3))
@@ -372,7 +379,7 @@ def unlearnt(method: Stad) -> float:
 def explained(method: Stad) -> float:
     """How much of the variance of the backbone's features the decoded descriptors explain, of unseen crops."""
     scale = scale_of(method)
-    crops, features = method.pair(method.crops(normals(6, seed=31), 33, 200, torch.Generator().manual_seed(8)))
+    crops, features = method.pair(crops_of(method, normals(6, seed=31), 200, 8))
     decoded = scale.decoder(scale.descriptor(crops, scale.descriptor.pooled)[:, :, 0, 0])
     return 1 - float((decoded - features).square().mean() / (features - features.mean(0)).square().mean())
 
@@ -442,8 +449,9 @@ def test_without_least_squares_the_decoder_begins_at_the_features_mean() -> None
     for boundary in (1, 0):
         before = scale_of(method).decoder.bias.clone()
         method.boundary = boundary
-        method.begin_descriptors(images, torch.Generator().manual_seed(3))
-        _, features = method.pair(method.crops(images, 33, 8, torch.Generator().manual_seed(3)))
+        drawn = method.own_drawing(images)(torch.arange(4), torch.Generator().manual_seed(3), 1)
+        method.begin_descriptors(images, drawn.first)
+        _, features = method.pair(crops_of(method, images, 8, 3))
         assert torch.equal(before, scale_of(method).decoder.bias) == (boundary == 0)
         if boundary:
             torch.testing.assert_close(scale_of(method).decoder.bias.detach(), features.mean(0))
@@ -452,7 +460,7 @@ def test_without_least_squares_the_decoder_begins_at_the_features_mean() -> None
 @pytest.mark.parametrize(("altered", "same"), [(0.0, 8), (0.25, 6), (1.0, 0)])
 def test_a_share_of_the_crops_is_altered(altered: float, same: int) -> None:
     method, images = method_of(altered=altered), normals(4, seed=1)
-    crops = method.crops(images, 33, 8, torch.Generator().manual_seed(3))
+    crops = crops_of(method, images, 8, 3)
     assert tuple(crops.shape) == (8, 3, 33, 33)
     if same:
         assert torch.equal(crops[:same], random_crops(images, 33, same, torch.Generator().manual_seed(3)))

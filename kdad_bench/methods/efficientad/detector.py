@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from math import ceil
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdad_bench.kernels import fuse_scales, image_scores, pixel_discrepancies
-from kdad_bench.methods.augmentation import grey, jitter
+from kdad_bench.kernels.sending import sent
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.backbones.pdn import LOST, WIDTH, Pdn, through
 from kdad_bench.methods.distillation import Batch, StudentTeacher, Taps, autocast, chance, resized
 from kdad_bench.methods.drawn_images import drawn_images
+from kdad_bench.methods.efficientad.drawing import EfficientAdDrawing, recoloured, sometimes_grey
 from kdad_bench.methods.efficientad.networks import Networks, Outputs, enlarged
 from kdad_bench.methods.efficientad.settings import EfficientAdSettings
 from kdad_bench.methods.last_layer import solve
@@ -27,8 +29,6 @@ from kdad_bench.methods.training.teacher import chunks, deviation_of
 
 LOW, HIGH = 0.9, 0.995  # quantiles of normal maps that become 0 and 0.1
 TENTH = 0.1
-SWAY = 0.2  # of a factor about 1: what the autoencoder's images differ by in brightness, contrast or saturation
-GREY_CROPS, GREY_PENALTY = 0.1, 0.3  # how often an image loses its colour before the PDN learns, and in the penalty
 AT_ONCE = 8  # images, where statistics are taken
 ENOUGH = 32  # images that last layers are solved on
 LEAST = 1e-6  # of what is divided by
@@ -95,7 +95,8 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
         """Mean squared difference of the PDN to the teacher's normalised features, of normal and of drawn images."""
         if batch.step == 1:
             self.learn_features(images)
-        seen = sometimes_grey(self.with_drawn(batch.images, batch.generator), GREY_CROPS, batch.generator)
+        drawn: Any = batch.drawn or self.own_drawing.for_descriptor(len(batch.images), batch.generator)
+        seen = sometimes_grey(torch.cat([batch.images, sent(drawn.pictures, self.device)]), drawn.greys)
         with torch.no_grad():
             target = self.embedding(seen)
         target = (target - self.own.get_buffer("centre")) / self.own.get_buffer("deviation")
@@ -105,9 +106,10 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
     def students_terms(self, batch: Batch) -> dict[str, Tensor]:
         """L_hard and the penalty, L_AE and L_STAE of one batch; the autoencoder's images differ in colour."""
         student, images, count = self.own, batch.images, len(batch.images)
-        seen = [images, recoloured(images, batch.generator)]
-        if self.settings.penalty == "drawn":
-            seen.append(sometimes_grey(self.drawn(count, batch.generator), GREY_PENALTY, batch.generator))
+        drawn: Any = batch.drawn or self.own_drawing.for_students(count, batch.generator)
+        seen = [images, recoloured(images, drawn.changes)]
+        if drawn.pictures is not None:
+            seen.append(sometimes_grey(sent(drawn.pictures, self.device), drawn.greys))
         seen = [student.normalised(one) for one in seen]
         with torch.no_grad():
             target, other_target = student.described(torch.cat(seen[:2])).float().tensor_split(2)
@@ -128,13 +130,22 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
         assert isinstance(self.student, Networks)
         return self.student
 
-    def drawn(self, count: int, generator: torch.Generator) -> Tensor:
-        """Images of nothing, on the device."""
-        return drawn_images(count, self.settings.image_size, generator).to(self.device)
+    def drawing(self, images: Tensor, total: int) -> EfficientAdDrawing | None:
+        """Images of nothing take long to draw, the rest does not."""
+        drawing = self.own_drawing
+        return drawing if drawing.boundary or drawing.penalised else None
+
+    @property
+    def own_drawing(self) -> EfficientAdDrawing:
+        """What a step of the fit under way draws."""
+        settings = self.settings
+        penalised = settings.penalty == "drawn"
+        return EfficientAdDrawing(side=settings.image_size, boundary=self.boundary, penalised=penalised)
 
     def with_drawn(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """`images` and as many drawn ones."""
-        return torch.cat([images, self.drawn(len(images), generator)])
+        drawn = drawn_images(len(images), self.settings.image_size, generator)
+        return torch.cat([images, sent(drawn, self.device)])
 
     def embedding(self, images: Tensor) -> Tensor:
         """The teacher's features [N, features, s, s], s as the PDN's: taps in a row, neighbouring channels averaged."""
@@ -229,21 +240,6 @@ def hardest(squared: Tensor, share: float) -> Tensor:
     last = values.shape[1] - 1
     count = last + 1 - ceil(share * last - 1e-9)  # the quantile lies between two elements
     return values.topk(count, 1, sorted=False).values.mean()
-
-
-def recoloured(images: Tensor, generator: torch.Generator) -> Tensor:
-    """`images` [N, 3, H, W], of each the brightness, the contrast or the saturation times a factor of 0.8 to 1.2."""
-    which = torch.randint(3, (len(images),), generator=generator)
-    factors = 1 + SWAY * (2 * torch.rand(len(images), generator=generator) - 1)
-    changes = [torch.where(which == kind, factors, 1.0).to(images.device)[:, None, None, None] for kind in range(3)]
-    brightness, contrast, saturation = changes
-    return jitter(images, brightness, contrast, saturation, torch.zeros(len(images)))
-
-
-def sometimes_grey(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """`images` [N, 3, H, W], each without its colour with that probability."""
-    happens = torch.rand(len(images), generator=generator).to(images.device) < probability
-    return torch.where(happens[:, None, None, None], grey(images), images)
 
 
 def moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

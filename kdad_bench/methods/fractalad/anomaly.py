@@ -7,8 +7,8 @@ the samples before it, on threads, nor on any global state of chance.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 from torch import Tensor
 
+from kdad_bench.kernels.sending import sent
 from kdad_bench.methods.fractalad.colour import Levels, cut, random_channel_scaling, random_jitter
 from kdad_bench.methods.fractalad.ifs import Mask, fractal, rotation, uniform
 from kdad_bench.methods.fractalad.objects import object_mask, shorter_side
@@ -89,6 +90,14 @@ def finish(clean: Levels, anomaly: Recombined, rng: np.random.Generator) -> tupl
     return clean, Recombined(image=image, mask=mask)
 
 
+class Samples(NamedTuple):
+    """The samples of a batch, in few bytes: both versions in levels [N, 3, H, W] uint8, masks [N, H, W]."""
+
+    clean: NDArray[np.uint8]
+    pasted: NDArray[np.uint8]
+    masks: Mask
+
+
 def anomalous(
     images: Tensor, keys: Sequence[Sequence[int]], *, points: int, find_object: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,13 +105,45 @@ def anomalous(
 
     `images` [N, 3, H, W] float32 in [0, 1]; `keys` are N sequences of whole numbers >= 0, the seed of each sample.
     """
-    levels = np.floor(images.detach().cpu().numpy() * np.float32(255) + np.float32(0.5))
-    made = [one_sample(image, np.random.default_rng(tuple(key)), points, find_object)
+    return on_device(drawn_samples(levels_of(images), keys, points, find_object), images.device)
+
+
+def levels_of(images: Tensor) -> NDArray[np.uint8]:
+    """The nearest levels of `images` in [0, 1]."""
+    levels: Levels = np.floor(images.detach().cpu().numpy() * np.float32(255) + np.float32(0.5))
+    return np.clip(levels, 0, 255, out=levels).astype(np.uint8)
+
+
+def drawn_samples(levels: NDArray[np.uint8], keys: Sequence[Sequence[int]], points: int, find_object: bool) -> Samples:
+    """A sample of each of `levels` [N, 3, H, W], by its key."""
+    made = [one_sample(image.astype(np.float32), np.random.default_rng(tuple(key)), points, find_object)
             for image, key in zip(levels, keys, strict=True)]  # fmt: skip
-    clean = torch.from_numpy(np.stack([c for c, _ in made])).div_(255)
-    pasted = torch.from_numpy(np.stack([a.image for _, a in made])).div_(255)
-    masks = torch.from_numpy(np.stack([a.mask for _, a in made])).to(torch.float32)
-    return clean.to(images.device), pasted.to(images.device), masks.to(images.device)
+    clean, pasted = (np.stack(some).astype(np.uint8) for some in ([c for c, _ in made], [a.image for _, a in made]))
+    return Samples(clean, pasted, np.stack([a.mask for _, a in made]))
+
+
+def on_device(samples: Samples, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """What `anomalous` answers, on `device`."""
+    whole = torch.full((), 255.0, device=device)  # a number would be its rounded inverse on a GPU
+    clean, pasted, masks = (sent(array, device).float() for array in samples)
+    return clean / whole, pasted / whole, masks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pasting:
+    """What a step draws, from the levels of all images that are learnt from."""
+
+    levels: NDArray[np.uint8]  # [K, 3, S, S]
+    points: int
+    find_object: bool
+
+    def __call__(self, chosen: Tensor, generator: torch.Generator, step: int) -> Samples:
+        return replace(self, levels=self.levels[chosen.numpy()]).of_all(generator)
+
+    def of_all(self, generator: torch.Generator) -> Samples:
+        """A sample of each image."""
+        keys = torch.randint(2**31, (len(self.levels), 2), generator=generator).tolist()
+        return drawn_samples(self.levels, keys, self.points, self.find_object)
 
 
 def one_sample(image: Levels, rng: np.random.Generator, points: int, find_object: bool) -> tuple[Levels, Recombined]:

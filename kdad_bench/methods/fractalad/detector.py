@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdad_bench.kernels import attention_weightings, distillation_loss, image_scores
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Batch, Student, StudentTeacher
-from kdad_bench.methods.fractalad.anomaly import anomalous
+from kdad_bench.methods.fractalad.anomaly import Pasting, levels_of, on_device
 from kdad_bench.methods.fractalad.segmentation import SegmentationHead, segmentation_loss
 from kdad_bench.methods.fractalad.settings import DECAY, FractalADSettings
 from kdad_bench.methods.protocol import Entry, Scores
@@ -49,14 +49,17 @@ class FractalAD(StudentTeacher[FractalADSettings]):
     def learners(self) -> Sequence[nn.Module]:
         return tuple(self.student.children())
 
+    def drawing(self, images: Tensor, total: int) -> Pasting:
+        """The samples, made on the CPU."""
+        settings = self.settings
+        return Pasting(levels=levels_of(images), points=settings.fractal_points, find_object=settings.find_object)
+
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """L = L_KD (clean images) + L_seg (anomalous images); L_seg does not reach the student."""
-        settings, networks = self.settings, self.student
+        networks = self.student
         assert isinstance(networks, StudentAndHead)
-        keys = torch.randint(2**31, (len(batch.images), 2), generator=batch.generator).tolist()
-        clean, pasted, masks = anomalous(
-            batch.images, keys, points=settings.fractal_points, find_object=settings.find_object
-        )
+        drawn = batch.drawn or self.drawing(batch.images, batch.total).of_all(batch.generator)
+        clean, pasted, masks = on_device(drawn, self.device)
         with torch.no_grad():
             pasted_taps = self.teacher(pasted)
         if networks.network is None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdad_bench.methods.grid_sampling import sampled
+
 DICE_SMOOTHING = 1.0  # official code
 
 
@@ -36,7 +38,7 @@ def warp(maps: Tensor, flow: Tensor) -> Tensor:
     x = 2 * (columns + moved[:, 0]) / max(wide - 1, 1) - 1
     y = 2 * (rows + moved[:, 1]) / max(high - 1, 1) - 1
     grid = torch.stack([x, y], dim=-1).to(maps.dtype)
-    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return sampled(maps, grid)
 
 
 class FlowAlignment(nn.Module):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from math import ceil, isfinite
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from kdad_bench.kernels.sending import sent
 from kdad_bench.methods.backbones.folding import channels_last
 from kdad_bench.methods.protocol import Fitting, Scores
 from kdad_bench.methods.resizing import resized
-from kdad_bench.methods.training.chance import chance, seeded
+from kdad_bench.methods.training.ahead import drawn_ahead
+from kdad_bench.methods.training.chance import seeded
+from kdad_bench.methods.training.course import Course, Drawing
 from kdad_bench.methods.training.parting import drawn_apart
 from kdad_bench.methods.training.resume import Progress, fingerprint_of
 from kdad_bench.methods.training.settings import DTYPES, SCHEDULES, Batch, DistillationSettings
@@ -44,6 +48,10 @@ class Trainable(Protocol):
 
     def comparable(self, step: int, total: int) -> bool:
         """Whether the state after `step` may be the one that is kept."""
+        ...
+
+    def drawing(self, images: Tensor, total: int) -> Drawing | None:
+        """What `loss` draws on the CPU of a fit of `total` steps on `images`, if that may be done beforehand."""
         ...
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -97,6 +105,13 @@ def planned_steps(settings: DistillationSettings, images: int) -> tuple[int, int
     return (settings.epochs * per_epoch if settings.steps is None else settings.steps), per_epoch
 
 
+def course_of(settings: DistillationSettings, images: int) -> Course:
+    """The course of a fit on `images` normals, held-out ones not counted among them."""
+    total, per_epoch = planned_steps(settings, images)
+    size = min(settings.batch_size, images)
+    return Course(images=images, size=size, per_epoch=per_epoch, total=total, seed=settings.seed)
+
+
 def distil(method: Trainable, normal: Tensor, fitting: Fitting) -> None:
     """Train `method.student` on `normal` by `method.loss` for the budget of its settings; the last state is kept.
 
@@ -107,9 +122,10 @@ def distil(method: Trainable, normal: Tensor, fitting: Fitting) -> None:
     settings, device, student = method.settings, method.device, method.student
     if normal.ndim != 4 or normal.shape[0] == 0:
         raise ValueError(f"fit needs images [N, 3, H, W] with N > 0; got {tuple(normal.shape)}")
-    with seeded(settings.seed, device), compiled(method.learners(), settings.compiled):
+    with seeded(settings.seed, device), compiled(method.learners(), settings.compiled), ExitStack() as processes:
         images, held_out = _split(resized(normal.to(device), settings.image_size), settings)
-        total, per_epoch = planned_steps(settings, len(images))
+        course = course_of(settings, len(images))
+        total = course.total
         with torch.no_grad(), autocast(settings.precision, device):
             if method.teacher.standardise:
                 method.teacher.learn_statistics(images)
@@ -120,9 +136,11 @@ def distil(method: Trainable, normal: Tensor, fitting: Fitting) -> None:
         state = Progress(student, optimiser, scaler, fitting, fingerprint_of(settings, normal, fitting), device)
         step = state.resume()
         student.train()
+        drawing_of = partial(method.drawing, images, total)
+        drawn = processes.enter_context(drawn_ahead(drawing_of, course, step, fitting.drawers))
         while step < total:
-            chosen = _batch_of(step, per_epoch, len(images), settings).to(device)
             step += 1
+            chosen = sent(course.chosen(step), device)
             if settings.compiled != "off":  # its CUDA graphs may overwrite what they answered at the step before
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             batch_images = channels_last(images[chosen])
@@ -133,8 +151,10 @@ def distil(method: Trainable, normal: Tensor, fitting: Fitting) -> None:
                     taps = tuple(tap[chosen] for tap in cache)
                     if method.clean_taps and not cache:
                         taps = method.teacher(batch_images)
-                generator = chance(settings.seed, "augmentation", step)
-                batch = Batch(images=batch_images, teacher=taps, step=step, generator=generator, total=total)
+                batch = Batch(
+                    images=batch_images, teacher=taps, step=step, generator=course.generator(step), total=total,
+                    drawn=drawn(step),
+                )  # fmt: skip
                 terms = method.loss(batch)
             loss = torch.stack([term.float() for term in terms.values()]).sum()
             optimiser.zero_grad(set_to_none=True)
@@ -143,7 +163,7 @@ def distil(method: Trainable, normal: Tensor, fitting: Fitting) -> None:
             scaler.update()
             if step % fitting.log_every == 0 or step in (1, total):
                 _report(step, terms, loss, fitting)
-            if held_out is not None and (step % per_epoch == 0 or step == total):
+            if held_out is not None and (step % course.per_epoch == 0 or step == total):
                 if method.comparable(step, total):
                     state.keep_if_better(_mean_map(method, held_out))
                 student.train()
@@ -161,14 +181,6 @@ def _split(images: Tensor, settings: DistillationSettings) -> tuple[Tensor, Tens
     if len(images) < 2:
         raise ValueError(f"held_out {settings.held_out} of {len(images)} images: needs two or more")
     return drawn_apart(images, settings.held_out, settings.seed, "held out")
-
-
-def _batch_of(step: int, per_epoch: int, images: int, settings: DistillationSettings) -> Tensor:
-    """The images of step `step` (from 0): every epoch is a new order, a function of seed and epoch."""
-    epoch, position = divmod(step, per_epoch)
-    order = torch.randperm(images, generator=chance(settings.seed, "order", epoch))
-    size = min(settings.batch_size, images)
-    return order[position * size : (position + 1) * size]
 
 
 def _report(step: int, terms: Mapping[str, Tensor], loss: Tensor, fitting: Fitting) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from math import cos, pi
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -77,3 +77,4 @@ class Batch:
     step: int  # from 1
     generator: torch.Generator  # on the CPU, a function of seed and step: all chance of an augmentation
     total: int = 0  # steps of the whole fit
+    drawn: Any = None  # what the method's `drawing` gives for this step, where that was done beforehand
