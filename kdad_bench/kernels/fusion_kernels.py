@@ -111,16 +111,14 @@ def fuse_kernel(
     by_sample = not TABLES
     if TABLES:
         for k in tl.static_range(MAPS):
-            DEPTH_Y: tl.constexpr = SHAPES[4 * k]
-            DEPTH_X: tl.constexpr = SHAPES[4 * k + 1]
             h = map_sizes[2 * k]
             w = map_sizes[2 * k + 1]
             one = folded(
                 maps[k] + n * h * w, h, w,
-                downs[k] + block_y * BLOCK_Y * DEPTH_Y, acrosses[k] + block_x * BLOCK_X * DEPTH_X,
+                downs[k] + block_y * BLOCK_Y * SHAPES[4 * k], acrosses[k] + block_x * BLOCK_X * SHAPES[4 * k + 1],
                 first_of(block_y * BLOCK_Y, reach_y, h, height, 1, ALIGN),
                 first_of(block_x * BLOCK_X, reach_x, w, width, MULTIPLE, ALIGN),
-                BLOCK_Y, BLOCK_X, DEPTH_Y, DEPTH_X, SHAPES[4 * k + 2], SHAPES[4 * k + 3], PRECISION,
+                BLOCK_Y, BLOCK_X, SHAPES[4 * k], SHAPES[4 * k + 1], SHAPES[4 * k + 2], SHAPES[4 * k + 3], PRECISION,
             )  # fmt: skip
             value = value * one if PRODUCT else value + one
         if EXACT:
