@@ -226,7 +226,9 @@ def map_launches(shape: str, batch: int) -> list[Launch]:
                 with recording(log, f"{shape} N={batch} {mode} {rule}{' blur' if sigma else ''}"):
                     triton_path.fuse_blur_score(maps, (256, 256), mode, align, sigma, 16, "scipy", rule, scores)
     with recording(log, f"{shape} N={batch} blur alone, torch border"):
-        triton_path.fuse_blur_score(maps[:1], maps[0].shape[1:], "sum", False, 4.0, 16, "torch", None)
+        triton_path.fuse_blur_score(
+            maps[:1], (maps[0].shape[1], maps[0].shape[2]), "sum", False, 4.0, 16, "torch", None
+        )
     with recording(log, f"{shape} N={batch} a filter as wide as the map"):
         triton_path.fuse_blur_score(maps, (256, 256), "sum", False, 40.0, 160, "scipy", "max", scores)
     with recording(log, f"{shape} N={batch} larger maps"):

@@ -49,12 +49,23 @@ def interpolated(base, h, w, y, x, height, width, ALIGN: tl.constexpr):
 
 
 @triton.jit
+def split(x):
+    """x = high + low with a high that has the 11 bits of TF32, rounded; NaN and infinity leave a NaN in `low`."""
+    high = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return high, x - high
+
+
+@triton.jit
 def folded(
     base, h, w, down, across, row, column,
     BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr, DEPTH_Y: tl.constexpr, DEPTH_X: tl.constexpr,
-    CHUNK_Y: tl.constexpr, CHUNK_X: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNK_Y: tl.constexpr, CHUNK_X: tl.constexpr, LOW_Y: tl.constexpr, LOW_X: tl.constexpr,
 ):  # fmt: skip
-    """down · M · acrossᵀ for the rows of M from `row` on and its columns from `column` on; beyond M both tables are 0."""
+    """down · M · acrossᵀ for the rows of M from `row` on and its columns from `column` on; beyond M both tables are 0.
+
+    A table has the high parts of its tile [BLOCK, DEPTH], then the low ones; LOW_*: some of these are not 0. Products
+    of two high parts and of a high and a low one are added: what is left out is less than 2⁻²² of a term.
+    """
     y = tl.arange(0, BLOCK_Y)
     x = tl.arange(0, BLOCK_X)
     in_y = tl.arange(0, CHUNK_Y)
@@ -66,11 +77,20 @@ def folded(
         for at_x in range(0, DEPTH_X, CHUNK_X):
             columns = column + at_x + in_x
             here = (rows < h)[:, None] & (columns < w)[None, :]
-            source = tl.load(base + rows[:, None] * w + columns[None, :], mask=here, other=0.0)
-            right = tl.load(across + x[None, :] * DEPTH_X + at_x + in_x[:, None])
-            inner = tl.dot(source, right, inner, input_precision=PRECISION)
-        left = tl.load(down + y[:, None] * DEPTH_Y + at_y + in_y[None, :])
-        value = tl.dot(left, inner, value, input_precision=PRECISION)
+            high, low = split(tl.load(base + rows[:, None] * w + columns[None, :], mask=here, other=0.0))
+            place = across + x[None, :] * DEPTH_X + at_x + in_x[:, None]
+            right = tl.load(place)
+            inner = tl.dot(low, right, inner, input_precision="tf32")
+            if LOW_X:
+                inner = tl.dot(high, tl.load(place + BLOCK_X * DEPTH_X), inner, input_precision="tf32")
+            inner = tl.dot(high, right, inner, input_precision="tf32")
+        place = down + y[:, None] * DEPTH_Y + at_y + in_y[None, :]
+        left = tl.load(place)
+        high, low = split(inner)
+        value = tl.dot(left, low, value, input_precision="tf32")
+        if LOW_Y:
+            value = tl.dot(tl.load(place + BLOCK_Y * DEPTH_Y), high, value, input_precision="tf32")
+        value = tl.dot(left, high, value, input_precision="tf32")
     return value
 
 
@@ -90,12 +110,12 @@ def fuse_kernel(
     maps, downs, acrosses, out, scores, partial, map_sizes, height, width, blocks_y, blocks_x, reach_y, reach_x,
     MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr, TABLES: tl.constexpr, EXACT: tl.constexpr,
     SHAPES: tl.constexpr, MULTIPLE: tl.constexpr, MAXIMUM: tl.constexpr, MEAN: tl.constexpr,
-    BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
     """One tile of the fused and blurred map, and its share of the image score.
 
-    TABLES: by two products per scale with the tile's blocks of downs[k] and acrosses[k] (SHAPES: DEPTH_Y, DEPTH_X,
-    CHUNK_Y, CHUNK_X of each scale); `reach_y`, `reach_x` are the filter's radii. Otherwise sample by sample, without a
+    TABLES: by two products per scale with the tile's blocks of downs[k] and acrosses[k] (SHAPES: the six constants of
+    `folded` for each scale); `reach_y`, `reach_x` are the filter's radii. Otherwise sample by sample, without a
     filter. EXACT: sample by sample, too, where a tile came out with a NaN, which a product spreads over its tile.
     """
     pid = tl.program_id(0)
@@ -115,10 +135,12 @@ def fuse_kernel(
             w = map_sizes[2 * k + 1]
             one = folded(
                 maps[k] + n * h * w, h, w,
-                downs[k] + block_y * BLOCK_Y * SHAPES[4 * k], acrosses[k] + block_x * BLOCK_X * SHAPES[4 * k + 1],
+                downs[k] + block_y * 2 * BLOCK_Y * SHAPES[6 * k],
+                acrosses[k] + block_x * 2 * BLOCK_X * SHAPES[6 * k + 1],
                 first_of(block_y * BLOCK_Y, reach_y, h, height, 1, ALIGN),
                 first_of(block_x * BLOCK_X, reach_x, w, width, MULTIPLE, ALIGN),
-                BLOCK_Y, BLOCK_X, SHAPES[4 * k], SHAPES[4 * k + 1], SHAPES[4 * k + 2], SHAPES[4 * k + 3], PRECISION,
+                BLOCK_Y, BLOCK_X, SHAPES[6 * k], SHAPES[6 * k + 1], SHAPES[6 * k + 2], SHAPES[6 * k + 3],
+                SHAPES[6 * k + 4], SHAPES[6 * k + 5],
             )  # fmt: skip
             value = value * one if PRODUCT else value + one
         if EXACT:

@@ -25,8 +25,11 @@ WARPS = 4
 MOST_ROWS = 128  # of one map that a tile reads at most
 CHUNK_Y, CHUNK_X = (16, 64), 32  # rows (least, most) and columns of a map that one product takes
 MULTIPLE = 4  # columns begin at one of these: 16 bytes, as wide as a load can be
-PRECISION = "tf32x3"  # three tensor-core products, as precise as float32 to about 1e-6
+TF32 = 0x1000, -0x2000  # what rounds the bits of a float32 to those of a TF32
 MOST_TABLES = 64  # fusions whose tables are kept: a method may draw a new sigma for every image
+
+
+Shapes = tuple[tuple[int, int], ...]  # rows and columns of each map
 
 
 class Filter(NamedTuple):
@@ -70,33 +73,33 @@ class Fusion(NamedTuple):
     acrosses: tuple[Tensor, ...]
 
 
-def low_of(i: int, axis: Axis) -> int:
-    """The lower of the two source indices at target position `i`; see `fusion_kernels.bilinear`."""
+def ends_of(i: int, axis: Axis) -> tuple[int, int]:
+    """The source indices that target position `i` is drawn from, as low and high; see `fusion_kernels.bilinear`."""
     over, under = i * (axis.source - 1), max(axis.target - 1, 1)
     if not axis.align:
         over, under = max((2 * i + 1) * axis.source - axis.target, 0), 2 * axis.target
-    return min(over // under, axis.source - 1)
+    return min(over // under, axis.source - 1), min(-(-over // under), axis.source - 1)
 
 
 def first_of(tile: int, axis: Axis) -> int:
     """The first source index that the table of a tile has; see `fusion_kernels.first_of`."""
-    low = low_of(max(tile * axis.block - axis.blur.radius, 0), axis)
+    low, _ = ends_of(max(tile * axis.block - axis.blur.radius, 0), axis)
     return low - low % axis.multiple
 
 
 def depth_of(axis: Axis) -> int:
     """Source indices that a tile draws from, at most."""
     lasts = (
-        min(low_of(min((tile + 1) * axis.block - 1 + axis.blur.radius, axis.target - 1), axis) + 1, axis.source - 1)
+        ends_of(min((tile + 1) * axis.block - 1 + axis.blur.radius, axis.target - 1), axis)[1]
         for tile in range(-(-axis.target // axis.block))
     )
     return max(last + 1 - first_of(tile, axis) for tile, last in enumerate(lasts))
 
 
 def table_of(axis: Axis, depth: int) -> Tensor:
-    """[tiles · block, depth] float32: the share of each source index, counted from the tile's first, in each position.
+    """[tiles, 2, block, depth] float32: what each source index, from the tile's first on, gives to each position.
 
-    Bilinear shares and filter, borders included, are added up in float64.
+    Bilinear shares and filter, borders included, are added up in float64; their high parts, then their low ones.
     """
     blur = axis.blur
     weights = [1.0] if blur.sigma is None else blur_weights(blur.sigma, blur.radius)
@@ -109,10 +112,12 @@ def table_of(axis: Axis, depth: int) -> Tensor:
     tiles = -(-axis.target // axis.block)
     first = torch.tensor([first_of(tile, axis) for tile in range(tiles)]).repeat_interleave(axis.block)
     table = torch.zeros(tiles * axis.block, depth, dtype=torch.float64)
-    for index, share in ((low, 1 - part), ((low + 1).clamp_max(axis.source - 1), part)):
+    for index, share in ((low, 1 - part), ((low + (part > 0)).clamp_max(axis.source - 1), part)):
         place = index - first[: axis.target, None]
         table[: axis.target].scatter_add_(1, place, share * torch.tensor(weights, dtype=torch.float64))
-    return table.float()
+    whole = table.view(tiles, axis.block, depth)
+    high = ((whole.float().view(torch.int32) + TF32[0]) & TF32[1]).view(torch.float32)
+    return torch.stack([high, (whole - high).float()], 1)
 
 
 def chunk_of(depth: int) -> int:
@@ -139,9 +144,7 @@ def axes_of(shape: tuple[int, int], step: Step, block: tuple[int, int]) -> tuple
 
 
 @lru_cache(MOST_TABLES)
-def steps_of(
-    shapes: tuple[tuple[int, int], ...], size: tuple[int, int], product: bool, align: bool, blur: Filter
-) -> tuple[Step, ...]:
+def steps_of(shapes: Shapes, size: tuple[int, int], product: bool, align: bool, blur: Filter) -> tuple[Step, ...]:
     """The launches that make the result of maps of `shapes`."""
     product = product and len(shapes) > 1
     plain = Step(size, product, align, PLAIN, PLAIN)
@@ -161,7 +164,9 @@ def larger(shape: tuple[int, int], size: tuple[int, int]) -> bool:
 
 
 @lru_cache(MOST_TABLES)
-def fusion_of(n: int, shapes: tuple[tuple[int, int], ...], step: Step, score: str | None, device: torch.device) -> Fusion:
+def fusion_of(
+    n: int, shapes: tuple[tuple[int, int], ...], step: Step, score: str | None, device: torch.device
+) -> Fusion:
     """The launch of a step for `n` images; `score` is what it adds up: "max", "mean" or nothing."""
     block = block_of(n, step.size)
     blocks = -(-step.size[0] // block[0]), -(-step.size[1] // block[1])
@@ -172,17 +177,26 @@ def fusion_of(n: int, shapes: tuple[tuple[int, int], ...], step: Step, score: st
         depths = depth_of(axes[0]), depth_of(axes[1])
         chunks = chunk_of(depths[0]), CHUNK_X
         depths = filled(depths[0], chunks[0]), filled(depths[1], chunks[1])
-        layout += [*depths, *chunks]
-        for made, axis, depth in zip(tables, axes, depths, strict=True):
-            made.append(table_of(axis, depth).to(device))
-    numbers = tuple(side for shape in shapes for side in shape), *step.size, *blocks, step.down.radius, step.across.radius
+        pair = [table_of(axis, depth) for axis, depth in zip(axes, depths, strict=True)]
+        layout += [*depths, *chunks, *(bool(table[:, 1].any()) for table in pair)]
+        for made, table in zip(tables, pair, strict=True):
+            made.append(table.to(device))
+    numbers = (
+        tuple(side for shape in shapes for side in shape),
+        *step.size,
+        *blocks,
+        step.down.radius,
+        step.across.radius,
+    )
     constants: dict[str, Any] = {
         "MAPS": len(shapes), "PRODUCT": step.product, "ALIGN": step.align, "TABLES": by_tables,
         "EXACT": by_tables and step.down == step.across == PLAIN, "SHAPES": tuple(layout), "MULTIPLE": MULTIPLE,
         "MAXIMUM": score == "max", "MEAN": score == "mean", "BLOCK_Y": block[0], "BLOCK_X": block[1],
-        "PRECISION": PRECISION, "num_warps": WARPS, "num_stages": 1,
+        "num_warps": WARPS, "num_stages": 1,
     }  # fmt: skip
     programs = math.prod(blocks)
+    sides = tuple(side for shape in shapes for side in shape)
+    numbers = sides, *step.size, *blocks, step.down.radius, step.across.radius
     return Fusion(Plan(n * programs, numbers, constants), programs, tuple(tables[0]), tuple(tables[1]))
 
 

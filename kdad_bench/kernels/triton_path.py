@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kdad_bench.kernels import triton_kernels
-from kdad_bench.kernels.triton_fusion import fuse_blur_score
+from kdad_bench.kernels.triton_fusion import fuse_blur_score as fuse_blur_score
 from kdad_bench.kernels.triton_launch import Plan, launch
 
 KINDS = {"unit_l2": 0, "cosine": 1, "l2": 2}
@@ -24,19 +24,29 @@ MOST_TENSORS = 8  # in one launch that scales them
 
 
 class Tile(NamedTuple):
-    """Channels and pixels of a program's tile, whether that is every channel, warps."""
+    """Channels and pixels of a program's tile, whether that is every channel."""
 
     block_c: int
     block_p: int
     single: bool
+
+
+class Program(NamedTuple):
+    """Values of one tensor in a program's tile, and its warps."""
+
+    values: int
     warps: int
 
 
-# Values of one tensor in a tile by number of programs: few images need many small programs to fill the GPU.
-SMALL_TILE, LARGE_TILE = 4096, 8192
-SMALL_WARPS, LARGE_WARPS = 4, 8
+SMALL, LARGE = Program(4096, 4), Program(8192, 8)  # few images need many small programs to fill the GPU
+# Maps of float32 in channels_last: 68 registers where LARGE takes 110, so that 28 warps and not 16 share a
+# multiprocessor (sm_90). Not for NCHW: few pixels at many channels would leave sectors half read.
+SLIM = Program(2048, 4)
 # The most there are: left to itself, ptxas spills a few bytes to fit one more program on a multiprocessor.
 MOST_REGISTERS = 255
+# Registers with which two programs of eight warps share a multiprocessor: gradients of 16 bits in NCHW, left to itself
+# ptxas took 138 of one scale. With more channels than these the bound spills 16 bytes on sm_100.
+TWO_PROGRAMS, BOUND_CHANNELS = 128, 256
 FILLING = 1 << 23  # values of one tensor from which on large tiles still give every multiprocessor several programs
 MOST_CHANNELS = 1024  # more are read in blocks, twice
 LOOP_C, LOOP_P = 128, 32
@@ -64,13 +74,12 @@ def power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def tile_of(channels: int, large: bool, least_pixels: int) -> Tile:
+def tile_of(channels: int, values: int, least_pixels: int) -> Tile:
     """The tile for `channels`; `least_pixels` is what one memory sector needs in NCHW, 1 in channels_last."""
-    values, warps = (LARGE_TILE, LARGE_WARPS) if large else (SMALL_TILE, SMALL_WARPS)
     block_c = power_of_two(channels)
     if block_c > MOST_CHANNELS or values // block_c < least_pixels:
-        return Tile(LOOP_C, LOOP_P, False, warps)
-    return Tile(max(block_c, 4), max(1, min(values // max(block_c, 4), 256)), True, warps)
+        return Tile(LOOP_C, LOOP_P, False)
+    return Tile(max(block_c, 4), max(1, min(values // max(block_c, 4), 256)), True)
 
 
 def least_pixels(t: Layout) -> int:
@@ -88,6 +97,19 @@ def loads_wide(t: Layout) -> bool:
 def is_large(tensors: Sequence[Layout]) -> bool:
     """Whether the launch has work enough for large tiles."""
     return sum(math.prod(t.shape) for t in tensors) >= FILLING
+
+
+def maps_program(tensors: Sequence[Layout], large: bool, dual: bool) -> Program:
+    """What a program of `maps_kernel` takes on."""
+    if dual:
+        return Program(SMALL.values, LARGE.warps)
+    slim = large and all(least_pixels(t) == 1 and t.itemsize == 4 for t in tensors)
+    return SLIM if slim else LARGE if large else SMALL
+
+
+def is_half_nchw(t: Layout) -> bool:
+    """Whether values have 16 bits and channels do not follow each other."""
+    return t.itemsize == 2 and least_pixels(t) > 1
 
 
 def is_flat(t: Layout) -> bool:
@@ -127,14 +149,14 @@ def maps_plan(
     scored: bool,
 ) -> Plan:
     """The launch of `maps_kernel` over up to four scales; `seconds` are `firsts` unless `dual`."""
-    large = is_large(teachers) and not dual
     everything = (*teachers, *firsts, *seconds)
+    program = maps_program(everything, is_large(teachers), dual)
     blocks: list[int] = []
     sizes: list[int] = []
     starts = [0]
     for t, a, b in zip(teachers, firsts, seconds, strict=True):
         n, c, h, w = t.shape
-        tile = tile_of(c, large, max(map(least_pixels, (t, a, b))))
+        tile = tile_of(c, program.values, max(map(least_pixels, (t, a, b))))
         blocks += [tile.block_c, tile.block_p, tile.single]
         sizes += [c, h * w, w]
         starts.append(starts[-1] + n * -(-h * w // tile.block_p))
@@ -142,7 +164,7 @@ def maps_plan(
     constants = {
         "BLOCKS": tuple(blocks), "SCALES": len(teachers), "KIND": KINDS[kind], "DUAL": dual, "SCORES": scored,
         "FLAT": all(map(is_flat, everything)), "WIDE": any(map(is_wide, everything)),
-        "num_warps": LARGE_WARPS if large or dual else SMALL_WARPS, "num_stages": 1, "maxnreg": MOST_REGISTERS,
+        "num_warps": program.warps, "num_stages": 1, "maxnreg": MOST_REGISTERS,
     }  # fmt: skip
     return Plan(starts[-1], (*numbers, tuple(starts), teachers[0].shape[0]), constants)
 
@@ -175,7 +197,7 @@ def gradient_plan(
     upstreams: tuple[tuple[int, ...], ...] | None, loss: bool, kind: int, attention: bool,
 ) -> Plan:  # fmt: skip
     """The launch of `gradient_kernel` over up to four scales; `upstreams` are the strides of gradients from above."""
-    large = is_large(students)
+    program = LARGE if is_large(students) else SMALL
     groups = teachers, students, to_teachers or students, to_students or students
     tensors = [t for group in groups for t in group]
     blocks: list[int] = []
@@ -183,19 +205,21 @@ def gradient_plan(
     starts = [0]
     for t, s in zip(teachers, students, strict=True):
         n, c, h, w = s.shape
-        tile = tile_of(c, large, max(least_pixels(t), least_pixels(s)))
+        tile = tile_of(c, program.values, max(least_pixels(t), least_pixels(s)))
         blocks += [tile.block_c, tile.block_p, tile.single]
         sizes += [c, h * w, w]
         starts.append(starts[-1] + n * -(-h * w // tile.block_p))
     numbers = tuple(sizes), *(tuple(x for t in group for x in strides(t)) for group in groups)
+    one = to_teachers is None or to_students is None
+    bound = one and program == LARGE and all(is_half_nchw(t) and t.shape[1] <= BOUND_CHANNELS for t in tensors)
     above = tuple(x for strides in upstreams or ((0, 0, 0),) * len(teachers) for x in strides)
     constants = {
         "BLOCKS": tuple(blocks), "SCALES": len(teachers), "KIND": kind, "WANT_T": to_teachers is not None,
         "WANT_S": to_students is not None, "UPSTREAM": upstreams is not None, "LOSS": loss, "ATTENTION": attention,
         "FLAT": all(map(is_flat, tensors)), "WIDE": any(map(is_wide, tensors)),
         # narrow loads need more registers
-        "num_warps": LARGE_WARPS if large or not all(map(loads_wide, tensors)) else SMALL_WARPS,
-        "num_stages": 1, "maxnreg": MOST_REGISTERS,
+        "num_warps": program.warps if all(map(loads_wide, tensors)) else LARGE.warps,
+        "num_stages": 1, "maxnreg": TWO_PROGRAMS if bound else MOST_REGISTERS,
     }  # fmt: skip
     return Plan(starts[-1], (*numbers, above, tuple(starts)), constants)
 
@@ -216,7 +240,7 @@ class Sweep(NamedTuple):
             for group in (self.teachers, self.students, self.to_teachers, self.to_students)
         )
         above = None if self.upstreams is None else tuple(u.stride() for u in self.upstreams)
-        return gradient_plan(*groups, above, loss, kind, attention)  # type: ignore[arg-type]
+        return gradient_plan(*groups, above, loss, kind, attention)
 
     def launch(self, plan: Plan, losses: Tensor | None, factors: Sequence[float]) -> None:
         """Launch it; program i writes its share of the loss to losses[i], if given."""
@@ -290,7 +314,7 @@ def flat_plan(teacher: Layout, student: Layout) -> Plan:
     blocks = -(-c // FLAT_C)
     constants = {
         "BLOCK_C": FLAT_C, "BLOCK_P": FLAT_P, "FLAT": is_flat(teacher) and is_flat(student),
-        "WIDE": is_wide(teacher) or is_wide(student), "num_warps": SMALL_WARPS, "num_stages": 1,
+        "WIDE": is_wide(teacher) or is_wide(student), "num_warps": SMALL.warps, "num_stages": 1,
     }  # fmt: skip
     return Plan(
         n * blocks * -(-h * w // FLAT_P), (c, h * w, w, blocks, *strides(teacher), *strides(student)), constants
@@ -327,7 +351,7 @@ def flat_gradient_plan(
     constants = {
         "BLOCK_C": FLAT_C, "BLOCK_P": FLAT_P, "WANT_T": to_teacher is not None, "WANT_S": to_student is not None,
         "FLAT": all(map(is_flat, tensors)), "WIDE": any(map(is_wide, tensors)),
-        "num_warps": SMALL_WARPS, "num_stages": 1,
+        "num_warps": SMALL.warps, "num_stages": 1,
     }  # fmt: skip
     return Plan(n * blocks * -(-h * w // FLAT_P), numbers, constants)
 
@@ -382,7 +406,7 @@ def scale_plan(counts: tuple[int, ...]) -> Plan:
 
 
 def scale_in_place(grads: Sequence[Tensor], factor: Tensor) -> None:
-    """Multiply the (dense) gradients by the scalar `factor` in one launch; the GPU finds out itself whether that is 1."""
+    """Multiply dense gradients by the scalar `factor` in one launch; the GPU finds out itself whether that is 1."""
     for i in range(0, len(grads), MOST_TENSORS):
         some = tuple(grads[i : i + MOST_TENSORS])
         launch(triton_kernels.scale_kernel, scale_plan(tuple(g.numel() for g in some)), some, factor)

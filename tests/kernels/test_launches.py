@@ -283,3 +283,45 @@ def test_scores_that_no_atomic_maximum_gives_are_not_raised(score: str, weight: 
     assert not first.arguments["SCORES"]
     assert not last.arguments["MAXIMUM"]
     assert last.arguments["MEAN"] == (score == "mean")
+
+
+# ---- losses ----------------------------------------------------------------------------------------------------------
+
+
+def trained(students: int, scales: int, wants: tuple[bool, bool]) -> list[str]:
+    """The kernels that one step of a loss launches: forward, and the backward that scales its gradients."""
+    shapes = (*compile_check.RESNET18, *compile_check.ODD)[:scales]
+    t, *several = (compile_check.taps(shapes, 2, torch.float32, CHANNELS_LAST) for _ in range(1 + students))
+    log: list[compile_check.Launch] = []
+    with compile_check.recording(log, "loss"):
+        _, to_teachers, to_students = triton_path.pixel_loss(
+            t, list(zip(*several, strict=True)), "unit_l2", [1.0] * scales, wants
+        )
+        written = [g for g in (*to_teachers, *itertools.chain(*to_students)) if g is not None]
+        triton_path.scale_in_place(written, torch.empty((), device=META))
+    return [launch.kernel.__name__ for launch in log]
+
+
+@pytest.mark.parametrize(
+    ("students", "scales", "wants", "gradients", "scalings"),
+    [
+        (1, 3, (False, True), 1, 1),
+        (1, 3, (True, True), 1, 1),
+        (1, 1, (False, True), 1, 1),
+        (1, 3, (False, False), 1, 0),
+        (2, 3, (False, True), 2, 1),
+        (1, 5, (False, True), 2, 1),
+    ],
+)
+def test_a_loss_of_all_scales_is_one_launch_and_its_scaling_another(
+    students: int, scales: int, wants: tuple[bool, bool], gradients: int, scalings: int
+) -> None:
+    assert trained(students, scales, wants) == ["gradient_kernel"] * gradients + ["scale_kernel"] * scalings
+
+
+def test_attention_weighting_of_all_scales_is_one_launch() -> None:
+    t, s = (compile_check.taps(compile_check.RESNET18, 2, torch.float16, CHANNELS_LAST) for _ in range(2))
+    log: list[compile_check.Launch] = []
+    with compile_check.recording(log, "attention"):
+        triton_path.attention_weighting(t, s)
+    assert [launch.kernel.__name__ for launch in log] == ["gradient_kernel"]
