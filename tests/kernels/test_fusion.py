@@ -136,6 +136,17 @@ def test_whole_map_passes_gradients_to_the_features(device: torch.device) -> Non
         torch.testing.assert_close(mine.cpu().double(), theirs, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(("size", "to"), [((3, 5), (12, 7)), ((9, 1), (4, 6)), ((1, 1), (1, 5))])
+def test_the_gradient_of_upsampling_in_one_order_is_that_of_pytorch(
+    size: tuple[int, int], to: tuple[int, int], align_corners: bool
+) -> None:
+    upstream = torch.randn(2, 1, *to, dtype=torch.float64)
+    expected = reference.upsampling_gradient(upstream, size, align_corners)
+    found = reference.upsampling_gradient_in_order(upstream, size, align_corners)
+    torch.testing.assert_close(found, expected)
+
+
 def test_unusable_maps_are_refused_with_their_reason() -> None:
     maps = maps_of([(4, 4)])
     with pytest.raises(ValueError, match="mode 'mean' is not one of sum, product"):

@@ -285,6 +285,28 @@ def test_scores_that_no_atomic_maximum_gives_are_not_raised(score: str, weight: 
     assert last.arguments["MEAN"] == (score == "mean")
 
 
+SHARED = ("scores", "losses", "partial", "parts")  # what programs of one launch write side by side
+
+
+def test_programs_write_together_only_where_an_atomic_decides() -> None:
+    """A race would show on a GPU only, and there not always: each has a place of its own, or an atomic maximum."""
+    written: dict[str, set[str]] = {name: set() for name in SHARED}
+    atomics = []
+    for module in (triton_kernels, fusion_kernels):
+        for call in (node for node in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(node, ast.Call)):
+            name, place = ast.unparse(call.func), ast.unparse(call.args[0]) if call.args else ""
+            if name.startswith("tl.atomic"):
+                atomics.append((name, place))
+            if name in ("tl.store", "tl.load"):
+                for shared in (shared for shared in SHARED if shared in place.split()):
+                    written[shared].add(place)
+    assert atomics == [("tl.atomic_max", "scores.to(tl.pointer_type(tl.int32)) + n")]
+    assert written["scores"] == {"scores + pid"}
+    assert written["losses"] == {"losses + pid"}
+    assert written["partial"] == {"partial + n * programs + local"}
+    assert not written["parts"]  # by `out`, five numbers from parts + 5 * pid on
+
+
 # ---- losses ----------------------------------------------------------------------------------------------------------
 
 
