@@ -215,14 +215,14 @@ def feature_launches(shape: str, batch: int, dtype: str, layout: str) -> list[La
     return log
 
 
-def map_launches(shape: str, batch: int) -> list[Launch]:
+def map_launches(shape: str, batch: int, rules: tuple[str, ...] = ("max", "mean")) -> list[Launch]:
     """Every launch that reads maps: fusion, blur, scores."""
     log: list[Launch] = []
     maps = [torch.empty((batch, h, h), device="meta") for _, h in SHAPES[shape]]
     scores = torch.empty(batch, device="meta")
     for mode, align in (("product", False), ("sum", True)):
         for sigma in (None, 4.0):
-            for rule in ("max", "mean"):
+            for rule in rules:
                 with recording(log, f"{shape} N={batch} {mode} {rule}{' blur' if sigma else ''}"):
                     triton_path.fuse_blur_score(maps, (256, 256), mode, align, sigma, 16, "scipy", rule, scores)
     with recording(log, f"{shape} N={batch} blur alone, torch border"):
@@ -277,9 +277,8 @@ def shipped(quick: bool = False) -> list[Launch]:
         for shape, batch in (("resnet18", 1), ("resnet18", 32), ("deep", 8), ("wide_resnet50", 8), ("odd", 2)):
             if not quick or (shape, batch) in QUICK[i]:
                 log += feature_launches(shape, batch, dtype, layout)
-    log += map_launches("resnet18", 1)
-    log += map_launches("resnet18", 32)
+    log += map_launches("resnet18", 32, ("max",)) if quick else map_launches("resnet18", 32)
     log += neighbour_launches((1024,) if quick else (1024, 64))
     if not quick:
-        log += map_launches("odd", 2)
+        log += map_launches("resnet18", 1) + map_launches("odd", 2)
     return distinct(log)

@@ -152,7 +152,7 @@ def fuse_scales(
 
 
 def upsampling_gradient(upstream: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """The adjoint of upsampling [N,1,h,w] of `size` to the size of `upstream`; in one order where that was asked for."""
+    """The adjoint of upsampling [N,1,h,w] of `size` to that of `upstream`; in one order if that was asked for."""
     if upstream.device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
         return upsampling_gradient_in_order(upstream, size, align_corners)
     shape = [*upstream.shape[:2], *size]
