@@ -79,7 +79,13 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 @click.option("--force", is_flag=True, help="Redo jobs that are finished.")
 @click.option("--retry-failed", is_flag=True, help="Redo jobs whose row is a failure.")
 @click.option("--teacher", metavar="NAME", help="Another teacher for every method.")
-@click.option("--weights", "all_weights", metavar="FILE|random", help="The teacher's weights; `random` only for tests.")
+@click.option(
+    "--weights",
+    "all_weights",
+    multiple=True,
+    metavar="[TEACHER=]FILE|random",
+    help="Weights of the teachers that the file fits; may be repeated. `random` only for tests.",
+)
 @click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps, in place of the preset's budget.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs, in place of the preset's budget.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Training batch.")

@@ -11,7 +11,7 @@ from kdad_bench.harness.options import RunOptions
 from kdad_bench.harness.output import Work, work_of
 from kdad_bench.harness.plan import plan
 from kdad_bench.harness.selection import Selection, selected
-from kdad_bench.harness.teachers import weights_for, with_teachers_at_hand
+from kdad_bench.harness.teachers import from_elsewhere, weights_for, with_teachers_at_hand
 from kdad_bench.leaderboard.folder import MissingFolder
 from kdad_bench.leaderboard.store import Finished, finished, read
 
@@ -34,7 +34,7 @@ def agenda(options: RunOptions) -> Agenda:
     selection, weights, replaced = with_teachers_at_hand(selection, weights_for(selection, options), options)
     jobs = plan(selection, weights)
     work = work_of(options)
-    remarks = (*remarks_on(selection.categories, options.data_root), *replaced)
+    remarks = (*remarks_on(selection.categories, options.data_root), *replaced, *from_elsewhere(weights, options))
     done = finished(work.out)
     left = tuple(job for job in jobs if work.redoes(done[job.id].status if job.id in done else None))
     again = {job.id for job in left}

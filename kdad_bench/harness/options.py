@@ -23,6 +23,7 @@ from kdad_bench.harness.choices import (
     seeds_from,
     suggestion,
 )
+from kdad_bench.methods.backbones.names import BACKBONES
 
 PRESET_NAMES = tuple(PRESETS)
 MODALITIES = ("rgb", "depth", "rgb+depth")
@@ -63,8 +64,16 @@ def place_of(value: object) -> object:
 
 
 def weights_of(value: object) -> object:
-    """A file of weights with `~` expanded, or the word `random`."""
-    return value if value == "random" or not isinstance(value, (str, Path)) else str(folder_of(value))
+    """A file of weights with `~` expanded, after `TEACHER=` where that is given, or the word `random`."""
+    if value == "random" or not isinstance(value, (str, Path)):
+        return value
+    name, given, file = str(value).partition("=")
+    return f"{name}={weights_of(file)}" if given and name in BACKBONES else str(folder_of(value))
+
+
+def one_or_more(value: object) -> object:
+    """One text as a tuple of one."""
+    return (value,) if isinstance(value, str) else value
 
 
 def one_of(what: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> str:
@@ -147,7 +156,9 @@ class RunOptions(RunTable):
     force: bool = False
     retry_failed: bool = False
     teacher: str | None = None
-    all_weights: Weights | None = None  # for every teacher, before `weights`
+    all_weights: Annotated[
+        tuple[Weights, ...], BeforeValidator(one_or_more)
+    ] = ()  # each [TEACHER=]FILE, before `weights`
     steps: Positive | None = None
     epochs: Positive | None = None
     batch_size: Positive | None = None

@@ -23,14 +23,49 @@ EMBEDDED = "efficientnet_lite0"  # its weights come with the package's own requi
 def weights_for(selection: Selection, options: RunOptions) -> Mapping[str, TeacherWeights]:
     """Teacher -> its weights, for all that `selection` needs; a dry run downloads none.
 
-    Raises SelectionError for a name that is no teacher, and for a file of weights that is none.
+    A file that names no teacher is for every teacher that it fits; the others have what they would have without it.
+    Raises SelectionError for a name that is no teacher, and for a file of weights that is none or fits no teacher.
     """
     names = teachers(selection)
-    for name in (*names, *options.weights):
+    named, loose = files_given(options.all_weights)
+    for name in (*names, *named, *options.weights):
         if name not in BACKBONES:
             raise SelectionError(f"unknown teacher '{name}'{suggestion(name, BACKBONES)}; have: {', '.join(BACKBONES)}")
-    sources = {name: options.all_weights or options.weights.get(name) for name in names}
-    return {name: find(name, source, may_download=not options.dry_run) for name, source in sources.items()}
+    found = {name: find(name, source) for name, source in named.items() if name in names}
+    for source in loose:
+        found = {**fitting(source, [name for name in names if name not in named]), **found}
+    for name in names:
+        if name not in found:
+            found[name] = find(name, options.weights.get(name), may_download=not options.dry_run)
+    return {name: found[name] for name in names}
+
+
+def files_given(texts: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    """(teacher -> file, files of no named teacher) of `[TEACHER=]FILE`."""
+    named = {text: text.partition("=") for text in texts if text.partition("=")[0].isidentifier() and "=" in text}
+    return {name: file for name, _, file in named.values()}, [text for text in texts if text not in named]
+
+
+def fitting(source: str, names: list[str]) -> dict[str, TeacherWeights]:
+    """Those of the teachers `names` whose weights `source` holds; raises SelectionError where it is nobody's."""
+    found: dict[str, TeacherWeights] = {}
+    problems: list[SelectionError] = []
+    for name in names:
+        try:
+            found[name] = find(name, source)
+        except SelectionError as error:
+            problems.append(error)
+    if not found and source != RANDOM:
+        raise problems[0] if problems else SelectionError(f"--weights {source}: no teacher of this run needs a file")
+    return found
+
+
+def from_elsewhere(weights: Mapping[str, TeacherWeights], options: RunOptions) -> tuple[str, ...]:
+    """A line for each teacher that has weights, and none of those that `--weights` gives."""
+    named, loose = files_given(options.all_weights)
+    files = {Path(file).expanduser() for file in (*named.values(), *loose)}
+    others = (found for found in weights.values() if files and found.path and found.path not in files)
+    return tuple(f"{found.teacher}: no file of --weights fits it; taking {found.source}" for found in others)
 
 
 def with_teachers_at_hand(
@@ -58,7 +93,7 @@ def with_teachers_at_hand(
     return replace(selection, method_overrides=own), {**weights, EMBEDDED: embedded}, lines
 
 
-def find(name: str, source: str | None, *, may_download: bool) -> TeacherWeights:
+def find(name: str, source: str | None, *, may_download: bool = True) -> TeacherWeights:
     """The weights of teacher `name` from `source` (a file, or "random"), else from this machine, else downloaded.
 
     Weights that cannot be downloaded come back with `problem` set. Raises SelectionError for a `source` file that is

@@ -89,7 +89,9 @@ def test_the_home_folder_is_expanded_in_every_path_and_in_no_url(
         found = options_of(
             {"data_root": Path("~/data"), "out": "~/out", "all_weights": "~/w.pth", "config": Path("~/run.toml")}
         )
-        assert found.all_weights == str(tmp_path / "w.pth")
+        assert found.all_weights == (str(tmp_path / "w.pth"),)
     assert (found.data_root, found.out, found.config) == (tmp_path / "data", str(tmp_path / "out"), config)
     assert options_from({"out": "s3://bucket/~"}).out == "s3://bucket/~"
-    assert options_from({"all_weights": "random"}).all_weights == "random"
+    assert options_from({"all_weights": "random"}).all_weights == ("random",)
+    several = options_from({"all_weights": ("resnet18=~/w.pth", "~/v.pth")})
+    assert several.all_weights == (f"resnet18={tmp_path / 'w.pth'}", str(tmp_path / "v.pth"))

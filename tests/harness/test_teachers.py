@@ -1,0 +1,94 @@
+"""Which of the files that `--weights` gives is for which teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdad_bench.harness.choices import SelectionError
+from kdad_bench.harness.options import options_from
+from kdad_bench.harness.teachers import from_elsewhere, weights_for
+from kdad_bench.methods.backbones import weights
+from tests.harness.planned import selection
+
+METHODS = (("stfpm", ""), ("dinomaly", ""))  # the paper's teachers: resnet18, dinov2_vitb14_reg
+VIT = "dinov2_vitb14_reg"
+
+
+@pytest.fixture
+def files(tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """The tree of images, a folder with a file for each of two teachers, and what this machine has of its own."""
+
+    def load(name: str, *, source: Path) -> None:
+        if Path(source).read_text() != name:
+            raise weights.WeightsError(f"{source}: not weights of {name}")
+
+    for name in ("resnet18", VIT, "own"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(weights, "load_teacher", load)
+    monkeypatch.setattr(weights, "find_weights", lambda name: tmp_path / "own")
+    return tiny_tree, tmp_path
+
+
+def sources(
+    files: tuple[Path, Path], *given: str, config: dict[str, str] | None = None
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """(teacher -> the file that it got, the lines that are said)."""
+    tree, folder = files
+    said = {"all_weights": tuple(one.replace("@", f"{folder}/") for one in given), "weights": config or {}}
+    options = options_from({**said, "preset": "paper"})
+    found = weights_for(selection(tree, methods=METHODS, preset="paper"), options)
+    return {name: one.source for name, one in found.items()}, from_elsewhere(found, options)
+
+
+@pytest.mark.parametrize(
+    ("given", "resnet", "vit"),
+    [
+        ((), "own", "own"),
+        (("@resnet18",), "resnet18", "own"),
+        ((f"@{VIT}",), "own", VIT),
+        (("@resnet18", f"@{VIT}"), "resnet18", VIT),
+        (("resnet18=@resnet18",), "resnet18", "own"),
+        (("resnet18=@resnet18", f"@{VIT}"), "resnet18", VIT),
+        (("random",), "random", "random"),
+        (("resnet18=random",), "random", "own"),
+        ((f"@{VIT}", "random"), "random", VIT),
+    ],
+)
+def test_a_file_is_for_the_teachers_that_it_fits(
+    files: tuple[Path, Path], given: tuple[str, ...], resnet: str, vit: str
+) -> None:
+    found, said = sources(files, *given)
+    assert found == {"resnet18": resnet, VIT: vit}
+    others = [name for name, source in found.items() if given and source == "own"]
+    assert said == tuple(f"{name}: no file of --weights fits it; taking own" for name in others)
+
+
+def test_the_files_of_the_command_line_come_before_those_of_the_config(files: tuple[Path, Path]) -> None:
+    config = {"resnet18": "random", VIT: "random"}
+    assert sources(files, "@resnet18", config=config)[0] == {"resnet18": "resnet18", VIT: "random"}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("@own", "own: not weights of resnet18"),
+        ("@nothing", "nothing: no such file"),
+        ("resnet18=@own", "own: not weights of resnet18"),
+        (f"resnet18=@{VIT}", f"{VIT}: not weights of resnet18"),
+        ("resnet81=@own", r"unknown teacher 'resnet81' \(did you mean 'resnet18'"),
+        ("/nowhere/lr=1/w.pth", "/nowhere/lr=1/w.pth: no such file"),
+    ],
+)
+def test_a_file_that_fits_nobody_is_refused(files: tuple[Path, Path], given: str, words: str) -> None:
+    with pytest.raises(SelectionError, match=words):
+        sources(files, given)
+
+
+def test_a_file_where_nobody_needs_one_is_refused(files: tuple[Path, Path]) -> None:
+    tree, folder = files
+    without = selection(tree, methods=(("pixel_mean", ""),))
+    with pytest.raises(SelectionError, match="own: no teacher of this run needs a file"):
+        weights_for(without, options_from({"all_weights": str(folder / "own")}))
+    assert weights_for(without, options_from({"all_weights": "random"})) == {}
