@@ -35,13 +35,42 @@ QUICK: Candidates = {
     "destseg": ({}, {"learning_rate": 0.001}),
     "ast": ({}, {"learning_rate": 0.005}),
 }
+# smaller batches have as many images in more steps
 STANDARD: Candidates = {
-    "stfpm": ({}, {"learning_rate": 0.4}),
-    "rd4ad": ({}, {"learning_rate": 0.01}),
-    "eca_mskdad": ({}, {"learning_rate": 0.4}),
-    "mkd": ({}, {"value_weight": 0.01}),
-    "fractalad": ({}, {"kd": False, "weight_decay": 0.01}),
+    "stfpm": (
+        {"steps": 600},
+        {"steps": 600, "learning_rate": 0.4},
+        {"batch_size": 1, "steps": 1200},
+        {"batch_size": 4, "steps": 300},
+        {"batch_size": 4, "steps": 300, "learning_rate": 0.4},
+        {"batch_size": 8},
+        {"batch_size": 8, "learning_rate": 0.4},
+        {"batch_size": 8, "learning_rate": 1.6},
+    ),
+    "rd4ad": (
+        {},
+        {"learning_rate": 0.01},
+        {"batch_size": 4, "steps": 300},
+        {"batch_size": 4, "steps": 300, "learning_rate": 0.0025},
+    ),
+    "eca_mskdad": ({"steps": 600}, {"batch_size": 8}, {"batch_size": 8, "learning_rate": 0.4}),
+    "mkd": (
+        {"steps": 600},
+        {"batch_size": 4, "steps": 300},
+        {"batch_size": 8},
+        {"batch_size": 8, "value_weight": 0.01},
+    ),
+    "fractalad": ({}, {"kd": False, "weight_decay": 0.01}, {"find_object": True}),
     "stad": ({}, {"width": 16}, {"image_size": 256}, {"image_size": 256, "scales": (65,)}),
+    "destseg": ({}, {"learning_rate": 0.001}),
+    "ast": ({}, {"learning_rate": 0.003}),
+    "efficientad": (
+        {"steps": 400},
+        {"steps": 400, "distilling": 0.35},
+        {"steps": 400, "distilling": 0.35, "hard": 0.0},
+        {"distilling": 0.35},
+        {"distilling": 0.35, "hard": 0.0},
+    ),
 }
 CANDIDATES = {"quick": QUICK, "standard": STANDARD}
 # of every candidate of a standard recipe: a quarter of the pixels and half the steps, so that choosing is quick
@@ -71,7 +100,7 @@ def main() -> None:
     parser.add_argument("--threads", default="1")
     parser.add_argument("--preset", choices=list(CANDIDATES), default="quick")
     parser.add_argument("--weights", help="of the standard preset's teacher; without it they are downloaded")
-    parser.add_argument("--method", choices=list(QUICK), action="append")
+    parser.add_argument("--method", choices=sorted(QUICK | STANDARD), action="append")
     given = parser.parse_args()
     candidates = CANDIDATES[given.preset]
     methods = given.method or list(candidates)
@@ -82,7 +111,8 @@ def main() -> None:
         for candidate in candidates[method]:
             settings = [f"--set={method}.{name}={value(setting)}" for name, setting in candidate.items()]
             command = [sys.executable, "-m", "kdad_bench", "run", "--dataset", "rehearsal", "--method", method, *common]
-            subprocess.run([*command, "--no-pictures", *settings], check=True, stdout=subprocess.DEVNULL)
+            command += ["--no-pictures", "--no-measure-speed"]
+            subprocess.run([*command, *settings], check=True, stdout=subprocess.DEVNULL)
     found = defaultdict(list)
     for row in read(given.out, ("method", "preset", "image_auroc", "aupro_30", "status", "dataset")).rows():
         if row["status"] == "ok" and row["dataset"] == "rehearsal":

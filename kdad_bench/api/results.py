@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,7 +199,8 @@ class Comparison(Sequence[Difference]):
         """One line for each difference, as an Arrow table."""
         import pyarrow as pa
 
-        return pa.Table.from_pylist([{**asdict(one), "difference": one.difference} for one in self.differences])
+        columns = [one.name for one in fields(Difference)] + ["difference"]
+        return pa.table({name: [getattr(one, name) for one in self.differences] for name in columns})
 
     @property
     def tables(self) -> tuple[Table, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
@@ -17,9 +18,16 @@ from kdad_bench.cli.parameters import LocalPath, complete_category
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
+    from kdad_bench.harness.evaluate import Evaluation
     from kdad_bench.leaderboard.row import Row
 
 MOST_LINES = 40  # on maps that cannot be used
+# of a row in `--json`: what `run --json` says of one, and what only such a row needs to say
+TOLD = (
+    "job_id", "status", "reason", "method", "variant", "dataset", "category", "seed", "preset", "device",
+    "image_auroc", "pixel_auroc", "aupro_30", "latency_ms", "speed_key", "train_seconds", "total_seconds",
+    "origin", "resolution",
+)  # fmt: skip
 
 
 @click.command(context_settings={"show_default": True})
@@ -52,9 +60,11 @@ MOST_LINES = 40  # on maps that cannot be used
 @click.option("--out", metavar="DIR|URL", default="results", help="Results folder, local or any fsspec URL.")
 @click.option("--pictures/--no-pictures", default=True, help="A contact sheet per category in pictures/.")
 @click.option("--dry-run", is_flag=True, help="Read and check everything, say what matched, write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object per category on stdout; words on stderr.")
 def evaluate(
-    maps: Path, name: str, dataset: str, scores: Path | None, seed: int, pictures: bool, dry_run: bool, **given: Any
-) -> None:
+    maps: Path, name: str, dataset: str, scores: Path | None, seed: int, pictures: bool, dry_run: bool, as_json: bool,
+    **given: Any,
+) -> None:  # fmt: skip
     """Judge the anomaly MAPS that other code made of the test images: a row per category, flagged as external.
 
     MAPS is a folder that mirrors the data set (`[CATEGORY/]test/DEFECT/STEM.tiff`; .tiff, .npy, .npz or .png), a CSV
@@ -74,12 +84,15 @@ def evaluate(
         with remarks_said():
             found = judged(asked, dry_run=dry_run)
         for line in found.said:
-            click.echo(printable(line))
+            click.echo(printable(line), err=as_json)
+        if not dry_run:
+            keep(found, options.out)
+        if as_json:
+            say_as_json(found)
         if dry_run:
-            click.echo("dry run: nothing was judged or written")
+            click.echo("dry run: nothing was judged or written", err=as_json)
             return
-        keep(found, options.out)
-        say((one.row for one in found.judged), options.out)
+        say((one.row for one in found.judged), options.out, as_json=as_json)
     except EvaluationError as error:
         refuse(error.lines)
     except (DatasetError, MetricError, SelectionError, StoreError) as error:
@@ -105,18 +118,27 @@ def refuse(lines: tuple[str, ...]) -> None:
     sys.exit(2)
 
 
-def say(rows: Iterable[Row], out: str) -> None:
-    """One line for each row, and where the pages are."""
+def say_as_json(found: Evaluation) -> None:
+    """One object for each category: what matched, and its row; of a dry run the `status` is `none`."""
+    rows: dict[int, Row] = {number: one.row for number, one in enumerate(found.judged)}
+    for number, match in enumerate(found.matches):
+        row = rows.get(number)
+        told = {name: getattr(row, name, None) for name in TOLD} | match._asdict()
+        click.echo(json.dumps(told if row else {**told, "status": "none"}, allow_nan=False))
+
+
+def say(rows: Iterable[Row], out: str, *, as_json: bool = False) -> None:
+    """One line for each row, and where the pages are; on stderr where stdout is for programs."""
     from kdad_bench.leaderboard.metric import HEADLINE, METRICS
     from kdad_bench.leaderboard.pages import draw_pages
 
     for row in rows:
         values = {METRICS[metric].label: getattr(row, metric) for metric in HEADLINE}
         told = ", ".join(f"{label} {value:.4f}" for label, value in values.items() if value is not None)
-        click.echo(printable(f"{row.job_id}  {row.dataset}/{row.category}: {told}"))
+        click.echo(printable(f"{row.job_id}  {row.dataset}/{row.category}: {told}"), err=as_json)
     if "://" in out:
-        click.echo(f"rows: {out}")
+        click.echo(f"rows: {out}", err=as_json)
         return
     draw_pages(out, Path(out))
     pages = ", ".join(os.path.relpath(Path(out) / f"leaderboard.{kind}") for kind in ("md", "html"))
-    click.echo(printable(f"external, protocol not verified; leaderboard: {pages}"))
+    click.echo(printable(f"external, protocol not verified; leaderboard: {pages}"), err=as_json)

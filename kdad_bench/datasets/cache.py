@@ -120,10 +120,13 @@ def content_hashes(files: Iterable[Path]) -> dict[Path, str]:
 
 def _folder_hashes(parent: Path, paths: Sequence[Path]) -> dict[Path, str]:
     resolved = parent.resolve()
-    record = folder() / "hashes" / f"{hashlib.sha256(os.fsencode(resolved)).hexdigest()[:32]}.json"
-    known = {**_record(record), **_remembered.get(resolved, {})}
     stamps = {path: _stamp(path) for path in paths}
+    known = _remembered.get(resolved, {})
     fresh = [path for path in paths if known.get(path.name, [])[:-1] != stamps[path]]
+    if fresh:  # not of this process: by another one, perhaps
+        record = folder() / "hashes" / f"{hashlib.sha256(os.fsencode(resolved)).hexdigest()[:32]}.json"
+        known = _remembered[resolved] = {**_record(record), **known}
+        fresh = [path for path in fresh if known.get(path.name, [])[:-1] != stamps[path]]
     if fresh:
         began = time.time_ns()
         with ThreadPoolExecutor(workers()) as pool:
@@ -172,8 +175,7 @@ def fingerprint(category: Category) -> str:
     """
     found = category.seal or _named(category, content_hashes(dict.fromkeys(category.files())))
     digest = hashlib.sha256(category.modality.encode())
-    for path in sorted(category.files()):
-        name = path.relative_to(category.root).as_posix()
+    for name in sorted((_inside(path, category.root) for path in category.files()), key=lambda name: name.split("/")):
         digest.update(f"{name}\0{found[name]}\n".encode())
     if category.code:
         digest.update(f"code\0{category.code}\n".encode())
@@ -185,7 +187,7 @@ def fingerprint(category: Category) -> str:
 def _uses(category: Category) -> Iterator[str]:
     """A line for each image: its split, its defect, its name and those of its masks."""
     for split, sample in category.splits():
-        names = (path.relative_to(category.root).as_posix() for path in (sample.path, *sample.masks))
+        names = (_inside(path, category.root) for path in (sample.path, *sample.masks))
         yield "\0".join([split, sample.defect, *names]) + "\n"
 
 
@@ -206,14 +208,23 @@ def sealed(category: Category) -> Category:
 
 
 def _named(category: Category, hashes: Mapping[Path, str]) -> dict[str, str]:
-    return {path.relative_to(category.root).as_posix(): digest for path, digest in hashes.items()}
+    return {_inside(path, category.root): digest for path, digest in hashes.items()}
+
+
+def _inside(path: Path, root: Path) -> str:
+    """The name of `path` from `root` on, with slashes; ValueError where it lies elsewhere.
+
+    As `relative_to`, which takes most of the time of looking at a data set that is known.
+    """
+    text, begin = str(path), f"{root}/"
+    return text[len(begin) :] if os.sep == "/" and text.startswith(begin) else path.relative_to(root).as_posix()
 
 
 def unchanged(category: Category, files: Sequence[Path]) -> dict[Path, str]:
     """SHA-256 of each of the category's files; raises DatasetError for one that is not as the plan saw it."""
     hashes = content_hashes(files)
     for path, digest in hashes.items():
-        planned = category.seal.get(path.relative_to(category.root).as_posix())
+        planned = category.seal.get(_inside(path, category.root))
         if planned is not None and planned != digest:
             raise DatasetError(f"{path}: changed since the run was planned; restore the file, or start the run again")
     return hashes
@@ -226,7 +237,7 @@ def key(kind: str, files: Sequence[Path], hashes: Mapping[Path, str], root: Path
     """The name of a cache entry: 40 hex digits over `kind`, `parts`, and the names and contents of `files`."""
     digest = hashlib.sha256("\0".join([LAYOUT, kind, *map(str, parts)]).encode())
     for path in files:
-        digest.update(f"\n{path.relative_to(root).as_posix()}\0{hashes[path]}".encode())
+        digest.update(f"\n{_inside(path, root)}\0{hashes[path]}".encode())
     return digest.hexdigest()[:40]
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import random
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +30,14 @@ SMALL: Mapping[str, Any] = {"image_size": SIDE, "steps": 4, "batch_size": 4}
 TOLERANCE = 2e-4  # of the largest value: convolutions of other batch sizes add in another order
 # files of images and arrays: a method sees the images that it is given and opens none
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".npy", ".npz")
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+COMPILERS = (
+    "__pycache__",
+    "torchinductor",
+    ".triton",
+    "/dev/",
+    "/proc/",
+)  # what Python and PyTorch write by themselves
 
 
 class Broken(Exception):
@@ -132,9 +144,10 @@ def answers(bench: Bench) -> str:
             found = checked(method.score(images), images, bench.name)
         if not bool(finite(found).all()):
             raise Broken("its scores or maps are not finite")
-    maps = bench.scores(method, defective(2, seed=5)).pixel
-    if float(maps.max()) == float(maps.min()):
-        raise Broken("its maps are constant")
+    found = bench.scores(method, torch.cat([normals(2, seed=4), defective(2, seed=5)]))
+    for part, values in (("maps", found.pixel), ("image scores", found.image)):
+        if float(values.max()) == float(values.min()):
+            raise Broken(f"its {part} are constant")
     return ""
 
 
@@ -143,8 +156,11 @@ def sees_normals_only(bench: Bench) -> str:
     with opened_files() as opened:
         method = bench.fitted()
         bench.scores(method, defective(2, seed=5))
-    if opened:
-        raise Broken(f"it opens {Path(opened[0]).name}: a method sees the images that it is given, and no file")
+    if opened.read:
+        raise Broken(f"it opens {Path(opened.read[0]).name}: a method sees the images that it is given, and no file")
+    left = [path for path in opened.written if Path(path).exists()]
+    if left:
+        raise Broken(f"it leaves {Path(left[0]).name} behind: what it learns belongs into `module`, and into no file")
     curious = bench.build()
     bench.scores(curious, defective(8, seed=5))
     curious.fit(normals(8, seed=3), Fitting())
@@ -233,26 +249,79 @@ def teacher_is_frozen(bench: Bench) -> str:
     method.fit(normals(8, seed=3), Fitting())
     bench.scores(method, defective(3, seed=5))
     same_state(before, teacher.state_dict(), "the teacher changed")
+    reached = [name for name, value in teacher.named_parameters() if value.grad is not None]
+    if reached:
+        raise Broken(f"gradients reach the teacher: {', '.join(reached[:3])}")
     return ""
 
 
 def seed_decides(bench: Bench) -> str:
-    """Two methods of one seed are the same bits; the random state of the process neither matters nor moves."""
-    kept = torch.get_rng_state()
-    try:
-        torch.manual_seed(1)
-        first = bench.fitted()
-        torch.manual_seed(2)
-        before = torch.get_rng_state()
-        second = bench.fitted()
-        if not torch.equal(torch.get_rng_state(), before):
-            raise Broken("building or fitting moves torch's random state; draw from a generator of your own")
-    finally:
-        torch.set_rng_state(kept)
+    """Two methods of one seed are the same bits, whatever the random state of the process."""
+    torch.manual_seed(1)
+    first = bench.fitted()
+    torch.manual_seed(2)
+    second = bench.fitted()
     same_state(state_of(first), state_of(second), "the same seed gives another state")
     images = defective(3, seed=14)
     same_scores(bench.scores(first, images), bench.scores(second, images), "the same seed gives other answers")
     return ""
+
+
+def process_stays(bench: Bench) -> str:
+    """Other jobs run in the same process: neither its random states nor its settings move."""
+    with process_as_it_was() as moved:
+        method = bench.fitted()
+    refuse_moved("building or fitting", moved)
+    with process_as_it_was() as moved:
+        bench.scores(method, defective(3, seed=15))
+    refuse_moved("scoring", moved)
+    return ""
+
+
+def refuse_moved(what: str, moved: list[str]) -> None:
+    """Raises Broken where something of the process was moved."""
+    if moved:
+        raise Broken(f"{what} moves {', '.join(moved)}; draw from a generator of your own, set nothing for others")
+
+
+def set_environment(variables: Mapping[str, str]) -> None:
+    """These variables and no others."""
+    os.environ.clear()
+    os.environ.update(variables)
+
+
+# what a method shares with whatever runs beside it -> how it is asked for, and put back
+SHARED: Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "torch's random state": (
+        lambda: torch.get_rng_state().numpy(),
+        lambda kept: torch.set_rng_state(torch.from_numpy(kept)),
+    ),
+    "numpy's random state": (np.random.get_state, np.random.set_state),
+    "Python's random state": (random.getstate, random.setstate),
+    "torch's default type": (torch.get_default_dtype, torch.set_default_dtype),
+    "torch's threads": (torch.get_num_threads, torch.set_num_threads),
+    "whether gradients are kept": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "whether algorithms are deterministic": (
+        torch.are_deterministic_algorithms_enabled,
+        torch.use_deterministic_algorithms,
+    ),
+    "the precision of products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "the current folder": (os.getcwd, os.chdir),
+    "environment variables": (lambda: dict(os.environ), set_environment),
+}
+
+
+@contextmanager
+def process_as_it_was() -> Iterator[list[str]]:
+    """Puts back whatever of SHARED was changed inside; its names are then in what is given."""
+    moved: list[str] = []
+    before = {name: ask() for name, (ask, _) in SHARED.items()}
+    try:
+        yield moved
+    finally:
+        moved += [name for name, (ask, _) in SHARED.items() if pickle.dumps(ask()) != pickle.dumps(before[name])]
+        for name in moved:
+            SHARED[name][1](before[name])
 
 
 RULES: Mapping[str, Callable[[Bench], str]] = {
@@ -265,46 +334,77 @@ RULES: Mapping[str, Callable[[Bench], str]] = {
     "resumes where it stopped": resumes,
     "the teacher stays frozen": teacher_is_frozen,
     "the seed decides everything": seed_decides,
+    "leaves the process alone": process_stays,
 }
 
 
 def check(name: str) -> Iterator[Verdict]:
     """The verdict on each rule, as it comes; `name` is that of a known method."""
     for rule, judge in RULES.items():
-        try:
-            yield Verdict(rule=rule, remark=judge(Bench(name)))
-        except Broken as error:
-            yield Verdict(rule=rule, reason=str(error))
-        except Exception as error:  # a method's own code raises anything
-            said = " ".join(str(error).split())[:300]
-            yield Verdict(rule=rule, reason=f"it raises {type(error).__name__}: {said}")
+        with process_as_it_was():
+            verdict = verdict_of(rule, judge, name)
+        yield verdict
+
+
+def verdict_of(rule: str, judge: Callable[[Bench], str], name: str) -> Verdict:
+    """What one rule says of a method."""
+    try:
+        return Verdict(rule=rule, remark=judge(Bench(name)))
+    except Broken as error:
+        return Verdict(rule=rule, reason=str(error))
+    except (Exception, SystemExit) as error:  # a method's own code raises anything
+        said = " ".join(str(error).split())[:300]
+        return Verdict(rule=rule, reason=f"it raises {type(error).__name__}: {said}")
+
+
+class Opened(NamedTuple):
+    """Paths of files that were opened."""
+
+    read: list[str]  # of images and arrays
+    written: list[str]
 
 
 class _Watch:
     """Notes files that are opened, while it is told to; an audit hook cannot be taken away again."""
 
     def __init__(self) -> None:
-        self.found: list[str] | None = None
+        self.found: Opened | None = None
         self.hooked = False
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.found is not None and event == "open" and isinstance(arguments[0], (str, bytes)):
-            path = arguments[0] if isinstance(arguments[0], str) else arguments[0].decode("utf-8", "replace")
-            if path.lower().endswith(PICTURES):
-                self.found.append(path)
+            path = os.fsdecode(arguments[0])
+            if arguments[2] & WRITING:
+                self.wrote(path)
+            elif path.lower().endswith(PICTURES):
+                self.found.read.append(path)
+
+    def wrote(self, path: str) -> None:
+        """Note a file that was written, unless Python or PyTorch did that by itself."""
+        if self.found is not None and not any(name in path for name in COMPILERS):
+            self.found.written.append(os.path.abspath(path))
 
 
 _WATCH = _Watch()
 
 
 @contextmanager
-def opened_files() -> Iterator[list[str]]:
-    """The files of images and arrays that are opened inside."""
+def opened_files() -> Iterator[Opened]:
+    """The files that are opened inside: of images and arrays, and to be written."""
     if not _WATCH.hooked:
         sys.addaudithook(_WATCH)
         _WATCH.hooked = True
-    found = _WATCH.found = []
+    found = _WATCH.found = Opened([], [])
+    keep = torch.save
+
+    def noted(what: Any, place: Any, *more: Any, **options: Any) -> None:  # its files are opened past Python
+        keep(what, place, *more, **options)
+        if isinstance(place, (str, os.PathLike)):
+            _WATCH.wrote(os.fspath(place))
+
+    torch.save = noted  # type: ignore[assignment]  # of more general arguments
     try:
         yield found
     finally:
+        torch.save = keep
         _WATCH.found = None

@@ -23,8 +23,8 @@ from kdad_bench.datasets import PAD, SHORT_SIDE, SQUASH, Category, TestSet, fitt
 from kdad_bench.datasets.decoding import image_size, open_image
 from kdad_bench.files import write_bytes_whole
 from kdad_bench.harness.choices import SelectionError
-from kdad_bench.harness.environment import git_state, package_version
-from kdad_bench.harness.judging import judged
+from kdad_bench.harness.environment import git_state, keep_freed_memory, package_version
+from kdad_bench.harness.judging import judged, regions_of
 from kdad_bench.harness.maps import F32, MapError, plain, read_map, resampled
 from kdad_bench.harness.matching import Matched, match
 from kdad_bench.harness.offers import Offer, OfferError, of_scores, offers
@@ -34,7 +34,7 @@ from kdad_bench.harness.protocol import PROTOCOL, PROTOCOL_VERSION
 from kdad_bench.harness.selection import categories_of, category_names_of, refuse_urls_that_cannot_serve
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.row import EXTERNAL, Row
-from kdad_bench.metrics import available_cpus
+from kdad_bench.metrics import RegionIndex, available_cpus
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}", re.ASCII)  # of external results; it names files
 PREFIX = "external:"  # of the column `method`: no name of ours has a colon in it
@@ -84,12 +84,38 @@ class Judged(NamedTuple):
     picture: bytes
 
 
+class Match(NamedTuple):
+    """What was offered for a category, all of it checked."""
+
+    dataset: str
+    category: str
+    test_images: int
+    maps: int
+    scores: int  # image scores that were given
+    readings: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        """The same, in one line."""
+        scores = f", {self.scores} image scores" if self.scores else ""
+        return (
+            f"{self.dataset}/{self.category}: {self.maps} maps for {self.test_images} test images{scores}; "
+            + "; ".join(self.readings)
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What was matched, in words, and what came of it; no rows of a dry run."""
+    """What was not used, in words, what matched, and what came of it; no rows of a dry run."""
 
-    said: tuple[str, ...]
+    remarks: tuple[str, ...]
+    matches: tuple[Match, ...]
     judged: tuple[Judged, ...] = ()
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """All that is to be told before the rows, a line each."""
+        return *self.remarks, *(one.words for one in self.matches)
 
 
 def evaluate(asked: Asked, *, dry_run: bool = False) -> Evaluation:
@@ -99,19 +125,24 @@ def evaluate(asked: Asked, *, dry_run: bool = False) -> Evaluation:
     """
     refuse_contradictions(asked)
     side = asked.options.resolution or PROTOCOL.resolution
-    matched, said = matched_maps(asked)
+    matched, remarks = matched_maps(asked)
+    keep_freed_memory()  # a file of a map has the size of the one before it
     faults: list[str] = []
+    matches: list[Match] = []
     found: list[Judged] = []
     for one in matched:
-        try:
-            loaded = load(one, side, asked.options.fit)
-            said.append(words_on(one, loaded, side, asked.options.fit))
-            found += [] if dry_run or faults else [judge(one.category, loaded, side, asked)]
-        except EvaluationError as error:
-            faults += error.lines
+        with ThreadPoolExecutor(1) as beside:  # what the maps are judged by is read while the maps are
+            by = None if dry_run or faults else beside.submit(test_data_of, one.category, side, asked.options.fit)
+            try:
+                loaded = load(one, side, asked.options.fit)
+            except EvaluationError as error:
+                faults += error.lines
+                continue
+        matches.append(match_of(one, loaded, side, asked.options.fit))
+        found += [] if by is None else [judge(by.result(), loaded, side, asked)]
     if faults:
         raise EvaluationError(faults)
-    return Evaluation(said=tuple(said), judged=tuple(found))
+    return Evaluation(remarks=tuple(remarks), matches=tuple(matches), judged=tuple(found))
 
 
 def keep(found: Evaluation, out: str) -> None:
@@ -151,6 +182,11 @@ def matched_maps(asked: Asked) -> tuple[tuple[Matched, ...], list[str]]:
     if found.faults:
         raise EvaluationError(found.faults)
     other = [f"{found.unused} maps or scores of categories that were not chosen"] if found.unused else []
+    other += [
+        f"{one.label}: {one.unlabelled} maps or scores of images whose labels are not published, not used"
+        for one in found.categories
+        if one.unlabelled
+    ]
     return found.categories, [*offered.remarks, *other]
 
 
@@ -223,9 +259,11 @@ def misfits(one: Matched, sizes: dict[int, Size], fit: str = SQUASH) -> Iterator
         return
     usual = Counter(sizes.values()).most_common(1)[0][0]
     for number, size in sizes.items():
+        if size == usual and size[0] == size[1]:
+            continue
         path = one.category.test[number].path
         image = image_size(path)
-        if size == image or (size == usual and (size[0] == size[1] or proportional(size, image))):
+        if size == image or (size == usual and proportional(size, image)):
             continue
         upright = open_image(path).size  # as the camera's note in the file turns it
         if size == upright or ((size == usual or fit != SQUASH) and proportional(size, upright)):
@@ -251,11 +289,15 @@ def not_finite(one: Matched) -> Iterator[str]:
                 yield f"{offer.where}: the image score is {offer.score}; it must be finite in float32"
 
 
-def words_on(one: Matched, loaded: Loaded, side: int, fit: str = SQUASH) -> str:
-    """What matched, in one line."""
-    scores = f", {len(one.scores)} image scores" if one.scores else ""
-    return f"{one.label}: {len(one.maps)} maps for {len(one.category.test)} test images{scores}; " + "; ".join(
-        readings(loaded, side, fit)
+def match_of(one: Matched, loaded: Loaded, side: int, fit: str = SQUASH) -> Match:
+    """What matched of a category."""
+    return Match(
+        dataset=one.category.dataset,
+        category=one.category.name,
+        test_images=len(one.category.test),
+        maps=len(one.maps),
+        scores=len(one.scores),
+        readings=readings(loaded, side, fit),
     )
 
 
@@ -270,18 +312,33 @@ def readings(loaded: Loaded, side: int, fit: str = SQUASH) -> tuple[str, ...]:
     return f"maps: {sizes}{more} px, {how}", f"image scores: {scores}"
 
 
-def judge(category: Category, loaded: Loaded, side: int, asked: Asked) -> Judged:
-    """The row of one category and, if wanted, its picture."""
+class TestData(NamedTuple):
+    """What the maps of a category are judged by."""
+
+    category: Category  # sealed
+    test: TestSet
+    regions: RegionIndex | None  # None without masks
+
+
+def test_data_of(category: Category, side: int, fit: str) -> TestData:
+    """The test images, labels and regions of a category. Raises DatasetError."""
     sealed = datasets.sealed(category)
-    fit = asked.options.fit
     test = datasets.load_test(datasets.single_modalities(sealed)[0], side, fit)
+    return TestData(sealed, test, regions_of(test, category, side))
+
+
+def judge(by: TestData, loaded: Loaded, side: int, asked: Asked) -> Judged:
+    """The row of one category and, if wanted, its picture."""
+    category, test, fit = by.category, by.test, asked.options.fit
     peaks = loaded.peaks()
     scores = peaks if loaded.scores is None else loaded.scores
     method = PREFIX + asked.name
     with ThreadPoolExecutor(1) as beside:  # the hash takes one core while the metrics do not fill the others
         content = beside.submit(content_of, loaded)
-        figures = judged(scores, loaded.maps, peaks, test, category=category, resolution=side, method=method)
-    data = datasets.fingerprint(sealed)
+        figures = judged(
+            scores, loaded.maps, peaks, test, category=category, resolution=side, method=method, index=by.regions
+        )
+    data = datasets.fingerprint(category)
     commit, dirty = git_state()
     row = Row(
         job_id=identity(category, content.result(), data, asked),

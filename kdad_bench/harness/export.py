@@ -18,7 +18,16 @@ from kdad_bench.files import write_text_whole
 from kdad_bench.harness import decision
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.decision import Decision
-from kdad_bench.harness.export_certificate import FP32, INT8, Tolerance, certificate_of, compared, fault, in_chunks
+from kdad_bench.harness.export_certificate import (
+    FP32,
+    INT8,
+    Comparison,
+    Tolerance,
+    certificate_of,
+    compared,
+    fault,
+    in_chunks,
+)
 from kdad_bench.harness.export_graph import graph_of
 from kdad_bench.harness.export_images import Images, Normals, asked_for, calibration_of, drawn, normals_of
 from kdad_bench.harness.export_runtimes import (
@@ -51,6 +60,7 @@ from kdad_bench.methods import checkpoint, entry
 from kdad_bench.methods.protocol import Method
 
 CPU = torch.device("cpu")
+SAME_SCORES = 0.05  # of the largest: held-out normals whose scores differ by more are other images
 
 
 class Refused(ExportError):
@@ -193,13 +203,33 @@ def certified(wanted: Wanted, source: Source, graph: Graph, runner: Runner, kept
     if kept.normal_scores:
         limits = source.kept.threshold(wanted.false_alarms), kept.threshold(wanted.false_alarms)
     found = compared(source.method, runner, source.sets, batches, source.name)
+    refuse_other_normals(wanted.model, source, found)
     if not found.finite():
         raise Refused(f"{wanted.model}: refused, the graph for {wanted.target} gives values that are not finite")
+    if not np.isfinite([found.scores_apart(), found.maps_apart()]).all():
+        raise Refused(
+            f"{wanted.model}: refused, the model answers every photograph alike with nothing, and its graph for "
+            f"{wanted.target} does not"
+        )
     certificate = certificate_of(found, source.sets, batches, limits, tolerance)
     why = fault(certificate)
     if why:
         raise Refused(f"{wanted.model}: refused, the graph for {wanted.target} is not its model: {why}")
     return certificate
+
+
+def refuse_other_normals(model: Path, source: Source, found: Comparison) -> None:
+    """Raises ExportError where the images that a row leads to cannot be the normals that a threshold was read from: the
+    model gives them other scores. Devices differ in the last digits, precisions in more."""
+    held_out = source.normals.held_out
+    if held_out is None:
+        return
+    kept, theirs = np.array(source.kept.normal_scores), np.sort(found.theirs[: len(held_out.pixels)])
+    if kept.shape != theirs.shape or not np.allclose(theirs, kept, rtol=0, atol=SAME_SCORES * np.abs(kept).max()):
+        raise ExportError(
+            f"{model}: the {held_out.what} that its row leads to have other scores than its {decision.FILE} holds; "
+            "export a copy of its folder elsewhere, with images named by --check-on"
+        )
 
 
 def described(

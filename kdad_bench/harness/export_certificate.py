@@ -15,7 +15,7 @@ from kdad_bench.harness.export_runtimes import Answers, Runner
 from kdad_bench.harness.exported import Certificate, Decisions, Seen
 from kdad_bench.harness.scoring import SCORE_BATCH, Scorer, as_images, scored
 
-FLOOR = 1e-2  # of the largest score or map value: what is smaller is compared with that instead of with itself
+FLOOR = 1e-2  # of the largest score or range of a map: what is smaller is compared with that instead of with itself
 ROUNDING = 1e-5  # of a threshold: as near, a score IS the normal's that the threshold was read from
 SHOWN = 5  # images whose decisions flipped, named
 CPU = torch.device("cpu")
@@ -41,23 +41,29 @@ class Comparison:
     real: list[bool] = field(default_factory=list)  # no drawn image: decisions are compared
     theirs: list[float] = field(default_factory=list)  # the model's scores
     ours: list[tuple[float, ...]] = field(default_factory=list)  # the graph's, for each batch
-    peaks: list[float] = field(default_factory=list)  # the largest magnitude of the model's map
+    ranges: list[float] = field(default_factory=list)  # from the smallest to the largest value of the model's map
     apart: list[float] = field(default_factory=list)  # the largest difference of the maps
 
     def finite(self) -> bool:
         """Whether all that was compared are numbers."""
-        return all(bool(np.isfinite(one).all()) for one in (self.theirs, self.ours, self.peaks, self.apart))
+        return all(bool(np.isfinite(one).all()) for one in (self.theirs, self.ours, self.ranges, self.apart))
 
     def scores_apart(self) -> float:
         """The largest relative difference of an image's score."""
         theirs, ours = np.array(self.theirs), np.array(self.ours)
-        scale = np.maximum(np.abs(theirs), FLOOR * np.abs(theirs).max())
-        return largest(np.abs(ours - theirs[:, None]), scale[:, None])
+        return largest(np.abs(ours - theirs[:, None]).max(1), self.floored(np.abs(theirs)))
 
     def maps_apart(self) -> float:
-        """The largest difference of two maps, relative to the largest value of the image's."""
-        peaks = np.array(self.peaks)
-        return largest(np.array(self.apart), np.maximum(peaks, FLOOR * peaks.max()))
+        """The largest difference of two maps, relative to the range of the image's: an offset hides nothing."""
+        return largest(np.array(self.apart), self.floored(np.array(self.ranges)))
+
+    def floored(self, sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`sizes` [N], none smaller than FLOOR of the largest: of photographs among photographs, whatever scores the
+        drawn images have."""
+        real = np.array(self.real, bool)
+        floors = np.where(real, sizes[real].max(initial=0.0), sizes.max(initial=0.0))
+        found: NDArray[np.float64] = np.maximum(sizes, FLOOR * floors)
+        return found
 
     def decisions(self, limit: float, own: float) -> Decisions:
         """What the model calls anomalous above `limit` and the graph does not above `own`, or the other way round."""
@@ -84,8 +90,9 @@ def near(score: float, edge: float) -> bool:
 
 
 def largest(apart: NDArray[np.float64], scale: NDArray[np.float64]) -> float:
-    """The largest of `apart` in units of `scale`, whose zeros count as one."""
-    return float((apart / np.where(scale > 0, scale, 1.0)).max())
+    """The largest of `apart` in units of `scale`; infinite where something differs from what has no size."""
+    shares = np.divide(apart, scale, out=np.where(apart > 0, np.inf, 0.0), where=scale > 0)
+    return float(shares.max())
 
 
 def compared(model: Scorer, runner: Runner, sets: Sequence[Images], batches: Sequence[int], name: str) -> Comparison:
@@ -101,7 +108,7 @@ def compared(model: Scorer, runner: Runner, sets: Sequence[Images], batches: Seq
             found.real += [images.real] * len(pixels)
             found.theirs += wanted.image.tolist()
             found.ours += [tuple(map(float, one)) for one in np.stack([score for score, _ in answers], 1)]
-            found.peaks += np.abs(theirs).max((1, 2)).tolist()
+            found.ranges += (theirs.max((1, 2)) - theirs.min((1, 2))).tolist()
             found.apart += np.max([np.abs(heat - theirs).max((1, 2)) for _, heat in answers], 0).tolist()
     return found
 

@@ -15,6 +15,7 @@ from kdad_bench.metrics import (
     FINER,
     PIXEL_METRICS,
     Finer,
+    RegionIndex,
     Saturated,
     every_pixel_metric,
     image_metrics,
@@ -38,13 +39,14 @@ def judged(
     resolution: int,
     method: str,
     threshold: float | None = None,
+    index: RegionIndex | None = None,
 ) -> dict[str, Any]:
     """The accuracy columns of a row: image and pixel metrics, and the image AUROC of the maps' maxima.
 
     `image` [N] scores, `maps` [N, R, R] and `peaks` [N], the maximum of each map: float32 arrays or tensors, in the
     order of `test`. `threshold` is that of SegF1, where there are normal images that nothing was learnt
-    from. A metric that a data set has not is None. Warns of masks that disagree with
-    labels. Raises MetricError naming `method` and the image.
+    from; `index` that of the masks (`regions_of`), where it is at hand. A metric that a data set has not is None. Warns
+    of masks that disagree with labels. Raises MetricError naming `method` and the image.
     """
     figures: dict[str, Any] = image_metrics(image, test.labels, names=test.names, method=method)
     common = image_metrics(peaks, test.labels, names=test.names, method=method)
@@ -52,7 +54,7 @@ def judged(
     warn_of_conflicts(test, category, resolution)
     if test.masks is None:
         return figures | dict.fromkeys((*PIXEL_METRICS, *FINER))
-    index = region_index(test.masks, region_file(category, resolution, test))
+    index = index or region_index(test.masks, region_file(category, resolution, test))
     about = Finer(
         normal=~test.labels,
         kinds=[sample.defect for sample in category.test],
@@ -61,6 +63,11 @@ def judged(
         sizes=test.sizes,
     )
     return figures | every_pixel_metric(maps, index, about, names=test.names, method=method)
+
+
+def regions_of(test: TestSet, category: Category, resolution: int) -> RegionIndex | None:
+    """The regions of a test set, found once and kept; None without masks."""
+    return None if test.masks is None else region_index(test.masks, region_file(category, resolution, test))
 
 
 def warn_of_conflicts(test: TestSet, category: Category, resolution: int) -> None:

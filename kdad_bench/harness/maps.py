@@ -43,6 +43,8 @@ class Stack(NamedTuple):
 
 def read_map(path: Path) -> F32:
     """The map in `path`, float32 [H, W], by the suffix of the file. Raises MapError for anything else."""
+    if path.suffix.lower() not in READERS:
+        raise MapError(f"is no file of a map; they end in {', '.join(READERS)}")
     return plain(said(lambda: READERS[path.suffix.lower()](path)))
 
 

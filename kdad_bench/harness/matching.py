@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -19,6 +20,7 @@ class Matched:
     category: Category
     maps: dict[int, Offer] = field(default_factory=dict)
     scores: dict[int, Offer] = field(default_factory=dict)
+    unlabelled: int = 0  # offers for images whose labels are not published
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -51,6 +53,7 @@ class Images:
             for name in dict.fromkeys((normal(sample.path.name), normal(sample.path.stem))):
                 for defect in (normal(sample.defect), ""):
                     self.by.setdefault((defect, name), []).append(number)
+        self.apart = {(normal(path.parent.name), normal(path.stem)) for path in category.unlabelled}
 
     def called(self, key: Key, *, is_file: bool) -> list[int]:
         """The numbers of the images that `key` may mean; a map's own suffix is no part of the name."""
@@ -59,6 +62,10 @@ class Images:
             if found := self.by.get((key.defect, name)):
                 return found
         return []
+
+    def without_label(self, key: Key) -> bool:
+        """Whether `key` means an image of the category whose label is not published."""
+        return (key.defect, PurePosixPath(key.name).stem) in self.apart
 
 
 def normal(text: str) -> str:
@@ -76,6 +83,7 @@ def match(maps: Sequence[Offer], scores: Sequence[Offer], chosen: Sequence[Categ
     found = {category.name: Matched(category=category) for category in chosen}
     images = {category.name: Images(category) for category in chosen}
     every, problems, unused = set(known) | set(found), list[str](), 0
+    known_files: dict[str, str] = {}
     for offer in (*maps, *scores):
         of_map = offer.file is not None or offer.array is not None
         name = offer.key.category or (next(iter(found)) if len(found) == 1 else "")
@@ -86,6 +94,9 @@ def match(maps: Sequence[Offer], scores: Sequence[Offer], chosen: Sequence[Categ
             continue
         one = found[name]
         numbers = images[name].called(offer.key, is_file=offer.is_file)
+        if not numbers and images[name].without_label(offer.key):
+            one.unlabelled += 1
+            continue
         if len(numbers) != 1:
             one.problems.append(misnamed(offer, one, images[name], numbers))
             continue
@@ -94,6 +105,7 @@ def match(maps: Sequence[Offer], scores: Sequence[Offer], chosen: Sequence[Categ
         if offer.score is not None:
             keep(one, one.scores, numbers[0], offer, "score")
     for one in found.values():
+        one.problems += shared(one, known_files)
         one.problems += missing(one, "map", one.maps)
         one.problems += missing(one, "score", one.scores) if scores or one.scores else ()
     return Matching(categories=tuple(found.values()), problems=tuple(problems), unused=unused)
@@ -125,10 +137,22 @@ def keep(one: Matched, kept: dict[int, Offer], number: int, offer: Offer, what: 
     kept[number] = offer
 
 
+def shared(one: Matched, known: dict[str, str]) -> Iterator[str]:
+    """A line for each file that is the map of a second image; `known` are the files so far, with their images."""
+    for number, offer in sorted(one.maps.items()):
+        if offer.file is None:
+            continue
+        path, name = os.path.normpath(offer.file), f"{one.label} {name_of(one.category.test[number])}"
+        if path in known:
+            yield f"{offer.where}: {offer.file} is the map of {name} and of {known[path]}; each image has its own"
+        known[path] = name
+
+
 def missing(one: Matched, what: str, kept: Mapping[int, Offer]) -> list[str]:
     """A line for each image without; a single one where no image has any."""
     if not kept:
-        return [f"{one.label}: no {what} for any of its {len(one.category.test)} test images"]
+        others = f"; {one.unlabelled} are of images without published labels" if one.unlabelled else ""
+        return [f"{one.label}: no {what} for any of its {len(one.category.test)} test images{others}"]
     return [
         f"{one.label}: no {what} of {name_of(sample)}"
         for number, sample in enumerate(one.category.test)

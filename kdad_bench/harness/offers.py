@@ -8,7 +8,7 @@ import os
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -75,8 +75,8 @@ def offers(place: Path, known: Collection[str]) -> Offers:
 
 def key_of(text: str, known: Collection[str]) -> Key:
     """What `text`, a path with any separators, says of the image: `[...][category/][test/][defect/]name`."""
-    parts = PurePosixPath(unicodedata.normalize("NFC", text).replace("\\", "/")).parts
-    folders, name = [part for part in parts[:-1] if part not in ("/", ".")], parts[-1] if parts else ""
+    parts = [part for part in unicodedata.normalize("NFC", text).replace("\\", "/").split("/") if part not in ("", ".")]
+    folders, name = parts[:-1], parts[-1] if parts else ""
     if len(folders) > 1 and folders[-1] == "rgb":  # MVTec 3D-AD keeps images of a defect one folder deeper
         folders.pop()
     for place in range(len(folders) - 1, -1, -1):
@@ -92,15 +92,16 @@ def key_of(text: str, known: Collection[str]) -> Key:
 def of_tree(root: Path, known: Collection[str]) -> Offers:
     """Every file of a map below `root`; raises OfferError for a folder without one."""
     found, others, binary = [], dict[str, int](), 0
-    for path in walked(root):
-        inside = path.relative_to(root)
-        if path.suffix.lower() not in READERS:
-            others[path.suffix.lower() or path.name] = others.get(path.suffix.lower() or path.name, 0) + 1
-        elif BINARY in inside.parts:
+    for folder, name in walked(root):
+        suffix = os.path.splitext(name)[1].lower()
+        inside = os.path.relpath(folder, root)
+        if suffix not in READERS:
+            others[suffix or name] = others.get(suffix or name, 0) + 1
+        elif BINARY in inside.split(os.sep):
             binary += 1
         else:
-            key = key_of(inside.as_posix(), known)
-            found.append(Offer(key=key, where=str(path), file=path, is_file=True))
+            path = Path(folder, name)
+            found.append(Offer(key=key_of(f"{inside}/{name}", known), where=str(path), file=path, is_file=True))
     if not found:
         raise OfferError(f"{root}: no map there; maps end in {', '.join(READERS)}")
     remarks = (
@@ -110,15 +111,16 @@ def of_tree(root: Path, known: Collection[str]) -> Offers:
     return Offers(found=tuple(found), remarks=tuple(remarks))
 
 
-def walked(root: Path) -> Iterator[Path]:
-    """The files below `root` in the order of their names; hidden ones and linked folders are left out."""
+def walked(root: Path) -> Iterator[tuple[str, str]]:
+    """(folder, name) of the files below `root` in the order of their names; hidden ones and linked folders are left
+    out."""
     count = 0
     for folder, inside, names in os.walk(root):
         inside[:] = sorted(name for name in inside if not name.startswith((".", "__MACOSX")))
         for name in sorted(names):
             if not name.startswith("."):
                 count += 1
-                yield Path(folder, name)
+                yield folder, name
         if count > MOST_OFFERS:
             raise OfferError(f"{root}: more than {MOST_OFFERS} files; give the folder of the maps alone")
 
@@ -144,7 +146,13 @@ def of_index(path: Path, known: Collection[str]) -> Iterator[Offer]:
             raise OfferError(f"{where}: no map named in column `map`")
         score = score_of(line["score"], where) if line.get("score") else None
         key = keyed(line, known)
-        yield Offer(key=key, where=where, file=path.parent / line["map"], score=score)
+        yield Offer(key=key, where=where, file=beside(path, line["map"]), score=score)
+
+
+def beside(index: Path, name: str) -> Path:
+    """The file that an index names, from its folder on; one written with the separators of Windows is found as well."""
+    place = index.parent / name
+    return index.parent / name.replace("\\", "/") if "\\" in name and not place.exists() else place
 
 
 def of_scores(path: Path, known: Collection[str]) -> Iterator[Offer]:
@@ -191,6 +199,17 @@ def lines_of(path: Path, needed: Sequence[str], more: Sequence[str]) -> Iterator
         yield f"{path}, line {number}", line
 
 
+def refuse_nested(fields: Sequence[Any]) -> None:
+    """Raises OfferError for a column of Parquet that holds neither text nor numbers."""
+    import pyarrow.types as kinds
+
+    for field in fields:
+        kind = field.type.value_type if kinds.is_dictionary(field.type) else field.type
+        plain = (kinds.is_string, kinds.is_large_string, kinds.is_integer, kinds.is_floating, kinds.is_null)
+        if not any(is_one(kind) for is_one in plain):
+            raise OfferError(f"column {field.name} holds {kind}; give text, and numbers for scores")
+
+
 Lines = tuple[list[str], list[tuple[int, dict[str, str]]]]
 
 
@@ -200,13 +219,25 @@ def csv_lines(data: bytes, wanted: Sequence[str]) -> Lines:
         reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
         columns = [name.strip() for name in reader.fieldnames or ()]
         reader.fieldnames = columns
-        lines = [
-            (reader.line_num, {name: str(line.get(name) or "").strip() for name in columns if name in wanted})
-            for line in reader
-        ]
+        refuse_twins(columns, wanted)
+        lines = []
+        for line in reader:
+            if None in line:  # the fields that no column has
+                raise OfferError(
+                    f"line {reader.line_num} has more fields than the {len(columns)} columns; quote text with commas"
+                )
+            texts = {name: str(line.get(name) or "").strip() for name in columns if name in wanted}
+            lines.append((reader.line_num, texts))
     except (UnicodeDecodeError, csv.Error) as error:
         raise OfferError(f"no CSV in UTF-8 ({error}); write it again") from error
     return columns, lines
+
+
+def refuse_twins(columns: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raises OfferError for a wanted column that is there twice."""
+    for name in wanted:
+        if columns.count(name) > 1:
+            raise OfferError(f"{columns.count(name)} columns are called {name}; keep one")
 
 
 def parquet_lines(data: bytes, wanted: Sequence[str]) -> Lines:
@@ -217,6 +248,8 @@ def parquet_lines(data: bytes, wanted: Sequence[str]) -> Lines:
     try:
         file = pq.ParquetFile(io.BytesIO(data))
         columns = list(file.schema_arrow.names)
+        refuse_twins(columns, wanted)
+        refuse_nested([field for field in file.schema_arrow if field.name in wanted])
         groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
         swollen = sum(group.total_byte_size for group in groups)
         if file.metadata.num_rows > MOST_OFFERS or swollen > MOST_TABLE_BYTES:

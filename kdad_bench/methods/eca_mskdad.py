@@ -170,7 +170,7 @@ ECA_MSKDAD = Entry(
     presets={
         "paper": EcaMskdadSettings(),
         "standard": EcaMskdadSettings(
-            steps=300, batch_size=8, learning_rate=0.8, schedule="one_cycle", norm_momentum=0.1
+            steps=1200, batch_size=2, learning_rate=0.8, schedule="one_cycle", norm_momentum=0.1
         ),
         "quick": EcaMskdadSettings(
             teacher="efficientnet_lite0",

@@ -410,8 +410,8 @@ MKD = Entry(
         "standard": MkdSettings(
             teacher="resnet18",
             strides=(4, 8, 16),
-            steps=600,
-            batch_size=8,
+            steps=2400,
+            batch_size=2,
             schedule="one_cycle",
             normalised=True,  # as this teacher was trained
         ),

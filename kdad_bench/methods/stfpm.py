@@ -95,8 +95,8 @@ STFPM = Entry(
     presets={
         "paper": StfpmSettings(),
         "standard": StfpmSettings(
-            steps=300,
-            batch_size=8,
+            steps=1200,
+            batch_size=2,
             learning_rate=0.8,  # this and the other rates and budgets of standard presets: docs/recipes.md
             schedule="one_cycle",
             norm_momentum=0.1,

@@ -77,17 +77,18 @@ def every_pixel_metric(
     index_of(maps, None, index, method)
     host = numpy_of(maps)
     groups = groups_of(about.normal, about.kinds if about.regions else ())
-    with ThreadPoolExecutor(1) as beside:  # the sort of the one pass takes one core, and so do the others
+    with ThreadPoolExecutor(2) as beside:  # the sort of the one pass takes one core, and so does each of the others
         f1 = beside.submit(_seg_f1_of, host, index, about)
         found = counted(host, index, groups=groups, sizes=about.sizes, names=names, method=method)
         if found is None:
             return dict.fromkeys((*PIXEL_METRICS, *FINER))
+        by_size = beside.submit(ap_by_size, found, index)
         others = beside.submit(_others, host, found, index, about.regions, groups)
         if on_device(maps) and about.sizes is None:
             values = pixel_metrics(maps, None, region_index=index, names=names, method=method)
         else:
             values = found.values(index)
-        return {**values, **others.result(), "seg_f1": f1.result()}
+        return {**values, **by_size.result(), **others.result(), "seg_f1": f1.result()}
 
 
 def _seg_f1_of(maps: NDArray[Any], index: RegionIndex, about: Finer) -> float | None:
@@ -97,9 +98,8 @@ def _seg_f1_of(maps: NDArray[Any], index: RegionIndex, about: Finer) -> float | 
 def _others(
     maps: NDArray[Any], found: Counted, index: RegionIndex, regions: Saturated | None, groups: NDArray[np.int64]
 ) -> Values:
-    """What follows from the one pass besides the protocol's metrics."""
+    """What follows from the one pass besides the protocol's metrics and those by size."""
     return {
-        **ap_by_size(found, index),
         "aupimo": _aupimo(found, index),
         "au_spro_05": _au_spro(maps, found, index, regions, groups) if regions else None,
     }
@@ -174,8 +174,9 @@ def _aupimo(pass_over: Counted, index: RegionIndex, *, limits: tuple[float, floa
     shares = _log_shares(above[first:] / pixels, (above[first:] + equal) / pixels, lower, upper)
     images = index.images[index.regions]
     weights = np.zeros(index.shape[0])
-    anomalous, areas = np.unique(images, return_counts=True)
-    weights[anomalous] = 1.0 / areas / anomalous.size
+    areas = np.bincount(images, minlength=index.shape[0])
+    anomalous = np.flatnonzero(areas)
+    weights[anomalous] = 1.0 / areas[anomalous] / anomalous.size
     ranks = pass_over.ranked.ranks
     mine = weights[index.images[regions_of(pass_over)[ranks[first] :]]]
     if not mine.size:

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import kdad_bench
+from kdad_bench.api.results import Comparison
 from kdad_bench.cli import cli
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.compare import NothingToCompare
@@ -112,6 +113,19 @@ def test_methods_and_results_are_compared_as_the_command_does(ran: kdad_bench.Re
         ran.compare("pixel_mean", "padim", metrics=["auroc"])
     with pytest.raises(ValueError, match="give the names of two methods, or other Results"):
         ran.compare("pixel_mean")
+
+
+def test_a_folder_without_rows_and_a_comparison_of_nothing_show_themselves(tmp_path: Path) -> None:
+    empty = kdad_bench.Results(tmp_path)
+    assert (len(empty), empty.failed, empty.frame().num_rows) == (0, (), 0)
+    assert (str(empty.leaderboard()), empty._repr_html_()) == ("no finished job", "<p>no finished job</p>")
+    for other in (lambda: empty.compare("a", "b"), lambda: empty.compare(empty)):
+        with pytest.raises(NothingToCompare):
+            other()
+    nothing = Comparison(())
+    assert (repr(nothing), nothing._repr_html_()) == ("no difference", "<p>no difference</p>")
+    assert nothing.frame().num_rows == 0
+    assert {"method", "metric", "first", "second", "difference"} < set(nothing.frame().column_names)
 
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -156,6 +157,39 @@ def test_a_dry_run_says_what_matched_and_writes_nothing(tiny_tree: Path, maps: P
     assert "1 files are no maps and not used (.txt)" in result.stdout
     assert "bolt: 6 maps for 6 test images; maps: 64 x 64 px, as they are" in result.stdout
     assert not (tmp_path / "out").exists()
+
+
+def test_json_is_an_object_per_category_on_stdout_and_words_are_on_stderr(tiny_tree: Path, tmp_path: Path) -> None:
+    root = write_maps(tmp_path / "maps", tiny_tree, ("bolt", "cloth"))
+    dry = evaluate(root, tiny_tree, tmp_path / "out", "--no-pictures", "--json", "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    planned = [json.loads(line) for line in dry.stdout.splitlines()]
+    assert [(one["category"], one["status"], one["job_id"], one["maps"]) for one in planned] == [
+        ("bolt", "none", None, 6), ("cloth", "none", None, 6)
+    ]  # fmt: skip
+    assert "dry run: nothing was judged or written" in dry.stderr
+    assert not (tmp_path / "out").exists()
+    done = evaluate(root, tiny_tree, tmp_path / "out", "--no-pictures", "--json")
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    rows = store.read(tmp_path / "out").rows()
+    assert [(one["job_id"], one["image_auroc"]) for one in told] == [
+        (row["job_id"], row["image_auroc"]) for row in rows
+    ]
+    assert {(one["status"], one["origin"], one["test_images"]) for one in told} == {("ok", EXTERNAL, 6)}
+    assert told[0].keys() == planned[0].keys() > names_of_a_run(tiny_tree, tmp_path)
+    assert told[0]["readings"] == ["maps: 64 x 64 px, as they are", "image scores: the maximum of each map at 64 px"]
+    assert "leaderboard" in done.stderr
+    (root / "bolt/test/good/000.tiff").unlink()
+    failed = evaluate(root, tiny_tree, tmp_path / "out", "--json")
+    assert (failed.exit_code, failed.stdout) == (2, "")
+
+
+def names_of_a_run(tree: Path, folder: Path) -> set[str]:
+    """The fields of a line of `run --json`."""
+    what = ("-m", "pixel_mean", "-d", f"folder:{tree}", "-c", "bolt", "--seeds", "1", "--resolution", SIDE, "--json")
+    done = command("run", *what, "--no-pictures", "--no-measure-speed", "--out", folder / "ran")
+    assert done.exit_code == 0, done.output
+    return set(json.loads(done.stdout.splitlines()[0]))
 
 
 def over(name: str, values: np.ndarray) -> Callable[[Path], None]:

@@ -118,7 +118,7 @@ def wrong(change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarra
 
 
 def one_pixel(score: np.ndarray, heat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    heat[-1, 5, 5] += 0.01 * heat[-1].max()
+    heat[-1, 5, 5] += 0.01 * (heat[-1].max() - heat[-1].min())
     return score, heat
 
 
@@ -351,7 +351,7 @@ def test_a_score_that_is_the_threshold_is_counted_apart() -> None:
         real=[True, True, True, False],
         theirs=[1.0, 0.9, 1.1, 0.5],
         ours=[(1.0 + 1e-7, 1.0), (0.9, 1.2), (1.1, 1.1), (7.0, 7.0)],
-        peaks=[1.0, 1.0, 1.0, 1.0],
+        ranges=[1.0, 1.0, 1.0, 1.0],
         apart=[0.0, 0.0, 0.0, 0.0],
     )
     made = found.decisions(1.0, 1.0)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import stat
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -228,6 +229,12 @@ def zipped(name: str, content: bytes) -> Callable[[Path, bytes], object]:
     return write
 
 
+def doubled(path: Path, _: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings(action="ignore"):
+        for content in ("{}", '{"format": 1}'):
+            archive.writestr("manifest.json", content)
+
+
 HOSTILE: dict[str, tuple[Callable[[Path, bytes], object], str]] = {
     "cut short": (lambda path, content: path.write_bytes(content[: len(content) // 2]), "a damaged archive, or none"),
     "cut by a byte": (lambda path, content: path.write_bytes(content[:-1]), "a damaged archive, or none"),
@@ -237,6 +244,9 @@ HOSTILE: dict[str, tuple[Callable[[Path, bytes], object], str]] = {
     "absolute": (slip("/tmp/outside"), "would be written outside of the folder"),
     "a link": (slip("link", stat.S_IFLNK | 0o777), "is a symbolic link"),
     "a name that steers": (slip("a\x1b[31m"), "has a name with control characters"),
+    "doubled members": (doubled, "clashes with an earlier one (twice"),
+    "names alike but for capitals": (slip("Manifest.json"), "clashes with an earlier one"),
+    "a device": (slip("null", stat.S_IFCHR | 0o666), "is a device or a pipe"),
     "a bomb": (zipped("manifest.json", bytes(300 << 20)), "bytes become more than"),
     "no manifest": (zipped("rows.parquet", b"x"), "no pack of results (it has no manifest.json)"),
     "no JSON": (zipped("manifest.json", b"{"), "manifest.json: damaged"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import subprocess
@@ -281,3 +282,28 @@ def test_a_file_that_changes_while_it_is_read_enters_no_cache(
 def test_a_pipe_in_the_place_of_a_record_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "record.json")
     assert cache._record(tmp_path / "record.json") == {}
+
+
+@pytest.mark.parametrize("root", ["/data/bolt", "/", ".", "data", "/data/bolt/", "/data/./bolt"])
+def test_the_name_of_a_file_inside_a_folder_is_that_of_relative_to(root: str) -> None:
+    for name in ("train/good/000.png", "a", "bolt/x.png", "Größe/ü.png"):
+        path = Path(root) / name
+        assert cache._inside(path, Path(root)) == path.relative_to(Path(root)).as_posix() == name
+    for other in (Path("/data/bolted/x"), Path("elsewhere/x")):
+        if root not in ("/", "."):
+            with pytest.raises(ValueError, match="is not in the subpath"):
+                cache._inside(other, Path(root))
+
+
+def test_files_enter_a_fingerprint_in_the_order_of_paths() -> None:
+    """`a/x` stands before `a.b/x`, as paths are ordered and texts are not."""
+    names, root = ["a.b/x.png", "a/x.png", "a/x/y.png", "a-b/x.png"], Path("/data/bolt")
+    samples = tuple(datasets.Sample(path=root / name) for name in names)
+    one = datasets.Category(
+        dataset="mvtec_ad", name="bolt", root=root, train=samples, test=(), seal=dict.fromkeys(names, "0")
+    )
+    digest = hashlib.sha256(b"rgb")
+    for path in sorted(sample.path for sample in samples):
+        digest.update(path.relative_to(root).as_posix().encode() + bytes(1) + b"0\n")
+    assert datasets.fingerprint(one) == digest.hexdigest()
+    assert sorted(names) != [path.relative_to(root).as_posix() for path in sorted(sample.path for sample in samples)]

@@ -88,8 +88,8 @@ MUTANTS = {
     "ignores its seed": (
         "torch.rand(1, generator=random)",
         "torch.rand(1)",
-        "the seed decides everything",
-        "moves torch's random state",
+        "leaves the process alone",
+        "building or fitting moves torch's random state",
     ),
     "draws from the system": (
         "torch.rand(1, generator=random)",
@@ -105,6 +105,55 @@ MUTANTS = {
     ),
     "changes the normals": (FIT, FIT + "        normal.mul_(0.5)\n", "leaves the images alone", "`fit` changes"),
     "changes the tested images": (SCORE, "        images.mul_(0.5)\n" + SCORE, "leaves the images alone", "`score`"),
+    "lets gradients reach its teacher": (
+        FIT,
+        FIT + "        weight = next(self.teacher.parameters()).requires_grad_()\n        weight.sum().backward()\n",
+        "the teacher stays frozen",
+        "gradients reach the teacher: ",
+    ),
+    "keeps a file": (
+        SCORE,
+        SCORE + "        np.savez({file!r} + 'z', images)\n",
+        "sees the given normals only",
+        "it leaves images.npyz.npz behind",
+    ),
+    "keeps a file by PyTorch": (
+        SCORE,
+        SCORE + "        torch.save(images, {file!r} + '.pt')\n",
+        "sees the given normals only",
+        "it leaves images.npy.pt behind",
+    ),
+    "sets the random state as it scores": (
+        SCORE,
+        "        torch.manual_seed(0)\n" + SCORE,
+        "leaves the process alone",
+        "scoring moves torch's random state",
+    ),
+    "draws from numpy's generator": (
+        FIT,
+        FIT + "        np.random.rand()\n",
+        "leaves the process alone",
+        "building or fitting moves numpy's random state",
+    ),
+    "sets the default type": (
+        FIT,
+        FIT + "        torch.set_default_dtype(torch.float64)\n",
+        "leaves the process alone",
+        "torch's default type",
+    ),
+    "sets a variable of the environment": (
+        FIT,
+        FIT + "        import os; os.environ['MINE'] = str(len(os.environ))\n",
+        "leaves the process alone",
+        "environment variables",
+    ),
+    "ends the process": (FIT, FIT + "        raise SystemExit(0)\n", "answers", "it raises SystemExit"),
+    "scores every image alike": (
+        SCORE,
+        SCORE + "        return Scores(torch.ones(len(images)), pixel)\n",
+        "answers",
+        "its image scores are constant",
+    ),
     "answers in float64": (SCORE, SCORE + "        pixel = pixel.double()\n", "answers", "float64"),
     "answers in another size": (SCORE, SCORE + "        pixel = pixel[:, ::2]\n", "answers", "not float32"),
     "answers with NaN": (SCORE, SCORE + "        pixel = pixel / 0 - pixel / 0\n", "answers", "not finite"),
@@ -127,7 +176,7 @@ def test_a_method_with_one_fault_is_rejected_with_the_reason(fault: str, tmp_pat
         text = text.replace(
             "normal.mean((0, 2, 3))[:, None, None].clone()", "normal.mean((0, 2, 3))[:, None, None] + sum(self.seen)"
         )
-    if fault == "trains its teacher":
+    if "teacher" in fault:
         text = text.replace("needs_teacher=False", "needs_teacher=True")
     np.save(tmp_path / "images.npy", np.zeros(3))
     found = judged(text.replace("{file!r}", repr(str(tmp_path / "images.npy"))), tmp_path)

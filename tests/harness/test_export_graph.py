@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from tests.methods.toys import normals, small_method
 
 SIDE = 80  # of the images: the networks see 64, so that both ways of resizing are in the graph
 TOLERANCE = 1e-4  # of an image's score, and of its map's largest value; measured: below 1e-5
-ONE_AT_A_TIME = ("spade", "patchcore", "stad")  # their search or their patches are unrolled over the images
+PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+# method -> (images at a time, whether it leaves by each of TARGETS), as the page says
+LEAVES = {name: cells for name, *cells in re.findall(r"^\| `(\w+)` \| (\w+) \| (.+) \| (.+) \| (.+) \|$", PAGE, re.M)}
 
 
 @cache
@@ -65,13 +68,18 @@ def test_a_graph_says_what_its_method_says(name: str, target: str, tmp_path: Pat
     if lacking:
         pytest.skip(lacking)
     method, graph = fitted(name)
-    assert graph.batch is None or name in ONE_AT_A_TIME
+    assert LEAVES[name] == ["any" if graph.batch is None else "1", "yes", "yes", "yes"]
     write_graph(graph, target, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(TARGETS[target].files)
     runner = opened_graph(target, tmp_path, graph.batch)
     for count in (1, 3):
         images = pixels(count)
         assert apart(method, runner(images), images) < TOLERANCE
+
+
+def test_the_page_has_a_line_for_each_method() -> None:
+    assert list(LEAVES) == list(METHODS)
+    assert "| method | images at a time | " + " | ".join(TARGETS) + " |" in PAGE
 
 
 def test_no_op_of_this_package_is_in_a_graph() -> None:

@@ -168,6 +168,8 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "PNG in colour": ("a.png", lambda path: png(path, np.zeros((3, 4, 3), np.uint8)), "colour mode RGB"),
     "PNG of bits": ("a.png", lambda path: png(path, VALUES > 1), "colour mode 1"),
     "JPEG": ("a.png", lambda path: Image.fromarray(np.zeros((3, 4), np.uint8)).save(path, "JPEG"), "is no PNG file"),
+    "no suffix": ("a", lambda path: path.write_bytes(npy(VALUES)), "is no file of a map; they end in .tif"),
+    "a text": ("a.txt", lambda path: path.write_bytes(npy(VALUES)), "is no file of a map; they end in .tif"),
     "a folder": ("a.tiff", lambda path: path.mkdir(), "not a regular file"),
     "a pipe": ("a.npy", os.mkfifo, "not a regular file"),
     "a link to nothing": ("a.npz", lambda path: path.symlink_to("nowhere"), "cannot be read"),

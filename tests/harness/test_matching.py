@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,32 @@ def test_several_categories_need_a_category_in_the_path(tmp_path: Path) -> None:
     assert "mvtec_ad/cloth: no map for any of its 4 test images" in found.faults
 
 
+def test_maps_of_images_without_labels_are_counted_and_no_fault(tmp_path: Path) -> None:
+    private = ("test_private/000_regular.png", "test_private_mixed/000_mixed.png")
+    one = replace(category(), unlabelled=tuple(Path("/data/bolt") / name for name in private))
+    names = [f"anomaly_images/bolt/{name.removesuffix('.png')}.tiff" for name in private]
+    everything = [f"anomaly_images/bolt/test_public/{image.removesuffix('.png')}.tiff" for image in IMAGES]
+    found = matched(tree(tmp_path / "all", *names, *everything), one)
+    assert (found.faults, found.categories[0].unlabelled) == ([], 2)
+    found = matched(tree(tmp_path / "private", *names), one)
+    assert found.faults == [
+        "mvtec_ad/bolt: no map for any of its 4 test images; 2 are of images without published labels"
+    ]
+    found = matched(tree(tmp_path / "all", "anomaly_images/bolt/test_private/777_regular.tiff"), one)
+    assert "no test image 'test_private/777_regular.tiff'" in found.faults[0]
+
+
+def test_a_file_is_the_map_of_one_image(tmp_path: Path) -> None:
+    lines = ["image,map", *(f"{image},{number // 2}.npy" for number, image in enumerate(IMAGES))]
+    (tmp_path / "index.csv").write_text("\n".join(lines))
+    first, second = matched(tmp_path / "index.csv").faults
+    assert first == (
+        f"{tmp_path}/index.csv, line 3: {tmp_path}/0.npy is the map of mvtec_ad/bolt good/001.png and of mvtec_ad/bolt "
+        "good/000.png; each image has its own"
+    )
+    assert "1.npy is the map of mvtec_ad/bolt spot/001.png and of" in second
+
+
 def test_what_is_no_map_or_hidden_or_a_decision_is_left_out_and_said(tmp_path: Path) -> None:
     tree(
         tmp_path, *FULL, "notes.txt", ".DS_Store", ".cache/000.npy", "anomaly_images_thresholded/bolt/test/good/000.png"
@@ -172,6 +199,32 @@ def test_scores_come_from_a_table_of_their_own(names: tuple[str, ...], tmp_path:
     assert found[1] == "mvtec_ad/bolt: no score of good/000.png"
 
 
+def parquet(columns: dict[str, list[object]]) -> bytes:
+    """The bytes of a Parquet file."""
+    return parquet_of(pa.table(columns))
+
+
+def parquet_twice() -> bytes:
+    arrays = [pa.array([text]) for text in ("good/000.png", "a.npy", "b.npy")]
+    return parquet_of(pa.Table.from_arrays(arrays, names=["image", "map", "map"]))
+
+
+def parquet_of(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return bytes(sink.getvalue())
+
+
+def test_an_index_of_windows_names_the_same_files(tmp_path: Path) -> None:
+    tree(tmp_path / "maps", *FULL)
+    lines = [
+        {"image": name.replace("/", "\\"), "map": f"maps/{FULL[n]}".replace("/", "\\")} for n, name in enumerate(IMAGES)
+    ]
+    found = matched(index(tmp_path / "index.csv", lines))
+    assert found.faults == []
+    assert found.categories[0].maps[3].file == tmp_path / "maps" / FULL[3]
+
+
 TABLES: dict[str, tuple[str, bytes, str]] = {
     "no column": ("a.csv", b"picture,map\na,b\n", "no column image; have: picture, map"),
     "no line": ("a.csv", b"image,map\n", "holds no line"),
@@ -180,7 +233,24 @@ TABLES: dict[str, tuple[str, bytes, str]] = {
     "no number": ("a.csv", b"image,map,score\ngood/000.png,a.npy,high\n", "score 'high' is no number"),
     "no UTF-8": ("a.csv", b"image,map\n\xff\xfe,b\n", "no CSV in UTF-8"),
     "an open quote": ("a.csv", b'image,map\n"a,b\n', "no CSV in UTF-8"),
+    "more fields than columns": (
+        "a.csv",
+        b"image,map\ngood/000.png,a.npy\ngood/1,5.png,b.npy\n",
+        "line 3 has more fields than the 2 columns",
+    ),
+    "a column twice": ("a.csv", b"image,map, map\ngood/000.png,a.npy,b.npy\n", "2 columns are called map; keep one"),
     "no Parquet": ("a.parquet", b"image,map\n", "no Parquet file"),
+    "lists for text": (
+        "a.parquet",
+        parquet({"image": [["good/000.png"]], "map": ["a.npy"]}),
+        "column image holds list<",
+    ),
+    "bytes for text": (
+        "a.parquet",
+        parquet({"image": ["good/000.png"], "map": [b"a.npy"]}),
+        "column map holds binary; give text",
+    ),
+    "a column of Parquet twice": ("a.parquet", parquet_twice(), "2 columns are called map; keep one"),
     "another suffix": ("a.txt", b"image,map\n", "neither a folder of maps"),
     "no stack": ("a.npz", b"nothing", "is not readable"),
 }
