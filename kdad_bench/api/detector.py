@@ -21,7 +21,7 @@ from kdad_bench.harness import decision, exported
 from kdad_bench.harness.choices import PRESETS, SelectionError, method_choice
 from kdad_bench.harness.decision import Decision, floor_of, least_rate, shortfall, supported
 from kdad_bench.harness.job import TeacherWeights
-from kdad_bench.harness.lone_batch import left, refuse_a_lone_batch
+from kdad_bench.harness.lone_batch import refuse_a_lone_batch
 from kdad_bench.harness.options import options_from
 from kdad_bench.harness.plan import configurations_of
 from kdad_bench.harness.run import built
@@ -33,6 +33,7 @@ from kdad_bench.harness.view import refuse_what_cannot_be_seen
 from kdad_bench.harness.windows import windowed, windows_of
 from kdad_bench.methods import checkpoint
 from kdad_bench.methods.protocol import Fitting, Method, ignore_step
+from kdad_bench.methods.training.parting import learnt_from
 
 NO_CATEGORY = "images of one's own"  # what a saved model says it was fitted on
 
@@ -127,7 +128,7 @@ class Detector:
         given = Images(images)
         with said_as_keywords(method="method"):
             fit, apart = self._split(len(given))
-            inner = left(len(fit), [getattr(self.settings, "held_out", 0.0)])
+            inner = learnt_from(len(fit), self.settings)
             if self.view.plain:
                 refuse_a_lone_batch(self.method, self.settings, inner, f"{self.method} on {len(given)} images")
             weights = self._weights()

@@ -51,7 +51,8 @@ def run(
     one after another in this process unless `workers` or `executor` say otherwise.
 
     `progress` is called with one line as each job ends; nothing is printed otherwise. Jobs that failed are rows that
-    say so (`Results.failed`), and one warning.
+    say so (`Results.failed`), and one warning. Methods that nobody named and that cannot be run so are left out, with a
+    warning for each reason.
 
     Raises SelectionError or DatasetError (ValueErrors) for what cannot be run, before anything is run, and StoreError
     for a results folder that cannot be used; each is one line with the remedy.
@@ -68,6 +69,8 @@ def run(
         asked = options_and_file({name: value for name, value in fields_of(said).items() if value not in ((), [])})
         refuse_contradictions(asked)
         found = agenda(asked)
+        for remark in found.left_out:
+            warnings.warn(remark, stacklevel=2)
         endings: list[tuple[Job, Ending]] = []
         with torch_as_it_was(), closing(outcomes(found.left, found.work, lambda _: None, asked)) as stream:
             for job, ended in stream:
@@ -76,7 +79,9 @@ def run(
                     progress(line(job, ended))
         unmeasured = measure_speed(found, endings, asked, progress)
     put_back(endings, found.work.out)
-    results = Results(found.work.out, jobs=[job.id for job in found.jobs], remarks=(*found.remarks, *unmeasured))
+    results = Results(
+        found.work.out, jobs=[job.id for job in found.jobs], remarks=(*found.remarks, *found.left_out, *unmeasured)
+    )
     warn_of_failures(found, endings, results)
     return results
 

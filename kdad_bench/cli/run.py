@@ -196,7 +196,8 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 def run(**given: Any) -> None:
     """Train and evaluate methods; every finished job leaves one row, and running again goes on where it stopped.
 
-    A plain run needs a choice: `--all`, or any of `--method --dataset --category --config`.
+    A plain run needs a choice: `--all`, or any of `--method --dataset --category --config`. Where no `--method` is
+    named, one that cannot be run so is left out: a line says why, and the exit code is 1.
     """
     from kdad_bench.harness.environment import busy_elsewhere
 
@@ -276,8 +277,8 @@ def agenda_of(options: RunOptions, console: Console) -> Agenda:
 
 
 def say_remarks(found: Agenda, console: Console) -> None:
-    """What lies in the data and is not used, or lacks, a line each."""
-    for remark in found.remarks:
+    """What lies in the data and is not used, or lacks, and which methods are left out, a line each."""
+    for remark in (*found.remarks, *found.left_out):
         console.print(remark, markup=False)
 
 

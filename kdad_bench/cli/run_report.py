@@ -44,7 +44,10 @@ def stopped(total: int, console: Console) -> int:
 def report(
     found: Agenda, endings: Sequence[tuple[Job, Ending]], console: Console, seconds: float, as_json: bool
 ) -> int:
-    """The summary table, the leaderboard files, the failures; exit code 1 if a planned job has a failed row or none."""
+    """The summary table, the leaderboard files, the failures.
+
+    Exit code 1 if a planned job has a failed row or none, or a method that nobody named was left out.
+    """
     from kdad_bench.cli.summary_table import summary_table
 
     ids = {job.id for job in found.jobs}
@@ -61,7 +64,9 @@ def report(
     say_failures(failed, len(ids), console)
     without = ids - {row["job_id"] for row in ours}
     say_without_row(without, endings, found, console)
-    return 1 if failed or without or not complete else 0
+    for line in found.left_out:
+        console.print(line, markup=False)
+    return 1 if failed or without or found.left_out or not complete else 0
 
 
 def what_is_there(found: Agenda, endings: Sequence[tuple[Job, Ending]]) -> tuple[Results | None, int]:

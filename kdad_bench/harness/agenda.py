@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from kdad_bench.datasets import remarks_on, under_known_names
 from kdad_bench.harness.job import Job
+from kdad_bench.harness.left_out import planned, without_refused
 from kdad_bench.harness.options import RunOptions
 from kdad_bench.harness.output import Work, work_of
-from kdad_bench.harness.plan import plan
 from kdad_bench.harness.selection import Selection, selected
 from kdad_bench.harness.teachers import from_elsewhere, weights_for, with_teachers_at_hand
 from kdad_bench.leaderboard.folder import MissingFolder
@@ -26,20 +26,30 @@ class Agenda:
     left: tuple[Job, ...]  # to be run
     kept: Mapping[str, Finished]  # job id -> the row that stays
     remarks: tuple[str, ...]  # what lies in the data and is not used
+    left_out: tuple[str, ...]  # methods that nobody named and that cannot be run so, a line for each reason
 
 
 def agenda(options: RunOptions) -> Agenda:
     """What `options` ask for; raises SelectionError, DatasetError or StoreError with one line."""
-    selection = with_known_names(selected(options), options.out)
+    selection, unfit = without_refused(selected(options))
+    selection = with_known_names(selection, options.out)
     selection, weights, replaced = with_teachers_at_hand(selection, weights_for(selection, options), options)
-    jobs = plan(selection, weights)
+    jobs, alone = planned(selection, weights)
     work = work_of(options)
     remarks = (*remarks_on(selection.categories, options.data_root), *replaced, *from_elsewhere(weights, options))
     done = finished(work.out)
     left = tuple(job for job in jobs if work.redoes(done[job.id].status if job.id in done else None))
     again = {job.id for job in left}
     kept = {job.id: done[job.id] for job in jobs if job.id not in again}
-    return Agenda(selection=selection, work=work, jobs=tuple(jobs), left=left, kept=kept, remarks=remarks)
+    return Agenda(
+        selection=selection,
+        work=work,
+        jobs=tuple(jobs),
+        left=left,
+        kept=kept,
+        remarks=remarks,
+        left_out=(*unfit, *alone),
+    )
 
 
 def with_known_names(selection: Selection, out: str) -> Selection:

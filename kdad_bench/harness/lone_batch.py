@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any
@@ -41,19 +40,14 @@ def refuse_a_lone_batch(method: str, settings: Any, count: int, where: str) -> N
 
 def learnt_from(job: Job) -> int:
     """How many images the optimiser sees: neither those that the harness holds out nor those that the method does."""
+    from kdad_bench.methods.training import parting
+
     parts = single_modalities(job.category)
     lot = lot_of(job)
     count = len(parts[0].train) if lot is None else len(lot.places) * max(1, len(job.together))
-    shares = [] if parts[0].validation or lot is not None else [job.hold_out or (FRACTION if len(parts) > 1 else 0.0)]
-    return left(count, (*shares, getattr(job.settings, "held_out", 0.0)))
-
-
-def left(count: int, shares: Iterable[float]) -> int:
-    """How many of `count` images are left when one share after another is held out; at least one stays."""
-    for share in shares:
-        if share and count > 1:
-            count -= min(max(round(share * count), 1), count - 1)
-    return count
+    if lot is None and not parts[0].validation:
+        count = parting.learners(count, job.hold_out or (FRACTION if len(parts) > 1 else 0.0))
+    return parting.learnt_from(count, job.settings)
 
 
 def has_a_batch_of_one(settings: Any, count: int) -> bool:

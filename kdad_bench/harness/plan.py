@@ -21,11 +21,21 @@ NOT_SETTINGS = {"seed": "choose seeds with --seeds", "readings": "it follows fro
 
 
 def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Job]:
+    """All jobs of a selection, as `every_job` gives them.
+
+    Raises SelectionError for settings that a method cannot learn with, DatasetError for a file that is missing.
+    """
+    jobs = every_job(selection, weights)
+    for job in jobs:
+        refuse_lone_batches(job)
+    return jobs
+
+
+def every_job(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Job]:
     """All jobs of a selection in a fixed order: seeds outermost, so that a first full table comes early.
 
     `weights` maps a teacher's name to its weights; it must hold every teacher that `teachers(selection)` names. A job
-    that is asked for twice (one folder under two spellings, say) is there once. Raises SelectionError for settings that
-    a method cannot learn with, DatasetError for a file that is missing.
+    that is asked for twice (one folder under two spellings, say) is there once. Raises SelectionError and DatasetError.
     """
     jobs: dict[str, Job] = {}
     configurations = dict(configurations_of(selection))
@@ -59,7 +69,6 @@ def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Jo
                         for name in twins(method, selection.preset)
                     ),
                 )
-                refuse_lone_batches(job)
                 jobs.setdefault(job.id, job)
     return list(jobs.values())
 
@@ -114,39 +123,50 @@ def configurations_of(
 
     Raises SelectionError for an override that no selected method takes.
     """
-    from kdad_bench.methods import entry
-
-    for method, _ in selection.methods:
-        if selection.preset not in entry(method).presets:
-            have = ", ".join(entry(method).presets)
-            raise SelectionError(f"method '{method}' has no preset '{selection.preset}'; have: {have}")
-    presets = [entry(method).presets[selection.preset] for method, _ in selection.methods]
+    presets = [preset_of(method, selection.preset) for method, _ in selection.methods]
     every = list(dict.fromkeys(name for settings in presets for name in names_of(settings)))
     for name in selection.overrides or {}:
         if name not in every:
             raise not_a_setting(name, every, "settings of all methods")
     for method, variant in selection.methods:
-        found = entry(method)
-        settings = found.presets[selection.preset]
-        if variant:
-            if variant not in found.variants:
-                have = ", ".join(found.variants) or "none"
-                raise SelectionError(
-                    f"method '{method}' has no variant '{variant}'{suggestion(variant, found.variants)}; have: {have}"
-                )
-            settings = replace(settings, **found.variants[variant])
-        known = names_of(settings)
-        shared = {name: value for name, value in (selection.overrides or {}).items() if name in known}
-        asked = {**shared, **(selection.method_overrides or {}).get(method, {})}
-        if not found.needs_teacher:
-            asked.pop("teacher", None)
-        if found.modality_setting in asked:
+        yield (method, variant), configuration(selection, method, variant)
+
+
+def preset_of(method: str, preset: str) -> Any:
+    """The settings of a method's preset; raises SelectionError where it has none of that name."""
+    from kdad_bench.methods import entry
+
+    presets = entry(method).presets
+    if preset not in presets:
+        raise SelectionError(f"method '{method}' has no preset '{preset}'; have: {', '.join(presets)}")
+    return presets[preset]
+
+
+def configuration(selection: Selection, method: str, variant: str) -> tuple[Any, dict[str, Any], bool]:
+    """(settings, overrides that change it, whether it needs a teacher) of one method in `selection`.
+
+    Raises SelectionError for what the method has not and for settings that it refuses.
+    """
+    from kdad_bench.methods import entry
+
+    found, settings = entry(method), preset_of(method, selection.preset)
+    if variant:
+        if variant not in found.variants:
+            have = ", ".join(found.variants) or "none"
             raise SelectionError(
-                f"method '{method}': '{found.modality_setting}' cannot be set: it follows from --modality"
+                f"method '{method}' has no variant '{variant}'{suggestion(variant, found.variants)}; have: {have}"
             )
-        final = configured(settings, asked, f"method '{method}'")
-        changed = {name: value for name, value in asked.items() if getattr(final, name) != getattr(settings, name)}
-        yield (method, variant), (final, changed, found.needs_teacher)
+        settings = replace(settings, **found.variants[variant])
+    known = names_of(settings)
+    shared = {name: value for name, value in (selection.overrides or {}).items() if name in known}
+    asked = {**shared, **(selection.method_overrides or {}).get(method, {})}
+    if not found.needs_teacher:
+        asked.pop("teacher", None)
+    if found.modality_setting in asked:
+        raise SelectionError(f"method '{method}': '{found.modality_setting}' cannot be set: it follows from --modality")
+    final = configured(settings, asked, f"method '{method}'")
+    changed = {name: value for name, value in asked.items() if getattr(final, name) != getattr(settings, name)}
+    return final, changed, found.needs_teacher
 
 
 def twins(method: str, preset: str) -> list[str]:

@@ -37,6 +37,11 @@ class Selection:
     axes: tuple[Axes, ...] = (PLAIN,)
     view: View = WHOLE
     setting: str = "single"
+    named: frozenset[str] | None = None  # methods that were asked for by name; None: all. Others may be left out
+
+    def insists_on(self, method: str) -> bool:
+        """Whether a method was asked for by name, so that a refusal of it is one of the whole run."""
+        return self.named is None or method in self.named
 
 
 def selected(options: RunOptions) -> Selection:
@@ -65,6 +70,7 @@ def selected_for(options: RunOptions, categories: tuple[Category, ...]) -> Selec
         axes=points(options.train_images, options.contamination, options.corruption),
         view=View(fit=options.fit, tile=options.tile, overlap=options.overlap),
         setting=options.setting,
+        named=None if options.methods else frozenset(per_method),
     )
 
 

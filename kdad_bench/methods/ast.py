@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from kdad_bench.kernels import fuse_scales, image_scores, pixel_discrepancy
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps
-from kdad_bench.methods.protocol import Entry, Range, Scores, Settled
+from kdad_bench.methods.protocol import Entry, Range, Scores, Settled, shown
 from kdad_bench.methods.training import words
 from kdad_bench.methods.training.stages import last_of_first, progress_in_stage
 
@@ -30,6 +30,7 @@ GROWN = 8  # px of the depth map by which the foreground is dilated
 ATAN = 0.636  # 2 / pi as the official code has it: brings the arc tangent to 1
 LONGEST = 1e4  # of the wavelengths of the places, over 2 pi
 RELIEF = 4.0  # depth is in quarters of the category's highest relief; official code: in centimetres
+LIMIT = 1e6  # of what a coupling answers, either way
 KERNELS = 3, 5  # sides of the flow's convolutions: of all blocks but the last, of the last
 INPUTS = ("rgb", "depth", "rgb+depth")
 
@@ -111,6 +112,7 @@ class AstSettings(DistillationSettings):
     }
     DEPARTURES: ClassVar = {
         "backbone": teacher_in_words,
+        "map": lambda settings: f"enlarged bilinearly ({CODE}: bicubically)",
         "optimiser": words.departs(words.algorithm, "adam, betas 0.9 0.999", source=CODE),
         "budget": words.departs(words.budget, "144 epochs", source=CODE),
         "student's norms": words.departs(words.own_norms, "momentum 0.1", source=CODE),
@@ -122,6 +124,8 @@ class AstSettings(DistillationSettings):
         super(AstSettings, self).__post_init__()  # slots: the class is made anew, and super() knows the first
         if self.places % 4:
             raise ValueError(f"places {self.places} is not a multiple of 4")
+        if len(self.strides) != 1:
+            raise ValueError(f"strides {shown(self.strides)} are not one tap")
 
 
 # ---- the flow
@@ -166,7 +170,7 @@ class Coupling(nn.Module):
         log_determinant = scale.sum(1)
         scale, shift = self.affine(self.by_first, first, places)
         second = scale.exp() * second + shift
-        return torch.cat([first, second], 1), log_determinant + scale.sum(1)
+        return torch.cat([first, second], 1).clamp(-LIMIT, LIMIT), log_determinant + scale.sum(1)
 
     def inverse(self, y: Tensor, places: Tensor) -> Tensor:
         """The x that becomes `y`."""
@@ -330,8 +334,6 @@ class Ast(StudentTeacher[AstSettings]):
         return self.settings.image_size // self.settings.strides[0]
 
     def build_student(self, teacher: Backbone) -> nn.Module:
-        if len(teacher.strides) != 1:
-            raise ValueError(f"Ast needs a teacher with one tap; got strides {teacher.strides}")
         counts = {"rgb": teacher.channels[0], "depth": CELL**2}
         channels = sum(counts[one] for one in self.settings.inputs.split("+"))
         return FlowAndStudent(channels, self.side, self.settings)
@@ -372,9 +374,16 @@ class Ast(StudentTeacher[AstSettings]):
         return Outputs(z, said.float(), foreground)
 
     def judge(self, outputs: Outputs, size: tuple[int, int]) -> Scores:
-        """Pixel: the distance, upsampled; image: its maximum or mean at the size of the features."""
+        """Pixel: the distance, upsampled; image: its maximum or mean at the size of the features.
+
+        The official code weighs the map by the foreground once more than the loss and the mean.
+        """
         found = distances(*outputs)
-        return Scores(image_scores(found, self.settings.score), fuse_scales([found], size))
+        pixel = found if outputs.foreground is None else outputs.foreground * found
+        return Scores(
+            image_scores(pixel if self.settings.score == "max" else found, self.settings.score),
+            fuse_scales([pixel], size),
+        )
 
 
 AST = Entry(

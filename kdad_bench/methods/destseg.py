@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from kdad_bench.kernels import distillation_loss, fuse_scales
 from kdad_bench.methods.backbones import FACTS, Backbone, build, facts_of
 from kdad_bench.methods.backbones.folding import Folded, channels_last
-from kdad_bench.methods.backbones.resnet import LAYOUTS, BasicBlock, initialise
+from kdad_bench.methods.backbones.resnet import LAYOUTS, BasicBlock, Bottleneck, initialise
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps
 from kdad_bench.methods.drawn_textures import texture
 from kdad_bench.methods.fractalad.ifs import Floats, Mask, uniform
@@ -137,6 +137,14 @@ def residual_stage(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(*(BasicBlock(inputs if k == 0 else outputs, outputs, 1, 1, None) for k in range(BLOCKS)))
 
 
+def begin_at_shortcuts(network: nn.Module) -> None:
+    """Make each residual block of a ResNet its shortcut: a last norm of 0, as timm's networks begin (official code)."""
+    for module in network.modules():
+        if isinstance(module, BasicBlock | Bottleneck):
+            last = module.bn2 if isinstance(module, BasicBlock) else module.bn3
+            nn.init.zeros_(last.weight)
+
+
 class DenoisingStudent(nn.Module):
     """The teacher's architecture down to stride 32, from random weights, and a decoder of its taps; no shortcuts.
 
@@ -152,6 +160,7 @@ class DenoisingStudent(nn.Module):
         self.heads = nn.ModuleList(nn.Conv2d(c, c, 1) if signed else nn.Identity() for c in teacher.channels)
         initialise(self)
         self.encoder = build(teacher.name, strides=(DEEPEST,), batch_norm=True)
+        begin_at_shortcuts(self.encoder)
 
     def forward(self, images: Tensor) -> Taps:
         """Taps of `images` [N, 3, S, S] in [0, 1], shaped as the teacher's, shallow first."""

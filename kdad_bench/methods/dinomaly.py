@@ -28,6 +28,7 @@ VIT_STRIDES, PYRAMID_STRIDES = (14,), (4, 8, 16)
 WIDEST_HEAD = 64  # channels; DINOv2's
 EPSILON = 1e-8  # of the decoder's norms
 DEVIATION, FARTHEST = 0.01, 0.03  # of the first weights, a normal distribution cut off
+RISE = 50  # the first of so many parts of the steps is the warm-up of `warm_cosine`
 CLIP = 0.1  # norm of all gradients together
 CODE = "official code"
 
@@ -303,6 +304,13 @@ class Dinomaly(StudentTeacher[DinomalySettings]):
             self.student.parameters(), settings.learning_rate, betas=settings.betas,
             weight_decay=settings.weight_decay, clip=CLIP,
         )  # fmt: skip
+
+    def progress(self, step: int, total: int) -> float:
+        """As for every method, but that the rate is at its height at the last step of its rise, not after it."""
+        rising = -(-total // RISE)
+        if self.settings.schedule == "warm_cosine" and rising > 1 and step <= rising:
+            return (step - 1) / (rising - 1) / RISE
+        return super().progress(step, total)
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """1 - cos of each group's flattened maps, the mean over groups; places that are restored well pull little."""

@@ -112,6 +112,8 @@ class Settings:
     READINGS: ClassVar[Mapping[str, Callable[[Any], str]]] = {}
     # field -> what its sources settle
     SETTLED: ClassVar[Mapping[str, Settled]] = {}
+    # fields that are shares of the normals which nothing learns from, in the order in which they are set apart
+    APART: ClassVar[tuple[str, ...]] = ()
     # whether a model of its paper learns from all categories of a data set
     TOGETHER: ClassVar[bool] = False
     # subject -> in words, how these settings depart from a settled source in more than one field; "" if they do not

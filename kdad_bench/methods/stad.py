@@ -26,7 +26,7 @@ from kdad_bench.methods.protocol import Entry, Fitting, Range, Scores, Settled, 
 from kdad_bench.methods.training import words
 from kdad_bench.methods.training.chance import seeded
 from kdad_bench.methods.training.loop import distil, planned_steps
-from kdad_bench.methods.training.parting import learners, parted
+from kdad_bench.methods.training.parting import learnt_from, parted
 from kdad_bench.methods.training.teacher import chunks, deviation_of
 
 ENLARGED = 64  # px that a crop is enlarged to before the backbone sees it
@@ -61,6 +61,7 @@ class StadSettings(DistillationSettings):
     solved: int = 0  # crops by which the last layers begin at least squares; 0: at random, as all others
     validation: float = 0.1  # share of the normals that errors and variances are scaled by
 
+    APART: ClassVar = ("validation", *DistillationSettings.APART)
     RANGES: ClassVar = {
         **DistillationSettings.RANGES,
         "students": Range(1, 64),
@@ -271,7 +272,7 @@ class Stad(StudentTeacher[StadSettings]):
         images = resized(normal.to(self.device), self.settings.image_size)
         learnt, others = parted(images, self.settings.validation, self.settings.seed)
         self.images = learnt
-        total, _ = planned_steps(self.settings, learners(len(learnt), self.settings.held_out))
+        total, _ = planned_steps(self.settings, learnt_from(len(images), self.settings))
         self.boundary = int(self.settings.descriptors * total)
         self.forget_what_is_usual(LEAST)  # no state without targets is the best on held-out images
         try:

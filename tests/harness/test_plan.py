@@ -9,6 +9,7 @@ import pytest
 
 from kdad_bench import datasets
 from kdad_bench.harness.choices import SelectionError
+from kdad_bench.harness.lone_batch import learnt_from
 from kdad_bench.harness.output import Work
 from kdad_bench.harness.perform import perform
 from tests.harness.planned import jobs_of
@@ -108,6 +109,26 @@ def test_a_last_batch_of_one_value_for_batch_norm_is_refused(
             jobs_of(tiny_tree, **chosen)
     else:
         assert len(jobs_of(tiny_tree, **chosen)) == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "images"),
+    [
+        ("stfpm", {}, 6),
+        ("stfpm", {"held_out": 0.5}, 3),
+        ("stad", {}, 5),  # a tenth, which is one at the least
+        ("stad", {"validation": 0.5}, 3),
+        ("efficientad", {"validation": 0.5}, 3),
+        ("efficientad", {"validation": 0.5, "held_out": 0.3}, 2),
+        ("padim", {}, 6),
+    ],
+    ids=str,
+)
+def test_a_lone_batch_is_looked_for_among_the_images_that_the_method_learns_from(
+    tiny_tree: Path, method: str, changes: dict[str, object], images: int
+) -> None:
+    chosen = {"methods": ((method, ""),), "overrides": changes}
+    assert {learnt_from(job) for job in jobs_of(tiny_tree, **chosen)} == {images}
 
 
 def test_what_the_plan_refuses_is_what_a_training_cannot_do(tiny_tree: Path, tmp_path: Path) -> None:

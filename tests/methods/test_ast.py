@@ -307,6 +307,24 @@ def test_beside_the_object_nothing_is_anomalous() -> None:
     assert float(pixel[:, :4].min()) > 0
 
 
+def test_the_foreground_weighs_the_map_once_more_than_the_mean() -> None:
+    """As in the official code, whose maximum is that of the map."""
+    z, said, there = some(2, 5, 8, 8), some(2, 5, 8, 8, seed=1), torch.rand(2, 8, 8)
+    apart = (z - said).square().mean(1)
+    for score, image in (("max", (there * there * apart).amax((1, 2))), ("mean", (there * apart).mean((1, 2)))):
+        found = method_of(score=score).judge(Outputs(z, said, there), (8, 8))
+        torch.testing.assert_close(found.pixel, there * there * apart)
+        torch.testing.assert_close(found.image, image)
+
+
+@torch.no_grad()
+def test_what_a_coupling_answers_ends_at_a_million() -> None:
+    flow = flow_of(4)
+    x, places = features(4, 3)
+    z, _ = flow.couplings[0](x * 1e9, places)  # type: ignore[operator]
+    assert float(z.abs().max()) == 1e6
+
+
 def test_the_map_is_the_distance_and_the_score_its_maximum_or_mean() -> None:
     z, said = some(2, 5, 4, 4), some(2, 5, 4, 4, seed=1)
     apart = (z - said).square().mean(1)
@@ -367,8 +385,9 @@ def test_a_lone_image_a_single_place_and_half_precision_will_do() -> None:
 def test_settings_and_teachers_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="places 6 is not a multiple of 4"):
         AstSettings(places=6)
-    with pytest.raises(ValueError, match=r"needs a teacher with one tap; got strides \(8, 16\)"):
-        method_of(strides=(8, 16))
+    for strides, said in (((8, 16), "8 16"), ((), "none")):
+        with pytest.raises(ValueError, match=f"strides {said} are not one tap"):
+            AstSettings(strides=strides)
 
 
 def test_the_saved_state_holds_the_orders_of_the_channels() -> None:

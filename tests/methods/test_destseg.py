@@ -68,6 +68,18 @@ def test_the_papers_networks_have_the_parameters_counted_by_hand() -> None:
     assert count_of(head.rest) == pyramid + 9 * 256 * 256 + 512 + 257
 
 
+@pytest.mark.parametrize(("name", "blocks"), [("resnet18", 8), ("resnet50", 16)])
+def test_each_residual_block_of_the_encoder_begins_as_its_shortcut_and_none_of_the_decoder(
+    name: str, blocks: int
+) -> None:
+    """timm's ResNets begin so, and the official code's encoder is one of them."""
+    student = DenoisingStudent(build(name), signed=False)
+    zero = [key for key, value in student.named_parameters() if key.endswith("weight") and not value.any()]
+    last = "bn2" if name == "resnet18" else "bn3"
+    assert len(zero) == blocks
+    assert all(key.startswith("encoder.layer") and key.endswith(f".{last}.weight") for key in zero)
+
+
 def test_a_student_of_signed_taps_reads_each_through_a_convolution() -> None:
     with torch.device("meta"):
         student = DenoisingStudent(build("efficientnet_lite0"), signed=True)

@@ -371,6 +371,21 @@ def test_the_rate_rises_over_a_fiftieth_and_falls_to_a_tenth() -> None:
     assert factor(1.0) == pytest.approx(0.1)
 
 
+def rates(total: int, **changes: Any) -> list[float]:
+    """The factor of the learning rate at every step."""
+    method = method_of(**changes)
+    return [SCHEDULES[method.settings.schedule](method.progress(step, total)) for step in range(1, total + 1)]
+
+
+def test_the_rate_is_the_official_codes_at_every_step_of_the_paper() -> None:
+    """numpy's linspace, which has both of its ends, and a cosine that begins at its height once more."""
+    cosine = 0.1 + 0.45 * (1 + np.cos(np.pi * np.arange(4900) / 4900))
+    np.testing.assert_allclose(rates(5000), [*np.linspace(0, 1, 100), *cosine], atol=1e-12)
+    assert rates(50)[:3] == pytest.approx([0.0, 1.0, 0.1 + 0.45 * (1 + np.cos(np.pi / 49))])
+    assert rates(200)[:5] == pytest.approx([0.0, 1 / 3, 2 / 3, 1.0, 1.0])
+    assert rates(3, schedule="cosine") == pytest.approx([1.0, 0.75, 0.25])
+
+
 def test_the_map_is_the_blurred_mean_of_both_groups_and_the_score_that_of_its_largest_pixels() -> None:
     method = method_of(sigma=4.0, radius=2, top=0.01)
     generator = torch.Generator().manual_seed(1)

@@ -1,7 +1,9 @@
 """What every network answers from fixed weights, as it was when its layers were checked one by one.
 
 The numbers are in tests/golden/networks.json; `python -m tests.methods.test_golden_networks` writes them anew, which
-only a change of an architecture justifies.
+only a change of an architecture justifies. From the same weights the public codes answered the same to 5e-7 for the
+PDNs and the autoencoder (nelson1425/EfficientAD @fcab514), DeSTSeg (apple/ml-destseg @f6ea31f with timm 0.6.12), AST
+(marco-rudolph/AST @8c243ad) and Dinomaly on ViTs (guojiajeremy/Dinomaly @c5c76d0).
 """
 
 from __future__ import annotations
@@ -16,15 +18,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kdad_bench.methods.ast import AST, AstSettings, ConvolutionalStudent, Coupling, Flow, encoded_places
 from kdad_bench.methods.backbones import FACTS, PYRAMIDS, Attention, Backbone, Cbam, Eca, build
+from kdad_bench.methods.backbones.pdn import layers, through
+from kdad_bench.methods.backbones.vit import LAYOUTS
+from kdad_bench.methods.destseg import DESTSEG, DenoisingStudent, SegmentationHead
+from kdad_bench.methods.dinomaly import DinomalySettings, Restorer
 from kdad_bench.methods.distillation import Student
 from kdad_bench.methods.dual_student import BMKD, DSKD, DeepestTap, DualStudents, ResidualFusion
 from kdad_bench.methods.efficientad import EFFICIENTAD
-from kdad_bench.methods.efficientad.networks import Networks
+from kdad_bench.methods.efficientad.networks import Autoencoder, Networks
 from kdad_bench.methods.patch_network import PatchNetwork
 from kdad_bench.methods.rdpp import ProjectedStudent
 from kdad_bench.methods.reverse import Bottleneck, Decoder, Fusion
-from tests.methods.fixed_weights import filled, summary, tensor_of
+from tests.methods.fixed_weights import CHIRP, filled, summary, tensor_of
 
 PATH = Path(__file__).parents[1] / "golden" / "networks.json"
 SIDE = 64
@@ -36,10 +43,10 @@ def images() -> Tensor:
     return tensor_of(1, 3, SIDE, SIDE, name="images")
 
 
-def described(name: str) -> Backbone:
+def described(name: str, *strides: int) -> Backbone:
     """A teacher of which only names and widths are read."""
     with torch.device("meta"):
-        return build(name)
+        return build(name, strides=strides or (4, 8, 16))
 
 
 def taps_of(teacher: Backbone, times: int = 1) -> Answer:
@@ -121,6 +128,95 @@ def efficientad(**changes: Any) -> Callable[[], Answer]:
     return answer
 
 
+def scattered(make: Callable[[], nn.Module]) -> nn.Module:
+    """`filled` with weights that keep a signal alive through a deep network without norms."""
+    return filled(make, CHIRP)
+
+
+def scattered_values(*shape: int, name: str) -> Tensor:
+    """An input of that shape, in [0, 1]."""
+    return tensor_of(*shape, name=name, table=CHIRP)
+
+
+def view() -> Tensor:
+    return scattered_values(1, 3, SIDE, SIDE, name="images")
+
+
+def descriptor(size: str) -> Callable[[], Answer]:
+    """The whole PDN of a published file, without padding."""
+
+    def answer() -> Answer:
+        network = scattered(lambda: nn.Sequential(*layers(size, 128, 384, padding=False)))
+        assert isinstance(network, nn.Sequential)
+        return (through(network, 4 * view()[..., :40, :44] - 2),)
+
+    return answer
+
+
+def autoencoder() -> Answer:
+    """EfficientAD's, of an image of 256 px."""
+    network = scattered(lambda: Autoencoder(EFFICIENTAD.presets["paper"]))  # type: ignore[arg-type]
+    return (network(4 * scattered_values(1, 3, 256, 256, name="a large image") - 2),)
+
+
+def denoising_student() -> Answer:
+    found: Answer = filled(lambda: DenoisingStudent(described("resnet18"), signed=False))(images())
+    return found
+
+
+def segmentation_head() -> Answer:
+    width = DESTSEG.presets["paper"].width  # type: ignore[attr-defined]
+    products = scattered_values(1, 448, 20, 20, name="products") - 0.5
+    network = scattered(lambda: SegmentationHead(448, width))
+    assert isinstance(network, SegmentationHead)
+    return network.body(products), network(products)
+
+
+def placed_features(settings: AstSettings) -> tuple[Tensor, Tensor]:
+    """Features of a photograph and of depth on a small grid, and its places."""
+    features = 4 * scattered_values(1, 368, 5, 6, name="features") - 2
+    return features, encoded_places(settings.places, 5, 6)[None]
+
+
+def flow() -> Answer:
+    """AST's, with orders of the channels that are no generator's; the log-determinant is the second answer."""
+    settings: Any = AST.presets["paper"]
+    network = scattered(lambda: Flow(368, settings))
+    for k, coupling in enumerate(network.couplings):  # type: ignore[arg-type]
+        assert isinstance(coupling, Coupling)
+        coupling.order = (37 * torch.arange(368) + k) % 368
+        for subnet in (coupling.by_second, coupling.by_first):
+            subnet.factor.fill_(0.7)
+    found: Answer = network(*placed_features(settings))
+    return found
+
+
+def distant_student() -> Answer:
+    """AST's, with fewer channels inside."""
+    settings: Any = replace(AST.presets["paper"], student_width=48)
+    network = scattered(lambda: ConvolutionalStudent(368, settings))
+    return (network(torch.cat(placed_features(settings), 1)),)
+
+
+def tokens_of(teacher: str) -> Answer:
+    """Inputs shaped as a ViT's eight maps and its row of class and registers."""
+    width, _, registers = LAYOUTS[teacher]
+    maps = (2 * scattered_values(1, width, 3, 4, name=f"block {index}") - 1 for index in range(8))
+    return *maps, 2 * scattered_values(1, width, 1, 1 + registers, name="registers") - 1
+
+
+def restorer(teacher: str) -> Callable[[], Answer]:
+    """Dinomaly's bottleneck and decoder on the taps of a ViT, or of a pyramid in their place."""
+
+    def answer() -> Answer:
+        found = described(teacher, *((14,) if teacher in LAYOUTS else ()))
+        network = scattered(lambda: Restorer(found, DinomalySettings(teacher=teacher, image_size=448)))
+        answers: Answer = network(tokens_of(teacher) if teacher in LAYOUTS else taps_of(found))
+        return answers
+
+    return answer
+
+
 def dual(settings: Any, **changes: Any) -> Callable[[], Answer]:
     def answer() -> Answer:
         teacher = described("resnet18")
@@ -167,6 +263,16 @@ NETWORKS: Mapping[str, Callable[[], Answer]] = {
     "STAD, 65 px": patches(65, 4),
     "EfficientAD": efficientad(),
     "EfficientAD, medium, padded": efficientad(network="medium", padding=True),
+    "PDN, small": descriptor("small"),
+    "PDN, medium": descriptor("medium"),
+    "EfficientAD's autoencoder": autoencoder,
+    "DeSTSeg's student": denoising_student,
+    "DeSTSeg's head": segmentation_head,
+    "AST's flow": flow,
+    "AST's student": distant_student,
+    "Dinomaly on a ViT with registers": restorer("dinov2_vits14_reg"),
+    "Dinomaly on a ViT": restorer("dinov2_vits14"),
+    "Dinomaly on resnet18": restorer("resnet18"),
     "DSKD": dual(PAPER_DSKD),
     "DSKD fed by the teacher": dual(PAPER_DSKD, fed_by="teacher"),
     "DSKD fed by both": dual(PAPER_DSKD, fed_by="both"),

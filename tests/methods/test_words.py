@@ -366,6 +366,7 @@ def values_of(settings: Settings, field: str) -> list[object]:
     """Values of `field` to try."""
     values = VALUES | (OF_VITS if settings.teacher.startswith("dinov2") else {})
     values |= {"strides": [(4,)]} if settings.teacher.startswith("pdn") else {}
+    values |= {"strides": [(32,), (16,)]} if hasattr(settings, "couplings") else {}  # AST takes one tap
     values |= {"solved": [False, True]} if isinstance(getattr(settings, "solved", None), bool) else {}
     return list(settings.CHOICES[field]) if field in settings.CHOICES else list(values[field])
 
@@ -436,7 +437,7 @@ def own_departures(name: str, settings: Any) -> list[str]:
     if name == "stfpm":
         return ["loss scale"] * (settings.loss_scale == "batch_sum")
     if name in ("destseg", "ast"):
-        return ["textures", "turning"] if name == "destseg" else ["backbone"] * (settings.inputs != "depth")
+        return ["textures", "turning"] if name == "destseg" else [*["backbone"] * (settings.inputs != "depth"), "map"]
     if name == "efficientad":
         solved = ["last layers"] * settings.solved
         return [*["descriptor"] * settings.distilled, "penalty", *solved, *["incomplete batches"] * settings.drop_last]
@@ -748,7 +749,7 @@ def test_paper_presets_depart_only_where_their_pages_say_so() -> None:
         "dinomaly": ["input", "map"],
         "stad": ["crops"],
         "destseg": ["textures", "turning"],
-        "ast": ["backbone"],
+        "ast": ["backbone", "map"],
         "efficientad": ["penalty"],
         "eca_mskdad": ["rel_mode", "score"],
         "dskd": [],

@@ -253,6 +253,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "destseg": files("recipes", "protocol", "words", "destseg", "stages"),
     "ast": files("recipes", "protocol", "words", "ast", "stages"),
     "training.stages": files("stages"),
+    "training.parting": files("parting"),
     "perlin_noise": files("perlin_noise", "destseg"),
     "drawn_textures": files("perlin_noise", "destseg"),
     "simplex_noise": files("simplex_noise"),

@@ -478,8 +478,8 @@ NAMED: tuple[Named, ...] = (
     Named(
         "AST's determinant of one half of each coupling",
         "ast",
-        "return torch.cat([first, second], 1), log_determinant + scale.sum(1)",
-        "return torch.cat([first, second], 1), log_determinant",
+        "return torch.cat([first, second], 1).clamp(-LIMIT, LIMIT), log_determinant + scale.sum(1)",
+        "return torch.cat([first, second], 1).clamp(-LIMIT, LIMIT), log_determinant",
         (f"{HERE}test_ast.py::test_the_flow_is_a_bijection_with_autograds_determinant",),
     ),
     Named(
@@ -506,11 +506,42 @@ NAMED: tuple[Named, ...] = (
         (f"{HERE}test_ast.py::test_depth_is_the_height_about_the_objects_mean_in_64_channels",),
     ),
     Named(
-        "AST scores beside the object",
+        "AST learns beside the object",
         "ast",
         "    return found if foreground is None else foreground * found\n\n\nclass Ast",
         "    return found\n\n\nclass Ast",
-        (f"{HERE}test_ast.py::test_beside_the_object_nothing_is_anomalous",),
+        (f"{HERE}test_ast.py::test_the_losses_are_their_formulas_with_and_without_a_foreground",),
+    ),
+    Named(
+        "AST's map weighed by the foreground once",
+        "ast",
+        "pixel = found if outputs.foreground is None else outputs.foreground * found",
+        "pixel = found",
+        (f"{HERE}test_ast.py::test_the_foreground_weighs_the_map_once_more_than_the_mean",),
+    ),
+    Named(
+        "DeSTSeg's encoder begins with all of its blocks",
+        "destseg",
+        "        begin_at_shortcuts(self.encoder)\n",
+        "",
+        (
+            f"{HERE}test_destseg.py::"
+            "test_each_residual_block_of_the_encoder_begins_as_its_shortcut_and_none_of_the_decoder",
+        ),
+    ),
+    Named(
+        "Dinomaly's rate at its height only after its rise",
+        "dinomaly",
+        "return (step - 1) / (rising - 1) / RISE",
+        "return (step - 1) / rising / RISE",
+        (f"{HERE}test_dinomaly.py::test_the_rate_is_the_official_codes_at_every_step_of_the_paper",),
+    ),
+    Named(
+        "normals that maps are scaled by counted among those that are learnt from",
+        "stad",
+        'APART: ClassVar = ("validation", *DistillationSettings.APART)',
+        "APART: ClassVar = DistillationSettings.APART",
+        (f"{HERE}test_parting.py::test_what_is_learnt_from_is_counted_as_it_is_parted",),
     ),
     Named(
         "a schedule over both stages at once",

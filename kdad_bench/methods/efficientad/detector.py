@@ -22,7 +22,7 @@ from kdad_bench.methods.last_layer import solve
 from kdad_bench.methods.protocol import Entry, Fitting, Scores
 from kdad_bench.methods.training.chance import seeded
 from kdad_bench.methods.training.loop import distil, planned_steps
-from kdad_bench.methods.training.parting import learners, parted
+from kdad_bench.methods.training.parting import learnt_from, parted
 from kdad_bench.methods.training.teacher import chunks, deviation_of
 
 LOW, HIGH = 0.9, 0.995  # quantiles of normal maps that become 0 and 0.1
@@ -59,7 +59,7 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
             raise ValueError(f"fit needs images [N, 3, H, W] with N > 0; got {tuple(normal.shape)}")
         images = resized(normal.to(self.device), self.settings.image_size)
         learnt, others = parted(images, self.settings.validation, self.settings.seed)
-        total, _ = planned_steps(self.settings, learners(len(learnt), self.settings.held_out))
+        total, _ = planned_steps(self.settings, learnt_from(len(images), self.settings))
         self.boundary = self.last_of_descriptor(total)
         self.forget_what_is_usual(LEAST)  # no state without targets is the best on held-out images
         self.images = learnt

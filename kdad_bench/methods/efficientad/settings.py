@@ -40,6 +40,7 @@ class EfficientAdSettings(DistillationSettings):
     solved: bool = False  # last layers by least squares at the end of their steps (no source): for short budgets
     validation: float = 0.1  # share of the normals that the maps' quantiles are of
 
+    APART: ClassVar = ("validation", *DistillationSettings.APART)
     CHOICES: ClassVar = {
         **DistillationSettings.CHOICES,
         "initial": ("pytorch", "he"),

@@ -5,12 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kdad_bench.methods.protocol import Settings
 from kdad_bench.methods.training.chance import chance
 
 
 def learners(images: int, share: float) -> int:
-    """How many of `images`, two or more, are learnt from when a share is set apart: at least one on either side."""
-    return images - min(max(round(share * images), 1), images - 1) if share else images
+    """How many of `images` are learnt from when a share is set apart: at least one on either side, and a lone one."""
+    return images - min(max(round(share * images), 1), images - 1) if share and images > 1 else images
+
+
+def learnt_from(images: int, settings: Settings) -> int:
+    """How many of `images` normals the optimiser sees, when a method with `settings` has set all its shares apart."""
+    for name in settings.APART:
+        images = learners(images, getattr(settings, name))
+    return images
 
 
 def drawn_apart(images: Tensor, share: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:

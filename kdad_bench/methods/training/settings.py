@@ -48,6 +48,7 @@ class DistillationSettings(Settings):
     compiled: str = "off"
     held_out: float = 0.0  # share of the normals that select the epoch kept; 0: the last epoch, all normals
 
+    APART: ClassVar[tuple[str, ...]] = ("held_out",)
     CHOICES: ClassVar[Mapping[str, Collection[str]]] = {
         **Settings.CHOICES,
         "optimiser": ("sgd", "adam", "adamw"),

@@ -1,0 +1,88 @@
+"""Methods that nobody named and that the settings, the view or the data of a run refuse: left out, and said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from kdad_bench.harness.choices import PRESETS, SelectionError
+from kdad_bench.harness.job import Job, TeacherWeights
+from kdad_bench.harness.lone_batch import refuse_lone_batches
+from kdad_bench.harness.plan import configuration, every_job, names_of, preset_of
+from kdad_bench.harness.selection import Selection
+from kdad_bench.harness.view import refuse_what_cannot_be_seen
+
+Refusals = dict[str, SelectionError]  # method -> why
+
+
+def without_refused(selection: Selection) -> tuple[Selection, tuple[str, ...]]:
+    """`selection` without the methods that refuse its settings, its preset or its view; a line for each reason.
+
+    Methods that were chosen by name, or were given settings of their own, stay: `plan` refuses them, as it does a
+    setting that no method has. Raises SelectionError where nothing is left, and for a setting that all who have it
+    refuse: then the setting is wrong.
+    """
+    refused = {method: why for method, _ in selection.methods if (why := refusal(selection, method)) is not None}
+    for name in selection.overrides or {}:
+        raise_if_all(holders(selection, name), refused)
+    raise_if_all([method for method, _ in selection.methods], refused)
+    kept = tuple(one for one in selection.methods if one[0] not in refused)
+    return replace(selection, methods=kept), lines(refused)
+
+
+def refusal(selection: Selection, method: str) -> SelectionError | None:
+    """Why a method that nobody named cannot be run as `selection` asks; None where it can, or is insisted on."""
+    if selection.insists_on(method):
+        return None
+    resolution = selection.resolution or PRESETS[selection.preset].resolution
+    refuse_what_cannot_be_seen(selection.view, resolution)  # by any method
+    try:
+        refuse_what_cannot_be_seen(selection.view, resolution, [method])
+        configuration(selection, method, "")
+    except SelectionError as error:
+        return error
+    return None
+
+
+def holders(selection: Selection, name: str) -> list[str]:
+    """The selected methods that have a setting of that name and use it."""
+    from kdad_bench.methods import entry
+
+    there = [method for method, _ in selection.methods if selection.preset in entry(method).presets]
+    if name == "teacher":
+        there = [method for method in there if entry(method).needs_teacher]
+    return [method for method in there if name in names_of(preset_of(method, selection.preset))]
+
+
+def planned(selection: Selection, weights: Mapping[str, TeacherWeights]) -> tuple[list[Job], tuple[str, ...]]:
+    """The jobs of `selection` but for methods that nobody named and that the data refuse; a line for each reason.
+
+    Raises SelectionError and DatasetError as `plan` does, and where nothing is left.
+    """
+    jobs, refused = every_job(selection, weights), Refusals()
+    for job in jobs:
+        if job.method in refused:
+            continue
+        try:
+            refuse_lone_batches(job)
+        except SelectionError as error:
+            if selection.insists_on(job.method):
+                raise
+            refused[job.method] = error
+    raise_if_all([method for method, _ in selection.methods], refused)
+    return [job for job in jobs if job.method not in refused], lines(refused)
+
+
+def raise_if_all(methods: Sequence[str], refused: Refusals) -> None:
+    """Raises the first refusal where there are methods and all are refused."""
+    if methods and all(method in refused for method in methods):
+        raise refused[methods[0]]
+
+
+def lines(refused: Refusals) -> tuple[str, ...]:
+    """`left out: stfpm, rd4ad: why`, one for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for method, error in refused.items():
+        why = str(error).removeprefix(f"method '{method}'").removeprefix(method).lstrip(": ")
+        reasons.setdefault(why, []).append(method)
+    return tuple(f"left out: {', '.join(methods)}: {why}" for why, methods in reasons.items())
