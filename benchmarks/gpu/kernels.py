@@ -138,24 +138,34 @@ def whole_maps() -> str:
     return f"worst error {worst:.1e}"
 
 
-def launches() -> str:
-    """Kernels that a whole-map call starts, counted by the profiler."""
-    taps = [pair((1, c, side, side), torch.float32, NCHW, c) for c, side in benchmark_ops.RESNET18]
-    t, s = [x for x, _ in taps], [x for _, x in taps]
-    kernels.anomaly_map(t, s, (256, 256), sigma=4.0)
+def started(call: Callable[[], object]) -> list[str]:
+    """The kernels that a warm call starts, by the profiler."""
+    call()
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
-        kernels.anomaly_map(t, s, (256, 256), sigma=4.0)
+        call()
         torch.cuda.synchronize()
-    names = [e.name for e in recorded.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-    demand(0 < len(names) <= 3, f"{len(names)} launches: {names}")
-    return f"{len(names)}: {', '.join(names)}"
+    return [e.name for e in recorded.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+
+
+def launches() -> str:
+    """Kernels of a whole map with blur, and of a training step's loss."""
+    taps = [pair((1, c, side, side), torch.float32, NCHW, c) for c, side in benchmark_ops.RESNET18]
+    t, s = [x for x, _ in taps], [x for _, x in taps]
+    names = started(lambda: kernels.anomaly_map(t, s, (256, 256), sigma=4.0))
+    demand(0 < len(names) <= 2, f"{len(names)} launches: {names}")
+    students = [x.requires_grad_() for x in s]
+    step = started(lambda: torch.autograd.grad(kernels.distillation_loss(t, students), students))
+    for kernel in ("gradient_kernel", "scale_kernel"):
+        demand(sum(kernel in name for name in step) == 1, f"{kernel} of a loss: {step}")
+    return f"map {len(names)}: {', '.join(names)}; loss {len(step)}: {', '.join(step)}"
 
 
 def graph() -> str:
     """A captured whole-map call follows its inputs, without a synchronisation on the way."""
     taps = [pair((2, c, side, side), torch.float32, NCHW, c) for c, side in benchmark_ops.RESNET18]
     t, s = [x for x, _ in taps], [x for _, x in taps]
+    kernels.anomaly_map(t, s, (256, 256), sigma=4.0)  # its tables are copied to the device
     torch.cuda.set_sync_debug_mode("error")
     try:
         kernels.anomaly_map(t, s, (256, 256), sigma=4.0)

@@ -250,7 +250,7 @@ def measure(case: Case, device: torch.device, *, check: bool = True, compiled: b
             p20_us=cuts[0],
             p80_us=cuts[3],
             calls=len(taken[name]),
-            minimum_bytes=minimum_bytes(op, case),
+            minimum_bytes=minimum_bytes(op, case, device),
             copy_gb_per_s=copy,
             read_gb_per_s=read,
             host_us=None if device.type == "cpu" else host_microseconds(call, sets),

@@ -22,7 +22,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kdad_bench.kernels import neighbours_triton, triton_kernels, triton_path
+from kdad_bench.kernels import fusion_kernels, neighbours_triton, triton_fusion, triton_kernels, triton_path
 
 POINTERS = {
     torch.float32: "*fp32",
@@ -53,6 +53,7 @@ class Report:
     loads: int
     wide_loads: int  # of 16 bytes
     atomics: int  # read-modify-write instructions on global memory
+    raises: bool  # whether it takes the images' maxima, the one thing that programs write together
     warps: int
 
 
@@ -68,7 +69,7 @@ class Launch:
 
 @contextmanager
 def recording(log: list[Launch], case: str) -> Iterator[None]:
-    """Within it the launchers of triton_path and neighbours_triton launch nothing and write into `log`."""
+    """Within it the launchers of this room launch nothing and write into `log`."""
 
     class Recorder:
         def __init__(self, kernel: Any) -> None:
@@ -82,16 +83,27 @@ def recording(log: list[Launch], case: str) -> Iterator[None]:
 
             return record
 
-    names = [name for name in dir(triton_kernels) if name.endswith("_kernel")]
-    recorders = SimpleNamespace(**{name: Recorder(getattr(triton_kernels, name)) for name in names})
-    nearest = neighbours_triton.nearest_kernel
-    setattr(triton_path, "triton_kernels", recorders)  # noqa: B010
-    setattr(neighbours_triton, "nearest_kernel", Recorder(nearest))  # noqa: B010
+    def recorders(kernels: Any) -> SimpleNamespace:
+        names = [name for name in dir(kernels) if name.endswith("_kernel")]
+        return SimpleNamespace(**{name: Recorder(getattr(kernels, name)) for name in names})
+
+    places = (
+        (triton_path, "triton_kernels", triton_kernels, recorders(triton_kernels)),
+        (triton_fusion, "fusion_kernels", fusion_kernels, recorders(fusion_kernels)),
+        (
+            neighbours_triton,
+            "nearest_kernel",
+            neighbours_triton.nearest_kernel,
+            Recorder(neighbours_triton.nearest_kernel),
+        ),
+    )
+    for module, name, _, recorder in places:
+        setattr(module, name, recorder)
     try:
         yield
     finally:
-        setattr(triton_path, "triton_kernels", triton_kernels)  # noqa: B010
-        setattr(neighbours_triton, "nearest_kernel", nearest)  # noqa: B010
+        for module, name, real, _ in places:
+            setattr(module, name, real)
 
 
 def specialised(value: Any, place: tuple[int, ...], constants: dict[Any, Any], hints: dict[Any, Any]) -> Any:
@@ -144,6 +156,7 @@ def compiled(launch: Launch, arch: int) -> Report:
         loads=len(widths),
         wide_loads=sum(w >= 16 for w in widths),
         atomics=len(re.findall(r"\b(?:atom|red)\.\S*global\S*", kernel.asm["ptx"])),
+        raises=bool(launch.arguments.get("MAXIMUM", False)),
         warps=kernel.metadata.num_warps,
     )
 
@@ -202,18 +215,24 @@ def feature_launches(shape: str, batch: int, dtype: str, layout: str) -> list[La
     return log
 
 
-def map_launches(shape: str, batch: int) -> list[Launch]:
+def map_launches(shape: str, batch: int, rules: tuple[str, ...] = ("max", "mean")) -> list[Launch]:
     """Every launch that reads maps: fusion, blur, scores."""
     log: list[Launch] = []
     maps = [torch.empty((batch, h, h), device="meta") for _, h in SHAPES[shape]]
     scores = torch.empty(batch, device="meta")
     for mode, align in (("product", False), ("sum", True)):
         for sigma in (None, 4.0):
-            for rule in ("max", "mean"):
+            for rule in rules:
                 with recording(log, f"{shape} N={batch} {mode} {rule}{' blur' if sigma else ''}"):
                     triton_path.fuse_blur_score(maps, (256, 256), mode, align, sigma, 16, "scipy", rule, scores)
     with recording(log, f"{shape} N={batch} blur alone, torch border"):
-        triton_path.fuse_blur_score(maps[:1], (61, 67), "sum", False, 4.0, 16, "torch", None)
+        triton_path.fuse_blur_score(
+            maps[:1], (maps[0].shape[1], maps[0].shape[2]), "sum", False, 4.0, 16, "torch", None
+        )
+    with recording(log, f"{shape} N={batch} a filter as wide as the map"):
+        triton_path.fuse_blur_score(maps, (256, 256), "sum", False, 40.0, 160, "scipy", "max", scores)
+    with recording(log, f"{shape} N={batch} larger maps"):
+        triton_path.fuse_blur_score(maps, (6, 6), "product", False, None, 0, "scipy", "max", scores)
     return log
 
 
@@ -258,8 +277,8 @@ def shipped(quick: bool = False) -> list[Launch]:
         for shape, batch in (("resnet18", 1), ("resnet18", 32), ("deep", 8), ("wide_resnet50", 8), ("odd", 2)):
             if not quick or (shape, batch) in QUICK[i]:
                 log += feature_launches(shape, batch, dtype, layout)
-    log += map_launches("resnet18", 1)
+    log += map_launches("resnet18", 32, ("max",)) if quick else map_launches("resnet18", 32)
     log += neighbour_launches((1024,) if quick else (1024, 64))
     if not quick:
-        log += map_launches("odd", 2)
+        log += map_launches("resnet18", 1) + map_launches("odd", 2)
     return distinct(log)

@@ -126,7 +126,7 @@ def anomaly_map(
     score: str = "max",
     fuse_size: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Features of every scale in, anomaly map and image scores out: at most three launches on a GPU.
+    """Features of every scale in, anomaly map and image scores out: two launches on a GPU, as a rule.
 
     The discrepancies of all scales, bilinear upsampling and fusion, an optional Gaussian blur, the image score.
 

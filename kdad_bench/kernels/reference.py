@@ -151,6 +151,31 @@ def fuse_scales(
     return fused
 
 
+def upsampling_gradient(upstream: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    """The adjoint of upsampling [N,1,h,w] of `size` to that of `upstream`; in one order if that was asked for."""
+    if upstream.device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
+        return upsampling_gradient_in_order(upstream, size, align_corners)
+    shape = [*upstream.shape[:2], *size]
+    back: Tensor = torch.ops.aten.upsample_bilinear2d_backward(
+        upstream.contiguous(), upstream.shape[2:], shape, align_corners
+    )
+    return back
+
+
+def upsampling_gradient_in_order(upstream: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    """The same by two matrix products: PyTorch's own adds with atomics on a GPU, and refuses when it must not."""
+    down, across = (
+        F.interpolate(
+            torch.eye(length, dtype=upstream.dtype, device=upstream.device)[None, None],
+            (to, length),
+            mode="bilinear",
+            align_corners=align_corners,
+        )[0, 0]
+        for length, to in zip(size, upstream.shape[2:], strict=True)
+    )
+    return down.T @ upstream @ across
+
+
 def fuse_scales_gradients(
     upstream: Tensor, maps: Sequence[Tensor], *, mode: str = "sum", align_corners: bool = False
 ) -> list[Tensor]:
@@ -163,9 +188,7 @@ def fuse_scales_gradients(
         if mode == "product":
             for i, up in enumerate(ups):
                 g = g * up if i != k else g
-        shape = [m.shape[0], 1, m.shape[1], m.shape[2]]
-        back = torch.ops.aten.upsample_bilinear2d_backward(g.contiguous(), size, shape, align_corners)
-        gradients.append(back[:, 0].to(m.dtype))
+        gradients.append(upsampling_gradient(g, (m.shape[1], m.shape[2]), align_corners)[:, 0].to(m.dtype))
     return gradients
 
 

@@ -195,42 +195,14 @@ def maps_kernel(
 
 
 @triton.jit
-def gradient_kernel(
-    teacher, student, to_teacher, to_student, upstream, losses, factor,
-    channels, pixels, width,
-    t_stride_n, t_stride_c, t_stride_h, t_stride_w,
-    s_stride_n, s_stride_c, s_stride_h, s_stride_w,
-    gt_stride_n, gt_stride_c, gt_stride_h, gt_stride_w,
-    gs_stride_n, gs_stride_c, gs_stride_h, gs_stride_w,
-    u_stride_n, u_stride_h, u_stride_w,
+def gradient_tile(
+    t_base, s_base, gt_base, gs_base, t_pixels, s_pixels, gt_pixels, gs_pixels,
+    t_stride_c, s_stride_c, gt_stride_c, gs_stride_c, g, channels, inside,
     KIND: tl.constexpr, SINGLE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
-    WANT_T: tl.constexpr, WANT_S: tl.constexpr, UPSTREAM: tl.constexpr, LOSS: tl.constexpr, ATTENTION: tl.constexpr,
-    FLAT: tl.constexpr, WIDE: tl.constexpr,
+    WANT_T: tl.constexpr, WANT_S: tl.constexpr, ATTENTION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one tile, and its share of the mean loss, in one sweep.
-
-    ∂d/∂s = (c s/|s| - t/|t|)/|s| = (e - (1 - c) s/|s|)/|s| with e = s/|s| - t/|t|: nothing cancels when s is near t.
-    LOSS: program i writes factor · Σ d of its pixels to losses[i]. UPSTREAM: a gradient per pixel, any strides (0 too);
-    otherwise it is 1. ATTENTION: what is written to `to_student` is (1 - cos)/2 · s instead.
-    """
-    tiles = tl.cdiv(pixels, BLOCK_P)
-    pid = tl.program_id(0)
-    n = (pid // tiles).to(tl.int64)
-    p = (pid % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
-    inside = p < pixels
+    """Writes the gradients of BLOCK_P pixels of one sample under `g` per pixel; returns their discrepancies."""
     c = tl.arange(0, BLOCK_C)
-    t_base = teacher + n * t_stride_n
-    s_base = student + n * s_stride_n
-    gt_base = to_teacher + n * gt_stride_n
-    gs_base = to_student + n * gs_stride_n
-    t_pixels = pixel_offsets(p, t_stride_h, t_stride_w, width, FLAT, WIDE)
-    s_pixels = pixel_offsets(p, s_stride_h, s_stride_w, width, FLAT, WIDE)
-    gt_pixels = pixel_offsets(p, gt_stride_h, gt_stride_w, width, FLAT, WIDE)
-    gs_pixels = pixel_offsets(p, gs_stride_h, gs_stride_w, width, FLAT, WIDE)
-    g = tl.full([BLOCK_P], 1.0, tl.float32) * factor
-    if UPSTREAM:
-        u_pixels = pixel_offsets(p, u_stride_h, u_stride_w, width, False, WIDE)
-        g = g * tl.load(upstream + n * u_stride_n + u_pixels, mask=inside, other=0.0)
     t_inverse = tl.full([BLOCK_P], 1.0, tl.float32)
     s_inverse = tl.full([BLOCK_P], 1.0, tl.float32)
     q = tl.zeros([BLOCK_P], tl.float32)
@@ -288,9 +260,53 @@ def gradient_kernel(
                     k = g * t_inverse if KIND != L2 else 2.0 * g
                     value = -k[None, :] * residual - (k * q * t_inverse)[None, :] * t
                     store_tile(gt_base, start + c, gt_pixels, gt_stride_c, channels, inside, value, WIDE)
-    if LOSS:
-        distance = distance_of(squares, t_inverse, s_inverse, KIND)
-        tl.store(losses + pid, factor * tl.sum(tl.where(inside, distance, 0.0), axis=0))
+    return distance_of(squares, t_inverse, s_inverse, KIND)
+
+
+@triton.jit
+def gradient_kernel(
+    teachers, students, to_teachers, to_students, upstreams, losses, factors,
+    sizes, t_strides, s_strides, gt_strides, gs_strides, u_strides, starts,
+    BLOCKS: tl.constexpr, SCALES: tl.constexpr, KIND: tl.constexpr,
+    WANT_T: tl.constexpr, WANT_S: tl.constexpr, UPSTREAM: tl.constexpr, LOSS: tl.constexpr, ATTENTION: tl.constexpr,
+    FLAT: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Gradients of all scales, and every tile's share of the mean loss, in one launch and one sweep.
+
+    Programs, sizes, strides and BLOCKS as in `maps_kernel`; strides of an upstream gradient are n, h, w.
+    ∂d/∂s = (c s/|s| - t/|t|)/|s| = (e - (1 - c) s/|s|)/|s| with e = s/|s| - t/|t|: nothing cancels when s is near t.
+    LOSS: program i writes factor · Σ d of its pixels to losses[i]. UPSTREAM: a gradient per pixel, any strides (0 too);
+    otherwise it is 1. ATTENTION: what is written to `to_students` is (1 - cos)/2 · s instead.
+    """
+    pid = tl.program_id(0)
+    for k in tl.static_range(SCALES):
+        if (pid >= starts[k]) & (pid < starts[k + 1]):
+            BLOCK_C: tl.constexpr = BLOCKS[3 * k]
+            BLOCK_P: tl.constexpr = BLOCKS[3 * k + 1]
+            SINGLE: tl.constexpr = BLOCKS[3 * k + 2]
+            channels = sizes[3 * k]
+            pixels = sizes[3 * k + 1]
+            width = sizes[3 * k + 2]
+            tiles = tl.cdiv(pixels, BLOCK_P)
+            n = ((pid - starts[k]) // tiles).to(tl.int64)
+            p = ((pid - starts[k]) % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
+            inside = p < pixels
+            g = tl.full([BLOCK_P], 1.0, tl.float32) * factors[k]
+            if UPSTREAM:
+                u_pixels = pixel_offsets(p, u_strides[3 * k + 1], u_strides[3 * k + 2], width, False, WIDE)
+                g = g * tl.load(upstreams[k] + n * u_strides[3 * k] + u_pixels, mask=inside, other=0.0)
+            distance = gradient_tile(
+                teachers[k] + n * t_strides[4 * k], students[k] + n * s_strides[4 * k],
+                to_teachers[k] + n * gt_strides[4 * k], to_students[k] + n * gs_strides[4 * k],
+                pixel_offsets(p, t_strides[4 * k + 2], t_strides[4 * k + 3], width, FLAT, WIDE),
+                pixel_offsets(p, s_strides[4 * k + 2], s_strides[4 * k + 3], width, FLAT, WIDE),
+                pixel_offsets(p, gt_strides[4 * k + 2], gt_strides[4 * k + 3], width, FLAT, WIDE),
+                pixel_offsets(p, gs_strides[4 * k + 2], gs_strides[4 * k + 3], width, FLAT, WIDE),
+                t_strides[4 * k + 1], s_strides[4 * k + 1], gt_strides[4 * k + 1], gs_strides[4 * k + 1],
+                g, channels, inside, KIND, SINGLE, BLOCK_C, BLOCK_P, WANT_T, WANT_S, ATTENTION, WIDE,
+            )  # fmt: skip
+            if LOSS:
+                tl.store(losses + pid, factors[k] * tl.sum(tl.where(inside, distance, 0.0), axis=0))
 
 
 @triton.jit
@@ -417,155 +433,17 @@ def flat_gradient_kernel(
 
 
 @triton.jit
-def scale_kernel(values, factor, count, BLOCK: tl.constexpr):
-    """values *= factor, and nothing is read or written if factor is 1."""
+def scale_kernel(tensors, factor, counts, starts, TENSORS: tl.constexpr, BLOCK: tl.constexpr):
+    """Multiplies several dense tensors by one factor; nothing is read or written if it is 1.
+
+    Program `starts[k] + i` does block i of tensor k.
+    """
+    pid = tl.program_id(0)
     by = tl.load(factor).to(tl.float32)
     if by != 1.0:
-        i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        mask = i < count
-        x = tl.load(values + i, mask=mask, other=0.0).to(tl.float32)
-        tl.store(values + i, (x * by).to(values.dtype.element_ty), mask=mask)
-
-
-# ---- fusion and blur ------------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def bilinear(i, source, target, ALIGN: tl.constexpr):
-    """Low and high source index and the high one's share at target positions `i`, in exact integer arithmetic."""
-    if ALIGN:
-        over = i * (source - 1)
-        under = tl.maximum(target - 1, 1)
-    else:
-        over = tl.maximum((2 * i + 1) * source - target, 0)
-        under = 2 * target
-    low = tl.minimum(over // under, source - 1)
-    part = (over - low * under).to(tl.float32) / under.to(tl.float32)
-    return low, tl.minimum(low + 1, source - 1), part
-
-
-@triton.jit
-def reflected(i, length, TORCH: tl.constexpr):
-    """Position `i` folded back into 0..length-1, as often as needed; see reference.reflected."""
-    if TORCH:
-        period = tl.maximum(2 * length - 2, 1)
-        i = ((i % period) + period) % period
-        return tl.minimum(tl.minimum(i, period - i), length - 1)
-    period = 2 * length
-    i = ((i % period) + period) % period
-    return tl.minimum(i, period - 1 - i)
-
-
-@triton.jit
-def fused_tile(maps, map_sizes, n, y, x, height, width, MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr):
-    """The fused map at rows `y` and columns `x` (inside it): bilinear samples of every scale, added or multiplied."""
-    for k in tl.static_range(MAPS):
-        h = map_sizes[2 * k]
-        w = map_sizes[2 * k + 1]
-        y0, y1, fy = bilinear(y, h, height, ALIGN)
-        x0, x1, fx = bilinear(x, w, width, ALIGN)
-        base = maps[k] + n * h * w
-        upper = base + y0[:, None] * w
-        lower = base + y1[:, None] * w
-        a = tl.load(upper + x0[None, :])
-        b = tl.load(upper + x1[None, :])
-        c = tl.load(lower + x0[None, :])
-        d = tl.load(lower + x1[None, :])
-        top = a + fx[None, :] * (b - a)
-        bottom = c + fx[None, :] * (d - c)
-        value = top + fy[:, None] * (bottom - top)
-        if k == 0:
-            fused = value
-        elif PRODUCT:
-            fused = fused * value
-        else:
-            fused = fused + value
-    return fused
-
-
-@triton.jit
-def score_tile(scores, partial, n, local, programs, value, inside, MAXIMUM: tl.constexpr, MEAN: tl.constexpr):
-    """Take a tile into its image's score. Maximum of values >= 0: their bits order as integers, NaN above all."""
-    if MAXIMUM:
-        most = tl.max(tl.max(tl.where(inside, value, 0.0).to(tl.int32, bitcast=True), axis=0), axis=0)
-        tl.atomic_max(scores.to(tl.pointer_type(tl.int32)) + n, most)
-    if MEAN:
-        total = tl.sum(tl.sum(tl.where(inside, value, 0.0), axis=0), axis=0)
-        tl.store(partial + n * programs + local, total)
-
-
-@triton.jit
-def fuse_kernel(
-    maps, map_sizes, out, scores, partial, height, width, blocks_y, blocks_x,
-    MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr, MAXIMUM: tl.constexpr, MEAN: tl.constexpr,
-    BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
-):  # fmt: skip
-    """One tile of the fused map, and its share of the image score."""
-    pid = tl.program_id(0)
-    programs = blocks_y * blocks_x
-    n = (pid // programs).to(tl.int64)
-    local = pid % programs
-    y = (local // blocks_x) * BLOCK_Y + tl.arange(0, BLOCK_Y)
-    x = (local % blocks_x) * BLOCK_X + tl.arange(0, BLOCK_X)
-    inside = (y < height)[:, None] & (x < width)[None, :]
-    at_y = tl.minimum(y, height - 1)
-    at_x = tl.minimum(x, width - 1)
-    value = fused_tile(maps, map_sizes, n, at_y, at_x, height, width, MAPS, PRODUCT, ALIGN)
-    tl.store(out + n * height * width + y[:, None] * width + x[None, :], value, mask=inside)
-    score_tile(scores, partial, n, local, programs, value, inside, MAXIMUM, MEAN)
-
-
-@triton.jit
-def blur_x_kernel(
-    maps, map_sizes, out, weights, radius, height, width, blocks_y, blocks_x,
-    MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr, TORCH: tl.constexpr,
-    BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One tile of the fused map blurred along rows: chunks of columns times a band of the filter's Toeplitz matrix."""
-    pid = tl.program_id(0)
-    programs = blocks_y * blocks_x
-    n = (pid // programs).to(tl.int64)
-    local = pid % programs
-    x_start = (local % blocks_x) * BLOCK_X
-    y = (local // blocks_x) * BLOCK_Y + tl.arange(0, BLOCK_Y)
-    x = x_start + tl.arange(0, BLOCK_X)
-    at_y = tl.minimum(y, height - 1)
-    total = tl.zeros([BLOCK_Y, BLOCK_X], tl.float32)
-    for start in range(0, BLOCK_X + 2 * radius, CHUNK):
-        column = x_start - radius + start + tl.arange(0, CHUNK)
-        value = fused_tile(
-            maps, map_sizes, n, at_y, reflected(column, width, TORCH), height, width, MAPS, PRODUCT, ALIGN
-        )
-        tap = column[:, None] - x[None, :] + radius
-        band = tl.load(weights + tap, mask=(tap >= 0) & (tap <= 2 * radius), other=0.0)
-        total = tl.dot(value, band, total, input_precision=PRECISION)
-    inside = (y < height)[:, None] & (x < width)[None, :]
-    tl.store(out + n * height * width + y[:, None] * width + x[None, :], total, mask=inside)
-
-
-@triton.jit
-def blur_y_kernel(
-    source, out, scores, partial, weights, radius, height, width, blocks_y, blocks_x,
-    TORCH: tl.constexpr, MAXIMUM: tl.constexpr, MEAN: tl.constexpr,
-    BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One tile blurred along its columns, and its share of the image score."""
-    pid = tl.program_id(0)
-    programs = blocks_y * blocks_x
-    n = (pid // programs).to(tl.int64)
-    local = pid % programs
-    y_start = (local // blocks_x) * BLOCK_Y
-    y = y_start + tl.arange(0, BLOCK_Y)
-    x = (local % blocks_x) * BLOCK_X + tl.arange(0, BLOCK_X)
-    base = source + n * height * width
-    total = tl.zeros([BLOCK_Y, BLOCK_X], tl.float32)
-    for start in range(0, BLOCK_Y + 2 * radius, CHUNK):
-        row = y_start - radius + start + tl.arange(0, CHUNK)
-        at = reflected(row, height, TORCH)
-        value = tl.load(base + at[:, None] * width + x[None, :], mask=(x < width)[None, :], other=0.0)
-        tap = row[None, :] - y[:, None] + radius
-        band = tl.load(weights + tap, mask=(tap >= 0) & (tap <= 2 * radius), other=0.0)
-        total = tl.dot(band, value, total, input_precision=PRECISION)
-    inside = (y < height)[:, None] & (x < width)[None, :]
-    tl.store(out + n * height * width + y[:, None] * width + x[None, :], total, mask=inside)
-    score_tile(scores, partial, n, local, programs, total, inside, MAXIMUM, MEAN)
+        for k in tl.static_range(TENSORS):
+            if (pid >= starts[k]) & (pid < starts[k + 1]):
+                i = (pid - starts[k]).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+                mask = i < counts[k]
+                x = tl.load(tensors[k] + i, mask=mask, other=0.0).to(tl.float32)
+                tl.store(tensors[k] + i, (x * by).to(tensors[k].dtype.element_ty), mask=mask)

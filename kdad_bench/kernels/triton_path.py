@@ -1,53 +1,59 @@
-"""Launches the Triton kernels: allocation, tiles, strides.
+"""Launches the Triton kernels that read features: allocation, tiles, strides.
 
 The launch configurations are the small tables below; there is no autotuning. What a launch needs besides its tensors is
-planned once per layout of the tensors and kept. Every launch makes the device of its tensors current.
+planned once per layout of the tensors and kept.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kdad_bench.kernels import triton_kernels
-from kdad_bench.kernels.reference import blur_weights
-from kdad_bench.kernels.sending import sent
+from kdad_bench.kernels.triton_fusion import fuse_blur_score as fuse_blur_score
+from kdad_bench.kernels.triton_launch import Plan, launch
 
 KINDS = {"unit_l2": 0, "cosine": 1, "l2": 2}
-MOST_SCALES = 4
+MOST_SCALES = 4  # in one launch, of maps or gradients
+MOST_TENSORS = 8  # in one launch that scales them
 
 
 class Tile(NamedTuple):
-    """Channels and pixels of a program's tile, whether that is every channel, warps."""
+    """Channels and pixels of a program's tile, whether that is every channel."""
 
     block_c: int
     block_p: int
     single: bool
+
+
+class Program(NamedTuple):
+    """Values of one tensor in a program's tile, and its warps."""
+
+    values: int
     warps: int
 
 
-# Values of one tensor in a tile by number of programs: few images need many small programs to fill the GPU.
-SMALL_TILE, LARGE_TILE = 4096, 8192
-SMALL_WARPS, LARGE_WARPS = 4, 8
+SMALL, LARGE = Program(4096, 4), Program(8192, 8)  # few images need many small programs to fill the GPU
+# Maps of float32 in channels_last: 68 registers where LARGE takes 110, so that 28 warps and not 16 share a
+# multiprocessor (sm_90). Not for NCHW: few pixels at many channels would leave sectors half read.
+SLIM = Program(2048, 4)
 # The most there are: left to itself, ptxas spills a few bytes to fit one more program on a multiprocessor.
 MOST_REGISTERS = 255
+# Registers with which two programs of eight warps share a multiprocessor: gradients of 16 bits in NCHW, left to itself
+# ptxas took 138 of one scale. With more channels than these the bound spills 16 bytes on sm_100.
+TWO_PROGRAMS, BOUND_CHANNELS = 128, 256
 FILLING = 1 << 23  # values of one tensor from which on large tiles still give every multiprocessor several programs
 MOST_CHANNELS = 1024  # more are read in blocks, twice
 LOOP_C, LOOP_P = 128, 32
 FLAT_C, FLAT_P = 64, 64
 SCALE_BLOCK = 4096
-FUSE_Y, FUSE_X, FUSE_WARPS = 16, 64, 4
-BLUR_Y, BLUR_X, BLUR_CHUNK, BLUR_WARPS = 32, 64, 32, 8
-BLUR_PRECISION = "tf32x3"  # three tensor-core products, as precise as float32 to about 1e-6
 FINISH_BLOCK = 128
 MOST_PLANS = 1024  # launches that are remembered: a job needs a few, however many batches it has
-MOST_BLURS = 64  # a method may draw a new sigma for every image
 
 
 class Layout(NamedTuple):
@@ -58,32 +64,9 @@ class Layout(NamedTuple):
     itemsize: int
 
 
-class Plan(NamedTuple):
-    """A launch but for its tensors: how many programs, which numbers, which constants and options."""
-
-    programs: int
-    numbers: tuple[Any, ...]
-    constants: dict[str, Any]
-
-
 def layout(t: Tensor) -> Layout:
     """The layout of `t`."""
     return Layout(t.shape, t.stride(), t.element_size())
-
-
-def guard(device: torch.device) -> AbstractContextManager[Any]:
-    """Makes `device` current: Triton launches on the current device, whatever the tensors say."""
-    if device.type != "cuda":
-        return nullcontext()
-    return torch.cuda.device(device)
-
-
-def launch(kernel: Any, plan: Plan, *tensors: Any) -> None:
-    """Launch `plan` on the device of the first tensor; no program, no launch. Every launch goes through here."""
-    if plan.programs:
-        first = tensors[0][0] if isinstance(tensors[0], tuple) else tensors[0]
-        with guard(first.device):
-            kernel[(plan.programs,)](*tensors, *plan.numbers, **plan.constants)
 
 
 def power_of_two(n: int) -> int:
@@ -91,13 +74,12 @@ def power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def tile_of(channels: int, large: bool, least_pixels: int) -> Tile:
+def tile_of(channels: int, values: int, least_pixels: int) -> Tile:
     """The tile for `channels`; `least_pixels` is what one memory sector needs in NCHW, 1 in channels_last."""
-    values, warps = (LARGE_TILE, LARGE_WARPS) if large else (SMALL_TILE, SMALL_WARPS)
     block_c = power_of_two(channels)
     if block_c > MOST_CHANNELS or values // block_c < least_pixels:
-        return Tile(LOOP_C, LOOP_P, False, warps)
-    return Tile(max(block_c, 4), max(1, min(values // max(block_c, 4), 256)), True, warps)
+        return Tile(LOOP_C, LOOP_P, False)
+    return Tile(max(block_c, 4), max(1, min(values // max(block_c, 4), 256)), True)
 
 
 def least_pixels(t: Layout) -> int:
@@ -117,6 +99,19 @@ def is_large(tensors: Sequence[Layout]) -> bool:
     return sum(math.prod(t.shape) for t in tensors) >= FILLING
 
 
+def maps_program(tensors: Sequence[Layout], large: bool, dual: bool) -> Program:
+    """What a program of `maps_kernel` takes on."""
+    if dual:
+        return Program(SMALL.values, LARGE.warps)
+    slim = large and all(least_pixels(t) == 1 and t.itemsize == 4 for t in tensors)
+    return SLIM if slim else LARGE if large else SMALL
+
+
+def is_half_nchw(t: Layout) -> bool:
+    """Whether values have 16 bits and channels do not follow each other."""
+    return t.itemsize == 2 and least_pixels(t) > 1
+
+
 def is_flat(t: Layout) -> bool:
     """Whether pixel p of a sample lies at p times one stride."""
     h, w = t.shape[2], t.shape[3]
@@ -132,11 +127,6 @@ def strides(t: Layout) -> tuple[int, int, int, int]:
 def is_wide(t: Layout) -> bool:
     """Whether offsets inside one sample leave int32."""
     return sum((size - 1) * stride for size, stride in zip(t.shape[1:], t.stride[1:], strict=True)) >= 2**31 - 2**20
-
-
-def pair_tile(teacher: Layout, student: Layout) -> Tile:
-    """The tile for a launch over one pair."""
-    return tile_of(student.shape[1], is_large([student]), max(least_pixels(teacher), least_pixels(student)))
 
 
 def pixel_maps(
@@ -159,14 +149,14 @@ def maps_plan(
     scored: bool,
 ) -> Plan:
     """The launch of `maps_kernel` over up to four scales; `seconds` are `firsts` unless `dual`."""
-    large = is_large(teachers) and not dual
     everything = (*teachers, *firsts, *seconds)
+    program = maps_program(everything, is_large(teachers), dual)
     blocks: list[int] = []
     sizes: list[int] = []
     starts = [0]
     for t, a, b in zip(teachers, firsts, seconds, strict=True):
         n, c, h, w = t.shape
-        tile = tile_of(c, large, max(map(least_pixels, (t, a, b))))
+        tile = tile_of(c, program.values, max(map(least_pixels, (t, a, b))))
         blocks += [tile.block_c, tile.block_p, tile.single]
         sizes += [c, h * w, w]
         starts.append(starts[-1] + n * -(-h * w // tile.block_p))
@@ -174,7 +164,7 @@ def maps_plan(
     constants = {
         "BLOCKS": tuple(blocks), "SCALES": len(teachers), "KIND": KINDS[kind], "DUAL": dual, "SCORES": scored,
         "FLAT": all(map(is_flat, everything)), "WIDE": any(map(is_wide, everything)),
-        "num_warps": LARGE_WARPS if large or dual else SMALL_WARPS, "num_stages": 1, "maxnreg": MOST_REGISTERS,
+        "num_warps": program.warps, "num_stages": 1, "maxnreg": MOST_REGISTERS,
     }  # fmt: skip
     return Plan(starts[-1], (*numbers, tuple(starts), teachers[0].shape[0]), constants)
 
@@ -198,25 +188,65 @@ def launch_maps(
     return maps
 
 
+Layouts = tuple[Layout, ...]
+
+
 @lru_cache(MOST_PLANS)
 def gradient_plan(
-    teacher: Layout, student: Layout, to_teacher: Layout | None, to_student: Layout | None,
-    upstream: tuple[int, ...] | None, loss: bool, kind: int, attention: bool,
+    teachers: Layouts, students: Layouts, to_teachers: Layouts | None, to_students: Layouts | None,
+    upstreams: tuple[tuple[int, ...], ...] | None, loss: bool, kind: int, attention: bool,
 ) -> Plan:  # fmt: skip
-    """The launch of `gradient_kernel` over one pair; `upstream` are the strides of the gradient from above."""
-    n, c, h, w = student.shape
-    tile = pair_tile(teacher, student)
-    tensors = teacher, student, to_teacher or student, to_student or student
-    numbers = c, h * w, w, *(x for t in tensors for x in strides(t)), *(upstream or (0, 0, 0))
+    """The launch of `gradient_kernel` over up to four scales; `upstreams` are the strides of gradients from above."""
+    program = LARGE if is_large(students) else SMALL
+    groups = teachers, students, to_teachers or students, to_students or students
+    tensors = [t for group in groups for t in group]
+    blocks: list[int] = []
+    sizes: list[int] = []
+    starts = [0]
+    for t, s in zip(teachers, students, strict=True):
+        n, c, h, w = s.shape
+        tile = tile_of(c, program.values, max(least_pixels(t), least_pixels(s)))
+        blocks += [tile.block_c, tile.block_p, tile.single]
+        sizes += [c, h * w, w]
+        starts.append(starts[-1] + n * -(-h * w // tile.block_p))
+    numbers = tuple(sizes), *(tuple(x for t in group for x in strides(t)) for group in groups)
+    one = to_teachers is None or to_students is None
+    bound = one and program == LARGE and all(is_half_nchw(t) and t.shape[1] <= BOUND_CHANNELS for t in tensors)
+    above = tuple(x for strides in upstreams or ((0, 0, 0),) * len(teachers) for x in strides)
     constants = {
-        "KIND": kind, "SINGLE": tile.single, "BLOCK_C": tile.block_c, "BLOCK_P": tile.block_p,
-        "WANT_T": to_teacher is not None, "WANT_S": to_student is not None, "UPSTREAM": upstream is not None,
-        "LOSS": loss, "ATTENTION": attention, "FLAT": all(map(is_flat, tensors)), "WIDE": any(map(is_wide, tensors)),
+        "BLOCKS": tuple(blocks), "SCALES": len(teachers), "KIND": kind, "WANT_T": to_teachers is not None,
+        "WANT_S": to_students is not None, "UPSTREAM": upstreams is not None, "LOSS": loss, "ATTENTION": attention,
+        "FLAT": all(map(is_flat, tensors)), "WIDE": any(map(is_wide, tensors)),
         # narrow loads need more registers
-        "num_warps": tile.warps if all(map(loads_wide, tensors)) else LARGE_WARPS,
-        "num_stages": 1, "maxnreg": MOST_REGISTERS,
+        "num_warps": program.warps if all(map(loads_wide, tensors)) else LARGE.warps,
+        "num_stages": 1, "maxnreg": TWO_PROGRAMS if bound else MOST_REGISTERS,
     }  # fmt: skip
-    return Plan(n * -(-h * w // tile.block_p), numbers, constants)
+    return Plan(starts[-1], (*numbers, above, tuple(starts)), constants)
+
+
+class Sweep(NamedTuple):
+    """What one launch of `gradient_kernel` reads and writes, a tensor per scale; what is None is not touched."""
+
+    teachers: tuple[Tensor, ...]
+    students: tuple[Tensor, ...]
+    to_teachers: tuple[Tensor, ...] | None
+    to_students: tuple[Tensor, ...] | None
+    upstreams: tuple[Tensor, ...] | None
+
+    def plan(self, kind: int, loss: bool, attention: bool) -> Plan:
+        """The launch's plan."""
+        groups = (
+            None if group is None else tuple(map(layout, group))
+            for group in (self.teachers, self.students, self.to_teachers, self.to_students)
+        )
+        above = None if self.upstreams is None else tuple(u.stride() for u in self.upstreams)
+        return gradient_plan(*groups, above, loss, kind, attention)
+
+    def launch(self, plan: Plan, losses: Tensor | None, factors: Sequence[float]) -> None:
+        """Launch it; program i writes its share of the loss to losses[i], if given."""
+        absent = (group or self.students for group in (self.to_teachers, self.to_students, self.upstreams))
+        ends = (self.students[0] if losses is None else losses), tuple(factors)
+        launch(triton_kernels.gradient_kernel, plan, self.teachers, self.students, *absent, *ends)
 
 
 def launch_gradient(
@@ -225,19 +255,13 @@ def launch_gradient(
     to_teacher: Tensor | None,
     to_student: Tensor | None,
     upstream: Tensor | None,
-    losses: Tensor | None,
     kind: int,
     factor: float,
-    attention: bool = False,
 ) -> None:
-    """One launch of `gradient_kernel`; what is not given is not read or written."""
-    plan = gradient_plan(
-        layout(teacher), layout(student),
-        None if to_teacher is None else layout(to_teacher), None if to_student is None else layout(to_student),
-        None if upstream is None else upstream.stride(), losses is not None, kind, attention,
-    )  # fmt: skip
-    absent = (student if x is None else x for x in (to_teacher, to_student, upstream, losses))
-    launch(triton_kernels.gradient_kernel, plan, teacher, student, *absent, factor)
+    """One launch of `gradient_kernel` over one pair; what is not given is not read or written."""
+    given = (None if x is None else (x,) for x in (to_teacher, to_student, upstream))
+    sweep = Sweep((teacher,), (student,), *given)
+    sweep.launch(sweep.plan(kind, False, False), None, [factor])
 
 
 def pixel_gradients(
@@ -246,7 +270,7 @@ def pixel_gradients(
     """Gradients to (teacher, student) of the map under the upstream gradient [N,H,W] float32."""
     to_teacher = torch.empty_like(teacher) if wants[0] else None
     to_student = torch.empty_like(student) if wants[1] else None
-    launch_gradient(teacher, student, to_teacher, to_student, upstream, None, KINDS[kind], weight)
+    launch_gradient(teacher, student, to_teacher, to_student, upstream, KINDS[kind], weight)
     return to_teacher, to_student
 
 
@@ -257,29 +281,30 @@ def pixel_loss(
     weights: Sequence[float],
     wants: tuple[bool, bool],
 ) -> tuple[Tensor, list[Tensor | None], list[list[Tensor | None]]]:
-    """The loss, and the gradients under an upstream gradient of 1: a launch per pair, one sum of programs' shares."""
-    programs = [
-        [programs_of(layout(t), layout(s)) for s in several] for t, several in zip(teachers, students, strict=True)
-    ]
-    losses = teachers[0].new_empty(sum(map(sum, programs)), dtype=torch.float32)
-    shares = iter(torch.split(losses, [count for counts in programs for count in counts]))
-    to_teachers: list[Tensor | None] = []
-    to_students: list[list[Tensor | None]] = []
-    for t, several, weight in zip(teachers, students, weights, strict=True):
-        n, _, h, w = t.shape
-        to_teachers.append(torch.empty_like(t) if wants[0] else None)
-        to_students.append([torch.empty_like(s) if wants[1] else None for s in several])
-        for s, to_student in zip(several, to_students[-1], strict=True):
-            share, factor = next(shares), weight / (n * h * w)
-            launch_gradient(t, s, to_teachers[-1], to_student, None, share, KINDS[kind], factor)
+    """The loss, and the gradients under an upstream gradient of 1: a launch per student, one sum of programs' shares.
+
+    Two students and a gradient to the teacher exclude each other: the second student's would replace the first's.
+    """
+    to_teachers = [torch.empty_like(t) if wants[0] else None for t in teachers]
+    to_students = [[torch.empty_like(s) if wants[1] else None for s in several] for several in students]
+    factors = [w / (t.shape[0] * t.shape[2] * t.shape[3]) for t, w in zip(teachers, weights, strict=True)]
+    sweeps = []
+    for i in range(0, len(teachers), MOST_SCALES):
+        scales = slice(i, i + MOST_SCALES)
+        for s, to_s in zip(zip(*students[scales], strict=True), zip(*to_students[scales], strict=True), strict=True):
+            sweep = Sweep(
+                tuple(teachers[scales]),
+                s,
+                tuple(to_teachers[scales]) if wants[0] else None,  # type: ignore[arg-type]
+                to_s if wants[1] else None,
+                None,
+            )
+            sweeps.append((sweep, sweep.plan(KINDS[kind], True, False), factors[scales]))
+    losses = teachers[0].new_empty(sum(plan.programs for _, plan, _ in sweeps), dtype=torch.float32)
+    shares = torch.split(losses, [plan.programs for _, plan, _ in sweeps])
+    for (sweep, plan, factor), share in zip(sweeps, shares, strict=True):
+        sweep.launch(plan, share, factor)
     return losses.sum(), to_teachers, to_students
-
-
-@lru_cache(MOST_PLANS)
-def programs_of(teacher: Layout, student: Layout) -> int:
-    """How many programs `gradient_plan` starts over a pair."""
-    n, _, h, w = student.shape
-    return n * -(-h * w // pair_tile(teacher, student).block_p)
 
 
 @lru_cache(MOST_PLANS)
@@ -289,7 +314,7 @@ def flat_plan(teacher: Layout, student: Layout) -> Plan:
     blocks = -(-c // FLAT_C)
     constants = {
         "BLOCK_C": FLAT_C, "BLOCK_P": FLAT_P, "FLAT": is_flat(teacher) and is_flat(student),
-        "WIDE": is_wide(teacher) or is_wide(student), "num_warps": SMALL_WARPS, "num_stages": 1,
+        "WIDE": is_wide(teacher) or is_wide(student), "num_warps": SMALL.warps, "num_stages": 1,
     }  # fmt: skip
     return Plan(
         n * blocks * -(-h * w // FLAT_P), (c, h * w, w, blocks, *strides(teacher), *strides(student)), constants
@@ -326,7 +351,7 @@ def flat_gradient_plan(
     constants = {
         "BLOCK_C": FLAT_C, "BLOCK_P": FLAT_P, "WANT_T": to_teacher is not None, "WANT_S": to_student is not None,
         "FLAT": all(map(is_flat, tensors)), "WIDE": any(map(is_wide, tensors)),
-        "num_warps": SMALL_WARPS, "num_stages": 1,
+        "num_warps": SMALL.warps, "num_stages": 1,
     }  # fmt: skip
     return Plan(n * blocks * -(-h * w // FLAT_P), numbers, constants)
 
@@ -361,69 +386,30 @@ def launch_flat_gradient(
 
 
 def attention_weighting(teachers: Sequence[Tensor], students: Sequence[Tensor]) -> list[Tensor]:
-    """(1 - cos)/2 · student, one launch per scale."""
+    """(1 - cos)/2 · student, one launch per four scales."""
     outs = [torch.empty_like(s) for s in students]
-    for t, s, out in zip(teachers, students, outs, strict=True):
-        launch_gradient(t, s, None, out, None, None, KINDS["cosine"], 1.0, attention=True)
+    for i in range(0, len(outs), MOST_SCALES):
+        t, s, out = (tuple(group[i : i + MOST_SCALES]) for group in (teachers, students, outs))
+        sweep = Sweep(t, s, None, out, None)
+        sweep.launch(sweep.plan(KINDS["cosine"], False, True), None, [1.0] * len(out))
     return outs
 
 
+@lru_cache(MOST_PLANS)
+def scale_plan(counts: tuple[int, ...]) -> Plan:
+    """The launch of `scale_kernel` over tensors of so many values."""
+    starts = [0]
+    for count in counts:
+        starts.append(starts[-1] + -(-count // SCALE_BLOCK))
+    constants = {"TENSORS": len(counts), "BLOCK": SCALE_BLOCK, "num_warps": 4}
+    return Plan(starts[-1], (counts, tuple(starts)), constants)
+
+
 def scale_in_place(grads: Sequence[Tensor], factor: Tensor) -> None:
-    """Multiply every (dense) gradient by the scalar `factor`; the GPU finds out itself whether that is 1."""
-    for g in grads:
-        plan = Plan(-(-g.numel() // SCALE_BLOCK), (g.numel(),), {"BLOCK": SCALE_BLOCK, "num_warps": 4})
-        launch(triton_kernels.scale_kernel, plan, g, factor)
-
-
-@lru_cache(MOST_BLURS)
-def blur_table(sigma: float, radius: int, device: torch.device) -> Tensor:
-    """The blur's weights on the device, kept for the latest sigmas: call once before a CUDA graph is captured."""
-    return sent(torch.tensor(blur_weights(sigma, radius), dtype=torch.float32), device)
-
-
-def fuse_blur_score(
-    maps: Sequence[Tensor],
-    size: tuple[int, int],
-    mode: str,
-    align_corners: bool,
-    sigma: float | None,
-    radius: int,
-    border: str,
-    score: str | None,
-    scores: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Upsample and fuse, blur unless `sigma` is None, score unless `score` is None: one launch, or two with a blur.
-
-    The maximum is taken inside the last launch if `scores` comes set to 0 and no map is negative; otherwise, and for
-    the mean (whose partial sums are added in a fixed order), the score is one launch more.
-    """
-    kept = tuple(m.float().contiguous() for m in maps)
-    n, out = kept[0].shape[0], kept[0].new_empty((kept[0].shape[0], *size))
-    maximum, mean = score == "max" and scores is not None, score == "mean"
-    block = (FUSE_Y, FUSE_X) if sigma is None else (BLUR_Y, BLUR_X)
-    blocks = -(-size[0] // block[0]), -(-size[1] // block[1])
-    partial = kept[0].new_empty((n, math.prod(blocks))) if mean else out
-    ends = out, scores if maximum else out, partial  # dummies where there are no scores: never written to
-    common: dict[str, Any] = {"BLOCK_Y": block[0], "BLOCK_X": block[1]}
-    fusing = {"MAPS": len(kept), "PRODUCT": mode == "product", "ALIGN": align_corners}
-    scoring = {"MAXIMUM": maximum, "MEAN": mean}
-    sizes, grid, programs = tuple(x for m in kept for x in m.shape[1:]), (*size, *blocks), n * math.prod(blocks)
-    if sigma is None:
-        constants = common | fusing | scoring | {"num_warps": FUSE_WARPS}
-        launch(triton_kernels.fuse_kernel, Plan(programs, grid, constants), kept, sizes, *ends)
-    else:
-        weights, rows = blur_table(sigma, radius, out.device), torch.empty_like(out)
-        common |= {"TORCH": border == "torch", "CHUNK": BLUR_CHUNK, "PRECISION": BLUR_PRECISION}
-        common |= {"num_warps": BLUR_WARPS, "num_stages": 1}
-        plan = Plan(programs, (radius, *grid), common | fusing)
-        launch(triton_kernels.blur_x_kernel, plan, kept, sizes, rows, weights)
-        plan = Plan(programs, (radius, *grid), common | scoring)
-        launch(triton_kernels.blur_y_kernel, plan, rows, *ends, weights)
-    if score is None:
-        return out, None
-    if maximum:
-        return out, scores
-    return out, partial.sum(1) / math.prod(size) if mean else out.flatten(1).amax(1)
+    """Multiply dense gradients by the scalar `factor` in one launch; the GPU finds out itself whether that is 1."""
+    for i in range(0, len(grads), MOST_TENSORS):
+        some = tuple(grads[i : i + MOST_TENSORS])
+        launch(triton_kernels.scale_kernel, scale_plan(tuple(g.numel() for g in some)), some, factor)
 
 
 def anomaly_map(
@@ -440,7 +426,7 @@ def anomaly_map(
     score: str,
     fuse_size: tuple[int, int] | None,
 ) -> tuple[Tensor, Tensor]:
-    """The whole map: one launch for the discrepancies, one for fusion (and blur along x), one for blur along y."""
+    """The whole map: one launch for the discrepancies, one for a blurred sum or any fusion without a blur."""
     scores = None
     if score == "max" and weight >= 0:
         scores = teachers[0].new_empty(teachers[0].shape[0], dtype=torch.float32)

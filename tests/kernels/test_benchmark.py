@@ -47,9 +47,29 @@ def test_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_minimum_bytes_are_those_of_the_formula() -> None:
     features = (64 * 64 * 64 + 128 * 32 * 32 + 256 * 16 * 16) * 4
     maps = (64 * 64 + 32 * 32 + 16 * 16) * 4
-    assert benchmark_ops.minimum_bytes(benchmark_ops.OPS["discrepancy"], CASE) == 2 * features + maps
+    assert benchmark_ops.minimum_bytes(benchmark_ops.OPS["discrepancy"], CASE, CPU) == 2 * features + maps
     training = dataclasses.replace(CASE, op="loss, forward and backward", batch=3, dtype="bf16")
-    assert benchmark_ops.minimum_bytes(benchmark_ops.OPS[training.op], training) == 3 * 3 * features // 2
+    assert benchmark_ops.minimum_bytes(benchmark_ops.OPS[training.op], training, CPU) == 3 * 3 * features // 2
+
+
+@pytest.mark.parametrize(
+    ("op", "dtype", "device", "transfers"),
+    [
+        ("discrepancy", "fp16", "cuda", 2),
+        ("loss, forward and backward", "fp32", "cuda", 3),
+        ("loss, forward and backward", "bf16", "cuda", 3),
+        ("loss, forward and backward", "fp16", "cuda", 5),
+        ("loss, forward and backward", "fp16", "cpu", 5),
+        ("flattened loss, forward and backward", "fp32", "cpu", 3),
+        ("flattened loss, forward and backward", "fp32", "cuda", 5),
+        ("attention weighting", "fp16", "cuda", 3),
+    ],
+)
+def test_losses_whose_backward_reads_again_move_five_transfers(
+    op: str, dtype: str, device: str, transfers: int
+) -> None:
+    case = dataclasses.replace(CASE, op=op, dtype=dtype)
+    assert benchmark_ops.transfers_of(benchmark_ops.OPS[op], case, torch.device(device)) == transfers
 
 
 class Machine:

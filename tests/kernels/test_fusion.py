@@ -102,15 +102,24 @@ def test_not_a_number_reaches_map_and_score(device: torch.device) -> None:
     assert scores.isnan().tolist() == [False, True]
 
 
-def test_whole_map_of_three_scales_is_at_most_three_launches() -> None:
+@pytest.mark.parametrize(
+    ("mode", "sigma", "fuse_size", "launches"),
+    [
+        ("sum", 4.0, None, 2),
+        ("product", None, None, 2),
+        ("sum", None, None, 2),
+        ("product", 4.0, None, 3),
+        ("product", None, (64, 64), 3),  # STFPM's code
+    ],
+)
+def test_whole_map_of_three_scales_is_so_many_launches(
+    mode: str, sigma: float | None, fuse_size: tuple[int, int] | None, launches: int
+) -> None:
     t, s = (compile_check.taps(compile_check.RESNET18, 8, torch.float16, torch.channels_last) for _ in range(2))
-    for sigma, fuse_size, launches in ((4.0, None, 3), (None, None, 2), (None, (64, 64), 3)):
-        log: list[compile_check.Launch] = []
-        with compile_check.recording(log, "whole map"):
-            triton_path.anomaly_map(
-                t, s, (256, 256), "unit_l2", 1.0, "product", False, sigma, 16, "scipy", "max", fuse_size
-            )
-        assert len(log) == launches
+    log: list[compile_check.Launch] = []
+    with compile_check.recording(log, "whole map"):
+        triton_path.anomaly_map(t, s, (256, 256), "unit_l2", 1.0, mode, False, sigma, 16, "scipy", "max", fuse_size)
+    assert len(log) == launches
 
 
 def test_whole_map_passes_gradients_to_the_features(device: torch.device) -> None:
@@ -125,6 +134,17 @@ def test_whole_map_passes_gradients_to_the_features(device: torch.device) -> Non
         gradients, torch.autograd.grad(expected.sum() + expected_scores.sum(), oracle), strict=True
     ):
         torch.testing.assert_close(mine.cpu().double(), theirs, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(("size", "to"), [((3, 5), (12, 7)), ((9, 1), (4, 6)), ((1, 1), (1, 5))])
+def test_the_gradient_of_upsampling_in_one_order_is_that_of_pytorch(
+    size: tuple[int, int], to: tuple[int, int], align_corners: bool
+) -> None:
+    upstream = torch.randn(2, 1, *to, dtype=torch.float64)
+    expected = reference.upsampling_gradient(upstream, size, align_corners)
+    found = reference.upsampling_gradient_in_order(upstream, size, align_corners)
+    torch.testing.assert_close(found, expected)
 
 
 def test_unusable_maps_are_refused_with_their_reason() -> None:

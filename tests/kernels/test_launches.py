@@ -14,11 +14,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdad_bench.kernels import compile_check, cpp_path, reference, torch_path, triton_kernels, triton_path
+from kdad_bench.kernels import (
+    compile_check,
+    cpp_path,
+    fusion_kernels,
+    reference,
+    torch_path,
+    triton_fusion,
+    triton_kernels,
+    triton_launch,
+    triton_path,
+)
 from kdad_bench.kernels.triton_path import Layout
 from tests.kernels.checks import CHANNELS_LAST, assert_close, assert_same_direction, pair
 
 META = torch.device("meta")
+KERNELS = {
+    name: getattr(module, name)
+    for module in (triton_kernels, fusion_kernels)
+    for name in dir(module)
+    if name.endswith("_kernel")
+}
 
 
 def everything(batch: int = 8) -> None:
@@ -45,7 +61,7 @@ def test_every_launch_makes_the_device_of_its_tensors_current(monkeypatch: pytes
             assert current == [META], f"{one.kernel} was launched without a guard"
             launched.append(one.kernel.__name__)
 
-    monkeypatch.setattr(triton_path, "guard", guarded)
+    monkeypatch.setattr(triton_launch, "guard", guarded)
     t, s = (compile_check.taps(compile_check.RESNET18, 2, torch.float32, CHANNELS_LAST) for _ in range(2))
     with compile_check.recording(Log(), "guards"):
         triton_path.pixel_maps(t, [[x, x] for x in s], "cosine", 1.0)
@@ -54,12 +70,12 @@ def test_every_launch_makes_the_device_of_its_tensors_current(monkeypatch: pytes
         triton_path.attention_weighting(t, s)
         triton_path.scale_in_place(s, torch.empty((), device=META))
         triton_path.anomaly_map(t, s, (64, 64), "l2", 1.0, "sum", True, 4.0, 16, "torch", "max", (32, 32))
-    assert set(launched) == {name for name in dir(triton_kernels) if name.endswith("_kernel")}
+    assert set(launched) == set(KERNELS)
 
 
 def test_there_is_one_place_that_launches() -> None:
-    tree = ast.parse(inspect.getsource(triton_path))
-    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+    trees = [ast.parse(inspect.getsource(module)) for module in (triton_launch, triton_path, triton_fusion)]
+    for function in (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
         launches = [
             node
             for node in ast.walk(function)
@@ -67,12 +83,12 @@ def test_there_is_one_place_that_launches() -> None:
             and isinstance(node.func, ast.Subscript)
             and "kernel" in ast.unparse(node.func)
         ]
-        assert bool(launches) == (function.name == "launch"), function.name
+        assert bool(launches) == (function.name == "launch" and function.args.args[0].arg == "kernel"), function.name
 
 
 def test_the_guard_of_a_second_gpu_is_that_gpu() -> None:
-    assert triton_path.guard(torch.device("cuda", 1)).idx == 1  # type: ignore[attr-defined]
-    with triton_path.guard(torch.device("cpu")), triton_path.guard(META):
+    assert triton_launch.guard(torch.device("cuda", 1)).idx == 1  # type: ignore[attr-defined]
+    with triton_launch.guard(torch.device("cpu")), triton_launch.guard(META):
         assert True
 
 
@@ -92,7 +108,9 @@ PLANS = [
     triton_path.gradient_plan,
     triton_path.flat_plan,
     triton_path.flat_gradient_plan,
-    triton_path.programs_of,
+    triton_path.scale_plan,
+    triton_fusion.fusion_of,
+    triton_fusion.steps_of,
 ]
 
 
@@ -141,7 +159,7 @@ def test_other_tensors_have_another_plan(change: str) -> None:
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    for kept in (*PLANS, triton_path.blur_table, torch_path.blur_matrix, cpp_path.blur_table):
+    for kept in (*PLANS, torch_path.blur_matrix, cpp_path.blur_table):
         assert kept.cache_info().maxsize is not None
     for k in range(200):  # as ECA-MSKDAD draws its sigmas
         cpp_path.blur_table(1.0 + k / 100, 4)
@@ -197,7 +215,7 @@ def test_offsets_beyond_int32_reach_the_right_value(
     upstream = at_offset(torch.rand(shape[0], *shape[2:]), stride[:1] + stride[2:]) if dimension != 1 else None
     ones = torch.ones(shape[0], *shape[2:]) if upstream is None else upstream.contiguous()
     outs = [at_offset(torch.zeros(shape, dtype=torch.float16), stride) for _ in range(2)]
-    triton_path.launch_gradient(t, s, *outs, upstream, None, triton_path.KINDS["l2"], 1.0)
+    triton_path.launch_gradient(t, s, *outs, upstream, triton_path.KINDS["l2"], 1.0)
     for mine, theirs in zip(outs, reference.pixel_discrepancy_gradients(ones.double(), *wide, kind="l2"), strict=True):
         assert_same_direction(mine.contiguous(), theirs, 1e-3)
 
@@ -231,12 +249,12 @@ def test_wide_offsets_are_those_that_leave_int32_inside_a_sample(
 def test_the_sample_of_every_kernel_is_counted_in_64_bits() -> None:
     """A grid too large for the interpreter would be needed to see it where maps, not features, are read."""
     counted = 0
-    for name in (name for name in dir(triton_kernels) if name.endswith("_kernel")):
-        for line in inspect.getsource(getattr(triton_kernels, name).fn).splitlines():
+    for name, kernel in KERNELS.items():
+        for line in inspect.getsource(kernel.fn).splitlines():
             if line.strip().startswith("n = "):
                 assert line.rstrip().endswith(".to(tl.int64)"), f"{name}: {line.strip()}"
                 counted += 1
-    assert counted == 8
+    assert counted == 6
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
@@ -265,3 +283,67 @@ def test_scores_that_no_atomic_maximum_gives_are_not_raised(score: str, weight: 
     assert not first.arguments["SCORES"]
     assert not last.arguments["MAXIMUM"]
     assert last.arguments["MEAN"] == (score == "mean")
+
+
+SHARED = ("scores", "losses", "partial", "parts")  # what programs of one launch write side by side
+
+
+def test_programs_write_together_only_where_an_atomic_decides() -> None:
+    """A race would show on a GPU only, and there not always: each has a place of its own, or an atomic maximum."""
+    written: dict[str, set[str]] = {name: set() for name in SHARED}
+    atomics = []
+    for module in (triton_kernels, fusion_kernels):
+        for call in (node for node in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(node, ast.Call)):
+            name, place = ast.unparse(call.func), ast.unparse(call.args[0]) if call.args else ""
+            if name.startswith("tl.atomic"):
+                atomics.append((name, place))
+            if name in ("tl.store", "tl.load"):
+                for shared in (shared for shared in SHARED if shared in place.split()):
+                    written[shared].add(place)
+    assert atomics == [("tl.atomic_max", "scores.to(tl.pointer_type(tl.int32)) + n")]
+    assert written["scores"] == {"scores + pid"}
+    assert written["losses"] == {"losses + pid"}
+    assert written["partial"] == {"partial + n * programs + local"}
+    assert not written["parts"]  # by `out`, five numbers from parts + 5 * pid on
+
+
+# ---- losses ----------------------------------------------------------------------------------------------------------
+
+
+def trained(students: int, scales: int, wants: tuple[bool, bool]) -> list[str]:
+    """The kernels that one step of a loss launches: forward, and the backward that scales its gradients."""
+    shapes = (*compile_check.RESNET18, *compile_check.ODD)[:scales]
+    t, *several = (compile_check.taps(shapes, 2, torch.float32, CHANNELS_LAST) for _ in range(1 + students))
+    log: list[compile_check.Launch] = []
+    with compile_check.recording(log, "loss"):
+        _, to_teachers, to_students = triton_path.pixel_loss(
+            t, list(zip(*several, strict=True)), "unit_l2", [1.0] * scales, wants
+        )
+        written = [g for g in (*to_teachers, *itertools.chain(*to_students)) if g is not None]
+        triton_path.scale_in_place(written, torch.empty((), device=META))
+    return [launch.kernel.__name__ for launch in log]
+
+
+@pytest.mark.parametrize(
+    ("students", "scales", "wants", "gradients", "scalings"),
+    [
+        (1, 3, (False, True), 1, 1),
+        (1, 3, (True, True), 1, 1),
+        (1, 1, (False, True), 1, 1),
+        (1, 3, (False, False), 1, 0),
+        (2, 3, (False, True), 2, 1),
+        (1, 5, (False, True), 2, 1),
+    ],
+)
+def test_a_loss_of_all_scales_is_one_launch_and_its_scaling_another(
+    students: int, scales: int, wants: tuple[bool, bool], gradients: int, scalings: int
+) -> None:
+    assert trained(students, scales, wants) == ["gradient_kernel"] * gradients + ["scale_kernel"] * scalings
+
+
+def test_attention_weighting_of_all_scales_is_one_launch() -> None:
+    t, s = (compile_check.taps(compile_check.RESNET18, 2, torch.float16, CHANNELS_LAST) for _ in range(2))
+    log: list[compile_check.Launch] = []
+    with compile_check.recording(log, "attention"):
+        triton_path.attention_weighting(t, s)
+    assert [launch.kernel.__name__ for launch in log] == ["gradient_kernel"]

@@ -1,6 +1,7 @@
-"""Small faults put into the methods one at a time: the tests have to notice each.
+"""Small faults put into the methods and the GPU's kernels one at a time: the tests have to notice each.
 
     python -m tests.wrong.mutate                                  # the named ones: a minute or two
+    python -m tests.wrong.mutate --kernels                        # only those of the kernels
     python -m tests.wrong.mutate --sample 150 --seed 0            # generated ones, drawn over all modules
     python -m tests.wrong.mutate --module stfpm --module reverse  # all that can be generated in these
     python -m tests.wrong.mutate --module rd4ad --list            # only say what they would be
@@ -25,17 +26,20 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import CodeType
 
+from tests.wrong.kernel_faults import KERNEL_FAULTS
 from tests.wrong.mutants import EQUIVALENT, HARMLESS, TESTS, Change, mutations
 from tests.wrong.named import NAMED, Named
 
 ROOT = Path(__file__).parents[2]
 ROOM = ROOT / "kdad_bench" / "methods"
+EVERY = (*NAMED, *KERNEL_FAULTS)
 SECONDS = 240  # of processor time for one mutant; longer counts as noticed, a loop without an end does too
 PATIENCE = 10  # times as long by the clock, so that a busy machine makes no mutant look noticed
 # over all methods or teachers: what they notice the tests of the changed module should have noticed before
@@ -53,7 +57,7 @@ PRELOADED = [  # what takes longest to import
 class Mutant:
     """One changed module."""
 
-    module: str  # "reverse", "backbones.vgg": under kdad_bench.methods
+    module: str  # "reverse", "backbones.vgg": under kdad_bench.methods; "kernels.triton_path": under kdad_bench
     line: int
     text: str  # of that line
     what: str  # before -> after; #2 at its end if it is the second such of its line
@@ -75,8 +79,12 @@ def modules() -> list[str]:
     return [name for name in names if not name.endswith("__init__")]
 
 
+def full_name(module: str) -> str:
+    return f"kdad_bench.{module}" if module.startswith("kernels.") else f"kdad_bench.methods.{module}"
+
+
 def path_of(module: str) -> Path:
-    return ROOM / Path(*module.split(".")).with_suffix(".py")
+    return ROOT / Path(*full_name(module).split(".")).with_suffix(".py")
 
 
 def generated(module: str) -> list[Mutant]:
@@ -121,10 +129,14 @@ class Changed(importlib.machinery.SourceFileLoader):
 
 
 class Finder:
-    """Finds one module with changed source and leaves all others to the usual ways."""
+    """Finds one module with changed source and leaves all others to the usual ways.
 
-    def __init__(self, name: str, source: str) -> None:
-        self.name, self.source = name, source
+    The source lies in a file of its own, `place`: Triton reads its kernels from the file that their code names.
+    """
+
+    def __init__(self, name: str, source: str, place: Path) -> None:
+        self.name, self.source, self.place = name, source, place
+        place.write_text(source, encoding="utf-8")
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: object = None
@@ -133,7 +145,9 @@ class Finder:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
         if spec is not None and spec.origin is not None:
-            spec.loader = Changed(fullname, spec.origin, self.source)
+            spec.loader = Changed(fullname, str(self.place), self.source)
+            if ".kernels." in fullname:
+                spec.origin = str(self.place)  # for tests that read the source
         return spec
 
 
@@ -149,11 +163,24 @@ def run_tests(module: str, source: str | None, tests: Sequence[str], output: str
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = f"{output}.hypothesis"
     sys.dont_write_bytecode = source is not None  # the run without a change leaves what the others need not compile
     if source is not None:
-        sys.meta_path.insert(0, Finder(f"kdad_bench.methods.{module}", source))  # type: ignore[arg-type]
+        sys.meta_path.insert(0, Finder(full_name(module), source, Path(f"{output}.py")))  # type: ignore[arg-type]
     known = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of the plugins that were imported before
     known += [f"--deselect={test}" for test in BROAD]
     options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *known, "--hypothesis-seed=0", *tests]
     os._exit(int(pytest.main(options)))
+
+
+@contextmanager
+def interpreting() -> Iterator[None]:
+    """Within it a process that starts has Triton interpret: what is preloaded imports it before any test could ask."""
+    before = os.environ.get("TRITON_INTERPRET")
+    os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["TRITON_INTERPRET"]
+        if before is not None:
+            os.environ["TRITON_INTERPRET"] = before
 
 
 def noticed(module: str, source: str | None, tests: Sequence[str], seconds: int = SECONDS) -> tuple[bool, str]:
@@ -163,7 +190,8 @@ def noticed(module: str, source: str | None, tests: Sequence[str], seconds: int 
     with tempfile.TemporaryDirectory() as folder:
         output = str(Path(folder) / "output")
         process = context.Process(target=run_tests, args=(module, source, tests, output, seconds))
-        process.start()
+        with interpreting():
+            process.start()
         process.join(PATIENCE * seconds)
         if process.is_alive():
             process.kill()
@@ -186,8 +214,10 @@ def chosen(arguments: argparse.Namespace) -> list[Mutant]:
     """The mutants that were asked for."""
     if arguments.again is not None:
         return survivors(arguments.again.read_text(encoding="utf-8"))
+    if arguments.kernels:
+        return [named(one) for one in KERNEL_FAULTS]
     if not arguments.module and arguments.sample is None:
-        return [named(one) for one in NAMED]
+        return [named(one) for one in EVERY]
     unknown = set(arguments.module) - set(modules())
     if unknown:
         raise SystemExit(f"no module {sorted(unknown)[0]!r}; have: {', '.join(modules())}")
@@ -221,6 +251,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample", type=int, help="how many of the generated ones")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--again", type=Path, metavar="LOG", help="what a run printed: its survivors")
+    parser.add_argument("--kernels", action="store_true", help="the named ones of the GPU's kernels")
     parser.add_argument("--list", action="store_true", help="run nothing")
     arguments = parser.parse_args(given)
     mutants, start = chosen(arguments), time.monotonic()

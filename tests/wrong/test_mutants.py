@@ -7,7 +7,7 @@ import ast
 import pytest
 
 from tests.wrong.mutants import EQUIVALENT, TESTS, mutations
-from tests.wrong.mutate import ROOT, for_module, generated, modules, named, noticed, path_of
+from tests.wrong.mutate import EVERY, ROOT, for_module, generated, modules, named, noticed, path_of
 from tests.wrong.named import NAMED, Named
 
 QUICK = (  # a second each; `python -m tests.wrong.mutate` runs all of NAMED
@@ -36,7 +36,7 @@ def test_no_fault_is_noticed_where_there_is_none() -> None:
 
 
 def test_every_named_fault_is_in_the_source() -> None:
-    for one in NAMED:
+    for one in EVERY:
         assert named(one).make() != path_of(one.module).read_text(encoding="utf-8")
         ast.parse(named(one).make())
         assert one.tests

@@ -1,0 +1,125 @@
+"""The faults of the Triton kernels and their launchers that somebody thought of, each with the test that notices it.
+
+Races are among them: the interpreter runs programs one after another, so that a test of the source has to see them.
+"""
+
+from __future__ import annotations
+
+from tests.wrong.named import Named
+
+HERE = "tests/kernels/test_"
+
+KERNEL_FAULTS: tuple[Named, ...] = (
+    Named(
+        "samples of the maps counted in 32 bits",
+        "kernels.triton_kernels",
+        "            n = ((pid - starts[k]) // tiles).to(tl.int64)\n"
+        "            p = ((pid - starts[k]) % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)\n"
+        "            inside = p < pixels\n"
+        "            t_base",
+        "            n = (pid - starts[k]) // tiles\n"
+        "            p = ((pid - starts[k]) % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)\n"
+        "            inside = p < pixels\n"
+        "            t_base",
+        (f"{HERE}launches.py::test_offsets_beyond_int32_reach_the_right_value[(4, 3, 2, 5)-0]",),
+    ),
+    Named(
+        "channels beyond 32 bits",
+        "kernels.triton_kernels",
+        "    if WIDE:\n        c = c.to(tl.int64)\n    mask = (c < channels)[:, None] & inside[None, :]\n    return",
+        "    mask = (c < channels)[:, None] & inside[None, :]\n    return",
+        (f"{HERE}launches.py::test_offsets_beyond_int32_reach_the_right_value[(2, 4, 3, 2)-1]",),
+    ),
+    Named(
+        "wide offsets from 2^31 on, not from a tile before",
+        "kernels.triton_path",
+        ">= 2**31 - 2**20",
+        ">= 2**31",
+        (f"{HERE}launches.py::test_wide_offsets_are_those_that_leave_int32_inside_a_sample",),
+    ),
+    Named(
+        "gradients are not scaled down",
+        "kernels.triton_kernels",
+        "if by != 1.0:",
+        "if by > 1.0:",
+        (f"{HERE}discrepancy.py::test_the_gradient_written_early_is_scaled_by_any_factor[triton-0.5]",),
+    ),
+    Named(
+        "zero vectors of many channels get a gradient",
+        "kernels.triton_kernels",
+        "            g = tl.where((t_inverse == 0.0) | (s_inverse == 0.0), 0.0, g)\n",
+        "",
+        (f"{HERE}discrepancy.py::test_zero_vectors_get_no_gradient_and_spread_none[triton-1030]",),
+    ),
+    Named(
+        "zero samples get a gradient",
+        "kernels.triton_kernels",
+        "    g = tl.where(zero, 0.0, g)\n",
+        "",
+        (f"{HERE}discrepancy.py::test_zero_samples_are_at_distance_1_and_get_no_gradient[triton]",),
+    ),
+    Named(
+        "a NaN counts as zero in the sums of a sample",
+        "kernels.triton_kernels",
+        "    t_most = tl.max(tl.max(tl.abs(t), axis=0), axis=0)\n",
+        "    t = tl.where(t == t, t, 0.0)\n    t_most = tl.max(tl.max(tl.abs(t), axis=0), axis=0)\n",
+        (f"{HERE}discrepancy.py::test_not_a_number_is_not_hidden_when_flattened[triton]",),
+    ),
+    Named(
+        "the image's maximum is read and written without an atomic",
+        "kernels.fusion_kernels",
+        "        tl.atomic_max(scores.to(tl.pointer_type(tl.int32)) + n, most)",
+        "        place = scores.to(tl.pointer_type(tl.int32)) + n\n"
+        "        tl.store(place, tl.maximum(tl.load(place), most))",
+        (f"{HERE}launches.py::test_programs_write_together_only_where_an_atomic_decides",),
+    ),
+    Named(
+        "tiles add to one sum of their image",
+        "kernels.fusion_kernels",
+        "        tl.store(partial + n * programs + local, total)",
+        "        tl.store(partial + n * programs, tl.load(partial + n * programs) + total)",
+        (f"{HERE}launches.py::test_programs_write_together_only_where_an_atomic_decides",),
+    ),
+    Named(
+        "tiles add to one loss of their scale",
+        "kernels.triton_kernels",
+        "tl.store(losses + pid, factors[k] * tl.sum(",
+        "tl.store(losses + starts[k], tl.load(losses + starts[k]) + factors[k] * tl.sum(",
+        (f"{HERE}launches.py::test_programs_write_together_only_where_an_atomic_decides",),
+    ),
+    Named(
+        "image scores start from what was in memory",
+        "kernels.triton_kernels",
+        "        tl.store(scores + pid, 0.0, mask=pid < samples)",
+        "        tl.store(scores + pid, 0.0, mask=pid < 0)",
+        (f"{HERE}fusion.py::test_whole_map_agrees_with_the_oracle[triton-{{'mode': 'product'}}]",),
+    ),
+    Named(
+        "a table's low parts are left out",
+        "kernels.fusion_kernels",
+        '                inner = tl.dot(high, tl.load(place + BLOCK_X * DEPTH_X), inner, input_precision="tf32")',
+        "                inner = inner + 0.0",
+        (f"{HERE}triton_fusion.py::test_every_kind_of_launch_agrees_with_the_oracle",),
+    ),
+    Named(
+        "a NaN spreads over its tile",
+        "kernels.fusion_kernels",
+        "by_sample = tl.max(tl.max((value != value).to(tl.int32), axis=0), axis=0) > 0",
+        "by_sample = tl.max(tl.max((value < value).to(tl.int32), axis=0), axis=0) > 0",
+        (f"{HERE}triton_fusion.py::test_what_is_not_finite_stays_where_it_is_drawn_from",),
+    ),
+    Named(
+        "a table begins elsewhere than its tile of the map",
+        "kernels.fusion_kernels",
+        "return (low // MULTIPLE) * MULTIPLE",
+        "return low",
+        (f"{HERE}triton_fusion.py::test_every_kind_of_launch_agrees_with_the_oracle",),
+    ),
+    Named(
+        "a captured graph's tables are forgotten",
+        "kernels.triton_fusion",
+        "        _in_graphs[id(found)] = found\n",
+        "        found.plan\n",
+        (f"{HERE}triton_fusion.py::test_tables_that_a_captured_graph_reads_are_never_forgotten",),
+    ),
+)
