@@ -133,12 +133,18 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         kdad_bench.Results(tmp_path / "none").frame()
 
 
+def damaged(png: bytes) -> bytes:
+    """As whole as before by its beginning and end, and not to be decoded."""
+    middle = len(png) // 2
+    return png[:middle] + bytes(255 - value for value in png[middle : middle + 16]) + png[middle + 16 :]
+
+
 def test_a_job_that_fails_is_a_row_and_one_warning(tiny_tree: Path, tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     for path in (tiny_tree / "bolt").rglob("*.png"):
         target = tmp_path / "tree" / "bolt" / path.relative_to(tiny_tree / "bolt")
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(path.read_bytes() if target.name != "001.png" else b"torn")
+        target.write_bytes(path.read_bytes() if target.name != "001.png" else damaged(path.read_bytes()))
     with pytest.warns(UserWarning, match=r"1 of 1 jobs have no result; pixel_mean .*001\.png.*Results\.failed"):
         results = kdad_bench.run("pixel_mean", f"folder:{tmp_path}/tree", out=tmp_path / "out", **{**FAST, "seeds": 1})
     (line,) = results.failed

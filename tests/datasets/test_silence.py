@@ -333,7 +333,7 @@ def test_a_mask_of_a_normal_image_must_mark_nothing(tree: Path) -> None:
     assert "marks something in a normal image" in told(tree)[1][0]
 
 
-DOUBTFUL: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, str]] = {
+MISREAD: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, str]] = {
     "a JPEG file": (lambda mask: mask, ".jpg", "is a JPEG file"),
     "soft edges": (lambda mask: np.arange(mask.size, dtype=np.uint8).reshape(mask.shape) % 60, ".png", "is not binary"),
     "turned round": (lambda mask: 255 - mask, ".png", "inverted?"),
@@ -341,10 +341,10 @@ DOUBTFUL: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, str]] = {
 
 
 @pytest.mark.parametrize("again", ["first", "from the cache", "at another size"])
-@pytest.mark.parametrize("case", DOUBTFUL)
+@pytest.mark.parametrize("case", MISREAD)
 def test_a_doubt_names_the_mask_that_it_is_about(tree: Path, case: str, again: str) -> None:
     """The second of an image's masks, and the one of another image: not the first mask of either."""
-    change, suffix, words = DOUBTFUL[case]
+    change, suffix, words = MISREAD[case]
     for number in ("000", "001"):
         folder = tree / "ground_truth/spot" / number
         folder.mkdir()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kdad_bench import datasets
+from kdad_bench.datasets.decoding import read_rgb
 from kdad_bench.harness.job import Job, TeacherWeights
 from kdad_bench.harness.output import Work
 from kdad_bench.harness.plan import plan
@@ -50,16 +51,28 @@ def learnt(job: Job) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in method.module.state_dict().items()}
 
 
+def undecodable(png: bytes) -> bytes:
+    """With the beginning and the end of a whole file, which are looked at before a training, and garbage between."""
+    begins, ends = png.index(b"IDAT") + 4, len(png) - 24
+    return png[:begins] + bytes(255 - value for value in png[begins:ends]) + png[ends:]
+
+
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(a tree, the same with every test image and mask replaced by bytes that are no image)."""
+    """(a tree, the same with every test image and mask damaged inside: no pixel can be decoded)."""
     honest = write_tree(tmp_path_factory.mktemp("leak") / "honest", categories=("bolt",), train=4)
     spoilt = honest.parent / "spoilt"
     shutil.copytree(honest, spoilt)
     for folder in ("test", "ground_truth"):
         for path in (spoilt / "bolt" / folder).rglob("*.png"):
-            path.write_bytes(b"garbage")
+            path.write_bytes(undecodable(path.read_bytes()))
     return honest, spoilt
+
+
+def test_the_garbage_is_none_that_anybody_could_have_read(trees: tuple[Path, Path]) -> None:
+    for path in (trees[1] / "bolt" / "test").rglob("*.png"):
+        with pytest.raises(datasets.DatasetError):
+            read_rgb(path, 64)
 
 
 @pytest.mark.parametrize("method", list(METHODS))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdad_bench.kernels import sending, torch_path, triton_path
+from kdad_bench.kernels import torch_path, triton_fusion
 from kdad_bench.kernels.sending import constant, sent
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:1")
@@ -44,29 +44,25 @@ def test_constants_are_sent_once_and_may_be_learnt_through_whoever_asks_first() 
     assert found.tolist() == [0.25, 0.5]
 
 
-@pytest.mark.parametrize(
-    ("table", "arguments", "most"),
-    [
-        (triton_path.blur_table, (5, CPU), triton_path.MOST_BLURS),
-        (torch_path.blur_matrix, (9, 5, "torch", CPU), 64),
-    ],
-    ids=["triton", "torch"],
-)
-def test_a_new_sigma_for_every_image_fills_no_memory_and_waits_for_no_gpu(
-    table: Any, arguments: tuple[Any, ...], most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = triton_path if table is triton_path.blur_table else torch_path
+def test_a_new_sigma_for_every_image_fills_no_memory_and_waits_for_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     passed = []
-    monkeypatch.setattr(module, "sent", lambda tensor, device: passed.append(device) or tensor)
-    table.cache_clear()
-    sigmas = [0.5 + k / 1000 for k in range(2 * most)]
-    for sigma in sigmas:
-        if module is triton_path:
-            table(sigma, *arguments)
-        else:
-            length, *rest = arguments
-            table(length, sigma, *rest)
-    assert table.cache_info().currsize == most
-    assert passed == [CPU] * len(sigmas)
-    table.cache_clear()
-    assert sending.sent is sent
+    monkeypatch.setattr(torch_path, "sent", lambda tensor, device: passed.append(device) or tensor)
+    torch_path.blur_matrix.cache_clear()
+    for k in range(128):
+        torch_path.blur_matrix(9, 0.5 + k / 1000, 5, "torch", CPU)
+    assert torch_path.blur_matrix.cache_info().currsize == 64
+    assert passed == [CPU] * 128
+    torch_path.blur_matrix.cache_clear()
+
+
+def test_the_tables_of_fusion_on_a_gpu_are_bounded_and_sent_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = []
+    monkeypatch.setattr(triton_fusion, "sent", lambda tensor, device: passed.append(device) or tensor)
+    triton_fusion.fusion_of.cache_clear()
+    for k in range(triton_fusion.MOST_TABLES + 8):
+        blur = triton_fusion.Filter(0.5 + k / 1000, 3, "torch")
+        step = triton_fusion.Step((16, 16), False, False, blur, blur)
+        triton_fusion.fusion_of(1, ((8, 8),), step, "max", CPU)
+    assert triton_fusion.fusion_of.cache_info().currsize == triton_fusion.MOST_TABLES
+    assert passed == [CPU, CPU] * (triton_fusion.MOST_TABLES + 8)
+    triton_fusion.fusion_of.cache_clear()
