@@ -75,8 +75,18 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Here, "taken", 0)
 
 
+EARLIER: set[psutil.Process] = set()  # what other tests of this process have left running
+
+
+@pytest.fixture(autouse=True)
+def counted_from_here() -> None:
+    """Only processes that a test here starts are its own."""
+    EARLIER.clear()
+    EARLIER.update(psutil.Process().children(recursive=True))
+
+
 def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    return [one for one in psutil.Process().children(recursive=True) if one not in EARLIER]
 
 
 @pytest.mark.parametrize(("done", "drawers"), [(0, 1), (0, 3), (4, 2), (6, 9)])
