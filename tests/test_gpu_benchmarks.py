@@ -48,6 +48,7 @@ def given(**changes: Any) -> argparse.Namespace:
     return argparse.Namespace(**{"seconds": 1000.0, "seeds": 3, **changes})
 
 
+@pytest.mark.timeout(0)  # that timer and this script's are the same one
 def test_a_fault_and_the_end_of_time_cost_one_method_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     methods = script("methods")
 
@@ -100,6 +101,7 @@ def test_a_leaderboard_is_packed_without_what_is_heavy(tmp_path: Path) -> None:
     assert names == {"results/a.parquet", "results/logs/a.jsonl"}
 
 
+@pytest.mark.timeout(0)
 @pytest.mark.parametrize("number", [signal.SIGALRM, signal.SIGTERM])
 def test_the_end_of_a_leaderboards_time_is_ctrl_c(number: signal.Signals) -> None:
     before = {one: signal.getsignal(one) for one in (signal.SIGALRM, signal.SIGTERM)}

@@ -171,8 +171,8 @@ def limited(seconds: float) -> Iterator[None]:
         raise OutOfTime("out of time")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
     try:
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -185,12 +185,13 @@ def measured(names: Sequence[str], given: argparse.Namespace, device: torch.devi
     for name in names:
         try:
             with limited(ends - time.perf_counter()):
-                yield measure(name, given, device)
+                row = measure(name, given, device)
         except OutOfTime as problem:
-            yield {"method": name, "problem": str(problem)}
+            row = {"method": name, "problem": str(problem)}
         except Exception as problem:  # a method that fails must not take the others' figures with it
             text = " ".join(f"{type(problem).__name__}: {problem}".split())
-            yield {"method": name, "problem": text[:500]}
+            row = {"method": name, "problem": text[:500]}
+        yield row
 
 
 def table(rows: Sequence[Mapping[str, Any]], seeds: int) -> str:
