@@ -23,7 +23,6 @@ from kdad_bench.harness.choices import (
     seeds_from,
     suggestion,
 )
-from kdad_bench.methods.backbones.names import BACKBONES
 
 PRESET_NAMES = tuple(PRESETS)
 MODALITIES = ("rgb", "depth", "rgb+depth")
@@ -67,8 +66,14 @@ def weights_of(value: object) -> object:
     """A file of weights with `~` expanded, after `TEACHER=` where that is given, or the word `random`."""
     if value == "random" or not isinstance(value, (str, Path)):
         return value
-    name, given, file = str(value).partition("=")
-    return f"{name}={weights_of(file)}" if given and name in BACKBONES else str(folder_of(value))
+    name, file = teacher_and_file(str(value))
+    return f"{name}={weights_of(file)}" if name else str(folder_of(file))
+
+
+def teacher_and_file(text: str) -> tuple[str, str]:
+    """`[TEACHER=]FILE` in two; no teacher is an empty name."""
+    name, given, file = text.partition("=")
+    return (name, file) if given and name.isidentifier() else ("", text)
 
 
 def one_or_more(value: object) -> object:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kdad_bench.harness.choices import SelectionError, suggestion
 from kdad_bench.harness.job import TeacherWeights
-from kdad_bench.harness.options import RunOptions
+from kdad_bench.harness.options import RunOptions, teacher_and_file
 from kdad_bench.harness.plan import configurations_of, teachers
 from kdad_bench.harness.selection import Selection
 from kdad_bench.methods.backbones import weights
@@ -42,8 +42,8 @@ def weights_for(selection: Selection, options: RunOptions) -> Mapping[str, Teach
 
 def files_given(texts: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
     """(teacher -> file, files of no named teacher) of `[TEACHER=]FILE`."""
-    named = {text: text.partition("=") for text in texts if text.partition("=")[0].isidentifier() and "=" in text}
-    return {name: file for name, _, file in named.values()}, [text for text in texts if text not in named]
+    pairs = [teacher_and_file(text) for text in texts]
+    return {name: file for name, file in pairs if name}, [file for name, file in pairs if not name]
 
 
 def fitting(source: str, names: list[str]) -> dict[str, TeacherWeights]:
