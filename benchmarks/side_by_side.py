@@ -1,7 +1,7 @@
 """Wall time of `kdad-bench run`: jobs side by side, as it runs them by default, against one after another.
 
     python benchmarks/side_by_side.py                                  # every method, embedded data, one seed
-    python benchmarks/side_by_side.py --busy 1                         # and all of it once more beside a busy core
+    python benchmarks/side_by_side.py --busy 1                         # and the default once more beside a busy core
     python benchmarks/side_by_side.py -- -m stfpm -c gear --steps 5    # other jobs: what follows `--` goes to `run`
 
 Each way is a process of its own, from its start to its exit, in a results folder of its own; the data are drawn and
@@ -81,16 +81,20 @@ def figures(out: Path) -> dict[str, tuple[object, ...]]:
 
 
 def measured(chosen: list[str], repeats: int, beside: int, cores: int) -> dict[str, float]:
-    """Way -> median seconds, the ways in turn; raises SystemExit where accuracies depend on the workers."""
-    took: dict[str, list[float]] = {name: [] for name in ways(cores)}
+    """Way -> median seconds, the ways in turn; raises SystemExit where accuracies depend on the workers.
+
+    Beside busy processes the default alone.
+    """
+    compared = {DEFAULT: ways(cores)[DEFAULT]} if beside else ways(cores)
+    took: dict[str, list[float]] = {name: [] for name in compared}
     with busy(beside):
         for _ in range(repeats):
             found = {}
-            for name, options in ways(cores).items():
+            for name, options in compared.items():
                 with tempfile.TemporaryDirectory(prefix="kdad-side-by-side-") as folder:
                     took[name].append(seconds_of([*chosen, *options], Path(folder)))
                     found[name] = figures(Path(folder))
-            if found[DEFAULT] != found[ALONE]:
+            if found[DEFAULT] != found.get(ALONE, found[DEFAULT]):
                 raise SystemExit("the figures depend on how many jobs run side by side")
     return {name: statistics.median(values) for name, values in took.items()}
 
@@ -105,19 +109,14 @@ def main() -> None:
     chosen = given.jobs or ["--all", "--seeds", "1", "--dataset", "synthetic", "--device", "cpu"]
     subprocess.run([*RUN, *chosen, "--dry-run"], check=True, capture_output=True)
     print(f"kdad-bench run {' '.join(chosen)}; {cores} cores, {given.repeats} runs each\n")
-    print("| beside | way | seconds | against the old way |\n|---|---|---:|---:|")
-    idle: dict[str, float] = {}
-    for beside in dict.fromkeys((0, given.busy)):
-        found = measured(chosen, given.repeats, beside, cores)
-        idle = idle or found
-        old = next(iter(found.values()))
-        where = f"{beside} busy" if beside else "nothing"
-        for name, seconds in found.items():
-            print(f"| {where} | {name} | {seconds:.1f} | {seconds / old:.2f} |", flush=True)
-        if beside:
-            print("\n| way | beside / idle |\n|---|---:|")
-            for name, seconds in found.items():
-                print(f"| {name} | {seconds / idle[name]:.2f} |")
+    print("| way | seconds | against the old way |\n|---|---:|---:|")
+    idle = measured(chosen, given.repeats, 0, cores)
+    old = next(iter(idle.values()))
+    for name, seconds in idle.items():
+        print(f"| {name} | {seconds:.1f} | {seconds / old:.2f} |", flush=True)
+    if given.busy:
+        beside = measured(chosen, given.repeats, given.busy, cores)[DEFAULT]
+        print(f"\ndefault beside {given.busy} busy: {beside:.1f} s, {beside / idle[DEFAULT]:.2f} of its idle time")
 
 
 if __name__ == "__main__":
