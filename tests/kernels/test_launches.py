@@ -69,7 +69,8 @@ def test_every_launch_makes_the_device_of_its_tensors_current(monkeypatch: pytes
         triton_path.flat_gradients(t[0], s[0], *triton_path.flat_sums(t, [[x] for x in s])[0][0], 1.0, (True, True))
         triton_path.attention_weighting(t, s)
         triton_path.scale_in_place(s, torch.empty((), device=META))
-        triton_path.anomaly_map(t, s, (64, 64), "l2", 1.0, "sum", True, 4.0, 16, "torch", "max", (32, 32))
+        triton_path.anomaly_map(t, s, (64, 64), "l2", 1.0, "sum", True, 4.0, 16, "torch", "max", (64, 64))
+        triton_path.anomaly_map(t, s, (96, 96), "l2", 1.0, "sum", True, None, 0, "torch", "max", (64, 64))
     assert set(launched) == set(KERNELS)
 
 
@@ -107,9 +108,11 @@ PLANS = [
     triton_path.maps_plan,
     triton_path.gradient_plan,
     triton_path.flat_plan,
+    triton_path.finish_plan,
     triton_path.flat_gradient_plan,
     triton_path.scale_plan,
     triton_fusion.fusion_of,
+    triton_fusion.twofold_of,
     triton_fusion.steps_of,
 ]
 
@@ -254,7 +257,7 @@ def test_the_sample_of_every_kernel_is_counted_in_64_bits() -> None:
             if line.strip().startswith("n = "):
                 assert line.rstrip().endswith(".to(tl.int64)"), f"{name}: {line.strip()}"
                 counted += 1
-    assert counted == 6
+    assert counted == 7
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
