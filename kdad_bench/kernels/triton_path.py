@@ -177,9 +177,13 @@ def launch_maps(
         [t.new_empty((t.shape[0], t.shape[2], t.shape[3]), dtype=torch.float32) for _ in s]
         for t, s in zip(teachers, students, strict=True)
     ]
-    firsts, seconds = tuple(several[0] for several in students), tuple(several[-1] for several in students)
-    layouts = [tuple(map(layout, some)) for some in (teachers, firsts, seconds)]
-    plan = maps_plan(*layouts, kind, len(students[0]) == 2, scores is not None)
+    firsts = seconds = tuple(several[0] for several in students)
+    layouts = [tuple(map(layout, some)) for some in (teachers, firsts)]
+    layouts.append(layouts[1])
+    if dual := len(students[0]) == 2:
+        seconds = tuple(several[1] for several in students)
+        layouts[2] = tuple(map(layout, seconds))
+    plan = maps_plan(*layouts, kind, dual, scores is not None)
     maps_a, maps_b = tuple(m[0] for m in maps), tuple(m[-1] for m in maps)
     launch(
         triton_kernels.maps_kernel, plan, tuple(teachers), firsts, seconds, maps_a, maps_b,
