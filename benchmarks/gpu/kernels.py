@@ -289,7 +289,7 @@ def checked(names: Sequence[str], out: Path, ends: float) -> list[str]:
     return failed
 
 
-def ordered(compiled: bool) -> list[tuple[benchmark.Case, bool]]:
+def ordered(compiled: bool) -> list[tuple[benchmark_ops.Case, bool]]:
     """What is measured, what matters most first, and whether torch.compile is timed beside it."""
     cases = benchmark.cases(DEVICE, quick=False)
     first = ("discrepancy", "map: sum, blur, max", "loss, forward and backward")

@@ -163,7 +163,7 @@ class Folding(NamedTuple):
 
     def begins(self, way: int) -> tuple[int, ...]:
         """The first source index of every chunk of every tile, along columns (0) or rows (1)."""
-        axis = self[way]
+        axis = (self.down, self.across)[way]
         return tuple(
             first_of(start, axis) + at for start in axis.starts for at in range(0, self.depths[way], self.chunks[way])
         )
@@ -250,8 +250,8 @@ def twofold_of(n: int, shapes: Shapes, step: Step, score: str | None, device: to
     folds = []
     for shape in shapes:
         pair = axes_of(shape, inner, outer.chunks, MULTIPLE)
-        axes = [axis._replace(begins=outer.begins(way)) for way, axis in enumerate(pair)]
-        folds.append(Folding.of(*axes, MOST_CHUNK))
+        down, across = (axis._replace(begins=outer.begins(way)) for way, axis in enumerate(pair))
+        folds.append(Folding.of(down, across, MOST_CHUNK))
     return fusion(n, shapes, step, score, device, block, folds, outer)
 
 
