@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/instructions.py [--arch 90]
 
-Counted in the disassembly by Triton's own nvdisasm. The one loop at these sizes is that over pieces of a fused map; what
+Counted in the disassembly by Triton's own nvdisasm. The one loop here is that over pieces of a fused map; what
 lies in it is counted as often as it runs. The way of a tile with a NaN, sample by sample, is left out.
 """
 
