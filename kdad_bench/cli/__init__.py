@@ -139,7 +139,8 @@ def cli() -> None:
     """Benchmark knowledge-distillation (student-teacher) image anomaly detection.
 
     `kdad-bench run --all` trains and evaluates every method on every data set it finds and writes a leaderboard.
-    Exit codes: 0 all done, 1 some job failed or an unexpected error, 2 bad usage or input, 130 stopped by Ctrl-C, 143 by TERM.
+    Exit codes: 0 all done, 1 some job failed or an unexpected error, 2 bad usage or input, 130 stopped by Ctrl-C,
+    143 by TERM.
     """
 
 
