@@ -202,7 +202,7 @@ def reproduce(
 
     if every and jobs:
         raise click.UsageError("--all and --job: every job, or these; not both")
-    if out is not None and out.absolute() == Path(folder).absolute():
+    if out is not None and out.resolve() == Path(folder).resolve():
         raise BadInput(f"--out {out}: the rows to reproduce lie there; choose another folder")
     with answered(), tempfile.TemporaryDirectory(prefix="kdad-bench-reproduce-") as scratch:
         rows = again.chosen(folder, jobs, methods, every=every)
