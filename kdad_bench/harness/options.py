@@ -16,6 +16,7 @@ from kdad_bench.files import at_home
 from kdad_bench.harness.axes import corruptions_from, counts_from, shares_from
 from kdad_bench.harness.choices import (
     LEAST_SIDE,
+    MOST_COUNT,
     MOST_SIDE,
     PRESETS,
     SETTINGS,
@@ -25,7 +26,6 @@ from kdad_bench.harness.choices import (
     suggestion,
 )
 
-MOST = 10**9  # of steps, epochs and images of a batch
 PRESET_NAMES = tuple(PRESETS)
 MODALITIES = ("rgb", "depth", "rgb+depth")
 
@@ -119,7 +119,7 @@ Folder = Annotated[Path, BeforeValidator(folder_of)]
 Place = Annotated[str, BeforeValidator(place_of)]
 Weights = Annotated[str, BeforeValidator(weights_of)]
 Side = Annotated[int, Field(ge=LEAST_SIDE, le=MOST_SIDE)]
-Positive = Annotated[int, Field(ge=1, le=MOST)]
+Positive = Annotated[int, Field(ge=1, le=MOST_COUNT)]
 Counts = Annotated[tuple[int | None, ...], BeforeValidator(counts_from)]
 Shares = Annotated[tuple[float | None, ...], BeforeValidator(shares_from)]
 Corruptions = Annotated[tuple[str | None, ...], BeforeValidator(corruptions_from)]
