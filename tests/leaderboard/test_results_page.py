@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from kdad_bench.cli import cli
 from kdad_bench.leaderboard import markdown, metric, row
+from kdad_bench.leaderboard.grouping import GROUP_COLUMNS
 from kdad_bench.leaderboard.metric import HEADLINE
-from kdad_bench.leaderboard.summary import GROUP_COLUMNS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
 
