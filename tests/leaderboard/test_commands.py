@@ -137,13 +137,6 @@ def test_show_tells_all_about_a_job_by_the_start_of_its_id(results: Path) -> Non
     assert "begins the ids of 130 jobs" in run("show", "", "--results", results).stderr
 
 
-def test_show_says_what_a_run_does_otherwise_than_its_source(tmp_path: Path) -> None:
-    row = plausible.row("stfpm", "bottle", 0, deviations=("budget: 800 images (paper: 100 epochs)",))
-    store.write(row, tmp_path)
-    told = run("show", row.job_id, "--results", tmp_path).output
-    assert "this run does otherwise\n  budget: 800 images (paper: 100 epochs)\n" in told
-
-
 def test_show_has_a_place_for_every_column_but_the_raw_lists() -> None:
     placed = {*WORDS, *(name for columns in SECTIONS.values() for name in columns)}
     by_themselves = {"status", "reason", "settings", "environment", "throughput"}
