@@ -60,8 +60,8 @@ STANDARD: Candidates = {
         {"batch_size": 8},
         {"batch_size": 8, "value_weight": 0.01},
     ),
-    "dskd": ({}, {"batch_size": 4, "steps": 300}, {"batch_size": 2, "steps": 600}, {"learning_rate": 0.005}),
-    "bmkd": ({}, {"batch_size": 4, "steps": 300}, {"batch_size": 2, "steps": 600}, {"learning_rate": 0.01}),
+    "dskd": ({"steps": 600}, {"batch_size": 4, "steps": 300}, {"batch_size": 8}),
+    "bmkd": ({}, {"batch_size": 2, "steps": 600}),
     "fractalad": (
         {},
         {"kd": False, "weight_decay": 0.01},

@@ -8,6 +8,7 @@ from pathlib import PurePath
 
 from kdad_bench.leaderboard.board import boards
 from kdad_bench.leaderboard.markdown import by_category, ranking, speed
+from kdad_bench.leaderboard.markdown_method import measured
 from kdad_bench.leaderboard.markdown_published import published_and_measured
 from kdad_bench.leaderboard.store import Results
 from kdad_bench.leaderboard.text import markdown as _text
@@ -17,7 +18,10 @@ END = "<!-- leaderboard end -->"
 
 
 def sections(results: Results) -> dict[str, str]:
-    """The tables that may be put into another page, by name: ranking, speed, published, and one per headline metric."""
+    """The tables that may be put into another page, by name.
+
+    ranking, speed, published, one per headline metric, and for each method `measured_METHOD`: it alone.
+    """
     parts: dict[str, list[str]] = {}
     for board in boards(results.table):
         if not board.rows:
@@ -28,6 +32,7 @@ def sections(results: Results) -> dict[str, str]:
             "published": published_and_measured(board),
         }
         tables |= {metric: by_category(board, metric, {}) for metric in board.headline}
+        tables |= {f"measured_{method}": table for method, table in measured(board).items()}
         title = f"**{_text(board.title)}**" + (f" ({', '.join(board.caveats)})" if board.caveats else "")
         for name, table in tables.items():
             parts.setdefault(name, []).append(f"{title}\n\n{table}")
