@@ -66,7 +66,6 @@ STANDARD: Candidates = {
         {},
         {"kd": False, "weight_decay": 0.01},
         {"find_object": True},
-        {"batch_size": 4, "steps": 300},
         {"batch_size": 2, "steps": 600},
     ),
     "stad": ({}, {"width": 16}, {"image_size": 256}, {"image_size": 256, "scales": (65,)}),
