@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import mmap
 import os
@@ -23,6 +24,7 @@ except ImportError:  # Windows: without locks, `sweep` leaves every temporary fi
 
 SUFFIX = ".tmp"  # of a file that is being written: `.NAME.RANDOM.tmp` beside NAME
 JSON_BYTES = 16 << 20  # longest JSON file that is read; the largest of the product's own is far below
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes that file systems take
 T = TypeVar("T", dict, list)  # type: ignore[type-arg]  # what a JSON file may hold at its top
 
 _scratch: dict[int, weakref.ref[mmap.mmap]] = {}  # address -> nameless file that is mapped there
@@ -34,6 +36,19 @@ class CacheError(ValueError):
 
 class DamagedError(ValueError):
     """A file of the product's own is not what it wrote: one line that names it, what is wrong and the remedy."""
+
+
+def at_home(text: str) -> str:
+    """A path as a person writes it with `~` as the home folder; raises ValueError, in words, for what is no path."""
+    if not text.strip():
+        raise ValueError("is empty; give a path, `.` is the current folder")
+    coded = os.fsencode(text)
+    if len(coded) > LONGEST_PATH or max(map(len, coded.split(b"/"))) > LONGEST_NAME:
+        raise ValueError(f"is too long for a path: {LONGEST_NAME} bytes a name, {LONGEST_PATH} in all")
+    try:
+        return os.fspath(Path(text).expanduser())
+    except RuntimeError as error:
+        raise ValueError(f"is no path ({error})") from error
 
 
 def cache_folder() -> Path:
@@ -57,9 +72,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary)` and put what it wrote at `path` in one step: nobody ever sees half a file.
 
     The file and its folder are flushed to disk, an existing file keeps its permissions, and a link is followed.
-    Folders on the way are made. Raises OSError, and what `write` raises; `path` is then as it was before.
+    Folders on the way are made. Raises OSError, and what `write` raises; `path` is then as it was before. A device, a
+    pipe or a socket at `path` is refused with OSError: it would be replaced by a file, /dev/null among them.
     """
     path = Path(os.path.realpath(path))
+    _refuse_what_is_no_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(path) as temporary:
         write(temporary)
@@ -69,6 +86,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     with contextlib.suppress(OSError):  # a file system whose folders cannot be opened or flushed
         _flush(path.parent)
+
+
+def _refuse_what_is_no_file(path: Path) -> None:
+    """Raises OSError for what is there and neither a file nor a folder (which the system itself refuses to replace)."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise OSError(errno.EINVAL, "Not a file but a device, a pipe or a socket", str(path))
 
 
 def write_text_whole(path: Path, text: str) -> None:

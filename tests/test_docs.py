@@ -52,7 +52,7 @@ def test_links_between_pages_resolve(page: Path) -> None:
 
 def test_the_tables_of_the_pages_are_those_of_the_rows_beside_them() -> None:
     from kdad_bench.leaderboard import store
-    from kdad_bench.leaderboard.markdown import refreshed, sections
+    from kdad_bench.leaderboard.excerpts import refreshed, sections
 
     for place in ("docs/results/quick", "docs/results/real"):
         tables = sections(store.read(ROOT / place))
@@ -64,7 +64,7 @@ def test_the_tables_of_the_pages_are_those_of_the_rows_beside_them() -> None:
 
 def test_a_method_with_real_rows_shows_them_on_its_own_page_and_they_are_those_of_the_rows() -> None:
     from kdad_bench.leaderboard import store
-    from kdad_bench.leaderboard.markdown import refreshed, sections
+    from kdad_bench.leaderboard.excerpts import refreshed, sections
 
     tables = sections(store.read(ROOT / "docs" / "results" / "real"))
     pages = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "methods").glob("*.md")}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdad_bench import files
@@ -142,6 +143,7 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
         assert files.read_json(tmp_path / "a.json", type(value)) == value  # type: ignore[type-var]
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(content=st.binary(max_size=60) | st.text('[]{}",:0123456789eE-+.nulltrueNaN\\u \n', max_size=60).map(str.encode))
 def test_any_bytes_are_read_or_called_damaged(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.json"
@@ -157,3 +159,17 @@ def test_a_name_as_long_as_names_may_be_is_written_whole(tmp_path: Path) -> None
     path = tmp_path / ("\N{CJK UNIFIED IDEOGRAPH-5B57}" * 85)  # 255 bytes
     files.write_text_whole(path, "x")
     assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_device_a_pipe_and_a_socket_are_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "socket"))
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "socket", "link"):
+        before = os.stat(tmp_path / name)
+        with pytest.raises(OSError, match="Not a file but a device") as refused:
+            files.write_text_whole(tmp_path / name, "x")
+        assert refused.value.strerror
+        assert os.stat(tmp_path / name).st_ino == before.st_ino
+    assert not list(tmp_path.glob(".*"))

@@ -17,7 +17,7 @@ from kdad_bench.cli.ending import orderly, reader_left, silence_stdout
 from kdad_bench.cli.ranges import Number, Whole, readable
 from kdad_bench.leaderboard.text import printable
 
-__all__ = ["COMMANDS", "SIDE", "BadInput", "Number", "Whole", "cli", "main"]
+__all__ = ["COMMANDS", "COUNT", "SIDE", "BadInput", "Number", "Whole", "cli", "main"]
 
 # command -> ("module:attribute", one line for --help, so that --help imports no command)
 COMMANDS = {
@@ -53,6 +53,7 @@ class BadInput(click.ClickException):
     exit_code = 2
 
 
+COUNT = Whole(1, 10**9)  # of steps, calls, images of a batch
 SIDE = Whole(32, 8192)  # of square images, px
 
 
@@ -138,7 +139,8 @@ def cli() -> None:
     """Benchmark knowledge-distillation (student-teacher) image anomaly detection.
 
     `kdad-bench run --all` trains and evaluates every method on every data set it finds and writes a leaderboard.
-    Exit codes: 0 all done, 1 some job failed or an unexpected error, 2 bad usage or input, 130 stopped by Ctrl-C.
+    Exit codes: 0 all done, 1 some job failed or an unexpected error, 2 bad usage or input, 130 stopped by Ctrl-C,
+    143 by TERM.
     """
 
 

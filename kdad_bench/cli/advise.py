@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from kdad_bench.cli import BadInput, Number
-from kdad_bench.cli.parameters import LocalPath
+from kdad_bench.cli.parameters import LocalPath, Place
 from kdad_bench.leaderboard.metric import ACCURACY, METRICS
 from kdad_bench.leaderboard.text import printable
 
@@ -25,7 +25,11 @@ MOST_PERHAPS = 3  # methods that are told at length though rows do not know whet
 @click.command()
 @click.option("--data", required=True, metavar="folder:PATH", help="Your images; only the normal ones are counted.")
 @click.option(
-    "--results", default="results", show_default=True, help="Results folder or URL with the rows to judge by."
+    "--results",
+    type=Place(),
+    default="results",
+    show_default=True,
+    help="Results folder or URL with the rows to judge by.",
 )
 @click.option("--latency-ms", type=Number(min=0, min_open=True), help="Most ms per image, batch 1, median.")
 @click.option(

@@ -11,6 +11,7 @@ from typing import Any
 import rich_click as click
 
 from kdad_bench.cli import BadInput
+from kdad_bench.cli.parameters import LocalPath
 from kdad_bench.leaderboard.markdown_parts import table_of
 from kdad_bench.leaderboard.numbers import MISSING
 from kdad_bench.leaderboard.text import printable
@@ -24,7 +25,7 @@ SAID = (
 
 
 @click.command()
-@click.argument("results", type=click.Path(path_type=Path), default=Path("results"))
+@click.argument("results", type=LocalPath(), default=Path("results"))
 @click.option("--json", "as_json", is_flag=True, help="The curves with their gaps, a JSON object per job.")
 def audit(results: Path, as_json: bool) -> None:
     """Show by how much the best checkpoint on the test set beats the one that is kept, per method.

@@ -11,7 +11,7 @@ import rich_click as click
 from rich.console import Console
 from rich.table import Table
 
-from kdad_bench.cli import SIDE, BadInput
+from kdad_bench.cli import COUNT, SIDE, BadInput
 from kdad_bench.cli.parameters import LocalPath
 from kdad_bench.leaderboard.text import printable
 
@@ -30,11 +30,11 @@ def bench() -> None:
 @click.option("--category", default=None, help="A category.  [default: the first]")
 @click.option("--dataset", default="synthetic", show_default=True, help="The data set.")
 @click.option("--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Data folder.")
-@click.option("--steps", type=click.IntRange(min=1), default=60, show_default=True, help="Optimiser steps.")
+@click.option("--steps", type=COUNT, default=60, show_default=True, help="Optimiser steps.")
 @click.option("--size", type=SIDE, default=128, show_default=True, help="Side of the images, px.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Training batch.")
+@click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Training batch.")
 @click.option("--teacher", default="efficientnet_lite0", show_default=True, help="The teacher of both.")
-@click.option("--seed", type=int, default=0, show_default=True, help="The seed of both.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="The seed of both.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def end_to_end(as_json: bool, **given: Any) -> None:
     """Train and evaluate STFPM on one category, once by a plain loop and once by this harness; print the ratios.
@@ -66,7 +66,7 @@ def end_to_end(as_json: bool, **given: Any) -> None:
 
 @bench.command(name="export")
 @click.argument("model", type=LocalPath(file_okay=False))
-@click.option("--rounds", type=click.IntRange(min=1), default=100, show_default=True, help="Calls of each runtime.")
+@click.option("--rounds", type=COUNT, default=100, show_default=True, help="Calls of each runtime.")
 @click.option("--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Data folder.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def export(model: Path, rounds: int, data_root: Path | None, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from kdad_bench.cli import BadInput, Number
+from kdad_bench.cli.parameters import Place
 from kdad_bench.leaderboard.metric import ACCURACY, HEADLINE, METRICS
 from kdad_bench.leaderboard.text import printable
 
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("first")
-@click.argument("second")
+@click.argument("first", type=Place(), metavar="FIRST")
+@click.argument("second", type=Place(), metavar="SECOND")
 @click.option(
-    "--results", default="results", show_default=True, help="Results folder, when FIRST and SECOND are methods."
+    "--results",
+    type=Place(),
+    default="results",
+    show_default=True,
+    help="Results folder, when FIRST and SECOND are methods.",
 )
 @click.option(
-    "--metric", "metrics", multiple=True, help=f"Column to compare, repeatable [default: {', '.join(HEADLINE)}]."
+    "--metric", "metrics", multiple=True, help=f"Column to compare, repeatable.  [default: {', '.join(HEADLINE)}]"
 )
 @click.option(
     "--tolerance",

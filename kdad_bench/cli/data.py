@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 
 from kdad_bench.cli import BadInput
 from kdad_bench.cli.amounts import Amounts
+from kdad_bench.cli.parameters import LocalPath
 
 if TYPE_CHECKING:
     from kdad_bench.datasets import Category, Entry
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 SHOWN = 20  # problems printed for each category; --json has all
 data_folder = click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=LocalPath(file_okay=False),
     envvar="KDAD_DATA",
     default=Path("data"),
     show_default="KDAD_DATA, or ./data",
@@ -84,7 +85,7 @@ def data() -> None:
 @data_folder
 @click.option("--accept-license", is_flag=True, help="Accept the licence of the data set without being asked.")
 @click.option("--url", help="Another address of the archive: a mirror.")
-@click.option("--archive", type=click.Path(path_type=Path), help="An archive on this machine; nothing is downloaded.")
+@click.option("--archive", type=LocalPath(), help="An archive on this machine; nothing is downloaded.")
 @click.option("--sha256", help="Checksum of the archive, where it is not the published one.")
 @click.option("--keep-archive", is_flag=True, help="Keep the downloaded archive after it has been unpacked.")
 def fetch(
@@ -103,7 +104,6 @@ def fetch(
     """
     from kdad_bench.datasets import fetch as fetching
     from kdad_bench.datasets.category import DatasetError
-    from kdad_bench.datasets.finding import at_home
     from kdad_bench.datasets.verify import count
 
     try:
@@ -115,7 +115,6 @@ def fetch(
     if sha256 is not None and (len(sha256) != 64 or any(letter not in "0123456789abcdefABCDEF" for letter in sha256)):
         raise click.UsageError(f"--sha256 '{sha256}': must be 64 hexadecimal digits")
     try:
-        out = at_home(out)
         place = fetching.existing(source, out)
         if place is None:
             click.echo(f"{source.title}: {source.licence}\nMore about it: {source.page}", err=True)
@@ -148,7 +147,7 @@ def _accept(given: bool) -> None:
 
 
 @data.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=LocalPath())
 @click.option(
     "--against",
     type=DataSetName(lambda one: one.published or is_outside(one), "none"),
@@ -210,11 +209,17 @@ def _differs(lines: list[str]) -> bool:
 @data.command()
 @click.argument("dataset")
 @click.option("--category", "names", multiple=True, help="Category (repeatable); all of them if not given.")
+@click.option("--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Folder with data sets.")
 @click.option(
-    "--data-root", type=click.Path(path_type=Path), envvar="KDAD_DATA", help="Folder with data sets (KDAD_DATA)."
+    "--modality",
+    type=click.Choice(["rgb", "depth", "rgb+depth"]),
+    default="rgb",
+    show_default=True,
+    help="What is drawn.",
 )
-@click.option("--modality", type=click.Choice(["rgb", "depth", "rgb+depth"]), default="rgb", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("preview"), show_default=True)
+@click.option(
+    "--out", type=LocalPath(file_okay=False), default=Path("preview"), show_default=True, help="Folder to write."
+)
 @click.option("--columns", type=click.IntRange(1, 50), default=6, show_default=True, help="Images a row.")
 @click.option("--side", type=click.IntRange(16, 1024), default=160, show_default=True, help="Pixels of an image.")
 def preview(
@@ -225,12 +230,10 @@ def preview(
     DATASET is a name of `list datasets`, folder:PATH, or a stand-in under the data root.
     """
     from kdad_bench import datasets
-    from kdad_bench.datasets.finding import at_home
     from kdad_bench.datasets.preview import contact_sheet
 
     try:
         found: list[Category] = datasets.categories(dataset, data_root, names, modality=modality, partly=True)
-        out = at_home(out)
         out.mkdir(parents=True, exist_ok=True)
         for category in found:
             path = out / f"{category.dataset.partition(':')[0]}-{category.name}-{modality}.png"
@@ -247,7 +250,7 @@ def preview(
 @data_folder
 @click.option("--category", "names", multiple=True, help="Category (repeatable); all of them if not given.")
 @click.option("--size", type=click.IntRange(64, 4096), help="Longer side in pixels; the published one if not given.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the drawings.")
 def generate(like: str, out: Path, names: tuple[str, ...], size: int | None, seed: int) -> None:
     """Draw a stand-in for a data set: its numbers, sizes and layout, with drawn images.
 
@@ -255,7 +258,6 @@ def generate(like: str, out: Path, names: tuple[str, ...], size: int | None, see
     """
     from kdad_bench.datasets import stand_in
     from kdad_bench.datasets.category import DatasetError
-    from kdad_bench.datasets.finding import at_home
 
     began = time.perf_counter()
     try:
@@ -267,7 +269,7 @@ def generate(like: str, out: Path, names: tuple[str, ...], size: int | None, see
                 drawn += 1
                 shown("draw", drawn, total)
 
-            place = stand_in.generate(like, at_home(out), names, size=size, seed=seed, done=done)
+            place = stand_in.generate(like, out, names, size=size, seed=seed, done=done)
     except (DatasetError, OSError) as error:
         raise BadInput(str(error)) from error
     click.echo(f"{place}: {total} images in {time.perf_counter() - began:.0f} s")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from kdad_bench.cli import SIDE, BadInput
-from kdad_bench.cli.parameters import LocalPath, complete_category
+from kdad_bench.cli.parameters import LocalPath, Place, complete_category
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ TOLD = (
 @click.option(
     "--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Folder that holds data sets."
 )
-@click.option("--out", metavar="DIR|URL", default="results", help="Results folder, local or any fsspec URL.")
+@click.option("--out", type=Place(), default="results", help="Results folder, local or any fsspec URL.")
 @click.option("--pictures/--no-pictures", default=True, help="A contact sheet per category in pictures/.")
 @click.option("--dry-run", is_flag=True, help="Read and check everything, say what matched, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object per category on stdout; words on stderr.")

@@ -9,6 +9,7 @@ from typing import Any
 
 import rich_click as click
 
+from kdad_bench.cli import COUNT
 from kdad_bench.cli.parameters import LocalPath
 
 ARCHS = ("75", "80", "86", "89", "90", "100", "120")
@@ -73,7 +74,7 @@ def inspect(archs: tuple[str, ...], quick: bool) -> None:
 @click.option("--quick", is_flag=True, help="Three ops on one batch.")
 @click.option("--device", default=None, help="cpu or cuda; the GPU if there is one.")
 @click.option("--op", "ops", multiple=True, help="Only ops whose name contains this.")
-@click.option("--batch", "batches", type=int, multiple=True, help="Only these batch sizes.")
+@click.option("--batch", "batches", type=COUNT, multiple=True, help="Only these batch sizes.")
 @click.option(
     "--layout", "layouts", type=click.Choice(["nchw", "channels_last"]), multiple=True, help="Only these layouts."
 )

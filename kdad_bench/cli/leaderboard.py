@@ -7,17 +7,18 @@ from pathlib import Path
 import rich_click as click
 
 from kdad_bench.cli import BadInput
+from kdad_bench.cli.parameters import LocalPath, Place
 
 
 @click.command()
-@click.argument("results")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where to write [default: RESULTS].")
+@click.argument("results", type=Place())
+@click.option("--out", type=LocalPath(file_okay=False), help="Where to write.  [default: RESULTS]")
 @click.option(
     "--figures", is_flag=True, help="Also draw figures/ as SVG and PNG: Pareto, seeds, ranks, batch, image size."
 )
 @click.option(
     "--into",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    type=LocalPath(dir_okay=False, exists=True),
     help="Draw only the tables between `<!-- leaderboard begin: NAME -->` and `<!-- leaderboard end -->` of this file.",
 )
 @click.option(

@@ -14,18 +14,18 @@ from typing import Any, BinaryIO
 import rich_click as click
 
 from kdad_bench.cli import BadInput
+from kdad_bench.cli.parameters import LocalPath
 from kdad_bench.leaderboard.text import printable
 
 LONGEST_LINE = 100_000  # bytes
+MOST_LINES = 10**9
 PATIENCE = 0.5  # seconds between two looks at a log that is being written
 
 
 @click.command()
 @click.argument("job")
-@click.option(
-    "--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Results folder."
-)
-@click.option("--last", type=click.IntRange(min=1), help="Only the last so many lines.")
+@click.option("--results", type=LocalPath(), default=Path("results"), show_default=True, help="Results folder.")
+@click.option("--last", type=click.IntRange(1, MOST_LINES), help="Only the last so many lines.")
 @click.option("--follow", "-f", is_flag=True, help="Go on as the job writes, until it ends.")
 @click.option("--json", "as_json", is_flag=True, help="The JSON lines as they are.")
 def logs(job: str, results: Path, last: int | None, follow: bool, as_json: bool) -> None:

@@ -9,7 +9,10 @@ from typing import Any
 import rich_click as click
 from click.shell_completion import CompletionItem
 
+from kdad_bench.files import at_home
 from kdad_bench.methods import METHODS
+
+SHOWN = 60  # letters of a path in the line that refuses it
 
 
 class LocalPath(click.Path):
@@ -19,11 +22,25 @@ class LocalPath(click.Path):
         super().__init__(path_type=Path, **options)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path; a usage error for the home folder of a user who is not there."""
+        """The path; a usage error for what can be none, the home folder of a user who is not there among it."""
         try:
-            return super().convert(os.fspath(Path(value).expanduser()), param, ctx)
-        except RuntimeError as error:
-            self.fail(f"{value}: {error}", param, ctx)
+            return super().convert(at_home(os.fspath(value)), param, ctx)
+        except ValueError as error:
+            self.fail(f"'{str(value)[:SHOWN]}' {error}", param, ctx)
+
+
+class Place(click.ParamType[str]):
+    """A folder on this machine, `~` expanded, or a URL as it stands: where results lie."""
+
+    name = "dir|url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The folder or URL; a usage error for what can be neither."""
+        text = os.fspath(value)
+        try:
+            return text if "://" in text else at_home(text)
+        except ValueError as error:
+            self.fail(f"'{text[:SHOWN]}' {error}", param, ctx)
 
 
 class MethodName(click.ParamType[Any]):

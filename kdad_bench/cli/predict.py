@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,28 +51,39 @@ def predict(model: Path, images: tuple[str, ...], method: tuple[str, str] | None
     from kdad_bench.harness.scoring import ScoreError
     from kdad_bench.methods.checkpoint import ModelError
 
-    make(given["out"])
-    try:
-        found = harness.predict(model, images, **given)
-    except (DecisionError, ModelError, ScoreError, SelectionError) as error:
-        raise BadInput(str(error)) from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
-        raise BadInput(
-            f"{error.filename or given['out']}: cannot be written ({error.strerror}); choose --out"
-        ) from error
+    with folder_for(given["out"]):
+        try:
+            found = harness.predict(model, images, **given)
+        except (DecisionError, ModelError, ScoreError, SelectionError) as error:
+            raise BadInput(str(error)) from error
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            where = error.filename or given["out"]
+            raise BadInput(f"{where}: cannot be written ({error.strerror}); choose --out") from error
     show(found, as_json=as_json)
     sys.exit(0 if not found.failed else 1 if found.images else 2)
 
 
-def make(folder: Path | None) -> None:
-    """Make the folder for pictures, if one was named; BadInput where that cannot be."""
+@contextlib.contextmanager
+def folder_for(out: Path | None) -> Iterator[None]:
+    """Make the folder for pictures, if one was named, before anything takes long; an error takes it away again, empty.
+
+    Raises BadInput where it cannot be made.
+    """
     try:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        new = [one for one in (out, *out.parents) if not one.exists()] if out is not None else []
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"{folder}: no folder can be made there ({error.strerror}); choose --out") from error
+        raise BadInput(f"{out}: no folder can be made there ({error.strerror}); choose --out") from error
+    try:
+        yield
+    except BaseException:
+        for one in new:
+            with contextlib.suppress(OSError):  # it holds something by now
+                one.rmdir()
+        raise
 
 
 def show(found: Predictions, *, as_json: bool) -> None:

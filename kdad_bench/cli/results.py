@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from kdad_bench.cli import BadInput
-from kdad_bench.cli.parameters import LocalPath, MethodName
+from kdad_bench.cli.parameters import LocalPath, MethodName, Place
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def results() -> None:
 
 
 @results.command()
-@click.argument("folder")
+@click.argument("folder", type=Place())
 def compact(folder: str) -> None:
     """Put all rows into one Parquet file: ten thousand jobs are then read in milliseconds.
 
@@ -43,7 +43,7 @@ def compact(folder: str) -> None:
 
 
 @results.command()
-@click.argument("folder")
+@click.argument("folder", type=Place())
 @click.option(
     "--expect", type=click.IntRange(min=0), help="Fail unless exactly this many jobs are finished (status ok)."
 )
@@ -81,9 +81,9 @@ def verify(context: click.Context, folder: str, expect: int | None, as_json: boo
 
 
 @results.command()
-@click.argument("folder")
+@click.argument("folder", type=Place())
 @click.argument("kind", type=click.Choice(["csv", "json", "sqlite"]))
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write [default: results.KIND].")
+@click.option("--out", type=LocalPath(dir_okay=False), help="File to write.  [default: results.KIND]")
 def export(folder: str, kind: str, out: Path | None) -> None:
     """Write all rows as CSV, JSON or an SQLite database (table `results`)."""
     from kdad_bench.leaderboard import store
@@ -97,7 +97,7 @@ def export(folder: str, kind: str, out: Path | None) -> None:
 
 
 @results.command()
-@click.argument("folder")
+@click.argument("folder", type=Place())
 @click.option(
     "--out", type=LocalPath(dir_okay=False), default="results.kdad.zip", show_default=True, help="File to write."
 )
@@ -164,7 +164,7 @@ def check(
 
 
 @results.command()
-@click.argument("folder")
+@click.argument("folder", type=Place())
 @click.option("--job", "jobs", multiple=True, metavar="ID", help="Of these jobs: the beginnings of their ids.")
 @click.option("--method", "-m", "methods", type=MethodName(), multiple=True, help="Of these methods alone.")
 @click.option(
@@ -202,7 +202,7 @@ def reproduce(
 
     if every and jobs:
         raise click.UsageError("--all and --job: every job, or these; not both")
-    if out is not None and out.absolute() == Path(folder).absolute():
+    if out is not None and out.resolve() == Path(folder).resolve():
         raise BadInput(f"--out {out}: the rows to reproduce lie there; choose another folder")
     with answered(), tempfile.TemporaryDirectory(prefix="kdad-bench-reproduce-") as scratch:
         rows = again.chosen(folder, jobs, methods, every=every)
@@ -232,7 +232,7 @@ def reproduction(found: Reproduced) -> str:
 
 
 @results.command()
-@click.argument("folder", required=False)
+@click.argument("folder", type=Place(), required=False)
 @click.option("--check", "file", type=LocalPath(), help="Only examine this submission, a .tar.gz or a folder.")
 @click.option(
     "--out", type=LocalPath(dir_okay=False), default="submission.tar.gz", show_default=True, help="File to write."

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 from rich.console import Console
 
-from kdad_bench.cli import SIDE, BadInput, Number
+from kdad_bench.cli import COUNT, SIDE, BadInput, Number
 from kdad_bench.cli.measuring import measure_speed
-from kdad_bench.cli.parameters import LocalPath, MethodName, complete_category
+from kdad_bench.cli.parameters import LocalPath, MethodName, Place, complete_category
 from kdad_bench.cli.run_report import PlainConsole, counted, report, stopped
 from kdad_bench.cli.terminal import outlived
 from kdad_bench.leaderboard.text import printable
@@ -67,7 +67,7 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
     show_envvar=True,
     help="Folder that holds data sets.",
 )
-@click.option("--out", metavar="DIR|URL", help="Results folder, local or any fsspec URL.  [default: results]")
+@click.option("--out", type=Place(), help="Results folder, local or any fsspec URL.  [default: results]")
 @click.option("--config", type=LocalPath(dir_okay=False), help="TOML file with the same choices.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and an estimate, run nothing.")
 @click.option(
@@ -86,9 +86,9 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
     metavar="[TEACHER=]FILE|random",
     help="Weights of the teachers that the file fits; may be repeated. `random` only for tests.",
 )
-@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps, in place of the preset's budget.")
-@click.option("--epochs", type=click.IntRange(min=1), help="Epochs, in place of the preset's budget.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Training batch.")
+@click.option("--steps", type=COUNT, help="Optimiser steps, in place of the preset's budget.")
+@click.option("--epochs", type=COUNT, help="Epochs, in place of the preset's budget.")
+@click.option("--batch-size", type=COUNT, help="Training batch.")
 @click.option("--image-size", type=SIDE, help="Side of what the networks see, px, divisible by 32.")
 @click.option("--resolution", type=SIDE, help="Side at which images are loaded and maps evaluated, px.")
 @click.option(
@@ -99,7 +99,7 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 @click.option("--tile", type=SIDE, help="Learn and score in tiles of this side, px at the resolution.")
 @click.option(
     "--overlap",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, 8192),
     help="Least overlap of neighbouring tiles, px.  [default: a quarter of a tile]",
 )
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="Autocast of the networks.")
@@ -197,7 +197,7 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 )
 @click.option(
     "--audit-every",
-    type=click.IntRange(min=1),
+    type=COUNT,
     metavar="STEPS",
     help="So often.  [default: a twentieth of the training]",
 )

@@ -10,6 +10,7 @@ from typing import Any
 import rich_click as click
 
 from kdad_bench.cli import BadInput
+from kdad_bench.cli.parameters import Place
 from kdad_bench.leaderboard.metric import ACCURACIES, COSTS, MEASURED
 from kdad_bench.leaderboard.text import printable
 
@@ -43,7 +44,7 @@ BESIDE = {"picture": "pictures/{}.png", "log": "logs/{}.jsonl", "maps": "maps/{}
 
 @click.command()
 @click.argument("job")
-@click.option("--results", default="results", show_default=True, help="Results folder or fsspec URL.")
+@click.option("--results", type=Place(), default="results", show_default=True, help="Results folder or fsspec URL.")
 @click.option("--json", "as_json", is_flag=True, help="The whole row as JSON on stdout, raw measurements included.")
 def show(job: str, results: str, as_json: bool) -> None:
     """Show everything about one JOB: its id, or the first digits of it."""

@@ -13,6 +13,7 @@ from kdad_bench.methods import METHODS, known, outside
 MOST_SEED = 2**63 - 1  # what a column of rows holds
 MOST_SEEDS = 10_000
 LEAST_SIDE, MOST_SIDE = 32, 8192  # of square images, px
+MOST_COUNT = 10**9  # of steps, epochs and images of a batch: a row has 32 bits for each
 
 
 class SelectionError(ValueError):

@@ -12,9 +12,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from kdad_bench.datasets import FITS, SQUASH
+from kdad_bench.files import at_home
 from kdad_bench.harness.axes import corruptions_from, counts_from, shares_from
 from kdad_bench.harness.choices import (
     LEAST_SIDE,
+    MOST_COUNT,
     MOST_SIDE,
     PRESETS,
     SETTINGS,
@@ -48,13 +50,13 @@ def seeds_of(value: object) -> object:
 
 
 def folder_of(value: object) -> object:
-    """A path with `~` expanded; raises ValueError for the home folder of a user who is not there."""
+    """A path with `~` expanded; raises ValueError for none, and for the home folder of a user who is not there."""
     if not isinstance(value, (str, Path)):
         return value
     try:
-        return Path(value).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"'{value}': {error}") from error
+        return Path(at_home(str(value)))
+    except ValueError as error:
+        raise ValueError(f"'{str(value)[:60]}' {error}") from error
 
 
 def place_of(value: object) -> object:
@@ -117,7 +119,7 @@ Folder = Annotated[Path, BeforeValidator(folder_of)]
 Place = Annotated[str, BeforeValidator(place_of)]
 Weights = Annotated[str, BeforeValidator(weights_of)]
 Side = Annotated[int, Field(ge=LEAST_SIDE, le=MOST_SIDE)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=MOST_COUNT)]
 Counts = Annotated[tuple[int | None, ...], BeforeValidator(counts_from)]
 Shares = Annotated[tuple[float | None, ...], BeforeValidator(shares_from)]
 Corruptions = Annotated[tuple[str | None, ...], BeforeValidator(corruptions_from)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdad_bench.datasets import Category, all_sealed, fingerprint
 from kdad_bench.harness.axes import Axes, refuse_what_does_not_fit
-from kdad_bench.harness.choices import MULTI_CLASS, PRESETS, SelectionError, suggestion
+from kdad_bench.harness.choices import MOST_COUNT, MULTI_CLASS, PRESETS, SelectionError, suggestion
 from kdad_bench.harness.job import Job, Part, TeacherWeights, id_of
 from kdad_bench.harness.lone_batch import refuse_lone_batches
 from kdad_bench.harness.selection import Selection
@@ -212,6 +212,8 @@ def configured(settings: Any, overrides: Mapping[str, Any], where: str) -> Any:
             raise SelectionError(
                 f"{where}: {name}={value!r} does not fit, the default is {known[name]!r} ({type(known[name]).__name__})"
             )
+        if type(value) is int and abs(value) > MOST_COUNT:
+            raise SelectionError(f"{where}: {name}={value} is beyond what a row can say; take at most {MOST_COUNT}")
     try:
         return replace(settings, **overrides)
     except (ValueError, TypeError) as error:

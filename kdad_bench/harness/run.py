@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from kdad_bench import datasets
-from kdad_bench.datasets.splits import FRACTION
 from kdad_bench.files import let_go
 from kdad_bench.harness import allowance, clock, together
 from kdad_bench.harness.audit import Audit
@@ -23,15 +22,7 @@ from kdad_bench.harness.environment import describe, give_freed_memory_back, kee
 from kdad_bench.harness.job import Job, TeacherWeights
 from kdad_bench.harness.judging import judged
 from kdad_bench.harness.late_fusion import FusedModalities
-from kdad_bench.harness.material import (
-    count_of,
-    held_out_of,
-    judged_category,
-    judged_on,
-    learnt_from,
-    pictures,
-    pictures_of,
-)
+from kdad_bench.harness.material import count_of, judged_category, normals, pictures, pictures_of, test_set
 from kdad_bench.harness.output import Work, checkpoint_path, keep_beside
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
 from kdad_bench.harness.scoring import MOST_BYTES, as_images, batch_for, batch_invariance, let_go_of_scores, score_all
@@ -158,47 +149,6 @@ def taught(
     return together.load(job, work, normal.device), learnt
 
 
-def normals(job: Job, *, learning: bool = True) -> tuple[Any, Any]:
-    """(images to learn from, held-out images) uint8 [N, 3 M, R, R], the M modalities stacked along the channels; where
-    a job does not see whole squares, lists of pictures [3 M, h, w].
-
-    Normals are held out where a threshold or a late fusion needs them: the validation split that the data set ships,
-    else a share of the training images drawn by the job's seed. Of categories that are learnt together those of each
-    are held out, and the ones returned are those of the job's own; the images to learn from are those of all, unless
-    nothing is to be learnt any more.
-    """
-    if not job.together:
-        return normals_of(job)
-    every = {one.category.name: normals_of(one) for one in (job.siblings if learning else (job,))}
-    own = every[job.category.name]
-    return np.concatenate([fit for fit, _ in every.values()]) if learning else own[0][:0], own[1]
-
-
-def normals_of(job: Job) -> tuple[Any, Any]:
-    """The same of the job's own category."""
-    if not job.view.plain:
-        return pictures_apart(job)
-    parts = datasets.single_modalities(job.category)
-    if not job.hold_out and len(parts) == 1:
-        images = datasets.load_train(job.category, job.resolution)
-        return learnt_from(job, images), images[:0]
-    fraction = job.hold_out or FRACTION
-    found = [datasets.load_normals(part, job.resolution, fraction=fraction, seed=job.seed) for part in parts]
-    fit = np.concatenate([one.fit for one in found], 1)
-    return learnt_from(job, fit), np.concatenate([one.held_out for one in found], 1)
-
-
-def pictures_apart(job: Job) -> tuple[list[Any], list[Any]]:
-    """What `normals` gives, as pictures of the shapes that the job's view gives them."""
-    train = pictures(job, job.category, "train")
-    if not held_out_of(job):
-        return learnt_from(job, train), []
-    if job.category.validation:
-        return learnt_from(job, train), pictures(job, job.category, "validation")
-    fit, apart = datasets.held_out(len(train), fraction=held_out_of(job), seed=job.seed)
-    return learnt_from(job, [train[k] for k in fit]), [train[k] for k in apart]
-
-
 def squares(job: Job, images: Any) -> Any:
     """uint8 [K, 3 M, S, S]: what the method itself sees of images from `normals`."""
     return images if job.view.plain else all_windows(images, job.view, job.resolution)
@@ -236,14 +186,6 @@ def score_unseen(job: Job, method: Method, held_out: Any) -> tuple[Scores | None
     found = score_all(method, images, job.name, torch.device(job.device))
     sizes = None if job.view.plain else np.array([one.shape[-2:] for one in images], np.int64)
     return found, threshold_of(found.pixel, sizes)
-
-
-def test_set(job: Job) -> datasets.TestSet:
-    """The test images, the modalities stacked along the channels, as the axes of the job say."""
-    parts = datasets.single_modalities(job.category)
-    found = [datasets.load_test(part, job.resolution, job.view.fit) for part in parts]
-    stacked = found[0]._replace(images=np.concatenate([one.images for one in found], 1)) if found[1:] else found[0]
-    return judged_on(job.axes, job.category, job.seed, stacked)
 
 
 def peaks_of(maps: Tensor, sizes: Any) -> Tensor:

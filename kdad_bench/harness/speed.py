@@ -18,7 +18,8 @@ from kdad_bench.harness.cost import batches_of, is_quick, latencies, one_thread,
 from kdad_bench.harness.determinism import choose_algorithms
 from kdad_bench.harness.environment import MOST_BUSY, describe, keep_freed_memory
 from kdad_bench.harness.job import Job
-from kdad_bench.harness.run import build, normals, squares, synchronise, timed_on
+from kdad_bench.harness.material import normals
+from kdad_bench.harness.run import build, squares, synchronise, timed_on
 from kdad_bench.harness.scoring import as_images
 from kdad_bench.harness.speed_key import configuration, key_of
 from kdad_bench.leaderboard.measurement import Measurement

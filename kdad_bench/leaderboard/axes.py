@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdad_bench.leaderboard.board import Board
+from kdad_bench.leaderboard.grouping import entrants_of, identity_of
 from kdad_bench.leaderboard.metric import HEADLINE
-from kdad_bench.leaderboard.summary import Entrant, Estimate, Group, Summary, entrants_of, identity_of
+from kdad_bench.leaderboard.summary import Entrant, Estimate, Group, Summary
 
 # axis -> (the column of a row, the axis in words); each kind of corruption is an axis of its own
 COLUMNS = {"train_images": "k_shot", "contamination": "contamination", "corruption": "corruption"}

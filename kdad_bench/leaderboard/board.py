@@ -13,9 +13,10 @@ import numpy as np
 
 from kdad_bench.leaderboard import measurement
 from kdad_bench.leaderboard.families import in_order
+from kdad_bench.leaderboard.grouping import summarise
 from kdad_bench.leaderboard.metric import ACCURACY, HEADLINE, MEASURED, METRICS, RANKED
 from kdad_bench.leaderboard.row import COLUMNS, EXTERNAL
-from kdad_bench.leaderboard.summary import FEW, Entrant, Estimate, Group, Summary, summarise_rows
+from kdad_bench.leaderboard.summary import FEW, Entrant, Estimate, Group, Summary
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -345,7 +346,7 @@ def boards_of(rows: Sequence[Mapping[str, Any]]) -> list[Board]:
     by_job = {row["job_id"]: row for row in rows}
     shown = shortest_names({row["dataset"] for row in rows})
     made = []
-    for summary in summarise_rows(rows, ACCURACY):
+    for summary in summarise(rows, ACCURACY):
         found: dict[str, list[Mapping[str, Any]]] = {}
         for (key, *_), job in sorted(summary.jobs.items()):
             found.setdefault(key, []).append(by_job[job])

@@ -17,6 +17,7 @@ from kdad_bench.leaderboard.html_pairs import devices
 from kdad_bench.leaderboard.html_parts import cell, table_of
 from kdad_bench.leaderboard.images import SCORED
 from kdad_bench.leaderboard.metric import METRICS, shown_in
+from kdad_bench.leaderboard.provenance import provenance
 from kdad_bench.leaderboard.store import Problem
 from kdad_bench.leaderboard.text import escape
 
@@ -224,8 +225,6 @@ def _gallery(rows: Sequence[Mapping[str, Any]], found: Sequence[Board], pictures
 
 def _footer(rows: Sequence[Mapping[str, Any]]) -> str:
     """The versions behind the finished rows, and the library of the page."""
-    from kdad_bench.leaderboard.markdown import provenance
-
     items = "".join(f"<li>{escape(label)}: {escape(values)}</li>" for label, values in provenance(rows))
     return (
         f"<footer><h2>How these numbers were made</h2><ul>{items}</ul>"

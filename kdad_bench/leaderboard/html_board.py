@@ -60,7 +60,7 @@ def _chart(board: Board, metric: str) -> str:
     return drawing and (
         f"<figure>{drawing}<figcaption>{METRICS[metric].label}. Dashed: the front, which no method beats in both. "
         "Bars: 95 % interval. A point says what it is under the mouse and with Tab, also one without room for its "
-        "name. Methods that lack a category are left out.</figcaption></figure>"
+        "name. Methods that lack a category or a measured speed are left out.</figcaption></figure>"
     )
 
 

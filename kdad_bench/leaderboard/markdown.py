@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from kdad_bench.leaderboard import curve_tables, published, thresholds
+from kdad_bench.leaderboard import curve_tables, thresholds
 from kdad_bench.leaderboard.axes import curves, shown_whole
 from kdad_bench.leaderboard.board import MOST_LOAD, UNSTEADY, Board, boards
 from kdad_bench.leaderboard.families import FAMILIES
 from kdad_bench.leaderboard.images import SCORED
-from kdad_bench.leaderboard.markdown_method import measured
 from kdad_bench.leaderboard.markdown_pairs import components_of, devices, who_beats_whom
 from kdad_bench.leaderboard.markdown_parts import marked, table_of
+from kdad_bench.leaderboard.markdown_published import published_and_measured
 from kdad_bench.leaderboard.metric import ACCURACY, METRICS, RANKED, shown_in
-from kdad_bench.leaderboard.numbers import MISSING, deviation, interval, large, number, signed
+from kdad_bench.leaderboard.numbers import MISSING, deviation, interval, large, number
+from kdad_bench.leaderboard.provenance import provenance
 from kdad_bench.leaderboard.store import Problem, Results
 from kdad_bench.leaderboard.text import markdown as _text
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-BEGIN = re.compile(r"<!-- leaderboard begin: (?P<section>[a-z0-9_]+)(?: of (?P<results>[^\s>]+))? -->\n")
-END = "<!-- leaderboard end -->"
 
 
 def leaderboard(results: Results) -> str:
@@ -149,6 +146,11 @@ def ranking(board: Board, notes: Mapping[str, int]) -> str:
             str(covered) if covered == len(everything) else f"{covered} of {len(everything)}",
         ]
         lines.append(cells)
+    return f"{table_of(header, lines, left=left)}\n\n{_legend_of_ranking(board)}"
+
+
+def _legend_of_ranking(board: Board) -> str:
+    """What ranks, intervals and places mean, and how far ranks must lie apart to be told apart."""
     legend = (
         "Average rank: over the categories, of "
         + " and ".join(METRICS[m].label for m in RANKED if m in board.headline)
@@ -156,7 +158,7 @@ def ranking(board: Board, notes: Mapping[str, int]) -> str:
     )
     if any((found := board.overall(key, m)) and found.shown for key in board.rows for m in board.headline):
         legend += f" [low, high]: 95 % interval of the mean for {board.interval_words}."
-    if apart:
+    if len(board.families) > 1:
         legend += " In family: the place when only the entrants of one family are ranked ("
         legend += "; ".join(f"{name}: {FAMILIES[name]}" for name in board.families if name in FAMILIES) + ")."
     if any(key not in board.average_ranks for key in board.rows):
@@ -166,7 +168,7 @@ def ranking(board: Board, notes: Mapping[str, int]) -> str:
     if distances and len(board.rows) > 2:
         gaps = " and ".join(f"{value:.2f}" for value in sorted(distances))
         legend += f" In one metric, average ranks closer than the critical difference ({gaps}) are not told apart."
-    return f"{table_of(header, lines, left=left)}\n\n{legend}"
+    return legend
 
 
 def speed(board: Board, notes: Mapping[str, int]) -> str:
@@ -238,64 +240,6 @@ def _few(board: Board, key: str, metric: str) -> str:
     return f" ({found.categories} of {len(board.categories(metric))})"
 
 
-def published_and_measured(board: Board) -> str:
-    """What papers and other codes report beside what was measured; across protocols without a difference.
-
-    The standard preset has the papers' sizes: its figures stand beside the published ones, and those alone are compared
-    whose method has the same paper preset.
-    """
-    whole, found = published.beside(board)
-    if whole:
-        return f"Not compared: {_text(whole)}."
-    if not found:
-        return "Nothing published is known here for these methods."
-    reasons: dict[str, str] = {}
-    places: dict[tuple[int, str, str], list[published.Verdict]] = {}
-    for one in found:
-        if one.refusal and one.refusal not in reasons:
-            reasons[one.refusal] = f"({chr(ord('a') + len(reasons))})"
-        place = (board.order.index(one.key), one.reported.category, one.reported.metric)
-        places.setdefault(place, []).append(one)
-    header = ["method", "category", "metric", *published.ORIGINS, "ours", "difference", "verdict"]
-    means: list[list[str]] = []
-    others: list[list[str]] = []
-    for (position, category, metric), group in sorted(places.items(), key=lambda item: (item[0][0], item[0][2])):
-        title = board.labels[board.order[position]]
-        first = next((one for one in group if one.difference is not None), group[0])
-        cells = [_text(title), _text(category), _text(metric)]
-        for origin in published.ORIGINS:
-            values = [one for one in group if one.reported.origin == origin]
-            cells.append(
-                "<br>".join(f"{_reported(one)} {reasons.get(one.refusal, '')}".strip() for one in values) or MISSING
-            )
-        measured = first.measured if first.reported.measured else None
-        cells.append(MISSING if measured is None else f"{measured:.3f}")
-        cells += [MISSING if first.difference is None else signed(first.difference), first.verdict or "not compared"]
-        (means if category == published.MEAN else others).append(cells)
-    text = table_of(header, means, left=(0, 1, 2, 9)) if means else ""
-    if others:
-        table = table_of(header, others, left=(0, 1, 2, 9))
-        text += f"\n\n<details><summary>By category</summary>\n\n{table}\n\n</details>"
-    text += (
-        "\n\nThe difference is to the first comparable number from the left. *agrees*: within "
-        f"{published.TOLERANCE} or the 95 % interval over our seeds."
-    )
-    if reasons:
-        text += "\n\nNot compared:\n\n" + "\n".join(f"- {mark} {_text(why)}" for why, mark in reasons.items())
-    sources = dict.fromkeys(f"- {_text(one.reported.reported)}: {_text(one.reported.source)}" for one in found)
-    listed = "\n".join(sources)
-    return f"{text.strip()}\n\n<details><summary>Sources</summary>\n\n{listed}\n\n</details>"
-
-
-def _reported(one: published.Verdict) -> str:
-    """The number as printed, with the network where the source has several."""
-    name = one.reported.reported
-    inside = name[name.index("(") + 1 : -1] if name.endswith(")") else ""
-    backbone = "" if one.reported.teacher or not inside else one.reported.backbone
-    about = ", ".join(part for part in (inside, backbone) if part)
-    return f"{one.reported.value:.3f}" + (f" {_text(about)}" if about else "")
-
-
 def _all_metrics(board: Board, notes: Mapping[str, int]) -> str:
     metrics = [metric for metric in ACCURACY if board.measured(metric)]
     lines = [
@@ -338,35 +282,6 @@ def _file(name: str) -> str:
     return f"`{name}`" if re.fullmatch(r"[\w.+-]+", name) else _text(name)
 
 
-PROVENANCE = (
-    ("protocol", "protocol_version"),
-    ("kdad-bench", "kdad_bench"),
-    ("source commit", "git_commit"),
-    ("Python", "python"),
-    ("PyTorch", "torch"),
-    ("Triton", "triton"),
-    ("NumPy", "numpy"),
-    ("platform", "platform"),
-    ("teacher weights", "teacher_weights"),
-    ("map resolution", "resolution"),
-)
-
-
-def provenance(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """(what, its values) of the versions behind the finished rows; several values mean rows of different origin."""
-    ok = [row for row in rows if row["status"] == "ok"]
-    found = []
-    for label, column in PROVENANCE:
-        values = {
-            f"{row[column]}{' (with uncommitted changes)' if column == 'git_commit' and row['git_dirty'] else ''}"
-            for row in ok
-            if row[column] not in (None, "")
-        }
-        if values:
-            found.append((label, ", ".join(sorted(values))))
-    return found
-
-
 def _notes(found: Sequence[Board]) -> dict[str, int]:
     """The footnotes: text -> number, in the order in which the page calls them."""
     notes: dict[str, int] = {}
@@ -397,59 +312,3 @@ def _teacher(board: Board, key: str) -> str:
     if not entrant.teacher:
         return "unknown" if board.external else "none"
     return _text(entrant.teacher) + (" (random weights)" if entrant.teacher_weights == "random" else "")
-
-
-def sections(results: Results) -> dict[str, str]:
-    """The tables that may be put into another page, by name.
-
-    ranking, speed, published, one per headline metric, and for each method `measured_METHOD`: it alone.
-    """
-    parts: dict[str, list[str]] = {}
-    for board in boards(results.table):
-        if not board.rows:
-            continue
-        tables = {
-            "ranking": ranking(board, {}),
-            "speed": speed(board, {}),
-            "published": published_and_measured(board),
-        }
-        tables |= {metric: by_category(board, metric, {}) for metric in board.headline}
-        tables |= {f"measured_{method}": table for method, table in measured(board).items()}
-        title = f"**{_text(board.title)}**" + (f" ({', '.join(board.caveats)})" if board.caveats else "")
-        for name, table in tables.items():
-            parts.setdefault(name, []).append(f"{title}\n\n{table}")
-    return {name: "\n\n".join(found) for name, found in parts.items()}
-
-
-def refreshed(text: str, tables: Mapping[str, str], results: str = "") -> str:
-    """`text` with each table between `<!-- leaderboard begin: NAME -->` and `<!-- leaderboard end -->` drawn anew.
-
-    A marker `NAME of FOLDER` is of the results in that folder alone: one that `results`, the place of `tables`, does
-    not end with stays as it is. Raises ValueError for a name that is not in `tables`, a marker that is not closed, and
-    a text without any, or without any of these results.
-    """
-    markers = list(BEGIN.finditer(text))
-    if not markers:
-        raise ValueError(f"no marker '<!-- leaderboard begin: NAME -->'; put one there and '{END}' after it")
-    own = [begin for begin in markers if _is_of(begin["results"], results)]
-    if not own:
-        others = ", ".join(dict.fromkeys(begin["results"] for begin in markers))
-        raise ValueError(f"no table there is of these results; the markers name {others}")
-    parts = []
-    position = 0
-    for begin in own:
-        name = begin["section"]
-        if name not in tables:
-            raise ValueError(f"no table {name!r} in these results; have: {', '.join(tables) or 'none'}")
-        end = text.find(END, begin.end())
-        if end < 0 or any(begin.end() <= other.start() < end for other in markers):
-            raise ValueError(f"the marker of table {name!r} is not closed with '{END}'")
-        parts += [text[position : begin.end()], "\n", tables[name], "\n\n"]
-        position = end
-    return "".join(parts) + text[position:]
-
-
-def _is_of(named: str | None, results: str) -> bool:
-    """Whether a marker that names a folder, or none, is of the results in the folder `results`."""
-    wanted = PurePath(named or "").parts
-    return PurePath(results).parts[len(PurePath(results).parts) - len(wanted) :] == wanted

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kdad_bench import files
-from kdad_bench.leaderboard import components, html, long_table, markdown
+from kdad_bench.leaderboard import components, excerpts, html, long_table, markdown
 from kdad_bench.leaderboard.axes import curves, shown_whole
 from kdad_bench.leaderboard.board import DRAWN, boards
 from kdad_bench.leaderboard.folder import StoreError
@@ -88,7 +88,7 @@ def with_tables(path: Path, results: str | Path) -> tuple[str, str]:
         raise StoreError(f"{str(path)!r} is no UTF-8 text: {error.reason} at byte {error.start}") from error
     ends = "\r\n" if "\r\n" in text else "\n"
     place = str(results) if "://" in str(results) else str(Path(results).resolve())
-    fresh = markdown.refreshed(text.replace("\r\n", "\n"), markdown.sections(read(results, DRAWN)), place)
+    fresh = excerpts.refreshed(text.replace("\r\n", "\n"), excerpts.sections(read(results, DRAWN)), place)
     return text, fresh.replace("\n", ends)
 
 

@@ -235,17 +235,6 @@ class Row(_Measured, _Job):  # type: ignore[misc]
 
 
 COLUMNS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Row))
-# The large ones: a table of results is drawn without them.
-RAW_COLUMNS = (
-    "image_scores",
-    "image_labels",
-    "image_names",
-    "normal_scores",
-    "latency_samples_ms",
-    "throughput",
-    "losses",
-    "environment",
-)
 
 
 def default(name: str) -> Any:

@@ -371,5 +371,6 @@ def export(folder: str | Path, path: Path, kind: str) -> int:
     try:
         files.write_whole(path, lambda temporary: WRITERS[kind](table, temporary))
     except (OSError, sqlite3.Error) as error:
-        raise StoreError(f"cannot write {str(path)!r}: {error}; choose another place") from error
+        why = getattr(error, "strerror", None) or error
+        raise StoreError(f"cannot write {str(path)!r}: {why}; choose another place with --out") from error
     return int(table.num_rows)

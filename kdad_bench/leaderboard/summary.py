@@ -1,7 +1,6 @@
-"""Rows -> means, intervals, ranks and tests: which differences in a table mean something.
+"""Means, intervals, ranks and tests of rows that may stand in one table: which differences in it mean something.
 
-Only like is compared with like: rows are first split by data set, preset, modality, resolution, protocol version,
-device and origin, and nothing crosses these lines. Within one such group
+Which rows may is for `grouping` to say, and nothing here crosses its lines. Within one such group
 
 - a cell (method, category) is the mean over seeds, with std (n-1) and a Student t interval over seeds;
 - the overall value is the mean over categories of the cells, with the std over seeds of that mean, and an interval for
@@ -17,18 +16,16 @@ neither ranked nor marked.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdad_bench.leaderboard.families import UNKNOWN, family_of
+from kdad_bench.leaderboard.families import UNKNOWN
 from kdad_bench.leaderboard.images import METRICS as IMAGE_METRICS
-from kdad_bench.leaderboard.images import SCORED, Images, Noise, of_jobs
+from kdad_bench.leaderboard.images import Images, Noise
 from kdad_bench.leaderboard.inference import (
     CONFIDENCE,
     average_ranks,
@@ -41,34 +38,8 @@ from kdad_bench.leaderboard.metric import ACCURACIES, METRICS
 from kdad_bench.leaderboard.pairs import Comparison, compared, corrected
 from kdad_bench.leaderboard.spread import Drawn, Parts, drawn, parts, spread
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-MOST_ENTRANTS = 200  # of one table; every pair of them is compared
 FEW = 6  # categories: with fewer, tables show how sure the mean of these very ones is
 Interval = tuple[float | None, float | None]
-MOST_CELLS = 2_000_000  # entrants x categories x seeds of one table
-
-GROUP_COLUMNS = ("dataset", "preset", "modality", "resolution", "protocol_version", "device", "device_name", "origin")
-_COLUMNS = (
-    *GROUP_COLUMNS,
-    "job_id",
-    "created_at",
-    "method",
-    "title",
-    "family",
-    "variant",
-    "teacher",
-    "teacher_weights",
-    "teacher_sha256",
-    "code_sha256",
-    "category",
-    "data_fingerprint",
-    "seed",
-    "status",
-    "reason",
-    "synthetic",
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -308,34 +279,6 @@ class Summary:
     _noises: dict[tuple[str, str], Noise | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
 
-def summarise(table: pa.Table, metrics: Sequence[str] | None = None) -> list[Summary]:
-    """The summaries of all groups in `table` (columns as in `row.SCHEMA`), in the order of their groups.
-
-    `metrics` defaults to all of `row.METRICS` that the table has. The result does not depend on the order of the rows.
-    Where a job was repeated the newest row counts; where a category's files changed between rows, only rows of the
-    newest content count; `problems` says what was left out. Raises KeyError if a needed column is missing.
-    """
-    names = [m for m in (metrics if metrics is not None else METRICS) if m in table.column_names]
-    absent = [c for c in _COLUMNS if c not in table.column_names]
-    if absent:
-        raise KeyError(f"the table lacks the columns {', '.join(absent)}; read it with store.read")
-    scored = [name for name in (*SCORED, "also_presets") if name in table.column_names]
-    return summarise_rows(table.select([*_COLUMNS, *names, *scored]).to_pylist(), names)
-
-
-def summarise_rows(rows: Iterable[Mapping[str, Any]], metrics: Sequence[str]) -> list[Summary]:
-    """`summarise` of rows as dictionaries that have all needed columns."""
-    ordered = sorted(rows, key=lambda row: (row["created_at"] or "", row["job_id"]))
-    groups: dict[Group, list[Mapping[str, Any]]] = {_group(row): [] for row in ordered}
-    for row in ordered:
-        groups[_group(row)].append(row)
-        # a job that is another preset's as well stands in the table of that one too, where there is such a table
-        for preset in row.get("also_presets") or ():
-            if (twin := {**row, "preset": preset}) and _group(twin) in groups:
-                groups[_group(twin)].append(twin)
-    return [_summary(group, groups[group], metrics) for group in sorted(groups)]
-
-
 def _all_known(noises: Sequence[Noise | None], jobs: Sequence[Sequence[tuple[str, int]]]) -> list[Drawn] | None:
     """What the images do to an entrant's jobs in each category, or None if that is not known of one."""
     found = []
@@ -357,125 +300,3 @@ def _seed_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
     there = ~np.isnan(values)
     means: NDArray[np.float64] = np.where(there, values, 0).sum(axis=-1) / np.maximum(there.sum(axis=-1), 1)
     return means
-
-
-def _group(row: Mapping[str, Any]) -> Group:
-    return Group(
-        **{name: str(row[name] or "") for name in GROUP_COLUMNS if name != "resolution"},
-        resolution=row["resolution"] or 0,
-        synthetic=bool(row["synthetic"]),
-    )
-
-
-def _summary(group: Group, rows: list[Mapping[str, Any]], metrics: Sequence[str]) -> Summary:
-    """The summary of rows that share a group, oldest first."""
-    problems: list[str] = []
-    rows = _of_bounded_size(_of_newest_content(rows, problems), problems)
-    entrants = entrants_of(rows)
-    newest: dict[tuple[str, str, int], Mapping[str, Any]] = {}
-    repeated = 0
-    for row in rows:
-        place = (entrants[identity_of(row)].key, row["category"], row["seed"])
-        before = newest.get(place)
-        if before is not None and before["status"] == "ok" and row["status"] != "ok":
-            continue  # a later failure does not erase a result; the failure is not news either
-        repeated += before is not None and before["status"] == "ok"
-        newest[place] = row
-    if repeated:
-        problems.append(f"{repeated} results of repeated jobs left out: the newest row of each counts")
-    ordered = tuple(sorted(entrants.values(), key=lambda e: e.key))
-    categories = tuple(sorted({row["category"] for row in rows}))
-    seeds = tuple(sorted({row["seed"] for row in rows}))
-    at = {e.key: i for i, e in enumerate(ordered)}
-    values = {m: np.full((len(ordered), len(categories), len(seeds)), np.nan) for m in metrics}
-    failed = []
-    jobs = {}
-    scored: dict[str, list[tuple[tuple[str, int], Mapping[str, Any]]]] = {}
-    for (key, category, seed), row in sorted(newest.items()):
-        if row["status"] != "ok":
-            failed.append((key, category, seed, str(row["reason"] or "unknown")))
-            continue
-        jobs[key, category, seed] = row["job_id"]
-        scored.setdefault(category, []).append(((key, seed), row))
-        for metric in metrics:
-            if row[metric] is not None:
-                values[metric][at[key], categories.index(category), seeds.index(seed)] = row[metric]
-    return Summary(
-        group=group,
-        entrants=ordered,
-        categories=categories,
-        seeds=seeds,
-        values=values,
-        jobs=jobs,
-        images={category: images for category, made in scored.items() if (images := of_jobs(made)) is not None},
-        failed=tuple(failed),
-        problems=tuple(problems),
-    )
-
-
-def _of_newest_content(rows: list[Mapping[str, Any]], problems: list[str]) -> list[Mapping[str, Any]]:
-    """`rows`, oldest first, without the results made from other files than the newest finished row of their category.
-
-    A failure says nothing about the files: damaged ones may have been repaired since, so it decides nothing here.
-    """
-    ok = [row for row in rows if row["status"] == "ok" and row["data_fingerprint"] is not None]
-    newest = {row["category"]: row["data_fingerprint"] for row in ok}
-    old = [row for row in ok if row["data_fingerprint"] != newest[row["category"]]]
-    for category in sorted({row["category"] for row in old}):
-        number = sum(row["category"] == category for row in old)
-        problems.append(f"category {category!r}: {number} rows left out, made from other files than the newest row's")
-    gone = {id(row) for row in old}
-    return [row for row in rows if id(row) not in gone]
-
-
-def _of_bounded_size(rows: list[Mapping[str, Any]], problems: list[str]) -> list[Mapping[str, Any]]:
-    """`rows` without the rarest entrants and seeds where the table of all would not fit the memory."""
-    kept = [identity_of(row) for row in rows]
-    often = {identity for identity, _ in Counter(kept).most_common(MOST_ENTRANTS)}
-    rows_kept = [row for row, identity in zip(rows, kept, strict=True) if identity in often]
-    categories = len({row["category"] for row in rows_kept})
-    most_seeds = max(1, MOST_CELLS // (len(often) * categories or 1))
-    seeds = {seed for seed, _ in Counter(row["seed"] for row in rows_kept).most_common(most_seeds)}
-    rows_kept = [row for row in rows_kept if row["seed"] in seeds]
-    if len(rows_kept) < len(rows):
-        problems.append(f"{len(rows) - len(rows_kept)} rows left out: more methods or seeds than one table can hold")
-    return rows_kept
-
-
-Identity = tuple[str, str, str, str, str]  # method, variant, teacher, hash of its weights, hash of the code
-
-
-def identity_of(row: Mapping[str, Any]) -> Identity:
-    """What makes the entrant of a row another than that of a second row."""
-    named = ("method", "variant", "teacher", "teacher_sha256", "code_sha256")
-    method, variant, teacher, weights, code = (row[name] or "" for name in named)
-    return method, variant, teacher, weights, code
-
-
-def entrants_of(rows: Iterable[Mapping[str, Any]]) -> dict[Identity, Entrant]:
-    """One entrant for each method, variant, teacher and code; the last two are named only where they tell two apart."""
-    newest = {identity_of(row): row for row in rows}
-    found: dict[Identity, Entrant] = {}
-    for identity, row in sorted(newest.items()):
-        method, variant, teacher, sha256, code = identity
-        every = [other for other in newest if other[:2] == identity[:2]]
-        twins = [other for other in every if other[4] == code]
-        key = f"{method}:{variant}" if variant else method
-        title = row["title"] or method
-        if len(twins) > 1:
-            weights = row["teacher_weights"] or "no weights"
-            unique = sum(newest[t]["teacher_weights"] == row["teacher_weights"] and t[2] == teacher for t in twins) == 1
-            name = f"{teacher} {weights}" if unique else f"{teacher} {weights} {sha256[:8]}"
-            key, title = f"{key}@{name}", f"{title} ({name})"
-        if len(twins) < len(every):
-            key, title = f"{key}@code {code[:8]}", f"{title} (code {code[:8]})"
-        found[identity] = Entrant(
-            key=key,
-            method=method,
-            variant=variant or None,
-            title=title,
-            teacher=teacher or None,
-            teacher_weights=row["teacher_weights"],
-            family=family_of(row),
-        )
-    return found

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.spatial import cKDTree
 
-from kdad_bench.methods.fractalad.ifs import Floats, uniform
+from kdad_bench.methods.draws import Floats, uniform
 from kdad_bench.methods.perlin_noise import of_cells
 
 OCTAVES = 3

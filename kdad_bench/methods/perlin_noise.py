@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kdad_bench.methods.fractalad.ifs import Floats, Mask, uniform
+from kdad_bench.methods.draws import Floats, Mask, uniform
 
 SCALES = 6  # cells along an axis: 2^0 to 2^5
 THRESHOLD = 0.5  # what is above it is part of a shape

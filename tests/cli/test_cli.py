@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kdad_bench.cli import COMMANDS, Number, Whole, cli
+from kdad_bench.cli.parameters import LocalPath, Place
 from kdad_bench.cli.ranges import readable
 from kdad_bench.harness.plain_loop import read_masks
 from kdad_bench.methods import METHODS, entry
@@ -220,3 +221,42 @@ def test_the_end_to_end_benchmark_takes_every_mask_of_an_image(tmp_path: Path) -
         Image.fromarray(side).save(path)
     assert np.array_equal(read_masks(paths, 8), (sides[0] > 0) | (sides[1] > 0))
     assert not read_masks((), 8).any()
+
+
+def found_at(place: tuple[str, ...]) -> click.Command:
+    """The command that is typed so."""
+    found = cli.resolve_command(click.Context(cli), [place[0]])[1]
+    for name in place[1:]:
+        assert isinstance(found, click.Group)
+        found = found.commands[name]
+    assert found is not None
+    return found
+
+
+PLACES = [
+    (place, parameter)
+    for place in ALL
+    for parameter in (found_at(place).params)
+    if isinstance(parameter.type, (click.Path, Place))
+]
+
+
+@pytest.mark.parametrize(("place", "parameter"), PLACES, ids=lambda one: getattr(one, "name", None) or " ".join(one))
+def test_what_can_be_no_path_is_refused_in_one_line_at_every_door(
+    place: tuple[str, ...], parameter: click.Parameter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert isinstance(parameter.type, (LocalPath, Place)), f"{place}: a click.Path does not know ~"
+    for text in ("", " ", "x" * 300, "a/" * 3000, "~nobody-of-that-name/x"):
+        with pytest.raises(click.BadParameter, match=r"empty|too long|no path") as refused:
+            parameter.type.convert(text, parameter, None)
+        assert len(refused.value.message) < 200
+    if not getattr(parameter.type, "exists", False):
+        assert str(parameter.type.convert("~/none", parameter, None)) == str(tmp_path / "none")
+
+
+@pytest.mark.parametrize("place", ALL, ids=" ".join)
+def test_every_number_of_an_option_has_bounds(place: tuple[str, ...]) -> None:
+    for parameter in found_at(place).params:
+        assert parameter.type is not click.INT, f"{' '.join(place)} {parameter.opts}"
+        assert parameter.type is not click.FLOAT, f"{' '.join(place)} {parameter.opts}"

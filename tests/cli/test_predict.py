@@ -296,6 +296,15 @@ def test_an_answer_that_cannot_be_written_is_one_line(model: tuple[Path, Path], 
     assert errors.count("\n") == 1
 
 
+def test_a_call_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "mine").mkdir()
+    for out in ("out/below", "mine"):
+        code, _, err = predict(tmp_path / "model", tmp_path / "none.png", "--out", tmp_path / out)
+        assert (code, err.count("\n")) == (2, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "model"]
+
+
 def test_the_maps_of_many_images_are_never_in_memory_together(
     model: tuple[Path, Path], new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

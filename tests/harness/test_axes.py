@@ -18,7 +18,7 @@ from kdad_bench.cli import cli
 from kdad_bench.datasets import Category, DatasetError
 from kdad_bench.datasets.loading import Regions
 from kdad_bench.harness import job as jobs
-from kdad_bench.harness import run
+from kdad_bench.harness import material, run
 from kdad_bench.harness.axes import PLAIN, Axes, counts_from, points
 from kdad_bench.harness.choices import MULTI_CLASS, SelectionError
 from kdad_bench.harness.job import Job, TeacherWeights, id_of_row
@@ -226,7 +226,7 @@ def embedded(methods: tuple[tuple[str, str], ...] = (("pixel_mean", ""),), **cha
 
 
 def test_few_images_are_some_of_those_of_the_plain_job_and_nested() -> None:
-    plain, few, more = (run.normals(embedded(axes=(axes,))[0])[0] for axes in (PLAIN, *ALONG[:2]))
+    plain, few, more = (material.normals(embedded(axes=(axes,))[0])[0] for axes in (PLAIN, *ALONG[:2]))
     assert [len(one) for one in (plain, few, more)] == [40, 1, 3]
     bytes_of = [{image.tobytes() for image in one} for one in (plain, few, more)]
     assert bytes_of[1] < bytes_of[2] < bytes_of[0]
@@ -242,13 +242,13 @@ def test_each_image_is_the_one_that_the_lot_says_at_the_place_that_it_says(axes:
     assert lot is not None
     train = datasets.load_train(job.category, 64)[lot.normals]
     expected = np.concatenate([train, datasets.load_test(job.category, 64).images[lot.slipped]])
-    np.testing.assert_array_equal(run.normals(job)[0][lot.places], expected)
+    np.testing.assert_array_equal(material.normals(job)[0][lot.places], expected)
 
 
 @pytest.mark.parametrize("axes", [Axes(train_images=4), DIRTY], ids=str)
 def test_held_out_normals_are_those_of_the_plain_job_clean_and_not_learnt_from(axes: Axes) -> None:
-    plain = run.normals(embedded(hold_out=0.2)[0])
-    learnt, held_out = run.normals(embedded(hold_out=0.2, axes=(axes,))[0])
+    plain = material.normals(embedded(hold_out=0.2)[0])
+    learnt, held_out = material.normals(embedded(hold_out=0.2, axes=(axes,))[0])
     np.testing.assert_array_equal(held_out, plain[1])
     apart = {image.tobytes() for image in held_out}
     assert not apart & {image.tobytes() for image in learnt}
@@ -256,13 +256,13 @@ def test_held_out_normals_are_those_of_the_plain_job_clean_and_not_learnt_from(a
 
 def test_contaminated_sets_hold_that_many_defective_images_and_the_test_set_none_of_them() -> None:
     job = embedded()[0]
-    whole = run.test_set(job)
+    whole = material.test_set(job)
     defective = {image.tobytes() for image, label in zip(whole.images, whole.labels, strict=True) if label}
     kept = []
     for share, count in ((0.0, 0), (0.1, 3), (0.4, 12)):
         dirty = replace(job, axes=Axes(contamination=share))
-        learnt, _ = run.normals(dirty)
-        test = run.test_set(dirty)
+        learnt, _ = material.normals(dirty)
+        test = material.test_set(dirty)
         slipped = {image.tobytes() for image in learnt} & defective
         assert (len(learnt), len(slipped)) == (30, count)
         assert not slipped & {image.tobytes() for image in test.images}
@@ -273,14 +273,14 @@ def test_contaminated_sets_hold_that_many_defective_images_and_the_test_set_none
     assert len(kept[0]) == len(whole.names) - 12
     places = judged_category(DIRTY, job.category, job.seed).test
     assert tuple(f"{sample.defect}/{sample.path.name}" for sample in places) == kept[0]
-    other = run.test_set(replace(job, seed=1, axes=DIRTY)).names
+    other = material.test_set(replace(job, seed=1, axes=DIRTY)).names
     assert len(other) == len(kept[0])
     assert other != kept[0]
 
 
 def test_annotated_regions_stay_with_the_images_that_are_judged() -> None:
     job = embedded(axes=(DIRTY,))[0]
-    whole = run.test_set(replace(job, axes=PLAIN))
+    whole = material.test_set(replace(job, axes=PLAIN))
     assert whole.masks is not None
     images = np.flatnonzero(whole.labels)
     regions = Regions(whole.masks[images], images, images / 100)
@@ -295,11 +295,13 @@ def test_annotated_regions_stay_with_the_images_that_are_judged() -> None:
 
 
 def test_a_training_never_sees_a_corruption() -> None:
-    plain = run.normals(embedded(hold_out=0.2)[0])
-    worse = run.normals(embedded(hold_out=0.2, axes=(Axes(corruption="noise:5"),))[0])
+    plain = material.normals(embedded(hold_out=0.2)[0])
+    worse = material.normals(embedded(hold_out=0.2, axes=(Axes(corruption="noise:5"),))[0])
     for one, other in zip(plain, worse, strict=True):
         np.testing.assert_array_equal(one, other)
-    assert not np.array_equal(run.test_set(embedded(axes=ALONG[3:4])[0]).images, run.test_set(embedded()[0]).images)
+    assert not np.array_equal(
+        material.test_set(embedded(axes=ALONG[3:4])[0]).images, material.test_set(embedded()[0]).images
+    )
 
 
 def test_what_cannot_be_contaminated_is_refused(tiny_tree: Path) -> None:
@@ -319,6 +321,6 @@ def test_every_method_goes_along_every_axis(
     assert row.train_images == {1: 1, None: 30 if axes == DIRTY else 40}[axes.train_images]
     assert row.test_images == len(row.image_names) == (24 if axes == DIRTY else 36)
     assert (row.k_shot, row.contamination, row.corruption) == tuple(axes.columns.values())
-    assert row.image_names == tuple(run.test_set(replace(job, method="pixel_mean")).names)
+    assert row.image_names == tuple(material.test_set(replace(job, method="pixel_mean")).names)
     assert row.image_auroc is not None
     assert id_of_row({name: getattr(row, name) for name in COLUMNS}) == job.id

@@ -13,9 +13,10 @@ from torch import Tensor
 from kdad_bench import datasets
 from kdad_bench.datasets.decoding import read_rgb
 from kdad_bench.harness.job import Job, TeacherWeights
+from kdad_bench.harness.material import normals
 from kdad_bench.harness.output import Work
 from kdad_bench.harness.plan import plan
-from kdad_bench.harness.run import build, normals, run
+from kdad_bench.harness.run import build, run
 from kdad_bench.harness.scoring import as_images
 from kdad_bench.harness.selection import Selection
 from kdad_bench.methods import METHODS

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdad_bench import datasets
-from kdad_bench.harness import run
+from kdad_bench.harness import material, run
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.late_fusion import FusedModalities
@@ -67,7 +67,7 @@ def test_a_job_with_each_modality_leaves_a_row(tmp_path: Path, modality: str) ->
 @pytest.mark.parametrize(("method", "kind"), [("ast", Ast), ("stfpm", FusedModalities)])
 def test_tiles_hold_all_modalities_of_their_place(tmp_path: Path, method: str, kind: type) -> None:
     job = job_of(write_scans(tmp_path / "bagel"), method, "rgb+depth", View(fit="pad", tile=32))
-    built = run.build(job, torch.device("cpu"), run.normals(job)[1])
+    built = run.build(job, torch.device("cpu"), material.normals(job)[1])
     assert isinstance(built, Windowed)
     assert type(built.inner) is kind
     row = run.run(job, Work(out=str(tmp_path / "out")), lambda step, terms: None)

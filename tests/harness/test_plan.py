@@ -48,6 +48,8 @@ def test_a_shared_override_reaches_only_methods_that_have_the_field(tiny_tree: P
     [
         ({"stfpm": {"lerning_rate": 0.1}}, "did you mean 'learning_rate'"),
         ({"stfpm": {"learning_rate": "fast"}}, "learning_rate='fast' does not fit"),
+        ({"stfpm": {"batch_size": 3_000_000_000}}, "batch_size=3000000000 is beyond what a row can say"),
+        ({"stfpm": {"steps": -(10**12)}}, "steps=-1000000000000 is beyond what a row can say"),
         ({"stfpm": {"compiled": "fast"}}, "compiled 'fast' is not known; have: off, default, reduce-overhead"),
         ({"stfpm": {"precision": "fp8"}}, "precision 'fp8' is not known; have: fp32, bf16, fp16"),
         ({"stfpm": {"seed": 3}}, "'seed' cannot be set: choose seeds with --seeds"),

@@ -182,7 +182,9 @@ def test_what_cannot_be_meant_is_one_line_and_exit_code_2(floor: Path, arguments
 
 
 def test_new_rows_never_go_beside_the_old_ones(floor: Path, tmp_path: Path) -> None:
-    done = command(floor, "--out", floor)
-    assert done.exit_code == 2
-    assert "choose another folder" in done.stderr
+    (tmp_path / "link").symlink_to(floor)
+    for same in (floor, tmp_path / "link"):
+        done = command(floor, "--out", same)
+        assert done.exit_code == 2
+        assert "choose another folder" in done.stderr
     assert command(tmp_path / "nowhere").exit_code == 2

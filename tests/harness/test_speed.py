@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdad_bench.harness import clock, cost, run, speed, speed_key
+from kdad_bench.harness import clock, cost, material, run, speed, speed_key
 from kdad_bench.harness.axes import PLAIN, Axes
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.output import Work
@@ -137,7 +137,7 @@ def test_the_timed_model_is_as_large_as_the_one_of_a_job(
 
     monkeypatch.setattr(implementation, "fit", counted)
     timed, pixels, how = speed.fitted(job)
-    normal, held_out = run.normals(job)
+    normal, held_out = material.normals(job)
     real, _ = speed.learnt(job, normal, held_out)
     assert speed.kept_values(timed) == speed.kept_values(real)
     kept = entry(method).family == "yardstick"

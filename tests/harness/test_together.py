@@ -17,7 +17,7 @@ from click.testing import CliRunner
 import kdad_bench
 from kdad_bench import datasets
 from kdad_bench.cli import cli
-from kdad_bench.harness import calibration, run, together
+from kdad_bench.harness import calibration, material, run, together
 from kdad_bench.harness.axes import Axes
 from kdad_bench.harness.choices import MULTI_CLASS, SelectionError
 from kdad_bench.harness.estimate import JOB_SECONDS, kind_of, learning, rules_of_thumb
@@ -146,16 +146,16 @@ def test_each_category_gives_as_many_images_and_keeps_its_own_held_out(
     jobs = small(tmp_path, categories=categories, **changes)
     sets = []
     for job in jobs:
-        learnt, held_out = run.normals(job)
+        learnt, held_out = material.normals(job)
         assert len(learnt) == count_of(job) == 2 * each
         own = {image.tobytes() for image in datasets.load_train(job.category, 32)}
         assert sum(image.tobytes() in own for image in learnt) == each - (job.axes.contamination is not None)
         assert {image.tobytes() for image in held_out} <= own - {image.tobytes() for image in learnt}
-        np.testing.assert_array_equal(run.normals(job, learning=False)[1], held_out)
-        assert len(run.normals(job, learning=False)[0]) == 0
+        np.testing.assert_array_equal(material.normals(job, learning=False)[1], held_out)
+        assert len(material.normals(job, learning=False)[0]) == 0
         sets.append(learnt)
     np.testing.assert_array_equal(*sets)
-    assert not np.array_equal(sets[0], run.normals(replace(jobs[0], seed=1))[0])
+    assert not np.array_equal(sets[0], material.normals(replace(jobs[0], seed=1))[0])
 
 
 # ---- one model

@@ -25,7 +25,7 @@ from kdad_bench.cli import cli
 from kdad_bench.datasets import PAD, SHORT_SIDE, SQUASH, DatasetError
 from kdad_bench.datasets.decoding import image_size
 from kdad_bench.datasets.fitting import fitted
-from kdad_bench.harness import run, windows
+from kdad_bench.harness import material, run, windows
 from kdad_bench.harness.axes import Axes
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.job import id_of_row
@@ -472,7 +472,7 @@ def test_lots_of_few_and_of_dirty_images_are_of_pictures_too(wide_tree: Path) ->
     for axes, learnt in ((Axes(train_images=2), 2), (Axes(contamination=0.2), 2)):
         (job,) = jobs_of(wide_tree, methods=(("pixel_mean", ""),), seeds=(0,), resolution=SIDE, view=view, axes=(axes,),
                          overrides={"image_size": 32})  # fmt: skip
-        fit, _ = run.normals(job)
+        fit, _ = material.normals(job)
         assert len(fit) == learnt
         assert all(max(one.shape) == SIDE for one in fit)
         assert run.run(job, Work(out="unused"), lambda *_: None).train_images == learnt

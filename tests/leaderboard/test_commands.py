@@ -14,7 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kdad_bench.cli import cli
+from kdad_bench.cli.show import SECTIONS, WORDS
 from kdad_bench.leaderboard import store
+from kdad_bench.leaderboard.row import COLUMNS
 
 
 def run(*arguments: object) -> Result:
@@ -133,6 +135,13 @@ def test_show_tells_all_about_a_job_by_the_start_of_its_id(results: Path) -> Non
     assert said["image_names"] == list(row.image_names)
     assert "no job 'zzz'" in run("show", "zzz", "--results", results).stderr
     assert "begins the ids of 130 jobs" in run("show", "", "--results", results).stderr
+
+
+def test_show_has_a_place_for_every_column_but_the_raw_lists() -> None:
+    placed = {*WORDS, *(name for columns in SECTIONS.values() for name in columns)}
+    by_themselves = {"status", "reason", "settings", "environment", "throughput"}
+    raw = {"image_scores", "image_labels", "image_names", "normal_scores", "latency_samples_ms", "losses"}
+    assert placed | by_themselves | raw == set(COLUMNS)
 
 
 def test_show_gives_the_reason_of_a_failed_job(results: Path) -> None:

@@ -12,7 +12,7 @@ import plausible
 import pyarrow as pa
 import pytest
 
-from kdad_bench.leaderboard import markdown, store
+from kdad_bench.leaderboard import excerpts, markdown, store
 from kdad_bench.leaderboard import row as rows
 from kdad_bench.leaderboard.board import DRAWN, Board, boards
 from kdad_bench.leaderboard.row import Row
@@ -173,8 +173,8 @@ def test_quick_and_synthetic_results_are_labelled_in_every_section_and_every_exc
     assert "**Synthetic data**" not in changed
     assert "**Quick preset**" not in page(plausible.full_table(("stfpm",), ("bottle",), 1))
     found = table(made)
-    excerpts = markdown.sections(store.Results(where="", table=found, problems=(), superseded=0, files=0))
-    assert all("(quick preset, synthetic data)" in excerpt for excerpt in excerpts.values())
+    tables = excerpts.sections(store.Results(where="", table=found, problems=(), superseded=0, files=0))
+    assert all("(quick preset, synthetic data)" in excerpt for excerpt in tables.values())
 
 
 def test_readings_are_footnotes_that_are_called_and_written_once() -> None:
@@ -334,8 +334,8 @@ text
 
 def test_marked_tables_are_drawn_anew_and_drawing_twice_changes_nothing() -> None:
     tables = {"ranking": "| new |", "speed": "| fast |"}
-    once = markdown.refreshed(README, tables)
-    assert once == markdown.refreshed(once, tables)
+    once = excerpts.refreshed(README, tables)
+    assert once == excerpts.refreshed(once, tables)
     assert "old" not in once
     assert once.startswith(
         "# Title\n<!-- leaderboard begin: ranking -->\n\n| new |\n\n<!-- leaderboard end -->\ntext\n"
@@ -345,13 +345,13 @@ def test_marked_tables_are_drawn_anew_and_drawing_twice_changes_nothing() -> Non
 
 def test_a_wrong_marker_is_an_error_that_names_it() -> None:
     with pytest.raises(ValueError, match="no table 'speed' in these results; have: ranking"):
-        markdown.refreshed(README, {"ranking": "x"})
+        excerpts.refreshed(README, {"ranking": "x"})
     with pytest.raises(ValueError, match="no marker"):
-        markdown.refreshed("# Title\n", {})
+        excerpts.refreshed("# Title\n", {})
     with pytest.raises(ValueError, match="'ranking' is not closed"):
-        markdown.refreshed("<!-- leaderboard begin: ranking -->\n", {"ranking": "x"})
+        excerpts.refreshed("<!-- leaderboard begin: ranking -->\n", {"ranking": "x"})
     with pytest.raises(ValueError, match="'ranking' is not closed"):
-        markdown.refreshed("<!-- leaderboard begin: ranking -->\n" + README[8:], {"ranking": "x", "speed": "y"})
+        excerpts.refreshed("<!-- leaderboard begin: ranking -->\n" + README[8:], {"ranking": "x", "speed": "y"})
 
 
 TWO_PLACES = """<!-- leaderboard begin: ranking of results/real -->
@@ -374,12 +374,12 @@ TWO_PLACES = """<!-- leaderboard begin: ranking of results/real -->
     ],
 )
 def test_a_marker_that_names_a_folder_is_drawn_from_that_folder_alone(place: str, drawn: list[bool]) -> None:
-    parts = markdown.refreshed(TWO_PLACES, {"ranking": "| new |"}, place).split("<!-- leaderboard end -->")
+    parts = excerpts.refreshed(TWO_PLACES, {"ranking": "| new |"}, place).split("<!-- leaderboard end -->")
     assert ["new" in part for part in parts[:3]] == drawn
     named = TWO_PLACES.rpartition("<!-- leaderboard begin: ranking -->")[0]
     if not any(drawn[:2]):
         with pytest.raises(ValueError, match="these results; the markers name results/real, results/quick"):
-            markdown.refreshed(named, {"ranking": "x"}, place)
+            excerpts.refreshed(named, {"ranking": "x"}, place)
 
 
 @pytest.mark.parametrize(

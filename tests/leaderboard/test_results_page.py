@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from kdad_bench.cli import cli
-from kdad_bench.leaderboard import markdown, metric, row
+from kdad_bench.leaderboard import excerpts, metric, row
+from kdad_bench.leaderboard.grouping import GROUP_COLUMNS
 from kdad_bench.leaderboard.metric import HEADLINE
-from kdad_bench.leaderboard.summary import GROUP_COLUMNS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
 
@@ -58,4 +58,4 @@ def test_every_command_and_option_that_it_names_exists(command: tuple[str, ...],
 def test_the_names_of_the_tables_that_another_page_may_hold_are_listed() -> None:
     for name in ("ranking", "speed", *HEADLINE):
         assert f"`{name}`" in PAGE
-    assert markdown.END in PAGE
+    assert excerpts.END in PAGE

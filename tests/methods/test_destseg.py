@@ -12,21 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from kdad_bench.methods.backbones import build
-from kdad_bench.methods.destseg import (
-    DESTSEG,
-    AtrousPyramid,
-    DenoisingStudent,
-    Destseg,
-    SegmentationHead,
-    anomalous,
-    at_size,
-    denoising_loss,
-    drawn_keys,
-    focal_loss,
-    products,
-    shuffled,
-    turned,
-)
+from kdad_bench.methods.destseg import DESTSEG
+from kdad_bench.methods.destseg.detector import Destseg, at_size, denoising_loss, focal_loss
+from kdad_bench.methods.destseg.networks import AtrousPyramid, DenoisingStudent, SegmentationHead, products
+from kdad_bench.methods.destseg.pasting import anomalous, drawn_keys, shuffled, turned
 from kdad_bench.methods.distillation import Batch, Taps
 from tests.methods import checks
 from tests.methods.curves import assert_variants_differ, losses

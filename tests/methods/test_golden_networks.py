@@ -22,7 +22,8 @@ from kdad_bench.methods.ast import AST, AstSettings, ConvolutionalStudent, Coupl
 from kdad_bench.methods.backbones import FACTS, PYRAMIDS, Attention, Backbone, Cbam, Eca, build
 from kdad_bench.methods.backbones.pdn import layers, through
 from kdad_bench.methods.backbones.vit import LAYOUTS
-from kdad_bench.methods.destseg import DESTSEG, DenoisingStudent, SegmentationHead
+from kdad_bench.methods.destseg import DESTSEG
+from kdad_bench.methods.destseg.networks import DenoisingStudent, SegmentationHead
 from kdad_bench.methods.dinomaly import DinomalySettings, Restorer
 from kdad_bench.methods.distillation import Student
 from kdad_bench.methods.dual_student import BMKD, DSKD, DeepestTap, DualStudents, ResidualFusion

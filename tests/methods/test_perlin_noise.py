@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kdad_bench.methods.drawn_textures import COLOURS, KINDS, painted, stretched, texture
-from kdad_bench.methods.fractalad.ifs import Floats, Mask
+from kdad_bench.methods.draws import Floats, Mask
 from kdad_bench.methods.perlin_noise import THRESHOLD, of_cells, perlin, random_field, random_shape
 
 SIDE = 64

@@ -259,6 +259,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "ast": files("recipes", "protocol", "words", "ast", "stages"),
     "training.stages": files("stages"),
     "training.parting": files("parting"),
+    "draws": files("fractalad_anomalies", "perlin_noise", "destseg"),
     "perlin_noise": files("perlin_noise", "destseg"),
     "drawn_textures": files("perlin_noise", "destseg"),
     "simplex_noise": files("simplex_noise"),

@@ -17,8 +17,9 @@ from scipy.ndimage import binary_dilation
 from torch import Tensor
 
 from kdad_bench.kernels.sending import sent
+from kdad_bench.methods.draws import Mask, uniform
 from kdad_bench.methods.fractalad.colour import Levels, cut, random_channel_scaling, random_jitter
-from kdad_bench.methods.fractalad.ifs import Mask, fractal, rotation, uniform
+from kdad_bench.methods.fractalad.ifs import fractal, rotation
 from kdad_bench.methods.fractalad.objects import object_mask, shorter_side
 
 Item = TypeVar("Item", bound=np.generic)

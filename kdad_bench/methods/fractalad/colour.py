@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kdad_bench.methods.fractalad.ifs import uniform
+from kdad_bench.methods.draws import uniform
 
 Levels = NDArray[np.float32]
 

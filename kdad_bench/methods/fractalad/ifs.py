@@ -10,10 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
+from kdad_bench.methods.draws import Floats, Mask, uniform
 
 MAPS = 2  # affine maps per system: FractalAD, official code
 SIGMA_FACTOR = (3.5, 4.0)  # sum of (s1 + 2 s2) over both maps: FractalAD, official code; (5+n)/2..(6+n)/2 for n = 2
@@ -116,8 +114,3 @@ def fixed_point(system: System) -> Floats:
 def rotation(angle: float) -> Floats:
     """The matrix [2, 2] that rotates by `angle` radians."""
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-
-
-def uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """One number uniform in [low, high)."""
-    return low + (high - low) * rng.random()

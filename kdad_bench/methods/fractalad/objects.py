@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from kdad_bench.methods.draws import Floats, Mask
 from kdad_bench.methods.fractalad.colour import Levels
-from kdad_bench.methods.fractalad.ifs import Floats, Mask
 
 SIDE = 256  # pixels: the object is looked for in a picture of this size
 CORNER = 20  # pixels: side of the top-left patch that shows the background
