@@ -38,7 +38,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["methods", "leaderboard"])
+@pytest.mark.parametrize("name", ["methods", "leaderboard", "kernels", "beyond_int32"])
 def test_no_script_imports_the_command_line(name: str) -> None:
     names = set()
     for node in ast.walk(ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8"))):
@@ -98,6 +98,65 @@ def test_each_method_is_written_before_the_next_one_begins(tmp_path: Path, monke
     assert there == [[], ["stfpm"], ["stfpm", "rd4ad"]]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["methods.json", "methods.md"]
     assert methods.arguments().compiled == []  # nothing is compiled unless it is asked for
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(HERE))
+    module = script("kernels")
+    monkeypatch.setattr(module.benchmark, "environment", lambda device: {"device": "none"})
+    return module
+
+
+def timing(case: Any, benchmark: Any) -> Any:
+    return benchmark.Timing(
+        case=case, implementation="kdad (triton)", median_us=10.0, p20_us=9.0, p80_us=11.0, calls=4, minimum_bytes=1000,
+        copy_gb_per_s=1.0, read_gb_per_s=1.0, host_us=5.0, relative_error=0.0,
+    )  # fmt: skip
+
+
+def test_each_kernel_is_written_before_the_next_is_measured(
+    tmp_path: Path, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there: list[int] = []
+
+    def measure(case: Any, device: torch.device, *, compiled: bool) -> list[Any]:
+        assert not compiled
+        there.append(sum(len(file.read_text().splitlines()) for file in tmp_path.glob("kernels.jsonl")))
+        if len(there) == 2:
+            raise ArithmeticError("wrong")
+        return [timing(case, kernels.benchmark)]
+
+    monkeypatch.setattr(kernels.benchmark, "measure", measure)
+    failed = kernels.measured(tmp_path, time.perf_counter() + 1000, compiled=False)
+    assert there[:4] == [0, 1, 1, 2]
+    assert len(failed) == 1
+    assert "wrong" in failed[0]
+    rows = [json.loads(line) for line in (tmp_path / "kernels.jsonl").read_text().splitlines()]
+    assert len(rows) == len(there) - 1
+    assert {row["device"] for row in rows} == {"none"}
+    assert (tmp_path / "kernels.md").read_text().count("| 5 |") == len(rows)
+    assert kernels.measured(tmp_path, time.perf_counter() - 1, compiled=False) == []
+    assert "cases not measured" in capsys.readouterr().out
+
+
+def test_checks_run_side_by_side_and_end_in_time(
+    tmp_path: Path, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    began: list[str] = []
+
+    def process(name: str, out: Path) -> subprocess.Popen[str]:
+        began.append(name)
+        code = {"good": "print('good: fine')", "bad": "print('bad: FAILED'); raise SystemExit(1)"}
+        code["endless"] = "import time; print('begun', flush=True); time.sleep(600)"
+        return subprocess.Popen([sys.executable, "-c", code[name]], stdout=subprocess.PIPE, text=True)
+
+    monkeypatch.setattr(kernels, "check_process", process)
+    assert kernels.checked(["good", "bad", "endless"], tmp_path, time.perf_counter() + 2) == ["bad", "endless"]
+    assert began == ["good", "bad", "endless"]
+    said = capsys.readouterr().out
+    assert "good: fine" in said
+    assert "endless: FAILED: out of time" in said
 
 
 def test_a_leaderboard_is_packed_without_what_is_heavy(tmp_path: Path) -> None:

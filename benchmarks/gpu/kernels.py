@@ -1,13 +1,18 @@
 """What only a GPU can tell: results there, launches, graph capture, memory, offsets beyond 2^31, and the tables.
 
-Started by run.sh. Stops measuring when --seconds are over; what was measured by then is written and printed.
+Started by run.sh. Checks come first, each in a process of its own, side by side, because compiling takes most of their
+time. Then every case is written to OUT as it is measured (kernels.jsonl, kernels.md), until --seconds are over.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import beyond_int32 as far_offsets  # beside this file
@@ -15,6 +20,7 @@ import torch
 from torch import Tensor
 
 from kdad_bench import kernels
+from kdad_bench.files import write_text_whole
 from kdad_bench.kernels import benchmark, benchmark_ops, reference
 
 DEVICE = torch.device("cuda")
@@ -125,6 +131,8 @@ def whole_maps() -> str:
     for options in (
         {"mode": "product"},
         {"mode": "product", "fuse_size": (64, 64)},
+        {"mode": "product", "sigma": 4.0},
+        {"mode": "product", "fuse_size": (64, 64), "sigma": 2.0, "border": "torch"},
         {"sigma": 4.0, "align_corners": True},
         {"sigma": 4.0, "border": "torch", "score": "mean"},
         {"kind": "l2", "score": "mean"},
@@ -152,8 +160,9 @@ def launches() -> str:
     """Kernels of a whole map with blur, and of a training step's loss."""
     taps = [pair((1, c, side, side), torch.float32, NCHW, c) for c, side in benchmark_ops.RESNET18]
     t, s = [x for x, _ in taps], [x for _, x in taps]
-    names = started(lambda: kernels.anomaly_map(t, s, (256, 256), sigma=4.0))
-    demand(0 < len(names) <= 2, f"{len(names)} launches: {names}")
+    for options in ({"sigma": 4.0}, {"sigma": 4.0, "mode": "product"}, {"mode": "product", "fuse_size": (64, 64)}):
+        names = started(lambda options=options: kernels.anomaly_map(t, s, (256, 256), **options))
+        demand(0 < len(names) <= 2, f"{options}: {len(names)} launches: {names}")
     students = [x.requires_grad_() for x in s]
     step = started(lambda: torch.autograd.grad(kernels.distillation_loss(t, students), students))
     for kernel in ("gradient_kernel", "scale_kernel"):
@@ -240,60 +249,106 @@ def gradient_in_forward() -> str:
     return f"one sweep {times[0]:.0f} us, apart {times[1]:.0f} us, ratio {times[1] / times[0]:.2f}"
 
 
-CHECKS = (
-    maps_and_gradients,
-    precision,
-    magnitudes,
-    whole_maps,
-    launches,
-    graph,
-    memory,
-    beyond_int32,
-    opcheck_and_compile,
-    gradient_in_forward,
-)
+CHECKS = {
+    check.__name__: check
+    for check in (
+        maps_and_gradients,
+        precision,
+        magnitudes,
+        whole_maps,
+        launches,
+        graph,
+        memory,
+        beyond_int32,
+        opcheck_and_compile,
+        gradient_in_forward,
+    )
+}
+ALONE = "gradient_in_forward"  # what is timed
+
+
+def check_process(name: str, out: Path) -> subprocess.Popen[str]:
+    """A process that runs one check and prints its outcome; exit code 1 if it fails."""
+    command = [sys.executable, __file__, "--out", str(out), "--check", name]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def checked(names: Sequence[str], out: Path, ends: float) -> list[str]:
+    """Run checks side by side until `ends` on the clock; prints each outcome and returns those that failed."""
+    running = {name: check_process(name, out) for name in names}
+    failed = []
+    for name, process in running.items():
+        try:
+            said = process.communicate(timeout=max(1.0, ends - time.perf_counter()))[0]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            said = process.communicate()[0] + f"{name}: FAILED: out of time\n"
+        print(said, end="", flush=True)
+        if process.returncode != 0:
+            failed.append(name)
+    return failed
+
+
+def ordered(compiled: bool) -> list[tuple[benchmark_ops.Case, bool]]:
+    """What is measured, what matters most first, and whether torch.compile is timed beside it."""
+    cases = benchmark.cases(DEVICE, quick=False)
+    first = ("discrepancy", "map: sum, blur, max", "loss, forward and backward")
+    cases.sort(key=lambda c: (c.op not in first, -c.batch))
+    return [(c, compiled and c.layout == "channels_last" and c.batch == 32) for c in cases]
+
+
+def write(out: Path, timings: Sequence[benchmark.Timing], where: dict[str, str]) -> str:
+    """All cases so far, whole or not at all: whoever is killed keeps what was measured by then."""
+    rows = [json.dumps({**dataclasses.asdict(one), "gb_per_s": one.gb_per_s, **where}) for one in timings]
+    write_text_whole(out / "kernels.jsonl", "".join(row + "\n" for row in rows))
+    text = "\n".join([", ".join(f"{k} {v}" for k, v in where.items()), "", benchmark.table(timings)])
+    write_text_whole(out / "kernels.md", text + "\n")
+    return text
+
+
+def measured(out: Path, ends: float, compiled: bool) -> list[str]:
+    """Measure and write case after case until `ends` on the clock; returns those that failed."""
+    timings: list[benchmark.Timing] = []
+    failed = []
+    cases = ordered(compiled)
+    for number, (case, beside) in enumerate(cases):
+        if time.perf_counter() > ends:
+            print(f"out of time: {len(cases) - number} of {len(cases)} cases not measured")
+            break
+        try:
+            timings += benchmark.measure(case, DEVICE, compiled=beside)
+        except Exception as problem:  # a case that fails must not take the others' figures with it
+            failed.append(f"{case}: {type(problem).__name__}: {str(problem)[:300]}")
+            print(f"FAILED {failed[-1]}", flush=True)
+            continue
+        text = write(out, timings, benchmark.environment(DEVICE))
+        print(text.splitlines()[-1], flush=True)
+    return failed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=480.0)
-    arguments = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=440.0, help="end after so long; half of it for the checks")
+    parser.add_argument("--check", choices=CHECKS, help="only this check, in this process")
+    parser.add_argument("--compile", action="store_true", help="also time torch.compile of the eager forms")
+    given = parser.parse_args()
     if not torch.cuda.is_available():
         print("torch sees no GPU: nothing was run")
         return 2
     checks = Checklist()
-    for check in CHECKS:
-        checks.run(check.__name__, check)
-    timings: list[benchmark.Timing] = []
-    cases = benchmark.cases(DEVICE, quick=False)
-    # What matters most first, so that a slow machine still answers the questions asked.
-    cases.sort(
-        key=lambda c: (c.op not in ("discrepancy", "map: sum, blur, max", "loss, forward and backward"), -c.batch)
-    )
-    for number, case in enumerate(cases):
-        if time.perf_counter() - BEGAN > arguments.seconds:
-            print(f"out of time: {len(cases) - number} of {len(cases)} cases not measured")
-            break
-        compiled = case.layout == "channels_last" and case.batch == 32
-        try:
-            timings += benchmark.measure(case, DEVICE, compiled=compiled)
-        except Exception as problem:  # a case that fails must not take the others' figures with it
-            checks.failed.append(f"{case}: {type(problem).__name__}: {str(problem)[:300]}")
-    where = benchmark.environment(DEVICE)
-    text = "\n".join([", ".join(f"{k} {v}" for k, v in where.items()), "", benchmark.table(timings) if timings else ""])
-    (arguments.out / "kernels.md").write_text(text + "\n", encoding="utf-8")
-    try:
-        from kdad_bench.cli.kernels import write_parquet
-
-        write_parquet(arguments.out / "kernels.parquet", timings, where)
-    except ImportError as missing:
-        print(f"no Parquet file: {missing}")
-    print(text)
-    for failure in checks.failed:
+    if given.check:
+        checks.run(given.check, CHECKS[given.check])
+        return 1 if checks.failed else 0
+    given.out.mkdir(parents=True, exist_ok=True)
+    middle, ends = BEGAN + given.seconds / 2, BEGAN + given.seconds
+    failed = checked([name for name in CHECKS if name != ALONE], given.out, middle)
+    failed += checked([ALONE], given.out, middle)
+    failed += measured(given.out, ends, given.compile)
+    for failure in failed:
         print(f"FAILED {failure}")
-    print(f"{len(checks.failed)} failed, {time.perf_counter() - BEGAN:.0f} s")
-    return 1 if checks.failed else 0
+    print(f"{len(failed)} failed, {time.perf_counter() - BEGAN:.0f} s")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -225,6 +225,11 @@ def map_launches(shape: str, batch: int, rules: tuple[str, ...] = ("max", "mean"
             for rule in rules:
                 with recording(log, f"{shape} N={batch} {mode} {rule}{' blur' if sigma else ''}"):
                     triton_path.fuse_blur_score(maps, (256, 256), mode, align, sigma, 16, "scipy", rule, scores)
+    with recording(log, f"{shape} N={batch} product at its first map's size"):
+        middle = (maps[0].shape[1], maps[0].shape[2])
+        triton_path.fuse_blur_score(maps, (256, 256), "product", False, None, 0, "scipy", "max", scores, middle)
+    with recording(log, f"{shape} N={batch} product with a wider filter"):
+        triton_path.fuse_blur_score(maps, (256, 256), "product", False, 6.0, 24, "scipy", "max", scores)
     with recording(log, f"{shape} N={batch} blur alone, torch border"):
         triton_path.fuse_blur_score(
             maps[:1], (maps[0].shape[1], maps[0].shape[2]), "sum", False, 4.0, 16, "torch", None

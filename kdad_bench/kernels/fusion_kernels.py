@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+FEW_ROWS = tl.constexpr(4)  # that are read sample by sample at a time
+
 
 @triton.jit
 def bilinear(i, source, target, ALIGN: tl.constexpr):
@@ -26,9 +28,12 @@ def bilinear(i, source, target, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def first_of(start, reach, source, target, MULTIPLE: tl.constexpr, ALIGN: tl.constexpr):
-    """The first source index in the table of the tile that begins at `start`, as `triton_fusion.first_of` has it."""
-    low, _high, _part = bilinear(tl.maximum(start - reach, 0), source, target, ALIGN)
+def first_of(start, source, target, MULTIPLE: tl.constexpr, ALIGN: tl.constexpr):
+    """The first source index in the table of a tile that draws from target positions from `start` on.
+
+    As `triton_fusion.first_of` has it; a start before the first position is that.
+    """
+    low, _high, _part = bilinear(tl.maximum(start, 0), source, target, ALIGN)
     return (low // MULTIPLE) * MULTIPLE
 
 
@@ -49,10 +54,67 @@ def interpolated(base, h, w, y, x, height, width, ALIGN: tl.constexpr):
 
 
 @triton.jit
+def fused_at(
+    maps, map_sizes, n, y, x, height, width, MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr,
+    BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
+):  # fmt: skip
+    """The sum or product of maps at rows `y` and columns `x` of [height, width], sample by sample."""
+    value = tl.full([BLOCK_Y, BLOCK_X], 1.0 if PRODUCT else 0.0, tl.float32)
+    for k in tl.static_range(MAPS):
+        h = map_sizes[2 * k]
+        w = map_sizes[2 * k + 1]
+        one = interpolated(maps[k] + n * h * w, h, w, y, x, height, width, ALIGN)
+        value = value * one if PRODUCT else value + one
+    return value
+
+
+@triton.jit
+def fused_between(
+    maps, map_sizes, n, y, x, middle_height, middle_width, height, width,
+    MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
+):  # fmt: skip
+    """Bilinear samples at rows `y` and columns `x` of [height, width] of the maps fused at [middle_height, ...]."""
+    y0, y1, fy = bilinear(y, middle_height, height, ALIGN)
+    x0, x1, fx = bilinear(x, middle_width, width, ALIGN)
+    a = fused_at(maps, map_sizes, n, y0, x0, middle_height, middle_width, MAPS, PRODUCT, ALIGN, BLOCK_Y, BLOCK_X)
+    b = fused_at(maps, map_sizes, n, y0, x1, middle_height, middle_width, MAPS, PRODUCT, ALIGN, BLOCK_Y, BLOCK_X)
+    top = a + fx[None, :] * (b - a)
+    c = fused_at(maps, map_sizes, n, y1, x0, middle_height, middle_width, MAPS, PRODUCT, ALIGN, BLOCK_Y, BLOCK_X)
+    d = fused_at(maps, map_sizes, n, y1, x1, middle_height, middle_width, MAPS, PRODUCT, ALIGN, BLOCK_Y, BLOCK_X)
+    bottom = c + fx[None, :] * (d - c)
+    return top + fy[:, None] * (bottom - top)
+
+
+@triton.jit
 def split(x):
     """x = high + low with a high that has the 11 bits of TF32, rounded; NaN and infinity leave a NaN in `low`."""
     high = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
     return high, x - high
+
+
+@triton.jit
+def times_across(total, m, place, low_parts, LOW: tl.constexpr):
+    """total + m · table, the high parts of the table at `place`, its low ones `low_parts` behind them if LOW.
+
+    Products of two high parts and of a high and a low one are added: what is left out is less than 2⁻²² of a term.
+    """
+    high, low = split(m)
+    table = tl.load(place)
+    total = tl.dot(low, table, total, input_precision="tf32")
+    if LOW:
+        total = tl.dot(high, tl.load(place + low_parts), total, input_precision="tf32")
+    return tl.dot(high, table, total, input_precision="tf32")
+
+
+@triton.jit
+def times_down(total, m, place, low_parts, LOW: tl.constexpr):
+    """total + table · m; the counterpart of `times_across`."""
+    high, low = split(m)
+    table = tl.load(place)
+    total = tl.dot(table, low, total, input_precision="tf32")
+    if LOW:
+        total = tl.dot(tl.load(place + low_parts), high, total, input_precision="tf32")
+    return tl.dot(table, high, total, input_precision="tf32")
 
 
 @triton.jit
@@ -63,8 +125,7 @@ def folded(
 ):  # fmt: skip
     """down · M · acrossᵀ for the rows of M from `row` on and its columns from `column` on; beyond M both tables are 0.
 
-    A table has the high parts of its tile [BLOCK, DEPTH], then the low ones; LOW_*: some of these are not 0. Products
-    of two high parts and of a high and a low one are added: what is left out is less than 2⁻²² of a term.
+    A table has the high parts of its tile [BLOCK, DEPTH], then the low ones; LOW_*: some of these are not 0.
     """
     y = tl.arange(0, BLOCK_Y)
     x = tl.arange(0, BLOCK_X)
@@ -77,31 +138,56 @@ def folded(
         for at_x in range(0, DEPTH_X, CHUNK_X):
             columns = column + at_x + in_x
             here = (rows < h)[:, None] & (columns < w)[None, :]
-            high, low = split(tl.load(base + rows[:, None] * w + columns[None, :], mask=here, other=0.0))
+            m = tl.load(base + rows[:, None] * w + columns[None, :], mask=here, other=0.0)
             place = across + x[None, :] * DEPTH_X + at_x + in_x[:, None]
-            right = tl.load(place)
-            inner = tl.dot(low, right, inner, input_precision="tf32")
-            if LOW_X:
-                inner = tl.dot(high, tl.load(place + BLOCK_X * DEPTH_X), inner, input_precision="tf32")
-            inner = tl.dot(high, right, inner, input_precision="tf32")
+            inner = times_across(inner, m, place, BLOCK_X * DEPTH_X, LOW_X)
         place = down + y[:, None] * DEPTH_Y + at_y + in_y[None, :]
-        left = tl.load(place)
-        high, low = split(inner)
-        value = tl.dot(left, low, value, input_precision="tf32")
-        if LOW_Y:
-            value = tl.dot(tl.load(place + BLOCK_Y * DEPTH_Y), high, value, input_precision="tf32")
-        value = tl.dot(left, high, value, input_precision="tf32")
+        value = times_down(value, inner, place, BLOCK_Y * DEPTH_Y, LOW_Y)
     return value
 
 
 @triton.jit
-def score_tile(scores, partial, n, local, programs, value, inside, MAXIMUM: tl.constexpr, MEAN: tl.constexpr):
-    """Take a tile into its image's score. Maximum of values >= 0: their bits order as integers, NaN above all."""
+def fused_piece(
+    maps, map_sizes, n, downs, acrosses, piece_y, piece_x, row, column, height, width,
+    MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr, SHAPES: tl.constexpr, MULTIPLE: tl.constexpr,
+    BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
+):  # fmt: skip
+    """Rows from `row` on and columns from `column` on of the sum or product of maps at [height, width].
+
+    By tables number `piece_y` of downs[k] and `piece_x` of acrosses[k], which begin there; 0 beyond the last row or
+    column.
+    """
+    value = tl.full([BLOCK_Y, BLOCK_X], 1.0 if PRODUCT else 0.0, tl.float32)
+    for k in tl.static_range(MAPS):
+        h = map_sizes[2 * k]
+        w = map_sizes[2 * k + 1]
+        one = folded(
+            maps[k] + n * h * w, h, w,
+            downs[k] + piece_y * 2 * BLOCK_Y * SHAPES[6 * k],
+            acrosses[k] + piece_x * 2 * BLOCK_X * SHAPES[6 * k + 1],
+            first_of(row, h, height, 1, ALIGN),
+            first_of(column, w, width, MULTIPLE, ALIGN),
+            BLOCK_Y, BLOCK_X, SHAPES[6 * k], SHAPES[6 * k + 1], SHAPES[6 * k + 2], SHAPES[6 * k + 3],
+            SHAPES[6 * k + 4], SHAPES[6 * k + 5],
+        )  # fmt: skip
+        value = value * one if PRODUCT else value + one
+    return value
+
+
+@triton.jit
+def most_and_total(value, inside):
+    """The maximum of values >= 0 as an integer, and their sum: their bits order as integers, NaN above all."""
+    kept = tl.where(inside, value, 0.0)
+    most = tl.max(tl.max(kept.to(tl.int32, bitcast=True), axis=0), axis=0)
+    return most, tl.sum(tl.sum(kept, axis=0), axis=0)
+
+
+@triton.jit
+def score_tile(scores, partial, n, local, programs, most, total, MAXIMUM: tl.constexpr, MEAN: tl.constexpr):
+    """Take a tile's `most_and_total` into its image's score."""
     if MAXIMUM:
-        most = tl.max(tl.max(tl.where(inside, value, 0.0).to(tl.int32, bitcast=True), axis=0), axis=0)
         tl.atomic_max(scores.to(tl.pointer_type(tl.int32)) + n, most)
     if MEAN:
-        total = tl.sum(tl.sum(tl.where(inside, value, 0.0), axis=0), axis=0)
         tl.store(partial + n * programs + local, total)
 
 
@@ -127,32 +213,93 @@ def fuse_kernel(
     y = block_y * BLOCK_Y + tl.arange(0, BLOCK_Y)
     x = block_x * BLOCK_X + tl.arange(0, BLOCK_X)
     inside = (y < height)[:, None] & (x < width)[None, :]
-    value = tl.full([BLOCK_Y, BLOCK_X], 1.0 if PRODUCT else 0.0, tl.float32)
     by_sample = not TABLES
+    value = tl.zeros([BLOCK_Y, BLOCK_X], tl.float32)
     if TABLES:
-        for k in tl.static_range(MAPS):
-            h = map_sizes[2 * k]
-            w = map_sizes[2 * k + 1]
-            one = folded(
-                maps[k] + n * h * w, h, w,
-                downs[k] + block_y * 2 * BLOCK_Y * SHAPES[6 * k],
-                acrosses[k] + block_x * 2 * BLOCK_X * SHAPES[6 * k + 1],
-                first_of(block_y * BLOCK_Y, reach_y, h, height, 1, ALIGN),
-                first_of(block_x * BLOCK_X, reach_x, w, width, MULTIPLE, ALIGN),
-                BLOCK_Y, BLOCK_X, SHAPES[6 * k], SHAPES[6 * k + 1], SHAPES[6 * k + 2], SHAPES[6 * k + 3],
-                SHAPES[6 * k + 4], SHAPES[6 * k + 5],
-            )  # fmt: skip
-            value = value * one if PRODUCT else value + one
+        value = fused_piece(
+            maps, map_sizes, n, downs, acrosses, block_y, block_x,
+            block_y * BLOCK_Y - reach_y, block_x * BLOCK_X - reach_x, height, width,
+            MAPS, PRODUCT, ALIGN, SHAPES, MULTIPLE, BLOCK_Y, BLOCK_X,
+        )  # fmt: skip
         if EXACT:
             by_sample = tl.max(tl.max((value != value).to(tl.int32), axis=0), axis=0) > 0
     if by_sample:
-        value = tl.full([BLOCK_Y, BLOCK_X], 1.0 if PRODUCT else 0.0, tl.float32)
-        for k in tl.static_range(MAPS):
-            h = map_sizes[2 * k]
-            w = map_sizes[2 * k + 1]
-            at_y = tl.minimum(y, height - 1)
-            at_x = tl.minimum(x, width - 1)
-            one = interpolated(maps[k] + n * h * w, h, w, at_y, at_x, height, width, ALIGN)
-            value = value * one if PRODUCT else value + one
+        at_y = tl.minimum(y, height - 1)
+        at_x = tl.minimum(x, width - 1)
+        value = fused_at(maps, map_sizes, n, at_y, at_x, height, width, MAPS, PRODUCT, ALIGN, BLOCK_Y, BLOCK_X)
     tl.store(out + n * height * width + y[:, None] * width + x[None, :], value, mask=inside)
-    score_tile(scores, partial, n, local, programs, value, inside, MAXIMUM, MEAN)
+    most, total = most_and_total(value, inside)
+    score_tile(scores, partial, n, local, programs, most, total, MAXIMUM, MEAN)
+
+
+@triton.jit
+def twofold_kernel(
+    maps, downs, acrosses, down, across, out, scores, partial, map_sizes, middle_height, middle_width,
+    height, width, blocks_y, blocks_x, reach_y, reach_x,
+    MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr,
+    SHAPES: tl.constexpr, OUTER: tl.constexpr, MULTIPLE: tl.constexpr, MAXIMUM: tl.constexpr, MEAN: tl.constexpr,
+    BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
+):  # fmt: skip
+    """One tile of maps that are fused at one size, then upsampled or blurred (or both), and its share of the score.
+
+    The fused maps exist in registers alone: a tile makes what it draws from in pieces of the size that OUTER says
+    (the six constants of `folded`, for the tables `down` and `across` from the fused map to the result), and
+    neighbouring tiles make their common rows and columns each for itself. SHAPES, EXACT and the rest as in
+    `fuse_kernel`.
+    """
+    DEPTH_Y: tl.constexpr = OUTER[0]
+    DEPTH_X: tl.constexpr = OUTER[1]
+    PIECE_Y: tl.constexpr = OUTER[2]
+    PIECE_X: tl.constexpr = OUTER[3]
+    pid = tl.program_id(0)
+    programs = blocks_y * blocks_x
+    n = (pid // programs).to(tl.int64)
+    local = pid % programs
+    block_y = local // blocks_x
+    block_x = local % blocks_x
+    y = tl.arange(0, BLOCK_Y)
+    x = tl.arange(0, BLOCK_X)
+    in_y = tl.arange(0, PIECE_Y)
+    in_x = tl.arange(0, PIECE_X)
+    row = first_of(block_y * BLOCK_Y - reach_y, middle_height, height, 1, ALIGN)
+    column = first_of(block_x * BLOCK_X - reach_x, middle_width, width, 1, ALIGN)
+    down += block_y * 2 * BLOCK_Y * DEPTH_Y
+    across += block_x * 2 * BLOCK_X * DEPTH_X
+    value = tl.zeros([BLOCK_Y, BLOCK_X], tl.float32)
+    for at_y in range(0, DEPTH_Y, PIECE_Y):
+        inner = tl.zeros([PIECE_Y, BLOCK_X], tl.float32)
+        for at_x in range(0, DEPTH_X, PIECE_X):
+            fused = fused_piece(
+                maps, map_sizes, n, downs, acrosses,
+                block_y * (DEPTH_Y // PIECE_Y) + at_y // PIECE_Y, block_x * (DEPTH_X // PIECE_X) + at_x // PIECE_X,
+                row + at_y, column + at_x, middle_height, middle_width,
+                MAPS, PRODUCT, ALIGN, SHAPES, MULTIPLE, PIECE_Y, PIECE_X,
+            )  # fmt: skip
+            place = across + x[None, :] * DEPTH_X + at_x + in_x[:, None]
+            inner = times_across(inner, fused, place, BLOCK_X * DEPTH_X, OUTER[5])
+        place = down + y[:, None] * DEPTH_Y + at_y + in_y[None, :]
+        value = times_down(value, inner, place, BLOCK_Y * DEPTH_Y, OUTER[4])
+    y += block_y * BLOCK_Y
+    x += block_x * BLOCK_X
+    inside = (y < height)[:, None] & (x < width)[None, :]
+    most, total = most_and_total(value, inside)
+    by_sample = False
+    if EXACT:
+        by_sample = tl.max(tl.max((value != value).to(tl.int32), axis=0), axis=0) > 0
+    if by_sample:
+        most = tl.zeros([], tl.int32)
+        total = tl.zeros([], tl.float32)
+        for at in range(0, BLOCK_Y, FEW_ROWS):  # all rows at once would not fit into registers
+            rows = block_y * BLOCK_Y + at + tl.arange(0, FEW_ROWS)
+            here = (rows < height)[:, None] & (x < width)[None, :]
+            some = fused_between(
+                maps, map_sizes, n, tl.minimum(rows, height - 1), tl.minimum(x, width - 1),
+                middle_height, middle_width, height, width, MAPS, PRODUCT, ALIGN, FEW_ROWS, BLOCK_X,
+            )  # fmt: skip
+            tl.store(out + n * height * width + rows[:, None] * width + x[None, :], some, mask=here)
+            most_of_some, total_of_some = most_and_total(some, here)
+            most = tl.maximum(most, most_of_some)
+            total += total_of_some
+    else:
+        tl.store(out + n * height * width + y[:, None] * width + x[None, :], value, mask=inside)
+    score_tile(scores, partial, n, local, programs, most, total, MAXIMUM, MEAN)

@@ -1,8 +1,9 @@
 """Launches fusion and blur on a GPU: which tiles, which tables, in how many steps.
 
-One launch makes any sum of maps, blurred or not, and any product that is not blurred. Two things take another launch
-before the blur: a product, and maps larger than the result, which are read sample by sample. A filter that reaches over
-more than MOST_ROWS rows of a map is applied along rows first, then along columns.
+One launch makes any sum of maps, blurred or not, any product, and maps that are fused at one size and upsampled to
+another. Where a product with a filter would be made too often, by too many tiles, it takes a launch of its own before
+the filter, and so do maps larger than the result, which are read sample by sample. A filter that reaches over more than
+MOST_ROWS rows of a map is applied along rows first, then along columns.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ LARGE_BLOCK, SMALL_BLOCK = (32, 64), (16, 32)  # rows and columns of a program's
 FEW = 264  # programs, two for each multiprocessor of an H100: with fewer large tiles, small ones are launched
 WARPS = 4
 MOST_ROWS = 128  # of one map that a tile reads at most
-CHUNK_Y, CHUNK_X = (16, 64), 32  # rows (least, most) and columns of a map that one product takes
+LEAST_CHUNK, MOST_CHUNK = 16, (64, 32)  # rows and columns of a map that one product takes
+# Where maps are fused on the way: tiles, and the most rows and columns of the fused map that are made at a time.
+SMALL_TWOFOLD = (16, 32), (64, 64)
+LARGE_TWOFOLD, LARGE_FILTERED = ((64, 64), (64, 64)), ((32, 64), (64, 32))
+MOST_MADE = 3  # values of a fused map that a large tile makes for each of its own
 MULTIPLE = 4  # columns begin at one of these: 16 bytes, as wide as a load can be
 TF32 = 0x1000, -0x2000  # what rounds the bits of a float32 to those of a TF32
 MOST_TABLES = 64  # fusions whose tables are kept: a method may draw a new sigma for every image
@@ -45,7 +50,7 @@ PLAIN = Filter(None, 0, "scipy")
 
 
 class Axis(NamedTuple):
-    """One axis of a map on its way into the result: lengths, tiles and filter."""
+    """One axis of a map on its way into the result: lengths, tiles, filter; where tiles begin if not side by side."""
 
     source: int
     target: int
@@ -53,25 +58,37 @@ class Axis(NamedTuple):
     block: int
     multiple: int
     blur: Filter
+    begins: tuple[int, ...] | None = None
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The first target position of each tile; it may lie beyond the last position."""
+        return tuple(range(0, self.target, self.block)) if self.begins is None else self.begins
 
 
 class Step(NamedTuple):
-    """One launch: result size, rule, filters along columns (`down`) and rows (`across`)."""
+    """One launch: result size, rule, filters along columns (`down`) and rows (`across`).
+
+    Maps are fused at the size `middle` if given, and that is upsampled or filtered on the way to the result.
+    """
 
     size: tuple[int, int]
     product: bool
     align: bool
     down: Filter
     across: Filter
+    middle: tuple[int, int] | None = None
 
 
 class Fusion(NamedTuple):
-    """A launch of `fuse_kernel` and its tables of each map, along columns and rows."""
+    """A launch and its tables: of each map along columns and along rows, and of a fused map along both."""
 
+    kernel: str
     plan: Plan
     blocks: int
     downs: tuple[Tensor, ...]
     acrosses: tuple[Tensor, ...]
+    outer: tuple[Tensor, ...]
 
 
 def ends_of(i: int, axis: Axis) -> tuple[int, int]:
@@ -82,19 +99,16 @@ def ends_of(i: int, axis: Axis) -> tuple[int, int]:
     return min(over // under, axis.source - 1), min(-(-over // under), axis.source - 1)
 
 
-def first_of(tile: int, axis: Axis) -> int:
-    """The first source index that the table of a tile has; see `fusion_kernels.first_of`."""
-    low, _ = ends_of(max(tile * axis.block - axis.blur.radius, 0), axis)
+def first_of(start: int, axis: Axis) -> int:
+    """The first source index in the table of the tile that begins at `start`; see `fusion_kernels.first_of`."""
+    low, _ = ends_of(max(start - axis.blur.radius, 0), axis)
     return low - low % axis.multiple
 
 
 def depth_of(axis: Axis) -> int:
     """Source indices that a tile draws from, at most."""
-    lasts = (
-        ends_of(min((tile + 1) * axis.block - 1 + axis.blur.radius, axis.target - 1), axis)[1]
-        for tile in range(-(-axis.target // axis.block))
-    )
-    return max(last + 1 - first_of(tile, axis) for tile, last in enumerate(lasts))
+    lasts = (ends_of(min(start + axis.block - 1 + axis.blur.radius, axis.target - 1), axis)[1] for start in axis.starts)
+    return max(last + 1 - first_of(start, axis) for start, last in zip(axis.starts, lasts, strict=True))
 
 
 def table_of(axis: Axis, depth: int) -> Tensor:
@@ -104,27 +118,27 @@ def table_of(axis: Axis, depth: int) -> Tensor:
     """
     blur = axis.blur
     weights = [1.0] if blur.sigma is None else blur_weights(blur.sigma, blur.radius)
+    position = (torch.tensor(axis.starts)[:, None] + torch.arange(axis.block)).flatten()
     i = reflected(axis.target, blur.radius, blur.border).unfold(0, 2 * blur.radius + 1, 1)  # [target, taps]
+    i = i[position.clamp_max(axis.target - 1)]
     over, under = i * (axis.source - 1), max(axis.target - 1, 1)
     if not axis.align:
         over, under = ((2 * i + 1) * axis.source - axis.target).clamp_min(0), 2 * axis.target
     low = (over // under).clamp_max(axis.source - 1)
     part = (over - low * under).double() / under
-    tiles = -(-axis.target // axis.block)
-    first = torch.tensor([first_of(tile, axis) for tile in range(tiles)]).repeat_interleave(axis.block)
-    table = torch.zeros(tiles * axis.block, depth, dtype=torch.float64)
+    first = torch.tensor([first_of(start, axis) for start in axis.starts]).repeat_interleave(axis.block)
+    taps = torch.tensor(weights, dtype=torch.float64) * (position < axis.target)[:, None]
+    table = torch.zeros(len(position), depth, dtype=torch.float64)
     for index, share in ((low, 1 - part), ((low + (part > 0)).clamp_max(axis.source - 1), part)):
-        place = index - first[: axis.target, None]
-        table[: axis.target].scatter_add_(1, place, share * torch.tensor(weights, dtype=torch.float64))
-    whole = table.view(tiles, axis.block, depth)
+        table.scatter_add_(1, index - first[:, None], share * taps)
+    whole = table.view(-1, axis.block, depth)
     high = ((whole.float().view(torch.int32) + TF32[0]) & TF32[1]).view(torch.float32)
     return torch.stack([high, (whole - high).float()], 1)
 
 
-def chunk_of(depth: int) -> int:
-    """Rows that one product takes of `depth`."""
-    least, most = CHUNK_Y
-    return max(least, min(most, 1 << (depth - 1).bit_length()))
+def chunk_of(depth: int, most: int) -> int:
+    """Rows or columns that one product takes of `depth`: a power of two."""
+    return max(LEAST_CHUNK, min(most, 1 << (depth - 1).bit_length()))
 
 
 def filled(depth: int, chunk: int) -> int:
@@ -132,29 +146,83 @@ def filled(depth: int, chunk: int) -> int:
     return -(-depth // chunk) * chunk
 
 
-def block_of(n: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Large tiles, unless they are too few to fill a GPU."""
-    programs = n * math.prod(-(-side // block) for side, block in zip(size, LARGE_BLOCK, strict=True))
-    return SMALL_BLOCK if programs < FEW else LARGE_BLOCK
+class Folding(NamedTuple):
+    """The tables of one map along columns and rows, as `fusion_kernels.folded` takes them."""
+
+    down: Axis
+    across: Axis
+    chunks: tuple[int, int]  # rows and columns of the map that are taken at a time
+    depths: tuple[int, int]  # multiples of these
+
+    @classmethod
+    def of(cls, down: Axis, across: Axis, most: tuple[int, int]) -> Folding:
+        """With chunks of at most so many rows and columns."""
+        depths = depth_of(down), depth_of(across)
+        chunks = chunk_of(depths[0], most[0]), chunk_of(depths[1], most[1])
+        return cls(down, across, chunks, (filled(depths[0], chunks[0]), filled(depths[1], chunks[1])))
+
+    def begins(self, way: int) -> tuple[int, ...]:
+        """The first source index of every chunk of every tile, along columns (0) or rows (1)."""
+        axis = (self.down, self.across)[way]
+        return tuple(
+            first_of(start, axis) + at for start in axis.starts for at in range(0, self.depths[way], self.chunks[way])
+        )
+
+    def tables(self) -> tuple[tuple[int, ...], tuple[Tensor, ...]]:
+        """The six constants of `fusion_kernels.folded`, and the tables."""
+        pair = tuple(table_of(axis, depth) for axis, depth in zip(self[:2], self.depths, strict=True))
+        return (*self.depths, *self.chunks, *(bool(table[:, 1].any()) for table in pair)), pair
 
 
-def axes_of(shape: tuple[int, int], step: Step, block: tuple[int, int]) -> tuple[Axis, Axis]:
-    """Columns and rows of a map of `shape` [h, w]."""
+def block_of(n: int, size: tuple[int, int], blocks: tuple[tuple[int, int], tuple[int, int]]) -> tuple[int, int]:
+    """The larger tiles of `blocks`, unless they are too few to fill a GPU."""
+    large, small = blocks
+    programs = n * math.prod(-(-side // block) for side, block in zip(size, large, strict=True))
+    return small if programs < FEW else large
+
+
+def axes_of(shape: tuple[int, int], step: Step, block: tuple[int, int], multiple: int) -> tuple[Axis, Axis]:
+    """Columns and rows of a map of `shape` [h, w] on the way to the result of a step."""
     down = Axis(shape[0], step.size[0], step.align, block[0], 1, step.down)
-    return down, Axis(shape[1], step.size[1], step.align, block[1], MULTIPLE, step.across)
+    return down, Axis(shape[1], step.size[1], step.align, block[1], multiple, step.across)
+
+
+def tiles_of(n: int, step: Step) -> tuple[tuple[int, int], Folding]:
+    """Tiles of a step that fuses at a size in the middle, and how they draw from the fused map."""
+    assert step.middle is not None
+    large = LARGE_TWOFOLD if step.down == step.across == PLAIN else LARGE_FILTERED
+    block = block_of(n, step.size, (large[0], SMALL_TWOFOLD[0]))
+    most = large[1] if block == large[0] else SMALL_TWOFOLD[1]
+    return block, Folding.of(*axes_of(step.middle, step, block, 1), most)
+
+
+def made_per_value(step: Step) -> float:
+    """Values of the fused map that a large tile makes for each value of the result."""
+    block, outer = tiles_of(FEW, step)
+    return math.prod(outer.depths) / math.prod(block)
 
 
 @lru_cache(MOST_TABLES)
-def steps_of(shapes: Shapes, size: tuple[int, int], product: bool, align: bool, blur: Filter) -> tuple[Step, ...]:
-    """The launches that make the result of maps of `shapes`."""
+def steps_of(
+    shapes: Shapes, size: tuple[int, int], product: bool, align: bool, blur: Filter, middle: tuple[int, int] | None
+) -> tuple[Step, ...]:
+    """The launches that make the result of maps of `shapes`, which are fused at the size `middle` first if given."""
     product = product and len(shapes) > 1
-    plain = Step(size, product, align, PLAIN, PLAIN)
-    if blur.sigma is None:
+    if middle == size:
+        middle = None
+    plain = Step(middle or size, product, align, PLAIN, PLAIN)
+    if middle is None and blur.sigma is None:
         return (plain,)
-    if product or any(larger(shape, size) for shape in shapes):
-        return plain, *steps_of((size,), size, False, False, blur)
-    whole = plain._replace(down=blur, across=blur)
-    if max(depth_of(axes_of(shape, whole, LARGE_BLOCK)[0]) for shape in shapes) <= MOST_ROWS:
+    whole = Step(size, product, align, blur, blur)
+    if middle or product:
+        twofold = whole._replace(middle=middle or size)
+        small = not larger(plain.size, size) and not any(larger(shape, plain.size) for shape in shapes)
+        if small and made_per_value(twofold) <= MOST_MADE:
+            return (twofold,)
+        return plain, *steps_of((plain.size,), size, False, align, blur, None)
+    if any(larger(shape, size) for shape in shapes):
+        return plain, *steps_of((size,), size, False, False, blur, None)
+    if max(depth_of(axes_of(shape, whole, LARGE_BLOCK, 1)[0]) for shape in shapes) <= MOST_ROWS:
         return (whole,)
     return whole._replace(down=PLAIN), plain._replace(align=False, down=blur)
 
@@ -165,40 +233,53 @@ def larger(shape: tuple[int, int], size: tuple[int, int]) -> bool:
 
 
 @lru_cache(MOST_TABLES)
-def fusion_of(
-    n: int, shapes: tuple[tuple[int, int], ...], step: Step, score: str | None, device: torch.device
-) -> Fusion:
+def fusion_of(n: int, shapes: Shapes, step: Step, score: str | None, device: torch.device) -> Fusion:
     """The launch of a step for `n` images; `score` is what it adds up: "max", "mean" or nothing."""
-    block = block_of(n, step.size)
-    blocks = -(-step.size[0] // block[0]), -(-step.size[1] // block[1])
+    block = block_of(n, step.size, (LARGE_BLOCK, SMALL_BLOCK))
     by_tables = not any(larger(shape, step.size) for shape in shapes)
-    layout: list[int] = []
-    tables: tuple[list[Tensor], list[Tensor]] = [], []
-    for axes in (axes_of(shape, step, block) for shape in shapes if by_tables):
-        depths = depth_of(axes[0]), depth_of(axes[1])
-        chunks = chunk_of(depths[0]), CHUNK_X
-        depths = filled(depths[0], chunks[0]), filled(depths[1], chunks[1])
-        pair = [table_of(axis, depth) for axis, depth in zip(axes, depths, strict=True)]
-        layout += [*depths, *chunks, *(bool(table[:, 1].any()) for table in pair)]
-        for made, table in zip(tables, pair, strict=True):
-            made.append(sent(table, device))
-    numbers = (
-        tuple(side for shape in shapes for side in shape),
-        *step.size,
-        *blocks,
-        step.down.radius,
-        step.across.radius,
-    )
+    folds = [Folding.of(*axes_of(shape, step, block, MULTIPLE), MOST_CHUNK) for shape in shapes if by_tables]
+    return fusion(n, shapes, step, score, device, block, folds, None)
+
+
+@lru_cache(MOST_TABLES)
+def twofold_of(n: int, shapes: Shapes, step: Step, score: str | None, device: torch.device) -> Fusion:
+    """The same for a step that fuses at a size in the middle."""
+    assert step.middle is not None
+    block, outer = tiles_of(n, step)
+    inner = Step(step.middle, step.product, step.align, PLAIN, PLAIN)
+    folds = []
+    for shape in shapes:
+        pair = axes_of(shape, inner, outer.chunks, MULTIPLE)
+        down, across = (axis._replace(begins=outer.begins(way)) for way, axis in enumerate(pair))
+        folds.append(Folding.of(down, across, MOST_CHUNK))
+    return fusion(n, shapes, step, score, device, block, folds, outer)
+
+
+def fusion(
+    n: int, shapes: Shapes, step: Step, score: str | None, device: torch.device, block: tuple[int, int],
+    folds: Sequence[Folding], outer: Folding | None,
+) -> Fusion:  # fmt: skip
+    """A launch over tiles of the size `block`, by the tables of `folds` and, from the fused map on, of `outer`."""
+    blocks = -(-step.size[0] // block[0]), -(-step.size[1] // block[1])
+    made = [fold.tables() for fold in folds]
+    downs, acrosses = (tuple(sent(pair[way], device) for _, pair in made) for way in (0, 1))
+    ends: tuple[Tensor, ...] = ()
     constants: dict[str, Any] = {
-        "MAPS": len(shapes), "PRODUCT": step.product, "ALIGN": step.align, "TABLES": by_tables,
-        "EXACT": by_tables and step.down == step.across == PLAIN, "SHAPES": tuple(layout), "MULTIPLE": MULTIPLE,
+        "MAPS": len(shapes), "PRODUCT": step.product, "ALIGN": step.align,
+        "EXACT": bool(folds) and step.down == step.across == PLAIN,
+        "SHAPES": tuple(x for layout, _ in made for x in layout), "MULTIPLE": MULTIPLE,
         "MAXIMUM": score == "max", "MEAN": score == "mean", "BLOCK_Y": block[0], "BLOCK_X": block[1],
         "num_warps": WARPS, "num_stages": 1,
     }  # fmt: skip
-    programs = math.prod(blocks)
+    if outer is None:
+        constants["TABLES"] = bool(folds)
+    else:
+        constants["OUTER"], ends = outer.tables()
     sides = tuple(side for shape in shapes for side in shape)
-    numbers = sides, *step.size, *blocks, step.down.radius, step.across.radius
-    return Fusion(Plan(n * programs, numbers, constants), programs, tuple(tables[0]), tuple(tables[1]))
+    numbers = sides, *(step.middle or ()), *step.size, *blocks, step.down.radius, step.across.radius
+    kernel = "fuse_kernel" if outer is None else "twofold_kernel"
+    plan = Plan.of(n * math.prod(blocks), numbers, constants)
+    return Fusion(kernel, plan, math.prod(blocks), downs, acrosses, tuple(sent(table, device) for table in ends))
 
 
 _in_graphs: dict[int, Fusion] = {}  # what captured graphs read: never forgotten, whatever is planned after them
@@ -215,14 +296,14 @@ def launched(
     """The result of a step, and the partial sums of its programs [N, programs] if `score` is "mean"."""
     n, device = maps[0].shape[0], maps[0].device
     shapes = tuple((m.shape[1], m.shape[2]) for m in maps)
-    found = fusion_of(n, shapes, step, score, device)
+    found = (fusion_of if step.middle is None else twofold_of)(n, shapes, step, score, device)
     if capturing(device):
         _in_graphs[id(found)] = found
     out = maps[0].new_empty((n, *step.size))
     partial = maps[0].new_empty((n, found.blocks)) if score == "mean" else None
     launch(
-        fusion_kernels.fuse_kernel, found.plan, maps, found.downs or maps, found.acrosses or maps,
-        out, out if scores is None else scores, out if partial is None else partial,
+        getattr(fusion_kernels, found.kernel), found.plan, maps, found.downs or maps, found.acrosses or maps,
+        *found.outer, out, out if scores is None else scores, out if partial is None else partial,
     )  # fmt: skip
     return out, partial
 
@@ -237,16 +318,18 @@ def fuse_blur_score(
     border: str,
     score: str | None,
     scores: Tensor | None = None,
+    fuse_size: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Upsample and fuse, blur unless `sigma` is None, score unless `score` is None; `steps_of` says in which launches.
+    """Upsample and fuse (at `fuse_size` first, if given), blur unless `sigma` is None, score unless `score` is None.
 
-    The maximum is taken inside the last launch if `scores` comes set to 0 and no map is negative; otherwise, and for
-    the mean (whose partial sums are added in a fixed order), the score is one launch more.
+    `steps_of` says in which launches. The maximum is taken inside the last one if `scores` comes set to 0 and no map is
+    negative; otherwise, and for the mean (whose partial sums are added in a fixed order), the score is one launch more.
     """
     kept = tuple(m.float().contiguous() for m in maps)
     blur = PLAIN if sigma is None else Filter(sigma, radius, border)
     shapes = tuple((m.shape[1], m.shape[2]) for m in kept)
-    *before, last = steps_of(shapes, (size[0], size[1]), mode == "product", align_corners, blur)
+    middle = None if fuse_size is None else (fuse_size[0], fuse_size[1])
+    *before, last = steps_of(shapes, (size[0], size[1]), mode == "product", align_corners, blur, middle)
     for step in before:
         kept = (launched(kept, step, None, None)[0],)
     inside = score if score == "mean" or (score == "max" and scores is not None) else None

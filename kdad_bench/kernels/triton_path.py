@@ -166,7 +166,7 @@ def maps_plan(
         "FLAT": all(map(is_flat, everything)), "WIDE": any(map(is_wide, everything)),
         "num_warps": program.warps, "num_stages": 1, "maxnreg": MOST_REGISTERS,
     }  # fmt: skip
-    return Plan(starts[-1], (*numbers, tuple(starts), teachers[0].shape[0]), constants)
+    return Plan.of(starts[-1], (*numbers, tuple(starts), teachers[0].shape[0]), constants)
 
 
 def launch_maps(
@@ -177,9 +177,13 @@ def launch_maps(
         [t.new_empty((t.shape[0], t.shape[2], t.shape[3]), dtype=torch.float32) for _ in s]
         for t, s in zip(teachers, students, strict=True)
     ]
-    firsts, seconds = tuple(several[0] for several in students), tuple(several[-1] for several in students)
-    layouts = [tuple(map(layout, some)) for some in (teachers, firsts, seconds)]
-    plan = maps_plan(*layouts, kind, len(students[0]) == 2, scores is not None)
+    firsts = seconds = tuple(several[0] for several in students)
+    layouts = [tuple(map(layout, some)) for some in (teachers, firsts)]
+    layouts.append(layouts[1])
+    if dual := len(students[0]) == 2:
+        seconds = tuple(several[1] for several in students)
+        layouts[2] = tuple(map(layout, seconds))
+    plan = maps_plan(*layouts, kind, dual, scores is not None)
     maps_a, maps_b = tuple(m[0] for m in maps), tuple(m[-1] for m in maps)
     launch(
         triton_kernels.maps_kernel, plan, tuple(teachers), firsts, seconds, maps_a, maps_b,
@@ -221,7 +225,7 @@ def gradient_plan(
         "num_warps": program.warps if all(map(loads_wide, tensors)) else LARGE.warps,
         "num_stages": 1, "maxnreg": TWO_PROGRAMS if bound else MOST_REGISTERS,
     }  # fmt: skip
-    return Plan(starts[-1], (*numbers, above, tuple(starts)), constants)
+    return Plan.of(starts[-1], (*numbers, above, tuple(starts)), constants)
 
 
 class Sweep(NamedTuple):
@@ -316,9 +320,15 @@ def flat_plan(teacher: Layout, student: Layout) -> Plan:
         "BLOCK_C": FLAT_C, "BLOCK_P": FLAT_P, "FLAT": is_flat(teacher) and is_flat(student),
         "WIDE": is_wide(teacher) or is_wide(student), "num_warps": SMALL.warps, "num_stages": 1,
     }  # fmt: skip
-    return Plan(
+    return Plan.of(
         n * blocks * -(-h * w // FLAT_P), (c, h * w, w, blocks, *strides(teacher), *strides(student)), constants
     )
+
+
+@lru_cache(MOST_PLANS)
+def finish_plan(n: int, parts: int) -> Plan:
+    """The launch of `flat_finish_kernel` over so many samples of so many parts."""
+    return Plan.of(n, (parts,), {"BLOCK": FINISH_BLOCK, "num_warps": 4})
 
 
 def flat_sums(teachers: Sequence[Tensor], students: Sequence[Sequence[Tensor]]) -> list[list[tuple[Tensor, Tensor]]]:
@@ -334,8 +344,7 @@ def flat_pair(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
     distances = teacher.new_empty(n, dtype=torch.float32)
     launch(triton_kernels.flat_sums_kernel, plan, teacher, student, parts)
     if n:
-        finish = Plan(n, (plan.programs // n,), {"BLOCK": FINISH_BLOCK, "num_warps": 4})
-        launch(triton_kernels.flat_finish_kernel, finish, parts, sums, distances)
+        launch(triton_kernels.flat_finish_kernel, finish_plan(n, plan.programs // n), parts, sums, distances)
     return sums, distances
 
 
@@ -353,7 +362,7 @@ def flat_gradient_plan(
         "FLAT": all(map(is_flat, tensors)), "WIDE": any(map(is_wide, tensors)),
         "num_warps": SMALL.warps, "num_stages": 1,
     }  # fmt: skip
-    return Plan(n * blocks * -(-h * w // FLAT_P), numbers, constants)
+    return Plan.of(n * blocks * -(-h * w // FLAT_P), numbers, constants)
 
 
 def flat_gradients(
@@ -402,7 +411,7 @@ def scale_plan(counts: tuple[int, ...]) -> Plan:
     for count in counts:
         starts.append(starts[-1] + -(-count // SCALE_BLOCK))
     constants = {"TENSORS": len(counts), "BLOCK": SCALE_BLOCK, "num_warps": 4}
-    return Plan(starts[-1], (counts, tuple(starts)), constants)
+    return Plan.of(starts[-1], (counts, tuple(starts)), constants)
 
 
 def scale_in_place(grads: Sequence[Tensor], factor: Tensor) -> None:
@@ -432,8 +441,6 @@ def anomaly_map(
         scores = teachers[0].new_empty(teachers[0].shape[0], dtype=torch.float32)
     found = launch_maps(teachers, [[s] for s in students], kind, weight, scores)
     maps = [m[0] for m in found]
-    if fuse_size is not None:
-        maps = [fuse_blur_score(maps, fuse_size, mode, align_corners, None, 0, border, None)[0]]
-    out, made = fuse_blur_score(maps, size, mode, align_corners, sigma, radius, border, score, scores)
+    out, made = fuse_blur_score(maps, size, mode, align_corners, sigma, radius, border, score, scores, fuse_size)
     assert made is not None
     return out, made

@@ -69,7 +69,8 @@ def test_every_launch_makes_the_device_of_its_tensors_current(monkeypatch: pytes
         triton_path.flat_gradients(t[0], s[0], *triton_path.flat_sums(t, [[x] for x in s])[0][0], 1.0, (True, True))
         triton_path.attention_weighting(t, s)
         triton_path.scale_in_place(s, torch.empty((), device=META))
-        triton_path.anomaly_map(t, s, (64, 64), "l2", 1.0, "sum", True, 4.0, 16, "torch", "max", (32, 32))
+        triton_path.anomaly_map(t, s, (64, 64), "l2", 1.0, "sum", True, 4.0, 16, "torch", "max", (64, 64))
+        triton_path.anomaly_map(t, s, (96, 96), "l2", 1.0, "sum", True, None, 0, "torch", "max", (64, 64))
     assert set(launched) == set(KERNELS)
 
 
@@ -107,9 +108,11 @@ PLANS = [
     triton_path.maps_plan,
     triton_path.gradient_plan,
     triton_path.flat_plan,
+    triton_path.finish_plan,
     triton_path.flat_gradient_plan,
     triton_path.scale_plan,
     triton_fusion.fusion_of,
+    triton_fusion.twofold_of,
     triton_fusion.steps_of,
 ]
 
@@ -156,6 +159,60 @@ def test_other_tensors_have_another_plan(change: str) -> None:
     assert plans >= 2
     if change != "dtype":  # float16 differs in the layout's item size, here without consequence for the launch
         assert facts(before) != facts(after)
+
+
+class Compiled:
+    """Stands in for a compiled kernel: notes what it is launched with."""
+
+    def __init__(self) -> None:
+        self.launched: list[tuple[Any, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., None]:
+        return lambda *given: self.launched.append((grid, *given))
+
+
+class Jit:
+    """Stands in for a kernel of Triton's: compiles one anew at every launch by name."""
+
+    arg_names = ("tensors", "factor", "size", "LAST", "FIRST")
+
+    def __init__(self) -> None:
+        self.made: list[Compiled] = []
+
+    def __getitem__(self, grid: tuple[int]) -> Callable[..., Compiled]:
+        def run(*positional: Any, **named: Any) -> Compiled:
+            self.made.append(Compiled())
+            return self.made[-1]
+
+        return run
+
+
+def test_what_is_compiled_is_launched_again_for_tensors_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_launch, "CompiledKernel", Compiled)
+    jit, plan = Jit(), triton_launch.Plan.of(5, (7,), {"FIRST": 1, "num_warps": 4, "LAST": (2, 3)})
+    whole = torch.zeros(64)
+    tensors = (whole, whole[4:8])
+    for factor in (1.0, 2.0):
+        triton_launch.launch(jit, plan, tensors, factor)
+    (made,) = jit.made
+    ((grid, given, *rest),) = made.launched  # the first launch was the compiler's own
+    assert (grid, rest) == ((5, 1, 1), [2.0, 7, (2, 3), 1])  # constants in the order of the kernel's arguments
+    assert given is tensors
+    others: list[tuple[Any, Any]] = [
+        ((whole, whole[1:5]), 1.0),  # not aligned
+        ((whole[1:5], whole), 1.0),
+        ((whole, whole.bfloat16()), 1.0),
+        ((whole, whole.half()), 1.0),
+        ((whole, whole[4:8]), 1),  # an integer is compiled in
+        ((torch.zeros(64, device=META), whole), 1.0),
+    ]
+    for number, (some, factor) in enumerate(others, 2):
+        for _ in range(2):
+            triton_launch.launch(jit, plan, some, factor)
+        assert len(jit.made) == number, some
+    assert all(len(one.launched) == 1 for one in jit.made)
+    triton_launch.launch(jit, triton_launch.Plan.of(0, (), {}), tensors)
+    assert len(jit.made) == 1 + len(others)
 
 
 def test_what_is_remembered_is_bounded() -> None:
@@ -254,7 +311,7 @@ def test_the_sample_of_every_kernel_is_counted_in_64_bits() -> None:
             if line.strip().startswith("n = "):
                 assert line.rstrip().endswith(".to(tl.int64)"), f"{name}: {line.strip()}"
                 counted += 1
-    assert counted == 6
+    assert counted == 7
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------

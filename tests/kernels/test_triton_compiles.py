@@ -44,6 +44,7 @@ def check(found: list[dict[str, object]], archs: list[int]) -> None:
         "flat_gradient",
         "scale",
         "fuse",
+        "twofold",
         "nearest",
     }
     assert {(r["kernel"], r["arch"]) for r in found} == {(f"{k}_kernel", arch) for k in kernels for arch in archs}

@@ -1,0 +1,100 @@
+"""What Python takes to start the kernels of an eager call, on a machine without a GPU: the launch itself does nothing.
+
+    python benchmarks/gpu/host.py [--calls 300] [--profile OP]
+
+Kernels are compiled for sm_90 and never loaded; tensors lie on the CPU. Counted is the process's CPU time of everything
+before the driver's call, the least of several rounds: with it, with the CUDA allocator and with the change of device
+come a few microseconds per launch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import pstats
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from kdad_bench.kernels import benchmark_ops, dispatch, losses
+
+ROUNDS = 7
+OPS = ("discrepancy", "loss, forward and backward", "flattened loss, forward and backward", "two students",
+       "attention weighting", "map: product, max", "map: sum, blur, max")  # fmt: skip
+
+
+class NoLauncher:
+    """Takes a launch and does nothing."""
+
+    def __init__(self, source: Any, metadata: Any) -> None:
+        self.launched = 0
+
+    def __call__(self, *arguments: Any) -> None:
+        self.launched += 1
+
+
+class NoDriver:
+    """What Triton asks of a driver, of a GPU that is not there."""
+
+    launcher_cls = NoLauncher
+    utils = SimpleNamespace(
+        load_binary=lambda *_: (1, 1, 32, 0, 1024),
+        unload_module=lambda _: None,
+        get_device_properties=lambda _: {"max_shared_mem": 232_448},
+    )
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def stub() -> None:
+    """Let tensors of the CPU take Triton's path, whose launches go nowhere."""
+    driver.set_active(NoDriver())
+    dispatch.path = lambda device="cpu": "triton"
+    losses.is_one = lambda upstream: False  # nobody asks a GPU
+
+
+def microseconds(call: Any, taps: Any, calls: int) -> float:
+    """CPU time of a call, the least of several rounds."""
+    call(taps)
+    found = []
+    for _ in range(ROUNDS):
+        start = time.process_time()
+        for _ in range(calls):
+            call(taps)
+        found.append((time.process_time() - start) / calls * 1e6)
+    return min(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--calls", type=int, default=300, help="per round")
+    parser.add_argument("--profile", help="also where the time of this op goes")
+    given = parser.parse_args()
+    stub()
+    torch.set_num_threads(1)
+    print("| op | us of CPU |\n| --- | ---: |")
+    for name in OPS:
+        case = benchmark_ops.Case(op=name, shape="resnet18", batch=1, dtype="fp32", layout="channels_last")
+        taps = benchmark_ops.inputs(case, torch.device("cpu"))[0]
+        call = benchmark_ops.OPS[name].ours
+        print(f"| {name} | {microseconds(call, taps, given.calls):.1f} |", flush=True)
+        if given.profile == name:
+            with cProfile.Profile() as profile:
+                for _ in range(given.calls):
+                    call(taps)
+            pstats.Stats(profile).sort_stats("tottime").print_stats(18)
+
+
+if __name__ == "__main__":
+    main()
