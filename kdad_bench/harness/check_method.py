@@ -400,8 +400,10 @@ class _Watch:
 
 def in_data_root(path: str) -> bool:
     """Whether a file that is no code lies in the folder of data sets, where one is named."""
-    root = os.environ.get("KDAD_DATA")
-    return bool(root) and not path.endswith((".py", ".pyc", ".so")) and os.path.realpath(path).startswith(os.path.join(os.path.realpath(root), ""))
+    root = os.environ.get("KDAD_DATA", "")
+    if not root or path.endswith((".py", ".pyc", ".so")):
+        return False
+    return os.path.realpath(path).startswith(os.path.join(os.path.realpath(root), ""))
 
 
 def as_text(host: object) -> str:

@@ -339,14 +339,14 @@ def judge(by: TestData, loaded: Loaded, same: Same, side: int, asked: Asked) -> 
     scores = peaks if loaded.scores is None else loaded.scores
     method = PREFIX + asked.name
     with ThreadPoolExecutor(1) as beside:  # the hash takes one core while the metrics do not fill the others
-        content = beside.submit(content_of, loaded) if same.content is None else None
+        content = beside.submit(lambda: same.content or content_of(loaded))
         figures = judged(
             scores, loaded.maps, peaks, test, category=category, resolution=side, method=method, index=by.regions
         )
     data = datasets.fingerprint(category)
     commit, dirty = git_state()
     row = Row(
-        job_id=identity(category, same.content or content.result(), data, asked),
+        job_id=identity(category, content.result(), data, asked),
         protocol_version=PROTOCOL_VERSION,
         method=method,
         title=f"{asked.name} (external)",
@@ -420,7 +420,7 @@ class Known:
         The maps of another seed of the name are a fault: a spread over seeds would be one over nothing.
         """
         twins = equal_maps(loaded)
-        notes = (f"maps: {twins} are, pixel by pixel, those of another image",) if twins else ()
+        notes: tuple[str, ...] = (f"maps: {twins} are, pixel by pixel, those of another image",) if twins else ()
         side, place = self.asked.options.resolution or PROTOCOL.resolution, (category.dataset, category.name)
         near = [row for row in self.rows if (row["dataset"], row["category"], row["resolution"]) == (*place, side)]
         near = [row for row in near if (row["method"], row["seed"]) != (PREFIX + self.asked.name, self.asked.seed)]

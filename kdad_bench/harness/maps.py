@@ -196,8 +196,16 @@ def of_png(path: Path) -> NDArray[Any]:
 
 
 def of_tiff(path: Path) -> NDArray[Any]:
-    """The first page of a TIFF file."""
-    return tiff_of(read_bytes(path))
+    """The only page of a TIFF file."""
+    data = read_bytes(path)
+    found = plain_page(data, MAX_PIXELS)
+    if found is not None:
+        return found
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        pages = len(file.pages)
+    if pages > 1:
+        raise MapError(f"holds {pages} pages, of which one would be read; save one map in a file")
+    return parsed_tiff(data)
 
 
 def tiff_of(data: bytes) -> NDArray[Any]:

@@ -6,24 +6,32 @@ Source: TIFF revision 6.0, Adobe, 1992, section 2. Anything unusual is left to t
 from __future__ import annotations
 
 import struct
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
+Order = Literal["<", ">"]
+ORDERS: Mapping[bytes, Order] = {b"II*\0": "<", b"MM\0*": ">"}
 INTEGERS = {3: "H", 4: "I"}  # types of tags that hold sizes and places
 WIDTH, LENGTH, BITS, PACKING, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
 OFFSETS, SAMPLES, ROWS, SIZES, PREDICTOR, FORMAT = 273, 277, 278, 279, 317, 339
 PLAIN = {PACKING: 1, FILL_ORDER: 1, SAMPLES: 1, PREDICTOR: 1}  # what they are where they are not said
 OTHERS = frozenset({254, 269, 270, 271, 272, 282, 283, 284, 296, 305, 306, 315})  # words, resolutions: no pixel of it
-KINDS = {(8, 1): "u1", (16, 1): "u2", (16, 3): "f2", (32, 3): "f4", (64, 3): "f8"}  # (bits, format)
+KINDS: Mapping[tuple[int, ...], str] = {
+    (8, 1): "u1",
+    (16, 1): "u2",
+    (16, 3): "f2",
+    (32, 3): "f4",
+    (64, 3): "f8",
+}  # (bits, format)
 MOST_TAGS = 64
 Tags = dict[int, tuple[int, ...]]
 
 
 def plain_page(data: bytes, most: int) -> NDArray[Any] | None:
-    """The first page of a TIFF file [H, W], a view of `data` where it can be; None for all but a sound plain one of at
+    """The only page of a TIFF file [H, W], a view of `data` where it can be; None for all but a sound plain one of at
     most so many pixels."""
     order = ORDERS.get(data[:4])
     if order is None:
@@ -35,14 +43,15 @@ def plain_page(data: bytes, most: int) -> NDArray[Any] | None:
         return None
 
 
-def tags_of(data: bytes, order: str) -> Tags | None:
-    """The tags of the first page that say how its pixels lie; None where some are not known here."""
+def tags_of(data: bytes, order: Order) -> Tags | None:
+    """The tags of the only page that say how its pixels lie; None where some are not known here."""
     (place,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, place)
-    if count > MOST_TAGS:
+    end = place + 2 + 12 * count
+    if count > MOST_TAGS or struct.unpack_from("I", data, end) != (0,):  # another page follows
         return None
     found: Tags = {}
-    for tag, kind, number, value in struct.iter_unpack(order + "HHI4s", data[place + 2 : place + 2 + 12 * count]):
+    for tag, kind, number, value in struct.iter_unpack(order + "HHI4s", data[place + 2 : end]):
         if tag in OTHERS:
             continue
         if kind not in INTEGERS or tag in found or 4 * number > len(data):
@@ -53,7 +62,7 @@ def tags_of(data: bytes, order: str) -> Tags | None:
     return found
 
 
-def pixels(data: bytes, order: str, tags: Tags, most: int) -> NDArray[Any] | None:
+def pixels(data: bytes, order: Order, tags: Tags, most: int) -> NDArray[Any] | None:
     """The page that the tags describe."""
     known = {WIDTH, LENGTH, BITS, PHOTOMETRIC, OFFSETS, ROWS, SIZES, FORMAT, *PLAIN}
     kind = KINDS.get((*tags[BITS], *tags.get(FORMAT, (1,))))

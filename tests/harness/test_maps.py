@@ -189,6 +189,11 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "no zip": ("a.npz", lambda path: path.write_bytes(npy(VALUES)), "is not readable"),
     "no TIFF": ("a.tiff", lambda path: path.write_bytes(b"II*\x00" + bytes(20)), "is not readable"),
     "TIFF in colour": ("a.tiff", lambda path: tifffile.imwrite(path, np.zeros((3, 4, 3), np.uint8)), "(3, 4, 3)"),
+    "several pages": (
+        "a.tiff",
+        lambda path: tifffile.imwrite(path, np.stack([VALUES] * 3), photometric="minisblack"),
+        "holds 3 pages, of which one would be read",
+    ),
     "swollen TIFF": ("a.tiff", swollen_tiff, "unpacks to more"),
     "TIFF by LZW": (
         "a.tiff",
