@@ -36,9 +36,9 @@ FIGURES = ("image_auroc", "pixel_auroc", "aupro_30", "image_scores", "losses")
 DEFAULT, ALONE = "default: side by side", "one at a time, one thread"
 
 
-def ways(cores: int) -> dict[str, list[str]]:
+def ways(cores: int, brief: bool) -> dict[str, list[str]]:
     """Name -> options."""
-    return {
+    every = {
         "old way: one process, all cores as threads, every job timed": [
             "--workers",
             "1",
@@ -51,6 +51,7 @@ def ways(cores: int) -> dict[str, list[str]]:
         ALONE: ["--workers", "1"],
         "accuracy alone: side by side, nothing timed": ["--no-measure-speed"],
     }
+    return {name: every[name] for name in (next(iter(every)), DEFAULT)} if brief else every
 
 
 @contextmanager
@@ -80,12 +81,8 @@ def figures(out: Path) -> dict[str, tuple[object, ...]]:
     return {row["job_id"]: tuple(row[name] for name in FIGURES) for row in store.read(out).rows()}
 
 
-def measured(chosen: list[str], repeats: int, beside: int, cores: int) -> dict[str, float]:
-    """Way -> median seconds, the ways in turn; raises SystemExit where accuracies depend on the workers.
-
-    Beside busy processes the default alone.
-    """
-    compared = {DEFAULT: ways(cores)[DEFAULT]} if beside else ways(cores)
+def measured(chosen: list[str], repeats: int, beside: int, compared: dict[str, list[str]]) -> dict[str, float]:
+    """Way -> median seconds, the ways in turn; raises SystemExit where accuracies depend on the workers."""
     took: dict[str, list[float]] = {name: [] for name in compared}
     with busy(beside):
         for _ in range(repeats):
@@ -103,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--busy", type=int, default=0, help="also beside so many spinning processes")
+    parser.add_argument("--brief", action="store_true", help="the old way and the default alone")
     parser.add_argument("jobs", nargs="*", help="options of `kdad-bench run`, after --")
     given = parser.parse_args()
     cores = allowance.cores()
@@ -110,12 +108,13 @@ def main() -> None:
     subprocess.run([*RUN, *chosen, "--dry-run"], check=True, capture_output=True)
     print(f"kdad-bench run {' '.join(chosen)}; {cores} cores, {given.repeats} runs each\n")
     print("| way | seconds | against the old way |\n|---|---:|---:|")
-    idle = measured(chosen, given.repeats, 0, cores)
+    compared = ways(cores, given.brief)
+    idle = measured(chosen, given.repeats, 0, compared)
     old = next(iter(idle.values()))
     for name, seconds in idle.items():
         print(f"| {name} | {seconds:.1f} | {seconds / old:.2f} |", flush=True)
     if given.busy:
-        beside = measured(chosen, given.repeats, given.busy, cores)[DEFAULT]
+        beside = measured(chosen, given.repeats, given.busy, {DEFAULT: compared[DEFAULT]})[DEFAULT]
         print(f"\ndefault beside {given.busy} busy: {beside:.1f} s, {beside / idle[DEFAULT]:.2f} of its idle time")
 
 

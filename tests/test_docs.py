@@ -60,3 +60,26 @@ def test_the_tables_of_the_pages_are_those_of_the_rows_beside_them() -> None:
         assert "STFPM" in tables["ranking"]
     page = (ROOT / "docs" / "real-data.md").read_text(encoding="utf-8")
     assert refreshed(page, tables, place) == page
+
+
+def test_a_method_with_real_rows_shows_them_on_its_own_page_and_they_are_those_of_the_rows() -> None:
+    from kdad_bench.leaderboard import store
+    from kdad_bench.leaderboard.markdown import refreshed, sections
+
+    tables = sections(store.read(ROOT / "docs" / "results" / "real"))
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "methods").glob("*.md")}
+    shown = {name for name, text in pages.items() if f"begin: measured_{name} of results/real" in text}
+    assert shown == {name.removeprefix("measured_") for name in tables if name.startswith("measured_")}
+    assert [name for name in shown if refreshed(pages[name], tables, "docs/results/real") != pages[name]] == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("pixel_mean", "padim") else pytest.param(name, marks=pytest.mark.slow) for name in METHODS],
+)
+def test_the_rows_of_the_main_table_are_of_this_code(name: str, tmp_path: Path) -> None:
+    from kdad_bench.harness import reproduce
+
+    rows = reproduce.chosen(str(ROOT / "docs" / "results" / "quick"), methods=[(name, "")])
+    (found,) = reproduce.reproduced(rows, reproduce.Asked(out=str(tmp_path)), lambda _: None)
+    assert found.within(0.01), found  # another processor rounds otherwise

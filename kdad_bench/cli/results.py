@@ -15,6 +15,7 @@ from kdad_bench.cli.parameters import LocalPath, MethodName
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
+    from kdad_bench.harness.reproduce import Reproduced
     from kdad_bench.harness.upload import Submission
 
 OF_DRAWINGS = "of drawn images: no server takes it"
@@ -22,7 +23,7 @@ OF_DRAWINGS = "of drawn images: no server takes it"
 
 @click.group(name="results")
 def results() -> None:
-    """Compact, verify, export or pack a results folder (a path or an fsspec URL such as s3://bucket/results)."""
+    """Compact, verify, export, reproduce or pack a results folder (a path or an fsspec URL such as s3://bucket/results)."""
 
 
 @results.command()
@@ -160,6 +161,74 @@ def check(
     for line in found.problems:
         click.echo(printable(line), err=True)
     context.exit(1 if found.problems else 0)
+
+
+@results.command()
+@click.argument("folder")
+@click.option("--job", "jobs", multiple=True, metavar="ID", help="Of these jobs: the beginnings of their ids.")
+@click.option("--method", "-m", "methods", type=MethodName(), multiple=True, help="Of these methods alone.")
+@click.option(
+    "--all", "every", is_flag=True, help="Every finished job.  [default: of each method the one that took least]"
+)
+@click.option("--weights", multiple=True, metavar="[TEACHER=]FILE", help="As for `run`.")
+@click.option(
+    "--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Folder that holds data sets."
+)
+@click.option("--dataset", "-d", "datasets", multiple=True, help="Where data of its rows lie here, as folder:PATH.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0, max=1),
+    default=0.0,
+    show_default=True,
+    help="By how much a figure may differ: another machine rounds otherwise.",
+)
+@click.option("--out", type=LocalPath(file_okay=False), help="Keep the new rows in this folder.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout, an object per job.")
+@click.pass_context
+def reproduce(
+    context: click.Context, folder: str, jobs: tuple[str, ...], methods: tuple[tuple[str, str], ...], every: bool,
+    weights: tuple[str, ...], data_root: Path | None, datasets: tuple[str, ...], tolerance: float, out: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Run jobs of a results FOLDER once more, from what their rows say, and compare: weights, losses, scores, figures.
+
+    The rows stay as they are. On the same machine and code everything is the same to the last bit. Exit code 1 where a
+    figure differs by more than --tolerance, or a job cannot be run: a line says why.
+    """
+    import tempfile
+
+    from kdad_bench.cli.run import answered
+    from kdad_bench.harness import reproduce as again
+
+    if every and jobs:
+        raise click.UsageError("--all and --job: every job, or these; not both")
+    if out is not None and out.absolute() == Path(folder).absolute():
+        raise BadInput(f"--out {out}: the rows to reproduce lie there; choose another folder")
+    with answered(), tempfile.TemporaryDirectory(prefix="kdad-bench-reproduce-") as scratch:
+        rows = again.chosen(folder, jobs, methods, every=every)
+        asked = again.Asked(
+            out=str(out or scratch), data_root=data_root, datasets=datasets, weights=weights
+        )  # fmt: skip
+        seconds = sum(row["total_seconds"] or 0.0 for row in rows)
+        click.echo(f"{len(rows)} jobs, which took {seconds:.0f} s by their rows", err=True)
+        different = 0
+        for found in again.reproduced(rows, asked, lambda job: click.echo(printable(f"run {job.label}"), err=True)):
+            different += not found.within(tolerance)
+            click.echo(json.dumps(asdict(found)) if as_json else printable(reproduction(found)))
+    context.exit(1 if different else 0)
+
+
+def reproduction(found: Reproduced) -> str:
+    """What came of one row, in a line."""
+    if found.why_not:
+        return f"{found.label}: not reproduced: {found.why_not}"
+    if found.identical:
+        return f"{found.label}: identical"
+    figures = ", ".join(f"{name} {value:+.4f}" for name, value in (found.apart or {}).items())
+    scores = "of other images" if found.scores_apart is None else f"up to {found.scores_apart:.1e} of their range apart"
+    machine = f"; here: {', '.join(found.elsewhere)}" if found.elsewhere else ""
+    differ = ", ".join(found.differ)
+    return f"{found.label}: not identical ({differ}): {figures}; image scores {scores}{machine}"
 
 
 @results.command()

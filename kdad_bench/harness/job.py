@@ -55,13 +55,17 @@ def id_of(identity: Mapping[str, Any]) -> str:
 
 def id_of_row(row: Mapping[str, Any]) -> str:
     """The id that a job of this version has whose row (all columns) says what it says; "" where it cannot be told."""
-    held_out = HELD_OUT.search(row["preset"])
     try:
-        settings, environment = json.loads(row["settings"] or "{}"), json.loads(row["environment"] or "{}")
-        axes, view = axes_of(row), view_of(row)
+        return id_of(identity_of_row(row))
     except ValueError:
         return ""
-    return id_of({
+
+
+def identity_of_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """`Job.identity`, from what a row (all columns) says; raises ValueError for what no job says."""
+    settings, environment = json.loads(row["settings"] or "{}"), json.loads(row["environment"] or "{}")
+    axes, view = axes_of(row), view_of(row)
+    return {
         "kdad_bench": row["kdad_bench"],
         "protocol": row["protocol_version"],
         "method": row["method"],
@@ -76,12 +80,18 @@ def id_of_row(row: Mapping[str, Any]) -> str:
         "teacher_sha256": row["teacher_sha256"],
         "device": row["device"],
         "deterministic": environment.get("deterministic"),
-        "hold_out": float(held_out[1]) if held_out else 0.0,
+        "hold_out": hold_out_of(row["preset"]),
         **({"code": row["code_sha256"]} if row["code_sha256"] else {}),
         **({"axes": axes.used} if axes.used else {}),
         **({"view": view.used} if view.used else {}),
         **({"together": together_of(row)} if row["setting"] else {}),
-    })  # fmt: skip
+    }
+
+
+def hold_out_of(preset: str) -> float:
+    """The share of the normals that a job kept from its method, from the label of its preset."""
+    held_out = HELD_OUT.search(preset)
+    return float(held_out[1]) if held_out else 0.0
 
 
 def restored(content: bytes, attribute: str, where: str, state: bytes) -> Job:

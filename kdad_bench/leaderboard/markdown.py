@@ -12,6 +12,7 @@ from kdad_bench.leaderboard.axes import curves, shown_whole
 from kdad_bench.leaderboard.board import MOST_LOAD, UNSTEADY, Board, boards
 from kdad_bench.leaderboard.families import FAMILIES
 from kdad_bench.leaderboard.images import SCORED
+from kdad_bench.leaderboard.markdown_method import measured
 from kdad_bench.leaderboard.markdown_pairs import components_of, devices, who_beats_whom
 from kdad_bench.leaderboard.markdown_parts import marked, table_of
 from kdad_bench.leaderboard.metric import ACCURACY, METRICS, RANKED, shown_in
@@ -399,7 +400,10 @@ def _teacher(board: Board, key: str) -> str:
 
 
 def sections(results: Results) -> dict[str, str]:
-    """The tables that may be put into another page, by name: ranking, speed, published, and one per headline metric."""
+    """The tables that may be put into another page, by name.
+
+    ranking, speed, published, one per headline metric, and for each method `measured_METHOD`: it alone.
+    """
     parts: dict[str, list[str]] = {}
     for board in boards(results.table):
         if not board.rows:
@@ -410,6 +414,7 @@ def sections(results: Results) -> dict[str, str]:
             "published": published_and_measured(board),
         }
         tables |= {metric: by_category(board, metric, {}) for metric in board.headline}
+        tables |= {f"measured_{method}": table for method, table in measured(board).items()}
         title = f"**{_text(board.title)}**" + (f" ({', '.join(board.caveats)})" if board.caveats else "")
         for name, table in tables.items():
             parts.setdefault(name, []).append(f"{title}\n\n{table}")

@@ -253,7 +253,7 @@ DSKD = Entry(
     paper="Yao, Gao 2024, arXiv 2402.00448",
     presets={
         "paper": DualStudentSettings(),
-        "standard": DualStudentSettings(**STANDARD, learning_rate=0.01),
+        "standard": DualStudentSettings(**{**STANDARD, "steps": 600, "batch_size": 2}, learning_rate=0.01),
         "quick": DualStudentSettings(**QUICK, learning_rate=0.01),
     },
     build=DualStudent,
