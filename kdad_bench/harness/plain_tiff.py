@@ -19,7 +19,8 @@ WIDTH, LENGTH, BITS, PACKING, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262,
 OFFSETS, SAMPLES, ROWS, SIZES, PREDICTOR, FORMAT = 273, 277, 278, 279, 317, 339
 PLAIN = {PACKING: 1, FILL_ORDER: 1, SAMPLES: 1, PREDICTOR: 1}  # what they are where they are not said
 OTHERS = frozenset({254, 269, 270, 271, 272, 282, 283, 284, 296, 305, 306, 315})  # words, resolutions: no pixel of it
-KINDS: Mapping[tuple[int, ...], str] = {
+# (bits, format) -> type
+KINDS: Mapping[tuple[int, ...], str] = {(8, 1): "u1", (16, 1): "u2", (16, 3): "f2", (32, 3): "f4", (64, 3): "f8"}
     (8, 1): "u1",
     (16, 1): "u2",
     (16, 3): "f2",
