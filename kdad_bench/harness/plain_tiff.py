@@ -21,12 +21,6 @@ PLAIN = {PACKING: 1, FILL_ORDER: 1, SAMPLES: 1, PREDICTOR: 1}  # what they are w
 OTHERS = frozenset({254, 269, 270, 271, 272, 282, 283, 284, 296, 305, 306, 315})  # words, resolutions: no pixel of it
 # (bits, format) -> type
 KINDS: Mapping[tuple[int, ...], str] = {(8, 1): "u1", (16, 1): "u2", (16, 3): "f2", (32, 3): "f4", (64, 3): "f8"}
-    (8, 1): "u1",
-    (16, 1): "u2",
-    (16, 3): "f2",
-    (32, 3): "f4",
-    (64, 3): "f8",
-}  # (bits, format)
 MOST_TAGS = 64
 Tags = dict[int, tuple[int, ...]]
 
