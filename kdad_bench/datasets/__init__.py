@@ -25,7 +25,7 @@ from kdad_bench.datasets.loading import (
     load_validation,
     single_modalities,
 )
-from kdad_bench.datasets.sealing import all_sealed, sealed
+from kdad_bench.datasets.sealing import all_sealed, hashed, sealed
 from kdad_bench.datasets.splits import Normals, held_out, load_normals
 from kdad_bench.datasets.table import DATASETS, entries, entry, known, named
 
@@ -53,6 +53,7 @@ __all__ = [
     "find",
     "fingerprint",
     "fitted",
+    "hashed",
     "held_out",
     "known",
     "load",

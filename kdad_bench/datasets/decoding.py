@@ -25,6 +25,7 @@ from kdad_bench.datasets.category import DatasetError
 MAX_PIXELS = 8192 * 8192  # an image with more pixels is refused before it is decoded (a decompression bomb)
 MAX_BYTES = 600_000_000  # no image within MAX_PIXELS needs a larger file: 8 bytes a pixel, 16-bit RGBA
 CHUNK = 1 << 20
+BEYOND = 1 << 12  # bytes asked for beyond the size that a file says: whether it ends there
 # recognised by content, not by suffix; formats that start other programs are left out
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 BEGINNINGS = (b"\x89PNG", b"\xff\xd8", b"BM", b"II", b"MM", b"RIFF", b"P")  # of files in these formats
@@ -104,7 +105,7 @@ def _within(file: IO[bytes], path: Path) -> bytes:
     file.seek(0)
     pieces: list[bytes] = []
     while size <= MAX_BYTES and done <= MAX_BYTES:
-        piece = file.read(max(size - done, CHUNK))  # in one, so that nothing is held twice
+        piece = file.read(max(size - done, 0) + BEYOND)  # in one, so that nothing is held twice
         if not piece:
             return b"".join(pieces)
         pieces.append(piece)

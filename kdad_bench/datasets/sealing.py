@@ -27,6 +27,14 @@ def sealed(category: Category) -> Category:
     return all_sealed([category])[0]
 
 
+def hashed(category: Category) -> Category:
+    """`sealed`, but no image is looked at: for what is judged on its test images alone, whose decoding tells.
+
+    Raises DatasetError for a file that is missing or cannot be read.
+    """
+    return replace(category, seal=cache.named(category, cache.content_hashes(dict.fromkeys(category.files()))))
+
+
 def all_sealed(categories: Sequence[Category]) -> list[Category]:
     """The categories with the hash of every file. No pixel is decoded.
 
@@ -36,7 +44,7 @@ def all_sealed(categories: Sequence[Category]) -> list[Category]:
     """
     if lines := [line for those in _by_dataset(categories) for line in lines_on(those)]:
         raise DatasetError(*lines)
-    return [replace(one, seal=cache.named(one, cache.content_hashes(dict.fromkeys(one.files())))) for one in categories]
+    return [hashed(one) for one in categories]
 
 
 def _by_dataset(categories: Iterable[Category]) -> list[list[Category]]:

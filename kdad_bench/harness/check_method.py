@@ -29,7 +29,10 @@ SIDE = 64  # px, of the images and of what the networks see
 SMALL: Mapping[str, Any] = {"image_size": SIDE, "steps": 4, "batch_size": 4}
 TOLERANCE = 2e-4  # of the largest value: convolutions of other batch sizes add in another order
 # files of images and arrays: a method sees the images that it is given and opens none
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".npy", ".npz")
+PICTURES = (
+    ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif", ".jp2", ".exr", ".pfm", ".raw",
+    ".npy", ".npz", ".h5", ".hdf5", ".parquet", ".tfrecord",
+)  # fmt: skip
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 COMPILERS = (
     "__pycache__",
@@ -158,6 +161,8 @@ def sees_normals_only(bench: Bench) -> str:
         bench.scores(method, defective(2, seed=5))
     if opened.read:
         raise Broken(f"it opens {Path(opened.read[0]).name}: a method sees the images that it is given, and no file")
+    if opened.asked:
+        raise Broken(f"it asks {opened.asked[0]} over the network: a method learns from the images that it is given")
     left = [path for path in opened.written if Path(path).exists()]
     if left:
         raise Broken(f"it leaves {Path(left[0]).name} behind: what it learns belongs into `module`, and into no file")
@@ -360,24 +365,32 @@ def verdict_of(rule: str, judge: Callable[[Bench], str], name: str) -> Verdict:
 class Opened(NamedTuple):
     """Paths of files that were opened."""
 
-    read: list[str]  # of images and arrays
+    read: list[str]  # of images and arrays, or below the data root
     written: list[str]
+    asked: list[str]  # machines
 
 
 class _Watch:
-    """Notes files that are opened, while it is told to; an audit hook cannot be taken away again."""
+    """Notes files that are opened and machines that are asked, while it is told to; an audit hook cannot be taken away
+    again. What libraries in C do by themselves raises no event of Python's."""
 
     def __init__(self) -> None:
         self.found: Opened | None = None
         self.hooked = False
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.found is not None and event == "open" and isinstance(arguments[0], (str, bytes)):
+        if self.found is None:
+            return
+        if event == "open" and isinstance(arguments[0], (str, bytes)):
             path = os.fsdecode(arguments[0])
             if arguments[2] & WRITING:
                 self.wrote(path)
-            elif path.lower().endswith(PICTURES):
+            elif path.lower().endswith(PICTURES) or in_data_root(path):
                 self.found.read.append(path)
+        elif event == "socket.getaddrinfo":
+            self.found.asked.append(as_text(arguments[0]))
+        elif event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):  # a path: this machine
+            self.found.asked.append(as_text(arguments[1][0]))
 
     def wrote(self, path: str) -> None:
         """Note a file that was written, unless Python or PyTorch did that by itself."""
@@ -385,16 +398,29 @@ class _Watch:
             self.found.written.append(os.path.abspath(path))
 
 
+def in_data_root(path: str) -> bool:
+    """Whether a file that is no code lies in the folder of data sets, where one is named."""
+    root = os.environ.get("KDAD_DATA", "")
+    if not root or path.endswith((".py", ".pyc", ".so")):
+        return False
+    return os.path.realpath(path).startswith(os.path.join(os.path.realpath(root), ""))
+
+
+def as_text(host: object) -> str:
+    """The name of a machine, as a call spelled it."""
+    return os.fsdecode(host) if isinstance(host, (str, bytes)) else str(host)
+
+
 _WATCH = _Watch()
 
 
 @contextmanager
 def opened_files() -> Iterator[Opened]:
-    """The files that are opened inside: of images and arrays, and to be written."""
+    """The files that are opened inside, of images and arrays and to be written, and the machines that are asked."""
     if not _WATCH.hooked:
         sys.addaudithook(_WATCH)
         _WATCH.hooked = True
-    found = _WATCH.found = Opened([], [])
+    found = _WATCH.found = Opened([], [], [])
     keep = torch.save
 
     def noted(what: Any, place: Any, *more: Any, **options: Any) -> None:  # its files are opened past Python

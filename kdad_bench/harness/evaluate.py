@@ -8,7 +8,7 @@ import os
 import platform
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from kdad_bench.harness.output import refuse_a_file, refuse_what_cannot_be_writt
 from kdad_bench.harness.protocol import PROTOCOL, PROTOCOL_VERSION
 from kdad_bench.harness.selection import categories_of, category_names_of, refuse_urls_that_cannot_serve
 from kdad_bench.leaderboard import store
+from kdad_bench.leaderboard.folder import MissingFolder
 from kdad_bench.leaderboard.row import EXTERNAL, Row
 from kdad_bench.metrics import RegionIndex, available_cpus
 
@@ -128,6 +129,7 @@ def evaluate(asked: Asked, *, dry_run: bool = False) -> Evaluation:
     matched, remarks = matched_maps(asked)
     keep_freed_memory()  # a file of a map has the size of the one before it
     faults: list[str] = []
+    known = Known(asked)
     matches: list[Match] = []
     found: list[Judged] = []
     for one in matched:
@@ -138,8 +140,10 @@ def evaluate(asked: Asked, *, dry_run: bool = False) -> Evaluation:
             except EvaluationError as error:
                 faults += error.lines
                 continue
-        matches.append(match_of(one, loaded, side, asked.options.fit))
-        found += [] if by is None else [judge(by.result(), loaded, side, asked)]
+        same = known.about(one.category, loaded)
+        faults += same.faults
+        matches.append(match_of(one, loaded, same.readings, side, asked.options.fit))
+        found += [] if by is None or faults else [judge(by.result(), loaded, same, side, asked)]
     if faults:
         raise EvaluationError(faults)
     return Evaluation(remarks=tuple(remarks), matches=tuple(matches), judged=tuple(found))
@@ -197,7 +201,8 @@ def load(one: Matched, side: int, fit: str = SQUASH) -> Loaded:
         raise EvaluationError([f"{one.label}: the category has no test images"])
     own = {stamp for sample in samples if (stamp := whereabouts(sample.path)) is not None}
     shapes = shapes_of(one.category, side, fit)
-    maps = np.zeros((len(samples), *map(max, zip(*shapes, strict=True))), np.float32)
+    room = np.empty if fit == SQUASH else np.zeros  # beside a picture lie zeros; squares are filled
+    maps = room((len(samples), *map(max, zip(*shapes, strict=True))), np.float32)
 
     def read(number: int) -> Size | str:
         offer = one.maps[number]
@@ -289,7 +294,7 @@ def not_finite(one: Matched) -> Iterator[str]:
                 yield f"{offer.where}: the image score is {offer.score}; it must be finite in float32"
 
 
-def match_of(one: Matched, loaded: Loaded, side: int, fit: str = SQUASH) -> Match:
+def match_of(one: Matched, loaded: Loaded, more: tuple[str, ...], side: int, fit: str = SQUASH) -> Match:
     """What matched of a category."""
     return Match(
         dataset=one.category.dataset,
@@ -297,7 +302,7 @@ def match_of(one: Matched, loaded: Loaded, side: int, fit: str = SQUASH) -> Matc
         test_images=len(one.category.test),
         maps=len(one.maps),
         scores=len(one.scores),
-        readings=readings(loaded, side, fit),
+        readings=(*readings(loaded, side, fit), *more),
     )
 
 
@@ -322,19 +327,19 @@ class TestData(NamedTuple):
 
 def test_data_of(category: Category, side: int, fit: str) -> TestData:
     """The test images, labels and regions of a category. Raises DatasetError."""
-    sealed = datasets.sealed(category)
+    sealed = datasets.hashed(category)
     test = datasets.load_test(datasets.single_modalities(sealed)[0], side, fit)
     return TestData(sealed, test, regions_of(test, category, side))
 
 
-def judge(by: TestData, loaded: Loaded, side: int, asked: Asked) -> Judged:
+def judge(by: TestData, loaded: Loaded, same: Same, side: int, asked: Asked) -> Judged:
     """The row of one category and, if wanted, its picture."""
     category, test, fit = by.category, by.test, asked.options.fit
     peaks = loaded.peaks()
     scores = peaks if loaded.scores is None else loaded.scores
     method = PREFIX + asked.name
     with ThreadPoolExecutor(1) as beside:  # the hash takes one core while the metrics do not fill the others
-        content = beside.submit(content_of, loaded)
+        content = beside.submit(lambda: same.content or content_of(loaded))
         figures = judged(
             scores, loaded.maps, peaks, test, category=category, resolution=side, method=method, index=by.regions
         )
@@ -353,7 +358,7 @@ def judge(by: TestData, loaded: Loaded, side: int, asked: Asked) -> Judged:
         origin=EXTERNAL,
         resolution=side,
         fit=None if fit == SQUASH else fit,
-        readings=readings(loaded, side, fit),
+        readings=(*readings(loaded, side, fit), *same.readings),
         data_fingerprint=data,
         synthetic=category.synthetic,
         test_images=len(test.labels),
@@ -379,17 +384,84 @@ def content_of(loaded: Loaded) -> str:
     return content.hexdigest()
 
 
-def identity(category: Category, content: str, data: str, asked: Asked) -> str:
-    """16 hex digits: the same maps of the same images judged by the same rules are the same job."""
+class Same(NamedTuple):
+    """What is known of maps that are there already."""
+
+    content: str | None = None  # SHA-256 of these, where it was asked for
+    faults: tuple[str, ...] = ()
+    readings: tuple[str, ...] = ()
+
+
+class Known:
+    """The external rows of a results folder. The maps of one are known by its job id, which is made of their hash."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        columns = (
+            "job_id",
+            "method",
+            "dataset",
+            "category",
+            "seed",
+            "origin",
+            "resolution",
+            "kdad_bench",
+            "protocol_version",
+        )
+        try:
+            rows = store.read(asked.options.out, columns).rows()
+        except MissingFolder:
+            rows = []
+        self.rows = [row for row in rows if row["origin"] == EXTERNAL]
+
+    def about(self, category: Category, loaded: Loaded) -> Same:
+        """Whether these maps are those of another row, and whether some are those of several images.
+
+        The maps of another seed of the name are a fault: a spread over seeds would be one over nothing.
+        """
+        twins = equal_maps(loaded)
+        notes: tuple[str, ...] = (f"maps: {twins} are, pixel by pixel, those of another image",) if twins else ()
+        side, place = self.asked.options.resolution or PROTOCOL.resolution, (category.dataset, category.name)
+        near = [row for row in self.rows if (row["dataset"], row["category"], row["resolution"]) == (*place, side)]
+        near = [row for row in near if (row["method"], row["seed"]) != (PREFIX + self.asked.name, self.asked.seed)]
+        if not near:
+            return Same(readings=notes)
+        content, data = content_of(loaded), datasets.fingerprint(datasets.hashed(category))
+        same = [row for row in near if row["job_id"] == identity(category, content, data, self.asked, row)]
+        faults = tuple(
+            f"{category.dataset}/{category.name}: these are the maps of {self.asked.name} seed {row['seed']} (job "
+            f"{row['job_id']}); another seed is another training: give its maps, or --seed {row['seed']}"
+            for row in same
+            if row["method"] == PREFIX + self.asked.name
+        )
+        others = sorted(f"{row['method']} seed {row['seed']}" for row in same)
+        notes += (f"maps: the same as those of {', '.join(others)}",) if others else ()
+        return Same(content, faults[:1], notes)
+
+
+def equal_maps(loaded: Loaded) -> int:
+    """How many maps are equal to one before them."""
+    alike: dict[bytes, list[int]] = {}
+    for number, one in enumerate(loaded.maps):
+        alike.setdefault(one[len(one) // 3].tobytes(), []).append(number)  # one line tells nearly all apart
+    several = [[loaded.maps[number].tobytes() for number in numbers] for numbers in alike.values() if len(numbers) > 1]
+    return sum(len(maps) - len(set(maps)) for maps in several)
+
+
+def identity(category: Category, content: str, data: str, asked: Asked, row: Mapping[str, Any] | None = None) -> str:
+    """16 hex digits: the same maps of the same images judged by the same rules are the same job.
+
+    With a `row`: its id, were it of these maps.
+    """
     facts: dict[str, Any] = {
-        "kdad_bench": __version__,
-        "protocol": PROTOCOL_VERSION,
-        "external": asked.name,
+        "kdad_bench": row["kdad_bench"] if row else __version__,
+        "protocol": row["protocol_version"] if row else PROTOCOL_VERSION,
+        "external": row["method"].removeprefix(PREFIX) if row else asked.name,
         "dataset": category.dataset.partition(":")[0],
         "category": category.name,
         "modality": category.modality,
         "data": data,
-        "seed": asked.seed,
+        "seed": row["seed"] if row else asked.seed,
         "resolution": asked.options.resolution or PROTOCOL.resolution,
         "maps": content,
         **({"fit": asked.options.fit} if asked.options.fit != SQUASH else {}),

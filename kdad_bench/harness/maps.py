@@ -18,6 +18,7 @@ from PIL import Image
 
 from kdad_bench.datasets import DatasetError
 from kdad_bench.datasets.decoding import MAX_PIXELS, PNG_SIGNATURE, open_image, opened, read_bytes
+from kdad_bench.harness.plain_tiff import plain_page
 
 MOST_VALUES = 1 << 30  # of a stack of maps in one file
 MOST_MEMBERS = 16  # arrays of one .npz file
@@ -195,12 +196,26 @@ def of_png(path: Path) -> NDArray[Any]:
 
 
 def of_tiff(path: Path) -> NDArray[Any]:
-    """The first page of a TIFF file."""
-    return tiff_of(read_bytes(path))
+    """The only page of a TIFF file."""
+    data = read_bytes(path)
+    found = plain_page(data, MAX_PIXELS)
+    if found is not None:
+        return found
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        pages = len(file.pages)
+    if pages > 1:
+        raise MapError(f"holds {pages} pages, of which one would be read; save one map in a file")
+    return parsed_tiff(data)
 
 
 def tiff_of(data: bytes) -> NDArray[Any]:
     """The first page of a TIFF, one channel; not packed, or with deflate, whose size is known beforehand."""
+    found = plain_page(data, MAX_PIXELS)
+    return parsed_tiff(data) if found is None else found
+
+
+def parsed_tiff(data: bytes) -> NDArray[Any]:
+    """The same of any TIFF file, by tifffile."""
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page: Any = file.pages.first
         shape, kind = tuple(page.shape), page.dtype

@@ -6,7 +6,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from kdad_bench.datasets import Category, Sample
 from kdad_bench.harness.choices import suggestion
@@ -142,10 +142,19 @@ def shared(one: Matched, known: dict[str, str]) -> Iterator[str]:
     for number, offer in sorted(one.maps.items()):
         if offer.file is None:
             continue
-        path, name = os.path.normpath(offer.file), f"{one.label} {name_of(one.category.test[number])}"
+        path, name = whole_name(offer.file), f"{one.label} {name_of(one.category.test[number])}"
         if path in known:
             yield f"{offer.where}: {offer.file} is the map of {name} and of {known[path]}; each image has its own"
         known[path] = name
+
+
+def whole_name(file: Path) -> str:
+    """What is the same of all names of a file, links included."""
+    try:
+        about = os.stat(file)
+    except (OSError, ValueError):  # reading it tells
+        return os.path.normpath(file)
+    return f"{about.st_dev}:{about.st_ino}" if about.st_ino else os.path.normpath(file)
 
 
 def missing(one: Matched, what: str, kept: Mapping[int, Offer]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,15 @@ def test_frames_have_the_columns_that_are_asked_for_in_that_order(ran: kdad_benc
     assert "latency_samples_ms" in ran.frame().column_names
     with pytest.raises(ValueError, match="no column 'sead'; have: job_id"):
         ran.frame(["sead"])
+
+
+def test_a_frame_becomes_one_of_pandas_where_that_is_installed(ran: kdad_bench.Results) -> None:
+    frame = ran.frame(["method", "seed", "image_auroc"])
+    if find_spec("pandas") is None:
+        with pytest.raises(ModuleNotFoundError, match="pandas"):
+            frame.to_pandas()
+    else:
+        assert frame.to_pandas().to_dict("list") == frame.to_pydict()
 
 
 def test_the_leaderboard_is_that_of_the_command(ran: kdad_bench.Results, tmp_path: Path) -> None:

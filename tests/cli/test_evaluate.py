@@ -138,6 +138,40 @@ def test_the_same_maps_again_are_the_same_job_and_other_maps_another(
     assert len(store.read(tmp_path / "out").rows()) == 2
 
 
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_the_maps_of_one_seed_are_refused_as_those_of_another(
+    dry: tuple[str, ...], tiny_tree: Path, maps: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert evaluate(maps, tiny_tree, out, "-c", "bolt", "--no-pictures").exit_code == 0
+    result = evaluate(maps, tiny_tree, out, "-c", "bolt", "--no-pictures", "--seed", "1", *dry)
+    assert result.exit_code == 2
+    (row,) = store.read(out).rows()
+    assert re.fullmatch(
+        rf"kdad-bench: .*/bolt: these are the maps of mine seed 0 \(job {row['job_id']}\); .*\n", result.stderr
+    )
+    tifffile.imwrite(maps / "bolt/test/good/000.tiff", RANDOM)
+    assert evaluate(maps, tiny_tree, out, "-c", "bolt", "--no-pictures", "--seed", "1", *dry).exit_code == 0
+
+
+def test_the_maps_of_another_name_are_taken_and_said_in_the_row(tiny_tree: Path, maps: Path, tmp_path: Path) -> None:
+    for name, again in (("mine", False), ("yours", True), ("yours", True)):
+        result = evaluate(maps, tiny_tree, tmp_path / "out", "-c", "bolt", "--no-pictures", "--name", name)
+        assert result.exit_code == 0, result.output
+        assert ("maps: the same as those of external:mine seed 0" in result.stdout) == again
+    first, second = sorted(store.read(tmp_path / "out").rows(), key=lambda row: str(row["method"]))
+    assert [text for text in first["readings"] if "the same" in text] == []
+    assert second["readings"][-1] == "maps: the same as those of external:mine seed 0"
+
+
+def test_maps_of_several_images_that_are_equal_are_said_in_the_row(tiny_tree: Path, maps: Path, tmp_path: Path) -> None:
+    for name in ("good/001", "spot/001"):
+        (maps / f"bolt/test/{name}.tiff").write_bytes((maps / "bolt/test/good/000.tiff").read_bytes())
+    assert evaluate(maps, tiny_tree, tmp_path / "out", "-c", "bolt", "--no-pictures").exit_code == 0
+    (row,) = store.read(tmp_path / "out").rows()
+    assert row["readings"][-1] == "maps: 2 are, pixel by pixel, those of another image"
+
+
 @pytest.mark.parametrize(
     ("side", "said"), [(32, "32 x 32 px, resampled to 64 x 64 px, antialiased bilinear"), (64, "")]
 )

@@ -48,6 +48,30 @@ MUTANTS = {
         "it scored before",
     ),
     "reads image files": (FIT, FIT + "        np.load({file!r})\n", "sees the given normals only", "opens images.npy"),
+    "reads raw pixels": (
+        FIT,
+        FIT + "        np.fromfile({file!r} + '.raw', np.uint8)\n",
+        "sees the given normals only",
+        "opens images.npy.raw",
+    ),
+    "reads any file of the data sets": (
+        FIT,
+        FIT + "        open({file!r} + '.txt').close()\n",
+        "sees the given normals only",
+        "opens images.npy.txt",
+    ),
+    "asks another machine": (
+        FIT,
+        FIT + "        import socket; asking = socket.socket(); asking.connect_ex(('127.0.0.1', 9)); asking.close()\n",
+        "sees the given normals only",
+        "it asks 127.0.0.1 over the network",
+    ),
+    "looks for a machine by its name": (
+        FIT,
+        FIT + "        import socket; socket.getaddrinfo('localhost', 80)\n",
+        "sees the given normals only",
+        "it asks localhost over the network",
+    ),
     "normalises over the batch": (
         SCORE,
         SCORE + "        pixel = (pixel - pixel.min()) / (pixel.max() - pixel.min())\n",
@@ -168,7 +192,10 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("fault", MUTANTS)
-def test_a_method_with_one_fault_is_rejected_with_the_reason(fault: str, tmp_path: Path) -> None:
+def test_a_method_with_one_fault_is_rejected_with_the_reason(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDAD_DATA", str(tmp_path))
     line, instead, rule, words = MUTANTS[fault]
     assert PLAIN.count(line) == 1
     text = PLAIN.replace(line, instead).replace("import torch\n", "import numpy as np\nimport torch\n", 1)
@@ -179,6 +206,8 @@ def test_a_method_with_one_fault_is_rejected_with_the_reason(fault: str, tmp_pat
     if "teacher" in fault:
         text = text.replace("needs_teacher=False", "needs_teacher=True")
     np.save(tmp_path / "images.npy", np.zeros(3))
+    for suffix in (".raw", ".txt"):
+        (tmp_path / f"images.npy{suffix}").write_bytes(bytes(3))
     found = judged(text.replace("{file!r}", repr(str(tmp_path / "images.npy"))), tmp_path)
     (verdict,) = (one for name, one in found.items() if name.startswith(rule))
     assert not verdict.kept

@@ -20,6 +20,7 @@ from PIL import Image
 from kdad_bench.datasets import decoding
 from kdad_bench.harness import maps
 from kdad_bench.harness.maps import MapError, read_map, read_stack, resampled
+from kdad_bench.harness.plain_tiff import plain_page
 
 VALUES = np.arange(12, dtype=np.float32).reshape(3, 4) / 8  # exact in float16
 
@@ -74,6 +75,35 @@ def test_pixels_are_those_that_the_reader_of_the_format_gives(
     values = (np.random.default_rng(0).random((45, 50)) * 200).astype(kind)
     tifffile.imwrite(tmp_path / "a.tiff", values, byteorder=order, **layout)
     np.testing.assert_array_equal(read_map(tmp_path / "a.tiff"), tifffile.imread(tmp_path / "a.tiff").astype("f4"))
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8", "u1", "u2"])
+@pytest.mark.parametrize("rows", [None, 7])
+def test_a_plain_tiff_needs_no_parser_and_a_damaged_one_gives_what_the_parser_says(
+    kind: str, order: str, rows: int | None, tmp_path: Path
+) -> None:
+    chance = np.random.default_rng(0)
+    values = (chance.random((45, 50)) * 200).astype(kind)
+    tifffile.imwrite(tmp_path / "a.tiff", values, byteorder=order, rowsperstrip=rows)
+    whole = (tmp_path / "a.tiff").read_bytes()
+    np.testing.assert_array_equal(plain_page(whole, values.size), values)
+    assert plain_page(whole, values.size - 1) is None
+    directory = int.from_bytes(whole[4:8], "little" if order == "<" else "big")
+    for _ in range(40):
+        data = bytearray(whole)
+        data[chance.integers(directory, directory + 200)] ^= 1 << int(chance.integers(8))
+        found = plain_page(bytes(data), values.size)
+        if found is not None:
+            np.testing.assert_array_equal(found, maps.parsed_tiff(bytes(data)))
+    assert plain_page(whole[:-1], values.size) is None or len(whole) > tifffile_end(whole)
+
+
+def tifffile_end(data: bytes) -> int:
+    """Where the pixels of a TIFF file end."""
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page: Any = file.pages.first
+        return max(start + size for start, size in zip(page.dataoffsets, page.databytecounts, strict=True))
 
 
 def test_a_packed_piece_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +189,11 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "no zip": ("a.npz", lambda path: path.write_bytes(npy(VALUES)), "is not readable"),
     "no TIFF": ("a.tiff", lambda path: path.write_bytes(b"II*\x00" + bytes(20)), "is not readable"),
     "TIFF in colour": ("a.tiff", lambda path: tifffile.imwrite(path, np.zeros((3, 4, 3), np.uint8)), "(3, 4, 3)"),
+    "several pages": (
+        "a.tiff",
+        lambda path: tifffile.imwrite(path, np.stack([VALUES] * 3), photometric="minisblack"),
+        "holds 3 pages, of which one would be read",
+    ),
     "swollen TIFF": ("a.tiff", swollen_tiff, "unpacks to more"),
     "TIFF by LZW": (
         "a.tiff",

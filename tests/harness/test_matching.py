@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,6 +157,14 @@ def test_a_file_is_the_map_of_one_image(tmp_path: Path) -> None:
         "good/000.png; each image has its own"
     )
     assert "1.npy is the map of mvtec_ad/bolt spot/001.png and of" in second
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_a_file_of_several_names_is_the_map_of_one_image(link: Callable[[Path, Path], None], tmp_path: Path) -> None:
+    tree(tmp_path, *FULL[:3])
+    link(tmp_path / FULL[0], tmp_path / FULL[3])
+    (line,) = matched(tmp_path).faults
+    assert f"{FULL[3]} is the map of mvtec_ad/bolt spot/001.png and of mvtec_ad/bolt good/000.png" in line
 
 
 def test_what_is_no_map_or_hidden_or_a_decision_is_left_out_and_said(tmp_path: Path) -> None:
