@@ -178,6 +178,7 @@ CASES = [  # maps, result, rule, corners, filter, size at which maps are fused
     ([(8, 10), (5, 3), (2, 1)], (37, 70), "product", True, PLAIN, (20, 70)),
     ([(16, 20), (8, 10)], (70, 80), "sum", True, Filter(1.5, 6, "torch"), (17, 33)),
     ([(16, 20), (8, 10)], (33, 35), "product", False, Filter(1.5, 6, "scipy"), (9, 40)),
+    ([(5, 96), (3, 48)], (6, 200), "product", False, Filter(4.0, 16, "torch"), None),  # pieces that begin apart
 ]
 
 
