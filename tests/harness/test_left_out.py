@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -154,16 +155,24 @@ def test_what_the_data_refuse_is_left_out_whole(tiny_tree: Path) -> None:
         planned(everything(tiny_tree, **lone), WEIGHTS)
 
 
-def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """As if there were no other methods."""
-    for name in set(METHODS) - set(names):
-        monkeypatch.delitem(METHODS, name)
+@pytest.fixture
+def only() -> Iterator[Callable[..., None]]:
+    """`only(*names)`: as if there were no other methods. Afterwards they are there again, in their order."""
+    every = dict(METHODS)
+
+    def keep(*names: str) -> None:
+        for name in set(METHODS) - set(names):
+            del METHODS[name]
+
+    yield keep
+    METHODS.clear()
+    METHODS.update(every)
 
 
 def test_a_run_says_whom_it_leaves_out_and_ends_with_1(
-    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_tree: Path, tmp_path: Path, only: Callable[..., None]
 ) -> None:
-    only(monkeypatch, "pixel_mean", "efficientad")
+    only("pixel_mean", "efficientad")
     given = f"--seeds 1 --image-size 32 --resolution 32 --no-measure-speed --no-pictures --out {tmp_path}".split()
     given += ["-d", f"folder:{tiny_tree}"]
     line = "left out: efficientad: image_size 32 is not in [64, 8192]"
