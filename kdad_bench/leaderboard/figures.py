@@ -111,7 +111,8 @@ def _figure(board: Board | None, title: str, size: tuple[float, float] = (7.0, 4
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     caveats = f"  [{', '.join(board.caveats)}]" if board is not None and board.caveats else ""
-    axes.set_title(f"{title}{caveats}", loc="left", fontsize=11, fontweight="bold")
+    # of the figure, not of the axes: the names beside these may reach up to its height
+    figure.suptitle(f"{title}{caveats}", x=0.01, ha="left", fontsize=11, fontweight="bold")
     if board is not None:
         figure.supxlabel(board.title, x=0.01, ha="left", fontsize=8, color="#555555")
     return figure, axes
@@ -209,7 +210,6 @@ def ranks(board: Board, metric: str) -> Figure:
     axes.text(1 + distance / 2, top + 1.4, f"critical difference {distance:.2f}", ha="center", va="bottom", fontsize=9)
     axes.set_ylim(below - 0.75 * step * (half - 1) - 0.6, top + 2.1)
     axes.axis("off")
-    axes.set_title(axes.get_title(loc="left"), loc="left", fontsize=11, fontweight="bold")
     figure.supxlabel(
         f"{board.title}; {found.categories} categories, Nemenyi test at 0.05; 1 is best", x=0.01, ha="left", fontsize=8
     )

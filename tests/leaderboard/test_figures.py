@@ -46,9 +46,9 @@ def shown(figure: Any) -> dict[str, Any]:
     texts += [text.get_text() for text in legend.get_texts()] if legend else []
     lines = [[[round(float(v), 4) for v in axis] for axis in line.get_data()] for line in axes.lines]
     return {
-        "title": axes.get_title(loc="left"),
+        "title": figure.get_suptitle(),
         "axes": [axes.get_xlabel(), axes.get_ylabel()],
-        "texts": [text for text in texts if text],
+        "texts": [text for text in texts if text and text != figure.get_suptitle()],
         "lines": lines,
     }
 
