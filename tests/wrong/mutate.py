@@ -167,7 +167,9 @@ def run_tests(module: str, source: str | None, tests: Sequence[str], output: str
     known = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of the plugins that were imported before
     known += [f"--deselect={test}" for test in BROAD]
     options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *known, "--hypothesis-seed=0", *tests]
-    os._exit(int(pytest.main(options)))
+    code = int(pytest.main(options))
+    sys.stdout.flush()  # to a file it is written in blocks, unless PYTHONUNBUFFERED says otherwise
+    os._exit(code)
 
 
 @contextmanager
