@@ -206,9 +206,7 @@ def reproduce(
         raise BadInput(f"--out {out}: the rows to reproduce lie there; choose another folder")
     with answered(), tempfile.TemporaryDirectory(prefix="kdad-bench-reproduce-") as scratch:
         rows = again.chosen(folder, jobs, methods, every=every)
-        asked = again.Asked(
-            out=str(out or scratch), data_root=data_root, datasets=datasets, weights=weights
-        )  # fmt: skip
+        asked = again.Asked(out=str(out or scratch), data_root=data_root, datasets=datasets, weights=weights)
         seconds = sum(row["total_seconds"] or 0.0 for row in rows)
         click.echo(f"{len(rows)} jobs, which took {seconds:.0f} s by their rows", err=True)
         different = 0

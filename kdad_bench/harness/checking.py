@@ -236,11 +236,20 @@ def check_maps_of(path: Path, row: Mapping[str, Any], asked: Asked, report: Repo
         report.judged.append(f"{label(row)}: its maps give its {len(figures)} figures")
 
 
+def places_of(row: Mapping[str, Any], given: Sequence[str]) -> tuple[list[str], str]:
+    """(the data sets in which a row's category may lie: its own, and those that were given; why there is none, or "").
+
+    A row names no path and no code to run: only a data set of this version is taken by its name.
+    """
+    own = [row["dataset"]] if row["dataset"] in datasets.entries() else []
+    places = list(dict.fromkeys([*own, *given]))
+    return places, "" if places else f"say where {row['dataset']} lies here, with --dataset"
+
+
 def data_of(row: Mapping[str, Any], asked: Asked) -> tuple[Category | None, str]:
     """(the category of a row with the very files that it saw, "") or (None, why it is not at hand)."""
-    own = [row["dataset"]] if row["dataset"] in datasets.entries() else []  # a pack names no path and no code to run
-    why = "" if own or asked.datasets else f"say where {row['dataset']} lies here, with --dataset"
-    for name in dict.fromkeys([*own, *asked.datasets]):
+    places, why = places_of(row, asked.datasets)
+    for name in places:
         try:
             (found,) = datasets.categories(name, asked.data_root, [row["category"]], modality=row["modality"])
             sealed = datasets.sealed(found)

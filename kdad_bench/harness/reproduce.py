@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdad_bench import __version__, datasets
+from kdad_bench import __version__
 from kdad_bench.datasets import DatasetError
 from kdad_bench.harness.agenda import Agenda, agenda
-from kdad_bench.harness.checking import label
+from kdad_bench.harness.checking import label, places_of
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.executors import outcomes
 from kdad_bench.harness.job import Job, hold_out_of, id_of_row, identity_of_row, together_of
@@ -126,9 +126,9 @@ def _again(row: Mapping[str, Any], asked: Asked) -> tuple[RunOptions, Agenda, Jo
         raise SelectionError(f"it is of kdad-bench {row['kdad_bench']}, this is {__version__}; install that one")
     if id_of_row(row) != row["job_id"]:
         raise SelectionError("its id is not that of what it says: the row was changed")
-    own = [row["dataset"]] if row["dataset"] in datasets.entries() else []  # a row names no path and no code to run
-    problem: SelectionError | DatasetError = SelectionError(f"say where {row['dataset']} lies here, with --dataset")
-    for place in dict.fromkeys([*own, *asked.datasets]):
+    places, why = places_of(row, asked.datasets)
+    problem: SelectionError | DatasetError = SelectionError(why)
+    for place in places:
         options = options_of(row, place, asked)
         try:
             found = agenda(options)

@@ -58,6 +58,5 @@ def _published(reported: Sequence[published.Verdict], category: str, metric: str
 
 
 def _whose(one: published.Reported) -> str:
-    inside = one.reported[one.reported.index("(") + 1 : -1] if one.reported.endswith(")") else ""
-    whose = inside or one.origin
+    whose = one.inside or one.origin
     return _text(whose if one.backbone in whose else f"{whose}, {one.backbone}")

@@ -83,8 +83,7 @@ def _beside(group: Sequence[published.Verdict], reasons: Mapping[str, str]) -> l
 
 def _reported(one: published.Verdict) -> str:
     """The number as printed, with the network where the source has several."""
-    name = one.reported.reported
-    inside = name[name.index("(") + 1 : -1] if name.endswith(")") else ""
+    inside = one.reported.inside
     backbone = "" if one.reported.teacher or not inside else one.reported.backbone
     about = ", ".join(part for part in (inside, backbone) if part)
     return f"{one.reported.value:.3f}" + (f" {_text(about)}" if about else "")

@@ -42,6 +42,11 @@ class Reported:
     refusal: str  # why the source's protocol is another one; "" if it is none that is known
     otherwise: str  # why the default is not compared where a variant follows the source
 
+    @property
+    def inside(self) -> str:
+        """What the source's name of the method has in brackets: whose code it is; "" without any."""
+        return self.reported[self.reported.index("(") + 1 : -1] if self.reported.endswith(")") else ""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
