@@ -123,6 +123,13 @@ def test_a_row_whose_job_cannot_be_had_says_why_and_nothing_runs(
     assert not list((tmp_path / "again").glob("*.parquet"))
 
 
+def test_a_job_runs_with_as_many_threads_as_its_row_says(floor: Path) -> None:
+    (row,) = store.read(floor).rows()
+    asked = reproduce.Asked(out="again")
+    assert row["threads"] == 1
+    assert [reproduce.options_of(row | {"threads": n}, "synthetic", asked).threads for n in (1, 2, 3)] == [1, 2, 3]
+
+
 def test_other_weights_of_the_teacher_are_named(tiny_tree: Path, tmp_path: Path) -> None:
     rows_of(tiny_tree, tmp_path / "results", **STFPM)
     found = again(tmp_path / "results", tiny_tree, tmp_path)
