@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import tempfile
 from pathlib import Path
@@ -25,7 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if "KDAD_CACHE" not in os.environ:
-        os.environ["KDAD_CACHE"] = tempfile.mkdtemp(prefix="kdad-cache-")
+        os.environ["KDAD_CACHE"] = folder = tempfile.mkdtemp(prefix="kdad-cache-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def draw(rng: np.random.Generator, defect: bool) -> tuple[np.ndarray, np.ndarray]:
