@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 
 from kdad_bench.cli import BadInput
 from kdad_bench.cli.amounts import Amounts
-from kdad_bench.cli.parameters import LocalPath
+from kdad_bench.cli.parameters import DataRoot, LocalPath
 
 if TYPE_CHECKING:
     from kdad_bench.datasets import Category, Entry
@@ -209,7 +209,7 @@ def _differs(lines: list[str]) -> bool:
 @data.command()
 @click.argument("dataset")
 @click.option("--category", "names", multiple=True, help="Category (repeatable); all of them if not given.")
-@click.option("--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Folder with data sets.")
+@click.option("--data-root", type=DataRoot(), envvar="KDAD_DATA", show_envvar=True, help="Folder with data sets.")
 @click.option(
     "--modality",
     type=click.Choice(["rgb", "depth", "rgb+depth"]),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from kdad_bench.cli import BadInput, Number
-from kdad_bench.cli.parameters import LocalPath, MethodName
+from kdad_bench.cli.parameters import LocalPath, MethodName, refuse_both
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def predict(model: Path, images: tuple[str, ...], method: tuple[str, str] | None
     from kdad_bench.harness.scoring import ScoreError
     from kdad_bench.methods.checkpoint import ModelError
 
+    refuse_both("--threshold", "--false-alarms")
     with folder_for(given["out"]):
         try:
             found = harness.predict(model, images, **given)

@@ -255,6 +255,45 @@ def test_what_can_be_no_path_is_refused_in_one_line_at_every_door(
         assert str(parameter.type.convert("~/none", parameter, None)) == str(tmp_path / "none")
 
 
+def no_folders(below: Path) -> Iterator[Path]:
+    """What is there, under a name of its own each, and is no folder."""
+    (below / "file").write_text("x")
+    os.mkfifo(below / "pipe")
+    (below / "lost").symlink_to("nowhere")
+    (below / "circle").symlink_to("circle")
+    yield from (below / name for name in ("file", "pipe", "lost", "circle"))
+
+
+@pytest.mark.parametrize(
+    ("place", "parameter"),
+    [(place, one) for place, one in PLACES if isinstance(one.type, LocalPath) and not one.type.file_okay],
+    ids=lambda one: getattr(one, "name", None) or " ".join(one),
+)
+def test_where_a_folder_is_meant_nothing_else_is_taken(
+    place: tuple[str, ...], parameter: click.Parameter, tmp_path: Path
+) -> None:
+    for path in no_folders(tmp_path):
+        with pytest.raises(click.BadParameter, match=r"is a file|is no folder|does not exist"):
+            parameter.type.convert(str(path), parameter, None)
+
+
+ROOTS = [place for place, one in PLACES if one.name == "data_root" and place != ("doctor",)]  # doctor reports it
+
+
+@pytest.mark.parametrize("place", ROOTS, ids=" ".join)
+def test_a_data_root_on_the_command_line_has_to_be_there(
+    place: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be passed over where the data set is a folder, and what was to be looked at be left out."""
+    command = found_at(place)
+    parameter = next(one for one in command.params if one.name == "data_root")
+    for path in (tmp_path / "nowhere", *no_folders(tmp_path)):
+        with pytest.raises(click.BadParameter, match="no such folder; name the one that holds mvtec_ad/"):
+            parameter.handle_parse_result(click.Context(command), {"data_root": str(path)}, [])
+    monkeypatch.setenv("KDAD_DATA", str(tmp_path / "nowhere"))  # may be of another day: who needs it says so
+    assert parameter.handle_parse_result(click.Context(command), {}, [])[0] == tmp_path / "nowhere"
+
+
 @pytest.mark.parametrize("place", ALL, ids=" ".join)
 def test_every_number_of_an_option_has_bounds(place: tuple[str, ...]) -> None:
     for parameter in found_at(place).params:
