@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from kdad_bench.cli import BadInput, Number
-from kdad_bench.cli.parameters import DataRoot, Place
+from kdad_bench.cli.parameters import DataRoot, Place, spelt
 from kdad_bench.leaderboard.metric import ACCURACY, METRICS
 from kdad_bench.leaderboard.text import printable
 
@@ -68,7 +68,7 @@ def advise(
     from kdad_bench.leaderboard.store import StoreError, read
 
     if metric not in ACCURACY:
-        raise BadInput(f"--metric {metric}: no accuracy; have: {', '.join(ACCURACY)}")
+        raise BadInput(f"--metric {spelt(metric, ACCURACY)}: no accuracy; have: {', '.join(ACCURACY)}")
     given = {"latency_ms": latency_ms, "memory_mb": memory_mb}
     limits = {name: value for name, value in given.items() if value is not None}
     try:

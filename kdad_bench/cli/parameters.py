@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ class LocalPath(click.Path):
             self.fail(f"'{str(value)[:SHOWN]}' {error}", param, ctx)
         if not self.file_okay and os.path.lexists(found) and not Path(found).is_dir():  # a pipe, a link to nothing
             self.fail(f"'{found}' is no folder", param, ctx)
+        above = next((one for one in Path(found).parents if os.path.lexists(one)), Path())
+        if not above.is_dir():
+            self.fail(f"'{found}' would lie below '{above}', which is no folder", param, ctx)
         return found
 
 
@@ -52,6 +56,13 @@ def _data_sets() -> str:
     from kdad_bench.datasets import entries
 
     return ", ".join(f"{name}/" for name in entries(lambda one: one.folders))
+
+
+def spelt(word: str, known: Iterable[str]) -> str:
+    """A word as it was given, in quotes where it is empty or has blanks, with the closest one that is known."""
+    from kdad_bench.datasets.category import suggestion
+
+    return f"{word if word and word == ''.join(word.split()) else repr(word)}{suggestion(word, known)}"
 
 
 def refuse_both(first: str, second: str) -> None:

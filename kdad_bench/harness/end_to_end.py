@@ -83,15 +83,13 @@ def compare(task: Task) -> Comparison:
 def category_of(task: Task) -> Category:
     """The category of `task`, which must have masks."""
     try:
-        found = {one.name: one for one in datasets.categories(task.dataset, task.data_root)}
+        names = datasets.names_at_hand(task.dataset, task.data_root)[:1] if task.category is None else [task.category]
+        found = datasets.categories(task.dataset, task.data_root, names)[0]
     except DatasetError as error:
         raise SelectionError(str(error)) from error
-    name = task.category or next(iter(found))
-    if name not in found:
-        raise SelectionError(f"category '{name}' not in {task.dataset}; have: {', '.join(found)}")
-    if not found[name].has_masks:
-        raise SelectionError(f"{task.dataset}/{name} has no masks; choose a category with masks")
-    return found[name]
+    if not found.has_masks:
+        raise SelectionError(f"{task.dataset}/{found.name} has no masks; choose a category with masks")
+    return found
 
 
 def teacher_of(task: Task) -> Backbone:

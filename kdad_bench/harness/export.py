@@ -135,9 +135,6 @@ def refuse_contradictions(wanted: Wanted) -> None:
     there = os.path.lexists(out)
     if there and (out.is_symlink() or not out.is_dir() or {one.name for one in out.iterdir()} - ours):
         raise SelectionError(f"{out}: something else is there; choose another --out")
-    near = next(parent for parent in out.absolute().parents if os.path.lexists(parent))
-    if not near.is_dir():
-        raise SelectionError(f"{out}: {near} is no folder; choose another --out")
 
 
 def source_of(wanted: Wanted) -> Source:

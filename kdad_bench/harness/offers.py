@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kdad_bench.datasets import DatasetError
 from kdad_bench.datasets.decoding import read_bytes
+from kdad_bench.files import unpacked_bytes
 from kdad_bench.harness.maps import READERS, MapError, read_stack
 
 MOST_OFFERS = 1_000_000  # files of a tree or lines of a table
@@ -216,7 +217,10 @@ Lines = tuple[list[str], list[tuple[int, dict[str, str]]]]
 def csv_lines(data: bytes, wanted: Sequence[str]) -> Lines:
     """The columns and the lines, numbered as an editor does."""
     try:
-        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        text = data.decode("utf-8-sig")
+        header = (text.splitlines() or [""])[0]
+        by = ";" if ";" in header and "," not in header else ","
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=by)
         columns = [name.strip() for name in reader.fieldnames or ()]
         reader.fieldnames = columns
         refuse_twins(columns, wanted)
@@ -246,12 +250,12 @@ def parquet_lines(data: bytes, wanted: Sequence[str]) -> Lines:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(io.BytesIO(data))
+        source = io.BytesIO(data)
+        file = pq.ParquetFile(source)
         columns = list(file.schema_arrow.names)
         refuse_twins(columns, wanted)
         refuse_nested([field for field in file.schema_arrow if field.name in wanted])
-        groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
-        swollen = sum(group.total_byte_size for group in groups)
+        swollen = unpacked_bytes(file, source, wanted, MOST_TABLE_BYTES)
         if file.metadata.num_rows > MOST_OFFERS or swollen > MOST_TABLE_BYTES:
             raise OfferError(f"{file.metadata.num_rows} lines of {swollen} bytes; more than a table may hold")
         table = file.read([name for name in columns if name in wanted], use_threads=False).to_pylist()

@@ -273,8 +273,9 @@ def test_where_a_folder_is_meant_nothing_else_is_taken(
     place: tuple[str, ...], parameter: click.Parameter, tmp_path: Path
 ) -> None:
     for path in no_folders(tmp_path):
-        with pytest.raises(click.BadParameter, match=r"is a file|is no folder|does not exist"):
-            parameter.type.convert(str(path), parameter, None)
+        for one in (path, path / "below", path / "far" / "below"):
+            with pytest.raises(click.BadParameter, match=r"is a file|is no folder|does not exist"):
+                parameter.type.convert(str(one), parameter, None)
 
 
 ROOTS = [place for place, one in PLACES if one.name == "data_root" and place != ("doctor",)]  # doctor reports it

@@ -120,7 +120,7 @@ def test_compare_returns_1_for_a_regression_and_0_without(results: Path) -> None
     assert "Judged by seeds: these rows do not hold the scores of the same images" in worse.output
     unknown = run("compare", "stfpm", "rd4ad", "--results", results, "--metric", "auroc")
     assert unknown.exit_code == 2
-    assert "--metric auroc: no such column; have: image_auroc" in unknown.stderr
+    assert "--metric auroc (did you mean 'pixel_auroc'?): no such column; have: image_auroc" in unknown.stderr
 
 
 def test_show_tells_all_about_a_job_by_the_start_of_its_id(results: Path) -> None:
