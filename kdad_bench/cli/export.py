@@ -49,11 +49,13 @@ def export(as_json: bool, **given: Any) -> None:
     from kdad_bench.harness.decision import DecisionError
     from kdad_bench.harness.export import Refused, Wanted
     from kdad_bench.harness.export import export as exported
+    from kdad_bench.harness.foreign import guarded
     from kdad_bench.harness.scoring import ScoreError
     from kdad_bench.methods.checkpoint import ModelError
 
     try:
-        found = exported(Wanted(**given))
+        with guarded():
+            found = exported(Wanted(**given))
     except Refused as error:
         raise click.ClickException(str(error)) from error
     except (DatasetError, DecisionError, ModelError, ScoreError, SelectionError) as error:

@@ -48,13 +48,15 @@ def predict(model: Path, images: tuple[str, ...], method: tuple[str, str] | None
     from kdad_bench.harness import predict as harness
     from kdad_bench.harness.choices import SelectionError
     from kdad_bench.harness.decision import DecisionError
+    from kdad_bench.harness.foreign import guarded
     from kdad_bench.harness.scoring import ScoreError
     from kdad_bench.methods.checkpoint import ModelError
 
     refuse_both("--threshold", "--false-alarms")
     with folder_for(given["out"]):
         try:
-            found = harness.predict(model, images, **given)
+            with guarded():
+                found = harness.predict(model, images, method=method[0] if method else None, **given)
         except (DecisionError, ModelError, ScoreError, SelectionError) as error:
             raise BadInput(str(error)) from error
         except OSError as error:

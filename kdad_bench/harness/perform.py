@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kdad_bench.harness import together
 from kdad_bench.harness.choices import SelectionError
+from kdad_bench.harness.foreign import guarded
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.output import Work, checkpoints, refuse_what_cannot_be_written
 from kdad_bench.harness.run import columns_of, environment_columns, run
@@ -36,10 +37,10 @@ def perform(job: Job, work: Work) -> Row | NoResult | None:
             with turn(job, work) as ours:
                 if not ours:
                     return None
-                with step_log(job, work) as log:
+                with step_log(job, work) as log, guarded():
                     row = run(job, work, log)
             return kept(row, job, work)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a method's own code raises anything
         reason = reason_of(error)
         return NoResult(reason) if of_surroundings(error, job) else record_failure(job, work, reason)
 
@@ -77,7 +78,7 @@ def written(row: Row, work: Work) -> Row | NoResult:
     return row
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """One line that tells a person what happened: type, text and the innermost line of this package."""
     text = " ".join(str(error).split()) or "no message"
     place = ""
