@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kdad_bench.datasets import DatasetError
 from kdad_bench.datasets.decoding import read_bytes
+from kdad_bench.datasets.table_layout import column_of
 from kdad_bench.files import unpacked_bytes
 from kdad_bench.harness.maps import READERS, MapError, read_stack
 
@@ -206,7 +207,14 @@ def refuse_nested(fields: Sequence[Any]) -> None:
 
     for field in fields:
         kind = field.type.value_type if kinds.is_dictionary(field.type) else field.type
-        plain = (kinds.is_string, kinds.is_large_string, kinds.is_integer, kinds.is_floating, kinds.is_null)
+        plain = (
+            kinds.is_string,
+            kinds.is_large_string,
+            kinds.is_string_view,
+            kinds.is_integer,
+            kinds.is_floating,
+            kinds.is_null,
+        )
         if not any(is_one(kind) for is_one in plain):
             raise OfferError(f"column {field.name} holds {kind}; give text, and numbers for scores")
 
@@ -221,7 +229,7 @@ def csv_lines(data: bytes, wanted: Sequence[str]) -> Lines:
         header = (text.splitlines() or [""])[0]
         by = ";" if ";" in header and "," not in header else ","
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=by)
-        columns = [name.strip() for name in reader.fieldnames or ()]
+        columns = [column_of(name) for name in reader.fieldnames or ()]
         reader.fieldnames = columns
         refuse_twins(columns, wanted)
         lines = []
@@ -252,16 +260,18 @@ def parquet_lines(data: bytes, wanted: Sequence[str]) -> Lines:
     try:
         source = io.BytesIO(data)
         file = pq.ParquetFile(source)
-        columns = list(file.schema_arrow.names)
+        columns = [column_of(name) for name in file.schema_arrow.names]
         refuse_twins(columns, wanted)
-        refuse_nested([field for field in file.schema_arrow if field.name in wanted])
-        swollen = unpacked_bytes(file, source, wanted, MOST_TABLE_BYTES)
+        chosen = [field for field in file.schema_arrow if column_of(field.name) in wanted]
+        refuse_nested(chosen)
+        names = [field.name for field in chosen]
+        swollen = unpacked_bytes(file, source, names, MOST_TABLE_BYTES)
         if file.metadata.num_rows > MOST_OFFERS or swollen > MOST_TABLE_BYTES:
             raise OfferError(f"{file.metadata.num_rows} lines of {swollen} bytes; more than a table may hold")
-        table = file.read([name for name in columns if name in wanted], use_threads=False).to_pylist()
+        table = file.read(names, use_threads=False).to_pylist()
     except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         if isinstance(error, OfferError):
             raise
         raise OfferError(f"no Parquet file ({str(error).splitlines()[0][:120]}); write it again") from error
-    texts = [{name: "" if value is None else str(value) for name, value in line.items()} for line in table]
+    texts = [{column_of(name): "" if value is None else str(value) for name, value in line.items()} for line in table]
     return columns, list(enumerate(texts, 1))
