@@ -16,6 +16,7 @@ from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.environment import describe, keep_freed_memory
 from kdad_bench.harness.plain_loop import Stopwatch, train_and_evaluate
 from kdad_bench.harness.scoring import as_images, score_all
+from kdad_bench.harness.teachers import refuse_unknown
 from kdad_bench.methods import entry
 from kdad_bench.methods.backbones import Backbone, build
 from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
@@ -94,6 +95,7 @@ def category_of(task: Task) -> Category:
 
 def teacher_of(task: Task) -> Backbone:
     """The teacher of both sides, with its weights."""
+    refuse_unknown([task.teacher])
     try:
         return load_teacher(task.teacher)[0]
     except WeightsError as error:

@@ -213,6 +213,24 @@ def test_the_end_to_end_benchmark_prints_ratios_of_both_sides(tiny_tree: Path) -
     assert all(0 <= found["plain_metrics"][name] <= 1 for name in ("image_auroc", "pixel_auroc", "aupro_30"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("bench", "end-to-end", "--category", ""), "category '' not in"),
+        (("bench", "end-to-end", "--category", "bolr"), "did you mean 'bolt'"),
+        (("kernels", "bench", "--device", ""), "--device '': not a device"),
+        (("kernels", "bench", "--device", "meta"), "no kernels are for it"),
+    ],
+)
+def test_a_benchmark_of_nothing_is_one_line_and_measures_nothing(
+    arguments: tuple[str, ...], words: str, tiny_tree: Path
+) -> None:
+    more = ("--dataset", f"folder:{tiny_tree}") if arguments[0] == "bench" else ()
+    done = invoke(*arguments, *more)
+    assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.output
+    assert words in done.stderr
+
+
 def test_the_end_to_end_benchmark_takes_every_mask_of_an_image(tmp_path: Path) -> None:
     sides = [np.zeros((8, 8), np.uint8) for _ in range(2)]
     sides[0][:4], sides[1][:, :4] = 255, 236

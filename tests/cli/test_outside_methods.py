@@ -141,6 +141,27 @@ def test_code_that_cannot_be_used_is_one_line_exit_code_2_and_nothing_written(
     assert not (tmp_path / "out").exists()
 
 
+SCORE = "    def score(self, images):\n"
+
+
+def test_what_a_method_prints_is_no_output_of_ours(tiny_tree: Path, tmp_path: Path) -> None:
+    text = "print('at import')\n" + PLAIN.replace(SCORE, SCORE + "        print('in score')\n", 1)
+    result = run(written(tmp_path, text), tiny_tree, tmp_path / "out", "--json", "--no-measure-speed")
+    assert result.exit_code == 0, result.output
+    assert [json.loads(line)["status"] for line in result.stdout.splitlines()] == ["ok"]
+    assert "at import" in result.stderr
+    assert "in score" in result.stderr
+
+
+def test_a_method_that_exits_is_a_failed_job_and_no_success(tiny_tree: Path, tmp_path: Path) -> None:
+    text = PLAIN.replace(SCORE, SCORE + "        raise SystemExit(0)\n", 1)
+    result = run(written(tmp_path, text), tiny_tree, tmp_path / "out", "--no-measure-speed", "--executor", "in-process")
+    assert result.exit_code == 1, result.output
+    (row,) = store.read(tmp_path / "out").rows()
+    assert row["status"] == "failed"
+    assert row["reason"].startswith("SystemExit: 0")
+
+
 def test_what_is_no_file_is_refused(tiny_tree: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.py")
     (tmp_path / "folder.py").mkdir()
