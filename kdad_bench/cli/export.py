@@ -49,9 +49,9 @@ def export(as_json: bool, **given: Any) -> None:
     from kdad_bench.harness.decision import DecisionError
     from kdad_bench.harness.export import Refused, Wanted
     from kdad_bench.harness.export import export as exported
-    from kdad_bench.harness.foreign import guarded
     from kdad_bench.harness.scoring import ScoreError
     from kdad_bench.methods.checkpoint import ModelError
+    from kdad_bench.methods.foreign import guarded
 
     try:
         with guarded():

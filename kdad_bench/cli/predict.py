@@ -48,9 +48,9 @@ def predict(model: Path, images: tuple[str, ...], method: tuple[str, str] | None
     from kdad_bench.harness import predict as harness
     from kdad_bench.harness.choices import SelectionError
     from kdad_bench.harness.decision import DecisionError
-    from kdad_bench.harness.foreign import guarded
     from kdad_bench.harness.scoring import ScoreError
     from kdad_bench.methods.checkpoint import ModelError
+    from kdad_bench.methods.foreign import guarded
 
     refuse_both("--threshold", "--false-alarms")
     with folder_for(given["out"]):

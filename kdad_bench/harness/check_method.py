@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdad_bench.harness.foreign import guarded, process_as_it_was
 from kdad_bench.harness.scoring import checked, finite, score_all
 from kdad_bench.methods import entry
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.backbones.weights import load_teacher
 from kdad_bench.methods.checkpoint import load, save
+from kdad_bench.methods.foreign import guarded, process_as_it_was
 from kdad_bench.methods.protocol import Fitting, Method, Scores
 
 CPU = torch.device("cpu")

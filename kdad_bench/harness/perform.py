@@ -11,7 +11,6 @@ from pathlib import Path
 
 from kdad_bench.harness import together
 from kdad_bench.harness.choices import SelectionError
-from kdad_bench.harness.foreign import guarded
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.output import Work, checkpoints, refuse_what_cannot_be_written
 from kdad_bench.harness.run import columns_of, environment_columns, run
@@ -19,6 +18,7 @@ from kdad_bench.harness.step_log import step_log
 from kdad_bench.harness.surroundings import NoResult, of_surroundings
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.row import Row
+from kdad_bench.methods.foreign import guarded
 
 
 def perform(job: Job, work: Work) -> Row | NoResult | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 import kdad_bench
@@ -151,6 +152,14 @@ def test_what_a_method_prints_is_no_output_of_ours(tiny_tree: Path, tmp_path: Pa
     assert [json.loads(line)["status"] for line in result.stdout.splitlines()] == ["ok"]
     assert "at import" in result.stderr
     assert "in score" in result.stderr
+
+
+def test_what_a_file_sets_at_import_is_put_back(tmp_path: Path) -> None:
+    before = torch.get_default_dtype(), torch.get_num_threads(), os.getcwd()
+    lines = "import os\ntorch.set_default_dtype(torch.float64)\ntorch.set_num_threads(7)\nos.chdir('/')\n"
+    name = outside.add_file(written(tmp_path, PLAIN + lines), "", METHODS)
+    assert name == "plain"
+    assert (torch.get_default_dtype(), torch.get_num_threads(), os.getcwd()) == before
 
 
 def test_a_method_that_exits_is_a_failed_job_and_no_success(tiny_tree: Path, tmp_path: Path) -> None:

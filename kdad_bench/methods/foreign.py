@@ -7,7 +7,7 @@ import os
 import pickle
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
@@ -19,6 +19,20 @@ def set_environment(variables: Mapping[str, str]) -> None:
     """These variables and no others."""
     os.environ.clear()
     os.environ.update(variables)
+
+
+def current_folder() -> str:
+    """The folder that this process is in; nothing where it is gone."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
+
+
+def go_to(folder: str) -> None:
+    """Back to a `current_folder`."""
+    if folder:
+        os.chdir(folder)
 
 
 # what a method shares with whatever runs beside it -> how it is asked for, and put back
@@ -37,20 +51,21 @@ SHARED: Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
         torch.use_deterministic_algorithms,
     ),
     "the precision of products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    "the current folder": (os.getcwd, os.chdir),
+    "the current folder": (current_folder, go_to),
     "environment variables": (lambda: dict(os.environ), set_environment),
 }
 
 
 @contextmanager
-def process_as_it_was() -> Iterator[list[str]]:
-    """Puts back whatever of SHARED was changed inside; its names are then in what is given."""
+def process_as_it_was(but: Collection[str] = ()) -> Iterator[list[str]]:
+    """Puts back whatever of SHARED, `but` for some, was changed inside; its names are then in what is given."""
     moved: list[str] = []
-    before = {name: ask() for name, (ask, _) in SHARED.items()}
+    shared = {name: one for name, one in SHARED.items() if name not in but}
+    before = {name: ask() for name, (ask, _) in shared.items()}
     try:
         yield moved
     finally:
-        moved += [name for name, (ask, _) in SHARED.items() if pickle.dumps(ask()) != pickle.dumps(before[name])]
+        moved += [name for name, (ask, _) in shared.items() if pickle.dumps(ask()) != pickle.dumps(before[name])]
         for name in moved:
             SHARED[name][1](before[name])
 

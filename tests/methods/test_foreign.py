@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdad_bench.harness.foreign import SHARED, guarded
+from kdad_bench.methods.foreign import SHARED, guarded
 
 
 def test_prints_go_to_stderr_and_whoever_closes_stdout_closes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
