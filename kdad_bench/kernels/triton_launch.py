@@ -62,7 +62,7 @@ def guard(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device)
 
 
-# ---- whether launches may go round Triton's look-up -------------------------------------------------------------------
+# ---- whether launches may go round Triton's look-up ------------------------------------------------------------------
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Launches from plans: only where Triton is as it was read, in the order of its own arguments, and with all of its hooks."""
+"""Launches from plans: only where Triton is as it was read, and with the arguments that it would hand on itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Launcher36:
     def __init__(self) -> None:
         self.seen: list[tuple[Any, ...]] = []
 
-    def __call__(self, gridX: int, gridY: int, gridZ: int, stream: int, function: int, *args: Any) -> None:  # noqa: N803
+    def __call__(self, gridX: int, gridY: int, gridZ: int, stream: int, function: int, *args: Any) -> None:
         self.seen.append((gridX, gridY, gridZ, stream, function, *args))
 
 
@@ -30,7 +30,7 @@ class Launcher39(Launcher36):
     """The same in Triton 3.9."""
 
     def __call__(  # type: ignore[override]
-        self, gridX: int, gridY: int, gridZ: int, stream: int, function: int, kernel_metadata: Any,  # noqa: N803
+        self, gridX: int, gridY: int, gridZ: int, stream: int, function: int, kernel_metadata: Any,
         launch_metadata: Any, launch_enter_hook: Any, launch_exit_hook: Any, *args: Any,
     ) -> None:  # fmt: skip
         self.seen.append(
@@ -42,7 +42,7 @@ class Launcher39(Launcher36):
 class Swapped(Launcher36):
     """A launcher of a version that nobody read."""
 
-    def __call__(self, stream: int, gridX: int, *args: Any) -> None:  # type: ignore[override]  # noqa: N803
+    def __call__(self, stream: int, gridX: int, *args: Any) -> None:  # type: ignore[override]
         raise AssertionError("launched by a launcher that was not read")
 
 
@@ -69,7 +69,7 @@ class Jit:
         self.pre_run_hooks: list[Any] = []
         self.device_caches = defaultdict(lambda: ({}, {}, "target", "backend", self.bind))
 
-    def bind(self, tensors: Any, factor: Any, size: Any, LAST: Any, FIRST: Any, **options: Any) -> Any:  # noqa: N803
+    def bind(self, tensors: Any, factor: Any, size: Any, LAST: Any, FIRST: Any, **options: Any) -> Any:
         given = {"tensors": tensors, "factor": factor, "size": size, "LAST": LAST, "FIRST": FIRST}
         return given, ["specialised"], options
 
@@ -202,7 +202,7 @@ def test_a_runner_that_was_not_read_is_not_called(monkeypatch: pytest.MonkeyPatc
 
 def test_a_kernel_that_does_not_take_its_arguments_is_launched_by_triton_at_once() -> None:
     class Later(Launcher39):
-        def __call__(self, gridX: int, gridY: int, gridZ: int, stream: int, function: int, *args: Any) -> None:  # type: ignore[override]  # noqa: N803
+        def __call__(self, gridX: int, gridY: int, gridZ: int, stream: int, function: int, *args: Any) -> None:  # type: ignore[override]
             if self.seen:
                 raise TypeError("takes no tuple")
             super().__call__(gridX, gridY, gridZ, stream, function, *args)
