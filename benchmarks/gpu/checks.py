@@ -19,8 +19,6 @@ from torch import Tensor
 
 from kdad_bench import kernels
 from kdad_bench.kernels import benchmark, benchmark_ops, dispatch, neighbours, ready, reference
-from kdad_bench.metrics.device import pixel_metrics_on_device
-from kdad_bench.metrics.regions import region_index
 
 DEVICE = torch.device("cuda")
 NCHW, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
@@ -323,6 +321,9 @@ def nearest_rows() -> str:
 
 def device_metrics() -> str:
     """All pixel metrics on the device, in units of sorting the maps."""
+    from kdad_bench.metrics.device import pixel_metrics_on_device  # what the metrics need costs this check alone
+    from kdad_bench.metrics.regions import region_index
+
     generator = torch.Generator(DEVICE).manual_seed(4)
     maps = torch.rand(IMAGES, generator=generator, device=DEVICE)
     flat = np.zeros(IMAGES, dtype=bool)
