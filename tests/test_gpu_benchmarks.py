@@ -100,6 +100,48 @@ def test_each_method_is_written_before_the_next_one_begins(tmp_path: Path, monke
     assert methods.arguments().compiled == []  # nothing is compiled unless it is asked for
 
 
+def test_a_method_that_loses_the_gpu_costs_the_others_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods, became = script("methods"), list[list[str]]()
+    lost = "AcceleratorError: CUDA error: an illegal memory access was encountered"
+
+    def measured(names: Any, given: argparse.Namespace, device: torch.device) -> Any:
+        for name in names:
+            yield {"method": name, "problem": lost} if name == "rd4ad" else {"method": name, **ROW}
+
+    def execv(program: str, arguments: list[str]) -> None:
+        became.append(arguments)
+        monkeypatch.setattr("sys.argv", arguments[1:])
+        raise SystemExit(methods.main())
+
+    monkeypatch.setattr(methods, "measured", measured)
+    monkeypatch.setattr(methods.os, "execv", execv)
+    chosen = [
+        "--device",
+        "cpu",
+        "--seconds",
+        "9e3",
+        "--methods",
+        "stfpm",
+        "rd4ad",
+        "mkd",
+        "stad",
+        "--out",
+        str(tmp_path),
+    ]
+    monkeypatch.setattr("sys.argv", ["methods.py", *chosen])
+    with pytest.raises(SystemExit):
+        methods.main()
+    rows = json.loads((tmp_path / "methods.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["stfpm", "rd4ad", "mkd", "stad"]
+    assert [row.get("problem") for row in rows] == [None, lost, None, None]
+    (arguments,) = became
+    assert arguments[2:-5] == ["--device", "cpu", "--out", str(tmp_path), "--after"]
+    assert (arguments[-5], arguments[-3:]) == ("--seconds", ["--methods", "mkd", "stad"])
+    assert 0 < float(arguments[-4]) < 9e3
+    assert not methods.loses_gpu("OutOfMemoryError: CUDA out of memory")
+    assert not methods.loses_gpu("ValueError: no weights")
+
+
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(HERE))
@@ -192,15 +234,14 @@ with file.open("a") as out:
 def test_measuring_is_started_anew_where_it_died_or_hung(
     tmp_path: Path, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(kernels, "STALLED", 1.0)
     monkeypatch.setattr(kernels, "command", lambda out, *more: [sys.executable, "-S", "-c", MEASURING, str(out)])
-    failed = kernels.tables(tmp_path, time.perf_counter() + 100, compiled=False)
+    failed = kernels.tables(tmp_path, time.perf_counter() + 100, 1.0, compiled=False)
     assert failed == ["case 0: begun, and never ended", "case 1: begun, and never ended"]
     assert list(kernels.attempts(tmp_path)) == ["case 0", "case 1", "case 2"]
     said = capsys.readouterr().out
     assert "ended with 3" in said
     assert "ended with None" in said
-    assert kernels.tables(tmp_path / "never", time.perf_counter() - 1, compiled=False) == []
+    assert kernels.tables(tmp_path / "never", time.perf_counter() - 1, 1.0, compiled=False) == []
 
 
 def test_checks_run_side_by_side_and_end_in_time(

@@ -27,9 +27,9 @@ from kdad_bench.kernels import benchmark, benchmark_ops
 
 BEGAN = time.perf_counter()
 POLL = 0.2  # seconds between two looks at what runs
-FIRST = 90.0  # seconds for the check of launches
-ALONE = 60.0  # seconds for the checks that are timed
-STALLED = 100.0  # seconds without a new case, after which measuring is started anew
+# Shares of --seconds: for the check of launches, until all checks side by side are over, for those that are timed, and
+# without a new case, after which measuring is started anew.
+FIRST, SIDE_BY_SIDE, ALONE, STALLED = 0.2, 0.5, 0.14, 0.22
 STARTS = 12  # of measuring, at most
 LOST = 3  # exit code of measuring after an error that leaves a process without its GPU
 SECONDS = 0.1  # per implementation and round
@@ -153,27 +153,27 @@ def measured(out: Path, ends: float, compiled: bool) -> int:
     return 0
 
 
-def watched(process: subprocess.Popen[bytes], file: Path, ends: float) -> int | None:
+def watched(process: subprocess.Popen[bytes], file: Path, ends: float, stalled: float) -> int | None:
     """The exit code of measuring; None if it was killed, at `ends` or because no case was begun or ended for long."""
     changed = time.time()
     while process.poll() is None:
         if file.exists():
             changed = max(changed, file.stat().st_mtime)
-        if time.perf_counter() > ends or time.time() - changed > STALLED:
+        if time.perf_counter() > ends or time.time() - changed > stalled:
             stopped(process)
             return None
         time.sleep(POLL)
     return process.returncode
 
 
-def tables(out: Path, ends: float, compiled: bool) -> list[str]:
+def tables(out: Path, ends: float, stalled: float, compiled: bool) -> list[str]:
     """Measure every case, however often that has to be started; returns those that failed."""
     for _ in range(STARTS):
         seconds = ends - time.perf_counter()
         if seconds <= 0:
             break
         more = ["--measure", "--seconds", f"{seconds:.0f}", *(["--compile"] if compiled else [])]
-        code = watched(subprocess.Popen(command(out, *more)), out / "attempts.jsonl", ends + 15)
+        code = watched(subprocess.Popen(command(out, *more)), out / "attempts.jsonl", ends + 15, stalled)
         if code == 0:
             break
         print(f"measuring ended with {code}; it goes on behind the case it was at", flush=True)
@@ -200,15 +200,15 @@ def main() -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     for name in ("kernels.jsonl", "attempts.jsonl"):
         (given.out / name).unlink(missing_ok=True)
-    failed = checked(["launching"], given.out, BEGAN + FIRST)
+    failed = checked(["launching"], given.out, BEGAN + FIRST * given.seconds)
     if failed:
         print("launches from plans are turned off from here on: KDAD_TRITON_LAUNCH=official", flush=True)
         os.environ["KDAD_TRITON_LAUNCH"] = "official"
-    failed += checked(list(checks.SIDE_BY_SIDE), given.out, BEGAN + given.seconds / 2)
-    alone = time.perf_counter() + ALONE
+    failed += checked(list(checks.SIDE_BY_SIDE), given.out, BEGAN + SIDE_BY_SIDE * given.seconds)
+    alone = time.perf_counter() + ALONE * given.seconds
     for name in checks.ALONE:
         failed += checked([name], given.out, alone)
-    failed += tables(given.out, ends, given.compile)
+    failed += tables(given.out, ends, STALLED * given.seconds, given.compile)
     for failure in failed:
         print(f"FAILED {failure}")
     print(f"{len(failed)} failed, {time.perf_counter() - BEGAN:.0f} s")

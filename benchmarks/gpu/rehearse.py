@@ -42,6 +42,7 @@ from kdad_bench.kernels import (  # noqa: E402
 )
 
 CPU = torch.device("cpu")
+Case = benchmark_ops.Case
 
 
 class Event:
@@ -140,9 +141,13 @@ def tiny() -> None:
     benchmark_ops.PRODUCT_MAP.update(size=(16, 16))
     benchmark_ops.SIGMA = 1.0
     benchmark_ops.ROTATION = {"cpu": 1, "cuda": 1}
-    benchmark.BASELINE, benchmark.ROUNDS, benchmark.FEWEST, benchmark.REPLAYS = 1 << 10, 1, 1, 1
-    every = benchmark.cases
-    benchmark.cases = lambda device, *, quick: [case for case in every(device, quick=quick) if case.batch < 8]
+    benchmark.BASELINE, benchmark.ROUNDS, benchmark.FEWEST, benchmark.REPLAYS = 1 << 10, 1, 2, 1
+    kinds = ("fp32", "nchw"), ("fp16", "channels_last")
+    benchmark.cases = lambda device, *, quick: [
+        Case(op=op, shape="resnet18", batch=1, dtype=dtype, layout=layout)
+        for op in benchmark_ops.OPS
+        for dtype, layout in kinds
+    ]
 
 
 def main() -> None:

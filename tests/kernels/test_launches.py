@@ -358,3 +358,45 @@ def test_attention_weighting_of_all_scales_is_one_launch() -> None:
     with compile_check.recording(log, "attention"):
         triton_path.attention_weighting(t, s)
     assert [launch.kernel.__name__ for launch in log] == ["gradient_kernel"]
+
+
+# ---- programs --------------------------------------------------------------------------------------------------------
+
+
+def programs(kernel: str, batch: int, dtype: str, layout: str) -> tuple[int, int, int]:
+    """Values of one tensor in the first scale's tile, warps and most registers of a launch over ResNet-18's taps."""
+    for launch in compile_check.feature_launches("resnet18", batch, dtype, layout):
+        if launch.kernel.__name__ == kernel:
+            channels, pixels, _ = launch.arguments["BLOCKS"][:3]
+            return channels * pixels, launch.options["num_warps"], launch.options["maxnreg"]
+    raise AssertionError(f"{kernel} is not launched")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "batch", "dtype", "layout", "expected"),
+    [
+        ("maps_kernel", 32, "fp32", "channels_last", (2048, 4, 255)),  # seven share a multiprocessor, not two
+        ("maps_kernel", 32, "fp32", "nchw", (8192, 8, 255)),
+        ("maps_kernel", 32, "fp16", "channels_last", (8192, 8, 255)),
+        ("maps_kernel", 32, "fp16", "nchw", (8192, 8, 255)),
+        ("maps_kernel", 1, "fp32", "channels_last", (4096, 4, 255)),
+        ("gradient_kernel", 32, "fp16", "nchw", (8192, 8, 128)),  # bound so that two share a multiprocessor
+        ("gradient_kernel", 32, "bf16", "nchw", (8192, 8, 128)),
+        ("gradient_kernel", 32, "fp16", "channels_last", (8192, 8, 255)),
+        ("gradient_kernel", 32, "fp32", "nchw", (8192, 8, 255)),
+        ("gradient_kernel", 1, "fp16", "nchw", (4096, 4, 255)),
+    ],
+)
+def test_programs_are_as_large_as_their_registers_allow(
+    kernel: str, batch: int, dtype: str, layout: str, expected: tuple[int, int, int]
+) -> None:
+    assert programs(kernel, batch, dtype, layout) == expected
+
+
+def test_gradients_of_many_channels_are_not_bound_to_what_spills() -> None:
+    (launch, *_) = (
+        one
+        for one in compile_check.feature_launches("wide_resnet50", 8, "fp16", "nchw")
+        if one.kernel.__name__ == "gradient_kernel"
+    )
+    assert launch.options["maxnreg"] == 255
