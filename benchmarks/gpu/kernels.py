@@ -133,7 +133,7 @@ def loses_gpu(problem: Exception) -> bool:
 
 def measured(out: Path, ends: float, compiled: bool) -> int:
     """Measure and write what was not begun yet, until `ends` on the clock; LOST if the GPU was lost."""
-    timings, begun, where = read(out), attempts(out), benchmark.environment(checks.DEVICE)
+    timings, begun = read(out), attempts(out)
     left = [case for case in checks.cases() if str(case) not in begun]
     for number, case in enumerate(left):
         if time.perf_counter() > ends:
@@ -149,7 +149,7 @@ def measured(out: Path, ends: float, compiled: bool) -> int:
                 return LOST
             continue
         attempt(out, case, "")
-        print(write(out, timings, where).splitlines()[-1], flush=True)
+        print(write(out, timings, benchmark.environment(checks.DEVICE)).splitlines()[-1], flush=True)
     return 0
 
 

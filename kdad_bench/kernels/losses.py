@@ -68,10 +68,10 @@ class PixelLoss(torch.autograd.Function):
             loss, ctx.grads = kept(taps)
         else:
             teachers, students = parted(taps, len(weights))
-            loss, *to_both = dispatch.ops_of(taps[0]).pixel_loss(
+            loss, to_teachers, to_students = dispatch.ops_of(taps[0]).pixel_loss(
                 teachers, students, kind, weights, ctx.wants if early else (False, False)
             )
-            ctx.grads = joined(*to_both)
+            ctx.grads = joined(to_teachers, to_students)
         if not early:
             ctx.grads = None
         return loss

@@ -47,12 +47,14 @@ def whole_map(
     tensors: Given, scales: int, size: tuple[int, int], kind: str, weight: float, *options: Any
 ) -> Callable[[Given], tuple[Tensor, Tensor]]:
     """The whole map; `options` are mode, align_corners, sigma, radius, border, score and fuse_size."""
-    *fusing, score, fuse_size = options
+    mode, align_corners, sigma, radius, border, score, fuse_size = options
     zeroed = score == "max" and weight >= 0
     images, device = tensors[0].shape[0], tensors[0].device
     planned = Maps.of(*groups_of(tensors, scales), kind, zeroed)
     shapes = tuple((h, w) for _, h, w in planned.shapes)
-    fused = Fusing.of(shapes, images, device, size, *fusing, score, zeroed, fuse_size)
+    fused = Fusing.of(
+        shapes, images, device, size, mode, align_corners, sigma, radius, border, score, zeroed, fuse_size
+    )
 
     def answer(given: Given) -> tuple[Tensor, Tensor]:
         scores = given[0].new_empty(images, dtype=torch.float32) if zeroed else None
