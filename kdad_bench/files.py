@@ -15,8 +15,6 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import platformdirs
-
 try:
     import fcntl
 except ImportError:  # Windows: without locks, `sweep` leaves every temporary file alone
@@ -58,7 +56,12 @@ def cache_folder() -> Path:
     """
     named = os.environ.get("KDAD_CACHE")
     try:
-        path = Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("kdad-bench"))
+        if named:
+            path = Path(named).expanduser()
+        else:
+            import platformdirs  # a GPU machine that is lent may have none, and needs none for its figures
+
+            path = Path(platformdirs.user_cache_dir("kdad-bench"))
         path.mkdir(parents=True, exist_ok=True)
         return path.resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError: a home folder that is not known

@@ -91,6 +91,7 @@ def kernels_found() -> Iterator[Finding]:
     import torch
 
     from kdad_bench import kernels
+    from kdad_bench.kernels import dispatch
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
@@ -98,6 +99,8 @@ def kernels_found() -> Iterator[Finding]:
             yield Finding(f"kernels on {device}", "ok", str(kernels.path(device)))
         except ValueError as error:
             yield Finding(f"kernels on {device}", "missing", str(error))
+    if dispatch.has_triton():
+        yield Finding("Triton launches", "ok", dispatch.launching())
 
 
 def installed_found() -> Iterator[Finding]:
