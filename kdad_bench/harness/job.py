@@ -55,7 +55,9 @@ def values_of(settings: Any) -> dict[str, Any]:
 
 def lasting(value: object) -> bool:
     """Whether `value` cannot change: a plain one, or a tuple of such."""
-    return value is None or type(value) in (bool, int, float, str) or (type(value) is tuple and all(map(lasting, value)))
+    return (
+        value is None or type(value) in (bool, int, float, str) or (type(value) is tuple and all(map(lasting, value)))
+    )
 
 
 def id_of(identity: Mapping[str, Any]) -> str:
