@@ -38,7 +38,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["methods", "leaderboard", "kernels", "beyond_int32"])
+@pytest.mark.parametrize("name", ["methods", "leaderboard", "kernels", "checks", "beyond_int32"])
 def test_no_script_imports_the_command_line(name: str) -> None:
     names = set()
     for node in ast.walk(ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8"))):
@@ -100,11 +100,54 @@ def test_each_method_is_written_before_the_next_one_begins(tmp_path: Path, monke
     assert methods.arguments().compiled == []  # nothing is compiled unless it is asked for
 
 
+def test_a_method_that_loses_the_gpu_costs_the_others_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods, became = script("methods"), list[list[str]]()
+    lost = "AcceleratorError: CUDA error: an illegal memory access was encountered"
+
+    def measured(names: Any, given: argparse.Namespace, device: torch.device) -> Any:
+        for name in names:
+            yield {"method": name, "problem": lost} if name == "rd4ad" else {"method": name, **ROW}
+
+    def execv(program: str, arguments: list[str]) -> None:
+        became.append(arguments)
+        monkeypatch.setattr("sys.argv", arguments[1:])
+        raise SystemExit(methods.main())
+
+    monkeypatch.setattr(methods, "measured", measured)
+    monkeypatch.setattr(methods.os, "execv", execv)
+    chosen = [
+        "--device",
+        "cpu",
+        "--seconds",
+        "9e3",
+        "--methods",
+        "stfpm",
+        "rd4ad",
+        "mkd",
+        "stad",
+        "--out",
+        str(tmp_path),
+    ]
+    monkeypatch.setattr("sys.argv", ["methods.py", *chosen])
+    with pytest.raises(SystemExit):
+        methods.main()
+    rows = json.loads((tmp_path / "methods.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["stfpm", "rd4ad", "mkd", "stad"]
+    assert [row.get("problem") for row in rows] == [None, lost, None, None]
+    (arguments,) = became
+    assert arguments[2:-5] == ["--device", "cpu", "--out", str(tmp_path), "--after"]
+    assert (arguments[-5], arguments[-3:]) == ("--seconds", ["--methods", "mkd", "stad"])
+    assert 0 < float(arguments[-4]) < 9e3
+    assert not methods.loses_gpu("OutOfMemoryError: CUDA out of memory")
+    assert not methods.loses_gpu("ValueError: no weights")
+
+
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(HERE))
     module = script("kernels")
     monkeypatch.setattr(module.benchmark, "environment", lambda device: {"device": "none"})
+    monkeypatch.setattr(module, "POLL", 0.01)
     return module
 
 
@@ -115,48 +158,154 @@ def timing(case: Any, benchmark: Any) -> Any:
     )  # fmt: skip
 
 
+def measuring(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, faults: dict[int, Exception]) -> list[Any]:
+    """Lets every case be measured at once but for those of `faults`, by their place; returns what was begun."""
+    begun: list[Any] = []
+
+    def measure(case: Any, device: torch.device, *, compiled: bool) -> list[Any]:
+        assert not compiled
+        begun.append(case)
+        if fault := faults.get(len(begun)):
+            raise fault
+        return [timing(case, kernels.benchmark)]
+
+    monkeypatch.setattr(kernels.benchmark, "measure", measure)
+    return begun
+
+
 def test_each_kernel_is_written_before_the_next_is_measured(
     tmp_path: Path, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there: list[int] = []
+    begun = measuring(kernels, monkeypatch, {2: ArithmeticError("wrong"), 3: torch.OutOfMemoryError("CUDA: full")})
+    note = kernels.attempt
 
-    def measure(case: Any, device: torch.device, *, compiled: bool) -> list[Any]:
-        assert not compiled
+    def noted(out: Path, case: Any, problem: str) -> None:
         there.append(sum(len(file.read_text().splitlines()) for file in tmp_path.glob("kernels.jsonl")))
-        if len(there) == 2:
-            raise ArithmeticError("wrong")
-        return [timing(case, kernels.benchmark)]
+        note(out, case, problem)
 
-    monkeypatch.setattr(kernels.benchmark, "measure", measure)
-    failed = kernels.measured(tmp_path, time.perf_counter() + 1000, compiled=False)
-    assert there[:4] == [0, 1, 1, 2]
-    assert len(failed) == 1
-    assert "wrong" in failed[0]
+    monkeypatch.setattr(kernels, "attempt", noted)
+    assert kernels.measured(tmp_path, time.perf_counter() + 1000, compiled=False) == 0
+    assert begun == kernels.checks.cases()
+    assert there[:8] == [0, 0, 1, 1, 1, 1, 1, 1]  # before and after each case, as long as nothing is written
     rows = [json.loads(line) for line in (tmp_path / "kernels.jsonl").read_text().splitlines()]
-    assert len(rows) == len(there) - 1
+    assert len(rows) == len(begun) - 2
     assert {row["device"] for row in rows} == {"none"}
     assert (tmp_path / "kernels.md").read_text().count("| 5 |") == len(rows)
-    assert kernels.measured(tmp_path, time.perf_counter() - 1, compiled=False) == []
-    assert "cases not measured" in capsys.readouterr().out
+    problems = [problem for problem in kernels.attempts(tmp_path).values() if problem]
+    assert problems == ["ArithmeticError: wrong", "OutOfMemoryError: CUDA: full"]
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert kernels.measured(tmp_path, time.perf_counter() - 1, compiled=False) == 0
+    assert f"{len(begun)} of {len(begun)} cases not measured" in capsys.readouterr().out
+
+
+def test_a_gpu_that_is_lost_costs_the_case_that_lost_it(
+    tmp_path: Path, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = kernels.checks.cases()
+    measuring(kernels, monkeypatch, {3: RuntimeError("CUDA error: an illegal memory access was encountered")})
+    ends = time.perf_counter() + 1000
+    assert kernels.measured(tmp_path, ends, compiled=False) == kernels.LOST
+    assert len(kernels.read(tmp_path)) == 2
+    begun = measuring(kernels, monkeypatch, {})
+    assert kernels.measured(tmp_path, ends, compiled=False) == 0
+    assert begun == cases[3:]
+    found = kernels.read(tmp_path)
+    assert [one.case for one in found] == [*cases[:2], *cases[3:]]
+    assert found[0] == timing(cases[0], kernels.benchmark)
+    assert sum("illegal" in problem for problem in kernels.attempts(tmp_path).values()) == 1
+
+
+MEASURING = """
+import json, sys, time
+from pathlib import Path
+file = Path(sys.argv[1]) / "attempts.jsonl"
+place = len(file.read_text().splitlines()) if file.exists() else 0
+with file.open("a") as out:
+    out.write(json.dumps({"case": f"case {place}", "problem": "begun, and never ended"}) + chr(10))
+    out.flush()
+    if place < 2:
+        {0: lambda: sys.exit(3), 1: lambda: time.sleep(600)}[place]()
+    out.write(json.dumps({"case": f"case {place}", "problem": ""}) + chr(10))
+"""
+
+
+def test_measuring_is_started_anew_where_it_died_or_hung(
+    tmp_path: Path, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kernels, "command", lambda out, *more: [sys.executable, "-S", "-c", MEASURING, str(out)])
+    failed = kernels.tables(tmp_path, time.perf_counter() + 100, 1.0, compiled=False)
+    assert failed == ["case 0: begun, and never ended", "case 1: begun, and never ended"]
+    assert list(kernels.attempts(tmp_path)) == ["case 0", "case 1", "case 2"]
+    said = capsys.readouterr().out
+    assert "ended with 3" in said
+    assert "ended with None" in said
+    assert kernels.tables(tmp_path / "never", time.perf_counter() - 1, 1.0, compiled=False) == []
 
 
 def test_checks_run_side_by_side_and_end_in_time(
     tmp_path: Path, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     began: list[str] = []
+    code = {"good": "print('good: fine' + 100000 * '.')", "bad": "print('bad: FAILED'); raise SystemExit(1)"}
+    code["endless"] = "import time; print('begun', flush=True); time.sleep(600)"
 
-    def process(name: str, out: Path) -> subprocess.Popen[str]:
+    def process(name: str, out: Path, log: Path) -> subprocess.Popen[bytes]:
         began.append(name)
-        code = {"good": "print('good: fine')", "bad": "print('bad: FAILED'); raise SystemExit(1)"}
-        code["endless"] = "import time; print('begun', flush=True); time.sleep(600)"
-        return subprocess.Popen([sys.executable, "-c", code[name]], stdout=subprocess.PIPE, text=True)
+        with log.open("wb") as file:
+            return subprocess.Popen([sys.executable, "-S", "-c", code[name]], stdout=file)
 
     monkeypatch.setattr(kernels, "check_process", process)
-    assert kernels.checked(["good", "bad", "endless"], tmp_path, time.perf_counter() + 2) == ["bad", "endless"]
-    assert began == ["good", "bad", "endless"]
+    failed = kernels.checked(["endless", "good", "bad"], tmp_path, time.perf_counter() + 2)
+    assert set(failed) == {"bad", "endless"}
+    assert began == ["endless", "good", "bad"]
     said = capsys.readouterr().out
-    assert "good: fine" in said
+    assert said.index("good: fine") < said.index("begun")  # as it came, however long another takes
     assert "endless: FAILED: out of time" in said
+    assert "bad: FAILED: exit code 1" in said
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_how_launches_are_made_is_checked_before_everything_else(
+    right: bool, tmp_path: Path, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, str | None]] = []
+
+    def checked(names: Any, out: Path, ends: float) -> list[str]:
+        seen.extend((name, os.environ.get("KDAD_TRITON_LAUNCH")) for name in names)
+        return [] if right or names != ["launching"] else ["launching"]
+
+    monkeypatch.setenv("KDAD_TRITON_LAUNCH", "")  # so that it is put back
+    monkeypatch.delenv("KDAD_TRITON_LAUNCH")
+    monkeypatch.setattr(kernels, "checked", checked)
+    monkeypatch.setattr(
+        kernels, "tables", lambda *_: seen.append(("tables", os.environ.get("KDAD_TRITON_LAUNCH"))) or []
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("sys.argv", ["kernels.py", "--out", str(tmp_path)])
+    (tmp_path / "attempts.jsonl").write_text('{"case": "of another run", "problem": ""}')
+    assert kernels.main() == (0 if right else 1)
+    assert [name for name, _ in seen] == [*kernels.checks.CHECKS, "tables"]
+    assert {said for name, said in seen if name != "launching"} == {None if right else "official"}
+    assert not (tmp_path / "attempts.jsonl").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_whole_course_can_be_rehearsed_without_a_gpu(tmp_path: Path) -> None:
+    environment = {
+        **os.environ, "KDAD_REHEARSAL": "benchmarks/gpu/rehearse.py", "PYTHON": sys.executable, "BUDGET": "1500",
+    }  # fmt: skip
+    script = ["bash", str(HERE / "run.sh"), str(tmp_path / "out")]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 failed" in done.stdout
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "attempts.jsonl", "gpu.txt", "kernels.jsonl", "kernels.md", "kernels.txt",
+    ]  # fmt: skip
+    rows = [json.loads(line) for line in (tmp_path / "out" / "kernels.jsonl").read_text().splitlines()]
+    assert {row["implementation"] for row in rows} == {"kdad (triton)", "eager as papers", "eager three sums"}
 
 
 def test_a_leaderboard_is_packed_without_what_is_heavy(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What Python takes to start the kernels of an eager call, on a machine without a GPU: the launch itself does nothing.
 
-    python benchmarks/gpu/host.py [--calls 300] [--profile OP]
+    python benchmarks/gpu/host.py [--calls 60] [--profile OP]
 
 Kernels are compiled for sm_90 and never loaded; tensors lie on the CPU. Counted is the process's CPU time of everything
 before the driver's call, the least of several rounds: with it, with the CUDA allocator and with the change of device
@@ -20,11 +20,10 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from kdad_bench.kernels import benchmark_ops, dispatch, losses
+from kdad_bench import kernels
+from kdad_bench.kernels import benchmark_ops, dispatch, losses, ready
 
-ROUNDS = 7
-OPS = ("discrepancy", "loss, forward and backward", "flattened loss, forward and backward", "two students",
-       "attention weighting", "map: product, max", "map: sum, blur, max")  # fmt: skip
+ROUNDS = 25
 
 
 class NoLauncher:
@@ -33,7 +32,7 @@ class NoLauncher:
     def __init__(self, source: Any, metadata: Any) -> None:
         self.launched = 0
 
-    def __call__(self, *arguments: Any) -> None:
+    def __call__(self, gridX: int, gridY: int, gridZ: int, stream: int, function: int, *arguments: Any) -> None:
         self.launched += 1
 
 
@@ -62,6 +61,7 @@ def stub() -> None:
     driver.set_active(NoDriver())
     dispatch.path = lambda device="cpu": "triton"
     losses.is_one = lambda upstream: False  # nobody asks a GPU
+    ready.ON = {"cpu"}
 
 
 def microseconds(call: Any, taps: Any, calls: int) -> float:
@@ -76,18 +76,40 @@ def microseconds(call: Any, taps: Any, calls: int) -> float:
     return min(found)
 
 
+def trained(taps: Any) -> Any:
+    """Forward and backward of a loss of two students."""
+    several = [[s.detach().requires_grad_() for s in group] for group in taps[1:]]
+    return torch.autograd.grad(kernels.dual_distillation_loss(taps[0], *several), [*several[0], *several[1]])
+
+
+OPS: dict[str, Any] = {
+    "pixel_discrepancy": lambda taps: kernels.pixel_discrepancy(taps[0][0], taps[1][0]),
+    "pixel_discrepancies": benchmark_ops.OPS["discrepancy"].ours,
+    "dual_discrepancies": benchmark_ops.OPS["two students"].ours,
+    "flattened_cosine": lambda taps: kernels.flattened_cosine(taps[0][0], taps[1][0]),
+    "attention_weightings": benchmark_ops.OPS["attention weighting"].ours,
+    "fuse_scales": lambda taps: kernels.fuse_scales([t[:, 0] for t in taps[0]], benchmark_ops.SIZE),
+    "gaussian_blur": lambda taps: kernels.gaussian_blur(taps[0][0][:, 0], 4.0),
+    "anomaly_map, product": benchmark_ops.OPS["map: product, max"].ours,
+    "anomaly_map, sum and blur": benchmark_ops.OPS["map: sum, blur, max"].ours,
+    "distillation_loss": lambda taps: kernels.distillation_loss(taps[0], taps[1]),
+    "distillation_loss and backward": benchmark_ops.OPS["loss, forward and backward"].ours,
+    "flattened distillation_loss and backward": benchmark_ops.OPS["flattened loss, forward and backward"].ours,
+    "dual_distillation_loss and backward": trained,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--calls", type=int, default=300, help="per round")
+    parser.add_argument("--calls", type=int, default=60, help="per round")
     parser.add_argument("--profile", help="also where the time of this op goes")
     given = parser.parse_args()
     stub()
     torch.set_num_threads(1)
     print("| op | us of CPU |\n| --- | ---: |")
-    for name in OPS:
-        case = benchmark_ops.Case(op=name, shape="resnet18", batch=1, dtype="fp32", layout="channels_last")
-        taps = benchmark_ops.inputs(case, torch.device("cpu"))[0]
-        call = benchmark_ops.OPS[name].ours
+    case = benchmark_ops.Case(op="two students", shape="resnet18", batch=1, dtype="fp32", layout="channels_last")
+    taps = benchmark_ops.inputs(case, torch.device("cpu"), copies=1)[0]
+    for name, call in OPS.items():
         print(f"| {name} | {microseconds(call, taps, given.calls):.1f} |", flush=True)
         if given.profile == name:
             with cProfile.Profile() as profile:

@@ -4,7 +4,8 @@
     python benchmarks/gpu/methods.py --device cpu --size 64 --steps 3   # the same on a CPU, to try the script
     python benchmarks/gpu/methods.py --device cpu --preset quick --compiled default   # does torch.compile pay here?
 
-Every method is written to OUT as it is done, and after --seconds nothing more is begun: what is missing is named.
+Every method is written to OUT as it is done, and after --seconds nothing more is begun: what is missing is named. If
+one loses the GPU, a new process measures the rest (with --out): CUDA does nothing more in the old one.
 Images are noise: times depend on shapes, not on content. Steps are timed inside `fit`, between two entries of its log,
 after the teacher's feature cache is filled; STFPM's step is also timed as official codes write it, plain and under
 torch.compile. The projection multiplies measured steps by the paper's budgets on MVTec AD's published image numbers.
@@ -14,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -194,6 +197,25 @@ def measured(names: Sequence[str], given: argparse.Namespace, device: torch.devi
         yield row
 
 
+def loses_gpu(problem: str) -> bool:
+    """Whether CUDA does nothing more in this process: every later method would fail of it."""
+    return "CUDA" in problem and "OutOfMemoryError" not in problem
+
+
+def go_on(given: argparse.Namespace, left: Sequence[str]) -> None:
+    """Become a process that measures what is `left`, in what is left of the time."""
+    kept: list[str] = []
+    skipped = False
+    for one in sys.argv[1:]:
+        if one.startswith("--"):
+            skipped = one.partition("=")[0] in ("--seconds", "--methods", "--after")
+        if not skipped:
+            kept.append(one)
+    seconds = given.seconds - (time.perf_counter() - BEGAN)
+    arguments = [*kept, "--after", "--seconds", f"{seconds:.0f}", "--methods", *left]
+    os.execv(sys.executable, [sys.executable, __file__, *arguments])
+
+
 def table(rows: Sequence[Mapping[str, Any]], seeds: int) -> str:
     """What was measured, for people."""
     good = [row for row in rows if "problem" not in row]
@@ -248,6 +270,7 @@ def arguments() -> argparse.Namespace:
     compiling = parser.add_mutually_exclusive_group()
     compiling.add_argument("--compiled", nargs="*", default=[], help="modes to time the setting `compiled` in, too")
     compiling.add_argument("--no-compile", dest="compiled", action="store_const", const=[], help="none (the default)")
+    parser.add_argument("--after", action="store_true", help="keep the rows that are in OUT: goes on after a lost GPU")
     parser.add_argument("--out", type=Path, help="folder for methods.json and methods.md, written after each method")
     return parser.parse_args()
 
@@ -255,6 +278,9 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Measure one method after the other."""
     given, rows = arguments(), list[dict[str, Any]]()
+    if given.after:
+        rows += json.loads((given.out / "methods.json").read_text())["rows"]
+    before = len(rows)
     device = torch.device(given.device)
     if given.drawers is None:
         given.drawers = drawers_beside(1) if device.type == "cuda" else 0
@@ -270,6 +296,9 @@ def main() -> int:
             write(given.out, machine, rows, given.seeds)
         seconds = time.perf_counter() - BEGAN
         print(f"{row['method']}: {row.get('problem', 'done')} ({seconds:.0f} s so far)", flush=True)
+        left = given.methods[len(rows) - before :]
+        if given.out and left and loses_gpu(row.get("problem", "")):
+            go_on(given, left)
     print("\n" + table(rows, given.seeds), flush=True)
     return 1 if any("problem" in row for row in rows) else 0
 

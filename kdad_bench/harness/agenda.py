@@ -53,5 +53,5 @@ def agenda(options: RunOptions) -> Agenda:
 
 def with_known_names(selection: Selection, rows: Iterable[Finished]) -> Selection:
     """The selection with the names that `rows` have for the same data: a moved folder keeps its own."""
-    known = {(row.category, row.data_fingerprint): row.dataset for row in rows}
+    known = {(row.category, row.data_fingerprint): row.dataset for row in rows if row.data_fingerprint is not None}
     return replace(selection, categories=under_known_names(selection.categories, known))

@@ -297,6 +297,7 @@ def environment(device: torch.device) -> dict[str, str]:
         from importlib.metadata import version
 
         found["triton"] = version("triton")
+        found["launches"] = dispatch.launching()
     if dispatch.broken():
         found["broken kernels"] = "; ".join(f"{op}: {why}" for op, why in dispatch.broken().items())
     return found

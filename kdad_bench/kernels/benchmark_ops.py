@@ -245,8 +245,10 @@ def minimum_bytes(op: Op, case: Case, device: torch.device) -> int:
     )
 
 
-def inputs(case: Case, device: torch.device) -> list[Taps]:
-    """Sets of random taps to rotate through. Only the first values differ between sets: the memory is what matters.
+def inputs(case: Case, device: torch.device, copies: int | None = None) -> list[Taps]:
+    """Sets of random taps to rotate through, `copies` of them if given.
+
+    Only the first values differ between sets: the memory is what matters.
 
     The distance of a pixel is near 0.08, and near 2e-4 for near pairs.
     """
@@ -265,5 +267,6 @@ def inputs(case: Case, device: torch.device) -> list[Taps]:
         *([tap(*cs, t) for cs, t in zip(SHAPES[case.shape], teacher, strict=True)] for _ in range(students)),
     ]
     size = sum(x.numel() * x.element_size() for group in first for x in group)
-    copies = max(3, min(64, math.ceil(ROTATION[device.type] / size)))
+    if copies is None:
+        copies = max(3, min(64, math.ceil(ROTATION[device.type] / size)))
     return [first, *([[x.clone() for x in group] for group in first] for _ in range(copies - 1))]

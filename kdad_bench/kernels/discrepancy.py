@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 import kdad_bench.kernels.ops  # noqa: F401 - registers torch.ops.kdad
-from kdad_bench.kernels import dispatch, reference
+from kdad_bench.kernels import dispatch, ready, reference
 from kdad_bench.kernels.dispatch import uses_reference
 
 PIXEL_KINDS = ("unit_l2", "cosine", "l2")
 KINDS = (*PIXEL_KINDS, "flattened")
+MOST_SCALES = 4  # of a call that is kept: one launch of Triton's, see `triton_path`
 
 
 def check(kind: str, kinds: Sequence[str], teacher: Tensor, *students: Tensor) -> None:
@@ -48,6 +49,20 @@ def plain(*tensors: Tensor) -> bool:
 def wants_gradient(*tensors: Tensor) -> bool:
     """Whether autograd records what is done with the tensors."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def keep(op: str, key: Any, everything: Sequence[Tensor], scales: int, *options: Any) -> None:
+    """Keep a call of `op`, a function of `triton_calls`, for calls alike, if it is one launch."""
+    if key is None or scales > MOST_SCALES:
+        return
+
+    def plan() -> ready.Answer:
+        from kdad_bench.kernels import triton_calls  # imports triton: only when it is used
+
+        planned: ready.Answer = getattr(triton_calls, op)(everything, scales, *options)
+        return planned
+
+    ready.keep(op, key, everything, plan)
 
 
 class PixelDiscrepancy(torch.autograd.Function):
@@ -110,14 +125,19 @@ def pixel_discrepancies(
 
     Raises: ValueError as there, and for no or unequal numbers of scales.
     """
+    everything = [*teacher_taps, *student_taps]
+    key = ready.alike((kind, weight, len(teacher_taps)), everything)
+    if (made := ready.answer("maps", key, everything)) is not None:
+        kept: list[Tensor] = made
+        return kept
     check_scales(teacher_taps, student_taps)
     for t, s in zip(teacher_taps, student_taps, strict=True):
         check(kind, PIXEL_KINDS, t, s)
-    everything = [*teacher_taps, *student_taps]
     if not plain(*everything) or uses_reference(*everything) or wants_gradient(*everything):
         pairs = zip(teacher_taps, student_taps, strict=True)
         return [pixel_discrepancy(t, s, kind=kind, weight=weight) for t, s in pairs]
     found = dispatch.ops_of(teacher_taps[0]).pixel_maps(teacher_taps, [[s] for s in student_taps], kind, weight)
+    keep("maps", key, everything, len(teacher_taps), kind, weight)
     return [maps[0] for maps in found]
 
 
@@ -199,10 +219,14 @@ def dual_discrepancies(
 
     Raises: ValueError as there, and for no or unequal numbers of scales.
     """
+    everything = [*teacher_taps, *a_taps, *b_taps]
+    key = ready.alike((kind, weight, len(teacher_taps), len(a_taps)), everything)
+    if (made := ready.answer("dual_maps", key, everything)) is not None:
+        kept: list[tuple[Tensor, Tensor]] = made
+        return kept
     check_scales(teacher_taps, a_taps, b_taps)
     for t, a, b in zip(teacher_taps, a_taps, b_taps, strict=True):
         check(kind, PIXEL_KINDS, t, a, b)
-    everything = [*teacher_taps, *a_taps, *b_taps]
     students = list(zip(a_taps, b_taps, strict=True))
     if not plain(*everything) or uses_reference(*everything) or wants_gradient(*everything):
         return [
@@ -210,6 +234,7 @@ def dual_discrepancies(
             for t, (a, b) in zip(teacher_taps, students, strict=True)
         ]
     found = dispatch.ops_of(teacher_taps[0]).pixel_maps(teacher_taps, students, kind, weight)
+    keep("dual_maps", key, everything, len(teacher_taps), kind, weight)
     return [(maps[0], maps[1]) for maps in found]
 
 
@@ -229,6 +254,11 @@ def attention_weightings(teacher_taps: Sequence[Tensor], student_taps: Sequence[
 
     Raises: ValueError as there, and for no or unequal numbers of scales.
     """
+    everything = [*teacher_taps, *student_taps]
+    key = ready.alike((len(teacher_taps),), everything)
+    if (made := ready.answer("weighting", key, everything)) is not None:
+        kept: list[Tensor] = made
+        return kept
     check_scales(teacher_taps, student_taps)
     for t, s in zip(teacher_taps, student_taps, strict=True):
         check("cosine", PIXEL_KINDS, t, s)
@@ -237,4 +267,6 @@ def attention_weightings(teacher_taps: Sequence[Tensor], student_taps: Sequence[
         return [torch.ops.kdad.attention_weighting(t, s) for t, s in zip(teachers, students, strict=True)]
     if uses_reference(*teachers, *students):
         return [reference.attention_weighting(t, s) for t, s in zip(teachers, students, strict=True)]
-    return dispatch.ops_of(teachers[0]).attention_weighting(teachers, students)
+    weighted = dispatch.ops_of(teachers[0]).attention_weighting(teachers, students)
+    keep("weighting", key, everything, len(teachers))
+    return weighted

@@ -127,6 +127,13 @@ def first_line(message: str) -> str:
     return next(iter(message.strip().splitlines()), "no message")
 
 
+def launching() -> str:
+    """How Triton's kernels are launched in this process; see `triton_launch.way`."""
+    from kdad_bench.kernels import triton_launch  # imports triton: only when it is used
+
+    return triton_launch.way()
+
+
 def broken() -> dict[str, str]:
     """Ops whose Triton kernel failed in this process, with the reason."""
     return dict(_broken)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdad_bench.kernels import cpp_path, dispatch, reference
-from kdad_bench.kernels.discrepancy import KINDS, check, check_scales, plain, wants_gradient
+from kdad_bench.kernels import cpp_path, dispatch, ready, reference
+from kdad_bench.kernels.discrepancy import KINDS, MOST_SCALES, check, check_scales, plain, wants_gradient
 from kdad_bench.kernels.dispatch import uses_reference
 from kdad_bench.kernels.protocol import Gradients
 
@@ -31,6 +31,15 @@ def joined(to_teachers: Gradients, to_students: list[Gradients]) -> Gradients:
     return [*to_teachers, *(grad for student in zip(*to_students, strict=True) for grad in student)]
 
 
+LossAnswer = Callable[[Sequence[Tensor]], tuple[Tensor, Gradients]]
+
+
+def wants_of(taps: Sequence[Tensor], wanted: Sequence[bool], scales: int) -> tuple[tuple[bool, bool], bool]:
+    """Whether teachers and students want a gradient, and whether the forward may write it: see `PixelLoss`."""
+    early = all(t.dtype != torch.float16 for t, wish in zip(taps, wanted, strict=True) if wish)
+    return (any(wanted[:scales]), any(wanted[scales:])), early
+
+
 def handed_on(ctx: Any, like: Tensor, upstream: Tensor) -> Gradients | None:
     """The gradients that the forward wrote, times `upstream`; None if it wrote none or they were handed on before."""
     early: Gradients | None
@@ -49,28 +58,31 @@ class PixelLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, kind: str, weights: tuple[float, ...], *taps: Tensor) -> Tensor:
-        """The loss, a scalar; `taps` are those of the teacher, then of each student."""
-        scales = len(weights)
-        teachers, students = parted(taps, scales)
-        wants = any(ctx.needs_input_grad[2 : 2 + scales]), any(ctx.needs_input_grad[2 + scales :])
+    def forward(ctx: Any, kept: LossAnswer | None, kind: str, weights: tuple[float, ...], *taps: Tensor) -> Tensor:
+        """The loss, a scalar; `taps` are those of the teacher, then of each student. `kept` makes its launches."""
         ctx.save_for_backward(*taps)
-        ctx.kind, ctx.weights, ctx.wants = kind, weights, wants
-        written = [t for t, wanted in zip(taps, ctx.needs_input_grad[2:], strict=True) if wanted]
-        early = all(t.dtype != torch.float16 for t in written)
-        loss, to_teachers, to_students = dispatch.ops_of(taps[0]).pixel_loss(
-            teachers, students, kind, weights, wants if early else (False, False)
-        )
-        ctx.grads = joined(to_teachers, to_students) if early else None
+        ctx.kind, ctx.weights = kind, weights
+        wanted = ctx.needs_input_grad[3:]
+        ctx.wants, early = wants_of(taps, wanted, len(weights))
+        if kept is not None:
+            loss, ctx.grads = kept(taps)
+        else:
+            teachers, students = parted(taps, len(weights))
+            loss, to_teachers, to_students = dispatch.ops_of(taps[0]).pixel_loss(
+                teachers, students, kind, weights, ctx.wants if early else (False, False)
+            )
+            ctx.grads = joined(to_teachers, to_students)
+        if not early:
+            ctx.grads = None
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients to the taps that want one, under a scalar `upstream`."""
-        taps, wanted = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        taps, wanted = ctx.saved_tensors, ctx.needs_input_grad[3:]
         found = handed_on(ctx, taps[0], upstream) or PixelLoss.anew(ctx, taps, upstream)
-        return None, None, *(g if wish else None for g, wish in zip(found, wanted, strict=True))
+        return None, None, None, *(g if wish else None for g, wish in zip(found, wanted, strict=True))
 
     @staticmethod
     def anew(ctx: Any, taps: Sequence[Tensor], upstream: Tensor) -> list[Tensor | None]:
@@ -165,8 +177,13 @@ def loss_of(
     teachers: Sequence[Tensor], several: Sequence[Sequence[Tensor]], kind: str, weights: Sequence[float] | None
 ) -> Tensor:
     """The loss of one or two students."""
-    factors = checked_factors(teachers, several, kind, weights)
     everything = [*teachers, *(s for taps in several for s in taps)]
+    given = None if weights is None else tuple(map(float, weights))
+    key = ready.alike((kind, given, len(teachers), *map(len, several)), everything)
+    if (answered := ready.answer("loss", key, everything)) is not None:
+        kept: Tensor = answered
+        return kept
+    factors = checked_factors(teachers, several, kind, weights)
     if not plain(*everything):
         terms = [traced_loss(t, taps[k], kind, factors[k]) for taps in several for k, t in enumerate(teachers)]
         return torch.stack(terms).sum()
@@ -180,13 +197,34 @@ def loss_of(
         if kind == "flattened":
             recorded: Tensor = FlattenedLoss.apply(factors, *everything)  # type: ignore[no-untyped-call]
         else:
-            recorded = PixelLoss.apply(kind, factors, *everything)  # type: ignore[no-untyped-call]
+            recorded = PixelLoss.apply(None, kind, factors, *everything)  # type: ignore[no-untyped-call]
+            keep(key, kind, factors, everything)
         return recorded
     per_scale = list(zip(*several, strict=True))
     if kind == "flattened":
         found = dispatch.ops_of(teachers[0]).flat_sums(teachers, per_scale)
         return weighted_means([found[k][i][1] for i in range(len(several)) for k in range(len(teachers))], factors)
-    return dispatch.ops_of(teachers[0]).pixel_loss(teachers, per_scale, kind, factors, (False, False))[0]
+    value = dispatch.ops_of(teachers[0]).pixel_loss(teachers, per_scale, kind, factors, (False, False))[0]
+    keep(key, kind, factors, everything)
+    return value
+
+
+def keep(key: Any, kind: str, factors: tuple[float, ...], everything: Sequence[Tensor]) -> None:
+    """Keep a pixel loss for calls alike."""
+    if key is None or len(factors) > MOST_SCALES:
+        return
+
+    def plan() -> ready.Answer:
+        from kdad_bench.kernels import triton_calls  # imports triton: only when it is used
+
+        records = wants_gradient(*everything)
+        wants, early = wants_of(everything, [records and t.requires_grad for t in everything], len(factors))
+        launches = triton_calls.loss(everything, len(factors), kind, factors, wants if early else (False, False))
+        if not records:
+            return lambda taps: launches(taps)[0]
+        return lambda taps: PixelLoss.apply(launches, kind, factors, *taps)  # type: ignore[no-untyped-call]
+
+    ready.keep("loss", key, everything, plan)
 
 
 def traced_loss(teacher: Tensor, student: Tensor, kind: str, weight: float) -> Tensor:

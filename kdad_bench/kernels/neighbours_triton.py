@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdad_bench.kernels import neighbours
+from kdad_bench.kernels.triton_launch import guard
 
 BLOCK_Q, BLOCK_M, BLOCK_C, WARPS, STAGES = 64, 64, 32, 4, 3  # 156 registers on sm_90, no spill on sm_80 either
 PRECISION = "tf32x3"  # three tensor-core products, as precise as float32 but for the product of both rests
@@ -77,10 +78,11 @@ def launch(queries: Tensor, points: Tensor, halves: Tensor) -> tuple[Tensor, Ten
     splits = triton.cdiv(m, per_split)
     best, second = (torch.empty(n, splits, dtype=torch.float32, device=queries.device) for _ in range(2))
     index = torch.empty(n, splits, dtype=torch.int32, device=queries.device)
-    nearest_kernel[(blocks, splits)](
-        queries, points, halves, best, index, second, n, m, c, per_split, splits,
-        BLOCK_Q=BLOCK_Q, BLOCK_M=BLOCK_M, BLOCK_C=BLOCK_C, PRECISION=PRECISION, num_warps=WARPS, num_stages=STAGES,
-    )  # fmt: skip
+    with guard(queries.device):
+        nearest_kernel[(blocks, splits)](
+            queries, points, halves, best, index, second, n, m, c, per_split, splits,
+            BLOCK_Q=BLOCK_Q, BLOCK_M=BLOCK_M, BLOCK_C=BLOCK_C, PRECISION=PRECISION, num_warps=WARPS, num_stages=STAGES,
+        )  # fmt: skip
     return best, index, second
 
 

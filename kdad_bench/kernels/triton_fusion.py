@@ -291,21 +291,61 @@ def capturing(device: torch.device) -> bool:
 
 
 def launched(
-    maps: tuple[Tensor, ...], step: Step, score: str | None, scores: Tensor | None
+    found: Fusion, size: tuple[int, int], maps: tuple[Tensor, ...], score: str | None, scores: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The result of a step, and the partial sums of its programs [N, programs] if `score` is "mean"."""
-    n, device = maps[0].shape[0], maps[0].device
-    shapes = tuple((m.shape[1], m.shape[2]) for m in maps)
-    found = (fusion_of if step.middle is None else twofold_of)(n, shapes, step, score, device)
-    if capturing(device):
+    """The result of a launch, and the partial sums of its programs [N, programs] if `score` is "mean"."""
+    like = maps[0]
+    n = like.shape[0]
+    if capturing(like.device):
         _in_graphs[id(found)] = found
-    out = maps[0].new_empty((n, *step.size))
-    partial = maps[0].new_empty((n, found.blocks)) if score == "mean" else None
+    out = like.new_empty((n, *size))
+    partial = like.new_empty((n, found.blocks)) if score == "mean" else None
     launch(
         getattr(fusion_kernels, found.kernel), found.plan, maps, found.downs or maps, found.acrosses or maps,
         *found.outer, out, out if scores is None else scores, out if partial is None else partial,
     )  # fmt: skip
     return out, partial
+
+
+class Fusing(NamedTuple):
+    """The launches from maps to a map and its score, each with the size of its result.
+
+    `score` is wanted: "max", "mean" or None; `inside` is the one that the last launch makes.
+    """
+
+    launches: tuple[tuple[Fusion, tuple[int, int]], ...]
+    score: str | None
+    inside: str | None
+
+    @classmethod
+    def of(
+        cls, shapes: Shapes, n: int, device: torch.device, size: tuple[int, int], mode: str, align_corners: bool,
+        sigma: float | None, radius: int, border: str, score: str | None, zeroed: bool,
+        fuse_size: tuple[int, int] | None,
+    ) -> Fusing:  # fmt: skip
+        """For maps of `shapes`; see `fuse_blur_score`. `zeroed` says whether scores come set to 0."""
+        blur = PLAIN if sigma is None else Filter(sigma, radius, border)
+        middle = None if fuse_size is None else (fuse_size[0], fuse_size[1])
+        steps = steps_of(shapes, (size[0], size[1]), mode == "product", align_corners, blur, middle)
+        inside = score if score == "mean" or (score == "max" and zeroed) else None
+        launches = []
+        for step in steps:
+            planned = fusion_of if step.middle is None else twofold_of
+            launches.append((planned(n, shapes, step, inside if step is steps[-1] else None, device), step.size))
+            shapes = (step.size,)
+        return cls(tuple(launches), score, inside)
+
+    def launch(self, maps: tuple[Tensor, ...], scores: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The map, and the scores unless none are wanted; `maps` are float32 and contiguous."""
+        *before, (last, size) = self.launches
+        for found, middle in before:
+            maps = (launched(found, middle, maps, None, None)[0],)
+        out, partial = launched(last, size, maps, self.inside, scores if self.inside == "max" else None)
+        if self.score is None:
+            return out, None
+        if self.inside == "max":
+            return out, scores
+        return out, out.flatten(1).amax(1) if partial is None else partial.sum(1) / math.prod(size)
 
 
 def fuse_blur_score(
@@ -326,16 +366,9 @@ def fuse_blur_score(
     negative; otherwise, and for the mean (whose partial sums are added in a fixed order), the score is one launch more.
     """
     kept = tuple(m.float().contiguous() for m in maps)
-    blur = PLAIN if sigma is None else Filter(sigma, radius, border)
     shapes = tuple((m.shape[1], m.shape[2]) for m in kept)
-    middle = None if fuse_size is None else (fuse_size[0], fuse_size[1])
-    *before, last = steps_of(shapes, (size[0], size[1]), mode == "product", align_corners, blur, middle)
-    for step in before:
-        kept = (launched(kept, step, None, None)[0],)
-    inside = score if score == "mean" or (score == "max" and scores is not None) else None
-    out, partial = launched(kept, last, inside, scores if inside == "max" else None)
-    if score is None:
-        return out, None
-    if inside == "max":
-        return out, scores
-    return out, out.flatten(1).amax(1) if partial is None else partial.sum(1) / math.prod(size)
+    fusing = Fusing.of(
+        shapes, kept[0].shape[0], kept[0].device, size, mode, align_corners, sigma, radius, border, score,
+        scores is not None, fuse_size,
+    )  # fmt: skip
+    return fusing.launch(kept, scores)

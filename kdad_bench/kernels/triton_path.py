@@ -17,7 +17,18 @@ from torch import Tensor
 from kdad_bench.kernels import triton_kernels
 from kdad_bench.kernels.triton_fusion import fuse_blur_score as fuse_blur_score
 from kdad_bench.kernels.triton_launch import Plan, launch
+from kdad_bench.kernels.triton_layout import (
+    Layout,
+    is_flat,
+    is_half_nchw,
+    is_wide,
+    layout,
+    least_pixels,
+    loads_wide,
+    strides,
+)
 
+Taps = tuple[Tensor, ...]
 KINDS = {"unit_l2": 0, "cosine": 1, "l2": 2}
 MOST_SCALES = 4  # in one launch, of maps or gradients
 MOST_TENSORS = 8  # in one launch that scales them
@@ -56,19 +67,6 @@ FINISH_BLOCK = 128
 MOST_PLANS = 1024  # launches that are remembered: a job needs a few, however many batches it has
 
 
-class Layout(NamedTuple):
-    """What a launch has to know of a tensor: everything but where it lies."""
-
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    itemsize: int
-
-
-def layout(t: Tensor) -> Layout:
-    """The layout of `t`."""
-    return Layout(t.shape, t.stride(), t.element_size())
-
-
 def power_of_two(n: int) -> int:
     """The smallest power of two that is not below `n`."""
     return 1 << (n - 1).bit_length()
@@ -82,18 +80,6 @@ def tile_of(channels: int, values: int, least_pixels: int) -> Tile:
     return Tile(max(block_c, 4), max(1, min(values // max(block_c, 4), 256)), True)
 
 
-def least_pixels(t: Layout) -> int:
-    """Pixels that fill a 32-byte sector of a feature map in NCHW; any number will do when channels are contiguous."""
-    if t.stride[1] == 1 and t.shape[1] > 1:
-        return 1
-    return 32 // t.itemsize
-
-
-def loads_wide(t: Layout) -> bool:
-    """Whether Triton may assume that every row starts at a multiple of 16 values, so that loads are vectors."""
-    return all(stride == 1 or stride % 16 == 0 for stride in t.stride)
-
-
 def is_large(tensors: Sequence[Layout]) -> bool:
     """Whether the launch has work enough for large tiles."""
     return sum(math.prod(t.shape) for t in tensors) >= FILLING
@@ -105,28 +91,6 @@ def maps_program(tensors: Sequence[Layout], large: bool, dual: bool) -> Program:
         return Program(SMALL.values, LARGE.warps)
     slim = large and all(least_pixels(t) == 1 and t.itemsize == 4 for t in tensors)
     return SLIM if slim else LARGE if large else SMALL
-
-
-def is_half_nchw(t: Layout) -> bool:
-    """Whether values have 16 bits and channels do not follow each other."""
-    return t.itemsize == 2 and least_pixels(t) > 1
-
-
-def is_flat(t: Layout) -> bool:
-    """Whether pixel p of a sample lies at p times one stride."""
-    h, w = t.shape[2], t.shape[3]
-    return h == 1 or w == 1 or t.stride[2] == t.stride[3] * w
-
-
-def strides(t: Layout) -> tuple[int, int, int, int]:
-    """Strides of n, c, h and w; with one column the stride of a pixel is that of a row."""
-    n, c, h, w = t.stride
-    return n, c, h, h if t.shape[3] == 1 else w
-
-
-def is_wide(t: Layout) -> bool:
-    """Whether offsets inside one sample leave int32."""
-    return sum((size - 1) * stride for size, stride in zip(t.shape[1:], t.stride[1:], strict=True)) >= 2**31 - 2**20
 
 
 def pixel_maps(
@@ -169,27 +133,44 @@ def maps_plan(
     return Plan.of(starts[-1], (*numbers, tuple(starts), teachers[0].shape[0]), constants)
 
 
+class Maps(NamedTuple):
+    """A launch of `maps_kernel` over up to four scales: its plan and the shapes of its maps."""
+
+    plan: Plan
+    shapes: tuple[tuple[int, int, int], ...]
+
+    @classmethod
+    def of(cls, teachers: Taps, firsts: Taps, seconds: Taps, kind: str, scored: bool) -> Maps:
+        """`seconds` are `firsts`, the same object, unless there are two students."""
+        layouts = [tuple(map(layout, some)) for some in (teachers, firsts)]
+        layouts.append(layouts[1] if seconds is firsts else tuple(map(layout, seconds)))
+        shapes = tuple((t.shape[0], t.shape[2], t.shape[3]) for t in teachers)
+        return cls(maps_plan(*layouts, kind, seconds is not firsts, scored), shapes)
+
+    def empty(self, like: Tensor) -> Taps:
+        """Maps to be written."""
+        return tuple([like.new_empty(shape, dtype=torch.float32) for shape in self.shapes])
+
+    def launch(
+        self, teachers: Taps, firsts: Taps, seconds: Taps, weight: float, scores: Tensor | None
+    ) -> tuple[Taps, Taps]:
+        """The maps of both students, the same twice if there is one; sets `scores` to 0 if given."""
+        maps_a = maps_b = self.empty(teachers[0])
+        if seconds is not firsts:
+            maps_b = self.empty(teachers[0])
+        zeroed = maps_a[0] if scores is None else scores
+        launch(triton_kernels.maps_kernel, self.plan, teachers, firsts, seconds, maps_a, maps_b, zeroed, weight)
+        return maps_a, maps_b
+
+
 def launch_maps(
     teachers: Sequence[Tensor], students: Sequence[Sequence[Tensor]], kind: str, weight: float, scores: Tensor | None
 ) -> list[list[Tensor]]:
     """Up to four scales in one launch, which also sets `scores` to 0 if given."""
-    maps = [
-        [t.new_empty((t.shape[0], t.shape[2], t.shape[3]), dtype=torch.float32) for _ in s]
-        for t, s in zip(teachers, students, strict=True)
-    ]
-    firsts = seconds = tuple(several[0] for several in students)
-    layouts = [tuple(map(layout, some)) for some in (teachers, firsts)]
-    layouts.append(layouts[1])
-    if dual := len(students[0]) == 2:
-        seconds = tuple(several[1] for several in students)
-        layouts[2] = tuple(map(layout, seconds))
-    plan = maps_plan(*layouts, kind, dual, scores is not None)
-    maps_a, maps_b = tuple(m[0] for m in maps), tuple(m[-1] for m in maps)
-    launch(
-        triton_kernels.maps_kernel, plan, tuple(teachers), firsts, seconds, maps_a, maps_b,
-        maps_a[0] if scores is None else scores, weight,
-    )  # fmt: skip
-    return maps
+    several = [tuple(taps) for taps in zip(*students, strict=True)]
+    groups = tuple(teachers), several[0], several[-1]
+    made = Maps.of(*groups, kind, scores is not None).launch(*groups, weight, scores)
+    return [list(maps) for maps in zip(*made[: len(several)], strict=True)]
 
 
 Layouts = tuple[Layout, ...]
@@ -248,9 +229,11 @@ class Sweep(NamedTuple):
 
     def launch(self, plan: Plan, losses: Tensor | None, factors: Sequence[float]) -> None:
         """Launch it; program i writes its share of the loss to losses[i], if given."""
-        absent = (group or self.students for group in (self.to_teachers, self.to_students, self.upstreams))
-        ends = (self.students[0] if losses is None else losses), tuple(factors)
-        launch(triton_kernels.gradient_kernel, plan, self.teachers, self.students, *absent, *ends)
+        teachers, students, to_teachers, to_students, upstreams = self
+        launch(
+            triton_kernels.gradient_kernel, plan, teachers, students, to_teachers or students, to_students or students,
+            upstreams or students, students[0] if losses is None else losses, tuple(factors),
+        )  # fmt: skip
 
 
 def launch_gradient(
@@ -278,6 +261,57 @@ def pixel_gradients(
     return to_teacher, to_student
 
 
+class Part(NamedTuple):
+    """A launch of a loss: its scales, its student, its plan, the factors of the scales."""
+
+    scales: slice
+    student: int
+    plan: Plan
+    factors: tuple[float, ...]
+
+
+class Loss(NamedTuple):
+    """The launches of a loss and which gradients they write: up to four scales of a student in each.
+
+    Two students and a gradient to the teacher exclude each other: the second student's would replace the first's.
+    """
+
+    parts: tuple[Part, ...]
+    wants: tuple[bool, bool]
+
+    @classmethod
+    def of(
+        cls, teachers: Taps, several: Sequence[Taps], kind: str, weights: Sequence[float], wants: tuple[bool, bool]
+    ) -> Loss:
+        """The taps of each student are one of `several`."""
+        factors = [w / (t.shape[0] * t.shape[2] * t.shape[3]) for t, w in zip(teachers, weights, strict=True)]
+        parts = []
+        for i in range(0, len(teachers), MOST_SCALES):
+            scales = slice(i, i + MOST_SCALES)
+            t = tuple(map(layout, teachers[scales]))
+            to_t = tuple(layout(torch.empty_like(x)) for x in teachers[scales]) if wants[0] else None
+            for k, taps in enumerate(several):
+                to_s = tuple(layout(torch.empty_like(x)) for x in taps[scales]) if wants[1] else None
+                plan = gradient_plan(t, tuple(map(layout, taps[scales])), to_t, to_s, None, True, KINDS[kind], False)
+                parts.append(Part(scales, k, plan, tuple(factors[scales])))
+        return cls(tuple(parts), wants)
+
+    def launch(self, teachers: Taps, several: Sequence[Taps]) -> tuple[Tensor, Taps | None, list[Taps | None]]:
+        """The loss and the gradients, those of a student in a tuple; one sum of the programs' shares."""
+        to_teachers = tuple([torch.empty_like(t) for t in teachers]) if self.wants[0] else None
+        to_several = [tuple([torch.empty_like(s) for s in taps]) if self.wants[1] else None for taps in several]
+        programs = [part.plan.programs for part in self.parts]
+        losses = teachers[0].new_empty(sum(programs), dtype=torch.float32)
+        shares = torch.split(losses, programs) if len(programs) > 1 else (losses,)
+        for part, share in zip(self.parts, shares, strict=True):
+            taps, to_taps = several[part.student][part.scales], to_several[part.student]
+            Sweep(
+                teachers[part.scales], taps, None if to_teachers is None else to_teachers[part.scales],
+                None if to_taps is None else to_taps[part.scales], None,
+            ).launch(part.plan, share, part.factors)  # fmt: skip
+        return losses.sum(), to_teachers, to_several
+
+
 def pixel_loss(
     teachers: Sequence[Tensor],
     students: Sequence[Sequence[Tensor]],
@@ -285,30 +319,12 @@ def pixel_loss(
     weights: Sequence[float],
     wants: tuple[bool, bool],
 ) -> tuple[Tensor, list[Tensor | None], list[list[Tensor | None]]]:
-    """The loss, and the gradients under an upstream gradient of 1: a launch per student, one sum of programs' shares.
-
-    Two students and a gradient to the teacher exclude each other: the second student's would replace the first's.
-    """
-    to_teachers = [torch.empty_like(t) if wants[0] else None for t in teachers]
-    to_students = [[torch.empty_like(s) if wants[1] else None for s in several] for several in students]
-    factors = [w / (t.shape[0] * t.shape[2] * t.shape[3]) for t, w in zip(teachers, weights, strict=True)]
-    sweeps = []
-    for i in range(0, len(teachers), MOST_SCALES):
-        scales = slice(i, i + MOST_SCALES)
-        for s, to_s in zip(zip(*students[scales], strict=True), zip(*to_students[scales], strict=True), strict=True):
-            sweep = Sweep(
-                tuple(teachers[scales]),
-                s,
-                tuple(to_teachers[scales]) if wants[0] else None,  # type: ignore[arg-type]
-                to_s if wants[1] else None,
-                None,
-            )
-            sweeps.append((sweep, sweep.plan(KINDS[kind], True, False), factors[scales]))
-    losses = teachers[0].new_empty(sum(plan.programs for _, plan, _ in sweeps), dtype=torch.float32)
-    shares = torch.split(losses, [plan.programs for _, plan, _ in sweeps])
-    for (sweep, plan, factor), share in zip(sweeps, shares, strict=True):
-        sweep.launch(plan, share, factor)
-    return losses.sum(), to_teachers, to_students
+    """The loss, and the gradients under an upstream gradient of 1; see `Loss`."""
+    taps, several = tuple(teachers), [tuple(one) for one in zip(*students, strict=True)]
+    loss, to_teachers, to_several = Loss.of(taps, several, kind, weights, wants).launch(taps, several)
+    nothing: tuple[None, ...] = (None,) * len(taps)
+    per_scale = zip(*(nothing if one is None else one for one in to_several), strict=True)
+    return loss, list(nothing if to_teachers is None else to_teachers), [list(grads) for grads in per_scale]
 
 
 @lru_cache(MOST_PLANS)
@@ -394,13 +410,31 @@ def launch_flat_gradient(
     launch(triton_kernels.flat_gradient_kernel, plan, teacher, student, *absent, sums, upstream, factor)
 
 
+class Weighting(NamedTuple):
+    """A launch that weights up to four scales."""
+
+    plan: Plan
+
+    @classmethod
+    def of(cls, teachers: Taps, students: Taps) -> Weighting:
+        """Planned."""
+        out = tuple(layout(torch.empty_like(s)) for s in students)
+        layouts = (tuple(map(layout, taps)) for taps in (teachers, students))
+        return cls(gradient_plan(*layouts, None, out, None, False, KINDS["cosine"], True))
+
+    def launch(self, teachers: Taps, students: Taps) -> Taps:
+        """The weighted features."""
+        out = tuple([torch.empty_like(s) for s in students])
+        Sweep(teachers, students, None, out, None).launch(self.plan, None, (1.0,) * len(out))
+        return out
+
+
 def attention_weighting(teachers: Sequence[Tensor], students: Sequence[Tensor]) -> list[Tensor]:
     """(1 - cos)/2 · student, one launch per four scales."""
-    outs = [torch.empty_like(s) for s in students]
-    for i in range(0, len(outs), MOST_SCALES):
-        t, s, out = (tuple(group[i : i + MOST_SCALES]) for group in (teachers, students, outs))
-        sweep = Sweep(t, s, None, out, None)
-        sweep.launch(sweep.plan(KINDS["cosine"], False, True), None, [1.0] * len(out))
+    outs: list[Tensor] = []
+    for i in range(0, len(teachers), MOST_SCALES):
+        t, s = (tuple(group[i : i + MOST_SCALES]) for group in (teachers, students))
+        outs += Weighting.of(t, s).launch(t, s)
     return outs
 
 

@@ -374,6 +374,8 @@ def export(folder: str | Path, path: Path, kind: str) -> int:
     if kind not in WRITERS:
         raise ValueError(f"cannot export {kind!r}; have: {', '.join(WRITERS)}")
     table = read(folder).table
+    if not table.num_rows:
+        raise StoreError(f"{folder}: no row there; give a results folder")
     try:
         files.write_whole(path, lambda temporary: WRITERS[kind](table, temporary))
     except (OSError, sqlite3.Error) as error:

@@ -18,6 +18,7 @@ from kdad_bench.kernels import (
     compile_check,
     cpp_path,
     fusion_kernels,
+    neighbours_triton,
     reference,
     torch_path,
     triton_fusion,
@@ -75,7 +76,8 @@ def test_every_launch_makes_the_device_of_its_tensors_current(monkeypatch: pytes
 
 
 def test_there_is_one_place_that_launches() -> None:
-    trees = [ast.parse(inspect.getsource(module)) for module in (triton_launch, triton_path, triton_fusion)]
+    modules = triton_launch, triton_path, triton_fusion, neighbours_triton
+    trees = [ast.parse(inspect.getsource(module)) for module in modules]
     for function in (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
         launches = [
             node
@@ -84,11 +86,17 @@ def test_there_is_one_place_that_launches() -> None:
             and isinstance(node.func, ast.Subscript)
             and "kernel" in ast.unparse(node.func)
         ]
-        assert bool(launches) == (function.name == "launch" and function.args.args[0].arg == "kernel"), function.name
+        assert bool(launches) == (function.name == "launch" and function.args.args[0].arg != "self"), function.name
+        if launches:  # inside its guard
+            guarded = next(node for node in function.body if isinstance(node, ast.With))
+            assert ast.unparse(guarded.items[0]).startswith("guard("), function.name
+            assert set(launches) <= set(ast.walk(guarded)), function.name
 
 
-def test_the_guard_of_a_second_gpu_is_that_gpu() -> None:
+def test_the_guard_of_a_second_gpu_is_that_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     assert triton_launch.guard(torch.device("cuda", 1)).idx == 1  # type: ignore[attr-defined]
+    assert triton_launch.guard(torch.device("cuda", 0)) is triton_launch.UNGUARDED
     with triton_launch.guard(torch.device("cpu")), triton_launch.guard(META):
         assert True
 
@@ -159,60 +167,6 @@ def test_other_tensors_have_another_plan(change: str) -> None:
     assert plans >= 2
     if change != "dtype":  # float16 differs in the layout's item size, here without consequence for the launch
         assert facts(before) != facts(after)
-
-
-class Compiled:
-    """Stands in for a compiled kernel: notes what it is launched with."""
-
-    def __init__(self) -> None:
-        self.launched: list[tuple[Any, ...]] = []
-
-    def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., None]:
-        return lambda *given: self.launched.append((grid, *given))
-
-
-class Jit:
-    """Stands in for a kernel of Triton's: compiles one anew at every launch by name."""
-
-    arg_names = ("tensors", "factor", "size", "LAST", "FIRST")
-
-    def __init__(self) -> None:
-        self.made: list[Compiled] = []
-
-    def __getitem__(self, grid: tuple[int]) -> Callable[..., Compiled]:
-        def run(*positional: Any, **named: Any) -> Compiled:
-            self.made.append(Compiled())
-            return self.made[-1]
-
-        return run
-
-
-def test_what_is_compiled_is_launched_again_for_tensors_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_launch, "CompiledKernel", Compiled)
-    jit, plan = Jit(), triton_launch.Plan.of(5, (7,), {"FIRST": 1, "num_warps": 4, "LAST": (2, 3)})
-    whole = torch.zeros(64)
-    tensors = (whole, whole[4:8])
-    for factor in (1.0, 2.0):
-        triton_launch.launch(jit, plan, tensors, factor)
-    (made,) = jit.made
-    ((grid, given, *rest),) = made.launched  # the first launch was the compiler's own
-    assert (grid, rest) == ((5, 1, 1), [2.0, 7, (2, 3), 1])  # constants in the order of the kernel's arguments
-    assert given is tensors
-    others: list[tuple[Any, Any]] = [
-        ((whole, whole[1:5]), 1.0),  # not aligned
-        ((whole[1:5], whole), 1.0),
-        ((whole, whole.bfloat16()), 1.0),
-        ((whole, whole.half()), 1.0),
-        ((whole, whole[4:8]), 1),  # an integer is compiled in
-        ((torch.zeros(64, device=META), whole), 1.0),
-    ]
-    for number, (some, factor) in enumerate(others, 2):
-        for _ in range(2):
-            triton_launch.launch(jit, plan, some, factor)
-        assert len(jit.made) == number, some
-    assert all(len(one.launched) == 1 for one in jit.made)
-    triton_launch.launch(jit, triton_launch.Plan.of(0, (), {}), tensors)
-    assert len(jit.made) == 1 + len(others)
 
 
 def test_what_is_remembered_is_bounded() -> None:
@@ -404,3 +358,45 @@ def test_attention_weighting_of_all_scales_is_one_launch() -> None:
     with compile_check.recording(log, "attention"):
         triton_path.attention_weighting(t, s)
     assert [launch.kernel.__name__ for launch in log] == ["gradient_kernel"]
+
+
+# ---- programs --------------------------------------------------------------------------------------------------------
+
+
+def programs(kernel: str, batch: int, dtype: str, layout: str) -> tuple[int, int, int]:
+    """Values of one tensor in the first scale's tile, warps and most registers of a launch over ResNet-18's taps."""
+    for launch in compile_check.feature_launches("resnet18", batch, dtype, layout):
+        if launch.kernel.__name__ == kernel:
+            channels, pixels, _ = launch.arguments["BLOCKS"][:3]
+            return channels * pixels, launch.options["num_warps"], launch.options["maxnreg"]
+    raise AssertionError(f"{kernel} is not launched")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "batch", "dtype", "layout", "expected"),
+    [
+        ("maps_kernel", 32, "fp32", "channels_last", (2048, 4, 255)),  # seven share a multiprocessor, not two
+        ("maps_kernel", 32, "fp32", "nchw", (8192, 8, 255)),
+        ("maps_kernel", 32, "fp16", "channels_last", (8192, 8, 255)),
+        ("maps_kernel", 32, "fp16", "nchw", (8192, 8, 255)),
+        ("maps_kernel", 1, "fp32", "channels_last", (4096, 4, 255)),
+        ("gradient_kernel", 32, "fp16", "nchw", (8192, 8, 128)),  # bound so that two share a multiprocessor
+        ("gradient_kernel", 32, "bf16", "nchw", (8192, 8, 128)),
+        ("gradient_kernel", 32, "fp16", "channels_last", (8192, 8, 255)),
+        ("gradient_kernel", 32, "fp32", "nchw", (8192, 8, 255)),
+        ("gradient_kernel", 1, "fp16", "nchw", (4096, 4, 255)),
+    ],
+)
+def test_programs_are_as_large_as_their_registers_allow(
+    kernel: str, batch: int, dtype: str, layout: str, expected: tuple[int, int, int]
+) -> None:
+    assert programs(kernel, batch, dtype, layout) == expected
+
+
+def test_gradients_of_many_channels_are_not_bound_to_what_spills() -> None:
+    (launch, *_) = (
+        one
+        for one in compile_check.feature_launches("wide_resnet50", 8, "fp16", "nchw")
+        if one.kernel.__name__ == "gradient_kernel"
+    )
+    assert launch.options["maxnreg"] == 255
