@@ -200,7 +200,8 @@ def answer_of(ray: Any, reference: Any, job: Job, work: Work) -> Ending | None:
     try:
         ended: Ending | None = ray.get(reference)
     except ray.exceptions.RayError as error:
-        return record_failure(job, work, f"Ray gave it up: {type(error).__name__}: {first_line(error)}")
+        cause = getattr(error, "cause", None) or error  # an error in a task is told by a page of Ray's own lines
+        return record_failure(job, work, f"Ray gave it up: {type(cause).__name__}: {first_line(cause)}")
     return ended
 
 

@@ -9,10 +9,13 @@ import sys
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
 
+from kdad_bench.harness import on_ray
 from tests.harness.test_faults import JOBS, assert_whole, long_training, rows, wait_for
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -118,3 +121,29 @@ def test_ray_without_its_package_is_one_line_with_the_remedy(
     result = CliRunner().invoke(cli, [*arguments, "--out", str(tmp_path)])
     assert result.exit_code == 2
     assert "pip install 'kdad-bench[ray]'" in result.output
+
+
+class FromRay(Exception):
+    """As Ray's: the text begins with where the task ran, and `cause` is what was raised there."""
+
+    def __init__(self, text: str, cause: Exception | None) -> None:
+        super().__init__(text)
+        self.cause = cause
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        (ValueError("no such file\nmore"), "Ray gave it up: ValueError: no such file"),
+        (None, "Ray gave it up: FromRay: ray::performed() (pid=1)"),
+    ],
+)
+def test_a_job_that_ray_gives_up_says_what_was_raised(
+    cause: Exception | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(reference: object) -> None:
+        raise FromRay("\nray::performed() (pid=1)\nValueError: no such file", cause)
+
+    monkeypatch.setattr(on_ray, "record_failure", lambda job, work, why: why)
+    ray = SimpleNamespace(get=get, exceptions=SimpleNamespace(RayError=FromRay))
+    assert on_ray.answer_of(ray, None, cast("Any", None), cast("Any", None)) == said
