@@ -2,6 +2,7 @@
 
     python benchmarks/side_by_side.py                                  # every method, embedded data, one seed
     python benchmarks/side_by_side.py --busy 1                         # and the default once more beside a busy core
+    python benchmarks/side_by_side.py --before FOLDER                  # and an earlier version, from its built checkout
     python benchmarks/side_by_side.py -- -m stfpm -c gear --steps 5    # other jobs: what follows `--` goes to `run`
 
 Each way is a process of its own, from its start to its exit, in a results folder of its own; the data are drawn and
@@ -66,11 +67,15 @@ def busy(processes: int) -> Iterator[None]:
             one.wait()
 
 
-def seconds_of(chosen: list[str], out: Path) -> float:
-    """From the start of a run to its exit."""
+def seconds_of(chosen: list[str], out: Path, checkout: Path | None = None) -> float:
+    """From the start of a run to its exit; of the code in `checkout` where one is given."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    if checkout is not None:
+        environment["PYTHONPATH"] = str(checkout)
     began = time.perf_counter()
-    ended = subprocess.run([*RUN, *chosen, "--out", str(out)], capture_output=True, text=True, env=environment)
+    ended = subprocess.run(
+        [*RUN, *chosen, "--out", str(out)], capture_output=True, text=True, env=environment, cwd=checkout
+    )
     if ended.returncode:
         raise SystemExit(f"{' '.join(chosen)}: exit code {ended.returncode}\n{ended.stdout}{ended.stderr}")
     return time.perf_counter() - began
@@ -96,11 +101,22 @@ def measured(chosen: list[str], repeats: int, beside: int, compared: dict[str, l
     return {name: statistics.median(values) for name, values in took.items()}
 
 
+def earlier_seconds(chosen: list[str], repeats: int, checkout: Path) -> float:
+    """Median seconds of the same jobs by the code in `checkout`, after one run that draws and caches the data."""
+    took = []
+    for number in range(repeats + 1):
+        first = ["--dry-run"] if number == 0 else []
+        with tempfile.TemporaryDirectory(prefix="kdad-side-by-side-") as folder:
+            took.append(seconds_of([*chosen, *first], Path(folder), checkout))
+    return statistics.median(took[1:])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--busy", type=int, default=0, help="also beside so many spinning processes")
     parser.add_argument("--brief", action="store_true", help="the old way and the default alone")
+    parser.add_argument("--before", type=Path, help="checkout of an earlier version, built: its default is timed too")
     parser.add_argument("jobs", nargs="*", help="options of `kdad-bench run`, after --")
     given = parser.parse_args()
     cores = allowance.cores()
@@ -113,6 +129,9 @@ def main() -> None:
     old = next(iter(idle.values()))
     for name, seconds in idle.items():
         print(f"| {name} | {seconds:.1f} | {seconds / old:.2f} |", flush=True)
+    if given.before:
+        earlier = earlier_seconds(chosen, given.repeats, given.before.absolute())
+        print(f"\n{given.before}: {earlier:.1f} s; the default takes {idle[DEFAULT] / earlier:.2f} of it")
     if given.busy:
         beside = measured(chosen, given.repeats, given.busy, {DEFAULT: compared[DEFAULT]})[DEFAULT]
         print(f"\ndefault beside {given.busy} busy: {beside:.1f} s, {beside / idle[DEFAULT]:.2f} of its idle time")

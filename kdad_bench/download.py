@@ -201,6 +201,13 @@ def _continue(url: str, part: Path, progress: Progress, stall_seconds: float, mo
         _receive(answer, part, start, total, most_bytes, progress)
 
 
+def refuse_no_address(url: str) -> None:
+    """Raises ValueError, in words, for what no file can be fetched from; nothing is asked for."""
+    parsed = urllib.parse.urlsplit(url)
+    if parsed.scheme not in ("http", "https") or not parsed.hostname or parsed.port == 0:
+        raise ValueError("http://HOST/... and https://HOST/... are fetched")
+
+
 def _opened(url: str, headers: dict[str, str], stall_seconds: float) -> Any:
     """The server's answer, over http and https only: whatever else urllib knows (file, ftp, data) is no download."""
     director = urllib.request.OpenerDirector()
@@ -214,9 +221,7 @@ def _opened(url: str, headers: dict[str, str], stall_seconds: float) -> Any:
     ):
         director.add_handler(handler)
     try:
-        parsed = urllib.parse.urlsplit(url)
-        if parsed.scheme not in ("http", "https") or not parsed.hostname or parsed.port == 0:
-            raise ValueError("http://HOST/... and https://HOST/... are fetched")
+        refuse_no_address(url)
         request = urllib.request.Request(url, headers=headers)
         return director.open(request, timeout=stall_seconds)
     except (http.client.InvalidURL, ValueError, OverflowError) as error:

@@ -11,7 +11,7 @@ import secrets
 import stat
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -151,6 +151,42 @@ def _read_regular(path: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise ValueError(f"more than {limit} bytes")
     return bytes(content)
+
+
+def unpacked_bytes(file: Any, source: Any, names: Collection[str], most: int) -> int:
+    """Bytes of the columns `names` of a Parquet `file`, opened from `source`, once they are read.
+
+    The footer's sizes, and where columns of text could come to more than `most`, because a text is stored once and
+    stands in any number of lines, the length of the texts of all lines. Raises what pyarrow raises.
+    """
+    import pyarrow.parquet as pq
+
+    groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+    every = [group.column(index) for group in groups for index in range(group.num_columns)]
+    chunks = [chunk for chunk in every if chunk.path_in_schema.partition(".")[0] in names]
+    total: int = sum(chunk.total_uncompressed_size for chunk in chunks)
+    doubtful = {
+        chunk.path_in_schema
+        for chunk in chunks
+        if chunk.physical_type == "BYTE_ARRAY"
+        and any("DICTIONARY" in encoding for encoding in chunk.encodings)
+        and chunk.num_values * chunk.total_uncompressed_size > most
+    }
+    if doubtful and total <= most:
+        source.seek(0)
+        coded = pq.ParquetFile(source, read_dictionary=sorted(doubtful))
+        for batch in coded.iter_batches(columns=sorted(doubtful), use_threads=False):
+            total += sum(map(_bytes_of_texts, batch.columns))
+    return total
+
+
+def _bytes_of_texts(array: Any) -> int:
+    """The bytes of the texts of an Arrow array of dictionary type, in lists or not."""
+    import pyarrow.compute as pc
+
+    while hasattr(array, "flatten") and not hasattr(array, "dictionary"):
+        array = array.flatten()
+    return int(pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0)
 
 
 def sweep(folder: Path) -> int:

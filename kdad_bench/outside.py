@@ -5,6 +5,7 @@ A file is read once. What runs, here and in worker processes, is what was hashed
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -63,7 +64,8 @@ def module_of(content: bytes, sha256: str, where: str) -> ModuleType:
     module.__file__ = where
     sys.modules[name] = module  # dataclasses and pickle look their module up
     try:
-        exec(compile(content, where, "exec", dont_inherit=True), module.__dict__)
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for answers
+            exec(compile(content, where, "exec", dont_inherit=True), module.__dict__)
     except (Exception, SystemExit) as error:  # a person's code raises anything
         del sys.modules[name]
         raise OutsideError(f"{where}: cannot be imported ({said(error)}); mend it") from error

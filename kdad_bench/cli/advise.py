@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from kdad_bench.cli import BadInput, Number
-from kdad_bench.cli.parameters import LocalPath, Place
+from kdad_bench.cli.parameters import DataRoot, Place, spelt
 from kdad_bench.leaderboard.metric import ACCURACY, METRICS
 from kdad_bench.leaderboard.text import printable
 
@@ -43,9 +43,7 @@ MOST_PERHAPS = 3  # methods that are told at length though rows do not know whet
     help="Share of normal images that may be called anomalous.",
 )
 @click.option("--metric", default="image_auroc", show_default=True, help="The accuracy to rank by.")
-@click.option(
-    "--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Folder that holds data sets."
-)
+@click.option("--data-root", type=DataRoot(), envvar="KDAD_DATA", show_envvar=True, help="Folder that holds data sets.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 @click.pass_context
 def advise(
@@ -70,7 +68,7 @@ def advise(
     from kdad_bench.leaderboard.store import StoreError, read
 
     if metric not in ACCURACY:
-        raise BadInput(f"--metric {metric}: no accuracy; have: {', '.join(ACCURACY)}")
+        raise BadInput(f"--metric {spelt(metric, ACCURACY)}: no accuracy; have: {', '.join(ACCURACY)}")
     given = {"latency_ms": latency_ms, "memory_mb": memory_mb}
     limits = {name: value for name, value in given.items() if value is not None}
     try:

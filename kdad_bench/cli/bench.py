@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kdad_bench.cli import COUNT, SIDE, BadInput
-from kdad_bench.cli.parameters import LocalPath
+from kdad_bench.cli.parameters import DataRoot, LocalPath
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def bench() -> None:
 @bench.command(name="end-to-end")
 @click.option("--category", default=None, help="A category.  [default: the first]")
 @click.option("--dataset", default="synthetic", show_default=True, help="The data set.")
-@click.option("--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Data folder.")
+@click.option("--data-root", type=DataRoot(), envvar="KDAD_DATA", show_envvar=True, help="Data folder.")
 @click.option("--steps", type=COUNT, default=60, show_default=True, help="Optimiser steps.")
 @click.option("--size", type=SIDE, default=128, show_default=True, help="Side of the images, px.")
 @click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Training batch.")
@@ -67,7 +67,7 @@ def end_to_end(as_json: bool, **given: Any) -> None:
 @bench.command(name="export")
 @click.argument("model", type=LocalPath(file_okay=False))
 @click.option("--rounds", type=COUNT, default=100, show_default=True, help="Calls of each runtime.")
-@click.option("--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Data folder.")
+@click.option("--data-root", type=DataRoot(), envvar="KDAD_DATA", show_envvar=True, help="Data folder.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def export(model: Path, rounds: int, data_root: Path | None, as_json: bool) -> None:
     """Time the saved MODEL in each runtime that it can be exported to: median ms per image, batch 1, on the CPU.

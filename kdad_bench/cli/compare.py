@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from kdad_bench.cli import BadInput, Number
-from kdad_bench.cli.parameters import Place
+from kdad_bench.cli.parameters import Place, spelt
 from kdad_bench.leaderboard.metric import ACCURACY, HEADLINE, METRICS
 from kdad_bench.leaderboard.text import printable
 
@@ -66,7 +66,7 @@ def compare(
     wanted = metrics or HEADLINE
     for name in wanted:
         if name not in METRICS:
-            raise BadInput(f"--metric {name}: no such column; have: {', '.join(METRICS)}")
+            raise BadInput(f"--metric {spelt(name, METRICS)}: no such column; have: {', '.join(METRICS)}")
     for name in (first, second):
         if os.sep in name and not _is_folder(name):
             raise BadInput(f"{name}: no such results folder")

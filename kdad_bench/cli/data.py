@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 
 from kdad_bench.cli import BadInput
 from kdad_bench.cli.amounts import Amounts
-from kdad_bench.cli.parameters import LocalPath
+from kdad_bench.cli.parameters import DataRoot, LocalPath, spelt
 
 if TYPE_CHECKING:
     from kdad_bench.datasets import Category, Entry
@@ -56,7 +56,7 @@ class DataSetName(click.ParamType[str]):
         except DatasetError as error:
             self.fail(str(error), param, ctx)
         if value not in self.names():
-            self.fail(f"'{value}' is not one of {', '.join(self.names())}", param, ctx)
+            self.fail(f"{spelt(value, self.names())} is not one of {', '.join(self.names())}", param, ctx)
         return value
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
@@ -209,7 +209,7 @@ def _differs(lines: list[str]) -> bool:
 @data.command()
 @click.argument("dataset")
 @click.option("--category", "names", multiple=True, help="Category (repeatable); all of them if not given.")
-@click.option("--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Folder with data sets.")
+@click.option("--data-root", type=DataRoot(), envvar="KDAD_DATA", show_envvar=True, help="Folder with data sets.")
 @click.option(
     "--modality",
     type=click.Choice(["rgb", "depth", "rgb+depth"]),

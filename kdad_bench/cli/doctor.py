@@ -13,7 +13,7 @@ import rich_click as click
 from rich.console import Console
 from rich.table import Table
 
-from kdad_bench.cli.parameters import LocalPath
+from kdad_bench.cli.parameters import LocalPath, Place
 
 
 class Finding(NamedTuple):
@@ -29,9 +29,9 @@ MARKS = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "missing": 
 
 @click.command()
 @click.option("--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Folder with data sets.")
-@click.option("--out", type=LocalPath(), default=Path("results"), show_default=True, help="Results folder.")
+@click.option("--out", type=Place(), default="results", show_default=True, help="Results folder.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
-def doctor(data_root: Path | None, out: Path, as_json: bool) -> None:
+def doctor(data_root: Path | None, out: str, as_json: bool) -> None:
     """Report what is found: torch, triton, CUDA, kernels, data, weights, writable folders.
 
     Exit code 1 if something that `kdad-bench run --all` needs is missing.
@@ -155,11 +155,14 @@ def weights_found() -> Iterator[Finding]:
             yield Finding(f"teacher {name}", "ok", path.name)
 
 
-def folders(out: Path) -> Iterator[Finding]:
+def folders(out: str) -> Iterator[Finding]:
     """Whether results and cache can be written."""
     from kdad_bench.files import CacheError, cache_folder
 
-    yield writable("results folder", out)
+    if "://" in out:
+        yield Finding("results folder", "note", f"{out}: a URL, which only a run looks at")
+    else:
+        yield writable("results folder", Path(out))
     try:
         yield writable("cache folder", cache_folder())
     except CacheError as error:
@@ -168,7 +171,7 @@ def folders(out: Path) -> Iterator[Finding]:
 
 def writable(what: str, folder: Path) -> Finding:
     """Whether `folder`, or the nearest one above it that is there, can be written."""
-    place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    place = next(one for one in (folder, *folder.absolute().parents) if os.path.lexists(one))
     try:
         with tempfile.NamedTemporaryFile(dir=place):
             return Finding(what, "ok", str(folder))

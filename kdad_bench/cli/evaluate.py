@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from kdad_bench.cli import SIDE, BadInput
-from kdad_bench.cli.parameters import LocalPath, Place, complete_category
+from kdad_bench.cli.parameters import DataRoot, LocalPath, Place, complete_category
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ TOLD = (
 @click.option(
     "--modality", type=click.Choice(["rgb", "depth", "rgb+depth"]), default="rgb", help="What the method saw."
 )
-@click.option(
-    "--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Folder that holds data sets."
-)
+@click.option("--data-root", type=DataRoot(), envvar="KDAD_DATA", show_envvar=True, help="Folder that holds data sets.")
 @click.option("--out", type=Place(), default="results", help="Results folder, local or any fsspec URL.")
 @click.option("--pictures/--no-pictures", default=True, help="A contact sheet per category in pictures/.")
 @click.option("--dry-run", is_flag=True, help="Read and check everything, say what matched, write nothing.")
@@ -79,7 +77,8 @@ def evaluate(
     from kdad_bench.metrics import MetricError
 
     try:
-        options = options_from({key: value for key, value in {**given, "datasets": (dataset,)}.items() if value})
+        said = {key: value for key, value in given.items() if value not in (None, ())}
+        options = options_from({**said, "datasets": (dataset,)})
         asked = Asked(maps=maps, name=name, options=options, scores=scores, seed=seed, pictures=pictures)
         with remarks_said():
             found = judged(asked, dry_run=dry_run)

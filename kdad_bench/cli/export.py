@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from kdad_bench.cli import BadInput, Number
-from kdad_bench.cli.parameters import LocalPath
+from kdad_bench.cli.parameters import DataRoot, LocalPath
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     metavar="IMAGES",
     help="A file, folder or glob of images, or DATASET/CATEGORY for its test images. Repeatable.",
 )
-@click.option("--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Data folder.")
+@click.option("--data-root", type=DataRoot(), envvar="KDAD_DATA", show_envvar=True, help="Data folder.")
 @click.option(
     "--false-alarms",
     type=Number(min=0.0, max=1.0, min_open=True, max_open=True),
@@ -51,9 +51,11 @@ def export(as_json: bool, **given: Any) -> None:
     from kdad_bench.harness.export import export as exported
     from kdad_bench.harness.scoring import ScoreError
     from kdad_bench.methods.checkpoint import ModelError
+    from kdad_bench.methods.foreign import guarded
 
     try:
-        found = exported(Wanted(**given))
+        with guarded():
+            found = exported(Wanted(**given))
     except Refused as error:
         raise click.ClickException(str(error)) from error
     except (DatasetError, DecisionError, ModelError, ScoreError, SelectionError) as error:

@@ -99,9 +99,11 @@ def bench(
     from kdad_bench.kernels import benchmark, benchmark_ops, dispatch
 
     try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     except RuntimeError as error:
-        raise BadInput(f"--device {device}: not a device; use cpu or cuda") from error
+        raise BadInput(f"--device {device!r}: not a device; use cpu or cuda") from error
+    if place.type not in ("cpu", "cuda"):
+        raise BadInput(f"--device {device}: no kernels are for it; use cpu or cuda")
     if place.type == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: torch sees no GPU; use --device cpu")
     try:

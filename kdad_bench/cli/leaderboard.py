@@ -34,7 +34,8 @@ def leaderboard(
     where jobs differ in these.
     """
     from kdad_bench.leaderboard import pages
-    from kdad_bench.leaderboard.store import StoreError
+    from kdad_bench.leaderboard.board import DRAWN
+    from kdad_bench.leaderboard.store import StoreError, read
     from kdad_bench.leaderboard.text import printable
 
     if check and into is None:
@@ -53,7 +54,10 @@ def leaderboard(
             pages.put_tables(into, fresh)
             click.echo(printable(f"{into}: tables of {results}"))
             return
-        found, paths = pages.draw_pages(results, out or Path(results), figures=figures)
+        known = read(results, (*DRAWN, "throughput") if figures else DRAWN)
+        if not known.files:
+            raise BadInput(f"{results}: no row there; give a results folder")
+        found, paths = pages.draw_pages(results, out or Path(results), figures=figures, found=known)
     except StoreError as error:
         raise BadInput(str(error)) from error
     except ValueError as error:

@@ -11,7 +11,7 @@ import rich_click as click
 from rich.console import Console
 from rich.table import Table
 
-from kdad_bench.cli.parameters import LocalPath
+from kdad_bench.cli.parameters import DataRoot
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def methods(verbose: bool, as_json: bool) -> None:
 
 
 @list_.command()
-@click.option("--data-root", type=LocalPath(), envvar="KDAD_DATA", help="Folder with data sets (KDAD_DATA).")
+@click.option("--data-root", type=DataRoot(), envvar="KDAD_DATA", help="Folder with data sets (KDAD_DATA).")
 def datasets(data_root: Path | None) -> None:
     """Data sets, their categories and image counts as found on disk."""
     from kdad_bench import datasets as rooms

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import rich_click as click
+from click import get_current_context
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from kdad_bench.files import at_home
@@ -24,9 +27,50 @@ class LocalPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path; a usage error for what can be none, the home folder of a user who is not there among it."""
         try:
-            return super().convert(at_home(os.fspath(value)), param, ctx)
+            found: Any = super().convert(at_home(os.fspath(value)), param, ctx)
         except ValueError as error:
             self.fail(f"'{str(value)[:SHOWN]}' {error}", param, ctx)
+        if not self.file_okay and os.path.lexists(found) and not Path(found).is_dir():  # a pipe, a link to nothing
+            self.fail(f"'{found}' is no folder", param, ctx)
+        above = next((one for one in Path(found).parents if os.path.lexists(one)), Path())
+        if not above.is_dir():
+            self.fail(f"'{found}' would lie below '{above}', which is no folder", param, ctx)
+        return found
+
+
+class DataRoot(LocalPath):
+    """A folder that holds data sets. One that is said on the command line has to be there; KDAD_DATA is looked at where
+    it is needed."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; a usage error for one on the command line that is no folder."""
+        found = super().convert(value, param, ctx)
+        said = ctx is not None and param is not None and param.name and ctx.get_parameter_source(param.name)
+        if said is ParameterSource.COMMANDLINE and not Path(found).is_dir():
+            self.fail(f"data root {found}: no such folder; name the one that holds {_data_sets()}", param, ctx)
+        return found
+
+
+def _data_sets() -> str:
+    """The folders that are looked for below a data root."""
+    from kdad_bench.datasets import entries
+
+    return ", ".join(f"{name}/" for name in entries(lambda one: one.folders))
+
+
+def spelt(word: str, known: Iterable[str]) -> str:
+    """A word as it was given, in quotes where it is empty or has blanks, with the closest one that is known."""
+    from kdad_bench.datasets.category import suggestion
+
+    return f"{word if word and word == ''.join(word.split()) else repr(word)}{suggestion(word, known)}"
+
+
+def refuse_both(first: str, second: str) -> None:
+    """Raises UsageError where both options (`--first`, `--second`) are said on the command line."""
+    context = get_current_context()
+    names = [one.name for one in context.command.params if {first, second} & {*one.opts}]
+    if all(context.get_parameter_source(str(name)) is ParameterSource.COMMANDLINE for name in names):
+        raise click.UsageError(f"{first} and {second} exclude each other")
 
 
 class Place(click.ParamType[str]):
@@ -59,7 +103,7 @@ class MethodName(click.ParamType[Any]):
         try:
             return method_choice(value)
         except SelectionError as error:
-            self.fail(str(error), param, ctx)
+            self.fail(str(error).removeprefix("--method "), param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The methods that begin so."""

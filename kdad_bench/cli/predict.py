@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from kdad_bench.cli import BadInput, Number
-from kdad_bench.cli.parameters import LocalPath, MethodName
+from kdad_bench.cli.parameters import LocalPath, MethodName, refuse_both
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
@@ -50,10 +50,13 @@ def predict(model: Path, images: tuple[str, ...], method: tuple[str, str] | None
     from kdad_bench.harness.decision import DecisionError
     from kdad_bench.harness.scoring import ScoreError
     from kdad_bench.methods.checkpoint import ModelError
+    from kdad_bench.methods.foreign import guarded
 
+    refuse_both("--threshold", "--false-alarms")
     with folder_for(given["out"]):
         try:
-            found = harness.predict(model, images, **given)
+            with guarded():
+                found = harness.predict(model, images, method=method[0] if method else None, **given)
         except (DecisionError, ModelError, ScoreError, SelectionError) as error:
             raise BadInput(str(error)) from error
         except OSError as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from kdad_bench.cli import BadInput
-from kdad_bench.cli.parameters import LocalPath, MethodName, Place
+from kdad_bench.cli.parameters import DataRoot, LocalPath, MethodName, Place, refuse_both
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
@@ -123,13 +123,13 @@ def pack(folder: str, out: Path, maps: bool) -> None:
 
 @results.command()
 @click.argument("file", type=LocalPath(dir_okay=False))
-@click.option(
-    "--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Folder that holds data sets."
-)
+@click.option("--data-root", type=DataRoot(), envvar="KDAD_DATA", show_envvar=True, help="Folder that holds data sets.")
 @click.option("--dataset", "-d", "datasets", multiple=True, help="Where data of its rows lie here, as folder:PATH.")
 @click.option("--sample", type=click.IntRange(min=0), default=8, show_default=True, help="Maps to score anew.")
 @click.option("--all", "everything", is_flag=True, help="Score all of its maps anew.")
-@click.option("--results", "beside", type=LocalPath(file_okay=False), help="Compare models and maps there, too.")
+@click.option(
+    "--results", "beside", type=LocalPath(file_okay=False, exists=True), help="Compare models and maps there."
+)
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 @click.pass_context
 def check(
@@ -146,6 +146,7 @@ def check(
     from kdad_bench.harness.checking import check as look
     from kdad_bench.harness.submission import SubmissionError
 
+    refuse_both("--sample", "--all")
     asked = Asked(data_root=data_root, datasets=datasets, sample=None if everything else sample, beside=beside)
     try:
         with remarks_said():
@@ -171,9 +172,7 @@ def check(
     "--all", "every", is_flag=True, help="Every finished job.  [default: of each method the one that took least]"
 )
 @click.option("--weights", multiple=True, metavar="[TEACHER=]FILE", help="As for `run`.")
-@click.option(
-    "--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Folder that holds data sets."
-)
+@click.option("--data-root", type=DataRoot(), envvar="KDAD_DATA", show_envvar=True, help="Folder that holds data sets.")
 @click.option("--dataset", "-d", "datasets", multiple=True, help="Where data of its rows lie here, as folder:PATH.")
 @click.option(
     "--tolerance",
@@ -202,11 +201,12 @@ def reproduce(
 
     if every and jobs:
         raise click.UsageError("--all and --job: every job, or these; not both")
-    if out is not None and out.resolve() == Path(folder).resolve():
+    if out is not None and out.resolve() == Path(folder.removeprefix("file://")).resolve():
         raise BadInput(f"--out {out}: the rows to reproduce lie there; choose another folder")
     with answered(), tempfile.TemporaryDirectory(prefix="kdad-bench-reproduce-") as scratch:
         rows = again.chosen(folder, jobs, methods, every=every)
-        asked = again.Asked(out=str(out or scratch), data_root=data_root, datasets=datasets, weights=weights)
+        given = again.Asked(out=str(out or scratch), data_root=data_root, datasets=datasets, weights=weights)
+        asked = again.settled(rows, given)
         seconds = sum(row["total_seconds"] or 0.0 for row in rows)
         click.echo(f"{len(rows)} jobs, which took {seconds:.0f} s by their rows", err=True)
         different = 0
@@ -239,9 +239,7 @@ def reproduction(found: Reproduced) -> str:
 @click.option("--seed", type=click.IntRange(min=0), help="Of which seed.")
 @click.option("--preset", help="Of which preset, as the rows name it.")
 @click.option("--dataset", "-d", default="mvtec_ad_2", show_default=True, help="The data set, or a stand-in of it.")
-@click.option(
-    "--data-root", type=LocalPath(), envvar="KDAD_DATA", show_envvar=True, help="Folder that holds data sets."
-)
+@click.option("--data-root", type=DataRoot(), envvar="KDAD_DATA", show_envvar=True, help="Folder that holds data sets.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def submission(folder: str | None, file: Path | None, as_json: bool, **given: Any) -> None:
@@ -261,6 +259,8 @@ def submission(folder: str | None, file: Path | None, as_json: bool, **given: An
 
     if (folder is None) == (file is None):
         raise click.UsageError("give a results FOLDER to pack from, or --check FILE")
+    for option in ("--out", "--method", "--seed", "--preset", "--device"):
+        refuse_both("--check", option)
     try:
         if file is not None:
             examine(file, given["dataset"], given["data_root"], as_json=as_json)

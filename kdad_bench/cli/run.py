@@ -14,7 +14,7 @@ from rich.console import Console
 
 from kdad_bench.cli import COUNT, SIDE, BadInput, Number
 from kdad_bench.cli.measuring import measure_speed
-from kdad_bench.cli.parameters import LocalPath, MethodName, Place, complete_category
+from kdad_bench.cli.parameters import DataRoot, LocalPath, MethodName, Place, complete_category
 from kdad_bench.cli.run_report import PlainConsole, counted, report, stopped
 from kdad_bench.cli.terminal import outlived
 from kdad_bench.leaderboard.text import printable
@@ -62,7 +62,7 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 @click.option("--device", metavar="auto|cpu|cuda:N", help="Where to train and time.  [default: auto]")
 @click.option(
     "--data-root",
-    type=LocalPath(),
+    type=DataRoot(),
     envvar="KDAD_DATA",
     show_envvar=True,
     help="Folder that holds data sets.",

@@ -13,6 +13,7 @@ from kdad_bench.datasets.finding import (
     category_names,
     find,
     located,
+    names_at_hand,
     remarks_on,
     under_known_names,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "load_validation",
     "located",
     "named",
+    "names_at_hand",
     "outside",
     "remarks_on",
     "sealed",

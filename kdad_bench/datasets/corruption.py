@@ -95,6 +95,15 @@ def rotation(image: npt.NDArray[np.generic], level: int, lot: Stream) -> npt.NDA
     return np.asarray(turned, dtype=image.dtype if image.dtype == bool else np.float64)
 
 
+def turned(normals: F64, level: int, lot: Stream) -> F64:
+    """The x and y components of surface normals, [2, R, R] about 128, as a scan that was turned so has them."""
+    angle = np.deg2rad(lot.sign() * ROTATION[level - 1])
+    across, down = normals - 128.0
+    return 128.0 + np.stack(
+        [np.cos(angle) * across + np.sin(angle) * down, np.cos(angle) * down - np.sin(angle) * across]
+    )
+
+
 PHOTOGRAPHIC: dict[str, Callable[[U8, int, Stream], F64]] = {
     "brightness": brightness,
     "contrast": contrast,
@@ -112,10 +121,11 @@ CORRUPTIONS = (*PHOTOGRAPHIC, *GEOMETRIC)
 def corrupted(test: TestSet, category: Category, name: str, level: int) -> TestSet:
     """`test` with every image corrupted, uint8 [N, 3 M, R, R]; masks follow a shift and a rotation, labels stay.
 
-    Photographic corruptions change the photograph alone, geometric ones every modality. Each image is corrupted by
-    itself. Raises KeyError for an unknown name.
+    Photographic corruptions change the photograph alone, geometric ones every modality; with a scan the normals of its
+    surface are turned. Each image is corrupted by itself. Raises KeyError for an unknown name.
     """
-    photographs = 3 if "rgb" in category.modality.split("+") else 0
+    modalities = category.modality.split("+")
+    photographs = 3 if "rgb" in modalities else 0
     images = np.empty_like(test.images)
     masks = None if test.masks is None else np.empty_like(test.masks)
     for index, image in enumerate(test.images):
@@ -124,7 +134,11 @@ def corrupted(test: TestSet, category: Category, name: str, level: int) -> TestS
             changed = PHOTOGRAPHIC[name](image[:photographs], level, lot) if photographs else image[:0]
             images[index] = np.concatenate([_pixels(changed), image[photographs:]])
         else:
-            images[index] = _pixels(GEOMETRIC[name](image, level, lot))
+            moved = np.asarray(GEOMETRIC[name](image, level, lot), np.float64)
+            if name == "rotation" and "depth" in modalities:
+                normals = moved[photographs + 1 :]
+                normals[:] = turned(normals, level, _lot(test, category, name, index))
+            images[index] = _pixels(moved)
         if masks is not None and test.masks is not None:
             mask = test.masks[index]
             moves = name in GEOMETRIC and mask.any()

@@ -16,7 +16,16 @@ from kdad_bench.datasets.entry import Archive
 from kdad_bench.datasets.finding import root_of
 from kdad_bench.datasets.listing import look
 from kdad_bench.datasets.table import entries, entry
-from kdad_bench.download import PAUSE_SECONDS, STALL_SECONDS, BusyError, DownloadError, Progress, claimed, download
+from kdad_bench.download import (
+    PAUSE_SECONDS,
+    STALL_SECONDS,
+    BusyError,
+    DownloadError,
+    Progress,
+    claimed,
+    download,
+    refuse_no_address,
+)
 from kdad_bench.files import sweep
 
 CHUNK = 1 << 20
@@ -94,7 +103,9 @@ def fetch(
     archive = None if archive is None else _at_home(archive)
     if archive is not None and not archive.is_file():
         raise DatasetError(f"{archive}: no such archive")
-    work = _work(source, out)
+    if url is not None:
+        _refuse_no_address(source, url)
+    work, new = _work(source, out), not out.exists()
     try:
         with claimed(work, wait=False):
             if (place := existing(source, out)) is not None:  # a fetch that has just ended
@@ -119,7 +130,20 @@ def fetch(
         ) from error
     except OSError as error:
         raise DatasetError(f"{out}: cannot be written ({error.strerror}); free space or choose --out") from error
+    finally:
+        if new:
+            with contextlib.suppress(OSError):  # it holds something, or was never made
+                out.rmdir()
     return out / source.name
+
+
+def _refuse_no_address(source: Source, url: str) -> None:
+    """Raises DatasetError for what nothing can be fetched from, before there is a folder for it."""
+    try:
+        refuse_no_address(url)
+    except ValueError as error:
+        remedy = f"see {source.page} and give --url or --archive"
+        raise DatasetError(f"{url or repr(url)}: not an address that can be fetched ({error}); {remedy}") from error
 
 
 def tidy(source: Source, out: Path) -> None:
@@ -160,7 +184,7 @@ def _downloaded(
 ) -> Path:
     try:
         return download(
-            url or source.url,
+            source.url if url is None else url,
             work / "archive",
             remedy=f"see {source.page} and give --url or --archive",
             progress=progress,

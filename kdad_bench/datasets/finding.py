@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 from kdad_bench.datasets import whole
 from kdad_bench.datasets.cache import fingerprint
-from kdad_bench.datasets.category import MODALITIES, Category, DatasetError, printable
+from kdad_bench.datasets.category import MODALITIES, Category, DatasetError, printable, suggestion
 from kdad_bench.datasets.entry import Entry, Layout
 from kdad_bench.datasets.listing import SHOWN, Unused, holds_images, is_file, is_folder, look, nested, remarks
 from kdad_bench.datasets.stand_in import PREFIX, marked
@@ -206,7 +207,9 @@ def _another(place: Path, one: Entry) -> str:
 def _place(name: str, root: Path, one: Entry) -> Place:
     """The first layout that finds a category in `root`."""
     if not is_folder(root) and not (one.takes_file and is_file(root)):
-        raise DatasetError(f"{root}: no such folder; the layout is {one.layouts[-1].text}")
+        kind = "file or folder" if one.takes_file else "folder"
+        what = f"not a {kind}" if os.path.lexists(root) else f"no such {kind}"
+        raise DatasetError(f"{root}: {what}; the layout is {one.layouts[-1].text}")
     drawn = one.synthetic or bool(marked(root)) or bool(marked(root.parent))
     for layout in one.layouts:
         found = layout.categories(root)
@@ -219,13 +222,14 @@ def _unknown(dataset: str) -> str:
     if "/" in dataset or dataset.startswith(("~", ".")) or is_folder(Path(dataset)):
         return f"data set '{dataset}': for a path write folder:{dataset}"
     have = ", ".join(map(spelling, entries().values()))
-    return f"data set '{dataset}' is not known; have: {have}, or a drawn stand-in under the data root"
+    close = suggestion(dataset, entries())
+    return f"data set '{dataset}'{close} is not known; have: {have}, or a drawn stand-in under the data root"
 
 
 def _chosen(dataset: str, have: Sequence[str], names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in have:
-            raise DatasetError(f"category '{name}' not in {dataset}; have: {', '.join(have)}")
+            raise DatasetError(f"category '{name}'{suggestion(name, have)} not in {dataset}; have: {', '.join(have)}")
     return [name for name in have if not names or name in names]
 
 

@@ -84,7 +84,7 @@ def photographs(names: Sequence[str]) -> Photographs:
         except DatasetError as error:
             found.bad.append(Bad(Path(name), str(error)))
         if before == (len(found.bad), len(found.files), len(found.unused)):
-            found.bad.append(Bad(Path(name), printable(f"{name}: {NOTHING}")))
+            found.bad.append(Bad(Path(name), printable(f"{name if name.strip() else repr(name)}: {NOTHING}")))
     first: dict[tuple[str, str], Path] = {}
     for path in found.files:
         first.setdefault((os.path.realpath(path.parent), path.name), path)

@@ -15,6 +15,7 @@ from kdad_bench.datasets.category import GOOD, DatasetError, Sample
 from kdad_bench.datasets.decoding import read_bytes
 from kdad_bench.datasets.listing import SHOWN, is_file, is_folder, look
 from kdad_bench.datasets.survey import Survey
+from kdad_bench.files import unpacked_bytes
 
 TABLES = frozenset({".csv", ".parquet"})
 NEEDED = ("image", "split", "label")  # columns, in any case
@@ -107,12 +108,16 @@ def _parquet(path: Path) -> list[dict[str, str]]:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(pa.BufferReader(_bytes(path)))
+        source = pa.BufferReader(_bytes(path))
+        file = pq.ParquetFile(source)
         if file.metadata.num_rows > MOST_LINES:
             raise DatasetError(f"{path}: {file.metadata.num_rows} lines; {MOST_LINES} are the most")
         columns = [column_of(name) for name in file.schema_arrow.names]
         refuse_doubled(path, columns)
         wanted = [name for name in file.schema_arrow.names if column_of(name) in (*NEEDED, *OTHERS)]
+        swollen = unpacked_bytes(file, source, wanted, MOST_BYTES)
+        if swollen > MOST_BYTES:
+            raise DatasetError(f"{path}: {swollen} bytes once it is read; {MOST_BYTES} are the most for a table")
         rows = file.read(wanted).to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, DatasetError):

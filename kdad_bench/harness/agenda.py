@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from kdad_bench.datasets import remarks_on, under_known_names
@@ -12,8 +12,7 @@ from kdad_bench.harness.options import RunOptions
 from kdad_bench.harness.output import Work, work_of
 from kdad_bench.harness.selection import Selection, selected
 from kdad_bench.harness.teachers import from_elsewhere, weights_for, with_teachers_at_hand
-from kdad_bench.leaderboard.folder import MissingFolder
-from kdad_bench.leaderboard.store import Finished, finished, read
+from kdad_bench.leaderboard.store import Finished, finished
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,12 +31,12 @@ class Agenda:
 def agenda(options: RunOptions) -> Agenda:
     """What `options` ask for; raises SelectionError, DatasetError or StoreError with one line."""
     selection, unfit = without_refused(selected(options))
-    selection = with_known_names(selection, options.out)
+    done = finished(options.out)
+    selection = with_known_names(selection, done.values())
     selection, weights, replaced = with_teachers_at_hand(selection, weights_for(selection, options), options)
     jobs, alone = planned(selection, weights)
     work = work_of(options)
     remarks = (*remarks_on(selection.categories, options.data_root), *replaced, *from_elsewhere(weights, options))
-    done = finished(work.out)
     left = tuple(job for job in jobs if work.redoes(done[job.id].status if job.id in done else None))
     again = {job.id for job in left}
     kept = {job.id: done[job.id] for job in jobs if job.id not in again}
@@ -52,12 +51,7 @@ def agenda(options: RunOptions) -> Agenda:
     )
 
 
-def with_known_names(selection: Selection, out: str) -> Selection:
-    """The selection with the names that the rows in `out` have for the same data: a moved folder keeps its own."""
-    try:
-        table = read(out, ("category", "data_fingerprint", "dataset")).table
-    except MissingFolder:
-        return selection
-    keys = zip(table["category"].to_pylist(), table["data_fingerprint"].to_pylist(), strict=True)
-    known = dict(zip(keys, table["dataset"].to_pylist(), strict=True))
+def with_known_names(selection: Selection, rows: Iterable[Finished]) -> Selection:
+    """The selection with the names that `rows` have for the same data: a moved folder keeps its own."""
+    known = {(row.category, row.data_fingerprint): row.dataset for row in rows if row.data_fingerprint is not None}
     return replace(selection, categories=under_known_names(selection.categories, known))

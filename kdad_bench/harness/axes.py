@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ class Axes:
     @property
     def used(self) -> dict[str, Any]:
         """The axes on which the job is not the plain one."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
 
     @property
     def label(self) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
-import random
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +11,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +19,7 @@ from kdad_bench.methods import entry
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.backbones.weights import load_teacher
 from kdad_bench.methods.checkpoint import load, save
+from kdad_bench.methods.foreign import guarded, process_as_it_was
 from kdad_bench.methods.protocol import Fitting, Method, Scores
 
 CPU = torch.device("cpu")
@@ -289,46 +287,6 @@ def refuse_moved(what: str, moved: list[str]) -> None:
         raise Broken(f"{what} moves {', '.join(moved)}; draw from a generator of your own, set nothing for others")
 
 
-def set_environment(variables: Mapping[str, str]) -> None:
-    """These variables and no others."""
-    os.environ.clear()
-    os.environ.update(variables)
-
-
-# what a method shares with whatever runs beside it -> how it is asked for, and put back
-SHARED: Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
-    "torch's random state": (
-        lambda: torch.get_rng_state().numpy(),
-        lambda kept: torch.set_rng_state(torch.from_numpy(kept)),
-    ),
-    "numpy's random state": (np.random.get_state, np.random.set_state),
-    "Python's random state": (random.getstate, random.setstate),
-    "torch's default type": (torch.get_default_dtype, torch.set_default_dtype),
-    "torch's threads": (torch.get_num_threads, torch.set_num_threads),
-    "whether gradients are kept": (torch.is_grad_enabled, torch.set_grad_enabled),
-    "whether algorithms are deterministic": (
-        torch.are_deterministic_algorithms_enabled,
-        torch.use_deterministic_algorithms,
-    ),
-    "the precision of products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    "the current folder": (os.getcwd, os.chdir),
-    "environment variables": (lambda: dict(os.environ), set_environment),
-}
-
-
-@contextmanager
-def process_as_it_was() -> Iterator[list[str]]:
-    """Puts back whatever of SHARED was changed inside; its names are then in what is given."""
-    moved: list[str] = []
-    before = {name: ask() for name, (ask, _) in SHARED.items()}
-    try:
-        yield moved
-    finally:
-        moved += [name for name, (ask, _) in SHARED.items() if pickle.dumps(ask()) != pickle.dumps(before[name])]
-        for name in moved:
-            SHARED[name][1](before[name])
-
-
 RULES: Mapping[str, Callable[[Bench], str]] = {
     "answers: shapes, float32, finite": answers,
     "sees the given normals only": sees_normals_only,
@@ -346,7 +304,7 @@ RULES: Mapping[str, Callable[[Bench], str]] = {
 def check(name: str) -> Iterator[Verdict]:
     """The verdict on each rule, as it comes; `name` is that of a known method."""
     for rule, judge in RULES.items():
-        with process_as_it_was():
+        with guarded():
             verdict = verdict_of(rule, judge, name)
         yield verdict
 

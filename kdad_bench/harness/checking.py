@@ -73,8 +73,9 @@ def check(path: Path, asked: Asked) -> Report:
     """Everything that speaks for and against the pack `path`.
 
     Raises DatasetError for a file that is no archive, cut short, or holds what is never unpacked; SubmissionError for
-    an archive that is no pack.
+    an archive that is no pack, and the first for a data set that was given and is not there.
     """
+    refuse_absent(asked.datasets, asked.data_root)
     with tempfile.TemporaryDirectory(prefix="kdad-bench-pack-") as name:
         folder = Path(name)
         extract(path, folder)
@@ -244,6 +245,13 @@ def places_of(row: Mapping[str, Any], given: Sequence[str]) -> tuple[list[str], 
     own = [row["dataset"]] if row["dataset"] in datasets.entries() else []
     places = list(dict.fromkeys([*own, *given]))
     return places, "" if places else f"say where {row['dataset']} lies here, with --dataset"
+
+
+def refuse_absent(given: Sequence[str], data_root: Path | None) -> None:
+    """Raises DatasetError for the first of the data sets that were given, not by a row, that is not there."""
+    for name in given:
+        if not datasets.names_at_hand(name, data_root):  # one that is drawn is not drawn for this
+            datasets.located(name, data_root)
 
 
 def data_of(row: Mapping[str, Any], asked: Asked) -> tuple[Category | None, str]:

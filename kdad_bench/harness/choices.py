@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
+from kdad_bench.datasets.category import suggestion as suggestion
 from kdad_bench.methods import METHODS, known, outside
 
 MOST_SEED = 2**63 - 1  # what a column of rows holds
@@ -37,12 +36,6 @@ PRESETS = {
 
 MULTI_CLASS = "multi-class"  # the setting in which one model learns from several categories
 SETTINGS = ("single", MULTI_CLASS)
-
-
-def suggestion(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    """` (did you mean 'x'?)` for the closest known word, or nothing."""
-    close = get_close_matches(word, list(known), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def method_choice(text: str) -> tuple[str, str]:

@@ -57,6 +57,8 @@ def is_of_method(name: str, value: object) -> bool:
 def read(path: Path) -> Config:
     """The config in `path`; raises ConfigError that lists every mistake as `file:line: key: what is wrong`."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would block
+            raise ConfigError(f"{path}: cannot be read: not a regular file")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error

@@ -44,12 +44,12 @@ class Decision:
         """Put it beside the model, whole."""
         write_text_whole(folder / FILE, json.dumps(asdict(self), indent=2) + "\n")
 
-    def threshold(self, false_alarms: float) -> float:
+    def threshold(self, false_alarms: float, remedy: str = "give --threshold or more --normals, ") -> float:
         """The score above which an image is called anomalous, for a wanted false-alarm rate in (0, 1).
 
         The conformal quantile: of n held-out normals the ceil((n + 1)(1 - rate))-th smallest score, so that a new
         normal image of the same kind lies above it with a probability of at most `rate` (Vovk et al. 2005). Raises
-        DecisionError where n is too small for the rate.
+        DecisionError where n is too small for the rate; `remedy` is one of the ways out that it names.
         """
         n = len(self.normal_scores)
         if n == 0:
@@ -59,8 +59,8 @@ class Decision:
             )
         if not supported(n, false_alarms):
             raise DecisionError(
-                f"{shortfall(n, false_alarms)}; take --false-alarms {least_rate(n):g}, give --threshold or more "
-                "--normals, or train with a larger --hold-out"
+                f"{shortfall(n, false_alarms)}; take --false-alarms {least_rate(n):g}, {remedy}or train with a larger "
+                "--hold-out"
             )
         return sorted(self.normal_scores)[rank_of(n, false_alarms) - 1]
 

@@ -16,6 +16,7 @@ from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.environment import describe, keep_freed_memory
 from kdad_bench.harness.plain_loop import Stopwatch, train_and_evaluate
 from kdad_bench.harness.scoring import as_images, score_all
+from kdad_bench.harness.teachers import refuse_unknown
 from kdad_bench.methods import entry
 from kdad_bench.methods.backbones import Backbone, build
 from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
@@ -83,19 +84,18 @@ def compare(task: Task) -> Comparison:
 def category_of(task: Task) -> Category:
     """The category of `task`, which must have masks."""
     try:
-        found = {one.name: one for one in datasets.categories(task.dataset, task.data_root)}
+        names = datasets.names_at_hand(task.dataset, task.data_root)[:1] if task.category is None else [task.category]
+        found = datasets.categories(task.dataset, task.data_root, names)[0]
     except DatasetError as error:
         raise SelectionError(str(error)) from error
-    name = task.category or next(iter(found))
-    if name not in found:
-        raise SelectionError(f"category '{name}' not in {task.dataset}; have: {', '.join(found)}")
-    if not found[name].has_masks:
-        raise SelectionError(f"{task.dataset}/{name} has no masks; choose a category with masks")
-    return found[name]
+    if not found.has_masks:
+        raise SelectionError(f"{task.dataset}/{found.name} has no masks; choose a category with masks")
+    return found
 
 
 def teacher_of(task: Task) -> Backbone:
     """The teacher of both sides, with its weights."""
+    refuse_unknown([task.teacher])
     try:
         return load_teacher(task.teacher)[0]
     except WeightsError as error:

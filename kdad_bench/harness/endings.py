@@ -34,12 +34,13 @@ def put_back(endings: Sequence[tuple[Job, Ending]], out: str) -> int:
 
     A folder that was moved or emptied meanwhile, or was full for a while, gets the rows that are still in memory.
     """
-    rows = [ended if isinstance(ended, Row) else ended.row for _, ended in endings]
+    found = (ended if isinstance(ended, Row) else ended.row for _, ended in endings)
+    rows = {row.job_id: row for row in found if row is not None}
     restored = 0
     with suppress(store.StoreError):  # a job without a row is listed
-        there = store.finished(out)
-        for row in rows:
-            if row is not None and row.job_id not in there:
+        there = store.finished(out, rows) if rows else {}
+        for job, row in rows.items():
+            if job not in there:
                 store.write(row, out)
                 restored += 1
     return restored

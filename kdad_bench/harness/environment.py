@@ -92,8 +92,9 @@ def kernels_path(kernels: Any, device: str) -> str:
     return str(kernels.path(device.partition(":")[0])) if hasattr(kernels, "path") else "?"
 
 
+@lru_cache(maxsize=64)
 def package_version(name: str) -> str | None:
-    """Installed version of a distribution, None where it is absent."""
+    """Installed version of a distribution, None where it is absent; read once, as nothing is imported twice."""
     try:
         return version(name)
     except PackageNotFoundError:

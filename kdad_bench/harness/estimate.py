@@ -16,6 +16,7 @@ from kdad_bench.harness.material import count_of
 
 KEPT = 10  # durations remembered per kind of job
 JOB_SECONDS = 1.0  # of any job, beside its training and scoring: reading, metrics, picture, row
+LAST = 8  # jobs for each worker at the end of a run, the longest of which begin first
 PIXEL_SECONDS = 0.7e-6  # of a training step for each pixel of its batch, one thread, by the rule of thumb
 
 
@@ -110,6 +111,17 @@ def planned_steps(job: Job) -> int:
     images = max(1, count_of(job))
     per_epoch = ceil(images / min(job.settings.batch_size, images))
     return int(job.settings.steps or job.settings.epochs * per_epoch)
+
+
+def longest_first_at_the_end(jobs: Sequence[Job], workers: int, threads: int | None) -> list[Job]:
+    """`jobs` in their order, but for the last LAST of each worker, of which the longest come first.
+
+    So no core waits at the end for a long job that began late. How long one takes tell this machine's earlier jobs of
+    its kind, else the rule of thumb.
+    """
+    timed, begins = known_seconds(), max(0, len(jobs) - LAST * workers) if workers > 1 else len(jobs)
+    last = sorted(jobs[begins:], key=lambda job: -timed.get(kind_of(job, threads), rule_of_thumb(job)))
+    return [*jobs[:begins], *last]
 
 
 def remember(job: Job, seconds: float, threads: int | None, *, learns: bool = True) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from kdad_bench.harness import allowance
 from kdad_bench.harness.environment import memory_at_start_mb
+from kdad_bench.harness.estimate import longest_first_at_the_end
 from kdad_bench.harness.giving_way import computing_with, giving_way
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.on_ray import ATTEMPTS, BUSY_RETRY_SECONDS, Ending, Outcomes, Started, on_ray, refuse_no_ray
@@ -255,8 +256,9 @@ def local(
     failed; one that holds a job for more than `job_timeout` seconds is killed and its job recorded as failed at once.
     """
     pool = Pool(
-        work=work, workers=workers, job_timeout=job_timeout, started=started, waiting=deque(jobs), threads=threads
-    )
+        work=work, workers=workers, job_timeout=job_timeout, started=started, threads=threads,
+        waiting=deque(longest_first_at_the_end(jobs, workers, threads)),
+    )  # fmt: skip
     try:
         while pool.waiting or pool.busy:
             yield from pool.step()

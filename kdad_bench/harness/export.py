@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import time
@@ -131,7 +132,8 @@ def refuse_contradictions(wanted: Wanted) -> None:
         raise SelectionError(f"--to {lacking}")
     out = wanted.folder
     ours = {FILE, *(name for one in TARGETS.values() for name in one.files)}
-    if out.exists() and not (out.is_dir() and {one.name for one in out.iterdir()} <= ours):
+    there = os.path.lexists(out)
+    if there and (out.is_symlink() or not out.is_dir() or {one.name for one in out.iterdir()} - ours):
         raise SelectionError(f"{out}: something else is there; choose another --out")
 
 
@@ -141,7 +143,7 @@ def source_of(wanted: Wanted) -> Source:
     kept = decision.read(wanted.model)
     refuse_windows(wanted.model, kept)
     if kept.normal_scores:
-        kept.threshold(wanted.false_alarms)  # DecisionError before the work
+        kept.threshold(wanted.false_alarms, "")  # DecisionError before the work
     normals = normals_of(wanted.model, kept, wanted.data_root)
     found = asked_for(wanted.check_on, kept.resolution, wanted.data_root)
     if normals.held_out is not None:

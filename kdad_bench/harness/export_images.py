@@ -75,11 +75,9 @@ def row_of(model: Path) -> Row | None:
 
 
 def category_of(dataset: str, name: str, data_root: Path | None) -> Category:
-    """A category by name; raises DatasetError or SelectionError."""
-    found = {one.name: one for one in datasets.categories(dataset, data_root)}
-    if name not in found:
-        raise SelectionError(f"category '{name}' not in {dataset}; have: {', '.join(found)}")
-    return found[name]
+    """A category by name; raises DatasetError."""
+    (found,) = datasets.categories(dataset, data_root, [name])
+    return found
 
 
 def asked_for(names: Sequence[str], resolution: int, data_root: Path | None) -> list[Images]:

@@ -177,6 +177,8 @@ def refuse_code(path: Path) -> None:
     """Raises ExportError for a program of torch.export in which anything but plain tensors would be unpickled."""
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):  # may unpack to anything
+                raise ValueError("it is packed, as none is written")
             for name in archive.namelist():
                 if "/data/sample_inputs/" in name and (content := archive.read(name)):
                     torch.load(io.BytesIO(content), weights_only=True)

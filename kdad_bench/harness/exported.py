@@ -150,6 +150,7 @@ def opened(model: Path, device: str) -> tuple[str, Scorer, Decision, torch.devic
         return name, method, decision.read(model), where
     if device.startswith("cuda"):
         raise SelectionError(f"--device {device}: {model} was exported and runs on the CPU; leave --device out")
+    device_from(device)
     found = read(model)
     if (found.decision.fit, found.decision.tile) != (SQUASH, None):
         raise ExportError(f"{model / FILE}: damaged (a graph takes one square of an image); {REMEDY}")

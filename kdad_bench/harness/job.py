@@ -7,7 +7,7 @@ import json
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +45,19 @@ def together_of(row: Mapping[str, Any]) -> dict[str, str]:
     """category -> fingerprint of those that the model of a row has learnt from, where these are several."""
     pairs = (one.rpartition("=") for one in row["learnt_together"] or ())
     return {name: fingerprint for name, _, fingerprint in pairs}
+
+
+def values_of(settings: Any) -> dict[str, Any]:
+    """`dataclasses.asdict`, which copies even what cannot change: a plan of thousands of jobs would wait for that."""
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    return values if all(map(lasting, values.values())) else asdict(settings)
+
+
+def lasting(value: object) -> bool:
+    """Whether `value` cannot change: a plain one, or a tuple of such."""
+    return (
+        value is None or type(value) in (bool, int, float, str) or (type(value) is tuple and all(map(lasting, value)))
+    )
 
 
 def id_of(identity: Mapping[str, Any]) -> str:
@@ -138,7 +151,7 @@ class Job:
             "data": self.fingerprint or fingerprint(self.category),
             "seed": self.seed,
             "resolution": self.resolution,
-            "settings": asdict(self.settings),
+            "settings": values_of(self.settings),
             "teacher_sha256": self.weights.sha256 if self.weights else None,
             "device": self.device.partition(":")[0],
             "deterministic": self.deterministic,

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdad_bench.datasets import single_modalities
 from kdad_bench.datasets.splits import FRACTION
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.material import lot_of
+from kdad_bench.methods import outside
+
+if TYPE_CHECKING:
+    from kdad_bench.methods.backbones.backbone import Backbone
+    from kdad_bench.methods.protocol import Method
 
 SMALL = 4  # images up to so many strides wide are looked at: a network may halve the deepest tap once or twice more
 
@@ -59,9 +64,20 @@ def has_a_batch_of_one(settings: Any, count: int) -> bool:
     return count % size == 1 and not getattr(settings, "drop_last", False) and reached
 
 
+def norms_that_learn(method: Method, teacher: Backbone | None) -> int:
+    """How many batch norms a method has beside those of its teacher, which is frozen."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    frozen = set() if teacher is None else set(teacher.modules())
+    return sum(isinstance(one, _BatchNorm) and one not in frozen for one in method.module.modules())
+
+
 @lru_cache(maxsize=64)
 def learns_from_one(method: str, settings: Any) -> bool:
-    """Whether a step on one image of the size in `settings` is possible."""
+    """Whether a step on one image of the size in `settings` is possible.
+
+    It is tried, but for a method of ours whose student has no batch norm: a plan must not wait for that.
+    """
     import torch
 
     from kdad_bench.methods import entry
@@ -75,8 +91,11 @@ def learns_from_one(method: str, settings: Any) -> bool:
     image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     random = {"strides": settings.strides, "source": "random"}
     teacher = load_teacher(settings.teacher, **random)[0] if found.needs_teacher else None
+    built = found.build(settings, teacher, cpu)
+    if method not in outside.ADDED and not norms_that_learn(built, teacher):
+        return True
     try:
-        found.build(settings, teacher, cpu).fit(image)
+        built.fit(image)
     except ValueError as error:
         if "more than 1 value per channel" in str(error):
             return False

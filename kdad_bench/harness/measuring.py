@@ -178,7 +178,7 @@ def measured(todo: Sequence[Wanted], out: str, *, anew: bool = False) -> Iterato
                 if made is not there:
                     measurement.write(made, out)
             yield made
-        except Exception as error:  # of a method, its data, its device or the disk: no job has failed
+        except (Exception, SystemExit) as error:  # of a method, its data, its device or the disk: no job has failed
             yield NotMeasured(key=one.key, method=one.job.name, reason=reason_of(error))
 
 

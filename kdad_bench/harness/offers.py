@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from kdad_bench.datasets import DatasetError
 from kdad_bench.datasets.decoding import read_bytes
+from kdad_bench.datasets.table_layout import column_of
+from kdad_bench.files import unpacked_bytes
 from kdad_bench.harness.maps import READERS, MapError, read_stack
 
 MOST_OFFERS = 1_000_000  # files of a tree or lines of a table
@@ -205,7 +207,14 @@ def refuse_nested(fields: Sequence[Any]) -> None:
 
     for field in fields:
         kind = field.type.value_type if kinds.is_dictionary(field.type) else field.type
-        plain = (kinds.is_string, kinds.is_large_string, kinds.is_integer, kinds.is_floating, kinds.is_null)
+        plain = (
+            kinds.is_string,
+            kinds.is_large_string,
+            kinds.is_string_view,
+            kinds.is_integer,
+            kinds.is_floating,
+            kinds.is_null,
+        )
         if not any(is_one(kind) for is_one in plain):
             raise OfferError(f"column {field.name} holds {kind}; give text, and numbers for scores")
 
@@ -216,8 +225,11 @@ Lines = tuple[list[str], list[tuple[int, dict[str, str]]]]
 def csv_lines(data: bytes, wanted: Sequence[str]) -> Lines:
     """The columns and the lines, numbered as an editor does."""
     try:
-        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
-        columns = [name.strip() for name in reader.fieldnames or ()]
+        text = data.decode("utf-8-sig")
+        header = (text.splitlines() or [""])[0]
+        by = ";" if ";" in header and "," not in header else ","
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=by)
+        columns = [column_of(name) for name in reader.fieldnames or ()]
         reader.fieldnames = columns
         refuse_twins(columns, wanted)
         lines = []
@@ -246,18 +258,20 @@ def parquet_lines(data: bytes, wanted: Sequence[str]) -> Lines:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(io.BytesIO(data))
-        columns = list(file.schema_arrow.names)
+        source = io.BytesIO(data)
+        file = pq.ParquetFile(source)
+        columns = [column_of(name) for name in file.schema_arrow.names]
         refuse_twins(columns, wanted)
-        refuse_nested([field for field in file.schema_arrow if field.name in wanted])
-        groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
-        swollen = sum(group.total_byte_size for group in groups)
+        chosen = [field for field in file.schema_arrow if column_of(field.name) in wanted]
+        refuse_nested(chosen)
+        names = [field.name for field in chosen]
+        swollen = unpacked_bytes(file, source, names, MOST_TABLE_BYTES)
         if file.metadata.num_rows > MOST_OFFERS or swollen > MOST_TABLE_BYTES:
             raise OfferError(f"{file.metadata.num_rows} lines of {swollen} bytes; more than a table may hold")
-        table = file.read([name for name in columns if name in wanted], use_threads=False).to_pylist()
+        table = file.read(names, use_threads=False).to_pylist()
     except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         if isinstance(error, OfferError):
             raise
         raise OfferError(f"no Parquet file ({str(error).splitlines()[0][:120]}); write it again") from error
-    texts = [{name: "" if value is None else str(value) for name, value in line.items()} for line in table]
+    texts = [{column_of(name): "" if value is None else str(value) for name, value in line.items()} for line in table]
     return columns, list(enumerate(texts, 1))

@@ -18,6 +18,7 @@ from kdad_bench.harness.step_log import step_log
 from kdad_bench.harness.surroundings import NoResult, of_surroundings
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.row import Row
+from kdad_bench.methods.foreign import guarded
 
 
 def perform(job: Job, work: Work) -> Row | NoResult | None:
@@ -36,10 +37,10 @@ def perform(job: Job, work: Work) -> Row | NoResult | None:
             with turn(job, work) as ours:
                 if not ours:
                     return None
-                with step_log(job, work) as log:
+                with step_log(job, work) as log, guarded():
                     row = run(job, work, log)
             return kept(row, job, work)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a method's own code raises anything
         reason = reason_of(error)
         return NoResult(reason) if of_surroundings(error, job) else record_failure(job, work, reason)
 
@@ -77,7 +78,7 @@ def written(row: Row, work: Work) -> Row | NoResult:
     return row
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """One line that tells a person what happened: type, text and the innermost line of this package."""
     text = " ".join(str(error).split()) or "no message"
     place = ""

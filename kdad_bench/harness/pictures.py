@@ -22,6 +22,7 @@ BLOCK = 1 << 20  # pixels that are coloured at a time
 MOST_PIXELS = 1 << 26  # of maps that the ends of the colour scale are taken from
 CEILING = 99.9  # percentile of all map pixels at which the colour scale ends; one hot pixel must not darken the rest
 INK, PAPER = (20, 20, 20), (255, 255, 255)
+RUNS = 3  # zlib's strategy Z_RLE: a twenty-fifth of the time that its best takes, 1 to 7 % more bytes
 
 
 def contact_sheet(
@@ -59,7 +60,7 @@ def contact_sheet(
         mask = None if masks is None else masks[index][own]
         for column, tile in enumerate(tiles(images[index][:, *own], mask, maps[index][own], low, high)):
             sheet.paste(tile, (GAP + column * (TILE + GAP), top + CAPTION))
-    write_whole(path, lambda temporary: sheet.save(temporary, format="PNG", optimize=True))
+    write_whole(path, lambda temporary: sheet.save(temporary, format="PNG", compress_type=RUNS))
 
 
 def scale(maps: NDArray[np.float32], sizes: NDArray[np.int64] | None) -> tuple[float, float]:

@@ -166,13 +166,17 @@ def predict(
     false_alarms: float = FALSE_ALARMS,
     out: Path | None = None,
     device: str = "auto",
+    method: str | None = None,
 ) -> Predictions:
     """Scores and decisions of `images`, and overlays and predictions.json in the folder `out`.
 
+    A `method` has to be the model's, which is known by itself unless it is in a file.
     An image that cannot be read is among the `failed`, and the others are scored. Raises SelectionError, DecisionError,
     ModelError or ScoreError, each a ValueError of one line, and OSError for an `out` that cannot be written.
     """
     judge, kept = judge_of(model, device)
+    if method not in (None, judge.name):
+        raise SelectionError(f"--method {method}: {model} is of method '{judge.name}'; leave --method out")
     if normals is not None:
         kept = fitted(kept, judge, normals)
     limit, origin = threshold_of(kept, threshold, false_alarms)

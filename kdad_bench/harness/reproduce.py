@@ -9,22 +9,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kdad_bench import __version__
 from kdad_bench.datasets import DatasetError
 from kdad_bench.harness.agenda import Agenda, agenda
-from kdad_bench.harness.checking import label, places_of
+from kdad_bench.harness.checking import label, places_of, refuse_absent
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.executors import outcomes
 from kdad_bench.harness.job import Job, hold_out_of, id_of_row, identity_of_row, together_of
 from kdad_bench.harness.options import RunOptions, options_from
 from kdad_bench.harness.plan import NOT_SETTINGS
 from kdad_bench.harness.surroundings import NoResult
+from kdad_bench.harness.teachers import weights_given
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.row import Row
+from kdad_bench.methods.backbones.names import BACKBONES
 
 FIGURES = ("image_auroc", "pixel_auroc", "aupro_30")
 NUMBERS = ("weights_sha256", "losses", "image_scores", "normal_scores", *FIGURES)  # what a job computes
@@ -105,6 +107,17 @@ def _named(rows: Sequence[dict[str, Any]], beginning: str, folder: str) -> dict[
         several = "several finished rows have ids that begin so" if found else "no finished row has such an id"
         raise SelectionError(f"{folder}: job '{beginning}': {several}; `kdad-bench show` lists them")
     return found[0]
+
+
+def settled(rows: Iterable[Mapping[str, Any]], asked: Asked) -> Asked:
+    """`asked` with each file of weights under the name of the teacher that it fits, as no row has all teachers.
+
+    Raises SelectionError for weights, and DatasetError for a data set, that serve no row: nothing is run then.
+    """
+    refuse_absent(asked.datasets, asked.data_root)
+    names = list(dict.fromkeys(row["teacher"] for row in rows if row["teacher"] in BACKBONES))
+    given = weights_given(names, asked.weights)
+    return replace(asked, weights=tuple(f"{name}={found.path or found.source}" for name, found in given.items()))
 
 
 def reproduced(rows: Iterable[Mapping[str, Any]], asked: Asked, started: Callable[[Job], None]) -> Iterator[Reproduced]:

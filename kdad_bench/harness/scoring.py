@@ -161,9 +161,13 @@ def checked(scores: Scores, images: Tensor, name: str) -> Scores:
 
     That values are finite is checked with the metrics, which can name the image.
     """
+    if not (hasattr(scores, "image") and hasattr(scores, "pixel")):
+        raise ScoreError(f"method '{name}': `score` gives {type(scores).__name__}, not Scores(image, pixel)")
     shapes = {"image": images.shape[:1], "pixel": (len(images), *images.shape[2:])}
     for part, shape in shapes.items():
         value = getattr(scores, part)
+        if not isinstance(value, Tensor):
+            raise ScoreError(f"method '{name}': {part} scores are {type(value).__name__}, not a torch.Tensor")
         if tuple(value.shape) != tuple(shape) or value.dtype != torch.float32:
             raise ScoreError(
                 f"method '{name}': {part} scores are {value.dtype} {tuple(value.shape)}, not float32 {tuple(shape)}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ import torch
 from kdad_bench import __version__, kernels
 from kdad_bench.harness.cost import is_quick
 from kdad_bench.harness.environment import cpu_model, kernels_path
-from kdad_bench.harness.job import Job
+from kdad_bench.harness.job import Job, values_of
 from kdad_bench.harness.output import Work
 from kdad_bench.methods import entry
 from kdad_bench.metrics import available_cpus
@@ -39,7 +38,7 @@ def configuration(job: Job) -> dict[str, Any]:
     device = job.device.partition(":")[0]
     learns = learns_its_cost(job)
     budget = ("seed",) if learns else ("seed", "steps", "epochs")
-    settings = {name: value for name, value in asdict(job.settings).items() if name not in budget}
+    settings = {name: value for name, value in values_of(job.settings).items() if name not in budget}
     data = {"dataset": job.category.dataset, "label": label_of(job)} if learns else {}
     return {
         "kdad_bench": __version__,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,17 +27,41 @@ def weights_for(selection: Selection, options: RunOptions) -> Mapping[str, Teach
     Raises SelectionError for a name that is no teacher, and for a file of weights that is none or fits no teacher.
     """
     names = teachers(selection)
-    named, loose = files_given(options.all_weights)
-    for name in (*names, *named, *options.weights):
-        if name not in BACKBONES:
-            raise SelectionError(f"unknown teacher '{name}'{suggestion(name, BACKBONES)}; have: {', '.join(BACKBONES)}")
-    found = {name: find(name, source) for name, source in named.items() if name in names}
-    for source in loose:
-        found = {**fitting(source, [name for name in names if name not in named]), **found}
+    refuse_unknown(names)
+    refuse_unknown(options.weights)
+    found = weights_given(names, options.all_weights)
     for name in names:
         if name not in found:
             found[name] = find(name, options.weights.get(name), may_download=not options.dry_run)
     return {name: found[name] for name in names}
+
+
+def weights_given(names: Sequence[str], texts: tuple[str, ...]) -> dict[str, TeacherWeights]:
+    """Teacher -> the weights that `texts`, each [TEACHER=]FILE, give it, for those of `names` that they fit.
+
+    Raises SelectionError for a name that is no teacher, for a file that is not there, and for one that fits nobody.
+    """
+    named, loose = files_given(texts)
+    refuse_unknown(named)
+    for name, source in named.items():
+        refuse_missing(source, name)
+    found = {name: find(name, source) for name, source in named.items() if name in names}
+    for source in loose:
+        found = {**fitting(source, [name for name in names if name not in named]), **found}
+    return found
+
+
+def refuse_unknown(names: Iterable[str]) -> None:
+    """Raises SelectionError for the first that is no teacher."""
+    for name in names:
+        if name not in BACKBONES:
+            raise SelectionError(f"unknown teacher '{name}'{suggestion(name, BACKBONES)}; have: {', '.join(BACKBONES)}")
+
+
+def refuse_missing(source: str, name: str) -> None:
+    """Raises SelectionError for a file of weights that is not there."""
+    if source != RANDOM and not Path(source).expanduser().is_file():
+        raise SelectionError(f"--weights {source}: no such file; give a checkpoint of {name}, or 'random' for a test")
 
 
 def files_given(texts: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
@@ -102,11 +126,8 @@ def find(name: str, source: str | None, *, may_download: bool = True) -> Teacher
     if source == RANDOM:
         return TeacherWeights(teacher=name, source=RANDOM, sha256=RANDOM)
     if source is not None:
+        refuse_missing(source, name)
         path = Path(source).expanduser()
-        if not path.is_file():
-            raise SelectionError(
-                f"--weights {source}: no such file; give a checkpoint of {name}, or 'random' for a test"
-            )
         try:
             weights.load_teacher(name, source=path)
         except weights.WeightsError as error:

@@ -166,6 +166,8 @@ def members(file: Path) -> Iterator[Member]:
 @contextmanager
 def tar_of(file: Path) -> Iterator[tarfile.TarFile]:
     """An archive read as a stream, up to its checksum. Raises UploadError for what is none, or cut short."""
+    if file.exists() and not file.is_file():  # a pipe would block
+        raise UploadError(f"{file}: no readable .tar.gz (not a regular file); give one of `results submission`")
     try:
         with gzip.open(file) as packed, tarfile.open(fileobj=packed, mode="r|") as archive:
             yield archive

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from kdad_bench.datasets import PAD, SHORT_SIDE, SQUASH
@@ -30,7 +30,7 @@ class View:
     @property
     def used(self) -> dict[str, Any]:
         """What is not the default."""
-        said = {name: value for name, value in asdict(self).items() if value is not None}
+        said = {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
         return {name: value for name, value in said.items() if (name, value) != ("fit", SQUASH)}
 
     @property

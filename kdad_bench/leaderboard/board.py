@@ -166,7 +166,7 @@ class Board:
 
     def overall(self, key: str, metric: str) -> Estimate | None:
         """The mean over categories of the means over seeds; None without a value."""
-        if (key, metric) not in self._overall:  # the bootstrap is the slowest part of a page
+        if (key, metric) not in self._overall:
             self._overall[key, metric] = self.summary.overall(key, metric)
         return self._overall[key, metric]
 

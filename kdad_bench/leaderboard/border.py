@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kdad_bench.files import unpacked_bytes
 from kdad_bench.leaderboard import row as rows
 from kdad_bench.leaderboard.row import KEY_COLUMNS, SCHEMA_VERSION
 from kdad_bench.leaderboard.text import printable
@@ -37,7 +38,7 @@ def table_of(source: pa.NativeFile, schema: pa.Schema) -> pa.Table:
             return table
     there = file.schema_arrow
     _refuse_foreign(there.metadata or {}, there.names, file.metadata.num_rows)
-    if many and _unpacked(file, set(schema.names)) > MOST_BYTES:
+    if many and unpacked_bytes(file, source, set(schema.names), MOST_BYTES) > MOST_BYTES:
         raise Foreign(f"unpacks to more than {MOST_BYTES // 10**9} GB")
     table = file.read(schema.names, use_threads=False)
     return table if table.schema.equals(schema) else _evolved(table, schema)
@@ -58,13 +59,6 @@ def _refuse_foreign(metadata: Mapping[bytes, bytes], have: Sequence[str], number
         raise Foreign("holds no row")
     if number > MOST_ROWS:
         raise Foreign(f"holds {number} rows; {MOST_ROWS} are the most of one file")
-
-
-def _unpacked(file: pa.parquet.ParquetFile, names: set[str]) -> int:
-    """Bytes of the columns `names` when unpacked, as the footer says."""
-    groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
-    chunks = (group.column(index) for group in groups for index in range(group.num_columns))
-    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in names)
 
 
 def _evolved(table: pa.Table, schema: pa.Schema) -> pa.Table:

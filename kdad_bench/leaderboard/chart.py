@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from kdad_bench.leaderboard.board import Board
@@ -106,17 +107,26 @@ def _drawing(board: Board, metric: str, found: Sequence[Point], layout: Layout) 
         f'text-anchor="middle">{escape(METRICS[metric].label)}</text>',
     ]
     best = front(found)
-    path = [f"M{x(best[0].latency_ms):.1f} {y(best[0].value):.1f}"]
-    path += [f"H{x(point.latency_ms):.1f} V{y(point.value):.1f}" for point in best[1:]]
+    steps = [(x(point.latency_ms), y(point.value)) for point in best]
+    path = [f"M{steps[0][0]:.1f} {steps[0][1]:.1f}", *(f"H{across:.1f} V{down:.1f}" for across, down in steps[1:])]
     parts.append(f'<path class="front" d="{" ".join(path)} H{right}"/>')
     places = [(x(p.latency_ms), y(p.value)) for p in found]
     ends = [None if p.low is None or p.high is None else (y(p.high), y(p.low)) for p in found]
     bars = [(place[0] - 3, end[0], place[0] + 3, end[1]) for place, end in zip(places, ends, strict=True) if end]
+    bars += _beside(steps, right)
     texts = [p.label if p.key in board.order[:MOST_NAMES] else "" for p in found]
     names = named(texts, places, (left + 2, 2, layout.width - 2, bottom - 2), bars)
     for point, place, end, name in zip(found, places, ends, names, strict=True):
         parts.append(_mark(board, metric, point, place, end, name))
     return "\n".join([*parts, "</svg>"])
+
+
+def _beside(steps: Sequence[tuple[float, float]], right: float) -> list[tuple[float, float, float, float]]:
+    """Boxes around the lines of a front that goes across from each step to the next one, then up: names avoid them."""
+    after = [*steps[1:], (right, steps[-1][1])]
+    across = [(x, y - 2, x_next, y + 2) for (x, y), (x_next, _) in zip(steps, after, strict=True)]
+    upwards = [(x_next - 2, y_next, x_next + 2, y) for (_, y), (x_next, y_next) in pairwise(steps)]
+    return across + upwards
 
 
 def _mark(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import Any
@@ -31,12 +31,6 @@ class Noise:
     jobs: Mapping[Job, int]  # job -> its place below
     covariance: Floats  # [jobs, jobs] over samples of images
     freedom: int  # of the variance of the rarer kind of image
-    draw: Callable[[], Floats]
-
-    @cached_property
-    def deviations(self) -> Floats:
-        """[jobs, DRAWS]: figure of a resample of the images minus the figure, the same images for all jobs."""
-        return self.draw()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +63,7 @@ class Images:
         return made({job: figures[job] for job in own})
 
     def _of_auroc(self, figures: Mapping[Job, float]) -> Noise | None:
-        """DeLong's covariance, and the areas of resampled images to first order: means of their placements."""
+        """DeLong's covariance."""
         both = {job: placements(self.scores[job], self.labels) for job in figures}
         own = [job for job, (above, _) in both.items() if abs(above.mean() - figures[job]) <= SAME]
         if not own:
@@ -77,22 +71,10 @@ class Images:
         above, below = (
             np.array([both[job][kind] for job in own]) for kind in (0, 1)
         )  # [jobs, anomalous], [jobs, good]
-        covariance = delong(above, below)
-
-        def draw() -> Floats:
-            if self.labels.size > MOST_IMAGES:
-                values, vectors = np.linalg.eigh(covariance)
-                root = vectors * np.sqrt(np.maximum(values, 0))
-                return np.asarray(root @ np.random.default_rng(0).normal(size=(len(own), DRAWS)))
-            often = _times(self.anomalous, self.good)
-            return np.asarray(
-                above @ (often[0] - 1).T / self.anomalous + below @ (often[1] - 1).T / self.good, np.float64
-            )
-
-        return self._noise(own, covariance, draw)
+        return self._noise(own, delong(above, below))
 
     def _of_curve(self, metric: str, figures: Mapping[Job, float]) -> Noise | None:
-        """Covariance and deviations of a figure over resampled images."""
+        """Covariance of a figure over resampled images."""
         once = np.ones((1, self.labels.size))
         given = {job: float(resampled(metric, self.scores[job], self.labels, once)[0]) for job in figures}
         own = [job for job, value in given.items() if abs(value - figures[job]) <= SAME]
@@ -101,12 +83,11 @@ class Images:
         often = np.empty((DRAWS, self.labels.size))
         often[:, self.labels], often[:, ~self.labels] = _times(self.anomalous, self.good)
         found = np.array([resampled(metric, self.scores[job], self.labels, often) for job in own])
-        deviations = found - found.mean(axis=1, keepdims=True)
-        return self._noise(own, np.atleast_2d(np.cov(found)), lambda: deviations)
+        return self._noise(own, np.atleast_2d(np.cov(found)))
 
-    def _noise(self, own: Sequence[Job], covariance: Floats, draw: Callable[[], Floats]) -> Noise:
+    def _noise(self, own: Sequence[Job], covariance: Floats) -> Noise:
         places = {job: place for place, job in enumerate(own)}
-        return Noise(jobs=places, covariance=covariance, freedom=min(self.anomalous, self.good) - 1, draw=draw)
+        return Noise(jobs=places, covariance=covariance, freedom=min(self.anomalous, self.good) - 1)
 
 
 def placements(scores: Floats, labels: NDArray[np.bool_]) -> tuple[Floats, Floats]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +13,7 @@ from kdad_bench.leaderboard.student_t import student_quantile
 
 CONFIDENCE = 0.95
 SIGNIFICANCE = 0.05
-RESAMPLES = 2000
 CLOSEST = 5e-3  # to 0 or 1 that a share counts as, where it is a logit: no test set tells finer ones apart
-NORMAL = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)  # 1.96
 
 # 0.95 quantile of the studentised range for k groups and infinite degrees of freedom, over the square root of 2
 _NEMENYI = (
@@ -75,101 +72,43 @@ def critical_difference(methods: int, categories: int) -> float | None:
     return _nemenyi(methods) * math.sqrt(methods * (methods + 1) / (6 * categories))
 
 
-def hierarchical_interval(
-    values: NDArray[np.float64],
-    deviations: Sequence[NDArray[np.float64]] | None = None,
-    within: float = 0.0,
-    *,
-    shares: bool = True,
-) -> tuple[float, float]:
+def interval_across(values: NDArray[np.float64], within: float = 0.0, *, shares: bool = True) -> tuple[float, float]:
     """95 % interval of the mean over categories of the means over seeds, for other categories of the same kind.
 
-    `values` [categories >= 2, seeds], NaN where missing, at least one value in each category. `deviations`: for each
-    category [its seeds with a value, resamples], how far resampled test images move each seed's value; None: unknown.
-    `within`: the standard error of the mean for these very categories, by seeds and images. `shares`: the values lie in
-    [0, 1] and the interval does too.
+    `values` [categories >= 2, seeds], NaN where missing, at least one value in each category. `within`: the standard
+    error of the mean for these very categories, by seeds and images. `shares`: the values lie in [0, 1] and the
+    interval does too.
 
-    Hierarchical bootstrap, 2000 resamples with a fixed generator: categories with replacement, then the seeds of each
-    drawn category, and for each drawn category one resample of its images, the same for its seeds. Shares are averaged
-    as logits, where an easy category is as far from the middle as a hard one; the bootstrap tells by how much all
-    logits might lie too high or too low, and the mean of the shares so moved is the end of the interval. Percentiles
-    give its shape. Its width is that of Student's t over the categories, which plain percentiles of a few categories
-    do not reach (Hesterberg, The American Statistician 69(4), 2015), and at least what `within` asks.
+    Student's t over the categories' means, which differ by seeds and images already. A bootstrap of categories, of
+    their seeds and of their images counts those twice; freed of that its variance is this one (docs/protocol.md derives
+    it). Categories that are alike by chance do not make it narrower than one standard error `within`. Source: Hartung &
+    Knapp, Statistics in Medicine 20, 2001, with equal weights.
     """
-    counts = (~np.isnan(values)).sum(axis=1)
-    packed = np.take_along_axis(values, np.argsort(np.isnan(values), axis=1, kind="stable"), axis=1)
-    drawn, picks, inside, drawn_counts, resample = _draws(tuple(counts.tolist()), values.shape[1])
-    chosen = packed[drawn[..., None], picks]  # [resamples, categories, seeds]
-    if deviations is not None:
-        width = min(one.shape[1] for one in deviations)
-        moved = np.zeros((*values.shape, width))
-        for category, one in enumerate(deviations):
-            moved[category, : len(one)] = one[:, :width]
-        chosen = chosen + moved[drawn[..., None], picks, (resample % width)[..., None]]
-    of_categories = np.nanmean(values, axis=1)
-    scale = _logit if shares else _same
-    at = scale(of_categories)
-    means = scale(np.where(inside, chosen, 0).sum(axis=2) / drawn_counts).mean(axis=1)
-    tail = 50 * (1 - CONFIDENCE)
-    shape = np.percentile(means, [tail, 100 - tail]) - means.mean()
-    half = student_quantile(len(at) - 1, CONFIDENCE) * float(at.std(ddof=1)) / math.sqrt(len(at))
-    slope = float((_share(at) * (1 - _share(at))).mean()) if shares else 1.0
-    half = max(half, NORMAL * within / slope)
-    spread = float(shape[1] - shape[0]) / 2
-    low, high = shape * (half / spread) if spread > 0 else (-half, half)
-    mean = float(of_categories.mean())
-    if not shares:
-        return mean + float(low), mean + float(high)
-    ends = [mean + float((_share(at + end) - _share(at)).mean()) for end in (low, high)]
-    return max(0.0, ends[0]), min(1.0, ends[1])
+    means = np.nanmean(values, axis=1)
+    half = student_quantile(len(means) - 1, CONFIDENCE) * float(means.std(ddof=1)) / math.sqrt(len(means))
+    return interval_around(float(means.mean()), max(half, within), shares=shares)
 
 
 def interval_around(mean: float, half: float, *, shares: bool = True) -> tuple[float, float]:
     """The interval of half-width `half` around `mean`; of a share it is made as that of its logit, and lies in [0, 1].
 
     Near 1 it then reaches further down than up, as other images would move it. The logit is taken no closer to 0 or 1
-    than half of `half`: from there a step of the scale would be as wide as the scale. Source: Pepe, The Statistical
-    Evaluation of Medical Tests for Classification and Prediction, 2003, chapter 5.
+    than half of `half`: from there a step of the scale would be as wide as the scale. The share of the way to 0 or 1
+    that it reaches from there it reaches from the mean. Source: Pepe, The Statistical Evaluation of Medical Tests for
+    Classification and Prediction, 2003, chapter 5.
     """
     if not shares:
         return mean - half, mean + half
     near = min(0.5, max(CLOSEST, half / 2))
-    at = _logit(np.clip(np.array([mean]), near, 1 - near))
-    share = float(_share(at)[0])
-    reach = half / (share * (1 - share))
-    below, above = (abs(float(_share(at + end)[0]) - share) for end in (-reach, reach))
+    share = min(max(mean, near), 1 - near)
+    at, reach = math.log(share / (1 - share)), half / (share * (1 - share))
+    below, above = (abs(_share(at + end) - share) for end in (-reach, reach))
+    below, above = below * max(1.0, mean / share), above * max(1.0, (1 - mean) / (1 - share))
     return max(0.0, mean - below), min(1.0, mean + above)
 
 
-def _logit(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    kept = np.clip(values, CLOSEST, 1 - CLOSEST)
-    return np.asarray(np.log(kept / (1 - kept)))
-
-
-def _share(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(1 / (1 + np.exp(-logits)))
-
-
-def _same(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return values
-
-
-@functools.lru_cache(maxsize=4)
-def _draws(
-    counts: tuple[int, ...], seeds: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_], NDArray[np.intp], NDArray[np.intp]]:
-    """The resamples for categories with `counts` values each: the same for every method and metric of that shape."""
-    generator = np.random.default_rng(0)
-    drawn = generator.integers(len(counts), size=(RESAMPLES, len(counts)))
-    drawn_counts = np.asarray(counts)[drawn]
-    picks = np.floor(generator.random((*drawn.shape, seeds)) * drawn_counts[..., None]).astype(int)
-    return (
-        drawn,
-        picks,
-        np.arange(seeds) < drawn_counts[..., None],
-        drawn_counts,
-        generator.integers(2**31, size=drawn.shape),
-    )
+def _share(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit))
 
 
 def student_interval(values: NDArray[np.float64]) -> tuple[float | None, float | None, float | None]:

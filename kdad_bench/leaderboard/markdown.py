@@ -62,9 +62,9 @@ Rows that differ in data set, modality, resolution, preset, protocol, device or 
 group has its own section. Accuracies are in [0, 1], higher is better.
 
 In the ranking, [low, high] is the 95 % interval of the mean: with six categories or more for other categories of the
-same kind, by a hierarchical bootstrap over category, seed and test image; with fewer, where that is nearly all from 0
-to 1, for these very categories. Methods whose intervals overlap may well be told apart, because they saw the same
-images. In the tables by category, ± is the standard deviation over seeds (n − 1); without ± there was one seed.
+same kind, by Student's t over the categories; with fewer, where that is nearly all from 0 to 1, for these very ones.
+Methods whose intervals overlap may well be told apart, because they saw the same images. In the tables by category, ±
+is the standard deviation over seeds (n − 1); without ± there was one seed.
 **Bold** is the best value and <ins>underlined</ins> the second, only where it differs from the next one beyond noise:
 for a mean by the corrected test of "Who beats whom", in one category by the 95 % interval of the paired difference."""
 

@@ -6,7 +6,7 @@ import hashlib
 import io
 import re
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +18,7 @@ from kdad_bench.leaderboard import row as rows
 from kdad_bench.leaderboard.border import table_of
 from kdad_bench.leaderboard.export import WRITERS
 from kdad_bench.leaderboard.folder import Folder, LocalFolder, MissingFolder, StoreError, open_folder
-from kdad_bench.leaderboard.reading import COMPACTED, Found, load
+from kdad_bench.leaderboard.reading import COMPACTED, Found, everything, load
 from kdad_bench.leaderboard.row import COLUMNS, Row, plain
 
 if TYPE_CHECKING:
@@ -124,10 +124,11 @@ def _instant(date: str | None) -> datetime:
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
-def _may_hold(name: str, job: str) -> bool:
-    """Whether a file of that name may hold a row of the job: its own, a compacted one, or one that somebody named."""
+def _may_hold(name: str, *jobs: str) -> bool:
+    """Whether a file of that name may hold a row of one of the jobs: its own, a compacted one, or one that somebody
+    named."""
     found = OF_ONE_JOB.search(name)
-    return found is None or found["job"] == job
+    return found is None or found["job"] in jobs
 
 
 def _exists(place: Folder, name: str) -> bool:
@@ -180,17 +181,22 @@ class Finished(NamedTuple):
     git_dirty: bool | None
     schema_version: int
     speed_key: str | None  # the measurement of speed that the row names
+    dataset: str
+    category: str
+    data_fingerprint: str | None
 
 
-def finished(folder: str | Path) -> dict[str, Finished]:
+def finished(folder: str | Path, jobs: Collection[str] | None = None) -> dict[str, Finished]:
     """job_id -> how it ended, of every readable row; empty if there is no such folder yet.
 
-    Raises StoreError if there is one that cannot be listed: to start anew would be to lose what is finished.
+    With `jobs`, files that by their name are of none of these are not opened. Raises StoreError if there is a folder
+    that cannot be listed: to start anew would be to lose what is finished.
     """
     place = open_folder(folder)
     wanted = ("job_id", *Finished._fields)
+    looked_at = everything if jobs is None else lambda name: _may_hold(name, *jobs)
     try:
-        table = _merge(place, load(place, wanted), wanted).table
+        table = _merge(place, load(place, wanted, looked_at), wanted).table
     except MissingFolder:
         return {}
     columns = (table[name].to_pylist() for name in Finished._fields)
@@ -368,6 +374,8 @@ def export(folder: str | Path, path: Path, kind: str) -> int:
     if kind not in WRITERS:
         raise ValueError(f"cannot export {kind!r}; have: {', '.join(WRITERS)}")
     table = read(folder).table
+    if not table.num_rows:
+        raise StoreError(f"{folder}: no row there; give a results folder")
     try:
         files.write_whole(path, lambda temporary: WRITERS[kind](table, temporary))
     except (OSError, sqlite3.Error) as error:

@@ -4,8 +4,8 @@ Which rows may is for `grouping` to say, and nothing here crosses its lines. Wit
 
 - a cell (method, category) is the mean over seeds, with std (n-1) and a Student t interval over seeds;
 - the overall value is the mean over categories of the cells, with the std over seeds of that mean, and an interval for
-  other categories of the same kind: a hierarchical bootstrap over category, seed and test image; another one is for
-  these very categories, with other seeds and images;
+  other categories of the same kind: Student's t over the categories; another one is for these very categories, with
+  other seeds and images;
 - two methods are compared by their paired differences on the same images (`pairs`): DeLong's variance or a bootstrap
   over images, and the variance over seeds; without per-image scores by the seeds alone; Holm-corrected over all pairs;
 - average ranks over categories come with Nemenyi's critical difference (Demsar, JMLR 7, 2006).
@@ -30,7 +30,7 @@ from kdad_bench.leaderboard.inference import (
     CONFIDENCE,
     average_ranks,
     critical_difference,
-    hierarchical_interval,
+    interval_across,
     interval_around,
     student_interval,
 )
@@ -136,7 +136,7 @@ class Summary:
         """The mean over categories of the means over seeds; None without a value.
 
         `std` is that of the per-seed means over categories, from the seeds that have a value in every category of this
-        method. The interval is for other categories of the same kind (`hierarchical_interval`), beside it one for these
+        method. The interval is for other categories of the same kind (`interval_across`), beside it one for these
         very categories (`interval_around`), with other seeds and, where the scores are known, other images; with a
         single category both are that.
         """
@@ -174,11 +174,7 @@ class Summary:
             these = interval_around(mean, around.half_width(CONFIDENCE), shares=shares)
         if len(values) == 1:
             return these, these
-        deviations = None
-        if images is not None:
-            deviations = [n.deviations[[n.jobs[job] for job in own]] for n, own in zip(noises, jobs, strict=True) if n]
-        error = 0.0 if around is None else around.error
-        return hierarchical_interval(values, deviations, error, shares=shares), these
+        return interval_across(values, 0.0 if around is None else around.error, shares=shares), these
 
     def noise(self, metric: str, category: str) -> Noise | None:
         """What the images of a category do to the jobs' values of a metric; None where the rows do not tell."""

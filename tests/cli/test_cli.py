@@ -213,6 +213,24 @@ def test_the_end_to_end_benchmark_prints_ratios_of_both_sides(tiny_tree: Path) -
     assert all(0 <= found["plain_metrics"][name] <= 1 for name in ("image_auroc", "pixel_auroc", "aupro_30"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("bench", "end-to-end", "--category", ""), "category '' not in"),
+        (("bench", "end-to-end", "--category", "bolr"), "did you mean 'bolt'"),
+        (("kernels", "bench", "--device", ""), "--device '': not a device"),
+        (("kernels", "bench", "--device", "meta"), "no kernels are for it"),
+    ],
+)
+def test_a_benchmark_of_nothing_is_one_line_and_measures_nothing(
+    arguments: tuple[str, ...], words: str, tiny_tree: Path
+) -> None:
+    more = ("--dataset", f"folder:{tiny_tree}") if arguments[0] == "bench" else ()
+    done = invoke(*arguments, *more)
+    assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.output
+    assert words in done.stderr
+
+
 def test_the_end_to_end_benchmark_takes_every_mask_of_an_image(tmp_path: Path) -> None:
     sides = [np.zeros((8, 8), np.uint8) for _ in range(2)]
     sides[0][:4], sides[1][:, :4] = 255, 236
@@ -253,6 +271,46 @@ def test_what_can_be_no_path_is_refused_in_one_line_at_every_door(
         assert len(refused.value.message) < 200
     if not getattr(parameter.type, "exists", False):
         assert str(parameter.type.convert("~/none", parameter, None)) == str(tmp_path / "none")
+
+
+def no_folders(below: Path) -> Iterator[Path]:
+    """What is there, under a name of its own each, and is no folder."""
+    (below / "file").write_text("x")
+    os.mkfifo(below / "pipe")
+    (below / "lost").symlink_to("nowhere")
+    (below / "circle").symlink_to("circle")
+    yield from (below / name for name in ("file", "pipe", "lost", "circle"))
+
+
+@pytest.mark.parametrize(
+    ("place", "parameter"),
+    [(place, one) for place, one in PLACES if isinstance(one.type, LocalPath) and not one.type.file_okay],
+    ids=lambda one: getattr(one, "name", None) or " ".join(one),
+)
+def test_where_a_folder_is_meant_nothing_else_is_taken(
+    place: tuple[str, ...], parameter: click.Parameter, tmp_path: Path
+) -> None:
+    for path in no_folders(tmp_path):
+        for one in (path, path / "below", path / "far" / "below"):
+            with pytest.raises(click.BadParameter, match=r"is a file|is no folder|does not exist"):
+                parameter.type.convert(str(one), parameter, None)
+
+
+ROOTS = [place for place, one in PLACES if one.name == "data_root" and place != ("doctor",)]  # doctor reports it
+
+
+@pytest.mark.parametrize("place", ROOTS, ids=" ".join)
+def test_a_data_root_on_the_command_line_has_to_be_there(
+    place: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be passed over where the data set is a folder, and what was to be looked at be left out."""
+    command = found_at(place)
+    parameter = next(one for one in command.params if one.name == "data_root")
+    for path in (tmp_path / "nowhere", *no_folders(tmp_path)):
+        with pytest.raises(click.BadParameter, match="no such folder; name the one that holds mvtec_ad/"):
+            parameter.handle_parse_result(click.Context(command), {"data_root": str(path)}, [])
+    monkeypatch.setenv("KDAD_DATA", str(tmp_path / "nowhere"))  # may be of another day: who needs it says so
+    assert parameter.handle_parse_result(click.Context(command), {}, [])[0] == tmp_path / "nowhere"
 
 
 @pytest.mark.parametrize("place", ALL, ids=" ".join)

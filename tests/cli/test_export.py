@@ -218,6 +218,16 @@ def fitting(folder: Path) -> None:
     changed("graph", {"graph.pt2": {"sha256": sha256(path), "bytes": path.stat().st_size}})(folder)
 
 
+def packed(folder: Path) -> None:
+    """The same graph, of members that may unpack to anything."""
+    with zipfile.ZipFile(folder / "graph.pt2") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(folder / "graph.pt2", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+    fitting(folder)
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "another version": (changed("kdad_bench", "0.0.1"), "kdad_bench '0.0.1', this version has"),
     "another format": (changed("format", 7), "format 7, this version has 1"),
@@ -240,6 +250,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a list": (lambda folder: (folder / "export.json").write_text("[]"), "holds list"),
     "torn json": (lambda folder: (folder / "export.json").write_text('{"format": 1,'), "export.json: damaged"),
     "no program": (no_program, "graph.pt2: holds more than tensors, or is damaged"),
+    "packed": (packed, "or is damaged (it is packed, as none is written)"),
     "code": (with_code, "graph.pt2: holds more than tensors, or is damaged"),
 }
 
@@ -260,9 +271,10 @@ def test_a_damaged_export_is_one_line_and_exit_code_2(
 
 
 def test_an_exported_model_has_no_other_device(exported: Path, model: tuple[Path, Path]) -> None:
-    code, _, errors = call("predict", exported, model[1] / "bolt" / "test", "--device", "cuda:0")
-    assert code == 2
-    assert "runs on the CPU; leave --device out" in errors
+    for device, words in (("cuda:0", "runs on the CPU; leave --device out"), ("cup", "device 'cup' is not one of")):
+        code, _, errors = call("predict", exported, model[1] / "bolt" / "test", "--device", device)
+        assert code == 2
+        assert words in errors
 
 
 def full(folder: Path) -> Path:
@@ -277,8 +289,10 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "text for an image": (("{model}", "--to", "torch", "--check-on", "{text}"), "not a readable image"),
     "no such category": (("{model}", "--to", "torch", "--check-on", "synthetic/nothing"), "category 'nothing' not in"),
     "something else there": (("{model}", "--to", "torch", "--out", "{full}"), "something else is there"),
+    "a link to nothing": (("{model}", "--to", "torch", "--out", "{link}"), "something else is there"),
+    "below a file": (("{model}", "--to", "torch", "--out", "{text}/x"), "which is no folder"),
     "a file there": (("{model}", "--to", "torch", "--out", "{text}"), "something else is there"),
-    "too few normals": (("{model}", "--to", "torch", "--false-alarms", "0.01"), "take --false-alarms 0.091"),
+    "too few normals": (("{model}", "--to", "torch", "--false-alarms", "0.01"), "take --false-alarms 0.091, or train"),
     "moved away": (("{moved}", "--to", "torch"), "name images with --check-on"),
     "an exported one": (("{exported}", "--to", "torch"), "no description of a saved model"),
 }
@@ -291,7 +305,14 @@ def test_what_cannot_be_exported_is_one_line_and_exit_code_2(
     arguments, words = REFUSED[kind]
     (tmp_path / "full").mkdir()
     (tmp_path / "t.png").write_text("no image")
-    places = {"model": model[0], "text": tmp_path / "t.png", "full": full(tmp_path / "full"), "exported": exported}
+    (tmp_path / "link").symlink_to("nowhere")
+    places = {
+        "link": tmp_path / "link",
+        "model": model[0],
+        "text": tmp_path / "t.png",
+        "full": full(tmp_path / "full"),
+        "exported": exported,
+    }
     places["moved"] = Path(shutil.copytree(model[0], tmp_path / "moved", ignore=shutil.ignore_patterns("torch")))
     before = content(tmp_path) + content(model[0])
     code, output, errors = call("export", *(argument.format(**places) for argument in arguments))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 import kdad_bench
@@ -139,6 +140,35 @@ def test_code_that_cannot_be_used_is_one_line_exit_code_2_and_nothing_written(
     assert len(result.stderr.splitlines()) == 1
     assert words in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+SCORE = "    def score(self, images):\n"
+
+
+def test_what_a_method_prints_is_no_output_of_ours(tiny_tree: Path, tmp_path: Path) -> None:
+    text = "print('at import')\n" + PLAIN.replace(SCORE, SCORE + "        print('in score')\n", 1)
+    result = run(written(tmp_path, text), tiny_tree, tmp_path / "out", "--json", "--no-measure-speed")
+    assert result.exit_code == 0, result.output
+    assert [json.loads(line)["status"] for line in result.stdout.splitlines()] == ["ok"]
+    assert "at import" in result.stderr
+    assert "in score" in result.stderr
+
+
+def test_what_a_file_sets_at_import_is_put_back(tmp_path: Path) -> None:
+    before = torch.get_default_dtype(), torch.get_num_threads(), os.getcwd()
+    lines = "import os\ntorch.set_default_dtype(torch.float64)\ntorch.set_num_threads(7)\nos.chdir('/')\n"
+    name = outside.add_file(written(tmp_path, PLAIN + lines), "", METHODS)
+    assert name == "plain"
+    assert (torch.get_default_dtype(), torch.get_num_threads(), os.getcwd()) == before
+
+
+def test_a_method_that_exits_is_a_failed_job_and_no_success(tiny_tree: Path, tmp_path: Path) -> None:
+    text = PLAIN.replace(SCORE, SCORE + "        raise SystemExit(0)\n", 1)
+    result = run(written(tmp_path, text), tiny_tree, tmp_path / "out", "--no-measure-speed", "--executor", "in-process")
+    assert result.exit_code == 1, result.output
+    (row,) = store.read(tmp_path / "out").rows()
+    assert row["status"] == "failed"
+    assert row["reason"].startswith("SystemExit: 0")
 
 
 def test_what_is_no_file_is_refused(tiny_tree: Path, tmp_path: Path) -> None:

@@ -81,6 +81,10 @@ def test_globs_and_single_files_work_and_a_given_threshold_wins(model: tuple[Pat
         (["/no/such/model", "{tree}"], "/no/such/model"),
         (["{model}", "{tree}/bolt/test", "--false-alarms", "0.01"], "take --false-alarms 0.091"),
         (["{model}", "{text}"], "not a readable image"),
+        (["{model}", ""], "'': no such image"),
+        (["{model}", "{text}", "--threshold", "1", "--false-alarms", "0.2"], "--threshold and --false-alarms exclude"),
+        (["{model}", "{text}", "--method", "stfpm"], "is of method 'pixel_mean'; leave --method out"),
+        (["{model}", "{text}", "--method", "nowhere.py"], "'--method': nowhere.py: cannot be read"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -272,6 +272,25 @@ def test_what_is_no_pack_is_one_line_and_exit_code_2(case: str, packed: Path, tm
     assert sorted(one.name for one in tmp_path.rglob("*")) == ["hostile.zip", "inside"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("-d", "folder:nowhere"), "no such folder"),
+        (("-d", "mvtec_a"), "did you mean 'mvtec_ad'"),
+        (("-d", ""), "for a path write folder:"),
+        (("--results", "nowhere"), "does not exist"),
+        (("--data-root", "nowhere"), "no such folder"),
+        (("--sample", 1, "--all"), "--sample and --all exclude each other"),
+    ],
+)
+def test_what_would_be_compared_with_nothing_is_one_line_and_exit_code_2(
+    arguments: tuple[object, ...], words: str, packed: Path
+) -> None:
+    done = command("check", packed, *arguments)
+    assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.output
+    assert words in done.stderr
+
+
 def test_what_cannot_be_packed_is_one_line_and_nothing_is_written(folder: Path, tmp_path: Path) -> None:
     torn, empty, other = (tmp_path / name for name in ("torn", "empty", "other"))
     for place in (torn, empty, other / "maps"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import tarfile
 import weakref
@@ -245,6 +246,7 @@ HOSTILE: dict[str, Callable[[Path, bytes], object]] = {
     "empty": lambda path, content: path.write_bytes(b""),
     "text": lambda path, content: path.write_text("hello"),
     "none": lambda path, content: None,
+    "a pipe": lambda path, content: os.mkfifo(path),
 }
 
 

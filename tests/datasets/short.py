@@ -15,8 +15,9 @@ from kdad_bench import datasets
 from kdad_bench.datasets import stand_in
 
 CATEGORY = {"mvtec_ad_2": "sheet_metal", "mvtec_loco": "pushpins", "visa": "pcb1", "btad": "03", "mpdd": "metal_plate"}
+EVERY = {**CATEGORY, "mvtec_ad": "bottle", "mvtec_3d_ad": "bagel"}
 SIDE = 64
-WHOLE = {name: datasets.entry(name) for name in CATEGORY}
+WHOLE = {name: datasets.entry(name) for name in EVERY}
 
 
 def short(name: str, out: Path, patch: pytest.MonkeyPatch, category: str = "") -> Path:
@@ -24,7 +25,7 @@ def short(name: str, out: Path, patch: pytest.MonkeyPatch, category: str = "") -
 
     The table of the data set is shortened to it, so that `verify` compares with what was drawn. Returns its root.
     """
-    category = category or CATEGORY[name]
+    category = category or EVERY[name]
     one = WHOLE[name]
     counts = one.drawn_counts.get(category) or one.published[category]
     few = replace(

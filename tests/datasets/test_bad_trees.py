@@ -19,11 +19,10 @@ from kdad_bench.cli import cli
 from kdad_bench.datasets import stand_in
 from kdad_bench.datasets.category import DatasetError
 from kdad_bench.datasets.verify import count
-from tests.datasets import short as shortening
+from tests.datasets.short import EVERY as CATEGORY
 from tests.datasets.short import short
 
 MASKS = ("ground_truth", "Masks", "gt")
-CATEGORY = {**shortening.CATEGORY, "mvtec_ad": "bottle", "mvtec_3d_ad": "bagel"}
 PLAIN = [name for name in CATEGORY if name != "visa"]  # without a table
 
 
@@ -39,7 +38,6 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]
     place = tmp_path_factory.mktemp("trees")
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shortening, "WHOLE", {name: datasets.entry(name) for name in CATEGORY})
         for name, category in CATEGORY.items():
             root = short(name, place, patch, category)
             (root / stand_in.MARKER).unlink()

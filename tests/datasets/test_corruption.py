@@ -119,6 +119,30 @@ def test_a_scan_keeps_its_values_under_a_photographic_corruption_and_moves_with_
     np.testing.assert_array_equal(moved.images[:, 3:], moved.images[:, :3])
 
 
+@pytest.mark.parametrize("modality", ["depth", "rgb+depth"])
+def test_a_turned_scan_has_the_normals_of_its_turned_relief(modality: str) -> None:
+    """Its relief: a hill that leans to one side. Slopes by central differences, away from the borders."""
+    side = 64
+    down, right = np.mgrid[:side, :side] / side - 0.5
+    height = np.exp(-30 * ((right - 0.03) ** 2 + 2 * (down + 0.05) ** 2) + right)
+
+    def relief(of: np.ndarray) -> np.ndarray:
+        slopes = np.gradient(of)
+        return np.stack([128 - 900 * slopes[1], 128 - 900 * slopes[0]])
+
+    scan = np.concatenate([height[None] * 60, relief(height)])
+    whole = scan if modality == "depth" else np.concatenate([scan, scan])
+    names = tuple(f"{number}.png" for number in range(6))
+    clean = datasets.TestSet(np.rint(np.stack([whole] * 6)).astype(np.uint8), np.zeros(6, bool), None, names)
+    found = corrupted(clean, replace(PLACE, modality=modality), "rotation", 5).images[:, -3:].astype(float)
+    assert len({image.tobytes() for image in found}) == 2, "to the left and to the right"
+    for image in found:
+        expected = relief(image[0] / 60)
+        inner = slice(14, -14)
+        assert abs(expected - 128)[:, inner, inner].max() > 30
+        np.testing.assert_allclose(image[1:, inner, inner], expected[:, inner, inner], atol=12)
+
+
 def test_the_formulas_are_those_of_the_page() -> None:
     image = images_of(channels=3).images[1]
 

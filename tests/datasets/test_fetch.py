@@ -320,6 +320,25 @@ def test_the_command_asks_for_the_licence_and_counts_what_is_there(tmp_path: Pat
     assert "no such archive" in missing.output
 
 
+@pytest.mark.parametrize(
+    "url", ["", "x", "ftp://h/x", "file:///x", "http://", "http://[::1/x", "http://h:0/x", "http://h:x/"]
+)
+def test_what_is_no_address_is_one_line_and_makes_no_folder(url: str, tmp_path: Path) -> None:
+    arguments = ["data", "fetch", "btad", "--out", str(tmp_path / "data"), "--accept-license", "--url", url]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 2
+    assert "not an address that can be fetched" in done.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_that_is_another_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "x.zip").write_bytes(b"PK")
+    arguments = ["data", "fetch", "btad", "--out", str(tmp_path / "data"), "--accept-license"]
+    done = CliRunner().invoke(cli, [*arguments, "--archive", str(tmp_path / "x.zip")])
+    assert done.exit_code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["x.zip"]
+
+
 def test_the_published_sources_are_complete() -> None:
     names = list(datasets.entries(lambda one: one.archive))
     assert names == ["mvtec_ad", "mvtec_3d_ad", "mvtec_ad_2", "mvtec_loco", "visa", "btad"]

@@ -23,17 +23,17 @@ from kdad_bench.datasets.synthetic.embedded import drawn
 from kdad_bench.datasets.verify import count, verify
 from kdad_bench.leaderboard import store
 from tests.conftest import write_tree
-from tests.datasets.short import CATEGORY, SIDE, pixels, short
+from tests.datasets.short import CATEGORY, EVERY, SIDE, pixels, short
 
 NEW = list(CATEGORY)
-ANOMALOUS = {"mvtec_ad_2": 2, "mvtec_loco": 2, "visa": 2, "btad": 2, "mpdd": 3}
+ANOMALOUS = {"mvtec_ad_2": 2, "mvtec_loco": 2, "visa": 2, "btad": 2, "mpdd": 3, "mvtec_ad": 3, "mvtec_3d_ad": 4}
 
 
 def command(*arguments: object) -> Result:
     return CliRunner().invoke(cli, [*map(str, arguments)])
 
 
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_short_stand_in_is_verified_and_run_from_end_to_end(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -43,9 +43,11 @@ def test_a_short_stand_in_is_verified_and_run_from_end_to_end(
     assert report.sound, report
     assert report.compared_with == name
     (only,) = report.categories
-    assert (only.train, only.test_good, only.test_anomalous, only.masks) == (4, 2, ANOMALOUS[name], ANOMALOUS[name])
+    masks = ANOMALOUS[name] + (2 if name == "mvtec_3d_ad" else 0)  # its good images have some too
+    assert (only.train, only.test_good, only.test_anomalous, only.masks) == (4, 2, ANOMALOUS[name], masks)
+    modality = "rgb+depth" if name == "mvtec_3d_ad" else "rgb"
     done = command("run", "--method", "pixel_mean", "--dataset", root.name, "--data-root", tmp_path, "--seeds", 1,
-                   "--out", tmp_path / "out", "--no-pictures")  # fmt: skip
+                   "--out", tmp_path / "out", "--no-pictures", "--modality", modality)  # fmt: skip
     assert done.exit_code == 0, done.output
     assert ("not evaluated" in " ".join(done.output.split())) == (name == "mvtec_ad_2")
     (row,) = store.read(tmp_path / "out").rows()
@@ -53,7 +55,9 @@ def test_a_short_stand_in_is_verified_and_run_from_end_to_end(
     for metric in ("pixel_auroc", "pixel_ap_small"):
         assert 0 < row[metric] <= 1
     assert (row["au_spro_05"] is not None) == (name == "mvtec_loco")  # it alone has a saturation
-    assert (row["seg_f1"] is not None) == (name in ("mvtec_ad_2", "mvtec_loco"))  # they ship normals of their own
+    assert (row["seg_f1"] is not None) == (
+        name in ("mvtec_ad_2", "mvtec_loco", "mvtec_3d_ad")
+    )  # they ship normals of their own
 
 
 @pytest.mark.parametrize("name", [name for name in NEW if name != "mpdd"])

@@ -180,6 +180,18 @@ MUTANTS = {
     ),
     "answers in float64": (SCORE, SCORE + "        pixel = pixel.double()\n", "answers", "float64"),
     "answers in another size": (SCORE, SCORE + "        pixel = pixel[:, ::2]\n", "answers", "not float32"),
+    "answers with arrays": (
+        SCORE,
+        SCORE + "        return Scores(pixel.flatten(1).amax(1).numpy(), pixel)\n",
+        "answers",
+        "not a torch.Tensor",
+    ),
+    "answers with a pair": (
+        SCORE,
+        SCORE + "        return pixel.flatten(1).amax(1), pixel\n",
+        "answers",
+        "gives tuple, not Scores",
+    ),
     "answers with NaN": (SCORE, SCORE + "        pixel = pixel / 0 - pixel / 0\n", "answers", "not finite"),
     "says nothing": (SCORE, SCORE + "        pixel = pixel * 0\n", "answers", "its maps are constant"),
     "raises": (

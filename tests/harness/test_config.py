@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,12 @@ def test_broken_toml_names_the_file_and_line(tmp_path: Path) -> None:
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none.toml: cannot be read"):
         read(tmp_path / "none.toml")
+
+
+def test_a_pipe_is_one_line_and_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(ConfigError, match=r"pipe.toml: cannot be read: not a regular file"):
+        read(tmp_path / "pipe.toml")
 
 
 def test_weights_of_a_teacher_that_does_not_exist_are_refused_with_their_line(tmp_path: Path) -> None:

@@ -9,7 +9,16 @@ import pytest
 
 from kdad_bench.harness import calibration
 from kdad_bench.harness.calibration import calibrations, unknown_kinds
-from kdad_bench.harness.estimate import estimate, history_path, kind_of, makespan, read_history, remember
+from kdad_bench.harness.estimate import (
+    LAST,
+    estimate,
+    history_path,
+    kind_of,
+    longest_first_at_the_end,
+    makespan,
+    read_history,
+    remember,
+)
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.run import WeightsError
 from kdad_bench.methods.stfpm import Stfpm
@@ -123,3 +132,21 @@ def test_a_job_that_cannot_run_is_left_without_a_calibration(tiny_tree: Path, mo
 
     monkeypatch.setattr(calibration, "build", missing)
     assert calibrations(jobs_of(tiny_tree)[:1], 1) == {}
+
+
+def test_the_last_jobs_of_side_by_side_begin_with_the_longest(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDAD_CACHE", str(tmp_path))
+    jobs = jobs_of(tiny_tree, seeds=tuple(range(12)))  # of each method in turn, 48
+    begins = len(jobs) - 2 * LAST
+    ordered = longest_first_at_the_end(jobs, 2, 1)
+    assert ordered[:begins] == jobs[:begins]
+    assert [job.method for job in ordered[begins:]] == ["stfpm"] * LAST + ["pixel_mean"] * LAST  # by the rule of thumb
+    assert sorted(job.id for job in ordered) == sorted(job.id for job in jobs)
+    assert [job.seed for job in ordered[begins:][:LAST]] == sorted(job.seed for job in jobs[begins:][::2])
+    assert longest_first_at_the_end(jobs, 1, 1) == jobs
+    floor = next(job for job in jobs if job.method == "pixel_mean")
+    remember(floor, 10_000.0, 1)
+    assert longest_first_at_the_end(jobs, 2, 1)[begins].method == "pixel_mean"  # by what was timed here
+    assert longest_first_at_the_end(jobs[:3], 8, 1)[0].method == "pixel_mean"

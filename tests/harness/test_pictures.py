@@ -72,3 +72,26 @@ def test_colours_rise_in_brightness_and_are_clipped_at_both_ends() -> None:
     assert (painted[:10] == painted[0]).all()
     assert (painted[21:] == painted[-1]).all()
     assert painted[-1].sum() > painted[0].sum() + 300
+
+
+def test_a_sheet_is_packed_without_a_search_for_its_smallest_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That search took over a second of each job, most of what is not training."""
+    saved: list[tuple[Image.Image, dict[str, object]]] = []
+    save = Image.Image.save
+
+    def save_and_note(self: Image.Image, path: Path, **how: object) -> None:
+        saved.append((self, how))
+        save(self, path, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image.Image, "save", save_and_note)
+    maps = np.random.default_rng(0).random((2, 32, 32), np.float32)
+    pictures.contact_sheet(
+        np.full((2, 3, 32, 32), 90, np.uint8), None, maps, maps.mean((1, 2)), ["a.png", "b.png"],
+        tmp_path / "sheet.png", labels=np.array([False, True]),
+    )  # fmt: skip
+    ((sheet, how),) = saved
+    assert how == {"format": "PNG", "compress_type": pictures.RUNS}
+    with Image.open(tmp_path / "sheet.png") as kept:
+        assert kept.tobytes() == sheet.tobytes()

@@ -179,13 +179,36 @@ def test_the_command_ends_with_1_where_anything_differs(floor: Path, tiny_tree: 
         (["--method", "stfmp"], "stfpm"),
         (["--all", "--job", "a"], "not both"),
         (["--tolerance", "nan"], "tolerance"),
+        (["--weights", "nowhere.pth"], "--weights nowhere.pth: no teacher of this run needs a file"),
+        (["--weights", "resnet18=nowhere.pth"], "--weights nowhere.pth: no such file; give a checkpoint of resnet18"),
+        (["--weights", "resnt18=nowhere.pth"], "unknown teacher 'resnt18' (did you mean 'resnet18'?)"),
+        (["-d", ""], "for a path write folder:"),
+        (["-d", "mvtec_a"], "data set 'mvtec_a' (did you mean 'mvtec_ad'?) is not known"),
+        (["-d", "folder:nowhere"], "no such folder"),
+        (["-d", f"folder:{__file__}"], "not a folder"),
+        (["-d", "tabular:nowhere.csv"], "no such file or folder"),
+        (["-d", "nowhere.py"], "cannot be read"),
     ],
-    ids=["unknown job", "no job", "no row of it", "no method", "both", "no number"],
+    ids=lambda one: " ".join(one) if isinstance(one, list) else "",
 )
-def test_what_cannot_be_meant_is_one_line_and_exit_code_2(floor: Path, arguments: list[str], why: str) -> None:
+def test_what_cannot_be_meant_is_one_line_exit_code_2_and_nothing_runs(
+    floor: Path, arguments: list[str], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduce, "reproduced", lambda *_: pytest.fail("was run"))
     done = command(floor, *arguments)
     assert done.exit_code == 2
     assert why in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_weights_go_to_the_rows_whose_teacher_they_fit_and_keep_no_other_from_running(floor: Path) -> None:
+    (row,) = store.read(floor).rows()
+    asked = reproduce.Asked(out="again", weights=("resnet18=random",))
+    rows = [row, row | {"teacher": "resnet18"}, row | {"teacher": "efficientnet_lite0"}]
+    assert reproduce.settled(rows[:1], asked).weights == ()
+    assert reproduce.settled(rows, asked).weights == ("resnet18=random",)
+    loose = reproduce.settled(rows, reproduce.Asked(out="again", weights=("random",))).weights
+    assert set(loose) == {"resnet18=random", "efficientnet_lite0=random"}
 
 
 def test_new_rows_never_go_beside_the_old_ones(floor: Path, tmp_path: Path) -> None:

@@ -107,6 +107,20 @@ def test_compact_and_export_say_what_they_did(results: Path, tmp_path: Path) -> 
     assert done.output.strip() == f"130 rows in {tmp_path / 'all.csv'}"
 
 
+@pytest.mark.parametrize(
+    "command", [("leaderboard", "{}"), ("results", "export", "{}", "csv"), ("results", "pack", "{}")]
+)
+def test_a_folder_without_rows_is_no_results_folder_and_stays_as_it_is(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    done = run(*(word.format(tmp_path) for word in command))
+    assert done.exit_code == 2
+    assert "no row there; give a results folder" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
 def test_compare_returns_1_for_a_regression_and_0_without(results: Path) -> None:
     worse = run("compare", "rd4ad", "stfpm", "--results", results)
     assert worse.exit_code == 1
@@ -120,7 +134,7 @@ def test_compare_returns_1_for_a_regression_and_0_without(results: Path) -> None
     assert "Judged by seeds: these rows do not hold the scores of the same images" in worse.output
     unknown = run("compare", "stfpm", "rd4ad", "--results", results, "--metric", "auroc")
     assert unknown.exit_code == 2
-    assert "--metric auroc: no such column; have: image_auroc" in unknown.stderr
+    assert "--metric auroc (did you mean 'pixel_auroc'?): no such column; have: image_auroc" in unknown.stderr
 
 
 def test_show_tells_all_about_a_job_by_the_start_of_its_id(results: Path) -> None:

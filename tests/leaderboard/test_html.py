@@ -296,6 +296,28 @@ def test_names_in_the_chart_cover_nothing_and_stand_by_their_own_points(
                 assert min(math.dist(end, line[2:]) for end in ends) < 12
 
 
+@pytest.mark.parametrize("layout", chart.LAYOUTS, ids=lambda layout: layout.name)
+def test_the_lines_of_the_front_run_through_no_name(layout: chart.Layout) -> None:
+    """A staircase from the slowest and best to the fastest, at the left border."""
+    made = {f"m{step}": (0.1 * 4**step, 0.55 + 0.1 * step) for step in range(5)}
+    board = board_of([
+        plausible.invented(name, "bottle", 0, title=f"Pixel mean {name}", latency_ms=latency, aupro_30=value)
+        for name, (latency, value) in made.items()
+    ])  # fmt: skip
+    drawing = chart._drawing(board, "aupro_30", chart.points(board, "aupro_30"), layout)
+    (path,) = re.findall(r'<path class="front" d="M([\d.]+) ([\d.]+) (.*?)"/>', drawing)
+    x, y = float(path[0]), float(path[1])
+    lines: list[Box] = []
+    for way, number in re.findall(r"([HV])([\d.]+)", path[2]):
+        new = (float(number), y) if way == "H" else (x, float(number))
+        lines.append((min(x, new[0]), min(y, new[1]), max(x, new[0]), max(y, new[1])))
+        x, y = new
+    names = names_of(drawing)
+    assert (len(names), len(lines)) == (5, 9)
+    for name, (_, box, _) in names.items():
+        assert not any(overlap(box, line) for line in lines), name
+
+
 def test_a_few_points_all_have_their_names_and_a_heap_names_the_best() -> None:
     few = crowd(11, 1.0, 0)
     for layout in chart.LAYOUTS[:1]:

@@ -128,7 +128,6 @@ def test_covariances_are_those_of_a_stratified_paired_bootstrap(three_jobs: Imag
                       for job in noise.jobs])  # fmt: skip
     expected = np.cov(np.array(drawn).T)
     np.testing.assert_allclose(noise.covariance, expected, rtol=0.3, atol=0.1 * expected.max())
-    np.testing.assert_allclose(np.cov(noise.deviations), expected, rtol=0.3, atol=0.1 * expected.max())
 
 
 def by_scikit_learn(metric: str, scores: Floats, labels: NDArray[np.bool_]) -> float:

@@ -1,0 +1,140 @@
+"""What planning costs where thousands of jobs are finished: counted, as seconds depend on the machine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdad_bench.harness import environment
+from kdad_bench.harness.agenda import agenda
+from kdad_bench.harness.axes import Axes
+from kdad_bench.harness.endings import put_back
+from kdad_bench.harness.job import Job, values_of
+from kdad_bench.harness.lone_batch import learns_from_one
+from kdad_bench.harness.options import options_from
+from kdad_bench.harness.run import columns_of
+from kdad_bench.harness.view import View
+from kdad_bench.leaderboard import store
+from kdad_bench.leaderboard.folder import LocalFolder
+from kdad_bench.leaderboard.row import Row
+from kdad_bench.methods import METHODS, entry
+from kdad_bench.methods.stad import Stad
+from tests.harness.planned import jobs_of
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """How often each file of a results folder was opened."""
+    counted: Counter[str] = Counter()
+    real = LocalFolder.open
+
+    def open_and_count(self: LocalFolder, name: str) -> Any:
+        counted[name] += 1
+        return real(self, name)
+
+    monkeypatch.setattr(LocalFolder, "open", open_and_count)
+    return counted
+
+
+def failed(job: Job) -> Row:
+    return Row.failed(reason="a test", **columns_of(job))
+
+
+def test_a_plan_opens_each_finished_row_once(tiny_tree: Path, tmp_path: Path, opened: Counter[str]) -> None:
+    jobs = jobs_of(tiny_tree, methods=(("pixel_mean", ""),))
+    for job in jobs:
+        store.write(failed(job), tmp_path)
+    opened.clear()
+    said = {"methods": ["pixel_mean"], "datasets": [f"folder:{tiny_tree}"], "seeds": "2", "preset": "quick"}
+    found = agenda(options_from({**said, "device": "cpu", "out": str(tmp_path)}))
+    assert len(found.kept) == len(jobs) == 4
+    assert sorted(opened.values()) == [1] * 4
+
+
+def test_after_a_run_only_its_own_rows_are_looked_for(tiny_tree: Path, tmp_path: Path, opened: Counter[str]) -> None:
+    first, *others = (failed(job) for job in jobs_of(tiny_tree, methods=(("pixel_mean", ""),)))
+    for row in others:
+        store.write(row, tmp_path)
+    opened.clear()
+    assert put_back([], str(tmp_path)) == 0
+    assert not opened
+    job = jobs_of(tiny_tree, methods=(("pixel_mean", ""),))[0]
+    assert put_back([(job, first)], str(tmp_path)) == 1
+    assert not {store.file_name(row) for row in others} & set(opened)
+    opened.clear()
+    assert put_back([(job, first)], str(tmp_path)) == 0
+    assert dict(opened) == {store.file_name(first): 1}
+
+
+def test_a_student_without_batch_norms_is_not_tried_with_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan of the embedded data would otherwise train STAD for a step: four seconds before any job begins."""
+
+    def fit(self: Stad, *_: object) -> None:
+        raise AssertionError("trained by a plan")
+
+    monkeypatch.setattr(Stad, "fit", fit)
+    assert learns_from_one("stad", replace(entry("stad").presets["quick"], seed=0))
+    assert not learns_from_one("rd4ad", replace(entry("rd4ad").presets["quick"], image_size=32, seed=0))
+
+
+def test_the_values_of_settings_are_those_of_asdict() -> None:
+    every = [settings for name in METHODS for settings in entry(name).presets.values()]
+    assert all(values_of(settings) == asdict(settings) for settings in every)
+    assert all(list(values_of(settings)) == list(asdict(settings)) for settings in every)
+
+
+@dataclass(frozen=True)
+class Inner:
+    depth: int = 1
+
+
+@dataclass(frozen=True)
+class Loose:
+    """Settings of code that is not ours may hold anything."""
+
+    inner: Inner = Inner()
+    values: Any = ((1, [2]),)
+
+
+def test_values_that_can_change_are_copied_and_dataclasses_are_taken_apart() -> None:
+    loose = Loose()
+    found = values_of(loose)
+    assert found == asdict(loose) == {"inner": {"depth": 1}, "values": ((1, [2]),)}
+    assert found["values"][0][1] is not loose.values[0][1]
+
+
+@pytest.mark.parametrize(
+    ("made", "used"),
+    [
+        (View(), {}),
+        (View(fit="pad", tile=128, overlap=0), {"fit": "pad", "tile": 128, "overlap": 0}),
+        (Axes(), {}),
+        (
+            Axes(train_images=4, contamination=0.0, corruption="blur:3"),
+            {"train_images": 4, "contamination": 0.0, "corruption": "blur:3"},
+        ),
+    ],
+)
+def test_what_is_used_names_every_field_that_is_set(made: Any, used: dict[str, Any]) -> None:
+    assert made.used == used
+    assert not used or list(used) == [field.name for field in fields(made)]
+
+
+def test_versions_of_packages_are_read_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def version(name: str) -> str:
+        read.append(name)
+        return metadata.version(name)
+
+    monkeypatch.setattr(environment, "version", version)
+    environment.package_version.cache_clear()
+    first, second = environment.describe("cpu"), environment.describe("cpu")
+    assert first["environment"]["packages"] == second["environment"]["packages"]
+    assert len(read) == len(set(read))
