@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,11 +110,16 @@ def remarks_said() -> Iterator[None]:
 
 def refuse(lines: tuple[str, ...]) -> None:
     """Say each fault in a line, and exit with 2."""
-    for line in lines[:MOST_LINES]:
-        click.echo(f"kdad-bench: {printable(' '.join(line.split()))}", err=True)
-    if len(lines) > MOST_LINES:
-        click.echo(f"kdad-bench: and {len(lines) - MOST_LINES} more lines like these", err=True)
+    say_some([f"kdad-bench: {' '.join(line.split())}" for line in lines], "kdad-bench: ")
     sys.exit(2)
+
+
+def say_some(lines: Sequence[str], begin: str = "") -> None:
+    """The first lines on stderr, and how many there are more."""
+    for line in lines[:MOST_LINES]:
+        click.echo(printable(line), err=True)
+    if len(lines) > MOST_LINES:
+        click.echo(f"{begin}and {len(lines) - MOST_LINES} more lines like these", err=True)
 
 
 def say_as_json(found: Evaluation) -> None:

@@ -140,7 +140,7 @@ def check(
 
     Exit code 1 if anything in it is not as it should be, 2 if it is no such file.
     """
-    from kdad_bench.cli.evaluate import remarks_said
+    from kdad_bench.cli.evaluate import remarks_said, say_some
     from kdad_bench.datasets import DatasetError
     from kdad_bench.harness.checking import Asked
     from kdad_bench.harness.checking import check as look
@@ -159,8 +159,7 @@ def check(
     click.echo(printable(f"{file}: {found.jobs} jobs, {found.failed} failed; {found.derived} rows follow from scores"))
     for line in (*found.judged, *found.notes):
         click.echo(printable(line))
-    for line in found.problems:
-        click.echo(printable(line), err=True)
+    say_some(found.problems)
     context.exit(1 if found.problems else 0)
 
 

@@ -99,9 +99,8 @@ def turned(normals: F64, level: int, lot: Stream) -> F64:
     """The x and y components of surface normals, [2, R, R] about 128, as a scan that was turned so has them."""
     angle = np.deg2rad(lot.sign() * ROTATION[level - 1])
     across, down = normals - 128.0
-    return 128.0 + np.stack(
-        [np.cos(angle) * across + np.sin(angle) * down, np.cos(angle) * down - np.sin(angle) * across]
-    )
+    found = [np.cos(angle) * across + np.sin(angle) * down, np.cos(angle) * down - np.sin(angle) * across]
+    return np.asarray(128.0 + np.stack(found), np.float64)
 
 
 PHOTOGRAPHIC: dict[str, Callable[[U8, int, Stream], F64]] = {

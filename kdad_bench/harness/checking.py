@@ -29,6 +29,7 @@ from kdad_bench.harness.material import judged_category, judged_on
 from kdad_bench.harness.submission import (
     FORMAT,
     MANIFEST,
+    MAPS,
     ROWS,
     Manifest,
     SubmissionError,
@@ -149,6 +150,10 @@ def wrong_jobs(rows: Rows, manifest: Manifest) -> Iterator[str]:
         yield f"job {job}: in the manifest and without a row"
     for job in sorted(there - set(manifest.jobs)):
         yield f"job {job}: a row and not in the manifest"
+    for job, beside in sorted(manifest.jobs.items()):
+        packed = manifest.files.get(f"{MAPS}/{job}.npz")
+        if packed not in (None, beside.maps):
+            yield f"job {job}: the manifest has two hashes of its maps"
 
 
 def label(row: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ from kdad_bench.leaderboard.grouping import entrants_of, identity_of
 from kdad_bench.leaderboard.metric import HEADLINE
 from kdad_bench.leaderboard.summary import Entrant, Estimate, Group, Summary
 
+LEAST_HEIGHT = 0.05  # of the axis up of a curve's drawing
 # axis -> (the column of a row, the axis in words); each kind of corruption is an axis of its own
 COLUMNS = {"train_images": "k_shot", "contamination": "contamination", "corruption": "corruption"}
 WORDS = {
@@ -305,6 +306,16 @@ def aside(curve: Curve) -> Mapping[str, float]:
     count = len(curve.labels)
     step = min(NEXT * width, gap / 3 / max(1, count), MOST_ASIDE * width / max(1, count))
     return {key: (place - (count - 1) / 2) * step for place, key in enumerate(sorted(curve.labels))}
+
+
+def not_stretched(low: float, high: float) -> tuple[float, float]:
+    """The ends of an axis up, at least LEAST_HEIGHT apart and within [0, 1]: a drawing that stretched a thousandth to
+    its full height would show noise as a trend.
+    """
+    short = max(0.0, LEAST_HEIGHT - (high - low)) / 2
+    low, high = low - short, high + short
+    over, under = max(0.0, high - 1), max(0.0, -low)
+    return max(0.0, low - over), min(1.0, high + under)
 
 
 def rows_of_labels(centres: Sequence[float], widths: Sequence[float], apart: float = 8) -> list[int]:

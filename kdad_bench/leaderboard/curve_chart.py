@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from kdad_bench.leaderboard.axes import Curve, aside, looks, rows_of_labels
+from kdad_bench.leaderboard.axes import Curve, aside, looks, not_stretched, rows_of_labels
 from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.numbers import MISSING, interval
 from kdad_bench.leaderboard.text import escape
@@ -38,8 +38,8 @@ def drawing(curve: Curve, metric: str) -> str:
     """The curves of all entrants with their intervals."""
     order = curve.order(metric)
     estimates = [one for key in order for one in curve.at(key, metric) if one is not None]
-    low = min((one.shown or (one.mean,))[0] for one in estimates)
-    high = max((one.shown or (one.mean,))[-1] for one in estimates)
+    lowest = min((one.shown or (one.mean,))[0] for one in estimates)
+    low, high = not_stretched(lowest, max((one.shown or (one.mean,))[-1] for one in estimates))
     step = 0.1 if high - low > 0.4 else 0.05 if high - low > 0.15 else 0.01
     first, last = math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1)
     ends = (curve.places[0].at, curve.places[-1].at)
@@ -134,7 +134,9 @@ def table(curve: Curve, metric: str) -> str:
             f'<tr><td class="n">{place if ranked else MISSING}</td>'
             f'<th scope="row">{look}{escape(curve.labels[key])}</th>{cells}</tr>'
         )
+    estimates = [one for key in curve.order(metric) for one in (*curve.at(key, metric), curve.area(key, metric)) if one]
+    said = "mean with its 95 % interval" if any(one.shown for one in estimates) else "mean; one seed has no interval"
     return (
-        f'<div class="scroll"><table><caption>{METRICS[metric].label}, mean with its 95 % interval</caption>'
+        f'<div class="scroll"><table><caption>{METRICS[metric].label}, {said}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table></div>"
     )

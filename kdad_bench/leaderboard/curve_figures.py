@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdad_bench.leaderboard.axes import Curve, aside, looks, rows_of_labels
+from kdad_bench.leaderboard.axes import Curve, aside, looks, not_stretched, rows_of_labels
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.metric import METRICS
 
@@ -56,6 +56,9 @@ def figure(curve: Curve, metric: str, empty: Empty, look: Callable[[int], dict[s
         for at, one in found:
             if one.shown is not None:
                 axes.vlines(at, *one.shown, color=style["color"], alpha=0.35)
+    ends = axes.get_ylim()
+    wider = not_stretched(*ends)
+    axes.set_ylim(min(ends[0], wider[0]), max(ends[1], wider[1]))
     axes.set_xticks([place.at for place in curve.places], _labels(curve))
     axes.set_xlabel(curve.words + (" (log scale)" if curve.axis == "train_images" else ""))
     axes.set_ylabel(METRICS[metric].label)

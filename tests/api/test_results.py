@@ -180,7 +180,7 @@ def test_torch_is_left_as_it_was(tiny_tree: Path, tmp_path: Path) -> None:
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({}, "nothing chosen: say everything=True, or choose with methods, datasets, categories or config"),
     "an unknown method": ({"methods": "stfmp"}, "unknown method 'stfmp' (did you mean 'stfpm'?)"),
-    "an unknown data set": ({"datasets": "mvtex"}, "data set 'mvtex' is not known"),
+    "an unknown data set": ({"datasets": "mvtex"}, "data set 'mvtex' (did you mean 'mvtec_ad'?) is not known"),
     "an unknown category": ({"categories": ["caplett"]}, "did you mean 'caplet'"),
     "an unknown option": ({"methods": "stfpm", "stepps": 3}, "'stepps' is no option (did you mean 'steps'?)"),
     "an option of the command line": ({"methods": "stfpm", "dry_run": True}, "'dry_run' is no option"),

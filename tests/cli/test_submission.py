@@ -172,6 +172,9 @@ CHANGED: dict[str, tuple[Callable[[Members], object], bool, str]] = {
     "a figure taken away": (row_with(pixel_ap=None), True, "pixel_ap is None, and "),
     "false alarms": (row_with(false_alarms=0.123), True, "false_alarms is 0.123, and "),
     "scores of unseen normals": (lambda f: with_row(f, lambda row: row["normal_scores"].pop()), True, "alarm_floor is"),
+    "a job's hash of its maps": (
+        manifest_with(lambda found: next(iter(found["jobs"].values())).update(maps="0" * 64)), False, "two hashes of"
+    ),
     "the seed": (row_with(seed=7), True, "its id is not that of its settings, data and seed"),
     "a setting": (row_with(settings='{"sigma": 1.0}'), True, "its id is not that of"),
     "the teacher": (row_with(teacher_sha256="0" * 64), True, "its id is not that of"),
@@ -270,6 +273,14 @@ def test_what_is_no_pack_is_one_line_and_exit_code_2(case: str, packed: Path, tm
     assert words in done.stderr
     assert (done.stdout, len(done.stderr.splitlines())) == ("", 1)
     assert sorted(one.name for one in tmp_path.rglob("*")) == ["hostile.zip", "inside"]
+
+
+def test_many_problems_are_some_lines_and_a_count(packed: Path, tmp_path: Path) -> None:
+    found = members(packed) | {f"more/{number}.txt": b"x" for number in range(100)}
+    done = command("check", written(tmp_path / "more.zip", found, mended=False))
+    assert done.exit_code == 1
+    assert len(done.stderr.splitlines()) == 41
+    assert "and 60 more lines like these" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -171,4 +171,4 @@ def test_the_generate_command_draws_a_stand_in(tmp_path: Path) -> None:
     assert datasets.find(tmp_path) == ["synthetic_mvtec_ad"]
     wrong = command("generate", "--like", "mvtec_ad", "--category", "tooth", "--size", 64, "--out", tmp_path)
     assert wrong.exit_code == 2
-    assert "'tooth' not in mvtec_ad" in wrong.output
+    assert "'tooth' (did you mean 'toothbrush'?) not in mvtec_ad" in wrong.output

@@ -13,9 +13,11 @@ import numpy as np
 import plausible
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kdad_bench.leaderboard import axes, curve_tables, figures, html, markdown
-from kdad_bench.leaderboard.axes import Curve, aside, curves, shown_whole
+from kdad_bench.leaderboard.axes import LEAST_HEIGHT, Curve, aside, curves, not_stretched, shown_whole
 from kdad_bench.leaderboard.board import Board, boards_of
 from kdad_bench.leaderboard.curve_chart import drawing
 from kdad_bench.leaderboard.row import COLUMNS, SCHEMA, Row
@@ -329,3 +331,13 @@ def test_labels_of_points_that_are_close_together_are_drawn_below_each_other() -
     assert places["1"] == places["160"] < places["all (200)"]
     (make, *_) = [make for name, make in figures._plan(boards(rows), []) if name.startswith("curve-")]
     assert [text.get_text() for text in make().axes[0].get_xticklabels()] == ["1", "64", "160", "\nall (200)"]
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_a_curve_is_not_stretched(one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    below, above = not_stretched(low, high)
+    assert 0 <= below <= low <= high <= above <= 1
+    assert above - below >= LEAST_HEIGHT - 1e-12
+    if high - low >= LEAST_HEIGHT:
+        assert (below, above) == (low, high)
