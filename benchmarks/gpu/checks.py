@@ -136,7 +136,7 @@ def whole_maps() -> str:
 
 
 def started(call: Callable[[], object]) -> list[str]:
-    """The kernels, copies and fills that a warm call starts, by the profiler, without its own notes."""
+    """The kernels, copies and fills that a warm call starts, by the profiler but without what it notes of itself."""
     call()
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:

@@ -82,14 +82,15 @@ def trained(taps: Any) -> Any:
     return torch.autograd.grad(kernels.dual_distillation_loss(taps[0], *several), [*several[0], *several[1]])
 
 
+MAPS = [torch.rand(1, side, side) for _, side in benchmark_ops.RESNET18]
 OPS: dict[str, Any] = {
     "pixel_discrepancy": lambda taps: kernels.pixel_discrepancy(taps[0][0], taps[1][0]),
     "pixel_discrepancies": benchmark_ops.OPS["discrepancy"].ours,
     "dual_discrepancies": benchmark_ops.OPS["two students"].ours,
     "flattened_cosine": lambda taps: kernels.flattened_cosine(taps[0][0], taps[1][0]),
     "attention_weightings": benchmark_ops.OPS["attention weighting"].ours,
-    "fuse_scales": lambda taps: kernels.fuse_scales([t[:, 0] for t in taps[0]], benchmark_ops.SIZE),
-    "gaussian_blur": lambda taps: kernels.gaussian_blur(taps[0][0][:, 0], 4.0),
+    "fuse_scales": lambda taps: kernels.fuse_scales(MAPS, benchmark_ops.SIZE),
+    "gaussian_blur": lambda taps: kernels.gaussian_blur(MAPS[0], 4.0),
     "anomaly_map, product": benchmark_ops.OPS["map: product, max"].ours,
     "anomaly_map, sum and blur": benchmark_ops.OPS["map: sum, blur, max"].ours,
     "distillation_loss": lambda taps: kernels.distillation_loss(taps[0], taps[1]),
