@@ -326,8 +326,8 @@ def test_a_leaderboard_is_packed_without_what_is_heavy(tmp_path: Path) -> None:
 def test_the_end_of_a_leaderboards_time_is_ctrl_c(number: signal.Signals) -> None:
     before = {one: signal.getsignal(one) for one in (signal.SIGALRM, signal.SIGTERM)}
     try:
-        script("leaderboard").stopped_after(500 if number == signal.SIGTERM else 0.01)
         with pytest.raises(KeyboardInterrupt):
+            script("leaderboard").stopped_after(500 if number == signal.SIGTERM else 0.01)
             interrupted(number)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

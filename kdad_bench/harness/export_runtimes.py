@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kdad_bench.harness.signal_stack import kept_signal_stack
 from kdad_bench.methods.checkpoint import ModelError
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def write_graph(graph: Graph, target: str, folder: Path, calibration: Sequence[N
 
     Raises whatever the converter raises.
     """
-    with quietly():
+    with quietly(), kept_signal_stack():
         {"torch": write_torch, "onnx": write_onnx, "openvino": write_openvino}[target](graph, folder, calibration)
 
 
@@ -154,7 +155,7 @@ def opened_graph(target: str, folder: Path, batch: int | None) -> Runner:
     lacking = missing(target, write=False)
     if lacking:
         raise ExportError(f"{folder}: {lacking}")
-    with quietly():
+    with quietly(), kept_signal_stack():
         runner = {"torch": open_torch, "onnx": open_onnx, "openvino": open_openvino}[target](folder)
     return runner if batch is None else in_batches(runner, batch)
 

@@ -162,7 +162,8 @@ def test_a_leaderboard_of_a_place_that_cannot_be_written_is_one_line(tmp_path: P
     (tmp_path / "file").touch()
     done = run("leaderboard", results, "--out", tmp_path / "file" / "below")
     assert done.exit_code == 2
-    assert "cannot write to" in done.stderr
+    assert f"'{tmp_path / 'file'}', which is no folder" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_figures_of_long_names_are_written_whole(tmp_path: Path) -> None:
