@@ -327,7 +327,6 @@ def test_the_end_of_a_leaderboards_time_is_ctrl_c(number: signal.Signals) -> Non
     before = {one: signal.getsignal(one) for one in (signal.SIGALRM, signal.SIGTERM)}
     try:
         with pytest.raises(KeyboardInterrupt):
-            script("leaderboard").stopped_after(500 if number == signal.SIGTERM else 0.01)
             interrupted(number)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -336,6 +335,7 @@ def test_the_end_of_a_leaderboards_time_is_ctrl_c(number: signal.Signals) -> Non
 
 
 def interrupted(number: signal.Signals) -> None:
+    script("leaderboard").stopped_after(500 if number == signal.SIGTERM else 0.01)
     if number == signal.SIGTERM:
         os.kill(os.getpid(), number)
     time.sleep(5)
