@@ -139,7 +139,7 @@ def test_the_time_that_a_worker_takes_to_start_counts_against_no_job(
     assert list(pool.step()) == []  # a worker that would be handed a job before it is ready has it by now
     later = time.monotonic() + 1000
     with monkeypatch.context() as patch:
-        patch.setattr(executors, "time", SimpleNamespace(monotonic=lambda: later))
+        patch.setattr(executors, "time", SimpleNamespace(monotonic=lambda: later, sleep=time.sleep))
         assert list(pool.step()) == []
     (row,) = to_the_end(pool)
     assert isinstance(row, Row)
