@@ -33,7 +33,7 @@ def attacks(kind: str, count: int, seed: int, first: int = 0) -> Iterator[dict[s
     with tempfile.TemporaryDirectory(prefix="kdad-fuzz-") as folder:
         base = Path(folder)
         os.environ |= {"KDAD_CACHE": str(base / "cache"), "HOME": str(base), "TMPDIR": str(base / "tmp")}
-        os.environ["MPLCONFIGDIR"] = str(base / "cache")
+        os.environ |= dict.fromkeys(("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR"), str(base / "cache"))
         tempfile.tempdir = None
         for name in ("cache", "tmp", "one"):
             (base / name).mkdir()
