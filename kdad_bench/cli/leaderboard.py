@@ -34,8 +34,7 @@ def leaderboard(
     where jobs differ in these.
     """
     from kdad_bench.leaderboard import pages
-    from kdad_bench.leaderboard.board import DRAWN
-    from kdad_bench.leaderboard.store import StoreError, read
+    from kdad_bench.leaderboard.store import StoreError
     from kdad_bench.leaderboard.text import printable
 
     if check and into is None:
@@ -54,7 +53,7 @@ def leaderboard(
             pages.put_tables(into, fresh)
             click.echo(printable(f"{into}: tables of {results}"))
             return
-        known = read(results, (*DRAWN, "throughput") if figures else DRAWN)
+        known = pages.rows_of(results, figures=figures)
         if not known.files:
             raise BadInput(f"{results}: no row there; give a results folder")
         found, paths = pages.draw_pages(results, out or Path(results), figures=figures, found=known)

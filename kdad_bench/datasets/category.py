@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,6 +23,11 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the closest known word, or nothing."""
     close = get_close_matches(word, list(known), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def not_a_category(name: str, dataset: str, have: Collection[str]) -> str:
+    """That `dataset` has no category `name`, in one line."""
+    return f"category '{name}'{suggestion(name, have)} not in {dataset}; have: {', '.join(have)}"
 
 
 class DatasetError(ValueError):

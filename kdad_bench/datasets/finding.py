@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from kdad_bench.datasets import whole
 from kdad_bench.datasets.cache import fingerprint
-from kdad_bench.datasets.category import MODALITIES, Category, DatasetError, printable, suggestion
+from kdad_bench.datasets.category import MODALITIES, Category, DatasetError, not_a_category, printable, suggestion
 from kdad_bench.datasets.entry import Entry, Layout
 from kdad_bench.datasets.listing import SHOWN, Unused, holds_images, is_file, is_folder, look, nested, remarks
 from kdad_bench.datasets.stand_in import PREFIX, marked
@@ -229,7 +229,7 @@ def _unknown(dataset: str) -> str:
 def _chosen(dataset: str, have: Sequence[str], names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in have:
-            raise DatasetError(f"category '{name}'{suggestion(name, have)} not in {dataset}; have: {', '.join(have)}")
+            raise DatasetError(not_a_category(name, dataset, have))
     return [name for name in have if not names or name in names]
 
 

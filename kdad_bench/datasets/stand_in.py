@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from kdad_bench.datasets.category import GOOD, DatasetError, suggestion
+from kdad_bench.datasets.category import GOOD, DatasetError, not_a_category
 from kdad_bench.datasets.entry import Counts, Entry
 from kdad_bench.datasets.synthetic.drawing import Canvas
 from kdad_bench.datasets.synthetic.embedded import Split, settle, write_category
@@ -137,5 +137,5 @@ def _chosen(like: str, names: Sequence[str]) -> list[str]:
     plain = [name.removeprefix(PREFIX) for name in names]
     for name in plain:
         if name not in table:
-            raise DatasetError(f"category '{name}'{suggestion(name, table)} not in {like}; have: {', '.join(table)}")
+            raise DatasetError(not_a_category(name, like, table))
     return plain or list(table)

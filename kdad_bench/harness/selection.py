@@ -10,6 +10,7 @@ from typing import Any
 
 from kdad_bench import datasets
 from kdad_bench.datasets import Category
+from kdad_bench.datasets.category import not_a_category
 from kdad_bench.harness.axes import PLAIN, Axes, points
 from kdad_bench.harness.choices import MULTI_CLASS, PRESETS, SelectionError, parse_assignment, suggestion
 from kdad_bench.harness.determinism import prepare
@@ -227,7 +228,7 @@ def categories_of(options: RunOptions) -> tuple[Category, ...]:
     for name in wanted:
         if name not in known:
             named = ", ".join(datasets_of(options))
-            raise SelectionError(f"category '{name}'{suggestion(name, known)} not in {named}; have: {', '.join(known)}")
+            raise SelectionError(not_a_category(name, named, known))
     chosen = {of: [name for name in names if not wanted or name in wanted] for of, names in there.items()}
     return tuple(
         one

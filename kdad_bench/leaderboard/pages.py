@@ -17,16 +17,21 @@ from kdad_bench.leaderboard.store import Results, read
 MOST_BYTES = 50_000_000  # of a page that tables are put into
 
 
+def rows_of(results: str | Path, *, figures: bool = False) -> Results:
+    """What pages, and figures if asked, are drawn from; raises StoreError for a folder that cannot be read."""
+    return read(results, (*DRAWN, "throughput") if figures else DRAWN)
+
+
 def draw_pages(
     results: str | Path, out: Path, *, figures: bool = False, found: Results | None = None
 ) -> tuple[Results, list[Path]]:
     """Write leaderboard.md, .html, .parquet, .csv and .json into `out`, and figures/ if asked; returns rows and files.
 
-    `found` is what `store.read(results, DRAWN)` gave, where the caller has read it already.
+    `found` is what `rows_of` gave, where the caller has read it already.
 
     Raises StoreError for a folder that cannot be read or written; what was there before is then still whole.
     """
-    found = found or read(results, (*DRAWN, "throughput") if figures else DRAWN)
+    found = found or rows_of(results, figures=figures)
     drawn = boards(found.table)
     made = long_table.lines(drawn)
     contents: dict[str, Callable[[], bytes]] = {

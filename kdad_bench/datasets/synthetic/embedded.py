@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from kdad_bench.datasets import cache
-from kdad_bench.datasets.category import GOOD, DatasetError, suggestion
+from kdad_bench.datasets.category import GOOD, DatasetError, not_a_category
 from kdad_bench.datasets.synthetic.drawing import Canvas, Stream
 from kdad_bench.datasets.synthetic.encoding import png, tiff
 from kdad_bench.datasets.synthetic.solids import Solid
@@ -222,8 +222,7 @@ class Embedded:
         """
         for name in names or tuple(self.subjects):
             if name not in self.subjects:
-                close, have = suggestion(name, self.subjects), ", ".join(self.subjects)
-                raise DatasetError(f"category '{name}'{close} not in {self.name}; have: {have}")
+                raise DatasetError(not_a_category(name, self.name, self.subjects))
             final = target / name
             if final.is_dir():  # before a lock is asked for: the disk may be read-only by now
                 continue
