@@ -23,6 +23,7 @@ STAGE = 2 * (BLOCK_Q + BLOCK_M) * BLOCK_C * 2  # bytes of a stage of the pipelin
 LINES, WIDE = 16, 64  # rows or pairs, and channels, of a program that does not multiply
 PROCESSORS, SHARED = 132, 227 << 10  # of an H100: multiprocessors, bytes a block may have
 SPLITS = 64  # at most so many of the memory
+SPARE = 8  # of several neighbours, so many more are measured
 SAMPLE = 512  # rows whose mean is the centre: any centre is exact
 TOP = 10  # 2^TOP is above all values of the memory: float16 has room below it for small ones, above it for far queries
 LARGEST = 60000.0  # of what is held in float16
@@ -134,10 +135,8 @@ class View:
     def rows(self, values: Tensor) -> Rows:
         """`values` [n, C], contiguous, seen so."""
         n, c = values.shape
-        made = Rows(
-            *(torch.empty(n, padded(c), dtype=torch.float16, device=values.device) for _ in range(2)),
-            torch.empty(n, dtype=torch.float32, device=values.device),
-        )
+        high, low = (torch.empty(n, padded(c), dtype=torch.float16, device=values.device) for _ in range(2))
+        made = Rows(high, low, torch.empty(n, dtype=torch.float32, device=values.device))
         launch(
             neighbours_kernels.split_kernel, plan_of_split(n, c),
             values, self.centre, self.scale, made.high, made.low, made.lengths,
@@ -209,7 +208,7 @@ class Search:
 
     def pieces(self, which: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Queries, as many of `which` at a time as a TILE holds, and what the product says of them."""
-        for some in which.split(max(1, TILE // len(self.memory))):
+        for some in torch.split(which, max(1, TILE // len(self.memory))):
             yield some, self.said(self.asking.some(some))
 
 
@@ -222,45 +221,65 @@ def nearest(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor
     queries, memory = queries.contiguous(), memory.contiguous()
     if len(queries) * memory.numel() <= DIRECT:
         return directly(queries, memory, k)
-    if k > 1:
-        neighbours.check_finite(queries, memory)
-        return neighbours.blocked(queries, memory, k)
     view = View.of(memory)
     search = Search.of(queries, memory, view)
-    least, index, second = search.least()
-    clear = second > least + search.slack
-    distances = pairs(queries, memory, None, index)
-    state = torch.stack([view.spread, search.slack.amax(), clear.logical_not().sum().float()]).tolist()
+    distances, index, unclear = among_spare(search, k) if k > 1 else among_two(search)
+    state = torch.stack([view.spread, search.slack.amax(), unclear.sum().float()]).tolist()  # the CPU waits here
     if not all(isfinite(one) for one in state):
         neighbours.check_finite(queries, memory)
     if state[2]:
-        unclear = clear.logical_not_().nonzero()[:, 0]
-        distances[unclear], index[unclear] = resolved(search, unclear, least[unclear] + search.slack[unclear])
-    return distances[:, None], index[:, None]
+        some = unclear.nonzero()[:, 0]
+        distances[some], index[some] = among_many(queries[some], memory, k) if k > 1 else resolved(search, some)
+    return distances, index
 
 
-def resolved(search: Search, unclear: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances and indices of the nearest to the queries `unclear`, among all that is not above `limit`."""
+def among_two(search: Search) -> tuple[Tensor, Tensor, Tensor]:
+    """[N, 1] distances and indices of the rows that the product says are nearest, and [N] whether they may not be."""
+    least, index, second = search.least()
+    clear = second > least + search.slack
+    return pairs(search.queries, search.memory, None, index)[:, None], index[:, None], clear.logical_not_()
+
+
+def among_spare(search: Search, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[N, k] distances and indices among a few more than k that the product says are nearest, and [N] whether there
+    may be others."""
+    width = min(k + SPARE, len(search.memory))
     found = []
-    for (some, said), most in zip(search.pieces(unclear), limit.split(max(1, TILE // len(search.memory))), strict=True):
-        row, index = (said > most[:, None]).logical_not_().nonzero(as_tuple=True)
+    for some, said in search.pieces(torch.arange(len(search.queries), device=search.queries.device)):
+        least, index = said.topk(width, largest=False)
+        clear = least[:, -1] > least[:, k - 1] + search.slack[some]
+        index = index.sort(1).values  # of equals the lower first
+        distance = pairs(search.queries, search.memory, some.repeat_interleave(width), index.view(-1)).view_as(index)
+        ordered, place = distance.sort(dim=1, stable=True)
+        unclear = clear.logical_not_() & (width < len(search.memory))
+        found.append((ordered[:, :k], index.gather(1, place[:, :k]), unclear))
+    distances, indices, unclear = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return distances, indices, unclear
+
+
+def resolved(search: Search, unclear: Tensor) -> tuple[Tensor, Tensor]:
+    """[n, 1] distances and indices of the nearest to the queries `unclear`, among all that may be it."""
+    found = []
+    for some, said in search.pieces(unclear):
+        limit = said.amin(1) + search.slack[some]
+        row, index = (said > limit[:, None]).logical_not_().nonzero(as_tuple=True)
         if len(row) > neighbours.MANY * len(unclear):
-            return among_many(search.queries[unclear], search.memory)
+            return among_many(search.queries[unclear], search.memory, 1)
         distance = pairs(search.queries, search.memory, some[row], index)
         least = distance.new_full((len(some),), torch.inf).scatter_reduce_(0, row, distance, "amin")
         index = torch.where(distance == least[row], index, len(search.memory))
         found.append((least, index.new_full((len(some),), len(search.memory)).scatter_reduce_(0, row, index, "amin")))
-    return torch.cat([distance for distance, _ in found]), torch.cat([index for _, index in found])
+    distances, indices = (torch.cat(parts)[:, None] for parts in zip(*found, strict=True))
+    return distances, indices
 
 
-def among_many(queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+def among_many(queries: Tensor, memory: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Distances and indices where many rows may be the nearest: equal ones are searched once, near ones in float64."""
-    firsts = neighbours.first_occurrences(memory)
+    firsts = neighbours.first_occurrences(memory) if k == 1 else None
     if firsts is None:
-        distances, index = neighbours.blocked(queries, memory)
-        return distances[:, 0], index[:, 0]
+        return neighbours.blocked(queries, memory, k)
     distances, index = nearest(queries, memory[firsts])
-    return distances[:, 0], firsts[index[:, 0]]
+    return distances, firsts[index]
 
 
 def directly(queries: Tensor, memory: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -271,7 +290,7 @@ def directly(queries: Tensor, memory: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if k == 1:
         least, index = distances.min(1, keepdim=True)  # the first of equals
         return least, index
-    ordered, index = distances.sort(1, stable=True)
+    ordered, index = distances.sort(dim=1, stable=True)
     return ordered[:, :k], index[:, :k]
 
 
