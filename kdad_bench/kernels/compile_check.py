@@ -117,6 +117,11 @@ def specialised(value: Any, place: tuple[int, ...], constants: dict[Any, Any], h
         return "constexpr"
     if value % 16 == 0:
         hints[place] = [["tt.divisibility", 16]]
+    return integer(value)
+
+
+def integer(value: int) -> str:
+    """Its type in a signature."""
     return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
@@ -130,6 +135,8 @@ def source_of(launch: Launch) -> ASTSource:
         if parameter.is_constexpr:
             signature[parameter.name] = "constexpr"
             constants[(i,)] = value
+        elif parameter.do_not_specialize:
+            signature[parameter.name] = integer(value)
         else:
             signature[parameter.name] = specialised(value, (i,), constants, hints)
     return ASTSource(launch.kernel, signature, constants, hints)

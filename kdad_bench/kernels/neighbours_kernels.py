@@ -2,6 +2,7 @@
 
 A product of float32 is three of float16 on tensor cores: x = high + low with |x - high - low| <= 2^-22 |x| (2^-25 where
 that is below float16's normal numbers), and low times low is left out. Rows are padded with zeros to whole BLOCK_C.
+Numbers of rows are not compiled for: they are others with every call.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def split_kernel(
     values, centre, scale, high, low, lengths, n, c, padded,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, LARGEST: tl.constexpr,
@@ -66,7 +67,7 @@ def said_of(
     return tl.load(halves + columns, mask=columns < m, other=float("inf"))[None, :] - product
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "m", "splits", "blocks"])
 def least_kernel(
     q_high, q_low, p_high, p_low, halves, best_out, index_out, second_out,
     n, m, c, per_split, splits, blocks,
@@ -98,7 +99,7 @@ def least_kernel(
     tl.store(second_out + out, second, mask=rows < n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "blocks"])
 def said_kernel(
     q_high, q_low, p_high, p_low, halves, said_out, n, m, c, blocks,
     BLOCK_Q: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -111,7 +112,7 @@ def said_kernel(
     tl.store(out, said, mask=(rows < n)[:, None] & (columns < m)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "m"])
 def pairs_kernel(
     queries, memory, row, index, out, n, m, c,
     EVERY: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,

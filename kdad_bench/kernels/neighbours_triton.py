@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite, sqrt
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
 from kdad_bench.kernels import neighbours, neighbours_kernels
-from kdad_bench.kernels.triton_launch import Plan, launch
+from kdad_bench.kernels.triton_launch import guard
 
 BLOCK_Q, BLOCK_M, BLOCK_C = 128, 128, 64  # of a tile: queries, rows of the memory, channels that tensor cores sum
 WARPS = 8
@@ -32,7 +33,7 @@ FAR = (1 << 31) - 1  # no column is so far
 TILE = 1 << 26  # products that are held at a time: 256 MB
 
 
-# ---- plans of launches -----------------------------------------------------------------------------------------------
+# ---- launches --------------------------------------------------------------------------------------------------------
 
 
 @lru_cache
@@ -59,37 +60,17 @@ def splits_of(blocks: int, tiles: int, processors: int) -> tuple[int, int]:
     return splits, -(-tiles // splits)
 
 
-@lru_cache(maxsize=256)
-def plan_of_split(n: int, c: int) -> Plan:
-    """Of `split_kernel`."""
-    constants = {"BLOCK_R": LINES, "BLOCK_C": WIDE, "LARGEST": LARGEST, "num_warps": 4}
-    return Plan.of(triton.cdiv(n, LINES), (n, c, padded(c)), constants)
-
-
-@lru_cache(maxsize=256)
-def plan_of_least(n: int, m: int, c: int, device: torch.device) -> tuple[int, Plan]:
-    """(splits, plan) of `least_kernel`."""
-    blocks = triton.cdiv(n, BLOCK_Q)
-    splits, tiles = splits_of(blocks, triton.cdiv(m, BLOCK_M), facts(device)[0])
-    return splits, Plan.of(
-        blocks * splits,
-        (n, m, c, tiles * BLOCK_M, splits, blocks),
-        {**tile(device), "FAR": FAR},
-    )
-
-
-@lru_cache(maxsize=256)
-def plan_of_said(n: int, m: int, c: int, device: torch.device) -> Plan:
-    """Of `said_kernel`."""
-    blocks = triton.cdiv(n, BLOCK_Q)
-    return Plan.of(blocks * triton.cdiv(m, BLOCK_M), (n, m, c, blocks), tile(device))
-
-
 def tile(device: torch.device) -> dict[str, int]:
     """The constants of a kernel that multiplies."""
     return {
         "BLOCK_Q": BLOCK_Q, "BLOCK_M": BLOCK_M, "BLOCK_C": BLOCK_C, "num_warps": WARPS, "num_stages": stages(device),
     }  # fmt: skip
+
+
+def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    """Launch on the device of the first argument. Triton's own launch: few calls are alike in all their numbers."""
+    with guard(arguments[0].device):
+        kernel[(programs,)](*arguments, **constants)
 
 
 def padded(c: int) -> int:
@@ -138,8 +119,9 @@ class View:
         high, low = (torch.empty(n, padded(c), dtype=torch.float16, device=values.device) for _ in range(2))
         made = Rows(high, low, torch.empty(n, dtype=torch.float32, device=values.device))
         launch(
-            neighbours_kernels.split_kernel, plan_of_split(n, c),
-            values, self.centre, self.scale, made.high, made.low, made.lengths,
+            neighbours_kernels.split_kernel, triton.cdiv(n, LINES),
+            values, self.centre, self.scale, made.high, made.low, made.lengths, n, c, padded(c),
+            BLOCK_R=LINES, BLOCK_C=WIDE, LARGEST=LARGEST, num_warps=4,
         )  # fmt: skip
         return made
 
@@ -182,13 +164,15 @@ class Search:
 
     def least(self) -> tuple[Tensor, Tensor, Tensor]:
         """[N] each: least, its index int64 and second least of halves[j] - q_i.p_j."""
-        device, (n, c) = self.queries.device, self.asking.high.shape
-        splits, plan = plan_of_least(n, len(self.memory), c, device)
+        device, (n, c), m = self.queries.device, self.asking.high.shape, len(self.memory)
+        blocks = triton.cdiv(n, BLOCK_Q)
+        splits, tiles = splits_of(blocks, triton.cdiv(m, BLOCK_M), facts(device)[0])
         best, second = (torch.empty(n, splits, dtype=torch.float32, device=device) for _ in range(2))
         index = torch.empty(n, splits, dtype=torch.int32, device=device)
         launch(
-            neighbours_kernels.least_kernel, plan, self.asking.high, self.asking.low, self.points.high, self.points.low,
-            self.halves, best, index, second,
+            neighbours_kernels.least_kernel, blocks * splits,
+            self.asking.high, self.asking.low, self.points.high, self.points.low, self.halves, best, index, second,
+            n, m, c, tiles * BLOCK_M, splits, blocks, FAR=FAR, **tile(device),
         )  # fmt: skip
         if splits == 1:
             return best[:, 0], index[:, 0].long(), second[:, 0]
@@ -198,11 +182,13 @@ class Search:
 
     def said(self, some: Rows) -> Tensor:
         """halves[j] - q_i.p_j for some queries: [n, M]."""
-        n, c = some.high.shape
-        made = torch.empty(n, len(self.memory), dtype=torch.float32, device=self.queries.device)
+        (n, c), m = some.high.shape, len(self.memory)
+        made = torch.empty(n, m, dtype=torch.float32, device=self.queries.device)
+        blocks = triton.cdiv(n, BLOCK_Q)
         launch(
-            neighbours_kernels.said_kernel, plan_of_said(n, len(self.memory), c, made.device),
+            neighbours_kernels.said_kernel, blocks * triton.cdiv(m, BLOCK_M),
             some.high, some.low, self.points.high, self.points.low, self.halves, made,
+            n, m, c, blocks, **tile(made.device),
         )  # fmt: skip
         return made
 
@@ -304,7 +290,8 @@ def pairs(queries: Tensor, memory: Tensor, row: Tensor | None, index: Tensor | N
         n, every = len(index), False
         row = torch.arange(n, device=memory.device) if row is None else row
     made = torch.empty(n, dtype=torch.float64, device=memory.device)
-    constants = {"EVERY": every, "BLOCK_P": LINES, "BLOCK_C": WIDE, "num_warps": 4}
-    plan = Plan.of(triton.cdiv(n, LINES), (n, m, c), constants)
-    launch(neighbours_kernels.pairs_kernel, plan, queries, memory, row, index, made)
+    launch(
+        neighbours_kernels.pairs_kernel, triton.cdiv(n, LINES), queries, memory, row, index, made, n, m, c,
+        EVERY=every, BLOCK_P=LINES, BLOCK_C=WIDE, num_warps=4,
+    )  # fmt: skip
     return made
