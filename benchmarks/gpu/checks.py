@@ -105,6 +105,10 @@ def magnitudes() -> str:
     high = (torch.randn(2, 512, 4, 4, device=DEVICE).sign() * 6e4).half()
     found = kernels.pixel_discrepancy(high, -high)
     demand(float((found - 2).abs().max()) < 1e-5, "float16 at 6e4")
+    high[1, 7, 2, 3] = torch.inf
+    for kind in ("unit_l2", "cosine"):
+        found = kernels.pixel_discrepancy(high, high, kind=kind).isnan().nonzero().tolist()
+        demand(found == [[1, 2, 3]], f"an infinite value of float16 is NaN at {found}")
     zero = torch.zeros_like(t)
     demand(float((kernels.pixel_discrepancy(t, zero) - 0.5).abs().max()) < 1e-6, "zero student")
     demand(float(kernels.pixel_discrepancy(zero, zero).abs().max()) == 0, "both zero")
