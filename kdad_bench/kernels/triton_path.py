@@ -6,7 +6,6 @@ planned once per layout of the tensors and kept.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
