@@ -22,7 +22,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kdad_bench.kernels import fusion_kernels, neighbours_triton, triton_fusion, triton_kernels, triton_path
+from kdad_bench.kernels import fusion_kernels, neighbours_kernels, triton_fusion, triton_kernels, triton_path
+from kdad_bench.kernels import neighbours_triton as neighbours
 
 POINTERS = {
     torch.float32: "*fp32",
@@ -30,6 +31,7 @@ POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float64: "*fp64",
     torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
 SHARED_LIMIT = 232_448  # bytes a block may use on sm_90
@@ -90,12 +92,7 @@ def recording(log: list[Launch], case: str) -> Iterator[None]:
     places = (
         (triton_path, "triton_kernels", triton_kernels, recorders(triton_kernels)),
         (triton_fusion, "fusion_kernels", fusion_kernels, recorders(fusion_kernels)),
-        (
-            neighbours_triton,
-            "nearest_kernel",
-            neighbours_triton.nearest_kernel,
-            Recorder(neighbours_triton.nearest_kernel),
-        ),
+        (neighbours, "neighbours_kernels", neighbours_kernels, recorders(neighbours_kernels)),
     )
     for module, name, _, recorder in places:
         setattr(module, name, recorder)
@@ -120,6 +117,11 @@ def specialised(value: Any, place: tuple[int, ...], constants: dict[Any, Any], h
         return "constexpr"
     if value % 16 == 0:
         hints[place] = [["tt.divisibility", 16]]
+    return integer(value)
+
+
+def integer(value: int) -> str:
+    """Its type in a signature."""
     return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
@@ -133,6 +135,8 @@ def source_of(launch: Launch) -> ASTSource:
         if parameter.is_constexpr:
             signature[parameter.name] = "constexpr"
             constants[(i,)] = value
+        elif parameter.do_not_specialize:
+            signature[parameter.name] = integer(value)
         else:
             signature[parameter.name] = specialised(value, (i,), constants, hints)
     return ASTSource(launch.kernel, signature, constants, hints)
@@ -247,8 +251,11 @@ def neighbour_launches(widths: tuple[int, ...]) -> list[Launch]:
     for c in widths:
         for n in (40_000, 1024):
             with recording(log, f"nearest {n} x 4096 x {c}"):
-                queries, points = torch.empty(n, c, device="meta"), torch.empty(4096, c, device="meta")
-                neighbours_triton.launch(queries, points, torch.empty(4096, device="meta"))
+                queries, memory = torch.empty(n, c, device="meta"), torch.empty(4096, c, device="meta")
+                search = neighbours.Search.of(queries, memory, neighbours.View.of(memory))
+                search.said(search.asking)
+                neighbours.pairs(queries, memory, None, search.least()[1])
+                neighbours.pairs(queries, memory, None, None)
     return log
 
 
