@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -45,6 +46,7 @@ def pair(
 
 def error(found: Tensor, expected: Tensor) -> float:
     """Relative error in the norm of the whole tensor."""
+    found, expected = found.detach(), expected.detach()
     return float((found.double() - expected).norm() / expected.norm().clamp_min(1e-300))
 
 
@@ -53,28 +55,24 @@ def demand(condition: bool, what: str) -> None:
         raise AssertionError(what)
 
 
-def maps_and_gradients() -> str:
-    """Maps, losses and gradients of every kind, dtype and layout against float64."""
+def maps_and_gradients(dtype: torch.dtype, allowed: float, layout: torch.memory_format) -> str:
+    """Maps, losses and gradients of every kind against float64, in one dtype and layout."""
     worst = 0.0
-    for dtype, allowed in ((torch.float32, 1e-5), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)):
-        for layout in (NCHW, CHANNELS_LAST):
-            for shape in SHAPES:
-                t, s = pair(shape, dtype, layout)
-                for kind in ("unit_l2", "cosine", "l2"):
-                    found = kernels.pixel_discrepancy(t, s, kind=kind)
-                    expected = reference.pixel_discrepancy(t.double(), s.double(), kind=kind)
-                    worst = max(worst, error(found, expected))
-                    demand(
-                        error(found, expected) < 1e-5, f"map {kind} {shape} {dtype} {layout}: {error(found, expected)}"
-                    )
-                for kind in ("unit_l2", "l2", "flattened"):
-                    mine = [x.detach().requires_grad_() for x in (t, s)]
-                    loss = kernels.distillation_loss([mine[0]], [mine[1]], kind=kind)
-                    gradients = torch.autograd.grad(loss * 4096, mine)
-                    oracle = [x.double().requires_grad_() for x in (t, s)]
-                    expected_loss = reference.distillation_loss([oracle[0]], [oracle[1]], kind=kind)
-                    for g, e in zip(gradients, torch.autograd.grad(expected_loss * 4096, oracle), strict=True):
-                        demand(error(g, e) < allowed, f"gradient {kind} {shape} {dtype} {layout}: {error(g, e)}")
+    for shape in SHAPES:
+        t, s = pair(shape, dtype, layout)
+        for kind in ("unit_l2", "cosine", "l2"):
+            found = kernels.pixel_discrepancy(t, s, kind=kind)
+            wrong = error(found, reference.pixel_discrepancy(t.double(), s.double(), kind=kind))
+            worst = max(worst, wrong)
+            demand(wrong < 1e-5, f"map {kind} {shape}: {wrong}")
+        for kind in ("unit_l2", "l2", "flattened"):
+            mine = [x.detach().requires_grad_() for x in (t, s)]
+            loss = kernels.distillation_loss([mine[0]], [mine[1]], kind=kind)
+            gradients = torch.autograd.grad(loss * 4096, mine)
+            oracle = [x.double().requires_grad_() for x in (t, s)]
+            expected_loss = reference.distillation_loss([oracle[0]], [oracle[1]], kind=kind)
+            for g, e in zip(gradients, torch.autograd.grad(expected_loss * 4096, oracle), strict=True):
+                demand(error(g, e) < allowed, f"gradient {kind} {shape}: {error(g, e)}")
     return f"worst map error {worst:.1e}"
 
 
@@ -139,9 +137,11 @@ def started(call: Callable[[], object]) -> list[str]:
     """The kernels, copies and fills that a warm call starts, by the profiler but without what it notes of itself."""
     call()
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
-        call()
-        torch.cuda.synchronize()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning: Profiler clears events", UserWarning)  # there is one cycle only
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
+            call()
+            torch.cuda.synchronize()
     names = [e.name for e in recorded.events() if e.device_type == torch.autograd.DeviceType.CUDA]
     return [name for name in names if "kernel" in name or name.startswith("Mem")]
 
@@ -165,7 +165,9 @@ def graph() -> str:
     taps = [pair((2, c, side, side), torch.float32, NCHW, c) for c, side in benchmark_ops.RESNET18]
     t, s = [x for x, _ in taps], [x for _, x in taps]
     kernels.anomaly_map(t, s, SIZES[0], sigma=4.0)  # its tables are copied to the device
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype", UserWarning)
+        torch.cuda.set_sync_debug_mode("error")
     try:
         kernels.anomaly_map(t, s, SIZES[0], sigma=4.0)
         captured = torch.cuda.CUDAGraph()
@@ -337,13 +339,21 @@ def device_metrics() -> str:
     return f"metrics {1e3 * mine:.2f} ms, torch.sort {1e3 * sort:.2f} ms, ratio {mine / sort:.2f} (at most 1.2 wanted)"
 
 
+# Each compiles some forty kernels of its own: the parts side by side take a sixth of the whole.
+PARTS = {
+    f"maps_and_gradients {name} {order}": partial(maps_and_gradients, dtype, allowed, layout)
+    for name, dtype, allowed in (
+        ("fp32", torch.float32, 1e-5), ("fp16", torch.float16, 1e-3), ("bf16", torch.bfloat16, 8e-3),
+    )
+    for order, layout in (("nchw", NCHW), ("channels_last", CHANNELS_LAST))
+}  # fmt: skip
 SIDE_BY_SIDE: dict[str, Callable[[], str]] = {
+    **PARTS,
     **{f"agreement {part}": partial(agreement, part) for part in range(WORKERS)},
     **{
         check.__name__: check
         for check in (
-            maps_and_gradients, precision, magnitudes, whole_maps, launches, graph, memory, beyond_int32,
-            opcheck_and_compile,
+            precision, magnitudes, whole_maps, launches, graph, memory, beyond_int32, opcheck_and_compile,
         )
     },
 }  # fmt: skip
