@@ -22,7 +22,14 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kdad_bench.kernels import fusion_kernels, neighbours_triton, triton_fusion, triton_kernels, triton_path
+from kdad_bench.kernels import (
+    fusion_kernels,
+    neighbours_triton,
+    ranks_triton,
+    triton_fusion,
+    triton_kernels,
+    triton_path,
+)
 
 POINTERS = {
     torch.float32: "*fp32",
@@ -30,6 +37,7 @@ POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float64: "*fp64",
     torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
 SHARED_LIMIT = 232_448  # bytes a block may use on sm_90
@@ -90,11 +98,11 @@ def recording(log: list[Launch], case: str) -> Iterator[None]:
     places = (
         (triton_path, "triton_kernels", triton_kernels, recorders(triton_kernels)),
         (triton_fusion, "fusion_kernels", fusion_kernels, recorders(fusion_kernels)),
-        (
-            neighbours_triton,
-            "nearest_kernel",
-            neighbours_triton.nearest_kernel,
-            Recorder(neighbours_triton.nearest_kernel),
+        *(
+            (module, name, getattr(module, name), Recorder(getattr(module, name)))
+            for module in (neighbours_triton, ranks_triton)
+            for name in dir(module)
+            if name.endswith("_kernel")
         ),
     )
     for module, name, _, recorder in places:
@@ -104,6 +112,11 @@ def recording(log: list[Launch], case: str) -> Iterator[None]:
     finally:
         for module, name, real, _ in places:
             setattr(module, name, real)
+
+
+def width_of(value: int) -> str:
+    """The type of an integer that the compiler assumes nothing of."""
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
 def specialised(value: Any, place: tuple[int, ...], constants: dict[Any, Any], hints: dict[Any, Any]) -> Any:
@@ -120,7 +133,7 @@ def specialised(value: Any, place: tuple[int, ...], constants: dict[Any, Any], h
         return "constexpr"
     if value % 16 == 0:
         hints[place] = [["tt.divisibility", 16]]
-    return "i32" if -(2**31) <= value < 2**31 else "i64"
+    return width_of(value)
 
 
 def source_of(launch: Launch) -> ASTSource:
@@ -133,6 +146,8 @@ def source_of(launch: Launch) -> ASTSource:
         if parameter.is_constexpr:
             signature[parameter.name] = "constexpr"
             constants[(i,)] = value
+        elif parameter.do_not_specialize:
+            signature[parameter.name] = width_of(value)
         else:
             signature[parameter.name] = specialised(value, (i,), constants, hints)
     return ASTSource(launch.kernel, signature, constants, hints)
@@ -252,6 +267,18 @@ def neighbour_launches(widths: tuple[int, ...]) -> list[Launch]:
     return log
 
 
+def rank_launches() -> list[Launch]:
+    """Every launch of the pixel metrics: maps in one chunk and in several, of either dtype."""
+    log: list[Launch] = []
+    order, weights, upto = (torch.empty(9, dtype=d, device="meta") for d in (torch.int64, torch.float64, torch.int64))
+    for dtype in (torch.float32, torch.float64):
+        scores = torch.empty(9, dtype=dtype, device="meta")
+        for chunks in (1, 3):
+            with recording(log, f"ranks in {chunks} chunks, {dtype}"):
+                ranks_triton.launch(scores, order, weights, [(scores, upto)] * chunks, 9 * chunks, 9, (0.3, 0.05))
+    return log
+
+
 def distinct(launches: list[Launch]) -> list[Launch]:
     """The launches that differ in what is compiled."""
     seen: dict[Any, Launch] = {}
@@ -283,7 +310,7 @@ def shipped(quick: bool = False) -> list[Launch]:
             if not quick or (shape, batch) in QUICK[i]:
                 log += feature_launches(shape, batch, dtype, layout)
     log += map_launches("resnet18", 32, ("max",)) if quick else map_launches("resnet18", 32)
-    log += neighbour_launches((1024,) if quick else (1024, 64))
+    log += neighbour_launches((1024,) if quick else (1024, 64)) + rank_launches()
     if not quick:
         log += map_launches("resnet18", 1) + map_launches("odd", 2)
     return distinct(log)
