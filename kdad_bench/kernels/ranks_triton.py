@@ -125,8 +125,8 @@ def ranks_kernel(
         negatives = (pixels - positives).to(tl.float64)
         true = (positives - first).to(tl.float64)
         false = (pixels - below).to(tl.float64) - true
-        equal = (upto - below - (last - first)).to(tl.float64)
-        called = true + false
+        equal = tl.where(here, upto - below - (last - first), 0).to(tl.float64)
+        called = tl.where(here, true + false, 1.0)
         x1 = false / negatives
         x0 = x1 - equal / negatives
         slope = tl.where(equal > 0, 1.0 / tl.where(equal > 0, x1 - x0, 1.0), 0.0)
@@ -159,7 +159,7 @@ def finish_kernel(partial, ends, result, programs, chunks, PARTS: tl.constexpr):
     wrong = tl.zeros((PARTS,), tl.float64)
     for start in range(0, 2 * chunks, PARTS):
         value = tl.load(ends + start + lane, mask=start + lane < 2 * chunks, other=0.0)
-        wrong += tl.where(value - value == 0, 0.0, 1.0)
+        wrong += tl.where(tl.abs(value) < float("inf"), 0.0, 1.0)
     tl.store(result + 5, tl.sum(wrong))
 
 
