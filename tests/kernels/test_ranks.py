@@ -68,7 +68,7 @@ def test_a_score_that_is_not_finite_is_refused_in_whichever_chunk_it_lies(
     maps[1, 2, 3], masks[1, 2, 3] = bad, positive
     for chunk in (9, 70):
         monkeypatch.setattr(device, "_CHUNK", chunk)
-        with pytest.raises(MetricError, match="row 2, column 3 of image 1 is -?(nan|inf)"):
+        with pytest.raises(MetricError, match=r"row 2, column 3 of image 1 is -?(nan|inf)"):
             pixel_metrics_on_device(torch.from_numpy(maps).to(DEVICE), region_index(masks))
 
 
