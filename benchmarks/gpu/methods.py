@@ -50,7 +50,7 @@ WARM_STEPS = 3
 LOGGED = 4  # steps from one look at the clock to the next: between them a GPU is not waited for, as in a run
 BATCHES = (8, 32, 64)  # of the throughput, ascending
 FITTING, COSTS = 0.5, 0.85  # shares of a method's time: until its steps end, until its costs are looked into
-OVERDUE = 2.0  # shares of time after which a method is stopped wherever it is
+OVERDUE, LEAST = 2.0, 0.5  # shares after which a method is stopped wherever it is, and that it leaves the others each
 UNKNOWN = float("nan")
 FIGURES = ("step_ms", "latency_ms", "eager_ms", "images_per_second", "projected_hours")
 
@@ -237,7 +237,7 @@ def measured(names: Sequence[str], given: argparse.Namespace, device: torch.devi
         share = left / (len(names) - place)
         row: dict[str, Any] = {"method": name, **dict.fromkeys(FIGURES, UNKNOWN)}
         try:
-            with limited(min(left, OVERDUE * share)):
+            with limited(min(OVERDUE * share, left - LEAST * share * (len(names) - place - 1))):
                 measure(name, given, device, row, share)
         except OutOfTime as problem:
             row["problem"] = str(problem)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -74,7 +75,9 @@ class Replay:
 def no_waiting() -> Iterator[None]:
     """Inside, what waits for the GPU raises RuntimeError: found before a recording that it would break off."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that this does not find everything: a recording then breaks off
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
