@@ -21,6 +21,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -94,10 +95,12 @@ def top_costs(call: Callable[[], Any], device: torch.device) -> list[tuple[str, 
     from torch.profiler import ProfilerActivity, profile
 
     on_cuda = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as recorded:
-        call()
-        if on_cuda:
-            torch.cuda.synchronize(device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning: Profiler clears events", UserWarning)  # there is one cycle only
+        with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as recorded:
+            call()
+            if on_cuda:
+                torch.cuda.synchronize(device)
     field = "self_device_time_total" if on_cuda else "self_cpu_time_total"
     rows = [(row.key, float(getattr(row, field))) for row in recorded.key_averages()]
     total = sum(value for _, value in rows) or 1.0

@@ -22,7 +22,15 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kdad_bench.kernels import fusion_kernels, neighbours_triton, triton_fusion, triton_kernels, triton_path
+from kdad_bench.kernels import (
+    fusion_kernels,
+    neighbours_kernels,
+    ranks_triton,
+    triton_fusion,
+    triton_kernels,
+    triton_path,
+)
+from kdad_bench.kernels import neighbours_triton as neighbours
 
 POINTERS = {
     torch.float32: "*fp32",
@@ -30,6 +38,7 @@ POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float64: "*fp64",
     torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
 SHARED_LIMIT = 232_448  # bytes a block may use on sm_90
@@ -90,11 +99,11 @@ def recording(log: list[Launch], case: str) -> Iterator[None]:
     places = (
         (triton_path, "triton_kernels", triton_kernels, recorders(triton_kernels)),
         (triton_fusion, "fusion_kernels", fusion_kernels, recorders(fusion_kernels)),
-        (
-            neighbours_triton,
-            "nearest_kernel",
-            neighbours_triton.nearest_kernel,
-            Recorder(neighbours_triton.nearest_kernel),
+        (neighbours, "neighbours_kernels", neighbours_kernels, recorders(neighbours_kernels)),
+        *(
+            (ranks_triton, name, getattr(ranks_triton, name), Recorder(getattr(ranks_triton, name)))
+            for name in dir(ranks_triton)
+            if name.endswith("_kernel")
         ),
     )
     for module, name, _, recorder in places:
@@ -120,6 +129,11 @@ def specialised(value: Any, place: tuple[int, ...], constants: dict[Any, Any], h
         return "constexpr"
     if value % 16 == 0:
         hints[place] = [["tt.divisibility", 16]]
+    return integer(value)
+
+
+def integer(value: int) -> str:
+    """Its type in a signature."""
     return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
@@ -133,6 +147,8 @@ def source_of(launch: Launch) -> ASTSource:
         if parameter.is_constexpr:
             signature[parameter.name] = "constexpr"
             constants[(i,)] = value
+        elif parameter.do_not_specialize:
+            signature[parameter.name] = integer(value)
         else:
             signature[parameter.name] = specialised(value, (i,), constants, hints)
     return ASTSource(launch.kernel, signature, constants, hints)
@@ -247,8 +263,23 @@ def neighbour_launches(widths: tuple[int, ...]) -> list[Launch]:
     for c in widths:
         for n in (40_000, 1024):
             with recording(log, f"nearest {n} x 4096 x {c}"):
-                queries, points = torch.empty(n, c, device="meta"), torch.empty(4096, c, device="meta")
-                neighbours_triton.launch(queries, points, torch.empty(4096, device="meta"))
+                queries, memory = torch.empty(n, c, device="meta"), torch.empty(4096, c, device="meta")
+                search = neighbours.Search.of(queries, memory, neighbours.View.of(memory))
+                search.said(search.asking)
+                neighbours.pairs(queries, memory, None, search.least()[1])
+                neighbours.pairs(queries, memory, None, None)
+    return log
+
+
+def rank_launches() -> list[Launch]:
+    """Every launch of the pixel metrics: maps in one chunk and in several, of either dtype."""
+    log: list[Launch] = []
+    order, weights, upto = (torch.empty(9, dtype=d, device="meta") for d in (torch.int64, torch.float64, torch.int64))
+    for dtype in (torch.float32, torch.float64):
+        scores = torch.empty(9, dtype=dtype, device="meta")
+        for chunks in (1, 3):
+            with recording(log, f"ranks in {chunks} chunks, {dtype}"):
+                ranks_triton.launch(scores, order, weights, [(scores, upto)] * chunks, 9 * chunks, 9, (0.3, 0.05))
     return log
 
 
@@ -283,7 +314,7 @@ def shipped(quick: bool = False) -> list[Launch]:
             if not quick or (shape, batch) in QUICK[i]:
                 log += feature_launches(shape, batch, dtype, layout)
     log += map_launches("resnet18", 32, ("max",)) if quick else map_launches("resnet18", 32)
-    log += neighbour_launches((1024,) if quick else (1024, 64))
+    log += neighbour_launches((1024,) if quick else (1024, 64)) + rank_launches()
     if not quick:
         log += map_launches("resnet18", 1) + map_launches("odd", 2)
     return distinct(log)

@@ -19,6 +19,7 @@ from kdad_bench.kernels import (
     cpp_path,
     fusion_kernels,
     neighbours_triton,
+    ranks_triton,
     reference,
     torch_path,
     triton_fusion,
@@ -76,7 +77,7 @@ def test_every_launch_makes_the_device_of_its_tensors_current(monkeypatch: pytes
 
 
 def test_there_is_one_place_that_launches() -> None:
-    modules = triton_launch, triton_path, triton_fusion, neighbours_triton
+    modules = triton_launch, triton_path, triton_fusion, neighbours_triton, ranks_triton
     trees = [ast.parse(inspect.getsource(module)) for module in modules]
     for function in (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
         launches = [
