@@ -65,8 +65,8 @@ def teacher_of(settings: Any, source: str | None) -> tuple[Any, str]:
     return network, info.source
 
 
-class Enough(Exception):
-    """Ends a fit whose steps have been timed for long enough."""
+class Enough(BaseException):
+    """Ends a fit whose steps have been timed for long enough. Not for anyone on the way to catch, as OutOfTime."""
 
 
 def step_seconds(method: Any, normal: Tensor, device: torch.device, drawers: int, ends: float) -> tuple[float, bool]:
@@ -212,8 +212,9 @@ def projected_hours(paper: Any, step: float, images_per_second: float, seeds: in
     return seconds * seeds / 3600
 
 
-class OutOfTime(Exception):
-    """Ends a method that is measured when the time is over."""
+class OutOfTime(BaseException):
+    """Ends a method that is measured when the time is over. No plain Exception: it may come inside a kernel's launch,
+    and must not be taken for a fault of that kernel."""
 
 
 @contextmanager
