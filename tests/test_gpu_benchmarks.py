@@ -341,6 +341,7 @@ def test_the_end_of_a_leaderboards_time_is_ctrl_c(number: signal.Signals) -> Non
     try:
         with pytest.raises(KeyboardInterrupt):
             interrupted(number)
+        os.kill(os.getpid(), signal.SIGTERM)  # while what was begun is ended
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for one, handler in before.items():
@@ -400,7 +401,7 @@ def test_jobs_take_turns_where_there_is_no_mps(there: str, tmp_path: Path) -> No
     said = tmp_path / "said"
     probed = 0 if there == "mps" else 1
     programs = {
-        "python": f'if [ "$1" = -c ]; then exit {probed}; fi; echo "${{CUDA_MPS_PIPE_DIRECTORY-alone}}" >> $SAID; exit 3',
+        "python": f'[ "$1" = -c ] && exit {probed}; echo "${{CUDA_MPS_PIPE_DIRECTORY-alone}}" >> $SAID; exit 3',
         "nvidia-cuda-mps-control": 'echo "mps $* $(if [ $# = 0 ]; then cat; fi)" >> $SAID',
     }
     for name, program in programs.items():
