@@ -67,12 +67,15 @@ def teller(results: Path) -> Callable[[str], None]:
 
 
 def stopped_after(seconds: float) -> None:
-    """Ctrl-C after so long, or at TERM: what a run answers by ending its processes and keeping its rows."""
+    """Ctrl-C after so long, or at TERM, once: what a run answers by ending its processes and keeping its rows."""
+    numbers = signal.SIGALRM, signal.SIGTERM
 
     def stop(number: int, frame: object) -> None:
+        for one in numbers:  # the process group and the script both hand TERM on
+            signal.signal(one, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    for number in (signal.SIGALRM, signal.SIGTERM):
+    for number in numbers:
         signal.signal(number, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
