@@ -355,23 +355,29 @@ def interrupted(number: signal.Signals) -> None:
     time.sleep(5)
 
 
-def test_a_leaderboard_begins_method_by_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    leaderboard, begun = script("leaderboard"), list[tuple[str, int, str]]()
+def test_a_leaderboard_begins_method_by_method_and_then_seed_by_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaderboard, begun, teachers = script("leaderboard"), list[tuple[str, int, str]](), dict[str, str]()
 
     def outcomes(jobs: Any, *arguments: Any, in_order: bool) -> Any:
         assert in_order
         begun.extend((job.method, job.seed, job.category.name) for job in jobs)
+        teachers.update((job.method, job.settings.teacher) for job in jobs if job.weights)
         yield from ()
 
     monkeypatch.setattr(leaderboard, "outcomes", outcomes)
     monkeypatch.setattr(leaderboard, "stopped_after", lambda seconds: None)
     chosen = ["--methods", "stfpm", "pixel_mean", "--categories", "gear", "plank", "--seeds", "2", "--device", "cpu"]
     chosen += ["--dataset", "synthetic", "--preset", "quick", "--out", str(tmp_path)]
+    chosen += ["--then", "padim", "rd4ad", "--weights", "random", "--teacher-of", "rd4ad=resnet18"]
     monkeypatch.setattr("sys.argv", ["leaderboard.py", *chosen])
     assert leaderboard.main() == 0
     places = [(seed, category) for seed in (0, 1) for category in ("gear", "plank")]
-    assert begun == [(method, *place) for method in ("stfpm", "pixel_mean") for place in places]
-    assert "stad" not in leaderboard.METHODS
+    first = [(method, *place) for method in ("stfpm", "pixel_mean") for place in places]
+    assert begun == first + [(method, *place) for place in places for method in ("padim", "rd4ad")]
+    assert teachers == {"stfpm": "efficientnet_lite0", "padim": "efficientnet_lite0", "rd4ad": "resnet18"}
+    assert "stad" not in (*leaderboard.METHODS, *leaderboard.THEN)
 
 
 def test_hours_are_those_of_the_steps_and_images_of_every_category() -> None:
