@@ -22,7 +22,14 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kdad_bench.kernels import fusion_kernels, neighbours_kernels, triton_fusion, triton_kernels, triton_path
+from kdad_bench.kernels import (
+    fusion_kernels,
+    neighbours_kernels,
+    ranks_triton,
+    triton_fusion,
+    triton_kernels,
+    triton_path,
+)
 from kdad_bench.kernels import neighbours_triton as neighbours
 
 POINTERS = {
@@ -93,6 +100,11 @@ def recording(log: list[Launch], case: str) -> Iterator[None]:
         (triton_path, "triton_kernels", triton_kernels, recorders(triton_kernels)),
         (triton_fusion, "fusion_kernels", fusion_kernels, recorders(fusion_kernels)),
         (neighbours, "neighbours_kernels", neighbours_kernels, recorders(neighbours_kernels)),
+        *(
+            (ranks_triton, name, getattr(ranks_triton, name), Recorder(getattr(ranks_triton, name)))
+            for name in dir(ranks_triton)
+            if name.endswith("_kernel")
+        ),
     )
     for module, name, _, recorder in places:
         setattr(module, name, recorder)
@@ -273,6 +285,18 @@ def neighbour_launches(n: int, c: int, answered_only: bool = False) -> list[Laun
     return log
 
 
+def rank_launches() -> list[Launch]:
+    """Every launch of the pixel metrics: maps in one chunk and in several, of either dtype."""
+    log: list[Launch] = []
+    order, weights = (torch.empty(9, dtype=dtype, device="meta") for dtype in (torch.int64, torch.float64))
+    for dtype in (torch.float32, torch.float64):
+        scores = torch.empty(9, dtype=dtype, device="meta")
+        for chunks in (1, 2):
+            with recording(log, f"ranks in {chunks} chunks, {dtype}"):
+                ranks_triton.added_up(scores, [scores] * (chunks - 1), scores, order, weights, (0.3, 0.05))
+    return log
+
+
 def distinct(launches: list[Launch]) -> list[Launch]:
     """The launches that differ in what is compiled."""
     seen: dict[Any, Launch] = {}
@@ -304,7 +328,7 @@ def shipped(quick: bool = False) -> list[Launch]:
             if not quick or (shape, batch) in QUICK[i]:
                 log += feature_launches(shape, batch, dtype, layout)
     log += map_launches("resnet18", 32, ("max",)) if quick else map_launches("resnet18", 32)
-    log += neighbour_launches(40_000, 1024, answered_only=quick)
+    log += neighbour_launches(40_000, 1024, answered_only=quick) + rank_launches()
     if not quick:
         log += neighbour_launches(40_000, 65)
         log += map_launches("resnet18", 1) + map_launches("odd", 2)

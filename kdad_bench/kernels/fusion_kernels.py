@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
 
 FEW_ROWS = tl.constexpr(4)  # that are read sample by sample at a time
 
@@ -38,6 +39,14 @@ def first_of(start, source, target, MULTIPLE: tl.constexpr, ALIGN: tl.constexpr)
 
 
 @triton.jit
+def between(a, b, c, d, fy, fx):
+    """What lies between `a`, `b` above and `c`, `d` below: shares, not differences, so that no digit is lost."""
+    top = a * (1 - fx)[None, :] + b * fx[None, :]
+    bottom = c * (1 - fx)[None, :] + d * fx[None, :]
+    return top * (1 - fy)[:, None] + bottom * fy[:, None]
+
+
+@triton.jit
 def interpolated(base, h, w, y, x, height, width, ALIGN: tl.constexpr):
     """Bilinear samples of one map at rows `y` and columns `x` (inside the result), read one by one."""
     y0, y1, fy = bilinear(y, h, height, ALIGN)
@@ -48,9 +57,7 @@ def interpolated(base, h, w, y, x, height, width, ALIGN: tl.constexpr):
     b = tl.load(upper + x1[None, :])
     c = tl.load(lower + x0[None, :])
     d = tl.load(lower + x1[None, :])
-    top = a + fx[None, :] * (b - a)
-    bottom = c + fx[None, :] * (d - c)
-    return top + fy[:, None] * (bottom - top)
+    return between(a, b, c, d, fy, fx)
 
 
 @triton.jit
@@ -78,11 +85,9 @@ def fused_between(
     x0, x1, fx = bilinear(x, middle_width, width, ALIGN)
     a = fused_at(maps, map_sizes, n, y0, x0, middle_height, middle_width, MAPS, PRODUCT, ALIGN, BLOCK_Y, BLOCK_X)
     b = fused_at(maps, map_sizes, n, y0, x1, middle_height, middle_width, MAPS, PRODUCT, ALIGN, BLOCK_Y, BLOCK_X)
-    top = a + fx[None, :] * (b - a)
     c = fused_at(maps, map_sizes, n, y1, x0, middle_height, middle_width, MAPS, PRODUCT, ALIGN, BLOCK_Y, BLOCK_X)
     d = fused_at(maps, map_sizes, n, y1, x1, middle_height, middle_width, MAPS, PRODUCT, ALIGN, BLOCK_Y, BLOCK_X)
-    bottom = c + fx[None, :] * (d - c)
-    return top + fy[:, None] * (bottom - top)
+    return between(a, b, c, d, fy, fx)
 
 
 @triton.jit
@@ -93,28 +98,49 @@ def split(x):
 
 
 @triton.jit
-def times_across(total, m, place, low_parts, LOW: tl.constexpr):
-    """total + m · table, the high parts of the table at `place`, its low ones `low_parts` behind them if LOW.
+def times_across(total, m, table, LOW: tl.constexpr):
+    """total + m · table; LOW: the table has more bits than a TF32.
 
     Products of two high parts and of a high and a low one are added: what is left out is less than 2⁻²² of a term.
     """
     high, low = split(m)
-    table = tl.load(place)
-    total = tl.dot(low, table, total, input_precision="tf32")
     if LOW:
-        total = tl.dot(high, tl.load(place + low_parts), total, input_precision="tf32")
+        table, rest = split(table)
+        total = tl.dot(high, rest, total, input_precision="tf32")
+    total = tl.dot(low, table, total, input_precision="tf32")
     return tl.dot(high, table, total, input_precision="tf32")
 
 
 @triton.jit
-def times_down(total, m, place, low_parts, LOW: tl.constexpr):
+def times_down(total, m, table, LOW: tl.constexpr):
     """total + table · m; the counterpart of `times_across`."""
     high, low = split(m)
-    table = tl.load(place)
-    total = tl.dot(table, low, total, input_precision="tf32")
     if LOW:
-        total = tl.dot(tl.load(place + low_parts), high, total, input_precision="tf32")
+        table, rest = split(table)
+        total = tl.dot(rest, high, total, input_precision="tf32")
+    total = tl.dot(table, low, total, input_precision="tf32")
     return tl.dot(table, high, total, input_precision="tf32")
+
+
+@triton.jit
+def across_at(table, at, BLOCK_X: tl.constexpr, DEPTH_X: tl.constexpr, CHUNK_X: tl.constexpr):
+    """[CHUNK_X, BLOCK_X]: source columns from `at` on of a tile's table [BLOCK_X, DEPTH_X]."""
+    return tl.load(table + tl.arange(0, BLOCK_X)[None, :] * DEPTH_X + at + tl.arange(0, CHUNK_X)[:, None])
+
+
+@triton.jit
+def down_at(table, at, BLOCK_Y: tl.constexpr, DEPTH_Y: tl.constexpr, CHUNK_Y: tl.constexpr):
+    """[BLOCK_Y, CHUNK_Y]: source rows from `at` on of a tile's table [BLOCK_Y, DEPTH_Y]."""
+    return tl.load(table + tl.arange(0, BLOCK_Y)[:, None] * DEPTH_Y + at + tl.arange(0, CHUNK_Y)[None, :])
+
+
+@triton.jit
+def map_at(base, h, w, row, column, CHUNK_Y: tl.constexpr, CHUNK_X: tl.constexpr):
+    """[CHUNK_Y, CHUNK_X] of a map from `row` and `column` on; beyond it 0, as both tables are there."""
+    rows = row + tl.arange(0, CHUNK_Y)
+    columns = column + tl.arange(0, CHUNK_X)
+    here = (rows < h)[:, None] & (columns < w)[None, :]
+    return tl.load(base + rows[:, None] * w + columns[None, :], mask=here, other=0.0)
 
 
 @triton.jit
@@ -123,53 +149,83 @@ def folded(
     BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr, DEPTH_Y: tl.constexpr, DEPTH_X: tl.constexpr,
     CHUNK_Y: tl.constexpr, CHUNK_X: tl.constexpr, LOW_Y: tl.constexpr, LOW_X: tl.constexpr,
 ):  # fmt: skip
-    """down · M · acrossᵀ for the rows of M from `row` on and its columns from `column` on; beyond M both tables are 0.
+    """down · M · acrossᵀ for the rows of M from `row` on and its columns from `column` on.
 
-    A table has the high parts of its tile [BLOCK, DEPTH], then the low ones; LOW_*: some of these are not 0.
+    LOW_*: as `times_across` has it.
     """
-    y = tl.arange(0, BLOCK_Y)
-    x = tl.arange(0, BLOCK_X)
-    in_y = tl.arange(0, CHUNK_Y)
-    in_x = tl.arange(0, CHUNK_X)
     value = tl.zeros([BLOCK_Y, BLOCK_X], tl.float32)
     for at_y in range(0, DEPTH_Y, CHUNK_Y):
-        rows = row + at_y + in_y
         inner = tl.zeros([CHUNK_Y, BLOCK_X], tl.float32)
         for at_x in range(0, DEPTH_X, CHUNK_X):
-            columns = column + at_x + in_x
-            here = (rows < h)[:, None] & (columns < w)[None, :]
-            m = tl.load(base + rows[:, None] * w + columns[None, :], mask=here, other=0.0)
-            place = across + x[None, :] * DEPTH_X + at_x + in_x[:, None]
-            inner = times_across(inner, m, place, BLOCK_X * DEPTH_X, LOW_X)
-        place = down + y[:, None] * DEPTH_Y + at_y + in_y[None, :]
-        value = times_down(value, inner, place, BLOCK_Y * DEPTH_Y, LOW_Y)
+            m = map_at(base, h, w, row + at_y, column + at_x, CHUNK_Y, CHUNK_X)
+            inner = times_across(inner, m, across_at(across, at_x, BLOCK_X, DEPTH_X, CHUNK_X), LOW_X)
+        value = times_down(value, inner, down_at(down, at_y, BLOCK_Y, DEPTH_Y, CHUNK_Y), LOW_Y)
     return value
+
+
+@triton.jit
+def folded_once(
+    m, down, across, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr, DEPTH_Y: tl.constexpr, LOW_Y: tl.constexpr,
+    LOW_X: tl.constexpr,
+):  # fmt: skip
+    """down · m · across for blocks that were read before; `across` is transposed already."""
+    inner = times_across(tl.zeros([DEPTH_Y, BLOCK_X], tl.float32), m, across, LOW_X)
+    return times_down(tl.zeros([BLOCK_Y, BLOCK_X], tl.float32), inner, down, LOW_Y)
 
 
 @triton.jit
 def fused_piece(
     maps, map_sizes, n, downs, acrosses, piece_y, piece_x, row, column, height, width,
     MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr, SHAPES: tl.constexpr, MULTIPLE: tl.constexpr,
-    BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
+    FIRST: tl.constexpr, DEPENDENT: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
     """Rows from `row` on and columns from `column` on of the sum or product of maps at [height, width].
 
     By tables number `piece_y` of downs[k] and `piece_x` of acrosses[k], which begin there; 0 beyond the last row or
-    column.
+    column. FIRST: no map has more than one chunk, and all is read before the first product. DEPENDENT: this kernel was
+    launched before the one that makes the maps was over, and waits for it.
     """
     value = tl.full([BLOCK_Y, BLOCK_X], 1.0 if PRODUCT else 0.0, tl.float32)
+    tables = ()
+    if FIRST:
+        for k in tl.static_range(MAPS):
+            down = downs[k] + piece_y * BLOCK_Y * SHAPES[6 * k]
+            across = acrosses[k] + piece_x * BLOCK_X * SHAPES[6 * k + 1]
+            tables += (
+                across_at(across, 0, BLOCK_X, SHAPES[6 * k + 1], SHAPES[6 * k + 1]),
+                down_at(down, 0, BLOCK_Y, SHAPES[6 * k], SHAPES[6 * k]),
+            )
+    if DEPENDENT:
+        gdc_wait()
+    parts = ()
+    if FIRST:
+        for k in tl.static_range(MAPS):
+            h = map_sizes[2 * k]
+            w = map_sizes[2 * k + 1]
+            parts += (
+                map_at(
+                    maps[k] + n * h * w, h, w, first_of(row, h, height, 1, ALIGN),
+                    first_of(column, w, width, MULTIPLE, ALIGN), SHAPES[6 * k], SHAPES[6 * k + 1],
+                ),
+            )  # fmt: skip
     for k in tl.static_range(MAPS):
-        h = map_sizes[2 * k]
-        w = map_sizes[2 * k + 1]
-        one = folded(
-            maps[k] + n * h * w, h, w,
-            downs[k] + piece_y * 2 * BLOCK_Y * SHAPES[6 * k],
-            acrosses[k] + piece_x * 2 * BLOCK_X * SHAPES[6 * k + 1],
-            first_of(row, h, height, 1, ALIGN),
-            first_of(column, w, width, MULTIPLE, ALIGN),
-            BLOCK_Y, BLOCK_X, SHAPES[6 * k], SHAPES[6 * k + 1], SHAPES[6 * k + 2], SHAPES[6 * k + 3],
-            SHAPES[6 * k + 4], SHAPES[6 * k + 5],
-        )  # fmt: skip
+        if FIRST:
+            one = folded_once(
+                parts[k], tables[2 * k + 1], tables[2 * k],
+                BLOCK_Y, BLOCK_X, SHAPES[6 * k], SHAPES[6 * k + 4], SHAPES[6 * k + 5],
+            )  # fmt: skip
+        else:
+            h = map_sizes[2 * k]
+            w = map_sizes[2 * k + 1]
+            one = folded(
+                maps[k] + n * h * w, h, w,
+                downs[k] + piece_y * BLOCK_Y * SHAPES[6 * k],
+                acrosses[k] + piece_x * BLOCK_X * SHAPES[6 * k + 1],
+                first_of(row, h, height, 1, ALIGN),
+                first_of(column, w, width, MULTIPLE, ALIGN),
+                BLOCK_Y, BLOCK_X, SHAPES[6 * k], SHAPES[6 * k + 1], SHAPES[6 * k + 2], SHAPES[6 * k + 3],
+                SHAPES[6 * k + 4], SHAPES[6 * k + 5],
+            )  # fmt: skip
         value = value * one if PRODUCT else value + one
     return value
 
@@ -195,8 +251,8 @@ def score_tile(scores, partial, n, local, programs, most, total, MAXIMUM: tl.con
 def fuse_kernel(
     maps, downs, acrosses, out, scores, partial, map_sizes, height, width, blocks_y, blocks_x, reach_y, reach_x,
     MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr, TABLES: tl.constexpr, EXACT: tl.constexpr,
-    SHAPES: tl.constexpr, MULTIPLE: tl.constexpr, MAXIMUM: tl.constexpr, MEAN: tl.constexpr,
-    BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
+    SHAPES: tl.constexpr, MULTIPLE: tl.constexpr, FIRST: tl.constexpr, DEPENDENT: tl.constexpr,
+    MAXIMUM: tl.constexpr, MEAN: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
     """One tile of the fused and blurred map, and its share of the image score.
 
@@ -219,10 +275,12 @@ def fuse_kernel(
         value = fused_piece(
             maps, map_sizes, n, downs, acrosses, block_y, block_x,
             block_y * BLOCK_Y - reach_y, block_x * BLOCK_X - reach_x, height, width,
-            MAPS, PRODUCT, ALIGN, SHAPES, MULTIPLE, BLOCK_Y, BLOCK_X,
+            MAPS, PRODUCT, ALIGN, SHAPES, MULTIPLE, FIRST, DEPENDENT, BLOCK_Y, BLOCK_X,
         )  # fmt: skip
         if EXACT:
             by_sample = tl.max(tl.max((value != value).to(tl.int32), axis=0), axis=0) > 0
+    elif DEPENDENT:
+        gdc_wait()
     if by_sample:
         at_y = tl.minimum(y, height - 1)
         at_x = tl.minimum(x, width - 1)
@@ -233,38 +291,25 @@ def fuse_kernel(
 
 
 @triton.jit
-def twofold_kernel(
-    maps, downs, acrosses, down, across, out, scores, partial, map_sizes, middle_height, middle_width,
-    height, width, blocks_y, blocks_x, reach_y, reach_x,
-    MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr,
-    SHAPES: tl.constexpr, OUTER: tl.constexpr, MULTIPLE: tl.constexpr, MAXIMUM: tl.constexpr, MEAN: tl.constexpr,
-    BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
+def refolded(
+    maps, downs, acrosses, down, across, map_sizes, n, block_y, block_x, middle_height, middle_width,
+    height, width, reach_y, reach_x,
+    MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr, SHAPES: tl.constexpr, OUTER: tl.constexpr,
+    MULTIPLE: tl.constexpr, FIRST: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
-    """One tile of maps that are fused at one size, then upsampled or blurred (or both), and its share of the score.
+    """A tile of the maps that are fused at [middle_height, middle_width], then upsampled or blurred (or both).
 
-    The fused maps exist in registers alone: a tile makes what it draws from in pieces of the size that OUTER says
-    (the six constants of `folded`, for the tables `down` and `across` from the fused map to the result), and
-    neighbouring tiles make their common rows and columns each for itself. SHAPES, EXACT and the rest as in
-    `fuse_kernel`.
+    It makes what it draws from in pieces of the size that OUTER says: the six constants of `folded`, for the tables
+    `down` and `across` from the fused map to the result.
     """
     DEPTH_Y: tl.constexpr = OUTER[0]
     DEPTH_X: tl.constexpr = OUTER[1]
     PIECE_Y: tl.constexpr = OUTER[2]
     PIECE_X: tl.constexpr = OUTER[3]
-    pid = tl.program_id(0)
-    programs = blocks_y * blocks_x
-    n = (pid // programs).to(tl.int64)
-    local = pid % programs
-    block_y = local // blocks_x
-    block_x = local % blocks_x
-    y = tl.arange(0, BLOCK_Y)
-    x = tl.arange(0, BLOCK_X)
-    in_y = tl.arange(0, PIECE_Y)
-    in_x = tl.arange(0, PIECE_X)
     row = first_of(block_y * BLOCK_Y - reach_y, middle_height, height, 1, ALIGN)
     column = first_of(block_x * BLOCK_X - reach_x, middle_width, width, 1, ALIGN)
-    down += block_y * 2 * BLOCK_Y * DEPTH_Y
-    across += block_x * 2 * BLOCK_X * DEPTH_X
+    down += block_y * BLOCK_Y * DEPTH_Y
+    across += block_x * BLOCK_X * DEPTH_X
     value = tl.zeros([BLOCK_Y, BLOCK_X], tl.float32)
     for at_y in range(0, DEPTH_Y, PIECE_Y):
         inner = tl.zeros([PIECE_Y, BLOCK_X], tl.float32)
@@ -273,19 +318,52 @@ def twofold_kernel(
                 maps, map_sizes, n, downs, acrosses,
                 block_y * (DEPTH_Y // PIECE_Y) + at_y // PIECE_Y, block_x * (DEPTH_X // PIECE_X) + at_x // PIECE_X,
                 row + at_y, column + at_x, middle_height, middle_width,
-                MAPS, PRODUCT, ALIGN, SHAPES, MULTIPLE, PIECE_Y, PIECE_X,
+                MAPS, PRODUCT, ALIGN, SHAPES, MULTIPLE, FIRST, False, PIECE_Y, PIECE_X,
             )  # fmt: skip
-            place = across + x[None, :] * DEPTH_X + at_x + in_x[:, None]
-            inner = times_across(inner, fused, place, BLOCK_X * DEPTH_X, OUTER[5])
-        place = down + y[:, None] * DEPTH_Y + at_y + in_y[None, :]
-        value = times_down(value, inner, place, BLOCK_Y * DEPTH_Y, OUTER[4])
+            inner = times_across(inner, fused, across_at(across, at_x, BLOCK_X, DEPTH_X, PIECE_X), OUTER[5])
+        value = times_down(value, inner, down_at(down, at_y, BLOCK_Y, DEPTH_Y, PIECE_Y), OUTER[4])
+    return value
+
+
+@triton.jit
+def twofold_kernel(
+    maps, downs, acrosses, down, across, out, scores, partial, map_sizes, middle_height, middle_width,
+    height, width, blocks_y, blocks_x, reach_y, reach_x,
+    MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr, TABLES: tl.constexpr, EXACT: tl.constexpr,
+    SHAPES: tl.constexpr, OUTER: tl.constexpr, MULTIPLE: tl.constexpr, FIRST: tl.constexpr, DEPENDENT: tl.constexpr,
+    MAXIMUM: tl.constexpr, MEAN: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
+):  # fmt: skip
+    """One tile of maps that are fused at one size, then upsampled or blurred (or both), and its share of the score.
+
+    The fused maps exist in registers alone: a tile makes what it draws from in pieces of the size that OUTER says
+    (the six constants of `folded`, for the tables `down` and `across` from the fused map to the result), and
+    neighbouring tiles make their common rows and columns each for itself. SHAPES, EXACT and the rest as in
+    `fuse_kernel`.
+    """
+    pid = tl.program_id(0)
+    programs = blocks_y * blocks_x
+    n = (pid // programs).to(tl.int64)
+    local = pid % programs
+    block_y = local // blocks_x
+    block_x = local % blocks_x
+    y = tl.arange(0, BLOCK_Y)
+    x = tl.arange(0, BLOCK_X)
+    if DEPENDENT:
+        gdc_wait()
+    by_sample = not TABLES
+    value = tl.zeros([BLOCK_Y, BLOCK_X], tl.float32)
+    if TABLES:
+        value = refolded(
+            maps, downs, acrosses, down, across, map_sizes, n, block_y, block_x, middle_height, middle_width,
+            height, width, reach_y, reach_x,
+            MAPS, PRODUCT, ALIGN, SHAPES, OUTER, MULTIPLE, FIRST, BLOCK_Y, BLOCK_X,
+        )  # fmt: skip
+        if EXACT:
+            by_sample = tl.max(tl.max((value != value).to(tl.int32), axis=0), axis=0) > 0
     y += block_y * BLOCK_Y
     x += block_x * BLOCK_X
     inside = (y < height)[:, None] & (x < width)[None, :]
     most, total = most_and_total(value, inside)
-    by_sample = False
-    if EXACT:
-        by_sample = tl.max(tl.max((value != value).to(tl.int32), axis=0), axis=0) > 0
     if by_sample:
         most = tl.zeros([], tl.int32)
         total = tl.zeros([], tl.float32)

@@ -21,21 +21,44 @@ from kdad_bench.kernels.reference import blur_weights, reflected
 from kdad_bench.kernels.sending import sent
 from kdad_bench.kernels.triton_launch import Plan, launch
 
-LARGE_BLOCK, SMALL_BLOCK = (32, 64), (16, 32)  # rows and columns of a program's tile
 FEW = 264  # programs, two for each multiprocessor of an H100: with fewer large tiles, small ones are launched
-WARPS = 4
 MOST_ROWS = 128  # of one map that a tile reads at most
-LEAST_CHUNK, MOST_CHUNK = 16, (64, 32)  # rows and columns of a map that one product takes
-# Where maps are fused on the way: tiles, and the most rows and columns of the fused map that are made at a time.
-SMALL_TWOFOLD = (16, 32), (64, 64)
-LARGE_TWOFOLD, LARGE_FILTERED = ((64, 64), (64, 64)), ((32, 64), (64, 32))
+LEAST_CHUNK, MOST_CHUNK = 16, (32, 32)  # rows and columns of a map that one product takes
 MOST_MADE = 3  # values of a fused map that a large tile makes for each of its own
 MULTIPLE = 4  # columns begin at one of these: 16 bytes, as wide as a load can be
-TF32 = 0x1000, -0x2000  # what rounds the bits of a float32 to those of a TF32
+REST = 0x1FFF  # the bits of a float32 that a TF32 lacks
 MOST_TABLES = 64  # fusions whose tables are kept: a method may draw a new sigma for every image
 
 
 Shapes = tuple[tuple[int, int], ...]  # rows and columns of each map
+
+
+class Tile(NamedTuple):
+    """Rows and columns of a program's tile, and the warps that make it."""
+
+    rows: int
+    columns: int
+    warps: int
+
+
+class Tiles(NamedTuple):
+    """The tiles of a kind of launch: large ones, unless they are too few to fill a GPU."""
+
+    large: Tile
+    small: Tile
+
+
+PLAIN_TILES = Tiles(Tile(32, 64, 2), Tile(16, 32, 4))
+BLURRED_TILES = Tiles(Tile(32, 64, 2), Tile(16, 32, 4))
+SAMPLED_TILES = Tiles(Tile(8, 128, 4), Tile(8, 64, 4))
+BY_SAMPLE_TWOFOLD = False, True
+BY_SAMPLE = True, True  # plain fusions: in large tiles, in small tiles
+TWOFOLD_TILES = Tiles(Tile(32, 64, 4), Tile(16, 32, 4))
+TWOFOLD_SAMPLED = Tiles(Tile(4, 64, 4), Tile(4, 64, 4))
+FILTERED_TILES = Tiles(Tile(32, 64, 4), Tile(16, 32, 4))
+MOST_PIECE, MOST_FILTERED_PIECE = (32, 64), (32, 32)  # rows and columns of a fused map that are made at a time
+READ_FIRST = False
+DEPENDENT = False
 
 
 class Filter(NamedTuple):
@@ -112,9 +135,9 @@ def depth_of(axis: Axis) -> int:
 
 
 def table_of(axis: Axis, depth: int) -> Tensor:
-    """[tiles, 2, block, depth] float32: what each source index, from the tile's first on, gives to each position.
+    """[tiles, block, depth] float32: what each source index, from the tile's first on, gives to each position.
 
-    Bilinear shares and filter, borders included, are added up in float64; their high parts, then their low ones.
+    Bilinear shares and filter, borders included, are added up in float64.
     """
     blur = axis.blur
     weights = [1.0] if blur.sigma is None else blur_weights(blur.sigma, blur.radius)
@@ -131,9 +154,7 @@ def table_of(axis: Axis, depth: int) -> Tensor:
     table = torch.zeros(len(position), depth, dtype=torch.float64)
     for index, share in ((low, 1 - part), ((low + (part > 0)).clamp_max(axis.source - 1), part)):
         table.scatter_add_(1, index - first[:, None], share * taps)
-    whole = table.view(-1, axis.block, depth)
-    high = ((whole.float().view(torch.int32) + TF32[0]) & TF32[1]).view(torch.float32)
-    return torch.stack([high, (whole - high).float()], 1)
+    return table.view(-1, axis.block, depth).float()
 
 
 def chunk_of(depth: int, most: int) -> int:
@@ -171,35 +192,34 @@ class Folding(NamedTuple):
     def tables(self) -> tuple[tuple[int, ...], tuple[Tensor, ...]]:
         """The six constants of `fusion_kernels.folded`, and the tables."""
         pair = tuple(table_of(axis, depth) for axis, depth in zip(self[:2], self.depths, strict=True))
-        return (*self.depths, *self.chunks, *(bool(table[:, 1].any()) for table in pair)), pair
+        return (*self.depths, *self.chunks, *(bool((table.view(torch.int32) & REST).any()) for table in pair)), pair
 
 
-def block_of(n: int, size: tuple[int, int], blocks: tuple[tuple[int, int], tuple[int, int]]) -> tuple[int, int]:
-    """The larger tiles of `blocks`, unless they are too few to fill a GPU."""
-    large, small = blocks
-    programs = n * math.prod(-(-side // block) for side, block in zip(size, large, strict=True))
-    return small if programs < FEW else large
+def tile_of(n: int, size: tuple[int, int], tiles: Tiles) -> Tile:
+    """The larger tiles, unless they are too few to fill a GPU."""
+    rows, columns, _ = tiles.large
+    return tiles.small if n * -(-size[0] // rows) * -(-size[1] // columns) < FEW else tiles.large
 
 
-def axes_of(shape: tuple[int, int], step: Step, block: tuple[int, int], multiple: int) -> tuple[Axis, Axis]:
+def axes_of(shape: tuple[int, int], step: Step, block: Sequence[int], multiple: int) -> tuple[Axis, Axis]:
     """Columns and rows of a map of `shape` [h, w] on the way to the result of a step."""
     down = Axis(shape[0], step.size[0], step.align, block[0], 1, step.down)
     return down, Axis(shape[1], step.size[1], step.align, block[1], multiple, step.across)
 
 
-def tiles_of(n: int, step: Step) -> tuple[tuple[int, int], Folding]:
+def twofold_tiles(n: int, step: Step) -> tuple[Tile, Folding]:
     """Tiles of a step that fuses at a size in the middle, and how they draw from the fused map."""
     assert step.middle is not None
-    large = LARGE_TWOFOLD if step.down == step.across == PLAIN else LARGE_FILTERED
-    block = block_of(n, step.size, (large[0], SMALL_TWOFOLD[0]))
-    most = large[1] if block == large[0] else SMALL_TWOFOLD[1]
-    return block, Folding.of(*axes_of(step.middle, step, block, 1), most)
+    plain = step.down == step.across == PLAIN
+    tile = tile_of(n, step.size, TWOFOLD_TILES if plain else FILTERED_TILES)
+    most = MOST_PIECE if plain else MOST_FILTERED_PIECE
+    return tile, Folding.of(*axes_of(step.middle, step, tile, 1), most)
 
 
 def made_per_value(step: Step) -> float:
     """Values of the fused map that a large tile makes for each value of the result."""
-    block, outer = tiles_of(FEW, step)
-    return math.prod(outer.depths) / math.prod(block)
+    tile, outer = twofold_tiles(FEW, step)
+    return math.prod(outer.depths) / (tile.rows * tile.columns)
 
 
 @lru_cache(MOST_TABLES)
@@ -222,7 +242,7 @@ def steps_of(
         return plain, *steps_of((plain.size,), size, False, align, blur, None)
     if any(larger(shape, size) for shape in shapes):
         return plain, *steps_of((size,), size, False, False, blur, None)
-    if max(depth_of(axes_of(shape, whole, LARGE_BLOCK, 1)[0]) for shape in shapes) <= MOST_ROWS:
+    if max(depth_of(axes_of(shape, whole, BLURRED_TILES.large, 1)[0]) for shape in shapes) <= MOST_ROWS:
         return (whole,)
     return whole._replace(down=PLAIN), plain._replace(align=False, down=blur)
 
@@ -235,49 +255,57 @@ def larger(shape: tuple[int, int], size: tuple[int, int]) -> bool:
 @lru_cache(MOST_TABLES)
 def fusion_of(n: int, shapes: Shapes, step: Step, score: str | None, device: torch.device) -> Fusion:
     """The launch of a step for `n` images; `score` is what it adds up: "max", "mean" or nothing."""
-    block = block_of(n, step.size, (LARGE_BLOCK, SMALL_BLOCK))
-    by_tables = not any(larger(shape, step.size) for shape in shapes)
-    folds = [Folding.of(*axes_of(shape, step, block, MULTIPLE), MOST_CHUNK) for shape in shapes if by_tables]
-    return fusion(n, shapes, step, score, device, block, folds, None)
+    plain = step.down == step.across == PLAIN
+    kind = PLAIN_TILES if plain else BLURRED_TILES
+    tile = tile_of(n, step.size, kind)
+    sampled = any(larger(shape, step.size) for shape in shapes)
+    if plain and BY_SAMPLE[tile == kind.small]:
+        tile, sampled = tile_of(n, step.size, SAMPLED_TILES), True
+    folds = [Folding.of(*axes_of(shape, step, tile, MULTIPLE), MOST_CHUNK) for shape in shapes if not sampled]
+    return fusion(n, shapes, step, score, device, tile, folds, None)
 
 
 @lru_cache(MOST_TABLES)
 def twofold_of(n: int, shapes: Shapes, step: Step, score: str | None, device: torch.device) -> Fusion:
     """The same for a step that fuses at a size in the middle."""
     assert step.middle is not None
-    block, outer = tiles_of(n, step)
+    tile, outer = twofold_tiles(n, step)
+    if step.down == step.across == PLAIN and BY_SAMPLE_TWOFOLD[tile == TWOFOLD_TILES.small]:
+        return fusion(n, shapes, step, score, device, tile_of(n, step.size, TWOFOLD_SAMPLED), [], None)
     inner = Step(step.middle, step.product, step.align, PLAIN, PLAIN)
     folds = []
     for shape in shapes:
         pair = axes_of(shape, inner, outer.chunks, MULTIPLE)
         down, across = (axis._replace(begins=outer.begins(way)) for way, axis in enumerate(pair))
         folds.append(Folding.of(down, across, MOST_CHUNK))
-    return fusion(n, shapes, step, score, device, block, folds, outer)
+    return fusion(n, shapes, step, score, device, tile, folds, outer)
 
 
 def fusion(
-    n: int, shapes: Shapes, step: Step, score: str | None, device: torch.device, block: tuple[int, int],
+    n: int, shapes: Shapes, step: Step, score: str | None, device: torch.device, tile: Tile,
     folds: Sequence[Folding], outer: Folding | None,
 ) -> Fusion:  # fmt: skip
-    """A launch over tiles of the size `block`, by the tables of `folds` and, from the fused map on, of `outer`."""
-    blocks = -(-step.size[0] // block[0]), -(-step.size[1] // block[1])
+    """A launch over tiles, by the tables of `folds` and, then of `outer`; sample by sample without."""
+    blocks = -(-step.size[0] // tile.rows), -(-step.size[1] // tile.columns)
     made = [fold.tables() for fold in folds]
     downs, acrosses = (tuple(sent(pair[way], device) for _, pair in made) for way in (0, 1))
-    ends: tuple[Tensor, ...] = ()
     constants: dict[str, Any] = {
-        "MAPS": len(shapes), "PRODUCT": step.product, "ALIGN": step.align,
+        "MAPS": len(shapes), "PRODUCT": step.product, "ALIGN": step.align, "TABLES": bool(folds),
         "EXACT": bool(folds) and step.down == step.across == PLAIN,
         "SHAPES": tuple(x for layout, _ in made for x in layout), "MULTIPLE": MULTIPLE,
-        "MAXIMUM": score == "max", "MEAN": score == "mean", "BLOCK_Y": block[0], "BLOCK_X": block[1],
-        "num_warps": WARPS, "num_stages": 1,
+        "FIRST": READ_FIRST and bool(folds) and all(fold.depths == fold.chunks for fold in folds),
+        "DEPENDENT": DEPENDENT and device.type == "cuda",
+        "MAXIMUM": score == "max", "MEAN": score == "mean", "BLOCK_Y": tile.rows, "BLOCK_X": tile.columns,
+        "num_warps": tile.warps, "num_stages": 1,
     }  # fmt: skip
-    if outer is None:
-        constants["TABLES"] = bool(folds)
-    else:
-        constants["OUTER"], ends = outer.tables()
+    if constants["DEPENDENT"]:
+        constants["launch_pdl"] = True
+    ends: tuple[Tensor, ...] = ()
+    if step.middle is not None:
+        constants["OUTER"], ends = ((), ()) if outer is None else outer.tables()
     sides = tuple(side for shape in shapes for side in shape)
     numbers = sides, *(step.middle or ()), *step.size, *blocks, step.down.radius, step.across.radius
-    kernel = "fuse_kernel" if outer is None else "twofold_kernel"
+    kernel = "fuse_kernel" if step.middle is None else "twofold_kernel"
     plan = Plan.of(n * math.prod(blocks), numbers, constants)
     return Fusion(kernel, plan, math.prod(blocks), downs, acrosses, tuple(sent(table, device) for table in ends))
 
@@ -298,11 +326,12 @@ def launched(
     n = like.shape[0]
     if capturing(like.device):
         _in_graphs[id(found)] = found
+    ends = found.outer or ((like, like) if found.kernel == "twofold_kernel" else ())
     out = like.new_empty((n, *size))
     partial = like.new_empty((n, found.blocks)) if score == "mean" else None
     launch(
         getattr(fusion_kernels, found.kernel), found.plan, maps, found.downs or maps, found.acrosses or maps,
-        *found.outer, out, out if scores is None else scores, out if partial is None else partial,
+        *ends, out, out if scores is None else scores, out if partial is None else partial,
     )  # fmt: skip
     return out, partial
 

@@ -126,8 +126,8 @@ def test_several_neighbours_come_in_rising_order(k: int, device: torch.device, m
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes_are_exact_too(dtype: torch.dtype, device: torch.device) -> None:
-    queries, memory = cloud(40, 33, 1, dtype), cloud(90, 33, 2, dtype)
-    check(nearest, queries.to(device), memory.to(device))
+    queries, memory = cloud(40, 33, 1, dtype).to(device), cloud(90, 33, 2, dtype).to(device)
+    check(nearest, queries, memory)
     assert nearest(queries, memory)[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 

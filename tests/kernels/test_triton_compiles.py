@@ -50,6 +50,9 @@ def check(found: list[dict[str, object]], archs: list[int], searches: tuple[str,
         "fuse",
         "twofold",
         *searches,
+        "search",
+        "sums",
+        "finish",
     }
     assert {(r["kernel"], r["arch"]) for r in found} == {(f"{k}_kernel", arch) for k in kernels for arch in archs}
     assert any(report["raises"] for report in found)
