@@ -117,6 +117,30 @@ def test_what_is_unclear_is_settled_by_what_was_measured(device: torch.device, m
     check(nearest, queries.to(device), memory.to(device))
 
 
+@pytest.mark.parametrize("direct", [0, 1 << 30])
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("path", ["triton"], indirect=True)
+def test_what_is_not_finite_is_refused_where_the_cpu_waits(
+    k: int, direct: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours_triton, "DIRECT", direct)
+    good, bad = cloud(20, 5, 1).to(device), cloud(600, 5, 2).to(device)
+    bad[13, 2] = torch.nan if k == 1 else torch.inf
+    with pytest.raises(ValueError, match="queries hold NaN or infinity"):
+        nearest(bad, good, k)
+    with pytest.raises(ValueError, match="memory hold NaN or infinity"):
+        nearest(good, bad, k)
+
+
+@pytest.mark.parametrize("far", [1e6, 1e-3])
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("path", ["triton"], indirect=True)
+def test_rows_unlike_those_that_the_scale_is_from_are_found_too(k: int, far: float, device: torch.device) -> None:
+    memory = cloud(1200, 5, 1) if far > 1 else torch.zeros(1200, 5)
+    memory[701] = far  # not of the sample
+    check(nearest, memory[695:705].to(device), memory.to(device), k)
+
+
 @pytest.mark.parametrize("k", [2, 9, 64, 65])
 def test_several_neighbours_come_in_rising_order(k: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "COLUMNS", 64)  # several tiles, and more neighbours than a tile has columns
