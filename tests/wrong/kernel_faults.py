@@ -202,9 +202,30 @@ KERNEL_FAULTS: tuple[Named, ...] = (
     Named(
         "the search for neighbours launches on the current device",
         "kernels.neighbours_triton",
-        "    with guard(queries.device):",
-        "    if queries.device:",
+        "    with guard(arguments[0].device):",
+        "    if arguments[0].device:",
         (f"{HERE}launches.py::test_there_is_one_place_that_launches",),
+    ),
+    Named(
+        "two rows that the product cannot tell apart count as told apart",
+        "kernels.neighbours_kernels",
+        "    clear = second > limit",
+        "    clear = second > best",
+        (f"{HERE}neighbours.py::test_the_neighbours_are_the_oracles[triton-check_near_ties]",),
+    ),
+    Named(
+        "of candidates at equal distances the last to arrive is taken",
+        "kernels.neighbours_kernels",
+        "    attains = here & (tl.load(found + pair, mask=here, other=0) == least)",
+        "    attains = here",
+        (f"{HERE}neighbours.py::test_what_is_unclear_is_settled_by_what_was_measured[triton]",),
+    ),
+    Named(
+        "products without the low halves of the memory",
+        "kernels.neighbours_kernels",
+        "        piece = tl.dot(upper_q, lower_p, piece)\n",
+        "",
+        (f"{HERE}neighbours.py::test_the_product_keeps_its_bound[triton-1024]",),
     ),
     Named(
         "calls of other strides count as alike",
