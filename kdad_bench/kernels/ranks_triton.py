@@ -221,9 +221,10 @@ def beside(
     if device.type != "cuda":
         return first(), *other()
     here, there = torch.cuda.current_stream(device), side_stream(device)
-    there.wait_stream(here)  # before `first` is asked for: what both read is there
+    given = here.record_event()
     try:
         found = first()
+        there.wait_event(given)  # for what both read, not for `first`
         with torch.cuda.stream(there):
             return found, *other()
     finally:

@@ -118,6 +118,12 @@ def test_on_a_gpu_the_positives_are_sorted_beside_all_pixels(monkeypatch: pytest
         def __init__(self, name: str) -> None:
             self.name = name
 
+        def record_event(self) -> str:
+            return f"{self.name} after {len(asked)}"
+
+        def wait_event(self, event: str) -> None:
+            asked.append(f"{self.name} waits for {event}")
+
         def wait_stream(self, other: Stream) -> None:
             asked.append(f"{self.name} waits for {other.name}")
 
@@ -141,7 +147,7 @@ def test_on_a_gpu_the_positives_are_sorted_beside_all_pixels(monkeypatch: pytest
         raise torch.OutOfMemoryError("full")
 
     assert ranks_triton.beside(sorting, lambda: other, gpu) == (keys, *other)
-    assert asked == ["side waits for main", "all pixels", "on side", "back", "main waits for side"]
+    assert asked == ["all pixels", "side waits for main after 0", "on side", "back", "main waits for side"]
     with pytest.raises(torch.OutOfMemoryError):
         ranks_triton.beside(sorting, full, gpu)
     assert asked[-1] == "main waits for side"
