@@ -341,6 +341,7 @@ def test_the_end_of_a_leaderboards_time_is_ctrl_c(number: signal.Signals) -> Non
     try:
         with pytest.raises(KeyboardInterrupt):
             interrupted(number)
+        os.kill(os.getpid(), signal.SIGTERM)  # while what was begun is ended
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for one, handler in before.items():
@@ -354,23 +355,29 @@ def interrupted(number: signal.Signals) -> None:
     time.sleep(5)
 
 
-def test_a_leaderboard_begins_method_by_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    leaderboard, begun = script("leaderboard"), list[tuple[str, int, str]]()
+def test_a_leaderboard_begins_method_by_method_and_then_seed_by_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaderboard, begun, teachers = script("leaderboard"), list[tuple[str, int, str]](), dict[str, str]()
 
     def outcomes(jobs: Any, *arguments: Any, in_order: bool) -> Any:
         assert in_order
         begun.extend((job.method, job.seed, job.category.name) for job in jobs)
+        teachers.update((job.method, job.settings.teacher) for job in jobs if job.weights)
         yield from ()
 
     monkeypatch.setattr(leaderboard, "outcomes", outcomes)
     monkeypatch.setattr(leaderboard, "stopped_after", lambda seconds: None)
     chosen = ["--methods", "stfpm", "pixel_mean", "--categories", "gear", "plank", "--seeds", "2", "--device", "cpu"]
     chosen += ["--dataset", "synthetic", "--preset", "quick", "--out", str(tmp_path)]
+    chosen += ["--then", "padim", "rd4ad", "--weights", "random", "--teacher-of", "rd4ad=resnet18"]
     monkeypatch.setattr("sys.argv", ["leaderboard.py", *chosen])
     assert leaderboard.main() == 0
     places = [(seed, category) for seed in (0, 1) for category in ("gear", "plank")]
-    assert begun == [(method, *place) for method in ("stfpm", "pixel_mean") for place in places]
-    assert "stad" not in leaderboard.METHODS
+    first = [(method, *place) for method in ("stfpm", "pixel_mean") for place in places]
+    assert begun == first + [(method, *place) for place in places for method in ("padim", "rd4ad")]
+    assert teachers == {"stfpm": "efficientnet_lite0", "padim": "efficientnet_lite0", "rd4ad": "resnet18"}
+    assert "stad" not in (*leaderboard.METHODS, *leaderboard.THEN)
 
 
 def test_hours_are_those_of_the_steps_and_images_of_every_category() -> None:
@@ -395,26 +402,29 @@ def vars_of(method: str) -> dict[str, Any]:
     return dataclasses.asdict(entry(method).presets["paper"])
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_jobs_take_turns_where_there_is_no_mps(there: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("there", ["mps", "mps that does not serve", "none"])
+def test_jobs_take_turns_where_there_is_no_mps(there: str, tmp_path: Path) -> None:
     said = tmp_path / "said"
+    probed = 0 if there == "mps" else 1
     programs = {
-        "python": 'echo "python ${CUDA_MPS_PIPE_DIRECTORY-alone}" >> $SAID; exit 3',
+        "python": f'[ "$1" = -c ] && exit {probed}; echo "${{CUDA_MPS_PIPE_DIRECTORY-alone}}" >> $SAID; exit 3',
         "nvidia-cuda-mps-control": 'echo "mps $* $(if [ $# = 0 ]; then cat; fi)" >> $SAID',
     }
     for name, program in programs.items():
-        if there or name == "python":
+        if there != "none" or name == "python":
             (tmp_path / name).write_text(f"#!/bin/bash\n{program}\n")
             (tmp_path / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": str(tmp_path / "python"), "MPS": "1"}
     environment |= {"SAID": str(said), "KDAD_DATA": "data", "TMPDIR": str(tmp_path)}
     done = subprocess.run(["bash", str(HERE / "leaderboard.sh"), str(tmp_path / "out")], env=environment, check=False)
     assert done.returncode == 3
-    lines = said.read_text().splitlines()
-    if there:
-        assert lines[0].strip() == "mps -d"
-        assert lines[1].startswith(f"python {tmp_path}/tmp.")
-        assert lines[2].strip() == "mps  quit"
-    else:
-        assert lines == ["python alone"]
+    lines = [line.strip().partition("tmp.")[0] for line in said.read_text().splitlines()]
+    assert (
+        lines
+        == {
+            "mps": ["mps -d", f"{tmp_path}/", "mps  quit"],
+            "mps that does not serve": ["mps -d", "mps  quit", "alone"],
+            "none": ["alone"],
+        }[there]
+    )
     assert not list(tmp_path.glob("tmp.*"))

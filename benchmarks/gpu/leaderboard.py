@@ -4,8 +4,9 @@
 
 Rows lie in OUT/results, one file each, as jobs end. OUT/results.tar.gz holds them, their logs and pictures; it is made
 anew as jobs end, so that one file is enough to carry away, whenever this is stopped. Jobs begin method by method, those
-first that take little time, so that what is there at the end are whole tables of some methods. With `--workers` they
-run side by side; OUT/projection.md then says how long all of MVTec AD would take, from the jobs as they were measured.
+first that take little time, so that what is there at the end are whole tables of some methods; those of the methods of
+`--then` follow, seed by seed, so that there is something of each. With `--workers` they run side by side;
+OUT/projection.md says how long all of MVTec AD would take, from the jobs as they were measured.
 """
 
 from __future__ import annotations
@@ -34,10 +35,8 @@ from kdad_bench.methods.training.loop import planned_steps
 
 # Those with few steps and small networks first. Left out, because one job takes minutes or more: EfficientAD with
 # 70,000 steps, STAD with an image a step, AST at 768 px; and Dinomaly, whose teacher is of another kind.
-METHODS = (
-    "pixel_mean", "padim", "stfpm", "patchcore", "spade", "fractalad", "eca_mskdad", "mkd", "rdpp", "dskd", "bmkd",
-    "rd4ad", "destseg",
-)  # fmt: skip
+METHODS = ("pixel_mean", "padim", "stfpm", "patchcore", "spade", "eca_mskdad")
+THEN = ("mkd", "rdpp", "dskd", "bmkd", "rd4ad", "fractalad", "destseg")
 MEASURED = ("method", "settings", "steps", "train_images", "train_seconds", "total_seconds", "status", "preset")
 PACK_SECONDS = 20.0  # at least between two archives, so that packing takes little of the time
 HEAVY = ("checkpoints", "models", "maps", ".locks")  # what is not packed
@@ -67,12 +66,15 @@ def teller(results: Path) -> Callable[[str], None]:
 
 
 def stopped_after(seconds: float) -> None:
-    """Ctrl-C after so long, or at TERM: what a run answers by ending its processes and keeping its rows."""
+    """Ctrl-C after so long, or at TERM, once: what a run answers by ending its processes and keeping its rows."""
+    numbers = signal.SIGALRM, signal.SIGTERM
 
     def stop(number: int, frame: object) -> None:
+        for one in numbers:  # the process group and the script both hand TERM on
+            signal.signal(one, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    for number in (signal.SIGALRM, signal.SIGTERM):
+    for number in numbers:
         signal.signal(number, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
@@ -80,18 +82,21 @@ def stopped_after(seconds: float) -> None:
 def asked(given: argparse.Namespace, results: Path) -> RunOptions:
     """What the command line asks of a run."""
     options = {name: getattr(given, name) for name in ("teacher", "steps", "weights") if getattr(given, name)}
+    teachers = dict(one.split("=", 1) for one in given.teacher_of)
     said = {
-        "methods": given.methods, "datasets": given.dataset, "categories": given.categories, "seeds": given.seeds,
-        "preset": given.preset, "device": given.device, "out": results, "workers": given.workers,
-        "pictures": given.pictures, "measure_speed": None if given.speed else False, **options,
+        "methods": [*given.methods, *given.then], "datasets": given.dataset, "categories": given.categories,
+        "seeds": given.seeds, "preset": given.preset, "device": given.device, "out": results, "workers": given.workers,
+        "pictures": given.pictures, "measure_speed": None if given.speed else False,
+        "settings": {name: {"teacher": teacher} for name, teacher in teachers.items()}, **options,
     }  # fmt: skip
     return options_from(fields_of(said))
 
 
 def carried_out(options: RunOptions, methods: Sequence[str], tell: Callable[[str], None]) -> None:
-    """Run what is left, method by method."""
+    """Run what is left: `methods` one after the other, then the others in the order of the plan."""
     found = agenda(options)
-    jobs = sorted(found.left, key=lambda job: methods.index(job.name))  # seeds and categories stay in their order
+    places = {name: place for place, name in enumerate(methods)}
+    jobs = sorted(found.left, key=lambda job: places.get(job.name, len(places)))  # stable
     endings = []
     with closing(outcomes(jobs, found.work, lambda _: None, options, in_order=True)) as stream:
         for job, ended in stream:
@@ -145,10 +150,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dataset", default="mvtec_ad")
     parser.add_argument("--categories", nargs="*", default=["bottle"])
     parser.add_argument("--methods", nargs="*", default=list(METHODS), help="in the order in which they begin")
+    parser.add_argument("--then", nargs="*", default=list(THEN), help="methods that follow, seed by seed")
     parser.add_argument("--preset", default="paper")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--teacher", help="for every method, in place of the preset's")
+    parser.add_argument(
+        "--teacher-of", nargs="*", default=[], metavar="METHOD=TEACHER", help="another one for a method"
+    )
     parser.add_argument("--weights", help="the file of that teacher's weights")
     parser.add_argument("--steps", type=int, help="in place of the preset's budget")
     parser.add_argument("--workers", type=int, default=1, help="jobs side by side on the one device")

@@ -11,24 +11,26 @@ out="${1:-${OUT:-results-gpu}}"
 shift || true
 teacher="${TEACHER-efficientnet_lite0}"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+python="${PYTHON:-python3}"
 if [ "${MPS:-0}" = 1 ]; then
   PATH="$PATH:/usr/local/nvidia/bin"
   CUDA_MPS_PIPE_DIRECTORY="$(mktemp -d)"
   export CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY="$CUDA_MPS_PIPE_DIRECTORY"
-  if timeout 10 nvidia-cuda-mps-control -d; then
-    trap 'echo quit | timeout 10 nvidia-cuda-mps-control || true; rm -rf "$CUDA_MPS_PIPE_DIRECTORY"' EXIT
-  else
+  trap 'echo quit | timeout 10 nvidia-cuda-mps-control >/dev/null 2>&1 || true; rm -rf "$CUDA_MPS_PIPE_DIRECTORY"' EXIT
+  if ! timeout 10 nvidia-cuda-mps-control -d || ! timeout 60 "$python" -c 'import torch; torch.ones(1).cuda().item()'; then
     echo "no MPS here: jobs take turns on the card"
+    echo quit | timeout 10 nvidia-cuda-mps-control >/dev/null 2>&1 || true
     rm -rf "$CUDA_MPS_PIPE_DIRECTORY"
+    trap - EXIT
     unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
   fi
 fi
-"${PYTHON:-python3}" benchmarks/gpu/leaderboard.py --out "$out" --seconds "${BUDGET:-440}" \
+"$python" benchmarks/gpu/leaderboard.py --out "$out" --seconds "${BUDGET:-440}" \
   --categories ${CATEGORY:-bottle} ${teacher:+--teacher "$teacher"} "$@" &
-trap 'kill -TERM "$python"' TERM INT
-python=$!
+trap 'kill -TERM "$board"' TERM INT
+board=$!
 while true; do
   code=0
-  wait "$python" || code=$?
-  kill -0 "$python" 2>/dev/null || exit "$code"
+  wait "$board" || code=$?
+  kill -0 "$board" 2>/dev/null || exit "$code"
 done

@@ -49,7 +49,7 @@ BEGAN = time.perf_counter()
 IMAGES = 64  # normals that a method is fitted on here
 WARM_STEPS = 3
 LOGGED = 4  # steps from one look at the clock to the next: between them a GPU is not waited for, as in a run
-BATCHES = (8, 32, 64)  # of the throughput, ascending
+BATCHES = (8, 32, 64, 128)  # of the throughput, ascending
 FITTING, COSTS = 0.5, 0.85  # shares of a method's time: until its steps end, until its costs are looked into
 OVERDUE, LEAST = 2.0, 0.5  # shares after which a method is stopped wherever it is, and that it leaves the others each
 UNKNOWN = float("nan")
@@ -65,8 +65,8 @@ def teacher_of(settings: Any, source: str | None) -> tuple[Any, str]:
     return network, info.source
 
 
-class Enough(Exception):
-    """Ends a fit whose steps have been timed for long enough."""
+class Enough(BaseException):
+    """Ends a fit whose steps have been timed for long enough. Not for anyone on the way to catch, as OutOfTime."""
 
 
 def step_seconds(method: Any, normal: Tensor, device: torch.device, drawers: int, ends: float) -> tuple[float, bool]:
@@ -212,8 +212,9 @@ def projected_hours(paper: Any, step: float, images_per_second: float, seeds: in
     return seconds * seeds / 3600
 
 
-class OutOfTime(Exception):
-    """Ends a method that is measured when the time is over."""
+class OutOfTime(BaseException):
+    """Ends a method that is measured when the time is over. No plain Exception: it may come inside a kernel's launch,
+    and must not be taken for a fault of that kernel."""
 
 
 @contextmanager
