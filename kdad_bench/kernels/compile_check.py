@@ -154,8 +154,19 @@ def source_of(launch: Launch) -> ASTSource:
     return ASTSource(launch.kernel, signature, constants, hints)
 
 
+def as_on(launch: Launch, arch: int) -> Launch:
+    """As a GPU of this generation would launch it: tiles of the search for neighbours have a shape for each."""
+    if launch.arguments.get("BLOCK_Q") != neighbours.HOPPER.queries:
+        return launch
+    shape = neighbours.shape_of(arch // 10).constants
+    options = {name: shape.get(name, value) for name, value in launch.options.items()}
+    arguments = {name: shape.get(name, value) for name, value in launch.arguments.items()}
+    return Launch(case=launch.case, kernel=launch.kernel, arguments=arguments, options=options)
+
+
 def compiled(launch: Launch, arch: int) -> Report:
     """Compile a launch for compute capability `arch` (80, 90, 100)."""
+    launch = as_on(launch, arch)
     kernel = triton.compile(source_of(launch), target=GPUTarget("cuda", arch, 32), options=dict(launch.options))
     usage = resource_usage(kernel.asm["cubin"])
     widths = [
@@ -264,22 +275,24 @@ def neighbour_launches(widths: tuple[int, ...]) -> list[Launch]:
         for n in (40_000, 1024):
             with recording(log, f"nearest {n} x 4096 x {c}"):
                 queries, memory = torch.empty(n, c, device="meta"), torch.empty(4096, c, device="meta")
-                search = neighbours.Search.of(queries, memory, neighbours.View.of(memory))
-                search.said(search.asking)
-                neighbours.pairs(queries, memory, None, search.least()[1])
+                search = neighbours.Search.of(queries, memory)
+                search.said(0, n)
                 neighbours.pairs(queries, memory, None, None)
+                row = torch.empty(n, dtype=torch.int64, device="meta")
+                neighbours.pairs(queries, memory, row, row)
+                neighbours.settle(search, neighbours.answered(search), 100)
     return log
 
 
 def rank_launches() -> list[Launch]:
     """Every launch of the pixel metrics: maps in one chunk and in several, of either dtype."""
     log: list[Launch] = []
-    order, weights, upto = (torch.empty(9, dtype=d, device="meta") for d in (torch.int64, torch.float64, torch.int64))
+    order, weights = (torch.empty(9, dtype=dtype, device="meta") for dtype in (torch.int64, torch.float64))
     for dtype in (torch.float32, torch.float64):
         scores = torch.empty(9, dtype=dtype, device="meta")
-        for chunks in (1, 3):
+        for chunks in (1, 2):
             with recording(log, f"ranks in {chunks} chunks, {dtype}"):
-                ranks_triton.launch(scores, order, weights, [(scores, upto)] * chunks, 9 * chunks, 9, (0.3, 0.05))
+                ranks_triton.added_up(scores, [scores] * (chunks - 1), scores, order, weights, (0.3, 0.05))
     return log
 
 

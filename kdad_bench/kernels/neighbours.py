@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdad_bench.kernels import dispatch
+from kdad_bench.kernels import dispatch, float32
 from kdad_bench.kernels.discrepancy import plain
 
 ROWS, COLUMNS = 512, 4096  # queries and memory rows of a tile: 8 MB of float32
@@ -23,7 +23,6 @@ MANY = 8  # candidates per query of a tile from which on the tile's product is r
 PAIRS = 1 << 17  # values of each side that are recomputed at a time: 1 MB of float64, which stays in a cache
 # The same on a GPU, where each launch costs a few microseconds and a small one leaves most of it idle:
 GPU_ROWS, GPU_COLUMNS, GPU_PAIRS = 4096, 16384, 1 << 24  # 256 MB of float32, 128 MB of float64
-UNIT = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}  # rounding of a product's factors, by torch's setting
 LEAST = 1e-36  # float32 differences below this may be of numbers too small for it
 SUPPORTED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _broken: list[str] = []  # why the Triton kernel is not used any more; empty while it is
@@ -181,14 +180,9 @@ def frame_of(memory: Tensor) -> Frame:
     return Frame(centre, scale, points, halves, radius * scale)
 
 
-def unit_of_products() -> float:
-    """The unit of rounding of torch's float32 products: some settings let it round the factors first."""
-    return UNIT[torch.get_float32_matmul_precision()]
-
-
 def blocked(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
     """`nearest` by tiles of ROWS x COLUMNS: [N, k] squared distances float64 and indices; inputs are finite, N > 0."""
-    frame, unit = frame_of(memory), unit_of_products()
+    frame, unit = frame_of(memory), float32.UNIT[float32.products(memory.device)]
     height, width = (GPU_ROWS, GPU_COLUMNS) if memory.is_cuda else (ROWS, COLUMNS)
     tile = torch.empty(min(height, len(queries)), min(width, len(frame.points)), device=memory.device)
     parts = [_block(rows, memory, k, frame, unit, tile) for rows in torch.split(queries, height)]

@@ -1,14 +1,14 @@
-"""The sums behind the pixel metrics on a GPU: how all pixels lie around each positive one, counted in sorted scores.
+"""The sums behind the pixel metrics on a GPU: how all pixels lie around each positive one, found in sorted scores.
 
-The scores of all pixels are sorted without indices (`torch.unique`, which counts equal ones), those of the positives
-with them. A positive pixel then finds by binary search how many pixels lie below it and at it; its terms of all sums
-follow, and are added block by block in a fixed order. Nothing but a few numbers leaves the GPU.
+The scores of all pixels are sorted, and beside it those of the positives. A positive pixel finds by binary search how
+many pixels lie below it and at it; its terms of all sums follow, and are added program by program in a fixed order.
+Nothing waits for the GPU before the few numbers that leave it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 
 import torch
 import triton
@@ -17,11 +17,14 @@ from torch import Tensor
 
 from kdad_bench.kernels.counting import NotFinite
 from kdad_bench.kernels.sending import constant
-from kdad_bench.kernels.triton_launch import guard
+from kdad_bench.kernels.triton_launch import Plan, launch
 
-BLOCK, WARPS = 512, 4  # positives of a program: four a thread, whose searches wait for memory together
-PARTS, PARTS_WARPS = 1024, 4  # partial sums that are added together
+BLOCK, WARPS = 512, 4  # positives of a program: four a thread, whose loads wait for memory together
+PARTS = 1024  # partial sums that are added together
+ROWS = 6  # AUROC, AP, F1 and both AUPRO, and ends that are not finite
+MOST_PLANS = 32
 NONE = tl.constexpr(-1)
+BEYOND = tl.constexpr(2147483647)
 
 
 @triton.jit
@@ -66,6 +69,42 @@ def end_of_tie(scores, end, count):
     return tl.where(tied, base, end)
 
 
+@triton.jit(do_not_specialize=["positives", "count"])
+def search_kernel(
+    scores, keys, below, upto, ends, positives, count, ADDS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """How many of the `count` sorted `keys` lie below each of BLOCK positives' scores, and how many not above it.
+
+    What `below` and `upto` hold is added to (ADDS) or written over. `ends` gets the first and the last key, which tell
+    whether all are finite. Positives beyond the last one are not written.
+    """
+    program = tl.program_id(0)
+    lane = program * BLOCK + tl.arange(0, BLOCK)
+    here = lane < positives
+    score = tl.load(scores + lane, mask=here, other=0)
+    low = tl.zeros((BLOCK,), tl.int32)
+    high = tl.zeros((BLOCK,), tl.int32)
+    length = count
+    while length > 1:
+        half = length // 2
+        middle = keys + half - 1
+        low += tl.where(tl.load(middle + low) < score, half, 0)
+        high += tl.where(tl.load(middle + high) <= score, half, 0)
+        length -= half
+    low += (tl.load(keys + low) < score).to(tl.int32)
+    high += (tl.load(keys + high) <= score).to(tl.int32)
+    low = low.to(below.dtype.element_ty)
+    high = high.to(upto.dtype.element_ty)
+    if ADDS:
+        low += tl.load(below + lane, mask=here, other=0)
+        high += tl.load(upto + lane, mask=here, other=0)
+    tl.store(below + lane, low, mask=here)
+    tl.store(upto + lane, high, mask=here)
+    if program == 0:
+        tl.store(ends, tl.load(keys).to(tl.float64))
+        tl.store(ends + 1, tl.load(keys + count - 1).to(tl.float64))
+
+
 @triton.jit
 def area(x0, x1, slope, limit):
     """Below a ramp that rises from 0 at x0 to 1 at x1, cut at the limit; slope = 1/(x1 - x0), or 0 for a step."""
@@ -74,141 +113,155 @@ def area(x0, x1, slope, limit):
     return limit - top + width * width * slope / 2
 
 
-@triton.jit(do_not_specialize=["positives", "distinct", "pixels", "programs", "chunk"])
-def ranks_kernel(
-    scores, order, weights, keys, upto_keys, limits, below_before, upto_before, ends, partial,
-    positives, distinct, pixels, programs, chunk,
-    ADDS: tl.constexpr, LAST: tl.constexpr, BLOCK: tl.constexpr,
+@triton.jit(do_not_specialize=["positives", "pixels", "stride"])
+def sums_kernel(
+    scores, order, weights, below, upto, limits, partial, positives, pixels, stride, BLOCK: tl.constexpr
 ):  # fmt: skip
     """The terms of BLOCK positives, ascending, of the sums of AUROC, AP and both AUPRO, and the largest F1.
 
-    `scores` [positives] ascending, of the pixel `order`, of weight `weights`; `keys` [distinct] are the distinct scores
-    of a chunk of all pixels, ascending, `upto_keys` how many of its pixels are not above each. Counts of the chunks
-    before are added (ADDS); only the LAST chunk has the sums, the others leave their counts. Positives beyond the last
-    one are not written and count for nothing.
+    `scores` [positives] ascending, of the positive `order`, of weight `weights`; `below` and `upto`, how many of all
+    `pixels` lie below and not above each. Row by row of `partial`, `stride` apart, one value a program. Positives
+    beyond the last one count for nothing.
     """
     program = tl.program_id(0)
     start = program * BLOCK
     lane = start + tl.arange(0, BLOCK)
     here = lane < positives
     score = tl.load(scores + lane, mask=here, other=0)
+    weight = tl.load(weights + tl.load(order + lane, mask=here, other=0), mask=here, other=0.0)
+    under = tl.load(below + lane, mask=here, other=0).to(tl.int64)
+    equal = tl.load(upto + lane, mask=here, other=0).to(tl.int64) - under
+    before = tl.load(scores + lane - 1, mask=here & (lane > 0), other=0)
+    after = tl.load(scores + lane + 1, mask=lane + 1 < positives, other=0)
+    first = tl.where((lane == 0) | (before != score), lane, NONE)
+    first = tl.associative_scan(first, 0, larger)
+    first = tl.where(first == NONE, first_of_tie(scores, start), first)
+    last = tl.where((lane + 1 >= positives) | (after != score), lane + 1, BEYOND)
+    last = tl.associative_scan(last, 0, smaller, reverse=True)
+    end = tl.minimum(start + BLOCK, positives)
+    last = tl.where(last == BEYOND, end_of_tie(scores, end, positives), last)
 
-    place = tl.zeros((BLOCK,), tl.int32)
-    length = distinct
-    while length > 1:
-        half = length // 2
-        place += tl.where(tl.load(keys + place + half - 1) < score, half, 0)
-        length -= half
-    place += (tl.load(keys + place) < score).to(tl.int32)
-    equals = tl.load(keys + place, mask=place < distinct, other=0) == score
-    below = tl.load(upto_keys + place - 1, mask=place > 0, other=0).to(tl.int64)
-    upto = tl.load(upto_keys + place, mask=(place < distinct) & equals, other=0).to(tl.int64)
-    upto = tl.maximum(upto, below)
-    if program == 0:
-        tl.store(ends + 2 * chunk, tl.load(keys).to(tl.float64))
-        tl.store(ends + 2 * chunk + 1, tl.load(keys + distinct - 1).to(tl.float64))
-    if ADDS:
-        below += tl.load(below_before + lane, mask=here, other=0)
-        upto += tl.load(upto_before + lane, mask=here, other=0)
-    if LAST:
-        before = tl.load(scores + lane - 1, mask=here & (lane > 0), other=0)
-        after = tl.load(scores + lane + 1, mask=lane + 1 < positives, other=0)
-        first = tl.where((lane == 0) | (before != score), lane, NONE)
-        first = tl.associative_scan(first, 0, larger)
-        first = tl.where(first == NONE, first_of_tie(scores, start), first)
-        last = tl.where((lane + 1 >= positives) | (after != score), lane + 1, 2147483647)
-        last = tl.associative_scan(last, 0, smaller, reverse=True)
-        end = tl.minimum(start + BLOCK, positives)
-        last = tl.where(last == 2147483647, end_of_tie(scores, end, positives), last)
-
-        weight = tl.load(weights + tl.load(order + lane, mask=here, other=0), mask=here, other=0.0)
-        negatives = (pixels - positives).to(tl.float64)
-        true = (positives - first).to(tl.float64)
-        false = (pixels - below).to(tl.float64) - true
-        equal = tl.where(here, upto - below - (last - first), 0).to(tl.float64)
-        called = tl.where(here, true + false, 1.0)
-        x1 = false / negatives
-        x0 = x1 - equal / negatives
-        slope = tl.where(equal > 0, 1.0 / tl.where(equal > 0, x1 - x0, 1.0), 0.0)
-        auroc = negatives - false + equal / 2
-        f1 = 2 * true / (called + positives.to(tl.float64))
-        tl.store(partial + program, tl.sum(tl.where(here, auroc, 0.0)))
-        tl.store(partial + programs + program, tl.sum(tl.where(here, true / called, 0.0)))
-        tl.store(partial + 2 * programs + program, tl.max(tl.where(here, f1, 0.0)))
-        for k in tl.static_range(2):
-            below_ramp = weight * area(x0, x1, slope, tl.load(limits + k))
-            tl.store(partial + (3 + k) * programs + program, tl.sum(tl.where(here, below_ramp, 0.0)))
-    else:
-        tl.store(below_before + lane, below, mask=here)
-        tl.store(upto_before + lane, upto, mask=here)
+    negatives = (pixels - positives).to(tl.float64)
+    true = (positives - first).to(tl.float64)
+    false = (pixels - under).to(tl.float64) - true
+    equal = tl.where(here, equal - (last - first), 0).to(tl.float64)  # of the negatives
+    called = tl.where(here, true + false, 1.0)
+    inverse = 1.0 / negatives
+    x1 = false * inverse
+    x0 = x1 - equal * inverse
+    slope = tl.where(equal > 0, negatives / tl.where(equal > 0, equal, 1.0), 0.0)
+    auroc = tl.where(here, negatives - false + equal / 2, 0.0)
+    f1 = tl.where(here, 2 * true / (called + positives.to(tl.float64)), 0.0)
+    tl.store(partial + program, tl.sum(auroc))
+    tl.store(partial + stride + program, tl.sum(tl.where(here, true / called, 0.0)))
+    tl.store(partial + 2 * stride + program, tl.max(f1))
+    for k in tl.static_range(2):
+        below_ramp = tl.where(here, weight * area(x0, x1, slope, tl.load(limits + k)), 0.0)
+        tl.store(partial + (3 + k) * stride + program, tl.sum(below_ramp))
 
 
-@triton.jit(do_not_specialize=["programs", "chunks"])
-def finish_kernel(partial, ends, result, programs, chunks, PARTS: tl.constexpr):
-    """The partial sums of all programs added, the largest F1, and how many chunks have an end that is not finite.
+@triton.jit(do_not_specialize=["programs", "stride", "ends"])
+def finish_kernel(partial, result, programs, stride, ends, PARTS: tl.constexpr):
+    """A program for each row of `partial`: the sum, of row 2 the maximum, of row 5 how many `ends` are not finite.
 
-    One program; parts beyond the last count as 0, which no F1 lies below.
+    Parts beyond the last count as 0, which no F1 lies below.
     """
+    row = tl.program_id(0)
     lane = tl.arange(0, PARTS)
-    for row in tl.static_range(5):
-        total = tl.zeros((PARTS,), tl.float64)
-        for start in range(0, programs, PARTS):
-            part = tl.load(partial + row * programs + start + lane, mask=start + lane < programs, other=0.0)
-            total = tl.maximum(total, part) if row == 2 else total + part
-        tl.store(result + row, tl.max(total) if row == 2 else tl.sum(total))
-    wrong = tl.zeros((PARTS,), tl.float64)
-    for start in range(0, 2 * chunks, PARTS):
-        value = tl.load(ends + start + lane, mask=start + lane < 2 * chunks, other=0.0)
-        wrong += tl.where(tl.abs(value) < float("inf"), 0.0, 1.0)
-    tl.store(result + 5, tl.sum(wrong))
+    total = tl.zeros((PARTS,), tl.float64)
+    most = tl.zeros((PARTS,), tl.float64)
+    length = tl.where(row == 5, ends, programs)
+    for start in range(0, length, PARTS):
+        part = tl.load(partial + row * stride + start + lane, mask=start + lane < length, other=0.0)
+        part = tl.where(row == 5, tl.where(tl.abs(part) < float("inf"), 0.0, 1.0), part)
+        total += part
+        most = tl.maximum(most, part)
+    tl.store(result + row, tl.where(row == 2, tl.max(most), tl.sum(total)))
 
 
-def launch(
-    scores: Tensor,
-    order: Tensor,
-    weights: Tensor,
-    chunks: Iterable[tuple[Tensor, Tensor]],
-    pixels: int,
-    size: int,
-    limits: tuple[float, float],
-) -> Tensor:
-    """[6] float64: the sums of AUROC and AP, the largest F1, both AUPRO sums, and how many ends are not finite.
-
-    `scores` [P] ascending, of the positives numbered `order` [P], whose 1/|region| are `weights` [P]. `chunks`: of
-    `size` of the `pixels` at a time, the distinct scores, ascending, and how many pixels are not above each.
-    """
-    device, positives = scores.device, len(scores)
-    programs, count = triton.cdiv(positives, BLOCK), triton.cdiv(pixels, size)
-    seen = [torch.empty(positives if count > 1 else 0, dtype=torch.int64, device=device) for _ in range(2)]
-    partial, ends, result = (
-        torch.empty(values, dtype=torch.float64, device=device) for values in (5 * programs, 2 * count, 6)
-    )
-    bounds = constant(limits, device, torch.float64)
-    with guard(device):
-        for number, (keys, upto) in enumerate(chunks):
-            ranks_kernel[(programs,)](
-                scores, order, weights, keys, upto, bounds, *seen, ends, partial,
-                positives, len(keys), pixels, programs, number,
-                ADDS=number > 0, LAST=number + 1 == count, BLOCK=BLOCK, num_warps=WARPS,
-            )  # fmt: skip
-        finish_kernel[(1,)](partial, ends, result, programs, count, PARTS=PARTS, num_warps=PARTS_WARPS)
-    return result
+@lru_cache(MOST_PLANS)
+def search_plan(positives: int, count: int, adds: bool) -> Plan:
+    """The launch of `search_kernel`."""
+    constants = {"ADDS": adds, "BLOCK": BLOCK, "num_warps": WARPS}
+    return Plan.of(triton.cdiv(positives, BLOCK), (positives, count), constants)
 
 
-def counted(flat: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """For `size` values of `flat` at a time: the distinct ones, ascending, and how many are not above each (int64)."""
-    for part in torch.split(flat, size):
-        keys, counts = torch.unique(part, return_counts=True)
-        yield keys, counts.cumsum(0)
+@lru_cache(MOST_PLANS)
+def sums_plan(positives: int, pixels: int, stride: int) -> Plan:
+    """The launch of `sums_kernel`."""
+    constants = {"BLOCK": BLOCK, "num_warps": WARPS}
+    return Plan.of(triton.cdiv(positives, BLOCK), (positives, pixels, stride), constants)
+
+
+@lru_cache(MOST_PLANS)
+def finish_plan(programs: int, stride: int, ends: int) -> Plan:
+    """The launch of `finish_kernel`."""
+    return Plan.of(ROWS, (programs, stride, ends), {"PARTS": PARTS, "num_warps": 4})
+
+
+@cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream beside others of a GPU, of this process."""
+    return torch.cuda.Stream(device)
+
+
+def beside(
+    first: Callable[[], Tensor], other: Callable[[], tuple[Tensor, ...]], device: torch.device
+) -> tuple[Tensor, ...]:
+    """What both return: on a GPU `other` runs beside `first`, and what is asked for next waits for both."""
+    if device.type != "cuda":
+        return first(), *other()
+    here, there = torch.cuda.current_stream(device), side_stream(device)
+    there.wait_stream(here)  # before `first` is asked for: what both read is there
+    try:
+        found = first()
+        with torch.cuda.stream(there):
+            return found, *other()
+    finally:
+        here.wait_stream(there)
 
 
 def sums(flat: Tensor, places: Tensor, weights: Tensor, size: int, limits: tuple[float, float]) -> tuple[float, ...]:
     """What `ranks.sums` returns and raises."""
-    chunks = counted(flat, size)
-    first = next(chunks)  # the host waits for its length; what follows it prepares while the GPU sorts the positives
-    scores, order = torch.sort(flat.index_select(0, places), stable=True)  # of equal ones always the same order
-    found = launch(scores, order, weights, chain([first], chunks), len(flat), size, limits)
-    *values, wrong = found.tolist()
+    parts = torch.split(flat, size)
+
+    def positives() -> tuple[Tensor, Tensor]:
+        scores, order = torch.sort(flat.index_select(0, places), stable=True)  # of equal ones always the same order
+        return scores, order
+
+    keys, scores, order = beside(lambda: ascending(parts[0]), positives, flat.device)
+    *values, wrong = added_up(keys, parts[1:], scores, order, weights, limits).tolist()
     if wrong:
         raise NotFinite
     return tuple(values)
+
+
+def ascending(part: Tensor) -> Tensor:
+    """The values, sorted."""
+    return torch.sort(part).values
+
+
+def added_up(
+    keys: Tensor, rest: Sequence[Tensor], scores: Tensor, order: Tensor, weights: Tensor, limits: tuple[float, float]
+) -> Tensor:
+    """[6] float64: the sums of AUROC and AP, the largest F1, both AUPRO sums, and how many ends are not finite.
+
+    `keys`, the first chunk of all scores, ascending, and the `rest`, which is sorted chunk by chunk; `scores` [P]
+    ascending, of the positives numbered `order` [P], whose 1/|region| are `weights` [P].
+    """
+    device, positives, pixels = scores.device, len(scores), len(keys) + sum(map(len, rest))
+    programs = triton.cdiv(positives, BLOCK)
+    stride, ends = programs + programs % 2, 2 + 2 * len(rest)  # an even stride: whatever is stored there is aligned
+    counts = torch.int32 if pixels < 2**31 else torch.int64
+    below, upto = (torch.empty(positives, dtype=counts, device=device) for _ in range(2))
+    partial, result = (torch.empty(n, dtype=torch.float64, device=device) for n in (5 * stride + ends, ROWS))
+    for number in range(1 + len(rest)):
+        if number:
+            keys = ascending(rest[number - 1])
+        plan = search_plan(positives, len(keys), number > 0)
+        launch(search_kernel, plan, scores, keys, below, upto, partial[5 * stride + 2 * number :])
+    bounds = constant(limits, device, torch.float64)
+    plan = sums_plan(positives, pixels, stride)
+    launch(sums_kernel, plan, scores, order, weights, below, upto, bounds, partial)
+    launch(finish_kernel, finish_plan(programs, stride, ends), partial, result)
+    return result

@@ -47,9 +47,10 @@ class Program(NamedTuple):
     warps: int
 
 
-# What 32 images of ResNet-18 were quickest with on an H100. Warps lie side by side along pixels in channels_last, and
-# sums over channels stay inside a few threads; in NCHW they lie along channels, and fewer of them meet less often.
+# What 32 images of ResNet-18 were quickest with on an H100. In channels_last warps lie side by side along pixels, and
+# sums over channels stay inside few threads; in NCHW they lie along channels, and fewer of them meet less often.
 CHANNELS_LAST, NCHW = Program(2048, 8), Program(4096, 4)
+HALF_NCHW = Program(4096, 2)  # of 16 bits; with gradients to both, two warps have too few registers
 DEEP = Program(8192, 8)  # NCHW of so many channels that a tile would have less of each than a memory sector
 FLAT_WARPS = 4
 MOST_REGISTERS = 255  # left to itself, ptxas spills a few bytes to fit one more program on a multiprocessor
@@ -74,12 +75,13 @@ def tile_of(channels: int, values: int, least_pixels: int) -> Tile:
     return Tile(max(block_c, 4), max(1, min(values // max(block_c, 4), 256)), True)
 
 
-def program_of(tensors: Sequence[Layout]) -> Program:
-    """What a program of a launch over `tensors` takes on."""
+def program_of(tensors: Sequence[Layout], few_registers: bool) -> Program:
+    """What a program of a launch over `tensors` takes on; `few_registers`: what it computes leaves two warps enough."""
     if all(least_pixels(t) == 1 for t in tensors):
         return CHANNELS_LAST
-    fits = all(NCHW.values // power_of_two(t.shape[1]) >= least_pixels(t) for t in tensors)
-    return NCHW if fits else DEEP
+    if any(NCHW.values // power_of_two(t.shape[1]) < least_pixels(t) for t in tensors):
+        return DEEP
+    return HALF_NCHW if few_registers and all(t.itemsize == 2 for t in tensors) else NCHW
 
 
 def pixel_maps(
@@ -103,7 +105,7 @@ def maps_plan(
 ) -> Plan:
     """The launch of `maps_kernel` over up to four scales; `seconds` are `firsts` unless `dual`."""
     everything = (*teachers, *firsts, *seconds)
-    program = program_of(everything)
+    program = program_of(everything, True)
     blocks: list[int] = []
     sizes: list[int] = []
     starts = [0]
@@ -173,7 +175,7 @@ def gradient_plan(
     """The launch of `gradient_kernel` over up to four scales; `upstreams` are the strides of gradients from above."""
     groups = teachers, students, to_teachers or students, to_students or students
     tensors = [t for group in groups for t in group]
-    program = program_of(tensors)
+    program = program_of(tensors, to_teachers is None or to_students is None)
     blocks: list[int] = []
     sizes: list[int] = []
     starts = [0]

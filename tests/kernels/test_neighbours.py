@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdad_bench.kernels import neighbours
+from kdad_bench.kernels import neighbours, neighbours_triton
 from kdad_bench.kernels.neighbours import blocked, exhaustive, nearest
 from tests.kernels.guards import between_nans
 
@@ -19,12 +19,17 @@ Nearest = Callable[..., tuple[Tensor, Tensor]]
 
 
 @pytest.fixture(autouse=True)
-def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small searches go by products too."""
-    if "device" in request.fixturenames:
-        from kdad_bench.kernels import neighbours_triton
-
-        monkeypatch.setattr(neighbours_triton, "DIRECT", 0)
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Small searches go by products too; in Triton's interpreter a program costs more than what it does."""
+    if "device" not in request.fixturenames:
+        yield
+        return
+    monkeypatch.setattr(neighbours_triton, "DIRECT", 0)
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(neighbours_triton, "LINES", 256)
+    neighbours_triton.plans.cache_clear()
+    yield
+    neighbours_triton.plans.cache_clear()
 
 
 def cloud(count: int, width: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -277,8 +282,6 @@ def test_a_setting_that_rounds_products_changes_no_answer(monkeypatch: pytest.Mo
 def test_a_kernel_that_fails_is_replaced_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> None:
         raise RuntimeError("PTXAS error\nand more")
-
-    from kdad_bench.kernels import neighbours_triton
 
     monkeypatch.delenv("KDAD_KERNELS", raising=False)
     monkeypatch.setattr(neighbours, "_broken", [])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -95,6 +97,42 @@ def test_kernels_that_fail_give_way_to_pytorch_with_one_warning(monkeypatch: pyt
     monkeypatch.setattr(dispatch, "_broken", {})
     with pytest.raises(torch.OutOfMemoryError, match="full"):
         pixel_metrics_on_device(*given)
+
+
+def test_on_a_gpu_the_positives_are_sorted_beside_all_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: Stream) -> None:
+            asked.append(f"{self.name} waits for {other.name}")
+
+    @contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        asked.append(f"on {stream.name}")
+        yield
+        asked.append("back")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(ranks_triton, "side_stream", lambda device: Stream("side"))
+    gpu = torch.device("cuda", 0)
+    keys, other = torch.zeros(1), (torch.zeros(2), torch.zeros(3))
+
+    def sorting() -> torch.Tensor:
+        asked.append("all pixels")
+        return keys
+
+    def full() -> tuple[torch.Tensor, ...]:
+        raise torch.OutOfMemoryError("full")
+
+    assert ranks_triton.beside(sorting, lambda: other, gpu) == (keys, *other)
+    assert asked == ["side waits for main", "all pixels", "on side", "back", "main waits for side"]
+    with pytest.raises(torch.OutOfMemoryError):
+        ranks_triton.beside(sorting, full, gpu)
+    assert asked[-1] == "main waits for side"
 
 
 def test_an_index_is_sent_once_and_forgotten_with_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
