@@ -55,6 +55,8 @@ def check(found: list[dict[str, object]], archs: list[int]) -> None:
         assert report["registers"] <= 255, report
         # the image maximum is the one thing that programs write together: without an atomic they race
         assert (report["atomics"] > 0) == report["raises"], report  # type: ignore[operator]
+        if report["kernel"] in ("fuse_kernel", "twofold_kernel"):
+            assert report["warpgroup_products"] == 0, report
         features = report["kernel"] in ("maps_kernel", "gradient_kernel", "flat_sums_kernel", "flat_gradient_kernel")
         if features and not str(report["case"]).startswith("odd"):
             assert report["widest_load_bytes"] == 16, report
