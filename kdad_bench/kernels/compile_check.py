@@ -62,6 +62,7 @@ class Report:
     loads: int
     wide_loads: int  # of 16 bytes
     atomics: int  # read-modify-write instructions on global memory
+    warpgroup_products: int  # wgmma, of sm_90 alone
     raises: bool  # whether it takes the images' maxima, the one thing that programs write together
     warps: int
 
@@ -183,6 +184,7 @@ def compiled(launch: Launch, arch: int) -> Report:
         loads=len(widths),
         wide_loads=sum(w >= 16 for w in widths),
         atomics=len(re.findall(r"\b(?:atom|red)\.\S*global\S*", kernel.asm["ptx"])),
+        warpgroup_products=kernel.asm["ptx"].count("wgmma.mma_async"),
         raises=bool(launch.arguments.get("MAXIMUM", False)),
         warps=kernel.metadata.num_warps,
     )
