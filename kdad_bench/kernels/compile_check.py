@@ -62,6 +62,7 @@ class Report:
     loads: int
     wide_loads: int  # of 16 bytes
     atomics: int  # read-modify-write instructions on global memory
+    warpgroup_products: int  # wgmma, of sm_90 alone
     raises: bool  # whether it takes the images' maxima, the one thing that programs write together
     warps: int
 
@@ -183,6 +184,7 @@ def compiled(launch: Launch, arch: int) -> Report:
         loads=len(widths),
         wide_loads=sum(w >= 16 for w in widths),
         atomics=len(re.findall(r"\b(?:atom|red)\.\S*global\S*", kernel.asm["ptx"])),
+        warpgroup_products=kernel.asm["ptx"].count("wgmma.mma_async"),
         raises=bool(launch.arguments.get("MAXIMUM", False)),
         warps=kernel.metadata.num_warps,
     )
@@ -292,8 +294,9 @@ def rank_launches() -> list[Launch]:
     for dtype in (torch.float32, torch.float64):
         scores = torch.empty(9, dtype=dtype, device="meta")
         for chunks in (1, 2):
+            ranked = ranks_triton.Ranked(scores, order, weights, 9, chunks == 1)
             with recording(log, f"ranks in {chunks} chunks, {dtype}"):
-                ranks_triton.added_up(scores, [scores] * (chunks - 1), scores, order, weights, (0.3, 0.05))
+                ranks_triton.added_up(ranked, [scores] * chunks, chunks, (0.3, 0.05))
     return log
 
 

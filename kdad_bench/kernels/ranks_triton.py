@@ -1,14 +1,16 @@
 """The sums behind the pixel metrics on a GPU: how all pixels lie around each positive one, found in sorted scores.
 
-The scores of all pixels are sorted, and beside it those of the positives. A positive pixel finds by binary search how
-many pixels lie below it and at it; its terms of all sums follow, and are added program by program in a fixed order.
-Nothing waits for the GPU before the few numbers that leave it.
+The scores of all pixels are sorted, or of the negatives where these are much fewer, and beside them those of the
+positives. A positive pixel finds by binary search how many lie below it and at it; its terms of all sums follow, and
+are added program by program in a fixed order. Nothing waits for the GPU before the few numbers that leave it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cache, lru_cache
+from itertools import chain
+from typing import NamedTuple
 
 import torch
 import triton
@@ -113,15 +115,16 @@ def area(x0, x1, slope, limit):
     return limit - top + width * width * slope / 2
 
 
-@triton.jit(do_not_specialize=["positives", "pixels", "stride"])
+@triton.jit(do_not_specialize=["positives", "negatives", "stride"])
 def sums_kernel(
-    scores, order, weights, below, upto, limits, partial, positives, pixels, stride, BLOCK: tl.constexpr
+    scores, order, weights, below, upto, limits, partial, ends, positives, negatives, stride,
+    MIXED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The terms of BLOCK positives, ascending, of the sums of AUROC, AP and both AUPRO, and the largest F1.
 
-    `scores` [positives] ascending, of the positive `order`, of weight `weights`; `below` and `upto`, how many of all
-    `pixels` lie below and not above each. Row by row of `partial`, `stride` apart, one value a program. Positives
-    beyond the last one count for nothing.
+    `scores` [positives] ascending, of the positive `order`, of weight `weights`; `below` and `upto`, how many of the
+    negatives, and of the positives too if MIXED, lie below and not above each. Row by row of `partial`, `stride` apart,
+    one value a program; `ends` gets the first and the last score. Positives beyond the last one count for nothing.
     """
     program = tl.program_id(0)
     start = program * BLOCK
@@ -141,16 +144,22 @@ def sums_kernel(
     end = tl.minimum(start + BLOCK, positives)
     last = tl.where(last == BEYOND, end_of_tie(scores, end, positives), last)
 
-    negatives = (pixels - positives).to(tl.float64)
+    if MIXED:
+        under -= first
+        equal -= last - first
+    if program == 0:
+        tl.store(ends, tl.load(scores).to(tl.float64))
+        tl.store(ends + 1, tl.load(scores + positives - 1).to(tl.float64))
     true = (positives - first).to(tl.float64)
-    false = (pixels - under).to(tl.float64) - true
-    equal = tl.where(here, equal - (last - first), 0).to(tl.float64)  # of the negatives
+    false = (negatives - under).to(tl.float64)
+    equal = tl.where(here, equal, 0).to(tl.float64)
     called = tl.where(here, true + false, 1.0)
-    inverse = 1.0 / negatives
+    every = negatives.to(tl.float64)
+    inverse = 1.0 / every
     x1 = false * inverse
     x0 = x1 - equal * inverse
-    slope = tl.where(equal > 0, negatives / tl.where(equal > 0, equal, 1.0), 0.0)
-    auroc = tl.where(here, negatives - false + equal / 2, 0.0)
+    slope = tl.where(equal > 0, every / tl.where(equal > 0, equal, 1.0), 0.0)
+    auroc = tl.where(here, every - false + equal / 2, 0.0)
     f1 = tl.where(here, 2 * true / (called + positives.to(tl.float64)), 0.0)
     tl.store(partial + program, tl.sum(auroc))
     tl.store(partial + stride + program, tl.sum(tl.where(here, true / called, 0.0)))
@@ -187,10 +196,10 @@ def search_plan(positives: int, count: int, adds: bool) -> Plan:
 
 
 @lru_cache(MOST_PLANS)
-def sums_plan(positives: int, pixels: int, stride: int) -> Plan:
+def sums_plan(positives: int, negatives: int, stride: int, mixed: bool) -> Plan:
     """The launch of `sums_kernel`."""
-    constants = {"BLOCK": BLOCK, "num_warps": WARPS}
-    return Plan.of(triton.cdiv(positives, BLOCK), (positives, pixels, stride), constants)
+    constants = {"MIXED": mixed, "BLOCK": BLOCK, "num_warps": WARPS}
+    return Plan.of(triton.cdiv(positives, BLOCK), (positives, negatives, stride), constants)
 
 
 @lru_cache(MOST_PLANS)
@@ -212,56 +221,66 @@ def beside(
     if device.type != "cuda":
         return first(), *other()
     here, there = torch.cuda.current_stream(device), side_stream(device)
-    there.wait_stream(here)  # before `first` is asked for: what both read is there
+    given = here.record_event()
     try:
         found = first()
+        there.wait_event(given)  # for what both read, not for `first`
         with torch.cuda.stream(there):
             return found, *other()
     finally:
         here.wait_stream(there)
 
 
-def sums(flat: Tensor, places: Tensor, weights: Tensor, size: int, limits: tuple[float, float]) -> tuple[float, ...]:
+def sums(
+    flat: Tensor, places: Tensor, others: Tensor | None, weights: Tensor, size: int, limits: tuple[float, float]
+) -> tuple[float, ...]:
     """What `ranks.sums` returns and raises."""
-    parts = torch.split(flat, size)
+    parts = torch.split(flat if others is None else others, size)
+
+    def ascending(part: Tensor) -> Tensor:
+        return torch.sort(part if others is None else flat.index_select(0, part)).values
 
     def positives() -> tuple[Tensor, Tensor]:
         scores, order = torch.sort(flat.index_select(0, places), stable=True)  # of equal ones always the same order
         return scores, order
 
     keys, scores, order = beside(lambda: ascending(parts[0]), positives, flat.device)
-    *values, wrong = added_up(keys, parts[1:], scores, order, weights, limits).tolist()
+    chunks = chain([keys], map(ascending, parts[1:]))
+    ranked = Ranked(scores, order, weights, len(flat) - len(places), others is None)
+    *values, wrong = added_up(ranked, chunks, len(parts), limits).tolist()
     if wrong:
         raise NotFinite
     return tuple(values)
 
 
-def ascending(part: Tensor) -> Tensor:
-    """The values, sorted."""
-    return torch.sort(part).values
+class Ranked(NamedTuple):
+    """The positives, ascending, and what they are counted against."""
+
+    scores: Tensor  # [P]
+    order: Tensor  # [P] their numbers, int64
+    weights: Tensor  # [P] float64, 1/|region|, by number
+    negatives: int
+    mixed: bool  # whether positives are among what they are counted against
 
 
-def added_up(
-    keys: Tensor, rest: Sequence[Tensor], scores: Tensor, order: Tensor, weights: Tensor, limits: tuple[float, float]
-) -> Tensor:
+def added_up(ranked: Ranked, chunks: Iterable[Tensor], count: int, limits: tuple[float, float]) -> Tensor:
     """[6] float64: the sums of AUROC and AP, the largest F1, both AUPRO sums, and how many ends are not finite.
 
-    `keys`, the first chunk of all scores, ascending, and the `rest`, which is sorted chunk by chunk; `scores` [P]
-    ascending, of the positives numbered `order` [P], whose 1/|region| are `weights` [P].
+    `chunks`: what the positives are counted against, in `count` chunks, each ascending.
     """
-    device, positives, pixels = scores.device, len(scores), len(keys) + sum(map(len, rest))
+    scores, order, weights, negatives, mixed = ranked
+    device, positives = scores.device, len(scores)
     programs = triton.cdiv(positives, BLOCK)
-    stride, ends = programs + programs % 2, 2 + 2 * len(rest)  # an even stride: whatever is stored there is aligned
-    counts = torch.int32 if pixels < 2**31 else torch.int64
+    stride, ends = programs + programs % 2, 2 * count + 2  # an even stride: whatever is stored there is aligned
+    counts = torch.int32 if positives + negatives < 2**31 else torch.int64
     below, upto = (torch.empty(positives, dtype=counts, device=device) for _ in range(2))
     partial, result = (torch.empty(n, dtype=torch.float64, device=device) for n in (5 * stride + ends, ROWS))
-    for number in range(1 + len(rest)):
-        if number:
-            keys = ascending(rest[number - 1])
+    at = partial[5 * stride :].split(2)
+    for number, keys in enumerate(chunks):
         plan = search_plan(positives, len(keys), number > 0)
-        launch(search_kernel, plan, scores, keys, below, upto, partial[5 * stride + 2 * number :])
+        launch(search_kernel, plan, scores, keys, below, upto, at[number])
     bounds = constant(limits, device, torch.float64)
-    plan = sums_plan(positives, pixels, stride)
-    launch(sums_kernel, plan, scores, order, weights, below, upto, bounds, partial)
+    plan = sums_plan(positives, negatives, stride, mixed)
+    launch(sums_kernel, plan, scores, order, weights, below, upto, bounds, partial, at[count])
     launch(finish_kernel, finish_plan(programs, stride, ends), partial, result)
     return result

@@ -31,8 +31,10 @@ from kdad_bench.metrics.regions import RegionIndex
 _CHUNK = 1 << 23  # keys sorted at a time: torch.sort also writes int64 indices, 12 bytes per key and its workspace
 
 LIMITS = (AUPRO_LIMITS["aupro_30"], AUPRO_LIMITS["aupro_05"])
-# What was sent of an index, for as long as somebody has the index: some 12 bytes for each positive pixel.
-_sent: WeakKeyDictionary[RegionIndex, dict[torch.device, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+_MANY = 1 / 8  # share of positives from which on gathering the negatives costs less than sorting the positives twice
+# What was sent of an index, for as long as somebody has the index: 12 bytes for each positive pixel, and 4 for each
+# negative one where there are many positives.
+_sent: WeakKeyDictionary[RegionIndex, dict[torch.device, tuple[Tensor, Tensor | None, Tensor]]] = WeakKeyDictionary()
 
 
 def pixel_metrics_on_device(
@@ -57,25 +59,31 @@ def pixel_metrics_on_device(
 
 def _sums(flat: Tensor, index: RegionIndex, refuse: Callable[[], None]) -> tuple[float, ...]:
     """The partial sums of all positives; calls `refuse`, which raises, if a score is not finite."""
-    places, weights = _placed(index, flat.device)
+    places, others, weights = _placed(index, flat.device)
     try:
-        found = ranks.sums(flat, places, weights, _CHUNK, LIMITS)
+        found = ranks.sums(flat, places, others, weights, _CHUNK, LIMITS)
     except NotFinite:
         refuse()
         raise
     return _sums_by_torch(flat, places, weights, refuse) if found is None else found
 
 
-def _placed(index: RegionIndex, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where the positives are and the 1/|region| of each, on `device`: sent once for an index."""
+def _placed(index: RegionIndex, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Where the positives are, where the negatives, or None if few pixels are positive, and the positives' 1/|region|.
+
+    On `device`, sent once for an index.
+    """
     kept = _sent.setdefault(index, {})
     if device not in kept:
-        narrow = np.int32 if math.prod(index.shape) < 2**31 else np.int64
-        regions = sent(index.regions.astype(np.int32), device)
-        kept[device] = (
-            sent(index.positions.astype(narrow), device),
-            sent(1.0 / index.sizes, device).index_select(0, regions),
-        )
+        pixels = math.prod(index.shape)
+        narrow = np.int32 if pixels < 2**31 else np.int64
+        places = sent(index.positions.astype(narrow), device)
+        weights = sent(1.0 / index.sizes, device).index_select(0, sent(index.regions.astype(np.int32), device))
+        others = None
+        if len(places) > pixels * _MANY:
+            negative = torch.ones(pixels, dtype=torch.bool, device=device).index_fill_(0, places.long(), False)
+            others = negative.nonzero()[:, 0].to(places.dtype)
+        kept[device] = places, others, weights
     return kept[device]
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kdad_bench.kernels import dispatch, ranks_triton
 from kdad_bench.metrics import MetricError, device, pixel_metrics, region_index
 from kdad_bench.metrics.device import pixel_metrics_on_device
-from tests.metrics.metric_cases import KINDS, case, cases
+from tests.metrics.metric_cases import case, cases
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -39,29 +39,41 @@ def some(kind: str, share: float, shape: tuple[int, int, int] = (3, 31, 33)) -> 
     return case(kind, masks, rng), masks
 
 
+@pytest.fixture(params=[True, False], ids=["all pixels", "negatives"])
+def against(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What positives are counted against, however many there are."""
+    monkeypatch.setattr(device, "_MANY", float(request.param))
+
+
 @settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
-@given(cases(), st.integers(20, 200), st.sampled_from([np.float32, np.float64, np.float16]))
-def test_small_maps_agree_in_any_number_of_chunks(drawn: tuple[np.ndarray, np.ndarray], chunk: int, dtype: Any) -> None:
+@given(cases(), st.integers(20, 200), st.sampled_from([np.float32, np.float64, np.float16]), st.booleans())
+def test_small_maps_agree_in_any_number_of_chunks(
+    drawn: tuple[np.ndarray, np.ndarray], chunk: int, dtype: Any, mixed: bool
+) -> None:
     with pytest.MonkeyPatch.context() as patch, np.errstate(over="ignore"):
         patch.setattr(device, "_CHUNK", chunk)
+        patch.setattr(device, "_MANY", float(mixed))
         maps = drawn[0].astype(dtype)
         agree(np.where(np.isfinite(maps), maps, 0).astype(dtype), drawn[1])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("against")
+@pytest.mark.parametrize("kind", ["continuous", "few levels", "signed zeros", "all one value"])
 def test_maps_whose_positives_fill_several_programs_agree(kind: str) -> None:
     agree(*some(kind, 0.5))
 
 
-@pytest.mark.parametrize("positives", [1, 511, 512, 513, 1024, 1025])
-@pytest.mark.parametrize("kind", ["continuous", "few levels"])
+@pytest.mark.usefixtures("against")
+@pytest.mark.parametrize("positives", [1, 511, 512, 513, 1025])
+@pytest.mark.parametrize("kind", ["continuous"])
 def test_the_last_program_counts_what_is_there(kind: str, positives: int) -> None:
     masks = np.zeros((2, 23, 24), bool)
     masks.reshape(-1)[:positives] = True
     agree(case(kind, masks, np.random.default_rng(4)), masks)
 
 
-@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.usefixtures("against")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("positive", [True, False])
 def test_a_score_that_is_not_finite_is_refused_in_whichever_chunk_it_lies(
     bad: float, positive: bool, monkeypatch: pytest.MonkeyPatch
@@ -106,6 +118,12 @@ def test_on_a_gpu_the_positives_are_sorted_beside_all_pixels(monkeypatch: pytest
         def __init__(self, name: str) -> None:
             self.name = name
 
+        def record_event(self) -> str:
+            return f"{self.name} after {len(asked)}"
+
+        def wait_event(self, event: str) -> None:
+            asked.append(f"{self.name} waits for {event}")
+
         def wait_stream(self, other: Stream) -> None:
             asked.append(f"{self.name} waits for {other.name}")
 
@@ -129,10 +147,22 @@ def test_on_a_gpu_the_positives_are_sorted_beside_all_pixels(monkeypatch: pytest
         raise torch.OutOfMemoryError("full")
 
     assert ranks_triton.beside(sorting, lambda: other, gpu) == (keys, *other)
-    assert asked == ["side waits for main", "all pixels", "on side", "back", "main waits for side"]
+    assert asked == ["all pixels", "side waits for main after 0", "on side", "back", "main waits for side"]
     with pytest.raises(torch.OutOfMemoryError):
         ranks_triton.beside(sorting, full, gpu)
     assert asked[-1] == "main waits for side"
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.1, 0), (0.2, 4)])
+def test_negatives_are_told_apart_where_positives_are_many(share: float, kept: int) -> None:
+    masks = np.zeros((1, 10, 10), bool)
+    masks.reshape(-1)[3 : 3 + int(100 * share)] = True
+    index = region_index(masks)
+    _, others, _ = device._placed(index, torch.device("cpu"))
+    assert (others is not None) == bool(kept)
+    if others is not None:
+        assert others.tolist() == np.flatnonzero(~masks).tolist()
+        assert others.element_size() == kept
 
 
 def test_an_index_is_sent_once_and_forgotten_with_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:

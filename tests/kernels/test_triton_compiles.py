@@ -63,6 +63,8 @@ def check(found: list[dict[str, object]], archs: list[int], searches: tuple[str,
         # an image's maximum and a search's state are what programs write together: without an atomic they race
         shared = report["raises"] or str(report["kernel"]).removesuffix("_kernel") in TOGETHER
         assert (report["atomics"] > 0) == shared, report  # type: ignore[operator]
+        if report["kernel"] in ("fuse_kernel", "twofold_kernel"):
+            assert report["warpgroup_products"] == 0, report
         features = report["kernel"] in ("maps_kernel", "gradient_kernel", "flat_sums_kernel", "flat_gradient_kernel")
         if features and not str(report["case"]).startswith("odd"):
             assert report["widest_load_bytes"] == 16, report
