@@ -62,6 +62,7 @@ class Report:
     loads: int
     wide_loads: int  # of 16 bytes
     atomics: int  # read-modify-write instructions on global memory
+    warpgroup_products: int  # wgmma, of sm_90 alone
     raises: bool  # whether it takes the images' maxima, the one thing that programs write together
     warps: int
 
@@ -183,6 +184,7 @@ def compiled(launch: Launch, arch: int) -> Report:
         loads=len(widths),
         wide_loads=sum(w >= 16 for w in widths),
         atomics=len(re.findall(r"\b(?:atom|red)\.\S*global\S*", kernel.asm["ptx"])),
+        warpgroup_products=kernel.asm["ptx"].count("wgmma.mma_async"),
         raises=bool(launch.arguments.get("MAXIMUM", False)),
         warps=kernel.metadata.num_warps,
     )
@@ -268,19 +270,20 @@ def map_launches(shape: str, batch: int, rules: tuple[str, ...] = ("max", "mean"
     return log
 
 
-def neighbour_launches(widths: tuple[int, ...]) -> list[Launch]:
-    """Every launch of the nearest-neighbour search: many queries and few, rows of `widths` values."""
+def neighbour_launches(n: int, c: int, answered_only: bool = False) -> list[Launch]:
+    """The launches of a nearest-neighbour search, n queries of c values: for one clear neighbour, or all there are."""
     log: list[Launch] = []
-    for c in widths:
-        for n in (40_000, 1024):
-            with recording(log, f"nearest {n} x 4096 x {c}"):
-                queries, memory = torch.empty(n, c, device="meta"), torch.empty(4096, c, device="meta")
-                search = neighbours.Search.of(queries, memory)
-                search.said(0, n)
-                neighbours.pairs(queries, memory, None, None)
-                row = torch.empty(n, dtype=torch.int64, device="meta")
-                neighbours.pairs(queries, memory, row, row)
-                neighbours.settle(search, neighbours.answered(search), 100)
+    with recording(log, f"nearest {n} x 4096 x {c}"):
+        queries, memory = torch.empty(n, c, device="meta"), torch.empty(4096, c, device="meta")
+        search = neighbours.Search.of(queries, memory)
+        found = neighbours.answered(search)
+        if answered_only:
+            return log[1:]  # without the centre, which is no work
+        neighbours.settle(search, found, 100)
+        search.said(0, n)
+        neighbours.pairs(queries, memory, None, None)
+        row = torch.empty(n, dtype=torch.int64, device="meta")
+        neighbours.pairs(queries, memory, row, row)
     return log
 
 
@@ -328,7 +331,8 @@ def shipped(quick: bool = False) -> list[Launch]:
             if not quick or (shape, batch) in QUICK[i]:
                 log += feature_launches(shape, batch, dtype, layout)
     log += map_launches("resnet18", 32, ("max",)) if quick else map_launches("resnet18", 32)
-    log += neighbour_launches((1024,) if quick else (1024, 64)) + rank_launches()
+    log += neighbour_launches(40_000, 1024, answered_only=quick) + rank_launches()
     if not quick:
+        log += neighbour_launches(40_000, 65)
         log += map_launches("resnet18", 1) + map_launches("odd", 2)
     return distinct(log)

@@ -181,7 +181,7 @@ def answer_kernel(
     tl.store(indices + rows, tl.where(clear, index, FAR).to(tl.int64), mask=here)
     asked = here & (clear == 0)
     slot = tl.atomic_add(state + UNCLEAR + tl.zeros((BLOCK_P,), tl.int32), 1, mask=asked)
-    tl.store(unclear + slot, rows, mask=asked)
+    tl.store(unclear + slot, rows, mask=asked & (slot < n))
 
 
 @triton.jit(do_not_specialize=["n", "m", "blocks", "capacity"])

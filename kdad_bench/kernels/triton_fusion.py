@@ -21,7 +21,7 @@ from kdad_bench.kernels.reference import blur_weights, reflected
 from kdad_bench.kernels.sending import sent
 from kdad_bench.kernels.triton_launch import Plan, launch
 
-FEW = 264  # programs, two for each multiprocessor of an H100: with fewer large tiles, small ones are launched
+FEW = 256  # programs, nearly two for each multiprocessor of an H100: fewer tiles than that are made smaller
 MOST_ROWS = 128  # of one map that a tile reads at most
 LEAST_CHUNK, MOST_CHUNK = 16, (32, 32)  # rows and columns of a map that one product takes
 MOST_MADE = 3  # values of a fused map that a large tile makes for each of its own
@@ -41,24 +41,15 @@ class Tile(NamedTuple):
     warps: int
 
 
-class Tiles(NamedTuple):
-    """The tiles of a kind of launch: large ones, unless they are too few to fill a GPU."""
+Tiles = tuple[Tile, ...]  # from large to small
 
-    large: Tile
-    small: Tile
-
-
-PLAIN_TILES = Tiles(Tile(32, 64, 2), Tile(16, 32, 4))
-BLURRED_TILES = Tiles(Tile(32, 64, 2), Tile(16, 32, 4))
-SAMPLED_TILES = Tiles(Tile(8, 128, 4), Tile(8, 64, 4))
-BY_SAMPLE_TWOFOLD = False, True
-BY_SAMPLE = True, True  # plain fusions: in large tiles, in small tiles
-TWOFOLD_TILES = Tiles(Tile(32, 64, 4), Tile(16, 32, 4))
-TWOFOLD_SAMPLED = Tiles(Tile(4, 64, 4), Tile(4, 64, 4))
-FILTERED_TILES = Tiles(Tile(32, 64, 4), Tile(16, 32, 4))
-MOST_PIECE, MOST_FILTERED_PIECE = (32, 64), (32, 32)  # rows and columns of a fused map that are made at a time
-READ_FIRST = False
-DEPENDENT = False
+# On sm_90, Triton multiplies matrices of 64 rows and more by wgmma if there are four warps or more. A sum of 64 x 64 on
+# eight warps ended in an illegal access there: no launch is to have both.
+SAMPLED: Tiles = Tile(8, 128, 4), Tile(8, 64, 4)
+SUMMED: Tiles = Tile(64, 64, 2), Tile(32, 64, 2), Tile(16, 32, 4)
+UPSAMPLED: Tiles = Tile(32, 64, 4), Tile(4, 64, 4)  # of maps that are fused on the way; the smallest without tables
+FILTERED: Tiles = Tile(32, 64, 4), Tile(16, 32, 4)
+MOST_PIECE, MOST_FILTERED_PIECE = (16, 32), (32, 32)  # rows and columns of a fused map that are made at a time
 
 
 class Filter(NamedTuple):
@@ -73,7 +64,7 @@ PLAIN = Filter(None, 0, "scipy")
 
 
 class Axis(NamedTuple):
-    """One axis of a map on its way into the result: lengths, tiles, filter; where tiles begin if not side by side."""
+    """One axis of a map on its way into the result: lengths, tiles, filter."""
 
     source: int
     target: int
@@ -81,12 +72,11 @@ class Axis(NamedTuple):
     block: int
     multiple: int
     blur: Filter
-    begins: tuple[int, ...] | None = None
 
     @property
     def starts(self) -> tuple[int, ...]:
-        """The first target position of each tile; it may lie beyond the last position."""
-        return tuple(range(0, self.target, self.block)) if self.begins is None else self.begins
+        """The first target position of each tile."""
+        return tuple(range(0, self.target, self.block))
 
 
 class Step(NamedTuple):
@@ -104,14 +94,13 @@ class Step(NamedTuple):
 
 
 class Fusion(NamedTuple):
-    """A launch and its tables: of each map along columns and along rows, and of a fused map along both."""
+    """A launch and its tables along columns and along rows: of each map, or of the fused map."""
 
     kernel: str
     plan: Plan
     blocks: int
     downs: tuple[Tensor, ...]
     acrosses: tuple[Tensor, ...]
-    outer: tuple[Tensor, ...]
 
 
 def ends_of(i: int, axis: Axis) -> tuple[int, int]:
@@ -182,13 +171,6 @@ class Folding(NamedTuple):
         chunks = chunk_of(depths[0], most[0]), chunk_of(depths[1], most[1])
         return cls(down, across, chunks, (filled(depths[0], chunks[0]), filled(depths[1], chunks[1])))
 
-    def begins(self, way: int) -> tuple[int, ...]:
-        """The first source index of every chunk of every tile, along columns (0) or rows (1)."""
-        axis = (self.down, self.across)[way]
-        return tuple(
-            first_of(start, axis) + at for start in axis.starts for at in range(0, self.depths[way], self.chunks[way])
-        )
-
     def tables(self) -> tuple[tuple[int, ...], tuple[Tensor, ...]]:
         """The six constants of `fusion_kernels.folded`, and the tables."""
         pair = tuple(table_of(axis, depth) for axis, depth in zip(self[:2], self.depths, strict=True))
@@ -196,9 +178,13 @@ class Folding(NamedTuple):
 
 
 def tile_of(n: int, size: tuple[int, int], tiles: Tiles) -> Tile:
-    """The larger tiles, unless they are too few to fill a GPU."""
-    rows, columns, _ = tiles.large
-    return tiles.small if n * -(-size[0] // rows) * -(-size[1] // columns) < FEW else tiles.large
+    """The largest tile of which there are not too few to fill a GPU, or the smallest one."""
+    return next((tile for tile in tiles if n * math.prod(blocks_of(size, tile)) >= FEW), tiles[-1])
+
+
+def blocks_of(size: tuple[int, int], tile: Tile) -> tuple[int, int]:
+    """How many tiles a result has, down and across."""
+    return -(-size[0] // tile.rows), -(-size[1] // tile.columns)
 
 
 def axes_of(shape: tuple[int, int], step: Step, block: Sequence[int], multiple: int) -> tuple[Axis, Axis]:
@@ -207,19 +193,17 @@ def axes_of(shape: tuple[int, int], step: Step, block: Sequence[int], multiple: 
     return down, Axis(shape[1], step.size[1], step.align, block[1], multiple, step.across)
 
 
-def twofold_tiles(n: int, step: Step) -> tuple[Tile, Folding]:
-    """Tiles of a step that fuses at a size in the middle, and how they draw from the fused map."""
+def outer_of(step: Step, tile: Tile) -> Folding:
+    """How a tile of a step that fuses at a size in the middle draws from the fused map."""
     assert step.middle is not None
-    plain = step.down == step.across == PLAIN
-    tile = tile_of(n, step.size, TWOFOLD_TILES if plain else FILTERED_TILES)
-    most = MOST_PIECE if plain else MOST_FILTERED_PIECE
-    return tile, Folding.of(*axes_of(step.middle, step, tile, 1), most)
+    most = MOST_PIECE if step.down == step.across == PLAIN else MOST_FILTERED_PIECE
+    return Folding.of(*axes_of(step.middle, step, tile, 1), most)
 
 
 def made_per_value(step: Step) -> float:
     """Values of the fused map that a large tile makes for each value of the result."""
-    tile, outer = twofold_tiles(FEW, step)
-    return math.prod(outer.depths) / (tile.rows * tile.columns)
+    tile = (UPSAMPLED if step.down == step.across == PLAIN else FILTERED)[0]
+    return math.prod(outer_of(step, tile).depths) / (tile.rows * tile.columns)
 
 
 @lru_cache(MOST_TABLES)
@@ -242,7 +226,7 @@ def steps_of(
         return plain, *steps_of((plain.size,), size, False, align, blur, None)
     if any(larger(shape, size) for shape in shapes):
         return plain, *steps_of((size,), size, False, False, blur, None)
-    if max(depth_of(axes_of(shape, whole, BLURRED_TILES.large, 1)[0]) for shape in shapes) <= MOST_ROWS:
+    if max(depth_of(axes_of(shape, whole, SUMMED[0], 1)[0]) for shape in shapes) <= MOST_ROWS:
         return (whole,)
     return whole._replace(down=PLAIN), plain._replace(align=False, down=blur)
 
@@ -252,62 +236,54 @@ def larger(shape: tuple[int, int], size: tuple[int, int]) -> bool:
     return shape[0] > size[0] or shape[1] > size[1]
 
 
+def folds_of(shapes: Shapes, step: Step, tile: Tile) -> list[Folding]:
+    """How a tile of a filtered sum draws from each map."""
+    return [Folding.of(*axes_of(shape, step, tile, MULTIPLE), MOST_CHUNK) for shape in shapes]
+
+
+def summed_tile(n: int, shapes: Shapes, step: Step) -> Tile:
+    """The tile of a filtered sum; the largest would not fit into registers where it takes a map in several chunks."""
+    once = all(fold.depths == fold.chunks for fold in folds_of(shapes, step, SUMMED[0]))
+    return tile_of(n, step.size, SUMMED if once else SUMMED[1:])
+
+
 @lru_cache(MOST_TABLES)
 def fusion_of(n: int, shapes: Shapes, step: Step, score: str | None, device: torch.device) -> Fusion:
     """The launch of a step for `n` images; `score` is what it adds up: "max", "mean" or nothing."""
     plain = step.down == step.across == PLAIN
-    kind = PLAIN_TILES if plain else BLURRED_TILES
-    tile = tile_of(n, step.size, kind)
-    sampled = any(larger(shape, step.size) for shape in shapes)
-    if plain and BY_SAMPLE[tile == kind.small]:
-        tile, sampled = tile_of(n, step.size, SAMPLED_TILES), True
-    folds = [Folding.of(*axes_of(shape, step, tile, MULTIPLE), MOST_CHUNK) for shape in shapes if not sampled]
-    return fusion(n, shapes, step, score, device, tile, folds, None)
+    tile = tile_of(n, step.size, SAMPLED) if plain else summed_tile(n, shapes, step)
+    folds = [] if plain else folds_of(shapes, step, tile)
+    made = [fold.tables() for fold in folds]
+    own = {"SHAPES": tuple(x for layout, _ in made for x in layout), "MULTIPLE": MULTIPLE, "TABLES": not plain}
+    return fusion("fuse_kernel", n, shapes, step, score, tile, own, [pair for _, pair in made], device)
 
 
 @lru_cache(MOST_TABLES)
 def twofold_of(n: int, shapes: Shapes, step: Step, score: str | None, device: torch.device) -> Fusion:
     """The same for a step that fuses at a size in the middle."""
-    assert step.middle is not None
-    tile, outer = twofold_tiles(n, step)
-    if step.down == step.across == PLAIN and BY_SAMPLE_TWOFOLD[tile == TWOFOLD_TILES.small]:
-        return fusion(n, shapes, step, score, device, tile_of(n, step.size, TWOFOLD_SAMPLED), [], None)
-    inner = Step(step.middle, step.product, step.align, PLAIN, PLAIN)
-    folds = []
-    for shape in shapes:
-        pair = axes_of(shape, inner, outer.chunks, MULTIPLE)
-        down, across = (axis._replace(begins=outer.begins(way)) for way, axis in enumerate(pair))
-        folds.append(Folding.of(down, across, MOST_CHUNK))
-    return fusion(n, shapes, step, score, device, tile, folds, outer)
+    plain = step.down == step.across == PLAIN
+    tile = tile_of(n, step.size, UPSAMPLED if plain else FILTERED)
+    sampled = plain and tile == UPSAMPLED[-1]
+    layout, pair = ((), None) if sampled else outer_of(step, tile).tables()
+    own = {"MIDDLE": step.middle, "OUTER": layout, "TABLES": not sampled, "EXACT": plain and not sampled}
+    return fusion("twofold_kernel", n, shapes, step, score, tile, own, [] if pair is None else [pair], device)
 
 
 def fusion(
-    n: int, shapes: Shapes, step: Step, score: str | None, device: torch.device, tile: Tile,
-    folds: Sequence[Folding], outer: Folding | None,
+    kernel: str, n: int, shapes: Shapes, step: Step, score: str | None, tile: Tile, own: dict[str, Any],
+    tables: Sequence[tuple[Tensor, ...]], device: torch.device,
 ) -> Fusion:  # fmt: skip
-    """A launch over tiles, by the tables of `folds` and, then of `outer`; sample by sample without."""
-    blocks = -(-step.size[0] // tile.rows), -(-step.size[1] // tile.columns)
-    made = [fold.tables() for fold in folds]
-    downs, acrosses = (tuple(sent(pair[way], device) for _, pair in made) for way in (0, 1))
+    """A launch of `kernel` with `own` constants beside those that both kernels take."""
     constants: dict[str, Any] = {
-        "MAPS": len(shapes), "PRODUCT": step.product, "ALIGN": step.align, "TABLES": bool(folds),
-        "EXACT": bool(folds) and step.down == step.across == PLAIN,
-        "SHAPES": tuple(x for layout, _ in made for x in layout), "MULTIPLE": MULTIPLE,
-        "FIRST": READ_FIRST and bool(folds) and all(fold.depths == fold.chunks for fold in folds),
-        "DEPENDENT": DEPENDENT and device.type == "cuda",
+        "SIDES": tuple(side for shape in shapes for side in shape), "HEIGHT": step.size[0], "WIDTH": step.size[1],
+        "REACH": (step.down.radius, step.across.radius),
+        "MAPS": len(shapes), "PRODUCT": step.product, "ALIGN": step.align,
         "MAXIMUM": score == "max", "MEAN": score == "mean", "BLOCK_Y": tile.rows, "BLOCK_X": tile.columns,
         "num_warps": tile.warps, "num_stages": 1,
     }  # fmt: skip
-    if constants["DEPENDENT"]:
-        constants["launch_pdl"] = True
-    ends: tuple[Tensor, ...] = ()
-    if step.middle is not None:
-        constants["OUTER"], ends = ((), ()) if outer is None else outer.tables()
-    sides = tuple(side for shape in shapes for side in shape)
-    numbers = sides, *(step.middle or ()), *step.size, *blocks, step.down.radius, step.across.radius
-    kernel = "fuse_kernel" if step.middle is None else "twofold_kernel"
-    plan = Plan.of(n * math.prod(blocks), numbers, constants)
-    return Fusion(kernel, plan, math.prod(blocks), downs, acrosses, tuple(sent(table, device) for table in ends))
+    blocks = math.prod(blocks_of(step.size, tile))
+    downs, acrosses = (tuple(sent(pair[way], device) for pair in tables) for way in (0, 1))
+    return Fusion(kernel, Plan.of(n * blocks, (), constants | own), blocks, downs, acrosses)
 
 
 _in_graphs: dict[int, Fusion] = {}  # what captured graphs read: never forgotten, whatever is planned after them
@@ -326,12 +302,14 @@ def launched(
     n = like.shape[0]
     if capturing(like.device):
         _in_graphs[id(found)] = found
-    ends = found.outer or ((like, like) if found.kernel == "twofold_kernel" else ())
     out = like.new_empty((n, *size))
     partial = like.new_empty((n, found.blocks)) if score == "mean" else None
+    downs, acrosses = found.downs or maps, found.acrosses or maps
+    one = found.kernel == "twofold_kernel"
     launch(
-        getattr(fusion_kernels, found.kernel), found.plan, maps, found.downs or maps, found.acrosses or maps,
-        *ends, out, out if scores is None else scores, out if partial is None else partial,
+        getattr(fusion_kernels, found.kernel), found.plan, maps, downs[0] if one else downs,
+        acrosses[0] if one else acrosses, out, out if scores is None else scores,
+        out if partial is None else partial,
     )  # fmt: skip
     return out, partial
 

@@ -10,6 +10,8 @@ import pickle
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,13 +21,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from kdad_bench.harness import graphs
+from kdad_bench.harness import graphs, speed_key
 from kdad_bench.harness.graphs import Graphed, Replay, graphed, plain
+from kdad_bench.harness.speed import by_graphs
+from kdad_bench.harness.speed_key import configuration
 from kdad_bench.harness.view import View
 from kdad_bench.harness.windows import Windowed
 from kdad_bench.methods import entry
 from kdad_bench.methods.backbones import build
 from kdad_bench.methods.protocol import Scores
+from tests.harness.planned import jobs_of
 
 CPU = torch.device("cpu")
 
@@ -80,7 +85,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stfpm() -> Any:
-    settings = entry("stfpm").presets["quick"]
+    settings = replace(entry("stfpm").presets["quick"], image_size=32)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         teacher = build(settings.teacher, strides=settings.strides)
@@ -241,3 +246,27 @@ def test_a_copy_makes_its_own_recordings() -> None:
 def test_a_recording_that_answers_otherwise_is_refused() -> None:
     with pytest.raises(RuntimeError, match="answer otherwise"):
         Replay(Plain("counts").score, images(1), None)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_a_measurement_says_that_it_was_made_by_graphs() -> None:
+    method: Any = Plain()
+    seen: Any = graphed(Windowed(method, View(tile=32), 64), CPU)
+    assert [by_graphs(one) for one in (method, seen)] == ["", ""]
+    for _ in range(2):
+        seen.inner.score(images(1))
+    assert by_graphs(seen) == by_graphs(seen.inner) == "; scored by CUDA graphs, recorded for 1 batch sizes"
+
+
+def test_only_the_key_of_a_measurement_on_a_gpu_knows_of_graphs(
+    tiny_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    monkeypatch.setattr(speed_key, "kernels_path", lambda *given: "triton")
+    (job, *_) = jobs_of(tiny_tree, methods=(("pixel_mean", ""),))
+    on_a_gpu = replace(job, device="cuda:0")
+    assert "graphs" not in configuration(job)
+    assert configuration(on_a_gpu)["graphs"] is True
+    assert "graphs" not in str(on_a_gpu.identity)
+    monkeypatch.setenv("KDAD_GRAPHS", "off")
+    assert "graphs" not in configuration(on_a_gpu)

@@ -59,14 +59,11 @@ BLURS = st.one_of(
     block=st.sampled_from([16, 32, 64]),
     multiple=st.sampled_from([1, MULTIPLE]),
     blur=BLURS,
-    begins=st.none() | st.integers(1, 16),
 )
 def test_a_table_is_upsampling_and_filter_together(
-    source: int, target: int, align: bool, block: int, multiple: int, blur: Filter, begins: int | None
+    source: int, target: int, align: bool, block: int, multiple: int, blur: Filter
 ) -> None:
     axis = Axis(source, target, align, block, multiple, blur)
-    if begins is not None and source <= target:  # tiles that overlap, the last of them beyond the end
-        axis = axis._replace(begins=tuple(range(0, target + begins, begins)), blur=PLAIN)
     torch.testing.assert_close(spread(axis), dense(axis), rtol=0, atol=3e-7)
 
 
@@ -124,18 +121,21 @@ def test_a_wide_filter_goes_along_rows_and_then_along_columns() -> None:
     assert (second.down, second.across) == (blur, PLAIN)
 
 
-@pytest.mark.parametrize("batch", [1, 8, 32])
-def test_few_images_get_small_tiles(batch: int) -> None:
-    for mode, sigma, tiles in (
-        ("sum", 4.0, triton_fusion.BLURRED_TILES),
-        ("product", None, triton_fusion.SAMPLED_TILES),
-    ):
-        (one,) = fusions(mode, sigma, batch)
-        many = batch * (256 // tiles.large.rows) * (256 // tiles.large.columns) >= triton_fusion.FEW
-        tile = tiles.large if many else tiles.small
-        assert many == (batch == 32) or tiles is triton_fusion.SAMPLED_TILES
-        assert (one.arguments["BLOCK_Y"], one.arguments["BLOCK_X"], one.options["num_warps"]) == tile
-        assert batch * (256 // tile.rows) * (256 // tile.columns) >= 128  # of the 132 multiprocessors of an H100
+@pytest.mark.parametrize(("batch", "summed"), [(1, 2), (8, 1), (32, 0)])
+def test_few_images_get_small_tiles(batch: int, summed: int) -> None:
+    (one,) = fusions("sum", 4.0, batch)
+    tile = triton_fusion.SUMMED[summed]
+    assert (one.arguments["BLOCK_Y"], one.arguments["BLOCK_X"], one.options["num_warps"]) == tile
+
+
+@pytest.mark.parametrize("tiles", ["SAMPLED", "SUMMED", "UPSAMPLED", "FILTERED"])
+def test_no_tile_is_larger_than_needed_to_fill_a_gpu(tiles: str) -> None:
+    kinds = getattr(triton_fusion, tiles)
+    for batch in (1, 2, 8, 32):
+        tile = triton_fusion.tile_of(batch, (256, 256), kinds)
+        programs = batch * (256 // tile.rows) * (256 // tile.columns)
+        assert programs >= triton_fusion.FEW or tile == kinds[-1]
+        assert programs >= 128  # of the 132 multiprocessors of an H100
 
 
 def test_tables_that_a_captured_graph_reads_are_never_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_tables_that_a_captured_graph_reads_are_never_forgotten(monkeypatch: pyt
 # ---- results ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[1, 0], ids=["small tiles", "large tiles"])
+@pytest.fixture(params=[-1, 0], ids=["small tiles", "large tiles"])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tiles of one size, however few there are."""
 
