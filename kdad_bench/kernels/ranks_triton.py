@@ -210,7 +210,7 @@ def finish_plan(programs: int, stride: int, ends: int) -> Plan:
 
 @cache
 def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream beside others of a GPU, of this process; its small kernels go first, or they would wait for the end."""
+    """The stream beside others of a GPU; its small kernels go first, or they would wait for the end of the large ones."""
     return torch.cuda.Stream(device, priority=-1)
 
 
