@@ -210,8 +210,8 @@ def finish_plan(programs: int, stride: int, ends: int) -> Plan:
 
 @cache
 def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream beside others of a GPU, of this process."""
-    return torch.cuda.Stream(device)
+    """The stream beside others of a GPU; its small kernels go first, or they would wait for the large ones' end."""
+    return torch.cuda.Stream(device, priority=-1)
 
 
 def beside(
@@ -274,8 +274,8 @@ def added_up(ranked: Ranked, chunks: Iterable[Tensor], count: int, limits: tuple
     stride, ends = programs + programs % 2, 2 * count + 2  # an even stride: whatever is stored there is aligned
     counts = torch.int32 if positives + negatives < 2**31 else torch.int64
     below, upto = (torch.empty(positives, dtype=counts, device=device) for _ in range(2))
-    partial, result = (torch.empty(n, dtype=torch.float64, device=device) for n in (5 * stride + ends, ROWS))
-    at = partial[5 * stride :].split(2)
+    partial = torch.empty(5 * stride + ends + ROWS, dtype=torch.float64, device=device)
+    *at, result = torch.split(partial[5 * stride :], [2] * (count + 1) + [ROWS])
     for number, keys in enumerate(chunks):
         plan = search_plan(positives, len(keys), number > 0)
         launch(search_kernel, plan, scores, keys, below, upto, at[number])
