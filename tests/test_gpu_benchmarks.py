@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import json
 import os
 import signal
@@ -19,10 +20,13 @@ from typing import Any
 import pytest
 import torch
 
+from kdad_bench.methods import entry
+
 HERE = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"
 ROW: dict[str, Any] = {
-    "teacher": "none", "image_size": 64, "batch": 8, "step_ms": 2.0, "latency_ms": 1.0, "images_per_second": 10.0,
-    "projected_hours": 0.5, "compiled_ms": {"default": 1.0}, "top_costs": [("mm", 0.4)],
+    "teacher": "none", "image_size": 64, "batch": 8, "step_ms": 2.0, "latency_ms": 1.0, "eager_ms": 3.0,
+    "images_per_second": 10.0, "throughput": {1: 10.0}, "graphs": True, "projected_hours": 0.5,
+    "compiled_ms": {"default": 1.0}, "top_costs": [("mm", 0.4)],
 }  # fmt: skip
 
 
@@ -56,23 +60,31 @@ def given(**changes: Any) -> argparse.Namespace:
 def a_fault_and_the_end_of_time() -> None:
     """In a process of its own: the timer is one for a whole process, and the test runner has its own."""
     methods = script("methods")
+    shares: list[float] = []
 
-    def measure(name: str, given: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    def measure(name: str, given: argparse.Namespace, device: torch.device, row: dict[str, Any], share: float) -> None:
+        shares.append(share)
+        row |= {**ROW, "projected_hours": methods.UNKNOWN}
         if name == "faulty":
             raise ValueError("no\nweights")
         while name == "endless":
             time.sleep(0.01)
-        return {"method": name, **ROW}
+        row |= ROW
 
     methods.measure = measure
     methods.BEGAN = time.perf_counter()
-    rows = list(methods.measured(["stfpm", "faulty", "endless", "rd4ad"], given(seconds=0.5), torch.device("cpu")))
+    rows = list(methods.measured(["stfpm", "faulty", "endless", "rd4ad"], given(seconds=2.0), torch.device("cpu")))
     assert [row["method"] for row in rows] == ["stfpm", "faulty", "endless", "rd4ad"]
-    problems = [row.get("problem") for row in rows]
-    assert problems == [None, "ValueError: no weights", "out of time", "out of time"]
+    assert [row.get("problem") for row in rows] == [None, "ValueError: no weights", "out of time", None]
+    assert 0.4 < shares[0] <= 0.5
+    assert 0.9 < shares[2] <= 1.0  # what the others left of two seconds, for two methods
+    assert 0.3 < shares[3] <= 0.5  # one that is slow takes more than its share, but not all that there is
     text = methods.table(rows, 3)
-    assert "| stfpm | none | 64 | 8 | 2.00 | 1.00 | 10 | 0.50 |" in text
-    assert "endless: not measured: out of time" in text
+    assert "| 64 | 8 | 2.00 | 1.00 | 3.00 | 10 | 0.50 |" in text
+    assert "| 64 | 8 | 2.00 | 1.00 | 3.00 | 10 | – |" in text  # what was measured by then
+    assert "2 of 4 methods, 15 categories x 3 seeds: 1.0 h" in text
+    assert "endless: not all measured: out of time" in text
+    assert "stfpm images/s: 10 at batch 1; by CUDA graphs" in text
     assert "stfpm step with compiled=default: 1.00 ms, 2.00x as fast" in text
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
@@ -86,10 +98,10 @@ def test_a_fault_and_the_end_of_time_cost_one_method_its_figures() -> None:
 def test_each_method_is_written_before_the_next_one_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     methods, there = script("methods"), []
 
-    def measure(name: str, given: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    def measure(name: str, given: argparse.Namespace, device: torch.device, row: dict[str, Any], share: float) -> None:
         files = [json.loads(file.read_text()) for file in tmp_path.glob("methods.json")]
         there.append([row["method"] for one in files for row in one["rows"]])
-        return {"method": name, **ROW}
+        row |= ROW
 
     monkeypatch.setattr(methods, "measure", measure)
     chosen = ["--device", "cpu", "--methods", "stfpm", "rd4ad", "mkd", "--out", str(tmp_path)]
@@ -106,7 +118,8 @@ def test_a_method_that_loses_the_gpu_costs_the_others_nothing(tmp_path: Path, mo
 
     def measured(names: Any, given: argparse.Namespace, device: torch.device) -> Any:
         for name in names:
-            yield {"method": name, "problem": lost} if name == "rd4ad" else {"method": name, **ROW}
+            nothing = dict.fromkeys(methods.FIGURES, methods.UNKNOWN)
+            yield {"method": name, **nothing, "problem": lost} if name == "rd4ad" else {"method": name, **ROW}
 
     def execv(program: str, arguments: list[str]) -> None:
         became.append(arguments)
@@ -328,6 +341,7 @@ def test_the_end_of_a_leaderboards_time_is_ctrl_c(number: signal.Signals) -> Non
     try:
         with pytest.raises(KeyboardInterrupt):
             interrupted(number)
+        os.kill(os.getpid(), signal.SIGTERM)  # while what was begun is ended
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for one, handler in before.items():
@@ -339,3 +353,78 @@ def interrupted(number: signal.Signals) -> None:
     if number == signal.SIGTERM:
         os.kill(os.getpid(), number)
     time.sleep(5)
+
+
+def test_a_leaderboard_begins_method_by_method_and_then_seed_by_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaderboard, begun, teachers = script("leaderboard"), list[tuple[str, int, str]](), dict[str, str]()
+
+    def outcomes(jobs: Any, *arguments: Any, in_order: bool) -> Any:
+        assert in_order
+        begun.extend((job.method, job.seed, job.category.name) for job in jobs)
+        teachers.update((job.method, job.settings.teacher) for job in jobs if job.weights)
+        yield from ()
+
+    monkeypatch.setattr(leaderboard, "outcomes", outcomes)
+    monkeypatch.setattr(leaderboard, "stopped_after", lambda seconds: None)
+    chosen = ["--methods", "stfpm", "pixel_mean", "--categories", "gear", "plank", "--seeds", "2", "--device", "cpu"]
+    chosen += ["--dataset", "synthetic", "--preset", "quick", "--out", str(tmp_path)]
+    chosen += ["--then", "padim", "rd4ad", "--weights", "random", "--teacher-of", "rd4ad=resnet18"]
+    monkeypatch.setattr("sys.argv", ["leaderboard.py", *chosen])
+    assert leaderboard.main() == 0
+    places = [(seed, category) for seed in (0, 1) for category in ("gear", "plank")]
+    first = [(method, *place) for method in ("stfpm", "pixel_mean") for place in places]
+    assert begun == first + [(method, *place) for place in places for method in ("padim", "rd4ad")]
+    assert teachers == {"stfpm": "efficientnet_lite0", "padim": "efficientnet_lite0", "rd4ad": "resnet18"}
+    assert "stad" not in (*leaderboard.METHODS, *leaderboard.THEN)
+
+
+def test_hours_are_those_of_the_steps_and_images_of_every_category() -> None:
+    leaderboard = script("leaderboard")
+    settings = {**vars_of("stfpm"), "strides": [4, 8, 16], "epochs": 2}
+    stfpm = {"method": "stfpm", "settings": json.dumps(settings), "steps": 14, "train_images": 219, "status": "ok"}
+    seconds = {"train_seconds": 14.0, "total_seconds": 17.0}
+    steps = sum(2 * -(-counts.train // 32) for counts in leaderboard.MVTEC_AD.values())
+    assert leaderboard.hours_like(stfpm | seconds, 3) == pytest.approx(3 * (steps + 15 * 3.0) / 3600)
+    padim = {"method": "padim", "settings": json.dumps(vars_of("padim")), "steps": 0, "train_images": 100}
+    images = sum(counts.train for counts in leaderboard.MVTEC_AD.values())
+    hours = leaderboard.hours_like(padim | seconds, 1)
+    assert hours == pytest.approx((0.14 * images + 15 * 3.0) / 3600)
+    rows = [stfpm | seconds, stfpm | seconds, {**padim, **seconds, "status": "failed"}]
+    text = leaderboard.projection(rows, 4, 3)
+    one = leaderboard.hours_like(stfpm | seconds, 3)
+    assert f"| stfpm | 2 | {one:.2f} | {one / 4:.2f} |" in text
+    assert "padim" not in text
+
+
+def vars_of(method: str) -> dict[str, Any]:
+    return dataclasses.asdict(entry(method).presets["paper"])
+
+
+@pytest.mark.parametrize("there", ["mps", "mps that does not serve", "none"])
+def test_jobs_take_turns_where_there_is_no_mps(there: str, tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    probed = 0 if there == "mps" else 1
+    programs = {
+        "python": f'[ "$1" = -c ] && exit {probed}; echo "${{CUDA_MPS_PIPE_DIRECTORY-alone}}" >> $SAID; exit 3',
+        "nvidia-cuda-mps-control": 'echo "mps $* $(if [ $# = 0 ]; then cat; fi)" >> $SAID',
+    }
+    for name, program in programs.items():
+        if there != "none" or name == "python":
+            (tmp_path / name).write_text(f"#!/bin/bash\n{program}\n")
+            (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": str(tmp_path / "python"), "MPS": "1"}
+    environment |= {"SAID": str(said), "KDAD_DATA": "data", "TMPDIR": str(tmp_path)}
+    done = subprocess.run(["bash", str(HERE / "leaderboard.sh"), str(tmp_path / "out")], env=environment, check=False)
+    assert done.returncode == 3
+    lines = [line.strip().partition("tmp.")[0] for line in said.read_text().splitlines()]
+    assert (
+        lines
+        == {
+            "mps": ["mps -d", f"{tmp_path}/", "mps  quit"],
+            "mps that does not serve": ["mps -d", "mps  quit", "alone"],
+            "none": ["alone"],
+        }[there]
+    )
+    assert not list(tmp_path.glob("tmp.*"))

@@ -1,14 +1,16 @@
-"""All methods on a device: training step, latency, throughput, top costs, and the time of a whole leaderboard.
+"""All methods on a device: training step, latency, throughput, and the projected time of a whole leaderboard.
 
-    python benchmarks/gpu/methods.py --device cuda:0 --out OUT --seconds 440   # random weights where no others are
+    python benchmarks/gpu/methods.py --device cuda:0 --out OUT --seconds 100   # random weights where no others are
     python benchmarks/gpu/methods.py --device cpu --size 64 --steps 3   # the same on a CPU, to try the script
     python benchmarks/gpu/methods.py --device cpu --preset quick --compiled default   # does torch.compile pay here?
 
-Every method is written to OUT as it is done, and after --seconds nothing more is begun: what is missing is named. If
-one loses the GPU, a new process measures the rest (with --out): CUDA does nothing more in the old one.
-Images are noise: times depend on shapes, not on content. Steps are timed inside `fit`, between two entries of its log,
-after the teacher's feature cache is filled; STFPM's step is also timed as official codes write it, plain and under
-torch.compile. The projection multiplies measured steps by the paper's budgets on MVTec AD's published image numbers.
+Each method gets its share of the --seconds that are left: steps and batches end when that is over, and what was
+measured by then is shown. Every row is written to OUT as it is done. If one loses the GPU, a new process measures the
+rest (with --out): CUDA does nothing more in the old one. `stfpm@fp16` is STFPM in that precision.
+Images are noise, already on the device: times depend on shapes, not on content. Steps are timed inside `fit`, between
+two entries of its log, after the teacher's feature cache is filled; STFPM's step is also timed as official codes write
+it. Scores come from CUDA graphs where they can be recorded, as `predict` has them; the latency without stands beside
+it. The projection multiplies measured steps by the paper's budgets on MVTec AD's published image numbers.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,7 @@ from kdad_bench.datasets.mvtec_ad import PUBLISHED as MVTEC_AD
 from kdad_bench.files import write_text_whole
 from kdad_bench.harness import clock
 from kdad_bench.harness.environment import describe
+from kdad_bench.harness.graphs import Graphed, graphed
 from kdad_bench.harness.plain_loop import step as plain_step
 from kdad_bench.harness.workforce import drawers_beside
 from kdad_bench.methods import METHODS, entry
@@ -43,6 +48,12 @@ from kdad_bench.methods.training.loop import planned_steps
 BEGAN = time.perf_counter()
 IMAGES = 64  # normals that a method is fitted on here
 WARM_STEPS = 3
+LOGGED = 4  # steps from one look at the clock to the next: between them a GPU is not waited for, as in a run
+BATCHES = (8, 32, 64, 128)  # of the throughput, ascending
+FITTING, COSTS = 0.5, 0.85  # shares of a method's time: until its steps end, until its costs are looked into
+OVERDUE, LEAST = 2.0, 0.5  # shares after which a method is stopped wherever it is, and that it leaves the others each
+UNKNOWN = float("nan")
+FIGURES = ("step_ms", "latency_ms", "eager_ms", "images_per_second", "projected_hours")
 
 
 def teacher_of(settings: Any, source: str | None) -> tuple[Any, str]:
@@ -54,18 +65,29 @@ def teacher_of(settings: Any, source: str | None) -> tuple[Any, str]:
     return network, info.source
 
 
-def step_seconds(method: Any, normal: Tensor, device: torch.device, drawers: int = 0) -> float:
-    """Median seconds of one optimiser step, the warm ones left out."""
-    marks: list[float] = []
+class Enough(BaseException):
+    """Ends a fit whose steps have been timed for long enough. Not for anyone on the way to catch, as OutOfTime."""
+
+
+def step_seconds(method: Any, normal: Tensor, device: torch.device, drawers: int, ends: float) -> tuple[float, bool]:
+    """(median seconds of one optimiser step, the warm ones left out; whether the fit came to its own end)."""
+    marks: list[tuple[int, float]] = []  # of steps that are not warm any more
 
     def log(step: int, terms: Mapping[str, float]) -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        marks.append(time.perf_counter())
+        if step >= WARM_STEPS:
+            marks.append((step, time.perf_counter()))
+            if len(marks) > 1 and marks[-1][1] > ends:
+                raise Enough
 
-    method.fit(normal, Fitting(log=log, log_every=1, drawers=drawers))
-    gaps = sorted(b - a for a, b in zip(marks[WARM_STEPS - 1 :], marks[WARM_STEPS:], strict=False))
-    return gaps[len(gaps) // 2] if gaps else float("nan")
+    whole = True
+    try:
+        method.fit(normal, Fitting(log=log, log_every=LOGGED, drawers=drawers))
+    except Enough:
+        whole = False
+    each = sorted((b - a) / (later - step) for (step, a), (later, b) in pairwise(marks))
+    return (each[len(each) // 2] if each else UNKNOWN), whole
 
 
 def top_costs(call: Callable[[], Any], device: torch.device) -> list[tuple[str, float]]:
@@ -73,10 +95,12 @@ def top_costs(call: Callable[[], Any], device: torch.device) -> list[tuple[str, 
     from torch.profiler import ProfilerActivity, profile
 
     on_cuda = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as recorded:
-        call()
-        if on_cuda:
-            torch.cuda.synchronize(device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning: Profiler clears events", UserWarning)  # there is one cycle only
+        with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as recorded:
+            call()
+            if on_cuda:
+                torch.cuda.synchronize(device)
     field = "self_device_time_total" if on_cuda else "self_cpu_time_total"
     rows = [(row.key, float(getattr(row, field))) for row in recorded.key_averages()]
     total = sum(value for _, value in rows) or 1.0
@@ -99,56 +123,82 @@ def plain_step_seconds(settings: Any, teacher: Any, device: torch.device, steps:
     return timing.median_ms / 1000
 
 
-def measure(name: str, given: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Everything about one method."""
-    found = entry(name)
-    settings = found.presets[given.preset]
+def settings_of(name: str, given: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """(entry, settings of the preset, the same as they are timed) of `stfpm` or `stfpm@fp16`."""
+    method, _, precision = name.partition("@")
+    found = entry(method)
+    paper = found.presets[given.preset]
     changes: dict[str, Any] = {"steps": given.steps + WARM_STEPS}
     if found.needs_teacher and given.teacher:
         changes["teacher"] = given.teacher
     if given.size:
         changes["image_size"] = given.size
-    paper, settings = settings, replace(settings, **changes)
+    if precision:
+        changes["precision"] = precision
+    return found, paper, replace(paper, **changes)
+
+
+def measure(name: str, given: argparse.Namespace, device: torch.device, row: dict[str, Any], seconds: float) -> None:
+    """Everything about one method into `row`, as it is found, in about so many seconds."""
+    began = time.perf_counter()
+    found, paper, settings = settings_of(name, given)
     teacher, source = teacher_of(settings, given.weights) if found.needs_teacher else (None, "none")
-    method = found.build(settings, teacher.to(device) if teacher is not None else None, device)
+    teacher = teacher.to(device) if teacher is not None else None
+    row["teacher"] = f"{settings.teacher} ({source})" if teacher is not None else "none"
+    row |= {"image_size": settings.image_size, "batch": settings.batch_size, "compiled_ms": {}, "top_costs": []}
     side = given.size or 256
     normal = torch.rand(IMAGES, 3, side, side, device=device)
-    began = time.perf_counter()
-    seconds = step_seconds(method, normal, device, given.drawers)
-    fit_seconds = time.perf_counter() - began
-    one = normal[:1].clone()
-    with torch.inference_mode():
-        timing = clock.latency(lambda: method.score(one), device, warmup=clock.QUICK_WARMUP, budget=clock.QUICK_TIMED)
-        curve = clock.throughput(lambda batch: lambda: method.score(normal[:batch]), device, (1, 8, 32, 64))
-    best = clock.best_batch(curve)
-    speed = best[1] if best else float("nan")
-    row = {
-        "method": name,
-        "teacher": f"{settings.teacher} ({source})" if teacher is not None else "none",
-        "image_size": settings.image_size,
-        "batch": settings.batch_size,
-        "step_ms": 1000 * seconds,
-        "fit_seconds": fit_seconds,
-        "latency_ms": timing.median_ms,
-        "images_per_second": speed,
-        "projected_hours": projected_hours(paper, seconds, speed, given.seeds),
-        "compiled_ms": {
-            mode: 1000 * compiled_step_seconds(found, settings, teacher, normal, mode, given.drawers)
-            for mode in given.compiled
-        },
-        "top_costs": top_costs(lambda: method.fit(normal[: settings.batch_size]), device),
-    }
+    method = found.build(settings, teacher, device)
+    step, whole = step_seconds(method, normal, device, given.drawers, began + FITTING * seconds)
+    row |= {"step_ms": 1000 * step, "fit_seconds": time.perf_counter() - began}
+    if not whole:  # what follows the last step is part of what scores
+        method = found.build(replace(settings, steps=1), teacher, device)
+        method.fit(normal[: max(2, settings.batch_size)])
+    scoring(method, normal, device, row, began + COSTS * seconds)
+    row["projected_hours"] = projected_hours(paper, step, row["images_per_second"], given.seeds)
+    for mode in given.compiled:
+        compiled = compiled_step_seconds(found, settings, teacher, normal, mode, given.drawers)
+        row["compiled_ms"][mode] = 1000 * compiled
     if name == "stfpm":
         row["plain_step_ms"] = 1000 * plain_step_seconds(settings, teacher, device, given.steps, compiled=False)
         if given.compiled:
             row["compiled_step_ms"] = 1000 * plain_step_seconds(settings, teacher, device, given.steps, compiled=True)
-    return row
+    if given.costs:
+        row["top_costs"] = top_costs(lambda: method.fit(normal[: settings.batch_size]), device)
+
+
+def scoring(method: Any, normal: Tensor, device: torch.device, row: dict[str, Any], ends: float) -> None:
+    """Latency and throughput into `row`: no batch is begun that would not be done by `ends`."""
+    one, fast = normal[:1].clone(), graphed(method, device)
+
+    def timed(scorer: Any, images: Tensor) -> float:
+        share = max((ends - time.perf_counter()) / 4, 0.0)
+        budget = clock.Budget(clock.QUICK_TIMED.calls, min(share, clock.QUICK_TIMED.seconds))
+        warmup = clock.Budget(clock.QUICK_WARMUP.calls, min(share, clock.QUICK_WARMUP.seconds))
+        with torch.inference_mode():
+            return clock.latency(lambda: scorer.score(images), device, warmup=warmup, budget=budget).median_ms
+
+    row["eager_ms"] = timed(method, one)
+    row["latency_ms"] = timed(fast, one) if isinstance(fast, Graphed) else row["eager_ms"]
+    row["graphs"] = isinstance(fast, Graphed) and fast.recorded("score") > 0
+    each = row["latency_ms"] / 1000  # seconds of an image
+    row |= {"images_per_second": 1 / each, "throughput": {1: 1 / each}}
+    for batch in BATCHES:
+        if time.perf_counter() + 3 * batch * each > ends:
+            break
+        images = normal[:batch].repeat(-(-batch // len(normal)), 1, 1, 1)[:batch].clone()
+        try:
+            each = timed(fast, images) / 1000 / batch
+        except torch.OutOfMemoryError:
+            break
+        row["throughput"][batch] = 1 / each
+        row["images_per_second"] = max(row["throughput"].values())
 
 
 def compiled_step_seconds(found: Any, settings: Any, teacher: Any, normal: Tensor, mode: str, drawers: int) -> float:
     """Median seconds of a step with the student compiled; compiling itself falls on the warm steps."""
     method = found.build(replace(settings, compiled=mode), teacher, normal.device)
-    return step_seconds(method, normal, normal.device, drawers)
+    return step_seconds(method, normal, normal.device, drawers, float("inf"))[0]
 
 
 def projected_hours(paper: Any, step: float, images_per_second: float, seeds: int) -> float:
@@ -162,8 +212,9 @@ def projected_hours(paper: Any, step: float, images_per_second: float, seeds: in
     return seconds * seeds / 3600
 
 
-class OutOfTime(Exception):
-    """Ends a method that is measured when the time is over."""
+class OutOfTime(BaseException):
+    """Ends a method that is measured when the time is over. No plain Exception: it may come inside a kernel's launch,
+    and must not be taken for a fault of that kernel."""
 
 
 @contextmanager
@@ -183,17 +234,20 @@ def limited(seconds: float) -> Iterator[None]:
 
 
 def measured(names: Sequence[str], given: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
-    """A row for each method, with its `problem` in place of figures where it has one."""
+    """A row for each method, with its `problem` where it has one: what it had measured before that stands beside it."""
     ends = BEGAN + given.seconds
-    for name in names:
+    for place, name in enumerate(names):
+        left = ends - time.perf_counter()
+        share = left / (len(names) - place)
+        row: dict[str, Any] = {"method": name, **dict.fromkeys(FIGURES, UNKNOWN)}
         try:
-            with limited(ends - time.perf_counter()):
-                row = measure(name, given, device)
+            with limited(min(OVERDUE * share, left - LEAST * share * (len(names) - place - 1))):
+                measure(name, given, device, row, share)
         except OutOfTime as problem:
-            row = {"method": name, "problem": str(problem)}
+            row["problem"] = str(problem)
         except Exception as problem:  # a method that fails must not take the others' figures with it
             text = " ".join(f"{type(problem).__name__}: {problem}".split())
-            row = {"method": name, "problem": text[:500]}
+            row["problem"] = text[:500]
         yield row
 
 
@@ -218,30 +272,43 @@ def go_on(given: argparse.Namespace, left: Sequence[str]) -> None:
 
 def table(rows: Sequence[Mapping[str, Any]], seeds: int) -> str:
     """What was measured, for people."""
-    good = [row for row in rows if "problem" not in row]
-    lines = ["| method | teacher | px | batch | step ms | ms/image | images/s | projected h |"]
-    lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    lines = ["| method | teacher | px | batch | step ms | ms/image | without graphs | images/s | projected h |"]
+    lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     lines += [
-        f"| {row['method']} | {row['teacher']} | {row['image_size']} | {row['batch']} | {row['step_ms']:.2f} "
-        f"| {row['latency_ms']:.2f} | {row['images_per_second']:.0f} | {row['projected_hours']:.2f} |"
-        for row in good
+        f"| {row['method']} | {row['teacher']} | {row['image_size']} | {row['batch']} | {shown(row['step_ms'], 2)} "
+        f"| {shown(row['latency_ms'], 2)} | {shown(row['eager_ms'], 2)} | {shown(row['images_per_second'], 0)} "
+        f"| {shown(row['projected_hours'], 2)} |"
+        for row in rows
+        if row["eager_ms"] == row["eager_ms"] or row["step_ms"] == row["step_ms"]
     ]
-    hours = sum(row["projected_hours"] for row in good)
-    lines.append(f"\n{len(good)} of {len(rows)} methods, 15 categories x {seeds} seeds: {hours:.1f} h")
+    done = [row for row in rows if row["projected_hours"] == row["projected_hours"] and "@" not in row["method"]]
+    hours = sum(row["projected_hours"] for row in done)
+    every = sum("@" not in row["method"] for row in rows)
+    lines.append(f"\n{len(done)} of {every} methods, 15 categories x {seeds} seeds: {hours:.1f} h")
     lines += [line for row in rows for line in notes(row)]
     return "\n".join(lines)
 
 
+def shown(value: float, digits: int) -> str:
+    """A figure, or a dash where there is none."""
+    return f"{value:.{digits}f}" if value == value else "–"
+
+
 def notes(row: Mapping[str, Any]) -> list[str]:
     """What a row says beside the table."""
-    if "problem" in row:
-        return [f"{row['method']}: not measured: {row['problem']}"]
     name, step = row["method"], row["step_ms"]
-    found = [
+    found = [f"{name}: not all measured: {row['problem']}"] if "problem" in row else []
+    found += [
         f"{name} step with compiled={mode}: {taken:.2f} ms, {step / taken:.2f}x as fast"
-        for mode, taken in row["compiled_ms"].items()
+        for mode, taken in row.get("compiled_ms", {}).items()
     ]
-    found.append(f"{name} costs: " + ", ".join(f"{key} {100 * share:.0f} %" for key, share in row["top_costs"]))
+    if row.get("throughput"):
+        speeds = ", ".join(f"{speed:.0f} at batch {batch}" for batch, speed in row["throughput"].items())
+        found.append(f"{name} images/s: {speeds}" + ("; by CUDA graphs" if row.get("graphs") else ""))
+    if row.get("top_costs"):
+        found.append(
+            f"{name} costs: " + ", ".join(f"{key[:80]} {100 * share:.0f} %" for key, share in row["top_costs"])
+        )
     plain = {"plain": "plain_step_ms", "torch.compile": "compiled_step_ms"}
     ratios = [f"{words} {row[key] / step:.2f}x" for words, key in plain.items() if key in row]
     return [*found, f"{name} step against the eager code: {', '.join(ratios)}"] if ratios else found
@@ -254,6 +321,11 @@ def write(out: Path, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any
     write_text_whole(out / "methods.md", table(rows, seeds) + "\n")
 
 
+def every_method() -> list[str]:
+    """STFPM in both precisions first: its figures are asked for most."""
+    return ["stfpm", "stfpm@fp16", *(name for name in METHODS if name not in ("pixel_mean", "stfpm"))]
+
+
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -264,12 +336,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=40, help="timed steps per method")
     parser.add_argument("--seconds", type=float, default=440.0, help="end after so long; what is left is named")
     parser.add_argument("--seeds", type=int, default=3, help="of the projection")
-    parser.add_argument("--methods", nargs="*", default=[name for name in METHODS if name != "pixel_mean"])
+    parser.add_argument("--methods", nargs="*", default=every_method())
     parser.add_argument("--preset", choices=("paper", "standard", "quick"), default="paper")
     parser.add_argument("--drawers", type=int, help="processes that draw samples ahead; default: by cores on a GPU")
     compiling = parser.add_mutually_exclusive_group()
     compiling.add_argument("--compiled", nargs="*", default=[], help="modes to time the setting `compiled` in, too")
     compiling.add_argument("--no-compile", dest="compiled", action="store_const", const=[], help="none (the default)")
+    parser.add_argument("--costs", action="store_true", help="also show the operations that a step spends most on")
     parser.add_argument("--after", action="store_true", help="keep the rows that are in OUT: goes on after a lost GPU")
     parser.add_argument("--out", type=Path, help="folder for methods.json and methods.md, written after each method")
     return parser.parse_args()

@@ -20,6 +20,7 @@ from kdad_bench.datasets import SQUASH, DatasetError, held_out
 from kdad_bench.harness import decision, exported
 from kdad_bench.harness.choices import PRESETS, SelectionError, method_choice
 from kdad_bench.harness.decision import Decision, floor_of, least_rate, shortfall, supported
+from kdad_bench.harness.graphs import graphed, plain
 from kdad_bench.harness.job import TeacherWeights
 from kdad_bench.harness.lone_batch import refuse_a_lone_batch
 from kdad_bench.harness.options import options_from
@@ -137,7 +138,7 @@ class Detector:
         method.fit(learnt, Fitting(log=ignore_step if log is None else told(log)))
         unseen = score_all(method, held, self.method) if len(held) else None
         kept = decision_from(unseen, category=NO_CATEGORY, resolution=self.resolution, view=self.view)
-        self._fitted = Fitted(method, kept)
+        self._fitted = Fitted(graphed(method, self.device), kept)
         return self
 
     def predict(self, images: Any, *, threshold: float | None = None) -> Prediction:
@@ -198,7 +199,7 @@ class Detector:
         """
         fitted, place = self._learnt(), Path(folder).expanduser()
         self._refuse_a_graph("saved again; copy its folder")
-        checkpoint.save(self.method, cast(Method, getattr(fitted.method, "inner", fitted.method)), place)
+        checkpoint.save(self.method, cast(Method, plain(fitted.method)), place)
         fitted.decision.write(place)
         return place
 
@@ -232,7 +233,7 @@ class Detector:
         found = cls(name, device=str(where), resolution=kept.resolution, fit=kept.fit, tile=kept.tile,
                     overlap=kept.overlap, seed=seed, false_alarms=false_alarms)  # fmt: skip
         seen = windowed(cast(Method, scorer), found.view, found.resolution)  # no graph: `opened` sees to it
-        found.settings, found._fitted = settings, Fitted(seen, kept)
+        found.settings, found._fitted = settings, Fitted(graphed(seen, where), kept)
         return found
 
     def __repr__(self) -> str:

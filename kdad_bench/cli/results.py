@@ -52,7 +52,8 @@ def compact(folder: str) -> None:
 def verify(context: click.Context, folder: str, expect: int | None, as_json: bool) -> None:
     """Read every value of every file, with checksums, and count each job once.
 
-    Exit code 1 if a file is torn, foreign or holds impossible values, or if --expect does not hold.
+    Exit code 1 if a file is torn, foreign or holds impossible values, if there is no row at all, or if --expect does
+    not hold.
     """
     from kdad_bench.leaderboard import store
 
@@ -60,7 +61,7 @@ def verify(context: click.Context, folder: str, expect: int | None, as_json: boo
         found = store.verify(folder)
     except store.StoreError as error:
         raise BadInput(str(error)) from error
-    short = expect is not None and found.ok != expect
+    short = found.rows == 0 and not found.problems if expect is None else found.ok != expect
     if as_json:
         report = {name: getattr(found, name) for name in ("files", "rows", "ok", "failed", "superseded", "unfinished")}
         problems = [problem._asdict() for problem in found.problems]
@@ -75,7 +76,8 @@ def verify(context: click.Context, folder: str, expect: int | None, as_json: boo
         for problem in found.problems:
             click.echo(printable(f"{problem.file}: {problem.what}"), err=True)
         if short:
-            click.echo(f"expected {expect} finished jobs, found {found.ok}", err=True)
+            no_row = "no row; name a results folder, or --expect 0"
+            click.echo(no_row if expect is None else f"expected {expect} finished jobs, found {found.ok}", err=True)
     if short or not found.sound:
         context.exit(1)
 

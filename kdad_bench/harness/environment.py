@@ -43,6 +43,7 @@ def describe(device: str) -> dict[str, Any]:
     import torch
 
     from kdad_bench import kernels
+    from kdad_bench.kernels import float32
 
     on_cuda = device.startswith("cuda")
     name = torch.cuda.get_device_name(torch.device(device)) if on_cuda else cpu_model()
@@ -57,8 +58,8 @@ def describe(device: str) -> dict[str, Any]:
         "packages": {package: package_version(package) for package in PACKAGES},
         "kernels": kernels_path(kernels, device),
         "interop_threads": torch.get_num_interop_threads(),
-        "tf32": bool(on_cuda and torch.backends.cuda.matmul.allow_tf32),
-        "cudnn_tf32": bool(on_cuda and torch.backends.cudnn.allow_tf32),
+        "tf32": on_cuda and float32.products(torch.device(device)) == "tf32",
+        "cudnn_tf32": on_cuda and float32.convolutions(torch.device(device)) == "tf32",
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "cuda": torch.version.cuda if on_cuda else None,
     }

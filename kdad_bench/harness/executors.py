@@ -37,11 +37,18 @@ HELD = (signal.SIGINT, signal.SIGHUP)
 
 
 def outcomes(
-    jobs: Sequence[Job], work: Work, started: Started, options: RunOptions, force: Workforce | None = None
+    jobs: Sequence[Job],
+    work: Work,
+    started: Started,
+    options: RunOptions,
+    force: Workforce | None = None,
+    *,
+    in_order: bool = False,
 ) -> Outcomes:
     """(job, its row or `NoResult`) of the executor that `options` choose; SelectionError if it is not there.
 
-    `force` is what `workforce` made of both, where the caller has it already.
+    `force` is what `workforce` made of both, where the caller has it already. `in_order`: worker processes begin the
+    last jobs in their order too, not the longest first, as suits a run that is to be stopped before its end.
     """
     force = force or workforce(jobs, options)
     work = replace(work, drawers=force.drawers, gpu_share=force.gpu_share)
@@ -52,7 +59,10 @@ def outcomes(
             job_timeout=options.job_timeout, gpu_fraction=options.gpu_fraction or 1.0, threads=force.threads,
         )  # fmt: skip
     if force.executor == "local":
-        return local(jobs, work, started, workers=force.workers, job_timeout=options.job_timeout, threads=force.threads)
+        return local(
+            jobs, work, started,
+            workers=force.workers, job_timeout=options.job_timeout, threads=force.threads, in_order=in_order,
+        )  # fmt: skip
     return in_process(jobs, work, started, force.threads)
 
 
@@ -249,15 +259,17 @@ def local(
     workers: int,
     job_timeout: float | None,
     threads: int | None = None,
+    in_order: bool = False,
 ) -> Outcomes:
     """Run the jobs in `workers` spawned processes, each with `threads` or its share of the cores.
 
     A worker that dies (kill -9, out of memory) costs only its own job, which is tried once more and then recorded as
     failed; one that holds a job for more than `job_timeout` seconds is killed and its job recorded as failed at once.
     """
+    waiting = jobs if in_order else longest_first_at_the_end(jobs, workers, threads)
     pool = Pool(
         work=work, workers=workers, job_timeout=job_timeout, started=started, threads=threads,
-        waiting=deque(longest_first_at_the_end(jobs, workers, threads)),
+        waiting=deque(waiting),
     )  # fmt: skip
     try:
         while pool.waiting or pool.busy:

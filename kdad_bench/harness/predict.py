@@ -25,6 +25,7 @@ from kdad_bench.files import write_text_whole, write_whole
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.decision import Decision, floor_of
 from kdad_bench.harness.exported import opened
+from kdad_bench.harness.graphs import graphed
 from kdad_bench.harness.pictures import colours
 from kdad_bench.harness.scoring import BATCH_PIXELS, SCORE_BATCH, Scorer, as_images, finite, scored
 from kdad_bench.harness.trust import FALSE_ALARMS, notes_on
@@ -153,7 +154,8 @@ def judge_of(model: Path, device: str) -> tuple[Judge, Decision]:
     """
     name, method, kept, where = opened(model, device)
     view = View(fit=kept.fit, tile=kept.tile, overlap=kept.overlap)
-    seen = windowed(cast(Method, method), view, kept.resolution)  # no graph with windows: `opened` sees to it
+    seen = windowed(cast(Method, method), view, kept.resolution)  # no export with windows: `opened` sees to it
+    seen = graphed(seen, where)
     return Judge(name=name, method=seen, resolution=kept.resolution, device=where, view=view), kept
 
 

@@ -163,11 +163,12 @@ def refuse_urls_that_cannot_serve(options: RunOptions) -> None:
 
 
 def settings_of(options: RunOptions) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """(overrides for every method that has the field, method -> overrides for it alone)."""
+    """(overrides for every method that has the field, method -> overrides for it alone).
+
+    Raises SelectionError for two budgets, a method that is none, and an assignment that cannot be read.
+    """
     said = {name: getattr(options, name) for name in EVERYWHERE}
     overrides = {**options.settings, **{name: value for name, value in said.items() if value is not None}}
-    if overrides.get("epochs") is not None and overrides.get("steps") is None:
-        overrides["steps"] = None
     per_method = {name: dict(values) for name, values in options.method_settings.items()}
     for name in per_method:
         refuse_no_method(name)
@@ -176,7 +177,18 @@ def settings_of(options: RunOptions) -> tuple[dict[str, Any], dict[str, dict[str
         if method and options.methods and method not in [name for name, _ in options.methods]:
             raise SelectionError(f"--set '{assignment}': {method} is not among the chosen methods")
         (per_method.setdefault(method, {}) if method else overrides)[field] = value
+    for name, values in (("", overrides), *per_method.items()):
+        one_budget(values, f" of {name}" if name else "")
     return overrides, per_method
+
+
+def one_budget(values: dict[str, Any], whose: str) -> None:
+    """Let epochs take the place of a preset's steps; raises SelectionError where both are given."""
+    steps, epochs = values.get("steps"), values.get("epochs")
+    if steps is not None and epochs is not None:
+        raise SelectionError(f"steps {steps} and epochs {epochs}{whose} are two budgets; give one of them")
+    if epochs is not None:
+        values["steps"] = None
 
 
 def refuse_no_method(name: str) -> None:

@@ -17,11 +17,13 @@ from torch import Tensor
 from kdad_bench.harness.cost import batches_of, is_quick, latencies, one_thread, throughput
 from kdad_bench.harness.determinism import choose_algorithms
 from kdad_bench.harness.environment import MOST_BUSY, describe, keep_freed_memory
+from kdad_bench.harness.graphs import Graphed, graphed
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.material import normals
 from kdad_bench.harness.run import build, squares, synchronise, timed_on
 from kdad_bench.harness.scoring import as_images
 from kdad_bench.harness.speed_key import configuration, key_of
+from kdad_bench.harness.windows import Windowed
 from kdad_bench.leaderboard.measurement import Measurement
 from kdad_bench.methods import entry
 from kdad_bench.methods.protocol import Method
@@ -39,6 +41,7 @@ def measure(job: Job, covers: Sequence[str] = ()) -> Measurement:
     choose_algorithms(job.deterministic, job.device)
     keep_freed_memory()
     method, pixels, how = fitted(job)
+    method = graphed(method, job.device)
     images = as_images(pixels[: max(batches_of(is_quick(job)))], torch.device(job.device))
     with threads_set(available_cpus()):
         figures = figures_of(method, images, job)
@@ -53,11 +56,18 @@ def measure(job: Job, covers: Sequence[str] = ()) -> Measurement:
         method=job.name,
         title=entry(job.method).title,
         configuration=json.loads(json.dumps(configuration(job), default=str)),
-        how=how,
+        how=how + by_graphs(method),
         figures=figures,
         covers=tuple(sorted(covers)),
         environment=json.loads(json.dumps({**found, "openmp": openmp()}, default=str)),
     )
+
+
+def by_graphs(method: Method) -> str:
+    """What is to be said of a method whose calls were timed as CUDA graphs; nothing if none was."""
+    inner = getattr(method, "inner", None) if isinstance(method, Windowed) else method
+    count = inner.recorded("score") if isinstance(inner, Graphed) else 0
+    return f"; scored by CUDA graphs, recorded for {count} batch sizes" if count else ""
 
 
 def openmp() -> dict[str, str]:

@@ -12,6 +12,7 @@ import torch
 from kdad_bench import __version__, kernels
 from kdad_bench.harness.cost import is_quick
 from kdad_bench.harness.environment import cpu_model, kernels_path
+from kdad_bench.harness.graphs import wanted
 from kdad_bench.harness.job import Job, values_of
 from kdad_bench.harness.output import Work
 from kdad_bench.methods import entry
@@ -55,6 +56,7 @@ def configuration(job: Job) -> dict[str, Any]:
         "cores": available_cpus(),
         "torch": torch.__version__,
         "kernels": kernels_path(kernels, device),
+        **({"graphs": True} if wanted(device) else {}),
         **data,
     }
 

@@ -22,7 +22,15 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kdad_bench.kernels import fusion_kernels, neighbours_triton, triton_fusion, triton_kernels, triton_path
+from kdad_bench.kernels import (
+    fusion_kernels,
+    neighbours_kernels,
+    ranks_triton,
+    triton_fusion,
+    triton_kernels,
+    triton_path,
+)
+from kdad_bench.kernels import neighbours_triton as neighbours
 
 POINTERS = {
     torch.float32: "*fp32",
@@ -30,6 +38,7 @@ POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float64: "*fp64",
     torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
 SHARED_LIMIT = 232_448  # bytes a block may use on sm_90
@@ -91,11 +100,11 @@ def recording(log: list[Launch], case: str) -> Iterator[None]:
     places = (
         (triton_path, "triton_kernels", triton_kernels, recorders(triton_kernels)),
         (triton_fusion, "fusion_kernels", fusion_kernels, recorders(fusion_kernels)),
-        (
-            neighbours_triton,
-            "nearest_kernel",
-            neighbours_triton.nearest_kernel,
-            Recorder(neighbours_triton.nearest_kernel),
+        (neighbours, "neighbours_kernels", neighbours_kernels, recorders(neighbours_kernels)),
+        *(
+            (ranks_triton, name, getattr(ranks_triton, name), Recorder(getattr(ranks_triton, name)))
+            for name in dir(ranks_triton)
+            if name.endswith("_kernel")
         ),
     )
     for module, name, _, recorder in places:
@@ -121,6 +130,11 @@ def specialised(value: Any, place: tuple[int, ...], constants: dict[Any, Any], h
         return "constexpr"
     if value % 16 == 0:
         hints[place] = [["tt.divisibility", 16]]
+    return integer(value)
+
+
+def integer(value: int) -> str:
+    """Its type in a signature."""
     return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
@@ -134,13 +148,26 @@ def source_of(launch: Launch) -> ASTSource:
         if parameter.is_constexpr:
             signature[parameter.name] = "constexpr"
             constants[(i,)] = value
+        elif parameter.do_not_specialize:
+            signature[parameter.name] = integer(value)
         else:
             signature[parameter.name] = specialised(value, (i,), constants, hints)
     return ASTSource(launch.kernel, signature, constants, hints)
 
 
+def as_on(launch: Launch, arch: int) -> Launch:
+    """As a GPU of this generation would launch it: tiles of the search for neighbours have a shape for each."""
+    if launch.arguments.get("BLOCK_Q") != neighbours.HOPPER.queries:
+        return launch
+    shape = neighbours.shape_of(arch // 10).constants
+    options = {name: shape.get(name, value) for name, value in launch.options.items()}
+    arguments = {name: shape.get(name, value) for name, value in launch.arguments.items()}
+    return Launch(case=launch.case, kernel=launch.kernel, arguments=arguments, options=options)
+
+
 def compiled(launch: Launch, arch: int) -> Report:
     """Compile a launch for compute capability `arch` (80, 90, 100)."""
+    launch = as_on(launch, arch)
     kernel = triton.compile(source_of(launch), target=GPUTarget("cuda", arch, 32), options=dict(launch.options))
     usage = resource_usage(kernel.asm["cubin"])
     widths = [
@@ -243,14 +270,33 @@ def map_launches(shape: str, batch: int, rules: tuple[str, ...] = ("max", "mean"
     return log
 
 
-def neighbour_launches(widths: tuple[int, ...]) -> list[Launch]:
-    """Every launch of the nearest-neighbour search: many queries and few, rows of `widths` values."""
+def neighbour_launches(n: int, c: int, answered_only: bool = False) -> list[Launch]:
+    """The launches of a nearest-neighbour search, n queries of c values: for one clear neighbour, or all there are."""
     log: list[Launch] = []
-    for c in widths:
-        for n in (40_000, 1024):
-            with recording(log, f"nearest {n} x 4096 x {c}"):
-                queries, points = torch.empty(n, c, device="meta"), torch.empty(4096, c, device="meta")
-                neighbours_triton.launch(queries, points, torch.empty(4096, device="meta"))
+    with recording(log, f"nearest {n} x 4096 x {c}"):
+        queries, memory = torch.empty(n, c, device="meta"), torch.empty(4096, c, device="meta")
+        search = neighbours.Search.of(queries, memory)
+        found = neighbours.answered(search)
+        if answered_only:
+            return log[1:]  # without the centre, which is no work
+        neighbours.settle(search, found, 100)
+        search.said(0, n)
+        neighbours.pairs(queries, memory, None, None)
+        row = torch.empty(n, dtype=torch.int64, device="meta")
+        neighbours.pairs(queries, memory, row, row)
+    return log
+
+
+def rank_launches() -> list[Launch]:
+    """Every launch of the pixel metrics: maps in one chunk and in several, of either dtype."""
+    log: list[Launch] = []
+    order, weights = (torch.empty(9, dtype=dtype, device="meta") for dtype in (torch.int64, torch.float64))
+    for dtype in (torch.float32, torch.float64):
+        scores = torch.empty(9, dtype=dtype, device="meta")
+        for chunks in (1, 2):
+            ranked = ranks_triton.Ranked(scores, order, weights, 9, chunks == 1)
+            with recording(log, f"ranks in {chunks} chunks, {dtype}"):
+                ranks_triton.added_up(ranked, [scores] * chunks, chunks, (0.3, 0.05))
     return log
 
 
@@ -285,7 +331,8 @@ def shipped(quick: bool = False) -> list[Launch]:
             if not quick or (shape, batch) in QUICK[i]:
                 log += feature_launches(shape, batch, dtype, layout)
     log += map_launches("resnet18", 32, ("max",)) if quick else map_launches("resnet18", 32)
-    log += neighbour_launches((1024,) if quick else (1024, 64))
+    log += neighbour_launches(40_000, 1024, answered_only=quick) + rank_launches()
     if not quick:
+        log += neighbour_launches(40_000, 65)
         log += map_launches("resnet18", 1) + map_launches("odd", 2)
     return distinct(log)

@@ -117,9 +117,14 @@ class Replacing:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
-                _broken[op] = f"{type(error).__name__}: {first_line(str(error))}"
-                tell(f"the Triton kernel of {op} failed ({_broken[op]}); plain PyTorch is used from now on")
+                give_up(op, error)
         return getattr(implementation("torch"), op)(*arguments)
+
+
+def give_up(op: str, error: Exception) -> None:
+    """Use PyTorch for `op` from now on; one warning says why."""
+    _broken[op] = f"{type(error).__name__}: {first_line(str(error))}"
+    tell(f"the Triton kernel of {op} failed ({_broken[op]}); plain PyTorch is used from now on")
 
 
 def first_line(message: str) -> str:

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdad_bench.kernels import dispatch
+from kdad_bench.kernels import dispatch, float32
 from kdad_bench.kernels.discrepancy import plain
 
 ROWS, COLUMNS = 512, 4096  # queries and memory rows of a tile: 8 MB of float32
-GROUP = 64  # columns of a tile whose least value is looked at first; divides COLUMNS
+GROUP = 64  # columns of a tile whose least value is looked at first; divides COLUMNS and GPU_COLUMNS
 MANY = 8  # candidates per query of a tile from which on the tile's product is repeated in float64
 PAIRS = 1 << 17  # values of each side that are recomputed at a time: 1 MB of float64, which stays in a cache
-UNIT = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}  # rounding of a product's factors, by torch's setting
+# The same on a GPU, where each launch costs a few microseconds and a small one leaves most of it idle:
+GPU_ROWS, GPU_COLUMNS, GPU_PAIRS = 4096, 16384, 1 << 24  # 256 MB of float32, 128 MB of float64
 LEAST = 1e-36  # float32 differences below this may be of numbers too small for it
 SUPPORTED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _broken: list[str] = []  # why the Triton kernel is not used any more; empty while it is
@@ -48,6 +49,7 @@ def nearest(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor
     _check(queries, memory, k)
     answer = torch.float64 if queries.dtype == torch.float64 else torch.float32
     if len(queries) == 0:
+        check_finite(queries, memory)
         return queries.new_empty(0, k, dtype=answer), queries.new_empty(0, k, dtype=torch.int64)
     with torch.no_grad():
         squared, indices = _found(queries, memory, k)
@@ -65,6 +67,10 @@ def _check(queries: Tensor, memory: Tensor, k: int) -> None:
         raise ValueError("the memory is empty: there is no nearest row")
     if not 1 <= k <= len(memory):
         raise ValueError(f"k must be from 1 to the {len(memory)} rows of the memory; got {k}")
+
+
+def check_finite(queries: Tensor, memory: Tensor) -> None:
+    """ValueError for values that are not finite."""
     for name, values in (("queries", queries), ("memory", memory)):
         if len(values) and not all(bool(end.isfinite()) for end in torch.aminmax(values)):  # NaN is passed on
             raise ValueError(f"{name} hold NaN or infinity: they have no nearest row")
@@ -73,12 +79,17 @@ def _check(queries: Tensor, memory: Tensor, k: int) -> None:
 def _found(queries: Tensor, memory: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Squared distances float64 and indices, on the path of the device."""
     chosen = dispatch.path(queries.device)
+    if chosen == "triton" and queries.dtype != torch.float64 and not _broken:
+        found = _by_triton(queries, memory, k)
+        if found is not None:
+            return found
+    check_finite(queries, memory)
     if chosen == "reference":
         return exhaustive(queries, memory, k)
     firsts = first_occurrences(memory) if k == 1 else None
     if firsts is None:
-        return _searched(queries, memory, k, chosen)
-    squared, indices = _searched(queries, memory[firsts], k, chosen)
+        return blocked(queries, memory, k)
+    squared, indices = blocked(queries, memory[firsts], k)
     return squared, firsts[indices]
 
 
@@ -90,35 +101,34 @@ def first_occurrences(memory: Tensor) -> Tensor | None:
     """
     bits = memory.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[memory.element_size()])
     odd = torch.arange(memory.shape[1], device=memory.device) * 0x5851F42D4C957F2E + 0x14057B7EF767814F
-    sums = torch.cat([(bits[at : at + ROWS].long() * odd).sum(1) for at in range(0, len(memory), ROWS)])
+    size = max(1, GPU_PAIRS // memory.shape[1]) if memory.is_cuda else ROWS
+    sums = torch.cat([(bits[at : at + size].long() * odd).sum(1) for at in range(0, len(memory), size)])
     ordered, order = sums.sort(stable=True)
     heads = torch.cat([ordered.new_ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])
     if int(heads.sum()) > 0.9 * len(memory):
         return None
     head = order[heads][heads.cumsum(0) - 1]  # for each row in order, the first with its sum
     same = torch.cat(
-        [(memory[order[at : at + ROWS]] == memory[head[at : at + ROWS]]).all(1) for at in range(0, len(order), ROWS)]
+        [(memory[order[at : at + size]] == memory[head[at : at + size]]).all(1) for at in range(0, len(order), size)]
     )
     return order[heads | ~same].sort().values
 
 
-def _searched(queries: Tensor, memory: Tensor, k: int, chosen: str) -> tuple[Tensor, Tensor]:
-    """Squared distances float64 and indices, on path `chosen`."""
-    if chosen != "triton" or k > 1 or queries.dtype == torch.float64 or _broken:
-        return blocked(queries, memory, k)
+def _by_triton(queries: Tensor, memory: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+    """What Triton's kernels find; None, with one warning, if they fail: they are not used any more then."""
     triton_path = importlib.import_module("kdad_bench.kernels.neighbours_triton")  # imports triton: only when used
     try:
-        found: tuple[Tensor, Tensor] = triton_path.nearest(queries, memory)
+        found: tuple[Tensor, Tensor] = triton_path.nearest(queries, memory, k)
         return found
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, ValueError):
         raise
     except Exception as error:
         if os.environ.get("KDAD_KERNELS") == "triton":
             raise
         _broken.append(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0] or 'no message'}")
         text = f"the Triton kernel of nearest failed ({_broken[0]}); plain PyTorch is used from now on"
-        warnings.warn(text, RuntimeWarning, stacklevel=3)
-        return blocked(queries, memory, k)
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
+        return None
 
 
 def exhaustive(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
@@ -170,36 +180,33 @@ def frame_of(memory: Tensor) -> Frame:
     return Frame(centre, scale, points, halves, radius * scale)
 
 
-def unit_of_products() -> float:
-    """The unit of rounding of torch's float32 products: some settings let it round the factors first."""
-    return UNIT[torch.get_float32_matmul_precision()]
-
-
 def blocked(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
     """`nearest` by tiles of ROWS x COLUMNS: [N, k] squared distances float64 and indices; inputs are finite, N > 0."""
-    frame, unit = frame_of(memory), unit_of_products()
-    tile = torch.empty(min(ROWS, len(queries)) * min(COLUMNS, len(frame.points)), device=memory.device)
-    parts = [_block(rows, memory, k, frame, unit, tile) for rows in torch.split(queries, ROWS)]
+    frame, unit = frame_of(memory), float32.UNIT[float32.products(memory.device)]
+    height, width = (GPU_ROWS, GPU_COLUMNS) if memory.is_cuda else (ROWS, COLUMNS)
+    tile = torch.empty(min(height, len(queries)), min(width, len(frame.points)), device=memory.device)
+    parts = [_block(rows, memory, k, frame, unit, tile) for rows in torch.split(queries, height)]
     return torch.cat([distances for distances, _ in parts]), torch.cat([indices for _, indices in parts])
 
 
 def _block(rows: Tensor, memory: Tensor, k: int, frame: Frame, unit: float, tile: Tensor) -> tuple[Tensor, Tensor]:
-    """The `k` nearest of at most ROWS queries; `tile` is the memory to work in."""
+    """The `k` nearest of as many queries as `tile`, the memory to work in, has rows at most."""
     framed = frame.of(rows)
     slack = frame.slack(framed, unit)
     least = framed.new_full((len(rows), k), torch.inf)  # the k smallest of what the product said so far
     pool = Pool.empty(rows, memory)
-    for start in range(0, len(frame.points), COLUMNS):
-        points = frame.points[start : start + COLUMNS]
-        halves = frame.halves[start : start + COLUMNS]
-        said = tile[: len(rows) * len(points)].view(len(rows), len(points))
+    width = tile.shape[1]
+    for start in range(0, len(frame.points), width):
+        points = frame.points[start : start + width]
+        halves = frame.halves[start : start + width]
+        said = tile.view(-1)[: len(rows) * len(points)].view(len(rows), len(points))
         torch.addmm(halves, framed, points.T, alpha=-1, out=said)  # half a squared distance, less half the query's own
         groups = said.view(len(rows), -1, GROUP)
         of_groups = groups.amin(2)
         least = _smallest(least, of_groups if k == 1 else said)
         row, index = _hits(groups, of_groups, least[:, -1] + slack)
         if len(row) > max(MANY, 2 * k) * len(rows):
-            row, index = _hits_in_float64(rows, memory[start : start + COLUMNS], k, frame)
+            row, index = _hits_in_float64(rows, memory[start : start + width], k, frame)
         real = index + start < len(memory)
         pool = pool.with_hits(row[real], index[real] + start, k)
     return pool.table(k)
@@ -273,7 +280,7 @@ class Pool:
 
 def distances(queries: Tensor, memory: Tensor, row: Tensor, index: Tensor) -> Tensor:
     """[n, 1] squared distances of the pairs (row, index), in float64 from the values themselves."""
-    size = max(1, PAIRS // queries.shape[1])
+    size = max(1, (GPU_PAIRS if queries.is_cuda else PAIRS) // queries.shape[1])
     made = torch.empty(len(row), 1, dtype=torch.float64, device=queries.device)
     for start in range(0, len(row), size):
         some = slice(start, start + size)

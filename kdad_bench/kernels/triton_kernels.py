@@ -62,8 +62,14 @@ def inverse_length(largest, scale, squares):
 
 
 @triton.jit
-def lengths_of_tile(x):
-    """1/|x| per pixel of a tile that holds every channel."""
+def lengths_of_tile(x, NARROW: tl.constexpr):
+    """1/|x| per pixel of a tile that holds every channel.
+
+    NARROW: x was float16, whose squares and their sums stay inside float32, so that no scale is needed.
+    """
+    if NARROW:
+        squares = tl.sum(x * x, axis=0)
+        return tl.where(squares == 0.0, 0.0, tl.rsqrt(tl.where(squares == 0.0, 1.0, squares)) + 0.0 * squares)
     largest = tl.max(tl.abs(x), axis=0)
     scale = reciprocal_or_zero(largest)
     scaled = x * scale[None, :]
@@ -117,34 +123,71 @@ def distance_of(squares, t_inverse, s_inverse, KIND: tl.constexpr):
 
 
 @triton.jit
-def pixel_distance(
+def distance_of_tile(s, unit, t_inverse, KIND: tl.constexpr, NARROW: tl.constexpr):
+    """The discrepancy of a student's tile that holds every channel to the teacher's, of which `unit` is t/|t|."""
+    s_inverse = tl.full([s.shape[1]], 1.0, tl.float32)
+    if KIND != L2:
+        s_inverse = lengths_of_tile(s, NARROW)
+    residual = s * s_inverse[None, :] - unit
+    return distance_of(tl.sum(residual * residual, axis=0), t_inverse, s_inverse, KIND)
+
+
+@triton.jit
+def distance_in_blocks(
     t_base, s_base, t_pixels, s_pixels, t_stride_c, s_stride_c, channels, inside,
-    KIND: tl.constexpr, SINGLE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, WIDE: tl.constexpr,
+    KIND: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The discrepancy of BLOCK_P pixels of one sample."""
+    """The discrepancy of BLOCK_P pixels of one sample, whose channels are read in blocks, twice."""
     c = tl.arange(0, BLOCK_C)
     t_inverse = tl.full([BLOCK_P], 1.0, tl.float32)
     s_inverse = tl.full([BLOCK_P], 1.0, tl.float32)
-    if SINGLE:
-        t = load_tile(t_base, c, t_pixels, t_stride_c, channels, inside, WIDE)
-        s = load_tile(s_base, c, s_pixels, s_stride_c, channels, inside, WIDE)
-        if KIND != L2:
-            t_inverse = lengths_of_tile(t)
-            s_inverse = lengths_of_tile(s)
+    if KIND != L2:
+        t_inverse, s_inverse, _q = lengths_of_blocks(
+            t_base, s_base, t_pixels, s_pixels, t_stride_c, s_stride_c, channels, inside, BLOCK_C, BLOCK_P, WIDE
+        )
+    squares = tl.zeros([BLOCK_P], tl.float32)
+    for start in range(0, channels, BLOCK_C):
+        t = load_tile(t_base, start + c, t_pixels, t_stride_c, channels, inside, WIDE)
+        s = load_tile(s_base, start + c, s_pixels, s_stride_c, channels, inside, WIDE)
         residual = s * s_inverse[None, :] - t * t_inverse[None, :]
-        squares = tl.sum(residual * residual, axis=0)
-    else:
-        if KIND != L2:
-            t_inverse, s_inverse, _q = lengths_of_blocks(
-                t_base, s_base, t_pixels, s_pixels, t_stride_c, s_stride_c, channels, inside, BLOCK_C, BLOCK_P, WIDE
-            )
-        squares = tl.zeros([BLOCK_P], tl.float32)
-        for start in range(0, channels, BLOCK_C):
-            t = load_tile(t_base, start + c, t_pixels, t_stride_c, channels, inside, WIDE)
-            s = load_tile(s_base, start + c, s_pixels, s_stride_c, channels, inside, WIDE)
-            residual = s * s_inverse[None, :] - t * t_inverse[None, :]
-            squares += tl.sum(residual * residual, axis=0)
+        squares += tl.sum(residual * residual, axis=0)
     return distance_of(squares, t_inverse, s_inverse, KIND)
+
+
+@triton.jit
+def pixel_distances(
+    t_base, a_base, b_base, t_pixels, a_pixels, b_pixels, t_stride_c, a_stride_c, b_stride_c, channels, inside,
+    KIND: tl.constexpr, DUAL: tl.constexpr, SINGLE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """The discrepancies of BLOCK_P pixels of one sample to both students; the first's twice unless DUAL."""
+    T_NARROW: tl.constexpr = t_base.dtype.element_ty == tl.float16
+    A_NARROW: tl.constexpr = a_base.dtype.element_ty == tl.float16
+    B_NARROW: tl.constexpr = b_base.dtype.element_ty == tl.float16
+    if SINGLE:
+        c = tl.arange(0, BLOCK_C)
+        t = load_tile(t_base, c, t_pixels, t_stride_c, channels, inside, WIDE)
+        a = load_tile(a_base, c, a_pixels, a_stride_c, channels, inside, WIDE)
+        t_inverse = tl.full([BLOCK_P], 1.0, tl.float32)
+        if KIND != L2:
+            t_inverse = lengths_of_tile(t, T_NARROW)
+        unit = t * t_inverse[None, :]
+        to_a = distance_of_tile(a, unit, t_inverse, KIND, A_NARROW)
+        to_b = to_a
+        if DUAL:
+            b = load_tile(b_base, c, b_pixels, b_stride_c, channels, inside, WIDE)
+            to_b = distance_of_tile(b, unit, t_inverse, KIND, B_NARROW)
+    else:
+        to_a = distance_in_blocks(
+            t_base, a_base, t_pixels, a_pixels, t_stride_c, a_stride_c, channels, inside, KIND, BLOCK_C, BLOCK_P, WIDE
+        )
+        to_b = to_a
+        if DUAL:
+            to_b = distance_in_blocks(
+                t_base, b_base, t_pixels, b_pixels, t_stride_c, b_stride_c, channels, inside,
+                KIND, BLOCK_C, BLOCK_P, WIDE,
+            )  # fmt: skip
+    return to_a, to_b
 
 
 @triton.jit
@@ -157,8 +200,8 @@ def maps_kernel(
     """Discrepancy maps of all scales in one launch.
 
     Program `starts[k] + n * tiles_k + i` does tile i of sample n of scale k. Per scale: sizes are channels, pixels,
-    width; *_strides are n, c, h, w; BLOCKS are BLOCK_C, BLOCK_P, SINGLE. A second student (DUAL) finds the teacher's
-    tile in the cache. SCORES: also set the image scores to 0 for the maximum that follows in a later launch.
+    width; *_strides are n, c, h, w; BLOCKS are BLOCK_C, BLOCK_P, SINGLE. A second student (DUAL) meets the teacher's
+    tile in registers. SCORES: also set the image scores to 0 for the maximum that follows in a later launch.
     """
     pid = tl.program_id(0)
     if SCORES:
@@ -179,19 +222,19 @@ def maps_kernel(
             a_base = firsts[k] + n * a_strides[4 * k]
             t_pixels = pixel_offsets(p, t_strides[4 * k + 2], t_strides[4 * k + 3], width, FLAT, WIDE)
             a_pixels = pixel_offsets(p, a_strides[4 * k + 2], a_strides[4 * k + 3], width, FLAT, WIDE)
-            distance = pixel_distance(
-                t_base, a_base, t_pixels, a_pixels, t_strides[4 * k + 1], a_strides[4 * k + 1], channels, inside,
-                KIND, SINGLE, BLOCK_C, BLOCK_P, WIDE,
-            )  # fmt: skip
-            tl.store(maps_a[k] + n * pixels + p, distance * weight, mask=inside)
+            b_base = a_base
+            b_pixels = a_pixels
             if DUAL:
                 b_base = seconds[k] + n * b_strides[4 * k]
                 b_pixels = pixel_offsets(p, b_strides[4 * k + 2], b_strides[4 * k + 3], width, FLAT, WIDE)
-                distance = pixel_distance(
-                    t_base, b_base, t_pixels, b_pixels, t_strides[4 * k + 1], b_strides[4 * k + 1], channels, inside,
-                    KIND, SINGLE, BLOCK_C, BLOCK_P, WIDE,
-                )  # fmt: skip
-                tl.store(maps_b[k] + n * pixels + p, distance * weight, mask=inside)
+            to_a, to_b = pixel_distances(
+                t_base, a_base, b_base, t_pixels, a_pixels, b_pixels,
+                t_strides[4 * k + 1], a_strides[4 * k + 1], b_strides[4 * k + 1], channels, inside,
+                KIND, DUAL, SINGLE, BLOCK_C, BLOCK_P, WIDE,
+            )  # fmt: skip
+            tl.store(maps_a[k] + n * pixels + p, to_a * weight, mask=inside)
+            if DUAL:
+                tl.store(maps_b[k] + n * pixels + p, to_b * weight, mask=inside)
 
 
 @triton.jit
@@ -202,6 +245,8 @@ def gradient_tile(
     WANT_T: tl.constexpr, WANT_S: tl.constexpr, ATTENTION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Writes the gradients of BLOCK_P pixels of one sample under `g` per pixel; returns their discrepancies."""
+    T_NARROW: tl.constexpr = t_base.dtype.element_ty == tl.float16
+    S_NARROW: tl.constexpr = s_base.dtype.element_ty == tl.float16
     c = tl.arange(0, BLOCK_C)
     t_inverse = tl.full([BLOCK_P], 1.0, tl.float32)
     s_inverse = tl.full([BLOCK_P], 1.0, tl.float32)
@@ -212,8 +257,8 @@ def gradient_tile(
         t = load_tile(t_base, c, t_pixels, t_stride_c, channels, inside, WIDE)
         s = load_tile(s_base, c, s_pixels, s_stride_c, channels, inside, WIDE)
         if KIND != L2:
-            t_inverse = lengths_of_tile(t)
-            s_inverse = lengths_of_tile(s)
+            t_inverse = lengths_of_tile(t, T_NARROW)
+            s_inverse = lengths_of_tile(s, S_NARROW)
         residual = s * s_inverse[None, :] - t * t_inverse[None, :]
         squares = tl.sum(residual * residual, axis=0)
         if KIND != L2:

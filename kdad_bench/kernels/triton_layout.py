@@ -32,11 +32,6 @@ def loads_wide(t: Layout) -> bool:
     return all(stride == 1 or stride % 16 == 0 for stride in t.stride)
 
 
-def is_half_nchw(t: Layout) -> bool:
-    """Whether values have 16 bits and channels do not follow each other."""
-    return t.itemsize == 2 and least_pixels(t) > 1
-
-
 def is_flat(t: Layout) -> bool:
     """Whether pixel p of a sample lies at p times one stride."""
     h, w = t.shape[2], t.shape[3]

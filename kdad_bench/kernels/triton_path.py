@@ -6,7 +6,6 @@ planned once per layout of the tensors and kept.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -20,7 +19,6 @@ from kdad_bench.kernels.triton_launch import Plan, launch
 from kdad_bench.kernels.triton_layout import (
     Layout,
     is_flat,
-    is_half_nchw,
     is_wide,
     layout,
     least_pixels,
@@ -49,16 +47,13 @@ class Program(NamedTuple):
     warps: int
 
 
-SMALL, LARGE = Program(4096, 4), Program(8192, 8)  # few images need many small programs to fill the GPU
-# Maps of float32 in channels_last: 68 registers where LARGE takes 110, so that 28 warps and not 16 share a
-# multiprocessor (sm_90). Not for NCHW: few pixels at many channels would leave sectors half read.
-SLIM = Program(2048, 4)
-# The most there are: left to itself, ptxas spills a few bytes to fit one more program on a multiprocessor.
-MOST_REGISTERS = 255
-# Registers with which two programs of eight warps share a multiprocessor: gradients of 16 bits in NCHW, left to itself
-# ptxas took 138 of one scale. With more channels than these the bound spills 16 bytes on sm_100.
-TWO_PROGRAMS, BOUND_CHANNELS = 128, 256
-FILLING = 1 << 23  # values of one tensor from which on large tiles still give every multiprocessor several programs
+# What 32 images of ResNet-18 were quickest with on an H100. In channels_last warps lie side by side along pixels, and
+# sums over channels stay inside few threads; in NCHW they lie along channels, and fewer of them meet less often.
+CHANNELS_LAST, NCHW = Program(2048, 8), Program(4096, 4)
+HALF_NCHW = Program(4096, 2)  # of 16 bits; with gradients to both, two warps have too few registers
+DEEP = Program(8192, 8)  # NCHW of so many channels that a tile would have less of each than a memory sector
+FLAT_WARPS = 4
+MOST_REGISTERS = 255  # left to itself, ptxas spills a few bytes to fit one more program on a multiprocessor
 MOST_CHANNELS = 1024  # more are read in blocks, twice
 LOOP_C, LOOP_P = 128, 32
 FLAT_C, FLAT_P = 64, 64
@@ -80,17 +75,13 @@ def tile_of(channels: int, values: int, least_pixels: int) -> Tile:
     return Tile(max(block_c, 4), max(1, min(values // max(block_c, 4), 256)), True)
 
 
-def is_large(tensors: Sequence[Layout]) -> bool:
-    """Whether the launch has work enough for large tiles."""
-    return sum(math.prod(t.shape) for t in tensors) >= FILLING
-
-
-def maps_program(tensors: Sequence[Layout], large: bool, dual: bool) -> Program:
-    """What a program of `maps_kernel` takes on."""
-    if dual:
-        return Program(SMALL.values, LARGE.warps)
-    slim = large and all(least_pixels(t) == 1 and t.itemsize == 4 for t in tensors)
-    return SLIM if slim else LARGE if large else SMALL
+def program_of(tensors: Sequence[Layout], few_registers: bool) -> Program:
+    """What a program of a launch over `tensors` takes on; `few_registers`: what it computes leaves two warps enough."""
+    if all(least_pixels(t) == 1 for t in tensors):
+        return CHANNELS_LAST
+    if any(NCHW.values // power_of_two(t.shape[1]) < least_pixels(t) for t in tensors):
+        return DEEP
+    return HALF_NCHW if few_registers and all(t.itemsize == 2 for t in tensors) else NCHW
 
 
 def pixel_maps(
@@ -114,7 +105,7 @@ def maps_plan(
 ) -> Plan:
     """The launch of `maps_kernel` over up to four scales; `seconds` are `firsts` unless `dual`."""
     everything = (*teachers, *firsts, *seconds)
-    program = maps_program(everything, is_large(teachers), dual)
+    program = program_of(everything, True)
     blocks: list[int] = []
     sizes: list[int] = []
     starts = [0]
@@ -182,9 +173,9 @@ def gradient_plan(
     upstreams: tuple[tuple[int, ...], ...] | None, loss: bool, kind: int, attention: bool,
 ) -> Plan:  # fmt: skip
     """The launch of `gradient_kernel` over up to four scales; `upstreams` are the strides of gradients from above."""
-    program = LARGE if is_large(students) else SMALL
     groups = teachers, students, to_teachers or students, to_students or students
     tensors = [t for group in groups for t in group]
+    program = program_of(tensors, to_teachers is None or to_students is None)
     blocks: list[int] = []
     sizes: list[int] = []
     starts = [0]
@@ -195,16 +186,14 @@ def gradient_plan(
         sizes += [c, h * w, w]
         starts.append(starts[-1] + n * -(-h * w // tile.block_p))
     numbers = tuple(sizes), *(tuple(x for t in group for x in strides(t)) for group in groups)
-    one = to_teachers is None or to_students is None
-    bound = one and program == LARGE and all(is_half_nchw(t) and t.shape[1] <= BOUND_CHANNELS for t in tensors)
     above = tuple(x for strides in upstreams or ((0, 0, 0),) * len(teachers) for x in strides)
     constants = {
         "BLOCKS": tuple(blocks), "SCALES": len(teachers), "KIND": kind, "WANT_T": to_teachers is not None,
         "WANT_S": to_students is not None, "UPSTREAM": upstreams is not None, "LOSS": loss, "ATTENTION": attention,
         "FLAT": all(map(is_flat, tensors)), "WIDE": any(map(is_wide, tensors)),
         # narrow loads need more registers
-        "num_warps": program.warps if all(map(loads_wide, tensors)) else LARGE.warps,
-        "num_stages": 1, "maxnreg": TWO_PROGRAMS if bound else MOST_REGISTERS,
+        "num_warps": program.warps if all(map(loads_wide, tensors)) else DEEP.warps,
+        "num_stages": 1, "maxnreg": MOST_REGISTERS,
     }  # fmt: skip
     return Plan.of(starts[-1], (*numbers, above, tuple(starts)), constants)
 
@@ -334,7 +323,7 @@ def flat_plan(teacher: Layout, student: Layout) -> Plan:
     blocks = -(-c // FLAT_C)
     constants = {
         "BLOCK_C": FLAT_C, "BLOCK_P": FLAT_P, "FLAT": is_flat(teacher) and is_flat(student),
-        "WIDE": is_wide(teacher) or is_wide(student), "num_warps": SMALL.warps, "num_stages": 1,
+        "WIDE": is_wide(teacher) or is_wide(student), "num_warps": FLAT_WARPS, "num_stages": 1,
     }  # fmt: skip
     return Plan.of(
         n * blocks * -(-h * w // FLAT_P), (c, h * w, w, blocks, *strides(teacher), *strides(student)), constants
@@ -376,7 +365,7 @@ def flat_gradient_plan(
     constants = {
         "BLOCK_C": FLAT_C, "BLOCK_P": FLAT_P, "WANT_T": to_teacher is not None, "WANT_S": to_student is not None,
         "FLAT": all(map(is_flat, tensors)), "WIDE": any(map(is_wide, tensors)),
-        "num_warps": SMALL.warps, "num_stages": 1,
+        "num_warps": FLAT_WARPS, "num_stages": 1,
     }  # fmt: skip
     return Plan.of(n * blocks * -(-h * w // FLAT_P), numbers, constants)
 

@@ -4,7 +4,9 @@ ICPR workshops 2021, arXiv 2011.08785. One Gaussian per position over a random c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import ClassVar
 
 import torch
@@ -59,6 +61,8 @@ def _unlike_the_paper(settings: PadimSettings) -> str:
 class Padim(FrozenFeatures[PadimSettings]):
     """Mahalanobis distance of each position's features to the Gaussian of the normal images there."""
 
+    _parts: tuple[Tensor, int, Taps] | None = None  # of `parts`: the buffer, its version, what came of it
+
     def build_kept(self, teacher: Backbone) -> Kept:
         have = sum(teacher.channels)
         if self.settings.channels > have:
@@ -70,29 +74,43 @@ class Padim(FrozenFeatures[PadimSettings]):
         have = sum(self.teacher.network.channels)
         order = torch.randperm(have, generator=chance(self.settings.seed, "channels", 0))
         channels = order[: self.settings.channels].sort().values.to(self.device)
-        features = torch.cat([embedding(taps, channels).flatten(2) for taps in self.taps_of(images)])  # [N, D, P]
+        parts = by_tap(channels, self.teacher.network.channels)
+        features = torch.cat([embedding(taps, parts).flatten(2) for taps in self.taps_of(images)])  # [N, D, P]
         whitening = [whitening_of(some, self.settings.regulariser) for some in torch.split(features, POSITIONS, 2)]
         self.kept.keep(channels=channels, mean=features.mean(0), whitening=torch.cat(whitening))
+
+    def parts(self) -> Taps:
+        """The channels that are kept of each tap, found once: to find them a GPU is waited for."""
+        channels = self.kept.get_buffer("channels")
+        version = 0 if channels.is_inference() else channels._version
+        if self._parts is None or self._parts[0] is not channels or self._parts[1] != version:
+            self._parts = channels, version, by_tap(channels, self.teacher.network.channels)
+        return self._parts[2]
 
     def judge(self, outputs: Taps, size: tuple[int, int]) -> Scores:
         """sqrt((x - mean)^T covariance^-1 (x - mean)) = |L^-1 (x - mean)| at each position (eq. 2), upsampled and
         blurred; the image score is the maximum."""
         kept = self.kept
-        features = embedding(outputs, kept.get_buffer("channels"))
+        features = embedding(outputs, self.parts())
         centred = features.flatten(2) - kept.get_buffer("mean")  # [N, D, P]
         white = torch.bmm(kept.get_buffer("whitening"), centred.permute(2, 1, 0))  # [P, D, N]
         distances = torch.linalg.vector_norm(white, dim=1).T.reshape(-1, *features.shape[2:])
         return with_maximum(self.smoothed([distances], size))
 
 
-def embedding(taps: Taps, channels: Tensor) -> Tensor:
-    """The `channels` of all taps' channels in a row [N, D, h, w] at the finest tap; a deeper pixel covers several."""
+def by_tap(channels: Tensor, sizes: Sequence[int]) -> Taps:
+    """Ascending `channels` of all taps' in a row, int64 [D], as those of each tap, which has so many."""
+    ends = torch.tensor([0, *accumulate(sizes)])
+    places = torch.searchsorted(channels.cpu(), ends).tolist()
+    return tuple(channels[a:b] - int(end) for (a, b), end in zip(pairwise(places), ends, strict=False))
+
+
+def embedding(taps: Taps, parts: Taps) -> Tensor:
+    """The channels `parts` of each tap in a row [N, D, h, w] at the finest tap; a deeper pixel covers several."""
     height, width = taps[0].shape[-2:]
-    found, first = [], 0
-    for tap in taps:
-        mine = channels[(channels >= first) & (channels < first + tap.shape[1])] - first
-        found.append(F.interpolate(tap[:, mine], (height, width), mode="nearest"))
-        first += tap.shape[1]
+    found = [
+        F.interpolate(tap[:, mine], (height, width), mode="nearest") for tap, mine in zip(taps, parts, strict=True)
+    ]
     return torch.cat(found, 1)
 
 

@@ -214,7 +214,10 @@ def farthest_first(points: Tensor, count: int, first: int) -> Tensor:
 
     A point at distance r from its centre cannot be nearer to one that is 2 r or more from that centre: while those are
     many, only the others are measured. Distances are products, as in the official code; their rounding is allowed for.
+    On a GPU all are measured: to know which others, and how many, it would be waited for thrice a row.
     """
+    if points.is_cuda:
+        return farthest_of_all(points, count, first)
     chosen = torch.empty(count, dtype=torch.int64, device=points.device)
     lengths = points.square().sum(1)
     rounding = (points.shape[1] + 8) * 2.0**-19 * float(lengths.max())
@@ -236,6 +239,21 @@ def farthest_first(points: Tensor, count: int, first: int) -> Tensor:
         centre_of[moved] = k
         away[first] = -1.0  # never again, though all others be duplicates
         first = int(away.argmax())
+    return chosen
+
+
+def farthest_of_all(points: Tensor, count: int, first: int) -> Tensor:
+    """`farthest_first` that measures all distances at each step; which row is the next stays on the device."""
+    chosen = torch.empty(count, dtype=torch.int64, device=points.device)
+    lengths = points.square().sum(1)
+    away = torch.full_like(lengths, torch.inf)
+    one = torch.full((1,), first, dtype=torch.int64, device=points.device)
+    for k in range(count):
+        chosen[k : k + 1] = one
+        products = torch.addmv(lengths, points, points[one][0], alpha=-2)
+        away = torch.minimum(away, products.add_(lengths[one]).clamp_min_(0))
+        away.index_fill_(0, one, -1.0)  # never again, though all others be duplicates
+        one = away.argmax(0, keepdim=True)
     return chosen
 
 

@@ -1,12 +1,21 @@
-"""The pixel metrics in torch, with the same formulas: maps on a GPU stay there, only a few floats come back."""
+"""The pixel metrics on a GPU, with the same formulas: maps stay there, only a few floats come back.
+
+Triton's kernels count and add where there are any (`kernels.ranks`), torch's own operations elsewhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from kdad_bench.kernels import ranks
+from kdad_bench.kernels.counting import NotFinite
+from kdad_bench.kernels.sending import sent
 from kdad_bench.metrics.curves import (
     AUPRO_LIMITS,
     PIXEL_METRICS,
@@ -20,6 +29,12 @@ from kdad_bench.metrics.curves import (
 from kdad_bench.metrics.regions import RegionIndex
 
 _CHUNK = 1 << 23  # keys sorted at a time: torch.sort also writes int64 indices, 12 bytes per key and its workspace
+
+LIMITS = (AUPRO_LIMITS["aupro_30"], AUPRO_LIMITS["aupro_05"])
+_MANY = 1 / 8  # share of positives from which on gathering the negatives costs less than sorting the positives twice
+# What was sent of an index, for as long as somebody has the index: 12 bytes for each positive pixel, and 4 for each
+# negative one where there are many positives.
+_sent: WeakKeyDictionary[RegionIndex, dict[torch.device, tuple[Tensor, Tensor | None, Tensor]]] = WeakKeyDictionary()
 
 
 def pixel_metrics_on_device(
@@ -37,32 +52,65 @@ def pixel_metrics_on_device(
     if positives == 0 or negatives == 0:
         _check_finite(flat, maps.shape, names, method)
         return dict.fromkeys(PIXEL_METRICS)
-    distinct, counts, mass = _ranked(flat, index)
+    part = _sums(flat, index, lambda: _check_finite(flat, maps.shape, names, method))
+    found = ratios([part], positives, negatives, index.count, LIMITS)
+    return dict(zip(PIXEL_METRICS, found, strict=True))
+
+
+def _sums(flat: Tensor, index: RegionIndex, refuse: Callable[[], None]) -> tuple[float, ...]:
+    """The partial sums of all positives; calls `refuse`, which raises, if a score is not finite."""
+    places, others, weights = _placed(index, flat.device)
+    try:
+        found = ranks.sums(flat, places, others, weights, _CHUNK, LIMITS)
+    except NotFinite:
+        refuse()
+        raise
+    return _sums_by_torch(flat, places, weights, refuse) if found is None else found
+
+
+def _placed(index: RegionIndex, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Where the positives are, where the negatives, or None if few pixels are positive, and the positives' 1/|region|.
+
+    On `device`, sent once for an index.
+    """
+    kept = _sent.setdefault(index, {})
+    if device not in kept:
+        pixels = math.prod(index.shape)
+        narrow = np.int32 if pixels < 2**31 else np.int64
+        places = sent(index.positions.astype(narrow), device)
+        weights = sent(1.0 / index.sizes, device).index_select(0, sent(index.regions.astype(np.int32), device))
+        others = None
+        if len(places) > pixels * _MANY:
+            negative = torch.ones(pixels, dtype=torch.bool, device=device).index_fill_(0, places.long(), False)
+            others = negative.nonzero()[:, 0].to(places.dtype)
+        kept[device] = places, others, weights
+    return kept[device]
+
+
+def _sums_by_torch(flat: Tensor, places: Tensor, weights: Tensor, refuse: Callable[[], None]) -> tuple[float, ...]:
+    """The same by torch's own operations."""
+    distinct, counts, mass = _ranked(flat, places, weights)
     below, upto = torch.zeros_like(counts), torch.zeros_like(counts)
     for chunk in torch.split(flat, _CHUNK):
         keys = torch.sort(chunk).values
         if not bool(torch.isfinite(keys[[0, -1]]).all()):  # NaN is sorted last
-            _check_finite(flat, maps.shape, names, method)
+            refuse()
         below += torch.searchsorted(keys, distinct)
         upto += torch.searchsorted(keys, distinct, right=True)
+    positives = len(places)
     true = (positives - (counts.cumsum(0) - counts)).double()  # of integers: the same whatever order a GPU adds them in
     false = (flat.numel() - below).double() - true
-    limits = tuple(AUPRO_LIMITS.values())
     equal = (upto - below - counts).double()
-    part = partial_sums(counts.double(), true, false, equal, mass, (positives, negatives), limits)
-    return dict(zip(PIXEL_METRICS, ratios([part], positives, negatives, index.count, limits), strict=True))
+    return partial_sums(counts.double(), true, false, equal, mass, (positives, flat.numel() - positives), LIMITS)
 
 
-def _ranked(flat: Tensor, index: RegionIndex) -> tuple[Tensor, Tensor, Tensor]:
+def _ranked(flat: Tensor, places: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The distinct scores of the positives, ascending; how many positives have each; their sum of 1/|region|.
 
     No atomic addition and no cumulative sum of floats, whose order changes between runs on a GPU: the weights of equal
     scores lie side by side and are added segment by segment.
     """
-    at = torch.from_numpy(index.positions).to(flat.device)
-    regions = torch.from_numpy(index.regions.astype("int64")).to(flat.device)
-    weights = (1.0 / torch.from_numpy(index.sizes).to(flat.device, torch.float64))[regions]
-    scores, order = torch.sort(flat[at] + 0.0, stable=True)  # + 0 turns -0.0 into 0.0
+    scores, order = torch.sort(flat[places] + 0.0, stable=True)  # + 0 turns -0.0 into 0.0
     distinct, counts = torch.unique_consecutive(scores, return_counts=True)
     mass = torch.segment_reduce(weights[order], "sum", lengths=counts)
     return distinct, counts, mass

@@ -25,7 +25,7 @@ _EIGHT = np.ones((3, 3), bool)  # 8-connectivity: pixels that touch at a corner 
 _PARTS = ("regions", "sizes", "images")  # the positions are where the masks are true
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class RegionIndex:
     """Where the positive pixels of masks [N, H, W] are and which 8-connected region of its image each belongs to."""
 

@@ -191,3 +191,11 @@ def test_a_run_without_a_finished_job_still_has_its_line(tmp_path: Path) -> None
     said, _ = printed([plausible.failed_row("stfpm", "a", 0, "torn [red]x[/red]")], tmp_path)
     assert re.search(r"stfpm +0/1", said)
     assert json.loads(run("results", "verify", tmp_path, "--json").stdout)["failed"] == 1
+
+
+def test_verifying_a_folder_without_a_row_is_no_success(tmp_path: Path) -> None:
+    """A mistyped folder that exists would otherwise pass in a script."""
+    said = run("results", "verify", tmp_path)
+    assert (said.exit_code, said.stderr) == (1, "no row; name a results folder, or --expect 0\n")
+    assert json.loads(run("results", "verify", tmp_path, "--json").stdout)["sound"] is False
+    assert run("results", "verify", tmp_path, "--expect", "0").exit_code == 0

@@ -14,9 +14,10 @@ import pytest
 
 from kdad_bench.harness import executors
 from kdad_bench.harness.choices import SelectionError
-from kdad_bench.harness.executors import LOST_STARTS, Pool, Worker, local
+from kdad_bench.harness.executors import LOST_STARTS, Pool, Worker, local, outcomes
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.on_ray import refuse_silence
+from kdad_bench.harness.options import RunOptions
 from kdad_bench.harness.output import Work
 from kdad_bench.harness.surroundings import NoResult
 from kdad_bench.leaderboard.row import Row
@@ -115,6 +116,20 @@ def test_workers_that_all_die_as_they_start_end_the_run_with_a_word(
     assert [job for job, _ in ended] == jobs
     assert all(isinstance(ending, NoResult) and "died as they started" in ending.reason for _, ending in ended)
     assert len(made) == LOST_STARTS
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_jobs_begin_in_their_order_where_that_is_asked_for(
+    in_order: bool, tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spawn(self: Pool) -> Worker:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(Pool, "spawn", spawn)
+    monkeypatch.setattr(executors, "longest_first_at_the_end", lambda jobs, workers, threads: jobs[::-1])
+    jobs, options = floors(tiny_tree), RunOptions(workers=2, executor="local")
+    ended = list(outcomes(jobs, Work(out=str(tmp_path)), lambda job: None, options, in_order=in_order))
+    assert [job for job, _ in ended] == (jobs if in_order else jobs[::-1])
 
 
 def test_a_pipe_that_breaks_while_a_worker_is_started_is_another_start(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from pydantic import ValidationError
 from kdad_bench.cli.run import options_of, run
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.options import RunOptions, RunTable, options_from
+from kdad_bench.harness.selection import settings_of
+from kdad_bench.methods import entry
 
 SETTINGS = {"settings", "method_settings", "weights"}  # tables of the file; on the command line --set and --weights
 
@@ -95,3 +98,40 @@ def test_the_home_folder_is_expanded_in_every_path_and_in_no_url(
     assert options_from({"all_weights": "random"}).all_weights == ("random",)
     several = options_from({"all_weights": ("resnet18=~/w.pth", "~/v.pth")})
     assert several.all_weights == (f"resnet18={tmp_path / 'w.pth'}", str(tmp_path / "v.pth"))
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"steps": 3, "epochs": 2}, "steps 3 and epochs 2 are two budgets; give one of them"),
+        ({"epochs": 2, "assignments": ("steps=3",)}, "steps 3 and epochs 2 are two budgets; give one of them"),
+        ({"steps": 3, "settings": {"epochs": 2}}, "steps 3 and epochs 2 are two budgets; give one of them"),
+        (
+            {"assignments": ("stfpm.epochs=2", "stfpm.steps=3")},
+            "steps 3 and epochs 2 of stfpm are two budgets; give one of them",
+        ),
+    ],
+    ids=str,
+)
+def test_two_budgets_are_refused_wherever_they_come_from(said: dict[str, Any], words: str) -> None:
+    with pytest.raises(SelectionError, match=words):
+        settings_of(options_from(said))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"epochs": 2},
+        {"settings": {"epochs": 2}},
+        {"assignments": ("epochs=2",)},
+        {"assignments": ("stfpm.epochs=2",)},
+        {"steps": 3, "assignments": ("stfpm.epochs=2",)},
+        {"method_settings": {"stfpm": {"epochs": 2}}},
+    ],
+    ids=str,
+)
+def test_epochs_take_the_place_of_the_steps_of_a_preset(said: dict[str, Any]) -> None:
+    """The quick preset has steps, which rule where both stand: epochs would be passed over without a word."""
+    overrides, per_method = settings_of(options_from(said))
+    settings = replace(entry("stfpm").presets["quick"], **{**overrides, **per_method.get("stfpm", {})})
+    assert (settings.steps, settings.epochs) == (None, 2)

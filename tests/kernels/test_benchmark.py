@@ -44,6 +44,28 @@ def test_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         list(benchmark.measure(CASE, CPU, compiled=False))
 
 
+def subnormal_gradient(fault: float) -> float:
+    """The error of a float16 gradient that lies among the subnormals, when it is off by a factor."""
+    case = dataclasses.replace(CASE, op="loss, forward and backward", dtype="fp16")
+    gradient = 2e-7 * torch.randn(4096, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    value = torch.tensor(0.25, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        entry = dataclasses.replace(
+            benchmark_ops.OPS[case.op],
+            ours=lambda _: (value.float(), (fault * gradient).half()),
+            oracle=lambda _: (value, gradient),
+        )
+        patch.setitem(benchmark_ops.OPS, case.op, entry)
+        return benchmark.checked(case, [])
+
+
+def test_a_gradient_among_the_subnormals_may_err_by_their_rounding_and_no_more() -> None:
+    assert 0.05 < subnormal_gradient(1.0) < 0.5  # what float16 cannot hold
+    for fault in (1.1, 0.9, -1.0, 0.0, float("nan")):
+        with pytest.raises(ArithmeticError, match="relative error"):
+            subnormal_gradient(fault)
+
+
 def test_minimum_bytes_are_those_of_the_formula() -> None:
     features = (64 * 64 * 64 + 128 * 32 * 32 + 256 * 16 * 16) * 4
     maps = (64 * 64 + 32 * 32 + 16 * 16) * 4

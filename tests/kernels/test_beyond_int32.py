@@ -15,8 +15,8 @@ SMALL = Size(features=(3, 9, 7, 5), sample=(1, 33, 4, 6), maps=(2, 5, 4), fused=
 CPU = torch.device("cpu")
 
 
-def test_the_small_checks_pass(path: str) -> None:
-    lines = beyond_int32.run(SMALL, CPU)
+def test_the_small_checks_pass(device: torch.device) -> None:
+    lines = beyond_int32.run(SMALL, device)
     for name in ("map", "gradient", "loss", "gradient of the loss", "flattened", "gradient of flattened", "fusion"):
         assert f"{name} " in lines
 

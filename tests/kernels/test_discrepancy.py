@@ -415,6 +415,23 @@ def test_unusable_input_is_refused_with_its_reason() -> None:
         kernels.distillation_loss([t, t], [s, s], weights=[1.0])
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # Triton's interpreter is numpy
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_infinity_never_becomes_a_score(path: str, dtype: torch.dtype, device: torch.device) -> None:
+    """It has no direction: NaN, not the 1 of a vector of zeros, also where no largest value is looked for (float16)."""
+    for role in (0, 1):
+        taps = [x.to(device) for x in pair((2, 8, 3, 4), dtype)]
+        taps[role][0, 3, 1, 2] = torch.inf
+        student = taps[1].requires_grad_()
+        for kind in ("unit_l2", "cosine"):
+            found = kernels.pixel_discrepancy(taps[0], student, kind=kind)
+            assert found.isnan().nonzero().tolist() == [[0, 1, 2]]
+            (gradient,) = torch.autograd.grad(found.sum(), student)
+            assert gradient.isnan().nonzero().tolist() == [[0, c, 1, 2] for c in range(8)]
+        for distance in kernels.dual_discrepancy(taps[0], student.detach(), student.detach()):
+            assert distance.isnan().nonzero().tolist() == [[0, 1, 2]]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("path", ["reference", None])
 def test_nan_never_becomes_a_score(path: str | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,11 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdad_bench.kernels import neighbours
+from kdad_bench.kernels import neighbours, neighbours_triton
 from kdad_bench.kernels.neighbours import blocked, exhaustive, nearest
 from tests.kernels.guards import between_nans
 
 Nearest = Callable[..., tuple[Tensor, Tensor]]
+
+
+@pytest.fixture(autouse=True)
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Small searches go by products too; in Triton's interpreter a program costs more than what it does."""
+    if "device" not in request.fixturenames:
+        yield
+        return
+    monkeypatch.setattr(neighbours_triton, "DIRECT", 0)
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(neighbours_triton, "LINES", 256)
+    neighbours_triton.plans.cache_clear()
+    yield
+    neighbours_triton.plans.cache_clear()
 
 
 def cloud(count: int, width: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -77,6 +91,32 @@ def test_the_neighbours_are_the_oracles_at_whole_tiles(size: int, device: torch.
     check(nearest, cloud(size, 5, 1).to(device), cloud(size, 5, 2).to(device))
 
 
+@pytest.mark.parametrize("width", [3, 1024])
+@pytest.mark.parametrize("path", ["triton"], indirect=True)
+def test_the_product_keeps_its_bound(width: int, device: torch.device) -> None:
+    """Halves of squared distances, each query's shifted as it may be, differ by the bound at most from the true."""
+    queries, memory = (100 + cloud(n, width, n) for n in (40, 90))
+    queries[3] += 20 * cloud(1, width, 2)[0]
+    search = neighbours_triton.Search.of(queries.to(device), memory.to(device))
+    said = search.said(0, len(queries)).double().cpu()
+    peak, radius = search.state[:2].view(torch.float32).cpu()
+    power = 2.0 ** (neighbours_triton.TOP - 1 - float(peak.log2().floor()))
+    shifts = said - (queries.double()[:, None] - memory.double()).square().sum(2) * (power**2 / 2)
+    relative, extra = search.bound
+    slack = relative * (search.asking.lengths.cpu() + radius + extra).square().double()
+    wrong = (shifts.amax(1) - shifts.amin(1)) / slack
+    assert wrong.max() < 1
+    assert wrong.max() > 2.0**-12, "far too wide"
+
+
+@pytest.mark.parametrize("path", ["triton"], indirect=True)
+def test_what_is_unclear_is_settled_by_what_was_measured(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours_triton, "among_many", None)  # nothing is left to it
+    memory = torch.cat([cloud(3, 40, 1), cloud(70, 40, 2), cloud(3, 40, 1), cloud(3, 40, 1) + 1e-6])
+    queries = torch.cat([cloud(3, 40, 1) + 1e-5 * cloud(3, 40, 3), cloud(60, 40, 4)])
+    check(nearest, queries.to(device), memory.to(device))
+
+
 @pytest.mark.parametrize("k", [2, 9, 64, 65])
 def test_several_neighbours_come_in_rising_order(k: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "COLUMNS", 64)  # several tiles, and more neighbours than a tile has columns
@@ -86,8 +126,8 @@ def test_several_neighbours_come_in_rising_order(k: int, device: torch.device, m
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes_are_exact_too(dtype: torch.dtype, device: torch.device) -> None:
-    queries, memory = cloud(40, 33, 1, dtype), cloud(90, 33, 2, dtype)
-    check(nearest, queries.to(device), memory.to(device))
+    queries, memory = cloud(40, 33, 1, dtype).to(device), cloud(90, 33, 2, dtype).to(device)
+    check(nearest, queries, memory)
     assert nearest(queries, memory)[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
@@ -268,8 +308,6 @@ def test_a_setting_that_rounds_products_changes_no_answer(monkeypatch: pytest.Mo
 def test_a_kernel_that_fails_is_replaced_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> None:
         raise RuntimeError("PTXAS error\nand more")
-
-    from kdad_bench.kernels import neighbours_triton
 
     monkeypatch.delenv("KDAD_KERNELS", raising=False)
     monkeypatch.setattr(neighbours, "_broken", [])

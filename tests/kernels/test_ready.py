@@ -15,6 +15,7 @@ from kdad_bench.kernels import dispatch, ready, triton_calls, triton_launch, tri
 from tests.kernels.checks import CHANNELS_LAST, pair
 
 SHAPES = ((2, 12, 6, 5), (2, 20, 3, 4))
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # where Triton answers
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +32,7 @@ def taps(dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[list[Tensor
     """Teacher and two students at two scales, of different layouts."""
     made: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     for k, shape in enumerate(SHAPES):
-        t, s = pair(shape, dtype, seed=seed + k)
+        t, s = pair(shape, dtype, seed=seed + k, device=DEVICE)
         made[0].append(t.to(memory_format=CHANNELS_LAST))
         made[1].append(s)
         made[2].append((t - s).to(dtype))
@@ -221,7 +222,7 @@ def test_nothing_is_kept_where_triton_does_not_answer(monkeypatch: pytest.Monkey
     monkeypatch.setenv("KDAD_KERNELS", "triton")
     monkeypatch.setitem(dispatch._broken, "pixel_maps", "spills")
     kernels.pixel_discrepancies(t, a)
-    monkeypatch.setattr(ready, "ON", {"cuda"})
+    monkeypatch.setattr(ready, "ON", {"cuda", "cpu"} - {DEVICE.type})
     kernels.pixel_discrepancies(t, a)
     assert not ready._kept["maps"]
 

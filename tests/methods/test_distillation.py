@@ -88,7 +88,9 @@ def progress(path: Path) -> Progress:
     layer = torch.nn.Linear(2, 2)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     fitting = Fitting(checkpoint=path, checkpoint_every_seconds=60.0)
-    return Progress(layer, torch.optim.SGD(layer.parameters(), lr=0.1), scaler, fitting, "fit", torch.device("cpu"))
+    return Progress(
+        layer, torch.optim.SGD(layer.parameters(), lr=0.1), scaler, fitting, lambda: "fit", torch.device("cpu")
+    )
 
 
 @pytest.mark.parametrize(("seconds", "saved"), [(0.0, False), (59.9, False), (60.0, True), (61.0, True)])

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from kdad_bench.methods.backbones import build
-from kdad_bench.methods.padim import Padim, PadimSettings, embedding, whitening_of
+from kdad_bench.methods.padim import Padim, PadimSettings, by_tap, embedding, whitening_of
 from tests.methods.toys import CPU, normals, small_method
 
 REGULARISER = 0.01
@@ -45,8 +45,19 @@ def naive_embedding(features: tuple[Tensor, ...], channels: list[int]) -> np.nda
 
 def test_the_embedding_is_the_chosen_channels_each_at_the_finest_tap() -> None:
     features, channels = taps(1, 2), [0, 23, 24, 63, 64, 175]
-    found = embedding(features, torch.tensor(channels))
+    found = embedding(features, by_tap(torch.tensor(channels), [24, 40, 112]))
     np.testing.assert_array_equal(found.numpy(), naive_embedding(features, channels).astype(np.float32))
+
+
+def test_the_channels_of_each_tap_are_those_that_were_learnt_last() -> None:
+    method = fitted(taps(1, 4), channels=7)
+    first, again = method.parts(), method.parts()
+    assert first is again
+    method.kept.keep(channels=torch.tensor([1, 24, 63, 64]))
+    assert [part.tolist() for part in method.parts()] == [[1], [0, 39], [0]]
+    method.kept.get_buffer("channels")[3] = 65  # written to where it lies
+    assert [part.tolist() for part in method.parts()] == [[1], [0, 39], [1]]
+    assert [part.tolist() for part in by_tap(torch.tensor([30]), [24, 40, 112])] == [[], [6], []]
 
 
 def test_the_map_is_the_blurred_mahalanobis_distance_to_the_gaussian_of_each_position() -> None:

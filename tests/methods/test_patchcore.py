@@ -21,6 +21,7 @@ from kdad_bench.methods.patchcore import (
     PatchcoreSettings,
     coreset,
     farthest_first,
+    farthest_of_all,
     mean_of_patches,
     pooled_patches,
     projected,
@@ -158,15 +159,18 @@ def check_greedy(greedy: Greedy) -> None:
             assert torch.equal(greedy(points, count, 4), naive_greedy(points, count, 4))
 
 
-def test_the_coreset_is_that_of_the_plain_greedy_search() -> None:
-    check_greedy(farthest_first)
+@pytest.mark.parametrize("greedy", [farthest_first, farthest_of_all])
+def test_the_coreset_is_that_of_the_plain_greedy_search(greedy: Greedy) -> None:
+    check_greedy(greedy)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 6), st.integers(0, 1000))
 def test_any_small_coreset_is_that_of_the_plain_greedy_search(n: int, d: int, seed: int) -> None:
     points = torch.randint(-20, 20, (n, d), generator=torch.Generator().manual_seed(seed)).float()
-    assert torch.equal(farthest_first(points, 1 + seed % n, seed % n), naive_greedy(points, 1 + seed % n, seed % n))
+    wanted = naive_greedy(points, 1 + seed % n, seed % n)
+    assert torch.equal(farthest_first(points, 1 + seed % n, seed % n), wanted)
+    assert torch.equal(farthest_of_all(points, 1 + seed % n, seed % n), wanted)
 
 
 def nearest_first(points: Tensor, count: int, first: int) -> Tensor:

@@ -133,7 +133,7 @@ def distil(method: Trainable, normal: Tensor, fitting: Fitting) -> None:
         optimiser = method.optimiser()
         rates = [group["lr"] for group in optimiser.param_groups]
         scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-        state = Progress(student, optimiser, scaler, fitting, fingerprint_of(settings, normal, fitting), device)
+        state = Progress(student, optimiser, scaler, fitting, partial(fingerprint_of, settings, normal), device)
         step = state.resume()
         student.train()
         drawing_of = partial(method.drawing, images, total)

@@ -7,6 +7,8 @@ import hashlib
 import time
 import warnings
 import zipfile
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,8 @@ class CheckpointError(ValueError):
     """A mid-fit checkpoint is of another fit."""
 
 
-def fingerprint_of(settings: DistillationSettings, normal: Tensor, fitting: Fitting) -> str:
-    """What a checkpoint belongs to; only worth its time if there is one."""
-    if fitting.checkpoint is None:
-        return ""
+def fingerprint_of(settings: DistillationSettings, normal: Tensor) -> str:
+    """What a checkpoint belongs to; a hash of all images, so only asked for once there is a checkpoint."""
     digest = hashlib.sha256(f"{settings!r} {tuple(normal.shape)} {normal.dtype}".encode())
     digest.update(normal.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -48,14 +48,19 @@ class Progress:
         optimiser: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         fitting: Fitting,
-        fingerprint: str,
+        fingerprint: Callable[[], str],
         device: torch.device,
     ) -> None:
         self.student, self.optimiser, self.scaler = student, optimiser, scaler
-        self.path, self.every, self.fingerprint = fitting.checkpoint, fitting.checkpoint_every_seconds, fingerprint
+        self.path, self.every, self._fingerprint = fitting.checkpoint, fitting.checkpoint_every_seconds, fingerprint
         self.device, self.saved_at = device, time.monotonic()
         self.best: dict[str, Tensor] | None = None
         self.best_value = float("inf")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of this fit."""
+        return self._fingerprint()
 
     def resume(self) -> int:
         """Load the file if there is one; the number of steps done. A damaged one is dropped with a warning.
