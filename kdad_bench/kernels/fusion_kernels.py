@@ -40,37 +40,26 @@ def first_of(start, SOURCE: tl.constexpr, TARGET: tl.constexpr, MULTIPLE: tl.con
 @triton.jit
 def between(a, b, c, d, fy, fx):
     """What lies between `a`, `b` above and `c`, `d` below: shares, not differences, so that no digit is lost."""
-    top = a * (1 - fx)[None, :] + b * fx[None, :]
-    bottom = c * (1 - fx)[None, :] + d * fx[None, :]
-    return top * (1 - fy)[:, None] + bottom * fy[:, None]
-
-
-@triton.jit
-def interpolated(
-    base, y, x, H: tl.constexpr, W: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, ALIGN: tl.constexpr
-):
-    """Bilinear samples of one map at rows `y` and columns `x` (inside the result), read one by one."""
-    y0, y1, fy = bilinear(y, H, HEIGHT, ALIGN)
-    x0, x1, fx = bilinear(x, W, WIDTH, ALIGN)
-    upper = (y0 * W)[:, None]
-    lower = (y1 * W)[:, None]
-    a = tl.load(base + (upper + x0[None, :]))
-    b = tl.load(base + (upper + x1[None, :]))
-    c = tl.load(base + (lower + x0[None, :]))
-    d = tl.load(base + (lower + x1[None, :]))
-    return between(a, b, c, d, fy, fx)
+    return (a * (1 - fx) + b * fx) * (1 - fy) + (c * (1 - fx) + d * fx) * fy
 
 
 @triton.jit
 def fused_at(
     maps, n, y, x, SIDES: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
-    MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
+    MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """The sum or product of maps at rows `y` and columns `x` of [HEIGHT, WIDTH], sample by sample."""
-    value = tl.full([BLOCK_Y, BLOCK_X], 1.0 if PRODUCT else 0.0, tl.float32)
+    """The sum or product of maps at the positions `y`, `x` (of one shape) of [HEIGHT, WIDTH], sample by sample."""
+    value = tl.full(y.shape, 1.0 if PRODUCT else 0.0, tl.float32)
     for k in tl.static_range(MAPS):
+        y0, y1, fy = bilinear(y, SIDES[2 * k], HEIGHT, ALIGN)
+        x0, x1, fx = bilinear(x, SIDES[2 * k + 1], WIDTH, ALIGN)
         base = maps[k] + n * (SIDES[2 * k] * SIDES[2 * k + 1])
-        one = interpolated(base, y, x, SIDES[2 * k], SIDES[2 * k + 1], HEIGHT, WIDTH, ALIGN)
+        y0 *= SIDES[2 * k + 1]
+        y1 *= SIDES[2 * k + 1]
+        one = between(
+            tl.load(base + (y0 + x0)), tl.load(base + (y0 + x1)), tl.load(base + (y1 + x0)), tl.load(base + (y1 + x1)),
+            fy, fx,
+        )  # fmt: skip
         value = value * one if PRODUCT else value + one
     return value
 
@@ -78,15 +67,15 @@ def fused_at(
 @triton.jit
 def fused_between(
     maps, n, y, x, SIDES: tl.constexpr, MIDDLE: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
-    MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
+    MAPS: tl.constexpr, PRODUCT: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """Bilinear samples at rows `y` and columns `x` of [HEIGHT, WIDTH] of the maps fused at the size MIDDLE."""
+    """Bilinear samples at `y`, `x` of [HEIGHT, WIDTH] of the maps fused at the size MIDDLE."""
     y0, y1, fy = bilinear(y, MIDDLE[0], HEIGHT, ALIGN)
     x0, x1, fx = bilinear(x, MIDDLE[1], WIDTH, ALIGN)
-    a = fused_at(maps, n, y0, x0, SIDES, MIDDLE[0], MIDDLE[1], MAPS, PRODUCT, ALIGN, BLOCK_Y, BLOCK_X)
-    b = fused_at(maps, n, y0, x1, SIDES, MIDDLE[0], MIDDLE[1], MAPS, PRODUCT, ALIGN, BLOCK_Y, BLOCK_X)
-    c = fused_at(maps, n, y1, x0, SIDES, MIDDLE[0], MIDDLE[1], MAPS, PRODUCT, ALIGN, BLOCK_Y, BLOCK_X)
-    d = fused_at(maps, n, y1, x1, SIDES, MIDDLE[0], MIDDLE[1], MAPS, PRODUCT, ALIGN, BLOCK_Y, BLOCK_X)
+    a = fused_at(maps, n, y0, x0, SIDES, MIDDLE[0], MIDDLE[1], MAPS, PRODUCT, ALIGN)
+    b = fused_at(maps, n, y0, x1, SIDES, MIDDLE[0], MIDDLE[1], MAPS, PRODUCT, ALIGN)
+    c = fused_at(maps, n, y1, x0, SIDES, MIDDLE[0], MIDDLE[1], MAPS, PRODUCT, ALIGN)
+    d = fused_at(maps, n, y1, x1, SIDES, MIDDLE[0], MIDDLE[1], MAPS, PRODUCT, ALIGN)
     return between(a, b, c, d, fy, fx)
 
 
@@ -203,14 +192,13 @@ def refolded(
     across += block_x * BLOCK_X * DEPTH_X
     value = tl.zeros([BLOCK_Y, BLOCK_X], tl.float32)
     for at_y in range(0, DEPTH_Y, PIECE_Y):
-        y = row + at_y + tl.arange(0, PIECE_Y)
         inner = tl.zeros([PIECE_Y, BLOCK_X], tl.float32)
         for at_x in range(0, DEPTH_X, PIECE_X):
-            x = column + at_x + tl.arange(0, PIECE_X)
-            some = fused_at(
-                maps, n, tl.minimum(y, MIDDLE[0] - 1), tl.minimum(x, MIDDLE[1] - 1), SIDES, MIDDLE[0], MIDDLE[1],
-                MAPS, PRODUCT, ALIGN, PIECE_Y, PIECE_X,
-            )  # fmt: skip
+            at = tl.arange(0, PIECE_Y * PIECE_X)
+            y = tl.minimum(row + at_y + at // PIECE_X, MIDDLE[0] - 1)
+            x = tl.minimum(column + at_x + at % PIECE_X, MIDDLE[1] - 1)
+            some = fused_at(maps, n, y, x, SIDES, MIDDLE[0], MIDDLE[1], MAPS, PRODUCT, ALIGN)
+            some = tl.reshape(some, [PIECE_Y, PIECE_X])
             inner = times_across(inner, some, across_at(across, at_x, BLOCK_X, DEPTH_X, PIECE_X), OUTER[5])
         value = times_down(value, inner, down_at(down, at_y, BLOCK_Y, DEPTH_Y, PIECE_Y), OUTER[4])
     return value
@@ -220,8 +208,7 @@ def refolded(
 def most_and_total(value, inside):
     """The maximum of values >= 0 as an integer, and their sum: their bits order as integers, NaN above all."""
     kept = tl.where(inside, value, 0.0)
-    most = tl.max(tl.max(kept.to(tl.int32, bitcast=True), axis=0), axis=0)
-    return most, tl.sum(tl.sum(kept, axis=0), axis=0)
+    return tl.max(kept.to(tl.int32, bitcast=True)), tl.sum(kept)
 
 
 @triton.jit
@@ -252,9 +239,12 @@ def fuse_kernel(
     local = pid % PROGRAMS
     block_y = local // BLOCKS_X
     block_x = local % BLOCKS_X
-    y = block_y * BLOCK_Y + tl.arange(0, BLOCK_Y)
-    x = block_x * BLOCK_X + tl.arange(0, BLOCK_X)
+    at = tl.arange(0, BLOCK_Y * BLOCK_X)  # neighbours in a row are neighbours in a warp
+    y = block_y * BLOCK_Y + at // BLOCK_X
+    x = block_x * BLOCK_X + at % BLOCK_X
     if TABLES:
+        y = block_y * BLOCK_Y + tl.arange(0, BLOCK_Y)[:, None]
+        x = block_x * BLOCK_X + tl.arange(0, BLOCK_X)[None, :]
         value = summed(
             maps, n, downs, acrosses, block_y, block_x, SIDES, HEIGHT, WIDTH, REACH, MAPS, ALIGN, SHAPES, MULTIPLE,
             BLOCK_Y, BLOCK_X,
@@ -262,9 +252,9 @@ def fuse_kernel(
     else:
         at_y = tl.minimum(y, HEIGHT - 1)
         at_x = tl.minimum(x, WIDTH - 1)
-        value = fused_at(maps, n, at_y, at_x, SIDES, HEIGHT, WIDTH, MAPS, PRODUCT, ALIGN, BLOCK_Y, BLOCK_X)
-    inside = (y < HEIGHT)[:, None] & (x < WIDTH)[None, :]
-    tl.store(out + n * (HEIGHT * WIDTH) + y[:, None] * WIDTH + x[None, :], value, mask=inside)
+        value = fused_at(maps, n, at_y, at_x, SIDES, HEIGHT, WIDTH, MAPS, PRODUCT, ALIGN)
+    inside = (y < HEIGHT) & (x < WIDTH)
+    tl.store(out + n * (HEIGHT * WIDTH) + (y * WIDTH + x), value, mask=inside)
     most, total = most_and_total(value, inside)
     score_tile(scores, partial, n, local, PROGRAMS, most, total, MAXIMUM, MEAN)
 
@@ -301,19 +291,21 @@ def twofold_kernel(
             BLOCK_Y, BLOCK_X,
         )  # fmt: skip
         if EXACT:
-            by_sample = tl.max(tl.max((value != value).to(tl.int32), axis=0), axis=0) > 0
+            by_sample = tl.max((value != value).to(tl.int32)) > 0
     most, total = most_and_total(value, inside)
     if by_sample:
         most = tl.zeros([], tl.int32)
         total = tl.zeros([], tl.float32)
-        for at in range(0, BLOCK_Y, FEW_ROWS):  # all rows at once would not fit into registers
-            rows = block_y * BLOCK_Y + at + tl.arange(0, FEW_ROWS)
-            here = (rows < HEIGHT)[:, None] & (x < WIDTH)[None, :]
+        for row in range(0, BLOCK_Y, FEW_ROWS):  # all rows at once would not fit into registers
+            at = tl.arange(0, FEW_ROWS * BLOCK_X)
+            few_y = block_y * BLOCK_Y + row + at // BLOCK_X
+            few_x = block_x * BLOCK_X + at % BLOCK_X
+            here = (few_y < HEIGHT) & (few_x < WIDTH)
             some = fused_between(
-                maps, n, tl.minimum(rows, HEIGHT - 1), tl.minimum(x, WIDTH - 1), SIDES, MIDDLE, HEIGHT, WIDTH,
-                MAPS, PRODUCT, ALIGN, FEW_ROWS, BLOCK_X,
+                maps, n, tl.minimum(few_y, HEIGHT - 1), tl.minimum(few_x, WIDTH - 1), SIDES, MIDDLE, HEIGHT, WIDTH,
+                MAPS, PRODUCT, ALIGN,
             )  # fmt: skip
-            tl.store(out + n * (HEIGHT * WIDTH) + rows[:, None] * WIDTH + x[None, :], some, mask=here)
+            tl.store(out + n * (HEIGHT * WIDTH) + (few_y * WIDTH + few_x), some, mask=here)
             most_of_some, total_of_some = most_and_total(some, here)
             most = tl.maximum(most, most_of_some)
             total += total_of_some

@@ -49,7 +49,7 @@ SAMPLED: Tiles = Tile(8, 128, 4), Tile(8, 64, 4)
 SUMMED: Tiles = Tile(64, 64, 2), Tile(32, 64, 2), Tile(16, 32, 4)
 UPSAMPLED: Tiles = Tile(32, 64, 4), Tile(4, 64, 4)  # of maps that are fused on the way; the smallest without tables
 FILTERED: Tiles = Tile(32, 64, 4), Tile(16, 32, 4)
-MOST_PIECE, MOST_FILTERED_PIECE = (16, 32), (32, 32)  # rows and columns of a fused map that are made at a time
+MOST_PIECE = 16, 32  # rows and columns of a fused map that are made at a time
 
 
 class Filter(NamedTuple):
@@ -196,8 +196,7 @@ def axes_of(shape: tuple[int, int], step: Step, block: Sequence[int], multiple: 
 def outer_of(step: Step, tile: Tile) -> Folding:
     """How a tile of a step that fuses at a size in the middle draws from the fused map."""
     assert step.middle is not None
-    most = MOST_PIECE if step.down == step.across == PLAIN else MOST_FILTERED_PIECE
-    return Folding.of(*axes_of(step.middle, step, tile, 1), most)
+    return Folding.of(*axes_of(step.middle, step, tile, 1), MOST_PIECE)
 
 
 def made_per_value(step: Step) -> float:
