@@ -31,7 +31,7 @@ from kdad_bench.metrics.regions import RegionIndex
 _CHUNK = 1 << 23  # keys sorted at a time: torch.sort also writes int64 indices, 12 bytes per key and its workspace
 
 LIMITS = (AUPRO_LIMITS["aupro_30"], AUPRO_LIMITS["aupro_05"])
-_MANY = 1 / 8  # share of positives from which on gathering the negatives costs less than sorting the positives twice
+_MANY = 1 / 8  # share of positives from which on only negatives are sorted beside them: an estimate, not measured
 # What was sent of an index, for as long as somebody has the index: 12 bytes for each positive pixel, and 4 for each
 # negative one where there are many positives.
 _sent: WeakKeyDictionary[RegionIndex, dict[torch.device, tuple[Tensor, Tensor | None, Tensor]]] = WeakKeyDictionary()
