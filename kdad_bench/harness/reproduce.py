@@ -162,6 +162,8 @@ def options_of(row: Mapping[str, Any], place: str, asked: Asked) -> RunOptions:
         raise SelectionError(f"there is no method {error} here; name its file with --method") from error
     unsaid = {*NOT_SETTINGS, method.modality_setting, *([] if method.needs_teacher else ["teacher"])}
     settings = {name: _plain(value) for name, value in identity["settings"].items() if name not in unsaid}
+    if settings.get("steps") is not None:  # the epochs beside them rule nothing, and two budgets are refused
+        settings.pop("epochs", None)
     return options_from({
         "methods": ((row["method"], row["variant"] or ""),),
         "datasets": (place,),
