@@ -281,9 +281,17 @@ def test_a_measurement_says_that_it_was_made_by_graphs() -> None:
     method: Any = Plain()
     seen: Any = graphed(Windowed(method, View(tile=32), 64), CPU)
     assert [by_graphs(one) for one in (method, seen)] == ["", ""]
+    for call, said in {
+        "networks": "; the networks alone by CUDA graphs",
+        "score": "; scored by CUDA graphs, recorded for 1 batch sizes",
+    }.items():
+        for _ in range(2):
+            getattr(seen.inner, call)(images(1))
+        assert by_graphs(seen) == by_graphs(seen.inner) == said
+    other: Any = Graphed(method)
     for _ in range(2):
-        seen.inner.score(images(1))
-    assert by_graphs(seen) == by_graphs(seen.inner) == "; scored by CUDA graphs, recorded for 1 batch sizes"
+        other.score(images(1))
+    assert by_graphs(other) == "; scored by CUDA graphs, recorded for 1 batch sizes; the networks alone without"
 
 
 def test_only_the_key_of_a_measurement_on_a_gpu_knows_of_graphs(
