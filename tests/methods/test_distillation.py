@@ -135,6 +135,18 @@ def test_a_checkpoint_of_another_fit_is_refused_and_a_damaged_one_dropped(tmp_pa
     assert not path.exists()
 
 
+def test_a_checkpoint_outlives_images_that_cannot_be_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(settings: DistillationSettings, normal: Tensor) -> str:
+        raise MemoryError
+
+    path = tmp_path / "fit.pt"
+    path.write_bytes(b"whatever was done so far")
+    monkeypatch.setattr(loop, "fingerprint_of", fails)
+    with pytest.raises(MemoryError):
+        small_method("stfpm").fit(normals(8, seed=1), Fitting(checkpoint=path))
+    assert path.read_bytes() == b"whatever was done so far"
+
+
 def test_features_computed_once_are_those_computed_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     images = normals(8, seed=1)
     kept, recomputed = small_method("stfpm", steps=3, batch_size=8), small_method("stfpm", steps=3, batch_size=8)
