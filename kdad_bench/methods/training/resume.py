@@ -27,7 +27,7 @@ class CheckpointError(ValueError):
 def fingerprint_of(settings: DistillationSettings, normal: Tensor) -> str:
     """What a checkpoint belongs to; a hash of all images, so only asked for once there is a checkpoint."""
     digest = hashlib.sha256(f"{settings!r} {tuple(normal.shape)} {normal.dtype}".encode())
-    digest.update(normal.detach().cpu().contiguous().numpy())  # as it lies: no second copy of all images
+    digest.update(normal.detach().cpu().contiguous().numpy().data)  # as it lies: no second copy of all images
     return digest.hexdigest()
 
 
