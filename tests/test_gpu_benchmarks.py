@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from contextlib import nullcontext
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -54,7 +55,8 @@ def test_no_script_imports_the_command_line(name: str) -> None:
 
 
 def given(**changes: Any) -> argparse.Namespace:
-    return argparse.Namespace(**{"seconds": 1000.0, "seeds": 3, **changes})
+    usual = {"seconds": 1000.0, "least": 0.1, "seeds": 3, "after": False, "weights": None, "size": 8, "drawers": 0}
+    return argparse.Namespace(**{**usual, "compiled": [], "costs": False, **changes})
 
 
 def a_fault_and_the_end_of_time() -> None:
@@ -62,8 +64,8 @@ def a_fault_and_the_end_of_time() -> None:
     methods = script("methods")
     shares: list[float] = []
 
-    def measure(name: str, given: argparse.Namespace, device: torch.device, row: dict[str, Any], share: float) -> None:
-        shares.append(share)
+    def measure(name: str, given: argparse.Namespace, device: torch.device, row: dict[str, Any], share: Any) -> None:
+        shares.append(share.seconds)
         row |= {**ROW, "projected_hours": methods.UNKNOWN}
         if name == "faulty":
             raise ValueError("no\nweights")
@@ -73,9 +75,10 @@ def a_fault_and_the_end_of_time() -> None:
 
     methods.measure = measure
     methods.BEGAN = time.perf_counter()
+    late = "out of time while beginning"
     rows = list(methods.measured(["stfpm", "faulty", "endless", "rd4ad"], given(seconds=2.0), torch.device("cpu")))
     assert [row["method"] for row in rows] == ["stfpm", "faulty", "endless", "rd4ad"]
-    assert [row.get("problem") for row in rows] == [None, "ValueError: no weights", "out of time", None]
+    assert [row.get("problem") for row in rows] == [None, "ValueError: no weights", late, None]
     assert 0.4 < shares[0] <= 0.5
     assert 0.9 < shares[2] <= 1.0  # what the others left of two seconds, for two methods
     assert 0.3 < shares[3] <= 0.5  # one that is slow takes more than its share, but not all that there is
@@ -83,22 +86,125 @@ def a_fault_and_the_end_of_time() -> None:
     assert "| 64 | 8 | 2.00 | 1.00 | 3.00 | 10 | 0.50 |" in text
     assert "| 64 | 8 | 2.00 | 1.00 | 3.00 | 10 | – |" in text  # what was measured by then
     assert "2 of 4 methods, 15 categories x 3 seeds: 1.0 h" in text
-    assert "endless: not all measured: out of time" in text
+    assert f"endless: not all measured: {late}" in text
     assert "stfpm images/s: 10 at batch 1; by CUDA graphs" in text
     assert "stfpm step with compiled=default: 1.00 ms, 2.00x as fast" in text
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
-def test_a_fault_and_the_end_of_time_cost_one_method_its_figures() -> None:
-    program = "from tests.test_gpu_benchmarks import a_fault_and_the_end_of_time as it; it(); print('as it should be')"
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """Settings of a stand-in, and how its fit goes."""
+
+    course: str
+    steps: int = 1000
+    image_size: int = 8
+    batch_size: int = 2
+
+
+class StandIn:
+    def __init__(self, settings: Standing, teacher: None, device: torch.device) -> None:
+        self.settings = settings
+
+    def fit(self, normal: torch.Tensor, fitting: Any = None) -> None:
+        begins = {"silent": 0, "hangs": 12, "long": 10**6}[self.settings.course]
+        for step in range(4, 10**6 if self.settings.steps > 1 else 0, 4):
+            time.sleep(0.001)
+            if step <= begins:
+                fitting.log(step, {})
+
+    def score(self, images: torch.Tensor) -> None:
+        time.sleep(1e-4)
+
+
+def what_does_not_end_shows_what_it_has() -> None:
+    methods, found = script("methods"), argparse.Namespace(needs_teacher=False, build=StandIn)
+    methods.settings_of = lambda name, given: (found, argparse.Namespace(), Standing(name))
+    methods.BEGAN = time.perf_counter()
+    with methods.limited(1000.0):
+        rows = list(methods.measured(["silent", "hangs", "long"], given(seconds=4.5), torch.device("cpu")))
+        assert 900.0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 1000.0  # a limit around another one still holds
+    assert all(row["latency_ms"] > 0 and row["throughput"] for row in rows)
+    assert [row["step_ms"] == row["step_ms"] for row in rows] == [False, True, True]
+    assert [row.get("problem", "").startswith("its fit was stopped after") for row in rows] == [True, True, False]
+    assert [list(row["stages"]) for row in rows] == [["building", "fitting", "scoring"]] * 3
+    assert "| silent | none | 8 | 2 | – | 0." in methods.table(rows, 3)
+
+
+@pytest.mark.parametrize("what", ["a_fault_and_the_end_of_time", "what_does_not_end_shows_what_it_has"])
+def test_the_end_of_time_costs_one_method_what_it_has_not_measured(what: str) -> None:
+    program = f"from tests.test_gpu_benchmarks import {what} as it; it(); print('as it should be')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=200)
     assert (done.returncode, done.stdout.strip()) == (0, "as it should be"), done.stderr
+
+
+ENDLESS = (1e9,) * 17
+# seconds, start, what each of 17 methods needs -> how many are begun, of 10 s each at least
+TIMES = {
+    "35 s, and none ends": (35.0, 0.0, ENDLESS, 3),
+    "35 s, of which CUDA takes 8": (35.0, 8.0, ENDLESS, 2),
+    "35 s, and each needs 4": (35.0, 0.0, (4.0,) * 17, 7),
+    "35 s, and the first alone does not end": (35.0, 0.0, (1e9, *(4.0,) * 16), 4),
+    "less than one needs": (6.0, 0.0, ENDLESS, 1),
+    "nothing left": (35.0, 36.0, ENDLESS, 0),
+    "enough for all": (175.0, 0.0, ENDLESS, 17),
+    "more than enough": (440.0, 3.0, ENDLESS, 17),
+    "a method less": (164.0, 0.0, ENDLESS, 16),
+}
+
+
+@pytest.mark.parametrize("case", TIMES)
+def test_as_many_methods_are_begun_as_get_their_least_time(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = script("methods")
+    seconds, start, needs, expected = TIMES[case]
+    now, got = [start], list[float]()
+    names = [f"method {number}" for number in range(17)]
+
+    def measure(name: str, given: argparse.Namespace, device: torch.device, row: dict[str, Any], share: Any) -> None:
+        need = needs[names.index(name)]
+        now[0] += min(need, share.most) + 0.05  # of stopping it
+        got.append(share.most)
+        row |= ROW
+        if need > share.most:
+            raise methods.OutOfTime("out of time")
+
+    monkeypatch.setattr(methods, "limited", lambda seconds: nullcontext())
+    monkeypatch.setattr(methods, "measure", measure)
+    monkeypatch.setattr(methods, "BEGAN", 0.0)
+    monkeypatch.setattr(methods, "time", argparse.Namespace(perf_counter=lambda: now[0]))
+    rows = list(methods.measured(names, given(seconds=seconds, least=10.0), torch.device("cpu")))
+    begun = [row["method"] for row in rows if row.get("problem") != methods.NOT_BEGUN]
+    assert begun == names[:expected]
+    assert [row["method"] for row in rows] == names
+    assert all(most >= min(9.0, seconds) for most in got)
+    assert now[0] <= max(start, seconds) + 0.1
+    text = methods.table(rows, 3)
+    never = f"not begun, as too little time was left: {', '.join(names[expected:])}"
+    assert (never in text) == (expected < 17)
+    assert "method 16: not all measured: not begun" not in text
+
+
+def test_the_methods_asked_for_most_come_first_and_none_is_left_out() -> None:
+    methods = script("methods")
+    names = methods.every_method()
+    assert names[:2] == ["stfpm", "padim"]
+    assert sorted(names) == sorted({*methods.METHODS, "stfpm@fp16"} - {"pixel_mean"})
+
+
+def test_what_is_done_once_for_all_is_done_before_the_first_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    methods, done = script("methods"), list[str]()
+    monkeypatch.setattr(methods, "entry", done.append)
+    monkeypatch.setattr(methods, "measure", lambda name, *others: done.append(f"measure {name}"))
+    monkeypatch.setattr("sys.argv", ["methods.py", "--device", "cpu", "--methods", "stfpm@fp16", "padim"])
+    monkeypatch.setattr(methods, "table", lambda rows, seeds: "")
+    assert methods.main() == 0
+    assert done == ["stfpm", "padim", "measure stfpm@fp16", "measure padim"]
 
 
 def test_each_method_is_written_before_the_next_one_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     methods, there = script("methods"), []
 
-    def measure(name: str, given: argparse.Namespace, device: torch.device, row: dict[str, Any], share: float) -> None:
+    def measure(name: str, given: argparse.Namespace, device: torch.device, row: dict[str, Any], share: Any) -> None:
         files = [json.loads(file.read_text()) for file in tmp_path.glob("methods.json")]
         there.append([row["method"] for one in files for row in one["rows"]])
         row |= ROW

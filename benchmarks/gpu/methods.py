@@ -4,9 +4,11 @@
     python benchmarks/gpu/methods.py --device cpu --size 64 --steps 3   # the same on a CPU, to try the script
     python benchmarks/gpu/methods.py --device cpu --preset quick --compiled default   # does torch.compile pay here?
 
-Each method gets its share of the --seconds that are left: steps and batches end when that is over, and what was
-measured by then is shown. Every row is written to OUT as it is done. If one loses the GPU, a new process measures the
-rest (with --out): CUDA does nothing more in the old one. `stfpm@fp16` is STFPM in that precision.
+As many methods are begun, in their order, as get --least seconds each of the --seconds that are left; the others are
+named. What is left is shared out anew before each one: steps and batches end when its share is over, and what was
+measured by then is shown. Imports and the start of CUDA belong to nobody's share. Every row is written to OUT as it is
+done. If one loses the GPU, a new process measures the rest (with --out): CUDA does nothing more in the old one.
+`stfpm@fp16` is STFPM in that precision.
 Images are noise, already on the device: times depend on shapes, not on content. Steps are timed inside `fit`, between
 two entries of its log, after the teacher's feature cache is filled; STFPM's step is also timed as official codes write
 it. Scores come from CUDA graphs where they can be recorded, as `predict` has them; the latency without stands beside
@@ -23,11 +25,11 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,8 +52,14 @@ IMAGES = 64  # normals that a method is fitted on here
 WARM_STEPS = 3
 LOGGED = 4  # steps from one look at the clock to the next: between them a GPU is not waited for, as in a run
 BATCHES = (8, 32, 64, 128)  # of the throughput, ascending
-FITTING, COSTS = 0.5, 0.85  # shares of a method's time: until its steps end, until its costs are looked into
+# shares of a method's time: until its steps end, its fit is stopped wherever it is, its costs are looked into
+FITTING, STOPPED, COSTS = 0.5, 0.65, 0.85
 OVERDUE, LEAST = 2.0, 0.5  # shares after which a method is stopped wherever it is, and that it leaves the others each
+SLACK = 0.1  # of --least, that a method may lack: stopping the one before takes a moment, too
+# Those whose figures are asked for most, and those that take little time. EfficientAD's is the least latency.
+FIRST = ("stfpm", "padim", "patchcore", "rd4ad", "efficientad", "stfpm@fp16", "eca_mskdad", "mkd", "spade")
+LAST = ("dinomaly", "fractalad", "destseg", "ast", "stad")  # large teachers, samples that are drawn, a step an image
+NOT_BEGUN = "not begun"
 UNKNOWN = float("nan")
 FIGURES = ("step_ms", "latency_ms", "eager_ms", "images_per_second", "projected_hours")
 
@@ -69,9 +77,34 @@ class Enough(BaseException):
     """Ends a fit whose steps have been timed for long enough. Not for anyone on the way to catch, as OutOfTime."""
 
 
-def step_seconds(method: Any, normal: Tensor, device: torch.device, drawers: int, ends: float) -> tuple[float, bool]:
-    """(median seconds of one optimiser step, the warm ones left out; whether the fit came to its own end)."""
-    marks: list[tuple[int, float]] = []  # of steps that are not warm any more
+class Share(NamedTuple):
+    """What a method may take of the time: about `seconds`, and never more than `most`."""
+
+    seconds: float
+    most: float
+
+
+def share_of(left: float, methods: int, least: float) -> Share | None:
+    """The next one's share of what is left, where so many are to come; None where that is not enough for any."""
+    fitting = min(methods, int(left / least + SLACK))
+    if fitting < 1:
+        return None
+    seconds = left / fitting
+    kept = max(min(least, seconds), LEAST * seconds) * (fitting - 1)
+    return Share(seconds, min(OVERDUE * seconds, left - kept))
+
+
+Marks = list[tuple[int, float]]  # (step, when it was done), of steps that are not warm any more
+
+
+def median_step(marks: Marks) -> float:
+    """Median seconds of an optimiser step; unknown before there are two marks."""
+    each = sorted((b - a) / (later - step) for (step, a), (later, b) in pairwise(marks))
+    return each[len(each) // 2] if each else UNKNOWN
+
+
+def timed_fit(method: Any, normal: Tensor, device: torch.device, drawers: int, marks: Marks, ends: float) -> bool:
+    """Fit until `ends`, with a mark after the steps that are looked at; whether the fit came to its own end."""
 
     def log(step: int, terms: Mapping[str, float]) -> None:
         if device.type == "cuda":
@@ -81,13 +114,11 @@ def step_seconds(method: Any, normal: Tensor, device: torch.device, drawers: int
             if len(marks) > 1 and marks[-1][1] > ends:
                 raise Enough
 
-    whole = True
     try:
         method.fit(normal, Fitting(log=log, log_every=LOGGED, drawers=drawers))
     except Enough:
-        whole = False
-    each = sorted((b - a) / (later - step) for (step, a), (later, b) in pairwise(marks))
-    return (each[len(each) // 2] if each else UNKNOWN), whole
+        return False
+    return True
 
 
 def top_costs(call: Callable[[], Any], device: torch.device) -> list[tuple[str, float]]:
@@ -138,23 +169,22 @@ def settings_of(name: str, given: argparse.Namespace) -> tuple[Any, Any, Any]:
     return found, paper, replace(paper, **changes)
 
 
-def measure(name: str, given: argparse.Namespace, device: torch.device, row: dict[str, Any], seconds: float) -> None:
-    """Everything about one method into `row`, as it is found, in about so many seconds."""
+def measure(name: str, given: argparse.Namespace, device: torch.device, row: dict[str, Any], share: Share) -> None:
+    """Everything about one method into `row`, as it is found, in about its share of the time."""
     began = time.perf_counter()
     found, paper, settings = settings_of(name, given)
+    row |= {"image_size": settings.image_size, "batch": settings.batch_size, "compiled_ms": {}, "top_costs": []}
+    row["stages"] = {"building": 0.0}  # seconds after which each began
     teacher, source = teacher_of(settings, given.weights) if found.needs_teacher else (None, "none")
     teacher = teacher.to(device) if teacher is not None else None
     row["teacher"] = f"{settings.teacher} ({source})" if teacher is not None else "none"
-    row |= {"image_size": settings.image_size, "batch": settings.batch_size, "compiled_ms": {}, "top_costs": []}
     side = given.size or 256
     normal = torch.rand(IMAGES, 3, side, side, device=device)
-    method = found.build(settings, teacher, device)
-    step, whole = step_seconds(method, normal, device, given.drawers, began + FITTING * seconds)
-    row |= {"step_ms": 1000 * step, "fit_seconds": time.perf_counter() - began}
-    if not whole:  # what follows the last step is part of what scores
-        method = found.build(replace(settings, steps=1), teacher, device)
-        method.fit(normal[: max(2, settings.batch_size)])
-    scoring(method, normal, device, row, began + COSTS * seconds)
+    method = fitted(found, settings, teacher, normal, given.drawers, row, share, began)
+    row["stages"]["scoring"] = time.perf_counter() - began
+    rest = (COSTS - STOPPED) * share.seconds  # also where fitting took longer than it should
+    scoring(method, normal, device, row, max(began + COSTS * share.seconds, time.perf_counter() + rest))
+    step = row["step_ms"] / 1000
     row["projected_hours"] = projected_hours(paper, step, row["images_per_second"], given.seeds)
     for mode in given.compiled:
         compiled = compiled_step_seconds(found, settings, teacher, normal, mode, given.drawers)
@@ -165,6 +195,28 @@ def measure(name: str, given: argparse.Namespace, device: torch.device, row: dic
             row["compiled_step_ms"] = 1000 * plain_step_seconds(settings, teacher, device, given.steps, compiled=True)
     if given.costs:
         row["top_costs"] = top_costs(lambda: method.fit(normal[: settings.batch_size]), device)
+
+
+def fitted(
+    found: Any, settings: Any, teacher: Any, normal: Tensor, drawers: int, row: dict[str, Any], share: Share,
+    began: float,
+) -> Any:  # fmt: skip
+    """A method that scores, its step's time in `row`. One whose fit lasts is stopped, so that it can be scored, too."""
+    device, marks, whole = normal.device, Marks(), False
+    method = found.build(settings, teacher, device)
+    row["stages"]["fitting"] = time.perf_counter() - began
+    latest = began + share.most - (1 - STOPPED) * share.seconds
+    try:
+        with limited(latest - time.perf_counter()):
+            whole = timed_fit(method, normal, device, drawers, marks, began + FITTING * share.seconds)
+    except OutOfTime:
+        row["stopped"] = f"its fit was stopped after {time.perf_counter() - began:.1f} s"
+    finally:
+        row["step_ms"] = 1000 * median_step(marks)
+    if not whole:  # what follows the last step is part of what scores
+        method = found.build(replace(settings, steps=1), teacher, device)
+        method.fit(normal[: max(2, settings.batch_size)])
+    return method
 
 
 def scoring(method: Any, normal: Tensor, device: torch.device, row: dict[str, Any], ends: float) -> None:
@@ -197,8 +249,9 @@ def scoring(method: Any, normal: Tensor, device: torch.device, row: dict[str, An
 
 def compiled_step_seconds(found: Any, settings: Any, teacher: Any, normal: Tensor, mode: str, drawers: int) -> float:
     """Median seconds of a step with the student compiled; compiling itself falls on the warm steps."""
-    method = found.build(replace(settings, compiled=mode), teacher, normal.device)
-    return step_seconds(method, normal, normal.device, drawers, float("inf"))[0]
+    method, marks = found.build(replace(settings, compiled=mode), teacher, normal.device), Marks()
+    timed_fit(method, normal, normal.device, drawers, marks, float("inf"))
+    return median_step(marks)
 
 
 def projected_hours(paper: Any, step: float, images_per_second: float, seeds: int) -> float:
@@ -219,18 +272,33 @@ class OutOfTime(BaseException):
 
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Raise OutOfTime inside once so many seconds are over; at once if none are left."""
+    """Raise OutOfTime inside once so many seconds are over; at once if none are left. A limit around it still holds."""
 
     def stop(number: int, frame: object) -> None:
         raise OutOfTime("out of time")
 
+    began, outer = time.perf_counter(), signal.getitimer(signal.ITIMER_REAL)[0]
     before = signal.signal(signal.SIGALRM, stop)
     try:
-        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
+        signal.setitimer(signal.ITIMER_REAL, max(min(seconds, outer or seconds), 1e-6))
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if outer:
+            signal.setitimer(signal.ITIMER_REAL, max(outer - (time.perf_counter() - began), 1e-6))
+
+
+def start(names: Sequence[str], device: torch.device) -> None:
+    """What is done once for all methods: their imports, and the start of CUDA and its libraries."""
+    for name in names:
+        with suppress(Exception):  # whoever cannot be imported is measured, too, and its row says why
+            entry(name.partition("@")[0])
+    if device.type == "cuda":
+        images = torch.rand(2, 4, 16, 16, device=device)
+        network = torch.nn.Conv2d(4, 4, 3, device=device)
+        (network(images).flatten(1) @ images.flatten(1)[:, :784].T).sum().backward()
+        torch.cuda.synchronize(device)
 
 
 def measured(names: Sequence[str], given: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
@@ -238,17 +306,27 @@ def measured(names: Sequence[str], given: argparse.Namespace, device: torch.devi
     ends = BEGAN + given.seconds
     for place, name in enumerate(names):
         left = ends - time.perf_counter()
-        share = left / (len(names) - place)
-        row: dict[str, Any] = {"method": name, **dict.fromkeys(FIGURES, UNKNOWN)}
-        try:
-            with limited(min(OVERDUE * share, left - LEAST * share * (len(names) - place - 1))):
-                measure(name, given, device, row, share)
-        except OutOfTime as problem:
-            row["problem"] = str(problem)
-        except Exception as problem:  # a method that fails must not take the others' figures with it
-            text = " ".join(f"{type(problem).__name__}: {problem}".split())
-            row["problem"] = text[:500]
+        share = share_of(left, len(names) - place, given.least)
+        if share is None and left > 0 and not place and not given.after:  # better a part of one than nothing at all
+            share = Share(left, left)
+        row: dict[str, Any] = {"method": name, **dict.fromkeys(FIGURES, UNKNOWN), "teacher": "–"}
+        row |= {"problem": NOT_BEGUN} if share is None else problem_of(name, given, device, row, share)
         yield row
+
+
+def problem_of(
+    name: str, given: argparse.Namespace, device: torch.device, row: dict[str, Any], share: Share
+) -> dict[str, str]:
+    """Measure one method into `row`; what kept it from being measured whole."""
+    try:
+        with limited(share.most):
+            measure(name, given, device, row, share)
+    except OutOfTime as problem:
+        return {"problem": f"{problem} while {list(row.get('stages', ['beginning']))[-1]}"}
+    except Exception as problem:  # a method that fails must not take the others' figures with it
+        text = " ".join(f"{type(problem).__name__}: {problem}".split())
+        return {"problem": text[:500]}
+    return {"problem": row["stopped"]} if "stopped" in row else {}
 
 
 def loses_gpu(problem: str) -> bool:
@@ -286,6 +364,8 @@ def table(rows: Sequence[Mapping[str, Any]], seeds: int) -> str:
     every = sum("@" not in row["method"] for row in rows)
     lines.append(f"\n{len(done)} of {every} methods, 15 categories x {seeds} seeds: {hours:.1f} h")
     lines += [line for row in rows for line in notes(row)]
+    never = [row["method"] for row in rows if row.get("problem") == NOT_BEGUN]
+    lines += [f"{NOT_BEGUN}, as too little time was left: {', '.join(never)}"] if never else []
     return "\n".join(lines)
 
 
@@ -297,7 +377,7 @@ def shown(value: float, digits: int) -> str:
 def notes(row: Mapping[str, Any]) -> list[str]:
     """What a row says beside the table."""
     name, step = row["method"], row["step_ms"]
-    found = [f"{name}: not all measured: {row['problem']}"] if "problem" in row else []
+    found = [f"{name}: not all measured: {row['problem']}"] if row.get("problem", NOT_BEGUN) != NOT_BEGUN else []
     found += [
         f"{name} step with compiled={mode}: {taken:.2f} ms, {step / taken:.2f}x as fast"
         for mode, taken in row.get("compiled_ms", {}).items()
@@ -322,8 +402,16 @@ def write(out: Path, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any
 
 
 def every_method() -> list[str]:
-    """STFPM in both precisions first: its figures are asked for most."""
-    return ["stfpm", "stfpm@fp16", *(name for name in METHODS if name not in ("pixel_mean", "stfpm"))]
+    """Every method, FIRST first and LAST last."""
+    others = [name for name in METHODS if name not in (*FIRST, *LAST, "pixel_mean")]
+    return [*FIRST, *others, *LAST]
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    if not (found := float(text)) > 0:
+        raise ValueError
+    return found
 
 
 def arguments() -> argparse.Namespace:
@@ -335,6 +423,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, help="image side in place of the paper's")
     parser.add_argument("--steps", type=int, default=40, help="timed steps per method")
     parser.add_argument("--seconds", type=float, default=440.0, help="end after so long; what is left is named")
+    parser.add_argument("--least", type=positive, default=10.0, help="seconds that a method needs to be begun")
     parser.add_argument("--seeds", type=int, default=3, help="of the projection")
     parser.add_argument("--methods", nargs="*", default=every_method())
     parser.add_argument("--preset", choices=("paper", "standard", "quick"), default="paper")
@@ -358,9 +447,10 @@ def main() -> int:
     if given.drawers is None:
         given.drawers = drawers_beside(1) if device.type == "cuda" else 0
     machine = describe(given.device)
+    start(given.methods, device)
     print(
         f"{machine['device_name']}, torch {machine['torch']}, triton {machine['triton']}, "
-        f"{machine['threads']} threads, {given.drawers} drawers",
+        f"{machine['threads']} threads, {given.drawers} drawers, started in {time.perf_counter() - BEGAN:.1f} s",
         flush=True,
     )
     for row in measured(given.methods, given, device):
@@ -368,7 +458,8 @@ def main() -> int:
         if given.out:
             write(given.out, machine, rows, given.seeds)
         seconds = time.perf_counter() - BEGAN
-        print(f"{row['method']}: {row.get('problem', 'done')} ({seconds:.0f} s so far)", flush=True)
+        if row.get("problem") != NOT_BEGUN:  # the table names them
+            print(f"{row['method']}: {row.get('problem', 'done')} ({seconds:.0f} s so far)", flush=True)
         left = given.methods[len(rows) - before :]
         if given.out and left and loses_gpu(row.get("problem", "")):
             go_on(given, left)

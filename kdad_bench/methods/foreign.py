@@ -35,6 +35,57 @@ def go_to(folder: str) -> None:
         os.chdir(folder)
 
 
+# where torch keeps what float32 products and convolutions are rounded to; the general ones first, as the others go by
+# them. Not oneDNN's own general one: what is set there torch takes for that of all devices.
+BACKENDS: Any = torch.backends  # its stubs lack most of it
+PRECISIONS: tuple[Any, ...] = (
+    BACKENDS,
+    BACKENDS.cudnn,
+    BACKENDS.cuda.matmul,
+    BACKENDS.cudnn.conv,
+    BACKENDS.cudnn.rnn,
+    BACKENDS.mkldnn.matmul,
+    BACKENDS.mkldnn.conv,
+    BACKENDS.mkldnn.rnn,
+)
+
+
+def set_convolutions(tf32: bool) -> None:
+    """As torch said it before there were PRECISIONS."""
+    torch.backends.cudnn.allow_tf32 = tf32
+
+
+# the older ways to say the same, which torch keeps apart
+OLDER: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (lambda: torch.backends.cudnn.allow_tf32, set_convolutions),
+)
+
+
+def said(ask: Callable[[], Any]) -> Any:
+    """None where torch refuses to tell, as PRECISIONS contradict it."""
+    try:
+        return ask()
+    except RuntimeError:
+        return None
+
+
+def precision() -> tuple[tuple[Any, ...], tuple[str, ...]]:
+    """OLDER and PRECISIONS as they are."""
+    return tuple(said(ask) for ask, _ in OLDER), tuple(one.fp32_precision for one in PRECISIONS)
+
+
+def set_precision(kept: tuple[tuple[Any, ...], tuple[str, ...]]) -> None:
+    """The same once more. OLDER first: they set some of PRECISIONS, too."""
+    for (_, put), value in zip(OLDER, kept[0], strict=True):
+        if value is not None:
+            put(value)
+    for where, value in zip(PRECISIONS, kept[1], strict=True):
+        for setting in ("none", value):  # "none" goes by the general one
+            if where.fp32_precision != value:
+                where.fp32_precision = setting
+
+
 # what a method shares with whatever runs beside it -> how it is asked for, and put back
 SHARED: Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "torch's random state": (
@@ -47,10 +98,10 @@ SHARED: Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "torch's threads": (torch.get_num_threads, torch.set_num_threads),
     "whether gradients are kept": (torch.is_grad_enabled, torch.set_grad_enabled),
     "whether algorithms are deterministic": (
-        torch.are_deterministic_algorithms_enabled,
-        torch.use_deterministic_algorithms,
+        torch.get_deterministic_debug_mode,  # with whether it only warns
+        torch.set_deterministic_debug_mode,
     ),
-    "the precision of products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "the precision of products": (precision, set_precision),
     "the current folder": (current_folder, go_to),
     "environment variables": (lambda: dict(os.environ), set_environment),
 }
