@@ -130,7 +130,7 @@ def what_does_not_end_shows_what_it_has() -> None:
     assert all(row["latency_ms"] > 0 and row["throughput"] for row in rows)
     assert [row["step_ms"] == row["step_ms"] for row in rows] == [False, True, True]
     assert [row.get("problem", "").startswith("its fit was stopped after") for row in rows] == [True, True, False]
-    assert [list(row["stages"]) for row in rows] == [["building", "fitting", "scoring"]] * 3
+    assert [list(row["stages"]) for row in rows] == [["building", "fitting", "scoring", "comparing"]] * 3
     assert "| silent | none | 8 | 2 | – | 0." in methods.table(rows, 3)
 
 
