@@ -60,6 +60,9 @@ def test_the_tables_of_the_pages_are_those_of_the_rows_beside_them() -> None:
         assert "STFPM" in tables["ranking"]
     page = (ROOT / "docs" / "real-data.md").read_text(encoding="utf-8")
     assert refreshed(page, tables, place) == page
+    page = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    assert refreshed(page, sections(store.read(ROOT / "docs/results/gpu")), "docs/results/gpu") == page
+    assert "H100" in page.partition("leaderboard begin")[2]
 
 
 def test_a_method_with_real_rows_shows_them_on_its_own_page_and_they_are_those_of_the_rows() -> None:

@@ -8,6 +8,7 @@ GPU, or that hands it numbers of the CPU, cannot be recorded: it goes on as it d
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import warnings
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from kdad_bench.harness.windows import Windowed
+from kdad_bench.kernels import torch_path
 from kdad_bench.methods.protocol import Fitting, Method, Scores
 
 SWITCH = "KDAD_GRAPHS"
@@ -26,6 +28,10 @@ ON = {"cuda"}
 OURS = "kdad_bench."  # code of others may keep count of its calls
 MOST = 16  # graphs of a method: each keeps what its call wrote
 CLOSE = 1e-3  # of the largest value: kernels that add in any order differ by rounding, a stale number by more
+WAITED = "called a synchronizing CUDA operation"  # as torch warns
+_recording = threading.RLock()  # torch's debug mode and Python's filters of warnings are one for all threads
+_launching = threading.Lock()
+_last: dict[torch.device, Any] = {}  # the stream of the last recording that was launched
 
 
 def wanted(device: str | torch.device) -> bool:
@@ -60,34 +66,69 @@ class Replay:
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(images.device), torch.cuda.graph(self.graph, pool, capture_error_mode="thread_local"):
             self.answer = call(self.images)
-        self.graph.replay()
+        self.tables = gc.get_referents(torch_path.blur_matrix)  # read at each launch: its cache may forget them
+        with in_turn(images.device):
+            self.graph.replay()
         if not alike(expected, self.answer):
             raise RuntimeError("the recorded launches answer otherwise")
 
     def __call__(self, images: Tensor) -> Any:
         """The answer to `images`, of the shape that was recorded; the next call writes over it."""
-        self.images.copy_(images)
-        self.graph.replay()
+        with in_turn(images.device):
+            self.images.copy_(images)
+            self.graph.replay()
         return self.answer
 
 
 @contextmanager
-def no_waiting() -> Iterator[None]:
-    """Inside, what waits for the GPU raises RuntimeError: found before a recording that it would break off."""
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that this does not find everything: a recording then breaks off
-        torch.cuda.set_sync_debug_mode("error")
-    try:
+def in_turn(device: torch.device) -> Iterator[None]:
+    """Inside, what is launched waits for the last recording on another stream: they share memory to work in."""
+    with _launching:
+        stream = torch.cuda.current_stream(device)
+        last = _last.get(device)
+        if last is not None and last.cuda_stream != stream.cuda_stream:
+            stream.wait_stream(last)
+        _last[device] = stream
         yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Raises RuntimeError if this thread waited for the GPU inside: found before a recording that it would break off.
+
+    Torch is asked for warnings, not for errors: other threads, which may wait, would be given the errors too.
+    """
+    before, waits = torch.cuda.get_sync_debug_mode(), list[str]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = listening(waits, warnings.showwarning)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    if waits:  # torch does not find everything: a recording then breaks off
+        raise RuntimeError(waits[0])
+
+
+def listening(waits: list[str], show: Callable[..., None]) -> Callable[..., None]:
+    """A `showwarning` that adds to `waits` where this thread waits, and leaves to `show` what is not about that."""
+    mine = threading.get_ident()
+
+    def heard(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        own = threading.get_ident() == mine
+        if own and WAITED in str(message):
+            waits.append(str(message))
+        elif WAITED not in str(message) and not (own and issubclass(category, UserWarning)):
+            show(message, category, *place, **more)
+
+    return heard
 
 
 def alike(expected: Any, found: Any) -> bool:
     """Whether two answers of one call are the same up to rounding: tensors, or tuples and lists of such."""
     if isinstance(expected, Tensor):
-        bound = CLOSE * float(expected.abs().max()) if expected.numel() else 0.0
+        bound = CLOSE * float(expected.nan_to_num(0.0, 0.0, 0.0).abs().max()) if expected.numel() else 0.0
         return bool(torch.allclose(found, expected, rtol=CLOSE, atol=bound, equal_nan=True))
     return len(expected) == len(found) and all(map(alike, expected, found))
 
@@ -101,6 +142,8 @@ class Graphed:
         self.module: nn.Module = inner.module
         self.kept: dict[Any, Replay | None] = {}  # call -> its recording, None where it cannot be recorded
         self.seen: set[Any] = set()
+        self.made: list[str] = []  # the call of each recording, those of before that were given up too
+        self.most = MOST
         self.pool: Any = None  # the memory of all recordings: what lies there between two calls is an answer
         self.lock = threading.Lock()  # the tensors of a recording are one for all threads
 
@@ -109,8 +152,8 @@ class Graphed:
 
     def fit(self, normal: Tensor, fitting: Fitting | None = None) -> None:
         """As the method; what was recorded is forgotten."""
-        self.kept.clear()
-        self.seen.clear()
+        with self.lock:
+            self.kept, self.seen, self.made, self.pool = {}, set(), [], None
         self.inner.fit(normal, fitting or Fitting())
 
     def score(self, images: Tensor) -> Scores:
@@ -120,7 +163,8 @@ class Graphed:
             if replay is not None:
                 with repeating():
                     return Scores(*(value.clone() for value in replay(images)))
-        return self.inner.score(images)
+        scores: Scores = self.unrecorded("score", images)
+        return scores
 
     def networks(self, images: Tensor) -> object:
         """As the method; the next call may write over what it returns."""
@@ -130,11 +174,22 @@ class Graphed:
                 with repeating():
                     answer: object = replay(images)
                     return answer
-        return self.inner.networks(images)
+        return self.unrecorded("networks", images)
+
+    def unrecorded(self, call: str, images: Tensor) -> Any:
+        """The call as it is; once more, and no recording ever after, if the recordings took the memory for it."""
+        try:
+            return getattr(self.inner, call)(images)
+        except torch.OutOfMemoryError:
+            with self.lock:
+                if not any(self.kept.values()):
+                    raise
+                self.kept, self.pool, self.most = {}, None, 0
+        return getattr(self.inner, call)(images)
 
     def recorded(self, call: str) -> int:
-        """How many recordings of `call` there are."""
-        return sum(key[0] == call and made is not None for key, made in self.kept.items())
+        """How many recordings of `call` were made."""
+        return self.made.count(call)
 
     def replay(self, call: str, images: Tensor) -> Replay | None:
         """What was recorded of `call` for such images; recorded now if they come for the second time."""
@@ -144,19 +199,22 @@ class Graphed:
         key = (call, images.shape, images.stride(), images.dtype, images.device, stream, autocast_of(images))
         if key in self.kept:
             return self.kept[key]
-        if key not in self.seen or len(self.kept) >= MOST:
+        if key not in self.seen or len(self.kept) >= self.most:
             self.seen.add(key)
             return None
-        self.kept[key] = self.record(getattr(self.inner, call), images)
-        return self.kept[key]
+        made = self.kept[key] = self.record(getattr(self.inner, call), images)
+        self.made += [] if made is None else [call]
+        return made
 
     def record(self, call: Callable[[Tensor], Any], images: Tensor) -> Replay | None:
         """`call` recorded; None where that cannot be."""
         try:
             self.pool = self.pool or torch.cuda.graph_pool_handle()
-            with repeating():
+            with _recording, repeating():
                 return Replay(call, images, self.pool)
         except Exception:  # the call itself says what is wrong with it, if anything
+            if not any(self.kept.values()):
+                self.pool = None  # torch takes no pool again that its last recording left
             return None
 
 

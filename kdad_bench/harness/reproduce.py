@@ -162,8 +162,9 @@ def options_of(row: Mapping[str, Any], place: str, asked: Asked) -> RunOptions:
         raise SelectionError(f"there is no method {error} here; name its file with --method") from error
     unsaid = {*NOT_SETTINGS, method.modality_setting, *([] if method.needs_teacher else ["teacher"])}
     settings = {name: _plain(value) for name, value in identity["settings"].items() if name not in unsaid}
-    if settings.get("steps") is not None:  # the epochs beside them rule nothing, and two budgets are refused
-        settings.pop("epochs", None)
+    beside = {}
+    if settings.get("steps") is not None and "epochs" in settings:  # they rule nothing, but are part of the id
+        beside["epochs"] = settings.pop("epochs")  # said in one place with the steps, they would be a second budget
     return options_from({
         "methods": ((row["method"], row["variant"] or ""),),
         "datasets": (place,),
@@ -175,6 +176,7 @@ def options_of(row: Mapping[str, Any], place: str, asked: Asked) -> RunOptions:
         "out": asked.out,
         "resolution": row["resolution"],
         "modality": row["modality"],
+        "settings": beside,
         "method_settings": {row["method"]: settings},
         "all_weights": asked.weights,
         "train_images": (row["k_shot"],),

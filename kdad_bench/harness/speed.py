@@ -65,9 +65,14 @@ def measure(job: Job, covers: Sequence[str] = ()) -> Measurement:
 
 def by_graphs(method: Method) -> str:
     """What is to be said of a method whose calls were timed as CUDA graphs; nothing if none was."""
-    inner = getattr(method, "inner", None) if isinstance(method, Windowed) else method
-    count = inner.recorded("score") if isinstance(inner, Graphed) else 0
-    return f"; scored by CUDA graphs, recorded for {count} batch sizes" if count else ""
+    inner = method.inner if isinstance(method, Windowed) else method
+    if not isinstance(inner, Graphed):
+        return ""
+    count, networks = inner.recorded("score"), inner.recorded("networks") > 0
+    if not count:
+        return "; the networks alone by CUDA graphs" if networks else ""
+    said = f"; scored by CUDA graphs, recorded for {count} batch sizes"
+    return said if networks else f"{said}; the networks alone without"
 
 
 def openmp() -> dict[str, str]:

@@ -109,7 +109,9 @@ def embedding(taps: Taps, parts: Taps) -> Tensor:
     """The channels `parts` of each tap in a row [N, D, h, w] at the finest tap; a deeper pixel covers several."""
     height, width = taps[0].shape[-2:]
     found = [
-        F.interpolate(tap[:, mine], (height, width), mode="nearest") for tap, mine in zip(taps, parts, strict=True)
+        F.interpolate(tap[:, mine], (height, width), mode="nearest")
+        for tap, mine in zip(taps, parts, strict=True)
+        if len(mine)  # of no channels nothing can be resized
     ]
     return torch.cat(found, 1)
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import pickle
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +29,7 @@ from kdad_bench.harness.speed import by_graphs
 from kdad_bench.harness.speed_key import configuration
 from kdad_bench.harness.view import View
 from kdad_bench.harness.windows import Windowed
+from kdad_bench.kernels import gaussian_blur, torch_path
 from kdad_bench.methods import entry
 from kdad_bench.methods.backbones import build
 from kdad_bench.methods.protocol import Scores
@@ -70,6 +73,23 @@ def capture(recorder: Recorder, pool: object, **options: Any) -> Iterator[None]:
         yield
 
 
+MODE: list[Any] = [0]  # torch's debug mode, one for all threads
+
+
+def waited() -> None:
+    """As torch does where a thread waits for the GPU."""
+    if MODE[0] == "error":
+        raise RuntimeError(graphs.WAITED)
+    if MODE[0] == "warn":
+        warnings.warn(graphs.WAITED, UserWarning, stacklevel=2)
+
+
+def others_turn(work: Callable[[], None]) -> None:
+    """Another thread does `work` now; what it raises is raised here."""
+    with ThreadPoolExecutor(1) as other:
+        other.submit(work).result()
+
+
 @pytest.fixture
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let CUDA's graphs be those above."""
@@ -78,7 +98,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "ON", {"cpu"})
     for name, stand_in in {
         "CUDAGraph": Recorder, "graph": capture, "graph_pool_handle": object, "synchronize": lambda device: None,
-        "get_sync_debug_mode": lambda: 0, "set_sync_debug_mode": lambda mode: None,
+        "get_sync_debug_mode": lambda: MODE[0], "set_sync_debug_mode": lambda mode: MODE.__setitem__(0, mode),
         "current_stream": lambda device: SimpleNamespace(cuda_stream=0), "device": lambda device: torch.no_grad(),
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, stand_in)
@@ -113,6 +133,14 @@ class Plain:
             maps = maps * float(images.amax())
         if self.kind == "fails" and self.calls > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
+        if self.kind == "blurs":
+            maps = gaussian_blur(maps, 2.0)
+        if self.kind == "waits":
+            waited()
+        if self.kind == "tells":
+            warnings.warn("something else", UserWarning, stacklevel=2)
+        if self.kind == "meets":
+            others_turn(waited)
         if self.kind == "counts":
             maps = maps * self.calls
         return Scores(maps.amax((1, 2)), maps)
@@ -253,9 +281,17 @@ def test_a_measurement_says_that_it_was_made_by_graphs() -> None:
     method: Any = Plain()
     seen: Any = graphed(Windowed(method, View(tile=32), 64), CPU)
     assert [by_graphs(one) for one in (method, seen)] == ["", ""]
+    for call, said in {
+        "networks": "; the networks alone by CUDA graphs",
+        "score": "; scored by CUDA graphs, recorded for 1 batch sizes",
+    }.items():
+        for _ in range(2):
+            getattr(seen.inner, call)(images(1))
+        assert by_graphs(seen) == by_graphs(seen.inner) == said
+    other: Any = Graphed(method)
     for _ in range(2):
-        seen.inner.score(images(1))
-    assert by_graphs(seen) == by_graphs(seen.inner) == "; scored by CUDA graphs, recorded for 1 batch sizes"
+        other.score(images(1))
+    assert by_graphs(other) == "; scored by CUDA graphs, recorded for 1 batch sizes; the networks alone without"
 
 
 def test_only_the_key_of_a_measurement_on_a_gpu_knows_of_graphs(
@@ -270,3 +306,66 @@ def test_only_the_key_of_a_measurement_on_a_gpu_knows_of_graphs(
     assert "graphs" not in str(on_a_gpu.identity)
     monkeypatch.setenv("KDAD_GRAPHS", "off")
     assert "graphs" not in configuration(on_a_gpu)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("kind", "recordings"), [("waits", 0), ("meets", 1), ("tells", 1)])
+def test_only_a_thread_that_records_must_not_wait(kind: str, recordings: int) -> None:
+    fast = Graphed(Plain(kind))  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if kind == "tells" else "error")
+        for k in range(3):
+            assert torch.equal(fast.score(images(1, k)).pixel, images(1, k).mean(1))
+    assert (fast.recorded("score"), MODE[0]) == (recordings, 0)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_a_recording_is_launched_after_the_last_one_on_another_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stream(SimpleNamespace):
+        def wait_stream(self, other: Stream) -> None:
+            waits.append((self.cuda_stream, other.cuda_stream))
+
+    here, waits = [Stream(cuda_stream=0)], list[tuple[int, int]]()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: here[0])
+    monkeypatch.setattr(graphs, "_last", {})
+    several = [Graphed(Plain()) for _ in range(2)]  # type: ignore[arg-type]
+    for number in (0, 0, 1, 1, 1, 0):
+        here[0] = Stream(cuda_stream=number)
+        for fast in several:
+            fast.score(images(1))
+    assert waits == [(1, 0), (0, 1)]
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_a_recording_keeps_the_tables_that_it_reads() -> None:
+    fast = Graphed(Plain("blurs"))  # type: ignore[arg-type]
+    torch_path.blur_matrix.cache_clear()
+    for _ in range(2):
+        fast.score(images(1))
+    (made,) = fast.kept.values()
+    torch_path.blur_matrix.cache_clear()  # as if many others had been made since
+    assert made is not None
+    assert [tuple(one.shape) for one in made.tables if isinstance(one, Tensor)] == [(64, 64)]
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_recordings_give_way_to_a_call_that_needs_their_memory() -> None:
+    class Large(Plain):
+        def score(self, images: Tensor) -> Scores:
+            if len(images) > 1 and any(fast.kept.values()):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().score(images)
+
+    fast = Graphed(Large())  # type: ignore[arg-type]
+    for count, kept in ((1, False), (1, True), (2, False), (1, False), (1, False)):
+        assert len(fast.score(images(count)).image) == count
+        assert any(fast.kept.values()) == kept
+    assert fast.pool is None
+    assert "recorded for 1 batch sizes" in by_graphs(fast)  # it was timed so
+
+
+def test_an_infinite_number_hides_no_stale_one() -> None:
+    wanted = torch.tensor([torch.inf, 1.0, 2.0])
+    assert graphs.alike(wanted, wanted.clone())
+    assert not graphs.alike(wanted, torch.tensor([torch.inf, 1.0, 3.0]))

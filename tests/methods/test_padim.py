@@ -43,8 +43,9 @@ def naive_embedding(features: tuple[Tensor, ...], channels: list[int]) -> np.nda
     return answer
 
 
-def test_the_embedding_is_the_chosen_channels_each_at_the_finest_tap() -> None:
-    features, channels = taps(1, 2), [0, 23, 24, 63, 64, 175]
+@pytest.mark.parametrize("channels", [[0, 23, 24, 63, 64, 175], [5], [30, 40], [64], [0, 175]])
+def test_the_embedding_is_the_chosen_channels_each_at_the_finest_tap(channels: list[int]) -> None:
+    features = taps(1, 2)
     found = embedding(features, by_tap(torch.tensor(channels), [24, 40, 112]))
     np.testing.assert_array_equal(found.numpy(), naive_embedding(features, channels).astype(np.float32))
 
