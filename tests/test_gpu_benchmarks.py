@@ -121,13 +121,16 @@ def what_does_not_end_shows_what_it_has() -> None:
     methods, found = script("methods"), argparse.Namespace(needs_teacher=False, build=StandIn)
     methods.settings_of = lambda name, given: (found, argparse.Namespace(), Standing(name))
     methods.BEGAN = time.perf_counter()
-    with methods.limited(1000.0):
+    limited, limits = methods.limited, list[float]()
+    methods.limited = lambda seconds: limits.append(seconds) or limited(seconds)
+    with limited(1000.0):
         rows = list(methods.measured(["silent", "hangs", "long"], given(seconds=4.5), torch.device("cpu")))
         assert 900.0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 1000.0  # a limit around another one still holds
+    assert all(fit < method - 0.2 for method, fit in zip(limits[::2], limits[1::2], strict=True))
     assert all(row["latency_ms"] > 0 and row["throughput"] for row in rows)
     assert [row["step_ms"] == row["step_ms"] for row in rows] == [False, True, True]
     assert [row.get("problem", "").startswith("its fit was stopped after") for row in rows] == [True, True, False]
-    assert [list(row["stages"]) for row in rows] == [["building", "fitting", "scoring"]] * 3
+    assert [list(row["stages"]) for row in rows] == [["building", "fitting", "scoring", "comparing"]] * 3
     assert "| silent | none | 8 | 2 | – | 0." in methods.table(rows, 3)
 
 
@@ -260,6 +263,40 @@ def test_a_method_that_loses_the_gpu_costs_the_others_nothing(tmp_path: Path, mo
     assert 7e3 < float(arguments[-4]) <= 8e3
     assert not methods.loses_gpu("OutOfMemoryError: CUDA out of memory")
     assert not methods.loses_gpu("ValueError: no weights")
+
+
+CODE = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   FADD R2, R2, R3 ;
+.L_x_0:
+        /*0020*/                   FMUL R2, R2, R3 ;
+        /*0030*/              @!P0 BRA `(.L_x_0) ;
+        /*0040*/               @P2 BRA `(.L_x_1) ;
+        /*0050*/                   EXIT ;
+.L_x_4:
+        /*0060*/                   BRA `(.L_x_4);
+"""
+
+
+def test_instructions_are_counted_as_often_as_the_loops_around_them_run() -> None:
+    instructions = script("instructions")
+    assert instructions.carried_out(CODE, [5, 3]) == 3 + 5 * (2 + 3 * 2)
+    with pytest.raises(ValueError, match="2 loops in the code in place of 1"):
+        instructions.carried_out(CODE, [5])
+
+
+def test_the_loops_of_every_launch_whose_instructions_are_counted_are_known() -> None:
+    instructions = script("instructions")
+    loops = [
+        [instructions.trips(launch) for launch in instructions.launches(*case)]
+        for case in instructions.CASES if case[3] == 32
+    ]  # fmt: skip
+    assert loops == [[[]], [[]], [[4, 3]], [[]]]  # of 64 x 96 fused values for a tile, 16 x 32 are made at a time
+    (launch,) = instructions.launches("product", None, (64, 64), 1)
+    assert instructions.trips(launch) == []  # four rows at a time, of four
+    rows = dataclasses.replace(launch, arguments=launch.arguments | {"BLOCK_Y": 16})
+    assert instructions.trips(rows) == [4]
 
 
 @pytest.fixture

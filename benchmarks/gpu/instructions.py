@@ -2,8 +2,8 @@
 
     python benchmarks/gpu/instructions.py [--arch 90]
 
-Counted in the disassembly by Triton's own nvdisasm. The one loop here is that over pieces of a fused map; what
-lies in it is counted as often as it runs. The way of a tile with a NaN, sample by sample, is left out.
+Counted in the disassembly by Triton's own nvdisasm. What lies in a loop, over pieces of a map or of a fused one, is
+counted as often as that runs. The way of a tile with a NaN, sample by sample, is left out.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import re
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from kdad_bench.kernels import compile_check, triton_fusion, triton_path
+from kdad_bench.kernels import compile_check, fusion_kernels, triton_fusion, triton_path
 
 NVDISASM = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
 CASES = (  # rule, sigma, size at which maps are fused, images
@@ -42,10 +43,15 @@ def launches(mode: str, sigma: float | None, middle: tuple[int, int] | None, bat
     return log
 
 
-def repeats(launch: compile_check.Launch) -> int:
-    """How often the loop over pieces of the fused map runs."""
-    rows, columns, piece_rows, piece_columns, *_ = launch.arguments.get("OUTER", (1, 1, 1, 1))
-    return int(rows * columns // (piece_rows * piece_columns))
+def trips(launch: compile_check.Launch) -> list[int]:
+    """How often each loop runs in the order of the code, an outer one before its inner one; once is no loop."""
+    given = launch.arguments
+    if launch.kernel is fusion_kernels.twofold_kernel and not given["TABLES"]:
+        every = [given["BLOCK_Y"] // fusion_kernels.FEW_ROWS.value]
+        return [times for times in every if times > 1]
+    tables = given.get("OUTER") or given.get("SHAPES") or ()  # six constants of `fusion_kernels.folded` for each map
+    every = (tables[at + way] // tables[at + 2 + way] for at in range(0, len(tables), 6) for way in (0, 1))
+    return [times for times in every if times > 1]
 
 
 def instructions(launch: compile_check.Launch, arch: int) -> int:
@@ -57,16 +63,31 @@ def instructions(launch: compile_check.Launch, arch: int) -> int:
         file.write(kernel.asm["cubin"])
         file.flush()
         done = subprocess.run([NVDISASM, "-c", file.name], capture_output=True, text=True, check=True)
+    return carried_out(done.stdout, trips(launch))
+
+
+def carried_out(disassembly: str, trips: Sequence[int]) -> int:
+    """Instructions of `disassembly`, each as often as the loops around it run.
+
+    Raises ValueError where it has other loops than are said: the compiler unrolled one, or knows more of them.
+    """
     code: list[str] = []
     places: dict[str, int] = {}
-    for line in done.stdout.splitlines():
+    for line in disassembly.splitlines():
         if found := re.search(r"/\*[0-9a-f]{4,}\*/\s+([^;]+);", line):
             code.append(found[1])
         elif found := re.match(r"\s*(\.L_x_\d+):", line):
             places[found[1]] = len(code)
     jumps = ((re.search(r"BRA.*(\.L_x_\d+)", one), at) for at, one in enumerate(code))
-    loops = [at + 1 - places[to[1]] for to, at in jumps if to and places[to[1]] < at]
-    return len(code) + (repeats(launch) - 1) * max(loops, default=0)
+    # a jump to itself is where every code ends
+    loops = sorted((places[to[1]], -at) for to, at in jumps if to and places[to[1]] < at)
+    if len(loops) != len(trips):
+        raise ValueError(f"{len(loops)} loops in the code in place of {len(trips)}")
+    times = [1] * len(code)
+    for (first, last), each in zip(loops, trips, strict=True):
+        for at in range(first, 1 - last):
+            times[at] *= each
+    return sum(times)
 
 
 def main() -> None:

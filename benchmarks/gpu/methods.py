@@ -186,6 +186,7 @@ def measure(name: str, given: argparse.Namespace, device: torch.device, row: dic
     scoring(method, normal, device, row, max(began + COSTS * share.seconds, time.perf_counter() + rest))
     step = row["step_ms"] / 1000
     row["projected_hours"] = projected_hours(paper, step, row["images_per_second"], given.seeds)
+    row["stages"]["comparing"] = time.perf_counter() - began
     for mode in given.compiled:
         compiled = compiled_step_seconds(found, settings, teacher, normal, mode, given.drawers)
         row["compiled_ms"][mode] = 1000 * compiled
