@@ -6,8 +6,6 @@ No distance matrix is ever held: a tile of it at most, from which a running mini
 from __future__ import annotations
 
 import importlib
-import os
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +23,7 @@ PAIRS = 1 << 17  # values of each side that are recomputed at a time: 1 MB of fl
 GPU_ROWS, GPU_COLUMNS, GPU_PAIRS = 4096, 16384, 1 << 24  # 256 MB of float32, 128 MB of float64
 LEAST = 1e-36  # float32 differences below this may be of numbers too small for it
 SUPPORTED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_broken: list[str] = []  # why the Triton kernel is not used any more; empty while it is
+OP = "nearest"  # among the ops whose Triton kernels may be broken
 
 
 def nearest(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
@@ -79,7 +77,7 @@ def check_finite(queries: Tensor, memory: Tensor) -> None:
 def _found(queries: Tensor, memory: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Squared distances float64 and indices, on the path of the device."""
     chosen = dispatch.path(queries.device)
-    if chosen == "triton" and queries.dtype != torch.float64 and not _broken:
+    if chosen == "triton" and queries.dtype != torch.float64 and OP not in dispatch.broken():
         found = _by_triton(queries, memory, k)
         if found is not None:
             return found
@@ -123,11 +121,9 @@ def _by_triton(queries: Tensor, memory: Tensor, k: int) -> tuple[Tensor, Tensor]
     except (torch.OutOfMemoryError, ValueError):
         raise
     except Exception as error:
-        if os.environ.get("KDAD_KERNELS") == "triton":
+        if dispatch.forced() == "triton":
             raise
-        _broken.append(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0] or 'no message'}")
-        text = f"the Triton kernel of nearest failed ({_broken[0]}); plain PyTorch is used from now on"
-        warnings.warn(text, RuntimeWarning, stacklevel=4)
+        dispatch.give_up(OP, error)
         return None
 
 

@@ -141,6 +141,23 @@ def least_kernel(
     tl.store(second_out + out, second, mask=here)
 
 
+@triton.jit
+def measured(queries, memory, query, other, here, c, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Squared distances in float64 of BLOCK_P pairs of rows, from the values themselves; 0 where not `here`.
+
+    The order of a sum depends on the width alone, so that equal rows are equally far.
+    """
+    total = tl.zeros((BLOCK_P, BLOCK_C), tl.float64)
+    for first in range(0, c, BLOCK_C):
+        channel = first + tl.arange(0, BLOCK_C)
+        inside = here[:, None] & (channel < c)[None, :]
+        q = tl.load(queries + query[:, None].to(tl.int64) * c + channel[None, :], mask=inside, other=0.0)
+        p = tl.load(memory + other[:, None].to(tl.int64) * c + channel[None, :], mask=inside, other=0.0)
+        difference = q.to(tl.float64) - p.to(tl.float64)
+        total += difference * difference
+    return tl.sum(total, axis=1)
+
+
 @triton.jit(do_not_specialize=["n", "splits"])
 def answer_kernel(
     queries, memory, lengths, best_in, index_in, second_in, state, distances, indices, limits, unclear,
@@ -169,15 +186,8 @@ def answer_kernel(
     limit = best + reach * reach * relative
     tl.store(limits + rows, limit, mask=here)
     clear = second > limit
-    total = tl.zeros((BLOCK_P, BLOCK_C), tl.float64)
-    for first in range(0, c, BLOCK_C):
-        channel = first + tl.arange(0, BLOCK_C)
-        inside = here[:, None] & (channel < c)[None, :]
-        q = tl.load(queries + rows[:, None].to(tl.int64) * c + channel[None, :], mask=inside, other=0.0)
-        p = tl.load(memory + index[:, None].to(tl.int64) * c + channel[None, :], mask=inside, other=0.0)
-        difference = q.to(tl.float64) - p.to(tl.float64)
-        total += difference * difference
-    tl.store(distances + rows, tl.where(clear, tl.sum(total, axis=1), float("inf")), mask=here)
+    distance = measured(queries, memory, rows, index, here, c, BLOCK_P, BLOCK_C)
+    tl.store(distances + rows, tl.where(clear, distance, float("inf")), mask=here)
     tl.store(indices + rows, tl.where(clear, index, FAR).to(tl.int64), mask=here)
     asked = here & (clear == 0)
     slot = tl.atomic_add(state + UNCLEAR + tl.zeros((BLOCK_P,), tl.int32), 1, mask=asked)
@@ -218,15 +228,7 @@ def closest_kernel(
     here = pair < min(tl.load(state + CANDIDATES), capacity)
     query = tl.load(row + pair, mask=here, other=0)
     other = tl.load(index + pair, mask=here, other=0)
-    total = tl.zeros((BLOCK_P, BLOCK_C), tl.float64)
-    for first in range(0, c, BLOCK_C):
-        channel = first + tl.arange(0, BLOCK_C)
-        inside = here[:, None] & (channel < c)[None, :]
-        q = tl.load(queries + query[:, None].to(tl.int64) * c + channel[None, :], mask=inside, other=0.0)
-        p = tl.load(memory + other[:, None].to(tl.int64) * c + channel[None, :], mask=inside, other=0.0)
-        difference = q.to(tl.float64) - p.to(tl.float64)
-        total += difference * difference
-    distance = tl.sum(total, axis=1).to(tl.int64, bitcast=True)
+    distance = measured(queries, memory, query, other, here, c, BLOCK_P, BLOCK_C).to(tl.int64, bitcast=True)
     tl.store(found + pair, distance, mask=here)
     tl.atomic_min(distances + query, distance, mask=here)
 
@@ -261,21 +263,11 @@ def pairs_kernel(
     queries, memory, row, index, out, n, m, c,
     EVERY: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Squared distances, in float64, of BLOCK_P of n pairs (row, index); EVERY: of all pairs with m rows, in order.
-
-    The order of a pair's sum depends on the width alone, so that equal rows are equally far.
-    """
+    """Squared distances, in float64, of BLOCK_P of n pairs (row, index); EVERY: of all pairs with m rows, in order."""
     pair = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     here = pair < n
     if EVERY:
         query, other = pair // m, pair % m
     else:
         query, other = tl.load(row + pair, mask=here, other=0), tl.load(index + pair, mask=here, other=0)
-    total = tl.zeros((BLOCK_P, BLOCK_C), tl.float64)
-    for first in range(0, c, BLOCK_C):
-        channel = first + tl.arange(0, BLOCK_C)
-        inside = here[:, None] & (channel < c)[None, :]
-        q = tl.load(queries + query[:, None] * c + channel[None, :], mask=inside, other=0.0).to(tl.float64)
-        p = tl.load(memory + other[:, None] * c + channel[None, :], mask=inside, other=0.0).to(tl.float64)
-        total += (q - p) * (q - p)
-    tl.store(out + pair, tl.sum(total, axis=1), mask=here)
+    tl.store(out + pair, measured(queries, memory, query, other, here, c, BLOCK_P, BLOCK_C), mask=here)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdad_bench.kernels import neighbours, neighbours_triton
+from kdad_bench.kernels import dispatch, neighbours, neighbours_triton
 from kdad_bench.kernels.neighbours import blocked, exhaustive, nearest
 from tests.kernels.guards import between_nans
 
@@ -334,8 +334,9 @@ def test_a_kernel_that_fails_is_replaced_with_one_warning(monkeypatch: pytest.Mo
         raise RuntimeError("PTXAS error\nand more")
 
     monkeypatch.delenv("KDAD_KERNELS", raising=False)
-    monkeypatch.setattr(neighbours, "_broken", [])
-    monkeypatch.setattr(neighbours.dispatch, "path", lambda device="cpu": "triton")
+    monkeypatch.setattr(dispatch, "_broken", {})
+    monkeypatch.setattr(dispatch, "_told", set())
+    monkeypatch.setattr(dispatch, "path", lambda device="cpu": "triton")
     monkeypatch.setattr(neighbours_triton, "nearest", fails)
     with pytest.warns(RuntimeWarning, match=r"nearest failed \(RuntimeError: PTXAS error\); plain PyTorch"):
         check(nearest, cloud(3, 4, 1), cloud(9, 4, 2))
