@@ -330,7 +330,10 @@ def test_a_setting_that_rounds_products_changes_no_answer(monkeypatch: pytest.Mo
 
 
 def test_a_kernel_that_fails_is_replaced_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: object) -> None:
+    calls = []
+
+    def fails(*given: object) -> None:
+        calls.append(given)
         raise RuntimeError("PTXAS error\nand more")
 
     monkeypatch.delenv("KDAD_KERNELS", raising=False)
@@ -341,3 +344,4 @@ def test_a_kernel_that_fails_is_replaced_with_one_warning(monkeypatch: pytest.Mo
     with pytest.warns(RuntimeWarning, match=r"nearest failed \(RuntimeError: PTXAS error\); plain PyTorch"):
         check(nearest, cloud(3, 4, 1), cloud(9, 4, 2))
     check(nearest, cloud(3, 4, 1), cloud(9, 4, 2))
+    assert len(calls) == 1
