@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # triton warns when it i
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the test workers share the cores: more threads only wait
 SIDE = 64
+LIBRARIES = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")  # what pytest and torch set for themselves
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,6 +30,44 @@ def pytest_configure(config: pytest.Config) -> None:
     if "KDAD_CACHE" not in os.environ:
         os.environ["KDAD_CACHE"] = folder = tempfile.mkdtemp(prefix="kdad-cache-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_set() -> Iterator[None]:
+    """A test that leaves to the next what it set fails; else the order of the tests decides which of them pass."""
+    from kdad_bench.methods.foreign import process_as_it_was
+
+    random = [f"{whose} random state" for whose in ("torch's", "numpy's", "Python's")]
+    before = variables()
+    with process_as_it_was(but=[*random, "environment variables"]) as moved:
+        yield
+    changed = sorted({name for name, _ in before.items() ^ variables().items()})
+    for name in changed:
+        if name in before:
+            os.environ[name] = before[name]
+        else:
+            del os.environ[name]
+    assert not moved + changed, f"left changed: {', '.join(moved + changed)}"
+
+
+def variables() -> dict[str, str]:
+    """The environment, but for what libraries keep there."""
+    return {name: value for name, value in os.environ.items() if name not in LIBRARIES}
+
+
+@pytest.fixture
+def precision_as_it_was() -> Iterator[None]:
+    """What torch rounds float32 products and convolutions to, put back in every way that it can be said."""
+    import torch
+
+    backends = ("generic", "all"), ("cuda", "all"), ("mkldnn", "all")
+    operations = [(backend, what) for backend in ("cuda", "mkldnn") for what in ("matmul", "conv", "rnn")]
+    before = {place: torch._C._get_fp32_precision_getter(*place) for place in (*backends, *operations)}
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+    for place, setting in before.items():
+        torch._C._set_fp32_precision_setter(*place, setting)
 
 
 def draw(rng: np.random.Generator, defect: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -11,20 +9,15 @@ from kdad_bench.harness import environment
 from kdad_bench.kernels import float32, nearest, neighbours
 
 GPU = torch.device("cuda", 0)
-BACKENDS = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul)
+
+
+pytestmark = pytest.mark.usefixtures("precision_as_it_was")
 
 
 @pytest.fixture(autouse=True)
-def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A GPU that knows TF32, and torch's settings put back."""
+def a_gpu_that_knows_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(float32.OVERRIDE, raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    before = [backend.fp32_precision for backend in BACKENDS]
-    yield
-    for backend, setting in zip(BACKENDS, before, strict=True):
-        backend.fp32_precision = setting
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = True
 
 
 def both() -> tuple[str, str]:

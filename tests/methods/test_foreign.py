@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from kdad_bench.methods.foreign import SHARED, guarded, process_as_it_was
+
+pytestmark = pytest.mark.usefixtures("precision_as_it_was")
 
 
 def test_prints_go_to_stderr_and_whoever_closes_stdout_closes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,16 +79,6 @@ WAYS: dict[str, Callable[[], object]] = {
     "oneDNN, by all": new(BACKENDS.mkldnn, "bf16"),
 }
 CONTRADICTING = ("all tf32", "CUDA products tf32", "oneDNN products bf16")  # of which the older ways know nothing
-
-
-@pytest.fixture(autouse=True)
-def as_it_was() -> Iterator[None]:
-    before = kept()
-    yield
-    torch.set_float32_matmul_precision("highest")
-    BACKENDS.cudnn.allow_tf32 = True
-    for place, setting in before.items():
-        torch._C._set_fp32_precision_setter(*place, setting)
 
 
 @pytest.mark.parametrize("inside", WAYS)
