@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 PATHS = ("reference", "torch", "cpp", "triton")
 SUPPORTED = (torch.float32, torch.float16, torch.bfloat16)
+T = TypeVar("T")
 _broken: dict[str, str] = {}  # op -> why its Triton kernel is not used any more
 _told: set[str] = set()
 
@@ -112,19 +113,30 @@ class Replacing:
     def run(op: str, *arguments: Any) -> Any:
         """Run `op` by Triton, or by PyTorch if Triton's failed, now or before; lack of memory is no failure."""
         if op not in _broken:
-            try:
-                return getattr(implementation("triton"), op)(*arguments)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:
-                give_up(op, error)
+            made = attempted(op, getattr(implementation("triton"), op), *arguments)
+            if made is not None:
+                return made
         return getattr(implementation("torch"), op)(*arguments)
 
 
-def give_up(op: str, error: Exception) -> None:
-    """Use PyTorch for `op` from now on; one warning says why."""
-    _broken[op] = f"{type(error).__name__}: {first_line(str(error))}"
-    tell(f"the Triton kernel of {op} failed ({_broken[op]}); plain PyTorch is used from now on")
+def attempted(op: str, call: Callable[..., T], *arguments: Any, meant: tuple[type[Exception], ...] = ()) -> T | None:
+    """What `call`, the Triton kernel of `op`, answers. None if it fails: PyTorch is for `op` then, now and later.
+
+    One warning says why. Lack of memory is no failure, nor are errors that are `meant` for the caller; where Triton is
+    forced, every error is raised.
+    """
+    try:
+        return call(*arguments)
+    except torch.OutOfMemoryError:
+        raise
+    except meant:
+        raise
+    except Exception as error:
+        if forced() == "triton":
+            raise
+        _broken[op] = f"{type(error).__name__}: {first_line(str(error))}"
+        tell(f"the Triton kernel of {op} failed ({_broken[op]}); plain PyTorch is used from now on")
+        return None
 
 
 def first_line(message: str) -> str:

@@ -6,6 +6,7 @@ No distance matrix is ever held: a tile of it at most, from which a running mini
 from __future__ import annotations
 
 import importlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,7 @@ def nearest(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor
     Returns: squared distances [N, k] float32 (float64 for float64), indices [N, k] int64. Not differentiable.
 
     Raises: ValueError for other ranks, widths, dtypes or devices that differ, an empty memory, vectors without values,
-    a k outside 1..M, and values that are not finite.
+    a k outside 1..M, values that are not finite, and float64 ones whose squared distances are not.
     """
     if not plain(queries, memory):
         traced: tuple[Tensor, Tensor] = torch.ops.kdad.nearest(queries, memory, k)
@@ -51,6 +52,8 @@ def nearest(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor
         return queries.new_empty(0, k, dtype=answer), queries.new_empty(0, k, dtype=torch.int64)
     with torch.no_grad():
         squared, indices = _found(queries, memory, k)
+    if answer == torch.float64 and not bool(squared.isfinite().all()):
+        raise NoNearest("queries and memory are too far apart: their squared distances are beyond float64")
     return squared.to(answer), indices
 
 
@@ -67,18 +70,25 @@ def _check(queries: Tensor, memory: Tensor, k: int) -> None:
         raise ValueError(f"k must be from 1 to the {len(memory)} rows of the memory; got {k}")
 
 
+class NoNearest(ValueError):
+    """The values have no nearest rows."""
+
+
 def check_finite(queries: Tensor, memory: Tensor) -> None:
-    """ValueError for values that are not finite."""
+    """NoNearest for values that are not finite."""
     for name, values in (("queries", queries), ("memory", memory)):
         if len(values) and not all(bool(end.isfinite()) for end in torch.aminmax(values)):  # NaN is passed on
-            raise ValueError(f"{name} hold NaN or infinity: they have no nearest row")
+            raise NoNearest(f"{name} hold NaN or infinity: they have no nearest row")
 
 
 def _found(queries: Tensor, memory: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Squared distances float64 and indices, on the path of the device."""
     chosen = dispatch.path(queries.device)
     if chosen == "triton" and queries.dtype != torch.float64 and OP not in dispatch.broken():
-        found = _by_triton(queries, memory, k)
+        kernels = importlib.import_module("kdad_bench.kernels.neighbours_triton")  # imports triton: only when used
+        found: tuple[Tensor, Tensor] | None = dispatch.attempted(
+            OP, kernels.nearest, queries, memory, k, meant=(NoNearest,)
+        )
         if found is not None:
             return found
     check_finite(queries, memory)
@@ -110,21 +120,6 @@ def first_occurrences(memory: Tensor) -> Tensor | None:
         [(memory[order[at : at + size]] == memory[head[at : at + size]]).all(1) for at in range(0, len(order), size)]
     )
     return order[heads | ~same].sort().values
-
-
-def _by_triton(queries: Tensor, memory: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
-    """What Triton's kernels find; None, with one warning, if they fail: they are not used any more then."""
-    triton_path = importlib.import_module("kdad_bench.kernels.neighbours_triton")  # imports triton: only when used
-    try:
-        found: tuple[Tensor, Tensor] = triton_path.nearest(queries, memory, k)
-        return found
-    except (torch.OutOfMemoryError, ValueError):
-        raise
-    except Exception as error:
-        if dispatch.forced() == "triton":
-            raise
-        dispatch.give_up(OP, error)
-        return None
 
 
 def exhaustive(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
@@ -162,14 +157,16 @@ class Frame:
         return slack
 
 
-def frame_of(memory: Tensor) -> Frame:
-    """The frame of `memory` [M, C]."""
+def frame_of(memory: Tensor) -> Frame | None:
+    """The frame of `memory` [M, C]; None where its mean, or a length about it, is too large for a number."""
     wide = torch.float64 if memory.dtype == torch.float64 else torch.float32
     centre = memory.to(wide).mean(0)
     points = memory.to(wide) - centre
     lengths = torch.linalg.vector_norm(points, dim=1, dtype=torch.float64)
     radius = float(lengths.max())
-    scale = 2.0 ** -max(min(round(torch.tensor(radius).log2().item()), 120), -120) if radius > 0 else 1.0
+    if not math.isfinite(radius):
+        return None
+    scale = 2.0 ** -max(min(round(math.log2(radius)), 120), -120) if radius > 0 else 1.0
     filling = -len(memory) % GROUP
     points = F.pad(points.mul_(scale).float(), (0, 0, 0, filling))
     halves = F.pad((lengths * scale).square_().mul_(0.5).float(), (0, filling), value=torch.inf)
@@ -179,6 +176,8 @@ def frame_of(memory: Tensor) -> Frame:
 def blocked(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
     """`nearest` by tiles of ROWS x COLUMNS: [N, k] squared distances float64 and indices; inputs are finite, N > 0."""
     frame, unit = frame_of(memory), float32.UNIT[float32.products(memory.device)]
+    if frame is None:
+        return exhaustive(queries, memory, k)
     height, width = (GPU_ROWS, GPU_COLUMNS) if memory.is_cuda else (ROWS, COLUMNS)
     tile = torch.empty(min(height, len(queries)), min(width, len(frame.points)), device=memory.device)
     parts = [_block(rows, memory, k, frame, unit, tile) for rows in torch.split(queries, height)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 
-import torch
 from torch import Tensor
 
 from kdad_bench.kernels import dispatch
@@ -26,13 +25,7 @@ def sums(
     if dispatch.path(flat.device) != "triton" or OP in dispatch.broken() or len(places) >= 2**31:
         return None
     kernels = importlib.import_module("kdad_bench.kernels.ranks_triton")  # imports triton: only when it is used
-    try:
-        found: tuple[float, ...] = kernels.sums(flat, places, others, weights, size, limits)
-        return found
-    except (torch.OutOfMemoryError, NotFinite):
-        raise
-    except Exception as error:
-        if dispatch.forced() == "triton":
-            raise
-        dispatch.give_up(OP, error)
-        return None
+    found: tuple[float, ...] | None = dispatch.attempted(
+        OP, kernels.sums, flat, places, others, weights, size, limits, meant=(NotFinite,)
+    )
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -78,7 +79,21 @@ def check_magnitudes(function: Nearest, device: torch.device) -> None:
                        exhaustive(queries, cloud(70, 9, 7))[1])  # fmt: skip
 
 
-CHECKS = (check_sizes, check_near_ties, check_ties, check_magnitudes)
+def check_extremes(function: Nearest, device: torch.device) -> None:
+    """A number as large as its type goes, in one row or in most, on either side: its square and sums of it overflow."""
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        largest = torch.finfo(dtype).max
+        for extremes in (slice(2, 3), slice(3, None)):
+            queries, memory = cloud(5, 9, 6, dtype), cloud(70, 9, 7, dtype)
+            memory[extremes] = largest
+            queries[1] = -largest
+            for asked in (queries, queries[2:]):
+                with np.errstate(over="ignore", invalid="ignore"):  # Triton's interpreter computes by numpy
+                    found = function(asked.to(device), memory.to(device), 1)[1]
+                assert torch.equal(found.cpu(), exhaustive(asked, memory)[1])
+
+
+CHECKS = (check_sizes, check_near_ties, check_ties, check_magnitudes, check_extremes)
 
 
 @pytest.mark.parametrize("one", CHECKS)
@@ -240,6 +255,18 @@ def test_no_query_has_no_neighbour(device: torch.device) -> None:
         (torch.tensor([[0.0, torch.nan]]), torch.zeros(4, 2), 1, "queries hold NaN or infinity"),
         (torch.zeros(4, 2), torch.tensor([[0.0, torch.inf]]), 1, "memory hold NaN or infinity"),
         (torch.zeros(4, 2), torch.tensor([[0.0, -torch.inf]]).half().float(), 1, "memory hold NaN or infinity"),
+        (
+            torch.zeros(4, 2).double(),
+            torch.full((3, 2), 1e155, dtype=torch.float64),
+            1,
+            "squared distances are beyond float64",
+        ),
+        (
+            torch.full((4, 2), -1e200, dtype=torch.float64),
+            torch.zeros(3, 2).double(),
+            1,
+            "squared distances are beyond float64",
+        ),
     ],
 )
 def test_what_has_no_nearest_row_is_refused(queries: Tensor, memory: Tensor, k: int, says: str) -> None:
@@ -329,19 +356,22 @@ def test_a_setting_that_rounds_products_changes_no_answer(monkeypatch: pytest.Mo
     check(nearest, cloud(70, 40, 1), cloud(200, 40, 2))
 
 
-def test_a_kernel_that_fails_is_replaced_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+def test_a_kernel_that_fails_is_replaced_with_one_warning(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
 
     def fails(*given: object) -> None:
         calls.append(given)
-        raise RuntimeError("PTXAS error\nand more")
+        raise error("PTXAS error\nand more")
 
     monkeypatch.delenv("KDAD_KERNELS", raising=False)
     monkeypatch.setattr(dispatch, "_broken", {})
     monkeypatch.setattr(dispatch, "_told", set())
     monkeypatch.setattr(dispatch, "path", lambda device="cpu": "triton")
     monkeypatch.setattr(neighbours_triton, "nearest", fails)
-    with pytest.warns(RuntimeWarning, match=r"nearest failed \(RuntimeError: PTXAS error\); plain PyTorch"):
+    with pytest.warns(RuntimeWarning, match=rf"nearest failed \({error.__name__}: PTXAS error\); plain PyTorch"):
         check(nearest, cloud(3, 4, 1), cloud(9, 4, 2))
     check(nearest, cloud(3, 4, 1), cloud(9, 4, 2))
     assert len(calls) == 1
