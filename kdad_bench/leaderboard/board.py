@@ -335,8 +335,8 @@ def _places(ranks: Mapping[str, float]) -> dict[str, int]:
 def boards(table: pa.Table) -> list[Board]:
     """The boards of `table` (columns DRAWN, each job once), in an order that depends only on what they hold.
 
-    The paper preset and real data come first, then a model for each category, external results last, and no two have
-    the same title.
+    The paper preset and real data come first, then a model for each category, then data sets by how many of their
+    categories were run; external results last. No two have the same title.
     """
     return boards_of(table.to_pylist())
 
@@ -352,9 +352,15 @@ def boards_of(rows: Sequence[Mapping[str, Any]]) -> list[Board]:
             found.setdefault(key, []).append(by_job[job])
         members = {key: tuple(jobs) for key, jobs in found.items()}
         made.append(Board(summary=summary, rows=members, dataset=shown.get(summary.group.dataset, "")))
-    return _told_apart(
-        sorted(made, key=lambda one: (one.external, one.short, one.group.synthetic, one.together > 0, one.group))
-    )
+    most: dict[str, int] = {}
+    for one in made:
+        most[one.group.dataset] = max(most.get(one.group.dataset, 0), len(one.summary.categories))
+
+    def place(one: Board) -> tuple[Any, ...]:
+        kind = (one.external, one.short, one.group.synthetic, one.together > 0)
+        return *kind, -most[one.group.dataset], one.group
+
+    return _told_apart(sorted(made, key=place))
 
 
 def shortest_names(datasets: Iterable[str]) -> dict[str, str]:

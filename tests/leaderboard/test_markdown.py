@@ -235,6 +235,18 @@ def test_paper_presets_and_real_data_come_first() -> None:
     assert len(order) == 2
 
 
+def test_the_data_set_of_most_categories_comes_first_and_stays_together() -> None:
+    places = [("a_few", "cpu", ("one",)), ("many", "cpu", ("one", "two", "three")), ("many", "cuda", ("one",))]
+    places += [("b_few", "cpu", ("one", "two"))]
+    made = [
+        plausible.row("stfpm", category, 0, dataset=dataset, device=device)
+        for dataset, device, categories in places
+        for category in categories
+    ]
+    order = [(board.group.dataset, board.group.device) for board in boards(table(made))]
+    assert order == [("many", "cpu"), ("many", "cuda"), ("b_few", "cpu"), ("a_few", "cpu")]
+
+
 def board_of(made: Sequence[Row]) -> Board:
     (board,) = boards(table(made))
     return board
