@@ -143,7 +143,6 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 )
 @click.option(
     "--checkpoint-every",
-    "checkpoint_every_seconds",
     type=Number(min=0.0),
     default=60.0,
     metavar="SECONDS",
