@@ -409,6 +409,15 @@ def test_the_example_for_onnxruntime_runs(exported: Path, model: tuple[Path, Pat
     assert known["anomalous"] is True
 
 
+def test_the_bench_refuses_a_model_that_cannot_be_exported(model: tuple[Path, Path], tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(model[0], tmp_path / "moved", ignore=shutil.ignore_patterns("torch")))
+    about = json.loads((moved / "decision.json").read_text())
+    (moved / "decision.json").write_text(json.dumps(about | {"tile": 32}))
+    code, output, errors = call("bench", "export", moved, "--rounds", 1)
+    assert (code, output, errors.count("\n")) == (2, "", 1)
+    assert "sees images as tile=32, and a graph takes one square" in errors
+
+
 def test_the_bench_times_every_runtime_that_is_there(model: tuple[Path, Path]) -> None:
     code, output, errors = call("bench", "export", model[0], "--rounds", 2, "--json")
     assert code == 0, errors
