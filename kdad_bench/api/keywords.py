@@ -21,7 +21,6 @@ OPTION = re.compile(r"--([a-z][a-z-]*)")
 KEYWORDS: Mapping[str, str] = {
     "all": "everything=True",
     "category": "categories",
-    "checkpoint-every": "checkpoint_every_seconds",
     "dataset": "datasets",
     "method": "methods",
     "set": "settings",

@@ -48,7 +48,7 @@ def run(
     `settings` go to all methods that have them; a mapping inside, under a method's name, goes to that one. `weights` is
     a file for every teacher, "random", or a mapping from teachers to files. `data_root` is KDAD_DATA unless said.
     Every other option of the command is a keyword of its name: `steps=100`, `hold_out=0.2`, `everything=True`. Jobs run
-    one after another in this process unless `workers` or `executor` say otherwise.
+    one after another in this process unless `workers`, `executor` or `job_timeout` say otherwise.
 
     `progress` is called with one line as each job ends; nothing is printed otherwise. Jobs that failed are rows that
     say so (`Results.failed`), and one warning. Methods that nobody named and that cannot be run so are left out, with a

@@ -44,7 +44,11 @@ COMMANDS = {
 
 
 # environment variable -> its values; spelt out, so that no command has to import torch for them
-VARIABLES = {"KDAD_KERNELS": ("reference", "torch", "cpp", "triton"), "KDAD_COUNTING": ("numpy",)}
+VARIABLES = {
+    "KDAD_KERNELS": ("reference", "torch", "cpp", "triton"),
+    "KDAD_COUNTING": ("numpy",),
+    "KDAD_GRAPHS": ("on", "off"),
+}
 
 
 class BadInput(click.ClickException):
@@ -139,8 +143,8 @@ def cli() -> None:
     """Benchmark knowledge-distillation (student-teacher) image anomaly detection.
 
     `kdad-bench run --all` trains and evaluates every method on every data set it finds and writes a leaderboard.
-    Exit codes: 0 all done, 1 some job failed or an unexpected error, 2 bad usage or input, 130 stopped by Ctrl-C,
-    143 by TERM.
+    Exit codes: 0 all done, 1 some job failed, something that a command looks for is not so, or an unexpected error,
+    2 bad usage or input, 130 stopped by Ctrl-C, 143 by TERM.
     """
 
 

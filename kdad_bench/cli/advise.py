@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -195,7 +196,7 @@ def _command(found: Advice, short: list[Shortage], data: str) -> str:
         return ""
     shares = [part.hold_out for part in short]
     held = f" --hold-out {max(share for share in shares if share):g}" if any(shares) else ""
-    return f"kdad-bench run -m {one.key} -d {data}{held} --save-models"
+    return f"kdad-bench run -m {one.key} -d {shlex.quote(data)}{held} --save-models"
 
 
 def _as_json(found: Advice, short: list[Shortage], false_alarms: float, ends: list[str]) -> dict[str, Any]:

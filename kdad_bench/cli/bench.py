@@ -75,13 +75,14 @@ def export(model: Path, rounds: int, data_root: Path | None, as_json: bool) -> N
     All run in this process and take turns, from the bytes of an image to its score and map. What is not installed is
     said and left out.
     """
+    from kdad_bench.harness.choices import SelectionError
     from kdad_bench.harness.decision import DecisionError
     from kdad_bench.harness.export_speed import speeds_of
     from kdad_bench.methods.checkpoint import ModelError
 
     try:
         found = speeds_of(model, rounds=rounds, data_root=data_root)
-    except (DecisionError, ModelError) as error:
+    except (DecisionError, ModelError, SelectionError) as error:
         raise BadInput(str(error)) from error
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))

@@ -78,7 +78,13 @@ def inspect(archs: tuple[str, ...], quick: bool) -> None:
 @click.option(
     "--layout", "layouts", type=click.Choice(["nchw", "channels_last"]), multiple=True, help="Only these layouts."
 )
-@click.option("--compile/--no-compile", "compiled", default=True, help="Also time torch.compile of the eager forms.")
+@click.option(
+    "--compile/--no-compile",
+    "compiled",
+    default=True,
+    show_default=True,
+    help="Also time torch.compile of the eager forms.",
+)
 @click.option("--cpu-time", is_flag=True, help="One thread and its CPU time: for a machine that other work shares.")
 @click.option("--out", type=LocalPath(file_okay=False), help="Folder for kernels.parquet and kernels.md.")
 def bench(

@@ -39,8 +39,9 @@ VERDICTS = {None: "", True: "  ANOMALOUS", False: "  normal"}
 def predict(model: Path, images: tuple[str, ...], method: tuple[str, str] | None, as_json: bool, **given: Any) -> None:
     """Score IMAGES (files, folders or globs) with the saved MODEL, a folder under models/ of a run.
 
-    The decision threshold comes from --threshold, from the normal images in --normals, or from the normals that
-    `run --save-models --hold-out SHARE` kept from the model. Without any of them only scores are given.
+    The decision threshold comes from --threshold, from the normal images in --normals, or from normals that the model
+    never saw: a validation split of its data set, or what `run --save-models --hold-out SHARE` kept from it. Without
+    any of them only scores are given.
 
     An image that cannot be read is named, the others are scored, and the exit code is 1 (2 if none could be scored).
     Hidden files, masks and scans beside photographs, and the overlays of earlier calls are no images.

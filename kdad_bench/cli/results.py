@@ -120,6 +120,9 @@ def pack(folder: str, out: Path, maps: bool) -> None:
     click.echo(printable(f"{out}: {found.jobs} jobs, {found.maps} with maps"))
     if found.without_maps:
         click.echo(f"{found.without_maps} finished jobs have no maps; `run --save-maps --force` makes them", err=True)
+    if found.external:
+        what = "rows of `evaluate` are packed without maps: no results folder keeps those"
+        click.echo(f"{found.external} {what}", err=True)
     click.echo(f"SHA-256 {found.sha256}")
 
 

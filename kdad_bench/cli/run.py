@@ -89,7 +89,7 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 @click.option("--steps", type=COUNT, help="Optimiser steps, in place of the preset's budget.")
 @click.option("--epochs", type=COUNT, help="Epochs, in place of the preset's budget.")
 @click.option("--batch-size", type=COUNT, help="Training batch.")
-@click.option("--image-size", type=SIDE, help="Side of what the networks see, px, divisible by 32.")
+@click.option("--image-size", type=SIDE, help="Side of what the networks see, px, divisible by 32 (a ViT: by 14).")
 @click.option("--resolution", type=SIDE, help="Side at which images are loaded and maps evaluated, px.")
 @click.option(
     "--fit",
@@ -143,7 +143,6 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 )
 @click.option(
     "--checkpoint-every",
-    "checkpoint_every_seconds",
     type=Number(min=0.0),
     default=60.0,
     metavar="SECONDS",

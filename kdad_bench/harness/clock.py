@@ -34,7 +34,7 @@ class Budget:
 
 WARMUP = Budget(PROTOCOL.warmup_calls, PROTOCOL.warmup_seconds)
 TIMED = Budget(PROTOCOL.timed_calls, PROTOCOL.timed_seconds)
-QUICK_WARMUP = Budget(3, 0.2)  # the `quick` preset: a tenth of the protocol's budgets, and its rows say so
+QUICK_WARMUP = Budget(3, 0.2)  # of presets other than `paper`: about a tenth of the protocol's budgets
 QUICK_TIMED = Budget(20, 0.5)
 
 

@@ -18,7 +18,7 @@ from kdad_bench.methods.resizing import resized
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 QUICK_BATCHES = (1, 8, 32)
-QUICK_CURVE = clock.Budget(3, 0.3)  # of each point of the throughput curve in the `quick` preset
+QUICK_CURVE = clock.Budget(3, 0.3)  # of each point of the throughput curve in presets other than `paper`
 ONE_THREAD_BATCH = 8  # of the throughput with one thread: larger ones bring it nothing
 CURVE_WARMUP = clock.Budget(1, 0.2)
 

@@ -25,7 +25,7 @@ class Tolerance(NamedTuple):
     """What is accepted of a graph."""
 
     score: float  # relative
-    map: float | None  # relative to the map's largest value; None: it is only stated
+    map: float | None  # relative to the range of the model's map; None: it is only stated
     flipped: float  # share of the decisions
 
 

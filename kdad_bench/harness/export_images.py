@@ -91,10 +91,18 @@ def asked_for(names: Sequence[str], resolution: int, data_root: Path | None) -> 
 def of_category(name: str, resolution: int, data_root: Path | None) -> Images | None:
     """The test images of DATASET/CATEGORY; None where a file of that name is there, or no such data set."""
     dataset, _, category = name.rpartition("/")
-    if Path(name).exists() or dataset.partition(":")[0] not in datasets.DATASETS:
+    if Path(name).exists() or not is_data_set(dataset, data_root):
         return None
     found = datasets.load_test(category_of(dataset, category, data_root), resolution)
     return Images(f"test images of {name}", found.names, found.images)
+
+
+def is_data_set(name: str, data_root: Path | None) -> bool:
+    """Whether a data set is called so: one of this package, an installed one, that of a file, or a drawn stand-in.
+
+    Raises DatasetError for a file whose code cannot be used.
+    """
+    return datasets.known(datasets.named(name)[0]) or bool(datasets.names_at_hand(name, data_root))
 
 
 def of_files(name: str, resolution: int) -> Images:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kdad_bench.harness import decision
 from kdad_bench.harness.environment import describe
+from kdad_bench.harness.export import refuse_windows
 from kdad_bench.harness.export_graph import graph_of
 from kdad_bench.harness.export_images import calibration_of, drawn, normals_of
 from kdad_bench.harness.export_runtimes import TARGETS, Graph, missing, opened_graph, write_graph
@@ -52,10 +53,11 @@ class Speeds:
 def speeds_of(model: Path, *, rounds: int, data_root: Path | None = None) -> Speeds:
     """Time one image at a time, from uint8 to score and map, the runtimes taking turns in each of the `rounds`.
 
-    Raises ModelError, DecisionError or ExportError.
+    Raises ModelError, DecisionError, ExportError, and SelectionError for a model that cannot be exported.
     """
     name, method = checkpoint.load(model, CPU)
     kept = decision.read(model)
+    refuse_windows(model, kept)
     graph = graph_of(method, kept.resolution)
     images, _ = calibration_of(normals_of(model, kept, data_root), [drawn(kept.resolution)])
     with tempfile.TemporaryDirectory() as folder:

@@ -177,7 +177,7 @@ class RunOptions(RunTable):
     gpu_fraction: Annotated[float, Field(gt=0, le=1)] | None = None  # None: what so many jobs at a time leave each
     drawers: Annotated[int, Field(ge=0, le=256)] | None = None  # None: by cores with CUDA, else 0
     job_timeout: Annotated[float, Field(gt=0)] | None = None
-    checkpoint_every_seconds: Annotated[float, Field(ge=0)] = 60.0
+    checkpoint_every: Annotated[float, Field(ge=0)] = 60.0
     threads: Annotated[int, Field(ge=1, le=512)] | None = None
     deterministic: bool = False
     pictures: bool = True

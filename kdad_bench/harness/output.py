@@ -64,7 +64,7 @@ def work_of(options: RunOptions) -> Work:
         tensorboard=options.tensorboard,
         audit=options.audit,
         audit_every=options.audit_every,
-        checkpoint_every_seconds=options.checkpoint_every_seconds,
+        checkpoint_every_seconds=options.checkpoint_every,
         time_every_job=options.time_every_job,
     )
     if work.beside is not None and options.dry_run:

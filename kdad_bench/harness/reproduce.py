@@ -105,7 +105,8 @@ def _named(rows: Sequence[dict[str, Any]], beginning: str, folder: str) -> dict[
     found = [row for row in rows if beginning and row["job_id"].startswith(beginning)]
     if len(found) != 1:
         several = "several finished rows have ids that begin so" if found else "no finished row has such an id"
-        raise SelectionError(f"{folder}: job '{beginning}': {several}; `kdad-bench show` lists them")
+        remedy = f"`kdad-bench results export {folder} csv` lists them all"
+        raise SelectionError(f"{folder}: job '{beginning}': {several}; {remedy}")
     return found[0]
 
 

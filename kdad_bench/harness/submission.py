@@ -18,6 +18,7 @@ from kdad_bench import __version__
 from kdad_bench.files import write_whole
 from kdad_bench.harness.maps import MapError, Stack, read_stack
 from kdad_bench.leaderboard import store
+from kdad_bench.leaderboard.row import EXTERNAL
 
 FORMAT = 1
 MANIFEST, ROWS, MAPS = "manifest.json", "rows.parquet", "maps"
@@ -55,7 +56,8 @@ class Packed:
 
     jobs: int
     maps: int
-    without_maps: int  # finished jobs whose maps were asked for and are not there
+    without_maps: int  # finished runs whose maps were asked for and are not there
+    external: int  # rows of maps that other code made: those are not kept in a results folder
     sha256: str  # of the pack
 
 
@@ -83,6 +85,7 @@ def pack(folder: str, out: Path, *, maps: bool = False) -> Packed:
     with_maps = [row for row in finished if place is not None and maps and beside[row["job_id"]].maps]
     for row in with_maps:
         refuse_other_maps(maps_file(Path(folder), row["job_id"]), row)
+    without = [row for row in finished if not beside[row["job_id"]].maps]
     content = store.encoded(found.table)
     files = {f"{MAPS}/{row['job_id']}.npz": str(beside[row["job_id"]].maps) for row in with_maps}
     manifest = Manifest(
@@ -92,7 +95,8 @@ def pack(folder: str, out: Path, *, maps: bool = False) -> Packed:
     return Packed(
         jobs=len(rows),
         maps=len(files),
-        without_maps=len(finished) - len(files) if maps else 0,
+        without_maps=sum(row["origin"] != EXTERNAL for row in without) if maps else 0,
+        external=sum(row["origin"] == EXTERNAL for row in without) if maps else 0,
         sha256=sha256_of(out),
     )
 

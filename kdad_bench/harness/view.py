@@ -97,3 +97,8 @@ def refuse_what_cannot_be_seen(view: View, resolution: int, methods: Iterable[st
         raise SelectionError(
             f"--overlap {view.overlap}: more than half of the {side} px of a tile; take {side // 2} at most"
         )
+    if view.tile == resolution and view.fit != SHORT_SIDE:
+        raise SelectionError(
+            f"--overlap {view.overlap}: there is one window only, a tile of {view.tile} px is a whole image at "
+            f"--resolution {resolution}; take a smaller tile, or leave --overlap out"
+        )

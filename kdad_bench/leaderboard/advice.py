@@ -169,8 +169,10 @@ def _as_good_and_faster(board: Board, metric: str, best: Candidate, within: Sequ
 
 def _lack(ours: Sequence[Board], metric: str) -> str:
     """Why no entrant is a candidate."""
-    timed = any(board.typical(key, "latency_ms") is not None for board in ours for key in board.rows)
-    if not timed:
+    entrants = [(board, key) for board in ours for key in board.rows if board.family(key) != FLOOR]
+    if not entrants:
+        return "only rows of the floor, which is no advice; make some of other methods with `kdad-bench run`"
+    if all(board.typical(key, "latency_ms") is None for board, key in entrants):
         return "no row has a latency; `kdad-bench run ... --measure-speed` with the same --out measures it"
     return f"no method has both a latency and {METRICS[metric].label} in every category; finish the run first"
 

@@ -14,6 +14,8 @@ from click.testing import CliRunner
 import kdad_bench
 from kdad_bench.api.results import Comparison
 from kdad_bench.cli import cli
+from kdad_bench.cli.run import run as command
+from kdad_bench.harness.options import RunOptions
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.compare import NothingToCompare
 
@@ -175,6 +177,16 @@ def test_torch_is_left_as_it_was(tiny_tree: Path, tmp_path: Path) -> None:
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_num_threads(before)
+
+
+def test_every_option_of_the_command_is_a_keyword_of_its_name() -> None:
+    options = [max(one.opts, key=len).removeprefix("--").replace("-", "_") for one in command.params]
+    assert "checkpoint_every" in options
+    alone = {"dry_run", "json"}  # of the command line, as docs/api.md says
+    several = {"method": "methods", "dataset": "datasets", "category": "categories", "set": "settings"}
+    named = {**several, "all": "everything"}
+    keywords = {named.get(one, one) for one in options if one not in alone}
+    assert keywords - {*RunOptions.model_fields} == set()
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

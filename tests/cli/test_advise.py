@@ -48,6 +48,8 @@ def test_the_recorded_rows_advise_in_words_and_in_json(tmp_path: Path) -> None:
     for words in (f"Latency was measured on {said['measured_on']}", "synthetic images", "4 categories", "quick preset"):
         assert words in done.output
     assert f"kdad-bench run -m {best['key']} -d {data} --save-models" in done.output
+    spaced = write_normals(tmp_path / "my parts", 200)
+    assert f"-d 'folder:{spaced}' --hold-out" in advise(f"folder:{spaced}").output
 
 
 def test_where_nothing_keeps_the_limits_the_nearest_is_named_with_what_it_misses(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from kdad_bench.cli import cli
+from kdad_bench.datasets import outside, stand_in
 from kdad_bench.harness import export as harness
 from kdad_bench.harness import export_runtimes
 from kdad_bench.harness.export_certificate import Comparison
@@ -105,6 +106,22 @@ def test_the_test_images_of_a_category_are_compared_too(model: tuple[Path, Path]
     assert code == 0, errors
     assert f"6 test images of folder:{model[1]}/bolt" in output
     assert "0 of 15 decisions flipped" in output
+
+
+def test_a_category_of_a_stand_in_or_of_a_file_is_compared_too(
+    model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outside, "ADDED", {})
+    stand_in.generate("mvtec_ad", tmp_path, ["toothbrush"], size=64)
+    page = (PAGE.parent / "adding-a-data-set.md").read_text(encoding="utf-8")
+    (code,) = (one for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class FlatLayout" in one)
+    (tmp_path / "flat.py").write_text(code)
+    for name, words in (
+        ("synthetic_mvtec_ad/synthetic_toothbrush", "42 test images of synthetic_mvtec_ad/synthetic_toothbrush"),
+        (f"{tmp_path}/flat.py/bolt", "no flat there"),
+    ):
+        arguments = ("--to", "torch", "--out", tmp_path / "to", "--check-on", name, "--data-root", tmp_path)
+        assert words in "".join(call("export", model[0], *arguments)[1:])
 
 
 def wrong(change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Callable[..., Any]:
@@ -407,6 +424,15 @@ def test_the_example_for_onnxruntime_runs(exported: Path, model: tuple[Path, Pat
             known,
         )  # fmt: skip
     assert known["anomalous"] is True
+
+
+def test_the_bench_refuses_a_model_that_cannot_be_exported(model: tuple[Path, Path], tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(model[0], tmp_path / "moved", ignore=shutil.ignore_patterns("torch")))
+    about = json.loads((moved / "decision.json").read_text())
+    (moved / "decision.json").write_text(json.dumps(about | {"tile": 32}))
+    code, output, errors = call("bench", "export", moved, "--rounds", 1)
+    assert (code, output, errors.count("\n")) == (2, "", 1)
+    assert "sees images as tile=32, and a graph takes one square" in errors
 
 
 def test_the_bench_times_every_runtime_that_is_there(model: tuple[Path, Path]) -> None:

@@ -264,6 +264,15 @@ def test_kernels_that_are_not_there_are_refused_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_switch_of_graphs_that_is_none_is_refused_not_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDAD_GRAPHS", "0")
+    found = CliRunner().invoke(cli, ["list", "methods"])
+    assert (found.exit_code, found.output) == (
+        2,
+        "kdad-bench: KDAD_GRAPHS='0' is not one of on, off; unset it or choose one\n",
+    )
+
+
 def test_the_variables_of_the_command_line_are_those_of_the_kernels() -> None:
     assert VARIABLES["KDAD_KERNELS"] == dispatch.PATHS
 

@@ -9,6 +9,7 @@ import stat
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import kdad_bench
 from kdad_bench.cli import cli
 from kdad_bench.harness.job import id_of_row
 from kdad_bench.leaderboard import store
-from kdad_bench.leaderboard.row import SINCE_7, Row
+from kdad_bench.leaderboard.row import EXTERNAL, SINCE_7, Row
 
 Members = dict[str, bytes]
 
@@ -324,6 +325,18 @@ def test_what_cannot_be_packed_is_one_line_and_nothing_is_written(folder: Path, 
         assert not out.exists()
     done = command("pack", folder, "--out", tmp_path / ("x" * 300))
     assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+
+
+def test_rows_of_other_code_are_packed_without_maps_and_no_run_is_advised(folder: Path, tmp_path: Path) -> None:
+    (row,) = [row for row in store.read(folder).rows() if row["status"] == "ok"]
+    found = store.find(folder, row["job_id"])
+    assert found is not None
+    store.write(replace(found, job_id="e" * 16, method="external:theirs", origin=EXTERNAL), tmp_path / "results")
+    done = command("pack", tmp_path / "results", "--out", tmp_path / "pack.zip", "--maps")
+    assert (done.exit_code, done.stderr) == (
+        0,
+        "1 rows of `evaluate` are packed without maps: no results folder keeps those\n",
+    )
 
 
 def test_an_id_follows_from_its_row(folder: Path) -> None:

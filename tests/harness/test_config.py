@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-from kdad_bench.harness.config import ConfigError, read
+from kdad_bench.harness.agenda import agenda
+from kdad_bench.harness.config import ConfigError, options_and_file, read
+
+PAGE = Path(__file__).parents[2] / "docs" / "config.md"
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -72,3 +76,20 @@ def test_what_the_parser_cannot_hold_is_one_line(tmp_path: Path, value: str) -> 
     (tmp_path / "run.toml").write_text(f"[run]\nseeds = {value}\n")
     with pytest.raises(ConfigError, match=r"run\.toml: not TOML: "):
         read(tmp_path / "run.toml")
+
+
+def test_the_file_on_the_page_can_be_planned_as_a_whole(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    for theirs, here in (
+        ('"mvtec_ad"', '"synthetic"'),
+        ('"bottle", "cable"', '"caplet", "gear"'),
+        ("seeds = 3 ", "seeds = 1 "),
+        ('"cuda:0"', '"cpu"'),
+        ('"weights/resnet18-f37072fd.pth"', '"random"'),
+    ):
+        assert theirs in text
+        text = text.replace(theirs, here)
+    options = options_and_file(
+        {"config": written(tmp_path, text), "out": str(tmp_path / "out"), "all_weights": "random"}
+    )
+    assert len(agenda(options).jobs) == 2 * 2 * 4 * 2 * 2  # methods, categories, and the values of three axes

@@ -179,7 +179,7 @@ def test_the_command_ends_with_1_where_anything_differs(floor: Path, tiny_tree: 
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["--job", "zz"], "no finished row has such an id"),
+        (["--job", "zz"], "no finished row has such an id; `kdad-bench results export "),
         (["--job", ""], "no finished row has such an id"),
         (["--method", "stfpm"], "no finished row of these methods to reproduce"),
         (["--method", "stfmp"], "stfpm"),

@@ -309,6 +309,7 @@ def test_the_view_is_in_the_identity_the_label_the_row_and_the_deviations(wide_t
         (("--tile", "64", "--overlap", "33"), "--overlap 33: more than half"),
         (("--overlap", "8"), "--overlap 8: there is one window only; add --tile or --fit short-side"),
         (("--fit", "pad", "--overlap", "8"), "--overlap 8: there is one window only"),
+        (("--tile", "64", "--overlap", "8"), "--overlap 8: there is one window only, a tile of 64 px is a whole image"),
         (("--fit", "pad", "--corruption", "blur:1"), "--corruption blur:1: is defined on squares; not with --fit pad"),
     ],
 )

@@ -188,10 +188,15 @@ def test_where_the_evidence_ends_is_said() -> None:
     [
         ([], "no finished jobs; make some with `kdad-bench run`"),
         (other(field(), origin=EXTERNAL, preset="external"), "only rows of other code, whose speed is not known"),
+        ([row for row in field() if row.method == "e"], "only rows of the floor"),
+        (
+            [row if row.method == "e" else replace(row, latency_ms=None) for row in field()],
+            "no row has a latency; `kdad-bench run ... --measure-speed`",
+        ),
         (other(field(), latency_ms=None), "no row has a latency; `kdad-bench run ... --measure-speed`"),
         (other(field(), image_auroc=None), "no method has both a latency and image AUROC in every category"),
     ],
-    ids=["none", "external", "no speed", "no accuracy"],
+    ids=["none", "external", "the floor", "the floor alone has a speed", "no speed", "no accuracy"],
 )
 def test_rows_that_cannot_say_anything_are_one_line(rows: list[Row], words: str) -> None:
     with pytest.raises(NothingKnown, match=words) as found:
