@@ -169,9 +169,7 @@ def seeds(board: Board, metric: str) -> Figure:
 
 
 def _short(board: Board, key: str, metric: str) -> str:
-    found = board.overall(key, metric)
-    few = "" if found is None or found.complete else f" ({found.categories} of {len(board.categories(metric))})"
-    return board.labels[key] + few
+    return board.labels[key] + board.fewer(key, metric)
 
 
 def ranks(board: Board, metric: str) -> Figure:

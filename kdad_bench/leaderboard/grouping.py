@@ -34,8 +34,9 @@ def summarise(rows: Iterable[Mapping[str, Any]], metrics: Sequence[str]) -> list
     groups: dict[Group, list[Mapping[str, Any]]] = {_group(row): [] for row in ordered}
     for row in ordered:
         groups[_group(row)].append(row)
-        # a job that is another preset's as well stands in the table of that one too, where there is such a table
-        for preset in row.get("also_presets") or ():
+        # a result that is another preset's as well stands in the table of that one too, where there is such a table; a
+        # failure is listed once
+        for preset in row.get("also_presets") or () if row["status"] == "ok" else ():
             if (twin := {**row, "preset": preset}) and _group(twin) in groups:
                 groups[_group(twin)].append(twin)
     return [_summary(group, groups[group], metrics) for group in sorted(groups)]

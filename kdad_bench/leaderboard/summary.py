@@ -241,7 +241,7 @@ class Summary:
         columns = np.asarray(known.any(axis=0))
         members = np.array([among is None or entrant.key in among for entrant in self.entrants])
         rows = np.asarray(known[:, columns].all(axis=1) & columns.any() & members)
-        cells = _seed_means(self.values[metric][rows][:, columns])
+        cells = np.round(_seed_means(self.values[metric][rows][:, columns]), 12)  # ties must not hang on the last bit
         better_first = -cells if METRICS[metric].higher_is_better else cells
         ranks = np.array([average_ranks(column) for column in better_first.T]).T  # [entrants, categories]
         keys = [e.key for e, keep in zip(self.entrants, rows, strict=True) if keep]

@@ -475,3 +475,6 @@ def test_a_job_of_two_presets_stands_in_both_tables_but_makes_none() -> None:
     assert [one.key for one in paper.entrants] == ["mkd"]
     assert [one.key for one in standard.entrants] == ["mkd", "stfpm"]
     assert standard.values["image_auroc"][0].tolist() == paper.values["image_auroc"][0].tolist()
+    broken = plausible.failed_row("mkd", "cable", 0, "out of memory", preset="paper")
+    both.append(dataclasses.replace(broken, also_presets=("standard",)))
+    assert [len(one.failed) for one in summaries_of(both)] == [1, 0], "one job has failed, once"
