@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -48,6 +49,25 @@ def test_the_recorded_rows_advise_in_words_and_in_json(tmp_path: Path) -> None:
     for words in (f"Latency was measured on {said['measured_on']}", "synthetic images", "4 categories", "quick preset"):
         assert words in done.output
     assert f"kdad-bench run -m {best['key']} -d {data} --save-models" in done.output
+
+
+def test_the_next_command_can_be_pasted(tmp_path: Path) -> None:
+    write_normals(tmp_path / "my bolts" / "bolt" / "train" / "good", 12)
+    data = f"folder:{tmp_path / 'my bolts'}"
+    said = advise(data, "--data-root", str(tmp_path / "my bolts")).output.splitlines()[-1]
+    words = shlex.split(said.partition(": ")[2])
+    assert words[words.index("-d") + 1] == data
+    assert words[words.index("--data-root") + 1] == str(tmp_path / "my bolts")
+    assert "--data-root" not in advise(data).output
+
+
+def test_rows_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    shutil.copytree(ROWS, rows)
+    (rows / "torn.parquet").write_bytes(b"PAR1")
+    done = advise(f"folder:{write_normals(tmp_path / 'all', 3)}", results=rows)
+    assert done.exit_code == 0
+    assert "left out: torn.parquet: unreadable" in done.stderr
 
 
 def test_where_nothing_keeps_the_limits_the_nearest_is_named_with_what_it_misses(tmp_path: Path) -> None:
