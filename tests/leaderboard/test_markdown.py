@@ -43,12 +43,12 @@ def section(text: str, title: str) -> str:
     return match[1].strip()
 
 
-def cells(text: str) -> dict[str, dict[str, str]]:
-    """A Markdown table: first cell -> heading -> cell."""
+def cells(text: str, by: int = 0) -> dict[str, dict[str, str]]:
+    """A Markdown table: the cell of column `by` -> heading -> cell."""
     lines = [
         [cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("|")
     ]
-    return {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
+    return {line[by]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
 
 
 def test_the_page_of_the_recorded_results_is_the_golden_file_byte_for_byte() -> None:
