@@ -159,7 +159,10 @@ def configuration(selection: Selection, method: str, variant: str) -> tuple[Any,
         settings = replace(settings, **found.variants[variant])
     known = names_of(settings)
     shared = {name: value for name, value in (selection.overrides or {}).items() if name in known}
-    asked = {**shared, **(selection.method_overrides or {}).get(method, {})}
+    own = (selection.method_overrides or {}).get(method, {})
+    if own.get("steps") is not None:
+        shared.pop("epochs", None)  # the budget of all, where this method has its own
+    asked = {**shared, **own}
     if not found.needs_teacher:
         asked.pop("teacher", None)
     if found.modality_setting in asked:
