@@ -93,7 +93,7 @@ def advise(found: Sequence[Board], metric: str, limits: Mapping[str, float]) -> 
     ours = [board for board in finished if not board.external]
     if not ours:
         only = "only rows of other code, whose speed is not known" if finished else "no finished jobs"
-        raise NothingKnown(f"{only}; make some with `kdad-bench run`")
+        raise NothingKnown(f"{only}; make some with `kdad-bench run --all`")
     told = {board.group: _candidates(board, metric) for board in ours}
     board = min(ours, key=lambda one: _place(one, len(told[one.group])))
     candidates = told[board.group]
