@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdad_bench.harness.config import ConfigError, read
+from kdad_bench.harness.config import ConfigError, options_and_file, read
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -72,3 +72,12 @@ def test_what_the_parser_cannot_hold_is_one_line(tmp_path: Path, value: str) -> 
     (tmp_path / "run.toml").write_text(f"[run]\nseeds = {value}\n")
     with pytest.raises(ConfigError, match=r"run\.toml: not TOML: "):
         read(tmp_path / "run.toml")
+
+
+def test_a_table_of_a_method_that_the_file_does_not_choose_is_refused(tmp_path: Path) -> None:
+    text = "[run]\nmethods = ['stfpm:held_out']\n[settings.{}]\nsteps = 3\n"
+    assert read(written(tmp_path, text.format("stfpm"))).method_settings == {"stfpm": {"steps": 3}}
+    with pytest.raises(ConfigError, match=r"bad.toml:3: settings.rd4ad: not among the methods of this file .stfpm."):
+        read(written(tmp_path, text.format("rd4ad")))
+    file = written(tmp_path, text.format("rd4ad"))
+    assert options_and_file({"config": file, "methods": (("rd4ad", ""),)}).method_settings == {"rd4ad": {"steps": 3}}
