@@ -48,6 +48,7 @@ VERSION_KEY = b"kdad_bench.schema_version"  # in the metadata of a file
 
 STATUSES = ("ok", "failed")
 EXTERNAL = "external, protocol not verified"  # origin of a row whose maps other code made
+UNAVAILABLE = "unavailable"  # source and hash of a teacher's weights that could not be had: such a job fails
 # What makes a row one of ours: a Parquet file without these columns is foreign.
 KEY_COLUMNS = ("job_id", "schema_version", "method", "dataset", "category", "seed", "preset", "status")
 
