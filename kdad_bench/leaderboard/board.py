@@ -325,7 +325,7 @@ class Board:
         marks: dict[str, Mark] = {}
         names: tuple[Mark, Mark] = ("best", "second")
         for place, name in enumerate(names):
-            if len(order) > place + 1:
+            if len(order) > place + 1 and not (place and _alike(means[order[0]], means[order[1]])):
                 found = self.summary.in_category(order[place], order[place + 1], metric, category)
                 if found.low is None or found.high is None or abs(found.difference or 0.0) < VISIBLE:
                     continue
@@ -346,6 +346,8 @@ class Board:
         marks: dict[str, Mark] = {}
         names: tuple[Mark, Mark] = ("best", "second")
         for place, name in enumerate(names):
+            if place and len(order) > place and _alike(means[order[0]], means[order[1]]):
+                continue  # of two equal best ones none is the second
             if len(order) > place + 1 and self.surely_better(order[place], order[place + 1], metric):
                 marks[order[place]] = name
         return marks
@@ -355,6 +357,11 @@ class Board:
         found = self.summary.comparison(key, other, metric)
         sign = 1 if METRICS[metric].higher_is_better else -1
         return found.significant and sign * (found.difference or 0.0) > 0
+
+
+def _alike(one: float, other: float) -> bool:
+    """Whether two values look the same in a table."""
+    return abs(one - other) < VISIBLE
 
 
 def _mean_of_ranks(ranks: Sequence[float]) -> float:

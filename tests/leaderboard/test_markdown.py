@@ -148,6 +148,20 @@ def test_the_best_mean_is_not_bold_where_the_seeds_in_common_say_the_opposite() 
     assert board.overall_marks("image_auroc") == {}
 
 
+def test_of_two_equal_best_values_none_is_the_second() -> None:
+    of = {"rd4ad": 1.0, "stfpm": 1.0, "mkd": 0.5}
+    made = [
+        plausible.row(method, category, seed, image_auroc=value - seed / 1e4)
+        for method, value in of.items() for category in "abcdefgh" for seed in range(2)
+    ]  # fmt: skip
+    board = board_of(made)
+    assert board.summary.comparison("stfpm", "mkd", "image_auroc").significant
+    assert board.overall_marks("image_auroc") == {}
+    assert board.cell_marks("image_auroc", "a") == {}
+    apart = board_of([replace(one, image_auroc=0.9) if one.method == "stfpm" else one for one in made])
+    assert apart.overall_marks("image_auroc") == {"rd4ad": "best", "stfpm": "second"}
+
+
 def test_a_method_that_lacks_a_category_is_not_ranked_and_its_mean_says_so() -> None:
     whole = plausible.full_table(("stfpm", "rd4ad"), ("bottle", "screw"), 2)
     made = [one for one in whole if (one.method, one.category) != ("rd4ad", "screw")]
