@@ -81,7 +81,7 @@ class Results:
                 raise ValueError(f"no metric {name!r}; have: {', '.join(METRICS)}")
         columns = (*DRAWN, *(name for name in wanted if name not in DRAWN))
         own = self.read(columns).table
-        if isinstance(first, Results):
+        if isinstance(first, Results) and second is None:
             found = comparison.of_folders(first.read(columns).table, own, wanted, tolerance)
         elif isinstance(first, str) and isinstance(second, str):
             found = comparison.of_methods(own, first, second, wanted, tolerance)

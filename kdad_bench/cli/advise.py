@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
+from click.core import ParameterSource
 
 from kdad_bench.cli import BadInput, Number
+from kdad_bench.cli.left_out import whole
 from kdad_bench.cli.parameters import DataRoot, Place, spelt
 from kdad_bench.leaderboard.metric import ACCURACY, METRICS
 from kdad_bench.leaderboard.text import printable
@@ -73,7 +75,8 @@ def advise(
     given = {"latency_ms": latency_ms, "memory_mb": memory_mb}
     limits = {name: value for name, value in given.items() if value is not None}
     try:
-        found = advising.advise(boards(read(results, _columns(DRAWN, metric)).table), metric, limits)
+        rows = whole(read(results, _columns(DRAWN, metric))).table
+        found = advising.advise(boards(rows), metric, limits)
         normals = normals_at(data, data_root)
     except advising.NothingKnown as error:
         raise BadInput(f"{results}: {error}") from error
@@ -85,7 +88,9 @@ def advise(
     if as_json:
         click.echo(json.dumps(_as_json(found, short, false_alarms, ends), indent=1, allow_nan=False))
     else:
-        for line in _lines(found, short, data, false_alarms, ends):
+        said = context.get_parameter_source("data_root") is ParameterSource.COMMANDLINE
+        where = ["-d", data, *(["--data-root", str(data_root)] if said else [])]
+        for line in _lines(found, short, shlex.join(where), false_alarms, ends):
             click.echo(printable(line))
     context.exit(0 if found.best else 1)
 
@@ -95,8 +100,8 @@ def _columns(drawn: tuple[str, ...], metric: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(wanted))
 
 
-def _lines(found: Advice, short: list[Shortage], data: str, false_alarms: float, ends: list[str]) -> Iterator[str]:
-    """The advice in words."""
+def _lines(found: Advice, short: list[Shortage], where: str, false_alarms: float, ends: list[str]) -> Iterator[str]:
+    """The advice in words; `where` are the options of a run on the same data."""
     label = METRICS[found.metric].label
     yield f"By {sum(map(len, found.board.rows.values()))} rows: {found.board.title}"
     yield ""
@@ -107,7 +112,7 @@ def _lines(found: Advice, short: list[Shortage], data: str, false_alarms: float,
     else:
         yield f"take     {_told(found.best, label)}"
         if found.fast is not None:
-            yield f"or       {_told(found.fast, label)}: the fastest that the test does not tell from it"
+            yield f"or       {_told(found.fast, label)}: the fastest that the test does not find worse"
     for one in found.perhaps[:MOST_PERHAPS]:
         yield f"perhaps  {_told(one, label)}: its weights are {one.weights_mb:.0f} MB; measure inference alone"
     if len(found.perhaps) > MOST_PERHAPS:
@@ -120,12 +125,12 @@ def _lines(found: Advice, short: list[Shortage], data: str, false_alarms: float,
         mark = "*" if found.limits and not one.over(found.limits) else " "
         yield f"{mark} {_told(one, label)}"
     yield ""
-    yield from _normals(short, data, false_alarms)
+    yield from _normals(short, false_alarms)
     yield ""
     yield _machine(found)
     yield "Where the evidence ends:"
     yield from (f"- {line}" for line in ends)
-    command = _command(found, short, data)
+    command = _command(found, short, where)
     if command:
         yield ""
         yield f"Next, with test images beside the normal ones: {command}"
@@ -157,7 +162,7 @@ def _misses(found: Advice, one: Candidate) -> str:
     return ", ".join(said)
 
 
-def _normals(short: list[Shortage], data: str, false_alarms: float) -> Iterator[str]:
+def _normals(short: list[Shortage], false_alarms: float) -> Iterator[str]:
     """What each category has and lacks for the false-alarm rate."""
     yield (
         f"False alarms of {false_alarms:g}: at least {short[0].needed} held-out normals, as n of them can promise no "
@@ -182,21 +187,21 @@ def _machine(found: Advice) -> str:
 
     name = found.board.group.device_name or "an unknown device"
     threads = " or ".join(map(str, found.board.alone)) if found.board.alone else ""
-    on = f"{name}" + (f" with {threads} threads" if threads else "")
+    on = f"{name}" + (f" with {threads} thread{'' if threads == '1' else 's'}" if threads else "")
     mine = cpu_model()
     if found.board.group.device == "cpu" and mine == name:
         return f"Latency was measured on {on}; this machine has the same processor, and may have other cores and load."
     return f"Latency was measured on {on}; this machine has {mine}, where it will differ: measure there."
 
 
-def _command(found: Advice, short: list[Shortage], data: str) -> str:
+def _command(found: Advice, short: list[Shortage], where: str) -> str:
     """What to run next; nothing without a method."""
     one = found.best or found.nearest
     if one is None or "@" in one.key:
         return ""
     shares = [part.hold_out for part in short]
     held = f" --hold-out {max(share for share in shares if share):g}" if any(shares) else ""
-    return f"kdad-bench run -m {one.key} -d {shlex.quote(data)}{held} --save-models"
+    return f"kdad-bench run -m {one.key} {where}{held} --save-models"
 
 
 def _as_json(found: Advice, short: list[Shortage], false_alarms: float, ends: list[str]) -> dict[str, Any]:

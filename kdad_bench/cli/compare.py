@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import rich_click as click
+from click.core import ParameterSource
 
 from kdad_bench.cli import BadInput, Number
+from kdad_bench.cli.left_out import whole
 from kdad_bench.cli.parameters import Place, spelt
 from kdad_bench.leaderboard.metric import ACCURACY, HEADLINE, METRICS
 from kdad_bench.leaderboard.text import printable
@@ -67,15 +69,19 @@ def compare(
     for name in wanted:
         if name not in METRICS:
             raise BadInput(f"--metric {spelt(name, METRICS)}: no such column; have: {', '.join(METRICS)}")
+    folders = _is_folder(first) and _is_folder(second)
+    if folders and context.get_parameter_source("results") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--results is for two methods; FIRST and SECOND are results folders")
     for name in (first, second):
         if os.sep in name and not _is_folder(name):
             raise BadInput(f"{name}: no such results folder")
     columns = (*DRAWN, *(name for name in wanted if name not in DRAWN))
     try:
-        if _is_folder(first) and _is_folder(second):
-            found = comparison.of_folders(read(first, columns).table, read(second, columns).table, wanted, tolerance)
+        if folders:
+            before, after = (whole(read(one, columns)).table for one in (first, second))
+            found = comparison.of_folders(before, after, wanted, tolerance)
         else:
-            found = comparison.of_methods(read(results, columns).table, first, second, wanted, tolerance)
+            found = comparison.of_methods(whole(read(results, columns)).table, first, second, wanted, tolerance)
     except (StoreError, comparison.NothingToCompare) as error:
         raise BadInput(str(error)) from error
     worse = sum(one.verdict == "worse" for one in found)

@@ -7,6 +7,7 @@ from pathlib import Path
 import rich_click as click
 
 from kdad_bench.cli import BadInput
+from kdad_bench.cli.left_out import whole
 from kdad_bench.cli.parameters import LocalPath, Place
 
 
@@ -45,7 +46,7 @@ def leaderboard(
         raise BadInput(f"{results} is a URL: say with --out where to write the leaderboard")
     try:
         if into is not None:
-            text, fresh = pages.with_tables(into, results)
+            text, fresh = pages.with_tables(into, results, whole(pages.rows_of(results)))
             if check:
                 state = "up to date" if fresh == text else f"not those of {results}"
                 click.echo(printable(f"{into}: the tables are {state}"))
@@ -61,8 +62,7 @@ def leaderboard(
         raise BadInput(str(error)) from error
     except ValueError as error:
         raise BadInput(f"{into or results}: {error}") from error
-    for problem in found.problems:
-        click.echo(printable(f"left out: {problem.file}: {problem.what}"), err=True)
+    whole(found)
     drawn = [path for path in paths if path.parent.name != "figures"]
     names = ", ".join(str(path) for path in drawn)
     click.echo(printable(f"{found.table.num_rows} jobs of {found.files} files -> {names}"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from kdad_bench.cli import BadInput
+from kdad_bench.cli.left_out import whole
 from kdad_bench.cli.parameters import DataRoot, LocalPath, MethodName, Place, refuse_both
 from kdad_bench.leaderboard.text import printable
 
@@ -92,7 +93,7 @@ def export(folder: str, kind: str, out: Path | None) -> None:
 
     path = out or Path(f"results.{kind}")
     try:
-        number = store.export(folder, path, kind)
+        number = store.export(folder, path, kind, whole(store.read(folder)))
     except store.StoreError as error:
         raise BadInput(str(error)) from error
     click.echo(printable(f"{number} rows in {path}"))
@@ -202,13 +203,14 @@ def reproduce(
 
     from kdad_bench.cli.run import answered
     from kdad_bench.harness import reproduce as again
+    from kdad_bench.leaderboard import store
 
     if every and jobs:
         raise click.UsageError("--all and --job: every job, or these; not both")
     if out is not None and out.resolve() == Path(folder.removeprefix("file://")).resolve():
         raise BadInput(f"--out {out}: the rows to reproduce lie there; choose another folder")
     with answered(), tempfile.TemporaryDirectory(prefix="kdad-bench-reproduce-") as scratch:
-        rows = again.chosen(folder, jobs, methods, every=every)
+        rows = again.chosen(folder, jobs, methods, every=every, found=whole(store.read(folder)))
         given = again.Asked(out=str(out or scratch), data_root=data_root, datasets=datasets, weights=weights)
         asked = again.settled(rows, given)
         seconds = sum(row["total_seconds"] or 0.0 for row in rows)

@@ -232,7 +232,7 @@ def run(**given: Any) -> None:
         if not run_jobs(found, options, force, console, endings) or not measure_speed(
             found, options, console, endings, unmeasured
         ):
-            sys.exit(stopped(len(found.left), console))
+            sys.exit(stopped(len(found.left), console, force=options.force))
         code = report(found, endings, console, time.perf_counter() - began, options.as_json)
         for line in unmeasured:
             console.print(line, markup=False)

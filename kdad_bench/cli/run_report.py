@@ -34,10 +34,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun if number == 1 else f'{noun[:-1]}ies' if noun.endswith('y') else f'{noun}s'}"
 
 
-def stopped(total: int, console: Console) -> int:
-    """Say that nothing finished is lost and how to go on; exit code 130."""
+def stopped(total: int, console: Console, *, force: bool = False) -> int:
+    """Say that nothing finished is lost and how to go on; exit code 130. With `force` the same call redoes all."""
     command = shlex.join(["kdad-bench", *sys.argv[1:]])
-    console.print(f"Stopped. Finished jobs are kept ({total} were to run); go on with: {command}", markup=False)
+    how = "run all of them again with" if force else "go on with"
+    console.print(f"Stopped. Finished jobs are kept ({total} were to run); {how}: {command}", markup=False)
     return 130
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def the_row(job: str, results: str) -> dict[str, Any]:
     except store.StoreError as error:
         raise BadInput(str(error)) from error
     if not found:
-        raise BadInput(f"no job {job!r} in {results}; `kdad-bench results export {results} csv` lists them all")
+        command = f"kdad-bench results export {shlex.quote(results)} csv"
+        raise BadInput(f"no job {job!r} in {results}; `{command}` lists them all")
     if len(found) > 1:
         names = ", ".join(
             f"{row['job_id']} ({row['method']} {row['category']} seed {row['seed']})" for row in found[:5]

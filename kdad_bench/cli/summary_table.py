@@ -54,9 +54,7 @@ def title(board: Board, name_of_all: bool) -> str:
 
 def mean(board: Board, key: str, metric: str) -> str:
     """`0.953 ± 0.004`, and over how many categories if another method has more."""
-    found = board.overall(key, metric)
-    few = "" if found is None or found.complete else f" ({found.categories} of {len(board.categories(metric))})"
-    return deviation(found) + few
+    return deviation(board.overall(key, metric)) + board.fewer(key, metric)
 
 
 def cost(board: Board, key: str, metric: str) -> str:

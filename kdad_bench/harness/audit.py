@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -167,7 +168,8 @@ def read_audits(folder: Path) -> Iterator[dict[str, Any]]:
     """Every audit of a results folder by name; raises AuditError where there is none, DamagedError, OSError."""
     paths = sorted((folder / FOLDER).glob("*.json"))
     if not paths:
-        raise AuditError(f"{folder}: no audits; `kdad-bench run --audit --out {folder}` makes them")
+        command = f"kdad-bench run --all --audit --out {shlex.quote(str(folder))}"
+        raise AuditError(f"{folder}: no audits; `{command}` makes them, of finished jobs with --force")
     return map(checked, paths)
 
 

@@ -54,8 +54,11 @@ def is_of_method(name: str, value: object) -> bool:
     return name in METHODS or (isinstance(value, dict) and known(name))
 
 
-def read(path: Path) -> Config:
-    """The config in `path`; raises ConfigError that lists every mistake as `file:line: key: what is wrong`."""
+def read(path: Path, *, methods_elsewhere: bool = False) -> Config:
+    """The config in `path`; raises ConfigError that lists every mistake as `file:line: key: what is wrong`.
+
+    A table of a method that the file does not choose is one, unless the methods are chosen elsewhere.
+    """
     try:
         if path.exists() and not path.is_file():  # a pipe would block
             raise ConfigError(f"{path}: cannot be read: not a regular file")
@@ -80,9 +83,13 @@ def read(path: Path) -> Config:
             is_of_method(name, value)
         except OutsideError as error:
             raise ConfigError(f"{path}:{line_of(text, ('settings', name))}: settings.{name}: {error}") from error
+    chosen = [] if methods_elsewhere else list(dict.fromkeys(name for name, _ in config.run.methods))
     for name, value in config.method_settings.items():
+        where = f"{path}:{line_of(text, ('settings', name))}: settings.{name}"
         if not isinstance(value, dict):
-            raise ConfigError(f"{path}:{line_of(text, ('settings', name))}: settings.{name}: a table is expected")
+            raise ConfigError(f"{where}: a table is expected")
+        if chosen and name not in chosen:
+            raise ConfigError(f"{where}: not among the methods of this file ({', '.join(chosen)})")
     for name, value in config.shared_settings.items():
         if isinstance(value, dict):
             where = f"{path}:{line_of(text, ('settings', name))}"
@@ -97,7 +104,7 @@ def options_and_file(said: Mapping[str, Any]) -> RunOptions:
     Raises SelectionError and ConfigError.
     """
     file = options_from(said).config
-    config = read(file) if file else Config()
+    config = read(file, methods_elsewhere=bool(said.get("methods"))) if file else Config()
     return options_from({**config.said, **said})
 
 

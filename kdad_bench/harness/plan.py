@@ -128,8 +128,22 @@ def configurations_of(
     for name in selection.overrides or {}:
         if name not in every:
             raise not_a_setting(name, every, "settings of all methods")
+    refuse_unknown_settings_of_methods(selection)
     for method, variant in selection.methods:
         yield (method, variant), configuration(selection, method, variant)
+
+
+def refuse_unknown_settings_of_methods(selection: Selection) -> None:
+    """Raises SelectionError for a setting that a method has not, of a method that is not selected too: a config file is
+    for several runs, and a wrong word in it would go unseen until one of them needs it."""
+    from kdad_bench.methods import entry
+
+    for method, values in (selection.method_overrides or {}).items():
+        if selection.preset in entry(method).presets:
+            own = names_of(preset_of(method, selection.preset))
+            for name in values:
+                if name not in own:
+                    raise not_a_setting(name, own, f"method '{method}'")
 
 
 def preset_of(method: str, preset: str) -> Any:
@@ -159,7 +173,10 @@ def configuration(selection: Selection, method: str, variant: str) -> tuple[Any,
         settings = replace(settings, **found.variants[variant])
     known = names_of(settings)
     shared = {name: value for name, value in (selection.overrides or {}).items() if name in known}
-    asked = {**shared, **(selection.method_overrides or {}).get(method, {})}
+    own = (selection.method_overrides or {}).get(method, {})
+    if own.get("steps") is not None:
+        shared.pop("epochs", None)  # the budget of all, where this method has its own
+    asked = {**shared, **own}
     if not found.needs_teacher:
         asked.pop("teacher", None)
     if found.modality_setting in asked:

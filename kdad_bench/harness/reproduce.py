@@ -73,16 +73,21 @@ class Reproduced:
 
 
 def chosen(
-    folder: str, jobs: Sequence[str] = (), methods: Sequence[tuple[str, str]] = (), *, every: bool = False
+    folder: str,
+    jobs: Sequence[str] = (),
+    methods: Sequence[tuple[str, str]] = (),
+    *,
+    every: bool = False,
+    found: store.Results | None = None,
 ) -> list[dict[str, Any]]:
     """The finished rows (all columns) to reproduce: those named, else of each method the one that took least.
 
-    `jobs` are beginnings of ids. Raises SelectionError for one that no finished row or more than one has, and where
-    there is none to reproduce; StoreError.
+    `jobs` are beginnings of ids, `found` is what `store.read` gave of the folder, where the caller has it. Raises
+    SelectionError for one that no finished row or more than one has, and where there is none to reproduce; StoreError.
     """
     rows = [
         row
-        for row in store.read(folder).rows()
+        for row in (found or store.read(folder)).rows()
         if row["status"] == "ok" and row["origin"] is None and (not methods or _is_one_of(row, methods))
     ]
     if not rows:

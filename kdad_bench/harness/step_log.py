@@ -61,7 +61,7 @@ def step_of(line: bytes) -> tuple[int | None, dict[str, float]]:
 
 def is_number(value: object) -> bool:
     """Whether a loss term is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    return type(value) is int or (isinstance(value, float) and math.isfinite(value))
 
 
 def start_anew_where_the_log_is_damaged(job: Job, work: Work) -> bool:

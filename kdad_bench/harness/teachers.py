@@ -13,6 +13,7 @@ from kdad_bench.harness.job import TeacherWeights
 from kdad_bench.harness.options import RunOptions, teacher_and_file
 from kdad_bench.harness.plan import configurations_of, teachers
 from kdad_bench.harness.selection import Selection
+from kdad_bench.leaderboard.row import UNAVAILABLE
 from kdad_bench.methods.backbones import weights
 from kdad_bench.methods.backbones.names import BACKBONES
 
@@ -138,12 +139,12 @@ def find(name: str, source: str | None, *, may_download: bool = True) -> Teacher
         try:
             found = weights.download(name)
         except weights.WeightsError as error:
-            return TeacherWeights(teacher=name, source="unavailable", sha256="unavailable", problem=str(error))
+            return TeacherWeights(teacher=name, source=UNAVAILABLE, sha256=UNAVAILABLE, problem=str(error))
     if found is None:
         problem = (
             f"the weights of teacher '{name}' are not on this machine; a run downloads them, or give --weights FILE"
         )
-        return TeacherWeights(teacher=name, source="unavailable", sha256="unavailable", problem=problem)
+        return TeacherWeights(teacher=name, source=UNAVAILABLE, sha256=UNAVAILABLE, problem=problem)
     return TeacherWeights(teacher=name, source=found.name, sha256=sha256_of(found), path=found)
 
 

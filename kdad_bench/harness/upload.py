@@ -197,7 +197,8 @@ def models_of(asked: Asked, found: Sequence[Category]) -> dict[str, tuple[Mappin
     """Category -> (row, folder of its model); raises UploadError where there is none, or more than one."""
     if "://" in asked.results:
         raise UploadError(f"{asked.results}: models lie beside rows on this machine; give a local folder")
-    rows = [row for row in store.read(asked.results).rows() if is_asked_for(row, asked)]
+    there = store.read(asked.results)
+    rows = [row for row in there.rows() if is_asked_for(row, asked)]
     lines: list[str] = []
     models: dict[str, tuple[Mapping[str, Any], Path]] = {}
     for category in found:
@@ -214,7 +215,7 @@ def models_of(asked: Asked, found: Sequence[Category]) -> dict[str, tuple[Mappin
         else:
             models[category.name] = own[0]
     if lines:
-        raise UploadError(*lines)
+        raise UploadError(*lines, *(f"{asked.results}: {one.file} is left out: {one.what}" for one in there.problems))
     return models
 
 

@@ -93,7 +93,7 @@ def advise(found: Sequence[Board], metric: str, limits: Mapping[str, float]) -> 
     ours = [board for board in finished if not board.external]
     if not ours:
         only = "only rows of other code, whose speed is not known" if finished else "no finished jobs"
-        raise NothingKnown(f"{only}; make some with `kdad-bench run`")
+        raise NothingKnown(f"{only}; make some with `kdad-bench run --all`")
     told = {board.group: _candidates(board, metric) for board in ours}
     board = min(ours, key=lambda one: _place(one, len(told[one.group])))
     candidates = told[board.group]
@@ -161,8 +161,8 @@ def _place(board: Board, candidates: int) -> tuple[object, ...]:
 
 
 def _as_good_and_faster(board: Board, metric: str, best: Candidate, within: Sequence[Candidate]) -> Candidate | None:
-    """The fastest candidate that the paired test does not tell from the best; None if that is the best itself."""
-    same = [one for one in within if one is best or not board.summary.comparison(best.key, one.key, metric).significant]
+    """The fastest candidate that the paired test does not find worse than the best; None if that is the best itself."""
+    same = [one for one in within if one is best or not board.surely_better(best.key, one.key, metric)]
     fastest = min(same, key=lambda one: (one.latency_ms, one.key))
     return None if fastest is best else fastest
 
@@ -194,15 +194,17 @@ def _left_out(board: Board, found: Sequence[Board], candidates: int) -> Iterator
 def limits_of_evidence(advice: Advice) -> Iterator[str]:
     """Where the evidence of the board ends, a line for each limit."""
     board = advice.board
-    categories, seeds = len(board.summary.categories), len(board.seeds)
+    categories = len(board.summary.categories)
     if board.group.synthetic:
         yield "synthetic images: no statement about any real part"
     if board.short:
         yield f"{board.preset} preset: {board.budget}"
     if categories < FEW:
         yield f"{categories} categor{'y' if categories == 1 else 'ies'}: another kind of part may turn the order round"
-    if seeds < 2:
-        yield "one seed: another training of the same method may differ more than two methods do"
+    once = [one.key for one in advice.candidates if board.seeds_of(one.key)[1] < 2]
+    if once:
+        whose = f" of {', '.join(once)}" if len(once) < len(advice.candidates) else ""
+        yield f"one seed{whose}: another training of the same method may differ more than two methods do"
     if board.together:
         yield f"one model for {board.together} categories: one for each may do better"
     rows = [row for members in board.rows.values() for row in members]

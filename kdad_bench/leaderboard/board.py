@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cached_property
 from statistics import fmean, median, stdev
 from typing import TYPE_CHECKING, Any, Literal
@@ -122,10 +123,13 @@ class Board:
         counts = {found.categories for found in every}
         categories = max(counts, default=0)
         other = "other seeds and, where rows hold the scores of images, other test images"
-        if len(self.seeds) < 2:
+        repeated = [self.seeds_of(key)[1] > 1 for key in self.rows]
+        if not any(repeated):
             other = "other test images, for these trained models: one seed says nothing of others"
+        elif not all(repeated):
+            other += " (of a method with one seed for other test images alone)"
         if categories >= FEW:
-            fewer = ", of a method that has fewer than six for those alone" if 1 < min(counts) < FEW else ""
+            fewer = ", of a method that has fewer than six for those alone" if min(counts) < FEW else ""
             return f"other categories of the same kind{fewer}"
         if categories < 2:
             return other
@@ -160,6 +164,11 @@ class Board:
         """The seeds with at least one finished job."""
         return tuple(sorted({row["seed"] for rows in self.rows.values() for row in rows}))
 
+    def seeds_of(self, key: str) -> tuple[int, int]:
+        """The fewest and the most seeds that an entrant has in a category."""
+        found = Counter(row["category"] for row in self.rows[key])
+        return min(found.values()), max(found.values())
+
     def cell(self, key: str, category: str, metric: str) -> Estimate | None:
         """The mean over seeds in one category; None without a value."""
         return self.summary.cell(key, category, metric)
@@ -169,6 +178,13 @@ class Board:
         if (key, metric) not in self._overall:
             self._overall[key, metric] = self.summary.overall(key, metric)
         return self._overall[key, metric]
+
+    def fewer(self, key: str, metric: str) -> str:
+        """A remark on a mean that lacks categories which others have: ` (3 of 4)`; or nothing."""
+        found = self.overall(key, metric)
+        if found is None or found.complete:
+            return ""
+        return f" ({found.categories} of {len(self.categories(metric))})"
 
     def readings(self, key: str) -> tuple[str, ...]:
         """The settings of an entrant that no source settles."""
@@ -220,7 +236,11 @@ class Board:
     def _ranks_among(self, members: Sequence[str] | None) -> dict[str, float]:
         metrics = [metric for metric in RANKED if self.measured(metric)]
         ranks = [self.summary.ranks(metric, members).average for metric in metrics]
-        return {key: fmean(rank[key] for rank in ranks) for key in self.rows if ranks and all(key in r for r in ranks)}
+        return {
+            key: _mean_of_ranks([rank[key] for rank in ranks])
+            for key in self.rows
+            if ranks and all(key in rank for rank in ranks)
+        }
 
     def family(self, key: str) -> str:
         """The family of an entrant."""
@@ -305,7 +325,7 @@ class Board:
         marks: dict[str, Mark] = {}
         names: tuple[Mark, Mark] = ("best", "second")
         for place, name in enumerate(names):
-            if len(order) > place + 1:
+            if len(order) > place + 1 and not (place and _alike(means[order[0]], means[order[1]])):
                 found = self.summary.in_category(order[place], order[place + 1], metric, category)
                 if found.low is None or found.high is None or abs(found.difference or 0.0) < VISIBLE:
                     continue
@@ -314,7 +334,10 @@ class Board:
         return marks
 
     def overall_marks(self, metric: str) -> dict[str, Mark]:
-        """The best and second overall mean, each only if the corrected test tells it from the next one's."""
+        """The best and second overall mean, each only if the corrected test finds it better than the next one.
+
+        The test is of the seeds that both have: where one has more of them it may find the other way round.
+        """
         means = {
             key: found.mean for key in self.rows if (found := self.overall(key, metric)) is not None and found.complete
         }
@@ -323,9 +346,29 @@ class Board:
         marks: dict[str, Mark] = {}
         names: tuple[Mark, Mark] = ("best", "second")
         for place, name in enumerate(names):
-            if len(order) > place + 1 and self.summary.comparison(order[place], order[place + 1], metric).significant:
+            if place and len(order) > place and _alike(means[order[0]], means[order[1]]):
+                continue  # of two equal best ones none is the second
+            if len(order) > place + 1 and self.surely_better(order[place], order[place + 1], metric):
                 marks[order[place]] = name
         return marks
+
+    def surely_better(self, key: str, other: str, metric: str) -> bool:
+        """Whether the corrected test finds one entrant better than another on what both have."""
+        found = self.summary.comparison(key, other, metric)
+        sign = 1 if METRICS[metric].higher_is_better else -1
+        return found.significant and sign * (found.difference or 0.0) > 0
+
+
+def _alike(one: float, other: float) -> bool:
+    """Whether two values look the same in a table."""
+    return abs(one - other) < VISIBLE
+
+
+def _mean_of_ranks(ranks: Sequence[float]) -> float:
+    """Their mean. Each is a half of a whole number over the categories: equal means are equal to the last bit, however
+    they come about."""
+    exact = [Fraction(rank).limit_denominator(1_000_000) for rank in ranks]
+    return float(sum(exact, Fraction()) / len(exact))
 
 
 def _places(ranks: Mapping[str, float]) -> dict[str, int]:

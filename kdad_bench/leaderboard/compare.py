@@ -60,8 +60,8 @@ Cells = Mapping[tuple[str, int], Mapping[str, Any]]  # (category, seed) -> row
 def of_methods(table: pa.Table, first: str, second: str, metrics: Sequence[str], tolerance: float) -> list[Difference]:
     """Method `second` against `first` (names as `run --method` takes them) on every board that has both.
 
-    An external result shares no board with a run: it is set against every board of the same data, modality, resolution
-    and protocol, and the title of what comes of it says so. Raises NothingToCompare if nothing has both.
+    An external result shares no board with a run: it is set against every board of the same data, modality, resolution,
+    proportions and protocol, and the title of what comes of it says so. Raises NothingToCompare if nothing has both.
     """
     found: list[Difference] = []
     every = boards(table)
@@ -125,11 +125,19 @@ def _why_not(first: Cells, second: Cells, metrics: Sequence[str]) -> str:
 
 
 def _meet(one: Board, other: Board) -> bool:
-    """Whether results of the two boards may be set side by side: one board, or a run and an external result."""
+    """Whether results of the two boards may be set side by side: one board, or a run and an external result that were
+    judged on the same images, in the same proportions."""
     if one is other:
         return True
     same = ("dataset", "modality", "resolution", "protocol_version")
-    return one.external != other.external and all(getattr(one.group, n) == getattr(other.group, n) for n in same)
+    alike = one.external != other.external and all(getattr(one.group, n) == getattr(other.group, n) for n in same)
+    return alike and _judged_on(one) == _judged_on(other)
+
+
+def _judged_on(board: Board) -> tuple[Any, ...]:
+    """What makes the test images of a board others than those of a plain one."""
+    row: Mapping[str, Any] = next((row for rows in board.rows.values() for row in rows), {})
+    return tuple(row.get(name) for name in ("fit", "corruption", "contamination"))
 
 
 def _named(board: Board, name: str) -> list[str]:

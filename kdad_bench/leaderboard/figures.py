@@ -154,10 +154,7 @@ def seeds(board: Board, metric: str) -> Figure:
     figure, axes = _figure(board, f"{METRICS[metric].label} over seeds", (7.0, 0.9 + 0.42 * len(shown) + 0.8))
     for place, key in enumerate(reversed(shown)):
         estimate = board.overall(key, metric)
-        index = [entrant.key for entrant in board.summary.entrants].index(key)
-        values = board.summary.values[metric][index]
-        values = values[~np.isnan(values).all(axis=1)]
-        means = values[:, ~np.isnan(values).any(axis=0)].mean(axis=0)  # of the seeds with every category
+        means = board.summary.means_of_seeds(key, metric)
         colour = _look(board, key)["color"]
         axes.plot(means, np.full(len(means), place), "o", ms=5, color=colour, alpha=0.55, mec="none")
         if estimate is not None:
@@ -169,9 +166,7 @@ def seeds(board: Board, metric: str) -> Figure:
 
 
 def _short(board: Board, key: str, metric: str) -> str:
-    found = board.overall(key, metric)
-    few = "" if found is None or found.complete else f" ({found.categories} of {len(board.categories(metric))})"
-    return board.labels[key] + few
+    return board.labels[key] + board.fewer(key, metric)
 
 
 def ranks(board: Board, metric: str) -> Figure:
@@ -254,6 +249,8 @@ def batch_growth(board: Board, rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 Curve = tuple[str, str]  # (machine, method with its variant)
+# columns of jobs whose cost is not that of a size alone
+OTHERWISE = ("fit", "tile", "k_shot", "contamination", "corruption", "setting")
 
 
 def sizes(found: Sequence[Board]) -> dict[Curve, list[tuple[int, float]]]:
@@ -265,7 +262,7 @@ def sizes(found: Sequence[Board]) -> dict[Curve, list[tuple[int, float]]]:
             name = f"{entrant.title} ({entrant.variant})" if entrant.variant else entrant.title
             teacher = f", {entrant.teacher}" if entrant.teacher else ""
             for row in board.rows[key]:
-                if row["image_size"] and row["latency_ms"]:
+                if row["image_size"] and row["latency_ms"] and not any(row.get(name) is not None for name in OTHERWISE):
                     place = (board.machine, name + teacher)
                     samples.setdefault(place, {}).setdefault(row["image_size"], []).append(row["latency_ms"])
     return {

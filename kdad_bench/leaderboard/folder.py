@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,9 +112,7 @@ class LocalFolder:
             with os.scandir(self.root) as found:
                 return sorted(entry for item in found if (entry := _entry(item)) is not None)
         except FileNotFoundError:
-            raise MissingFolder(
-                f"no results folder {self.where!r}; `kdad-bench run --out {self.where}` makes one"
-            ) from None
+            raise MissingFolder(_none_at(self.where)) from None
         except NotADirectoryError:
             raise StoreError(f"{self.where!r} is a file, not a results folder") from None
         except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
@@ -229,9 +228,7 @@ class RemoteFolder:
             self.fs.invalidate_cache(self.root)
             found = self.fs.ls(self.root, detail=True)
         except FileNotFoundError:
-            raise MissingFolder(
-                f"no results folder {self.where!r}; `kdad-bench run --out {self.where}` makes one"
-            ) from None
+            raise MissingFolder(_none_at(self.where)) from None
         except Exception as error:  # each back end raises its own
             raise StoreError(f"cannot read the results folder {self.where!r}: {_line(error)}") from error
         return sorted(
@@ -276,6 +273,11 @@ class RemoteFolder:
     @contextmanager
     def locked(self, *, exclusive: bool) -> Iterator[None]:
         yield
+
+
+def _none_at(where: str) -> str:
+    """That there is no results folder, and the command that makes one."""
+    return f"no results folder {where!r}; `kdad-bench run --all --out {shlex.quote(where)}` makes one"
 
 
 def _line(error: Exception) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from kdad_bench.leaderboard.families import family_of
 from kdad_bench.leaderboard.images import of_jobs
+from kdad_bench.leaderboard.row import UNAVAILABLE
 from kdad_bench.leaderboard.summary import Entrant, Group, Summary
 
 MOST_ENTRANTS = 200  # of one table; every pair of them is compared
@@ -34,8 +35,9 @@ def summarise(rows: Iterable[Mapping[str, Any]], metrics: Sequence[str]) -> list
     groups: dict[Group, list[Mapping[str, Any]]] = {_group(row): [] for row in ordered}
     for row in ordered:
         groups[_group(row)].append(row)
-        # a job that is another preset's as well stands in the table of that one too, where there is such a table
-        for preset in row.get("also_presets") or ():
+        # a result that is another preset's as well stands in the table of that one too, where there is such a table; a
+        # failure is listed once
+        for preset in row.get("also_presets") or () if row["status"] == "ok" else ():
             if (twin := {**row, "preset": preset}) and _group(twin) in groups:
                 groups[_group(twin)].append(twin)
     return [_summary(group, groups[group], metrics) for group in sorted(groups)]
@@ -52,7 +54,7 @@ def _group(row: Mapping[str, Any]) -> Group:
 def _summary(group: Group, rows: list[Mapping[str, Any]], metrics: Sequence[str]) -> Summary:
     """The summary of rows that share a group, oldest first."""
     problems: list[str] = []
-    rows = _of_bounded_size(_of_newest_content(rows, problems), problems)
+    rows = _of_bounded_size(_with_weights(_of_newest_content(rows, problems)), problems)
     entrants = entrants_of(rows)
     counted = _that_count(rows, entrants, problems)
     ordered = tuple(sorted(entrants.values(), key=lambda e: e.key))
@@ -101,6 +103,25 @@ def _that_count(
     if repeated:
         problems.append(f"{repeated} results of repeated jobs left out: the newest row of each counts")
     return newest
+
+
+def _with_weights(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """`rows`, oldest first, where a job that failed for want of its teacher's weights counts as one of the weights that
+    finished jobs had: once they are there it is run again, under another id, and no entrant of its own."""
+    had = {_but_weights(row): row for row in rows if row["status"] == "ok"}
+    found = []
+    for row in rows:
+        there = had.get(_but_weights(row)) if row["teacher_sha256"] == UNAVAILABLE else None
+        found.append(row if there is None else {**row, **{name: there[name] for name in _WEIGHTS}})
+    return found
+
+
+_WEIGHTS = ("teacher_weights", "teacher_sha256")
+
+
+def _but_weights(row: Mapping[str, Any]) -> tuple[str, ...]:
+    method, variant, teacher, _, code = identity_of(row)
+    return method, variant, teacher, code
 
 
 def _of_newest_content(rows: list[Mapping[str, Any]], problems: list[str]) -> list[Mapping[str, Any]]:

@@ -103,11 +103,11 @@ ABOUT = """<details><summary>How to read this page</summary>
 <p>Rows that differ in data set, modality, resolution, preset, protocol, device or origin are never averaged: each such
 group has its own section. Accuracies are in [0, 1], higher is better. [low, high] is the 95 % interval of the mean:
 with six categories or more for other categories of the same kind, by Student’s t over the categories; with fewer, where
-that is nearly all from 0 to 1, for these very ones, with other seeds and, of image figures, other test images. Methods
-whose intervals overlap may well be told apart, because they saw the same images. ± is the standard deviation over seeds
-(n − 1), absent with one seed. Bold is the best value and underlined the second, only where it differs from the next one
-beyond noise: for a mean by the corrected test of “Who beats whom”, in one category by the 95 % interval of the paired
-difference.</p></details>"""
+that is nearly all from 0 to 1, for these very ones, with other seeds, if a method has several, and, of image figures,
+other test images. Methods whose intervals overlap may well be told apart, because they saw the same images. ± is the
+standard deviation over seeds (n − 1), absent with one seed. Bold is the best value and underlined the second, only
+where it differs from the next one beyond noise: for a mean by the corrected test of “Who beats whom”, in one category
+by the 95 % interval of the paired difference.</p></details>"""
 
 
 def _navigation(drawn: Sequence[Board], pictures: bool, bent: bool) -> str:

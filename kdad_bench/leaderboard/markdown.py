@@ -137,12 +137,12 @@ def ranking(board: Board, notes: Mapping[str, int]) -> str:
         cells += [str(board.places_in_family.get(key, MISSING))] if apart else []
         cells += [_named(board, key, notes), *([_text(board.family(key))] if apart else []), _teacher(board, key)]
         for metric in board.headline:
-            text = interval(board.overall(key, metric)) + _few(board, key, metric)
+            text = interval(board.overall(key, metric)) + board.fewer(key, metric)
             cells.append(marked(text, marks[metric].get(key, "")))
         covered = len(board.covered(key))
         cells += [
             f"{rank:.2f}" if rank is not None else MISSING,
-            str(len({row["seed"] for row in board.rows[key]})),
+            " to ".join(map(str, sorted({*board.seeds_of(key)}))),
             str(covered) if covered == len(everything) else f"{covered} of {len(everything)}",
         ]
         lines.append(cells)
@@ -185,7 +185,7 @@ def speed(board: Board, notes: Mapping[str, int]) -> str:
         cells = [_named(board, key, notes)]
         for metric in accuracy:
             found = board.overall(key, metric)
-            cells.append((f"{found.mean:.3f}" if found else MISSING) + _few(board, key, metric))
+            cells.append((f"{found.mean:.3f}" if found else MISSING) + board.fewer(key, metric))
         lines.append([*cells, *(_cost(board, key, metric) for metric in costs)])
     headings = ["method", *(METRICS[metric].label for metric in accuracy), *(METRICS[metric].short for metric in costs)]
     text = table_of(headings, lines, left=(0,))
@@ -227,23 +227,18 @@ def by_category(board: Board, metric: str, notes: Mapping[str, int]) -> str:
         lines.append([_text(category), *(marked(deviation(cell), marks.get(key, "")) for key, cell in found)])
     if len(categories) > 1:
         marks = board.overall_marks(metric)
-        means = ((key, deviation(board.overall(key, metric)) + _few(board, key, metric)) for key in shown)
+        means = ((key, deviation(board.overall(key, metric)) + board.fewer(key, metric)) for key in shown)
         lines.append(["mean", *(marked(text, marks.get(key, "")) for key, text in means)])
     return table_of(["category", *(_named(board, key, notes) for key in shown)], lines, left=(0,))
-
-
-def _few(board: Board, key: str, metric: str) -> str:
-    """A remark on a mean that lacks categories which others have."""
-    found = board.overall(key, metric)
-    if found is None or found.complete:
-        return ""
-    return f" ({found.categories} of {len(board.categories(metric))})"
 
 
 def _all_metrics(board: Board, notes: Mapping[str, int]) -> str:
     metrics = [metric for metric in ACCURACY if board.measured(metric)]
     lines = [
-        [_named(board, key, notes), *(deviation(board.overall(key, metric)) for metric in metrics)]
+        [
+            _named(board, key, notes),
+            *(deviation(board.overall(key, metric)) + board.fewer(key, metric) for metric in metrics),
+        ]
         for key in board.order
     ]
     table = table_of(["method", *(METRICS[metric].label for metric in metrics)], lines, left=(0,))

@@ -39,9 +39,9 @@ def _measured(board: Board, key: str, reported: Sequence[published.Verdict]) -> 
             if metric in known:
                 cells.append(_published(reported, category, metric))
         lines.append(cells)
-    seeds = len({row["seed"] for row in board.rows[key]})
-    said = f"{_text(board.labels[key])}, {seeds} seed{'' if seeds == 1 else 's'}"
-    said += "; ± is the standard deviation over seeds" if seeds > 1 else ""
+    least, most = board.seeds_of(key)
+    said = f"{_text(board.labels[key])}, {most if least == most else f'{least} to {most}'} seed{'s'[most == 1 :]}"
+    said += "; ± is the standard deviation over seeds" if most > 1 else ""
     reasons = dict.fromkeys(f"\n- {_text(one.refusal)}" for one in reported if one.refusal)
     legend = "".join(["\n\nPublished values without a difference are not compared:\n", *reasons]) if reasons else ""
     return f"{said}:\n\n{table_of(header, lines, left=(0,))}{legend}"

@@ -71,7 +71,8 @@ def _beside(group: Sequence[published.Verdict], reasons: Mapping[str, str]) -> l
         cells.append(
             "<br>".join(f"{_reported(one)} {reasons.get(one.refusal, '')}".strip() for one in values) or MISSING
         )
-    first = next((one for one in group if one.difference is not None), group[0])
+    from_the_left = sorted(group, key=lambda one: published.ORIGINS.index(one.reported.origin))
+    first = next((one for one in from_the_left if one.difference is not None), group[0])
     measured = first.measured if first.reported.measured else None
     return [
         *cells,

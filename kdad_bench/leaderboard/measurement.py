@@ -133,7 +133,9 @@ def _read(place: Folder, name: str) -> Measurement:
     said = json.loads(bytes(content).decode("utf-8"))
     if not isinstance(said, dict):
         raise ValueError("no object")
-    if isinstance(said.get("version"), int) and said["version"] > VERSION:
+    if type(said.get("version", VERSION)) is not int:
+        raise ValueError(f"version {str(said['version'])[:20]!r} is no whole number")
+    if said.get("version", VERSION) > VERSION:
         raise ValueError(f"version {said['version']}, this kdad-bench reads up to {VERSION}; upgrade")
     known = {one.name for one in fields(Measurement)}
     if set(said) != known:
@@ -159,12 +161,17 @@ def joined(table: pa.Table, measured: Mapping[str, Measurement]) -> pa.Table:
         return table
     for name in (name for name in table.column_names if name in (*SHARED, "speed_key")):
         values = [
-            own if made is None else made.key if name == "speed_key" else made.figures.get(name)
+            own if made is None else made.key if name == "speed_key" else _as_float(name, made.figures.get(name))
             for own, made in zip(table[name].to_pylist(), shared, strict=True)
         ]
         place = table.column_names.index(name)
         table = table.set_column(place, table.schema.field(name), pa.array(values, table.schema.field(name).type))
     return table
+
+
+def _as_float(name: str, value: Any) -> Any:
+    """A figure as a column takes it: JSON writes 1.0 as 1 as well, and float32 refuses large whole numbers."""
+    return [float(entry) for entry in value] if name == "latency_samples_ms" and value is not None else value
 
 
 def distinct(members: Sequence[Mapping[str, Any]], column: str) -> list[Any]:

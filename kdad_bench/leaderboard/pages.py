@@ -78,8 +78,10 @@ def spread(found: Results) -> list[str]:
     return lines
 
 
-def with_tables(path: Path, results: str | Path) -> tuple[str, str]:
+def with_tables(path: Path, results: str | Path, found: Results | None = None) -> tuple[str, str]:
     """(the text of the page at `path`, the same with its tables drawn anew from `results`); its line ends stay.
+
+    `found` is what `rows_of` gave, where the caller has read it already.
 
     Raises StoreError for results or a page that cannot be read, ValueError for markers that do not fit.
     """
@@ -93,7 +95,7 @@ def with_tables(path: Path, results: str | Path) -> tuple[str, str]:
         raise StoreError(f"{str(path)!r} is no UTF-8 text: {error.reason} at byte {error.start}") from error
     ends = "\r\n" if "\r\n" in text else "\n"
     place = str(results) if "://" in str(results) else str(Path(results).resolve())
-    fresh = excerpts.refreshed(text.replace("\r\n", "\n"), excerpts.sections(read(results, DRAWN)), place)
+    fresh = excerpts.refreshed(text.replace("\r\n", "\n"), excerpts.sections(found or rows_of(results)), place)
     return text, fresh.replace("\n", ends)
 
 

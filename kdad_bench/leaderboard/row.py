@@ -48,6 +48,7 @@ VERSION_KEY = b"kdad_bench.schema_version"  # in the metadata of a file
 
 STATUSES = ("ok", "failed")
 EXTERNAL = "external, protocol not verified"  # origin of a row whose maps other code made
+UNAVAILABLE = "unavailable"  # source and hash of a teacher's weights that could not be had: such a job fails
 # What makes a row one of ours: a Parquet file without these columns is foreign.
 KEY_COLUMNS = ("job_id", "schema_version", "method", "dataset", "category", "seed", "preset", "status")
 
@@ -254,6 +255,7 @@ LONGEST_REASON = 2000  # characters; an exception may bring a whole log
 LONGEST = {"string": 20_000, "json": 4_000_000, "list": 1_000_000}  # characters, characters, entries
 DEEPEST = 50  # brackets within brackets of JSON
 LARGEST = 1e12  # of a cost: a thousand times what any machine can show
+MOST_FLOAT = 3.4028234663852886e38  # of a list's entries: beyond it float32 has no number
 ROUNDING = 1e-9  # by which a ratio of sums may pass 1
 JSON: Mapping[str, type] = MappingProxyType({"settings": dict, "environment": dict, "losses": list})
 _JOB_ID = re.compile(r"[\w+-][\w.+@-]{0,199}")  # it names files
@@ -283,11 +285,11 @@ def fault(name: str, value: Any) -> str:
 
 
 def _wrong_figure(name: str, value: float) -> str:
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return f"is {value}"
     most = 1 + ROUNDING if name in ACCURACY else _INTEGERS.get(_TYPES[name], LARGEST)
-    if not 0 <= value <= most:
-        return f"is {value:g}, which cannot be"
+    if not 0 <= value <= most:  # a whole number of JSON may be beyond what a float holds
+        return f"is {f'{value:g}' if abs(value) <= MOST_FLOAT else _few(value)}, which cannot be"
     return "" if _TYPES[name] == "double" or value == int(value) else f"is {value:g}, not a whole number"
 
 
@@ -303,7 +305,8 @@ def _wrong_list(kind: str, value: Any) -> str:
         elif what == "bool":
             why = "" if isinstance(entry, bool) else "holds something else than true and false"
         elif what == "float":
-            why = "" if isinstance(entry, (int, float)) and math.isfinite(entry) else f"holds {_few(entry)}"
+            number = isinstance(entry, (int, float)) and not isinstance(entry, bool) and abs(entry) <= MOST_FLOAT
+            why = "" if number else f"holds {_few(entry)}"
         else:
             why = "" if _is_point(entry) else f"holds {_few(entry)}"
         if why:
@@ -316,7 +319,8 @@ def _is_point(entry: Any) -> bool:
     if not isinstance(entry, Mapping) or set(entry) != {"batch", "images_per_second"}:
         return False
     batch, speed = entry["batch"], entry["images_per_second"]
-    return isinstance(batch, int) and 0 < batch < 2**31 and isinstance(speed, (int, float)) and 0 <= speed <= LARGEST
+    numbers = isinstance(batch, int) and isinstance(speed, (int, float)) and bool not in (type(batch), type(speed))
+    return numbers and 0 < batch < 2**31 and 0 <= speed <= LARGEST
 
 
 def _wrong_text(name: str, value: Any) -> str:

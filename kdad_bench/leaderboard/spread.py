@@ -70,17 +70,18 @@ def spread(values: Sequence[Floats], images: Sequence[Drawn] | None) -> Spread |
     `values`: for each category one value per seed. `images`: for each category what its images do, or None where that
     is not known; then only the seeds tell. In a category the variance of the mean is that part of the images' that all
     seeds share, for they have seen the same ones, and the variance over seeds over their number, which holds the rest.
-    A category with one seed gets the variance over seeds that the others have. Degrees of freedom: between
-    Satterthwaite (Biometrics Bulletin 2(6), 1946) and Welch (Biometrika 34, 1947), rounded down to tenths.
+    A category with one seed gets the variance over seeds that the others have, and so as little certainty about it:
+    what it adds stands in their terms. Degrees of freedom: between Satterthwaite (Biometrics Bulletin 2(6), 1946) and
+    Welch (Biometrika 34, 1947), rounded down to tenths.
     """
     over_seeds = [(float(one.var(ddof=1)), one.size) for one in values if one.size > 1]
     typical = float(np.mean([variance for variance, _ in over_seeds])) if over_seeds else 0.0
     shared = sum(one.shared for one in images or ())
     terms = [(one.shared, one.freedom) for one in images or ()] if shared > 0 else []  # below zero by chance: nothing
     if math.sqrt(typical) > STILL:
-        terms += [(variance / size, size - 1) for variance, size in over_seeds]
+        borrowed = (len(values) - len(over_seeds)) / len(over_seeds)  # categories with one seed, for each with several
+        terms += [(variance * (1 / size + borrowed), size - 1) for variance, size in over_seeds]
     total = sum(variance for variance, _ in terms)
-    total += sum(typical for one in values if one.size == 1) if math.sqrt(typical) > STILL else 0.0
     below = sum(variance**2 / (freedom + MORE) for variance, freedom in terms)
     if total <= 0 or below <= 0:
         return None

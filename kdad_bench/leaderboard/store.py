@@ -366,14 +366,15 @@ def verify(folder: str | Path) -> Verification:
     )
 
 
-def export(folder: str | Path, path: Path, kind: str) -> int:
+def export(folder: str | Path, path: Path, kind: str, found: Results | None = None) -> int:
     """Write all rows to `path` as "csv", "json" or "sqlite" (table `results`); returns their number.
 
-    Lists are JSON text in CSV and SQLite. The file is put there whole. Raises StoreError; ValueError for another kind.
+    `found` is what `read` gave of the folder, where the caller has it. Lists are JSON text in CSV and SQLite. The file
+    is put there whole. Raises StoreError; ValueError for another kind.
     """
     if kind not in WRITERS:
         raise ValueError(f"cannot export {kind!r}; have: {', '.join(WRITERS)}")
-    table = read(folder).table
+    table = (found or read(folder)).table
     if not table.num_rows:
         raise StoreError(f"{folder}: no row there; give a results folder")
     try:

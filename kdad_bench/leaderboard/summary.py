@@ -145,7 +145,7 @@ class Summary:
         values = values[known]
         if values.size == 0:
             return None
-        full = values[:, ~np.isnan(values).any(axis=0)].mean(axis=0)
+        full = self.means_of_seeds(key, metric)
         std = float(full.std(ddof=1)) if full.size > 1 else None
         mean = float(np.nanmean(values, axis=1).mean())
         (low, high), (these_low, these_high) = self._intervals(key, metric, known, mean)
@@ -160,6 +160,13 @@ class Summary:
             categories=len(values),
             complete=not self.missing(key, metric),
         )
+
+    def means_of_seeds(self, key: str, metric: str) -> NDArray[np.float64]:
+        """The mean over categories of each seed that has a value in every category of this entrant."""
+        values = self.values[metric][self._at(key)]
+        values = values[~np.isnan(values).all(axis=1)]
+        whole = values[:, ~np.isnan(values).any(axis=0)]
+        return np.asarray(whole.mean(axis=0)) if len(values) else np.zeros(0)
 
     def _intervals(self, key: str, metric: str, known: NDArray[np.intp], mean: float) -> tuple[Interval, Interval]:
         """(for other categories, for these)."""
@@ -241,7 +248,7 @@ class Summary:
         columns = np.asarray(known.any(axis=0))
         members = np.array([among is None or entrant.key in among for entrant in self.entrants])
         rows = np.asarray(known[:, columns].all(axis=1) & columns.any() & members)
-        cells = _seed_means(self.values[metric][rows][:, columns])
+        cells = np.round(_seed_means(self.values[metric][rows][:, columns]), 12)  # ties must not hang on the last bit
         better_first = -cells if METRICS[metric].higher_is_better else cells
         ranks = np.array([average_ranks(column) for column in better_first.T]).T  # [entrants, categories]
         keys = [e.key for e, keep in zip(self.entrants, rows, strict=True) if keep]

@@ -35,7 +35,7 @@ def _line(board: Board, key: str) -> tuple[str, ...]:
     tested = [row["normals_p"] for row in rows if row["normals_p"] is not None]
     return (
         board.labels[key],
-        *(deviation(board.overall(key, metric)) for metric in ("seg_f1", "aupro_05")),
+        *(deviation(board.overall(key, metric)) + board.fewer(key, metric) for metric in ("seg_f1", "aupro_05")),
         _range([row["false_alarm_floor"] for row in rows]),
         _range([row["false_alarms"] for row in measured], mean=True),
         _of(sum(row["false_alarms_low"] > PROMISED for row in measured), len(measured)),

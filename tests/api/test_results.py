@@ -125,6 +125,8 @@ def test_methods_and_results_are_compared_as_the_command_does(ran: kdad_bench.Re
         ran.compare("pixel_mean", "padim", metrics=["auroc"])
     with pytest.raises(ValueError, match="give the names of two methods, or other Results"):
         ran.compare("pixel_mean")
+    with pytest.raises(ValueError, match="give the names of two methods, or other Results"):
+        ran.compare(ran, "pixel_mean")
 
 
 def test_a_folder_without_rows_and_a_comparison_of_nothing_show_themselves(tmp_path: Path) -> None:

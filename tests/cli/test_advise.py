@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -52,6 +53,25 @@ def test_the_recorded_rows_advise_in_words_and_in_json(tmp_path: Path) -> None:
     assert f"-d 'folder:{spaced}' --hold-out" in advise(f"folder:{spaced}").output
 
 
+def test_the_next_command_can_be_pasted(tmp_path: Path) -> None:
+    write_normals(tmp_path / "my bolts" / "bolt" / "train" / "good", 12)
+    data = f"folder:{tmp_path / 'my bolts'}"
+    said = advise(data, "--data-root", str(tmp_path / "my bolts")).output.splitlines()[-1]
+    words = shlex.split(said.partition(": ")[2])
+    assert words[words.index("-d") + 1] == data
+    assert words[words.index("--data-root") + 1] == str(tmp_path / "my bolts")
+    assert "--data-root" not in advise(data).output
+
+
+def test_rows_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    shutil.copytree(ROWS, rows)
+    (rows / "torn.parquet").write_bytes(b"PAR1")
+    done = advise(f"folder:{write_normals(tmp_path / 'all', 3)}", results=rows)
+    assert done.exit_code == 0
+    assert "left out: torn.parquet: unreadable" in done.stderr
+
+
 def test_where_nothing_keeps_the_limits_the_nearest_is_named_with_what_it_misses(tmp_path: Path) -> None:
     normals = write_normals(tmp_path / "all", 200)  # no splits at all
     done = advise(f"folder:{normals}", "--latency-ms", "0.001", "--false-alarms", "0.05")
@@ -78,7 +98,7 @@ def test_where_nothing_keeps_the_limits_the_nearest_is_named_with_what_it_misses
         ("folder:{tmp}/good", ("--latency-ms", "nan"), ROWS, "latency-ms"),
         ("folder:{tmp}/good", ("--memory-mb", "-5"), ROWS, "memory-mb"),
         ("folder:{tmp}/good", (), Path("nowhere"), "no results folder"),
-        ("folder:{tmp}/good", (), Path("{tmp}/empty"), "no finished jobs; make some with `kdad-bench run`"),
+        ("folder:{tmp}/good", (), Path("{tmp}/empty"), "no finished jobs; make some with `kdad-bench run --all`"),
     ],
 )
 def test_what_cannot_be_used_is_one_line_and_exit_code_2(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -452,3 +453,13 @@ def test_what_a_run_says_steers_no_terminal(capsys: pytest.CaptureFixture[str]) 
 
     PlainConsole().print("[bold]a\x1b[2Jb[/bold]\nc\x07", "d\u202e")
     assert capsys.readouterr().out == "a\\x1b[2Jb\nc\\x07 d\\u202e\n"
+
+
+def test_a_run_that_was_stopped_is_not_said_to_go_on_where_it_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kdad_bench.cli.run_report import PlainConsole, stopped
+
+    monkeypatch.setattr("sys.argv", ["kdad-bench", "run", "--all", "--force"])
+    for force, words in ((False, "go on with: kdad-bench run"), (True, "run all of them again with: kdad-bench run")):
+        text = io.StringIO()
+        assert stopped(3, PlainConsole(file=text, width=200), force=force) == 130
+        assert f"(3 were to run); {words}" in text.getvalue()

@@ -317,7 +317,7 @@ def test_a_damaged_audit_is_one_line(content: str, tmp_path: Path) -> None:
 def test_a_folder_without_audits_is_one_line(tmp_path: Path) -> None:
     found = command(tmp_path / "none")
     assert found.exit_code == 2
-    assert "run --audit" in found.output
+    assert "run --all --audit" in found.output
 
 
 def test_nothing_that_ranks_sees_an_audit(plain: Done, tmp_path: Path) -> None:

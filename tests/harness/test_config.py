@@ -93,3 +93,12 @@ def test_the_file_on_the_page_can_be_planned_as_a_whole(tmp_path: Path) -> None:
         {"config": written(tmp_path, text), "out": str(tmp_path / "out"), "all_weights": "random"}
     )
     assert len(agenda(options).jobs) == 2 * 2 * 4 * 2 * 2  # methods, categories, and the values of three axes
+
+
+def test_a_table_of_a_method_that_the_file_does_not_choose_is_refused(tmp_path: Path) -> None:
+    text = "[run]\nmethods = ['stfpm:held_out']\n[settings.{}]\nsteps = 3\n"
+    assert read(written(tmp_path, text.format("stfpm"))).method_settings == {"stfpm": {"steps": 3}}
+    with pytest.raises(ConfigError, match=r"bad.toml:3: settings.rd4ad: not among the methods of this file .stfpm."):
+        read(written(tmp_path, text.format("rd4ad")))
+    file = written(tmp_path, text.format("rd4ad"))
+    assert options_and_file({"config": file, "methods": (("rd4ad", ""),)}).method_settings == {"rd4ad": {"steps": 3}}

@@ -161,3 +161,19 @@ def test_a_job_names_the_other_presets_whose_job_it_is(tiny_tree: Path) -> None:
         assert job.also_presets == ()
     sizes = {"preset": "standard", "overrides": {"image_size": 64}, "methods": (("padim", ""),)}
     assert jobs_of(tiny_tree, **sizes)[0].also_presets == ("paper[image_size=64]",)
+
+
+def test_steps_of_one_method_take_the_place_of_epochs_for_all(tiny_tree: Path) -> None:
+    """The epochs would rule nothing, and yet stand in the label and in the identity."""
+    own = {"method_overrides": {"stfpm": {"steps": 7}}, "methods": (("stfpm", ""),)}
+    alone = jobs_of(tiny_tree, **own)
+    beside = jobs_of(tiny_tree, overrides={"epochs": 3, "steps": None}, **own)
+    assert [job.id for job in beside] == [job.id for job in alone]
+    assert {job.preset for job in beside} == {"quick[steps=7]"}
+
+
+def test_a_wrong_setting_of_a_method_that_is_not_chosen_is_refused_too(tiny_tree: Path) -> None:
+    """The tables of a config file that is for several runs."""
+    with pytest.raises(SelectionError, match=r"method 'rd4ad': 'stesp' is not a setting .did you mean 'steps'"):
+        jobs_of(tiny_tree, methods=(("pixel_mean", ""),), method_overrides={"rd4ad": {"stesp": 3}})
+    assert jobs_of(tiny_tree, methods=(("pixel_mean", ""),), method_overrides={"rd4ad": {"steps": 3}})

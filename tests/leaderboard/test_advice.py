@@ -186,7 +186,7 @@ def test_where_the_evidence_ends_is_said() -> None:
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([], "no finished jobs; make some with `kdad-bench run`"),
+        ([], "no finished jobs; make some with `kdad-bench run --all`"),
         (other(field(), origin=EXTERNAL, preset="external"), "only rows of other code, whose speed is not known"),
         ([row for row in field() if row.method == "e"], "only rows of the floor"),
         (

@@ -56,6 +56,31 @@ def test_leaderboard_names_files_it_left_out_and_goes_on(results: Path, tmp_path
     assert "torn.parquet" in (tmp_path / "page" / "leaderboard.md").read_text()
 
 
+def test_no_command_leaves_rows_out_in_silence(results: Path, tmp_path: Path) -> None:
+    """A torn file is rows that are not there: whoever compares, exports or draws the rest has to know."""
+    (results / "torn.parquet").write_bytes(b"PAR1")
+    page = tmp_path / "README.md"
+    page.write_text("<!-- leaderboard begin: ranking -->\n<!-- leaderboard end -->\n")
+    for command in (
+        ("compare", "stfpm", "rd4ad", "--results", results),
+        ("compare", results, results),
+        ("leaderboard", results, "--into", page),
+        ("results", "export", results, "csv", "--out", tmp_path / "all.csv"),
+    ):
+        done = run(*command)
+        assert done.exit_code in (0, 1), done.output
+        sides = 2 if command[:2] == ("compare", results) else 1
+        assert done.stderr.count("left out: torn.parquet: unreadable") == sides, command
+    done = run("results", "reproduce", results)
+    assert "left out: torn.parquet: unreadable" in done.stderr
+
+
+def test_compare_of_folders_takes_no_third_one(results: Path) -> None:
+    done = run("compare", results, results, "--results", results)
+    assert done.exit_code == 2
+    assert "--results is for two methods" in done.stderr
+
+
 def test_leaderboard_redraws_and_checks_tables_in_another_page(results: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("# A\n<!-- leaderboard begin: ranking -->\n<!-- leaderboard end -->\n", encoding="utf-8")

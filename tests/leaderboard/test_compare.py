@@ -146,11 +146,31 @@ def test_an_external_result_is_set_against_a_run_and_the_title_says_so() -> None
     assert "paper preset" in one.board
 
 
-@pytest.mark.parametrize("change", [{"resolution": 512}, {"modality": "depth"}, {"protocol_version": "2"}])
+@pytest.mark.parametrize(
+    "change", [{"resolution": 512}, {"modality": "depth"}, {"protocol_version": "2"}, {"fit": "pad"}]
+)
 def test_an_external_result_is_not_set_against_a_run_of_other_data_or_rules(change: dict[str, Any]) -> None:
     rows = [plausible.row("rd4ad", "bottle", 0), replace(external("bottle", 0), **change)]
     with pytest.raises(NothingToCompare):
         of_methods(table(rows), "rd4ad", "external:other", ("image_auroc",), 0.005)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fit": "pad", "preset": "paper[fit=pad]"},
+        {"corruption": "blur:3", "preset": "paper[corruption=blur:3]"},
+        {"contamination": 0.1, "preset": "paper[contamination=0.1]"},
+    ],
+    ids=str,
+)
+def test_an_external_result_is_set_against_runs_that_were_judged_on_the_same_images(change: dict[str, Any]) -> None:
+    plain, other = plausible.row("rd4ad", "bottle", 0), plausible.row("rd4ad", "bottle", 0, **change)
+    maps = external("bottle", 0)
+    (one,) = of_methods(table([plain, other, maps]), "rd4ad", "external:other", ("image_auroc",), 0.005)
+    assert "paper preset" in one.board
+    with pytest.raises(NothingToCompare):
+        of_methods(table([other, maps]), "rd4ad", "external:other", ("image_auroc",), 0.005)
 
 
 # ---- by the scores of the images, as the leaderboard judges a pair

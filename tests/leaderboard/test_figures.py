@@ -96,6 +96,8 @@ def test_each_figure_is_drawn_only_where_there_is_something_to_show(tmp_path: Pa
     two_sizes = plausible.full_table(("stfpm",), ("bottle",), 1)
     two_sizes += plausible.full_table(("stfpm",), ("bottle",), 1, preset="paper[image_size=128]", image_size=128)
     assert "size.svg" in drawn(two_sizes, tmp_path)
+    tiles = plausible.full_table(("stfpm",), ("bottle",), 1, preset="paper[tile=128]", image_size=128, tile=128)
+    assert figures.sizes([board_of(two_sizes[:1]), board_of(tiles)]) == {}, "four tiles are no image of 128 px"
 
 
 def test_without_masks_the_figures_show_image_auroc() -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import plausible
 import pyarrow as pa
@@ -42,12 +43,12 @@ def section(text: str, title: str) -> str:
     return match[1].strip()
 
 
-def cells(text: str) -> dict[str, dict[str, str]]:
-    """A Markdown table: first cell -> heading -> cell."""
+def cells(text: str, by: int = 0) -> dict[str, dict[str, str]]:
+    """A Markdown table: the cell of column `by` -> heading -> cell."""
     lines = [
         [cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("|")
     ]
-    return {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
+    return {line[by]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
 
 
 def test_the_page_of_the_recorded_results_is_the_golden_file_byte_for_byte() -> None:
@@ -130,6 +131,35 @@ def test_the_best_mean_is_bold_where_seeds_or_enough_categories_tell_it_from_the
         text = page(plausible.full_table(("rd4ad", "stfpm"), tuple(categories), seeds))
         best = cells(section(text, "image AUROC by category"))["mean"]["RD4AD"]
         assert best.startswith("**") == bold, (categories, seeds)
+
+
+def test_the_best_mean_is_not_bold_where_the_seeds_in_common_say_the_opposite() -> None:
+    """Further seeds of one method lift its mean; on the one that both have the test finds it worse."""
+    made = [
+        plausible.row("stfpm", category, seed, image_auroc=(0.96 if seed else 0.80) + place / 1000)
+        for place, category in enumerate(plausible.CATEGORIES) for seed in range(4)
+    ]  # fmt: skip
+    made += [plausible.row("rd4ad", c, 0, image_auroc=0.85 + p / 2000) for p, c in enumerate(plausible.CATEGORIES)]
+    board = board_of(made)
+    found = board.summary.comparison("stfpm", "rd4ad", "image_auroc")
+    assert found.significant
+    assert (found.difference or 0) < 0
+    assert [board.surely_better(*pair, "image_auroc") for pair in (("stfpm", "rd4ad"), ("rd4ad", "stfpm"))] == [0, 1]
+    assert board.overall_marks("image_auroc") == {}
+
+
+def test_of_two_equal_best_values_none_is_the_second() -> None:
+    of = {"rd4ad": 1.0, "stfpm": 1.0, "mkd": 0.5}
+    made = [
+        plausible.row(method, category, seed, image_auroc=value - seed / 1e4)
+        for method, value in of.items() for category in "abcdefgh" for seed in range(2)
+    ]  # fmt: skip
+    board = board_of(made)
+    assert board.summary.comparison("stfpm", "mkd", "image_auroc").significant
+    assert board.overall_marks("image_auroc") == {}
+    assert board.cell_marks("image_auroc", "a") == {}
+    apart = board_of([replace(one, image_auroc=0.9) if one.method == "stfpm" else one for one in made])
+    assert apart.overall_marks("image_auroc") == {"rd4ad": "best", "stfpm": "second"}
 
 
 def test_a_method_that_lacks_a_category_is_not_ranked_and_its_mean_says_so() -> None:
@@ -320,6 +350,65 @@ def test_rows_that_do_not_say_their_family_get_that_of_their_method() -> None:
     assert family_of({"method": "of a newer version"}) == "unknown"
 
 
+def test_equal_average_ranks_share_a_place_however_they_come_about() -> None:
+    """(13 / 6 + 16 / 6) / 2 and (17 / 6 + 12 / 6) / 2 differ in the last bit of a float."""
+    assert fmean((13 / 6, 16 / 6)) != fmean((17 / 6, 12 / 6))
+    orders = {
+        "image_auroc": ("acbd", "cadb", "dbca", "badc", "dacb", "cabd"),
+        "aupro_30": ("cdba", "badc", "cbad", "bacd", "bdac", "dacb"),
+    }
+    made = [
+        plausible.invented(method, f"c{place}", 0, title=method, **{
+            metric: 0.9 - orders[metric][place].index(method) / 100 for metric in orders
+        })
+        for place in range(6) for method in "abcd"
+    ]  # fmt: skip
+    board = board_of(made)
+    assert [board.summary.ranks(metric).average["a"] for metric in orders] == [13 / 6, 16 / 6]
+    assert board.average_ranks["a"] == board.average_ranks["b"]
+    assert board.places["a"] == board.places["b"]
+
+
+def test_seeds_in_another_order_make_no_other_rank() -> None:
+    values = (0.80, 0.81, 0.82)
+    made = [
+        plausible.row(method, category, seed, image_auroc=value, aupro_30=value)
+        for category in "ab"
+        for method, turned in (("stfpm", values), ("rd4ad", values[::-1]))
+        for seed, value in enumerate(turned)
+    ]
+    board = board_of(made)
+    assert sum(values) != sum(values[::-1]), "in the last bit"
+    assert board.average_ranks == {"stfpm": 1.5, "rd4ad": 1.5}
+
+
+def test_the_number_of_seeds_is_that_of_a_category() -> None:
+    whole = plausible.full_table(("stfpm", "rd4ad"), ("bottle", "screw", "tile"), 2)
+    made = [one for one in whole if (one.method, one.category, one.seed) != ("rd4ad", "screw", 1)]
+    found = section(page(made), "Ranking")
+    assert {line.split("|")[2].strip(): line.split("|")[-3].strip() for line in found.splitlines()[2:4]} == {
+        "STFPM": "2", "RD4AD": "1 to 2",
+    }  # fmt: skip
+
+
+def test_an_interval_of_one_seed_is_not_said_to_be_for_other_seeds() -> None:
+    one, two = (plausible.full_table((m,), ("a", "b"), n) for m, n in (("stfpm", 1), ("rd4ad", 2)))
+    alone = "(of a method with one seed for other test images alone)"
+    assert alone in section(page([*one, *two]), "Ranking")
+    assert alone not in section(page(two), "Ranking")
+    third = [replace(line, seed=2, method="mkd", title="MKD") for line in one]
+    assert board_of([*one, *third]).interval_words.startswith("these 2 categories, with other test images, for these")
+
+
+def test_a_mean_over_fewer_categories_says_so_in_every_table() -> None:
+    whole = plausible.full_table(("stfpm", "rd4ad"), ("bottle", "screw", "tile"), 2)
+    text = page([one for one in whole if (one.method, one.category) != ("rd4ad", "screw")])
+    table_of_all = text.partition("All accuracy metrics")[2].partition("</details>")[0]
+    of = cells(table_of_all)["RD4AD"]
+    assert len(of) > 5
+    assert all(value.endswith(" (2 of 3)") for name, value in of.items() if name != "method")
+
+
 def test_equal_means_share_a_rank() -> None:
     made = [
         plausible.row(method, category, 0, image_auroc=0.9, aupro_30=0.8)
@@ -401,7 +490,7 @@ def test_a_marker_that_names_a_folder_is_drawn_from_that_folder_alone(place: str
         ((4, 4), "95 % interval of the mean for these 4 categories, with other seeds"),
         ((8, 8), "95 % interval of the mean for other categories of the same kind."),
         ((8, 3), "for other categories of the same kind, of a method that has fewer than six for those alone."),
-        ((8, 1), "95 % interval of the mean for other categories of the same kind."),
+        ((8, 1), "for other categories of the same kind, of a method that has fewer than six for those alone."),
     ],
 )
 def test_the_ranking_says_what_its_interval_is_for(counts: tuple[int, int], words: str) -> None:

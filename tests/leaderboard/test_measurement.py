@@ -143,6 +143,13 @@ DAMAGED: dict[str, bytes] = {
     "a broken curve": damaged(lambda said: said["figures"].update(throughput=[{"batch": 0}])),
     "covers a number": damaged(lambda said: {**said, "covers": [1]}),
     "covers a text": damaged(lambda said: {**said, "covers": "0123"}),
+    "a time beyond any float": damaged(lambda said: said["figures"].update(latency_ms=10**400)),
+    "samples beyond any float": damaged(lambda said: said["figures"].update(latency_samples_ms=[10**400])),
+    "samples beyond float32": damaged(lambda said: said["figures"].update(latency_samples_ms=[1e39])),
+    "a truth for a batch": damaged(
+        lambda said: said["figures"].update(throughput=[{"batch": True, "images_per_second": 1}])
+    ),
+    "a version in words": damaged(lambda said: {**said, "version": "99"}),
     "newer": damaged(lambda said: {**said, "version": 99}),
     "no method": damaged(lambda said: {**said, "method": None}),
     "an escape": damaged(lambda said: {**said, "how": "\x1b[2J"}),
@@ -158,6 +165,16 @@ def test_what_is_no_measurement_is_named_and_costs_no_row(kind: str, tmp_path: P
     assert [problem.file for problem in found.problems] == [f"speed-stfpm-{KEY}.json"]
     assert found.problems[0].what.isprintable()
     assert not store.verify(tmp_path).sound
+
+
+def test_whole_numbers_of_json_are_figures_of_any_column(tmp_path: Path) -> None:
+    put(tmp_path, *sharing())
+    figures = {"latency_ms": 7, "latency_samples_ms": [16_777_217, 8]}  # more digits than float32 has
+    content = damaged(lambda said: said["figures"].update(figures))
+    (tmp_path / f"speed-stfpm-{KEY}.json").write_bytes(content)
+    found = store.read(tmp_path)
+    assert found.problems == ()
+    assert found.rows()[0]["latency_samples_ms"] == [16_777_216.0, 8.0]
 
 
 def test_a_measurement_that_cannot_be_is_not_made() -> None:

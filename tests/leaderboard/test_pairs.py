@@ -94,6 +94,27 @@ def test_seeds_that_saw_the_same_images_share_what_these_do() -> None:
     assert more.variance > 0.0005, "no number of seeds makes up for the images"
 
 
+@pytest.mark.parametrize("more", [1, 2, 14])
+def test_a_category_with_one_seed_makes_the_others_no_surer(more: int) -> None:
+    """It has the variance of those with several seeds, whose few degrees of freedom are all there is."""
+    two, one = np.array([0.90, 0.92]), np.array([0.9])
+    found = spread([two, *[one] * more], None)
+    assert found is not None
+    assert found.variance == pytest.approx(two.var(ddof=1) * (1 / 2 + more) / (1 + more) ** 2)
+    assert found.freedom == 1
+
+
+def test_intervals_of_uneven_seeds_hold_what_they_promise() -> None:
+    rng = np.random.default_rng(0)
+    held = []
+    for _ in range(2000):
+        values = [rng.normal(size=seeds) for seeds in (2, 2, 1)]
+        found = spread(values, None)
+        assert found is not None
+        held.append(abs(np.mean([one.mean() for one in values])) <= found.half_width(0.95))
+    assert 0.94 <= np.mean(held) <= 0.985
+
+
 def test_methods_that_no_seed_moves_are_judged_by_the_categories() -> None:
     a, b = np.full((7, 2), 0.9), np.full((7, 2), 0.8)
     found = compared(METRIC, ("a", "b"), (a, b), [0, 1], [None] * 7, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from dataclasses import replace
@@ -9,9 +10,11 @@ from statistics import fmean
 
 import plausible
 import pytest
-from test_markdown import board_of, page, section
+from scipy import stats
+from test_markdown import board_of, cells, page, section
 
 from kdad_bench.leaderboard import published
+from kdad_bench.leaderboard.numbers import signed
 from kdad_bench.leaderboard.published import MEAN, Verdict
 
 MVTEC = (
@@ -71,6 +74,31 @@ def test_a_number_of_the_same_protocol_gets_a_difference_and_a_verdict() -> None
         ]
         assert one.verdict == verdict
         assert one.difference == pytest.approx(value - 0.955)
+
+
+def test_the_interval_over_seeds_is_of_the_seeds_behind_its_deviation() -> None:
+    """A mean's deviation is over the seeds that have every category: fewer than any category may have."""
+    made = [
+        plausible.row("stfpm", category, seed, variant="held_out", image_auroc=value)
+        for place, category in enumerate(MVTEC)
+        for seed, value in zip((0, 1, 2 + place % 2), (0.92, 0.96, 0.94), strict=True)
+    ]
+    board = board_of(made)
+    found = board.overall("stfpm:held_out", "image_auroc")
+    assert found is not None
+    assert (found.seeds, found.std) == (3, pytest.approx(0.04 / math.sqrt(2)))
+    one = next(one for one in published.verdicts(board) if one.reported.category == MEAN and not one.refusal)
+    _, half = published._measured(board, "stfpm:held_out", one.reported)
+    assert half == pytest.approx(stats.t.ppf(0.975, 1) * 0.04 / 2)
+
+
+def test_the_difference_is_to_the_first_comparable_number_from_the_left() -> None:
+    """A paper's stands left of other code's, wherever the two are in the file."""
+    made = plausible.full_table(("rd4ad",), MVTEC, 2, pixel_auroc=0.98)
+    means = section(page(made), "Published and measured").partition("<details>")[0]
+    found = cells(means, by=2)["pixel_auroc"]
+    assert found["difference"] == signed(0.98 - float(found["paper"].split()[0]))
+    assert found["other code"].split()[0] != found["paper"].split()[0], "they can be told apart"
 
 
 @pytest.mark.parametrize(

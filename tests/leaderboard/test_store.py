@@ -100,9 +100,10 @@ def test_rows_come_in_one_order_whatever_the_order_of_writing(tmp_path: Path) ->
 def test_an_empty_folder_has_no_rows_and_a_missing_one_is_an_error_with_its_remedy(tmp_path: Path) -> None:
     assert store.read(tmp_path).table.num_rows == 0
     assert store.read(tmp_path).table.schema.names == list(COLUMNS)
-    with pytest.raises(store.StoreError, match=r"no results folder '.*nowhere'; `kdad-bench run --out .*` makes one"):
-        store.read(tmp_path / "nowhere")
-    assert store.finished(tmp_path / "nowhere") == {}
+    words = r"no results folder '.*no where'; `kdad-bench run --all --out '.*no where'` makes one"
+    with pytest.raises(store.StoreError, match=words):
+        store.read(tmp_path / "no where")
+    assert store.finished(tmp_path / "no where") == {}
     (tmp_path / "file").touch()
     for question in (store.read, store.finished):
         with pytest.raises(store.StoreError, match="is a file, not a results folder"):

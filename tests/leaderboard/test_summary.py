@@ -475,3 +475,23 @@ def test_a_job_of_two_presets_stands_in_both_tables_but_makes_none() -> None:
     assert [one.key for one in paper.entrants] == ["mkd"]
     assert [one.key for one in standard.entrants] == ["mkd", "stfpm"]
     assert standard.values["image_auroc"][0].tolist() == paper.values["image_auroc"][0].tolist()
+    broken = plausible.failed_row("mkd", "cable", 0, "out of memory", preset="paper")
+    both.append(dataclasses.replace(broken, also_presets=("standard",)))
+    assert [len(one.failed) for one in summaries_of(both)] == [1, 0], "one job has failed, once"
+
+
+def test_a_failure_for_want_of_weights_is_gone_once_they_were_there() -> None:
+    """The finished job has another id, since the weights are part of it: it is no other entrant for that."""
+    weights = {"teacher_weights": "unavailable", "teacher_sha256": "unavailable"}
+    failed = [
+        dataclasses.replace(plausible.failed_row("stfpm", category, 0, "no weights"), job_id=f"f-{category}", **weights)
+        for category in ("bottle", "cable")
+    ]
+    alone = only(failed)
+    assert [one.key for one in alone.entrants] == ["stfpm"]
+    assert len(alone.failed) == 2
+    both = only([*failed, *plausible.full_table(("stfpm",), ("bottle",), 2)])
+    assert [one.key for one in both.entrants] == ["stfpm"]
+    assert both.entrants[0].teacher_weights == "torchvision IMAGENET1K_V1"
+    assert [one[:3] for one in both.failed] == [("stfpm", "cable", 0)], "that one has no result yet"
+    assert both.problems == ()

@@ -224,8 +224,10 @@ def _measured(board: Board, key: str, one: Reported) -> tuple[float | None, floa
         return None, 0.0
     if one.category == MEAN:
         found = board.overall(key, one.measured)
+        seeds = len(board.summary.means_of_seeds(key, one.measured))  # those of the deviation: a category may have more
     else:
         found = board.cell(key, one.category, one.measured) if one.category in board.summary.categories else None
-    if found is None or found.std is None or found.seeds < 2:
+        seeds = found.seeds if found else 0
+    if found is None or found.std is None or seeds < 2:
         return (found.mean if found else None), 0.0
-    return found.mean, student_quantile(found.seeds - 1, CONFIDENCE) * found.std / found.seeds**0.5
+    return found.mean, student_quantile(seeds - 1, CONFIDENCE) * found.std / seeds**0.5
