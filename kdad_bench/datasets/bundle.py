@@ -53,8 +53,11 @@ def load(
     A data set of one category needs no `category`. `modality` is rgb, or depth for the relief of scans. Raises
     DatasetError, a ValueError of one line, for what is not there or cannot be decoded.
     """
-    if not isinstance(resolution, int):
+    if isinstance(resolution, bool) or not isinstance(resolution, int):
         raise DatasetError(f"resolution {resolution!r}: must be a whole number from 1 to 8192")
+    if not isinstance(dataset, (str, os.PathLike)) or not isinstance(category, str | None):
+        what, value = ("category", category) if isinstance(dataset, (str, os.PathLike)) else ("dataset", dataset)
+        raise DatasetError(f"{what} {value!r}: is of type {type(value).__name__}; give a name")
     place = data_root if data_root is not None else os.environ.get("KDAD_DATA") or None
     root = None if place is None else Path(place)
     names = () if category is None else (category,)

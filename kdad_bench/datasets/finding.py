@@ -235,7 +235,7 @@ def _chosen(dataset: str, have: Sequence[str], names: Sequence[str]) -> list[str
 
 
 def strays(root: Path, folders: Sequence[Path]) -> list[Unused]:
-    """What lies beside the categories of a data set and may be meant as one: folders of images, tables beside tables."""
+    """What lies beside the categories of a data set and may be meant as one: folders of images, or tables."""
     if not all(map(is_folder, folders)):
         beside = look(root, TABLES).files if {one.suffix.lower() for one in folders} <= TABLES else ()
         return [Unused(one, f"no table with the columns {', '.join(NEEDED)}") for one in beside if one not in folders]
