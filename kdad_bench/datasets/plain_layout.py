@@ -88,9 +88,9 @@ class PlainLayout:
         found.unused += [*_strays(top), *_strays(marks)]
         masks = {kind.name: look(kind) for kind in marks.folders}
         every = list(masks.values())
-        images = [kind for kind in top.folders if kind != ground_truth]
-        called = _called([kind.name for kind in images], masks)
-        kinds = [(kind, look(kind), masks.pop(called.get(kind.name, ""), Listing())) for kind in images]
+        shown = [kind for kind in top.folders if kind != ground_truth]
+        called = _called([kind.name for kind in shown], masks)
+        kinds = [(kind, look(kind), masks.pop(called.get(kind.name, ""), Listing())) for kind in shown]
         apart = [_apart(images.files, listing) for _, images, listing in kinds]
         found.has_masks = any(one.files for one in every) or any(one.files for own in apart for one in own.values())
         for (kind, images, listing), own in zip(kinds, apart, strict=True):

@@ -64,8 +64,8 @@ class Images:
 
     def called(self, offer: Offer) -> list[int]:
         """The numbers of the images that an offer may mean; a map's own suffix is no part of the name."""
-        if found := self.by_path(offer):
-            return found
+        if those := self.by_path(offer):
+            return those
         key, is_file = offer.key, offer.is_file
         stem = PurePosixPath(key.name).stem
         for name in (stem,) if is_file else (key.name, stem):
