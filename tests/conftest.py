@@ -17,7 +17,8 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # triton warns when it i
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the test workers share the cores: more threads only wait
 SIDE = 64
-LIBRARIES = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")  # what pytest and torch set for themselves
+# what pytest, torch and scikit-learn set for themselves
+LIBRARIES = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")
 
 
 def pytest_configure(config: pytest.Config) -> None:
