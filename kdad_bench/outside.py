@@ -74,7 +74,15 @@ def module_of(content: bytes, sha256: str, where: str) -> ModuleType:
 
 def said(error: BaseException) -> str:
     """What a person's code raised, short, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {' '.join(text_of(error).split())[:300]}"
+
+
+def text_of(error: BaseException) -> str:
+    """What an error says; nothing where asking for it is an error, too."""
+    try:
+        return str(error)
+    except Exception:  # a class of a person's
+        return ""
 
 
 def entry_in(module: ModuleType, attribute: str, where: str, kind: type) -> Any:

@@ -96,6 +96,13 @@ def rgb(image: Any, number: int) -> Image.Image:
         image = image.permute(1, 2, 0).cpu().numpy()
     if isinstance(image, np.ndarray):
         image = Image.fromarray(np.ascontiguousarray(image))
+    try:
+        image.load()  # a file that Pillow has opened is read only now
+    except Exception as error:  # closed since, or damaged in any of many ways
+        why = (str(error).splitlines() or [kind(error)])[0]
+        raise ImagesError(
+            f"image {number}: its pixels cannot be read ({why}): open its file again, or restore it"
+        ) from error
     return as_rgb(ImageOps.exif_transpose(positive(image)), Path(f"image {number}"))
 
 
@@ -106,14 +113,18 @@ def one_of_list(image: Any, number: int) -> Any:
         if path.is_dir():
             raise ImagesError(f"image {number} is the folder {path}: give its files, sorted(Path(...).glob('*.png'))")
         return path
-    if isinstance(image, Image.Image):
+    if isinstance(image, Image.Image) or (
+        isinstance(image, np.ndarray) and image.ndim == 2 and image.dtype == np.uint8
+    ):
+        shape = image.size[::-1] if isinstance(image, Image.Image) else image.shape
+        if 0 in shape:
+            raise ImagesError(f"image {number}: {shape[0]} x {shape[1]} has no pixel: give images of at least 1 x 1")
         return image
     if isinstance(image, Tensor):
         checked = batch_of_tensor(image[None], f"image {number}")[0]
         return checked if checked.dtype == torch.uint8 else refuse_floats(number)
     if isinstance(image, np.ndarray):
-        grey = image.ndim == 2 and image.dtype == np.uint8
-        return image if grey else batch_of_array(image[None], f"image {number}")[0]
+        return batch_of_array(image[None], f"image {number}")[0]
     raise ImagesError(f"image {number} is of type {kind(image)}: give {TAKEN}")
 
 
@@ -154,6 +165,10 @@ def batch_of_tensor(tensor: Tensor, what: str = "images") -> Tensor:
         raise ImagesError(f"{said} is not [N, 3, H, W]: give {turned}")
     if 0 in tensor.shape[1:]:
         raise ImagesError(f"{said} has no pixel: give images of at least 1 x 1")
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        raise ImagesError(
+            f"{said} holds no plain pixels ({tensor.layout}, {tensor.device}): give a dense tensor of values"
+        )
     if tensor.dtype == torch.uint8:
         return tensor
     if not tensor.is_floating_point():

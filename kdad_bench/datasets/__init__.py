@@ -24,9 +24,10 @@ from kdad_bench.datasets.loading import (
     load_test,
     load_train,
     load_validation,
+    names_of,
     single_modalities,
 )
-from kdad_bench.datasets.sealing import all_sealed, hashed, sealed
+from kdad_bench.datasets.sealing import all_sealed, hashed, leaks, sealed
 from kdad_bench.datasets.splits import Normals, held_out, load_normals
 from kdad_bench.datasets.table import DATASETS, entries, entry, known, named
 
@@ -57,6 +58,7 @@ __all__ = [
     "hashed",
     "held_out",
     "known",
+    "leaks",
     "load",
     "load_normals",
     "load_pictures",
@@ -66,6 +68,7 @@ __all__ = [
     "located",
     "named",
     "names_at_hand",
+    "names_of",
     "outside",
     "remarks_on",
     "sealed",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,12 +54,16 @@ def load(
     A data set of one category needs no `category`. `modality` is rgb, or depth for the relief of scans. Raises
     DatasetError, a ValueError of one line, for what is not there or cannot be decoded.
     """
-    if not isinstance(resolution, int):
+    if isinstance(resolution, bool) or not isinstance(resolution, int):
         raise DatasetError(f"resolution {resolution!r}: must be a whole number from 1 to 8192")
+    names: dict[str, Any] = {"dataset": dataset, "category": "" if category is None else category}
+    for what, value in names.items():
+        if not isinstance(value, (str, os.PathLike)):
+            raise DatasetError(f"{what} {value!r}: is of type {type(value).__name__}; give a name")
     place = data_root if data_root is not None else os.environ.get("KDAD_DATA") or None
     root = None if place is None else Path(place)
-    names = () if category is None else (category,)
-    found = categories(canonical(os.fspath(dataset)), root, names, modality=modality)
+    chosen = () if category is None else (category,)
+    found = categories(canonical(os.fspath(dataset)), root, chosen, modality=modality)
     if len(found) != 1:
         raise DatasetError(f"{dataset}: which category? have: {', '.join(one.name for one in found)}")
     one = sealed(found[0])

@@ -202,6 +202,19 @@ def _inside(path: Path, root: Path) -> str:
     return text[len(begin) :] if os.sep == "/" and text.startswith(begin) else path.relative_to(root).as_posix()
 
 
+def equal_contents(category: Category) -> list[tuple[str, str]]:
+    """(name, name of the first) of each image of a sealed category that lies in an earlier split, too: one that is
+    learnt from or held out is then judged as if it were new."""
+    first: dict[str, tuple[str, str]] = {}
+    found = []
+    for split, sample in category.splits():
+        name = _inside(sample.path, category.root)
+        known = first.setdefault(category.seal[name], (split, name))
+        if known[0] != split:
+            found.append((name, known[1]))
+    return found
+
+
 def unchanged(category: Category, files: Sequence[Path]) -> dict[Path, str]:
     """SHA-256 of each of the category's files; raises DatasetError for one that is not as the plan saw it."""
     hashes = content_hashes(files)

@@ -192,8 +192,8 @@ def header(path: Path, file: IO[bytes]) -> Image.Image:
     except DatasetError:
         raise
     except UnidentifiedImageError as error:
-        if channels := _channels(start, file):
-            raise DatasetError(f"{path}: a TIFF file of {channels}; save one of them, or three as RGB") from error
+        if channels := _unknown_tiff(start, file):
+            raise DatasetError(f"{path}: a TIFF file of {channels}") from error
         raise _damaged(path, error) from error
     except Exception as error:  # Pillow's parsers raise almost anything on damaged files
         raise _damaged(path, error) from error
@@ -201,8 +201,8 @@ def header(path: Path, file: IO[bytes]) -> Image.Image:
     return image
 
 
-def _channels(start: bytes, file: IO[bytes]) -> str:
-    """How many channels of how many bits a TIFF file has that Pillow does not know; nothing for another file."""
+def _unknown_tiff(start: bytes, file: IO[bytes]) -> str:
+    """What a TIFF file that Pillow does not know is made of, and what to do; nothing for another file."""
     if not start.startswith((b"II*\0", b"MM\0*")):
         return ""
     import tifffile
@@ -211,8 +211,11 @@ def _channels(start: bytes, file: IO[bytes]) -> str:
     try:
         file.seek(0)
         page = tifffile.TiffFile(file, name="x.tiff").pages.first  # the name of an open file may be a number
-        channels, bits = int(page.samplesperpixel), int(page.bitspersample)
-        return f"{channels} channels of {bits} bits" if channels > 1 else ""
+        channels, bits, kind = int(page.samplesperpixel), int(page.bitspersample), page.dtype
+        if channels > 1:
+            return f"{channels} channels of {bits} bits; save one of them, or three as RGB"
+        odd = kind is not None and (kind.kind not in "ui" or kind.itemsize > 2)
+        return f"values of type {kind}; convert it to 8 or 16 bits" if odd else ""
     except Exception:  # a damaged file has many ways to be so; it is told as one
         return ""
 
@@ -297,6 +300,8 @@ def mask_of(path: Path, size: tuple[int, int] | None = None, sha256: str | None 
         values = np.asarray(image.convert("L"))
     else:
         values = np.asarray(as_rgb(image, path)).max(axis=2)
+    if values.dtype.kind in "if" and not bool((np.isfinite(values) & (values >= 0)).all()):
+        raise DatasetError(f"{path}: a mask with values below 0 or not finite; save it with 0 and one value above it")
     marked: npt.NDArray[np.bool_] = 2 * values.astype(np.float64) > values.max() if lossy else values > 0
     found = _distinct(values)
     few = tuple(int(value) for value in found[: FEW_VALUES + 1])

@@ -16,6 +16,7 @@ from kdad_bench.datasets.listing import SHOWN, Unused, holds_images, is_file, is
 from kdad_bench.datasets.stand_in import PREFIX, marked
 from kdad_bench.datasets.survey import Survey, category_of, kinds
 from kdad_bench.datasets.table import DATASETS, code_of, entries, entry, known, named, spelling
+from kdad_bench.datasets.table_layout import NEEDED, TABLES
 
 
 class Place(NamedTuple):
@@ -234,9 +235,10 @@ def _chosen(dataset: str, have: Sequence[str], names: Sequence[str]) -> list[str
 
 
 def strays(root: Path, folders: Sequence[Path]) -> list[Unused]:
-    """What lies beside the categories of a data set and holds images, and is no category; nothing beside tables."""
+    """What lies beside the categories of a data set and may be meant as one: folders of images, or tables."""
     if not all(map(is_folder, folders)):
-        return []
+        beside = look(root, TABLES).files if {one.suffix.lower() for one in folders} <= TABLES else ()
+        return [Unused(one, f"no table with the columns {', '.join(NEEDED)}") for one in beside if one not in folders]
     top = look(root)
     lost = [path for path in top.folders if path not in folders and holds_images(path)]
     return [Unused(one.path, "not a category", one.files) for one in nested(lost)]

@@ -7,6 +7,7 @@ with the plan's where the category is sealed.
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from kdad_bench.files import let_go
 
 Size = tuple[int, int]  # width, height
 Hashes = dict[Path, str]
+NUMBER = re.compile(r"\d+")
 DOUBT_BYTES = 200  # of a line on a mask, as it is kept
 
 
@@ -86,11 +88,13 @@ def load_test(category: Category, resolution: int, fit: str = SQUASH) -> TestSet
     masks = _masks(category, resolution, fit) if category.has_masks else None
     regions = load_regions(category, resolution, fit) if category.saturation is not None else None
     sizes = None if fit == SQUASH else np.array(_shapes(category, category.test, resolution, fit), np.int64)
-    return TestSet(images, labels, masks, _names(category), regions, sizes)
+    return TestSet(images, labels, masks, names_of(category), regions, sizes)
 
 
-def _names(category: Category) -> tuple[str, ...]:
-    """The names of the test images: their file names, or where two of one kind share one their whole relative paths."""
+def names_of(category: Category) -> tuple[str, ...]:
+    """The names of the test images: their file names, or where two of one kind share one their whole relative paths.
+
+    Below `<defect>/`, whichever it is."""
     short = tuple(f"{sample.defect}/{sample.path.name}" for sample in category.test)
     if len(set(short)) == len(short):
         return short
@@ -248,7 +252,7 @@ def _warn(category: Category, doubts: dict[Path, str]) -> None:
     """One line for each reason to doubt masks, with the first file and the number of those like it."""
     reasons: dict[str, list[Path]] = {}
     for path, doubt in doubts.items():
-        reasons.setdefault(" ".join(doubt.split()[:2]), []).append(path)
+        reasons.setdefault(NUMBER.sub("", doubt), []).append(path)
     for those in reasons.values():
         many = f" (and {len(those) - 1} more masks like it)" if len(those) > 1 else ""
         name, doubt = those[0].relative_to(category.root), doubts[those[0]]

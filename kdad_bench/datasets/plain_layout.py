@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,13 +86,11 @@ class PlainLayout:
     def _test(self, found: Survey, test: Path | None, ground_truth: Path | None) -> None:
         top, marks = look(test), look(ground_truth)
         found.unused += [*_strays(top), *_strays(marks)]
-        masks = {kind.name.casefold(): look(kind) for kind in marks.folders}
+        masks = {kind.name: look(kind) for kind in marks.folders}
         every = list(masks.values())
-        kinds = [
-            (kind, look(kind), masks.pop(kind.name.casefold(), Listing()))
-            for kind in top.folders
-            if kind != ground_truth
-        ]
+        shown = [kind for kind in top.folders if kind != ground_truth]
+        called = _called([kind.name for kind in shown], masks)
+        kinds = [(kind, look(kind), masks.pop(called.get(kind.name, ""), Listing())) for kind in shown]
         apart = [_apart(images.files, listing) for _, images, listing in kinds]
         found.has_masks = any(one.files for one in every) or any(one.files for own in apart for one in own.values())
         for (kind, images, listing), own in zip(kinds, apart, strict=True):
@@ -138,6 +136,16 @@ class PlainLayout:
             f"{place / path.parent.name / path.stem}_mask.png: the mask of {self.test}/{path.parent.name}/{path.name} "
             f"is missing; add it, or remove {MASKS} to compute image metrics only"
         )
+
+
+def _called(kinds: Sequence[str], folders: Iterable[str]) -> dict[str, str]:
+    """Kind -> the folder of its masks: the one of its name, else one that differs in case alone and is of no other."""
+    found = {name: name for name in folders if name in kinds}
+    left = {name.casefold(): name for name in folders if name not in found}
+    for kind in kinds:
+        if kind not in found and kind.casefold() in left:
+            found[kind] = left.pop(kind.casefold())
+    return found
 
 
 def _apart(images: Sequence[Path], masks: Listing) -> dict[Path, Listing]:

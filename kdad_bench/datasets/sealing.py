@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdad_bench.datasets import cache
-from kdad_bench.datasets.category import Category, DatasetError
+from kdad_bench.datasets.category import Category, DatasetError, printable
 from kdad_bench.datasets.listing import SHOWN
 from kdad_bench.datasets.saturation import saturations
 from kdad_bench.datasets.torn import Size, fault_of, fault_of_scan
@@ -45,6 +45,17 @@ def all_sealed(categories: Sequence[Category]) -> list[Category]:
     if lines := [line for those in _by_dataset(categories) for line in lines_on(those)]:
         raise DatasetError(*lines)
     return [hashed(one) for one in categories]
+
+
+def leaks(category: Category) -> Iterator[str]:
+    """A line on the images of a sealed category that lie in two of its splits, if there are any."""
+    if twice := cache.equal_contents(category):
+        those = ", ".join(f"{name} is {other}" for name, other in twice[:SHOWN]) + (", ..." if twice[SHOWN:] else "")
+        images = "1 image has" if len(twice) == 1 else f"{len(twice)} images have"
+        yield printable(
+            f"{category.root}: {images} the contents of one in another split ({those}): what is learnt from is judged; "
+            "keep one of each"
+        )
 
 
 def _by_dataset(categories: Iterable[Category]) -> list[list[Category]]:

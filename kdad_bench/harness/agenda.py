@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from kdad_bench.datasets import remarks_on, under_known_names
+from kdad_bench.datasets import leaks, remarks_on, under_known_names
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.left_out import planned, without_refused
 from kdad_bench.harness.options import RunOptions
@@ -24,7 +24,7 @@ class Agenda:
     jobs: tuple[Job, ...]
     left: tuple[Job, ...]  # to be run
     kept: Mapping[str, Finished]  # job id -> the row that stays
-    remarks: tuple[str, ...]  # what lies in the data and is not used
+    remarks: tuple[str, ...]  # on the data: what is not used, what lies in two splits
     left_out: tuple[str, ...]  # methods that nobody named and that cannot be run so, a line for each reason
 
 
@@ -36,7 +36,13 @@ def agenda(options: RunOptions) -> Agenda:
     selection, weights, replaced = with_teachers_at_hand(selection, weights_for(selection, options), options)
     jobs, alone = planned(selection, weights)
     work = work_of(options)
-    remarks = (*remarks_on(selection.categories, options.data_root), *replaced, *from_elsewhere(weights, options))
+    looked = {(job.category.dataset, job.category.name): job.category for job in jobs}.values()
+    remarks = (
+        *remarks_on(selection.categories, options.data_root),
+        *(line for one in looked for line in leaks(one)),
+        *replaced,
+        *from_elsewhere(weights, options),
+    )
     left = tuple(job for job in jobs if work.redoes(done[job.id].status if job.id in done else None))
     again = {job.id for job in left}
     kept = {job.id: done[job.id] for job in jobs if job.id not in again}

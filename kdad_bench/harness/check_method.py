@@ -21,6 +21,7 @@ from kdad_bench.methods.backbones.weights import load_teacher
 from kdad_bench.methods.checkpoint import load, save
 from kdad_bench.methods.foreign import guarded, process_as_it_was
 from kdad_bench.methods.protocol import Fitting, Method, Scores
+from kdad_bench.outside import text_of
 
 CPU = torch.device("cpu")
 SIDE = 64  # px, of the images and of what the networks see
@@ -316,7 +317,7 @@ def verdict_of(rule: str, judge: Callable[[Bench], str], name: str) -> Verdict:
     except Broken as error:
         return Verdict(rule=rule, reason=str(error))
     except (Exception, SystemExit) as error:  # a method's own code raises anything
-        said = " ".join(str(error).split())[:300]
+        said = " ".join(text_of(error).split())[:300]
         return Verdict(rule=rule, reason=f"it raises {type(error).__name__}: {said}")
 
 

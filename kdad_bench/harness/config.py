@@ -10,11 +10,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kdad_bench.harness.choices import suggestion
-from kdad_bench.harness.options import RunOptions, RunTable, message_of, options_from
+from kdad_bench.harness.choices import SelectionError, suggestion
+from kdad_bench.harness.options import RunOptions, RunTable, message_of, options_from, own
 from kdad_bench.methods import METHODS, known
 from kdad_bench.methods.backbones.names import BACKBONES
 from kdad_bench.outside import OutsideError
+
+# kinds of mistakes -> what is wanted, as TOML calls it
+TOML = {"tuple_type": "a list", "dict_type": "a table", "model_type": "a table", "string_type": "a text",
+        "int_type": "a whole number"}  # fmt: skip
 
 
 class ConfigError(ValueError):
@@ -54,11 +58,8 @@ def is_of_method(name: str, value: object) -> bool:
     return name in METHODS or (isinstance(value, dict) and known(name))
 
 
-def read(path: Path, *, methods_elsewhere: bool = False) -> Config:
-    """The config in `path`; raises ConfigError that lists every mistake as `file:line: key: what is wrong`.
-
-    A table of a method that the file does not choose is one, unless the methods are chosen elsewhere.
-    """
+def read(path: Path) -> Config:
+    """The config in `path`; raises ConfigError that lists every mistake as `file:line: key: what is wrong`."""
     try:
         if path.exists() and not path.is_file():  # a pipe would block
             raise ConfigError(f"{path}: cannot be read: not a regular file")
@@ -83,13 +84,9 @@ def read(path: Path, *, methods_elsewhere: bool = False) -> Config:
             is_of_method(name, value)
         except OutsideError as error:
             raise ConfigError(f"{path}:{line_of(text, ('settings', name))}: settings.{name}: {error}") from error
-    chosen = [] if methods_elsewhere else list(dict.fromkeys(name for name, _ in config.run.methods))
     for name, value in config.method_settings.items():
-        where = f"{path}:{line_of(text, ('settings', name))}: settings.{name}"
         if not isinstance(value, dict):
-            raise ConfigError(f"{where}: a table is expected")
-        if chosen and name not in chosen:
-            raise ConfigError(f"{where}: not among the methods of this file ({', '.join(chosen)})")
+            raise ConfigError(f"{path}:{line_of(text, ('settings', name))}: settings.{name}: a table is expected")
     for name, value in config.shared_settings.items():
         if isinstance(value, dict):
             where = f"{path}:{line_of(text, ('settings', name))}"
@@ -101,11 +98,30 @@ def read(path: Path, *, methods_elsewhere: bool = False) -> Config:
 def options_and_file(said: Mapping[str, Any]) -> RunOptions:
     """The options that were said; where nothing was, those of the config file that they name.
 
-    Raises SelectionError and ConfigError.
+    Raises SelectionError and ConfigError, also for settings of a method that is not among those that were chosen.
     """
     file = options_from(said).config
-    config = read(file, methods_elsewhere=bool(said.get("methods"))) if file else Config()
-    return options_from({**config.said, **said})
+    config = read(file) if file else Config()
+    options = options_from({**config.said, **said})
+    names = [name for name, _ in options.methods]
+    for name in said.get("method_settings", ()) if names else ():
+        if name in METHODS and name not in names:
+            raise SelectionError(f"--set {name}: {name} is not among the chosen methods ({', '.join(names)}); add it")
+    if file:
+        refuse_settings_of_nobody(file, config, options)
+    return options
+
+
+def refuse_settings_of_nobody(file: Path, config: Config, options: RunOptions) -> None:
+    """Raises ConfigError for settings of a method that neither the file nor the command line has among its methods:
+    nothing would read them. A command line that takes some of the file's methods leaves the others' settings alone."""
+    chosen = dict.fromkeys(name for name, _ in (*config.run.methods, *options.methods))
+    for name in config.method_settings if options.methods else ():
+        if name not in chosen:
+            where = f"{file}:{line_of(file.read_text(encoding='utf-8-sig'), ('settings', name))}"
+            raise ConfigError(
+                f"{where}: settings.{name}: {name} is not among the methods ({', '.join(chosen)}); add it"
+            )
 
 
 def mistakes(path: Path, text: str, error: ValidationError) -> list[str]:
@@ -113,12 +129,26 @@ def mistakes(path: Path, text: str, error: ValidationError) -> list[str]:
     lines = []
     for item in error.errors():
         keys = tuple(str(part) for part in item["loc"])
-        message = message_of(item)
+        message = message_of(item) if own(item) else f"{message_of(item)}, not {repr(item['input'])[:60]}"
+        if item["type"] in TOML:
+            message = f"must be {TOML[item['type']]}, not {repr(item['input'])[:60]}"
         if item["type"] == "extra_forbidden":
-            known = RunTable.model_fields if keys[0] == "run" and len(keys) > 1 else Config.model_fields
-            message = f"not a field{suggestion(keys[-1], list(known))}"
+            message = no_field(keys)
         lines.append(f"{path}:{line_of(text, keys)}: {'.'.join(keys)}: {message}")
     return lines
+
+
+def no_field(keys: tuple[str, ...]) -> str:
+    """What is wrong with a key that is no field, and where it belongs or what there is."""
+    name, above = keys[-1], keys[:-1]
+    if not above and name in RunTable.model_fields:
+        return "not a field here; it belongs below [run]"
+    if not above and name in METHODS:
+        return f"not a field here; settings of a method belong below [settings.{name}]"
+    if name in RunOptions.model_fields and name not in RunTable.model_fields and name not in Config.model_fields:
+        return "not a field of a file; it is said on the command line alone"
+    known = list(RunTable.model_fields if above else Config.model_fields)
+    return f"not a field{suggestion(name, known) or '; have: ' + ', '.join(known)}"
 
 
 def line_of(text: str, keys: tuple[str, ...]) -> int:

@@ -21,6 +21,7 @@ from kdad_bench.datasets.decoding import MAX_PIXELS, PNG_SIGNATURE, open_image, 
 from kdad_bench.harness.plain_tiff import plain_page
 
 MOST_VALUES = 1 << 30  # of a stack of maps in one file
+MOST_TEXT = 1 << 28  # bytes of their names, each of which takes as much as the longest
 MOST_MEMBERS = 16  # arrays of one .npz file
 DEFLATE = (8, 32946)  # TIFF's numbers for zlib
 GREY = ("L", "I", "I;16", "I;16B", "I;16L")  # modes of Pillow with one channel of 8 or 16 bits
@@ -109,6 +110,10 @@ def read_array(stream: IO[bytes], most: int, kinds: Callable[[np.dtype[Any]], An
     count = math.prod(shape)
     if count > most or min(shape, default=1) < 0:
         raise MapError(f"says it holds {count} values of shape {shape}; {most} are the most")
+    if kind.kind == "U" and count * kind.itemsize > MOST_TEXT:
+        raise MapError(
+            f"says it holds {count} names of up to {kind.itemsize // 4} letters; {MOST_TEXT} bytes are the most"
+        )
     data = stream.read(count * kind.itemsize)
     if len(data) != count * kind.itemsize:
         raise MapError(f"is cut off: {len(data)} of {count * kind.itemsize} bytes are there; write it again")
@@ -149,15 +154,14 @@ def read_stack(path: Path) -> Stack | None:
                 called = read_array(stream, MOST_VALUES // 1024, texts)
             with unpacking(archive, names["maps"]) as stream:
                 maps = read_array(stream, MOST_VALUES)
-            scores = np.zeros(0)
+            scores = None
             if "scores" in names:
                 with unpacking(archive, names["scores"]) as stream:
-                    scores = read_array(stream, MOST_VALUES // 1024)
-        if maps.ndim != 3 or called.shape != maps.shape[:1] or (scores.size and scores.shape != called.shape):
-            raise MapError(
-                f"holds maps {maps.shape}, names {called.shape} and scores {scores.shape}, not [N, H, W], [N] and [N]"
-            )
-        return Stack(maps, tuple(map(str, called)), tuple(map(float, scores)))
+                    scores = read_array(stream, MOST_VALUES // 1024, figures)
+        if maps.ndim != 3 or called.shape != maps.shape[:1] or (scores is not None and scores.shape != called.shape):
+            given = "no scores" if scores is None else f"scores {scores.shape}"
+            raise MapError(f"holds maps {maps.shape}, names {called.shape} and {given}, not [N, H, W], [N] and [N]")
+        return Stack(maps, tuple(map(str, called)), () if scores is None else tuple(map(float, scores)))
 
     found: Stack | None = said(read)
     return found
@@ -167,6 +171,12 @@ def texts(kind: np.dtype[Any]) -> None:
     """Raises MapError for an array of names that holds something else than text."""
     if kind.kind != "U":
         raise MapError(f"holds names of type {kind}; save them as an array of text")
+
+
+def figures(kind: np.dtype[Any]) -> None:
+    """Raises MapError for an array of image scores that holds something else than numbers."""
+    if kind.kind not in "fui":
+        raise MapError(f"holds scores of type {kind}; save them as an array of numbers")
 
 
 def members(archive: zipfile.ZipFile) -> Mapping[str, zipfile.ZipInfo]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from kdad_bench.datasets import Category, Sample
+from kdad_bench.datasets import Category, Sample, names_of
 from kdad_bench.harness.choices import suggestion
 from kdad_bench.harness.offers import Key, Offer
 
@@ -47,21 +47,40 @@ class Images:
     """The test images of a category by what they may be called."""
 
     def __init__(self, category: Category) -> None:
-        self.names = [name_of(sample) for sample in category.test]
+        self.names = names_of(category)
         self.by: dict[tuple[str, str], list[int]] = {}
         for number, sample in enumerate(category.test):
             for name in dict.fromkeys((normal(sample.path.name), normal(sample.path.stem))):
                 for defect in (normal(sample.defect), ""):
                     self.by.setdefault((defect, name), []).append(number)
+        # where a file name does not tell two images of a kind apart, their paths do, with or without the kind
+        several = self.names != tuple(map(name_of, category.test))
+        self.whole: dict[str, list[int]] = {}
+        for number, name in enumerate(self.names if several else ()):
+            for path in (normal(name), normal(name.partition("/")[2])):
+                for said in dict.fromkeys((path, without_suffix(path))):
+                    self.whole.setdefault(said, []).append(number)
         self.apart = {(normal(path.parent.name), normal(path.stem)) for path in category.unlabelled}
 
-    def called(self, key: Key, *, is_file: bool) -> list[int]:
-        """The numbers of the images that `key` may mean; a map's own suffix is no part of the name."""
+    def called(self, offer: Offer) -> list[int]:
+        """The numbers of the images that an offer may mean; a map's own suffix is no part of the name."""
+        if those := self.by_path(offer):
+            return those
+        key, is_file = offer.key, offer.is_file
         stem = PurePosixPath(key.name).stem
         for name in (stem,) if is_file else (key.name, stem):
             if found := self.by.get((key.defect, name)):
                 return found
         return []
+
+    def by_path(self, offer: Offer) -> list[int]:
+        """The numbers of the images whose whole path that of an offer ends with, where their names do not tell them.
+
+        A name alone is the whole path of an image only where nothing stands before it.
+        """
+        parts = (without_suffix(offer.path) if offer.is_file else offer.path).split("/") if self.whole else []
+        ends = ("/".join(parts[start:]) for start in range(max(1, len(parts) - 1)) if parts)
+        return next((found for end in ends if (found := self.whole.get(end))), [])
 
     def without_label(self, key: Key) -> bool:
         """Whether `key` means an image of the category whose label is not published."""
@@ -71,6 +90,11 @@ class Images:
 def normal(text: str) -> str:
     """One spelling for letters that Unicode can write in two ways: macOS takes the other one."""
     return unicodedata.normalize("NFC", text)
+
+
+def without_suffix(path: str) -> str:
+    """A path with slashes, without the suffix of its file."""
+    return str(PurePosixPath(path).with_suffix("")) if PurePosixPath(path).name else path
 
 
 def name_of(sample: Sample) -> str:
@@ -87,13 +111,15 @@ def match(maps: Sequence[Offer], scores: Sequence[Offer], chosen: Sequence[Categ
     for offer in (*maps, *scores):
         of_map = offer.file is not None or offer.array is not None
         name = offer.key.category or (next(iter(found)) if len(found) == 1 else "")
+        if name not in every:  # folders that are no category: the whole path may tell
+            name = next((other for other, those in images.items() if those.by_path(offer)), name)
         if name not in found:
             unused += name in every
             if name not in every:
                 problems.append(stray(offer, sorted(every)))
             continue
         one = found[name]
-        numbers = images[name].called(offer.key, is_file=offer.is_file)
+        numbers = images[name].called(offer)
         if not numbers and images[name].without_label(offer.key):
             one.unlabelled += 1
             continue
@@ -125,13 +151,14 @@ def misnamed(offer: Offer, one: Matched, images: Images, numbers: Sequence[int])
         few = ", ".join(images.names[number] for number in numbers[:3])
         return f"{offer.where}: may belong to {len(numbers)} images of {one.label} ({few}); say which one"
     said = f"{offer.key.defect}/{offer.key.name}" if offer.key.defect else offer.key.name
+    said = offer.path if images.whole else said
     return f"{offer.where}: no test image '{said}' in {one.label}{suggestion(said, images.names)}"
 
 
 def keep(one: Matched, kept: dict[int, Offer], number: int, offer: Offer, what: str) -> None:
     """Give `offer` to an image, unless it has one."""
     if number in kept:
-        name = name_of(one.category.test[number])
+        name = names_of(one.category)[number]
         one.problems.append(f"{offer.where}: a second {what} of {one.label} {name}, after {kept[number].where}")
         return
     kept[number] = offer
@@ -139,10 +166,11 @@ def keep(one: Matched, kept: dict[int, Offer], number: int, offer: Offer, what: 
 
 def shared(one: Matched, known: dict[str, str]) -> Iterator[str]:
     """A line for each file that is the map of a second image; `known` are the files so far, with their images."""
+    names = names_of(one.category)
     for number, offer in sorted(one.maps.items()):
         if offer.file is None:
             continue
-        path, name = whole_name(offer.file), f"{one.label} {name_of(one.category.test[number])}"
+        path, name = whole_name(offer.file), f"{one.label} {names[number]}"
         if path in known:
             yield f"{offer.where}: {offer.file} is the map of {name} and of {known[path]}; each image has its own"
         known[path] = name
@@ -163,7 +191,5 @@ def missing(one: Matched, what: str, kept: Mapping[int, Offer]) -> list[str]:
         others = f"; {one.unlabelled} are of images without published labels" if one.unlabelled else ""
         return [f"{one.label}: no {what} for any of its {len(one.category.test)} test images{others}"]
     return [
-        f"{one.label}: no {what} of {name_of(sample)}"
-        for number, sample in enumerate(one.category.test)
-        if number not in kept
+        f"{one.label}: no {what} of {name}" for number, name in enumerate(names_of(one.category)) if number not in kept
     ]

@@ -44,6 +44,7 @@ class Offer:
 
     key: Key
     where: str  # a path, or a path and a line
+    path: str = ""  # all that is said of the image, as `slashed` writes it
     file: Path | None = None  # of a map
     array: NDArray[Any] | None = None  # a map that was read already
     score: float | None = None
@@ -75,9 +76,15 @@ def offers(place: Path, known: Collection[str]) -> Offers:
     raise OfferError(f"{place}: neither a folder of maps, nor an index (.csv, .parquet), nor a stack (.npz)")
 
 
+def slashed(text: str) -> str:
+    """A path of any system and spelling with single slashes between its parts."""
+    parts = unicodedata.normalize("NFC", text).replace("\\", "/").split("/")
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
 def key_of(text: str, known: Collection[str]) -> Key:
     """What `text`, a path with any separators, says of the image: `[...][category/][test/][defect/]name`."""
-    parts = [part for part in unicodedata.normalize("NFC", text).replace("\\", "/").split("/") if part not in ("", ".")]
+    parts = slashed(text).split("/")
     folders, name = parts[:-1], parts[-1] if parts else ""
     if len(folders) > 1 and folders[-1] == "rgb":  # MVTec 3D-AD keeps images of a defect one folder deeper
         folders.pop()
@@ -102,8 +109,9 @@ def of_tree(root: Path, known: Collection[str]) -> Offers:
         elif BINARY in inside.split(os.sep):
             binary += 1
         else:
-            path = Path(folder, name)
-            found.append(Offer(key=key_of(f"{inside}/{name}", known), where=str(path), file=path, is_file=True))
+            path, said = Path(folder, name), slashed(f"{inside}/{name}")
+            key = key_of(said, known)
+            found.append(Offer(key=key, where=str(path), path=said, file=path, is_file=True))
     if not found:
         raise OfferError(f"{root}: no map there; maps end in {', '.join(READERS)}")
     remarks = (
@@ -138,7 +146,8 @@ def of_stack(path: Path, known: Collection[str]) -> Iterator[Offer]:
     for number, name in enumerate(stack.names):
         score = stack.scores[number] if stack.scores else None
         where = f"{path}, map {number}"
-        yield Offer(key=key_of(name, known), where=where, array=stack.maps[number], score=score)
+        key = key_of(name, known)
+        yield Offer(key=key, where=where, path=slashed(name), array=stack.maps[number], score=score)
 
 
 def of_index(path: Path, known: Collection[str]) -> Iterator[Offer]:
@@ -147,8 +156,8 @@ def of_index(path: Path, known: Collection[str]) -> Iterator[Offer]:
         if not line["map"]:
             raise OfferError(f"{where}: no map named in column `map`")
         score = score_of(line["score"], where) if line.get("score") else None
-        key = keyed(line, known)
-        yield Offer(key=key, where=where, file=beside(path, line["map"]), score=score)
+        key, said = keyed(line, known), slashed(line["image"])
+        yield Offer(key=key, where=where, path=said, file=beside(path, line["map"]), score=score)
 
 
 def beside(index: Path, name: str) -> Path:
@@ -160,7 +169,8 @@ def beside(index: Path, name: str) -> Path:
 def of_scores(path: Path, known: Collection[str]) -> Iterator[Offer]:
     """The image scores of a table with the columns `image` and `score`."""
     for where, line in lines_of(path, ("image", "score"), ("category",)):
-        yield Offer(key=keyed(line, known), where=where, score=score_of(line["score"], where))
+        key, said = keyed(line, known), slashed(line["image"])
+        yield Offer(key=key, where=where, path=said, score=score_of(line["score"], where))
 
 
 def keyed(line: Mapping[str, str], known: Collection[str]) -> Key:

@@ -37,14 +37,16 @@ def tuple_of_texts(value: object) -> object:
 
 def method_of(value: object) -> object:
     """`stfpm:held_out` -> ("stfpm", "held_out"); raises SelectionError for an unknown method."""
-    return method_choice(value) if isinstance(value, str) else value
+    if isinstance(value, (str, tuple)):
+        return method_choice(value) if isinstance(value, str) else value
+    raise ValueError(f"{value!r} is no name of a method, which is a text")
 
 
 def seeds_of(value: object) -> object:
     """A count, a list, or either as the command line writes it -> the seeds; raises SelectionError."""
     if isinstance(value, list) and value and all(type(item) is int for item in value):
         return seeds_from(",".join(map(str, value)) + ",")
-    if type(value) is int:
+    if isinstance(value, (int, float, list)):
         return seeds_from(str(value))
     return seeds_from(value) if isinstance(value, str) else value
 

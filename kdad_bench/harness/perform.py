@@ -19,6 +19,7 @@ from kdad_bench.harness.surroundings import NoResult, of_surroundings
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods.foreign import guarded
+from kdad_bench.outside import text_of
 
 
 def perform(job: Job, work: Work) -> Row | NoResult | None:
@@ -80,7 +81,7 @@ def written(row: Row, work: Work) -> Row | NoResult:
 
 def reason_of(error: BaseException) -> str:
     """One line that tells a person what happened: type, text and the innermost line of this package."""
-    text = " ".join(str(error).split()) or "no message"
+    text = " ".join(text_of(error).split()) or "no message"
     place = ""
     for frame in traceback.extract_tb(error.__traceback__):
         if "kdad_bench" in frame.filename:

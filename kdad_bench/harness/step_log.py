@@ -14,6 +14,7 @@ from typing import Any
 from kdad_bench.harness import together
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.output import Work, checkpoints
+from kdad_bench.outside import text_of
 
 EVENTS = ("start", "step", "end", "failed")
 
@@ -143,7 +144,7 @@ def step_log(job: Job, work: Work) -> Iterator[Callable[[int, Mapping[str, float
     try:
         yield log
     except BaseException as error:
-        lines.write("failed", error=f"{type(error).__name__}: {error}")
+        lines.write("failed", error=f"{type(error).__name__}: {text_of(error)}")
         raise
     else:
         lines.write("end")

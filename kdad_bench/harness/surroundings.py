@@ -11,6 +11,7 @@ from kdad_bench.datasets import DatasetError
 from kdad_bench.harness.job import Job
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.leaderboard.store import StoreError
+from kdad_bench.outside import text_of
 
 # what a disk, a drive, a network or a limit of the system says; a missing file is not among them
 NAMES = (
@@ -35,7 +36,7 @@ def of_surroundings(error: BaseException, job: Job) -> bool:
     return any(
         isinstance(link, StoreError)
         or (isinstance(link, OSError) and link.errno in NUMBERS)
-        or any(text in str(link) for text in TEXTS)  # libraries that keep the system's words and not its number
+        or any(text in text_of(link) for text in TEXTS)  # libraries that keep the system's words and not its number
         or (isinstance(link, (DatasetError, FileNotFoundError)) and drive_is_gone(job))
         for link in chain(error)
     )

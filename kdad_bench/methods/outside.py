@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 GROUP = "kdad_bench.methods"  # entry points of installed packages: NAME = "module:ENTRY"
+VARIANT = re.compile(r"[\w.+-]{1,40}")
 PRESETS = ("quick", "paper")
 
 
@@ -71,21 +73,60 @@ def add_content(content: bytes, attribute: str, where: str, taken: Collection[st
 
 def checked(found: Any, where: str, taken: Collection[str]) -> Entry:
     """`found` if it can be run as a method; raises OutsideError."""
-    from kdad_bench.methods.protocol import FAMILIES, Entry, Settings
+    from kdad_bench.methods.protocol import Entry
 
     code.refuse_no_entry(found, where, Entry)
     entry: Entry = found
     if entry.name in taken:
         raise OutsideError(f"{where}: the name {entry.name!r} is that of a method of this package; take another")
+    for why in reasons_against(entry):
+        raise OutsideError(f"{where}: {why}")
+    return entry
+
+
+def reasons_against(entry: Any) -> Iterator[str]:
+    """What is wrong with an entry, in words that follow its file."""
+    from kdad_bench.methods.protocol import FAMILIES, Settings
+
     if not isinstance(entry.presets, dict) or any(
         not isinstance(entry.presets.get(preset), Settings) for preset in PRESETS
     ):
-        raise OutsideError(f"{where}: presets need 'quick' and 'paper', each an instance of Settings")
+        yield "presets need 'quick' and 'paper', each an instance of Settings"
+    for preset, settings in entry.presets.items():
+        if not isinstance(settings, Settings):
+            yield f"preset {preset!r} is of type {type(settings).__name__}, not an instance of Settings"
     if not callable(entry.build):
-        raise OutsideError(f"{where}: build is of type {type(entry.build).__name__}, not callable")
+        yield f"build is of type {type(entry.build).__name__}, not callable"
     if entry.family not in FAMILIES or not isinstance(entry.title, str) or not entry.title.strip():
-        raise OutsideError(f"{where}: it needs a title, and a family of {', '.join(FAMILIES)}")
-    return entry
+        yield f"it needs a title, and a family of {', '.join(FAMILIES)}"
+    for name in ("title", "paper", "whole", "published_variant", "modality_setting"):
+        value = getattr(entry, name)
+        if not isinstance(value, str) or not (value.isprintable()):
+            yield f"{name} {value!r} is no line of text"
+    for name in ("needs_teacher", "reading"):
+        if not isinstance(getattr(entry, name), bool):
+            yield f"{name} is {getattr(entry, name)!r}, neither True nor False"
+    if not isinstance(entry.variants, Mapping):
+        yield f"variants are of type {type(entry.variants).__name__}, not a dict of names and settings"
+    for name, changed in entry.variants.items():
+        yield from reasons_against_variant(entry, name, changed)
+    if entry.published_variant and entry.published_variant not in entry.variants:
+        yield f"published_variant {entry.published_variant!r} is none of its variants"
+    own = {field.name for field in fields(entry.presets["paper"])}
+    if entry.modality_setting and entry.modality_setting not in own:
+        yield f"modality_setting {entry.modality_setting!r} is none of its settings"
+
+
+def reasons_against_variant(entry: Entry, name: Any, changed: Any) -> Iterator[str]:
+    """What is wrong with the variant `name`, which sets what is `changed` in each preset."""
+    if not isinstance(name, str) or not VARIANT.fullmatch(name) or not isinstance(changed, Mapping):
+        yield f"variant {name!r} is no name of letters, digits and . _ + - with a dict of settings"
+        return
+    for preset, settings in entry.presets.items():
+        try:
+            replace(settings, **changed)
+        except (TypeError, ValueError) as error:
+            yield f"variant {name!r} does not fit preset {preset!r} ({code.said(error)})"
 
 
 def installed() -> dict[str, metadata.EntryPoint]:

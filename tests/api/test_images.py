@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "a list with None": ([PIXELS[0], None], "image 1 is of type NoneType"),
     "a list of float arrays": (list(FLOATS), "image 0: an array of float32 (32, 32, 3) is not uint8"),
     "pairs of image and label": ([(PIXELS[0], 0)], "image 0 is of type tuple"),
+    "a PIL image without pixels": ([Image.new("RGB", (0, 4))], "image 0: 4 x 0 has no pixel"),
+    "a grey array without pixels": ([np.zeros((0, 4), np.uint8)], "image 0: 0 x 4 has no pixel"),
+    "a sparse tensor": (TENSOR.to_sparse(), "holds no plain pixels (torch.sparse_coo, cpu)"),
+    "a tensor without values": (TENSOR.to("meta"), "holds no plain pixels (torch.strided, meta)"),
     "a folder": ([Path(__file__).parent], "is the folder"),
 }
 
@@ -127,3 +132,14 @@ def test_what_is_no_batch_is_one_line_with_its_value_and_the_remedy(case: str) -
     assert words in str(error.value)
     assert "\n" not in str(error.value)
     assert "give" in str(error.value)
+
+
+def test_a_picture_that_is_read_too_late_is_one_line_with_its_number() -> None:
+    sink = io.BytesIO()
+    Image.fromarray(PIXELS[0]).save(sink, format="PNG")
+    closed, cut = Image.open(sink), Image.open(io.BytesIO(sink.getvalue()[:-60]))
+    closed.close()
+    for late in (closed, cut):
+        given = Images([PIXELS[0], late])
+        with pytest.raises(ImagesError, match=r"^image 1: its pixels cannot be read \(.+\): open its file again, or"):
+            given.all(16, torch.device("cpu"))

@@ -124,6 +124,24 @@ BAD = {
     "no preset": (entry(presets="{}"), "", "presets need 'quick' and 'paper'"),
     "nothing to build": (entry(build="None"), "", "build is of type NoneType"),
     "no family": (entry(family="'cousin'"), "", "a family of"),
+    "a title that steers a terminal": (entry(title="'a\\x1b[2Jb'"), "", "title 'a\\x1b[2Jb' is no line of text"),
+    "no paper": (entry(paper="3"), "", "paper 3 is no line of text"),
+    "neither true nor false": (entry(needs_teacher="'no'"), "", "needs_teacher is 'no', neither True nor False"),
+    "variants in a list": (entry(variants="[1]"), "", "variants are of type list"),
+    "a variant of a number": (entry(variants="{'wide': 3}"), ":PLAIN:wide", "variant 'wide' is no name"),
+    "a variant of no field": (
+        entry(variants="{'wide': {'zzz': 1}}"),
+        ":PLAIN:wide",
+        "variant 'wide' does not fit preset",
+    ),
+    "a variant of no value": (entry(variants="{'wide': {'steps': -1}}"), "", "variant 'wide' does not fit preset"),
+    "no such published variant": (entry(published_variant="'wide'"), "", "published_variant 'wide' is none of its"),
+    "no such modality setting": (entry(modality_setting="'zzz'"), "", "modality_setting 'zzz' is none of its settings"),
+    "an error that cannot be said": (
+        "class Odd(Exception):\n    def __str__(self):\n        raise ValueError\nraise Odd\n",
+        "",
+        "imported (Odd: )",
+    ),
     "no such variant": (PLAIN, ":PLAIN:wide", "no variant 'wide'"),
     "a long file": ("#" * (1 << 20) + "\n", "", "more than 1048576 bytes"),
     "null bytes": ("x = 1\0\n", "", "cannot be imported"),
@@ -169,6 +187,15 @@ def test_a_method_that_exits_is_a_failed_job_and_no_success(tiny_tree: Path, tmp
     (row,) = store.read(tmp_path / "out").rows()
     assert row["status"] == "failed"
     assert row["reason"].startswith("SystemExit: 0")
+
+
+def test_an_error_that_cannot_be_said_is_a_failed_job(tiny_tree: Path, tmp_path: Path) -> None:
+    odd = "class Odd(Exception):\n    def __str__(self):\n        raise ValueError\n\n\n"
+    text = PLAIN.replace("class Plain:", odd + "class Plain:", 1).replace(SCORE, SCORE + "        raise Odd\n", 1)
+    result = run(written(tmp_path, text), tiny_tree, tmp_path / "out", "--no-measure-speed", "--executor", "in-process")
+    assert result.exit_code == 1, result.output
+    (row,) = store.read(tmp_path / "out").rows()
+    assert row["reason"].startswith("Odd: no message")
 
 
 def test_what_is_no_file_is_refused(tiny_tree: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -142,3 +143,17 @@ def test_a_category_with_a_missing_file_keeps_its_name(home: Path) -> None:
     (bolt,) = datasets.categories("folder:data", None)
     bolt.train[0].path.unlink()
     assert datasets.under_known_names([bolt], {}) == (bolt,)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"dataset": 3}, "dataset 3: is of type int; give a name"),
+        ({"dataset": "synthetic", "category": 3}, "category 3: is of type int; give a name"),
+        ({"dataset": "synthetic", "resolution": True}, "resolution True: must be a whole number"),
+        ({"dataset": "synthetic", "resolution": 64.0}, "resolution 64.0: must be a whole number"),
+    ],
+)
+def test_what_is_no_name_or_number_is_one_line(said: dict[str, Any], words: str) -> None:
+    with pytest.raises(DatasetError, match=words):
+        datasets.load(**said)

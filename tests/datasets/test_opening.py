@@ -225,6 +225,10 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "a.tif", tifffile_of(LEVELS.astype(np.int32) * 2), "grey values from 0 to 131070, beyond 16 bits",
     ),
     "signed grey": ("a.tif", tifffile_of(LEVELS.astype(np.int32).astype(np.int16)), "beyond 16 bits"),
+    "floats of 64 bits": (
+        "a.tif", tifffile_of(LEVELS.astype(np.float64)), "a TIFF file of values of type float64; convert it to 8 or",
+    ),
+    "integers of 64 bits": ("a.tif", tifffile_of(LEVELS.astype(np.uint64)), "a TIFF file of values of type uint64"),
     "floats": ("a.tif", tifffile_of(LEVELS.astype(np.float32)), "a floating-point image"),
     "four channels": (
         "a.tif", tifffile_of(np.stack([BYTES] * 4, 2), **SIDE_BY_SIDE), "a TIFF file of 4 channels of 8 bits",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
@@ -18,6 +19,8 @@ from kdad_bench.datasets.category import DatasetError
 from kdad_bench.datasets.listing import HIDDEN, SUFFIXES
 from kdad_bench.datasets.plain_layout import PLAIN as PLAIN_LAYOUT
 from kdad_bench.datasets.verify import verify
+from kdad_bench.harness.agenda import agenda
+from kdad_bench.harness.options import options_from
 from tests.conftest import SIDE, write_tree
 from tests.datasets.test_mvtec_3d_ad import write_scans
 
@@ -153,6 +156,21 @@ def test_any_file_anywhere_in_a_split_is_used_or_told_or_hidden(
     assert not used or path.suffix.lower() in SUFFIXES
 
 
+def test_an_image_in_two_splits_is_told_by_a_run_and_a_problem_for_verify(tree: Path) -> None:
+    copy(tree, "test/good/000.png", "test/good/same.png")  # within one split: no leak
+    assert list(datasets.leaks(datasets.sealed(datasets.categories(f"folder:{tree}", None)[0]))) == []
+    copy(tree, GOOD, "test/good/leak.png")
+    copy(tree, "train/good/001.png", "validation/good/apart.png")
+    said = {"methods": ["pixel_mean"], "datasets": [f"folder:{tree}"], "seeds": "2", "device": "cpu", "preset": "quick"}
+    (remark,) = agenda(options_from({**said, "out": str(tree.parent / "results")})).remarks
+    assert remark == (
+        f"{tree}: 2 images have the contents of one in another split (validation/good/apart.png is train/good/001.png, "
+        "test/good/leak.png is train/good/000.png): what is learnt from is judged; keep one of each"
+    )
+    report = verify(tree, against="none")
+    assert (report.exit_code, len(report.categories[0].problems)) == (1, 2)
+
+
 def test_many_of_a_kind_are_one_line(tree: Path) -> None:
     for index in range(4):
         move(tree, f"train/good/{index:03}.png", f"train/good/x{index}.heic")
@@ -218,6 +236,20 @@ def test_masks_are_told_apart_by_case_where_images_are(tree: Path) -> None:
     masks = {one.path.name: one.masks[0].name for one in category.test if one.masks}
     assert (masks["A.png"], masks["a.png"]) == ("A_mask.png", "a_mask.png")
     assert category.remarks == ()
+
+
+def test_folders_of_masks_are_told_apart_by_case_where_kinds_are(tree: Path) -> None:
+    """A folder of masks that differs from another in case alone is neither lost nor taken for the other."""
+    copy(tree, MASK, "ground_truth/Spot/000_mask.png")
+    for lines in told(tree):
+        assert len([line for line in lines if "ground_truth/Spot" in line and "without an image" in line]) == 1, lines
+    copy(tree, SPOT, "test/Spot/000.png")
+    (category,) = datasets.categories(f"folder:{tree}", None)
+    masks = {str(one.path.relative_to(tree)): one.masks[0].parent.name for one in category.test if one.masks}
+    assert (masks["test/Spot/000.png"], masks["test/spot/000.png"]) == ("Spot", "spot")
+    shutil.rmtree(tree / "ground_truth/Spot")
+    with pytest.raises(DatasetError, match=r"the mask of test/Spot/000\.png is missing"):
+        datasets.categories(f"folder:{tree}", None)
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".TIF", ".TIFF"])
@@ -310,6 +342,39 @@ def test_masks_that_may_mean_something_else_are_told(tree: Path, case: str) -> N
         assert "2 more masks like it" in str(seen[0].message)
     problems = verify(tree, against="none").categories[0].problems
     assert sum(word in line for line in problems) == 3
+
+
+def test_doubts_that_differ_in_a_number_are_one_line(tree: Path) -> None:
+    for number in range(3):
+        values = np.full((SIDE, SIDE), 255)
+        values[10 : 14 + 6 * number, 10:40] = 0  # each leaves out another share of the image
+        grey(values).save(tree / f"ground_truth/spot/{number:03}_mask.png")
+    with pytest.warns(UserWarning, match="inverted") as seen:
+        datasets.load_test(datasets.categories(f"folder:{tree}", None)[0], SIDE)
+    assert len(seen) == 1
+
+
+BROKEN = {
+    "NaN": np.where(REGION, np.nan, 0).astype(np.float32),
+    "infinite": np.where(REGION, np.inf, 0).astype(np.float32),
+    "below 0": np.where(REGION, -1, 0).astype(np.int16),
+    "below 0, 32 bits": np.where(REGION, -1, 0).astype(np.int32),
+    "below 0, floats": np.where(REGION, -0.5, 1).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_mask_of_what_is_no_label_is_one_line(tree: Path, case: str) -> None:
+    (tree / MASK).unlink()
+    path = (tree / MASK).with_suffix(".tiff")
+    tifffile.imwrite(path, BROKEN[case])
+    (category,) = datasets.categories(f"folder:{tree}", None)
+    with pytest.raises(DatasetError) as caught:
+        datasets.load_test(category, SIDE)
+    line = f"{path}: a mask with values below 0 or not finite; save it with 0 and one value above it"
+    assert str(caught.value) == line
+    report = verify(tree, against="none")
+    assert (report.categories[0].problems, report.exit_code) == ([line], 2)
 
 
 def test_the_halo_of_a_jpeg_mask_is_no_defect(tree: Path) -> None:

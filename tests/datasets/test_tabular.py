@@ -329,6 +329,23 @@ def test_two_tables_of_one_name_are_refused_and_other_tables_are_none(folder: Pa
         datasets.categories(f"tabular:{folder}", None)
 
 
+def test_tables_that_are_no_category_are_told(folder: Path) -> None:
+    write(folder / "a.csv", rows_of(folder))
+    assert datasets.remarks_on(datasets.categories(f"tabular:{folder}", None), None) == []
+    assert verify(folder).sound
+    (folder / "b.csv").write_text("image,split,lable\nx.png,train,good\n")
+    (folder / "c.parquet").write_bytes(b"PAR1 and no more")
+    (folder / "d.csv").touch()
+    (remark,) = datasets.remarks_on(datasets.categories(f"tabular:{folder}", None), None)
+    assert remark == (
+        f"{folder}: 3 files not used (b.csv, c.parquet, d.csv): no table with the columns image, split, label"
+    )
+    report = verify(folder)
+    assert (len(report.problems), report.exit_code) == (3, 1)
+    (found,) = datasets.categories(f"tabular:{folder / 'a.csv'}", None)  # one table was asked for
+    assert datasets.remarks_on([found], None) == []
+
+
 def test_a_damaged_table_among_others_is_not_passed_over(folder: Path) -> None:
     write(folder / "a.csv", rows_of(folder))
     (folder / "b.csv").write_text("image,split,label\nx\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdad_bench.harness.agenda import agenda
+from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.config import ConfigError, options_and_file, read
 
 PAGE = Path(__file__).parents[2] / "docs" / "config.md"
@@ -43,6 +44,43 @@ def test_every_mistake_is_listed_with_its_line_and_a_suggestion(tmp_path: Path) 
     message = str(caught.value)
     assert "bad.toml:4: run.devise: not a field (did you mean 'device'?)" in message
     assert "bad.toml:3: run.seeds" in message
+
+
+WRONG = {
+    'methods = ["stfpm"]': "1: methods: not a field here; it belongs below [run]",
+    "[stfpm]": "1: stfpm: not a field here; settings of a method belong below [settings.stfpm]",
+    "zzz = 1": "1: zzz: not a field; have: run, settings",
+    "run = 3": "1: run: must be a table, not 3",
+    '[run]\nmethods = "stfpm"': "2: run.methods: must be a list, not 'stfpm'",
+    "[run]\nmethods = [1]": "2: run.methods.0: 1 is no name of a method, which is a text",
+    "[run]\nseeds = true": "2: run.seeds: seeds 'True' is neither a count (3) nor a list (0,4,7)",
+    '[run]\nweights = "x.pth"': "2: run.weights: must be a table, not 'x.pth'",
+    '[run]\nresolution = "256"': "2: run.resolution: must be a whole number, not '256'",
+    "[run]\nresolution = 1": "2: run.resolution: Input should be greater than or equal to 32, not 1",
+    "[run]\nworkers = 4": "2: run.workers: not a field of a file; it is said on the command line alone",
+    "[run]\nzzz = 1": "2: run.zzz: not a field; have: methods, datasets, categories, seeds, ",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_mistake_says_what_is_wanted_or_where_it_belongs(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(written(tmp_path, text))
+    assert f"bad.toml:{WRONG[text]}" in str(caught.value)
+
+
+def test_settings_that_no_method_of_the_run_reads_are_refused(tmp_path: Path) -> None:
+    path = written(
+        tmp_path, '[run]\nmethods = ["stfpm", "padim"]\n[settings.stfpm]\nsteps = 3\n[settings.rd4ad]\nsteps = 3\n'
+    )
+    with pytest.raises(ConfigError, match=r"bad.toml:5: settings.rd4ad: rd4ad is not among the methods .stfpm, padim"):
+        options_and_file({"config": str(path)})
+    said = options_and_file({"config": str(path), "methods": ["rd4ad"]})  # of the file's methods none, and no fault
+    assert said.method_settings["rd4ad"] == {"steps": 3}
+    with pytest.raises(SelectionError, match=r"rd4ad is not among the chosen methods .stfpm"):
+        options_and_file({"methods": ["stfpm"], "method_settings": {"rd4ad": {"steps": 3}}})
+    written(tmp_path, "[settings.rd4ad]\nsteps = 3\n")  # all methods
+    assert options_and_file({"config": str(path)}).method_settings
 
 
 def test_a_table_for_a_method_that_does_not_exist_is_refused(tmp_path: Path) -> None:
@@ -93,12 +131,3 @@ def test_the_file_on_the_page_can_be_planned_as_a_whole(tmp_path: Path) -> None:
         {"config": written(tmp_path, text), "out": str(tmp_path / "out"), "all_weights": "random"}
     )
     assert len(agenda(options).jobs) == 2 * 2 * 4 * 2 * 2  # methods, categories, and the values of three axes
-
-
-def test_a_table_of_a_method_that_the_file_does_not_choose_is_refused(tmp_path: Path) -> None:
-    text = "[run]\nmethods = ['stfpm:held_out']\n[settings.{}]\nsteps = 3\n"
-    assert read(written(tmp_path, text.format("stfpm"))).method_settings == {"stfpm": {"steps": 3}}
-    with pytest.raises(ConfigError, match=r"bad.toml:3: settings.rd4ad: not among the methods of this file .stfpm."):
-        read(written(tmp_path, text.format("rd4ad")))
-    file = written(tmp_path, text.format("rd4ad"))
-    assert options_and_file({"config": file, "methods": (("rd4ad", ""),)}).method_settings == {"rd4ad": {"steps": 3}}

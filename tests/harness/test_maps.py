@@ -256,6 +256,16 @@ def test_a_stack_has_maps_names_and_perhaps_scores(tmp_path: Path) -> None:
     assert read_stack(path) is None
 
 
+def test_names_of_a_stack_do_not_swell_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = np.array(["a/0.png", "a/" + "1" * 500])
+    np.savez_compressed(tmp_path / "all.npz", maps=np.stack([VALUES, VALUES]), names=names)
+    monkeypatch.setattr(maps, "MOST_TEXT", names.nbytes)
+    assert read_stack(tmp_path / "all.npz") is not None
+    monkeypatch.setattr(maps, "MOST_TEXT", names.nbytes - 1)
+    with pytest.raises(MapError, match=r"2 names of up to 502 letters; 4015 bytes are the most"):
+        read_stack(tmp_path / "all.npz")
+
+
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
@@ -263,6 +273,8 @@ def test_a_stack_has_maps_names_and_perhaps_scores(tmp_path: Path) -> None:
         ({"maps": VALUES[None], "names": np.array(["a", "b"])}, "names (2,)"),
         ({"maps": VALUES[None], "names": np.array(["a"]), "scores": np.array([1.0, 2.0])}, "scores (2,)"),
         ({"maps": VALUES[None], "names": np.array([1])}, "names of type int64"),
+        ({"maps": VALUES[None], "names": np.array(["a"]), "scores": np.zeros(0)}, "scores (0,)"),
+        ({"maps": VALUES[None], "names": np.array(["a"]), "scores": np.array(["1"])}, "holds scores of type <U1; save"),
     ],
 )
 def test_a_stack_whose_arrays_do_not_fit_is_refused(arrays: dict[str, Any], words: str, tmp_path: Path) -> None:

@@ -121,6 +121,46 @@ def test_two_images_of_one_stem_need_their_whole_names(tmp_path: Path) -> None:
     assert matched(tmp_path / "b", twins).faults == []
 
 
+APART = ("good/a/image.png", "good/b/image.png", "spot/a/image.png", "spot/test/c/image.png")
+
+
+def by_table() -> Category:
+    """Images of one name in folders of their own, as a table may name them: `spot` images lie below `x/`."""
+    root = Path("/data/bolt")
+    test = tuple(Sample(path=root / "x" / image, defect=image.partition("/")[0]) for image in APART)
+    return Category(dataset="tabular:/data/bolt.csv", name="bolt", root=root, train=(), test=test)
+
+
+@pytest.mark.parametrize("above", ["good/x/", "x/", "runs/7/x/"])
+def test_images_of_one_name_are_known_by_their_paths(above: str, tmp_path: Path) -> None:
+    names = [f"{above}{image}".replace("good/x/spot", "spot/x/spot") for image in APART]
+    tree(tmp_path / "maps", *(name.removesuffix(".png") + ".npy" for name in names))
+    np.savez(tmp_path / "all.npz", maps=np.zeros((4, 2, 2)), names=np.array(names[::-1]), scores=np.arange(4.0)[::-1])
+    (tmp_path / "i.csv").write_text(
+        "image,map\n" + "\n".join(f"{name},{number}.npy" for number, name in enumerate(names))
+    )
+    for place in ("maps", "all.npz", "i.csv"):
+        found = matched(tmp_path / place, by_table(), category("cloth", ("hole/9.png",)))
+        (one, _) = found.categories
+        assert (found.problems, one.problems, len(one.maps)) == ((), [], 4)
+        if place == "maps":
+            said = [one.maps[number].where for number in range(4)]
+            assert all(image.removesuffix(".png") in where for image, where in zip(APART, said, strict=True))
+        if place == "all.npz":
+            assert [one.maps[number].score for number in range(4)] == [0, 1, 2, 3]
+        if place == "i.csv":
+            assert [str(one.maps[number].file)[-5:] for number in range(4)] == ["0.npy", "1.npy", "2.npy", "3.npy"]
+
+
+def test_a_path_of_no_image_is_not_taken_for_another_of_its_name(tmp_path: Path) -> None:
+    tree(tmp_path, "x/good/a/image.npy", "x/good/nowhere/image.npy", "image.npy")
+    found = matched(tmp_path, by_table())
+    assert len(found.categories[0].maps) == 1
+    assert "nowhere/image.npy: no test image 'x/good/nowhere/image.npy' in" in "\n".join(found.faults)
+    assert f"{tmp_path}/image.npy: may belong to 4 images of" in "\n".join(found.faults)
+    assert "no map of good/x/good/b/image.png" in "\n".join(found.faults)
+
+
 def test_maps_of_a_category_that_was_not_chosen_are_counted_and_no_fault(tmp_path: Path) -> None:
     tree(tmp_path, *(f"bolt/{name}" for name in FULL), "cloth/test/good/000.npy")
     found = matched(tmp_path)

@@ -294,6 +294,42 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
         load_teacher("resnet18", source=tmp_path / "list.pth")
 
 
+TRUNK = {key: value.detach() for key, value in build("resnet18", strides=(4,)).state_dict().items()}
+NO_WEIGHTS = {
+    "a checkpoint of a training": ({"epoch": 3, "state_dict": TRUNK}, "'epoch' is of type int"),
+    "tensors by number": (TRUNK | {7: torch.zeros(1)}, "7 is of type int"),
+    "not finite": (
+        TRUNK | {"bn1.weight": torch.full((64,), torch.nan)},
+        "'bn1.weight' holds values that are not finite",
+    ),
+    "quantised by hand": (TRUNK | {"conv1.weight": TRUNK["conv1.weight"].to(torch.int8)}, "holds int8, not floats"),
+    "complex": (TRUNK | {"bn1.weight": torch.ones(64, dtype=torch.complex64)}, "holds complex64, not floats"),
+    "sparse": (TRUNK | {"bn1.weight": torch.ones(64).to_sparse()}, "'bn1.weight' is no plain tensor"),
+    "without values": (TRUNK | {"bn1.weight": torch.ones(64, device="meta")}, "'bn1.weight' is no plain tensor"),
+    "a whole network": (torch.nn.Linear(2, 2), "more than tensors, whose code is not run"),
+}
+
+
+@pytest.mark.parametrize("case", NO_WEIGHTS)
+def test_what_is_no_file_of_weights_is_one_line_with_the_remedy(tmp_path: Path, case: str) -> None:
+    content, words = NO_WEIGHTS[case]
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(WeightsError) as caught:
+        load_teacher("resnet18", strides=(4,), source=tmp_path / "w.pth")
+    said = str(caught.value)
+    assert said.isprintable()
+    assert said.startswith(f"{tmp_path / 'w.pth'}: not ")
+    assert words in said
+    assert said.endswith("; give a file of torch.save(network.state_dict(), FILE)")
+
+
+def test_weights_of_half_precision_are_taken(tmp_path: Path) -> None:
+    half = {key: value.half() if value.is_floating_point() else value for key, value in TRUNK.items()}
+    torch.save(half, tmp_path / "w.pth")
+    teacher, _ = load_teacher("resnet18", strides=(4,), source=tmp_path / "w.pth")
+    assert teacher.state_dict()["conv1.weight"].dtype == torch.float32
+
+
 def test_random_weights_have_to_be_asked_for_and_are_always_the_same() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import re
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -31,6 +32,7 @@ DAY = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])")
 RANDOM = "random"  # the source that has to be asked for by name
 RANDOM_SEED = 0
 ATTEMPTS = 4  # in a row without a new byte
+SAVE = "give a file of torch.save(network.state_dict(), FILE)"
 PAUSE_SECONDS = 1.0  # before the second attempt
 MOST_BYTES = 4 << 30  # VGG-16's checkpoint has 528 MB
 
@@ -180,12 +182,20 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
         sha256 = _sha256(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror or error}); give a state_dict file") from error
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error}); {SAVE}") from error
+    except pickle.UnpicklingError as error:  # torch's own words advise to run what is in the file
+        why = "no file of torch.save, or one of more than tensors, whose code is not run"
+        raise WeightsError(f"{path}: not a plain state_dict ({why}); {SAVE}") from error
     except Exception as error:  # torch.load raises many types on foreign or damaged files
         reason = shorten(str(error).strip().partition("\n")[0], 120, placeholder=" ...")
-        raise WeightsError(f"{path}: not a plain state_dict ({type(error).__name__}: {reason})") from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise WeightsError(f"{path}: holds {type(tensors).__name__}, not a plain state_dict of tensors")
+        raise WeightsError(f"{path}: not a plain state_dict ({type(error).__name__}: {reason}); {SAVE}") from error
+    if not isinstance(tensors, dict):
+        raise WeightsError(f"{path}: holds {type(tensors).__name__}, not a plain state_dict of tensors; {SAVE}")
+    for key, value in tensors.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            name, odd = shorten(repr(key), 60, placeholder=" ..."), value if isinstance(key, str) else key
+            what = f"{name} is of type {type(odd).__name__}"
+            raise WeightsError(f"{path}: not a plain state_dict of named tensors ({what}); {SAVE}")
     return tensors, sha256
 
 
@@ -209,7 +219,22 @@ def _fill(teacher: Backbone, tensors: dict[str, Tensor], path: Path, facts: Back
         if key in tensors and tensors[key].shape != value.shape:
             shapes = f"{tuple(tensors[key].shape)}, not {tuple(value.shape)}"
             raise WeightsError(f"{path}: not weights of {facts.name}: {key!r} has shape {shapes}")
+        if key in tensors and (odd := _odd(tensors[key], value)):
+            raise WeightsError(f"{path}: not weights of {facts.name}: {key!r} {odd}; {SAVE}")
     teacher.load_state_dict({key: tensors.get(key, value) for key, value in wanted.items()})
+
+
+def _odd(tensor: Tensor, value: Tensor) -> str:
+    """Why a tensor of a file cannot take the place of `value`, in words that follow its name, or nothing."""
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        return f"is no plain tensor ({tensor.layout}, {tensor.dtype}, {tensor.device})"
+    if value.is_floating_point() and not tensor.is_floating_point():
+        return f"holds {str(tensor.dtype).removeprefix('torch.')}, not floats"
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        return "holds values that are not finite"
+    return ""
 
 
 def _tensors_sha256(tensors: dict[str, Tensor]) -> str:
