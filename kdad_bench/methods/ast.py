@@ -95,7 +95,7 @@ class AstSettings(DistillationSettings):
     }
     SETTLED: ClassVar = {
         "image_size": Settled("paper and official code", (768,)),
-        "taps": Settled(CODE, ("raw",)),
+        "taps": Settled(CODE, ("raw",), lambda settings: settings.inputs != "depth"),
         "batch_size": Settled(CODE, (8,)),
         "learning_rate": Settled(CODE, (2e-4,)),
         "weight_decay": Settled(CODE, (1e-5,)),

@@ -19,7 +19,7 @@ from kdad_bench.methods.backbones import Attention, Backbone, Cbam, Eca
 from kdad_bench.methods.backbones.resnet import initialise
 from kdad_bench.methods.distillation import Batch, DistillationSettings, Student, StudentTeacher, Taps
 from kdad_bench.methods.protocol import BLURS, Entry, Scores, Settled, shown
-from kdad_bench.methods.reverse import Bottleneck, Decoder, Embedding, Fusion, in_words
+from kdad_bench.methods.reverse import Bottleneck, Decoder, Embedding, Fusion, in_words, three_taps
 from kdad_bench.methods.training import words
 
 ATTENTIONS: Mapping[str, Callable[[int], nn.Module] | None] = {"none": None, "eca": Eca, "cbam": Cbam}
@@ -47,6 +47,13 @@ def embedding_in_words(settings: DualStudentSettings) -> str:
     """What lies between the students, and what it sees."""
     taps = "the deepest tap" if settings.fusion == "deepest" else "all taps"
     return f"{FUSION_IN_WORDS[settings.fusion]}, fed by {taps} of {FED_IN_WORDS[settings.fed_by]}"
+
+
+def fed_by_the_teacher_alone(settings: DualStudentSettings) -> str:
+    """What stands between the students, where nothing of the one reaches the other."""
+    if settings.fed_by != "teacher":
+        return ""
+    return f"the teacher alone, nothing passes between the students ({ABSTRACT}: the module stands between them)"
 
 
 def gradient_in_words(settings: DualStudentSettings) -> str:
@@ -97,6 +104,7 @@ class DualStudentSettings(DistillationSettings):
         "over_students": ("sum", "product"),
     }
     RANGES: ClassVar = {**DistillationSettings.RANGES, "sigma": BLURS}
+    CONFLICTS: ClassVar = {"strides": three_taps}
     READINGS: ClassVar = {
         "forward student": words.student,
         "attention": attention_in_words,
@@ -112,6 +120,7 @@ class DualStudentSettings(DistillationSettings):
         "selection": words.selection,
     }
     SETTLED: ClassVar = {"teacher": Settled(ABSTRACT, ("resnet18",))}
+    DEPARTURES: ClassVar = {"fed by": fed_by_the_teacher_alone}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,6 +131,7 @@ class BmkdSettings(DualStudentSettings):
     fusion: str = "ffrm"
 
     DEPARTURES: ClassVar = {
+        **DualStudentSettings.DEPARTURES,
         "attention": lambda settings: (
             f"none ({ABSTRACT}: an attention module in the forward student)" if settings.attention == "none" else ""
         ),

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from kdad_bench.kernels import anomaly_map, distillation_loss, pixel_discrepancy
 from kdad_bench.methods.augmentation import Strengths, distorted
-from kdad_bench.methods.backbones import Attention, Backbone, Eca
+from kdad_bench.methods.backbones import FACTS, Attention, Backbone, Eca
 from kdad_bench.methods.distillation import Batch, DistillationSettings, Student, StudentTeacher, Taps
-from kdad_bench.methods.protocol import Entry, Range, Scores, Settled, shown
+from kdad_bench.methods.protocol import Entry, Range, Scores, Settled, shown, takes_maps_alone
 from kdad_bench.methods.training import words
 
 REL_MODES = ("normalised_mean", "raw_mean", "literal")
@@ -36,6 +36,14 @@ def iterations(settings: EcaMskdadSettings) -> str:
     if (settings.epochs if settings.steps is None else settings.steps) != PAPERS_BUDGET:
         return ""
     return f"the paper's {PAPERS_BUDGET}, read as {'epochs' if settings.steps is None else 'optimiser steps'}"
+
+
+def no_place_for_attention(settings: EcaMskdadSettings) -> str:
+    """Why a student of the teacher's architecture cannot have attention, in words; "" if it can."""
+    facts = FACTS.get(settings.teacher)
+    if settings.attention == "none" or facts is None or 32 in facts.channels:
+        return ""
+    return f"{facts.title} has no blocks with norms to put it into; take none, or another teacher"
 
 
 def maps_of(settings: EcaMskdadSettings) -> str:
@@ -64,6 +72,7 @@ class EcaMskdadSettings(DistillationSettings):
         "score": ("max", "loss"),
     }
     RANGES: ClassVar = {**DistillationSettings.RANGES, "balance": Range(0), "distortion": Range(0, 1)}
+    CONFLICTS: ClassVar = {"teacher": takes_maps_alone, "attention": no_place_for_attention}
     READINGS: ClassVar = {
         "student": words.student,
         "scales": lambda settings: f"strides {shown(settings.strides)}, maps of {maps_of(settings)} px; {FIGURE_11}",

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from kdad_bench.kernels import flattened_cosine, gaussian_blur, pixel_discrepancy
 from kdad_bench.methods.backbones import FACTS, Backbone, facts_of
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps, autocast, chance, resized
-from kdad_bench.methods.protocol import Entry, Range, Scores, Settled, shown
+from kdad_bench.methods.protocol import Entry, Range, Scores, Settled, shown, takes_maps_alone
 from kdad_bench.methods.training import words
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)  # per block, before its pooling: VGG-16, and the cloner
@@ -185,6 +185,12 @@ CODE = "official code"
 CODE_MVTEC = "official code, MVTec AD"
 
 
+def more_than_taps(settings: MkdSettings) -> str:
+    """Why so many taps cannot be scored, in words; "" if they can."""
+    taps = len(settings.strides)
+    return "" if settings.scored <= taps else f"must be 1 to {taps}, the number of taps"
+
+
 def saliency_words(settings: MkdSettings) -> str:
     """Which of the code's three saliencies is taken."""
     return (
@@ -273,6 +279,7 @@ class MkdSettings(DistillationSettings):
         "loss": LOSSES,
         "smooth_noise": NOISES,
     }
+    CONFLICTS: ClassVar = {"teacher": takes_maps_alone, "scored": more_than_taps}
     READINGS: ClassVar = {
         "saliency": saliency_words,
         "epoch kept": epoch_words,
@@ -312,8 +319,6 @@ class Mkd(StudentTeacher[MkdSettings]):
     """A cloner learns a source's activations; the score is the loss, the map the score's gradient at the input."""
 
     def __init__(self, settings: MkdSettings, teacher: Backbone | None, device: torch.device) -> None:
-        if not 1 <= settings.scored <= len(settings.strides):
-            raise ValueError(f"scored {settings.scored}: must be 1 to {len(settings.strides)}, the number of taps")
         if teacher is not None and not settings.normalised:
             teacher = deepcopy(teacher)
             teacher.mean.zero_()

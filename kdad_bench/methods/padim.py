@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdad_bench.methods.backbones import Backbone
+from kdad_bench.methods.backbones import FACTS, Backbone
 from kdad_bench.methods.distillation import Taps, chance
 from kdad_bench.methods.frozen_features import FrozenFeatures, FrozenSettings, Kept, with_maximum
-from kdad_bench.methods.protocol import Entry, Range, Scores, Settled
+from kdad_bench.methods.protocol import Entry, Range, Scores, Settled, takes_maps_alone
 
 POSITIONS = 256  # whose covariances are held in float64 at a time
 
@@ -40,14 +40,32 @@ class PadimSettings(FrozenSettings):
         "regulariser": Settled("paper", (0.01,)),
         "sigma": Settled("paper", (4.0,)),
     }
+    CONFLICTS: ClassVar = {
+        "teacher": takes_maps_alone,
+        "channels": lambda settings: (
+            f"teacher {settings.teacher} has {settings.all_channels} in all its taps"
+            if settings.all_channels is not None and settings.channels > settings.all_channels
+            else ""
+        ),
+    }
     READINGS: ClassVar = {
-        "channels": lambda settings: f"which {settings.channels} follows from the seed; no source names them",
+        "channels": lambda settings: (
+            f"which {settings.channels} follows from the seed; no source names them"
+            if settings.channels != settings.all_channels
+            else ""
+        ),
         "upsampling": lambda settings: "deeper taps repeated, maps bilinear, as in public codes",
     }
     DEPARTURES: ClassVar = {
         **FrozenSettings.DEPARTURES,
         "channels": lambda settings: _unlike_the_paper(settings),
     }
+
+    @property
+    def all_channels(self) -> int | None:
+        """How many channels the taps have together; None of a teacher that is not known."""
+        facts = FACTS.get(self.teacher)
+        return None if facts is None else sum(facts.channels[stride] for stride in self.strides)
 
 
 def _unlike_the_paper(settings: PadimSettings) -> str:
@@ -64,9 +82,6 @@ class Padim(FrozenFeatures[PadimSettings]):
     _parts: tuple[Tensor, int, Taps] | None = None  # of `parts`: the buffer, its version, what came of it
 
     def build_kept(self, teacher: Backbone) -> Kept:
-        have = sum(teacher.channels)
-        if self.settings.channels > have:
-            raise ValueError(f"channels {self.settings.channels}: teacher {teacher.name} has {have} in all its taps")
         return Kept("channels", "mean", "whitening")
 
     def learn(self, images: Tensor) -> None:

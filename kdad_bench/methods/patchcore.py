@@ -17,7 +17,7 @@ from kdad_bench.kernels import nearest
 from kdad_bench.methods.backbones import FACTS, Backbone
 from kdad_bench.methods.distillation import Taps, chance
 from kdad_bench.methods.frozen_features import FrozenFeatures, FrozenSettings, Kept
-from kdad_bench.methods.protocol import Entry, Range, Scores, Settled, shown
+from kdad_bench.methods.protocol import Entry, Range, Scores, Settled, shown, takes_maps_alone
 
 POOLINGS = ("by_width", "adaptive", "mean")
 POOLINGS_IN_WORDS = {  # (pooling, whether adaptive pooling smooths)
@@ -56,6 +56,7 @@ class PatchcoreSettings(FrozenSettings):
         "epsilon": Range(0, 1, open_low=True, open_high=True),
         "reweighted": Range(0, 1024),
     }
+    CONFLICTS: ClassVar = {"teacher": takes_maps_alone}
     SETTLED: ClassVar = {
         "teacher": Settled("paper", ("wide_resnet50_2",)),
         "strides": Settled("paper", ((8, 16),)),
@@ -139,7 +140,7 @@ class Patchcore(FrozenFeatures[PatchcoreSettings]):
         squared, index = nearest(patches(features), memory)
         distances = squared.sqrt().view(len(features), *features.shape[2:])
         farthest, place = distances.flatten(1).max(1)
-        if self.settings.reweighted:
+        if self.settings.reweighted and len(memory) > 1:  # by a lone patch eq. 7 gives every image the score 0
             x = features.flatten(2).gather(2, place[:, None, None].expand(-1, features.shape[1], 1))[:, :, 0]
             star = index.view(len(features), -1).gather(1, place[:, None])[:, 0]
             farthest = farthest * weight(x, memory, star, self.settings.reweighted)

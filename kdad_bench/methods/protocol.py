@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -109,6 +110,8 @@ class Settings:
         "batch_size": Range(1),
         "seed": Range(0, 2**63, open_high=True),
     }
+    # field -> why its value cannot go with the others of these settings, in words; "" where it can
+    CONFLICTS: ClassVar[Mapping[str, Callable[[Any], str]]] = {}
     # subject -> what these settings choose where no source settles it, in words; "" where it does not apply to them
     READINGS: ClassVar[Mapping[str, Callable[[Any], str]]] = {}
     # field -> what its sources settle
@@ -122,6 +125,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Raises ValueError that names the field, its value and what it may be."""
+        for one in fields(self):
+            refuse_other_numbers(one.name, str(one.type), getattr(self, one.name))
         for name, known in self.CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not known; have: {', '.join(known)}")
@@ -130,6 +135,8 @@ class Settings:
             entries = value if isinstance(value, (tuple, list)) else () if value is None else (value,)
             if not all(entry in numbers for entry in entries):
                 raise ValueError(f"{name} {value!r} is not in {numbers}")
+        if not self.strides or list(self.strides) != sorted(set(self.strides)):
+            raise ValueError(f"strides {shown(self.strides)}: must be one or more that rise")
         facts = FACTS.get(self.teacher)
         multiple = facts.multiple if facts else 32
         if self.image_size % multiple:
@@ -139,6 +146,9 @@ class Settings:
         if facts and not set(self.strides) <= set(facts.channels):
             have = ", ".join(map(str, facts.channels))
             raise ValueError(f"strides {shown(self.strides)} of teacher {self.teacher}: must be among {have}")
+        for name, why in self.CONFLICTS.items():
+            if words := why(self):
+                raise ValueError(f"{name} {shown(getattr(self, name))}: {words}")
 
     @property
     def readings(self) -> tuple[str, ...]:
@@ -156,6 +166,31 @@ class Settings:
         )
         said = ((subject, say(self)) for subject, say in self.DEPARTURES.items())
         return (*plain, *(f"{subject}: {words}" for subject, words in said if words))
+
+
+def refuse_other_numbers(name: str, kind: str, value: object) -> None:
+    """Raises ValueError where `value` is no number, or no whole one, and its field, annotated `kind`, asks for it.
+
+    An int may stand for a float; a bool is neither. Of tuples each entry counts, and how many are named one by one.
+    """
+    found = re.fullmatch(r"(tuple\[)?(int|float)\b(.*)", kind)
+    if found is None or (value is None and found[3].endswith("None")):
+        return
+    entries = value if found[1] and isinstance(value, (tuple, list)) else (value,)
+    types = (int,) if found[2] == "int" else (int, float)
+    if not all(isinstance(one, types) and not isinstance(one, bool) for one in entries):
+        what = "a whole number" if found[2] == "int" else "a number"
+        raise ValueError(f"{name} {value!r} is not {what}")
+    count = 1 + found[3].count(",")
+    if found[1] and not kind.endswith("...]") and len(entries) != count:
+        raise ValueError(f"{name} {shown(value)}: must be {count} numbers")
+
+
+def takes_maps_alone(settings: Any) -> str:
+    """Why a method that compares maps cannot take the teacher of `settings`, in words; "" if it can."""
+    facts = FACTS.get(settings.teacher)
+    vit = facts is not None and 14 in facts.channels
+    return "a ViT, whose last tap is a row of tokens and no map; take a convolutional teacher" if vit else ""
 
 
 def instead(words: str, settled: Settled) -> str:

@@ -22,7 +22,7 @@ from kdad_bench.kernels.sending import sent
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps, chance
 from kdad_bench.methods.protocol import BLURS, Entry, Range, Scores, Settled
-from kdad_bench.methods.reverse import Bottleneck, Decoder, in_words, restoration_scores
+from kdad_bench.methods.reverse import Bottleneck, Decoder, in_words, restoration_scores, three_taps
 from kdad_bench.methods.simplex_noise import fractal, table_of_chance
 from kdad_bench.methods.training import words
 from kdad_bench.methods.training.loop import optimiser_of
@@ -38,6 +38,11 @@ TRANSPORTS_IN_WORDS = {
     "batch": "0, as in the official code: a batch and the same batch in another order are one point cloud",
     "halves": "between two random halves of a batch (official code: a batch and itself, which is 0)",
 }
+
+
+def passes_of(images: int, passes: int) -> int:
+    """How many passes a batch of `images` is cut into: as many as asked for, or as have two images each."""
+    return max(min(passes, images // 2), 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,8 +68,13 @@ class RdppSettings(DistillationSettings):
         "projection_weight": Range(0),
         "sigma": BLURS,
     }
+    CONFLICTS: ClassVar = {"strides": three_taps}
     READINGS: ClassVar = {
-        "transport": lambda settings: TRANSPORTS_IN_WORDS[settings.transport],
+        "transport": lambda settings: (
+            "0, as a lone image has no halves"
+            if settings.transport == "halves" and settings.batch_size == 1
+            else TRANSPORTS_IN_WORDS[settings.transport]
+        ),
         "bottleneck and decoder": in_words,
         "noise": lambda settings: (
             "" if settings.image_size == SIDE else f"sizes as at {SIDE} px, scaled to the image's side"
@@ -90,6 +100,11 @@ class RdppSettings(DistillationSettings):
         "budget": lambda settings: f"{words.budget(settings)} (official code: 10 to 300 epochs by category)",
         "selection": lambda settings: f"{words.selection(settings)} (official code: the epoch best on the test images)",
         "student's norms": words.departs(words.own_norms, "momentum 0.1", source="official code"),
+        "passes of a batch": lambda settings: (
+            f"{passes_of(settings.batch_size, settings.passes)}, each needs two images (official code: two of 16)"
+            if passes_of(settings.batch_size, settings.passes) != settings.passes
+            else ""
+        ),
         "incomplete batches": lambda settings: (
             "left out (official code: added to the next step)"
             if settings.drop_last
@@ -169,7 +184,7 @@ class Rdpp(StudentTeacher[RdppSettings]):
 
     def split(self, taps: Taps, noised: Taps) -> Iterator[tuple[Taps, Taps]]:
         """Both by passes of two images or more, if there are as many."""
-        count = max(min(self.settings.passes, len(taps[0]) // 2), 1)
+        count = passes_of(len(taps[0]), self.settings.passes)
         halves = (zip(*(tap.tensor_split(count) for tap in both), strict=True) for both in (taps, noised))
         return zip(*halves, strict=True)
 

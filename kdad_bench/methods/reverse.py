@@ -39,6 +39,13 @@ def in_words(settings: DistillationSettings) -> str:
     return ", ".join(parts)
 
 
+def three_taps(settings: DistillationSettings) -> str:
+    """Why these networks cannot be built on the taps of `settings`, in words; "" if they can."""
+    first = settings.strides[0]
+    fits = tuple(settings.strides) == (first, 2 * first, 4 * first)
+    return "" if fits else "bottleneck and decoder take three taps, each at twice the stride before"
+
+
 class Fusion(nn.Module):
     """MFF: the shallower taps are convolved down to the size and width of the deepest, and all are concatenated.
 

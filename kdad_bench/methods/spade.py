@@ -26,7 +26,7 @@ class SpadeSettings(FrozenSettings):
     strides: tuple[int, ...] = (4, 8, 16, 32)  # the deepest, averaged over the image, finds the nearest images
     maps: int = 3  # the shallowest taps whose pixels are compared: 4, 8, 16
     images: int = 50  # K nearest images; all of them where there are fewer
-    pixels: int = 1  # kappa nearest pixel features, their distances averaged
+    pixels: int = 1  # kappa nearest pixel features, their distances averaged; all of them where there are fewer
 
     RANGES: ClassVar = {
         **FrozenSettings.RANGES,
@@ -80,8 +80,9 @@ class Spade(FrozenFeatures[SpadeSettings]):
         return Scores(squared.sqrt().mean(1), self.smoothed(maps, size))
 
     def distances(self, pixels: Tensor, gallery: Tensor) -> Tensor:
-        """[P]: mean distance of each of `pixels` [P, C] to the kappa nearest pixels of `gallery` [K, P, C]."""
-        squared, _ = nearest(pixels, gallery.flatten(0, 1), self.settings.pixels)
+        """[P]: mean distance of each of `pixels` [P, C] to the kappa nearest pixels of `gallery` [K, P, C], or all."""
+        every = gallery.flatten(0, 1)
+        squared, _ = nearest(pixels, every, min(self.settings.pixels, len(every)))
         return squared.sqrt().mean(1)
 
 

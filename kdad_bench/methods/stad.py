@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from math import isclose
 from typing import ClassVar
 
 import torch
@@ -22,13 +23,14 @@ from kdad_bench.methods.crops import CropDrawing, Crops, DrawnCrops, enlarged
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, resized
 from kdad_bench.methods.least_squares import Sums, affine, components
 from kdad_bench.methods.patch_network import LAYOUTS, PatchNetwork
-from kdad_bench.methods.protocol import Entry, Fitting, Range, Scores, Settled, shown
+from kdad_bench.methods.protocol import Entry, Fitting, Range, Scores, Settled, instead, shown, takes_maps_alone
 from kdad_bench.methods.training import words
 from kdad_bench.methods.training.chance import seeded
 from kdad_bench.methods.training.loop import distil, planned_steps
 from kdad_bench.methods.training.parting import learnt_from, parted
 from kdad_bench.methods.training.teacher import chunks, deviation_of
 
+PAPERS_BUDGET, STUDENTS_EPOCHS = "200 epochs", 100
 ENLARGED = 64  # px that a crop is enlarged to before the backbone sees it
 AT_ONCE = 4  # images at inference: a dense map of 256 channels takes 67 MB at 256 px
 LEAST = 1e-6  # of a deviation that is divided by
@@ -37,6 +39,16 @@ RIDGE_OF_CROPS, RIDGE_OF_IMAGES = 0.1, 1e-3
 SOLVED_IMAGES = 24  # of the students; at most
 SOLVED_GRID = 4  # px between the patches of these images; at least
 SOLVED_CROPS = 64  # at a time
+
+
+def budget(settings: StadSettings) -> str:
+    """The length of the training, where the students have not the paper's 100 epochs of it."""
+    said, theirs = words.budget(settings), (1 - settings.descriptors) * settings.epochs
+    if settings.steps is None and isclose(theirs, STUDENTS_EPOCHS):
+        return ""
+    if said == PAPERS_BUDGET:
+        said = f"{said}, {theirs:g} for the students"
+    return instead(said, Settled("paper, 100 for the students", (PAPERS_BUDGET,)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +87,7 @@ class StadSettings(DistillationSettings):
         "solved": Range(0, 10**6),
         "validation": Range(0, 0.9),
     }
+    CONFLICTS: ClassVar = {"teacher": takes_maps_alone}
     READINGS: ClassVar = {
         "patches": lambda settings: (
             f"of {shown(settings.scales)} px" + ", the mean of their maps" * (len(settings.scales) > 1)
@@ -109,13 +122,15 @@ class StadSettings(DistillationSettings):
         "width": Settled("paper", (128,)),
         "dimensions": Settled("paper", (128,)),
         "grid": Settled("paper", (1,)),
-        "compactness": Settled("paper", (1.0,)),
+        "compactness": Settled("paper", (1.0,), lambda settings: settings.descriptors > 0),
     }
     DEPARTURES: ClassVar = {
         "crops": lambda settings: (
             "of the normal images"
             + f", a share of {shown(settings.altered)} altered" * (settings.altered > 0)
             + " (paper: of ImageNet)"
+            if settings.descriptors or settings.solved
+            else "none, the descriptors stay as random as they begin (paper: of ImageNet)"
         ),
         "start": lambda settings: (
             f"last layers at least squares over {settings.solved} crops and up to {SOLVED_IMAGES} images (paper: none)"
@@ -123,7 +138,7 @@ class StadSettings(DistillationSettings):
             else ""
         ),
         "optimiser": words.departs(words.algorithm, "adam, betas 0.9 0.999", source="paper"),
-        "budget": words.departs(words.budget, "200 epochs", source="paper, 100 for the students"),
+        "budget": budget,
         "selection": words.departs(words.selection, "last step, all normals", source="paper"),
         "incomplete batches": lambda settings: "left out (paper: none)" if settings.drop_last else "",
     }

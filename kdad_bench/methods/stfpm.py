@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdad_bench.kernels import anomaly_map, distillation_loss
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Batch, DistillationSettings, Student, StudentTeacher, Taps
-from kdad_bench.methods.protocol import Entry, Scores, Settled
+from kdad_bench.methods.protocol import Entry, Scores, Settled, takes_maps_alone
 from kdad_bench.methods.training import words
 
 LOSS_SCALES_IN_WORDS = {
@@ -35,6 +35,7 @@ class StfpmSettings(DistillationSettings):
     loss_scale: str = "official"  # official: no 1/2 | paper: with 1/2 (eq. 2) | batch_sum: 1/2, summed over the batch
 
     CHOICES: ClassVar = {**DistillationSettings.CHOICES, "loss_scale": LOSS_SCALES}
+    CONFLICTS: ClassVar = {"teacher": takes_maps_alone}
     READINGS: ClassVar = {
         "loss scale": lambda settings: LOSS_SCALES_IN_WORDS[settings.loss_scale],
         "student": words.student,

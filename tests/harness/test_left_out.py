@@ -50,8 +50,14 @@ def kept(found: Selection) -> set[str]:
         ({"preset": "paper", "overrides": {"image_size": 448}}, (), ()),
         (
             {"overrides": {"strides": (8, 16)}},
-            ("spade", "ast"),
-            ("left out: spade: maps 3 is more than the 2 strides", "left out: ast: strides 8 16 are not one tap"),
+            ("spade", "rd4ad", "rdpp", "mkd", "ast", "dskd", "bmkd"),
+            (
+                "left out: spade: maps 3 is more than the 2 strides",
+                "left out: rd4ad, rdpp, dskd, bmkd: strides 8 16: bottleneck and decoder take three taps, each at "
+                "twice the stride before",
+                "left out: mkd: scored 4: must be 1 to 2, the number of taps",
+                "left out: ast: strides 8 16 are not one tap",
+            ),
         ),
         (
             {"overrides": {"teacher": "dinov2_vits14_reg", "image_size": 224}},

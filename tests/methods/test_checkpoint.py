@@ -77,7 +77,7 @@ SETTINGS: dict[str, tuple[object, str]] = {
     "precision": ("fp8", "precision 'fp8' is not known"),
     "optimiser": ("lion", "optimiser 'lion' is not known"),
     "teacher": ("resnet1001", "setting 'teacher' is 'resnet1001', but the weights"),
-    "strides": ([8, 4], r"setting 'strides' is \[8, 4\], but the weights"),
+    "strides": ([4, 8], r"setting 'strides' is \[4, 8\], but the weights"),
     "steps": (True, "setting 'steps' is True"),
     "epochs": ([1], r"setting 'epochs' is \[1\]"),
     "seed": (0.5, "setting 'seed' is 0.5"),
@@ -228,9 +228,13 @@ def test_settings_that_no_network_has_are_refused_where_the_weights_do_not_tell(
     older = Path(shutil.copytree(right, tmp_path / "older"))
     change(older)
     content = json.loads((older / "model.json").read_text())
-    for field, value in (("teacher", "resnet1001"), ("strides", [8, 4]), ("strides", [])):
+    for field, value, words in (
+        ("teacher", "resnet1001", "settings that cannot be"),
+        ("strides", [8, 4], "strides 8 4: must be one or more that rise"),
+        ("strides", [], "strides none: must be one or more that rise"),
+    ):
         rewrite(older, content | {"settings": content["settings"] | {field: value}})
-        assert "model.json: settings that cannot be" in refusal(older)
+        assert f"model.json: {words}" in refusal(older)
     rewrite(older, content | {"settings": content["settings"] | {"teacher": "resnet18"}})
     assert "model.safetensors: not the weights that model.json describes" in refusal(older)
 

@@ -186,6 +186,34 @@ def test_the_kept_epoch_is_the_one_with_the_least_mean_map_on_held_out_normals(m
     assert all(torch.equal(value, best[key]) for key, value in state(method).items() if key in best)
 
 
+@pytest.mark.parametrize("name", ["efficientad", "stad"])
+def test_networks_without_norms_are_judged_by_the_weights_of_each_epoch(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values: list[float] = []
+    mean_map = loop._mean_map
+
+    def heard(method: loop.Trainable, images: torch.Tensor) -> float:
+        values.append(mean_map(method, images))
+        return values[-1]
+
+    monkeypatch.setattr(loop, "_mean_map", heard)
+    small_method(name, steps=4, batch_size=2, held_out=0.3).fit(normals(4, seed=1))
+    assert len(values) == len(set(values)) == 4
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam", "adamw"])
+def test_what_was_scored_before_a_fit_does_not_outlive_it(optimiser: str) -> None:
+    method = small_method("dinomaly", steps=3, batch_size=2, optimiser=optimiser)  # the first has a rate of 0
+    images = normals(2, seed=1)
+    before = method.score(images).pixel
+    method.fit(images)
+    after = method.score(images).pixel
+    assert not torch.equal(after, before)
+    getattr(method, "folded_student").forget()  # noqa: B009  # Method knows no student
+    assert torch.equal(method.score(images).pixel, after)
+
+
 def test_held_out_images_are_never_learnt_from() -> None:
     images = normals(10, seed=1)
     kept, held_out = loop._split(images, DistillationSettings(held_out=0.2, seed=5))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kdad_bench.methods.backbones import FACTS
 from kdad_bench.methods.fractalad import FRACTALAD, FractalADSettings
 
 PAPER: dict[str, Any] = {  # field -> value; everything from the official code, commit e3c45b0
@@ -69,7 +70,7 @@ OVERRIDES: tuple[tuple[dict[str, Any], str], ...] = (  # change of `paper` -> th
     ({"kd": False}, "weight_decay: 0.001 (official code: 0.01 without distillation)"),
     ({"kd": False}, "switches: distillation no, object search no"),
     ({"find_object": True}, "switches: distillation yes, object search yes"),
-    ({"head_width": 64}, "head_width: 64 channels (official code: as many as the shallowest tap has)"),
+    ({"head_width": 32}, "head_width: 32 channels (official code: as many as the shallowest tap has)"),
     ({"fractal_points": 500}, "fractal_points: 500 (official code: 100000)"),
     ({"fractal_points": 500}, "chaos game: 500 orbits"),
 )
@@ -136,7 +137,7 @@ def test_words_follow_from_the_settings_in_every_preset_variant_and_override() -
         said = dict(words.split(": ", 1) for words in settings.deviations)
         assert ("budget" in said) == (settings.steps != 1200)
         assert ("weight_decay" in said) == (settings.weight_decay != (1e-3 if settings.kd else 1e-2))
-        assert ("head_width" in said) == (settings.head_width is not None)
+        assert ("head_width" in said) == (settings.head_width not in (None, FACTS[settings.teacher].channels[4]))
         kd, search = ("yes" if on else "no" for on in (settings.kd, settings.find_object))
         assert said["switches"].startswith(f"distillation {kd}, object search {search}, ")
         assert said["pasting"].startswith(f"at {settings.image_size} x {settings.image_size} px")

@@ -122,7 +122,9 @@ def efficientad(**changes: Any) -> Callable[[], Answer]:
     """Teacher, student, autoencoder and imitation of EfficientAD's networks."""
 
     def answer() -> Answer:
-        settings = replace(EFFICIENTAD.presets["paper"], image_size=SIDE, width=4, features=6, autoencoder=8, **changes)
+        narrow = {"image_size": SIDE, "width": 4, "features": 6, "autoencoder": 8}
+        distilled = {"teacher": "resnet18", "strides": (8, 16)}  # the published networks are wider
+        settings = replace(EFFICIENTAD.presets["paper"], **narrow, **distilled, **changes)
         found: Answer = filled(lambda: Networks(settings))(images())
         return found
 

@@ -90,6 +90,7 @@ def every_settings() -> list[MkdSettings]:
         replace(preset, **variant, **change)
         for preset, variant, change in product(MKD.presets.values(), variants, changes)
         if not variant.keys() & change.keys()
+        and change.get("scored", preset.scored) <= len(change.get("strides", preset.strides))
     ]
 
 

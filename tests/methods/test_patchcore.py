@@ -287,6 +287,15 @@ def test_map_and_score_are_distances_to_the_memory(reweighted: int) -> None:
         assert float(scores.image[n]) == pytest.approx(expected, rel=1e-4)
 
 
+def test_by_a_memory_of_one_patch_the_score_is_the_greatest_distance() -> None:
+    known, probe = taps(1, 1), taps(2, 2)
+    method = fitted(known, coreset=0.001)
+    assert len(method.kept.get_buffer("memory")) == 1
+    plain = fitted(known, coreset=0.001, reweighted=0).judge(probe, (8, 8))
+    assert torch.equal(method.judge(probe, (8, 8)).image, plain.image)
+    assert float(plain.image.min()) > 0
+
+
 def test_the_variants_give_other_scores() -> None:
     known, probe = taps(1, 3), taps(2, 2)
     plain = fitted(known).judge(probe, (8, 8))

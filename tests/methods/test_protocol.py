@@ -6,8 +6,10 @@ from math import inf, nan
 from typing import Any
 
 import pytest
+import torch
 
 from kdad_bench.methods import METHODS, entry
+from kdad_bench.methods.backbones import build
 from kdad_bench.methods.protocol import Range, Settings
 from tests.methods.toys import small_settings
 
@@ -135,6 +137,74 @@ def test_a_range_holds_its_ends_unless_they_are_open(
 def test_a_setting_out_of_its_range_is_refused_by_name(name: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small_settings(name, **changes)
+
+
+VIT = {"teacher": "dinov2_vits14", "strides": (14,), "image_size": 70}
+DESCRIPTION = {"teacher": "pdn_small", "strides": (4,)}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("stfpm", {"steps": 1.5}, "steps 1.5 is not a whole number"),
+        ("stfpm", {"learning_rate": None}, "learning_rate None is not a number"),
+        ("stfpm", {"norm_momentum": True}, "norm_momentum True is not a number"),
+        ("fractalad", {"head_width": 2.5}, "head_width 2.5 is not a whole number"),
+        ("stad", {"scales": (33.0,)}, r"scales \(33.0,\) is not a whole number"),
+        ("stfpm", {"strides": (4.0, 8)}, r"strides \(4.0, 8\) is not a whole number"),
+        ("rd4ad", {"betas": (0.5,)}, "betas 0.5: must be 2 numbers"),
+        ("rd4ad", {"betas": (0.5, 0.9, 0.9)}, "betas 0.5 0.9 0.9: must be 2 numbers"),
+    ],
+)
+def test_what_is_no_number_of_its_kind_is_refused_by_name(name: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_settings(name, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("pixel_mean", {"strides": ()}, "strides none: must be one or more that rise"),
+        ("stfpm", {"strides": (8, 4)}, "strides 8 4: must be one or more that rise"),
+        ("stfpm", {"strides": (4, 4)}, "strides 4 4: must be one or more that rise"),
+        ("rd4ad", {"strides": (4, 8)}, "strides 4 8: bottleneck and decoder take three taps, each at twice"),
+        ("rdpp", {"strides": (4, 8, 32)}, "strides 4 8 32: bottleneck and decoder take three taps"),
+        ("dskd", {"strides": (4, 8, 16, 32)}, "strides 4 8 16 32: bottleneck and decoder take three"),
+        ("bmkd", DESCRIPTION, "strides 4: bottleneck and decoder take three"),
+        ("mkd", {"scored": 5}, "scored 5: must be 1 to 4, the number of taps"),
+        ("padim", {"channels": 177}, "channels 177: teacher efficientnet_lite0 has 176 in all its taps"),
+        ("efficientad", DESCRIPTION, "teacher pdn_small: it has network small, width 128, features 384; got"),
+        ("destseg", DESCRIPTION, "teacher pdn_small: it has no layers down to stride 32"),
+        ("eca_mskdad", DESCRIPTION, "attention blocks: PDN-S has no blocks with norms"),
+        ("stfpm", VIT, "teacher dinov2_vits14: a ViT, whose last tap is a row of tokens and no map"),
+        ("padim", VIT, "teacher dinov2_vits14: a ViT"),
+        ("patchcore", VIT, "teacher dinov2_vits14: a ViT"),
+        ("fractalad", VIT, "teacher dinov2_vits14: a ViT"),
+        ("stad", VIT, "teacher dinov2_vits14: a ViT"),
+        ("mkd", VIT, "teacher dinov2_vits14: a ViT"),
+        ("eca_mskdad", VIT, "teacher dinov2_vits14: a ViT"),
+        ("efficientad", VIT, "teacher dinov2_vits14: a ViT"),
+    ],
+)
+def test_settings_that_cannot_go_together_are_refused(name: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_settings(name, **changes)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if entry(name).needs_teacher])
+def test_a_method_can_be_built_on_all_taps_that_its_settings_take(name: str) -> None:
+    taken, beside = 0, {"mkd": {"scored": 1}, "spade": {"maps": 1}, "padim": {"channels": 4}}.get(name, {})
+    strides = [(16,), (4, 8), (8, 16, 32), (4, 8, 32), (4, 8, 16, 32)]
+    for changes in (VIT, DESCRIPTION, *({"strides": some} for some in strides)):
+        try:
+            settings = small_settings(name, **beside, **changes)
+        except ValueError:
+            continue
+        with torch.device("meta"):
+            teacher = build(settings.teacher, strides=settings.strides)
+            entry(name).build(settings, teacher, torch.device("meta"))
+        taken += 1
+    assert taken
 
 
 def test_no_number_is_none_and_a_multiple_of_32_is_taken() -> None:

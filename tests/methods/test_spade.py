@@ -63,7 +63,7 @@ def check(judge: Judge, images: int, pixels: int = 1) -> None:
         np.testing.assert_allclose(scores.pixel[n].numpy(), pixel, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("images", "pixels"), [(1, 1), (2, 1), (3, 4), (5, 1), (50, 2)])
+@pytest.mark.parametrize(("images", "pixels"), [(1, 1), (2, 1), (3, 4), (5, 1), (50, 2), (1, 20)])
 def test_scores_are_as_defined(images: int, pixels: int) -> None:
     check(lambda method, probe: method.judge(probe, (SIZE, SIZE)), images, pixels)
 

@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kdad_bench.methods import METHODS, entry
@@ -260,6 +260,8 @@ WIDTH_AT_32 = {"resnet18": 512, "resnet34": 512, "wide_resnet50_2": 2048, "vgg16
 OWN = (
     "attention",
     "fusion",
+    "fed by",
+    "passes of a batch",
     "loss scale",
     "input",
     "precision",
@@ -343,7 +345,7 @@ VALUES: Mapping[str, list[object]] = {
     "stretch": [False, True],
     "kd": [False, True],
     "find_object": [False, True],
-    "head_width": [None, 64],
+    "head_width": [None, 48],
     "fractal_points": [100_000, 500],
     "layers": [8, 2],
     "dropout": [0.2, 0.0],
@@ -393,7 +395,9 @@ def drawn(draw: st.DrawFn) -> tuple[str, Any]:
         for field in fields(settings)
         if field.name not in SILENT and not (name in YARDSTICKS and field.name in LOOPS)
     }
-    return name, replace(settings, **changes)
+    found = possible(settings, **changes)
+    assume(found is not None)
+    return name, found
 
 
 def momentum_of_norms(name: str, settings: Any) -> float:
@@ -411,8 +415,18 @@ def whole_of(name: str, subject: str, settings: Any) -> str:
         return f"{settings.optimiser}, " + (
             f"momentum {shown(settings.momentum)}" if sgd else f"betas {shown(settings.betas)}"
         )
+    if subject == "budget" and name == "stad" and settings.steps is None:
+        theirs = settings.epochs * (1 - settings.descriptors)
+        apart = settings.epochs == 200 and theirs != 100
+        return "200 epochs" if theirs == 100 else f"{settings.epochs} epochs" + f", {theirs:g} for the students" * apart
+    if subject == "budget" and name == "efficientad" and settings.distilled and settings.steps == 70_000:
+        theirs = 70_000 - int(settings.distilling * 70_000)
+        return "70000 steps" + f", {theirs} for the student" * (theirs != 70_000)
     if subject == "budget":
         return f"{settings.epochs} epochs" if settings.steps is None else f"{settings.steps} steps"
+    if subject == "student's norms" and (name, settings.norm_momentum) == ("destseg", None):
+        lite = settings.teacher == "efficientnet_lite0"
+        return "momentum 0.01 in the encoder, momentum 0.1 in decoder and head" if lite else "momentum 0.1"
     if subject == "student's norms":
         return f"momentum {shown(momentum_of_norms(name, settings))}"
     if subject == "selection":
@@ -432,6 +446,16 @@ def takes_means(settings: Any) -> bool:
     return settings.pooling == "mean" or (settings.pooling == "by_width" and not smooths(settings))
 
 
+def possible(settings: Any, **changes: Any) -> Any:
+    """`settings` with `changes`; None where two of them cannot go together, as test_protocol.py has it."""
+    try:
+        return replace(settings, **changes)
+    except ValueError as error:
+        if str(error).partition(" ")[0] not in settings.CONFLICTS:
+            raise
+        return None
+
+
 def own_departures(name: str, settings: Any) -> list[str]:
     """Subjects of OWN in which these settings differ from their sources, besides those of WHOLE."""
     if name == "stfpm":
@@ -445,6 +469,8 @@ def own_departures(name: str, settings: Any) -> list[str]:
         return ["input", "map", *["tokens"] * (not settings.teacher.startswith("dinov2"))]
     if name not in YARDSTICKS:
         carried = ["incomplete batches"] * (name == "rdpp" or (name == "stad" and settings.drop_last))
+        carried += ["passes of a batch"] * (name == "rdpp" and 1 < settings.passes > settings.batch_size // 2)
+        carried += ["fed by"] * (name in ("dskd", "bmkd") and settings.fed_by == "teacher")
         own = [*["crops"] * (name == "stad"), *["start"] * (name == "stad" and settings.solved > 0)]
         return [*own, *carried]
     chosen = PADIMS_CHANNELS.get(settings.teacher) if name == "padim" else None
@@ -457,6 +483,12 @@ def unused(name: str, settings: Any) -> tuple[str, ...]:
     """Fields that other settings put out of use."""
     if name == "efficientad":  # of the network that a descriptor is distilled from
         return () if settings.distilled else ("strides", "enlarged", "distilling")
+    if name == "stad":
+        return () if settings.descriptors else ("compactness",)
+    if name == "ast":
+        return ("taps",) if settings.inputs == "depth" else ()
+    if name == "dinomaly":
+        return () if settings.mined else ("mining_steps", "easy")
     if name != "patchcore":
         return ()
     return (*["width"] * takes_means(settings), *["epsilon"] * (settings.coreset == 1))
@@ -562,7 +594,8 @@ def check_choices(name: str, settings: Any) -> None:
         and not smooths(settings),
         "adaptive on taps so narrow": name == "patchcore" and settings.pooling == "adaptive" and not smooths(settings),
         "0, as in the official code": name == "rdpp" and settings.transport == "batch",
-        "between two random halves": name == "rdpp" and settings.transport == "halves",
+        "between two random halves": name == "rdpp" and settings.transport == "halves" and settings.batch_size > 1,
+        "a lone image has no halves": name == "rdpp" and settings.transport == "halves" and settings.batch_size == 1,
         "scaled to the image's side": name == "rdpp" and settings.image_size != 256,
         "a step of their own": name == "rdpp" and not settings.drop_last,
         "which nothing learns from": name in ("stad", "efficientad") and settings.validation > 0,
@@ -631,7 +664,7 @@ def inert(name: str, settings: Any, field: str, value: object) -> bool:
         return True
     if name in YARDSTICKS:
         return field in (*LOOPS, *unused(name, settings))
-    if name == "efficientad" and field in unused(name, settings):
+    if name in ("efficientad", "stad", "ast", "dinomaly") and field in unused(name, settings):
         return True
     return (
         (field == "momentum" and settings.optimiser != "sgd")
@@ -653,8 +686,8 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
     before = settings.readings, settings.deviations
     for field in fields(settings):
         for value in [] if field.name in SILENT else values_of(settings, field.name):
-            changed = replace(settings, **{field.name: value})
-            if not inert(name, settings, field.name, value):
+            changed = possible(settings, **{field.name: value})
+            if changed is not None and not inert(name, settings, field.name, value):
                 after = changed.readings, changed.deviations
                 assert after != before, f"{field.name}={value!r} is nowhere said"
 
@@ -725,6 +758,44 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
         ("efficientad:medium", {}, "the medium one", "network: "),
         ("efficientad:penalised", {}, "penalty: on drawn images (paper: images of ImageNet)", "penalty: none"),
         ("efficientad:padded", {}, "padding: as in the paper's tables", "around them"),
+        (
+            "stad:",
+            {"solved": 0, "descriptors": 0.0},
+            "crops: none, the descriptors stay as random",
+            "of the normal images,",
+        ),
+        (
+            "stad:",
+            {"steps": None, "epochs": 200, "descriptors": 0.25},
+            "budget: 200 epochs, 150 for the students (paper, 100 for the students: 200 epochs)",
+            "100 for the students (",
+        ),
+        ("stad:", {"steps": None, "epochs": 125, "descriptors": 0.2}, "patches: ", "budget"),
+        ("stad:", {"compactness": 0.5}, "patches: ", "compactness"),
+        (
+            "efficientad:distilled",
+            {"steps": 70_000, "distilling": 0.5},
+            "budget: 70000 steps, 35000 for the student (paper: 70000 steps)",
+            "budget: 35000",
+        ),
+        ("efficientad:distilled", {"steps": 140_000, "distilling": 0.5}, "descriptor: distilled", "budget"),
+        (
+            "dskd:teacher_fed",
+            {},
+            "fed by: the teacher alone, nothing passes between the students (abstract:",
+            "RD4AD: ",
+        ),
+        ("bmkd:teacher_fed", {}, "fed by: the teacher alone", "fusion: "),
+        ("bmkd:both_fed", {}, "forward student and teacher", "fed by: "),
+        ("destseg:", {"norm_momentum": None}, "norms: momentum 0.01 in the encoder, momentum 0.1 in decoder", "None"),
+        ("stfpm:", {"teacher": "pdn_small", "strides": (4,)}, "student's norms: none (official code:", "momentum 0.1,"),
+        ("padim:", {"channels": 176}, "upsampling", "which 176"),
+        ("ast:", {"inputs": "depth"}, "image score", "taps: "),
+        ("dinomaly:", {"mined": 0.0, "easy": 0.5}, "mined: 0 (official code: 0.9)", "easy"),
+        ("rdpp:", {"passes": 4}, "passes: 4 (official code: 2)", "passes of a batch"),
+        ("rdpp:", {"passes": 5}, "passes of a batch: 4, each needs two images (official code: two of 16)", "None"),
+        ("rdpp:halves", {"batch_size": 1}, "transport: 0, as a lone image has no halves", "between"),
+        ("fractalad:", {"head_width": 24}, "sampling: ", "head_width"),
         ("eca_mskdad:", {}, "rel_mode: normalised_mean (eq. 15 to 18: literal)", "read as"),
         ("eca_mskdad:score_loss", {}, "maps of 32, 16, 8 px", "score: "),
         ("eca_mskdad:figure_size", {}, "maps of 64, 32, 16 px", "maps of 32"),

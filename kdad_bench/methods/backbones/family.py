@@ -24,15 +24,18 @@ def build(
     """A randomly initialised backbone that returns taps at `strides`, of those that it has (4, 8, 16, 32; a ViT 14, a
     patch description network 4); torch's global RNG.
 
-    `attention` is put into a student's blocks; `batch_norm` gives a VGG batch norms (the other families have them
-    always). Without `attention` and `batch_norm` the state_dict's keys are those of the published weights. Raises
-    ValueError for an unknown name or stride, and for attention in a ViT.
+    `attention` is put into a student's blocks; `batch_norm` gives a VGG batch norms (ResNets and EfficientNets have
+    them always, ViTs and patch description networks never). Without `attention` and `batch_norm` the state_dict's keys
+    are those of the published weights. Raises ValueError for an unknown name or stride, and for attention in a ViT or a
+    patch description network.
     """
     if facts_of(name).weights_from == "dinov2":
         if attention is not None:
             raise ValueError(f"{name} takes no attention in its blocks: it has its own")
         return Vit(name, strides)
     if name in SIZES:
+        if attention is not None:
+            raise ValueError(f"{name} takes no attention: it has no blocks with norms")
         return Pdn(name, strides)
     if name in LAYOUTS:
         return ResNet(name, strides, attention)

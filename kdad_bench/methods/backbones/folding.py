@@ -20,7 +20,8 @@ class Folded:
 
     It relies on this room's convention that a batch norm directly after a convolution among a module's children is
     also applied directly after it. Not seen, because PyTorch keeps no account of them: writes through `tensor.data`,
-    and new values of plain attributes such as a norm's `eps`. After those, call `forget`.
+    steps of fused optimisers (the training loop counts its own) and new values of plain attributes such as a norm's
+    `eps`. After those, call `forget`.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -25,6 +25,13 @@ TURNS_IN_WORDS = {
 }
 
 
+def without_an_encoder(settings: DestsegSettings) -> str:
+    """Why the student cannot have the teacher's architecture, in words; "" if it can."""
+    facts = FACTS.get(settings.teacher)
+    lacks = facts is not None and 32 not in facts.channels
+    return "it has no layers down to stride 32, where the student's encoder ends" if lacks else ""
+
+
 def encoder_in_words(settings: DestsegSettings) -> str:
     """What the student has of a teacher, or of taps, that no source has."""
     facts = FACTS.get(settings.teacher)
@@ -37,6 +44,12 @@ def encoder_in_words(settings: DestsegSettings) -> str:
     if settings.taps == "standardised" or (facts is not None and facts.signed):
         parts.append("taps that can be negative are read through a 1 x 1 convolution")
     return ", ".join(parts)
+
+
+def norms(settings: DestsegSettings) -> str:
+    """The momentum of the batch norms: of the encoder, which is the teacher's architecture, and of all others."""
+    encoder, others = words.norms(settings), words.own_norms(settings)
+    return others if encoder == others else f"{encoder} in the encoder, {others} in decoder and head"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +83,7 @@ class DestsegSettings(DistillationSettings):
         "gamma": Range(0, 64),
         "largest": Range(1),
     }
+    CONFLICTS: ClassVar = {"teacher": without_an_encoder}
     READINGS: ClassVar = {"student": encoder_in_words}
     SETTLED: ClassVar = {
         "teacher": Settled("paper and official code", ("resnet18",)),
@@ -99,6 +113,6 @@ class DestsegSettings(DistillationSettings):
         ),
         "optimiser": words.departs(words.algorithm, "sgd, momentum 0.9", source=CODE),
         "budget": words.departs(words.budget, "5000 steps", source=CODE),
-        "student's norms": words.departs(words.norms, "momentum 0.1", source=CODE),
+        "student's norms": words.departs(norms, "momentum 0.1", source=CODE),
         "selection": words.departs(words.selection, "last step, all normals", source=CODE),
     }

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from kdad_bench.kernels import fuse_scales, image_scores, pixel_discrepancies
 from kdad_bench.kernels.sending import sent
 from kdad_bench.methods.backbones import Backbone
-from kdad_bench.methods.backbones.pdn import LOST, WIDTH, Pdn, through
+from kdad_bench.methods.backbones.pdn import LOST, Pdn, through
 from kdad_bench.methods.distillation import Batch, StudentTeacher, Taps, autocast, chance, resized
 from kdad_bench.methods.drawn_images import drawn_images
 from kdad_bench.methods.efficientad.drawing import EfficientAdDrawing, recoloured, sometimes_grey
@@ -44,11 +44,6 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
     def build_student(self, teacher: Backbone) -> nn.Module:
         networks = Networks(self.settings)
         if isinstance(teacher, Pdn):
-            asked = (self.settings.network, self.settings.width, self.settings.features)
-            have = (teacher.size, WIDTH, teacher.channels[0])
-            if asked != have:
-                said = ("network {}, width {}, features {}".format(*one) for one in (have, asked))
-                raise ValueError("teacher {}: it has {}; got {}".format(teacher.name, *said))
             networks.descriptor.load_state_dict(teacher.state_dict())
         networks.descriptor.requires_grad_(self.settings.distilled)
         return networks

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kdad_bench.methods.backbones.pdn import LAYOUTS, LOST, SIZES
+from kdad_bench.methods.backbones import FACTS
+from kdad_bench.methods.backbones.pdn import LAYOUTS, LOST, SIZES, WIDTH
 from kdad_bench.methods.distillation import DistillationSettings
-from kdad_bench.methods.protocol import Range, Settled, shown
+from kdad_bench.methods.protocol import Range, Settled, instead, shown, takes_maps_alone
 from kdad_bench.methods.training import words
 
+STEPS = 70_000
 PENALTIES_IN_WORDS: Mapping[str, str] = {"drawn": "on drawn images", "none": "none"}
 
 
@@ -20,7 +22,7 @@ class EfficientAdSettings(DistillationSettings):
 
     teacher: str = "pdn_small"  # a PDN with its published weights, or what one is distilled from here
     strides: tuple[int, ...] = (4,)  # of a PDN; of another teacher 8 and 16, its second and third layer
-    steps: int | None = 70_000
+    steps: int | None = STEPS
     batch_size: int = 1
     optimiser: str = "adam"
     learning_rate: float = 1e-4
@@ -59,6 +61,7 @@ class EfficientAdSettings(DistillationSettings):
         "enlarged": Range(1, 4),
         "validation": Range(0, 0.9),
     }
+    CONFLICTS: ClassVar = {"teacher": lambda settings: _other_network(settings)}
     READINGS: ClassVar = {
         "form": lambda settings: f"the {settings.network} one of the paper's two",
         "padding": lambda settings: "as in the paper's tables" if settings.padding else _border_in_words(settings),
@@ -98,7 +101,7 @@ class EfficientAdSettings(DistillationSettings):
             "by least squares after their steps (paper: as all others)" if settings.solved else ""
         ),
         "optimiser": words.departs(words.algorithm, "adam, betas 0.9 0.999", source="paper"),
-        "budget": words.departs(words.budget, "70000 steps", source="paper"),
+        "budget": lambda settings: _budget(settings),
         "selection": words.departs(words.selection, "last step, all normals", source="paper"),
         "incomplete batches": lambda settings: "left out (paper: none)" if settings.drop_last else "",
     }
@@ -107,6 +110,28 @@ class EfficientAdSettings(DistillationSettings):
     def distilled(self) -> bool:
         """Whether the PDN is distilled here: the teacher is no PDN."""
         return self.teacher not in SIZES
+
+
+def _budget(settings: EfficientAdSettings) -> str:
+    """The length of the training, where the student has not the paper's 70,000 steps of it."""
+    said, settled = words.budget(settings), Settled("paper", (f"{STEPS} steps",))
+    if not settings.distilled:
+        return "" if settings.steps == STEPS else instead(said, settled)
+    students = None if settings.steps is None else settings.steps - int(settings.distilling * settings.steps)
+    if students == STEPS:
+        return ""
+    return instead(f"{said}, {students} for the student" if settings.steps == STEPS else said, settled)
+
+
+def _other_network(settings: EfficientAdSettings) -> str:
+    """Why the teacher cannot be what these settings imitate, in words; "" if it can."""
+    if settings.distilled:
+        return takes_maps_alone(settings)
+    have = (SIZES[settings.teacher], WIDTH, FACTS[settings.teacher].channels[4])
+    asked = (settings.network, settings.width, settings.features)
+    if asked == have:
+        return ""
+    return "it has {}; got {}".format(*("network {}, width {}, features {}".format(*one) for one in (have, asked)))
 
 
 def _border_in_words(settings: EfficientAdSettings) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from kdad_bench.methods.backbones import FACTS
 from kdad_bench.methods.distillation import DistillationSettings
 from kdad_bench.methods.fractalad.ifs import ORBITS, SETTLING
-from kdad_bench.methods.protocol import Range, Settled, shown
+from kdad_bench.methods.protocol import Range, Settled, shown, takes_maps_alone
 from kdad_bench.methods.training import words
 
 CODE = "official code"
@@ -47,8 +48,9 @@ def norms(settings: FractalADSettings) -> str:
 
 def width_of_head(settings: FractalADSettings) -> str:
     """The width of the head, where it does not follow the teacher's."""
-    width = settings.head_width
-    return "" if width is None else f"{width} channels ({CODE}: as many as the shallowest tap has)"
+    width, facts = settings.head_width, FACTS.get(settings.teacher)
+    follows = width is None or (facts is not None and width == facts.channels[settings.strides[0]])
+    return "" if follows else f"{width} channels ({CODE}: as many as the shallowest tap has)"
 
 
 def pasting(settings: FractalADSettings) -> str:
@@ -105,6 +107,7 @@ class FractalADSettings(DistillationSettings):
     head_width: int | None = None  # channels of the head's pyramid; None: as many as the shallowest tap has
     fractal_points: int = 100_000  # of the chaos game, per fractal
 
+    CONFLICTS: ClassVar = {"teacher": takes_maps_alone}
     READINGS: ClassVar = {
         "taps": foreign_teacher,
         "student": lambda settings: words.student(settings) if settings.kd else "",

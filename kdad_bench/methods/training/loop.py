@@ -98,6 +98,13 @@ def optimiser_of(parameters: Iterator[nn.Parameter], settings: DistillationSetti
     return torch.optim.AdamW(parameters, rate, betas=settings.betas, weight_decay=decay, fused=True)
 
 
+def mark_as_written(optimiser: torch.optim.Optimizer) -> None:
+    """Count a step as a write to the parameters that it moved: fused optimisers tell PyTorch nothing of theirs, and an
+    inference copy of a network without batch norms, whose statistics move, would be taken for current."""
+    moved = [one for group in optimiser.param_groups for one in group["params"] if one.grad is not None]
+    torch.autograd.graph.increment_version(moved)
+
+
 def planned_steps(settings: DistillationSettings, images: int) -> tuple[int, int]:
     """(steps in all, steps per epoch) of a fit on `images` normals, held-out ones not counted among them."""
     size = min(settings.batch_size, images)
@@ -161,6 +168,7 @@ def distil(method: Trainable, normal: Tensor, fitting: Fitting) -> None:
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             scaler.step(optimiser)
             scaler.update()
+            mark_as_written(optimiser)
             if step % fitting.log_every == 0 or step in (1, total):
                 _report(step, terms, loss, fitting)
             if held_out is not None and (step % course.per_epoch == 0 or step == total):

@@ -72,7 +72,10 @@ def departs(say: Say, *settled: str, source: str) -> Say:
 
 
 def norms(settings: DistillationSettings) -> str:
-    """The momentum of the student's batch norms, in words."""
+    """The momentum of the student's batch norms, in words; "none" where the teacher's architecture has none."""
+    facts = FACTS.get(settings.teacher)
+    if facts is not None and 32 not in facts.channels:
+        return "none"
     return f"momentum {shown(momentum_of_norms(settings))}"
 
 
