@@ -68,7 +68,7 @@ STANDARD: Candidates = {
         {"find_object": True},
         {"batch_size": 2, "steps": 600},
     ),
-    "stad": ({}, {"width": 16}, {"image_size": 256}, {"image_size": 256, "scales": (65,)}),
+    "stad": ({"image_size": 256}, {}, {"width": 16}, {"image_size": 256, "scales": (65,)}),
     "destseg": ({"steps": 120}, {"steps": 120, "learning_rate": 0.001}, {"steps": 240, "batch_size": 2}),
     "ast": ({}, {"learning_rate": 0.003}),
     "efficientad": (

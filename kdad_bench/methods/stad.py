@@ -430,7 +430,6 @@ STAD = Entry(
         "standard": StadSettings(
             teacher="resnet18",
             strides=(16,),
-            image_size=128,  # patches of 33 px see as much as those of 65 px at 256
             scales=(33,),
             width=32,
             grid=4,
