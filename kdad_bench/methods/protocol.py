@@ -177,9 +177,9 @@ def refuse_other_numbers(name: str, kind: str, value: object) -> None:
     if found is None or (value is None and found[3].endswith("None")):
         return
     entries = value if found[1] and isinstance(value, (tuple, list)) else (value,)
-    types = (int,) if found[2] == "int" else (int, float)
+    types = (int, float) if "float" in kind else (int,)
     if not all(isinstance(one, types) and not isinstance(one, bool) for one in entries):
-        what = "a whole number" if found[2] == "int" else "a number"
+        what = "a number" if "float" in kind else "a whole number"
         raise ValueError(f"{name} {value!r} is not {what}")
     count = 1 + found[3].count(",")
     if found[1] and not kind.endswith("...]") and len(entries) != count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import inf, nan
 from typing import Any
 
@@ -210,3 +211,20 @@ def test_a_method_can_be_built_on_all_taps_that_its_settings_take(name: str) -> 
 def test_no_number_is_none_and_a_multiple_of_32_is_taken() -> None:
     assert Settings(steps=None, image_size=32).image_size == 32
     assert small_settings("stfpm", norm_momentum=None).norm_momentum is None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OfSomeone(Settings):
+    """With annotations that none of this package's settings has."""
+
+    rate: int | float = 1
+    pair: tuple[int, float] = (1, 0.5)
+    either: str | int = "all"
+
+
+def test_annotations_of_two_kinds_take_either() -> None:
+    OfSomeone(rate=0.5, pair=(2, 0.25), either=3)
+    with pytest.raises(ValueError, match="rate 'much' is not a number"):
+        OfSomeone(rate="much")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="pair .*: must be 2 numbers"):
+        OfSomeone(pair=(1,))  # type: ignore[arg-type]
