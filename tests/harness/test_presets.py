@@ -74,8 +74,7 @@ def test_a_standard_preset_is_the_papers_method_on_one_teacher_without_its_last_
         return
     assert standard.teacher == ("resnet18" if entry(name).needs_teacher else "none")
     assert max(standard.strides) == 16  # weights without the last stage and the classifier are enough
-    # STAD's dense maps at 256 px cost four times as much; AST's 768 px are three times what a run hands over
-    side = {"stad": 128, "ast": 256}.get(name, paper.image_size)
+    side = {"ast": 256}.get(name, paper.image_size)  # AST's 768 px are three times what a run hands over
     assert (standard.image_size, standard.precision, standard.seed) == (side, "fp32", 0)
     assert PRESETS["standard"].resolution == PRESETS["paper"].resolution
 

@@ -385,9 +385,8 @@ def test_a_lone_image_a_single_place_and_half_precision_will_do() -> None:
 def test_settings_and_teachers_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="places 6 is not a multiple of 4"):
         AstSettings(places=6)
-    for strides, said in (((8, 16), "8 16"), ((), "none")):
-        with pytest.raises(ValueError, match=f"strides {said} are not one tap"):
-            AstSettings(strides=strides)
+    with pytest.raises(ValueError, match="strides 8 16 are not one tap"):
+        AstSettings(strides=(8, 16))
 
 
 def test_the_saved_state_holds_the_orders_of_the_channels() -> None:
