@@ -226,5 +226,5 @@ def test_annotations_of_two_kinds_take_either() -> None:
     OfSomeone(rate=0.5, pair=(2, 0.25), either=3)
     with pytest.raises(ValueError, match="rate 'much' is not a number"):
         OfSomeone(rate="much")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="pair .*: must be 2 numbers"):
+    with pytest.raises(ValueError, match=r"pair .*: must be 2 numbers"):
         OfSomeone(pair=(1,))  # type: ignore[arg-type]
