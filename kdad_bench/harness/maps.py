@@ -95,7 +95,7 @@ def numbers(kind: np.dtype[Any]) -> np.dtype[Any]:
     if kind.hasobject:
         raise MapError("holds Python objects, which are not read from files of others; save an array of numbers")
     if kind.kind not in "fui":
-        raise MapError(f"holds values of type {kind}; a map holds floats, or integers of 8 or 16 bits")
+        raise MapError(f"holds values of type {kind}; a map holds floats or whole numbers")
     return kind
 
 
