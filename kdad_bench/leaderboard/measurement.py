@@ -175,10 +175,15 @@ def _as_float(name: str, value: Any) -> Any:
 
 
 def distinct(members: Sequence[Mapping[str, Any]], column: str) -> list[Any]:
-    """The values of `column` in `members`, what they share of one measurement once; none of those without a value."""
+    """The values of `column` in `members`, what they share of one measurement once; none of those without a value.
+
+    Where something was measured alone, what jobs timed as they ran, with their own number of threads and beside others,
+    does not count.
+    """
+    valued = [row for row in members if row[column] is not None]
+    alone = column in SHARED and any(row.get("speed_key") for row in valued)
     once: dict[str, Any] = {}
-    for row in members:
-        if row[column] is not None:
-            key = row.get("speed_key") if column in SHARED else None
-            once.setdefault(f"measured {key}" if key else f"job {row['job_id']}", row[column])
+    for row in valued:
+        if key := row.get("speed_key") if alone else row["job_id"]:
+            once.setdefault(key, row[column])
     return list(once.values())

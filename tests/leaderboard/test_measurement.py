@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -199,6 +200,17 @@ def test_what_was_measured_once_counts_once_in_tables_and_exports(tmp_path: Path
         told = {line["metric"]: line["mean"] for line in csv.DictReader(file) if line["scope"] == "jobs"}
     shown = [name for name in SHARED if name not in ("best_batch", "speed_load", "speed_threads")]
     assert all(float(told[name]) == FIGURES[name] for name in shown if not isinstance(FIGURES[name], tuple))
+
+
+def test_what_jobs_timed_as_they_ran_does_not_count_beside_what_was_measured_alone(tmp_path: Path) -> None:
+    """Else a median of both would be of neither number of threads, and above percentiles that one of them has."""
+    own = plausible.full_table(("stfpm",), ("carpet", "grid"), 2, latency_ms=20.0, latency_p95_ms=21.0)
+    put(tmp_path, *sharing(), made(), *own)
+    found = board(tmp_path)
+    assert [found.typical("stfpm", name) for name in ("latency_ms", "latency_p95_ms")] == [7.0, 7.5]
+    assert not found.unsteady("stfpm", "latency_ms")
+    seconds = [row["train_seconds"] for row in found.rows["stfpm"]]
+    assert found.typical("stfpm", "train_seconds") == statistics.median(seconds)  # of all jobs
 
 
 @pytest.mark.parametrize("load", [0.0, MOST_LOAD, MOST_LOAD + 0.01, None])
