@@ -36,18 +36,15 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def nothing_is_left_set() -> Iterator[None]:
     """A test that leaves to the next what it set fails; else the order of the tests decides which of them pass."""
-    from kdad_bench.methods.foreign import process_as_it_was
+    from kdad_bench.methods.foreign import process_as_it_was, set_environment
 
     random = [f"{whose} random state" for whose in ("torch's", "numpy's", "Python's")]
     before = variables()
     with process_as_it_was(but=[*random, "environment variables"]) as moved:
         yield
     changed = sorted({name for name, _ in before.items() ^ variables().items()})
-    for name in changed:
-        if name in before:
-            os.environ[name] = before[name]
-        else:
-            del os.environ[name]
+    if changed:
+        set_environment({**{name: os.environ[name] for name in LIBRARIES if name in os.environ}, **before})
     assert not moved + changed, f"left changed: {', '.join(moved + changed)}"
 
 

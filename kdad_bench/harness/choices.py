@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,14 @@ MOST_COUNT = 10**9  # of steps, epochs and images of a batch: a row has 32 bits 
 
 class SelectionError(ValueError):
     """A selection that cannot be planned: an unknown method, variant, setting or seed; one line with the remedy."""
+
+
+def refuse_unchosen(method: str, chosen: Sequence[tuple[str, str]], said: str) -> None:
+    """Raises SelectionError for settings, `said` so, of a method that is not among the `chosen` (method, variant)s, if
+    any were chosen."""
+    names = dict.fromkeys(name for name, _ in chosen)
+    if names and method not in names:
+        raise SelectionError(f"--set {said}: {method} is not among the chosen methods ({', '.join(names)}); add it")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kdad_bench.harness.choices import SelectionError, suggestion
+from kdad_bench.harness.choices import refuse_unchosen, suggestion
 from kdad_bench.harness.options import RunOptions, RunTable, message_of, options_from, own
 from kdad_bench.methods import METHODS, known
 from kdad_bench.methods.backbones.names import BACKBONES
@@ -103,10 +103,9 @@ def options_and_file(said: Mapping[str, Any]) -> RunOptions:
     file = options_from(said).config
     config = read(file) if file else Config()
     options = options_from({**config.said, **said})
-    names = [name for name, _ in options.methods]
-    for name in said.get("method_settings", ()) if names else ():
-        if name in METHODS and name not in names:
-            raise SelectionError(f"--set {name}: {name} is not among the chosen methods ({', '.join(names)}); add it")
+    for name in said.get("method_settings", ()):
+        if name in METHODS:
+            refuse_unchosen(name, options.methods, name)
     if file:
         refuse_settings_of_nobody(file, config, options)
     return options

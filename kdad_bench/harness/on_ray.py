@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import psutil
@@ -22,6 +22,7 @@ from kdad_bench.harness.output import Work
 from kdad_bench.harness.perform import perform, record_failure
 from kdad_bench.harness.surroundings import NoResult
 from kdad_bench.leaderboard.row import Row
+from kdad_bench.methods.foreign import set_environment
 
 ATTEMPTS = 2  # how often a job is tried when its worker dies under it
 BUSY_RETRY_SECONDS = 1.0  # a job that another runner holds is looked at again after this long
@@ -38,25 +39,17 @@ def refuse_no_ray(address: str | None) -> None:
     A cluster of our own asks for a token that this process alone knows, and tells nobody that it runs. Ray reads that
     as it is imported.
     """
-    own = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    before = {name: os.environ.get(name) for name in own}
-    os.environ.update({} if address else own)
+    before = dict(os.environ)
+    if not address:
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     try:
         import ray  # noqa: F401
     except ModuleNotFoundError as error:
-        put_back(before)
+        set_environment(before)
         raise SelectionError("--executor ray needs Ray: pip install 'kdad-bench[ray]'") from error
     if address:
         refuse_silence(address)
-
-
-def put_back(variables: Mapping[str, str | None]) -> None:
-    """The environment as it was, None for a variable that was not there."""
-    for name, value in variables.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
 
 
 def refuse_silence(address: str) -> None:

@@ -12,7 +12,14 @@ from kdad_bench import datasets
 from kdad_bench.datasets import Category
 from kdad_bench.datasets.category import not_a_category
 from kdad_bench.harness.axes import PLAIN, Axes, points
-from kdad_bench.harness.choices import MULTI_CLASS, PRESETS, SelectionError, parse_assignment, suggestion
+from kdad_bench.harness.choices import (
+    MULTI_CLASS,
+    PRESETS,
+    SelectionError,
+    parse_assignment,
+    refuse_unchosen,
+    suggestion,
+)
 from kdad_bench.harness.determinism import prepare
 from kdad_bench.harness.options import RunOptions
 from kdad_bench.harness.view import WHOLE, View
@@ -174,8 +181,8 @@ def settings_of(options: RunOptions) -> tuple[dict[str, Any], dict[str, dict[str
         refuse_no_method(name)
     for assignment in options.assignments:
         method, field, value = parse_assignment(assignment)
-        if method and options.methods and method not in [name for name, _ in options.methods]:
-            raise SelectionError(f"--set '{assignment}': {method} is not among the chosen methods")
+        if method:
+            refuse_unchosen(method, options.methods, f"'{assignment}'")
         (per_method.setdefault(method, {}) if method else overrides)[field] = value
     for name, values in (("", overrides), *per_method.items()):
         one_budget(values, f" of {name}" if name else "")
