@@ -218,6 +218,8 @@ def run(**given: Any) -> None:
         found = agenda_of(options, console)
         if options.dry_run:
             say_remarks(found, console)
+            if found.left:
+                say_that_it_is_busy(busy, console)
             show_plan(found, options, console)
             return
         force = workforce(found.left, options)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +149,15 @@ class Settings:
         for name, why in self.CONFLICTS.items():
             if words := why(self):
                 raise ValueError(f"{name} {shown(getattr(self, name))}: {words}")
+
+    @property
+    def shortest(self) -> Self:
+        """The settings of the shortest fit after which a method costs as much per image as after that of these."""
+        return replace(self, steps=1, batch_size=min(self.batch_size, 2))
+
+    def compared(self, images: int) -> int:
+        """With how many of `images` normals a score compares an image, where it does: the harness estimates by it."""
+        return images
 
     @property
     def readings(self) -> tuple[str, ...]:

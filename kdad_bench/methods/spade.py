@@ -54,6 +54,10 @@ class SpadeSettings(FrozenSettings):
         if self.maps > len(self.strides):
             raise ValueError(f"maps {self.maps} is more than the {len(self.strides)} strides")
 
+    def compared(self, images: int) -> int:
+        """The K nearest of `images`."""
+        return min(images, self.images)
+
 
 class Spade(FrozenFeatures[SpadeSettings]):
     """Distance of each pixel's features to the nearest among the pixels of the K most similar normal images."""

@@ -310,6 +310,8 @@ def test_other_work_on_the_machine_is_told(tiny_tree: Path, tmp_path: Path, monk
     monkeypatch.setattr("kdad_bench.harness.environment.busy_elsewhere", lambda: 0.52)
     assert "other work keeps 52% of the processors busy" in floor(tiny_tree, tmp_path).output
     assert "other work" not in floor(tiny_tree, tmp_path).output  # nothing left to run
+    assert "other work" not in floor(tiny_tree, tmp_path, "--dry-run").output
+    assert "other work keeps 52%" in floor(tiny_tree, tmp_path, "--force", "--dry-run").output
     monkeypatch.setattr("kdad_bench.harness.environment.busy_elsewhere", lambda: 0.02)
     assert "other work keeps" not in floor(tiny_tree, tmp_path, "--force").output
 

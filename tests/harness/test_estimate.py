@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from kdad_bench.harness import calibration
-from kdad_bench.harness.calibration import calibrations, unknown_kinds
+from kdad_bench.harness.calibration import calibrations, seconds_of, unknown_kinds
 from kdad_bench.harness.estimate import (
+    JOB_SECONDS,
     LAST,
     estimate,
     history_path,
@@ -21,6 +26,8 @@ from kdad_bench.harness.estimate import (
 )
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.run import WeightsError
+from kdad_bench.methods.protocol import Fitting
+from kdad_bench.methods.spade import SpadeSettings
 from kdad_bench.methods.stfpm import Stfpm
 from tests.harness.planned import jobs_of
 
@@ -150,3 +157,101 @@ def test_the_last_jobs_of_side_by_side_begin_with_the_longest(
     remember(floor, 10_000.0, 1)
     assert longest_first_at_the_end(jobs, 2, 1)[begins].method == "pixel_mean"  # by what was timed here
     assert longest_first_at_the_end(jobs[:3], 8, 1)[0].method == "pixel_mean"
+
+
+class Costs(NamedTuple):
+    """Seconds that a method without numbers takes, by images learnt from and by the size of a batch."""
+
+    first: Callable[[int], float]  # before the first step
+    step: Callable[[int], float] | None = None  # none: it learns in no steps
+    second: float = 0.0  # before the step that half of them have gone before
+    last: float = 0.0  # after all steps
+    score: Callable[[int], float] = lambda images: 0.01  # of one image
+
+
+class Costly:
+    """Moves a clock on by its costs and does nothing else."""
+
+    module = torch.nn.Identity()
+    now = 0.0
+
+    def __init__(self, costs: Costs, settings: Any) -> None:
+        self.costs, self.settings, self.learnt = costs, settings, 0
+
+    def fit(self, images: torch.Tensor, fitting: Fitting) -> None:
+        self.learnt = len(images)
+        self.takes(self.costs.first(len(images)))
+        if self.costs.step is not None:
+            batch, steps = min(self.settings.batch_size, len(images)), self.settings.steps
+            for step in range(1, steps + 1):
+                self.takes(self.costs.step(batch) + self.costs.second * (step == 1 + steps // 2))
+                fitting.log(step, {})
+        self.takes(self.costs.last)
+
+    def score(self, images: torch.Tensor) -> None:
+        self.takes(len(images) * self.costs.score(self.learnt))
+
+    @classmethod
+    def takes(cls, seconds: float) -> None:
+        cls.now += seconds
+
+
+COSTS = {
+    "the first step costs the same for any number": Costs(lambda n: 5.0, lambda b: 0.1),
+    "so it does, and little": Costs(lambda n: 0.5, lambda b: 0.1),
+    "it goes through all images first": Costs(lambda n: 0.05 * n, lambda b: 0.02),
+    "through large ones": Costs(lambda n: 0.8 * n, lambda b: 0.5, score=lambda n: 0.6),
+    "a step costs much beside its batch": Costs(lambda n: 0.1, lambda b: 0.2 + 0.002 * b),
+    "a second stage begins with work of its own": Costs(lambda n: 0.1, lambda b: 0.1, second=4.0),
+    "the end is work": Costs(lambda n: 0.1, lambda b: 0.1, last=5.0),
+    "no steps, one pass": Costs(lambda n: 0.02 * n),
+    "no steps, and most does not grow": Costs(lambda n: 4.0 + 0.01 * n),
+    "no steps, images are compared with each other": Costs(lambda n: 0.01 * n + 0.0005 * n * n),
+    "a score compares with all images": Costs(lambda n: 0.01 * n, score=lambda n: 0.01 * n),
+}
+
+
+@pytest.fixture
+def costly(tiny_tree: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A job of 200 images in 60 steps of 8, on a clock that only its method moves."""
+    overrides = {"image_size": 32, "batch_size": 8, "steps": 60}
+    job = jobs_of(tiny_tree, methods=(("stfpm", ""),), overrides=overrides, resolution=32)[0]
+    monkeypatch.setattr(calibration, "count_of", lambda job: 200)
+    for name in ("perf_counter", "process_time"):
+        monkeypatch.setattr(calibration.time, name, lambda: Costly.now)
+    return job
+
+
+def truth(costs: Costs, job: Job) -> float:
+    """What the whole job takes on the clock."""
+    method, began = Costly(costs, job.settings), Costly.now
+    method.fit(torch.empty(200, 3, 1, 1), Fitting())
+    method.score(torch.empty(len(job.category.test), 3, 1, 1))
+    return Costly.now - began + JOB_SECONDS
+
+
+@pytest.mark.parametrize("case", COSTS)
+def test_a_calibration_is_right_within_a_factor_of_two(case: str, costly: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = COSTS[case]
+    monkeypatch.setattr(calibration, "build", lambda job, *given: Costly(costs, job.settings))
+    began = Costly.now
+    found = seconds_of(costly)
+    tried = Costly.now - began
+    assert 0.5 < found / truth(costs, costly) < 2
+    assert tried < calibration.ALL_SECONDS
+
+
+def test_what_a_score_compares_with_has_an_end(costly: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    nearest = Costs(lambda n: 0.001 * n, score=lambda n: 0.02 * min(n, 50))
+    job = replace(costly, settings=SpadeSettings(teacher="efficientnet_lite0", strides=(4, 8, 16), image_size=32))
+    monkeypatch.setattr(calibration, "build", lambda job, *given: Costly(nearest, job.settings))
+    assert 0.8 < seconds_of(job) / truth(nearest, job) < 1.25
+    monkeypatch.setattr(SpadeSettings, "compared", lambda self, images: images)
+    assert seconds_of(job) / truth(nearest, job) > 2
+
+
+def test_other_work_is_in_an_estimate_once(costly: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "build", lambda job, *given: Costly(COSTS["the end is work"], job.settings))
+    alone = seconds_of(costly)
+    monkeypatch.setattr(calibration.time, "perf_counter", lambda: 3 * Costly.now)
+    assert seconds_of(costly) == pytest.approx(3 * alone)
