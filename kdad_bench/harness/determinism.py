@@ -41,4 +41,5 @@ def choose_algorithms(deterministic: bool, device: str) -> None:
 
     if deterministic:
         prepare(device)
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic or torch.are_deterministic_algorithms_enabled():  # the call imports torch's compiler, seconds long
+        torch.use_deterministic_algorithms(deterministic)

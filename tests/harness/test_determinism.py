@@ -46,7 +46,13 @@ def test_the_workspace_is_fixed_before_cuda_starts(device: str) -> None:
 def test_nothing_else_sets_it(strict: bool, device: str) -> None:
     choose_algorithms(strict, device)
     assert VARIABLE not in os.environ
-    assert [strict] == CHOSEN
+    assert [True] * strict == CHOSEN, "any algorithms are torch's own choice: to make it anew imports its compiler"
+
+
+def test_any_algorithms_are_chosen_again_after_a_deterministic_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    choose_algorithms(False, "cpu")
+    assert CHOSEN == [False]
 
 
 @pytest.mark.parametrize("said", [":4096:8", ":16:8"])
