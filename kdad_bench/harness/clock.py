@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Call = Callable[[], Any]
 
+LEAST_CALLS = 3  # that are timed, however long they take
 _REPEATS = 5  # consecutive parts of one timing whose medians are compared
 _RESAMPLES = 2000
 _SAMPLING_SECONDS = 0.002
@@ -26,16 +27,32 @@ _SAMPLING_SECONDS = 0.002
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How long to go on: until so many calls or so many seconds, whichever comes first, but at least one call."""
+    """How long to go on: until so many calls or so many seconds, whichever comes first, but at least `least` calls.
+
+    With `close`, no longer than until all calls lie that near each other: (longest - shortest) / median.
+    """
 
     calls: int
     seconds: float
+    least: int = 1
+    close: float | None = None
+
+    def ends(self, samples: Sequence[float], spent: float) -> bool:
+        """Whether so many calls, which took `spent` seconds together, are enough."""
+        if len(samples) >= self.calls:
+            return True
+        if len(samples) < self.least:
+            return False
+        near = self.close is not None and len(samples) > 1
+        return spent >= self.seconds or (near and max(samples) - min(samples) <= self.close * float(np.median(samples)))
 
 
 WARMUP = Budget(PROTOCOL.warmup_calls, PROTOCOL.warmup_seconds)
-TIMED = Budget(PROTOCOL.timed_calls, PROTOCOL.timed_seconds)
+TIMED = Budget(PROTOCOL.timed_calls, PROTOCOL.timed_seconds, least=LEAST_CALLS)
 QUICK_WARMUP = Budget(3, 0.2)  # of presets other than `paper`: about a tenth of the protocol's budgets
-QUICK_TIMED = Budget(20, 0.5)
+QUICK_TIMED = Budget(20, 0.5, least=LEAST_CALLS)
+# seconds of one call of a throughput curve: in so long a one nothing is left that a larger batch would share
+LONGEST_BATCH = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,25 +103,34 @@ def latency(
 ) -> Timing:
     """Milliseconds of single calls of `call`, each between two synchronisations of `device`.
 
-    The first call is timed apart, then the warm-up runs, then the samples are taken. The caller sets evaluation mode
+    The first call is timed apart, then the warm-up runs, then the samples are taken. On a CPU a first call as long as
+    the warm-up stands for it; a GPU may have to record what is called a second time. The caller sets evaluation mode
     and `inference_mode`, and puts the input on the device.
     """
     return interleaved({"": call}, device, warmup=warmup, budget=budget)[""]
 
 
 def interleaved(
-    calls: Mapping[str, Call], device: str | torch.device = "cpu", *, warmup: Budget = WARMUP, budget: Budget = TIMED
+    calls: Mapping[str, Call],
+    device: str | torch.device = "cpu",
+    *,
+    warmup: Budget = WARMUP,
+    budget: Budget = TIMED,
+    others: Mapping[str, tuple[Budget, Budget]] | None = None,
 ) -> dict[str, Timing]:
     """Timings of several calls taken in turn (A B C A B C ...), so that a drift of the machine meets all alike.
 
-    The budget is that of each call. Raises ValueError for no calls.
+    The budgets are those of each call, but for `others`: name -> (warm-up, budget). Raises ValueError for no calls.
     """
     if not calls:
         raise ValueError("no calls to time")
     synchronise = _synchroniser(device)
     first = {name: _milliseconds(call, synchronise) for name, call in calls.items()}
-    for call in calls.values():
-        _repeat(call, synchronise, warmup)
+    on_gpu = str(device).startswith("cuda")
+    budgets = {**dict.fromkeys(calls, (warmup, budget)), **(others or {})}
+    for name, call in calls.items():
+        if on_gpu or first[name] < 1000 * budgets[name][0].seconds:
+            _repeat(call, synchronise, budgets[name][0])
     samples: dict[str, list[float]] = {name: [] for name in calls}
     spent = dict.fromkeys(calls, 0.0)
     unfinished = dict(calls)
@@ -113,7 +139,7 @@ def interleaved(
             taken = _milliseconds(call, synchronise)
             samples[name].append(taken)
             spent[name] += taken / 1000
-            if len(samples[name]) >= budget.calls or spent[name] >= budget.seconds:
+            if budgets[name][1].ends(samples[name], spent[name]):
                 del unfinished[name]
     return {name: Timing(tuple(samples[name]), first[name]) for name in calls}
 
@@ -125,16 +151,20 @@ def throughput(
     *,
     warmup: Budget = QUICK_WARMUP,
     budget: Budget = QUICK_TIMED,
+    known: tuple[int, float] | None = None,
 ) -> list[tuple[int, float]]:
-    """(batch, images per second at the median) for each batch size, ascending.
+    """(batch, images per second at the median) for each batch size, ascending, behind a point that is `known`.
 
     `call_for_batch(b)` returns a call that handles b images. The curve ends early at a batch that does not fit into
-    the memory of the GPU. `best_batch` picks the best point.
+    the memory of the GPU, and at one that takes longer than LONGEST_BATCH by the batch before it. `best_batch` picks
+    the best point.
     """
     import torch
 
-    curve = []
+    curve = [] if known is None else [known]
     for batch in sorted(batches):
+        if curve and batch > LONGEST_BATCH * curve[-1][1]:
+            break
         try:
             timing = latency(call_for_batch(batch), device, warmup=warmup, budget=budget)
         except torch.OutOfMemoryError:

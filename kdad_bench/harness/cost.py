@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,9 +19,14 @@ from kdad_bench.methods.resizing import resized
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 QUICK_BATCHES = (1, 8, 32)
-QUICK_CURVE = clock.Budget(3, 0.3)  # of each point of the throughput curve in presets other than `paper`
+BRIEF_WARMUP = clock.Budget(1, 0.2)  # of what was called before in another way, in presets other than `paper`
+# of the networks alone, of which only the median is told, in those presets
+QUICK_NETWORKS = clock.Budget(10, 0.25, least=clock.LEAST_CALLS)
+# of each point of the throughput curve in presets other than `paper`; two calls will do where they agree
+QUICK_CURVE = clock.Budget(3, 0.3, least=2, close=0.03)
 ONE_THREAD_BATCH = 8  # of the throughput with one thread: larger ones bring it nothing
-CURVE_WARMUP = clock.Budget(1, 0.2)
+CURVE_WARMUP = clock.Budget(1, 0.2)  # on a GPU; on a CPU the first call of a batch will do
+LEAST_OF_TAIL = 5  # calls that a percentile of the slow ones is told of
 
 
 def cost_of(method: Method, pixels: Any, job: Job, *, timed: bool) -> dict[str, Any]:
@@ -33,9 +39,14 @@ def cost_of(method: Method, pixels: Any, job: Job, *, timed: bool) -> dict[str, 
     found: dict[str, Any] = {**operations(method, images[:1]), **weights(method)}
     if timed:
         with torch.inference_mode():
-            found |= latencies(method, images[:1].clone(), job.device, quick=quick)
-            found |= throughput(method, images, job.device, quick=quick)
+            found |= speeds(method, images, job.device, quick=quick)
     return found
+
+
+def speeds(method: Method, images: Tensor, device: str, *, quick: bool) -> dict[str, Any]:
+    """Latency and throughput of `method` with the threads that torch has."""
+    found = latencies(method, images[:1].clone(), device, quick=quick)
+    return found | throughput(method, images, device, 1000 / found["latency_ms"], quick=quick)
 
 
 def operations(method: Method, one: Tensor) -> dict[str, float]:
@@ -48,34 +59,42 @@ def latencies(method: Method, one: Tensor, device: str, *, quick: bool) -> dict[
     """Milliseconds of one image through `score` and through the networks alone."""
     warmup, budget = budgets(quick)
     calls = {"score": lambda: method.score(one), "networks": networks_on(method, one)}
-    timings = clock.interleaved(calls, device, warmup=warmup, budget=budget)
+    others = {"networks": (BRIEF_WARMUP, QUICK_NETWORKS)} if quick else None
+    timings = clock.interleaved(calls, device, warmup=warmup, budget=budget, others=others)
     return {
         "latency_ms": timings["score"].median_ms,
-        "latency_p95_ms": timings["score"].p95_ms,
-        "latency_p99_ms": timings["score"].p99_ms,
+        "latency_p95_ms": tail(timings["score"], 95),
+        "latency_p99_ms": tail(timings["score"], 99),
         "first_latency_ms": timings["score"].first_ms,
         "network_latency_ms": timings["networks"].median_ms,
         "latency_samples_ms": timings["score"].samples_ms,
     }
 
 
-def one_thread(method: Method, images: Tensor, *, quick: bool) -> dict[str, float]:
+def one_thread(method: Method, images: Tensor, *, quick: bool) -> dict[str, float | None]:
     """The speed of `score` with one thread of the CPU: milliseconds at batch 1, images per second at a small batch."""
     warmup, budget = budgets(quick)
+    warmup = BRIEF_WARMUP if quick else warmup
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         one = images[:1].clone()
         single = clock.latency(lambda: method.score(one), warmup=warmup, budget=budget)
-        many = throughput_at(method, images, "cpu", (ONE_THREAD_BATCH,), quick=quick)
+        known = 1, 1000 / single.median_ms
+        many = throughput_at(method, images, "cpu", (ONE_THREAD_BATCH,), quick=quick, known=known)
     finally:
         torch.set_num_threads(before)
     return {
         "one_thread_latency_ms": single.median_ms,
-        "one_thread_latency_p95_ms": single.p95_ms,
-        "one_thread_latency_p99_ms": single.p99_ms,
-        "one_thread_images_per_second": many[0][1],
+        "one_thread_latency_p95_ms": tail(single, 95),
+        "one_thread_latency_p99_ms": tail(single, 99),
+        "one_thread_images_per_second": many[-1][1],  # of a single image where so many would take long
     }
+
+
+def tail(timing: clock.Timing, percent: int) -> float | None:
+    """A percentile of the calls in ms, linear between them; None of so few that it is no more than the slowest."""
+    return None if timing.n < LEAST_OF_TAIL else float(np.percentile(timing.samples_ms, percent))
 
 
 def is_quick(job: Job) -> bool:
@@ -110,9 +129,13 @@ def networks_on(method: Method, images: Tensor) -> Callable[[], object]:
     return networks
 
 
-def throughput(method: Method, images: Tensor, device: str, *, quick: bool) -> dict[str, Any]:
-    """Images per second over batches of `images`, repeated where there are too few, and the best batch."""
-    curve = throughput_at(method, images, device, batches_of(quick), quick=quick)
+def throughput(method: Method, images: Tensor, device: str, single: float, *, quick: bool) -> dict[str, Any]:
+    """Images per second over batches of `images`, repeated where there are too few, and the best batch.
+
+    `single`: images per second of one at a time, which the latency has told.
+    """
+    larger = tuple(batch for batch in batches_of(quick) if batch > 1)
+    curve = throughput_at(method, images, device, larger, quick=quick, known=(1, single))
     best = clock.best_batch(curve)
     return {
         "throughput": tuple({"batch": batch, "images_per_second": speed} for batch, speed in curve),
@@ -122,16 +145,23 @@ def throughput(method: Method, images: Tensor, device: str, *, quick: bool) -> d
 
 
 def throughput_at(
-    method: Method, images: Tensor, device: str, batches: tuple[int, ...], *, quick: bool
+    method: Method,
+    images: Tensor,
+    device: str,
+    batches: tuple[int, ...],
+    *,
+    quick: bool,
+    known: tuple[int, float] | None = None,
 ) -> list[tuple[int, float]]:
-    """(batch, images per second) of each of `batches`, as far as they fit into the memory of a GPU."""
+    """(batch, images per second) of what is `known` and of each of `batches`, as far as `clock.throughput` goes."""
 
     def batch_of(size: int) -> Callable[[], Any]:
         batch = images[:size].repeat(-(-size // len(images)), 1, 1, 1)[:size].clone()
         return lambda: method.score(batch)
 
     budget = QUICK_CURVE if quick else clock.QUICK_TIMED
-    return clock.throughput(batch_of, device, batches, warmup=CURVE_WARMUP, budget=budget)
+    warmup = CURVE_WARMUP if device.startswith("cuda") else clock.Budget(0, 0.0)
+    return clock.throughput(batch_of, device, batches, warmup=warmup, budget=budget, known=known)
 
 
 def weights(method: Method) -> dict[str, int]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdad_bench.harness.cost import batches_of, is_quick, latencies, one_thread, throughput
+from kdad_bench.harness.cost import LEAST_OF_TAIL, batches_of, is_quick, one_thread, speeds
 from kdad_bench.harness.determinism import choose_algorithms
 from kdad_bench.harness.environment import MOST_BUSY, describe, keep_freed_memory
 from kdad_bench.harness.graphs import Graphed, graphed
@@ -29,14 +29,16 @@ from kdad_bench.methods import entry
 from kdad_bench.methods.protocol import Method
 from kdad_bench.metrics import available_cpus
 
-FEW_STEPS = 1  # of a training that only gives the networks their shapes
-FEW_BATCHES = 2  # of images for it, so that a method can keep some of them out
+FEW_BATCHES = 2  # of images for a training that only gives the networks their shapes: a method can keep some out
+FEW_CALLS = 20  # fewer make percentiles rough, which is said
+AGAIN_SECONDS = 30.0  # a measurement that took longer is not repeated
 
 
 def measure(job: Job, covers: Sequence[str] = ()) -> Measurement:
     """Time the method of `job` with nothing of ours beside it; raises whatever stops it.
 
-    While other work held much of the processors it is done once more, and the less disturbed of the two counts.
+    While other work held much of the processors it is done once more, unless it took long, and the less disturbed of
+    the two counts.
     """
     choose_algorithms(job.deterministic, job.device)
     keep_freed_memory()
@@ -44,8 +46,10 @@ def measure(job: Job, covers: Sequence[str] = ()) -> Measurement:
     method = graphed(method, job.device)
     images = as_images(pixels[: max(batches_of(is_quick(job)))], torch.device(job.device))
     with threads_set(available_cpus()):
+        began = time.perf_counter()
         figures = figures_of(method, images, job)
-        if (figures["speed_load"] or 0.0) > MOST_BUSY:
+        short = time.perf_counter() - began < AGAIN_SECONDS
+        if short and (figures["speed_load"] or 0.0) > MOST_BUSY:
             again = figures_of(method, images, job)
             again["first_latency_ms"] = figures["first_latency_ms"]  # the second time it is not cold
             figures = min(figures, again, key=lambda one: one["speed_load"])
@@ -56,7 +60,7 @@ def measure(job: Job, covers: Sequence[str] = ()) -> Measurement:
         method=job.name,
         title=entry(job.method).title,
         configuration=json.loads(json.dumps(configuration(job), default=str)),
-        how=how + by_graphs(method),
+        how=how + by_graphs(method) + by_few(len(figures["latency_samples_ms"])),
         figures=figures,
         covers=tuple(sorted(covers)),
         environment=json.loads(json.dumps({**found, "openmp": openmp()}, default=str)),
@@ -75,6 +79,14 @@ def by_graphs(method: Method) -> str:
     return said if networks else f"{said}; the networks alone without"
 
 
+def by_few(calls: int) -> str:
+    """What is to be said of a latency by few calls; nothing of one by enough."""
+    if calls >= FEW_CALLS:
+        return ""
+    told = "too few for percentiles" if calls < LEAST_OF_TAIL else "its percentiles are rough"
+    return f"; latency by {calls} calls, {told}"
+
+
 def openmp() -> dict[str, str]:
     """The settings of OpenMP that decide how threads wait for each other."""
     return {name: os.environ[name] for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if name in os.environ}
@@ -87,8 +99,8 @@ def fitted(job: Job) -> tuple[Method, Any, str]:
     keeps, the cost may follow the images: then it learns from all the normal images of the category.
     """
     normal, held_out = normals(job)
-    few = min(len(normal), max(2, FEW_BATCHES * (job.settings.batch_size or 1)))
-    short = replace(job, settings=replace(job.settings, steps=FEW_STEPS))
+    short = replace(job, settings=job.settings.shortest)
+    few = min(len(normal), max(2, FEW_BATCHES * short.settings.batch_size))
     method, grew = learnt(short, normal[:few], held_out[:few])
     one = f"{len(job.together)} categories" if job.together else job.category.name
     place = f"{job.category.dataset}/{one}"
@@ -96,7 +108,7 @@ def fitted(job: Job) -> tuple[Method, Any, str]:
         return (
             method,
             timed_on(job, normal),
-            f"{FEW_STEPS} step on {few} normal images of {place}: weights change no cost",
+            f"1 step on {few} normal images of {place}: weights change no cost",
         )
     if len(normal) > few or job.code:
         method, _ = learnt(job, normal, held_out)
@@ -127,8 +139,7 @@ def figures_of(method: Method, images: Tensor, job: Job) -> dict[str, Any]:
     quick, on_cpu = is_quick(job), not job.device.startswith("cuda")
     load = OtherLoad()
     with torch.inference_mode():
-        found = latencies(method, images[:1].clone(), job.device, quick=quick)
-        found |= throughput(method, images, job.device, quick=quick)
+        found = speeds(method, images, job.device, quick=quick)
         threads = torch.get_num_threads()
         if on_cpu:
             found |= one_thread(method, images, quick=quick)

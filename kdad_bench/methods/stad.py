@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isclose
 from typing import ClassVar
 
@@ -151,6 +151,12 @@ class StadSettings(DistillationSettings):
             raise ValueError(f"scales {shown(self.scales)} are not different ones of {shown(tuple(LAYOUTS))}")
         if self.grid & (self.grid - 1):
             raise ValueError(f"grid {self.grid} is not a power of two")
+
+    @property
+    def shortest(self) -> StadSettings:
+        """A few crops solve layers of the same size."""
+        short = super(StadSettings, self).shortest
+        return replace(short, solved=min(self.solved, SOLVED_CROPS))
 
 
 class Scale(nn.Module):

@@ -50,15 +50,43 @@ def test_the_first_call_and_the_warm_up_are_not_among_the_samples(ticks: Ticks) 
     ("budget", "expected"), [(Budget(7, ENDLESS), 7), (Budget(10**6, 0.05), 5), (Budget(10**6, 0), 1)]
 )
 def test_a_budget_ends_at_calls_or_seconds_whichever_comes_first(ticks: Ticks, budget: Budget, expected: int) -> None:
-    timing = clock.latency(ticks.call("a", 0.01), warmup=Budget(1, 0), budget=budget)
+    timing = clock.latency(ticks.call("a", 0.01), warmup=Budget(1, ENDLESS), budget=budget)
     assert timing.n == expected
+
+
+def test_a_slow_call_is_made_a_few_times_however_long_they_take(ticks: Ticks) -> None:
+    timing = clock.latency(ticks.call("a", 9.0), warmup=clock.QUICK_WARMUP, budget=clock.QUICK_TIMED)
+    assert timing.n == clock.LEAST_CALLS
+    assert len(ticks.log) == 1 + clock.LEAST_CALLS, "so long a first call is warm-up enough"
+    clock.latency(ticks.call("b", 0.15), warmup=clock.QUICK_WARMUP, budget=clock.QUICK_TIMED)
+    assert ticks.log.count("b") == 1 + 2 + 4  # 0.2 s of warm-up, 0.5 s of timing
+
+
+def test_a_gpu_is_warmed_up_after_a_long_first_call_too(monkeypatch: pytest.MonkeyPatch, ticks: Ticks) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    clock.latency(ticks.call("a", 9.0, 0.1), "cuda", warmup=Budget(2, 1.0), budget=Budget(3, ENDLESS))
+    assert len(ticks.log) == 1 + 2 + 3
+
+
+@pytest.mark.parametrize(("costs", "expected"), [((1.0, 1.0, 1.02), 2), ((1.0, 1.0, 1.1, 1.0), 4)])
+def test_calls_that_agree_are_enough(ticks: Ticks, costs: tuple[float, ...], expected: int) -> None:
+    budget = Budget(4, ENDLESS, least=2, close=0.03)
+    assert clock.latency(ticks.call("a", *costs), warmup=Budget(0, 0), budget=budget).n == expected
 
 
 def test_calls_are_taken_in_turn_until_each_has_its_budget(ticks: Ticks) -> None:
     calls = {"a": ticks.call("a", 0.001), "b": ticks.call("b", 0.01)}
-    found = clock.interleaved(calls, warmup=Budget(1, 0), budget=Budget(4, 0.025))
+    found = clock.interleaved(calls, warmup=Budget(1, ENDLESS), budget=Budget(4, 0.025))
     assert "".join(ticks.log) == "ab" + "ab" + "abababa"  # first, warm-up, samples: b spends its seconds in three
     assert (found["a"].n, found["b"].n) == (4, 3)
+
+
+def test_a_call_may_have_budgets_of_its_own(ticks: Ticks) -> None:
+    calls = {"a": ticks.call("a", 0.001), "b": ticks.call("b", 0.001)}
+    others = {"b": (Budget(1, ENDLESS), Budget(2, ENDLESS))}
+    found = clock.interleaved(calls, warmup=Budget(2, ENDLESS), budget=Budget(4, ENDLESS), others=others)
+    assert "".join(ticks.log) == "ab" + "aab" + "ababaa"
+    assert (found["a"].n, found["b"].n) == (4, 2)
 
 
 def test_no_calls_are_an_error() -> None:
@@ -101,6 +129,18 @@ def test_the_curve_ends_at_the_batch_that_does_not_fit(ticks: Ticks) -> None:
         return ticks.call("x", 0.01)
 
     assert [batch for batch, _ in clock.throughput(call_for, batches=(1, 2, 4, 8, 16))] == [1, 2, 4]
+
+
+def test_the_curve_goes_on_from_what_is_known_and_ends_where_a_batch_would_take_long(ticks: Ticks) -> None:
+    made: list[int] = []
+
+    def call_for(batch: int) -> clock.Call:
+        made.append(batch)
+        return ticks.call("x", 0.1 * batch)
+
+    curve = clock.throughput(call_for, batches=(64, 8, 16, 32), known=(1, 11.0))
+    assert curve == [(1, 11.0), (8, pytest.approx(10)), (16, pytest.approx(10))]
+    assert made == [8, 16]
 
 
 def test_of_equal_speeds_the_smaller_batch_is_best() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,100 @@ def test_percentiles_and_the_first_image_are_those_of_the_calls(monkeypatch: pyt
     assert found["latency_p99_ms"] == pytest.approx(np.percentile(taken, 99)) == pytest.approx(198.01)
     assert found["first_latency_ms"] == 500.0
     assert found["latency_samples_ms"] == tuple(taken)
+
+
+@pytest.mark.parametrize(("calls", "told"), [(3, "too few for"), (5, "its percentiles are rough"), (20, "")])
+def test_percentiles_of_few_calls_are_said_to_be_so_or_left_out(
+    calls: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timing = clock.Timing(tuple(float(number) for number in range(1, calls + 1)), first_ms=500.0)
+    monkeypatch.setattr(clock, "interleaved", lambda calls, *given, **named: dict.fromkeys(calls, timing))
+    found = cost.latencies(Still(), torch.zeros(1, 3, 32, 32), "cpu", quick=True)  # type: ignore[arg-type]
+    alone = cost.one_thread(Still(), torch.zeros(1, 3, 32, 32), quick=True)  # type: ignore[arg-type]
+    assert len(found["latency_samples_ms"]) == calls
+    tails = [found[f"latency_p{percent}_ms"] for percent in (95, 99)]
+    tails += [alone[f"one_thread_latency_p{percent}_ms"] for percent in (95, 99)]
+    assert [tail is None for tail in tails] == [calls < 5] * 4
+    assert told in speed.by_few(calls)
+    assert bool(told) is (f"latency by {calls} calls" in speed.by_few(calls))
+
+
+# what no fixture has made short yet
+OWN = {name: getattr(cost, name) for name in ("budgets", "QUICK_CURVE", "CURVE_WARMUP", "QUICK_BATCHES")}
+
+
+@pytest.fixture
+def own_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The budgets that a measurement has outside tests."""
+    for name, value in OWN.items():
+        monkeypatch.setattr(cost, name, value)
+
+
+class Slow:
+    """A method whose images take seconds each, on a clock that only it moves."""
+
+    settings = SimpleNamespace(image_size=32, precision="fp32")
+    module = torch.nn.Identity()
+
+    def __init__(self, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.seconds = 0.0, seconds
+        monkeypatch.setattr(clock.time, "perf_counter", lambda: self.now)
+
+    def score(self, images: torch.Tensor) -> Any:
+        self.now += self.seconds * len(images)
+
+    def networks(self, images: torch.Tensor) -> Any:
+        self.now += 0.02
+
+
+@pytest.mark.usefixtures("own_budgets")
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize(("seconds", "most"), [(2.4, 30.0), (0.3, 30.0), (0.01, 20.0)])
+def test_a_measurement_ends_in_well_under_a_minute(
+    seconds: float, most: float, quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(seconds, monkeypatch)
+    images = torch.zeros(2, 3, 32, 32)
+    found: dict[str, Any] = cost.speeds(slow, images, "cpu", quick=quick)  # type: ignore[arg-type]
+    found |= cost.one_thread(slow, images, quick=quick)  # type: ignore[arg-type]
+    assert slow.now < most
+    assert len(found["latency_samples_ms"]) >= clock.LEAST_CALLS
+    assert found["latency_ms"] == pytest.approx(1000 * seconds)
+    assert found["images_per_second"] == pytest.approx(1 / seconds)
+    assert found["one_thread_images_per_second"] == pytest.approx(1 / seconds)
+
+
+def test_a_single_image_is_timed_once_for_latency_and_curve(tiny_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow(0.01, monkeypatch)
+    found = cost.speeds(slow, torch.zeros(1, 3, 32, 32), "cpu", quick=True)  # type: ignore[arg-type]
+    assert found["throughput"][0] == {"batch": 1, "images_per_second": 1000 / found["latency_ms"]}
+
+
+def test_what_took_long_is_not_measured_again(tiny_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def figures(*given: Any) -> dict[str, Any]:
+        made.append(1)
+        return {"speed_load": 0.9 / len(made), "first_latency_ms": 1.0, "latency_samples_ms": (1.0,) * 20}
+
+    monkeypatch.setattr(speed, "MOST_BUSY", MOST_LOAD)
+    monkeypatch.setattr(speed, "figures_of", figures)
+    monkeypatch.setattr(speed, "fitted", lambda job: (Still(), np.zeros((2, 3, 32, 32), np.uint8), "nothing"))
+    job = job_of(tiny_tree, "pixel_mean")
+    assert speed.measure(job).figures["speed_load"] == 0.45
+    monkeypatch.setattr(speed, "AGAIN_SECONDS", 0.0)
+    made.clear()
+    assert speed.measure(job).figures["speed_load"] == 0.9
+
+
+def test_the_model_that_is_timed_learns_as_little_as_it_may(tiny_tree: Path) -> None:
+    stad = job_of(tiny_tree, "stad", overrides={**SMALL, "batch_size": 8, "solved": 2048}, method_overrides={})
+    assert (stad.settings.shortest.solved, stad.settings.shortest.steps, stad.settings.shortest.batch_size) == (
+        64,
+        1,
+        2,
+    )
+    assert job_of(tiny_tree, "stfpm", overrides={**SMALL, "batch_size": 1}).settings.shortest.batch_size == 1
 
 
 class Still:
