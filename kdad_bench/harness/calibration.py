@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -90,12 +90,10 @@ def seconds_of(job: Job, *, learns: bool = True) -> float:
     """
     build(job, torch.device(job.device), noise(1, job))  # what a process loads once is no part of a job
     began, own = time.perf_counter(), now(job)
-    count, compared = max(1, count_of(job)), job.settings.compared
+    count = max(1, count_of(job))
     trials = list(tried(job, count))
-    scoring = trials[-1].score
-    if trials[-1].step is None:  # of what is kept of the images
-        scoring = beyond([(compared(one.images), one.score) for one in trials], compared(count), 0.0)
-    found = trials[-1].building + learns * fit_seconds(trials, job, count) + scoring * len(job.category.test)
+    scoring = score_of_one(trials, job, count) * len(job.category.test)
+    found = trials[-1].building + learns * fit_seconds(trials, job, count) + scoring
     worked = now(job) - own
     stretched = (time.perf_counter() - began) / worked if worked > 0 else 1.0
     return (found + JOB_SECONDS) * stretched
@@ -104,6 +102,19 @@ def seconds_of(job: Job, *, learns: bool = True) -> float:
 def now(job: Job) -> float:
     """Seconds of the clock for `job`: with a GPU the wall's, else those in which processors worked for this process."""
     return time.perf_counter() if job.device.startswith("cuda") else time.process_time()
+
+
+def score_of_one(trials: Sequence[Trial], job: Job, count: int) -> float:
+    """Seconds to score one image after learning from `count`: as in a trial, unless it learns in no steps, as then what
+    is kept of the images may decide; of one trial alone the settings have to say that."""
+    last = trials[-1]
+    if last.step is not None:
+        return last.score
+    compared: Callable[[int], int] = job.settings.compared
+    if not compared(count):
+        return beyond([(one.images, one.score) for one in trials], count, 0.0)
+    points = [(compared(one.images), one.score) for one in trials]
+    return beyond(points, compared(count), last.score / points[-1][0])
 
 
 def fit_seconds(trials: Sequence[Trial], job: Job, count: int) -> float:
@@ -136,7 +147,8 @@ def by_a_power(points: Sequence[tuple[int, float]], at: int) -> float:
     if at <= last or not 0 < less < seconds:
         return seconds
     rises: float = min(STEEPEST, log(seconds / less) / log(last / fewer))
-    return seconds * (at / last) ** rises
+    found: float = seconds * (at / last) ** rises
+    return found
 
 
 def tried(job: Job, count: int) -> Iterator[Trial]:

@@ -43,8 +43,9 @@ class Budget:
             return True
         if len(samples) < self.least:
             return False
-        near = self.close is not None and len(samples) > 1
-        return spent >= self.seconds or (near and max(samples) - min(samples) <= self.close * float(np.median(samples)))
+        if spent >= self.seconds or self.close is None or len(samples) < 2:
+            return spent >= self.seconds
+        return max(samples) - min(samples) <= self.close * float(np.median(samples))
 
 
 WARMUP = Budget(PROTOCOL.warmup_calls, PROTOCOL.warmup_seconds)

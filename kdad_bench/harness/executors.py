@@ -62,6 +62,7 @@ def outcomes(
         return local(
             jobs, work, started,
             workers=force.workers, job_timeout=options.job_timeout, threads=force.threads, in_order=in_order,
+            measured_after=options.measure_speed is not False and not options.time_every_job,
         )  # fmt: skip
     return in_process(jobs, work, started, force.threads)
 
@@ -137,6 +138,11 @@ class Pool:
     def busy(self) -> int:
         """Jobs that a worker holds."""
         return sum(worker.job is not None for worker in self.running)
+
+    @property
+    def ending(self) -> bool:
+        """Whether a core is idle from now on: nothing waits, and the last jobs are fewer than the workers."""
+        return not self.waiting and self.busy < self.workers
 
     def step(self) -> Iterator[tuple[Job, Ending]]:
         """Start workers, hand out jobs, hear what happened; the jobs that ended."""
@@ -260,8 +266,12 @@ def local(
     job_timeout: float | None,
     threads: int | None = None,
     in_order: bool = False,
+    measured_after: bool = False,
 ) -> Outcomes:
     """Run the jobs in `workers` spawned processes, each with `threads` or its share of the cores.
+
+    Where speed is `measured_after` them in this process, it imports what it needs for that while the last jobs leave a
+    core idle; nothing of it runs any more when the last has ended.
 
     A worker that dies (kill -9, out of memory) costs only its own job, which is tried once more and then recorded as
     failed; one that holds a job for more than `job_timeout` seconds is killed and its job recorded as failed at once.
@@ -271,9 +281,15 @@ def local(
         work=work, workers=workers, job_timeout=job_timeout, started=started, threads=threads,
         waiting=deque(waiting),
     )  # fmt: skip
+    ahead: threading.Thread | None = None
     try:
         while pool.waiting or pool.busy:
+            if measured_after and ahead is None and pool.ending:
+                ahead = threading.Thread(target=warm_up_quietly)
+                ahead.start()
             yield from pool.step()
+        if ahead is not None:
+            ahead.join()
     finally:
         for worker in list(pool.running):
             pool.retire(worker)
@@ -313,6 +329,12 @@ def warm_up() -> None:
         entry(name)
     for module in LATE:
         import_module(module)
+
+
+def warm_up_quietly() -> None:
+    """The same ahead of its time: what cannot be imported says so where it is needed."""
+    with contextlib.suppress(Exception):
+        warm_up()
 
 
 def die_with(parent: int) -> None:

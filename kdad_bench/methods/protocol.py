@@ -156,8 +156,9 @@ class Settings:
         return replace(self, steps=1, batch_size=min(self.batch_size, 2))
 
     def compared(self, images: int) -> int:
-        """With how many of `images` normals a score compares an image, where it does: the harness estimates by it."""
-        return images
+        """With how many of `images` normals a score compares an image, if that is most of its work: the harness
+        estimates by it. 0: it is not, or is not known."""
+        return 0
 
     @property
     def readings(self) -> tuple[str, ...]:

@@ -6,8 +6,10 @@ import os
 import signal
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -41,6 +43,51 @@ def pool_of(jobs: list[Job], out: Path, workers: int = 1, job_timeout: float | N
     return Pool(
         work=Work(out=str(out)), workers=workers, job_timeout=job_timeout, started=lambda job: None, waiting=deque(jobs)
     )
+
+
+class Planned:
+    """A pool whose two workers end one of four jobs at each step."""
+
+    workers = 2
+    running: tuple[()] = ()
+    ending = Pool.ending
+
+    def __init__(self, **given: Any) -> None:
+        self.waiting, self.busy = given["waiting"], 0
+
+    def step(self) -> Iterator[tuple[str, str]]:
+        while self.waiting and self.busy < self.workers:
+            self.waiting.popleft()
+            self.busy += 1
+        time.sleep(0.5)
+        self.busy -= 1
+        yield "job", "ended"
+
+
+@pytest.mark.parametrize("measured_after", [True, False])
+def test_what_measuring_needs_is_imported_while_the_last_jobs_leave_a_core_idle(
+    measured_after: bool, tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(executors, "Pool", Planned)
+    monkeypatch.setattr(executors, "warm_up", lambda: told.append("imported"))
+    for _ in local(
+        floors(tiny_tree), Work(out=str(tmp_path)), lambda job: None, workers=2, job_timeout=None,
+        measured_after=measured_after,
+    ):  # fmt: skip
+        told.append("ended")
+    assert told == (["ended"] * 3 + ["imported", "ended"] if measured_after else ["ended"] * 4)
+
+
+def test_a_run_imports_ahead_only_what_it_will_need(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(executors, "local", lambda *given, measured_after, **named: asked.append(measured_after))
+    for changes in ({}, {"measure_speed": True}, {"measure_speed": False}, {"time_every_job": True}):
+        options = RunOptions(executor="local", **changes)  # type: ignore[arg-type]
+        outcomes(floors(tiny_tree), Work(out=str(tmp_path)), lambda job: None, options)
+    assert asked == [True, True, False, False]
 
 
 def until_ready(pool: Pool) -> Worker:
