@@ -121,7 +121,8 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Timings of several calls taken in turn (A B C A B C ...), so that a drift of the machine meets all alike.
 
-    The budgets are those of each call, but for `others`: name -> (warm-up, budget). Raises ValueError for no calls.
+    The budgets are those of each call, but for `others`: name -> (warm-up, budget). Without any warm-up the first call
+    is one of the samples. Raises ValueError for no calls.
     """
     if not calls:
         raise ValueError("no calls to time")
@@ -132,9 +133,9 @@ def interleaved(
     for name, call in calls.items():
         if on_gpu or first[name] < 1000 * budgets[name][0].seconds:
             _repeat(call, synchronise, budgets[name][0])
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    spent = dict.fromkeys(calls, 0.0)
-    unfinished = dict(calls)
+    samples: dict[str, list[float]] = {name: [] if budgets[name][0].calls else [first[name]] for name in calls}
+    spent = {name: sum(taken) / 1000 for name, taken in samples.items()}
+    unfinished = {name: call for name, call in calls.items() if not budgets[name][1].ends(samples[name], spent[name])}
     while unfinished:
         for name, call in list(unfinished.items()):
             taken = _milliseconds(call, synchronise)

@@ -25,7 +25,7 @@ QUICK_NETWORKS = clock.Budget(10, 0.25, least=clock.LEAST_CALLS)
 # of each point of the throughput curve in presets other than `paper`; two calls will do where they agree
 QUICK_CURVE = clock.Budget(3, 0.3, least=2, close=0.03)
 ONE_THREAD_BATCH = 8  # of the throughput with one thread: larger ones bring it nothing
-CURVE_WARMUP = clock.Budget(1, 0.2)  # on a GPU; on a CPU the first call of a batch will do
+CURVE_WARMUP = clock.Budget(1, 0.2)  # on a GPU; on a CPU there is none
 LEAST_OF_TAIL = 5  # calls that a percentile of the slow ones is told of
 
 
