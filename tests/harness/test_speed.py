@@ -193,13 +193,14 @@ class Slow:
     module = torch.nn.Identity()
 
     def __init__(self, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now, self.seconds = 0.0, seconds
+        self.now, self.seconds, self.calls = 0.0, seconds, 0
         monkeypatch.setattr(clock.time, "perf_counter", lambda: self.now)
 
     def score(self, images: torch.Tensor) -> Any:
         self.now += self.seconds * len(images)
 
     def networks(self, images: torch.Tensor) -> Any:
+        self.calls += 1
         self.now += 0.02
 
 
@@ -224,6 +225,16 @@ def test_a_single_image_is_timed_once_for_latency_and_curve(tiny_tree: Path, mon
     slow = Slow(0.01, monkeypatch)
     found = cost.speeds(slow, torch.zeros(1, 3, 32, 32), "cpu", quick=True)  # type: ignore[arg-type]
     assert found["throughput"][0] == {"batch": 1, "images_per_second": 1000 / found["latency_ms"]}
+
+
+@pytest.mark.usefixtures("own_budgets")
+@pytest.mark.parametrize(("quick", "expected"), [(True, 1 + 1 + 10), (False, 1 + 20 + 200)])
+def test_networks_have_fewer_calls_where_their_median_is_all_that_is_told(
+    quick: bool, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(0.01, monkeypatch)
+    cost.latencies(slow, torch.zeros(1, 3, 32, 32), "cpu", quick=quick)  # type: ignore[arg-type]
+    assert slow.calls == expected
 
 
 def test_what_took_long_is_not_measured_again(tiny_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
