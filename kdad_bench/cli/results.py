@@ -197,7 +197,7 @@ def reproduce(
     """Run jobs of a results FOLDER once more, from what their rows say, and compare: weights, losses, scores, figures.
 
     The rows stay as they are. On the same machine and code everything is the same to the last bit. Exit code 1 where a
-    figure differs by more than --tolerance, or a job cannot be run: a line says why.
+    figure differs by more than --tolerance or only one of the two has it, or a job cannot be run: a line says why.
     """
     import tempfile
 
@@ -228,7 +228,8 @@ def reproduction(found: Reproduced) -> str:
         return f"{found.label}: not reproduced: {found.why_not}"
     if found.identical:
         return f"{found.label}: identical"
-    figures = ", ".join(f"{name} {value:+.4f}" for name, value in (found.apart or {}).items())
+    apart = [f"{name} {value:+.4f}" for name, value in (found.apart or {}).items()]
+    figures = ", ".join([*apart, *found.one_sided])
     scores = "of other images" if found.scores_apart is None else f"up to {found.scores_apart:.1e} of their range apart"
     machine = f"; here: {', '.join(found.elsewhere)}" if found.elsewhere else ""
     differ = ", ".join(found.differ)

@@ -61,13 +61,14 @@ class Reproduced:
     why_not: str = ""  # why it could not be run, or failed; everything below is empty then
     identical: bool = False  # the same weights, losses, scores and figures, to the last bit
     differ: tuple[str, ...] = ()  # those of NUMBERS that are others
-    apart: Mapping[str, float] | None = None  # figure -> new less old
+    apart: Mapping[str, float] | None = None  # figure -> new less old, of those that both have
+    one_sided: tuple[str, ...] = ()  # figures that one of the two alone has, and which: no distance tells of them
     scores_apart: float | None = None  # largest difference of an image score, by the range of the old ones
     elsewhere: tuple[str, ...] = ()  # what the machine has that the row's had not
 
     def within(self, tolerance: float) -> bool:
-        """Whether it ran, and no figure is further than `tolerance` from the row's."""
-        if self.why_not:
+        """Whether it ran, has the figures that the row has, and none is further than `tolerance` from the row's."""
+        if self.why_not or self.one_sided:
             return False
         return self.identical or all(abs(value) <= tolerance for value in (self.apart or {}).values())
 
@@ -243,11 +244,13 @@ def _beside(row: Mapping[str, Any], ended: Row | NoResult) -> Reproduced:
     old = {name: _listed(row[name]) for name in new}
     differ = tuple(name for name in NUMBERS if new[name] != old[name])
     figures = {name: new[name] - old[name] for name in FIGURES if None not in (new[name], old[name])}
+    lone = [name for name in FIGURES if (new[name] is None) != (old[name] is None)]
     return Reproduced(
         **about,
         identical=not differ,
         differ=differ,
         apart=figures,
+        one_sided=tuple(f"{name} {old[name]}, now {new[name]}" for name in lone),
         scores_apart=_apart(old["image_scores"] or (), new["image_scores"] or ()),
         elsewhere=tuple(f"{name} {new[name]}, not {old[name]}" for name in MACHINE if new[name] != old[name]),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,22 @@ def test_numbers_that_do_not_come_again_are_named_with_their_distance(
     assert found.scores_apart == pytest.approx(0.25, rel=0.3)  # the range of the old scores grew with it
     assert not found.within(0.12)
     assert found.within(0.13)
+
+
+def test_a_figure_that_one_of_the_two_alone_has_is_a_difference(floor: Path, tiny_tree: Path, tmp_path: Path) -> None:
+    (row,) = store.read(floor).rows()
+    found = again(rewritten(floor, tmp_path / "lost", aupro_30=None), tiny_tree, tmp_path)
+    assert (found.differ, found.one_sided) == (("aupro_30",), (f"aupro_30 None, now {row['aupro_30']}",))
+    assert set(found.apart or {}) == {"image_auroc", "pixel_auroc"}
+    assert not found.within(1.0)
+    (new,) = store.read(tmp_path / "again").rows()
+    ended = Row(**{name: tuple(v) if isinstance(v, list) else v for name, v in new.items() if v is not None})
+    lost = reproduce._beside(row, replace(ended, aupro_30=None))
+    assert (lost.differ, lost.one_sided) == (("aupro_30",), (f"aupro_30 {row['aupro_30']}, now None",))
+    assert not lost.within(1.0)
+    done = command(tmp_path / "lost", "--dataset", f"folder:{tiny_tree}", "--tolerance", 1)
+    assert done.exit_code == 1
+    assert f"pixel_auroc +0.0000, aupro_30 None, now {row['aupro_30']}; image scores" in done.stdout
 
 
 REFUSED: dict[str, tuple[bool, Mapping[str, Any], str]] = {
