@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from kdad_bench.leaderboard.board import Board, boards_of
+from kdad_bench.leaderboard.board import SEVERAL_VERSIONS, Board, boards_of
 from kdad_bench.leaderboard.metric import HEADLINE, METRICS, shown_in
 from kdad_bench.leaderboard.numbers import deviation, number
 from kdad_bench.leaderboard.text import printable
@@ -46,10 +46,11 @@ def table_of(board: Board, *, name_of_all: bool) -> Table:
 
 
 def title(board: Board, name_of_all: bool) -> str:
-    """Says what must not be mistaken: synthetic data, a preset's budget."""
+    """Says what must not be mistaken: synthetic data, a preset's budget, rows of several versions."""
     about = board.title if name_of_all else f"preset {board.group.preset.partition('[')[0]}"
     synthetic = ", synthetic data" if board.group.synthetic else ""
-    return printable(f"mean over categories ± deviation over seeds; {about}{synthetic}")
+    versions = f", {SEVERAL_VERSIONS}" if board.mixture else ""
+    return printable(f"mean over categories ± deviation over seeds; {about}{synthetic}{versions}")
 
 
 def mean(board: Board, key: str, metric: str) -> str:

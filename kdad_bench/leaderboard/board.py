@@ -51,6 +51,9 @@ _FIGURES = tuple(
 )
 DRAWN = tuple(name for name in COLUMNS if name in {*_IDENTITY.split(), *_FIGURES, *_SCORES.split(), *_MACHINE.split()})
 
+SEVERAL_VERSIONS = "rows of several versions"  # a caveat
+MOST_NAMED = 8  # entrants that a line names
+
 Mark = Literal["best", "second", ""]
 
 
@@ -146,8 +149,36 @@ class Board:
             ("multi-class", self.together > 0),
             (f"{self.preset} preset", self.short),
             ("synthetic data", self.group.synthetic),
+            (SEVERAL_VERSIONS, bool(self.mixture)),
         )
         return tuple(name for name, applies in marks if applies)
+
+    @cached_property
+    def versions(self) -> dict[str, Counter[str]]:
+        """entrant -> version of this package -> how many of its jobs that count are of it."""
+        return {key: Counter(row["kdad_bench"] or "unknown" for row in rows) for key, rows in self.rows.items()}
+
+    @cached_property
+    def mixture(self) -> str:
+        """Which versions the rows are of, and which means are over several; "" where all are of one.
+
+        Between two versions numbers may change. The newest rows count, so that a table of both is no comparison of like
+        with like until what is older was run again.
+        """
+        every = sorted({version for found in self.versions.values() for version in found})
+        if len(every) < 2:
+            return ""
+        both, one = [], dict[str, list[str]]()
+        for key in self.order:
+            found = self.versions[key]
+            if len(found) > 1:
+                counts = ", ".join(f"{version}: {found[version]}" for version in sorted(found))
+                both.append(f"{self.labels[key]} ({counts})")
+            else:
+                one.setdefault(next(iter(found)), []).append(self.labels[key])
+        words = f"numbers of kdad-bench {' and '.join(every)} stand in one table and may differ by the version alone"
+        words += f"; means over jobs of several: {_some(both)}" if both else ""
+        return words + "".join(f"; of {version} alone: {_some(one[version])}" for version in sorted(one))
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -357,6 +388,12 @@ class Board:
         found = self.summary.comparison(key, other, metric)
         sign = 1 if METRICS[metric].higher_is_better else -1
         return found.significant and sign * (found.difference or 0.0) > 0
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first MOST_NAMED names, and how many more there are."""
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _alike(one: float, other: float) -> bool:

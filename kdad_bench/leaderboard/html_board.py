@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from kdad_bench.leaderboard import chart, deciding, published, thresholds
-from kdad_bench.leaderboard.board import VISIBLE, Board
+from kdad_bench.leaderboard.board import SEVERAL_VERSIONS, VISIBLE, Board
 from kdad_bench.leaderboard.families import FAMILIES
 from kdad_bench.leaderboard.html_pairs import components_of, matrix
 from kdad_bench.leaderboard.html_parts import FLAG, FLAG_ALONE, accuracy, cell, choice, deviated, small, table_of
@@ -29,7 +29,7 @@ def sections(board: Board, name: str) -> Iterator[str]:
     """The sections of a board; `name` is its place on the page."""
     yield f'<section id="{name}"><h2>{escape(board.title)}</h2>'
     for caveat in board.caveats:
-        words = CAVEATS.get(caveat) or f"{board.budget[0].upper()}{board.budget[1:]}."
+        words = CAVEATS.get(caveat) or _sentence(board.mixture if caveat == SEVERAL_VERSIONS else board.budget)
         yield f'<p class="warning"><span class="badge">{escape(caveat)}</span>{words}</p>'
     yield "<h3>Ranking</h3>" + _rankings(board, name)
     charts = [(metric, METRICS[metric].label, _chart(board, metric)) for metric in reversed(board.headline)]
@@ -52,6 +52,10 @@ def sections(board: Board, name: str) -> Iterator[str]:
     yield "<h3>Published and measured</h3>" + _published(board)
     yield from _words(board)
     yield "</section>"
+
+
+def _sentence(words: str) -> str:
+    return escape(f"{words[0].upper()}{words[1:]}.")
 
 
 def _chart(board: Board, metric: str) -> str:

@@ -101,6 +101,10 @@ def _warning(board: Board) -> list[str]:
         lines.append(f"**{_text(board.preset.capitalize())} preset**: {board.budget}.")
     if board.group.synthetic:
         lines.append("**Synthetic data**: procedurally generated images, no substitute for a real data set.")
+    if board.mixture:
+        lines.append(
+            f"**Rows of several versions**: {_text(board.mixture)}. Running the older jobs again makes them alike."
+        )
     return ["> [!WARNING]\n" + "\n>\n".join(f"> {line}" for line in lines)] if lines else []
 
 

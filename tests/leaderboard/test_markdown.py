@@ -13,7 +13,8 @@ import plausible
 import pyarrow as pa
 import pytest
 
-from kdad_bench.leaderboard import excerpts, markdown, store
+from kdad_bench.cli.summary_table import title
+from kdad_bench.leaderboard import excerpts, html, markdown, store
 from kdad_bench.leaderboard import row as rows
 from kdad_bench.leaderboard.board import DRAWN, Board, boards
 from kdad_bench.leaderboard.row import Row
@@ -205,6 +206,44 @@ def test_quick_and_synthetic_results_are_labelled_in_every_section_and_every_exc
     found = table(made)
     tables = excerpts.sections(store.Results(where="", table=found, problems=(), superseded=0, files=0))
     assert all("(quick preset, synthetic data)" in excerpt for excerpt in tables.values())
+
+
+def drawn(made: Sequence[Row]) -> str:
+    found = table(made)
+    return html.body(boards(found), found, (), {})
+
+
+def mixed_versions() -> list[Row]:
+    """STFPM of two versions, RD4AD of one of them, PaDiM's like of the other."""
+    made = [plausible.row("stfpm", "bottle", seed, kdad_bench="0.1.0" if seed else "0.2.0") for seed in (0, 1, 2)]
+    made += [plausible.row("rd4ad", "bottle", seed, kdad_bench="0.1.0") for seed in (0, 1)]
+    return [*made, plausible.row("mkd", "bottle", 0, kdad_bench="0.2.0")]
+
+
+def test_a_table_over_rows_of_several_versions_says_which_means_are_over_both() -> None:
+    words = (
+        "numbers of kdad-bench 0.1.0 and 0.2.0 stand in one table and may differ by the version alone; "
+        "means over jobs of several: STFPM (0.1.0: 2, 0.2.0: 1); of 0.1.0 alone: RD4AD; of 0.2.0 alone: MKD"
+    )
+    text, body = page(mixed_versions()), drawn(mixed_versions())
+    assert text.count(f"> **Rows of several versions**: {words}.") == 1
+    assert body.count(f'<span class="badge">rows of several versions</span>N{words[1:]}.') == 1
+    parts = excerpts.sections(
+        store.Results(where="", table=table(mixed_versions()), problems=(), superseded=0, files=1)
+    )
+    assert all("(rows of several versions)" in parts[name] for name in ("ranking", "image_auroc"))
+    assert "rows of several versions" in title(board_of(mixed_versions()), name_of_all=False)
+    each = [replace(one, kdad_bench="0.2.0") for one in mixed_versions()]
+    assert "several versions" not in page(each) + drawn(each) + title(board_of(each), name_of_all=False)
+
+
+def test_versions_are_input_and_many_names_are_some_and_a_count() -> None:
+    one = mixed_versions()[0]
+    made = [replace(one, job_id=str(n), method=f"m{n}", title=f"M{n}", kdad_bench="<b>|*1*") for n in range(10)]
+    made += mixed_versions()
+    assert "<b>" not in drawn(made)
+    assert r"\<b\>\|\*1\*" in page(made)
+    assert " and 2 more" in board_of(made).mixture
 
 
 def test_readings_are_footnotes_that_are_called_and_written_once() -> None:
