@@ -205,7 +205,8 @@ def run(**given: Any) -> None:
     """Train and evaluate methods; every finished job leaves one row, and running again goes on where it stopped.
 
     A plain run needs a choice: `--all`, or any of `--method --dataset --category --config`. Where no `--method` is
-    named, one that cannot be run so is left out: a line says why, and the exit code is 1.
+    named, one that cannot be run so is left out: a line says why, and the exit code is 1. A dry run ends as the run
+    would, as far as the plan tells.
     """
     from kdad_bench.harness.environment import busy_elsewhere
 
@@ -221,7 +222,7 @@ def run(**given: Any) -> None:
             if found.left:
                 say_that_it_is_busy(busy, console)
             show_plan(found, options, console)
-            return
+            sys.exit(1 if found.incomplete else 0)
         force = workforce(found.left, options)
         say_plan(found, force, console)
         say_what_is_not_redone(found, console)
@@ -346,15 +347,17 @@ def say_what_is_not_redone(found: Agenda, console: Console) -> None:
 def show_plan(found: Agenda, options: RunOptions, console: Console) -> None:
     """Print what would run and how long it should take."""
     ids = {job.id for job in found.left}
+    failed = {job.id for job in found.failed}
     for job in found.jobs:
         if options.as_json:
             plan = {"job_id": job.id, "label": job.label, "preset": job.preset, "run": job.id in ids}
-            click.echo(json.dumps(plan))
+            click.echo(json.dumps({**plan, "failed": job.id in failed}))
             continue
-        mark = "run " if job.id in ids else "done"
+        mark = "run " if job.id in ids else "fail" if job.id in failed else "done"
         console.print(f"{mark}  {job.id}  {job.label}  [{job.preset}]", markup=False)
-        if job.weights and job.weights.problem:
-            console.print(f"      will fail: {job.weights.problem}", markup=False)
+        if job.id in ids and job.weights and job.weights.problem:
+            fate = "needs" if job.weights.to_come else "will fail"
+            console.print(f"      {fate}: {job.weights.problem}", markup=False)
     guess = expected(found, options, console)
     jobs, left = len(found.jobs), len(found.left)
     if options.as_json:
@@ -364,6 +367,8 @@ def show_plan(found: Agenda, options: RunOptions, console: Console) -> None:
     trainings = len({job.training for job in found.left if job.together})
     shared = f" with {counted(trainings, 'shared model')}" if trainings else ""
     console.print(f"{jobs} jobs, {jobs - left} finished, {left} to run{shared}; {guess.text}", markup=False)
+    if failed:
+        console.print(f"{len(failed)} of the finished jobs failed; retry them with --retry-failed", markup=False)
 
 
 def expected(found: Agenda, options: RunOptions, console: Console) -> Estimate:

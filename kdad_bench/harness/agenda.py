@@ -27,6 +27,17 @@ class Agenda:
     remarks: tuple[str, ...]  # on the data: what is not used, what lies in two splits
     left_out: tuple[str, ...]  # methods that nobody named and that cannot be run so, a line for each reason
 
+    @property
+    def failed(self) -> tuple[Job, ...]:
+        """The jobs whose row is a failure and stays."""
+        return tuple(job for job in self.jobs if job.id in self.kept and self.kept[job.id].status == "failed")
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether the plan tells that this run will not do all that it was asked for."""
+        lost = any(job.weights and job.weights.problem and not job.weights.to_come for job in self.left)
+        return bool(self.left_out or self.failed or lost)
+
 
 def agenda(options: RunOptions) -> Agenda:
     """What `options` ask for; raises SelectionError, DatasetError or StoreError with one line."""

@@ -32,6 +32,7 @@ class TeacherWeights:
     sha256: str
     path: Path | None = None  # None: random weights, or weights that could not be had
     problem: str = ""  # why the weights could not be had; such a job becomes a failed row
+    to_come: bool = False  # of a dry run: it looked for none elsewhere, a run does
 
 
 class Part(NamedTuple):

@@ -14,7 +14,7 @@ from kdad_bench.harness.options import RunOptions, teacher_and_file
 from kdad_bench.harness.plan import configurations_of, teachers
 from kdad_bench.harness.selection import Selection
 from kdad_bench.leaderboard.row import UNAVAILABLE
-from kdad_bench.methods.backbones import weights
+from kdad_bench.methods.backbones import facts_of, weights
 from kdad_bench.methods.backbones.names import BACKBONES
 
 RANDOM = "random"
@@ -121,7 +121,7 @@ def with_teachers_at_hand(
 def find(name: str, source: str | None, *, may_download: bool = True) -> TeacherWeights:
     """The weights of teacher `name` from `source` (a file, or "random"), else from this machine, else downloaded.
 
-    Weights that cannot be downloaded come back with `problem` set. Raises SelectionError for a `source` file that is
+    Weights that cannot be had come back with `problem` set. Raises SelectionError for a `source` file that is
     missing or holds no weights of this teacher.
     """
     if source == RANDOM:
@@ -135,16 +135,16 @@ def find(name: str, source: str | None, *, may_download: bool = True) -> Teacher
             raise SelectionError(f"--weights: {error}") from error
         return TeacherWeights(teacher=name, source=path.name, sha256=sha256_of(path), path=path)
     found = weights.find_weights(name)
-    if found is None and may_download:
+    if found is None and not may_download and facts_of(name).url:
+        problem = (
+            f"the weights of teacher '{name}' are not on this machine; a run downloads them, or give --weights FILE"
+        )
+        return TeacherWeights(teacher=name, source=UNAVAILABLE, sha256=UNAVAILABLE, problem=problem, to_come=True)
+    if found is None:
         try:
             found = weights.download(name)
         except weights.WeightsError as error:
             return TeacherWeights(teacher=name, source=UNAVAILABLE, sha256=UNAVAILABLE, problem=str(error))
-    if found is None:
-        problem = (
-            f"the weights of teacher '{name}' are not on this machine; a run downloads them, or give --weights FILE"
-        )
-        return TeacherWeights(teacher=name, source=UNAVAILABLE, sha256=UNAVAILABLE, problem=problem)
     return TeacherWeights(teacher=name, source=found.name, sha256=sha256_of(found), path=found)
 
 

@@ -106,6 +106,14 @@ def test_a_job_that_fails_leaves_a_failed_row_the_others_still_run_and_the_exit_
     assert again.exit_code == 1
     assert "--retry-failed" in again.output
     assert rows(tmp_path)[("stfpm", "bolt", 0)]["created_at"] == failed["created_at"]
+    plan = run("--method", "stfpm", "--method", "pixel_mean", *arguments, *diverging, "--dry-run")
+    assert plan.exit_code == 1  # as the run that it tells of
+    assert f"fail  {failed['job_id']}" in plan.output
+    assert "1 of the finished jobs failed; retry them with --retry-failed" in plan.output
+    told = run("--method", "stfpm", *arguments, *diverging, "--dry-run", "--json").stdout.splitlines()
+    assert json.loads(told[0]) | {"run": False, "failed": True} == json.loads(told[0])
+    retried = run("--method", "stfpm", *arguments, *diverging, "--dry-run", "--retry-failed")
+    assert retried.exit_code == 0, retried.output
     run("--method", "stfpm", *arguments, *diverging, "--retry-failed")
     assert rows(tmp_path)[("stfpm", "bolt", 0)]["created_at"] > failed["created_at"]
 
@@ -124,6 +132,31 @@ def test_missing_teacher_weights_fail_the_job_with_the_remedy(
     result = run("--method", "stfpm", "--teacher", "resnet18", *arguments)
     assert result.exit_code == 1
     assert "give a file with --weights" in result.output
+
+
+@pytest.mark.parametrize(
+    ("teacher", "code", "words"),
+    [
+        ("resnet18", 0, "      needs: the weights of teacher 'resnet18' are not on this machine; a run downloads them"),
+        (
+            "pdn_small",
+            1,
+            "      will fail: teacher pdn_small: its weights (teacher_small.pth) are only taken from a file",
+        ),
+    ],
+)
+def test_a_plan_ends_with_1_only_where_the_run_cannot_have_the_weights(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str, code: int, words: str
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    method = "efficientad" if teacher == "pdn_small" else "stfpm"
+    plan = run(
+        "--method", method, "--teacher", teacher, "--dataset", f"folder:{tiny_tree}", "--category", "bolt",
+        "--seeds", "1", "--out", tmp_path / "out", "--preset", "paper" if method == "efficientad" else "quick",
+        "--dry-run",
+    )  # fmt: skip
+    assert words in plan.output
+    assert plan.exit_code == code
 
 
 def test_a_tree_without_masks_has_null_pixel_metrics(tmp_path: Path) -> None:

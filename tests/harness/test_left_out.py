@@ -187,7 +187,7 @@ def test_a_run_says_whom_it_leaves_out_and_ends_with_1(
     assert done.output.splitlines().count(line) == 2  # before the jobs and after them
     assert {row["method"] for row in store.read(tmp_path).rows()} == {"pixel_mean"}
     dry = CliRunner().invoke(cli, ["run", "--dry-run", *given])
-    assert dry.exit_code == 0
+    assert dry.exit_code == 1  # as the run itself
     assert line in dry.output.splitlines()
     named = CliRunner().invoke(cli, ["run", "-m", "pixel_mean", "-m", "efficientad", *given])
     assert named.exit_code == 2
