@@ -7,7 +7,7 @@ import os
 import stat
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +19,7 @@ from kdad_bench.leaderboard.text import printable
 
 LONGEST_LINE = 100_000  # bytes
 MOST_LINES = 10**9
+HEAD = 1000  # bytes of a log's beginning by which it is known again
 PATIENCE = 0.5  # seconds between two looks at a log that is being written
 
 
@@ -26,24 +27,50 @@ PATIENCE = 0.5  # seconds between two looks at a log that is being written
 @click.argument("job")
 @click.option("--results", type=LocalPath(), default=Path("results"), show_default=True, help="Results folder.")
 @click.option("--last", type=click.IntRange(1, MOST_LINES), help="Only the last so many lines.")
-@click.option("--follow", "-f", is_flag=True, help="Go on as the job writes, until it ends.")
+@click.option("--follow", "-f", is_flag=True, help="Go on as the job writes, until it ends; also in a log begun anew.")
 @click.option("--json", "as_json", is_flag=True, help="The JSON lines as they are.")
 def logs(job: str, results: Path, last: int | None, follow: bool, as_json: bool) -> None:
     """Show the loss terms of JOB, given by its id or the beginning of it."""
     say = printable if as_json else readable
-    with opened(log_of(job, results)) as file:
-        ended = False
-        for text in deque(whole_lines(file), maxlen=last) if last else whole_lines(file):
-            click.echo(say(text))
-            ended = event_of(text) in ("end", "failed")
+    path = log_of(job, results)
+    file = opened(path)
+    try:
+        ended = shown(deque(whole_lines(file), maxlen=last) if last else whole_lines(file), say)
         while follow and not ended:
+            head = os.pread(file.fileno(), HEAD, 0)
             time.sleep(PATIENCE)
-            for text in whole_lines(file):
-                click.echo(say(text))
-                ended = event_of(text) in ("end", "failed")
+            if begun_anew(path, file, head):
+                click.echo(f"{printable(path.name)}: begun anew", err=True)
+                file.close()
+                file = opened(path)
+            ended = shown(whole_lines(file), say)
         torn = file.read(LONGEST_LINE)
         if torn and not follow:
             click.echo(say(torn.decode("utf-8", "backslashreplace")))
+    finally:
+        file.close()
+
+
+def shown(lines: Iterable[str], say: Callable[[str], str]) -> bool:
+    """Print lines of a log; whether they say that its job has ended."""
+    ended = False
+    for text in lines:
+        click.echo(say(text))
+        ended = event_of(text) in ("end", "failed")
+    return ended
+
+
+def begun_anew(path: Path, file: BinaryIO, head: bytes) -> bool:
+    """Whether the log at `path` is another file than the opened one, is shorter than what was read of it, or does not
+    begin with `head` any more. One that is gone may come again."""
+    try:
+        now = os.stat(path)
+    except OSError:
+        return False
+    own = os.fstat(file.fileno())
+    if (now.st_dev, now.st_ino) != (own.st_dev, own.st_ino):
+        return True
+    return own.st_size < file.tell() or os.pread(file.fileno(), len(head), 0) != head
 
 
 def log_of(job: str, results: Path) -> Path:
