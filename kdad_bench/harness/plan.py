@@ -177,8 +177,10 @@ def configuration(selection: Selection, method: str, variant: str) -> tuple[Any,
     if own.get("steps") is not None:
         shared.pop("epochs", None)  # the budget of all, where this method has its own
     asked = {**shared, **own}
+    if not found.needs_teacher and "teacher" in own:
+        raise SelectionError(f"method '{method}': it has no teacher; leave teacher={own['teacher']!r} out")
     if not found.needs_teacher:
-        asked.pop("teacher", None)
+        asked.pop("teacher", None)  # one for all methods is for those that have one
     if found.modality_setting in asked:
         raise SelectionError(f"method '{method}': '{found.modality_setting}' cannot be set: it follows from --modality")
     final = configured(settings, asked, f"method '{method}'")
@@ -232,9 +234,25 @@ def configured(settings: Any, overrides: Mapping[str, Any], where: str) -> Any:
         if type(value) is int and abs(value) > MOST_COUNT:
             raise SelectionError(f"{where}: {name}={value} is beyond what a row can say; take at most {MOST_COUNT}")
     try:
-        return replace(settings, **overrides)
+        final = replace(settings, **overrides)
     except (ValueError, TypeError) as error:
         raise SelectionError(f"{where}: {error}") from error
+    refuse_what_is_not_kept(final, overrides, where)
+    return final
+
+
+def refuse_what_is_not_kept(final: Any, overrides: Mapping[str, Any], where: str) -> None:
+    """Raises SelectionError for a value that the `final` settings have replaced, as it cannot go with others: another
+    job than was asked for would run."""
+    from kdad_bench.methods.protocol import shown  # loads torch
+
+    for name, value in overrides.items():
+        kept = getattr(final, name)
+        if kept != (tuple(value) if isinstance(value, list) else value):
+            teacher = f" of teacher {final.teacher}" if name == "strides" else ""
+            raise SelectionError(
+                f"{where}: {name} {shown(value)}{teacher} cannot be: it would be taken as {shown(kept)}; leave it out"
+            )
 
 
 def names_of(settings: Any) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,8 @@ from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.lone_batch import learnt_from
 from kdad_bench.harness.output import Work
 from kdad_bench.harness.perform import perform
+from kdad_bench.harness.plan import configured, names_of
+from kdad_bench.methods import METHODS, entry
 from tests.harness.planned import jobs_of
 
 
@@ -177,3 +180,51 @@ def test_a_wrong_setting_of_a_method_that_is_not_chosen_is_refused_too(tiny_tree
     with pytest.raises(SelectionError, match=r"method 'rd4ad': 'stesp' is not a setting .did you mean 'steps'"):
         jobs_of(tiny_tree, methods=(("pixel_mean", ""),), method_overrides={"rd4ad": {"stesp": 3}})
     assert jobs_of(tiny_tree, methods=(("pixel_mean", ""),), method_overrides={"rd4ad": {"steps": 3}})
+
+
+def others(settings: Any, name: str) -> list[Any]:
+    """Values of a setting that are not its own, whether they can be or not."""
+    value = getattr(settings, name)
+    if name == "teacher":
+        return [one for one in ("resnet18", "wide_resnet50_2", "dinov2_vits14") if one != value]
+    if name == "strides":
+        return [(8, 16), (4, 8), (8,), tuple(range(1, 13))]
+    if name in type(settings).CHOICES:
+        return [one for one in type(settings).CHOICES[name] if one != value]
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, (int, float)):
+        return [value * 2, value / 2, value + 1, 0, 1]
+    if isinstance(value, tuple):
+        return [(*value, *value), value[:1], tuple(one * 2 for one in value if not isinstance(one, str))]
+    return [3, 0.5, "other"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_setting_is_kept_as_it_was_asked_for_or_refused(method: str) -> None:
+    tried = 0
+    for settings in entry(method).presets.values():
+        for name in names_of(settings):
+            for value in others(settings, name):
+                try:
+                    final = configured(settings, {name: value}, method)
+                except SelectionError:
+                    continue
+                tried += 1
+                assert getattr(final, name) == value
+    assert tried > 10
+
+
+def test_strides_that_a_teacher_has_not_are_refused_and_not_replaced(tiny_tree: Path) -> None:
+    vit = {"teacher": "dinov2_vits14_reg", "image_size": 56, "strides": (8, 16)}
+    words = "strides 8 16 of teacher dinov2_vits14_reg cannot be: it would be taken as .*; leave it out"
+    with pytest.raises(SelectionError, match=words):
+        jobs_of(tiny_tree, methods=(("dinomaly", ""),), method_overrides={"dinomaly": vit})
+    del vit["strides"]
+    (job, *_) = jobs_of(tiny_tree, methods=(("dinomaly", ""),), method_overrides={"dinomaly": vit})
+    assert job.settings.strides != (8, 16)
+
+
+def test_a_teacher_of_a_method_that_has_none_is_refused(tiny_tree: Path) -> None:
+    with pytest.raises(SelectionError, match="'pixel_mean': it has no teacher; leave teacher='vgg16' out"):
+        jobs_of(tiny_tree, method_overrides={"pixel_mean": {"teacher": "vgg16"}})
