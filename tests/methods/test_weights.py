@@ -223,13 +223,24 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"w\.pth: not weights of resnet34: lacks 'layer1\.2"):
         load_teacher("resnet34", source=path)
     torch.save(trunk | {"layer5.weight": torch.zeros(1)}, path)
-    with pytest.raises(WeightsError, match=r"has 'layer5\.weight'$"):
+    with pytest.raises(WeightsError, match=r"has 'layer5\.weight'; leave those out if it is resnet"):
         load_teacher("resnet18", source=path)
     torch.save(trunk | {"layer5.weight": torch.zeros(1), "layer5.bias": torch.zeros(1)}, path)
-    with pytest.raises(WeightsError, match=r"has 'layer5\.weight' \(and 1 more\)$"):
+    with pytest.raises(WeightsError, match=r"resnet\d+: has 'layer5\.weight', '[\w.]+'; leave those out"):
+        load_teacher("resnet18", source=path)
+    torch.save({f"model.net.{key}": value for key, value in trunk.items()}, path)
+    many = r".* \(and \d+ more\)"
+    words = rf"lacks 'conv1\.weight', {many}, and has 'model\.net\.conv1\.weight', {many}; take 'model\.net\.' off"
+    with pytest.raises(WeightsError, match=words):
+        load_teacher("resnet18", source=path)
+    torch.save({"a": torch.zeros(1)}, path)
+    words = r"and has 'a'; its names must be those of resnet18-f37072fd\.pth, 'conv1\.weight' say: give such a file"
+    with pytest.raises(WeightsError, match=words):
         load_teacher("resnet18", source=path)
     torch.save(trunk | {"conv1.weight": torch.zeros(64, 3, 3, 3)}, path)
-    with pytest.raises(WeightsError, match=r"shape \(64, 3, 3, 3\), not \(64, 3, 7, 7\)"):
+    with pytest.raises(
+        WeightsError, match=r"shape \(64, 3, 3, 3\), not \(64, 3, 7, 7\); give those of resnet18 itself"
+    ):
         load_teacher("resnet18", source=path)
 
 

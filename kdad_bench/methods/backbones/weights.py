@@ -9,6 +9,7 @@ import hashlib
 import os
 import pickle
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +34,7 @@ RANDOM = "random"  # the source that has to be asked for by name
 RANDOM_SEED = 0
 ATTEMPTS = 4  # in a row without a new byte
 SAVE = "give a file of torch.save(network.state_dict(), FILE)"
+SHOWN = 3  # names that a line has of a kind
 PAUSE_SECONDS = 1.0  # before the second attempt
 MOST_BYTES = 4 << 30  # VGG-16's checkpoint has 528 MB
 
@@ -212,16 +214,34 @@ def _fill(teacher: Backbone, tensors: dict[str, Tensor], path: Path, facts: Back
     missing = [key for key in wanted if key not in tensors and not key.endswith("num_batches_tracked")]
     foreign = [key for key in tensors if key not in known and not key.startswith((*HEADS, *facts.unread))]
     if missing or foreign:
-        what = f"lacks {missing[0]!r}" if missing else f"has {foreign[0]!r}"
-        more = len(missing) + len(foreign) - 1
-        raise WeightsError(f"{path}: not weights of {facts.name}: {what}" + (f" (and {more} more)" if more else ""))
+        words = [f"{what} {_some(keys)}" for what, keys in (("lacks", missing), ("has", foreign)) if keys]
+        remedy = _remedy(tensors.keys(), missing, facts)
+        raise WeightsError(f"{path}: not weights of {facts.name}: {', and '.join(words)}; {remedy}")
     for key, value in wanted.items():
         if key in tensors and tensors[key].shape != value.shape:
             shapes = f"{tuple(tensors[key].shape)}, not {tuple(value.shape)}"
-            raise WeightsError(f"{path}: not weights of {facts.name}: {key!r} has shape {shapes}")
+            remedy = f"give those of {facts.name} itself, {facts.weights_file} say"
+            raise WeightsError(f"{path}: not weights of {facts.name}: {key!r} has shape {shapes}; {remedy}")
         if key in tensors and (odd := _odd(tensors[key], value)):
             raise WeightsError(f"{path}: not weights of {facts.name}: {key!r} {odd}; {SAVE}")
     teacher.load_state_dict({key: tensors.get(key, value) for key, value in wanted.items()})
+
+
+def _some(keys: Sequence[str]) -> str:
+    """The first SHOWN keys, and how many there are."""
+    shown = ", ".join(shorten(repr(key), 60, placeholder=" ...") for key in keys[:SHOWN])
+    return f"{shown} (and {len(keys) - SHOWN} more)" if len(keys) > SHOWN else shown
+
+
+def _remedy(keys: Collection[str], missing: Sequence[str], facts: BackboneFacts) -> str:
+    """What to do about a file with these `keys`, where some are `missing` or too many."""
+    if not missing:
+        return f"leave those out if it is {facts.name} with more beside it, else name its own --teacher"
+    first = missing[0]
+    before = next((key.removesuffix(first) for key in keys if key.endswith(f".{first}")), "")
+    if before and all(f"{before}{name}" in keys for name in missing):  # of a network in another one: `module.`
+        return f"take {before!r} off the beginnings of its names"
+    return f"its names must be those of {facts.weights_file}, {first!r} say: give such a file, or another --teacher"
 
 
 def _odd(tensor: Tensor, value: Tensor) -> str:
