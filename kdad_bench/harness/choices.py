@@ -20,12 +20,19 @@ class SelectionError(ValueError):
     """A selection that cannot be planned: an unknown method, variant, setting or seed; one line with the remedy."""
 
 
-def refuse_unchosen(method: str, chosen: Sequence[tuple[str, str]], said: str) -> None:
-    """Raises SelectionError for settings, `said` so, of a method that is not among the `chosen` (method, variant)s, if
-    any were chosen."""
+def unchosen(method: str, chosen: Sequence[tuple[str, str]]) -> str:
+    """Why settings of `method` serve nobody, in words: it is not among the `chosen` (method, variant)s, if any were
+    chosen; "" where it is."""
     names = dict.fromkeys(name for name, _ in chosen)
-    if names and method not in names:
-        raise SelectionError(f"--set {said}: {method} is not among the chosen methods ({', '.join(names)}); add it")
+    if not names or method in names:
+        return ""
+    return f"{method} is not among the chosen methods ({', '.join(names)}); add it"
+
+
+def refuse_unchosen(method: str, chosen: Sequence[tuple[str, str]], said: str) -> None:
+    """Raises SelectionError for settings, `said` so on the command line, of a method that is `unchosen`."""
+    if why := unchosen(method, chosen):
+        raise SelectionError(f"--set {said}: {why}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kdad_bench.harness.choices import refuse_unchosen, suggestion
+from kdad_bench.harness.choices import refuse_unchosen, suggestion, unchosen
 from kdad_bench.harness.options import RunOptions, RunTable, message_of, options_from, own
 from kdad_bench.methods import METHODS, known
 from kdad_bench.methods.backbones.names import BACKBONES
@@ -114,13 +114,11 @@ def options_and_file(said: Mapping[str, Any]) -> RunOptions:
 def refuse_settings_of_nobody(file: Path, config: Config, options: RunOptions) -> None:
     """Raises ConfigError for settings of a method that neither the file nor the command line has among its methods:
     nothing would read them. A command line that takes some of the file's methods leaves the others' settings alone."""
-    chosen = dict.fromkeys(name for name, _ in (*config.run.methods, *options.methods))
+    chosen = (*config.run.methods, *options.methods)
     for name in config.method_settings if options.methods else ():
-        if name not in chosen:
+        if why := unchosen(name, chosen):
             where = f"{file}:{line_of(file.read_text(encoding='utf-8-sig'), ('settings', name))}"
-            raise ConfigError(
-                f"{where}: settings.{name}: {name} is not among the methods ({', '.join(chosen)}); add it"
-            )
+            raise ConfigError(f"{where}: settings.{name}: {why}")
 
 
 def mistakes(path: Path, text: str, error: ValidationError) -> list[str]:

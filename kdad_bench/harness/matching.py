@@ -126,10 +126,12 @@ def match(maps: Sequence[Offer], scores: Sequence[Offer], chosen: Sequence[Categ
         if len(numbers) != 1:
             one.problems.append(misnamed(offer, one, images[name], numbers))
             continue
-        if of_map:
-            keep(one, one.maps, numbers[0], offer, "map")
-        if offer.score is not None:
-            keep(one, one.scores, numbers[0], offer, "score")
+        label = f"{one.label} {images[name].names[numbers[0]]}"
+        for what, kept, there in (("map", one.maps, of_map), ("score", one.scores, offer.score is not None)):
+            if there and numbers[0] in kept:
+                one.problems.append(f"{offer.where}: a second {what} of {label}, after {kept[numbers[0]].where}")
+            elif there:
+                kept[numbers[0]] = offer
     for one in found.values():
         one.problems += shared(one, known_files)
         one.problems += missing(one, "map", one.maps)
@@ -153,15 +155,6 @@ def misnamed(offer: Offer, one: Matched, images: Images, numbers: Sequence[int])
     said = f"{offer.key.defect}/{offer.key.name}" if offer.key.defect else offer.key.name
     said = offer.path if images.whole else said
     return f"{offer.where}: no test image '{said}' in {one.label}{suggestion(said, images.names)}"
-
-
-def keep(one: Matched, kept: dict[int, Offer], number: int, offer: Offer, what: str) -> None:
-    """Give `offer` to an image, unless it has one."""
-    if number in kept:
-        name = names_of(one.category)[number]
-        one.problems.append(f"{offer.where}: a second {what} of {one.label} {name}, after {kept[number].where}")
-        return
-    kept[number] = offer
 
 
 def shared(one: Matched, known: dict[str, str]) -> Iterator[str]:

@@ -82,9 +82,9 @@ def slashed(text: str) -> str:
     return "/".join(part for part in parts if part not in ("", "."))
 
 
-def key_of(text: str, known: Collection[str]) -> Key:
-    """What `text`, a path with any separators, says of the image: `[...][category/][test/][defect/]name`."""
-    parts = slashed(text).split("/")
+def key_of(said: str, known: Collection[str]) -> Key:
+    """What a path, as `slashed` writes it, says of the image: `[...][category/][test/][defect/]name`."""
+    parts = said.split("/")
     folders, name = parts[:-1], parts[-1] if parts else ""
     if len(folders) > 1 and folders[-1] == "rgb":  # MVTec 3D-AD keeps images of a defect one folder deeper
         folders.pop()
@@ -146,8 +146,8 @@ def of_stack(path: Path, known: Collection[str]) -> Iterator[Offer]:
     for number, name in enumerate(stack.names):
         score = stack.scores[number] if stack.scores else None
         where = f"{path}, map {number}"
-        key = key_of(name, known)
-        yield Offer(key=key, where=where, path=slashed(name), array=stack.maps[number], score=score)
+        said = slashed(name)
+        yield Offer(key=key_of(said, known), where=where, path=said, array=stack.maps[number], score=score)
 
 
 def of_index(path: Path, known: Collection[str]) -> Iterator[Offer]:
@@ -156,7 +156,8 @@ def of_index(path: Path, known: Collection[str]) -> Iterator[Offer]:
         if not line["map"]:
             raise OfferError(f"{where}: no map named in column `map`")
         score = score_of(line["score"], where) if line.get("score") else None
-        key, said = keyed(line, known), slashed(line["image"])
+        said = slashed(line["image"])
+        key = keyed(said, line, known)
         yield Offer(key=key, where=where, path=said, file=beside(path, line["map"]), score=score)
 
 
@@ -169,13 +170,14 @@ def beside(index: Path, name: str) -> Path:
 def of_scores(path: Path, known: Collection[str]) -> Iterator[Offer]:
     """The image scores of a table with the columns `image` and `score`."""
     for where, line in lines_of(path, ("image", "score"), ("category",)):
-        key, said = keyed(line, known), slashed(line["image"])
+        said = slashed(line["image"])
+        key = keyed(said, line, known)
         yield Offer(key=key, where=where, path=said, score=score_of(line["score"], where))
 
 
-def keyed(line: Mapping[str, str], known: Collection[str]) -> Key:
-    """The image of a line; its column `category` says more than the path."""
-    key = key_of(line["image"], known)
+def keyed(said: str, line: Mapping[str, str], known: Collection[str]) -> Key:
+    """The image of a line, of which its path says `said`; its column `category` says more."""
+    key = key_of(said, known)
     return key._replace(category=line["category"]) if line.get("category") else key
 
 

@@ -73,7 +73,9 @@ def test_settings_that_no_method_of_the_run_reads_are_refused(tmp_path: Path) ->
     path = written(
         tmp_path, '[run]\nmethods = ["stfpm", "padim"]\n[settings.stfpm]\nsteps = 3\n[settings.rd4ad]\nsteps = 3\n'
     )
-    with pytest.raises(ConfigError, match=r"bad.toml:5: settings.rd4ad: rd4ad is not among the methods .stfpm, padim"):
+    with pytest.raises(
+        ConfigError, match=r"bad.toml:5: settings.rd4ad: rd4ad is not among the chosen methods .stfpm, padim"
+    ):
         options_and_file({"config": str(path)})
     said = options_and_file({"config": str(path), "methods": ["rd4ad"]})  # of the file's methods none, and no fault
     assert said.method_settings["rd4ad"] == {"steps": 3}
