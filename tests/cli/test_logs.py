@@ -70,6 +70,16 @@ def test_a_log_that_is_begun_anew_is_read_from_its_beginning(
     assert lines[-1].startswith("end")
 
 
+def test_a_log_that_is_cut_in_its_middle_is_begun_anew(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = OLD + "".join(f'{{"event": "step", "step": {n}, "loss": 0.5}}\n' for n in range(3, 60))
+    log.write_text(many)
+    assert len(OLD) + 30 * 40 > logs.HEAD
+    cut = "".join(many.splitlines(keepends=True)[:33])
+    done = followed(log, monkeypatch, lambda: log.write_text(cut), lambda: added(log, END))
+    assert "begun anew" in done.stderr
+    assert len(done.stdout.splitlines()) == 60 + 33 + 1
+
+
 def test_a_log_that_grows_is_shown_once_and_one_that_is_gone_is_waited_for(
     log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
