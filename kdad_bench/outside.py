@@ -5,7 +5,6 @@ A file is read once. What runs, here and in worker processes, is what was hashed
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -16,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from kdad_bench.interrupts import by_a_person
 
 MOST_BYTES = 1 << 20  # of a file
 NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")  # of what an entry is called
@@ -57,6 +58,8 @@ def read(path: Path) -> bytes:
 
 def module_of(content: bytes, sha256: str, where: str) -> ModuleType:
     """The module of these bytes, run once in each process; raises OutsideError where it cannot be."""
+    from kdad_bench.process import loading  # loads NumPy
+
     name = f"kdad_bench_outside_{sha256[:16]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -64,10 +67,12 @@ def module_of(content: bytes, sha256: str, where: str) -> ModuleType:
     module.__file__ = where
     sys.modules[name] = module  # dataclasses and pickle look their module up
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is for answers
+        with loading():
             exec(compile(content, where, "exec", dont_inherit=True), module.__dict__)
-    except (Exception, SystemExit) as error:  # a person's code raises anything
+    except BaseException as error:  # a person's code raises anything
         del sys.modules[name]
+        if by_a_person(error):
+            raise
         raise OutsideError(f"{where}: cannot be imported ({said(error)}); mend it") from error
     return module
 
@@ -130,10 +135,15 @@ def installed_entry(group: str, name: str, checked: Callable[[Any, str], Any]) -
 
 def loaded(point: metadata.EntryPoint) -> tuple[Any, str]:
     """(what an entry point names, how messages name it); raises OutsideError where it cannot be imported."""
+    from kdad_bench.process import loading
+
     where = f"entry point {point.name} = {point.value}"
     try:
-        return point.load(), where
-    except (Exception, SystemExit) as error:
+        with loading():
+            return point.load(), where
+    except BaseException as error:
+        if by_a_person(error):
+            raise
         raise OutsideError(f"{where}: cannot be imported ({said(error)}); mend the package") from error
 
 

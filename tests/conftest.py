@@ -37,10 +37,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def nothing_is_left_set() -> Iterator[None]:
     """A test that leaves to the next what it set fails; else the order of the tests decides which of them pass."""
     from kdad_bench.methods.foreign import process_as_it_was, set_environment
+    from kdad_bench.process import ENVIRONMENT, FILTERS, SIGNALS  # pytest has its own for each part of a test
 
     random = [f"{whose} random state" for whose in ("torch's", "numpy's", "Python's")]
     before = variables()
-    with process_as_it_was(but=[*random, "environment variables"]) as moved:
+    with process_as_it_was(but=[*random, ENVIRONMENT, FILTERS, SIGNALS, "stdout and stderr"]) as moved:
         yield
     changed = sorted({name for name, _ in before.items() ^ variables().items()})
     if changed:

@@ -19,13 +19,10 @@ from types import FrameType
 import click
 
 from kdad_bench import __version__
+from kdad_bench.interrupts import Interrupted, Terminated
 
 SHOW_CURSOR = b"\x1b[?25h"
 MOST_LETTERS = 500  # of an error's text in its one line; the report has all of it
-
-
-class Terminated(BaseException):
-    """TERM arrived: everything on the way out is put in order, as at Ctrl-C."""
 
 
 @contextlib.contextmanager
@@ -57,7 +54,7 @@ def leave(code: int, words: str) -> None:
 def first_interrupt(number: int, frame: FrameType | None) -> None:
     """Ctrl-C: what runs puts itself in order; a second one waits for nothing."""
     signal.signal(signal.SIGINT, second_interrupt)
-    raise KeyboardInterrupt
+    raise Interrupted
 
 
 def second_interrupt(number: int, frame: FrameType | None) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
@@ -18,7 +19,9 @@ from kdad_bench.datasets.category import MODALITIES, UNPRINTABLE, DatasetError, 
 from kdad_bench.datasets.entry import Archive, Counts, Entry, Layout
 from kdad_bench.datasets.listing import is_folder
 from kdad_bench.datasets.survey import Survey
+from kdad_bench.interrupts import by_a_person
 from kdad_bench.outside import OutsideError
+from kdad_bench.process import aside, in_main_thread
 
 GROUP = "kdad_bench.datasets"  # entry points of installed packages: NAME = "module:ENTRY"
 STAND_IN = "synthetic_"  # how the names of drawn stand-ins begin
@@ -147,12 +150,16 @@ def guarded_drawing(drawn: Callable[[Sequence[str]], Path], where: str) -> Calla
 
 
 def asked(ask: Callable[[], Any], where: str, what: str) -> Any:
-    """What a person's code answers; whatever it raises but DatasetError becomes one."""
+    """What a person's code answers; whatever it raises but DatasetError becomes one, what it sets is put back, and what
+    it prints goes to stderr."""
     try:
-        return ask()
+        with aside() if in_main_thread() else nullcontext():
+            return ask()
     except DatasetError:
         raise
-    except (Exception, SystemExit) as error:  # a person's code raises anything
+    except BaseException as error:  # a person's code raises anything
+        if by_a_person(error):
+            raise
         raise DatasetError(f"{where}: its {what} failed ({code.said(error)}); mend it") from error
 
 

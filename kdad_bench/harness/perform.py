@@ -20,6 +20,7 @@ from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods.foreign import guarded
 from kdad_bench.outside import text_of
+from kdad_bench.process import Escaped
 
 
 def perform(job: Job, work: Work) -> Row | NoResult | None:
@@ -41,7 +42,7 @@ def perform(job: Job, work: Work) -> Row | NoResult | None:
                 with step_log(job, work) as log, guarded():
                     row = run(job, work, log)
             return kept(row, job, work)
-    except (Exception, SystemExit) as error:  # a method's own code raises anything
+    except Exception as error:  # a method's own code raises anything
         reason = reason_of(error)
         return NoResult(reason) if of_surroundings(error, job) else record_failure(job, work, reason)
 
@@ -81,6 +82,7 @@ def written(row: Row, work: Work) -> Row | NoResult:
 
 def reason_of(error: BaseException) -> str:
     """One line that tells a person what happened: type, text and the innermost line of this package."""
+    error = error.__cause__ if isinstance(error, Escaped) and error.__cause__ else error
     text = " ".join(text_of(error).split()) or "no message"
     place = ""
     for frame in traceback.extract_tb(error.__traceback__):

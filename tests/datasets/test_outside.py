@@ -17,6 +17,7 @@ from kdad_bench import datasets
 from kdad_bench.cli import cli
 from kdad_bench.datasets import outside
 from kdad_bench.leaderboard import store
+from kdad_bench.process import LOADED, SHARED, same
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding-a-data-set.md"
 FLAT = re.search(r"```python\n(\"\"\"Flat:.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[1]  # type: ignore[index]
@@ -82,6 +83,30 @@ def test_a_table_that_sorts_the_files_is_part_of_the_data(tmp_path: Path, tiny_t
     moved = replace(tree, train=tree.train[1:], validation=tree.train[:1])
     other = replace(tree, test=(replace(tree.test[0], defect="dent"), *tree.test[1:]))
     assert len({datasets.fingerprint(one) for one in (tree, moved, other)}) == 3
+
+
+def test_what_its_code_sets_and_prints_is_put_back_and_no_output_of_ours(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rough = (
+        "import sys, warnings\nimport numpy as np\nfrom PIL import ImageFile\nnp.seterr(all='raise')\nprint('loaded')\n"
+    )
+    deeds = (
+        "        print('asked')\n        sys.setrecursionlimit(9999)\n        ImageFile.LOAD_TRUNCATED_IMAGES = True\n"
+    )
+    asks = re.search(r"    def survey\(self.*?\n", FLAT)[0]  # type: ignore[index]
+    assert FLAT.count(asks) == 1
+    future = "from __future__ import annotations\n"
+    text = FLAT.replace(asks, asks + deeds).replace(future, future + rough, 1)
+    assert rough in text
+    names = [name for name in SHARED if name not in LOADED]
+    before = {name: SHARED[name][0]() for name in names}
+    name = outside.add_file(written(tmp_path, text), "", ())
+    assert [one.name for one in datasets.categories(name, root)] == ["bolt"]
+    assert [name for name in names if not same(SHARED[name][0](), before[name])] == []
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert {"loaded", "asked"} <= {*err.split()}
 
 
 def test_every_command_knows_it(root: Path, tmp_path: Path) -> None:

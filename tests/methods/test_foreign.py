@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import io
+import locale
 import os
+import random
+import signal
 import sys
+import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageFile
 
+from kdad_bench import outside
+from kdad_bench.interrupts import Interrupted, Terminated
 from kdad_bench.methods.foreign import SHARED, guarded, process_as_it_was
+from kdad_bench.process import ENVIRONMENT, FILTERS, LOADED, same
 
 pytestmark = pytest.mark.usefixtures("precision_as_it_was")
 
@@ -27,11 +40,12 @@ def test_prints_go_to_stderr_and_whoever_closes_stdout_closes_nothing(capsys: py
 
 
 def spoil(folder: Path) -> None:
-    """Set all that a process shares, and fail."""
+    """Set much of what a process shares, and fail."""
     os.chdir(folder)
     del os.environ["KEPT"]
     torch.set_default_dtype(torch.float64)
     torch.set_grad_enabled(False)
+    np.seterr(all="raise")
     torch.rand(3)
     raise ZeroDivisionError
 
@@ -42,6 +56,162 @@ def test_what_was_set_is_put_back_where_an_error_ends_it_too(tmp_path: Path, mon
     with pytest.raises(ZeroDivisionError), guarded():
         spoil(tmp_path)
     assert {name: str(ask()) for name, (ask, _) in SHARED.items()} == before
+
+
+def set_flag(where: object, name: str, value: object) -> Callable[[], None]:
+    return lambda: setattr(where, name, value)
+
+
+def other_stderr() -> None:
+    sys.stderr = io.StringIO()
+
+
+def no_gradients() -> None:
+    torch.set_grad_enabled(False)
+
+
+CUDA, CUDNN, MKLDNN = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+# what somebody's code does -> the name of what it moves
+DEEDS: tuple[tuple[str, Callable[[], object]], ...] = (
+    ("numpy's random state", lambda: np.random.seed(5)),  # noqa: NPY002
+    ("numpy's random state", lambda: np.random.rand()),  # noqa: NPY002
+    ("Python's random state", lambda: random.seed(5)),
+    ("numpy's errors", lambda: np.seterr(all="raise")),
+    ("numpy's errors", lambda: np.seterrcall(lambda *_: None)),
+    ("how Pillow reads pictures", set_flag(ImageFile, "LOAD_TRUNCATED_IMAGES", True)),
+    ("how Pillow reads pictures", set_flag(Image, "MAX_IMAGE_PIXELS", None)),
+    ("the current folder", lambda: os.chdir("/")),
+    ("environment variables", lambda: os.environ.update(NEW="1")),
+    ("where modules are looked for", lambda: sys.path.insert(0, "/nowhere")),
+    ("which warnings are shown", lambda: warnings.simplefilter("ignore")),
+    ("which warnings are shown", set_flag(warnings, "showwarning", print)),
+    ("what is done at signals", lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)),
+    ("what is done at signals", lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})),
+    ("the recursion limit", lambda: sys.setrecursionlimit(sys.getrecursionlimit() + 7)),
+    ("the collection of garbage", gc.disable),
+    ("the collection of garbage", lambda: gc.set_threshold(1)),
+    ("the permissions of new files", lambda: os.umask(0o777)),
+    ("stdout and stderr", other_stderr),
+    ("torch's random state", lambda: torch.manual_seed(5)),
+    ("torch's default type", lambda: torch.set_default_dtype(torch.float64)),
+    ("torch's default device", lambda: torch.set_default_device("meta")),
+    ("torch's threads", lambda: torch.set_num_threads(torch.get_num_threads() + 1)),
+    ("torch's denormals", lambda: torch.set_flush_denormal(True)),
+    *(("torch's libraries", set_flag(CUDNN, name, not getattr(CUDNN, name))) for name in ("enabled", "benchmark")),
+    ("torch's libraries", set_flag(CUDNN, "deterministic", not CUDNN.deterministic)),
+    ("torch's libraries", set_flag(MKLDNN, "enabled", False)),
+    ("torch's libraries", set_flag(CUDA.matmul, "allow_fp16_reduced_precision_reduction", False)),
+    ("torch's libraries", lambda: CUDA.enable_math_sdp(False)),
+    ("torch's autocast", lambda: torch.autocast("cpu", torch.bfloat16).__enter__()),
+    ("torch's autocast", lambda: torch.set_autocast_dtype("cuda", torch.bfloat16)),
+    ("torch's search for NaN", lambda: torch.autograd.set_detect_anomaly(True)),
+    ("whether gradients are kept", no_gradients),
+    ("whether algorithms are deterministic", lambda: torch.use_deterministic_algorithms(True, warn_only=True)),
+)
+
+
+@pytest.mark.parametrize(("name", "deed"), DEEDS, ids=[f"{name} {n}" for n, (name, _) in enumerate(DEEDS)])
+def test_each_thing_that_is_set_inside_is_named_and_put_back(name: str, deed: Callable[[], object]) -> None:
+    ask = SHARED[name][0]
+    before = ask()
+    with process_as_it_was() as moved:
+        deed()
+        assert not same(ask(), before)
+    late = {ENVIRONMENT, FILTERS} - {name}  # parts of torch set them, once, as they are imported
+    assert [one for one in moved if one not in late] == [name]
+    assert same(ask(), before)
+
+
+def test_there_is_a_deed_for_all_that_is_shared() -> None:
+    apart = {"the precision of products", "the locale"}  # have tests of their own
+    assert {name for name, _ in DEEDS} == set(SHARED) - apart
+
+
+def test_a_locale_is_put_back() -> None:
+    before = locale.setlocale(locale.LC_ALL)
+    names = ("C", "C.UTF-8", "POSIX")
+    with process_as_it_was() as moved:
+        for name in names:
+            with contextlib.suppress(locale.Error):
+                locale.setlocale(locale.LC_CTYPE, name)
+            if locale.setlocale(locale.LC_ALL) != before:
+                break
+    assert moved == ["the locale"]
+    assert locale.setlocale(locale.LC_ALL) == before
+
+
+def test_an_alarm_that_a_job_sets_does_not_ring_in_the_next() -> None:
+    rings, running = signal.getsignal(signal.SIGALRM), signal.setitimer(signal.ITIMER_REAL, 0)  # pytest may have one
+    try:
+        with process_as_it_was() as moved:
+            signal.alarm(1000)
+        assert moved == ["what is done at signals"]
+        assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    finally:
+        signal.signal(signal.SIGALRM, rings)
+        signal.setitimer(signal.ITIMER_REAL, *running)
+
+
+def stopped(ended: type[BaseException], second: Any) -> None:
+    signal.signal(signal.SIGINT, second)
+    np.seterr(all="raise")
+    raise ended
+
+
+@pytest.mark.parametrize("ended", [Interrupted, Terminated])
+def test_what_the_first_signal_of_a_person_says_of_the_second_stays(ended: type[BaseException]) -> None:
+    before, second = signal.getsignal(signal.SIGINT), signal.SIG_IGN
+    try:
+        with pytest.raises(ended), process_as_it_was():
+            stopped(ended, second)
+        assert signal.getsignal(signal.SIGINT) is second
+        assert np.geterr()["over"] == "warn"
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_thread_that_is_not_the_main_one_puts_back_what_it_can() -> None:
+    def other() -> None:  # signals wait for each thread apart
+        with process_as_it_was() as moved:
+            np.seterr(all="raise")
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        found.extend(moved)
+        found.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+    found: list[Any] = []
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert found == ["numpy's errors", "what is done at signals", set()]
+
+
+FILE = """
+import gc, os, sys, warnings
+import numpy as np
+import torch
+
+print("loaded")
+np.seterr(all="raise")
+torch.set_default_dtype(torch.float64)
+warnings.simplefilter("ignore")
+gc.disable()
+sys.path.append("/mine")
+os.environ["MINE"] = "1"
+"""
+
+
+def test_what_a_file_sets_as_it_is_imported_is_put_back_but_for_what_libraries_read(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINE", "0")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    names = [name for name in SHARED if name not in LOADED]
+    before = {name: SHARED[name][0]() for name in names}
+    outside.module_of(FILE.encode(), "5" * 64, "file.py")
+    assert [name for name in names if not same(SHARED[name][0](), before[name])] == []
+    assert (sys.path[-1], os.environ["MINE"]) == ("/mine", "1")
+    assert capsys.readouterr() == ("", "loaded\n")
+    del sys.modules[f"kdad_bench_outside_{'5' * 16}"]
 
 
 BACKENDS: Any = torch.backends  # its stubs lack most of it
@@ -122,7 +292,7 @@ def test_that_algorithms_only_warn_is_put_back() -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
         with process_as_it_was() as moved:
             torch.use_deterministic_algorithms(True)
-        assert moved == ["whether algorithms are deterministic"]
+        assert {*moved} - {ENVIRONMENT, FILTERS} == {"whether algorithms are deterministic"}
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.set_deterministic_debug_mode(before)
