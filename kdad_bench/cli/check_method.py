@@ -3,34 +3,54 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from kdad_bench.cli import BadInput
+from kdad_bench.cli import BadInput, Number
 from kdad_bench.leaderboard.text import printable
 
+if TYPE_CHECKING:
+    from kdad_bench.harness.check_method import Verdict
 
-@click.command("check-method")
+
+@click.command("check-method", context_settings={"show_default": True})
 @click.argument("method", metavar="FILE[:ENTRY]")
-def check_method(method: str) -> None:
+@click.option(
+    "--timeout",
+    type=Number(min=0.0, min_open=True),
+    default=600.0,
+    metavar="SECONDS",
+    help="Give a rule up after this long.",
+)
+def check_method(method: str, timeout: float) -> None:
     """Check a method: FILE.py[:ENTRY], or the name of one that is known. Exit code 1 if it breaks a rule.
 
-    It is trained for a few steps on small drawn images, with a teacher of random weights; nothing is downloaded.
+    It is trained for a few steps on small drawn images, with a teacher of random weights; nothing is downloaded. It
+    runs in a process of its own: exit code 2 where its code ends that, or where a rule takes longer than --timeout.
     """
-    from kdad_bench.harness.check_method import check
-    from kdad_bench.harness.choices import SelectionError, method_choice
+    from contextlib import closing
 
+    from kdad_bench.harness.check_method import Unfinished, check_apart
+    from kdad_bench.harness.choices import SelectionError
+
+    name, broken = method, 0
     try:
-        name, variant = method_choice(method)
-    except SelectionError as error:
+        with closing(check_apart(method, timeout)) as answers:
+            for answer in answers:
+                if isinstance(answer, str):
+                    name = answer
+                    continue
+                click.echo(printable(line(answer)))
+                broken += not answer.kept
+    except (SelectionError, Unfinished) as error:
         raise BadInput(str(error).removeprefix("--method ")) from error
-    if variant:
-        raise BadInput(f"{method}: variants are not checked apart; leave ':{variant}' out")
-    broken = 0
-    for verdict in check(name):
-        mark = "ok    " if verdict.kept else "BROKEN"
-        said = verdict.reason or (f"not applicable, {verdict.remark}" if verdict.remark else "")
-        click.echo(printable(f"{mark}  {verdict.rule}{f': {said}' if said else ''}"))
-        broken += not verdict.kept
     click.echo(f"{name}: {f'{broken} rules broken' if broken else 'keeps every rule'}")
     sys.exit(1 if broken else 0)
+
+
+def line(verdict: Verdict) -> str:
+    """A verdict for people."""
+    mark = "ok    " if verdict.kept else "BROKEN"
+    said = verdict.reason or (f"not applicable, {verdict.remark}" if verdict.remark else "")
+    return f"{mark}  {verdict.rule}{f': {said}' if said else ''}"

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from kdad_bench.harness.choices import SelectionError, method_choice
+from kdad_bench.harness.executors import HELD, READY, death, die_with, interrupts_held
 from kdad_bench.harness.scoring import checked, finite, score_all
+from kdad_bench.interrupts import by_a_person
 from kdad_bench.methods import entry
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.backbones.weights import load_teacher
@@ -22,6 +29,7 @@ from kdad_bench.methods.checkpoint import load, save
 from kdad_bench.methods.foreign import guarded, process_as_it_was
 from kdad_bench.methods.protocol import Fitting, Method, Scores
 from kdad_bench.outside import text_of
+from kdad_bench.process import FILTERS
 
 CPU = torch.device("cpu")
 SIDE = 64  # px, of the images and of what the networks see
@@ -46,7 +54,7 @@ class Broken(Exception):
     """A rule is broken; the message says how."""
 
 
-class Interrupted(Exception):
+class HalfWay(Exception):
     """What stops a training half way."""
 
 
@@ -229,11 +237,11 @@ def resumes(bench: Bench) -> str:
 
         def stop(step: int, terms: Mapping[str, float]) -> None:
             if step > 2:
-                raise Interrupted
+                raise HalfWay
 
         try:
             bench.fitted(Fitting(log=stop, log_every=1, checkpoint=place, checkpoint_every_seconds=0))
-        except Interrupted:
+        except HalfWay:
             if not any(one.is_file() for one in Path(folder).rglob("*")):
                 return "it keeps no checkpoints: an interrupted training starts anew"
             same_state(
@@ -273,10 +281,10 @@ def seed_decides(bench: Bench) -> str:
 
 def process_stays(bench: Bench) -> str:
     """Other jobs run in the same process: neither its random states nor its settings move."""
-    with process_as_it_was() as moved:
+    with process_as_it_was(but=(FILTERS,)) as moved:  # which libraries set as they are imported
         method = bench.fitted()
     refuse_moved("building or fitting", moved)
-    with process_as_it_was() as moved:
+    with process_as_it_was(but=(FILTERS,)) as moved:
         bench.scores(method, defective(3, seed=15))
     refuse_moved("scoring", moved)
     return ""
@@ -316,9 +324,70 @@ def verdict_of(rule: str, judge: Callable[[Bench], str], name: str) -> Verdict:
         return Verdict(rule=rule, remark=judge(Bench(name)))
     except Broken as error:
         return Verdict(rule=rule, reason=str(error))
-    except (Exception, SystemExit) as error:  # a method's own code raises anything
+    except BaseException as error:  # a method's own code raises anything
+        if by_a_person(error):
+            raise
         said = " ".join(text_of(error).split())[:300]
         return Verdict(rule=rule, reason=f"it raises {type(error).__name__}: {said}")
+
+
+class Unfinished(ValueError):
+    """The rules could not be gone through: one line that says what the method's code did instead, and what to do."""
+
+
+def check_apart(method: str, seconds: float) -> Generator[str | Verdict, None, None]:
+    """The name of a method, then the verdict on each rule as it comes, of a process of its own: what the method's code
+    does to its process ends nothing here.
+
+    `method` is FILE[:ENTRY] or a name, `seconds` are given to each rule. Raises SelectionError for what is no method,
+    and Unfinished where its process ends, or a rule does not.
+    """
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=answer, args=(theirs, method, os.getpid()), daemon=True)
+    with interrupts_held():  # a starting process would answer Ctrl-C with a traceback
+        process.start()
+    theirs.close()
+    try:
+        for step in ("it starts", "it is imported", *(f"the rule '{rule}' is checked" for rule in RULES)):
+            if not ours.poll(None if step == "it starts" else seconds):  # which is no matter of the method's
+                raise Unfinished(
+                    f"{method}: nothing comes back while {step}, for --timeout {seconds:g} s: it hangs, or needs longer"
+                )
+            try:
+                said = ours.recv()
+            except (EOFError, OSError) as error:
+                process.join(timeout=5)
+                how = death(process.exitcode)
+                raise Unfinished(
+                    f"{method}: its code ends the whole process while {step} ({how}); raise an error instead"
+                ) from error
+            if isinstance(said, SelectionError):
+                raise said
+            if said != READY:
+                yield said
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+
+
+def answer(pipe: Connection, method: str, parent: int) -> None:
+    """The life of the process of `check_apart`: what it has to say goes through `pipe`."""
+    for number in HELD:  # Ctrl-C is the parent's to handle
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=die_with, args=(parent,), daemon=True).start()
+    pipe.send(READY)
+    try:
+        name, variant = method_choice(method)
+        if variant:
+            raise SelectionError(f"{method}: variants are not checked apart; leave ':{variant}' out")
+    except SelectionError as error:
+        pipe.send(error)
+        return
+    pipe.send(name)
+    for verdict in check(name):
+        pipe.send(verdict)
 
 
 class Opened(NamedTuple):

@@ -59,6 +59,7 @@ def on_a_gpu(jobs: Sequence[Job], options: RunOptions) -> Workforce:
     if options.executor == "ray":
         return Workforce("ray", 0, threads, drawers, bound)
     apart = options.executor == "local" or options.job_timeout is not None or at_a_time > 1 or bound is not None
+    apart = apart or to_itself(jobs, options)
     return Workforce("local" if apart else "in-process", at_a_time, threads, drawers, bound)
 
 
@@ -84,12 +85,19 @@ def cores_shared(jobs: Sequence[Job], options: RunOptions) -> Workforce:
     if options.executor == "ray":
         return Workforce("ray", 0, threads)
     processes = options.executor == "local" or options.job_timeout is not None  # only a process can be stopped
+    processes = processes or to_itself(jobs, options)
     if options.executor == "in-process" or (options.workers == 1 and not processes):
         return Workforce("in-process", 1, threads)
     workers = options.workers or side_by_side(jobs, threads)
     if options.workers is None and not processes and not worth_it(jobs, workers):
         workers = 1
     return Workforce("local" if processes or workers > 1 else "in-process", workers, threads)
+
+
+def to_itself(jobs: Sequence[Job], options: RunOptions) -> bool:
+    """Whether a process of its own is for code from outside this package, which may end whatever process it is in,
+    unless it is said where jobs run."""
+    return options.executor is None and options.workers is None and any(job.code for job in jobs)
 
 
 def hint(jobs: Sequence[Job], force: Workforce) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 
 import kdad_bench
 from kdad_bench.cli import cli
+from kdad_bench.cli.ending import first_interrupt
 from kdad_bench.leaderboard import store
 from kdad_bench.methods import METHODS, outside
 from kdad_bench.outside import module_of
@@ -34,7 +36,8 @@ def command(*arguments: object) -> Result:
 
 def run(method: object, tree: Path, out: Path, *more: object) -> Result:
     what = ("-d", f"folder:{tree}", "-c", "bolt", "--seeds", "1", "--resolution", 64, "--no-pictures", "--out", out)
-    return command("run", "--method", method, *what, *more)
+    here = () if {"--executor", "--workers"} & {*more} else ("--workers", 1)  # in this process
+    return command("run", "--method", method, *what, *here, *more)
 
 
 def written(folder: Path, text: str = PLAIN, name: str = "plain.py") -> Path:
@@ -187,6 +190,38 @@ def test_a_method_that_exits_is_a_failed_job_and_no_success(tiny_tree: Path, tmp
     (row,) = store.read(tmp_path / "out").rows()
     assert row["status"] == "failed"
     assert row["reason"].startswith("SystemExit: 0")
+
+
+def test_a_method_that_ends_its_process_is_a_failed_job(tiny_tree: Path, tmp_path: Path) -> None:
+    text = PLAIN.replace(SCORE, SCORE + "        import os; os._exit(0)\n", 1)
+    path, out = written(tmp_path, text), tmp_path / "out"
+    result = command("run", "-m", path, "-d", f"folder:{tiny_tree}", "-c", "bolt", "--seeds", 1, "--resolution", 64,
+                     "--no-pictures", "--no-measure-speed", "--out", out)  # fmt: skip
+    assert result.exit_code == 1, result.output
+    (row,) = store.read(out).rows()
+    assert (row["status"], row["reason"]) == ("failed", "its worker process died (exit code 0)")
+
+
+@pytest.mark.parametrize("raised", ["KeyboardInterrupt('mine')", "type('Own', (BaseException,), {})('mine')"])
+def test_whatever_a_method_raises_is_a_failed_job_and_a_signal_of_a_person_ends_the_run(
+    raised: str, tiny_tree: Path, tmp_path: Path
+) -> None:
+    text = PLAIN.replace(SCORE, SCORE + f"        raise {raised}\n", 1)
+    before = signal.signal(signal.SIGINT, first_interrupt)  # as the command has it
+    try:
+        result = run(written(tmp_path, text), tiny_tree, tmp_path / "out", "--no-measure-speed")
+        assert result.exit_code == 1, result.output
+        (row,) = store.read(tmp_path / "out").rows()
+        assert row["status"] == "failed"
+        assert ": mine (at " in row["reason"]
+        outside.ADDED.clear()
+        text = PLAIN.replace(SCORE, SCORE + "        import os; os.kill(os.getpid(), 2)\n", 1)
+        stopped = run(written(tmp_path, text), tiny_tree, tmp_path / "person", "--no-measure-speed")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stopped.exit_code == 130, stopped.output
+    assert "Stopped. Finished jobs are kept" in stopped.output
+    assert store.read(tmp_path / "person").rows() == []
 
 
 def test_an_error_that_cannot_be_said_is_a_failed_job(tiny_tree: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from kdad_bench.cli import cli
-from kdad_bench.harness.check_method import RULES, Verdict, check
+from kdad_bench.harness.check_method import RULES, Bench, Verdict, check, verdict_of
+from kdad_bench.interrupts import Interrupted, Terminated
 from kdad_bench.methods import METHODS, outside
 
 PLAIN = (Path(__file__).parent / "plain_method.py.txt").read_text()
@@ -238,6 +240,67 @@ def test_the_command_says_a_verdict_and_its_exit_code_tells(text: str, code: int
     result = CliRunner().invoke(cli, ["check-method", str(tmp_path / "plain.py")])
     assert result.exit_code == code, result.output
     assert words in result.stdout
+
+
+UNFINISHED = {
+    "ends the process as it learns": (
+        PLAIN.replace(FIT, FIT + "        import os; os._exit(0)\n"),
+        "its code ends the whole process while the rule 'answers: shapes, float32, finite' is checked (exit code 0)",
+    ),
+    "ends the process as it is imported": (
+        "import os\nos._exit(0)\n",
+        "its code ends the whole process while it is imported (exit code 0)",
+    ),
+    "kills the process": (
+        PLAIN.replace(FIT, FIT + "        import os; os.kill(os.getpid(), 9)\n"),
+        "is checked (signal SIGKILL)",
+    ),
+    "hangs": (
+        PLAIN.replace(FIT, FIT + "        import time; time.sleep(1000)\n"),
+        "nothing comes back while the rule 'answers: shapes, float32, finite' is checked, for --timeout 3 s",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", UNFINISHED)
+def test_a_method_that_ends_its_process_or_never_returns_is_one_line_and_exit_code_2(
+    fault: str, tmp_path: Path
+) -> None:
+    text, words = UNFINISHED[fault]
+    path = tmp_path / "plain.py"
+    path.write_text(text)
+    result = CliRunner().invoke(cli, ["check-method", str(path), "--timeout", "3" if fault == "hangs" else "200"])
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"kdad-bench: {path}: ")
+    assert words in line
+
+
+@pytest.mark.parametrize("raised", ["KeyboardInterrupt", "type('Own', (BaseException,), {})"])
+def test_whatever_a_method_raises_is_a_verdict_where_no_person_ends_it(raised: str, tmp_path: Path) -> None:
+    text = PLAIN.replace(FIT, FIT + f"        raise {raised}('mine')\n")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a process of its own
+    try:
+        found = judged(text, tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "mine" in found["answers: shapes, float32, finite"].reason
+
+
+@pytest.mark.parametrize("ended", [Interrupted, Terminated, KeyboardInterrupt])
+def test_a_signal_of_a_person_ends_the_check(ended: type[BaseException], tmp_path: Path) -> None:
+    def judge(_: Bench) -> str:
+        raise ended
+
+    path = tmp_path / "plain.py"
+    path.write_text(PLAIN)
+    name = outside.add_file(path, "", METHODS)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(ended):
+            verdict_of("rule", judge, name)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_file_that_is_no_method_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

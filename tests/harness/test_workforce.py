@@ -248,3 +248,17 @@ def test_rows_do_not_depend_on_how_many_jobs_run_side_by_side(tmp_path: Path) ->
         assert differ <= set(TIMES), {column: (row[column], two[job][column]) for column in differ - set(TIMES)}
         assert row["losses"] == two[job]["losses"]
         assert row["threads"] == two[job]["threads"] == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "executor"),
+    [({}, "local"), ({"workers": 1}, "in-process"), ({"executor": "in-process"}, "in-process")],
+)
+def test_code_from_outside_has_a_process_of_its_own_unless_it_is_said_where_jobs_run(
+    tiny_tree: Path, said: dict[str, Any], executor: str
+) -> None:
+    (job, *_) = jobs_of(tiny_tree)
+    for device in ("cpu", "cuda:0"):
+        theirs = replace(job, code="5" * 64, device=device)
+        assert workforce([theirs], options_from(said)).executor == executor
+        assert workforce([replace(theirs, code="")], options_from(said)).executor == "in-process"
