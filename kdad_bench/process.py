@@ -46,8 +46,9 @@ def go_to(folder: str) -> None:
 
 
 def set_search_path(places: list[str]) -> None:
-    """In the list that is there: others hold it."""
-    sys.path[:] = places
+    """These places first, in the list that is there, as others hold it. New ones stay behind them, where they hide no
+    module: libraries add some for themselves as they are imported, and look there later."""
+    sys.path[:] = [*places, *(place for place in sys.path if place not in places)]
 
 
 def filters() -> tuple[list[Any], Any]:
@@ -124,6 +125,7 @@ SEARCH_PATH = "where modules are looked for"
 FILTERS = "which warnings are shown"
 SIGNALS = "what is done at signals"
 LOADED = (ENVIRONMENT, SEARCH_PATH)  # what a module may set for good as it is imported: libraries read them later
+LATE = (FILTERS, SEARCH_PATH)  # what libraries set in the middle of a job, as they are imported there
 
 # what code of others shares with whatever runs beside and after it -> how it is asked for, and put back
 SHARED: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {

@@ -37,11 +37,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def nothing_is_left_set() -> Iterator[None]:
     """A test that leaves to the next what it set fails; else the order of the tests decides which of them pass."""
     from kdad_bench.methods.foreign import process_as_it_was, set_environment
-    from kdad_bench.process import ENVIRONMENT, FILTERS, SIGNALS  # pytest has its own for each part of a test
+    from kdad_bench.process import ENVIRONMENT, FILTERS, SEARCH_PATH, SIGNALS
 
     random = [f"{whose} random state" for whose in ("torch's", "numpy's", "Python's")]
+    # pytest has its own of these for each part of a test, and libraries that it imports set some for good
+    others = [ENVIRONMENT, FILTERS, SEARCH_PATH, SIGNALS, "stdout and stderr", "the collection of garbage"]
     before = variables()
-    with process_as_it_was(but=[*random, ENVIRONMENT, FILTERS, SIGNALS, "stdout and stderr"]) as moved:
+    with process_as_it_was(but=[*random, *others]) as moved:
         yield
     changed = sorted({name for name, _ in before.items() ^ variables().items()})
     if changed:

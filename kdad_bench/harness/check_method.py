@@ -29,7 +29,7 @@ from kdad_bench.methods.checkpoint import load, save
 from kdad_bench.methods.foreign import guarded, process_as_it_was
 from kdad_bench.methods.protocol import Fitting, Method, Scores
 from kdad_bench.outside import text_of
-from kdad_bench.process import FILTERS
+from kdad_bench.process import LATE
 
 CPU = torch.device("cpu")
 SIDE = 64  # px, of the images and of what the networks see
@@ -281,10 +281,10 @@ def seed_decides(bench: Bench) -> str:
 
 def process_stays(bench: Bench) -> str:
     """Other jobs run in the same process: neither its random states nor its settings move."""
-    with process_as_it_was(but=(FILTERS,)) as moved:  # which libraries set as they are imported
+    with process_as_it_was(but=LATE) as moved:
         method = bench.fitted()
     refuse_moved("building or fitting", moved)
-    with process_as_it_was(but=(FILTERS,)) as moved:
+    with process_as_it_was(but=LATE) as moved:
         bench.scores(method, defective(3, seed=15))
     refuse_moved("scoring", moved)
     return ""

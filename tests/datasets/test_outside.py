@@ -96,8 +96,7 @@ def test_what_its_code_sets_and_prints_is_put_back_and_no_output_of_ours(
     )
     asks = re.search(r"    def survey\(self.*?\n", FLAT)[0]  # type: ignore[index]
     assert FLAT.count(asks) == 1
-    future = "from __future__ import annotations\n"
-    text = FLAT.replace(asks, asks + deeds).replace(future, future + rough, 1)
+    text = FLAT.replace(asks, asks + deeds).replace("\n\n", f"\n\n{rough}", 1)
     assert rough in text
     names = [name for name in SHARED if name not in LOADED]
     before = {name: SHARED[name][0]() for name in names}

@@ -22,9 +22,10 @@ import torch
 from PIL import Image, ImageFile
 
 from kdad_bench import outside
+from kdad_bench.cli.ending import first_interrupt
 from kdad_bench.interrupts import Interrupted, Terminated
 from kdad_bench.methods.foreign import SHARED, guarded, process_as_it_was
-from kdad_bench.process import ENVIRONMENT, FILTERS, LOADED, same
+from kdad_bench.process import ENVIRONMENT, LATE, LOADED, SEARCH_PATH, Escaped, same
 
 pytestmark = pytest.mark.usefixtures("precision_as_it_was")
 
@@ -82,7 +83,6 @@ DEEDS: tuple[tuple[str, Callable[[], object]], ...] = (
     ("how Pillow reads pictures", set_flag(Image, "MAX_IMAGE_PIXELS", None)),
     ("the current folder", lambda: os.chdir("/")),
     ("environment variables", lambda: os.environ.update(NEW="1")),
-    ("where modules are looked for", lambda: sys.path.insert(0, "/nowhere")),
     ("which warnings are shown", lambda: warnings.simplefilter("ignore")),
     ("which warnings are shown", set_flag(warnings, "showwarning", print)),
     ("what is done at signals", lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)),
@@ -117,14 +117,24 @@ def test_each_thing_that_is_set_inside_is_named_and_put_back(name: str, deed: Ca
     with process_as_it_was() as moved:
         deed()
         assert not same(ask(), before)
-    late = {ENVIRONMENT, FILTERS} - {name}  # parts of torch set them, once, as they are imported
+    late = {ENVIRONMENT, *LATE} - {name}  # parts of torch set them, once, as they are imported
     assert [one for one in moved if one not in late] == [name]
     assert same(ask(), before)
 
 
 def test_there_is_a_deed_for_all_that_is_shared() -> None:
-    apart = {"the precision of products", "the locale"}  # have tests of their own
+    apart = {"the precision of products", "the locale", SEARCH_PATH}  # have tests of their own
     assert {name for name, _ in DEEDS} == set(SHARED) - apart
+
+
+def test_a_place_of_modules_that_is_added_hides_none_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = [*sys.path]
+    with process_as_it_was() as moved:
+        sys.path.insert(0, "/mine")
+        sys.path.remove(before[-1])
+    assert moved == [SEARCH_PATH]
+    assert sys.path == [*before, "/mine"]
 
 
 def test_a_locale_is_put_back() -> None:
@@ -166,6 +176,30 @@ def test_what_the_first_signal_of_a_person_says_of_the_second_stays(ended: type[
             stopped(ended, second)
         assert signal.getsignal(signal.SIGINT) is second
         assert np.geterr()["over"] == "warn"
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Own(BaseException):
+    """What somebody's code raises, past all that catch an Exception."""
+
+
+@pytest.mark.parametrize("raised", [SystemExit(0), Own(0), KeyboardInterrupt(0)], ids=lambda one: type(one).__name__)
+def test_what_code_raises_never_ends_the_process(raised: BaseException) -> None:
+    before = signal.signal(signal.SIGINT, first_interrupt)  # as the command has it
+    try:
+        with pytest.raises(Escaped, match=rf"somebody's code raised {type(raised).__name__}: 0"), guarded():
+            raise raised
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("ended", [Interrupted, Terminated, GeneratorExit, KeyboardInterrupt])
+def test_a_person_ends_the_process_whatever_code_runs(ended: type[BaseException]) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python has it
+    try:
+        with pytest.raises(ended), guarded():
+            raise ended
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -292,7 +326,7 @@ def test_that_algorithms_only_warn_is_put_back() -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
         with process_as_it_was() as moved:
             torch.use_deterministic_algorithms(True)
-        assert {*moved} - {ENVIRONMENT, FILTERS} == {"whether algorithms are deterministic"}
+        assert {*moved} - {ENVIRONMENT, *LATE} == {"whether algorithms are deterministic"}
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.set_deterministic_debug_mode(before)
