@@ -29,7 +29,7 @@ def sections(board: Board, name: str) -> Iterator[str]:
     """The sections of a board; `name` is its place on the page."""
     yield f'<section id="{name}"><h2>{escape(board.title)}</h2>'
     for caveat in board.caveats:
-        words = CAVEATS.get(caveat) or _sentence(board.mixture if caveat == SEVERAL_VERSIONS else board.budget)
+        words = CAVEATS.get(caveat) or _sentence(escape(board.mixture) if caveat == SEVERAL_VERSIONS else board.budget)
         yield f'<p class="warning"><span class="badge">{escape(caveat)}</span>{words}</p>'
     yield "<h3>Ranking</h3>" + _rankings(board, name)
     charts = [(metric, METRICS[metric].label, _chart(board, metric)) for metric in reversed(board.headline)]
@@ -55,7 +55,7 @@ def sections(board: Board, name: str) -> Iterator[str]:
 
 
 def _sentence(words: str) -> str:
-    return escape(f"{words[0].upper()}{words[1:]}.")
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def _chart(board: Board, metric: str) -> str:
