@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from kdad_bench.kernels.layers import depthwise_same, inference_conv, norm_clamp, pointwise_norm_clamp
     from kdad_bench.kernels.losses import distillation_loss, dual_distillation_loss
     from kdad_bench.kernels.neighbours import nearest
+    from kdad_bench.kernels.residual import Layers, max_pool, norm_relu
 
 __all__ = [
+    "Layers",
     "anomaly_map",
     "attention_weighting",
     "attention_weightings",
@@ -38,8 +40,10 @@ __all__ = [
     "gaussian_blur",
     "image_scores",
     "inference_conv",
+    "max_pool",
     "nearest",
     "norm_clamp",
+    "norm_relu",
     "path",
     "pixel_discrepancies",
     "pixel_discrepancy",
@@ -47,7 +51,7 @@ __all__ = [
 ]
 
 
-_MODULES = ("discrepancy", "dispatch", "fusion", "layers", "losses", "neighbours")
+_MODULES = ("discrepancy", "dispatch", "fusion", "layers", "losses", "neighbours", "residual")
 
 
 def __getattr__(name: str) -> Any:

@@ -29,6 +29,13 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "kdad_norm_sums": (None, [_POINTER, _POINTER, _LONG, _LONG, _POINTER, _REAL, _REAL, _REAL, _POINTER, _INT]),
     "kdad_norm_input_gradient": (None, [*[_POINTER] * 3, _LONG, _LONG, _POINTER, _REAL, _REAL, _INT]),
     "kdad_depthwise_weight_gradient": (_INT, [*[_POINTER] * 3, *[_LONG] * 10, _INT]),
+    "kdad_exact_norm": (
+        None,
+        [*[_POINTER] * 3, _LONG, _LONG, _POINTER, _POINTER, _REAL, _REAL, *[_POINTER] * 3, *[_INT] * 3],
+    ),
+    "kdad_exact_norm_gradients": (None, [*[_POINTER] * 3, _LONG, _LONG, *[_POINTER] * 6, *[_INT] * 3]),
+    "kdad_add_rectified": (None, [_POINTER, _POINTER, _LONG, _INT]),
+    "kdad_max_pool": (None, [_POINTER, _POINTER, *[_LONG] * 4, _INT]),
     "kdad_tabulate": (None, [_POINTER, _LONG, _INT, _LONG, _POINTER, _LONG, _INT, _POINTER]),
     "kdad_count": (_INT, [_POINTER, _LONG, _INT, _POINTER, _LONG, _POINTER, _LONG, _INT, *[_POINTER, _INT, _POINTER]]),
     "kdad_sort_words": (None, [_POINTER, _POINTER, _LONG]),

@@ -388,3 +388,69 @@ def depthwise_weight_gradient(
         size, stride, top, left, torch.get_num_threads(),
     )  # fmt: skip
     return out if done else None
+
+
+def exact_norm(
+    x: Tensor,
+    identity: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: float,
+    momentum: float,
+    running: tuple[Tensor, Tensor],
+    kind: int,
+    fused: bool,
+) -> tuple[Tensor, Tensor]:
+    """The answer of `residual.ExactNorm`, and [4, C]: mean, 1 / deviation, scale and shift; moves mean and variance.
+
+    x and identity [N, C, H, W] in channels_last. `fused`: where PyTorch multiplies and adds it rounds once.
+    """
+    y, channels = torch.empty_like(x), x.shape[1]
+    found = torch.empty(4, channels)
+    library().kdad_exact_norm(
+        x.data_ptr(), 0 if identity is None else identity.data_ptr(), y.data_ptr(), x.numel() // channels, channels,
+        weight.data_ptr(), bias.data_ptr(), epsilon, momentum, running[0].data_ptr(), running[1].data_ptr(),
+        found.data_ptr(), kind, fused, torch.get_num_threads(),
+    )  # fmt: skip
+    return y, found
+
+
+def exact_norm_gradients(
+    upstream: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    found: Tensor,
+    kind: int,
+    fused: bool,
+    wanted: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+    """Gradients to x (None unless `wanted`), to identity (None without one), to weight and to bias.
+
+    `y` and `found` are what `exact_norm` gave; all images in channels_last.
+    """
+    channels = x.shape[1]
+    to_x = torch.empty_like(x) if wanted else None
+    to_identity = torch.empty_like(x) if kind == 2 else None
+    to_weight, to_bias = torch.empty(channels), torch.empty(channels)
+    library().kdad_exact_norm_gradients(
+        x.data_ptr(), upstream.data_ptr(), 0 if y is None else y.data_ptr(), x.numel() // channels, channels,
+        weight.data_ptr(), found.data_ptr(), 0 if to_x is None else to_x.data_ptr(),
+        0 if to_identity is None else to_identity.data_ptr(), to_weight.data_ptr(), to_bias.data_ptr(),
+        kind, fused, torch.get_num_threads(),
+    )  # fmt: skip
+    return to_x, to_identity, to_weight, to_bias
+
+
+def add_rectified(y: Tensor, other: Tensor) -> Tensor:
+    """relu(y + other), written over `y`; both float32 and of one layout."""
+    library().kdad_add_rectified(y.data_ptr(), other.data_ptr(), y.numel(), torch.get_num_threads())
+    return y
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """Maxima of windows of 3x3 at stride 2 with a border of 1 of `x` [N,C,H,W] in channels_last; NaN wins."""
+    n, c, h, w = x.shape
+    out = torch.empty((n, c, (h + 1) // 2, (w + 1) // 2), memory_format=torch.channels_last)
+    library().kdad_max_pool(x.data_ptr(), out.data_ptr(), n, h, w, c, torch.get_num_threads())
+    return out

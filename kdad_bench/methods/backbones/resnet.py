@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from kdad_bench.kernels import Layers, max_pool, norm_relu
 from kdad_bench.methods.backbones.attention import Attention, attention_at
 from kdad_bench.methods.backbones.backbone import Backbone
 from kdad_bench.methods.backbones.names import facts_of
@@ -39,12 +40,8 @@ class BasicBlock(nn.Module):
         self.downsample = shortcut(inputs, planes, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        if self.attention is not None:
-            y = self.attention(y)
-        out: Tensor = self.relu(y + (x if self.downsample is None else self.downsample(x)))
-        return out
+        y = norm_relu(self.bn1, self.relu, self.conv1(x))
+        return joined(self, self.bn2, self.conv2(y), x)
 
 
 class Bottleneck(nn.Module):
@@ -66,20 +63,24 @@ class Bottleneck(nn.Module):
         self.downsample = shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        if self.attention is not None:
-            y = self.attention(y)
-        out: Tensor = self.relu(y + (x if self.downsample is None else self.downsample(x)))
-        return out
+        y = norm_relu(self.bn1, self.relu, self.conv1(x))
+        y = norm_relu(self.bn2, self.relu, self.conv2(y))
+        return joined(self, self.bn3, self.conv3(y), x)
+
+
+def joined(block: BasicBlock | Bottleneck, norm: nn.Module, y: Tensor, x: Tensor) -> Tensor:
+    """The end of a `block` of x: `norm` of its last convolution y, attention, the residual addition and ReLU."""
+    if block.attention is not None:
+        y, norm = block.attention(norm(y)), nn.Identity()
+    identity = x if block.downsample is None else block.downsample(x)
+    return norm_relu(norm, block.relu, y, identity)
 
 
 def shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
     """The projection of a residual connection whose shape changes; None where it does not."""
     if stride == 1 and inputs == outputs:
         return None
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    return Layers(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 class ResNet(Backbone):
@@ -107,7 +108,7 @@ class ResNet(Backbone):
         initialise(self)
 
     def taps(self, normalised: Tensor) -> tuple[Tensor, ...]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(normalised))))
+        x = max_pool(self.maxpool, norm_relu(self.bn1, self.relu, self.conv1(normalised)))
         found = []
         for index, stride in enumerate((4, 8, 16, 32)):
             if stride > self.strides[-1]:
