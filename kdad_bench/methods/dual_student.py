@@ -14,7 +14,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kdad_bench.kernels import dual_discrepancies, dual_distillation_loss, fuse_scales, gaussian_blur, image_scores
+from kdad_bench.kernels import (
+    Layers,
+    dual_discrepancies,
+    dual_distillation_loss,
+    fuse_scales,
+    gaussian_blur,
+    image_scores,
+)
 from kdad_bench.methods.backbones import Attention, Backbone, Cbam, Eca
 from kdad_bench.methods.backbones.resnet import initialise
 from kdad_bench.methods.distillation import Batch, DistillationSettings, Student, StudentTeacher, Taps
@@ -153,9 +160,7 @@ class ResidualFusion(nn.Module):
         super().__init__()
         self.deep = teacher.channels[2]
         self.fusion = Fusion(teacher, fed)
-        self.residual = nn.Sequential(
-            nn.Conv2d(self.fusion.outputs, self.deep, 1, bias=False), nn.BatchNorm2d(self.deep)
-        )
+        self.residual = Layers(nn.Conv2d(self.fusion.outputs, self.deep, 1, bias=False), nn.BatchNorm2d(self.deep))
         self.relu = nn.ReLU()
         self.embedding = Embedding(teacher, self.deep)
         initialise(self)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, cat, nn
 
-from kdad_bench.kernels import anomaly_map
+from kdad_bench.kernels import Layers, anomaly_map
 from kdad_bench.methods.backbones import FACTS, Backbone, facts_of
 from kdad_bench.methods.backbones.resnet import LAYOUTS, initialise
 from kdad_bench.methods.backbones.resnet import BasicBlock as Basic
@@ -20,9 +20,7 @@ DEFAULT_BLOCKS = (2, 2, 2, 2)  # families that are no ResNets get ResNet-18's bl
 
 def halved(inputs: int, outputs: int) -> nn.Sequential:
     """3x3 convolution with stride 2, norm, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-    )
+    return Layers(nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 def layout_of(teacher: Backbone) -> tuple[bool, tuple[int, int, int, int], int]:
@@ -118,9 +116,9 @@ class DecoderBlock(nn.Module):
             else nn.Conv2d(width, outputs, 1, bias=False)
         )
         layers += [last, nn.BatchNorm2d(outputs)]
-        self.layers = nn.Sequential(*layers)
+        self.layers = Layers(*layers)
         self.shortcut = (
-            nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 2, 2, bias=False), nn.BatchNorm2d(outputs))
+            Layers(nn.ConvTranspose2d(inputs, outputs, 2, 2, bias=False), nn.BatchNorm2d(outputs))
             if double
             else nn.Identity()
         )

@@ -89,32 +89,36 @@ template <bool FUSED, int KIND> INLINE float passed(float above, float x, float 
     return v <= 0.0f ? 0.0f : above;  // NaN lets it through
 }
 
-// sum += g, product += (x - mean) g, both [c]; RESIDUAL writes g to `kept`.
-template <bool FUSED, int KIND>
-INLINE void add_gradients(const Norm& j, i64 begin, i64 end, float* __restrict sum, float* __restrict product,
-                          float* __restrict kept) {
+// `N` rows from row i on: sum += g, product += (x - mean) g, both [c]; RESIDUAL writes g to `kept`.
+template <bool FUSED, int KIND, int N>
+INLINE void add_gradient_rows(const Norm& j, i64 i, i64 begin, i64 end, float* __restrict sum, float* __restrict product,
+                              float* __restrict kept) {
     const float *__restrict scale = j.scale, *__restrict shift = j.shift, *__restrict mean = j.mean;
     const i64 c = j.c;
-    auto row = [&](i64 i, i64 rows) {
-        const float *__restrict x = j.x + i * c, *__restrict above = j.above + i * c;
-        const float* __restrict out = KIND == RESIDUAL ? j.out + i * c : nullptr;
-        float* __restrict g = KIND == RESIDUAL ? kept + i * c : nullptr;
-        for (i64 k = begin; k < end; k++) {
-            float s = sum[k], p = product[k];
-            for (i64 r = 0; r < rows; r++) {
-                const float value = passed<FUSED, KIND>(above[r * c + k], x[r * c + k], KIND == RELU ? scale[k] : 0.0f,
-                                                        KIND == RELU ? shift[k] : 0.0f, KIND == RESIDUAL ? out[r * c + k] : 0.0f);
-                if (KIND == RESIDUAL) g[r * c + k] = value;
-                s += value;
-                p = multiply_add<FUSED>(x[r * c + k] - mean[k], value, p);
-            }
-            sum[k] = s;
-            product[k] = p;
+    const float *__restrict x = j.x + i * c, *__restrict above = j.above + i * c;
+    const float* __restrict out = KIND == RESIDUAL ? j.out + i * c : nullptr;
+    float* __restrict g = KIND == RESIDUAL ? kept + i * c : nullptr;
+    for (i64 k = begin; k < end; k++) {
+        float s = sum[k], p = product[k];
+#pragma GCC unroll 4
+        for (int r = 0; r < N; r++) {
+            const float value = passed<FUSED, KIND>(above[r * c + k], x[r * c + k], KIND == RELU ? scale[k] : 0.0f,
+                                                    KIND == RELU ? shift[k] : 0.0f, KIND == RESIDUAL ? out[r * c + k] : 0.0f);
+            if (KIND == RESIDUAL) g[r * c + k] = value;
+            s += value;
+            p = multiply_add<FUSED>(x[r * c + k] - mean[k], value, p);
         }
-    };
+        sum[k] = s;
+        product[k] = p;
+    }
+}
+
+template <bool FUSED, int KIND>
+INLINE void add_gradients(const Norm& j, i64 begin, i64 end, float* sum, float* product, float* kept) {
     i64 i = 0;
-    for (; i + ROWS <= j.m; i += ROWS) row(i, ROWS);
-    for (; i < j.m; i++) row(i, 1);
+    constexpr int N = KIND == RESIDUAL ? 1 : ROWS;  // with a fourth array, which is written, several rows are slower
+    for (; i + N <= j.m; i += N) add_gradient_rows<FUSED, KIND, N>(j, i, begin, end, sum, product, kept);
+    for (; i < j.m; i++) add_gradient_rows<FUSED, KIND, 1>(j, i, begin, end, sum, product, kept);
 }
 
 // ---- every value of rows [begin, end) ------------------------------------------------------------------------------------------

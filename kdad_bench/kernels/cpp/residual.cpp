@@ -18,7 +18,7 @@ CLONES void add_rectified(float* __restrict y, const float* __restrict other, i6
 
 INLINE float larger(float x, float most) { return x > most || x != x ? x : most; }  // NaN wins and stays
 
-CLONES void largest(const float* const* window, i64 pixels, i64 c, float* __restrict to) {  // of so many pixels, in their order
+INLINE void largest(const float* const* window, i64 pixels, i64 c, float* __restrict to) {  // of so many pixels, in their order
     if (pixels == 9) {
         const float *__restrict x0 = window[0], *__restrict x1 = window[1], *__restrict x2 = window[2], *__restrict x3 = window[3];
         const float *__restrict x4 = window[4], *__restrict x5 = window[5], *__restrict x6 = window[6], *__restrict x7 = window[7];
@@ -37,6 +37,24 @@ CLONES void largest(const float* const* window, i64 pixels, i64 c, float* __rest
     }
 }
 
+struct Pool {
+    const float* x;
+    float* y;
+    i64 h, w, oh, ow, c;
+};
+
+CLONES void pool_row(const Pool& p, i64 number) {  // of the rows of all images
+    const i64 image = number / p.oh, row = number % p.oh, top = std::max<i64>(0, 2 * row - 1), below = std::min(p.h, 2 * row + 2);
+    for (i64 column = 0; column < p.ow; column++) {
+        const i64 left = std::max<i64>(0, 2 * column - 1), right = std::min(p.w, 2 * column + 2);
+        const float* window[9] = {};
+        i64 pixels = 0;
+        for (i64 i = top; i < below; i++)
+            for (i64 k = left; k < right; k++) window[pixels++] = p.x + ((image * p.h + i) * p.w + k) * p.c;
+        largest(window, pixels, p.c, p.y + (number * p.ow + column) * p.c);
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -49,18 +67,8 @@ EXPORT void kdad_add_rectified(float* y, const float* other, i64 n, int threads)
 
 // Maximum of windows of 3x3 pixels at stride 2 with a border of one: x [n, h, w, c] -> y [n, (h + 1) / 2, (w + 1) / 2, c].
 EXPORT void kdad_max_pool(const float* x, float* y, i64 n, i64 h, i64 w, i64 c, int threads) {
-    const i64 oh = (h + 1) / 2, ow = (w + 1) / 2;
-    shared_out([&](i64 part) {
-        const i64 image = part / oh, row = part % oh, top = std::max<i64>(0, 2 * row - 1), below = std::min(h, 2 * row + 2);
-        for (i64 column = 0; column < ow; column++) {
-            const i64 left = std::max<i64>(0, 2 * column - 1), right = std::min(w, 2 * column + 2);
-            const float* window[9];
-            i64 pixels = 0;
-            for (i64 i = top; i < below; i++)
-                for (i64 k = left; k < right; k++) window[pixels++] = x + ((image * h + i) * w + k) * c;
-            largest(window, pixels, c, y + (part * ow + column) * c);
-        }
-    }, n * oh, threads);
+    const Pool p{x, y, h, w, (h + 1) / 2, (w + 1) / 2, c};
+    shared_out([&](i64 row) { pool_row(p, row); }, n * p.oh, threads);
 }
 
 }  // extern "C"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from kdad_bench.kernels import Layers
 from kdad_bench.methods.backbones.attention import Attention, attention_at
 from kdad_bench.methods.backbones.backbone import Backbone
 from kdad_bench.methods.backbones.names import facts_of
@@ -22,7 +23,7 @@ class Vgg(Backbone):
         self, name: str, strides: tuple[int, ...], attention: Attention | None = None, batch_norm: bool = False
     ) -> None:
         super().__init__(facts_of(name), strides)
-        self.features = nn.Sequential()
+        self.features = Layers()
         self.ends: list[int] = []  # index after each pooling
         inputs = 3
         for index, (width, count) in enumerate(STAGES):

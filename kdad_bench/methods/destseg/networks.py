@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdad_bench.kernels import Layers
 from kdad_bench.methods.backbones import Backbone, build, facts_of
 from kdad_bench.methods.backbones.resnet import BasicBlock, Bottleneck, initialise
 from kdad_bench.methods.distillation import Taps
@@ -72,7 +73,7 @@ def enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
 def conv_norm_relu(inputs: int, outputs: int, size: int, rate: int = 1) -> nn.Sequential:
     """Convolution dilated by `rate`, batch norm, ReLU."""
     conv = nn.Conv2d(inputs, outputs, size, padding=rate * (size // 2), dilation=rate, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+    return Layers(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 class AtrousPyramid(nn.Module):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdad_bench.kernels import Layers
 from kdad_bench.methods.grid_sampling import sampled
 
 DICE_SMOOTHING = 1.0  # official code
@@ -15,9 +16,7 @@ DICE_SMOOTHING = 1.0  # official code
 
 def conv_norm_relu(inputs: int, outputs: int, size: int) -> nn.Sequential:
     """Convolution, batch norm, ReLU. The bias does nothing before a batch norm; the official code has it."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, size, padding=size // 2), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-    )
+    return Layers(nn.Conv2d(inputs, outputs, size, padding=size // 2), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
