@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from kdad_bench.kernels import cpp_path
 from kdad_bench.methods.backbones import FACTS, PYRAMIDS, Attention, Cbam, Eca, build
 from kdad_bench.methods.backbones.attention import eca_kernel_size
 from kdad_bench.methods.backbones.efficientnet_lite import SameConv2d
+from kdad_bench.methods.backbones.folding import folded
 from kdad_bench.methods.backbones.names import IMAGENET_MEAN, IMAGENET_STD
 from tests.methods.torchvision_parity import torchvision
 
@@ -206,3 +208,34 @@ def test_images_are_normalised_alike_in_every_layout(shape: tuple[int, ...]) -> 
         found = network.normalise(images.contiguous(memory_format=layout))
         assert torch.equal(found, expected)
         assert found.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.skipif(cpp_path.missing() is not None, reason="the C++ kernels were not built")
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg16"])
+@pytest.mark.parametrize("attention", [None, Attention(Eca)], ids=["plain", "eca"])
+def test_compiled_norms_additions_and_poolings_change_no_bit_of_a_network(
+    name: str, attention: Attention | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    images = images.contiguous(memory_format=torch.channels_last)
+    found = []
+    for path in ("cpp", "torch"):
+        monkeypatch.setenv("KDAD_KERNELS", path)
+        torch.manual_seed(0)
+        network = build(name, strides=(4, 8), attention=attention, batch_norm=name == "vgg16").train()
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimiser, losses = torch.optim.SGD(network.parameters(), 0.01), []
+        for _ in range(2):
+            loss = sum((tap.square().mean() for tap in network(images)), torch.zeros(()))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.detach())
+        with torch.inference_mode():
+            taps = folded(network)(images)
+        found.append([*losses, *network.parameters(), *network.buffers(), *taps])
+    torch.set_num_threads(threads)
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
