@@ -30,8 +30,8 @@ NAMED: tuple[Named, ...] = (
     Named(
         "fusion without ReLU",
         "reverse",
-        "nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)\n    )\n\n\ndef layout_of",
-        "nn.BatchNorm2d(outputs), nn.Identity()\n    )\n\n\ndef layout_of",
+        "nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))\n\n\ndef layout_of",
+        "nn.BatchNorm2d(outputs), nn.Identity())\n\n\ndef layout_of",
         (f"{HERE}test_golden_networks.py::test_a_network_answers_as_it_did[fusion of resnet18]",),
     ),
     Named(
