@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,8 +62,8 @@ def latencies(method: Method, one: Tensor, device: str, *, quick: bool) -> dict[
     timings = clock.interleaved(calls, device, warmup=warmup, budget=budget, others=others)
     return {
         "latency_ms": timings["score"].median_ms,
-        "latency_p95_ms": tail(timings["score"], 95),
-        "latency_p99_ms": tail(timings["score"], 99),
+        "latency_p95_ms": tail(timings["score"], timings["score"].p95_ms),
+        "latency_p99_ms": tail(timings["score"], timings["score"].p99_ms),
         "first_latency_ms": timings["score"].first_ms,
         "network_latency_ms": timings["networks"].median_ms,
         "latency_samples_ms": timings["score"].samples_ms,
@@ -86,15 +85,15 @@ def one_thread(method: Method, images: Tensor, *, quick: bool) -> dict[str, floa
         torch.set_num_threads(before)
     return {
         "one_thread_latency_ms": single.median_ms,
-        "one_thread_latency_p95_ms": tail(single, 95),
-        "one_thread_latency_p99_ms": tail(single, 99),
+        "one_thread_latency_p95_ms": tail(single, single.p95_ms),
+        "one_thread_latency_p99_ms": tail(single, single.p99_ms),
         "one_thread_images_per_second": many[-1][1],  # of a single image where so many would take long
     }
 
 
-def tail(timing: clock.Timing, percent: int) -> float | None:
-    """A percentile of the calls in ms, linear between them; None of so few that it is no more than the slowest."""
-    return None if timing.n < LEAST_OF_TAIL else float(np.percentile(timing.samples_ms, percent))
+def tail(timing: clock.Timing, percentile: float) -> float | None:
+    """A `percentile` of the calls of `timing` in ms; None of so few calls that it is no more than the slowest."""
+    return None if timing.n < LEAST_OF_TAIL else percentile
 
 
 def is_quick(job: Job) -> bool:

@@ -30,6 +30,8 @@ typedef float V16 __attribute__((vector_size(64), aligned(4), may_alias));
 
 typedef int64_t i64;
 
+INLINE float rectified(float v) { return v < 0.0f ? 0.0f : v; }  // NaN stays
+
 // Run `body(data)` on so many threads at once.
 typedef void (*Body)(void*);
 void parallel(Body body, void* data, int threads);

@@ -39,7 +39,6 @@ template <class Run> void by_rows(const Run& run, i64 m, i64 c, int threads, boo
 }
 
 template <bool FUSED> INLINE float multiply_add(float a, float b, float c) { return FUSED ? __builtin_fmaf(a, b, c) : a * b + c; }
-INLINE float rectified(float v) { return v < 0.0f ? 0.0f : v; }  // NaN stays
 
 struct Norm {
     const float *x, *above, *out, *identity;  // above: upstream gradient; out: what the forward gave; absent ones are null

@@ -10,8 +10,6 @@ namespace {
 
 constexpr i64 TILE = 1 << 14;  // values that a thread takes at a time
 
-INLINE float rectified(float v) { return v < 0.0f ? 0.0f : v; }  // NaN stays
-
 CLONES void add_rectified(float* __restrict y, const float* __restrict other, i64 n) {
     for (i64 i = 0; i < n; i++) y[i] = rectified(y[i] + other[i]);
 }
