@@ -17,7 +17,7 @@ import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -188,11 +188,37 @@ class Aside(io.TextIOBase):
         return sys.stderr.write(text)
 
 
+WAYS_OUT: dict[str, Callable[..., NoReturn]] = {"_exit": os._exit, "abort": os.abort}
+
+
+@contextmanager
+def no_way_out() -> Iterator[None]:
+    """Inside, `os._exit` and `os.abort` raise a SystemExit that names them: others' work would end with this process,
+    and without a word. Processes that are forked off inside end as they like."""
+    this = os.getpid()
+
+    def raising(name: str, real: Callable[..., NoReturn]) -> Callable[..., NoReturn]:
+        def instead(*code: int) -> NoReturn:
+            if os.getpid() != this:
+                real(*code)
+            raise SystemExit(f"os.{name}({', '.join(map(str, code))})")
+
+        return instead
+
+    for name, real in WAYS_OUT.items():
+        setattr(os, name, raising(name, real))
+    try:
+        yield
+    finally:
+        for name, real in WAYS_OUT.items():
+            setattr(os, name, real)
+
+
 @contextmanager
 def aside(but: Collection[str] = ()) -> Iterator[None]:
     """Inside, code of others runs: what it prints goes to stderr, as stdout is for answers; what it sets is put
     back."""
-    with process_as_it_was(but), redirect_stdout(Aside()):
+    with process_as_it_was(but), redirect_stdout(Aside()), no_way_out():
         yield
 
 

@@ -82,12 +82,15 @@ class Results:
         columns = (*DRAWN, *(name for name in wanted if name not in DRAWN))
         own = self.read(columns).table
         if isinstance(first, Results) and second is None:
-            found = comparison.of_folders(first.read(columns).table, own, wanted, tolerance)
+            earlier = first.read(columns).table
+            found = comparison.of_folders(earlier, own, wanted, tolerance)
+            alone = comparison.one_sided_of_folders(earlier, own, wanted)
         elif isinstance(first, str) and isinstance(second, str):
             found = comparison.of_methods(own, first, second, wanted, tolerance)
+            alone = comparison.one_sided_of_methods(own, first, second, wanted)
         else:
             raise ValueError(f"compare({first!r}, {second!r}): give the names of two methods, or other Results")
-        return Comparison(tuple(found))
+        return Comparison(tuple(found), tuple(alone))
 
     @property
     def failed(self) -> tuple[str, ...]:
@@ -175,6 +178,7 @@ class Comparison(Sequence[Difference]):
     """Differences, regressions first; `str()` and notebooks show them as tables."""
 
     differences: tuple[Difference, ...]
+    one_sided: tuple[str, ...] = ()  # lines that name the jobs and figures that were not compared, as one side has none
 
     def __getitem__(self, place: Any) -> Any:
         return self.differences[place]

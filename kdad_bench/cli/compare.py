@@ -59,7 +59,8 @@ def compare(
 
     Jobs are paired by category and seed, and as in the leaderboard by the scores of their images where the rows have
     them, else by seeds alone. A change counts if it is larger than the tolerance and the 95 % interval of the
-    difference, where there is one, excludes zero. Regressions come first. Exit code 1 if there are any.
+    difference, where there is one, excludes zero. Regressions come first. Exit code 1 if there are any. Jobs and
+    figures that one side has alone are no regressions; stderr names them.
     """
     from kdad_bench.leaderboard import compare as comparison
     from kdad_bench.leaderboard.board import DRAWN
@@ -80,8 +81,11 @@ def compare(
         if folders:
             before, after = (whole(read(one, columns)).table for one in (first, second))
             found = comparison.of_folders(before, after, wanted, tolerance)
+            alone = comparison.one_sided_of_folders(before, after, wanted)
         else:
-            found = comparison.of_methods(whole(read(results, columns)).table, first, second, wanted, tolerance)
+            table = whole(read(results, columns)).table
+            found = comparison.of_methods(table, first, second, wanted, tolerance)
+            alone = comparison.one_sided_of_methods(table, first, second, wanted)
     except (StoreError, comparison.NothingToCompare) as error:
         raise BadInput(str(error)) from error
     worse = sum(one.verdict == "worse" for one in found)
@@ -96,6 +100,8 @@ def compare(
             click.echo(f"\n{words}")
         better = sum(one.verdict == "better" for one in found)
         click.echo(f"\n{worse} worse, {better} better, {len(found) - worse - better} without a sure change")
+    for line in alone:
+        click.echo(f"kdad-bench: {printable(line)}", err=True)
     context.exit(1 if worse else 0)
 
 

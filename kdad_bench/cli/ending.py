@@ -22,6 +22,7 @@ from kdad_bench import __version__
 from kdad_bench.interrupts import Interrupted, Terminated
 
 SHOW_CURSOR = b"\x1b[?25h"
+AT_ONCE = os._exit  # as it is before code of others runs
 MOST_LETTERS = 500  # of an error's text in its one line; the report has all of it
 
 
@@ -61,7 +62,7 @@ def second_interrupt(number: int, frame: FrameType | None) -> None:
     """The process ends here and now, with a word; finished rows are whole, its workers end with it."""
     with contextlib.suppress(OSError):
         os.write(2, (SHOW_CURSOR if os.isatty(2) else b"") + b"\nkdad-bench: stopped at once; finished jobs are kept\n")
-    os._exit(130)
+    AT_ONCE(130)
 
 
 def terminate(number: int, frame: FrameType | None) -> None:

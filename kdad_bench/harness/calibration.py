@@ -18,6 +18,7 @@ from kdad_bench.harness.giving_way import computing_with
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.material import count_of
 from kdad_bench.harness.run import build, synchronise
+from kdad_bench.methods.foreign import guarded
 from kdad_bench.methods.protocol import Fitting, Method
 
 SIZES = (4, 16, 48)  # images of noise that are learnt from, as far as the time of a kind goes
@@ -47,7 +48,7 @@ def calibrations(
         for kind, (job, learns) in unknown_kinds(jobs, threads, learnt).items():
             if time.perf_counter() > ends:
                 break
-            with suppress(Exception):  # methods raise what they like; the job itself will say it in its row
+            with suppress(Exception), guarded():  # methods raise what they like; the job itself will say it in its row
                 found[kind] = seconds_of(job, learns=learns)
     return found
 

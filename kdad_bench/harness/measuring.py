@@ -22,6 +22,7 @@ from kdad_bench.leaderboard import measurement, store
 from kdad_bench.leaderboard.folder import MissingFolder, open_folder
 from kdad_bench.leaderboard.measurement import Measurement
 from kdad_bench.leaderboard.row import Row
+from kdad_bench.methods.foreign import guarded
 
 SHARING = 4  # the first version of the schema whose rows share measurements
 
@@ -172,13 +173,13 @@ def measured(todo: Sequence[Wanted], out: str, *, anew: bool = False) -> Iterato
     """
     for one in todo:
         try:
-            with machine(), giving_way():
+            with machine(), giving_way(), guarded():
                 there = None if anew else measurement.read(out).get(one.key)
                 made = one.kept or there or measure(one.job, one.covers)
                 if made is not there:
                     measurement.write(made, out)
             yield made
-        except (Exception, SystemExit) as error:  # of a method, its data, its device or the disk: no job has failed
+        except Exception as error:  # of a method, its data, its device or the disk: no job has failed
             yield NotMeasured(key=one.key, method=one.job.name, reason=reason_of(error))
 
 

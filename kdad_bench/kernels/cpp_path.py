@@ -19,6 +19,7 @@ from kdad_bench.kernels.torch_path import flat_distance
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 KINDS = {"unit_l2": 0, "cosine": 1, "l2": 2}
 FLAT_SUMS, FLAT_GRADIENT, ATTENTION, FLAT_LOSS = 3, 4, 5, 6
+NONE, RELU, RESIDUAL = range(3)  # what follows an exact norm: y, relu(y), relu(y + identity)
 ABSENT = (0, 0, 0, 0, 0, 0)
 
 # struct Job of cpp/sweep.h: sizes, teacher, student, map, two gradients, upstream, factor, weight, sums, chained
@@ -431,7 +432,7 @@ def exact_norm_gradients(
     """
     channels = x.shape[1]
     to_x = torch.empty_like(x) if wanted else None
-    to_identity = torch.empty_like(x) if kind == 2 else None
+    to_identity = torch.empty_like(x) if kind == RESIDUAL else None
     to_weight, to_bias = torch.empty(channels), torch.empty(channels)
     library().kdad_exact_norm_gradients(
         x.data_ptr(), upstream.data_ptr(), 0 if y is None else y.data_ptr(), x.numel() // channels, channels,

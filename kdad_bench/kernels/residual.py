@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from kdad_bench.kernels import cpp_path
+from kdad_bench.kernels.cpp_path import NONE, RELU, RESIDUAL
 from kdad_bench.kernels.layers import bare, fits, takes_batch_statistics
 
-NONE, RELU, RESIDUAL = range(3)  # y, relu(y), relu(y + identity)
 LANES = 16  # PyTorch rounds otherwise in what is left of the channels beyond a whole register
 BATCH_NORM, BATCH_NORM_BACKWARD = torch.ops.aten.native_batch_norm, torch.ops.aten.native_batch_norm_backward
 

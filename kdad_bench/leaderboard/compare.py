@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.005  # of an accuracy: a smaller change is no news
 ALONE = "all, measured once"  # stands for the categories that share a measurement of speed
+FEW = 4  # jobs that a line names
 ALIKE = "all alike"  # what an interval rests on where every seed has the same difference
 FIRST, SECOND = "first", "second"  # the two sides, as jobs of one category
 COST_TOLERANCE = 0.10  # of a cost, relative: timings of another day differ by that
@@ -57,27 +58,27 @@ class Difference:
 Cells = Mapping[tuple[str, int], Mapping[str, Any]]  # (category, seed) -> row
 
 
+class Sides(NamedTuple):
+    """The jobs of one entrant, or of two, that are set against each other."""
+
+    title: str  # of the board, or of both
+    name: str
+    first: Cells
+    second: Cells
+
+
 def of_methods(table: pa.Table, first: str, second: str, metrics: Sequence[str], tolerance: float) -> list[Difference]:
     """Method `second` against `first` (names as `run --method` takes them) on every board that has both.
 
     An external result shares no board with a run: it is set against every board of the same data, modality, resolution,
     proportions and protocol, and the title of what comes of it says so. Raises NothingToCompare if nothing has both.
     """
-    found: list[Difference] = []
-    every = boards(table)
-    known = {key for board in every for key in board.rows}
-    apart = []
-    for one, other in product(every, every):
-        for a in _named(one, first) if _meet(one, other) else ():
-            for b in _named(other, second):
-                name = f"{other.labels[b]} against {one.labels[a]}"
-                title = one.title if one is other else f"{other.title}; against {one.title}"
-                made = _differences(title, name, _cells(one, a), _cells(other, b), metrics, tolerance)
-                found += made
-                apart += [] if made else [(_cells(one, a), _cells(other, b))]
-    if apart and not found:
-        raise NothingToCompare(f"{first!r} and {second!r} {_why_not(*apart[0], metrics)}")
+    sides = list(_sides_of_methods(table, first, second))
+    found = [one for pair in sides for one in _differences(pair, metrics, tolerance)]
+    if sides and not found:
+        raise NothingToCompare(f"{first!r} and {second!r} {_why_not(sides[0], metrics)}")
     if not found:
+        known = {key for board in boards(table) for key in board.rows}
         raise NothingToCompare(
             f"no finished jobs of both {first!r} and {second!r} on one data set, preset and device; have: "
             + (", ".join(sorted(known)) or "none")
@@ -85,43 +86,100 @@ def of_methods(table: pa.Table, first: str, second: str, metrics: Sequence[str],
     return _ordered(found)
 
 
+def _sides_of_methods(table: pa.Table, first: str, second: str) -> Iterator[Sides]:
+    """What `of_methods` sets against each other."""
+    every = boards(table)
+    for one, other in product(every, every):
+        for a in _named(one, first) if _meet(one, other) else ():
+            for b in _named(other, second):
+                name = f"{other.labels[b]} against {one.labels[a]}"
+                title = one.title if one is other else f"{other.title}; against {one.title}"
+                yield Sides(title, name, _cells(one, a), _cells(other, b))
+
+
 def of_folders(first: pa.Table, second: pa.Table, metrics: Sequence[str], tolerance: float) -> list[Difference]:
     """The rows of `second` against those of `first`: same data set, preset, protocol, device, method and variant.
 
     A category whose files differ is listed and not compared. Raises NothingToCompare if nothing matches.
     """
-    before = {board.group: board for board in boards(first)}
-    found: list[Difference] = []
-    apart = []
-    for board in boards(second):
-        old = before.get(board.group)
-        for key in board.order if old else ():
-            if old is not None and key in old.rows:
-                cells = _cells(old, key), _cells(board, key)
-                title = board.title if old.machine == board.machine else f"{board.title} (first: {old.machine})"
-                made = _differences(title, board.labels[key], *cells, metrics, tolerance)
-                found += made
-                apart += [] if made else [(key, cells)]
-    if apart and not found:
-        raise NothingToCompare(f"{apart[0][0]!r} of the two folders {_why_not(*apart[0][1], metrics)}")
+    sides = [pair for pair in _sides_of_folders(first, second) if pair.first and pair.second]
+    found = [one for pair in sides for one in _differences(pair, metrics, tolerance)]
+    if sides and not found:
+        raise NothingToCompare(f"{sides[0].name} of the two folders {_why_not(sides[0], metrics)}")
     if not found:
         have = [
-            "; ".join(sorted(f"{board.title}: {', '.join(board.order)}" for board in side)) or "no finished jobs"
-            for side in (before.values(), boards(second))
+            "; ".join(sorted(f"{board.title}: {', '.join(board.order)}" for board in boards(side)))
+            or "no finished jobs"
+            for side in (first, second)
         ]
         raise NothingToCompare(f"the two folders have nothing in common; first: {have[0]}; second: {have[1]}")
     return _ordered(found)
 
 
-def _why_not(first: Cells, second: Cells, metrics: Sequence[str]) -> str:
+def _sides_of_folders(first: pa.Table, second: pa.Table) -> Iterator[Sides]:
+    """What `of_folders` sets against each other, and each entrant of one folder alone with nothing."""
+    before, after = ({board.group: board for board in boards(side)} for side in (first, second))
+    for group in dict.fromkeys((*after, *before)):
+        old, new = before.get(group), after.get(group)
+        board = new or old
+        assert board is not None  # the group is of one of the two
+        moved = old is not None and new is not None and old.machine != new.machine
+        title = f"{board.title} (first: {old.machine})" if old is not None and moved else board.title
+        labels = {**(old.labels if old else {}), **(new.labels if new else {})}
+        for key in dict.fromkeys(key for one in (new, old) if one for key in one.order):
+            cells = [_cells(one, key) if one and key in one.rows else {} for one in (old, new)]
+            yield Sides(title, labels[key], cells[0], cells[1])
+
+
+def _why_not(sides: Sides, metrics: Sequence[str]) -> str:
     """Why jobs of one board have no difference, in words that follow their name."""
-    if set(first) & set(second):
+    if set(sides.first) & set(sides.second):
         return f"have no job with a value of {' or '.join(metrics)} on both sides; choose another --metric"
-    has = [", ".join(f"{category} seed {seed}" for category, seed in sorted(side)[:4]) for side in (first, second)]
+    has = [_few(f"{category} seed {seed}" for category, seed in sorted(side)) for side in (sides.first, sides.second)]
     return (
-        f"have no category with a seed in common; first: {has[0]}{', ...' if len(first) > 4 else ''}; second: {has[1]}"
-        f"{', ...' if len(second) > 4 else ''}; run one of them with the --seeds of the other"
+        f"have no category with a seed in common; first: {has[0]}; second: {has[1]}; run one of them with the --seeds "
+        "of the other"
     )
+
+
+def _few(names: Iterable[str]) -> str:
+    """The first four of them."""
+    every = list(names)
+    return ", ".join(every[:FEW]) + (", ..." if len(every) > FEW else "")
+
+
+def one_sided_of_methods(table: pa.Table, first: str, second: str, metrics: Sequence[str]) -> list[str]:
+    """What of the boards that have both methods `of_methods` cannot compare: a line for each board that has such."""
+    return _lines_of(_sides_of_methods(table, first, second), metrics)
+
+
+def one_sided_of_folders(first: pa.Table, second: pa.Table, metrics: Sequence[str]) -> list[str]:
+    """What only one of the folders has of jobs and figures: a line for each board and entrant that has such."""
+    return _lines_of(_sides_of_folders(first, second), metrics)
+
+
+def _lines_of(every: Iterable[Sides], metrics: Sequence[str]) -> list[str]:
+    return [
+        f"Not compared, as only the {side} side has it: {sides.name}, {sides.title}: {_few(names)}"
+        for sides in every
+        for side, names in zip((FIRST, SECOND), _one_sided(sides, metrics), strict=True)
+        if names
+    ]
+
+
+def _one_sided(sides: Sides, metrics: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The jobs, and the figures of jobs of both, that the first side has alone, and those of the second."""
+    found: tuple[list[str], list[str]] = [], []
+    for category, seed in sorted({*sides.first, *sides.second}):
+        rows = sides.first.get((category, seed)), sides.second.get((category, seed))
+        job = f"{category} seed {seed}"
+        for names, own, other in zip(found, rows, reversed(rows), strict=True):
+            if own is not None and other is None:
+                names.append(job)
+            elif own is not None and other is not None:
+                lone = [name for name in metrics if own[name] is not None and other[name] is None]
+                names += [f"{name} of {job}" for name in lone]
+    return found
 
 
 def _meet(one: Board, other: Board) -> bool:
@@ -155,10 +213,9 @@ def _cells(board: Board, key: str) -> Cells:
     return {(row["category"], row["seed"]): row for row in board.rows[key]}
 
 
-def _differences(
-    board: str, method: str, first: Cells, second: Cells, metrics: Sequence[str], tolerance: float
-) -> list[Difference]:
+def _differences(sides: Sides, metrics: Sequence[str], tolerance: float) -> list[Difference]:
     """One difference per metric and category in common, and one for their mean."""
+    board, method, first, second = sides
     found = []
     places = sorted(set(first) & set(second))
     changed = {c for c, seed in places if first[c, seed]["data_fingerprint"] != second[c, seed]["data_fingerprint"]}

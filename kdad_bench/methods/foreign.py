@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from kdad_bench.process import SHARED, Aside, kept_from_escaping, process_as_it_was, set_environment
+from kdad_bench.process import SHARED, Aside, kept_from_escaping, no_way_out, process_as_it_was, set_environment
 
 __all__ = ["SHARED", "guarded", "process_as_it_was", "set_environment"]
 
@@ -156,5 +156,6 @@ def guarded() -> Iterator[None]:
     whatever of SHARED it changed is put back at the end, as others come after it, and what it raises is an Exception.
     Raises Escaped."""
     watched = sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty()
-    with kept_from_escaping(), process_as_it_was(), nullcontext() if watched else redirect_stdout(Aside()):
+    printing = nullcontext() if watched else redirect_stdout(Aside())
+    with kept_from_escaping(), process_as_it_was(), no_way_out(), printing:
         yield

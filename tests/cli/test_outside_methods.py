@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -192,14 +193,66 @@ def test_a_method_that_exits_is_a_failed_job_and_no_success(tiny_tree: Path, tmp
     assert row["reason"].startswith("SystemExit: 0")
 
 
-def test_a_method_that_ends_its_process_is_a_failed_job(tiny_tree: Path, tmp_path: Path) -> None:
-    text = PLAIN.replace(SCORE, SCORE + "        import os; os._exit(0)\n", 1)
+@pytest.mark.parametrize(
+    ("ends", "reason"),
+    [
+        ("os._exit(0)", "SystemExit: os._exit(0) (at "),
+        ("os.abort()", "SystemExit: os.abort() (at "),
+        ("os.kill(os.getpid(), 9)", "its worker process died (signal SIGKILL)"),
+    ],
+)
+def test_a_method_that_ends_its_process_is_a_failed_job(
+    ends: str, reason: str, tiny_tree: Path, tmp_path: Path
+) -> None:
+    text = PLAIN.replace(SCORE, SCORE + f"        import os; {ends}\n", 1)
     path, out = written(tmp_path, text), tmp_path / "out"
     result = command("run", "-m", path, "-d", f"folder:{tiny_tree}", "-c", "bolt", "--seeds", 1, "--resolution", 64,
                      "--no-pictures", "--no-measure-speed", "--out", out)  # fmt: skip
     assert result.exit_code == 1, result.output
     (row,) = store.read(out).rows()
-    assert (row["status"], row["reason"]) == ("failed", "its worker process died (exit code 0)")
+    assert row["status"] == "failed"
+    assert row["reason"].startswith(reason)
+
+
+@pytest.mark.parametrize("ends", ["os._exit(0)", "os._exit(3)", "os.abort()", "raise SystemExit(0)"])
+def test_a_file_that_ends_the_process_as_it_is_imported_is_one_line_and_exit_code_2(
+    ends: str, tiny_tree: Path, tmp_path: Path
+) -> None:
+    """In a process of its own, as it would end this one."""
+    path = written(tmp_path, f"import os\n{ends}\n{PLAIN}")
+    done = subprocess.run(
+        [sys.executable, "-m", "kdad_bench", "run", "-m", path, "-d", f"folder:{tiny_tree}", "--out", tmp_path / "out"],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    said = ends if ends.startswith("os") else "0"
+    assert line.endswith(f": cannot be imported (SystemExit: {said}); mend it")
+
+
+def test_speed_is_not_measured_of_a_method_that_ends_the_process_then(tiny_tree: Path, tmp_path: Path) -> None:
+    """Its job ends well, in a worker; what is measured runs in the command's own process."""
+    text = PLAIN.replace(
+        SCORE, SCORE + "        import os, multiprocessing\n"
+        "        if multiprocessing.parent_process() is None: os._exit(0)\n", 1
+    )  # fmt: skip
+    path, out = written(tmp_path, text), tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-m", "kdad_bench", "run", "-m", path, "-d", f"folder:{tiny_tree}", "-c", "bolt", "--seeds",
+         "1", "--resolution", "64", "--no-pictures", "--out", out],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "speed not measured" in done.stdout + done.stderr
+    assert "SystemExit: os._exit(0)" in done.stdout + done.stderr
+    (row,) = store.read(out).rows()
+    assert row["status"] == "ok"
+    trial = subprocess.run(
+        [sys.executable, "-m", "kdad_bench", "run", "-m", path, "-d", f"folder:{tiny_tree}", "-c", "bolt", "--seeds",
+         "1", "--resolution", "64", "--dry-run", "--out", tmp_path / "other"],
+        check=False, capture_output=True, text=True, env={**os.environ, "KDAD_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert trial.returncode == 0, trial.stderr
+    assert "1 job" in trial.stdout + trial.stderr
 
 
 @pytest.mark.parametrize("raised", ["KeyboardInterrupt('mine')", "type('Own', (BaseException,), {})('mine')"])

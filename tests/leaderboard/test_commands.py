@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import plausible
 import pytest
 from click.testing import CliRunner, Result
 
+from kdad_bench.api.results import Results
 from kdad_bench.cli import cli
 from kdad_bench.cli.show import SECTIONS, WORDS
 from kdad_bench.leaderboard import store
@@ -73,6 +75,21 @@ def test_no_command_leaves_rows_out_in_silence(results: Path, tmp_path: Path) ->
         assert done.stderr.count("left out: torn.parquet: unreadable") == sides, command
     done = run("results", "reproduce", results)
     assert "left out: torn.parquet: unreadable" in done.stderr
+
+
+def test_compare_names_what_only_one_side_has_on_stderr(results: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    shutil.copytree(results, more)
+    store.write(plausible.row("stfpm", "bottle", 9), more)
+    for command in (("compare", more, results), ("compare", more, results, "--json")):
+        done = run(*command)
+        assert done.exit_code == 0, done.output
+        (line,) = (line for line in done.stderr.splitlines() if "Not compared" in line)
+        assert line.startswith("kdad-bench: Not compared, as only the first side has it: STFPM, ")
+        assert line.endswith(": bottle seed 9")
+    assert "Not compared" not in run("compare", results, results).stderr
+    alone = Results(results).compare(Results(more)).one_sided
+    assert [line.rpartition(": ")[2] for line in alone] == ["bottle seed 9"]
 
 
 def test_compare_of_folders_takes_no_third_one(results: Path) -> None:

@@ -12,7 +12,14 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from test_markdown import board_of, table
 from test_pairs import scored_rows
 
-from kdad_bench.leaderboard.compare import Difference, NothingToCompare, of_folders, of_methods
+from kdad_bench.leaderboard.compare import (
+    Difference,
+    NothingToCompare,
+    of_folders,
+    of_methods,
+    one_sided_of_folders,
+    one_sided_of_methods,
+)
 from kdad_bench.leaderboard.row import EXTERNAL, Row
 from kdad_bench.leaderboard.spread import IMAGES, IMAGES_AND_SEEDS, SEEDS
 
@@ -125,8 +132,31 @@ def test_jobs_that_meet_nowhere_are_one_line_that_says_why(
 
     with pytest.raises(NothingToCompare, match=f"'rd4ad' and 'stfpm' have .*{words}"):
         of_methods(table(made("rd4ad", **first) + made("stfpm", **second)), "rd4ad", "stfpm", ["image_auroc"], 0.005)
-    with pytest.raises(NothingToCompare, match=f"'stfpm' of the two folders have .*{words}"):
+    with pytest.raises(NothingToCompare, match=f"STFPM of the two folders have .*{words}"):
         folders(made("stfpm", **first), made("stfpm", **second))
+
+
+def test_what_only_one_side_has_is_named_and_no_regression() -> None:
+    first = rows((0.9, 0.9)) + rows((0.9, 0.9), "cable") + [plausible.row("mkd", "bottle", 0)]
+    second = rows((0.9, 0.9)) + [replace(row, pixel_auroc=None) for row in rows((0.9,), "cable")]
+    board = board_of(first).title
+    lines = one_sided_of_folders(table(first), table(second), ["image_auroc", "pixel_auroc"])
+    assert sorted(lines) == [
+        f"Not compared, as only the first side has it: MKD, {board}: bottle seed 0",
+        f"Not compared, as only the first side has it: STFPM, {board}: pixel_auroc of cable seed 0, cable seed 1",
+    ]
+    turned = one_sided_of_folders(table(second), table(first), ["image_auroc", "pixel_auroc"])
+    assert sorted(turned) == [line.replace("first", "second") for line in sorted(lines)]
+    assert one_sided_of_folders(table(first), table(first), ["image_auroc"]) == []
+    assert [one.verdict for one in of_folders(table(first), table(second), ["image_auroc"], 0.005)] == ["same"] * 3
+
+
+def test_jobs_that_one_of_two_methods_lacks_are_named_up_to_four() -> None:
+    made = [plausible.row("rd4ad", "bottle", seed) for seed in range(6)] + [plausible.row("stfpm", "bottle", 0)]
+    made += [plausible.row("stfpm", "bolt", 0, dataset="other")]  # a board without rd4ad
+    (line,) = one_sided_of_methods(table(made), "rd4ad", "stfpm", ["image_auroc"])
+    assert line.startswith("Not compared, as only the first side has it: STFPM against RD4AD, ")
+    assert line.endswith(": bottle seed 1, bottle seed 2, bottle seed 3, bottle seed 4, ...")
 
 
 def external(category: str, seed: int, method: str = "external:other") -> Row:
