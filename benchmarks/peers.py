@@ -248,12 +248,15 @@ def main() -> None:
         print(write_arrays(Path(folder), given.category), flush=True)
         rest = (folder, given.weights, given.steps, given.threads)
         sides = {"ours": Side(sys.executable, "ours", *rest), "theirs": Side(given.peer, "theirs", *rest)}
+        versions = [side.version for side in sides.values()]
+        if len(set(versions)) > 1:
+            raise SystemExit(f"torch {versions[0]} here, {versions[1]} there: nothing to compare; install one in both")
         took: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for _ in range(given.rounds):
             for side, what in PLAN:
                 took.setdefault((side, what), []).append(sides[side].do(what))
-        print(f"{given.steps} steps of {BATCH}, {given.threads} threads, {given.rounds} rounds, medians; torch here "
-              f"{sides['ours'].version}, there {sides['theirs'].version}; load {os.getloadavg()[0]:.1f}\n")  # fmt: skip
+        print(f"{given.steps} steps of {BATCH}, {given.threads} threads, {given.rounds} rounds, medians; torch "
+              f"{versions[0]}; load {os.getloadavg()[0]:.1f}\n")  # fmt: skip
         report(took)
 
 

@@ -115,7 +115,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--busy", type=int, default=0, help="also beside so many spinning processes")
-    parser.add_argument("--brief", action="store_true", help="the old way and the default alone")
+    parser.add_argument(
+        "--brief", action="store_true", help="the old way, or the version --before, and the default alone"
+    )
     parser.add_argument("--before", type=Path, help="checkout of an earlier version, built: its default is timed too")
     parser.add_argument("jobs", nargs="*", help="options of `kdad-bench run`, after --")
     given = parser.parse_args()
@@ -125,6 +127,8 @@ def main() -> None:
     print(f"kdad-bench run {' '.join(chosen)}; {cores} cores, {given.repeats} runs each\n")
     print("| way | seconds | against the old way |\n|---|---:|---:|")
     compared = ways(cores, given.brief)
+    if given.brief and given.before:
+        compared = {DEFAULT: compared[DEFAULT]}
     idle = measured(chosen, given.repeats, 0, compared)
     old = next(iter(idle.values()))
     for name, seconds in idle.items():

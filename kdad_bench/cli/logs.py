@@ -75,6 +75,8 @@ def begun_anew(path: Path, file: BinaryIO, head: bytes) -> bool:
 
 def log_of(job: str, results: Path) -> Path:
     """The one log whose name begins with `job`; raises BadInput if there is none, or several."""
+    if not job:
+        raise BadInput("'': no job; give the id of one, or the beginning of it")
     folder = results / "logs"
     try:
         found = sorted(path for path in folder.iterdir() if path.suffix == ".jsonl" and path.name.startswith(job))

@@ -12,6 +12,7 @@ import rich_click as click
 
 from kdad_bench.cli import BadInput
 from kdad_bench.cli.parameters import Place
+from kdad_bench.cli.run_report import counted
 from kdad_bench.leaderboard.metric import ACCURACIES, COSTS, MEASURED
 from kdad_bench.leaderboard.text import printable
 
@@ -83,11 +84,12 @@ def the_row(job: str, results: str) -> dict[str, Any]:
     if not found:
         command = f"kdad-bench results export {shlex.quote(results)} csv"
         raise BadInput(f"no job {job!r} in {results}; `{command}` lists them all")
-    if len(found) > 1:
+    if len(found) > 1 or not job:
         names = ", ".join(
             f"{row['job_id']} ({row['method']} {row['category']} seed {row['seed']})" for row in found[:5]
         )
-        raise BadInput(f"{job!r} begins the ids of {len(found)} jobs: {names}{', ...' if len(found) > 5 else ''}")
+        more = ", ..." if len(found) > 5 else ""
+        raise BadInput(f"{job!r} begins the ids of {counted(len(found), 'job')}: {names}{more}")
     return found[0]
 
 

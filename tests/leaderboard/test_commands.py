@@ -193,6 +193,18 @@ def test_show_tells_all_about_a_job_by_the_start_of_its_id(results: Path) -> Non
     assert "begins the ids of 130 jobs" in run("show", "", "--results", results).stderr
 
 
+def test_an_empty_id_is_that_of_no_job_even_where_there_is_one(tmp_path: Path) -> None:
+    row = plausible.row("stfpm", "bottle", 0)
+    store.write(row, tmp_path)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / f"{row.job_id}.jsonl").write_text('{"event": "end"}\n')
+    for command, words in (("show", f"begins the ids of 1 job: {row.job_id}"), ("logs", "'': no job; give the id")):
+        done = run(command, "", "--results", tmp_path)
+        assert done.exit_code == 2, done.output
+        assert words in done.stderr
+        assert run(command, row.job_id[:6], "--results", tmp_path).exit_code == 0
+
+
 def test_show_has_a_place_for_every_column_but_the_raw_lists() -> None:
     placed = {*WORDS, *(name for columns in SECTIONS.values() for name in columns)}
     by_themselves = {"status", "reason", "settings", "environment", "throughput"}
