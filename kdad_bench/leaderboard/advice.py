@@ -9,10 +9,10 @@ from statistics import median
 from typing import Any
 
 from kdad_bench.leaderboard.board import Board
+from kdad_bench.leaderboard.families import FLOOR
 from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.summary import FEW
 
-FLOOR = "floor"  # a family that nobody is advised to use
 LIMITS = {"latency_ms": "ms", "memory_mb": "MB"}  # what can be limited -> its unit
 AXES = ("k_shot", "contamination", "corruption")
 AT_START = "memory_at_start_mb"  # in the column `environment`: memory of a job's process as it began

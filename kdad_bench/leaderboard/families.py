@@ -6,18 +6,19 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+FLOOR = "floor"
 # family -> what it is for, in the order in which it is shown
 FAMILIES: Mapping[str, str] = MappingProxyType({
     "student-teacher": "what this benchmark is of",
     "yardstick": "frozen features and no student, to measure the others by",
-    "floor": "what every method must beat",
+    FLOOR: "what every method must beat",
 })  # fmt: skip
 EXTERNAL, UNKNOWN = "external", "unknown"
 # Rows older than schema 4 do not say it: the methods that there were.
 _OF_OLD_ROWS = MappingProxyType(
     dict.fromkeys(("padim", "spade", "patchcore"), "yardstick")
     | dict.fromkeys(("stfpm", "rd4ad", "mkd", "eca_mskdad", "dskd", "bmkd", "fractalad"), "student-teacher")
-    | {"pixel_mean": "floor"}
+    | {"pixel_mean": FLOOR}
 )
 
 

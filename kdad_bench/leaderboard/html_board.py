@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from kdad_bench.leaderboard import chart, deciding, published, thresholds
 from kdad_bench.leaderboard.board import SEVERAL_VERSIONS, VISIBLE, Board
 from kdad_bench.leaderboard.families import FAMILIES
+from kdad_bench.leaderboard.floor import below_floor
 from kdad_bench.leaderboard.html_pairs import components_of, matrix
 from kdad_bench.leaderboard.html_parts import FLAG, FLAG_ALONE, accuracy, cell, choice, deviated, small, table_of
 from kdad_bench.leaderboard.measurement import SHARED
@@ -140,7 +141,8 @@ def _heat(board: Board, metric: str) -> str:
     heads = [("method", ""), *((category, "n") for category in categories)]
     heads += [("mean", "n")] if len(categories) > 1 else []
     colours = f"Colour: {low:.3f} (pale) to {high:.3f} (strong)."
-    caption = f"{METRICS[metric].label}, mean ± standard deviation over seeds. {colours}"
+    below = below_floor(board, metric)
+    caption = f"{METRICS[metric].label}, mean ± standard deviation over seeds. {colours}{below and f' {below}'}"
     return table_of(heads, lines, caption, "sortable heat")
 
 

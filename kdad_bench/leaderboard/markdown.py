@@ -10,6 +10,7 @@ from kdad_bench.leaderboard import curve_tables, thresholds
 from kdad_bench.leaderboard.axes import curves, shown_whole
 from kdad_bench.leaderboard.board import MOST_LOAD, UNSTEADY, Board, boards
 from kdad_bench.leaderboard.families import FAMILIES
+from kdad_bench.leaderboard.floor import below_floor
 from kdad_bench.leaderboard.images import SCORED
 from kdad_bench.leaderboard.markdown_pairs import components_of, devices, who_beats_whom
 from kdad_bench.leaderboard.markdown_parts import marked, table_of
@@ -233,7 +234,9 @@ def by_category(board: Board, metric: str, notes: Mapping[str, int]) -> str:
         marks = board.overall_marks(metric)
         means = ((key, deviation(board.overall(key, metric)) + board.fewer(key, metric)) for key in shown)
         lines.append(["mean", *(marked(text, marks.get(key, "")) for key, text in means)])
-    return table_of(["category", *(_named(board, key, notes) for key in shown)], lines, left=(0,))
+    table = table_of(["category", *(_named(board, key, notes) for key in shown)], lines, left=(0,))
+    below = below_floor(board, metric)
+    return f"{table}\n\n{_text(below)}" if below else table
 
 
 def _all_metrics(board: Board, notes: Mapping[str, int]) -> str:

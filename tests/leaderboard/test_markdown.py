@@ -14,9 +14,10 @@ import pyarrow as pa
 import pytest
 
 from kdad_bench.cli.summary_table import title
-from kdad_bench.leaderboard import excerpts, html, markdown, store
+from kdad_bench.leaderboard import excerpts, html, html_board, markdown, store
 from kdad_bench.leaderboard import row as rows
 from kdad_bench.leaderboard.board import DRAWN, Board, boards
+from kdad_bench.leaderboard.floor import below_floor
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.leaderboard.store import Problem
 
@@ -319,6 +320,36 @@ def test_the_data_set_of_most_categories_comes_first_and_stays_together() -> Non
 def board_of(made: Sequence[Row]) -> Board:
     (board,) = boards(table(made))
     return board
+
+
+def test_what_is_below_the_floor_is_said_beneath_the_categories() -> None:
+    values = {  # method -> image AUROC of bottle, cable, pill
+        "stfpm": (0.9, 0.69, 0.9), "rd4ad": (0.71, 0.7, 0.7), "mkd": (0.6, 0.8, 0.5), "pixel_mean": (0.7, 0.7, 0.7),
+        "dskd": (0.1, None, None),
+    }  # fmt: skip
+    made = [
+        plausible.row(method, category, seed, image_auroc=value + (0.2 - 0.1 * seed) * (method == "stfpm"))
+        for method, found in values.items()
+        for category, value in zip(("bottle", "cable", "pill"), found, strict=True)
+        for seed in (1, 2, 3)
+        if value is not None
+    ]
+    words = "Below the floor: bottle: MKD, DSKD (reading); cable: STFPM; pill: MKD; mean: MKD."
+    board = board_of(made)
+    assert board.labels["pixel_mean"].startswith("Pixel mean")
+    said = below_floor(board, "image_auroc")
+    assert sorted(re.split(r"[;:,] ", said.rstrip("."))) == sorted(re.split(r"[;:,] ", words.rstrip(".")))
+    assert said.startswith("Below the floor: bottle: ")
+    assert f"\n\n{said}" in markdown.by_category(board, "image_auroc", {})
+    assert said in "".join(html_board.sections(board, "b"))
+    facts = {"method": "other", "title": "Other", "family": "floor", "image_auroc": 0.95}
+    floors = [row for row in made if row.method == "pixel_mean"]
+    two = [*made, *(replace(row, job_id=f"o{row.job_id[1:]}", **facts) for row in floors)]
+    assert "STFPM" in below_floor(board_of(two), "image_auroc").split("cable")[0]
+    assert below_floor(board_of([row for row in made if row.method != "pixel_mean"]), "image_auroc") == ""
+    alone = [row for row in made if row.category == "cable" and row.method in ("rd4ad", "pixel_mean")]
+    assert below_floor(board_of(alone), "image_auroc") == ""
+    assert "mean" not in below_floor(board_of([row for row in made if row.category == "pill"]), "image_auroc")
 
 
 def test_families_are_ranked_together_and_apart() -> None:
