@@ -198,20 +198,21 @@ def no_way_out() -> Iterator[None]:
     this = os.getpid()
 
     def raising(name: str, real: Callable[..., NoReturn]) -> Callable[..., NoReturn]:
-        def instead(*code: int) -> NoReturn:
+        def instead(*code: Any, **named: Any) -> NoReturn:
             if os.getpid() != this:
-                real(*code)
-            raise SystemExit(f"os.{name}({', '.join(map(str, code))})")
+                real(*code, **named)
+            raise SystemExit(f"os.{name}({', '.join(map(str, (*code, *named.values())))})")
 
         return instead
 
+    before = {name: getattr(os, name) for name in WAYS_OUT}  # those of a block around this one, maybe
     for name, real in WAYS_OUT.items():
         setattr(os, name, raising(name, real))
     try:
         yield
     finally:
-        for name, real in WAYS_OUT.items():
-            setattr(os, name, real)
+        for name, one in before.items():
+            setattr(os, name, one)
 
 
 @contextmanager

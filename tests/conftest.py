@@ -8,6 +8,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -115,5 +116,5 @@ def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "budgets", lambda quick: (few, few))
     for name, value in (("QUICK_CURVE", few), ("CURVE_WARMUP", few), ("QUICK_BATCHES", (1, 2))):
         monkeypatch.setattr(cost, name, value)
-    monkeypatch.setattr(speed, "available_cpus", lambda: 1)
+    monkeypatch.setattr(speed, "allowance", SimpleNamespace(cores=lambda: 1))  # not the key's: workers have that, too
     monkeypatch.setattr(speed, "MOST_BUSY", 2.0)  # never repeated

@@ -42,6 +42,7 @@ class Agenda:
 def agenda(options: RunOptions) -> Agenda:
     """What `options` ask for; raises SelectionError, DatasetError or StoreError with one line."""
     selection, unfit = without_refused(selected(options))
+    beside = remarks_on(selection.categories, options.data_root)  # by the names that say where the data lie now
     done = finished(options.out)
     selection = with_known_names(selection, done.values())
     selection, weights, replaced = with_teachers_at_hand(selection, weights_for(selection, options), options)
@@ -49,7 +50,7 @@ def agenda(options: RunOptions) -> Agenda:
     work = work_of(options)
     looked = {(job.category.dataset, job.category.name): job.category for job in jobs}.values()
     remarks = (
-        *remarks_on(selection.categories, options.data_root),
+        *beside,
         *(line for one in looked for line in leaks(one)),
         *replaced,
         *from_elsewhere(weights, options),

@@ -157,14 +157,15 @@ def history_path() -> Path:
 
 
 def kind_of(job: Job, threads: int | None, *, learns: bool = True) -> str:
-    """Jobs of one kind take about as long: same method, budget, resolution, device, threads and amount of data.
+    """Jobs of one kind take about as long: same method, budget, resolution, modality, device, threads and data set.
 
     A job whose model another one has learnt is of a kind of its own.
     """
     device = job.device.partition(":")[0]
     where = f"{device}*{threads}" if device == "cpu" and threads else device
+    modality = "" if job.category.modality == "rgb" else f"|{job.category.modality}"
     judged = "" if learns else "|judged"
-    return f"{job.name}|{job.preset}|{job.resolution}|{where}|{job.category.dataset}{judged}"
+    return f"{job.name}|{job.preset}|{job.resolution}|{where}|{job.category.dataset}{modality}{judged}"
 
 
 def duration(seconds: float) -> str:

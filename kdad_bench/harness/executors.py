@@ -14,6 +14,7 @@ from importlib import import_module
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from kdad_bench.harness import allowance
@@ -24,7 +25,7 @@ from kdad_bench.harness.job import Job
 from kdad_bench.harness.on_ray import ATTEMPTS, BUSY_RETRY_SECONDS, Ending, Outcomes, Started, on_ray, refuse_no_ray
 from kdad_bench.harness.options import RunOptions
 from kdad_bench.harness.output import Work
-from kdad_bench.harness.perform import perform, record_failure
+from kdad_bench.harness.perform import perform, reason_of, record_failure
 from kdad_bench.harness.surroundings import NoResult
 from kdad_bench.harness.workforce import Workforce, workforce
 from kdad_bench.leaderboard.row import Row
@@ -33,6 +34,8 @@ AT_ONCE = os._exit  # as it is before a job's code runs
 LOOK_SECONDS = 0.2  # between two looks at the clock while workers say nothing
 LOST_STARTS = 10  # workers in a row that may die before they are ready
 LATE = ("pyarrow.compute", "pyarrow.parquet", "scipy.ndimage", "torch.utils.flop_counter", "torch._dynamo")
+UNSENT = "it cannot be sent to a process of its own"
+SENDABLE = "define the class of its settings at the top of its file, or give --executor in-process"
 READY = "ready"  # what a worker says once it can take a job
 HELD = (signal.SIGINT, signal.SIGHUP)
 
@@ -148,7 +151,7 @@ class Pool:
     def step(self) -> Iterator[tuple[Job, Ending]]:
         """Start workers, hand out jobs, hear what happened; the jobs that ended."""
         self.fill()
-        self.hand_out()
+        yield from self.hand_out()
         for worker, answer in self.answers():
             yield from self.settle(worker, answer)
         if self.lost_starts >= LOST_STARTS:
@@ -180,18 +183,27 @@ class Pool:
         self.running.append(worker)
         return worker
 
-    def hand_out(self) -> None:
-        """Give each worker that waits the first job that may run now."""
+    def hand_out(self) -> Iterator[tuple[Job, Ending]]:
+        """Give each worker that waits the first job that may run now; those that cannot be given have failed."""
         for worker in [worker for worker in self.running if worker.ready and worker.job is None]:
             now = time.monotonic()
             job = next((job for job in self.waiting if self.not_before.get(job.id, 0.0) <= now), None)
-            if job is not None and self.give(worker, job):
+            if job is None:
+                return
+            try:
+                message = ForkingPickler.dumps(job)
+            except Exception as error:  # settings are of a person's class
                 self.waiting.remove(job)
+                yield job, record_failure(job, self.work, f"{UNSENT} ({reason_of(error)}); {SENDABLE}")
+            else:
+                if self.give(worker, job, message):
+                    self.waiting.remove(job)
 
-    def give(self, worker: Worker, job: Job) -> bool:
-        """Hand `job` to an idle worker; false if that one is dead: its pipe ends, and `answers` says so."""
+    def give(self, worker: Worker, job: Job, message: memoryview) -> bool:
+        """Hand `job`, as `message` says it, to an idle worker; false if that one is dead: its pipe ends, and `answers`
+        says so."""
         try:
-            worker.pipe.send(job)
+            worker.pipe.send_bytes(message)
         except OSError:  # a broken pipe
             return False
         worker.job, worker.since = job, time.monotonic()

@@ -14,14 +14,16 @@ from kdad_bench.harness.agenda import Agenda
 from kdad_bench.harness.environment import MOST_BUSY
 from kdad_bench.harness.giving_way import giving_way
 from kdad_bench.harness.job import Job
+from kdad_bench.harness.material import count_of
 from kdad_bench.harness.options import RunOptions
 from kdad_bench.harness.perform import reason_of
-from kdad_bench.harness.speed import measure
+from kdad_bench.harness.speed import LEARNT_FROM, measure
 from kdad_bench.harness.speed_key import configuration, key_of, learns_its_cost
 from kdad_bench.leaderboard import measurement, store
 from kdad_bench.leaderboard.folder import MissingFolder, open_folder
 from kdad_bench.leaderboard.measurement import Measurement
 from kdad_bench.leaderboard.row import Row
+from kdad_bench.leaderboard.store import Finished
 from kdad_bench.methods.foreign import guarded
 
 SHARING = 4  # the first version of the schema whose rows share measurements
@@ -32,6 +34,7 @@ class Known(NamedTuple):
 
     schema_version: int
     speed_key: str | None
+    preset: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,8 +86,8 @@ def wanted(found: Agenda, rows: Sequence[Row], options: RunOptions) -> tuple[lis
     """
     if options.measure_speed is False or (options.time_every_job and not options.measure_speed):
         return [], []
-    known = {id: Known(row.schema_version, row.speed_key) for id, row in found.kept.items() if row.status == "ok"}
-    known |= {row.job_id: Known(row.schema_version, row.speed_key) for row in rows if row.status == "ok"}
+    known = {id: known_of(row) for id, row in found.kept.items() if row.status == "ok"}
+    known |= {row.job_id: known_of(row) for row in rows if row.status == "ok"}
     try:
         there = measurement.found(open_folder(found.work.out))[0]
     except MissingFolder:  # lost, with the rows that were kept in it
@@ -99,12 +102,19 @@ def wanted(found: Agenda, rows: Sequence[Row], options: RunOptions) -> tuple[lis
     return made, [elsewhere(key, method) for key, method in strange.items() if key not in there]
 
 
+def known_of(row: Row | Finished) -> Known:
+    """What a row tells of its job's speed."""
+    return Known(row.schema_version, row.speed_key, row.preset)
+
+
 def grouped(jobs: Sequence[Job], known: Mapping[str, Known]) -> tuple[dict[str, Group], dict[str, str]]:
     """(key -> its jobs, key that a row has from another machine -> its method)."""
     groups: dict[str, Group] = {}
     strange: dict[str, str] = {}
-    for job in jobs:
-        key, row = key_of(job), known[job.id]
+    for asked in jobs:
+        row = known[asked.id]
+        job = asked if asked.preset == row.preset else replace(asked, preset=row.preset)  # a twin of the same settings
+        key = key_of(job)
         if row.speed_key not in (None, key):
             strange.setdefault(str(row.speed_key), job.name)
             continue
@@ -153,11 +163,18 @@ def of_group(key: str, group: Group, made: Measurement | None, anew: bool) -> It
     """What to do for one configuration: nothing, a measurement, or more rows for the one that is there."""
     covers = set(group.own)
     before = set(made.covers) if made else set()
-    if made is not None and not anew:
+    if made is not None and not anew and not outgrown(made, group.typical):
         if covers - before:
             yield Wanted(job=group.typical, key=key, kept=replace(made, covers=tuple(sorted(covers | before))))
     elif group.named or covers:
         yield Wanted(job=group.typical, key=key, covers=tuple(sorted(covers | before)))
+
+
+def outgrown(made: Measurement, job: Job) -> bool:
+    """Whether a measurement is of a method that had learnt from less than half or more than twice as many images as
+    `job` does, where what is kept of them decides the cost. Older ones do not say how many."""
+    count = made.environment.get(LEARNT_FROM)
+    return isinstance(count, int) and learns_its_cost(job) and not count / 2 <= count_of(job) <= count * 2
 
 
 def elsewhere(key: str, method: str) -> NotMeasured:
@@ -175,6 +192,8 @@ def measured(todo: Sequence[Wanted], out: str, *, anew: bool = False) -> Iterato
         try:
             with machine(), giving_way(), guarded():
                 there = None if anew else measurement.read(out).get(one.key)
+                if there is not None and outgrown(there, one.job):
+                    there = None
                 made = one.kept or there or measure(one.job, one.covers)
                 if made is not there:
                     measurement.write(made, out)

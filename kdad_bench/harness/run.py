@@ -270,7 +270,7 @@ def columns_of(job: Job) -> dict[str, Any]:
         "batch_size": job.settings.batch_size,
         "precision": job.settings.precision,
         "readings": tuple(job.settings.readings),
-        "deviations": job.deviations,
+        "deviations": (*job.deviations, *of_a_lone_image(job)),
         "settings": json.dumps(asdict(job.settings), sort_keys=True, default=str),
         "data_fingerprint": datasets.fingerprint(job.category),
         "synthetic": job.category.synthetic,
@@ -279,6 +279,13 @@ def columns_of(job: Job) -> dict[str, Any]:
         **job.columns,
         **job.view.columns,
     }
+
+
+def of_a_lone_image(job: Job) -> tuple[str, ...]:
+    """What is to be said where the settings keep a share of the normals apart, and there is one image."""
+    apart = any(getattr(job.settings, name) for name in job.settings.APART)
+    lone = "lone image: learnt from, and taken for those that nothing learns from, too"
+    return (lone,) if apart and count_of(job) == 1 else ()
 
 
 def environment_columns(job: Job) -> dict[str, Any]:

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdad_bench.harness import allowance
 from kdad_bench.harness.cost import LEAST_OF_TAIL, batches_of, is_quick, one_thread, speeds
 from kdad_bench.harness.determinism import choose_algorithms
 from kdad_bench.harness.environment import MOST_BUSY, describe, keep_freed_memory
 from kdad_bench.harness.graphs import Graphed, graphed
 from kdad_bench.harness.job import Job
-from kdad_bench.harness.material import normals
+from kdad_bench.harness.material import count_of, normals
 from kdad_bench.harness.run import build, squares, synchronise, timed_on
 from kdad_bench.harness.scoring import as_images
 from kdad_bench.harness.speed_key import configuration, key_of
@@ -27,10 +28,10 @@ from kdad_bench.harness.windows import Windowed
 from kdad_bench.leaderboard.measurement import Measurement
 from kdad_bench.methods import entry
 from kdad_bench.methods.protocol import Method
-from kdad_bench.metrics import available_cpus
 
 FEW_BATCHES = 2  # of images for a training that only gives the networks their shapes: a method can keep some out
 FEW_CALLS = 20  # fewer make percentiles rough, which is said
+LEARNT_FROM = "images_learnt_from"  # in the environment of a measurement
 AGAIN_SECONDS = 30.0  # a measurement that took longer is not repeated
 
 
@@ -45,7 +46,7 @@ def measure(job: Job, covers: Sequence[str] = ()) -> Measurement:
     method, pixels, how = fitted(job)
     method = graphed(method, job.device)
     images = as_images(pixels[: max(batches_of(is_quick(job)))], torch.device(job.device))
-    with threads_set(available_cpus()):
+    with threads_set(allowance.cores()):
         began = time.perf_counter()
         figures = figures_of(method, images, job)
         short = time.perf_counter() - began < AGAIN_SECONDS
@@ -63,7 +64,7 @@ def measure(job: Job, covers: Sequence[str] = ()) -> Measurement:
         how=how + by_graphs(method) + by_few(len(figures["latency_samples_ms"])),
         figures=figures,
         covers=tuple(sorted(covers)),
-        environment=json.loads(json.dumps({**found, "openmp": openmp()}, default=str)),
+        environment=json.loads(json.dumps({**found, "openmp": openmp(), LEARNT_FROM: count_of(job)}, default=str)),
     )
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from kdad_bench import __version__, kernels
+from kdad_bench.datasets import SHORT_SIDE
+from kdad_bench.harness import allowance
 from kdad_bench.harness.cost import is_quick
 from kdad_bench.harness.environment import cpu_model, kernels_path
 from kdad_bench.harness.graphs import wanted
 from kdad_bench.harness.job import Job, values_of
 from kdad_bench.harness.output import Work
 from kdad_bench.methods import entry
-from kdad_bench.metrics import available_cpus
 
 
 def speed_key(job: Job, work: Work) -> str | None:
@@ -35,12 +36,15 @@ def configuration(job: Job) -> dict[str, Any]:
 
     Neither category, seed, budget nor weights are among it. The data set is, with what of the preset's label decides
     how many images are learnt from, where what a method keeps of them may make its scoring dearer (`learns_its_cost`).
+    With `--fit short-side` data set and category are: the more oblong their images, the more there is to score.
     """
     device = job.device.partition(":")[0]
     learns = learns_its_cost(job)
     budget = ("seed",) if learns else ("seed", "steps", "epochs")
     settings = {name: value for name, value in values_of(job.settings).items() if name not in budget}
     data = {"dataset": job.category.dataset, "label": label_of(job)} if learns else {}
+    if job.view.fit == SHORT_SIDE:
+        data |= {"dataset": job.category.dataset, "category": job.category.name}
     return {
         "kdad_bench": __version__,
         "method": job.method,
@@ -53,7 +57,7 @@ def configuration(job: Job) -> dict[str, Any]:
         "quick": is_quick(job),
         "device": device,
         "device_name": torch.cuda.get_device_name(torch.device(job.device)) if device == "cuda" else cpu_model(),
-        "cores": available_cpus(),
+        "cores": allowance.cores(),
         "torch": torch.__version__,
         "kernels": kernels_path(kernels, device),
         **({"graphs": True} if wanted(device) else {}),

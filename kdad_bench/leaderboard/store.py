@@ -181,6 +181,7 @@ class Finished(NamedTuple):
     git_dirty: bool | None
     schema_version: int
     speed_key: str | None  # the measurement of speed that the row names
+    preset: str
     dataset: str
     category: str
     data_fingerprint: str | None

@@ -95,6 +95,10 @@ class StadSettings(DistillationSettings):
         "descriptors": lambda settings: (
             f"learnt in a share of {shown(settings.descriptors)} of the steps, from {settings.crops} crops at a time, "
             f"enlarged to {ENLARGED} px for the backbone"
+            if settings.learns_descriptors
+            else f"not learnt beyond their start; its crops are enlarged to {ENLARGED} px for the backbone"
+            if settings.solved
+            else ""
         ),
         "statistics": lambda settings: (
             f"of a share of {shown(settings.validation)} of the normals, which nothing learns from"
@@ -102,7 +106,8 @@ class StadSettings(DistillationSettings):
             else "of the images that the students learnt from (paper: of others)"
         ),
         "weights": lambda settings: (
-            "at first He's normal ones for leaky ReLU; the decoder begins at the features' mean"
+            "at first He's normal ones for leaky ReLU"
+            + "; the decoder begins at the features' mean" * (settings.learns_descriptors and not settings.solved)
         ),
         "border": lambda settings: "images are continued by their outermost pixels",
         "image score": lambda settings: "the map's maximum",
@@ -122,14 +127,14 @@ class StadSettings(DistillationSettings):
         "width": Settled("paper", (128,)),
         "dimensions": Settled("paper", (128,)),
         "grid": Settled("paper", (1,)),
-        "compactness": Settled("paper", (1.0,), lambda settings: settings.descriptors > 0),
+        "compactness": Settled("paper", (1.0,), lambda settings: settings.learns_descriptors),
     }
     DEPARTURES: ClassVar = {
         "crops": lambda settings: (
             "of the normal images"
             + f", a share of {shown(settings.altered)} altered" * (settings.altered > 0)
             + " (paper: of ImageNet)"
-            if settings.descriptors or settings.solved
+            if settings.learns_descriptors or settings.solved
             else "none, the descriptors stay as random as they begin (paper: of ImageNet)"
         ),
         "start": lambda settings: (
@@ -151,6 +156,11 @@ class StadSettings(DistillationSettings):
             raise ValueError(f"scales {shown(self.scales)} are not different ones of {shown(tuple(LAYOUTS))}")
         if self.grid & (self.grid - 1):
             raise ValueError(f"grid {self.grid} is not a power of two")
+
+    @property
+    def learns_descriptors(self) -> bool:
+        """Whether there is a step in which the descriptors learn."""
+        return self.descriptors > 0 and (self.steps is None or int(self.descriptors * self.steps) > 0)
 
     @property
     def shortest(self) -> StadSettings:

@@ -7,14 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from kdad_bench.cli import cli
 from kdad_bench.cli.progress import Progress
 from kdad_bench.harness import measuring, speed_key
+from kdad_bench.harness.speed import LEARNT_FROM
 from kdad_bench.leaderboard import measurement, store
+from kdad_bench.methods import entry
+from tests.conftest import write_tree
 
 
 def run(tree: Path, out: Path, *more: object) -> Result:
@@ -71,6 +76,36 @@ def test_a_second_run_measures_nothing_and_the_next_data_set_shares(
     run(tiny_tree, tmp_path, "-c", "cloth")
     assert timed == ["job", "measured pixel_mean", "job"]
     assert len({row["latency_ms"] for row in rows(tmp_path)} - {None}) == 1
+
+
+def test_a_twin_of_the_preset_shares_the_measurement_whoever_asks(
+    tiny_tree: Path, tmp_path: Path, timed: list[str]
+) -> None:
+    assert entry("pixel_mean").presets["paper"] == entry("pixel_mean").presets["standard"]
+    run(tiny_tree, tmp_path, "-c", "bolt", "--preset", "standard", "--no-measure-speed")
+    found = run(tiny_tree, tmp_path, "-c", "bolt", "--preset", "paper")
+    assert found.exit_code == 0, found.output
+    assert timed == ["job", "measured pixel_mean"]
+    assert all(row["latency_ms"] > 0 for row in rows(tmp_path))
+    (made,) = measurement.read(tmp_path).values()
+    assert made.configuration["quick"] is True  # the budget of the preset that the row is of
+
+
+@pytest.mark.parametrize(("more", "again"), [(1, False), (9, True)])
+def test_what_is_kept_of_many_more_images_is_measured_anew(
+    more: int, again: bool, tmp_path: Path, timed: list[str]
+) -> None:
+    tree = write_tree(tmp_path / "tree", ("bolt",), train=4)
+    chosen = ("-m", "spade", "--set", "spade.images=100", "--image-size", "32", "--resolution", "32")
+    run(tree, tmp_path / "out", *chosen)
+    for number in range(more):
+        picture = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tree / "bolt" / "train" / "good" / f"more{number}.png")
+    found = run(tree, tmp_path / "out", *chosen)
+    assert found.exit_code == 0, found.output
+    assert timed.count("measured spade") == 1 + again
+    counts = [made.environment[LEARNT_FROM] for made in measurement.read(tmp_path / "out").values()]
+    assert max(counts) == (13 if again else 4)
 
 
 def test_what_a_killed_run_did_not_measure_is_measured_without_training(

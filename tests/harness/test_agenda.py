@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -25,6 +26,7 @@ from kdad_bench.leaderboard.folder import LocalFolder
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods import METHODS, entry
 from kdad_bench.methods.stad import Stad
+from tests.conftest import write_tree
 from tests.harness.planned import jobs_of
 
 
@@ -55,6 +57,21 @@ def test_a_plan_opens_each_finished_row_once(tiny_tree: Path, tmp_path: Path, op
     found = agenda(options_from({**said, "device": "cpu", "out": str(tmp_path)}))
     assert len(found.kept) == len(jobs) == 4
     assert sorted(opened.values()) == [1] * 4
+
+
+def test_data_that_moved_keep_their_name_and_are_looked_at_where_they_lie(tmp_path: Path) -> None:
+    first, then = write_tree(tmp_path / "first"), tmp_path / "then"
+    said = {"methods": ["pixel_mean"], "seeds": "2", "preset": "quick", "device": "cpu", "out": str(tmp_path / "out")}
+    before = agenda(options_from({**said, "datasets": [f"folder:{first}"]}))
+    for job in before.jobs:
+        store.write(failed(job), tmp_path / "out")
+    shutil.move(first, then)
+    (then / "bolt" / "train" / "scrap").mkdir()
+    (then / "bolt" / "train" / "scrap" / "a.png").write_bytes(b"")
+    found = agenda(options_from({**said, "datasets": [f"folder:{then}"]}))
+    assert {job.id for job in found.jobs} == {job.id for job in before.jobs} == set(found.kept)
+    assert {job.category.dataset for job in found.jobs} == {f"folder:{first}"}
+    assert any("scrap" in line and str(then) in line for line in found.remarks)
 
 
 def test_after_a_run_only_its_own_rows_are_looked_for(tiny_tree: Path, tmp_path: Path, opened: Counter[str]) -> None:

@@ -32,6 +32,13 @@ from kdad_bench.methods.stfpm import Stfpm
 from tests.harness.planned import jobs_of
 
 
+def test_jobs_of_other_modalities_are_of_another_kind(tiny_tree: Path) -> None:
+    job = jobs_of(tiny_tree)[0]
+    deep = [replace(job, category=replace(job.category, modality=one)) for one in ("depth", "rgb+depth")]
+    assert len({kind_of(one, 1) for one in (job, *deep)}) == 3
+    assert kind_of(job, 1).endswith(job.category.dataset)  # what was timed before this rule stays known
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -7,6 +7,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,7 +123,7 @@ def test_idle_and_starting_workers_that_are_killed_cost_no_job_a_try(tiny_tree: 
     pool = pool_of(floors(tiny_tree)[:1], tmp_path)
     for _ in range(3):  # more often than a job is tried
         kill(until_ready(pool))
-        assert not pool.give(pool.running[0], pool.waiting[0])
+        assert not pool.give(pool.running[0], pool.waiting[0], memoryview(b""))
         list(pool.step())  # hears of it
         kill(pool.spawn() if not pool.running else pool.running[0])
         list(pool.step())
@@ -132,13 +133,30 @@ def test_idle_and_starting_workers_that_are_killed_cost_no_job_a_try(tiny_tree: 
     assert row.status == "ok"
 
 
+def test_a_job_that_cannot_be_sent_to_a_worker_has_failed_and_costs_no_other(tiny_tree: Path, tmp_path: Path) -> None:
+    class Local(type(floors(tiny_tree)[0].settings)):  # type: ignore[misc]  # a class that no process can look up
+        pass
+
+    first, second = (job for job in floors(tiny_tree) if job.category.name == "bolt")
+    unsendable = replace(first, settings=Local(**asdict(first.settings)))
+    ended = to_the_end(pool_of([unsendable, second], tmp_path))
+    rows = {row.seed: row for row in ended if isinstance(row, Row)}
+    assert len(ended) == len(rows) == 2
+    assert rows[second.seed].status == "ok"
+    assert rows[first.seed].status == "failed"
+    reason = str(rows[first.seed].reason)
+    assert reason.startswith("it cannot be sent to a process of its own (")
+    assert "Local" in reason
+    assert reason.endswith("--executor in-process")
+
+
 def test_a_worker_that_dies_twice_under_a_job_leaves_a_failed_row(tiny_tree: Path, tmp_path: Path) -> None:
     (job,) = jobs = floors(tiny_tree)[:1]
     pool = pool_of(jobs, tmp_path)
     for attempt in (1, 2):
         worker = until_ready(pool)
         os.kill(worker.process.pid or 0, signal.SIGSTOP)  # so that it does not end the job first
-        pool.hand_out()
+        list(pool.hand_out())
         assert (worker.job, pool.attempts[job.id]) == (job, attempt)
         kill(worker)
         ended = [ending for _ in range(3) for _, ending in pool.step()] if attempt == 2 else list(pool.step())
@@ -214,7 +232,7 @@ def test_a_worker_whose_runner_is_gone_ends_without_a_word(
 ) -> None:
     pool = pool_of(floors(tiny_tree)[:1], tmp_path)
     worker = until_ready(pool)
-    pool.hand_out()
+    list(pool.hand_out())
     worker.pipe.close()
     worker.process.join(60)
     assert worker.process.exitcode == 0
@@ -240,6 +258,6 @@ def test_the_states_of_a_worker_are_told_apart(tiny_tree: Path, tmp_path: Path) 
     assert state_of(process) == "starting"
     until_ready(pool)
     assert state_of(process) == "idle"
-    pool.hand_out()
+    list(pool.hand_out())
     wait_for(lambda: state_of(process) == "working")
     pool.retire(pool.running[0])

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from kdad_bench.harness.run import thinned
+from pathlib import Path
+
+import pytest
+
+from kdad_bench.harness.axes import Axes
+from kdad_bench.harness.run import columns_of, thinned
+from tests.harness.planned import jobs_of
 
 
 def test_a_loss_curve_in_a_row_is_short_and_keeps_its_end() -> None:
@@ -11,3 +17,15 @@ def test_a_loss_curve_in_a_row_is_short_and_keeps_its_end() -> None:
     assert len(kept) <= 200
     assert kept[-1] == curve[-1]
     assert thinned([]) == []
+
+
+@pytest.mark.parametrize("method", ["stad", "efficientad", "stfpm:held_out", "stfpm", "padim"])
+def test_a_row_says_that_a_lone_image_is_on_both_sides(method: str, tiny_tree: Path) -> None:
+    name, _, variant = method.partition(":")
+    one, all_ = (
+        columns_of(jobs_of(tiny_tree, methods=((name, variant),), axes=(Axes(train_images=count),))[0])["deviations"]
+        for count in (1, None)
+    )
+    parts = method in ("stad", "efficientad", "stfpm:held_out")
+    assert any(line.startswith("lone image: ") for line in one) is parts
+    assert not any(line.startswith("lone image: ") for line in all_)

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from kdad_bench.harness import clock, cost, material, run, speed, speed_key
+from kdad_bench.harness import allowance, clock, cost, material, run, speed, speed_key
 from kdad_bench.harness.axes import PLAIN, Axes
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.output import Work
 from kdad_bench.harness.perform import perform
 from kdad_bench.harness.speed_key import configuration, key_of
+from kdad_bench.harness.view import View
 from kdad_bench.leaderboard.board import MOST_LOAD
 from kdad_bench.leaderboard.measurement import SHARED
 from kdad_bench.leaderboard.row import Row
@@ -86,7 +87,28 @@ def test_every_level_of_a_corruption_and_every_share_has_one_measurement(tiny_tr
     assert len(set.union(*keys)) == 4
 
 
-@pytest.mark.parametrize("name", ["cpu_model", "available_cpus", "kernels_path"])
+def test_pictures_of_other_proportions_are_measured_apart_where_these_are_kept(tiny_tree: Path) -> None:
+    squashed, kept = (job_of(tiny_tree, "pixel_mean", view=view) for view in (View(), View(fit="short-side")))
+    others = ({"name": "another"}, {"dataset": "another"})
+    assert [key_of(moved(squashed, one)) != key_of(squashed) for one in others] == [False, False]
+    assert [key_of(moved(kept, one)) != key_of(kept) for one in others] == [True, True]
+
+
+def moved(job: Job, facts: dict[str, str]) -> Job:
+    return replace(job, category=replace(job.category, **facts))  # type: ignore[arg-type]
+
+
+def test_the_cores_of_a_measurement_are_those_of_affinity_and_quota(
+    tiny_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(allowance, "cpu_quota", lambda: 1.0)
+    monkeypatch.setattr(speed, "allowance", allowance)
+    job = job_of(tiny_tree, "pixel_mean")
+    assert configuration(job)["cores"] == 1
+    assert speed.measure(job).figures["speed_threads"] == 1
+
+
+@pytest.mark.parametrize("name", ["cpu_model", "kernels_path"])
 def test_another_machine_or_code_path_is_another_key(
     name: str, tiny_tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,7 +308,7 @@ def test_all_cores_first_then_one_thread_and_the_threads_are_as_before(
     tiny_tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     still = Still()
-    monkeypatch.setattr(speed, "available_cpus", lambda: 3)
+    monkeypatch.setattr(speed, "allowance", SimpleNamespace(cores=lambda: 3))
     monkeypatch.setattr(speed, "fitted", lambda job: (still, np.zeros((2, 3, 32, 32), np.uint8), "nothing"))
     before = torch.get_num_threads()
     made = speed.measure(job_of(tiny_tree, "pixel_mean"))

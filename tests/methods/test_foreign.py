@@ -21,7 +21,8 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from kdad_bench import outside
+from kdad_bench import outside, process
+from kdad_bench.cli import ending
 from kdad_bench.cli.ending import first_interrupt
 from kdad_bench.interrupts import Interrupted, Terminated
 from kdad_bench.methods.foreign import SHARED, guarded, process_as_it_was
@@ -192,6 +193,38 @@ def test_what_code_raises_never_ends_the_process(raised: BaseException) -> None:
             raise raised
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def ends_a_fork(*code: Any, **named: Any) -> int:
+    """The exit code of a process that is forked off here and ends by `os._exit`."""
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(*code, **named)
+        finally:
+            ending.AT_ONCE(99)  # it was kept from ending
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_code_cannot_end_the_process_beneath_all_that_catches() -> None:
+    before = os._exit, os.abort
+    with guarded():
+        with pytest.raises(SystemExit, match=r"^os\._exit\(3\)$"):
+            os._exit(3)
+        with pytest.raises(SystemExit, match=r"^os\._exit\(4\)$"):
+            os._exit(status=4)
+        with pytest.raises(SystemExit, match=r"^os\.abort\(\)$"):
+            os.abort()
+        with process.loading():  # as a package is imported in the middle of a job
+            assert (os._exit, os.abort) != before
+        assert ending.AT_ONCE is before[0]
+        with pytest.raises(SystemExit):
+            os._exit(0)
+        assert [ends_a_fork(5), ends_a_fork(status=6)] == [5, 6]
+    assert (os._exit, os.abort) == before
+    with pytest.raises(Escaped, match=r"os\._exit\(0\)"), guarded():
+        os._exit(0)
+    assert (os._exit, os.abort) == before
 
 
 @pytest.mark.parametrize("ended", [Interrupted, Terminated, GeneratorExit, KeyboardInterrupt])

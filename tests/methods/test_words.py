@@ -479,12 +479,18 @@ def own_departures(name: str, settings: Any) -> list[str]:
     return ["input", *["precision"] * (settings.precision != "fp32"), *channels, *pooling]
 
 
+def learns_descriptors(settings: Any) -> bool:
+    """Whether a step of the training is STAD's descriptors' own."""
+    share, steps = settings.descriptors, settings.steps
+    return share > 0 and (steps is None or int(share * steps) >= 1)
+
+
 def unused(name: str, settings: Any) -> tuple[str, ...]:
     """Fields that other settings put out of use."""
     if name == "efficientad":  # of the network that a descriptor is distilled from
         return () if settings.distilled else ("strides", "enlarged", "distilling")
     if name == "stad":
-        return () if settings.descriptors else ("compactness",)
+        return () if learns_descriptors(settings) else ("compactness", "crops")
     if name == "ast":
         return ("taps",) if settings.inputs == "depth" else ()
     if name == "dinomaly":
@@ -602,7 +608,12 @@ def check_choices(name: str, settings: Any) -> None:
         "that the students learnt from": name == "stad" and settings.validation == 0,
         "that the student learnt from": name == "efficientad" and settings.validation == 0,
         "the medium one": name == "efficientad" and settings.network == "medium",
-        "distilled here": name == "efficientad" and settings.distilled,
+        "distilled here": name == "efficientad"
+        and settings.distilled
+        and settings.distilling > 0
+        and settings.steps != 1,
+        "not learnt beyond their start": name == "stad" and not learns_descriptors(settings) and settings.solved > 0,
+        "the decoder begins": name == "stad" and learns_descriptors(settings) and not settings.solved,
         "penalty: on drawn images": name == "efficientad" and settings.penalty == "drawn",
         "penalty: none": name == "efficientad" and settings.penalty == "none",
         "as in the paper's tables": name == "efficientad" and settings.padding,
@@ -736,7 +747,7 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
         ("stad:", {}, "crops: of the normal images, a share of 0.5 altered (paper: of ImageNet)", "scales: 17"),
         ("dinomaly:", {}, "tokens: feature maps of EfficientNet-Lite0 on one grid", "384"),
         ("dinomaly:", {"steps": 5000}, "layers: 4 (official code: 8)", "warm-up"),
-        ("stad:p65", {"crops": 8}, "from 8 crops at a time", "scales: "),
+        ("stad:p65", {"crops": 8, "descriptors": 0.5}, "from 8 crops at a time", "scales: "),
         ("stad:", {"altered": 0.0}, "crops: of the normal images (paper: of ImageNet)", "altered"),
         ("stad:", {"solved": 300}, "start: last layers at least squares over 300 crops and up to 24", "start: none"),
         ("stad:", {"solved": 0}, "weights: at first He's", "start: "),
@@ -799,6 +810,23 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
         ("eca_mskdad:", {}, "rel_mode: normalised_mean (eq. 15 to 18: literal)", "read as"),
         ("eca_mskdad:score_loss", {}, "maps of 32, 16, 8 px", "score: "),
         ("eca_mskdad:figure_size", {}, "maps of 64, 32, 16 px", "maps of 32"),
+        ("stad:", {}, "descriptors: not learnt beyond their start", "the decoder begins"),
+        ("stad:", {"steps": 4, "descriptors": 0.5}, "descriptors: learnt in a share of 0.5", "the decoder begins"),
+        (
+            "stad:",
+            {"steps": 4, "descriptors": 0.5, "solved": 0},
+            "the decoder begins at the features' mean",
+            "as random",
+        ),
+        (
+            "stad:",
+            {"steps": 1, "descriptors": 0.5, "solved": 0},
+            "crops: none, the descriptors stay as random as they begin",
+            "learnt in a share",
+        ),
+        ("efficientad:", {"distilling": 0.0}, "but for the last layer, which is solved on", "distilled here"),
+        ("efficientad:", {"distilling": 0.0, "solved": False}, "the PDN stays as random as it begins (paper", "solved"),
+        ("efficientad:", {"steps": 1, "solved": False}, "the PDN stays as random as it begins", "distilled here"),
         ("eca_mskdad:two_passes", {"steps": 300}, "x and x^a in two passes", "one pass"),
     ],
 )

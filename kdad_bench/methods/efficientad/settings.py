@@ -91,8 +91,7 @@ class EfficientAdSettings(DistillationSettings):
     }
     DEPARTURES: ClassVar = {
         "descriptor": lambda settings: (
-            f"distilled here, on normal and drawn images, in a share of {shown(settings.distilling)} of the steps"
-            " (paper: from WideResNet-101 on ImageNet, 60000 steps before)"
+            _distilling_in_words(settings) + " (paper: from WideResNet-101 on ImageNet, 60000 steps before)"
             if settings.distilled
             else ""
         ),
@@ -110,6 +109,14 @@ class EfficientAdSettings(DistillationSettings):
     def distilled(self) -> bool:
         """Whether the PDN is distilled here: the teacher is no PDN."""
         return self.teacher not in SIZES
+
+
+def _distilling_in_words(settings: EfficientAdSettings) -> str:
+    """Where the descriptors of a PDN come from that no file has."""
+    if settings.distilling and settings.steps != 1:
+        return f"distilled here, on normal and drawn images, in a share of {shown(settings.distilling)} of the steps"
+    last = ", but for the last layer, which is solved on normal and drawn images" * settings.solved
+    return f"none is learnt, the PDN stays as random as it begins{last}"
 
 
 def _budget(settings: EfficientAdSettings) -> str:
