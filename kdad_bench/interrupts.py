@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+
+AT_ONCE = os._exit  # ends the process here and now; as it is before code of others runs
 
 
 class Interrupted(KeyboardInterrupt):

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import numpy as np
 from PIL import Image, ImageFile
 
-from kdad_bench.interrupts import Interrupted, Terminated, by_a_person
+from kdad_bench.interrupts import AT_ONCE, Interrupted, Terminated, by_a_person
 
 
 def set_environment(variables: Mapping[str, str]) -> None:
@@ -188,7 +188,7 @@ class Aside(io.TextIOBase):
         return sys.stderr.write(text)
 
 
-WAYS_OUT: dict[str, Callable[..., NoReturn]] = {"_exit": os._exit, "abort": os.abort}
+WAYS_OUT: dict[str, Callable[..., NoReturn]] = {"_exit": AT_ONCE, "abort": os.abort}
 
 
 @contextmanager

@@ -19,10 +19,9 @@ from types import FrameType
 import click
 
 from kdad_bench import __version__
-from kdad_bench.interrupts import Interrupted, Terminated
+from kdad_bench.interrupts import AT_ONCE, Interrupted, Terminated
 
 SHOW_CURSOR = b"\x1b[?25h"
-AT_ONCE = os._exit  # as it is before code of others runs
 MOST_LETTERS = 500  # of an error's text in its one line; the report has all of it
 
 
