@@ -10,6 +10,7 @@ from kdad_bench.harness.job import Job, TeacherWeights
 from kdad_bench.harness.lone_batch import refuse_lone_batches
 from kdad_bench.harness.plan import configuration, every_job, names_of, preset_of
 from kdad_bench.harness.selection import Selection
+from kdad_bench.harness.teachers import refuse_weights_that_do_not_reach
 from kdad_bench.harness.view import refuse_what_cannot_be_seen
 
 Refusals = dict[str, SelectionError]  # method -> why
@@ -55,7 +56,7 @@ def holders(selection: Selection, name: str) -> list[str]:
 
 
 def planned(selection: Selection, weights: Mapping[str, TeacherWeights]) -> tuple[list[Job], tuple[str, ...]]:
-    """The jobs of `selection` but for methods that nobody named and that the data refuse; a line for each reason.
+    """The jobs of `selection` but for methods that nobody named and that the data or their teacher's weights refuse; a line for each reason.
 
     Raises SelectionError and DatasetError as `plan` does, and where nothing is left.
     """
@@ -64,6 +65,7 @@ def planned(selection: Selection, weights: Mapping[str, TeacherWeights]) -> tupl
         if job.method in refused:
             continue
         try:
+            refuse_weights_that_do_not_reach(job)
             refuse_lone_batches(job)
         except SelectionError as error:
             if selection.insists_on(job.method):

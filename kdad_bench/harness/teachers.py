@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from kdad_bench.harness.choices import SelectionError, suggestion
-from kdad_bench.harness.job import TeacherWeights
+from kdad_bench.harness.job import Job, TeacherWeights
 from kdad_bench.harness.options import RunOptions, teacher_and_file
 from kdad_bench.harness.plan import configurations_of, teachers
 from kdad_bench.harness.selection import Selection
@@ -146,6 +146,32 @@ def find(name: str, source: str | None, *, may_download: bool = True) -> Teacher
         except weights.WeightsError as error:
             return TeacherWeights(teacher=name, source=UNAVAILABLE, sha256=UNAVAILABLE, problem=str(error))
     return TeacherWeights(teacher=name, source=found.name, sha256=sha256_of(found), path=found)
+
+
+def refuse_weights_that_do_not_reach(job: Job) -> None:
+    """Raises SelectionError where the taps of a job are of layers whose weights its teacher's file lacks.
+
+    A file of a network's first layers serves the methods that tap those alone, so that `find`, which asks for the
+    usual taps, takes it.
+    """
+    if job.weights is None or job.weights.path is None:
+        return
+    name, strides = job.settings.teacher, tuple(job.settings.strides or ())
+    if set(strides) <= set(facts_of(name).usual_strides):
+        return  # `find` has loaded these, or they are those of a published file
+    if problem := problem_at(name, strides, job.weights.path):
+        taps = " ".join(map(str, strides))
+        raise SelectionError(f"method '{job.method}': taps at strides {taps}: {problem}")
+
+
+@lru_cache(maxsize=64)
+def problem_at(name: str, strides: tuple[int, ...], path: Path) -> str:
+    """Why the weights in `path` are none for teacher `name` with taps at `strides`; empty where they are."""
+    try:
+        weights.load_teacher(name, strides=strides, source=path)
+    except weights.WeightsError as error:
+        return str(error)
+    return ""
 
 
 @lru_cache(maxsize=32)

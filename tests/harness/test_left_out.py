@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from kdad_bench import run
@@ -15,9 +16,11 @@ from kdad_bench.cli import cli
 from kdad_bench.harness.choices import PRESETS, SelectionError
 from kdad_bench.harness.left_out import planned, without_refused
 from kdad_bench.harness.selection import Selection
+from kdad_bench.harness.teachers import find
 from kdad_bench.harness.view import View
 from kdad_bench.leaderboard import store
 from kdad_bench.methods import METHODS, entry
+from kdad_bench.methods.backbones.family import build
 from kdad_bench.methods import pixel_mean as floor
 from tests.harness.planned import WEIGHTS, selection
 
@@ -200,3 +203,37 @@ def test_a_run_says_whom_it_leaves_out_and_ends_with_1(
             measure_speed=False,
         )  # fmt: skip
     assert line in found.remarks
+
+
+@pytest.fixture(scope="module")
+def first_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ResNet-18's weights up to its third stage, random."""
+    path = tmp_path_factory.mktemp("weights") / "trunk.pth"
+    torch.save(build("resnet18", strides=(4, 8, 16)).state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("setting", "refused"), [((8, 16), False), ((4, 8, 16), False), ((8, 16, 32), True), ((32,), True)], ids=str
+)
+def test_weights_that_lack_the_layers_of_the_taps_are_refused_before_anything_runs(
+    tiny_tree: Path, first_layers: Path, setting: tuple[int, ...], refused: bool
+) -> None:
+    own = {"teacher": "resnet18", "strides": setting}
+    chosen = selection(tiny_tree, methods=(("stfpm", ""),), overrides=own)
+    found = {"resnet18": find("resnet18", str(first_layers))}
+    if not refused:
+        assert len(planned(chosen, found)[0]) == len(chosen.seeds) * len(chosen.categories)
+        return
+    taps = " ".join(map(str, setting))
+    with pytest.raises(SelectionError, match=rf"method 'stfpm': taps at strides {taps}: .*trunk.pth: .* lacks 'layer4"):
+        planned(chosen, found)
+
+
+def test_run_all_leaves_out_whose_taps_the_weights_do_not_reach(tiny_tree: Path, first_layers: Path) -> None:
+    methods = (("stfpm", ""), ("spade", ""), ("padim", ""))
+    chosen = everything(tiny_tree, methods=methods, preset="paper", overrides={"teacher": "resnet18"})
+    jobs, lines = planned(chosen, {"resnet18": find("resnet18", str(first_layers))})
+    assert {job.method for job in jobs} == {"stfpm", "padim"}
+    assert [line.partition(": taps")[0] for line in lines] == ["left out: spade"]
+    assert "4 8 16 32" in lines[0] and "trunk.pth" in lines[0] and "give such a file" in lines[0]
