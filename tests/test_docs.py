@@ -78,18 +78,20 @@ def test_the_tables_of_the_pages_are_those_of_the_rows_beside_them() -> None:
     assert refreshed(page, tables, place) == page
     page = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
     assert refreshed(page, sections(store.read(ROOT / "docs/results/gpu")), "docs/results/gpu") == page
-    assert "H100" in page.partition("leaderboard begin")[2]
+    assert "H200" in page.partition("leaderboard begin")[2]
 
 
-def test_a_method_with_real_rows_shows_them_on_its_own_page_and_they_are_those_of_the_rows() -> None:
+@pytest.mark.parametrize("rows", ["real", "gpu"])
+def test_a_method_with_real_rows_shows_them_on_its_own_page_and_they_are_those_of_the_rows(rows: str) -> None:
     from kdad_bench.leaderboard import store
     from kdad_bench.leaderboard.excerpts import refreshed, sections
 
-    tables = sections(store.read(ROOT / "docs" / "results" / "real"))
+    place = f"results/{rows}"
+    tables = sections(store.read(ROOT / "docs" / place))
     pages = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "methods").glob("*.md")}
-    shown = {name for name, text in pages.items() if f"begin: measured_{name} of results/real" in text}
+    shown = {name for name, text in pages.items() if f"begin: measured_{name} of {place} -->" in text}
     assert shown == {name.removeprefix("measured_") for name in tables if name.startswith("measured_")}
-    assert [name for name in shown if refreshed(pages[name], tables, "docs/results/real") != pages[name]] == []
+    assert [name for name in shown if refreshed(pages[name], tables, f"docs/{place}") != pages[name]] == []
 
 
 @pytest.mark.parametrize(
