@@ -56,7 +56,7 @@ def holders(selection: Selection, name: str) -> list[str]:
 
 
 def planned(selection: Selection, weights: Mapping[str, TeacherWeights]) -> tuple[list[Job], tuple[str, ...]]:
-    """The jobs of `selection` but for methods that nobody named and that the data or their teacher's weights refuse; a line for each reason.
+    """The jobs of `selection` but for methods that nobody named and that the data or their weights refuse; a line each.
 
     Raises SelectionError and DatasetError as `plan` does, and where nothing is left.
     """
