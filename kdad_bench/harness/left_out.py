@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 from kdad_bench.harness.choices import PRESETS, SelectionError
 from kdad_bench.harness.job import Job, TeacherWeights
 from kdad_bench.harness.lone_batch import refuse_lone_batches
 from kdad_bench.harness.plan import configuration, every_job, names_of, preset_of
 from kdad_bench.harness.selection import Selection
-from kdad_bench.harness.teachers import refuse_weights_that_do_not_reach
+from kdad_bench.harness.teachers import problem_at, refuse_weights_that_do_not_reach
 from kdad_bench.harness.view import refuse_what_cannot_be_seen
 
 Refusals = dict[str, SelectionError]  # method -> why
@@ -61,11 +62,12 @@ def planned(selection: Selection, weights: Mapping[str, TeacherWeights]) -> tupl
     Raises SelectionError and DatasetError as `plan` does, and where nothing is left.
     """
     jobs, refused = every_job(selection, weights), Refusals()
+    problem_of = cache(problem_at)  # of this call alone: by the next one the file may be another
     for job in jobs:
         if job.method in refused:
             continue
         try:
-            refuse_weights_that_do_not_reach(job)
+            refuse_weights_that_do_not_reach(job, problem_of)
             refuse_lone_batches(job)
         except SelectionError as error:
             if selection.insists_on(job.method):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -129,10 +129,8 @@ def find(name: str, source: str | None, *, may_download: bool = True) -> Teacher
     if source is not None:
         refuse_missing(source, name)
         path = Path(source).expanduser()
-        try:
-            weights.load_teacher(name, source=path)
-        except weights.WeightsError as error:
-            raise SelectionError(f"--weights: {error}") from error
+        if problem := problem_at(name, facts_of(name).usual_strides, path):
+            raise SelectionError(f"--weights: {problem}")
         return TeacherWeights(teacher=name, source=path.name, sha256=sha256_of(path), path=path)
     found = weights.find_weights(name)
     if found is None and not may_download and facts_of(name).url:
@@ -148,23 +146,22 @@ def find(name: str, source: str | None, *, may_download: bool = True) -> Teacher
     return TeacherWeights(teacher=name, source=found.name, sha256=sha256_of(found), path=found)
 
 
-def refuse_weights_that_do_not_reach(job: Job) -> None:
+def refuse_weights_that_do_not_reach(job: Job, problem_of: Callable[[str, tuple[int, ...], Path], str]) -> None:
     """Raises SelectionError where the taps of a job are of layers whose weights its teacher's file lacks.
 
     A file of a network's first layers serves the methods that tap those alone, so that `find`, which asks for the
-    usual taps, takes it.
+    usual taps, takes it. `problem_of`: what `problem_at` says.
     """
     if job.weights is None or job.weights.path is None:
         return
     name, strides = job.settings.teacher, tuple(job.settings.strides or ())
     if set(strides) <= set(facts_of(name).usual_strides):
         return  # `find` has loaded these, or they are those of a published file
-    if problem := problem_at(name, strides, job.weights.path):
+    if problem := problem_of(name, strides, job.weights.path):
         taps = " ".join(map(str, strides))
         raise SelectionError(f"method '{job.method}': taps at strides {taps}: {problem}")
 
 
-@lru_cache(maxsize=64)
 def problem_at(name: str, strides: tuple[int, ...], path: Path) -> str:
     """Why the weights in `path` are none for teacher `name` with taps at `strides`; empty where they are."""
     try:

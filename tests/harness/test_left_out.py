@@ -237,3 +237,13 @@ def test_run_all_leaves_out_whose_taps_the_weights_do_not_reach(tiny_tree: Path,
     assert {job.method for job in jobs} == {"stfpm", "padim"}
     assert [line.partition(": taps")[0] for line in lines] == ["left out: spade"]
     assert all(word in lines[0] for word in ("4 8 16 32", "trunk.pth", "give such a file"))
+
+
+def test_a_file_of_weights_that_was_replaced_is_looked_at_again(tiny_tree: Path, tmp_path: Path) -> None:
+    chosen = selection(tiny_tree, methods=(("stfpm", ""),), overrides={"teacher": "resnet18", "strides": (8, 32)})
+    path = tmp_path / "weights.pth"
+    torch.save(build("resnet18", strides=(4, 8, 16)).state_dict(), path)
+    with pytest.raises(SelectionError, match="lacks 'layer4"):
+        planned(chosen, {"resnet18": find("resnet18", str(path))})
+    torch.save(build("resnet18", strides=(4, 8, 16, 32)).state_dict(), path)
+    assert planned(chosen, {"resnet18": find("resnet18", str(path))})[0]

@@ -20,7 +20,7 @@ VIT = "dinov2_vitb14_reg"
 def files(tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """The tree of images, a folder with a file for each of two teachers, and what this machine has of its own."""
 
-    def load(name: str, *, source: Path) -> None:
+    def load(name: str, *, strides: tuple[int, ...], source: Path) -> None:
         if Path(source).read_text() != name:
             raise weights.WeightsError(f"{source}: not weights of {name}")
 
