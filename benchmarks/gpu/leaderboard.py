@@ -86,7 +86,7 @@ def asked(given: argparse.Namespace, results: Path) -> RunOptions:
     said = {
         "methods": [*given.methods, *given.then], "datasets": given.dataset, "categories": given.categories,
         "seeds": given.seeds, "preset": given.preset, "device": given.device, "out": results, "workers": given.workers,
-        "pictures": given.pictures, "measure_speed": None if given.speed else False,
+        "pictures": given.pictures, "measure_speed": None if given.speed else False, "audit": given.audit,
         "settings": {name: {"teacher": teacher} for name, teacher in teachers.items()}, **options,
     }  # fmt: skip
     return options_from(fields_of(said))
@@ -162,6 +162,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="in place of the preset's budget")
     parser.add_argument("--workers", type=int, default=1, help="jobs side by side on the one device")
     parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="no contact sheets")
+    parser.add_argument("--audit", action="store_true", help="judge each training on its test set as it goes (audits/)")
     parser.add_argument("--speed", action="store_true", help="measure the speed of each method, too, after all jobs")
     return parser.parse_args()
 
