@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -61,6 +61,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         log(step, terms)
 
     audit = Audit(job, work, device, lambda: test_set(job))
+    before: list[float | None] = []  # seconds of the training until it was stopped, where it was
     start = time.perf_counter()
     shared = together.kept(job, work)  # what was learnt with another category, where one model serves several
     fit, held_out = normals(job, learning=shared is None)
@@ -71,9 +72,11 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         fitting = Fitting(
             log=remember, checkpoint=checkpoint_path(job, work),
             checkpoint_every_seconds=work.checkpoint_every_seconds, watch=audit.watch, watch_every=work.audit_every,
-            drawers=work.drawers,
+            drawers=work.drawers, place=place_of(job.device), resumed=before.append,
         )  # fmt: skip
-        method, learnt = taught(job, work, normal, held_out, fitting, curve)
+        method, learnt = taught(
+            job, work, normal, held_out, fitting, curve, lambda seconds: added(seconds - audit.seconds, before)
+        )
     else:
         method, learnt = together.load(job, work, device), shared
     del normal
@@ -114,11 +117,11 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         steps=int(learnt.losses[-1]["step"]) if learnt.losses else 0,
         train_images=learnt.images,
         test_images=len(test.labels),
-        train_seconds=learnt.seconds - audit.seconds,
+        train_seconds=learnt.seconds,
         data_seconds=data_seconds,
         score_seconds=score_seconds,
         metric_seconds=metric_seconds,
-        total_seconds=time.perf_counter() - began - audit.seconds,
+        total_seconds=added(time.perf_counter() - began - audit.seconds, before),
         # an audit's memory is not the method's
         peak_memory_mb=None if audit.watch else max(learnt.peak_memory_mb, scoring.peak_mb),
         batch_invariance=batch_invariance(method, pictures_of(test), scores, device),
@@ -131,10 +134,34 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     )
 
 
+def place_of(device: str) -> str:
+    """What the numbers of a training depend on besides its job, in words: a row is of one such place."""
+    found = describe(device)
+    kernels = f"kernels {found['environment']['kernels']}"
+    threads = f"{found['threads']} thread{'s' if found['threads'] > 1 else ''}"
+    # on CUDA threads only draw, with numbers that do not depend on them
+    return ", ".join([str(found["device_name"]), *([] if device.startswith("cuda") else [threads]), kernels])
+
+
+def added(seconds: float, before: Sequence[float | None]) -> float | None:
+    """`seconds` and those of what was done before a job was stopped; None where these are not known."""
+    known = [one for one in before if one is not None]
+    return seconds + sum(known) if len(known) == len(before) else None
+
+
 def taught(
-    job: Job, work: Work, normal: Tensor, held_out: Any, fitting: Fitting, curve: Mapping[int, dict[str, float]]
+    job: Job,
+    work: Work,
+    normal: Tensor,
+    held_out: Any,
+    fitting: Fitting,
+    curve: Mapping[int, dict[str, float]],
+    whole: Callable[[float], float | None],
 ) -> tuple[Method, Learnt]:
-    """The method of `job` after it has learnt from `normal`, kept for other categories where it serves them too."""
+    """The method of `job` after it has learnt from `normal`, kept for other categories where it serves them too.
+
+    `whole`: the seconds of the training, from those that passed here.
+    """
     with clock.peak_memory(job.device) as peak:
         method = build(job, normal.device, held_out)
         start = time.perf_counter()
@@ -142,7 +169,7 @@ def taught(
         synchronise(normal.device)
         seconds = time.perf_counter() - start
     losses = thinned([curve[step] for step in sorted(curve)])
-    learnt = Learnt(seconds=seconds, images=count_of(job), losses=tuple(losses), peak_memory_mb=peak.peak_mb)
+    learnt = Learnt(seconds=whole(seconds), images=count_of(job), losses=tuple(losses), peak_memory_mb=peak.peak_mb)
     if not job.together:
         return method, learnt
     learnt = together.keep(job, work, method, learnt)

@@ -35,7 +35,7 @@ class OtherModel(ValueError):
 class Learnt:
     """What a training took, and which weights it left where several jobs share them."""
 
-    seconds: float
+    seconds: float | None  # None: it was stopped, and how long it had taken is not known
     images: int
     losses: tuple[dict[str, float], ...]
     peak_memory_mb: float

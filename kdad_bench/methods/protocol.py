@@ -48,6 +48,10 @@ def ignore_step(step: int, terms: Mapping[str, float]) -> None:
     """The default step log: nobody listens."""
 
 
+def ignore_seconds(seconds: float | None) -> None:
+    """Nobody asks how long a fit had taken before it was stopped."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fitting:
     """What the harness lends a method while it learns; everything is optional."""
@@ -60,6 +64,10 @@ class Fitting:
     watch: Callable[[int, Any], None] | None = None
     watch_every: int | None = None  # steps between two calls of `watch`; None: a twentieth of the training
     drawers: int = 0  # processes that draw samples ahead of the training; no number depends on it
+    # what the numbers depend on besides settings and images, in words: a checkpoint of another place is begun anew
+    place: str = ""
+    # told, where a fit goes on, the seconds of what was done before; None where the checkpoint does not say
+    resumed: Callable[[float | None], None] = ignore_seconds
 
     def after(self, finish: Callable[[Any], None]) -> Fitting:
         """The same, where each copy is first brought to an end by `finish`: what a fit does behind its last step."""

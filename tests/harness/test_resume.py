@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from kdad_bench.harness.giving_way import computing_with
+from kdad_bench.harness.job import Job
+from kdad_bench.harness.output import Work
+from kdad_bench.harness.run import place_of, run
 from kdad_bench.methods.protocol import Fitting
 from kdad_bench.methods.training import resume
+from tests.harness.planned import jobs_of
 from tests.methods.checks import assert_same_state, state
 from tests.methods.test_distillation import Interrupted, stop_at
 from tests.methods.toys import normals, small_method
+
+SMALL = {"image_size": 32, "batch_size": 4, "steps": 30}
 
 
 def without(*names: str) -> Callable[[Path], None]:
@@ -84,3 +93,112 @@ def test_a_checkpoint_that_cannot_be_written_costs_only_a_warning(
     method = small_method("stfpm", steps=2, batch_size=4)
     with pytest.warns(RuntimeWarning, match="no checkpoint can be written"):
         method.fit(normals(8, seed=1), Fitting(checkpoint=tmp_path / "fit.pt", checkpoint_every_seconds=0))
+
+
+class Clock:
+    """`time.perf_counter`, which can be moved on."""
+
+    def __init__(self) -> None:
+        self.ahead, self.real = 0.0, time.perf_counter
+
+    def __call__(self) -> float:
+        return self.real() + self.ahead
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(time, "perf_counter", made)
+    return made
+
+
+def write_log(job: Job, out: Path) -> None:
+    """A log without steps, which a resumed job reads."""
+    (out / "logs").mkdir()
+    (out / "logs" / f"{job.id}.jsonl").write_text('{"event": "start"}\n')
+
+
+def slow_until(step: int, clock: Clock, seconds: float) -> Callable[[int, Any], None]:
+    """A log for whose first step so much time passes, and that stops the training at `step`."""
+
+    def log(at: int, terms: Any) -> None:
+        clock.ahead += seconds if at == 1 else 0.0
+        if at == step:
+            raise Interrupted
+
+    return log
+
+
+def test_the_row_of_a_resumed_training_has_the_seconds_of_all_of_it(
+    tiny_tree: Path, tmp_path: Path, clock: Clock
+) -> None:
+    (job,) = jobs_of(tiny_tree, methods=(("stfpm", ""),), seeds=(0,), resolution=32, overrides=SMALL)[:1]
+    work = Work(out=str(tmp_path), checkpoint_every_seconds=0.0)
+    write_log(job, tmp_path)
+    with pytest.raises(Interrupted):
+        run(job, work, slow_until(1, clock, 500.0))  # the fit has no checkpoint yet: this time is lost
+    with pytest.raises(Interrupted):
+        run(job, work, slow_until(10, clock, 1000.0))
+    with pytest.raises(Interrupted):
+        run(job, work, slow_until(20, clock, 0.0))
+    row = run(job, work, lambda step, terms: None)
+    assert row.steps == 30
+    assert row.train_seconds is not None
+    assert row.total_seconds is not None
+    assert 1000 <= row.train_seconds <= row.total_seconds < 1400
+
+
+def test_the_seconds_of_a_checkpoint_that_does_not_tell_them_are_not_made_up(tiny_tree: Path, tmp_path: Path) -> None:
+    (job,) = jobs_of(tiny_tree, methods=(("stfpm", ""),), seeds=(0,), resolution=32, overrides=SMALL)[:1]
+    work = Work(out=str(tmp_path), checkpoint_every_seconds=0.0)
+    write_log(job, tmp_path)
+    with pytest.raises(Interrupted):
+        run(job, work, stop_at(20))
+    (path,) = (tmp_path / "checkpoints").glob("*.pt")
+    without("seconds", "place")(path)
+    row = run(job, work, lambda step, terms: None)
+    assert (row.status, row.steps, row.train_seconds, row.total_seconds) == ("ok", 30, None, None)
+
+
+def test_looks_at_a_training_are_no_part_of_its_seconds(tmp_path: Path, clock: Clock) -> None:
+    def look(step: int, method: Any) -> None:
+        clock.ahead += 1000.0
+
+    told, path = list[float | None](), tmp_path / "fit.pt"
+    asked: dict[str, Any] = {"log_every": 1, "checkpoint": path, "checkpoint_every_seconds": 0, "watch_every": 1}
+    with pytest.raises(Interrupted):
+        small_method("stfpm", steps=4, batch_size=4).fit(
+            normals(8, seed=1), Fitting(log=stop_at(3), watch=look, **asked)
+        )
+    small_method("stfpm", steps=4, batch_size=4).fit(normals(8, seed=1), Fitting(resumed=told.append, **asked))
+    (seconds,) = told
+    assert seconds is not None
+    assert seconds < 500
+
+
+@pytest.mark.parametrize(
+    ("begun", "now", "anew"),
+    [("A, 8 threads", "A, 1 thread", True), ("A", "A", False), ("", "A", False), ("A", "", False)],
+)
+def test_a_row_is_of_one_place(begun: str, now: str, anew: bool, tmp_path: Path) -> None:
+    images, path, told = normals(8, seed=1), tmp_path / "fit.pt", list[int]()
+    stopped = Fitting(log=stop_at(3), log_every=1, checkpoint=path, checkpoint_every_seconds=0, place=begun)
+    with pytest.raises(Interrupted):
+        small_method("stfpm", steps=4, batch_size=4).fit(images, stopped)
+    again = Fitting(log=lambda step, terms: told.append(step), log_every=1, checkpoint=path, place=now)
+    said = pytest.warns(RuntimeWarning, match="begun with A, 8 threads, now A, 1 thread: the training starts from its")
+    with said if anew else nullcontext():
+        small_method("stfpm", steps=4, batch_size=4).fit(images, again)
+    assert told == ([1, 2, 3, 4] if anew else [3, 4])
+
+
+def test_threads_are_part_of_a_place_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    with computing_with(1):
+        one = place_of("cpu")
+    with computing_with(2):
+        two = place_of("cpu")
+    assert ", 1 thread, kernels " in one
+    assert two == one.replace("1 thread,", "2 threads,")
+    monkeypatch.setenv("KDAD_KERNELS", "torch")
+    with computing_with(1):
+        assert place_of("cpu") == one.rpartition(" ")[0] + " torch"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -129,6 +130,7 @@ def distil(method: Trainable, normal: Tensor, fitting: Fitting) -> None:
     settings, device, student = method.settings, method.device, method.student
     if normal.ndim != 4 or normal.shape[0] == 0:
         raise ValueError(f"fit needs images [N, 3, H, W] with N > 0; got {tuple(normal.shape)}")
+    began = time.perf_counter()
     with seeded(settings.seed, device), compiled(method.learners(), settings.compiled), ExitStack() as processes:
         images, held_out = _split(resized(normal.to(device), settings.image_size), settings)
         course = course_of(settings, len(images))
@@ -140,7 +142,7 @@ def distil(method: Trainable, normal: Tensor, fitting: Fitting) -> None:
         optimiser = method.optimiser()
         rates = [group["lr"] for group in optimiser.param_groups]
         scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-        state = Progress(student, optimiser, scaler, fitting, partial(fingerprint_of, settings, normal), device)
+        state = Progress(student, optimiser, scaler, fitting, partial(fingerprint_of, settings, normal), device, began)
         step = state.resume()
         student.train()
         drawing_of = partial(method.drawing, images, total)
@@ -176,7 +178,8 @@ def distil(method: Trainable, normal: Tensor, fitting: Fitting) -> None:
                     state.keep_if_better(_mean_map(method, held_out))
                 student.train()
             if due(step, total, fitting):  # before it is saved: what goes on from there has been watched
-                show(method, step, fitting)
+                with state.aside():
+                    show(method, step, fitting)
             state.save_when_due(step)
         student.eval()
         state.finish()

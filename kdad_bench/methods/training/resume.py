@@ -7,7 +7,7 @@ import hashlib
 import time
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,15 @@ class Progress:
         fitting: Fitting,
         fingerprint: Callable[[], str],
         device: torch.device,
+        began: float,
     ) -> None:
+        """`began`: when the fit did, in seconds of `time.perf_counter`."""
         self.student, self.optimiser, self.scaler = student, optimiser, scaler
         self.path, self.every, self._fingerprint = fitting.checkpoint, fitting.checkpoint_every_seconds, fingerprint
         self.device, self.saved_at = device, time.monotonic()
+        self.place, self.tell = fitting.place, fitting.resumed
+        self.began = began  # moved, so that the time since then is the training's
+        self.timed = True  # whether it is: not after a checkpoint that does not tell its own
         self.best: dict[str, Tensor] | None = None
         self.best_value = float("inf")
 
@@ -63,7 +68,8 @@ class Progress:
         return self._fingerprint()
 
     def resume(self) -> int:
-        """Load the file if there is one; the number of steps done. A damaged one is dropped with a warning.
+        """Load the file if there is one; the number of steps done. One that is damaged, or was made elsewhere or with
+        another number of threads, is dropped with a warning.
 
         Raises CheckpointError for the checkpoint of another fit.
         """
@@ -74,7 +80,8 @@ class Progress:
         try:
             refuse_changed_bytes(self.path)
             kept = torch.load(self.path, map_location="cpu", weights_only=True)
-            if kept["fingerprint"] == own:
+            elsewhere = self._elsewhere(kept)
+            if kept["fingerprint"] == own and not elsewhere:
                 return self._take(kept)
         except Exception as error:  # torch raises many types on damaged files
             text = f"{self.path}: damaged checkpoint ({type(error).__name__}): the training starts from its beginning"
@@ -83,11 +90,21 @@ class Progress:
             torch.set_rng_state(chance)
             self.path.unlink(missing_ok=True)
             return 0
+        if kept["fingerprint"] == own:
+            text = f"{self.path}: {elsewhere}: the training starts from its beginning"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            return 0
         raise CheckpointError(f"{self.path}: the checkpoint of another fit (settings or images differ); delete it")
+
+    def _elsewhere(self, kept: dict[str, Any]) -> str:
+        """Why a checkpoint is not gone on from, as a row is of one place; "" where it may be. Old ones do not say."""
+        place = kept.get("place", "")
+        return f"begun with {place}, now {self.place}" if place and self.place and place != self.place else ""
 
     def _take(self, kept: dict[str, Any]) -> int:
         """Put all as `save_when_due` found it; the steps done. The optimiser checks first, so it goes last."""
         step, best, best_value, rng = int(kept["step"]), kept["best"], float(kept["best_value"]), kept["rng"]
+        seconds = None if kept.get("seconds") is None else float(kept["seconds"])
         self.student.load_state_dict(kept["student"])
         self.scaler.load_state_dict(kept["scaler"])
         torch.set_rng_state(rng)
@@ -95,7 +112,21 @@ class Progress:
             torch.cuda.set_rng_state(kept["cuda_rng"], self.device)
         self.optimiser.load_state_dict(kept["optimiser"])
         self.best, self.best_value = best, best_value
+        self._go_on_from(seconds)
         return step
+
+    def _go_on_from(self, seconds: float | None) -> None:
+        """Tell what the steps before took, less what was done again to get here; the clock runs on from there."""
+        now = time.perf_counter()
+        self.tell(None if seconds is None else seconds - (now - self.began))
+        self.began, self.timed = now - (seconds or 0.0), seconds is not None
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done inside is no part of the training's time."""
+        start = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - start
 
     def keep_if_better(self, value: float) -> None:
         """Remember the student's state if `value` is the least so far."""
@@ -117,6 +148,8 @@ class Progress:
             "best_value": self.best_value,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "place": self.place,
+            "seconds": time.perf_counter() - self.began if self.timed else None,
         }
         try:
             write_whole(self.path, lambda temporary: torch.save(state, temporary))
