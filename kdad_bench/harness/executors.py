@@ -136,7 +136,8 @@ class Pool:
     running: list[Worker] = field(default_factory=list)
     attempts: dict[str, int] = field(default_factory=dict)
     not_before: dict[str, float] = field(default_factory=dict)
-    lost_starts: int = 0  # workers in a row that died before they were ready
+    lost_starts: int = 0  # workers in a row that died before they were ready, or could not be started
+    refused: str = ""  # why the last of those could not be started; nothing where it died
 
     @property
     def busy(self) -> int:
@@ -154,7 +155,7 @@ class Pool:
         yield from self.hand_out()
         for worker, answer in self.answers():
             yield from self.settle(worker, answer)
-        if self.lost_starts >= LOST_STARTS:
+        if self.lost_starts >= LOST_STARTS and not any(worker.ready for worker in self.running):
             yield from self.give_up()
 
     def fill(self) -> None:
@@ -162,7 +163,10 @@ class Pool:
         while len(self.running) < min(self.workers, len(self.waiting) + self.busy) and self.lost_starts < LOST_STARTS:
             try:
                 self.spawn()
-            except OSError:  # killed before it had read what it is to do, or no process can be made
+            except OSError as error:  # killed before it had read what it is to do, or no process can be made
+                self.refused = "" if isinstance(error, BrokenPipeError) else error.strerror or str(error)
+                if self.running:  # those there are go on; the next look tries again
+                    return
                 self.lost_starts += 1
 
     def spawn(self) -> Worker:
@@ -235,7 +239,8 @@ class Pool:
         job, worker.job = worker.job, None
         if isinstance(answer, Gone):
             self.retire(worker)
-            self.lost_starts += not worker.ready
+            if not worker.ready:
+                self.lost_starts, self.refused = self.lost_starts + 1, ""
             if job is not None:
                 yield from self.lost(job, answer)
         elif answer == READY:
@@ -257,8 +262,10 @@ class Pool:
     def give_up(self) -> Iterator[tuple[Job, Ending]]:
         """No worker lives long enough to take a job."""
         self.lost_starts = 0
+        died = f"{LOST_STARTS} worker processes in a row died as they started"
+        why = f"no worker process can be started ({self.refused}); try a smaller --workers" if self.refused else died
         while self.waiting:
-            yield self.waiting.popleft(), NoResult(f"{LOST_STARTS} worker processes in a row died as they started")
+            yield self.waiting.popleft(), NoResult(why)
 
 
 def heard(worker: Worker) -> Any:

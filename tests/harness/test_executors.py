@@ -183,6 +183,48 @@ def test_workers_that_all_die_as_they_start_end_the_run_with_a_word(
     assert len(made) == LOST_STARTS
 
 
+def test_where_no_process_can_be_made_the_run_ends_with_the_systems_word(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spawn(self: Pool) -> Worker:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(Pool, "spawn", spawn)
+    jobs = floors(tiny_tree)
+    ended = list(local(jobs, Work(out=str(tmp_path)), lambda job: None, workers=2, job_timeout=None))
+    reason = "no worker process can be started (Resource temporarily unavailable); try a smaller --workers"
+    assert [(job, ending.reason) for job, ending in ended if isinstance(ending, NoResult)] == [
+        (job, reason) for job in jobs
+    ]
+
+
+def test_where_fewer_processes_can_be_made_than_asked_for_those_there_are_do_all_jobs(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn, made = Pool.spawn, list[Worker]()
+
+    def spawn_one(self: Pool) -> Worker:
+        if made:
+            raise OSError(11, "Resource temporarily unavailable")
+        made.append(spawn(self))
+        return made[0]
+
+    monkeypatch.setattr(Pool, "spawn", spawn_one)
+    jobs = floors(tiny_tree)
+    ended = list(local(jobs, Work(out=str(tmp_path)), lambda job: None, workers=8, job_timeout=None))
+    assert sorted(job.id for job, _ in ended) == sorted(job.id for job in jobs)
+    assert [ending.status for _, ending in ended if isinstance(ending, Row)] == ["ok"] * len(jobs)
+
+
+def test_starting_workers_that_die_cost_no_job_while_another_works(tiny_tree: Path, tmp_path: Path) -> None:
+    jobs = floors(tiny_tree)
+    pool = pool_of(jobs, tmp_path)
+    until_ready(pool)
+    pool.lost_starts = LOST_STARTS
+    ended = to_the_end(pool)
+    assert [ending.status for ending in ended if isinstance(ending, Row)] == ["ok"] * len(jobs)
+
+
 @pytest.mark.parametrize("in_order", [True, False])
 def test_jobs_begin_in_their_order_where_that_is_asked_for(
     in_order: bool, tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
