@@ -25,6 +25,21 @@ def cpus() -> frozenset[int]:
     return frozenset(range(os.cpu_count() or 1))
 
 
+def processor_seconds() -> tuple[float, float]:
+    """(seconds of the processors that this process may run on, since the machine's start; those they worked in)."""
+    import psutil
+
+    allowed, total, idle = cpus(), 0.0, 0.0
+    for number, one in enumerate(psutil.cpu_times(percpu=True)):
+        if number in allowed:
+            times = one._asdict()
+            total += sum(
+                seconds for name, seconds in times.items() if not name.startswith("guest")
+            )  # in `user` already
+            idle += times["idle"] + times.get("iowait", 0.0)
+    return total, total - idle
+
+
 def cpu_quota() -> float | None:
     """Cores' worth of time that the control groups allow; None without a limit (containers have one)."""
     found = [*map(quota_of_v2, groups("")), *map(quota_of_v1, groups("cpu"))]

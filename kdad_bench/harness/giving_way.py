@@ -37,11 +37,8 @@ class Use:
 
 def use() -> Use:
     """Now."""
-    allowed = allowance.cpus()
-    every = [one for number, one in enumerate(psutil.cpu_times(percpu=True)) if number in allowed]
-    everybody = sum(sum(one) - one.idle - getattr(one, "iowait", 0.0) - getattr(one, "guest", 0.0) for one in every)
     own = psutil.Process().cpu_times()
-    return Use(time.monotonic(), everybody, own.user + own.system)
+    return Use(time.monotonic(), allowance.processor_seconds()[1], own.user + own.system)
 
 
 def cores_of_others(before: Use, after: Use) -> float:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from kdad_bench.files import CacheError, cache_folder
 from kdad_bench.harness.agenda import Agenda
 from kdad_bench.harness.environment import MOST_BUSY
-from kdad_bench.harness.giving_way import giving_way
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.material import count_of
 from kdad_bench.harness.options import RunOptions
@@ -45,6 +45,7 @@ class Wanted:
     key: str
     covers: tuple[str, ...] = ()  # rows with figures of their own that it replaces
     kept: Measurement | None = None
+    images: int | None = None  # that the middling row it speaks for has learnt from, where that decides the cost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,11 +71,13 @@ class Group:
     own: list[str] = field(default_factory=list)  # rows with figures of their own
     old: list[str] = field(default_factory=list)  # those among them that knew no measurement
 
-    @property
-    def typical(self) -> Job:
-        """The job whose method is timed: of methods that keep what they learn from, that of a middling category."""
+    def typical(self, images: int | None) -> Job:
+        """The job whose method is timed: of methods that keep what they learn from, the one that is nearest to so many
+        images, or that of a middling category."""
         if not learns_its_cost(self.jobs[0]):
             return self.jobs[0]
+        if images is not None:
+            return min(self.jobs, key=lambda job: abs(count_of(job) - images))
         return sorted(self.jobs, key=lambda job: len(job.category.train))[(len(self.jobs) - 1) // 2]
 
 
@@ -98,7 +101,9 @@ def wanted(found: Agenda, rows: Sequence[Row], options: RunOptions) -> tuple[lis
     if not options.measure_speed:
         keep_quiet_ones(groups, found.work.out, there)
     anew = bool(options.measure_speed or found.work.force)
-    made = [one for key, group in groups.items() for one in of_group(key, group, there.get(key), anew)]
+    learning = {key for key, group in groups.items() if key in there and learns_its_cost(group.jobs[0])}
+    images = middling(found.work.out, learning) if learning else {}
+    made = [one for key, group in groups.items() for one in of_group(key, group, there.get(key), images.get(key), anew)]
     return made, [elsewhere(key, method) for key, method in strange.items() if key not in there]
 
 
@@ -159,22 +164,42 @@ def was_busy(environment: str | None, threads: int | None) -> bool:
     return load - (threads or 1) > MOST_BUSY * cores
 
 
-def of_group(key: str, group: Group, made: Measurement | None, anew: bool) -> Iterator[Wanted]:
-    """What to do for one configuration: nothing, a measurement, or more rows for the one that is there."""
+def middling(out: str, keys: Set[str]) -> dict[str, int]:
+    """Key -> images that the middling row of a results folder with that key learnt from: of each category and seed the
+    newest row, whichever of them a run was asked for."""
+    columns = ("dataset", "category", "seed", "status", "created_at", "speed_key", "train_images")
+    newest: dict[str, dict[tuple[object, ...], int]] = {}
+    for row in sorted(store.read(out, columns).rows(), key=lambda row: str(row["created_at"])):
+        if row["status"] == "ok" and row["speed_key"] in keys and row["train_images"] is not None:
+            newest.setdefault(row["speed_key"], {})[row["dataset"], row["category"], row["seed"]] = row["train_images"]
+    return {key: statistics.median_low(counts.values()) for key, counts in newest.items()}
+
+
+def of_group(key: str, group: Group, made: Measurement | None, images: int | None, anew: bool) -> Iterator[Wanted]:
+    """What to do for one configuration: nothing, a measurement, or more rows for the one that is there.
+
+    `images`: of `middling`. A call for one small category must not replace what speaks for all.
+    """
     covers = set(group.own)
     before = set(made.covers) if made else set()
-    if made is not None and not anew and not outgrown(made, group.typical):
+    job = group.typical(images)
+    if made is not None and not anew and not (outgrown(made, images) and alike(count_of(job), images)):
         if covers - before:
-            yield Wanted(job=group.typical, key=key, kept=replace(made, covers=tuple(sorted(covers | before))))
+            yield Wanted(job=job, key=key, kept=replace(made, covers=tuple(sorted(covers | before))), images=images)
     elif group.named or covers:
-        yield Wanted(job=group.typical, key=key, covers=tuple(sorted(covers | before)))
+        yield Wanted(job=job, key=key, covers=tuple(sorted(covers | before)), images=images)
 
 
-def outgrown(made: Measurement, job: Job) -> bool:
-    """Whether a measurement is of a method that had learnt from less than half or more than twice as many images as
-    `job` does, where what is kept of them decides the cost. Older ones do not say how many."""
+def outgrown(made: Measurement, images: int | None) -> bool:
+    """Whether a measurement is of a method that had learnt from less than half or more than twice as many `images`,
+    where what is kept of them decides the cost. Older ones do not say how many."""
     count = made.environment.get(LEARNT_FROM)
-    return isinstance(count, int) and learns_its_cost(job) and not count / 2 <= count_of(job) <= count * 2
+    return isinstance(count, int) and not alike(count, images)
+
+
+def alike(count: int, images: int | None) -> bool:
+    """Whether the two differ by less than a factor of two; also where `images` decide nothing."""
+    return images is None or images / 2 <= count <= images * 2
 
 
 def elsewhere(key: str, method: str) -> NotMeasured:
@@ -190,9 +215,9 @@ def measured(todo: Sequence[Wanted], out: str, *, anew: bool = False) -> Iterato
     """
     for one in todo:
         try:
-            with machine(), giving_way(), guarded():
+            with machine(), guarded():
                 there = None if anew else measurement.read(out).get(one.key)
-                if there is not None and outgrown(there, one.job):
+                if there is not None and outgrown(there, one.images):
                     there = None
                 made = one.kept or there or measure(one.job, one.covers)
                 if made is not there:

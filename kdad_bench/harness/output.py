@@ -93,7 +93,9 @@ def refuse_what_cannot_be_written(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:  # without a name: nothing is left of it
-            probe.write(bytes(ROW_BYTES))
+            left = ROW_BYTES
+            while left:  # a write takes what there is room for; the next one tells why it was no more
+                left -= probe.write(bytes(left))
     except OSError as error:
         remedy = "free some space or choose another with --out" if error.errno in FULL else "choose --out"
         raise SelectionError(f"{folder}: no results can be written there ({error.strerror}); {remedy}") from error

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -15,9 +14,11 @@ import torch
 from torch import Tensor
 
 from kdad_bench.harness import allowance
+from kdad_bench.harness.allowance import processor_seconds
 from kdad_bench.harness.cost import LEAST_OF_TAIL, batches_of, is_quick, one_thread, speeds
 from kdad_bench.harness.determinism import choose_algorithms
 from kdad_bench.harness.environment import MOST_BUSY, describe, keep_freed_memory
+from kdad_bench.harness.giving_way import computing_with, giving_way
 from kdad_bench.harness.graphs import Graphed, graphed
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.material import count_of, normals
@@ -43,10 +44,10 @@ def measure(job: Job, covers: Sequence[str] = ()) -> Measurement:
     """
     choose_algorithms(job.deterministic, job.device)
     keep_freed_memory()
-    method, pixels, how = fitted(job)
-    method = graphed(method, job.device)
-    images = as_images(pixels[: max(batches_of(is_quick(job)))], torch.device(job.device))
-    with threads_set(allowance.cores()):
+    with computing_with(allowance.cores()), giving_way():  # in this order: who gives way has to know how many compute
+        method, pixels, how = fitted(job)
+        method = graphed(method, job.device)
+        images = as_images(pixels[: max(batches_of(is_quick(job)))], torch.device(job.device))
         began = time.perf_counter()
         figures = figures_of(method, images, job)
         short = time.perf_counter() - began < AGAIN_SECONDS
@@ -148,36 +149,16 @@ def figures_of(method: Method, images: Tensor, job: Job) -> dict[str, Any]:
 
 
 class OtherLoad:
-    """What other processes take of the processors, from when it is made until it is asked."""
+    """What other processes take of the processors that this one may use, from when it is made until it is asked."""
 
     def __init__(self) -> None:
         self.total, self.busy = processor_seconds()
         self.own = time.process_time()
 
     def share(self) -> float | None:
-        """Their share of all processors, 0 to 1; None where the system tells nothing."""
+        """Their share of these processors, 0 to 1; None where the system tells nothing."""
         total, busy = processor_seconds()
         if total <= self.total:
             return None
         others = busy - self.busy - (time.process_time() - self.own)
         return min(1.0, max(0.0, others / (total - self.total)))
-
-
-def processor_seconds() -> tuple[float, float]:
-    """(seconds of all processors since the start of the machine, those in which they worked)."""
-    import psutil
-
-    times = psutil.cpu_times()._asdict()
-    total = sum(seconds for name, seconds in times.items() if not name.startswith("guest"))  # in `user` already
-    return total, total - times["idle"] - times.get("iowait", 0.0)
-
-
-@contextlib.contextmanager
-def threads_set(count: int) -> Iterator[None]:
-    """`count` threads of torch inside, as many as before after it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

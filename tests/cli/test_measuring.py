@@ -108,6 +108,48 @@ def test_what_is_kept_of_many_more_images_is_measured_anew(
     assert max(counts) == (13 if again else 4)
 
 
+def learnt_from(out: Path) -> list[int]:
+    """Images that SPADE had learnt from when it was measured."""
+    return [made.environment[LEARNT_FROM] for made in measurement.read(out).values() if made.method == "spade"]
+
+
+def test_a_call_for_one_small_category_does_not_replace_the_speed_of_all(tmp_path: Path, timed: list[str]) -> None:
+    tree = write_tree(tmp_path / "tree", ("bolt", "cloth", "pin"), train=12)
+    for picture in sorted((tree / "pin" / "train" / "good").iterdir())[3:]:
+        picture.unlink()
+    chosen = ("-m", "spade", "--set", "spade.images=100", "--image-size", "32", "--resolution", "32")
+    run(tree, tmp_path / "out", *chosen)
+    for category in ("pin", "cloth", "pin"):
+        found = run(tree, tmp_path / "out", *chosen, "-c", category)
+        assert found.exit_code == 0, found.output
+    assert timed.count("measured spade") == 1
+    assert learnt_from(tmp_path / "out") == [12]
+
+
+def test_a_small_category_that_came_first_gives_way_to_a_middling_one(tmp_path: Path, timed: list[str]) -> None:
+    tree = write_tree(tmp_path / "tree", ("bolt", "cloth", "pin"), train=12)
+    for picture in sorted((tree / "pin" / "train" / "good").iterdir())[3:]:
+        picture.unlink()
+    chosen = ("-m", "spade", "--set", "spade.images=100", "--image-size", "32", "--resolution", "32")
+    counts = []
+    for categories in (("-c", "pin"), (), ()):
+        found = run(tree, tmp_path / "out", *chosen, *categories)
+        assert found.exit_code == 0, found.output
+        counts += learnt_from(tmp_path / "out")
+    assert timed.count("measured spade") == 2
+    assert counts == [3, 12, 12]
+
+
+def test_a_small_category_is_not_measured_again_for_others(tmp_path: Path, timed: list[str]) -> None:
+    tree = write_tree(tmp_path / "tree", ("bolt", "cloth", "pin"), train=12)
+    for picture in sorted((tree / "pin" / "train" / "good").iterdir())[3:]:
+        picture.unlink()
+    chosen = ("-m", "spade", "--set", "spade.images=100", "--image-size", "32", "--resolution", "32")
+    for more in (("-c", "pin"), ("--no-measure-speed",), ("-c", "pin")):
+        assert run(tree, tmp_path / "out", *chosen, *more).exit_code == 0
+    assert (timed.count("measured spade"), learnt_from(tmp_path / "out")) == (1, [3])
+
+
 def test_what_a_killed_run_did_not_measure_is_measured_without_training(
     tiny_tree: Path, tmp_path: Path, timed: list[str]
 ) -> None:

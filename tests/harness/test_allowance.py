@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from pathlib import Path
 
 import psutil
 import pytest
 
-from kdad_bench.harness import allowance
+from kdad_bench.harness import allowance, environment
 
 
 def groups(folder: Path, monkeypatch: pytest.MonkeyPatch, membership: str, files: dict[str, str]) -> None:
@@ -70,3 +71,14 @@ def test_memory_is_what_is_free_within_every_limit(
     now = psutil.virtual_memory()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: now._replace(available=10**9))
     assert allowance.memory_bytes() == left
+
+
+def test_only_the_processors_that_this_process_may_use_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    Times = namedtuple("Times", ("user", "system", "idle", "iowait", "guest", "guest_nice"))
+    every = [Times(100, 0, 0, 0, 50, 5), Times(3, 1, 5, 1, 2, 0), Times(2, 0, 8, 0, 0, 0), Times(100, 0, 0, 0, 0, 0)]
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: every)
+    monkeypatch.setattr(allowance, "cpus", lambda: frozenset({1, 2}))
+    assert allowance.processor_seconds() == (20, 6)
+    looks = iter([(20.0, 6.0), (40.0, 11.0)])
+    monkeypatch.setattr(allowance, "processor_seconds", lambda: next(looks))
+    assert environment.busy_elsewhere() == 0.25

@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from kdad_bench.harness.choices import SelectionError
+from kdad_bench.harness.output import refuse_what_cannot_be_written
 from kdad_bench.leaderboard import store
 
 COMMAND = [sys.executable, "-m", "kdad_bench"]
@@ -162,14 +164,27 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_numbers(tiny_
     assert not list((tmp_path / "broken" / "checkpoints").glob("*.pt"))
 
 
+# a disk that has room when the run begins, and is full thereafter
+FILLED = """
+import resource, sys
+from kdad_bench.cli import main
+from kdad_bench.harness import output
+
+looked = output.refuse_what_cannot_be_written
+
+def then_full(folder):
+    looked(folder)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+output.refuse_what_cannot_be_written = then_full
+sys.argv[0] = "kdad-bench"
+main()
+"""
+
+
 def test_a_full_disk_is_a_line_for_each_job_and_leaves_no_half_written_row(tiny_tree: Path, tmp_path: Path) -> None:
-    full = subprocess.run(
-        arguments(tiny_tree, tmp_path / "out"),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
-    )
+    command = [sys.executable, "-c", FILLED, *arguments(tiny_tree, tmp_path / "out")[len(COMMAND) :]]
+    full = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert full.returncode == 1, full.stdout + full.stderr  # no result of a method: the next run does it
     assert full.stdout.count("no result: pixel_mean") == 4
     assert "4 of 4 jobs have no row" in full.stdout
@@ -178,3 +193,15 @@ def test_a_full_disk_is_a_line_for_each_job_and_leaves_no_half_written_row(tiny_
     code, output = finish(arguments(tiny_tree, tmp_path / "out"))
     assert code == 0, output
     assert_whole(tmp_path / "out")
+
+
+def test_a_folder_with_room_for_a_part_of_a_row_is_refused(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the system then writes the first 1,000 bytes
+    try:
+        with pytest.raises(SelectionError, match=r"no results can be written there .File too large.; free some"):
+            refuse_what_cannot_be_written(tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    refuse_what_cannot_be_written(tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []

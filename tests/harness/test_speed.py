@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import torch
 
 from kdad_bench.harness import allowance, clock, cost, material, run, speed, speed_key
 from kdad_bench.harness.axes import PLAIN, Axes
+from kdad_bench.harness.giving_way import computing_with
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.output import Work
 from kdad_bench.harness.perform import perform
@@ -331,6 +334,22 @@ def test_a_busy_machine_is_noted_and_the_measurement_repeated_once(
     made = speed.measure(job_of(tiny_tree, "pixel_mean"))
     assert made.figures["speed_load"] == chosen
     assert left == []
+
+
+def test_whoever_gives_way_knows_how_many_threads_are_timed(tiny_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    @contextmanager
+    def giving_way() -> Iterator[None]:
+        seen.append(torch.get_num_threads())
+        yield
+
+    monkeypatch.setattr(speed, "giving_way", giving_way)
+    monkeypatch.setattr(speed, "allowance", SimpleNamespace(cores=lambda: 3))
+    with computing_with(1):
+        made = speed.measure(job_of(tiny_tree, "pixel_mean"))
+        assert torch.get_num_threads() == 1
+    assert (seen, made.figures["speed_threads"]) == ([3], 3)
 
 
 def test_the_load_is_what_others_take_of_all_processors(monkeypatch: pytest.MonkeyPatch) -> None:
