@@ -5,13 +5,13 @@
     python benchmarks/side_by_side.py --before FOLDER                  # and an earlier version, from its built checkout
     python benchmarks/side_by_side.py -- -m stfpm -c gear --steps 5    # other jobs: what follows `--` goes to `run`
 
-Each way is a process of its own, from its start to its exit, in a results folder of its own; the data are drawn and
-the caches filled before by a dry run. The old way is `--workers 1 --threads CORES --time-every-job`: one process, all
-cores as threads, and the speed of every job timed beside its accuracy; without the timing it is listed too, so that
-one sees what each of the two costs. The default computes with one thread per job and times each configuration once,
-alone; `one at a time` is the same jobs with one thread and one after another, whose accuracies must be those of the
-default to the last digit, which is checked. `accuracy alone` is the default without any timing: what is above it is
-the price of the speed figures. Needs the machine for itself.
+Each way is a process of its own, from its start to its exit, in a results folder of its own; the data are drawn and the
+caches filled before, by a run that is not timed. The old way is `--workers 1 --threads CORES --time-every-job`: one
+process, all cores as threads, and the speed of every job timed beside its accuracy; without the timing it is listed
+too, so that one sees what each of the two costs. The default computes with one thread per job and times each
+configuration once, alone; `one at a time` is the same jobs with one thread and one after another, whose accuracies must
+be those of the default to the last digit, which is checked. `accuracy alone` is the default without any timing: what is
+above it is the price of the speed figures. Needs the machine for itself.
 """
 
 from __future__ import annotations
@@ -102,13 +102,22 @@ def measured(chosen: list[str], repeats: int, beside: int, compared: dict[str, l
 
 
 def earlier_seconds(chosen: list[str], repeats: int, checkout: Path) -> float:
-    """Median seconds of the same jobs by the code in `checkout`, after one run that draws and caches the data."""
+    """Median seconds of the same jobs by the code in `checkout`, after `fill_caches`."""
+    fill_caches(chosen, checkout)
     took = []
-    for number in range(repeats + 1):
-        first = ["--dry-run"] if number == 0 else []
+    for _ in range(repeats):
         with tempfile.TemporaryDirectory(prefix="kdad-side-by-side-") as folder:
-            took.append(seconds_of([*chosen, *first], Path(folder), checkout))
-    return statistics.median(took[1:])
+            took.append(seconds_of(chosen, Path(folder), checkout))
+    return statistics.median(took)
+
+
+def fill_caches(chosen: list[str], checkout: Path | None = None) -> None:
+    """One step of each job, by each version for itself: a dry run decodes no image, and a job keeps what it decoded."""
+    with tempfile.TemporaryDirectory(prefix="kdad-side-by-side-") as folder:
+        try:
+            seconds_of([*chosen, "--steps", "1"], Path(folder), checkout)
+        except SystemExit:  # no method of these takes steps, or they say epochs
+            seconds_of(chosen, Path(folder), checkout)
 
 
 def main() -> None:
@@ -123,7 +132,7 @@ def main() -> None:
     given = parser.parse_args()
     cores = allowance.cores()
     chosen = given.jobs or ["--all", "--seeds", "1", "--dataset", "synthetic", "--device", "cpu"]
-    subprocess.run([*RUN, *chosen, "--dry-run"], check=True, capture_output=True)
+    fill_caches(chosen)
     print(f"kdad-bench run {' '.join(chosen)}; {cores} cores, {given.repeats} runs each\n")
     print("| way | seconds | against the old way |\n|---|---:|---:|")
     compared = ways(cores, given.brief)

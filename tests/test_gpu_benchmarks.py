@@ -23,6 +23,7 @@ import pytest
 import torch
 
 from kdad_bench.methods import entry
+from kdad_bench.methods.foreign import guarded
 
 HERE = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"
 ROW: dict[str, Any] = {
@@ -483,7 +484,7 @@ def test_a_leaderboard_is_packed_without_what_is_heavy(tmp_path: Path) -> None:
 def test_the_end_of_a_leaderboards_time_is_ctrl_c(number: signal.Signals) -> None:
     before = {one: signal.getsignal(one) for one in (signal.SIGALRM, signal.SIGTERM)}
     try:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt), guarded():  # as a job's code is
             interrupted(number)
         os.kill(os.getpid(), signal.SIGTERM)  # while what was begun is ended
     finally:
@@ -522,6 +523,22 @@ def test_a_leaderboard_begins_method_by_method_and_then_seed_by_seed(
     assert begun == first + [(method, *place) for place in places for method in ("padim", "rd4ad")]
     assert teachers == {"stfpm": "efficientnet_lite0", "padim": "efficientnet_lite0", "rd4ad": "resnet18"}
     assert "stad" not in (*leaderboard.METHODS, *leaderboard.THEN)
+
+
+def test_a_leaderboard_with_a_failed_job_is_not_all_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kdad_bench.harness.surroundings import NoResult
+
+    leaderboard = script("leaderboard")
+
+    def outcomes(jobs: Any, *arguments: Any, in_order: bool) -> Any:
+        yield from ((job, NoResult("the disk is full")) for job in jobs)
+
+    monkeypatch.setattr(leaderboard, "outcomes", outcomes)
+    monkeypatch.setattr(leaderboard, "stopped_after", lambda seconds: None)
+    chosen = ["--methods", "pixel_mean", "--categories", "gear", "--seeds", "1", "--device", "cpu", "--then"]
+    chosen += ["--dataset", "synthetic", "--preset", "quick", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["leaderboard.py", *chosen])
+    assert leaderboard.main() == 1
 
 
 def test_hours_are_those_of_the_steps_and_images_of_every_category() -> None:

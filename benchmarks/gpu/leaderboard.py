@@ -27,9 +27,11 @@ from kdad_bench.api.running import measure_speed
 from kdad_bench.datasets.mvtec_ad import PUBLISHED as MVTEC_AD
 from kdad_bench.files import sweep, write_text_whole, write_whole
 from kdad_bench.harness.agenda import agenda
-from kdad_bench.harness.endings import line
+from kdad_bench.harness.endings import line, put_back
 from kdad_bench.harness.executors import outcomes
 from kdad_bench.harness.options import RunOptions, options_from
+from kdad_bench.interrupts import Interrupted
+from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods import entry
 from kdad_bench.methods.training.loop import planned_steps
 
@@ -72,7 +74,7 @@ def stopped_after(seconds: float) -> None:
     def stop(number: int, frame: object) -> None:
         for one in numbers:  # the process group and the script both hand TERM on
             signal.signal(one, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        raise Interrupted  # a plain KeyboardInterrupt might be a method's: its signals would be put back around it
 
     for number in numbers:
         signal.signal(number, stop)
@@ -92,8 +94,9 @@ def asked(given: argparse.Namespace, results: Path) -> RunOptions:
     return options_from(fields_of(said))
 
 
-def carried_out(options: RunOptions, methods: Sequence[str], tell: Callable[[str], None]) -> None:
-    """Run what is left: `methods` one after the other, then the others in the order of the plan."""
+def carried_out(options: RunOptions, methods: Sequence[str], tell: Callable[[str], None]) -> bool:
+    """Run what is left: `methods` one after the other, then the others in the order of the plan; whether all left a
+    row that is no failure."""
     found = agenda(options)
     places = {name: place for place, name in enumerate(methods)}
     jobs = sorted(found.left, key=lambda job: places.get(job.name, len(places)))  # stable
@@ -102,8 +105,10 @@ def carried_out(options: RunOptions, methods: Sequence[str], tell: Callable[[str
         for job, ended in stream:
             endings.append((job, ended))
             tell(line(job, ended))
-    for remark in measure_speed(found, endings, options, tell):
+    put_back(endings, found.work.out)
+    for remark in [*found.remarks, *measure_speed(found, endings, options, tell)]:
         tell(remark)
+    return not found.incomplete and all(isinstance(ended, Row) and ended.status == "ok" for _, ended in endings)
 
 
 def projection(rows: Iterable[Mapping[str, Any]], workers: int, seeds: int) -> str:
@@ -168,7 +173,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run what is left of the leaderboard; 0 once all of it is there."""
+    """Run what is left of the leaderboard; 0 once all of it is there, 1 where it was stopped or a job failed."""
     given = arguments()
     results = given.out / "results"
     results.mkdir(parents=True, exist_ok=True)
@@ -176,8 +181,7 @@ def main() -> int:
     stopped_after(given.seconds)
     done = False
     try:
-        carried_out(asked(given, results), given.methods, teller(results))
-        done = True
+        done = carried_out(asked(given, results), given.methods, teller(results))
     except KeyboardInterrupt:
         print("stopped; the same command goes on", flush=True)
     finally:
