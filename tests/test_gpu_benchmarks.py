@@ -553,6 +553,7 @@ def test_hours_are_those_of_the_steps_and_images_of_every_category() -> None:
     hours = leaderboard.hours_like(padim | seconds, 1)
     assert hours == pytest.approx((0.14 * images + 15 * 3.0) / 3600)
     rows = [stfpm | seconds, stfpm | seconds, {**padim, **seconds, "status": "failed"}]
+    rows.append({**stfpm, "train_seconds": None, "total_seconds": None})
     text = leaderboard.projection(rows, 4, 3)
     one = leaderboard.hours_like(stfpm | seconds, 3)
     assert f"| stfpm | 2 | {one:.2f} | {one / 4:.2f} |" in text

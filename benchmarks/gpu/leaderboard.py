@@ -115,7 +115,7 @@ def projection(rows: Iterable[Mapping[str, Any]], workers: int, seeds: int) -> s
     """Hours for all of MVTec AD by the steps, images and seconds of finished jobs: a table for people."""
     every: dict[str, list[float]] = {}
     for row in rows:
-        if row["status"] == "ok":
+        if row["status"] == "ok" and row["total_seconds"] is not None:  # else it was stopped, for how long is unknown
             every.setdefault(row["method"], []).append(hours_like(row, seeds))
     means = {method: sum(hours) / len(hours) for method, hours in every.items()}
     lines = [f"| method | jobs | h, one after another | h, {workers} side by side |", "| --- | ---: | ---: | ---: |"]

@@ -213,8 +213,9 @@ def reproduce(
         rows = again.chosen(folder, jobs, methods, every=every, found=whole(store.read(folder)))
         given = again.Asked(out=str(out or scratch), data_root=data_root, datasets=datasets, weights=weights)
         asked = again.settled(rows, given)
-        seconds = sum(row["total_seconds"] or 0.0 for row in rows)
-        click.echo(f"{len(rows)} jobs, which took {seconds:.0f} s by their rows", err=True)
+        told = [row["total_seconds"] for row in rows if row["total_seconds"] is not None]
+        silent = f"; {len(rows) - len(told)} do not say" if len(told) < len(rows) else ""
+        click.echo(f"{len(rows)} jobs, which took {sum(told):.0f} s by their rows{silent}", err=True)
         different = 0
         for found in again.reproduced(rows, asked, lambda job: click.echo(printable(f"run {job.label}"), err=True)):
             different += not found.within(tolerance)

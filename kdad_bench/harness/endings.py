@@ -21,7 +21,8 @@ def line(job: Job, row: Row | NoResult) -> str:
     if row.status != "ok":
         return f"{job.label}: FAILED: {row.reason}"
     numbers = [f"{label} {value(getattr(row, name))}" for name, label in LINE_METRICS]
-    return f"{job.label}: {', '.join(numbers)}, {row.total_seconds or 0:.1f} s"
+    took = [] if row.total_seconds is None else [f"{row.total_seconds:.1f} s"]
+    return f"{job.label}: {', '.join([*numbers, *took])}"
 
 
 def value(number: float | None) -> str:

@@ -7,6 +7,7 @@ what differs is named and nothing is run. The new row goes to a folder of its ow
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -98,7 +99,7 @@ def chosen(
     if every:
         return rows
     quickest: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in sorted(rows, key=lambda row: row["total_seconds"] or 0.0):
+    for row in sorted(rows, key=lambda row: math.inf if row["total_seconds"] is None else row["total_seconds"]):
         quickest.setdefault((row["method"], row["variant"] or ""), row)
     return list(quickest.values())
 

@@ -122,6 +122,16 @@ def test_a_figure_that_one_of_the_two_alone_has_is_a_difference(floor: Path, tin
     assert f"pixel_auroc +0.0000, aupro_30 None, now {row['aupro_30']}; image scores" in done.stdout
 
 
+def test_a_row_that_does_not_say_how_long_it_took_is_no_quick_one(floor: Path, tiny_tree: Path, tmp_path: Path) -> None:
+    rewritten(floor, tmp_path / "both", total_seconds=7.0)
+    rewritten(floor, tmp_path / "both", whole=True, seed=4, total_seconds=None)
+    (row,) = reproduce.chosen(str(tmp_path / "both"))
+    assert row["total_seconds"] == 7.0
+    silent = rewritten(floor, tmp_path / "silent", total_seconds=None)
+    done = command(silent, "--dataset", f"folder:{tiny_tree}")
+    assert "1 jobs, which took 0 s by their rows; 1 do not say" in done.stderr
+
+
 REFUSED: dict[str, tuple[bool, Mapping[str, Any], str]] = {
     "another version": (True, {"kdad_bench": "0.1.0"}, "it is of kdad-bench 0.1.0"),
     "another protocol": (True, {"protocol_version": "0"}, "another version of the protocol"),

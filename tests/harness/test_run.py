@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kdad_bench.harness.axes import Axes
+from kdad_bench.harness.endings import line
 from kdad_bench.harness.run import columns_of, thinned
+from kdad_bench.leaderboard.row import Row
 from tests.harness.planned import jobs_of
 
 
@@ -29,3 +32,13 @@ def test_a_row_says_that_a_lone_image_is_on_both_sides(method: str, tiny_tree: P
     parts = method in ("stad", "efficientad", "stfpm:held_out")
     assert any(line.startswith("lone image: ") for line in one) is parts
     assert not any(line.startswith("lone image: ") for line in all_)
+
+
+def test_the_line_of_a_job_names_no_seconds_that_are_not_known(tiny_tree: Path) -> None:
+    job = jobs_of(tiny_tree, methods=(("pixel_mean", ""),))[0]
+    figures = {"image_auroc": 0.9812, "pixel_auroc": None, "aupro_30": 0.5}
+    row = Row(**columns_of(job), **figures)
+    assert line(job, replace(row, total_seconds=7.32)).endswith(
+        ": image AUROC 0.981, pixel AUROC -, AUPRO 0.500, 7.3 s"
+    )
+    assert line(job, row).endswith(": image AUROC 0.981, pixel AUROC -, AUPRO 0.500")
