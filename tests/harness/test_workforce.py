@@ -164,7 +164,7 @@ def test_every_executor_hands_drawers_and_share_to_its_jobs(
 def test_a_training_gets_the_drawers_of_its_work(
     tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def taught(job: Job, work: Work, normal: Any, held_out: Any, fitting: Fitting, curve: Any) -> None:
+    def taught(job: Job, work: Work, normal: Any, held_out: Any, fitting: Fitting, *more: Any) -> None:
         raise RuntimeError(f"{fitting.drawers} drawers")
 
     monkeypatch.setattr(run, "taught", taught)

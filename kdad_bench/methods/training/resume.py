@@ -50,14 +50,15 @@ class Progress:
         fitting: Fitting,
         fingerprint: Callable[[], str],
         device: torch.device,
-        began: float,
+        began: float | None = None,
     ) -> None:
-        """`began`: when the fit did, in seconds of `time.perf_counter`."""
+        """`began`: when the fit did, in seconds of `time.perf_counter`; None: now."""
         self.student, self.optimiser, self.scaler = student, optimiser, scaler
         self.path, self.every, self._fingerprint = fitting.checkpoint, fitting.checkpoint_every_seconds, fingerprint
         self.device, self.saved_at = device, time.monotonic()
         self.place, self.tell = fitting.place, fitting.resumed
-        self.began = began  # moved, so that the time since then is the training's
+        # moved, so that the time since then is the training's
+        self.began = time.perf_counter() if began is None else began
         self.timed = True  # whether it is: not after a checkpoint that does not tell its own
         self.best: dict[str, Tensor] | None = None
         self.best_value = float("inf")
