@@ -61,7 +61,8 @@ class Progress:
         """A job left its row, or none: one line, or one JSON object on stdout."""
         self.done += 1
         self.bar.advance(self.task)
-        if isinstance(ended, Row) and ended.status == "ok" and ended.total_seconds is not None:
+        known = isinstance(ended, Row) and not (job.together and ended.train_seconds is None)  # else who learnt is not
+        if isinstance(ended, Row) and known and ended.status == "ok" and ended.total_seconds is not None:
             # where another job learnt the model the row has that one's seconds of training
             learns = not job.together or ended.total_seconds >= (ended.train_seconds or 0.0)
             remember(job, ended.total_seconds, ended.threads, learns=learns)

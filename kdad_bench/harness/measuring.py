@@ -100,10 +100,14 @@ def wanted(found: Agenda, rows: Sequence[Row], options: RunOptions) -> tuple[lis
     groups, strange = grouped([job for job in found.jobs if job.id in known], known)
     if not options.measure_speed:
         keep_quiet_ones(groups, found.work.out, there)
-    anew = bool(options.measure_speed or found.work.force)
+    anew, again = bool(options.measure_speed), found.work.force
     learning = {key for key, group in groups.items() if key in there and learns_its_cost(group.jobs[0])}
     images = middling(found.work.out, learning) if learning else {}
-    made = [one for key, group in groups.items() for one in of_group(key, group, there.get(key), images.get(key), anew)]
+    made = [
+        one
+        for key, group in groups.items()
+        for one in of_group(key, group, there.get(key), images.get(key), anew=anew, again=again)
+    ]
     return made, [elsewhere(key, method) for key, method in strange.items() if key not in there]
 
 
@@ -175,15 +179,19 @@ def middling(out: str, keys: Set[str]) -> dict[str, int]:
     return {key: statistics.median_low(counts.values()) for key, counts in newest.items()}
 
 
-def of_group(key: str, group: Group, made: Measurement | None, images: int | None, anew: bool) -> Iterator[Wanted]:
+def of_group(
+    key: str, group: Group, made: Measurement | None, images: int | None, *, anew: bool, again: bool
+) -> Iterator[Wanted]:
     """What to do for one configuration: nothing, a measurement, or more rows for the one that is there.
 
-    `images`: of `middling`. A call for one small category must not replace what speaks for all.
+    `images`: of `middling`. A call for one small category must not replace what speaks for all, also where its jobs
+    run `again`; only where somebody asks to measure `anew`.
     """
     covers = set(group.own)
     before = set(made.covers) if made else set()
     job = group.typical(images)
-    if made is not None and not anew and not (outgrown(made, images) and alike(count_of(job), images)):
+    due = (again or (made is not None and outgrown(made, images))) and alike(count_of(job), images)
+    if made is not None and not anew and not due:
         if covers - before:
             yield Wanted(job=job, key=key, kept=replace(made, covers=tuple(sorted(covers | before))), images=images)
     elif group.named or covers:

@@ -139,8 +139,9 @@ def place_of(device: str) -> str:
     found = describe(device)
     kernels = f"kernels {found['environment']['kernels']}"
     threads = f"{found['threads']} thread{'s' if found['threads'] > 1 else ''}"
+    own = [torch.backends.cpu.get_cpu_capability(), threads]  # one name of processors has several sets of instructions
     # on CUDA threads only draw, with numbers that do not depend on them
-    return ", ".join([str(found["device_name"]), *([] if device.startswith("cuda") else [threads]), kernels])
+    return ", ".join([str(found["device_name"]), *([] if device.startswith("cuda") else own), kernels])
 
 
 def added(seconds: float, before: Sequence[float | None]) -> float | None:

@@ -119,8 +119,8 @@ def test_a_call_for_one_small_category_does_not_replace_the_speed_of_all(tmp_pat
         picture.unlink()
     chosen = ("-m", "spade", "--set", "spade.images=100", "--image-size", "32", "--resolution", "32")
     run(tree, tmp_path / "out", *chosen)
-    for category in ("pin", "cloth", "pin"):
-        found = run(tree, tmp_path / "out", *chosen, "-c", category)
+    for category, more in (("pin", ()), ("cloth", ()), ("pin", ()), ("pin", ("--force",))):
+        found = run(tree, tmp_path / "out", *chosen, "-c", category, *more)
         assert found.exit_code == 0, found.output
     assert timed.count("measured spade") == 1
     assert learnt_from(tmp_path / "out") == [12]

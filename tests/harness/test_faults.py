@@ -164,19 +164,19 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_numbers(tiny_
     assert not list((tmp_path / "broken" / "checkpoints").glob("*.pt"))
 
 
-# a disk that has room when the run begins, and is full thereafter
+# a disk that has room when a job begins, and none for its row
 FILLED = """
 import resource, sys
 from kdad_bench.cli import main
-from kdad_bench.harness import output
+from kdad_bench.leaderboard import store
 
-looked = output.refuse_what_cannot_be_written
+write = store.write
 
-def then_full(folder):
-    looked(folder)
+def full(row, folder):
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    return write(row, folder)
 
-output.refuse_what_cannot_be_written = then_full
+store.write = full
 sys.argv[0] = "kdad-bench"
 main()
 """

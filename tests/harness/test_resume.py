@@ -190,6 +190,19 @@ def test_a_row_is_of_one_place(begun: str, now: str, anew: bool, tmp_path: Path)
     with said if anew else nullcontext():
         small_method("stfpm", steps=4, batch_size=4).fit(images, again)
     assert told == ([1, 2, 3, 4] if anew else [3, 4])
+    assert not path.exists()
+
+
+def test_a_checkpoint_of_another_place_does_not_wait_for_a_return_there(tmp_path: Path) -> None:
+    images, path = normals(8, seed=1), tmp_path / "fit.pt"
+    asked: dict[str, Any] = {"log_every": 1, "checkpoint": path}
+    with pytest.raises(Interrupted):
+        small_method("stfpm", steps=4, batch_size=4).fit(
+            images, Fitting(log=stop_at(3), checkpoint_every_seconds=0, place="A", **asked)
+        )
+    with pytest.raises(Interrupted), pytest.warns(RuntimeWarning, match="begun with A, now B"):
+        small_method("stfpm", steps=4, batch_size=4).fit(images, Fitting(log=stop_at(1), place="B", **asked))
+    assert not path.exists()
 
 
 def test_threads_are_part_of_a_place_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,7 @@ class Progress:
         if kept["fingerprint"] == own:
             text = f"{self.path}: {elsewhere}: the training starts from its beginning"
             warnings.warn(text, RuntimeWarning, stacklevel=2)
+            self.path.unlink(missing_ok=True)  # back there its log would be of two trainings
             return 0
         raise CheckpointError(f"{self.path}: the checkpoint of another fit (settings or images differ); delete it")
 
