@@ -26,6 +26,7 @@
 #endif
 #ifdef LANES
 typedef float V16 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float V8 __attribute__((vector_size(32), aligned(4), may_alias)); // AVX2 takes the other apart into quarters
 #endif
 
 typedef int64_t i64;

@@ -65,14 +65,15 @@ CLONES void blur_along_row(const float* __restrict padded, const float* __restri
     i64 x = 0;
 #ifdef LANES
     for (; x + 64 <= n; x += 64) {
-        V16 s0 = {}, s1 = {}, s2 = {}, s3 = {};
+        V8 s[8] = {};
         const float* in = padded + x;
         for (i64 k = 0; k < taps; k++, in++) {
             const float w = weights[k];
-            s0 += w * *(const V16*)in; s1 += w * *(const V16*)(in + 16);
-            s2 += w * *(const V16*)(in + 32); s3 += w * *(const V16*)(in + 48);
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++) s[i] += w * *(const V8*)(in + 8 * i);
         }
-        *(V16*)(out + x) = s0; *(V16*)(out + x + 16) = s1; *(V16*)(out + x + 32) = s2; *(V16*)(out + x + 48) = s3;
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) *(V8*)(out + x + 8 * i) = s[i];
     }
 #endif
     for (; x < n; x++) {
@@ -86,14 +87,15 @@ CLONES void blur_across_rows(const float* const* rows, const float* __restrict w
     i64 x = 0;
 #ifdef LANES
     for (; x + 64 <= n; x += 64) {
-        V16 s0 = {}, s1 = {}, s2 = {}, s3 = {};
+        V8 s[8] = {};
         for (i64 k = 0; k < taps; k++) {
             const float w = weights[k];
             const float* in = rows[k] + x;
-            s0 += w * *(const V16*)in; s1 += w * *(const V16*)(in + 16);
-            s2 += w * *(const V16*)(in + 32); s3 += w * *(const V16*)(in + 48);
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++) s[i] += w * *(const V8*)(in + 8 * i);
         }
-        *(V16*)(out + x) = s0; *(V16*)(out + x + 16) = s1; *(V16*)(out + x + 32) = s2; *(V16*)(out + x + 48) = s3;
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) *(V8*)(out + x + 8 * i) = s[i];
     }
 #endif
     for (; x < n; x++) {
