@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kdad_bench.api.keywords import fields_of
 from kdad_bench.harness.agenda import agenda
-from kdad_bench.harness.audit import figures
+from kdad_bench.harness.audit import FIGURES, figures
 from kdad_bench.harness.environment import keep_freed_memory
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.material import normals, pictures_of, test_set
@@ -34,7 +34,6 @@ from kdad_bench.methods.protocol import Fitting
 from kdad_bench.methods.resizing import resized
 
 FEW = 64  # normals whose maps are averaged
-TOLD = ("image_auroc", "pixel_auroc", "aupro_30")
 WAYS = ("as it is", "from all normals")
 
 
@@ -82,7 +81,7 @@ def main() -> int:
             if way != WAYS[0]:
                 take_statistics_from(method.student, images, job.settings.image_size, job.settings.batch_size)
             scores = score_all(method, pictures_of(test), job.name, device)
-            point = {name: figures(scores.image, scores.pixel, test, job)[name] for name in TOLD}
+            point = figures(scores.image, scores.pixel, test, job)
             normal = float(score_all(method, images[:FEW], job.name, device).pixel.mean())
             found[way].append({"step": step, **point, "map of normals": normal})
             print(json.dumps({"statistics": way, **found[way][-1]}), flush=True)
@@ -94,12 +93,12 @@ def main() -> int:
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
     """Least, median and last of each figure over the second half of the points."""
-    lines = ["", "| statistics | " + " | ".join(f"{name}: least, median, last" for name in TOLD) + " |"]
-    lines.append("| --- |" + " ---: |" * len(TOLD))
+    lines = ["", "| statistics | " + " | ".join(f"{name}: least, median, last" for name in FIGURES) + " |"]
+    lines.append("| --- |" + " ---: |" * len(FIGURES))
     for way, points in found.items():
         half = points[len(points) // 2 :]
         told = []
-        for name in TOLD:
+        for name in FIGURES:
             values = [point[name] for point in half if point[name] is not None]
             told.append(f"{min(values):.3f}, {statistics.median(values):.3f}, {values[-1]:.3f}")
         lines.append(f"| {way} | " + " | ".join(told) + " |")

@@ -21,6 +21,8 @@ from kdad_bench.leaderboard import measurement, store
 from kdad_bench.methods import entry
 from tests.conftest import write_tree
 
+SPADE = ("-m", "spade", "--set", "spade.images=100", "--image-size", "32", "--resolution", "32")
+
 
 def run(tree: Path, out: Path, *more: object) -> Result:
     """The fastest real run: two jobs of a method without a teacher."""
@@ -96,16 +98,23 @@ def test_what_is_kept_of_many_more_images_is_measured_anew(
     more: int, again: bool, tmp_path: Path, timed: list[str]
 ) -> None:
     tree = write_tree(tmp_path / "tree", ("bolt",), train=4)
-    chosen = ("-m", "spade", "--set", "spade.images=100", "--image-size", "32", "--resolution", "32")
-    run(tree, tmp_path / "out", *chosen)
+    run(tree, tmp_path / "out", *SPADE)
     for number in range(more):
         picture = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(picture).save(tree / "bolt" / "train" / "good" / f"more{number}.png")
-    found = run(tree, tmp_path / "out", *chosen)
+    found = run(tree, tmp_path / "out", *SPADE)
     assert found.exit_code == 0, found.output
     assert timed.count("measured spade") == 1 + again
     counts = [made.environment[LEARNT_FROM] for made in measurement.read(tmp_path / "out").values()]
     assert max(counts) == (13 if again else 4)
+
+
+def with_a_small_category(tree: Path) -> Path:
+    """Three categories, of 12, 12 and 3 training images."""
+    write_tree(tree, ("bolt", "cloth", "pin"), train=12)
+    for picture in sorted((tree / "pin" / "train" / "good").iterdir())[3:]:
+        picture.unlink()
+    return tree
 
 
 def learnt_from(out: Path) -> list[int]:
@@ -114,26 +123,20 @@ def learnt_from(out: Path) -> list[int]:
 
 
 def test_a_call_for_one_small_category_does_not_replace_the_speed_of_all(tmp_path: Path, timed: list[str]) -> None:
-    tree = write_tree(tmp_path / "tree", ("bolt", "cloth", "pin"), train=12)
-    for picture in sorted((tree / "pin" / "train" / "good").iterdir())[3:]:
-        picture.unlink()
-    chosen = ("-m", "spade", "--set", "spade.images=100", "--image-size", "32", "--resolution", "32")
-    run(tree, tmp_path / "out", *chosen)
+    tree = with_a_small_category(tmp_path / "tree")
+    run(tree, tmp_path / "out", *SPADE)
     for category, more in (("pin", ()), ("cloth", ()), ("pin", ()), ("pin", ("--force",))):
-        found = run(tree, tmp_path / "out", *chosen, "-c", category, *more)
+        found = run(tree, tmp_path / "out", *SPADE, "-c", category, *more)
         assert found.exit_code == 0, found.output
     assert timed.count("measured spade") == 1
     assert learnt_from(tmp_path / "out") == [12]
 
 
 def test_a_small_category_that_came_first_gives_way_to_a_middling_one(tmp_path: Path, timed: list[str]) -> None:
-    tree = write_tree(tmp_path / "tree", ("bolt", "cloth", "pin"), train=12)
-    for picture in sorted((tree / "pin" / "train" / "good").iterdir())[3:]:
-        picture.unlink()
-    chosen = ("-m", "spade", "--set", "spade.images=100", "--image-size", "32", "--resolution", "32")
+    tree = with_a_small_category(tmp_path / "tree")
     counts = []
     for categories in (("-c", "pin"), (), ()):
-        found = run(tree, tmp_path / "out", *chosen, *categories)
+        found = run(tree, tmp_path / "out", *SPADE, *categories)
         assert found.exit_code == 0, found.output
         counts += learnt_from(tmp_path / "out")
     assert timed.count("measured spade") == 2
@@ -141,12 +144,9 @@ def test_a_small_category_that_came_first_gives_way_to_a_middling_one(tmp_path: 
 
 
 def test_a_small_category_is_not_measured_again_for_others(tmp_path: Path, timed: list[str]) -> None:
-    tree = write_tree(tmp_path / "tree", ("bolt", "cloth", "pin"), train=12)
-    for picture in sorted((tree / "pin" / "train" / "good").iterdir())[3:]:
-        picture.unlink()
-    chosen = ("-m", "spade", "--set", "spade.images=100", "--image-size", "32", "--resolution", "32")
+    tree = with_a_small_category(tmp_path / "tree")
     for more in (("-c", "pin"), ("--no-measure-speed",), ("-c", "pin")):
-        assert run(tree, tmp_path / "out", *chosen, *more).exit_code == 0
+        assert run(tree, tmp_path / "out", *SPADE, *more).exit_code == 0
     assert (timed.count("measured spade"), learnt_from(tmp_path / "out")) == (1, [3])
 
 

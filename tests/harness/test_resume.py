@@ -20,7 +20,7 @@ from kdad_bench.methods.protocol import Fitting
 from kdad_bench.methods.training import resume
 from tests.harness.planned import jobs_of
 from tests.methods.checks import assert_same_state, state
-from tests.methods.test_distillation import Interrupted, stop_at
+from tests.methods.test_distillation import Interrupted, progress, stop_at
 from tests.methods.toys import normals, small_method
 
 SMALL = {"image_size": 32, "batch_size": 4, "steps": 30}
@@ -146,6 +146,19 @@ def test_the_row_of_a_resumed_training_has_the_seconds_of_all_of_it(
     assert row.train_seconds is not None
     assert row.total_seconds is not None
     assert 1000 <= row.train_seconds <= row.total_seconds < 1400
+
+
+def test_what_is_done_again_before_a_fit_goes_on_is_counted_once(tmp_path: Path) -> None:
+    kept, told = progress(tmp_path / "fit.pt"), list[float | None]()
+    kept.saved_at = -1e9
+    kept.began -= 100.0
+    kept.save_when_due(7)
+    again = progress(tmp_path / "fit.pt")
+    again.tell = told.append
+    again.began -= 40.0  # features of the teacher, say, which a checkpoint does not hold
+    again.resume()
+    assert told == [pytest.approx(60.0, abs=10.0)]
+    assert time.perf_counter() - again.began == pytest.approx(100.0, abs=10.0)  # what a next checkpoint tells
 
 
 def test_the_seconds_of_a_checkpoint_that_does_not_tell_them_are_not_made_up(tiny_tree: Path, tmp_path: Path) -> None:
