@@ -18,15 +18,16 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
-// Vectors of 16 floats; without them plain loops do.
+// Vectors; without them plain loops do.
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define LANES 1
 #endif
 #endif
 #ifdef LANES
-typedef float V16 __attribute__((vector_size(64), aligned(4), may_alias));
-typedef float V8 __attribute__((vector_size(32), aligned(4), may_alias)); // AVX2 takes the other apart into quarters
+// of 8 floats: where there is no AVX-512, one of 16 lies on the stack and is worked on in pieces
+typedef float V8 __attribute__((vector_size(32), aligned(4), may_alias));
+INLINE const V8& at(const float* x) { return *(const V8*)x; }
 #endif
 
 typedef int64_t i64;

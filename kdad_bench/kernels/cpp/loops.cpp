@@ -24,48 +24,32 @@ CLONES void planes_sums(const Tile& t, float* __restrict A, float* __restrict B,
     }
 }
 
-// Four pixels at a time, one accumulator of 16 lanes each, channels innermost so that memory is read in order; `collapse` adds the lanes of all four with one tree.
+// Channels innermost, so that memory is read in order. Sixteen lanes of a sum stay in two vectors of 8; `collapse` adds
+// them with one tree.
 #ifdef LANES
-INLINE void collapse(const V16* v, float* out) {
-    V16 x[2];
-    for (int i = 0; i < 2; i++)
-        x[i] = __builtin_shufflevector(v[2 * i], v[2 * i + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-               __builtin_shufflevector(v[2 * i], v[2 * i + 1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-    V16 y = __builtin_shufflevector(x[0], x[1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
-            __builtin_shufflevector(x[0], x[1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-    y += __builtin_shufflevector(y, y, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
-    y += __builtin_shufflevector(y, y, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
-    out[0] = y[0]; out[1] = y[4]; out[2] = y[8]; out[3] = y[12];
+INLINE float collapse(const V8& low, const V8& high) {
+    V8 x = low + high;
+    x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
+    x += __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+    return x[0] + x[1];
 }
 #endif
 
 CLONES void rows_sums(const Tile& t, float* __restrict A, float* __restrict B, float* __restrict P) {
-    i64 p = 0;
-#ifdef LANES
-    for (; p + 4 <= t.p; p += 4) {
-        V16 x[4] = {}, y[4] = {}, z[4] = {};
-        const i64 whole = t.c & ~(i64)15;
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) {
-            const float* in_a = t.a + (p + i) * t.sa; const float* in_b = t.b + (p + i) * t.sb;
-            for (i64 c = 0; c < whole; c += 16) {
-                const V16 a = *(const V16*)(in_a + c), b = *(const V16*)(in_b + c);
-                x[i] += a * a; y[i] += b * b; z[i] += a * b;
-            }
-        }
-        collapse(x, A + p); collapse(y, B + p); collapse(z, P + p);
-        if (whole < t.c)
-            for (int i = 0; i < 4; i++)
-                for (i64 k = whole; k < t.c; k++) {
-                    const float a = t.a[(p + i) * t.sa + k], b = t.b[(p + i) * t.sb + k];
-                    A[p + i] += a * a; B[p + i] += b * b; P[p + i] += a * b;
-                }
-    }
-#endif
-    for (; p < t.p; p++) {
+    for (i64 p = 0; p < t.p; p++) {
         const float* __restrict a = t.a + p * t.sa; const float* __restrict b = t.b + p * t.sb;
         float x = 0, y = 0, z = 0;
-        for (i64 c = 0; c < t.c; c++) { x += a[c] * a[c]; y += b[c] * b[c]; z += a[c] * b[c]; }
+        i64 c = 0;
+#ifdef LANES
+        V8 x0 = {}, x1 = {}, y0 = {}, y1 = {}, z0 = {}, z1 = {};
+        for (; c + 16 <= t.c; c += 16) {
+            const V8 a0 = at(a + c), b0 = at(b + c), a1 = at(a + c + 8), b1 = at(b + c + 8);
+            x0 += a0 * a0; y0 += b0 * b0; z0 += a0 * b0;
+            x1 += a1 * a1; y1 += b1 * b1; z1 += a1 * b1;
+        }
+        x = collapse(x0, x1); y = collapse(y0, y1); z = collapse(z0, z1);
+#endif
+        for (; c < t.c; c++) { x += a[c] * a[c]; y += b[c] * b[c]; z += a[c] * b[c]; }
         A[p] = x; B[p] = y; P[p] = z;
     }
 }
@@ -73,69 +57,50 @@ CLONES void rows_sums(const Tile& t, float* __restrict A, float* __restrict B, f
 // The sums of a teacher and two students in one reading.
 CLONES void rows_dual_sums(const Tile& t, const Tile& o, float* __restrict A, float* __restrict B, float* __restrict P,
                            float* __restrict B2, float* __restrict P2) {
-    i64 p = 0;
-#ifdef LANES
-    for (; p + 4 <= t.p; p += 4) {
-        V16 x[4] = {}, y[4] = {}, z[4] = {}, y2[4] = {}, z2[4] = {};
-        const i64 whole = t.c & ~(i64)15;
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) {
-            const float* in_a = t.a + (p + i) * t.sa; const float* in_b = t.b + (p + i) * t.sb; const float* in_o = o.b + (p + i) * o.sb;
-            for (i64 c = 0; c < whole; c += 16) {
-                const V16 a = *(const V16*)(in_a + c), b = *(const V16*)(in_b + c), other = *(const V16*)(in_o + c);
-                x[i] += a * a; y[i] += b * b; z[i] += a * b; y2[i] += other * other; z2[i] += a * other;
-            }
-        }
-        collapse(x, A + p); collapse(y, B + p); collapse(z, P + p); collapse(y2, B2 + p); collapse(z2, P2 + p);
-        if (whole < t.c)
-            for (int i = 0; i < 4; i++)
-                for (i64 k = whole; k < t.c; k++) {
-                    const float a = t.a[(p + i) * t.sa + k], b = t.b[(p + i) * t.sb + k], other = o.b[(p + i) * o.sb + k];
-                    A[p + i] += a * a; B[p + i] += b * b; P[p + i] += a * b; B2[p + i] += other * other; P2[p + i] += a * other;
-                }
-    }
-#endif
-    for (; p < t.p; p++) {
+    for (i64 p = 0; p < t.p; p++) {
+        const float* __restrict a = t.a + p * t.sa; const float* __restrict b = t.b + p * t.sb; const float* __restrict w = o.b + p * o.sb;
         float x = 0, y = 0, z = 0, y2 = 0, z2 = 0;
-        for (i64 c = 0; c < t.c; c++) {
-            const float a = t.a[p * t.sa + c], b = t.b[p * t.sb + c], other = o.b[p * o.sb + c];
-            x += a * a; y += b * b; z += a * b; y2 += other * other; z2 += a * other;
+        i64 c = 0;
+#ifdef LANES
+        V8 x0 = {}, x1 = {}, y0 = {}, y1 = {}, z0 = {}, z1 = {}, v0 = {}, v1 = {}, w0 = {}, w1 = {};
+        for (; c + 16 <= t.c; c += 16) {
+            const V8 a0 = at(a + c), b0 = at(b + c), o0 = at(w + c), a1 = at(a + c + 8), b1 = at(b + c + 8), o1 = at(w + c + 8);
+            x0 += a0 * a0; y0 += b0 * b0; z0 += a0 * b0; v0 += o0 * o0; w0 += a0 * o0;
+            x1 += a1 * a1; y1 += b1 * b1; z1 += a1 * b1; v1 += o1 * o1; w1 += a1 * o1;
+        }
+        x = collapse(x0, x1); y = collapse(y0, y1); z = collapse(z0, z1); y2 = collapse(v0, v1); z2 = collapse(w0, w1);
+#endif
+        for (; c < t.c; c++) {
+            x += a[c] * a[c]; y += b[c] * b[c]; z += a[c] * b[c]; y2 += w[c] * w[c]; z2 += a[c] * w[c];
         }
         A[p] = x; B[p] = y; P[p] = z; B2[p] = y2; P2[p] = z2;
     }
 }
 
 #ifdef LANES
-typedef float V8 __attribute__((vector_size(32), aligned(4), may_alias));
-typedef double D8 __attribute__((vector_size(64), aligned(8), may_alias));
-#define WIDENED(x) __builtin_convertvector(*(const V8*)(x), D8)
+typedef float V4 __attribute__((vector_size(16), aligned(4), may_alias));
+typedef double D4 __attribute__((vector_size(32), aligned(8), may_alias));
+#define WIDENED(x) __builtin_convertvector(*(const V4*)(x), D4)
 #endif
 
 // The sums in double: products of floats are exact there, so that 1 - P / sqrt(A B) keeps its digits for near pairs.
 CLONES void planes_double_sums(const Tile& t, double* __restrict A, double* __restrict B, double* __restrict P) {
     for (i64 p = 0; p < t.p; p++) A[p] = B[p] = P[p] = 0;
-    i64 c = 0, done = 0;
-#ifdef LANES
-    done = t.p & ~(i64)7;
+    i64 c = 0;
     for (; c + 8 <= t.c; c += 8) {
-        const float* a = t.a + c * t.sa; const float* b = t.b + c * t.sb;
-        for (i64 p = 0; p < done; p += 8) {
-            D8 x = *(D8*)(A + p), y = *(D8*)(B + p), z = *(D8*)(P + p);
+        const float* __restrict a = t.a + c * t.sa; const float* __restrict b = t.b + c * t.sb;
+        const i64 sa = t.sa, sb = t.sb;
+#pragma GCC ivdep
+        for (i64 p = 0; p < t.p; p++) {
+            double x = A[p], y = B[p], z = P[p];
 #pragma GCC unroll 8
             for (int k = 0; k < 8; k++) {
-                const D8 u = WIDENED(a + k * t.sa + p), v = WIDENED(b + k * t.sb + p);
+                const double u = a[k * sa + p], v = b[k * sb + p];
                 x += u * u; y += v * v; z += u * v;
             }
-            *(D8*)(A + p) = x; *(D8*)(B + p) = y; *(D8*)(P + p) = z;
+            A[p] = x; B[p] = y; P[p] = z;
         }
     }
-    const i64 left = c;
-    for (c = 0; c < left; c++)
-        for (i64 p = done; p < t.p; p++) {
-            const double u = t.a[c * t.sa + p], v = t.b[c * t.sb + p];
-            A[p] += u * u; B[p] += v * v; P[p] += u * v;
-        }
-#endif
     for (; c < t.c; c++) {
         const float* __restrict a = t.a + c * t.sa; const float* __restrict b = t.b + c * t.sb;
         for (i64 p = 0; p < t.p; p++) {
@@ -175,32 +140,20 @@ CLONES void planes_residual(const Tile& t, const float* __restrict ia, const flo
 }
 
 CLONES void rows_residual(const Tile& t, const float* __restrict ia, const float* __restrict ib, float* __restrict D) {
-    i64 p = 0;
-#ifdef LANES
-    for (; p + 4 <= t.p; p += 4) {
-        V16 d[4] = {};
-        i64 c = 0;
-        for (; c + 16 <= t.c; c += 16)
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; i++) {
-                const V16 a = *(const V16*)(t.a + (p + i) * t.sa + c), b = *(const V16*)(t.b + (p + i) * t.sb + c);
-                const V16 e = b * ib[p + i] - a * ia[p + i];
-                d[i] += e * e;
-            }
-        collapse(d, D + p);
-        if (c < t.c)
-            for (int i = 0; i < 4; i++)
-                for (i64 k = c; k < t.c; k++) {
-                    const float e = t.b[(p + i) * t.sb + k] * ib[p + i] - t.a[(p + i) * t.sa + k] * ia[p + i];
-                    D[p + i] += e * e;
-                }
-    }
-#endif
-    for (; p < t.p; p++) {
+    for (i64 p = 0; p < t.p; p++) {
         const float* __restrict a = t.a + p * t.sa; const float* __restrict b = t.b + p * t.sb;
         const float x = ia[p], y = ib[p];
         float d = 0;
-        for (i64 c = 0; c < t.c; c++) { const float e = b[c] * y - a[c] * x; d += e * e; }
+        i64 c = 0;
+#ifdef LANES
+        V8 d0 = {}, d1 = {};
+        for (; c + 16 <= t.c; c += 16) {
+            const V8 e0 = at(b + c) * y - at(a + c) * x, e1 = at(b + c + 8) * y - at(a + c + 8) * x;
+            d0 += e0 * e0; d1 += e1 * e1;
+        }
+        d = collapse(d0, d1);
+#endif
+        for (; c < t.c; c++) { const float e = b[c] * y - a[c] * x; d += e * e; }
         D[p] = d;
     }
 }
@@ -273,13 +226,13 @@ CLONES void rows_residual_gradients(const Tile& t, const float* __restrict ia, c
         i64 c = 0;
         float d = 0;
 #ifdef LANES
-        V16 sum = {};
+        V8 d0 = {}, d1 = {};
         for (; c + 16 <= t.c; c += 16) {
-            const V16 own = *(const V16*)(b + c), e = own * y - *(const V16*)(a + c) * x;
-            sum += e * e;
-            *(V16*)(to + c) = u * e + v * own;
+            const V8 b0 = at(b + c), b1 = at(b + c + 8), e0 = b0 * y - at(a + c) * x, e1 = b1 * y - at(a + c + 8) * x;
+            d0 += e0 * e0; d1 += e1 * e1;
+            *(V8*)(to + c) = u * e0 + v * b0; *(V8*)(to + c + 8) = u * e1 + v * b1;
         }
-        for (int i = 0; i < 16; i++) d += sum[i];
+        d = collapse(d0, d1);
 #endif
         for (; c < t.c; c++) {
             const float e = b[c] * y - a[c] * x;
@@ -294,15 +247,14 @@ CLONES void row_double_sums(const float* __restrict a, const float* __restrict b
     double x = 0, y = 0, z = 0;
     i64 i = 0;
 #ifdef LANES
-    D8 xs[4] = {}, ys[4] = {}, zs[4] = {};
-    for (; i + 32 <= n; i += 32)
-#pragma GCC unroll 4
-        for (int k = 0; k < 4; k++) {
-            const D8 u = WIDENED(a + i + 8 * k), v = WIDENED(b + i + 8 * k);
-            xs[k] += u * u; ys[k] += v * v; zs[k] += u * v;
-        }
-    const D8 sx = (xs[0] + xs[1]) + (xs[2] + xs[3]), sy = (ys[0] + ys[1]) + (ys[2] + ys[3]), sz = (zs[0] + zs[1]) + (zs[2] + zs[3]);
-    for (int k = 0; k < 8; k++) { x += sx[k]; y += sy[k]; z += sz[k]; }
+    D4 x0 = {}, x1 = {}, y0 = {}, y1 = {}, z0 = {}, z1 = {};
+    for (; i + 8 <= n; i += 8) {
+        const D4 u0 = WIDENED(a + i), v0 = WIDENED(b + i), u1 = WIDENED(a + i + 4), v1 = WIDENED(b + i + 4);
+        x0 += u0 * u0; y0 += v0 * v0; z0 += u0 * v0;
+        x1 += u1 * u1; y1 += v1 * v1; z1 += u1 * v1;
+    }
+    const D4 xs = x0 + x1, ys = y0 + y1, zs = z0 + z1;
+    for (int k = 0; k < 4; k++) { x += xs[k]; y += ys[k]; z += zs[k]; }
 #endif
     for (; i < n; i++) {
         const double u = a[i], v = b[i];

@@ -127,23 +127,27 @@ template <int K> INLINE void weight_gradient(const Depthwise& d, i64 n, float* s
             if (row < 0 || row >= d.h) continue;
             const float* image = d.x + ((n * d.h + row) * d.w - d.left) * d.c;
             for (i64 c = 0; c < d.c; c += 16) {
-                V16* sum = (V16*)(sums + (c * K + 16 * i) * K);
-                V16 s[K];
+                float* sum = sums + (c * K + 16 * i) * K;
+                V8 low[K], high[K];  // channels c to c + 7, and the next eight
 #pragma GCC unroll 5
-                for (int k = 0; k < K; k++) s[k] = sum[k];
+                for (int k = 0; k < K; k++) { low[k] = at(sum + 16 * k); high[k] = at(sum + 16 * k + 8); }
                 for (i64 o = first; o < last; o++) {
-                    const V16 g = *(const V16*)(above + o * d.c + c);
+                    const V8 g = at(above + o * d.c + c), h = at(above + o * d.c + c + 8);
                     const float* x = image + o * d.stride * d.c + c;
 #pragma GCC unroll 5
-                    for (int k = 0; k < K; k++) s[k] += g * *(const V16*)(x + k * d.c);
+                    for (int k = 0; k < K; k++) { low[k] += g * at(x + k * d.c); high[k] += h * at(x + k * d.c + 8); }
                 }
 #pragma GCC unroll 5
                 for (int k = 0; k < K; k++) {
-                    for (i64 o = begin[k]; o < std::min(first, end[k]); o++)
-                        s[k] += *(const V16*)(above + o * d.c + c) * *(const V16*)(image + (o * d.stride + k) * d.c + c);
-                    for (i64 o = std::max(last, begin[k]); o < end[k]; o++)
-                        s[k] += *(const V16*)(above + o * d.c + c) * *(const V16*)(image + (o * d.stride + k) * d.c + c);
-                    sum[k] = s[k];
+                    const auto edge = [&](i64 from, i64 to) {
+                        for (i64 o = from; o < to; o++) {
+                            const float *g = above + o * d.c + c, *x = image + (o * d.stride + k) * d.c + c;
+                            low[k] += at(g) * at(x); high[k] += at(g + 8) * at(x + 8);
+                        }
+                    };
+                    edge(begin[k], std::min(first, end[k]));
+                    edge(std::max(last, begin[k]), end[k]);
+                    *(V8*)(sum + 16 * k) = low[k]; *(V8*)(sum + 16 * k + 8) = high[k];
                 }
             }
         }
