@@ -160,9 +160,9 @@ def table_of(board: Board) -> Table:
     lines = tuple(
         (
             board.labels[key],
-            *(interval(board.overall(key, name)) for name in board.headline),
+            *(interval(board.overall(key, name)) + board.fewer(key, name) for name in board.headline),
             number(board.average_ranks.get(key)),
-            *(number(board.typical(key, name)) for name in costs),
+            *(number(board.typical(key, name)) + (" ~" if board.unsteady(key, name) else "") for name in costs),
         )
         for key in board.order
     )

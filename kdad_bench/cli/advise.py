@@ -183,15 +183,29 @@ def _normals(short: list[Shortage], false_alarms: float) -> Iterator[str]:
 
 def _machine(found: Advice) -> str:
     """On which machine the latency was measured, and which this one is."""
-    from kdad_bench.harness.environment import cpu_model
-
     name = found.board.group.device_name or "an unknown device"
     threads = " or ".join(map(str, found.board.alone)) if found.board.alone else ""
     on = f"{name}" + (f" with {threads} thread{'' if threads == '1' else 's'}" if threads else "")
-    mine = cpu_model()
-    if found.board.group.device == "cpu" and mine == name:
+    device = found.board.group.device
+    mine = _this_machine(device)
+    if mine == name and device == "cpu":
         return f"Latency was measured on {on}; this machine has the same processor, and may have other cores and load."
+    if mine == name:
+        return f"Latency was measured on {on}; this machine has such a GPU, and may have another processor and load."
     return f"Latency was measured on {on}; this machine has {mine}, where it will differ: measure there."
+
+
+def _this_machine(device: str) -> str:
+    """The name of what here is of the kind of `device` ("cpu", "cuda"); of the processor where there is no such."""
+    from kdad_bench.harness.environment import cpu_model
+
+    if device.startswith("cuda"):
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_name()
+        return f"{cpu_model()} and no GPU for CUDA"
+    return cpu_model()
 
 
 def _command(found: Advice, short: list[Shortage], where: str) -> str:
@@ -206,7 +220,6 @@ def _command(found: Advice, short: list[Shortage], where: str) -> str:
 
 def _as_json(found: Advice, short: list[Shortage], false_alarms: float, ends: list[str]) -> dict[str, Any]:
     """The same for programs."""
-    from kdad_bench.harness.environment import cpu_model
 
     def told(one: Candidate | None) -> dict[str, Any] | None:
         return (
@@ -228,7 +241,7 @@ def _as_json(found: Advice, short: list[Shortage], false_alarms: float, ends: li
         "false_alarms": false_alarms,
         "normals": [{**asdict(one), "hold_out": one.hold_out} for one in short],
         "measured_on": found.board.group.device_name,
-        "this_machine": cpu_model(),
+        "this_machine": _this_machine(found.board.group.device),
         "evidence_ends": ends,
     }
 

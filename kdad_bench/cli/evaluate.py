@@ -85,7 +85,8 @@ def evaluate(
         for line in found.said:
             click.echo(printable(line), err=as_json)
         if not dry_run:
-            keep(found, options.out)
+            with remarks_said():
+                keep(found, options.out)
         if as_json:
             say_as_json(found)
         if dry_run:

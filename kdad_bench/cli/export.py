@@ -65,6 +65,8 @@ def export(as_json: bool, **given: Any) -> None:
             raise
         where = error.filename or given["out"] or given["model"]
         raise BadInput(f"{where}: cannot be written ({error.strerror}); choose --out") from error
+    if found.aside:
+        click.echo(printable(f"not compared on the model's held-out normals: {found.aside}"), err=True)
     if as_json:
         click.echo(found.exported.model_dump_json(indent=2))
     else:

@@ -13,6 +13,7 @@ import rich_click as click
 from kdad_bench.cli import BadInput
 from kdad_bench.cli.left_out import whole
 from kdad_bench.cli.parameters import DataRoot, LocalPath, MethodName, Place, refuse_both
+from kdad_bench.leaderboard.metric import HEADLINE
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def reproduce(
     weights: tuple[str, ...], data_root: Path | None, datasets: tuple[str, ...], tolerance: float, out: Path | None,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Run jobs of a results FOLDER once more, from what their rows say, and compare: weights, losses, scores, figures.
+    """Run jobs of a results FOLDER once more, from what their rows say, and compare: losses, scores and all figures.
 
     The rows stay as they are. On the same machine and code everything is the same to the last bit. Exit code 1 where a
     figure differs by more than --tolerance or only one of the two has it, or a job cannot be run: a line says why.
@@ -229,7 +230,8 @@ def reproduction(found: Reproduced) -> str:
         return f"{found.label}: not reproduced: {found.why_not}"
     if found.identical:
         return f"{found.label}: identical"
-    apart = [f"{name} {value:+.4f}" for name, value in (found.apart or {}).items()]
+    shown = [name for name in found.apart or {} if name in HEADLINE or name in found.differ]
+    apart = [f"{name} {(found.apart or {})[name]:+.4f}" for name in shown]
     figures = ", ".join([*apart, *found.one_sided])
     scores = "of other images" if found.scores_apart is None else f"up to {found.scores_apart:.1e} of their range apart"
     machine = f"; here: {', '.join(found.elsewhere)}" if found.elsewhere else ""

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -150,14 +151,22 @@ def evaluate(asked: Asked, *, dry_run: bool = False) -> Evaluation:
 
 
 def keep(found: Evaluation, out: str) -> None:
-    """Write the rows, and the pictures beside rows on this machine. Raises StoreError and SelectionError."""
+    """Write the rows, then the pictures beside rows on this machine: one that cannot be written is a warning.
+
+    Raises StoreError and SelectionError.
+    """
     local = "://" not in out
     if local:
         refuse_what_cannot_be_written(Path(out))
     for one in found.judged:
         store.write(one.row, out)
-        if local and one.picture:
-            write_bytes_whole(Path(out) / "pictures" / f"{one.row.job_id}.png", one.picture)
+    for one in found.judged if local else ():
+        try:
+            if one.picture:
+                write_bytes_whole(Path(out) / "pictures" / f"{one.row.job_id}.png", one.picture)
+        except OSError as error:
+            text = f"{error.filename or Path(out) / 'pictures'}: {error.strerror}"
+            warnings.warn(f"{one.row.category}: its row is complete, its picture is not kept ({text})", stacklevel=2)
 
 
 def refuse_contradictions(asked: Asked) -> None:

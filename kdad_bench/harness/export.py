@@ -94,6 +94,7 @@ class Report:
     folder: Path
     exported: Exported
     seconds: float
+    aside: str = ""  # why the graph was not compared on held-out normals that its model has
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +121,8 @@ def export(wanted: Wanted) -> Report:
         graph = graph_of(source.method, source.kept.resolution)
         found = written(wanted, source, graph, place)
         write_text_whole(place / FILE, found.model_dump_json(indent=2) + "\n")
-    return Report(folder=wanted.folder, exported=found, seconds=time.perf_counter() - began)
+    aside = source.normals.why if source.kept.normal_scores else ""
+    return Report(folder=wanted.folder, exported=found, seconds=time.perf_counter() - began, aside=aside)
 
 
 def refuse_contradictions(wanted: Wanted) -> None:
@@ -138,7 +140,8 @@ def refuse_contradictions(wanted: Wanted) -> None:
 
 
 def source_of(wanted: Wanted) -> Source:
-    """The model and the images; raises SelectionError where there is no photograph to compare on."""
+    """The model and the images; raises SelectionError where there is no photograph to compare on, and for 8 bits where
+    there are none to read the threshold from anew."""
     name, method = checkpoint.load(wanted.model, CPU)
     kept = decision.read(wanted.model)
     refuse_windows(wanted.model, kept)
@@ -148,6 +151,11 @@ def source_of(wanted: Wanted) -> Source:
     found = asked_for(wanted.check_on, kept.resolution, wanted.data_root)
     if normals.held_out is not None:
         found.insert(0, normals.held_out)
+    elif wanted.int8 and kept.normal_scores:
+        raise SelectionError(
+            f"{normals.why}: 8 bits move the scores, and the threshold is read anew from the held-out normals; name "
+            "their place with --data-root, or leave out --int8"
+        )
     if not found:
         raise SelectionError(f"{normals.why}: nothing to compare on; name images with --check-on, or --data-root")
     if not wanted.int8:  # its ranges are those of photographs: nothing is promised beyond them

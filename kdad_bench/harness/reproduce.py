@@ -26,10 +26,11 @@ from kdad_bench.harness.plan import NOT_SETTINGS
 from kdad_bench.harness.surroundings import NoResult
 from kdad_bench.harness.teachers import weights_given
 from kdad_bench.leaderboard import store
+from kdad_bench.leaderboard.metric import ACCURACY, HEADLINE
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods.backbones.names import BACKBONES
 
-FIGURES = ("image_auroc", "pixel_auroc", "aupro_30")
+FIGURES = ACCURACY
 NUMBERS = ("weights_sha256", "losses", "image_scores", "normal_scores", *FIGURES)  # what a job computes
 MACHINE = ("device_name", "threads", "torch", "numpy", "python", "git_commit")  # what may move its last digits
 OTHERWISE = {  # a part of a job's identity -> what its difference means
@@ -60,7 +61,9 @@ class Reproduced:
     job_id: str
     label: str
     why_not: str = ""  # why it could not be run, or failed; everything below is empty then
-    identical: bool = False  # the same weights, losses, scores and figures, to the last bit
+    identical: bool = (
+        False  # the same losses, scores, figures and, where the row has their hash, weights, to the last bit
+    )
     differ: tuple[str, ...] = ()  # those of NUMBERS that are others
     apart: Mapping[str, float] | None = None  # figure -> new less old, of those that both have
     one_sided: tuple[str, ...] = ()  # figures that one of the two alone has, and which: no distance tells of them
@@ -243,9 +246,11 @@ def _beside(row: Mapping[str, Any], ended: Row | NoResult) -> Reproduced:
         return Reproduced(**about, why_not=f"it failed: {ended.reason}")
     new = {name: _listed(getattr(ended, name)) for name in (*NUMBERS, *MACHINE)}
     old = {name: _listed(row[name]) for name in new}
-    differ = tuple(name for name in NUMBERS if new[name] != old[name])
+    # a row may be older than a figure that later code of its version adds
+    since = {name for name in FIGURES if name not in HEADLINE and old[name] is None}
+    differ = tuple(name for name in NUMBERS if new[name] != old[name] and name not in since)
     figures = {name: new[name] - old[name] for name in FIGURES if None not in (new[name], old[name])}
-    lone = [name for name in FIGURES if (new[name] is None) != (old[name] is None)]
+    lone = [name for name in FIGURES if (new[name] is None) != (old[name] is None) and name not in since]
     return Reproduced(
         **about,
         identical=not differ,

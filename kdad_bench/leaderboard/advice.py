@@ -239,6 +239,6 @@ def _limits_of_memory(advice: Advice) -> Iterator[str]:
 
 
 def images_learnt_from(board: Board) -> int | None:
-    """How many normals the trainings behind a board had, in the middle."""
+    """How many normals of a category the trainings behind a board had, in the middle."""
     known = [row["train_images"] for rows in board.rows.values() for row in rows if row["train_images"]]
-    return int(median(known)) if known else None
+    return int(median(known) / max(1, board.together)) if known else None

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdad_bench.leaderboard.board import Board
+from kdad_bench.leaderboard.board import SEVERAL_VERSIONS, Board
 from kdad_bench.leaderboard.grouping import entrants_of, identity_of
 from kdad_bench.leaderboard.metric import HEADLINE
 from kdad_bench.leaderboard.summary import Entrant, Estimate, Group, Summary
@@ -77,7 +77,9 @@ class Curve:
     @property
     def caveats(self) -> str:
         """What a reader must know before the first number, in brackets behind a title; or nothing."""
-        said = self.places[0].board.caveats
+        said = dict.fromkeys(caveat for place in self.places for caveat in place.board.caveats)
+        if len({row["kdad_bench"] or "unknown" for row in self._rows}) > 1:
+            said[SEVERAL_VERSIONS] = None
         return f" ({', '.join(said)})" if said else ""
 
     @property

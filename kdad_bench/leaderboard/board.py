@@ -109,9 +109,15 @@ class Board:
         """One line that says what the rows share."""
         seen = "" if self.group.modality in ("", "rgb") else f" ({self.group.modality})"
         resolution = f" at {self.group.resolution} px" if self.group.resolution else ""
-        made = self.group.origin if self.external else f"{self.group.preset} preset, {self.machine}"
+        made = self._origin if self.external else f"{self.group.preset} preset, {self.machine}"
         one = f", one model for {self.together} categories" if self.together else ""
         return f"{self.dataset}{seen}{resolution}, {made}{one}{self.apart}"
+
+    @property
+    def _origin(self) -> str:
+        """Who made an external result, and what else it was judged with than the plain rules: `fit=pad`."""
+        judged = self.group.preset.partition("[")[2].removesuffix("]")
+        return self.group.origin + (f", {judged}" if judged else "")
 
     @property
     def together(self) -> int:

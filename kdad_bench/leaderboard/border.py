@@ -113,9 +113,9 @@ def faults(table: pa.Table) -> dict[int, str]:
         for index, why in _faults_of(name, table[name]):
             found.setdefault(index, f"column {name} {why}")
     if {"status", "reason"} <= set(table.column_names):
-        pairs = zip(table["status"].to_pylist(), table["reason"].to_pylist(), strict=True) if not found else ()
+        pairs = zip(_values(table["status"]), _values(table["reason"]), strict=True)
         for index, (status, reason) in enumerate(pairs):
-            if (status == "failed") != bool(reason):
+            if index not in found and (status == "failed") != bool(reason):
                 found[index] = f"column reason is {reason!r} of a job with status {status}"
     return found
 

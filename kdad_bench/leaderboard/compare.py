@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from kdad_bench.leaderboard.board import Board, boards
+from kdad_bench.leaderboard.grouping import identity_of
 from kdad_bench.leaderboard.images import METRICS as IMAGE_METRICS
 from kdad_bench.leaderboard.images import Images, Job, Noise, of_jobs
 from kdad_bench.leaderboard.measurement import SHARED
@@ -125,10 +127,42 @@ def _sides_of_folders(first: pa.Table, second: pa.Table) -> Iterator[Sides]:
         assert board is not None  # the group is of one of the two
         moved = old is not None and new is not None and old.machine != new.machine
         title = f"{board.title} (first: {old.machine})" if old is not None and moved else board.title
-        labels = {**(old.labels if old else {}), **(new.labels if new else {})}
-        for key in dict.fromkeys(key for one in (new, old) if one for key in one.order):
-            cells = [_cells(one, key) if one and key in one.rows else {} for one in (old, new)]
-            yield Sides(title, labels[key], cells[0], cells[1])
+        for before_key, after_key in _matched(old, new):
+            first = _cells(old, before_key) if old and before_key else {}
+            second = _cells(new, after_key) if new and after_key else {}
+            labels = [one.labels[key] for one, key in ((new, after_key), (old, before_key)) if one and key]
+            yield Sides(title, labels[0] + _of_other_weights(first, second), first, second)
+
+
+def _matched(old: Board | None, new: Board | None) -> Iterator[tuple[str | None, str | None]]:
+    """(key in `old`, key in `new`) of each entrant, None where one side lacks it.
+
+    The same in everything first, then those of another code, then of other weights of the same teacher, as long as no
+    other entrant could be meant: keys are those of one board, and say only what tells its own entrants apart.
+    """
+    before, after = (
+        {key: identity_of(one.rows[key][0]) for key in one.order if key in one.rows} if one else {}
+        for one in (old, new)
+    )
+    found: dict[str, str] = {}  # key in `new` -> key in `old`
+    for length in (5, 4, 3):  # with weights and code, without the code, with the teacher's name alone
+        known = [Counter(identity[:length] for identity in side.values()) for side in (before, after)]
+        meant = {identity[:length]: key for key, identity in before.items()}
+        for key, identity in list(after.items()):
+            if all(side[identity[:length]] == 1 for side in known):
+                found[key] = meant[identity[:length]]
+                del after[key], before[found[key]]
+    yield from ((found.get(key), key) for key in (new.order if new else ()) if key in found or key in after)
+    yield from ((key, None) for key in before)
+
+
+def _of_other_weights(first: Cells, second: Cells) -> str:
+    """What a name says of a teacher whose weights are others on the two sides."""
+    rows = [next(iter(side.values()), None) for side in (first, second)]
+    if None in rows:
+        return ""
+    weights = [f"{row['teacher_weights'] or 'none'} {(row['teacher_sha256'] or '')[:8]}".strip() for row in rows if row]
+    return "" if weights[0] == weights[1] else f" (the teacher's weights: {weights[0]}, second {weights[1]})"
 
 
 def _why_not(sides: Sides, metrics: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from statistics import fmean
 import numpy as np
 
 from kdad_bench.leaderboard.board import Board
+from kdad_bench.leaderboard.grouping import identity_of
 from kdad_bench.leaderboard.metric import METRICS, RANKED
 from kdad_bench.leaderboard.spread import Parts
 
@@ -119,11 +120,12 @@ def of_devices(found: Sequence[Board]) -> Iterator[Devices]:
                 )
 
 
-def _by_job(board: Board, metric: str) -> dict[tuple[str, str, int, str], float]:
-    """(entrant, category, seed, content of the files) -> value."""
+def _by_job(board: Board, metric: str) -> dict[tuple[str, ...], float]:
+    """(entrant, version of this package, category, seed, content of the files) -> value."""
+    named = ("kdad_bench", "category", "seed", "data_fingerprint")
     return {
-        (key, row["category"], row["seed"], row["data_fingerprint"] or ""): row[metric]
-        for key, rows in board.rows.items()
+        (*identity_of(row), *(str(row[name]) for name in named)): row[metric]
+        for rows in board.rows.values()
         for row in rows
         if row[metric] is not None
     }

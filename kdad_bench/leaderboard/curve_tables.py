@@ -26,8 +26,10 @@ def sections(drawn: Sequence[Curve]) -> list[str]:
         return []
     parts = ["## Curves", f"{LEGEND} {WHOLE}"]
     for curve in drawn:
-        parts.append(f"### {curve.name}\n\n{_text(curve.title)}{curve.caveats}.{_text(curve.left_out)}")
-        parts += [f"{METRICS[metric].label} by {curve.words}:\n\n{table(curve, metric)}" for metric in curve.metrics]
+        parts.append(f"### {_text(curve.name)}\n\n{_text(curve.title + curve.caveats)}.{_text(curve.left_out)}")
+        parts += [
+            f"{METRICS[metric].label} by {_text(curve.words)}:\n\n{table(curve, metric)}" for metric in curve.metrics
+        ]
     return parts
 
 

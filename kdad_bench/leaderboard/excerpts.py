@@ -33,7 +33,7 @@ def sections(results: Results) -> dict[str, str]:
         }
         tables |= {metric: by_category(board, metric, {}) for metric in board.headline}
         tables |= {f"measured_{method}": table for method, table in measured(board).items()}
-        title = f"**{_text(board.title)}**" + (f" ({', '.join(board.caveats)})" if board.caveats else "")
+        title = f"**{_text(board.title)}**" + (f" ({_text(', '.join(board.caveats))})" if board.caveats else "")
         for name, table in tables.items():
             parts.setdefault(name, []).append(f"{title}\n\n{table}")
     return {name: "\n\n".join(found) for name, found in parts.items()}

@@ -38,7 +38,7 @@ def deviated(found: Estimate | None, mark: Mark, style: str = "") -> str:
 
 def cell(text: str, order: float | None = None, mark: Mark = "", style: str = "") -> str:
     """A numeric cell; `order` is what it sorts by, nothing sorting last."""
-    key = "" if order is None and text != MISSING else f' data-order="{-1 if order is None else order:.9g}"'
+    key = "" if order is None and text != MISSING else f' data-order="{"" if order is None else f"{order:.9g}"}"'
     return f'<td class="n {mark}"{key}{style}>{text}</td>' if mark else f'<td class="n"{key}{style}>{text}</td>'
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping, Sequence
+from itertools import count, product
 
 from kdad_bench.leaderboard import published
 from kdad_bench.leaderboard.board import Board
@@ -41,9 +43,11 @@ def published_and_measured(board: Board) -> str:
 
 
 def _reasons(found: Sequence[published.Verdict]) -> dict[str, str]:
-    """Why a number is not compared -> the mark beside it, `(a)` for the first."""
+    """Why a number is not compared -> the mark beside it: `(a)` to `(z)`, then `(aa)`, `(ab)` and so on."""
     why = dict.fromkeys(one.refusal for one in found if one.refusal)
-    return {reason: f"({chr(ord('a') + place)})" for place, reason in enumerate(why)}
+    letters = string.ascii_lowercase
+    marks = ("".join(many) for length in count(1) for many in product(letters, repeat=length))
+    return {reason: f"({mark})" for reason, mark in zip(why, marks)}  # noqa: B905 - the marks never end
 
 
 def _lines(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from kdad_bench.leaderboard.summary import Estimate
 
 MISSING = "–"
@@ -33,9 +35,11 @@ def signed(value: float) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, never an exponent."""
+    """Three significant digits, two decimals where that is fewer but one significant digit at least, no exponent."""
     if value is None:
         return MISSING
+    if 0 < value < 0.01:
+        return f"{value:.{-math.floor(math.log10(value))}f}"
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"

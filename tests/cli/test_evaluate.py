@@ -374,3 +374,17 @@ def test_many_faults_are_told_in_some_lines_and_a_count(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == "kdad-bench: and 19 more lines like these"
     assert len(result.stderr.splitlines()) == 41
+
+
+def test_a_picture_that_cannot_be_written_costs_no_row(tiny_tree: Path, tmp_path: Path) -> None:
+    categories = tuple(sorted(path.name for path in tiny_tree.iterdir() if path.is_dir()))
+    assert len(categories) > 1
+    maps, out = write_maps(tmp_path / "maps", tiny_tree, categories), tmp_path / "out"
+    out.mkdir()
+    (out / "pictures").write_text("a file where a folder should be")
+    result = evaluate(maps, tiny_tree, out)
+    assert result.exit_code == 0, result.output
+    assert {row["category"] for row in store.read(out).rows()} == {*categories}
+    lines = [line for line in result.stderr.splitlines() if "its picture is not kept" in line]
+    assert len(lines) == len(categories)
+    assert all("its row is complete" in line for line in lines)

@@ -311,6 +311,10 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "a file there": (("{model}", "--to", "torch", "--out", "{text}"), "something else is there"),
     "too few normals": (("{model}", "--to", "torch", "--false-alarms", "0.01"), "take --false-alarms 0.091, or train"),
     "moved away": (("{moved}", "--to", "torch"), "name images with --check-on"),
+    "8 bits without the normals": (
+        ("{moved}", "--to", "openvino", "--int8", "--check-on", "{test}"),
+        "the threshold is read anew from",
+    ),
     "an exported one": (("{exported}", "--to", "torch"), "no description of a saved model"),
 }
 
@@ -329,6 +333,7 @@ def test_what_cannot_be_exported_is_one_line_and_exit_code_2(
         "text": tmp_path / "t.png",
         "full": full(tmp_path / "full"),
         "exported": exported,
+        "test": model[1] / "bolt" / "test",
     }
     places["moved"] = Path(shutil.copytree(model[0], tmp_path / "moved", ignore=shutil.ignore_patterns("torch")))
     before = content(tmp_path) + content(model[0])
@@ -446,3 +451,12 @@ def test_the_bench_times_every_runtime_that_is_there(model: tuple[Path, Path]) -
         one = timings[f"{name} int8" if int8 else name]
         assert (one["ms"] is None) == bool(export_runtimes.missing(name, int8=int8))
         assert one["why"] == export_runtimes.missing(name, int8=int8)
+
+
+def test_a_model_away_from_its_row_is_compared_on_what_is_named_and_says_on_what_not(
+    model: tuple[Path, Path], tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(model[0], tmp_path / "moved", ignore=shutil.ignore_patterns("torch")))
+    code, _, errors = call("export", moved, "--to", "torch", "--check-on", model[1] / "bolt" / "test")
+    assert code == 0, errors
+    assert f"not compared on the model's held-out normals: {moved}: no row beside it" in errors

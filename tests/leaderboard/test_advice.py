@@ -13,7 +13,7 @@ import pytest
 from test_markdown import board_of, table
 from test_pairs import scored_rows
 
-from kdad_bench.leaderboard.advice import NothingKnown, advise, limits_of_evidence
+from kdad_bench.leaderboard.advice import NothingKnown, advise, images_learnt_from, limits_of_evidence
 from kdad_bench.leaderboard.board import Board, boards, boards_of
 from kdad_bench.leaderboard.row import COLUMNS, EXTERNAL, Row
 
@@ -202,3 +202,11 @@ def test_rows_that_cannot_say_anything_are_one_line(rows: list[Row], words: str)
     with pytest.raises(NothingKnown, match=words) as found:
         advise(boards(table(rows)), METRIC, {})
     assert "\n" not in str(found.value)
+
+
+def test_of_a_model_for_several_categories_the_images_of_one_count() -> None:
+    """The rows of such a model hold the number of all that it learnt from."""
+    (alone,) = boards(table(field(train_images=200)))
+    shared = {"setting": "multi-class", "learnt_together": ("x=1", "y=2", "z=3")}
+    (together,) = boards(table(field(train_images=600, preset="paper[setting=multi-class:3:ab]", **shared)))
+    assert images_learnt_from(alone) == images_learnt_from(together) == 200

@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 
 from kdad_bench.leaderboard import axes, curve_tables, figures, html, markdown
 from kdad_bench.leaderboard.axes import LEAST_HEIGHT, Curve, aside, curves, not_stretched, shown_whole
-from kdad_bench.leaderboard.board import Board, boards_of
+from kdad_bench.leaderboard.board import SEVERAL_VERSIONS, Board, boards_of
 from kdad_bench.leaderboard.curve_chart import drawing
+from kdad_bench.leaderboard.excerpts import sections
 from kdad_bench.leaderboard.row import COLUMNS, SCHEMA, Row
+from kdad_bench.leaderboard.store import Results
 
 PLACES = ("bottle", "cable")
 
@@ -341,3 +343,31 @@ def test_a_curve_is_not_stretched(one: float, other: float) -> None:
     assert above - below >= LEAST_HEIGHT - 1e-12
     if high - low >= LEAST_HEIGHT:
         assert (below, above) == (low, high)
+
+
+@pytest.mark.parametrize(
+    "versions", [("0.1", "0.2", "0.2"), ("0.2", "0.1", "0.2"), ("0.1", "0.2", "0.3"), ("0.2", "0.2", "0.2")]
+)
+def test_a_curve_over_rows_of_several_versions_says_so(versions: tuple[str, ...]) -> None:
+    """Also where the rows of each point are of one version, and where no section of a point is shown."""
+    rows = [replace(row, kdad_bench=versions[(1, 2, 8).index(row.k_shot or 0)]) for row in few()]
+    mixed = len({*versions}) > 1
+    assert (SEVERAL_VERSIONS in only(rows).caveats) == mixed
+    for page in (markdown.page(boards(rows), table_of(rows)), html.body(boards(rows), table_of(rows), (), {})):
+        assert (SEVERAL_VERSIONS in page) == mixed
+
+
+def test_names_of_presets_and_corruptions_cannot_end_what_they_stand_in() -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    preset = [replace(row, preset=row.preset.replace("paper", evil)) for row in few()]
+    corruption = [
+        replace(row, preset=row.preset.replace("blur", evil), corruption=(row.corruption or "").replace("blur", evil))
+        for row in blurred((1, 2, 3))
+    ]
+    for rows in (preset, corruption):
+        found = boards(rows)
+        excerpt = "".join(
+            sections(Results(where="", table=table_of(rows), problems=(), superseded=0, files=1)).values()
+        )
+        for page in (markdown.page(found, table_of(rows)), html.body(found, table_of(rows), (), {}), excerpt):
+            assert not re.search(r"(?<!\\)<img", page)

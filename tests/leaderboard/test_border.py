@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kdad_bench.cli import cli
+from kdad_bench.leaderboard import border, store
 from kdad_bench.leaderboard import row as rows
-from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.metric import ACCURACY, MEASURED
 from kdad_bench.leaderboard.text import printable
 
@@ -376,3 +376,16 @@ def test_rows_of_anything_stop_nothing_at_length(
     tmp_path_factory: pytest.TempPathFactory, drawn: list[dict[str, Any]]
 ) -> None:
     fuzz(tmp_path_factory.mktemp("fuzz"), drawn)
+
+
+@pytest.mark.parametrize("status", [{"status": "failed"}, {"reason": "oops"}], ids=["no reason", "a reason"])
+def test_a_status_that_its_reason_belies_is_a_fault_beside_other_faults_too(
+    status: dict[str, str], tmp_path: Path
+) -> None:
+    table = pa.concat_tables([pq.read_table(store.write(one, tmp_path)) for one in sound()])
+    lines = table.to_pylist()
+    lines[1] |= {"image_auroc": 7.5}
+    lines[3] |= status
+    found = border.faults(pa.Table.from_pylist(lines, table.schema))
+    assert {*found} == {1, 3}
+    assert found[3].startswith("column reason is")

@@ -263,3 +263,35 @@ def test_without_the_scores_of_both_sides_the_seeds_judge(lack: str, side: str) 
         "b": SEEDS,
         "mean of 2": SEEDS,
     }
+
+
+RANDOM = {"teacher_weights": "random", "teacher_sha256": "7" * 64}
+
+
+def test_other_weights_of_the_teacher_are_named_where_two_folders_are_compared() -> None:
+    (one,) = folders(rows((0.9,)), [replace(row, **RANDOM) for row in rows((0.6,))])
+    assert one.verdict == "worse"
+    assert one.method.endswith("(the teacher's weights: torchvision IMAGENET1K_V1 55555555, second random 77777777)")
+    (same,) = folders(rows((0.9,)), rows((0.6,)))
+    assert "weights" not in same.method
+
+
+@pytest.mark.parametrize("twins", ["first", "second"])
+def test_an_entrant_is_found_again_where_one_folder_has_it_with_other_weights_too(twins: str) -> None:
+    """Its key on a board says the weights only where that board has both."""
+    plain = rows((0.9, 0.91))
+    both = rows((0.8, 0.81)) + [replace(row, job_id=f"r{row.job_id}", **RANDOM) for row in rows((0.5, 0.51))]
+    pair = (both, plain) if twins == "first" else (plain, both)
+    (one,) = folders(*pair)
+    assert abs(one.difference) == pytest.approx(0.1)
+    lines = one_sided_of_folders(table(pair[0]), table(pair[1]), ["image_auroc"])
+    assert len(lines) == 1
+    assert lines[0].startswith(f"Not compared, as only the {twins} side has it: STFPM (resnet18 random)")
+
+
+def test_of_two_that_could_be_meant_none_is_taken_for_the_other() -> None:
+    """One with third weights beside two of others: nothing says which of the two it is to be set against."""
+    third = {"teacher_weights": "random", "teacher_sha256": "8" * 64}
+    both = rows((0.8,)) + [replace(row, job_id=f"r{row.job_id}", **RANDOM) for row in rows((0.5,))]
+    with pytest.raises(NothingToCompare):
+        folders(both, [replace(row, **third) for row in rows((0.9,))])

@@ -41,3 +41,13 @@ def test_no_published_number_is_set_beside_them(drawn: list[Board]) -> None:
     assert published.refusal(drawn[0]) == ""
     assert "other code" in published.refusal(drawn[1])
     assert all(one.difference is None for one in published.verdicts(drawn[1]))
+
+
+def test_a_title_says_with_what_the_maps_were_judged() -> None:
+    run = plausible.row("stfpm", "bottle", 0)
+    one = replace(run, job_id="one", method="external:one", origin=EXTERNAL, preset="external")
+    pad = replace(one, job_id="other", preset="external[fit=pad]", fit="pad")
+    assert [board.title for board in boards(table([one, pad]))] == [
+        f"mvtec_ad at 256 px, {EXTERNAL}", f"mvtec_ad at 256 px, {EXTERNAL}, fit=pad"
+    ]  # fmt: skip
+    assert [board.title for board in boards(table([pad]))] == [f"mvtec_ad at 256 px, {EXTERNAL}, fit=pad"]

@@ -9,6 +9,7 @@ import math
 import random
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -550,3 +551,18 @@ def test_long_names_and_many_methods_cut_neither_ranking_nor_chart(browser: Brow
         assert shown == 1, "one layout at a time"
     browser.ask("Emulation.clearDeviceMetricsOverride")
     browser.open(Path(where))
+
+
+def test_what_was_never_timed_stands_last_in_both_directions(tmp_path: Path) -> None:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    rows = [replace(row, latency_ms=None) if row.method == "mkd" else row for row in rich_rows()]
+    (tmp_path / "page.html").write_text(page(rows), encoding="utf-8")
+    with Browser(tmp_path / "profile") as opened:
+        opened.open(tmp_path / "page.html")
+        for way in ("ascending", "descending"):
+            opened.mouse(LATENCY, click=True)
+            opened.wait(f"document.querySelector({LATENCY!r}).ariaSort === '{way}'")
+            names = opened.evaluate(METHODS_SHOWN)
+            assert names[-1] == "MKD"
+            assert names[0 if way == "ascending" else -2] == "Pixel mean"

@@ -454,3 +454,19 @@ def test_with_one_seed_the_interval_is_for_these_trained_models() -> None:
         "95 % interval of the mean for these 3 categories, with other test images, for these trained models: one seed"
     )
     assert words in section(page(made), "Ranking")
+
+
+@pytest.mark.parametrize(
+    "apart",
+    [
+        {"teacher_weights": "random", "teacher_sha256": "7" * 64}, {"kdad_bench": "0.0"}, {"code_sha256": "7" * 64},
+        {"data_fingerprint": "x"}, {"variant": "other"}, {"seed": 7},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_other_jobs_on_another_device_say_nothing_of_the_device(apart: dict[str, Any]) -> None:
+    here = plausible.full_table(("stfpm",), ("bottle", "cable"), 1)
+    there = [replace(row, job_id=f"g{row.job_id}", device="cuda", device_name="GPU") for row in here]
+    assert len([*components.of_devices(boards(table([*here, *there])))]) > 0
+    others = [replace(row, **apart) for row in there]
+    assert [*components.of_devices(boards(table([*here, *others])))] == []

@@ -14,6 +14,7 @@ from scipy import stats
 from test_markdown import board_of, cells, page, section
 
 from kdad_bench.leaderboard import published
+from kdad_bench.leaderboard.markdown_published import _reasons
 from kdad_bench.leaderboard.numbers import signed
 from kdad_bench.leaderboard.published import MEAN, Verdict
 
@@ -238,3 +239,12 @@ def test_one_of_several_jobs_that_is_another_presets_does_not_make_the_others_th
     rows = plausible.full_table(("stfpm",), ("bottle",), 2, variant="held_out", preset="standard")
     rows[0] = replace(rows[0], also_presets=("paper",))
     assert not [one for one in published.verdicts(board_of(rows)) if one.difference is not None]
+
+
+def test_marks_of_many_reasons_are_letters_and_no_two_are_alike() -> None:
+    """With a sign of the table's own among them a line would have a cell too many."""
+    (one,) = [found for found in verdicts("stfpm").values() if found.refusal][:1]
+    marks = [*_reasons([replace(one, refusal=f"reason {place}") for place in range(800)]).values()]
+    assert marks[:2] + marks[25:28] + marks[701:703] == ["(a)", "(b)", "(z)", "(aa)", "(ab)", "(zz)", "(aaa)"]
+    assert len({*marks}) == 800
+    assert all(re.fullmatch(r"\([a-z]+\)", mark) for mark in marks)
