@@ -7,13 +7,13 @@ check:
     mypy
     lint-imports
 
-# the README's test command
+# the README's test command; a quarter of the time of two processes is waiting, for what a test has started
 test:
-    python -m pytest -n 2
+    python -m pytest -n 3
 
 # everything, the slow tests too
 test-all:
-    python -m pytest -n 2 -m "slow or not slow"
+    python -m pytest -n 3 -m "slow or not slow"
 
 # the main job in short, as a newcomer runs it
 smoke:

@@ -51,8 +51,8 @@ def apart(method: Method, found: tuple[np.ndarray, np.ndarray], images: np.ndarr
 
 
 # graphs of torch of every kind of method; converted, the quick ones here; all others with the slow tests
-CONVERTED = ("pixel_mean", "padim", "stfpm", "patchcore", "fractalad")
-LONG = ("mkd", "rdpp", "bmkd", "destseg", "dinomaly")  # 12 to 26 s each
+CONVERTED = ("pixel_mean", "stfpm", "patchcore")
+LONG = ("mkd", "rdpp", "bmkd", "destseg", "dinomaly", "eca_mskdad", "dskd", "ast")  # 12 to 26 s each
 CASES = [
     pytest.param(
         name, target, marks=[] if name in CONVERTED or (target == "torch" and name not in LONG) else [pytest.mark.slow]
