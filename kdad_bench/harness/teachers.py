@@ -171,8 +171,13 @@ def problem_at(name: str, strides: tuple[int, ...], path: Path) -> str:
     return ""
 
 
-@lru_cache(maxsize=32)
 def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file."""
+    """Hex SHA-256 of a file, read again where it is another than the one last seen at this place."""
+    there = path.stat()
+    return _sha256_of(path, there.st_ino, there.st_size, there.st_mtime_ns)
+
+
+@lru_cache(maxsize=32)
+def _sha256_of(path: Path, *version: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

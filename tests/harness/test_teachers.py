@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 
 import pytest
 
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.options import options_from
-from kdad_bench.harness.teachers import from_elsewhere, weights_for
+from kdad_bench.harness.teachers import from_elsewhere, sha256_of, weights_for
 from kdad_bench.methods.backbones import weights
 from tests.harness.planned import selection
 
@@ -92,3 +94,18 @@ def test_a_file_where_nobody_needs_one_is_refused(files: tuple[Path, Path]) -> N
     with pytest.raises(SelectionError, match="own: no teacher of this run needs a file"):
         weights_for(without, options_from({"all_weights": str(folder / "own")}))
     assert weights_for(without, options_from({"all_weights": "random"})) == {}
+
+
+def test_the_hash_of_weights_is_that_of_the_file_that_lies_there_now(tmp_path: Path) -> None:
+    """A process that runs twice, from Python say, may find other weights under the same name."""
+    path = tmp_path / "w.pth"
+    found = set()
+    for number, content in enumerate((b"one", b"two", b"longer")):
+        path.write_bytes(content)
+        os.utime(path, ns=(number, number))
+        assert sha256_of(path) == hashlib.sha256(content).hexdigest()
+        found.add(sha256_of(path))
+    (tmp_path / "other").write_bytes(b"sixsix")
+    os.utime(tmp_path / "other", ns=(2, 2))  # as old and as long, in its place
+    os.replace(tmp_path / "other", path)
+    assert sha256_of(path) not in found
