@@ -388,6 +388,18 @@ def test_a_trained_method_finds_defects_and_scoring_leaves_it_as_it_is() -> None
     checks.scores_do_not_depend_on_the_batch(method)
 
 
+@pytest.mark.parametrize("teacher", ["resnet18", "vgg16", "efficientnet_lite0"])
+@pytest.mark.parametrize(("asked", "found"), [(None, 0.1), (0.1, 0.1), (0.01, 0.01), (0.3, 0.3)])
+def test_norms_are_no_slower_than_those_of_most_networks_unless_it_is_asked_for(
+    teacher: str, asked: float | None, found: float
+) -> None:
+    method = method_of(teacher=teacher, norm_momentum=asked)
+    assert {one.momentum for one in method.student.modules() if isinstance(one, nn.BatchNorm2d)} == {found}
+    said = "momentum 0.1 in the encoder, whose own is 0.01"
+    assert (said in " ".join(method.settings.readings)) == (teacher == "efficientnet_lite0" and asked is None)
+    assert any(line.startswith("student's norms") for line in method.settings.deviations) == (found != 0.1)
+
+
 def test_a_small_image_and_half_precision_will_do() -> None:
     method = method_of(precision="bf16", steps=2, batch_size=1, image_size=32, drop_last=False)
     method.fit(normals(1, seed=1))

@@ -403,8 +403,8 @@ def drawn(draw: st.DrawFn) -> tuple[str, Any]:
 def momentum_of_norms(name: str, settings: Any) -> float:
     copied = name != "fractalad" or settings.kd  # without distillation there is only the head
     lite = (
-        settings.teacher == "efficientnet_lite0" and name not in ("rd4ad", "rdpp", "mkd", "ast") and copied
-    )  # theirs are no copies
+        settings.teacher == "efficientnet_lite0" and name not in ("rd4ad", "rdpp", "mkd", "ast", "destseg") and copied
+    )  # theirs are no copies, or quickened
     return settings.norm_momentum or (0.01 if lite else 0.1)
 
 
@@ -424,9 +424,6 @@ def whole_of(name: str, subject: str, settings: Any) -> str:
         return "70000 steps" + f", {theirs} for the student" * (theirs != 70_000)
     if subject == "budget":
         return f"{settings.epochs} epochs" if settings.steps is None else f"{settings.steps} steps"
-    if subject == "student's norms" and (name, settings.norm_momentum) == ("destseg", None):
-        lite = settings.teacher == "efficientnet_lite0"
-        return "momentum 0.01 in the encoder, momentum 0.1 in decoder and head" if lite else "momentum 0.1"
     if subject == "student's norms":
         return f"momentum {shown(momentum_of_norms(name, settings))}"
     if subject == "selection":
@@ -798,7 +795,9 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
         ),
         ("bmkd:teacher_fed", {}, "fed by: the teacher alone", "fusion: "),
         ("bmkd:both_fed", {}, "forward student and teacher", "fed by: "),
-        ("destseg:", {"norm_momentum": None}, "norms: momentum 0.01 in the encoder, momentum 0.1 in decoder", "None"),
+        ("destseg:", {"norm_momentum": None}, "momentum 0.1 in the encoder, whose own is 0.01", "student's norms"),
+        ("destseg:", {"norm_momentum": 0.01}, "student's norms: momentum 0.01 (official code: momentum 0.1)", "own"),
+        ("destseg:", {}, "EfficientNet-Lite0's architecture as the encoder", "momentum 0.1"),
         ("stfpm:", {"teacher": "pdn_small", "strides": (4,)}, "student's norms: none (official code:", "momentum 0.1,"),
         ("padim:", {"channels": 176}, "upsampling", "which 176"),
         ("ast:", {"inputs": "depth"}, "image score", "taps: "),

@@ -12,13 +12,21 @@ from torch.nn import functional as F
 from kdad_bench.kernels import distillation_loss, fuse_scales
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.backbones.folding import Folded, channels_last
-from kdad_bench.methods.destseg.networks import DenoisingStudent, SegmentationHead, StudentAndHead, enlarged, products
+from kdad_bench.methods.destseg.networks import (
+    DenoisingStudent,
+    SegmentationHead,
+    StudentAndHead,
+    enlarged,
+    products,
+    quicken,
+)
 from kdad_bench.methods.destseg.pasting import Pasting, pasted_into, turned
 from kdad_bench.methods.destseg.settings import DestsegSettings
 from kdad_bench.methods.distillation import Batch, StudentTeacher, Taps
 from kdad_bench.methods.protocol import Entry, Scores
 from kdad_bench.methods.training.loop import optimiser_of
 from kdad_bench.methods.training.stages import last_of_first, progress_in_stage
+from kdad_bench.methods.training.words import NORM_MOMENTUM
 
 # ---- the losses
 
@@ -55,7 +63,9 @@ class Destseg(StudentTeacher[DestsegSettings]):
     def build_student(self, teacher: Backbone) -> nn.Module:
         signed = teacher.signed or self.settings.taps == "standardised"
         head = SegmentationHead(sum(teacher.channels), self.settings.width)
-        return StudentAndHead(DenoisingStudent(teacher, signed=signed), head)
+        network = DenoisingStudent(teacher, signed=signed)
+        quicken(network.encoder, NORM_MOMENTUM)
+        return StudentAndHead(network, head)
 
     def learners(self) -> Sequence[nn.Module]:
         return tuple(self.parts.children())

@@ -39,17 +39,14 @@ def encoder_in_words(settings: DestsegSettings) -> str:
     if facts is not None and facts.name not in LAYOUTS:
         norms = " with batch norms" if facts.name == "vgg16" else ""
         parts.append(f"{facts.title}'s architecture{norms} as the encoder, ResNet-18's blocks in the decoder")
+        own = words.momentum_of_norms(settings)
+        if settings.norm_momentum is None and own < words.NORM_MOMENTUM:
+            parts.append(f"momentum {words.NORM_MOMENTUM:g} in the encoder, whose own is {own:g}")
     elif facts is not None and settings.teacher != "resnet18":
         parts.append(f"ResNet-18's blocks in the decoder for {facts.title}'s taps")
     if settings.taps == "standardised" or (facts is not None and facts.signed):
         parts.append("taps that can be negative are read through a 1 x 1 convolution")
     return ", ".join(parts)
-
-
-def norms(settings: DestsegSettings) -> str:
-    """The momentum of the batch norms: of the encoder, which is the teacher's architecture, and of all others."""
-    encoder, others = words.norms(settings), words.own_norms(settings)
-    return others if encoder == others else f"{encoder} in the encoder, {others} in decoder and head"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +110,6 @@ class DestsegSettings(DistillationSettings):
         ),
         "optimiser": words.departs(words.algorithm, "sgd, momentum 0.9", source=CODE),
         "budget": words.departs(words.budget, "5000 steps", source=CODE),
-        "student's norms": words.departs(norms, "momentum 0.1", source=CODE),
+        "student's norms": words.departs(words.own_norms, "momentum 0.1", source=CODE),
         "selection": words.departs(words.selection, "last step, all normals", source=CODE),
     }
