@@ -8,7 +8,6 @@ official code is known: layers and constants are from the paper as recalled and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from math import isclose
 from typing import ClassVar
@@ -26,7 +25,7 @@ from kdad_bench.methods.patch_network import LAYOUTS, PatchNetwork
 from kdad_bench.methods.protocol import Entry, Fitting, Range, Scores, Settled, instead, shown, takes_maps_alone
 from kdad_bench.methods.training import words
 from kdad_bench.methods.training.chance import seeded
-from kdad_bench.methods.training.loop import distil, planned_steps
+from kdad_bench.methods.training.loop import distil, exactly, planned_steps
 from kdad_bench.methods.training.parting import learnt_from, parted
 from kdad_bench.methods.training.teacher import chunks, deviation_of
 
@@ -430,11 +429,6 @@ class Stad(StudentTeacher[StadSettings]):
             maps.append(((both.float() - usual) / spread).sum(1) / len(outputs))
         pixel = fuse_scales(maps, size)
         return Scores(image_scores(pixel), pixel)
-
-
-def exactly(device: torch.device) -> AbstractContextManager[None]:
-    """Float32 inside, whatever precision a step has."""
-    return torch.autocast(device.type, enabled=False)
 
 
 STAD = Entry(

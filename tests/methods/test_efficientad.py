@@ -558,6 +558,21 @@ def test_the_variants_give_other_scores() -> None:
     assert_variants_differ("efficientad", source="random", batch_size=1)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("solved", [False, True])
+def test_the_first_step_of_the_students_knows_the_targets_as_they_were_made(precision: str, solved: bool) -> None:
+    def first(precision: str) -> dict[str, float]:
+        terms: dict[int, dict[str, float]] = {}
+        method = method_of(precision=precision, solved=solved, steps=2, batch_size=2, distilling=0.5)
+        method.fit(normals(6, seed=1), Fitting(log=lambda step, found: terms.update({step: dict(found)}), log_every=1))
+        assert method.boundary == 1
+        return terms[2]
+
+    exact, half = first("fp32"), first(precision)
+    for name, value in exact.items():
+        assert half[name] == pytest.approx(value, rel=0.1), name
+
+
 def test_half_precision_and_the_smallest_image_will_do() -> None:
     method = method_of(precision="bf16", steps=2, batch_size=2, image_size=64)
     method.fit(normals(2, seed=1))

@@ -23,7 +23,7 @@ from kdad_bench.methods.efficientad.settings import EfficientAdSettings
 from kdad_bench.methods.last_layer import solve
 from kdad_bench.methods.protocol import Entry, Fitting, Scores
 from kdad_bench.methods.training.chance import seeded
-from kdad_bench.methods.training.loop import distil, planned_steps
+from kdad_bench.methods.training.loop import distil, exactly, planned_steps
 from kdad_bench.methods.training.parting import learnt_from, parted
 from kdad_bench.methods.training.teacher import chunks, deviation_of
 
@@ -78,7 +78,8 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
         if batch.step <= self.boundary:
             return self.descriptors_term(batch, images)
         if batch.step == self.boundary + 1:
-            self.learn_targets(images)
+            with exactly(self.device):  # autocast would keep the last layer's cast of before it is rescaled
+                self.learn_targets(images)
         return self.students_terms(batch)
 
     def last_of_descriptor(self, total: int) -> int:

@@ -70,6 +70,11 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
+def exactly(device: torch.device) -> AbstractContextManager[None]:
+    """Float32 inside, whatever precision a step has; what autocast keeps of weights is of those outside."""
+    return torch.autocast(device.type, enabled=False)
+
+
 @contextmanager
 def compiled(modules: Sequence[nn.Module], mode: str) -> Iterator[None]:
     """Inside, `modules` run through torch.compile in `mode`, one of COMPILED.
