@@ -26,7 +26,7 @@ from kdad_bench.methods.backbones import Attention, Backbone, Cbam, Eca
 from kdad_bench.methods.backbones.resnet import initialise
 from kdad_bench.methods.distillation import Batch, DistillationSettings, Student, StudentTeacher, Taps
 from kdad_bench.methods.protocol import BLURS, Entry, Scores, Settled, shown
-from kdad_bench.methods.reverse import Bottleneck, Decoder, Embedding, Fusion, in_words, three_taps
+from kdad_bench.methods.reverse import REFUSED, Bottleneck, Decoder, Embedding, Fusion, in_words
 from kdad_bench.methods.training import words
 
 ATTENTIONS: Mapping[str, Callable[[int], nn.Module] | None] = {"none": None, "eca": Eca, "cbam": Cbam}
@@ -111,7 +111,7 @@ class DualStudentSettings(DistillationSettings):
         "over_students": ("sum", "product"),
     }
     RANGES: ClassVar = {**DistillationSettings.RANGES, "sigma": BLURS}
-    CONFLICTS: ClassVar = {"strides": three_taps}
+    CONFLICTS: ClassVar = REFUSED
     READINGS: ClassVar = {
         "forward student": words.student,
         "attention": attention_in_words,

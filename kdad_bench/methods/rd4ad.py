@@ -16,7 +16,7 @@ from kdad_bench.kernels import distillation_loss
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps
 from kdad_bench.methods.protocol import BLURS, Entry, Scores, Settled
-from kdad_bench.methods.reverse import Bottleneck, Decoder, in_words, restoration_scores, three_taps
+from kdad_bench.methods.reverse import REFUSED, Bottleneck, Decoder, in_words, restoration_scores
 from kdad_bench.methods.training import words
 
 LOSSES_IN_WORDS = {
@@ -39,7 +39,7 @@ class Rd4adSettings(DistillationSettings):
 
     CHOICES: ClassVar = {**DistillationSettings.CHOICES, "distance": tuple(LOSSES_IN_WORDS)}
     RANGES: ClassVar = {**DistillationSettings.RANGES, "sigma": BLURS}
-    CONFLICTS: ClassVar = {"strides": three_taps}
+    CONFLICTS: ClassVar = REFUSED
     READINGS: ClassVar = {
         "loss": lambda settings: LOSSES_IN_WORDS[settings.distance],
         "bottleneck and decoder": in_words,

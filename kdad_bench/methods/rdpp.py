@@ -22,7 +22,7 @@ from kdad_bench.kernels.sending import sent
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps, chance
 from kdad_bench.methods.protocol import BLURS, Entry, Range, Scores, Settled
-from kdad_bench.methods.reverse import Bottleneck, Decoder, in_words, restoration_scores, three_taps
+from kdad_bench.methods.reverse import REFUSED, Bottleneck, Decoder, in_words, restoration_scores
 from kdad_bench.methods.simplex_noise import fractal, table_of_chance
 from kdad_bench.methods.training import words
 from kdad_bench.methods.training.loop import optimiser_of
@@ -68,7 +68,7 @@ class RdppSettings(DistillationSettings):
         "projection_weight": Range(0),
         "sigma": BLURS,
     }
-    CONFLICTS: ClassVar = {"strides": three_taps}
+    CONFLICTS: ClassVar = REFUSED
     READINGS: ClassVar = {
         "transport": lambda settings: (
             "0, as a lone image has no halves"

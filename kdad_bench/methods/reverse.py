@@ -5,6 +5,9 @@ Any teacher with taps at strides 4, 8, 16 will do: widths are its taps', block t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from torch import Tensor, cat, nn
 
 from kdad_bench.kernels import Layers, anomaly_map
@@ -42,6 +45,20 @@ def three_taps(settings: DistillationSettings) -> str:
     first = settings.strides[0]
     fits = tuple(settings.strides) == (first, 2 * first, 4 * first)
     return "" if fits else "bottleneck and decoder take three taps, each at twice the stride before"
+
+
+def halved_evenly(settings: DistillationSettings) -> str:
+    """Why the decoder would restore taps of other sizes than those of `settings`, in words; "" if it does not."""
+    multiple, side = 2 * settings.strides[-1], settings.image_size
+    if side % multiple == 0:
+        return ""
+    below = side // multiple * multiple
+    near = f"{below} or {below + multiple}" if below else f"{multiple}"
+    return f"must be a multiple of {multiple}, twice the deepest stride, as the bottleneck halves that tap; take {near}"
+
+
+# of the settings of a method with this bottleneck and decoder
+REFUSED: Mapping[str, Callable[[Any], str]] = {"strides": three_taps, "image_size": halved_evenly}
 
 
 class Fusion(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from kdad_bench.methods import METHODS, entry
 from kdad_bench.methods.backbones import build
 from kdad_bench.methods.protocol import Range, Settings
-from tests.methods.toys import small_settings
+from tests.methods.toys import normals, small_method, small_settings
 
 EVERY = {"image_size": "[32, 8192]", "epochs": "[0, inf)", "steps": "[1, inf)", "batch_size": "[1, inf)"}
 TRAINED = {
@@ -142,6 +142,7 @@ def test_a_setting_out_of_its_range_is_refused_by_name(name: str, changes: dict[
 
 VIT = {"teacher": "dinov2_vits14", "strides": (14,), "image_size": 70}
 DESCRIPTION = {"teacher": "pdn_small", "strides": (4,)}
+SHORT = {"steps": 2, "batch_size": 2}
 
 
 @pytest.mark.parametrize(
@@ -172,6 +173,15 @@ def test_what_is_no_number_of_its_kind_is_refused_by_name(name: str, changes: di
         ("rdpp", {"strides": (4, 8, 32)}, "strides 4 8 32: bottleneck and decoder take three taps"),
         ("dskd", {"strides": (4, 8, 16, 32)}, "strides 4 8 16 32: bottleneck and decoder take three"),
         ("bmkd", DESCRIPTION, "strides 4: bottleneck and decoder take three"),
+        *(
+            (
+                name,
+                {"strides": (8, 16, 32), "image_size": side},
+                f"image_size {side}: must be a multiple of 64.*; {remedy}$",
+            )
+            for name in ("rd4ad", "rdpp", "dskd", "bmkd")
+            for side, remedy in ((32, "take 64"), (96, "take 64 or 128"), (224, "take 192 or 256"))
+        ),
         ("mkd", {"scored": 5}, "scored 5: must be 1 to 4, the number of taps"),
         ("padim", {"channels": 177}, "channels 177: teacher efficientnet_lite0 has 176 in all its taps"),
         ("efficientad", DESCRIPTION, "teacher pdn_small: it has network small, width 128, features 384; got"),
@@ -190,6 +200,20 @@ def test_what_is_no_number_of_its_kind_is_refused_by_name(name: str, changes: di
 def test_settings_that_cannot_go_together_are_refused(name: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small_settings(name, **changes)
+
+
+@pytest.mark.parametrize("strides", [(4, 8, 16), (8, 16, 32)])
+@pytest.mark.parametrize("name", [name for name in METHODS if entry(name).needs_teacher])
+def test_a_method_runs_at_every_image_size_that_its_settings_take(name: str, strides: tuple[int, ...]) -> None:
+    for side in (64, 96, 128):
+        changes = {"mkd": {"scored": 1}, "ast": {"strides": strides[-1:]}}.get(name, {})
+        try:
+            method = small_method(name, source="random", **{"strides": strides, "image_size": side, **SHORT, **changes})
+        except ValueError as error:
+            assert str(error).startswith(f"image_size {side}: must be a multiple of 64")
+            continue
+        method.fit(normals(2, seed=1, side=32))
+        assert method.score(normals(1, seed=2, side=32)).pixel.shape == (1, 32, 32)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if entry(name).needs_teacher])
