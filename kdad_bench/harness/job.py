@@ -9,16 +9,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from math import isclose
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdad_bench import __version__
 from kdad_bench.datasets import Category, fingerprint
 from kdad_bench.harness.axes import PLAIN, Axes, axes_of
-from kdad_bench.harness.choices import MULTI_CLASS
+from kdad_bench.harness.choices import MULTI_CLASS, PRESETS
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
 from kdad_bench.harness.view import WHOLE, View, view_of
-from kdad_bench.methods import METHODS, outside
+from kdad_bench.methods import METHODS, entry, outside
+from kdad_bench.methods.protocol import WHOLE_IMAGES, shown
 
 HELD_OUT = re.compile(r"[\[,]hold_out=([0-9.e+-]+)[,\]]")  # in the label of a preset
 
@@ -202,8 +204,12 @@ class Job:
         """
         if self.weights is None:
             return tuple(self.settings.deviations)
+        given = tuple(
+            line.replace(f"input: {WHOLE_IMAGES} ", f"input: {self.view.given} ") for line in self.settings.deviations
+        )
         size, share, side = self.settings.image_size, self.hold_out, self.view.side(self.resolution)
         said = {
+            "blur": self.blur,
             "resizing": size != side and f"twice, file to {side} px to {size} px (papers: once)",
             "hold_out": share and f"{share:g} of the normals are kept from the method (papers: it learns from all)",
             "weights": self.weights.source == "random" and "random (papers: trained on ImageNet)",
@@ -212,7 +218,23 @@ class Job:
             and f"one model for {len(self.together)} categories (papers: one for each)",
         }
         own = (f"{subject}: {words}" for subject, words in said.items() if words)
-        return (*self.settings.deviations, *own, *self.axes.deviations, *self.view.deviations)
+        return (*given, *own, *self.axes.deviations, *self.view.deviations)
+
+    @property
+    def blur(self) -> str:
+        """How maps are blurred, where the resolution is not the source's and that is as wide as neither the source nor
+        the preset has it."""
+        blur, preset = self.settings.BLUR, self.preset.partition("[")[0]
+        if blur is None or self.resolution == blur.side:
+            return ""
+        sigma, presets = self.settings.sigma, entry(self.method).presets
+        as_its_preset = preset in presets and (sigma, self.resolution) == (
+            presets[preset].sigma,
+            PRESETS[preset].resolution,
+        )
+        if as_its_preset or isclose(sigma / self.resolution, blur.sigma / blur.side):
+            return ""
+        return f"sigma {shown(sigma)} at {self.resolution} px ({blur.source}: {shown(blur.sigma)} at {blur.side} px)"
 
     @property
     def label(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from kdad_bench.datasets import PAD, SHORT_SIDE, SQUASH
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.methods import entry
+from kdad_bench.methods.protocol import WHOLE_IMAGES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +51,13 @@ class View:
     def least_overlap(self, resolution: int) -> int:
         """By how many px neighbouring windows overlap at least."""
         return self.side(resolution) // 4 if self.overlap is None else self.overlap
+
+    @property
+    def given(self) -> str:
+        """What a method is handed, in words."""
+        if self.tile is not None:
+            return "tiles"
+        return {SHORT_SIDE: "squares of images", PAD: "padded images"}.get(self.fit, WHOLE_IMAGES)
 
     @property
     def deviations(self) -> Iterator[str]:

@@ -116,7 +116,7 @@ class AstSettings(DistillationSettings):
         "optimiser": words.departs(words.algorithm, "adam, betas 0.9 0.999", source=CODE),
         "budget": words.departs(words.budget, "144 epochs", source=CODE),
         "student's norms": words.departs(words.own_norms, "momentum 0.1", source=CODE),
-        "selection": words.departs(words.selection, "last step, all normals", source=CODE),
+        "selection": words.departs(words.selection, words.LAST_STEP, source=CODE),
     }
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from kdad_bench.kernels import distillation_loss, fuse_scales, gaussian_blur, pi
 from kdad_bench.methods.backbones import FACTS, Backbone
 from kdad_bench.methods.backbones.vit import Perceptron, SelfAttention, Vit
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps
-from kdad_bench.methods.protocol import BLURS, Entry, Range, Scores, Settled
+from kdad_bench.methods.protocol import BLURS, WHOLE_IMAGES, Blur, Entry, Range, Scores, Settled
 from kdad_bench.methods.training import words
 from kdad_bench.methods.training.loop import optimiser_of
 from kdad_bench.methods.training.stable_adamw import StableAdamW
@@ -77,6 +77,7 @@ class DinomalySettings(DistillationSettings):
     top: float = 0.01  # share of the map's pixels whose mean is the image score
 
     TOGETHER: ClassVar = True
+    BLUR: ClassVar = Blur(CODE, 4.0, 256)
     CHOICES: ClassVar = {
         **DistillationSettings.CHOICES,
         "optimiser": (*DistillationSettings.CHOICES["optimiser"], "stable_adamw"),
@@ -114,13 +115,13 @@ class DinomalySettings(DistillationSettings):
     }
     DEPARTURES: ClassVar = {
         "tokens": tokens_in_words,
-        "input": lambda settings: f"whole images at {settings.image_size} px ({CODE}: the central 392 of 448 px)",
+        "input": lambda settings: f"{WHOLE_IMAGES} at {settings.image_size} px ({CODE}: the central 392 of 448 px)",
         "map": lambda settings: (
             f"upsampled to its size at once, its edges repeated in the blur ({CODE}: by way of 392 px, with zeros)"
         ),
         "optimiser": words.departs(words.algorithm, "stable_adamw, betas 0.9 0.999", source=CODE),
         "budget": words.departs(words.budget, "5000 steps", source=CODE),
-        "selection": words.departs(words.selection, "last step, all normals", source=CODE),
+        "selection": words.departs(words.selection, words.LAST_STEP, source=CODE),
     }
 
     def __post_init__(self) -> None:

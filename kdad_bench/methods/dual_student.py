@@ -25,7 +25,7 @@ from kdad_bench.kernels import (
 from kdad_bench.methods.backbones import Attention, Backbone, Cbam, Eca
 from kdad_bench.methods.backbones.resnet import initialise
 from kdad_bench.methods.distillation import Batch, DistillationSettings, Student, StudentTeacher, Taps
-from kdad_bench.methods.protocol import BLURS, Entry, Scores, Settled, shown
+from kdad_bench.methods.protocol import BLURS, Blur, Entry, Scores, Settled, shown
 from kdad_bench.methods.reverse import REFUSED, Bottleneck, Decoder, Embedding, Fusion, in_words
 from kdad_bench.methods.training import words
 
@@ -112,6 +112,7 @@ class DualStudentSettings(DistillationSettings):
     }
     RANGES: ClassVar = {**DistillationSettings.RANGES, "sigma": BLURS}
     CONFLICTS: ClassVar = REFUSED
+    BLUR: ClassVar = Blur("RD4AD's test code", 4.0, 256)
     READINGS: ClassVar = {
         "forward student": words.student,
         "attention": attention_in_words,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdad_bench.kernels import fuse_scales, gaussian_blur, image_scores
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.backbones.folding import channels_last
-from kdad_bench.methods.protocol import BLURS, Fitting, Range, Scores, Settings
+from kdad_bench.methods.protocol import BLURS, WHOLE_IMAGES, Blur, Fitting, Range, Scores, Settings
 from kdad_bench.methods.resizing import resized
 from kdad_bench.methods.training.chance import seeded
 from kdad_bench.methods.training.loop import autocast
@@ -31,10 +31,11 @@ class FrozenSettings(Settings):
     taps: str = "raw"  # raw | standardised: per channel over the normal images, before any distance
     sigma: float = 4.0  # of the blur, px of the map; all three papers
 
+    BLUR: ClassVar[Blur | None] = Blur("paper", 4.0, 256)  # their maps are the central 224 of 256 px
     CHOICES: ClassVar[Mapping[str, Collection[str]]] = {**Settings.CHOICES, "taps": ("raw", "standardised")}
     RANGES: ClassVar[Mapping[str, Range]] = {**Settings.RANGES, "sigma": BLURS}
     DEPARTURES: ClassVar[Mapping[str, Callable[[Any], str]]] = {
-        "input": lambda settings: f"whole images at {settings.image_size} px (paper: the central 224 of 256 px)",
+        "input": lambda settings: f"{WHOLE_IMAGES} at {settings.image_size} px (paper: the central 224 of 256 px)",
         "precision": lambda settings: (
             "" if settings.precision == "fp32" else f"{settings.precision} (public codes: fp32)"
         ),

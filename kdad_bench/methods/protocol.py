@@ -35,6 +35,15 @@ class Range(NamedTuple):
 
 
 BLURS = Range(0, 1000, open_low=True)  # sigma in px of a blurred map
+WHOLE_IMAGES = "whole images"  # in the words of settings, what the networks see; a job puts what else it hands over
+
+
+class Blur(NamedTuple):
+    """A Gaussian in px of a map at the run's resolution, as a source has it."""
+
+    source: str  # as people cite it
+    sigma: float
+    side: int  # px of its maps, or of the whole images where they show less
 
 
 class Scores(NamedTuple):
@@ -126,6 +135,8 @@ class Settings:
     SETTLED: ClassVar[Mapping[str, Settled]] = {}
     # fields that are shares of the normals which nothing learns from, in the order in which they are set apart
     APART: ClassVar[tuple[str, ...]] = ()
+    # how its source blurs maps at the run's resolution by `sigma`; None: it does not, or no source does
+    BLUR: ClassVar[Blur | None] = None
     # whether a model of its paper learns from all categories of a data set
     TOGETHER: ClassVar[bool] = False
     # subject -> in words, how these settings depart from a settled source in more than one field; "" if they do not

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdad_bench.kernels import distillation_loss
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps
-from kdad_bench.methods.protocol import BLURS, Entry, Scores, Settled
+from kdad_bench.methods.protocol import BLURS, Blur, Entry, Scores, Settled
 from kdad_bench.methods.reverse import REFUSED, Bottleneck, Decoder, in_words, restoration_scores
 from kdad_bench.methods.training import words
 
@@ -40,6 +40,7 @@ class Rd4adSettings(DistillationSettings):
     CHOICES: ClassVar = {**DistillationSettings.CHOICES, "distance": tuple(LOSSES_IN_WORDS)}
     RANGES: ClassVar = {**DistillationSettings.RANGES, "sigma": BLURS}
     CONFLICTS: ClassVar = REFUSED
+    BLUR: ClassVar = Blur("official test code", 4.0, 256)
     READINGS: ClassVar = {
         "loss": lambda settings: LOSSES_IN_WORDS[settings.distance],
         "bottleneck and decoder": in_words,
@@ -62,7 +63,7 @@ class Rd4adSettings(DistillationSettings):
         "optimiser": words.departs(words.algorithm, "adam, betas 0.5 0.999", source="official code"),
         "budget": words.departs(words.budget, "200 epochs", source="official code"),
         "student's norms": words.departs(words.own_norms, "momentum 0.1", source="official code"),
-        "selection": words.departs(words.selection, "last step, all normals", source="official code"),
+        "selection": words.departs(words.selection, words.LAST_STEP, source="official code"),
     }
 
 

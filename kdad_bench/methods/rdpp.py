@@ -21,7 +21,7 @@ from kdad_bench.kernels import distillation_loss
 from kdad_bench.kernels.sending import sent
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps, chance
-from kdad_bench.methods.protocol import BLURS, Entry, Range, Scores, Settled
+from kdad_bench.methods.protocol import BLURS, Blur, Entry, Range, Scores, Settled
 from kdad_bench.methods.reverse import REFUSED, Bottleneck, Decoder, in_words, restoration_scores
 from kdad_bench.methods.simplex_noise import fractal, table_of_chance
 from kdad_bench.methods.training import words
@@ -69,6 +69,7 @@ class RdppSettings(DistillationSettings):
         "sigma": BLURS,
     }
     CONFLICTS: ClassVar = REFUSED
+    BLUR: ClassVar = Blur("official test code", 4.0, 256)
     READINGS: ClassVar = {
         "transport": lambda settings: (
             "0, as a lone image has no halves"

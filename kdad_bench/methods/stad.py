@@ -143,7 +143,7 @@ class StadSettings(DistillationSettings):
         ),
         "optimiser": words.departs(words.algorithm, "adam, betas 0.9 0.999", source="paper"),
         "budget": budget,
-        "selection": words.departs(words.selection, "last step, all normals", source="paper"),
+        "selection": words.departs(words.selection, words.LAST_STEP, source="paper"),
         "incomplete batches": lambda settings: "left out (paper: none)" if settings.drop_last else "",
     }
 

@@ -210,7 +210,8 @@ def test_a_method_runs_at_every_image_size_that_its_settings_take(name: str, str
         try:
             method = small_method(name, source="random", **{"strides": strides, "image_size": side, **SHORT, **changes})
         except ValueError as error:
-            assert str(error).startswith(f"image_size {side}: must be a multiple of 64")
+            if not str(error).startswith(f"image_size {side}: must be a multiple of 64"):
+                raise
             continue
         method.fit(normals(2, seed=1, side=32))
         assert method.score(normals(1, seed=2, side=32)).pixel.shape == (1, 32, 32)

@@ -208,7 +208,7 @@ WHOLE: Mapping[str, Mapping[str, list[str]]] = {
         "optimiser": ["adam, betas 0.5 0.999"],
         "budget": ["200 epochs"],
         "student's norms": ["momentum 0.1"],
-        "selection": ["last step, all normals"],
+        "selection": ["last step, all normals it is given"],
     },
     "rdpp": {
         "optimiser": ["adam, betas 0.5 0.999"],
@@ -219,7 +219,7 @@ WHOLE: Mapping[str, Mapping[str, list[str]]] = {
     "dinomaly": {
         "optimiser": ["stable_adamw, betas 0.9 0.999"],
         "budget": ["5000 steps"],
-        "selection": ["last step, all normals"],
+        "selection": ["last step, all normals it is given"],
     },
     "eca_mskdad": {
         "optimiser": ["sgd, momentum 0.9"],
@@ -229,24 +229,24 @@ WHOLE: Mapping[str, Mapping[str, list[str]]] = {
     "stad": {
         "optimiser": ["adam, betas 0.9 0.999"],
         "budget": ["200 epochs"],
-        "selection": ["last step, all normals"],
+        "selection": ["last step, all normals it is given"],
     },
     "destseg": {
         "optimiser": ["sgd, momentum 0.9"],
         "budget": ["5000 steps"],
         "student's norms": ["momentum 0.1"],
-        "selection": ["last step, all normals"],
+        "selection": ["last step, all normals it is given"],
     },
     "ast": {
         "optimiser": ["adam, betas 0.9 0.999"],
         "budget": ["144 epochs"],
         "student's norms": ["momentum 0.1"],
-        "selection": ["last step, all normals"],
+        "selection": ["last step, all normals it is given"],
     },
     "efficientad": {
         "optimiser": ["adam, betas 0.9 0.999"],
         "budget": ["70000 steps"],
-        "selection": ["last step, all normals"],
+        "selection": ["last step, all normals it is given"],
     },
     "dskd": {},
     "bmkd": {"attention": ["eca", "cbam"], "fusion": ["ffrm"]},
@@ -428,7 +428,7 @@ def whole_of(name: str, subject: str, settings: Any) -> str:
         return f"momentum {shown(momentum_of_norms(name, settings))}"
     if subject == "selection":
         share = f"epoch of the least mean map on held-out normals, a share of {shown(settings.held_out)}"
-        return share if settings.held_out else "last step, all normals"
+        return share if settings.held_out else "last step, all normals it is given"
     return str(getattr(settings, subject))
 
 
@@ -735,10 +735,15 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
         (
             "rd4ad:per_pixel",
             {"held_out": 0.1},
-            "a share of 0.1 (official code: last step, all normals)",
+            "a share of 0.1 (official code: last step, all normals it is given)",
             "of flattened",
         ),
-        ("rdpp:", {}, "selection: last step, all normals (official code: the epoch best on the test", "halves"),
+        (
+            "rdpp:",
+            {},
+            "selection: last step, all normals it is given (official code: the epoch best on the test",
+            "halves",
+        ),
         ("rdpp:halves", {}, "transport: between two random halves of a batch", "transport: 0"),
         ("rdpp:", {"drop_last": True}, "incomplete batches: left out (official code: added", "step of their own"),
         ("stad:", {}, "crops: of the normal images, a share of 0.5 altered (paper: of ImageNet)", "scales: 17"),

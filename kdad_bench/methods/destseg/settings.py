@@ -111,5 +111,5 @@ class DestsegSettings(DistillationSettings):
         "optimiser": words.departs(words.algorithm, "sgd, momentum 0.9", source=CODE),
         "budget": words.departs(words.budget, "5000 steps", source=CODE),
         "student's norms": words.departs(words.own_norms, "momentum 0.1", source=CODE),
-        "selection": words.departs(words.selection, "last step, all normals", source=CODE),
+        "selection": words.departs(words.selection, words.LAST_STEP, source=CODE),
     }

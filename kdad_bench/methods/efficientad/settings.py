@@ -101,7 +101,7 @@ class EfficientAdSettings(DistillationSettings):
         ),
         "optimiser": words.departs(words.algorithm, "adam, betas 0.9 0.999", source="paper"),
         "budget": lambda settings: _budget(settings),
-        "selection": words.departs(words.selection, "last step, all normals", source="paper"),
+        "selection": words.departs(words.selection, words.LAST_STEP, source="paper"),
         "incomplete batches": lambda settings: "left out (paper: none)" if settings.drop_last else "",
     }
 

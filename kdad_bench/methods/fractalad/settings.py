@@ -129,7 +129,7 @@ class FractalADSettings(DistillationSettings):
         "budget": budget,
         "optimiser": words.departs(words.algorithm, "adamw, betas 0.9 0.999", source=CODE),  # torch's own betas
         "norms": words.departs(norms, "momentum 0.1", source=CODE),
-        "selection": words.departs(words.selection, "last step, all normals", source=CODE),
+        "selection": words.departs(words.selection, words.LAST_STEP, source=CODE),
         "weight_decay": decay,
         "head_width": width_of_head,
         "pasting": pasting,

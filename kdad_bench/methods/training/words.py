@@ -13,6 +13,7 @@ from kdad_bench.methods.training.settings import DistillationSettings
 Say = Callable[[Any], str]  # of a method's settings
 LITE_NORM_MOMENTUM = 0.01  # EfficientNet's reference; PyTorch's norms, which all others have, take 0.1
 NORM_MOMENTUM = 0.1
+LAST_STEP = "last step, all normals it is given"  # a job may keep some from a method, or hand over a few
 
 
 def algorithm(settings: DistillationSettings) -> str:
@@ -30,7 +31,7 @@ def budget(settings: DistillationSettings) -> str:
 def selection(settings: DistillationSettings) -> str:
     """Which state is kept and what was learnt from."""
     if not settings.held_out:
-        return "last step, all normals"
+        return LAST_STEP
     return f"epoch of the least mean map on held-out normals, a share of {shown(settings.held_out)}"
 
 
