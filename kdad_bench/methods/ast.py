@@ -25,6 +25,7 @@ from kdad_bench.methods.training import words
 from kdad_bench.methods.training.stages import last_of_first, progress_in_stage
 
 CODE = "official code"
+STRIDE = 32  # px of an image to a place: official code
 CELL = 8  # depth pixels along the side of a feature's pixel: 64 channels of depth
 GROWN = 8  # px of the depth map by which the foreground is dilated
 ATAN = 0.636  # 2 / pi as the official code has it: brings the arc tangent to 1
@@ -50,7 +51,16 @@ def teacher_in_words(settings: AstSettings) -> str:
     if settings.inputs == "depth":
         return ""
     strides = ", ".join(map(str, settings.strides))
-    return f"{settings.teacher} at stride {strides} (paper and official code: EfficientNet-B5 at stride 32)"
+    return f"{settings.teacher} at stride {strides} (paper and official code: EfficientNet-B5 at stride {STRIDE})"
+
+
+def grid_in_words(settings: AstSettings) -> str:
+    """How finely depth alone is looked at, where that is not as in the code; a backbone's words say its stride."""
+    (stride,) = settings.strides
+    if settings.inputs != "depth" or stride == STRIDE:
+        return ""
+    side = settings.image_size // stride
+    return f"stride {stride}, {side} x {side} places ({CODE}: stride {STRIDE}, 24 x 24 of 768 px)"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +122,8 @@ class AstSettings(DistillationSettings):
     }
     DEPARTURES: ClassVar = {
         "backbone": teacher_in_words,
+        "grid": grid_in_words,
+        "order of the channels": lambda settings: f"drawn by the run's seed ({CODE}: by seeds 0 to 3 in every run)",
         "map": lambda settings: f"enlarged bilinearly ({CODE}: bicubically)",
         "optimiser": words.departs(words.algorithm, "adam, betas 0.9 0.999", source=CODE),
         "budget": words.departs(words.budget, "144 epochs", source=CODE),
@@ -321,7 +333,7 @@ class Ast(StudentTeacher[AstSettings]):
 
     def __init__(self, settings: AstSettings, teacher: Backbone | None, device: torch.device) -> None:
         super().__init__(settings, teacher, device)
-        self.clean_taps = settings.inputs != "depth"
+        self.reads_teacher = self.clean_taps = settings.inputs != "depth"
 
     @property
     def parts(self) -> FlowAndStudent:

@@ -44,6 +44,7 @@ class StudentTeacher(Generic[S]):
     """
 
     settings: S
+    reads_teacher = True  # whether anything follows from the teacher's taps; without it no statistics of them are taken
     clean_taps = True  # whether the loss reads `batch.teacher`; without it the taps are neither computed nor kept
 
     def __init__(self, settings: S, teacher: Backbone | None, device: torch.device) -> None:

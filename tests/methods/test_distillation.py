@@ -39,6 +39,30 @@ def stop_at(limit: int) -> Any:
     return log
 
 
+PUBLISHED: dict[str, Any] = {"teacher": "pdn_small", "strides": (4,), "width": 128, "features": 384}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reads"),
+    [
+        ("efficientad", PUBLISHED, False),
+        ("efficientad", {}, True),
+        ("ast", {"inputs": "depth"}, False),
+        ("ast", {"inputs": "rgb"}, True),
+        ("ast", {"inputs": "rgb+depth"}, True),
+    ],
+)
+def test_no_statistics_are_taken_of_a_teacher_from_which_nothing_follows(
+    name: str, changes: dict[str, Any], reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(Teacher, "learn_statistics", lambda teacher, images: taken.append(len(images)))
+    method = small_method(name, source="random", taps="standardised", steps=1, batch_size=2, **changes)
+    method.fit(normals(4, seed=1))
+    assert bool(taken) == reads
+    assert any(line.startswith("taps: ") for line in method.settings.deviations) == reads
+
+
 def test_steps_replace_epochs_and_epochs_count_incomplete_batches() -> None:
     settings = DistillationSettings(epochs=3, batch_size=4)
     assert planned_steps(settings, 10) == (9, 3)

@@ -42,9 +42,18 @@ ALWAYS = (  # deviations of the method itself, whatever its settings
     "chaos game: 1000 orbits side by side, the first 20 steps of each not drawn (official code: one orbit, all drawn)",
     "sampling: epochs are the images once each, without the incomplete batch (official code: a list cycled to 391 "
     "items, without)",
+    "reduction: antialiased bilinear (official code: by Lanczos in training)",
+    "random numbers: a generator for each sample, from the seed (official code: fractals without a seed)",
 )
 OVERRIDES: tuple[tuple[dict[str, Any], str], ...] = (  # change of `paper` -> the line it adds or changes
     ({"teacher": "resnet34"}, "teacher: resnet34 (official code's default: resnet18)"),
+    *(
+        (
+            {"teacher": teacher},
+            "teacher's weights: torchvision's first ones unless a file is given (official code: torchvision's DEFAULT",
+        )
+        for teacher in ("resnet50", "wide_resnet50_2")
+    ),
     ({"strides": (4, 8)}, "strides: 4 8 (official code: 4 8 16 32)"),
     ({"image_size": 128}, "image_size: 128 (official code: 256)"),
     ({"steps": 120}, "budget: 120 steps (official code: 1200 steps, 100 epochs of 12)"),
@@ -140,6 +149,7 @@ def test_words_follow_from_the_settings_in_every_preset_variant_and_override() -
         assert ("head_width" in said) == (settings.head_width not in (None, FACTS[settings.teacher].channels[4]))
         kd, search = ("yes" if on else "no" for on in (settings.kd, settings.find_object))
         assert said["switches"].startswith(f"distillation {kd}, object search {search}, ")
+        assert ("teacher's weights" in said) == (settings.teacher in ("resnet50", "wide_resnet50_2"))
         assert said["pasting"].startswith(f"at {settings.image_size} x {settings.image_size} px")
         for name, settled in settings.SETTLED.items():
             assert (name in said) == (getattr(settings, name) not in settled.values), name

@@ -276,6 +276,9 @@ OWN = (
     "textures",
     "turning",
     "backbone",
+    "grid",
+    "order of the channels",
+    "late drop",
     "map",
     "tokens",
 )  # subjects in words of their own
@@ -458,9 +461,14 @@ def own_departures(name: str, settings: Any) -> list[str]:
     if name == "stfpm":
         return ["loss scale"] * (settings.loss_scale == "batch_sum")
     if name in ("destseg", "ast"):
-        return ["textures", "turning"] if name == "destseg" else [*["backbone"] * (settings.inputs != "depth"), "map"]
+        if name == "destseg":
+            return ["textures", "turning"]
+        grid = ["grid"] * (settings.strides != (32,))
+        return [*(["backbone"] if settings.inputs != "depth" else grid), "order of the channels", "map"]
     if name == "efficientad":
         solved = ["last layers"] * settings.solved
+        learns = settings.distilled and settings.distilling > 0 and settings.steps != 1
+        solved += ["late drop"] * (learns and settings.schedule == "late_drop")
         return [*["descriptor"] * settings.distilled, "penalty", *solved, *["incomplete batches"] * settings.drop_last]
     if name == "dinomaly":
         return ["input", "map", *["tokens"] * (not settings.teacher.startswith("dinov2"))]
@@ -485,7 +493,7 @@ def learns_descriptors(settings: Any) -> bool:
 def unused(name: str, settings: Any) -> tuple[str, ...]:
     """Fields that other settings put out of use."""
     if name == "efficientad":  # of the network that a descriptor is distilled from
-        return () if settings.distilled else ("strides", "enlarged", "distilling")
+        return () if settings.distilled else ("strides", "enlarged", "distilling", "taps")
     if name == "stad":
         return () if learns_descriptors(settings) else ("compactness", "crops")
     if name == "ast":
@@ -542,6 +550,8 @@ def check_numbers(settings: Any) -> None:
         rf"^input: whole images at {number} px": lambda: settings.image_size,
         rf"^pasting: at {number} x": lambda: settings.image_size,
         rf"^lambda: {number}": lambda: settings.balance,
+        rf"scaled to {number} px": lambda: settings.image_size,
+        rf"^grid: stride {number}": lambda: settings.strides[0],
         rf"^input: {number} px": lambda: settings.image_size,
     }
     for pattern, value in facts.items():
@@ -617,6 +627,7 @@ def check_choices(name: str, settings: Any) -> None:
         "have zeros around them": name == "efficientad" and not settings.padding and settings.border == "zeros",
         "have their outermost values": name == "efficientad" and not settings.padding and settings.border == "nearest",
         "by least squares after": name == "efficientad" and settings.solved,
+        "bottleneck and decoder scaled": name == "efficientad" and settings.image_size != 256,
         "of each image by itself": name == "efficientad" and settings.batch_size > 1,
         "the first fiftieth": name == "dinomaly" and settings.schedule == "warm_cosine" and settings.steps != 5000,
         "on one grid, side by side": name == "dinomaly" and not settings.teacher.startswith("dinov2"),
@@ -759,6 +770,9 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
         ("destseg:turned", {}, "turned by quarters and by up to 5 degrees, the same for every category", "not turned"),
         ("destseg:", {"teacher": "resnet34"}, "ResNet-18's blocks in the decoder for ResNet-34's taps", "EfficientNet"),
         ("ast:", {"inputs": "depth"}, "in units of 1/4 of the highest", "backbone"),
+        ("ast:", {"inputs": "depth"}, "grid: stride 16, 8 x 8 places (official code: stride 32, 24 x 24", "at stride"),
+        ("ast:", {"inputs": "depth", "strides": (32,)}, "order of the channels: drawn by the run's seed", "grid"),
+        ("ast:", {"inputs": "rgb+depth"}, "at stride 16 (paper", "grid"),
         ("ast:mean", {}, "image score: the map's mean", "maximum;"),
         ("ast:", {"teacher": "resnet18", "strides": (8,)}, "backbone: resnet18 at stride 8 (paper", "Lite0"),
         (
@@ -768,6 +782,18 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
             "60000 steps,",
         ),
         ("efficientad:small", {}, "the small one", "distilled"),
+        ("efficientad:small", {}, "bottleneck and decoder scaled to 128 px", "taps: "),
+        ("efficientad:small", {"taps": "standardised", "image_size": 256}, "the small one", "taps: "),
+        ("efficientad:small", {"image_size": 256}, "the small one", "scaled to"),
+        ("efficientad:distilled", {"taps": "standardised"}, "taps: standardised (paper: raw)", "late drop"),
+        (
+            "efficientad:distilled",
+            {"schedule": "late_drop"},
+            "late drop: in the last twentieth of all steps, the PDN's among them (paper: of the student's)",
+            "one_cycle",
+        ),
+        ("efficientad:small", {"schedule": "late_drop"}, "the small one", "late drop"),
+        ("efficientad:distilled", {"schedule": "late_drop", "distilling": 0.0}, "descriptor: none", "late drop"),
         ("efficientad:medium", {}, "the medium one", "network: "),
         ("efficientad:penalised", {}, "penalty: on drawn images (paper: images of ImageNet)", "penalty: none"),
         ("efficientad:padded", {}, "padding: as in the paper's tables", "around them"),
@@ -852,7 +878,7 @@ def test_paper_presets_depart_only_where_their_pages_say_so() -> None:
         "dinomaly": ["input", "map"],
         "stad": ["crops"],
         "destseg": ["textures", "turning"],
-        "ast": ["backbone", "map"],
+        "ast": ["backbone", "order of the channels", "map"],
         "efficientad": ["penalty"],
         "eca_mskdad": ["rel_mode", "score"],
         "dskd": [],

@@ -46,6 +46,7 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
         if isinstance(teacher, Pdn):
             networks.descriptor.load_state_dict(teacher.state_dict())
         networks.descriptor.requires_grad_(self.settings.distilled)
+        self.reads_teacher = self.settings.distilled
         return networks
 
     def fit(self, normal: Tensor, fitting: Fitting | None = None) -> None:

@@ -13,6 +13,7 @@ from kdad_bench.methods.protocol import Range, Settled, instead, shown, takes_ma
 from kdad_bench.methods.training import words
 
 STEPS = 70_000
+SIDE = 256  # px of the paper's images
 PENALTIES_IN_WORDS: Mapping[str, str] = {"drawn": "on drawn images", "none": "none"}
 
 
@@ -70,13 +71,18 @@ class EfficientAdSettings(DistillationSettings):
             if settings.validation
             else "of the images that the student learnt from (paper: of others)"
         ),
+        "autoencoder": lambda settings: (
+            ""
+            if settings.image_size == SIDE
+            else f"bottleneck and decoder scaled to {settings.image_size} px; the paper's are for {SIDE}"
+        ),
         "hard features": lambda settings: "of each image by itself" if settings.batch_size > 1 else "",
     }
     SETTLED: ClassVar = {
         "teacher": Settled("paper", tuple(SIZES)),
         "strides": Settled("paper", ((8, 16),), lambda settings: settings.distilled),
-        "image_size": Settled("paper", (256,)),
-        "taps": Settled("paper", ("raw",)),
+        "image_size": Settled("paper", (SIDE,)),
+        "taps": Settled("paper", ("raw",), lambda settings: settings.distilled),
         "batch_size": Settled("paper", (1,)),
         "learning_rate": Settled("paper", (1e-4,)),
         "weight_decay": Settled("paper", (1e-5,)),
@@ -101,6 +107,11 @@ class EfficientAdSettings(DistillationSettings):
         ),
         "optimiser": words.departs(words.algorithm, "adam, betas 0.9 0.999", source="paper"),
         "budget": lambda settings: _budget(settings),
+        "late drop": lambda settings: (
+            "in the last twentieth of all steps, the PDN's among them (paper: of the student's)"
+            if settings.schedule == "late_drop" and settings.distils_in_steps
+            else ""
+        ),
         "selection": words.departs(words.selection, words.LAST_STEP, source="paper"),
         "incomplete batches": lambda settings: "left out (paper: none)" if settings.drop_last else "",
     }
@@ -110,10 +121,15 @@ class EfficientAdSettings(DistillationSettings):
         """Whether the PDN is distilled here: the teacher is no PDN."""
         return self.teacher not in SIZES
 
+    @property
+    def distils_in_steps(self) -> bool:
+        """Whether there is a step in which the PDN learns."""
+        return self.distilled and self.distilling > 0 and self.steps != 1
+
 
 def _distilling_in_words(settings: EfficientAdSettings) -> str:
     """Where the descriptors of a PDN come from that no file has."""
-    if settings.distilling and settings.steps != 1:
+    if settings.distils_in_steps:
         return f"distilled here, on normal and drawn images, in a share of {shown(settings.distilling)} of the steps"
     last = ", but for the last layer, which is solved on normal and drawn images" * settings.solved
     return f"none is learnt, the PDN stays as random as it begins{last}"

@@ -13,6 +13,7 @@ from kdad_bench.methods.training import words
 
 CODE = "official code"
 STEPS = 1200  # 100 epochs of 12 steps: official code
+TWICE_PUBLISHED = ("resnet50", "wide_resnet50_2")  # torchvision has two sets of weights of these
 DECAY = {True: 1e-3, False: 1e-2}  # weight decay with and without distillation: official code
 
 
@@ -69,6 +70,13 @@ def sampling(settings: FractalADSettings) -> str:
     """What an epoch is."""
     last = "without" if settings.drop_last else "with"
     return f"epochs are the images once each, {last} the incomplete batch ({CODE}: a list cycled to 391 items, without)"
+
+
+def weights(settings: FractalADSettings) -> str:
+    """Which of torchvision's weights a teacher has of which there are two."""
+    if settings.teacher not in TWICE_PUBLISHED:
+        return ""
+    return f"torchvision's first ones unless a file is given ({CODE}: torchvision's DEFAULT, its second ones)"
 
 
 def search(settings: FractalADSettings) -> str:
@@ -135,6 +143,11 @@ class FractalADSettings(DistillationSettings):
         "pasting": pasting,
         "chaos game": chaos_game,
         "sampling": sampling,
+        "teacher's weights": weights,
+        "reduction": lambda settings: f"antialiased bilinear ({CODE}: by Lanczos in training)",
+        "random numbers": lambda settings: (
+            f"a generator for each sample, from the seed ({CODE}: fractals without a seed)"
+        ),
     }
     RANGES: ClassVar = {
         **DistillationSettings.RANGES,

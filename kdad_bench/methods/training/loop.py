@@ -33,6 +33,7 @@ class Trainable(Protocol):
     device: torch.device
     student: nn.Module
     teacher: Teacher
+    reads_teacher: bool
     clean_taps: bool
 
     def learners(self) -> Sequence[nn.Module]:
@@ -141,7 +142,7 @@ def distil(method: Trainable, normal: Tensor, fitting: Fitting) -> None:
         course = course_of(settings, len(images))
         total = course.total
         with torch.no_grad(), autocast(settings.precision, device):
-            if method.teacher.standardise:
+            if method.teacher.standardise and method.reads_teacher:
                 method.teacher.learn_statistics(images)
             cache = cached_taps(method.teacher, images) if method.clean_taps else ()
         optimiser = method.optimiser()
