@@ -222,12 +222,12 @@ class Job:
 
     @property
     def blur(self) -> str:
-        """How maps are blurred, where the resolution is not the source's and that is as wide as neither the source nor
-        the preset has it."""
+        """The blur of maps at a resolution that is not the source's; "" where it is as wide there, or the preset's own."""
         blur, preset = self.settings.BLUR, self.preset.partition("[")[0]
         if blur is None or self.resolution == blur.side:
             return ""
-        sigma, presets = self.settings.sigma, entry(self.method).presets
+        sigma: float = self.settings.sigma
+        presets: Mapping[str, Any] = entry(self.method).presets
         as_its_preset = preset in presets and (sigma, self.resolution) == (
             presets[preset].sigma,
             PRESETS[preset].resolution,
