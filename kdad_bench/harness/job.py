@@ -222,7 +222,7 @@ class Job:
 
     @property
     def blur(self) -> str:
-        """The blur of maps at a resolution that is not the source's; "" where it is as wide there, or the preset's own."""
+        """The blur at a resolution that is not the source's; "" where it is as wide there, or the preset's own."""
         blur, preset = self.settings.BLUR, self.preset.partition("[")[0]
         if blur is None or self.resolution == blur.side:
             return ""
