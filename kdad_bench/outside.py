@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -148,13 +148,69 @@ def loaded(point: metadata.EntryPoint) -> tuple[Any, str]:
 
 
 def hash_of(point: metadata.EntryPoint, where: str) -> str:
-    """SHA-256 of the code of the distribution: the names and bytes of its Python files, in order."""
-    files = sorted(file for file in (point.dist.files if point.dist else None) or () if file.suffix == ".py")
-    if not files:  # installed in place: the list names no code
-        module = sys.modules[point.module]
-        return hashlib.sha256(Path(module.__file__ or where).read_bytes()).hexdigest()
+    """SHA-256 of the code behind an entry point: the names and bytes of Python files, in order.
+
+    They are those that the distribution's RECORD lists, if the entry's module is among the files listed. Installed in
+    place, the list names a stub or nothing (and that of an egg-info other files): then they are those below the folders
+    of the module's package, or the module itself where it lies in none. Raises OutsideError for one that cannot be read.
+    """
+    listed = sorted((point.dist.files if point.dist and point.dist.read_text("RECORD") is not None else None) or ())
+    module = _file_of(point.module, where)
+    if any(file.name == module.name and _is_same(Path(str(file.locate())), module) for file in listed):
+        files = [(file.as_posix(), Path(str(file.locate()))) for file in listed if file.suffix == ".py"]
+    else:
+        files = _package_of(point.module)
+    if not files:
+        return hashlib.sha256(_bytes_of(module, where)).hexdigest()
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.as_posix()}\0".encode())
-        digest.update(hashlib.sha256(Path(str(file.locate())).read_bytes()).digest())
+    for name, path in files:
+        digest.update(f"{name}\0".encode())
+        digest.update(hashlib.sha256(_bytes_of(path, where)).digest())
     return digest.hexdigest()
+
+
+def _file_of(module: str, where: str) -> Path:
+    """The file of a module that is loaded; raises OutsideError where it has none."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if not file:
+        raise OutsideError(f"{where}: the module {module} has no file, so that its code has no hash; name one that has")
+    return Path(file)
+
+
+def _package_of(module: str) -> list[tuple[str, Path]]:
+    """(name, path) of each Python file of the outermost package around a loaded module, in order; empty where it lies in none.
+
+    A namespace, in which several distributions may lie, is no package.
+    """
+    names = module.split(".")
+    for count in range(1, len(names) + 1):
+        package = sys.modules.get(".".join(names[:count]))
+        if getattr(package, "__file__", None) and hasattr(package, "__path__"):
+            return sorted(one for top in package.__path__ for one in _python_below(Path(top)))
+    return []
+
+
+def _python_below(top: Path) -> Iterator[tuple[str, Path]]:
+    """(name from `top` on, path) of each Python file below a folder; links are followed, each folder once."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(top, followlinks=True):
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) not in seen]
+        seen |= {os.path.realpath(os.path.join(place, name)) for name in folders}
+        for path in (Path(place, name) for name in files if name.endswith(".py")):
+            yield path.relative_to(top).as_posix(), path
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # one of them is not there
+        return False
+
+
+def _bytes_of(path: Path, where: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OutsideError(
+            f"{where}: {path}: cannot be read ({error.strerror or error}); install the package again"
+        ) from error

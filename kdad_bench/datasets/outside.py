@@ -34,7 +34,7 @@ class Outside:
 
     entry: Entry
     where: str  # as messages name it
-    sha256: str  # of the file, or of all files of the distribution
+    sha256: str  # of the file, or of the code of the package (`hash_of`)
 
 
 ADDED: dict[str, Outside] = {}  # name -> data set, of this process

@@ -40,7 +40,7 @@ class Outside:
 
     entry: Entry
     where: str  # as messages name it
-    sha256: str  # of the file, or of all files of the distribution
+    sha256: str  # of the file, or of the code of the package (`hash_of`)
     content: bytes = b""  # of the file; none of a package, which every process imports by itself
     attribute: str = ""  # of the file's module
 

@@ -99,6 +99,76 @@ def test_an_installed_package_is_found_by_its_entry_point(
     assert outside.ADDED["plain"].sha256 != first
 
 
+def installed_in_place(kind: str, site: Path, project: Path) -> None:
+    """What a build back end leaves behind of `pip install -e`, for the package `plain_place` below `project`."""
+    info = site / "plain_place-1.0.dist-info"
+    record = "__editable___plain_place_1_0_finder.py,,\n"
+    if kind == "a path":
+        record = "__editable__.plain_place-1.0.pth,,\n"
+    if kind == "an egg-info":
+        info = project / "plain_place.egg-info"
+    info.mkdir()
+    (info / "PKG-INFO" if kind == "an egg-info" else info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: plain-place\nVersion: 1.0\n"
+    )
+    if kind == "an egg-info":
+        (project / "setup.py").write_text("")
+        (info / "SOURCES.txt").write_text("setup.py\nplain_place/__init__.py\nplain_place/entry.py\n")
+    else:
+        (info / "RECORD").write_text(record)
+        (site / record.partition(",")[0]).write_text("# a stub\n")
+    (info / "entry_points.txt").write_text("[kdad_bench.methods]\nplain = plain_place.entry:PLAIN\n")
+
+
+@pytest.mark.parametrize("kind", ["a finder", "a path", "an egg-info"])
+def test_the_code_of_a_package_installed_in_place_is_all_that_lies_in_it(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Edited code, and a module that is new, have another hash; what lies beside the package has none."""
+    site, project = tmp_path / "site", tmp_path / "project"
+    package = project / "plain_place"
+    for folder in (site, package / "parts"):
+        folder.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    written(package, name="entry.py")
+    (package / "parts" / "loss.py").write_text("SCALE = 1\n")
+    (package / "parts" / "again").symlink_to(package)  # a circle
+    installed_in_place(kind, site, project)
+    for place in (project, site):
+        monkeypatch.syspath_prepend(place)
+
+    def code() -> str:
+        assert outside.add_installed("plain", METHODS)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "plain_place"]:
+            sys.modules.pop(name)
+        return outside.ADDED.pop("plain").sha256
+
+    found = [code()]
+    assert code() == found[0]
+    (package / "parts" / "loss.py").write_text("SCALE = 2\n")
+    found.append(code())
+    (package / "parts" / "new.py").write_text("")
+    found.append(code())
+    (package / "entry.py").write_text(PLAIN + "# changed\n")
+    found.append(code())
+    assert len({*found}) == len(found)
+    (project / "setup.py").write_text("# changed\n")
+    assert code() == found[-1]
+
+
+def test_a_file_of_a_package_that_is_gone_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, name="plain_lost.py")
+    info = tmp_path / "plain_lost-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plain-lost\nVersion: 1.0\n")
+    (info / "RECORD").write_text("plain_lost.py,,\nplain_loss.py,,\n")
+    (info / "entry_points.txt").write_text("[kdad_bench.methods]\nplain = plain_lost:PLAIN\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(outside.OutsideError, match=r"plain_loss\.py: cannot be read \(No such file or directory\); ins"):
+        outside.add_installed("plain", METHODS)
+    sys.modules.pop("plain_lost")
+
+
 def test_a_file_is_run_by_its_own_rules_and_not_by_those_of_the_module_that_loads_it() -> None:
     """An annotation is a value there, unless the file itself postpones it."""
     module = module_of(b"x: int = 0\n", "f" * 64, "file.py")
