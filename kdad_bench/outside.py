@@ -152,7 +152,7 @@ def hash_of(point: metadata.EntryPoint, where: str) -> str:
 
     They are those that the distribution's RECORD lists, if the entry's module is among the files listed. Installed in
     place, the list names a stub or nothing (and that of an egg-info other files): then they are those below the folders
-    of the module's package, or the module itself where it lies in none. Raises OutsideError for one that cannot be read.
+    of the module's package, or the module itself where it lies in none. Raises OutsideError for what cannot be read.
     """
     listed = sorted((point.dist.files if point.dist and point.dist.read_text("RECORD") is not None else None) or ())
     module = _file_of(point.module, where)
@@ -178,14 +178,14 @@ def _file_of(module: str, where: str) -> Path:
 
 
 def _package_of(module: str) -> list[tuple[str, Path]]:
-    """(name, path) of each Python file of the outermost package around a loaded module, in order; empty where it lies in none.
+    """(name, path) of each Python file of the outermost package around a loaded module, in order; none without one.
 
     A namespace, in which several distributions may lie, is no package.
     """
     names = module.split(".")
     for count in range(1, len(names) + 1):
         package = sys.modules.get(".".join(names[:count]))
-        if getattr(package, "__file__", None) and hasattr(package, "__path__"):
+        if package is not None and getattr(package, "__file__", None) and hasattr(package, "__path__"):
             return sorted(one for top in package.__path__ for one in _python_below(Path(top)))
     return []
 

@@ -80,14 +80,15 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def read_bytes(path: Path, sha256: str | None = None) -> bytes:
+def read_bytes(path: Path, sha256: str | None = None, *, image: bool = True, most: int = MAX_BYTES) -> bytes:
     """The contents of `path`, which have the given SHA-256 where one is given.
 
-    Raises DatasetError if it is missing, unreadable, no regular file, empty, above MAX_BYTES or of other contents.
+    Raises DatasetError if it is missing, unreadable, no regular file, empty, above `most` bytes or of other contents,
+    and for a large file that does not begin as an `image` where one is meant.
     """
     with opened(path) as file:
         try:
-            data = _within(file, path)
+            data = _within(file, path, image, most)
         except OSError as error:
             raise DatasetError(f"{path}: cannot be read ({error.strerror or error}); restore the file") from error
     if not data:
@@ -97,20 +98,21 @@ def read_bytes(path: Path, sha256: str | None = None) -> bytes:
     return data
 
 
-def _within(file: IO[bytes], path: Path) -> bytes:
-    """All bytes of an open file, which need not have the size that it says; none of a large one that is no image."""
+def _within(file: IO[bytes], path: Path, image: bool, most: int) -> bytes:
+    """All bytes of an open file, which need not have the size that it says; none of a large one that is no `image`."""
     size, done = os.fstat(file.fileno()).st_size, 0
-    if CHUNK < size <= MAX_BYTES and not file.read(8).startswith(BEGINNINGS):
+    if image and CHUNK < size <= most and not file.read(8).startswith(BEGINNINGS):
         raise DatasetError(f"{path}: not a readable image (not one of {', '.join(FORMATS)}); restore the file")
     file.seek(0)
     pieces: list[bytes] = []
-    while size <= MAX_BYTES and done <= MAX_BYTES:
+    while size <= most and done <= most:
         piece = file.read(max(size - done, 0) + BEYOND)  # in one, so that nothing is held twice
         if not piece:
             return b"".join(pieces)
         pieces.append(piece)
         done += len(piece)
-    raise DatasetError(f"{path}: {max(size, done)} bytes, above the limit of {MAX_BYTES} for an image file; not read")
+    what = "an image file; not read" if image else "such a file; make it smaller"
+    raise DatasetError(f"{path}: {max(size, done)} bytes, above the limit of {most} for {what}")
 
 
 def check_pixels(path: Path, width: int, height: int) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,15 +66,17 @@ def _line(number: int, row: dict[str, str]) -> Line:
 
 def _csv(path: Path) -> list[dict[str, str]]:
     try:
-        text = _bytes(path).decode("utf-8-sig")
-        header = (text.splitlines() or [""])[0]
+        text = read_bytes(path, image=False, most=MOST_BYTES).decode("utf-8-sig")
+        header = re.split(r"[\r\n]", text, maxsplit=1)[0]
         reader = csv.DictReader(
             io.StringIO(text, newline=""), delimiter=";" if ";" in header and "," not in header else ","
         )
         columns = [column_of(name) for name in reader.fieldnames or ()]
         refuse_doubled(path, columns)
         reader.fieldnames = columns
-        rows = list(reader)
+        rows = list(islice(reader, MOST_LINES + 1))
+        if len(rows) > MOST_LINES:
+            raise DatasetError(f"{path}: more than {MOST_LINES} lines; {MOST_LINES} are the most")
         if "\0" in text:
             raise ValueError("it holds a character 0")
     except (ValueError, csv.Error) as error:
@@ -108,7 +111,7 @@ def _parquet(path: Path) -> list[dict[str, str]]:
     import pyarrow.parquet as pq
 
     try:
-        source = pa.BufferReader(_bytes(path))
+        source = pa.BufferReader(read_bytes(path, image=False, most=MOST_BYTES))
         file = pq.ParquetFile(source)
         if file.metadata.num_rows > MOST_LINES:
             raise DatasetError(f"{path}: {file.metadata.num_rows} lines; {MOST_LINES} are the most")
@@ -132,13 +135,6 @@ def _text(cell: Any) -> str:
     if cell is None or cell != cell:
         return ""
     return str(int(cell) if isinstance(cell, float) and cell.is_integer() else cell).strip()
-
-
-def _bytes(path: Path) -> bytes:
-    data = read_bytes(path)
-    if len(data) > MOST_BYTES:
-        raise DatasetError(f"{path}: {len(data)} bytes; {MOST_BYTES} are the most for a table")
-    return data
 
 
 def fault(table: Path, count: int, what: str, remedy: str, names: Sequence[str] = ()) -> str:

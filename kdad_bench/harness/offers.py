@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -194,11 +195,9 @@ def lines_of(path: Path, needed: Sequence[str], more: Sequence[str]) -> Iterator
     if path.suffix.lower() not in TABLES:
         raise OfferError(f"{path}: a table is a .csv or .parquet file")
     try:
-        data = read_bytes(path)
+        data = read_bytes(path, image=False, most=MOST_TABLE_BYTES)
     except DatasetError as error:
         raise OfferError(str(error)) from error
-    if len(data) > MOST_TABLE_BYTES:
-        raise OfferError(f"{path}: {len(data)} bytes; {MOST_TABLE_BYTES} are the most of a table")
     read = parquet_lines if path.suffix.lower() == ".parquet" else csv_lines
     try:
         columns, lines = read(data, (*needed, *more))
@@ -238,7 +237,7 @@ def csv_lines(data: bytes, wanted: Sequence[str]) -> Lines:
     """The columns and the lines, numbered as an editor does."""
     try:
         text = data.decode("utf-8-sig")
-        header = (text.splitlines() or [""])[0]
+        header = re.split(r"[\r\n]", text, maxsplit=1)[0]
         by = ";" if ";" in header and "," not in header else ","
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=by)
         columns = [column_of(name) for name in reader.fieldnames or ()]
@@ -246,6 +245,8 @@ def csv_lines(data: bytes, wanted: Sequence[str]) -> Lines:
         refuse_twins(columns, wanted)
         lines = []
         for line in reader:
+            if len(lines) == MOST_OFFERS:
+                raise OfferError(f"more than {MOST_OFFERS} lines; more than a table may hold")
             if None in line:  # the fields that no column has
                 raise OfferError(
                     f"line {reader.line_num} has more fields than the {len(columns)} columns; quote text with commas"

@@ -16,9 +16,14 @@ from hypothesis import strategies as st
 
 from kdad_bench import datasets
 from kdad_bench.cli import cli
+from kdad_bench.datasets import table_layout
 from kdad_bench.datasets.category import DatasetError
+from kdad_bench.datasets.decoding import CHUNK
 from kdad_bench.datasets.table_layout import lines_of
 from kdad_bench.datasets.verify import verify
+from kdad_bench.harness import offers
+from kdad_bench.harness.offers import OfferError
+from kdad_bench.harness.offers import lines_of as offered_lines
 from tests.conftest import SIDE, write_tree
 
 Rows = list[dict[str, object]]
@@ -97,6 +102,40 @@ def test_parquet_and_every_way_of_writing_csv_are_the_same_data(folder: Path) ->
     masks = datasets.load_test(found[0], SIDE).masks
     assert masks is not None
     assert masks.sum(axis=(1, 2)).tolist() == [144 * one.label for one in found[0].test]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_of_some_megabytes_is_read_at_every_door(folder: Path, kind: str) -> None:
+    """The beginning of a file tells an image, not a table."""
+    rows = [{**row, "note": "x" * 100_000} for row in rows_of(folder)] * 2
+    table = folder / f"parts.{kind}"
+    if kind == "csv":
+        write(table, rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), table, use_dictionary=False, compression="none")
+    assert table.stat().st_size > CHUNK
+    assert len(lines_of(table)) == len(rows)
+    assert len(list(offered_lines(table, ("image",), ()))) == len(rows)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_the_limits_of_a_table_hold(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of(folder)
+    table = folder / f"parts.{kind}"
+    if kind == "csv":
+        write(table, rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), table)
+    for name, most, words in (("MOST_LINES", len(rows) - 1, "lines"), ("MOST_BYTES", 100, "bytes")):
+        with monkeypatch.context() as patch:
+            patch.setattr(table_layout, name, most)
+            with pytest.raises(DatasetError, match=rf"parts\.{kind}: .*{words}.* {most}") as error:
+                lines_of(table)
+            assert "\n" not in str(error.value)
+            patch.setattr(offers, {"MOST_LINES": "MOST_OFFERS", "MOST_BYTES": "MOST_TABLE_BYTES"}[name], most)
+            with pytest.raises(OfferError, match=rf"parts\.{kind}: .*{words}"):
+                list(offered_lines(table, ("image",), ()))
+    assert len(lines_of(table)) == len(rows)
 
 
 def test_a_table_may_name_files_outside_of_its_folder(folder: Path) -> None:
