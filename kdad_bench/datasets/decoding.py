@@ -80,15 +80,15 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def read_bytes(path: Path, sha256: str | None = None, *, image: bool = True, most: int = MAX_BYTES) -> bytes:
+def read_bytes(path: Path, sha256: str | None = None, *, image: bool = True, most: int | None = None) -> bytes:
     """The contents of `path`, which have the given SHA-256 where one is given.
 
-    Raises DatasetError if it is missing, unreadable, no regular file, empty, above `most` bytes or of other contents,
+    Raises DatasetError if it is missing, unreadable, no regular file, empty, above `most` (MAX_BYTES) or of other contents,
     and for a large file that does not begin as an `image` where one is meant.
     """
     with opened(path) as file:
         try:
-            data = _within(file, path, image, most)
+            data = _within(file, path, image, MAX_BYTES if most is None else most)
         except OSError as error:
             raise DatasetError(f"{path}: cannot be read ({error.strerror or error}); restore the file") from error
     if not data:
@@ -148,18 +148,20 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
 
 
 # numbers of TIFF tags
-PHOTOMETRIC, SAMPLES, SAMPLE_FORMAT = 262, 277, 339
-WHITE_IS_ZERO, SIGNED = 0, 2
+BITS, PHOTOMETRIC, SAMPLES, PLANES, SAMPLE_FORMAT = 258, 262, 277, 284, 339
+WHITE_IS_ZERO, SIGNED, SEPARATE = 0, 2, 2
 MOST_SAMPLES = 4  # of a pixel: three colours and an alpha channel, or CMYK
 
 
 def refuse_samples_that_would_be_lost(path: Path, image: Image.Image) -> None:
     """Raises DatasetError for a TIFF file of more than MOST_SAMPLES channels, of which Pillow would read the first few,
-    and for one of signed bytes, which it takes for unsigned ones."""
+    for one of signed bytes, which it takes for unsigned ones, and for planes of 16 bits, which it misreads."""
     tags = getattr(image, "tag_v2", {})
     count = int(tags.get(SAMPLES, 1))
     if count > MOST_SAMPLES:
         raise DatasetError(f"{path}: a TIFF file of {count} channels; save one of them, or three as RGB")
+    if count > 1 and tags.get(PLANES) == SEPARATE and _bits(image) > 8:  # Pillow takes each byte for a sample
+        raise DatasetError(f"{path}: a TIFF file of {_bits(image)} bits, plane by plane; save it pixel by pixel")
     if image.mode in ("L", "LA", "RGB", "RGBA", "CMYK") and SIGNED in tags.get(SAMPLE_FORMAT, (1,)):
         raise DatasetError(f"{path}: a TIFF file of signed numbers; convert it to unsigned ones of 8 or 16 bits")
 
@@ -288,7 +290,7 @@ def mask_of(path: Path, size: tuple[int, int] | None = None, sha256: str | None 
     cannot be read, has not the `size` (width, height) of its image, or not the SHA-256 where one is given.
     """
     data = read_bytes(path, sha256)
-    if data[:8] == PNG_SIGNATURE and data[24:26] in (b"\x10\x02", b"\x10\x06"):  # Pillow keeps the high byte alone
+    if _is_cut_to_bytes(header(path, io.BytesIO(data)), data):
         raise DatasetError(f"{path}: a mask of 16-bit colours, whose small values would be lost; save it as grey")
     image, lossy = open_image(path, data), data[:3] == JPEG_SIGNATURE
     if size is not None and image.size != size:
@@ -308,6 +310,24 @@ def mask_of(path: Path, size: tuple[int, int] | None = None, sha256: str | None 
     found = _distinct(values)
     few = tuple(int(value) for value in found[: FEW_VALUES + 1])
     return Mask(marked, _doubt(len(found), marked, lossy=lossy), few)
+
+
+def _is_cut_to_bytes(image: Image.Image, data: bytes) -> bool:
+    """Whether the samples of a file with these bytes have more than 8 bits, of which Pillow gives 8: anything but grey
+    without alpha."""
+    if image.format == "PNG":
+        return data[24] > 8 and data[25] != 0  # bits, and the type of colour: 0 is grey
+    if image.mode.startswith(("I", "F")):
+        return False
+    if image.format == "PPM":
+        (tile,) = image.tile  # type: ignore[attr-defined]
+        return isinstance(tile.args, tuple) and int(tile.args[-1]) > 255  # the highest value
+    return _bits(image) > 8
+
+
+def _bits(image: Image.Image) -> int:
+    """Bits of a sample of a TIFF file; 1 of any other."""
+    return int(max(getattr(image, "tag_v2", {}).get(BITS, (1,))))
 
 
 def _doubt(count: int, marked: npt.NDArray[np.bool_], *, lossy: bool) -> str:

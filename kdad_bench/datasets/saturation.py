@@ -10,6 +10,7 @@ from kdad_bench.datasets.category import DatasetError
 from kdad_bench.datasets.decoding import Mask, read_bytes
 
 LARGEST = 255  # value of a pixel of a mask
+MOST_BYTES = 1 << 20  # of the file: an entry has some 100
 
 
 class Saturation(NamedTuple):
@@ -27,9 +28,9 @@ def saturations(path: Path, sha256: str | None = None) -> dict[int, Saturation]:
     positive number (nor, if relative, at most 1).
     """
     try:
-        entries = json.loads(read_bytes(path, sha256))
+        entries = json.loads(read_bytes(path, sha256, image=False, most=MOST_BYTES))
         found = {int(one["pixel_value"]): _saturation(one) for one in entries}
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         if isinstance(error, DatasetError):
             raise
         why = f"{type(error).__name__}: {error}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from kdad_bench.datasets import cache, outside
 from kdad_bench.datasets.category import DatasetError, Sample, printable
-from kdad_bench.datasets.decoding import Mask, image_size, mask_of, open_image
+from kdad_bench.datasets.decoding import Mask, as_rgb, image_size, mask_of, open_image
 from kdad_bench.datasets.entry import Entry, Layout
 from kdad_bench.datasets.finding import expanded, strays
 from kdad_bench.datasets.listing import Unused, is_file, is_folder, remarks
@@ -232,7 +232,9 @@ def _examine(found: CategoryReport, survey: Survey) -> None:
     for same in by_content.values():
         first, *others = same
         for split, path in others:
-            line = f"{path}: the same content as {first[1].relative_to(survey.folder)}"
+            other = first[1]  # a table may name files outside of the folder
+            own = other.relative_to(survey.folder) if other.is_relative_to(survey.folder) else other
+            line = f"{path}: the same content as {own}"
             (found.problems if split != first[0] else found.notes).append(line)
 
 
@@ -251,7 +253,7 @@ def _image_problems(
     broken: list[str] = []
     odd: list[str] = []
     try:
-        size = open_image(sample.path).size
+        size = as_rgb(open_image(sample.path), sample.path).size  # as a job reads it
     except DatasetError as error:
         return [str(error)], []
     for path in (*sample.masks, *([blank] if blank is not None else [])):
@@ -277,7 +279,7 @@ def _odd(mask: Mask) -> list[str]:
 def _unreadable(unlabelled: Unused) -> str | None:
     """What is wrong with an image without labels."""
     try:
-        open_image(unlabelled.path)
+        as_rgb(open_image(unlabelled.path), unlabelled.path)
     except DatasetError as error:
         return str(error)
     return None

@@ -19,6 +19,7 @@ from kdad_bench import datasets
 from kdad_bench.api.images import Images
 from kdad_bench.datasets import DatasetError
 from kdad_bench.datasets.decoding import mask_of, read_rgb
+from kdad_bench.datasets.verify import verify
 from kdad_bench.harness.predict import Judge
 
 SIDE = 16
@@ -98,6 +99,8 @@ REFUSED: dict[str, tuple[Callable[[np.ndarray], bytes], np.ndarray, str]] = {
     "TIFF CMYK and 1 more": (tiff(photometric="separated", planarconfig="contig", extrasamples=["unspecified"]),
                              np.zeros((16, 16, 5), np.uint8), "a TIFF file of 5 channels; save one"),
     "TIFF signed bytes": (tiff(), (GREY // 2).astype(np.int8), "a TIFF file of signed numbers; convert it to unsigned"),
+    "TIFF 16 bits channel by channel": (tiff(photometric="rgb", planarconfig="separate"), COLOURS.astype(np.uint16),
+                                        "a TIFF file of 16 bits, plane by plane; save it pixel by pixel"),
     "TIFF below 0": (tiff(), WIDE.astype(np.int16), "grey values from -[0-9]+ to [0-9]+, beyond 16 bits"),
     "TIFF beyond 16 bits": (tiff(), WIDE.astype(np.uint32) * 2, "grey values from 0 to 131070, beyond 16 bits"),
 }  # fmt: skip
@@ -152,6 +155,72 @@ def test_what_would_lose_something_is_refused_in_one_line_at_every_door(name: st
             door()
         assert "0.png: " in str(found.value)
         assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_verify_refuses_an_image_in_the_words_of_a_job(name: str, tmp_path: Path) -> None:
+    encode, pixels, _ = REFUSED[name]
+    for place in ("train/good/0.png", "test/good/0.png", "test/bad/0.png"):
+        path = tmp_path / "part" / place
+        path.parent.mkdir(parents=True)
+        path.write_bytes(encode(pixels))
+    (category,) = datasets.categories(f"folder:{tmp_path}", None)
+    with pytest.raises(DatasetError) as failed:
+        datasets.load_train(category, SIDE)
+    report = verify(tmp_path, against="none")
+    assert report.exit_code == 2
+    assert str(failed.value) in report.categories[0].problems
+    assert report.categories[0].refused == 3
+
+
+LABEL = np.zeros((SIDE, SIDE), np.uint16)
+LABEL[:4, :4] = 1  # the high byte of which is 0
+LABELS = np.dstack([LABEL] * 3)
+
+
+def ppm(kind: str, highest: int) -> Callable[[np.ndarray], bytes]:
+    def encode(pixels: np.ndarray) -> bytes:
+        head = f"{kind} {SIDE} {SIDE} {highest}\n".encode()
+        if kind in ("P2", "P3"):
+            return head + " ".join(map(str, pixels.ravel().tolist())).encode() + b"\n"
+        return head + pixels.astype(">u2").tobytes()
+
+    return encode
+
+
+EXACT = {
+    "PNG grey": pillow("PNG"), "TIFF grey": tiff(), "TIFF grey, packed": tiff(compression="zlib"),
+    "TIFF grey, big end first": tiff(byteorder=">"), "P5": ppm("P5", 65535), "P5, 12 bits": ppm("P5", 4095),
+    "P2": ppm("P2", 65535),
+}  # fmt: skip
+CUT: dict[str, tuple[Callable[[np.ndarray], bytes], np.ndarray]] = {
+    "PNG colours": (png16(2), LABELS),
+    "PNG colours, alpha": (png16(6), np.dstack([LABELS, LABEL])),
+    "PNG grey, alpha": (png16(4), np.dstack([LABEL, LABEL])),
+    "TIFF colours": (tiff(photometric="rgb"), LABELS),
+    "TIFF colours, packed": (tiff(photometric="rgb", compression="zlib"), LABELS),
+    "TIFF colours, big end first": (tiff(photometric="rgb", byteorder=">"), LABELS),
+    "TIFF colours, alpha": (tiff(photometric="rgb", extrasamples=["unassalpha"]), np.dstack([LABELS, LABEL])),
+    "TIFF CMYK": (tiff(photometric="separated"), np.dstack([LABELS, LABEL])),
+    "P6": (ppm("P6", 65535), LABELS),
+    "P6, 12 bits": (ppm("P6", 4095), LABELS),
+    "P3": (ppm("P3", 65535), LABELS),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_a_mask_of_16_bits_that_is_read_exactly_marks_a_small_label(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mask").write_bytes(EXACT[name](LABEL))
+    assert np.array_equal(mask_of(tmp_path / "mask").marked, LABEL > 0)
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_mask_of_16_bits_that_is_cut_to_8_is_refused(name: str, tmp_path: Path) -> None:
+    encode, pixels = CUT[name]
+    (tmp_path / "mask").write_bytes(encode(pixels))
+    read_rgb(tmp_path / "mask", SIDE)  # a photograph may be so
+    with pytest.raises(DatasetError, match="mask: a mask of 16-bit colours, whose small values would be lost; save it"):
+        mask_of(tmp_path / "mask")
 
 
 def test_16_bits_are_scaled_by_the_format_and_not_by_the_range_of_the_image(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -78,10 +79,12 @@ def test_the_saturation_is_part_of_the_fingerprint(loco: Path) -> None:
         ([(255, 1.5, True)], "not a list of defects with their saturation"),
         ([(255, 0, False)], "not a list of defects with their saturation"),
         ([(255, -3, False)], "not a list of defects with their saturation"),
+        ([(math.inf, 0.5, True)], "not a list of defects with their saturation"),
+        ([(255, 10**400, False)], "not a list of defects with their saturation"),
     ],
 )
 def test_a_saturation_that_does_not_fit_is_one_line(
-    loco: Path, entries: list[tuple[int, float, bool]], said: str
+    loco: Path, entries: list[tuple[float, float, bool]], said: str
 ) -> None:
     configure(loco, *entries)
     with pytest.raises(DatasetError, match=said) as error:

@@ -269,6 +269,16 @@ def test_a_fault_of_the_split_is_a_line_with_its_count_and_exit_2(visa: Path, ca
     assert any(said in line for line in verify(visa, against="none").categories[0].problems)
 
 
+def test_equal_files_outside_of_the_folder_of_a_category_are_faults_and_no_traceback(visa: Path) -> None:
+    for name in ("a.JPG", "b.JPG"):
+        Image.new("RGB", (SIDE, SIDE), (9, 8, 7)).save(visa / name)
+    edit(visa, lambda lines: [*lines, *(f"synthetic_pcb1,train,normal,{name}," for name in ("a.JPG", "b.JPG"))])
+    report = verify(visa, against="none").categories[0]
+    for name in ("a.JPG", "b.JPG"):
+        assert any(f"{name}: named for synthetic_pcb1 and not in its folder" in line for line in report.problems)
+    assert any(f"b.JPG: the same content as {visa / 'a.JPG'}" in line for line in report.notes), report
+
+
 def test_several_kinds_of_faults_are_a_line_each(visa: Path) -> None:
     edit(visa, lambda lines: [*lines, lines[0], "synthetic_pcb1,dev,odd,nowhere.JPG,"])
     done = command("run", "--method", "pixel_mean", "--dataset", f"folder:{visa}", "--dry-run")
