@@ -83,8 +83,8 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 def read_bytes(path: Path, sha256: str | None = None, *, image: bool = True, most: int | None = None) -> bytes:
     """The contents of `path`, which have the given SHA-256 where one is given.
 
-    Raises DatasetError if it is missing, unreadable, no regular file, empty, above `most` (MAX_BYTES) or of other contents,
-    and for a large file that does not begin as an `image` where one is meant.
+    Raises DatasetError if it is missing, unreadable, no regular file, empty, above `most` bytes (MAX_BYTES) or of other
+    contents, and for a large file that does not begin as an `image` where one is meant.
     """
     with opened(path) as file:
         try:

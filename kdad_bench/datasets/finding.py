@@ -12,7 +12,22 @@ from kdad_bench.datasets import whole
 from kdad_bench.datasets.cache import fingerprint
 from kdad_bench.datasets.category import MODALITIES, Category, DatasetError, not_a_category, printable, suggestion
 from kdad_bench.datasets.entry import Entry, Layout
-from kdad_bench.datasets.listing import SHOWN, Unused, holds_images, is_file, is_folder, look, nested, remarks
+from kdad_bench.datasets.listing import (
+    CLOSED,
+    SHOWN,
+    SUFFIX,
+    Unused,
+    alike,
+    form,
+    holds_images,
+    is_file,
+    is_folder,
+    is_listed,
+    look,
+    loose,
+    nested,
+    remarks,
+)
 from kdad_bench.datasets.stand_in import PREFIX, marked
 from kdad_bench.datasets.survey import Survey, category_of, kinds
 from kdad_bench.datasets.table import DATASETS, code_of, entries, entry, known, named, spelling
@@ -214,6 +229,8 @@ def _place(name: str, root: Path, one: Entry) -> Place:
     drawn = one.synthetic or bool(marked(root)) or bool(marked(root.parent))
     for layout in one.layouts:
         found = layout.categories(root)
+        if lines := alike(root, found):
+            raise DatasetError(*lines)
         if found:
             return Place(name, root, one, layout, found, drawn)
     raise DatasetError(f"{root}: no category there; the layout is {one.layouts[-1].text}")
@@ -228,20 +245,32 @@ def _unknown(dataset: str) -> str:
 
 
 def _chosen(dataset: str, have: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The categories called `names`, as they are called on disk, or all; raises DatasetError for one that is none."""
+    forms = {form(name): name for name in have}
     for name in names:
-        if name not in have:
+        if form(name) not in forms:
             raise DatasetError(not_a_category(name, dataset, have))
-    return [name for name in have if not names or name in names]
+    wanted = {forms[form(name)] for name in names}
+    return [name for name in have if not names or name in wanted]
 
 
 def strays(root: Path, folders: Sequence[Path]) -> list[Unused]:
-    """What lies beside the categories of a data set and may be meant as one: folders of images, or tables."""
+    """What lies beside the categories of a data set and may be meant as one: folders of images, or tables.
+
+    Images beside them, and what cannot be looked at, are such, too.
+    """
     if not all(map(is_folder, folders)):
-        beside = look(root, TABLES).files if {one.suffix.lower() for one in folders} <= TABLES else ()
-        return [Unused(one, f"no table with the columns {', '.join(NEEDED)}") for one in beside if one not in folders]
-    top = look(root)
-    lost = [path for path in top.folders if path not in folders and holds_images(path)]
-    return [Unused(one.path, "not a category", one.files) for one in nested(lost)]
+        if not {one.suffix.lower() for one in folders} <= TABLES:
+            return []
+        top = look(root, TABLES)
+        lost = [one for one in top.unused if one.why != SUFFIX and one.path.suffix.lower() in TABLES]
+        beside = [one for one in top.files if one not in folders]
+        return [*lost, *(Unused(one, f"no table with the columns {', '.join(NEEDED)}") for one in beside)]
+    others = [path for path in look(root).folders if path not in folders and holds_images(path)]
+    return [
+        *loose(root, "not in a folder of a category"),
+        *(Unused(one.path, "not a category" if is_listed(one.path) else CLOSED, one.files) for one in nested(others)),
+    ]
 
 
 def under_known_names(chosen: Sequence[Category], known: Mapping[tuple[str, str], str]) -> tuple[Category, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,9 @@ SUFFIX = "no suffix of an image"
 NAME = "names that are not UTF-8 or hold control characters; rename them"
 NESTED = "folders inside a folder of images"
 NO_FILE = "folders with the name of an image"
+CLOSED = "folders that cannot be listed; check their permissions"
+SAID = {DANGLING: "a link whose target is missing", UNREADABLE: "a link that cannot be followed", SUFFIX: "a file",
+        SPECIAL: "a pipe or a device", NAME: "a name that does not show"}  # fmt: skip
 
 
 class Unused(NamedTuple):
@@ -45,6 +49,26 @@ class Listing(NamedTuple):
 def hidden(name: str) -> bool:
     """Whether a name is one that people do not mean: it begins with a dot, or a program left it behind."""
     return name.startswith(".") or name.casefold() in HIDDEN
+
+
+def form(name: str) -> str:
+    """A name in one Unicode form (NFC): some systems write é as one sign, others as two."""
+    return unicodedata.normalize("NFC", name)
+
+
+def folded(name: str) -> str:
+    """A name in one Unicode form and without capitals (Unicode 15, D145)."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
+
+
+def alike(folder: Path, names: Iterable[str]) -> list[str]:
+    """A line for each of the names in a folder that differs from an earlier one in its Unicode form alone."""
+    first: dict[str, str] = {}
+    return [
+        f"{folder}: {first[form(name)]!a} and {name!a} differ in nothing but their Unicode form; rename one of them"
+        for name in names
+        if first.setdefault(form(name), name) != name
+    ]
 
 
 def look(folder: Path | None, suffixes: Iterable[str] = SUFFIXES) -> Listing:
@@ -108,36 +132,89 @@ def is_file(path: Path) -> bool:
 def child(folder: Path, name: str) -> Path | None:
     """The folder `name` in `folder`, in any mixture of upper and lower case; None if there is none.
 
-    Raises DatasetError where two folders differ in nothing but their case.
+    Raises DatasetError where two folders differ in nothing but their case or Unicode form.
     """
     exact = folder / name
     try:
-        named = [other for other in os.listdir(folder) if other.casefold() == name.casefold()]
+        named = [other for other in os.listdir(folder) if folded(other) == folded(name)]
     except OSError:
         return None
     found = [folder / other for other in sorted(named) if is_folder(folder / other)]
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
-        raise DatasetError(f"{folder}: the folders {names} differ in nothing but case; make one of them")
+        raise DatasetError(
+            f"{folder}: the folders {names} differ in nothing but case or Unicode form; make one of them"
+        )
     return exact if exact in found else next(iter(found), None)
 
 
+def severed(folder: Path | None, names: Iterable[str]) -> dict[Path, str]:
+    """What bears one of the names of folders and is none (a link to nowhere, a file) -> a line that says so.
+
+    Where a folder of that name is there as well (`child`), it is the one.
+    """
+    if folder is None or not is_listed(folder):
+        return {}
+    found: dict[Path, str] = {}
+    for name in names:
+        for path in (folder / other for other in sorted(os.listdir(folder)) if folded(other) == folded(name)):
+            if child(folder, name) is None:
+                found[path] = f"{path}: no folder but {SAID[_kind(path, frozenset())]}; restore it, or remove it"
+    return found
+
+
+def is_severed(folder: Path, name: str) -> bool:
+    """Whether `name` in a folder is a link that leads nowhere, or a folder that cannot be listed."""
+    place = child(folder, name)
+    return not is_listed(place) if place is not None else any(map(os.path.islink, severed(folder, [name])))
+
+
+def is_listed(folder: Path) -> bool:
+    """Whether the names in a folder can be listed."""
+    try:
+        os.listdir(folder)
+    except OSError:
+        return False
+    return True
+
+
+def loose(folder: Path, why: str, but: Collection[Path] = ()) -> list[Unused]:
+    """What lies directly in a folder where folders are read: images, and what cannot be looked at, not those in `but`.
+
+    Other files (a licence, a table) are no loss.
+    """
+    inside = look(folder)
+    lost = [*(Unused(path, why) for path in inside.files), *(one for one in inside.unused if one.why != SUFFIX)]
+    return [one for one in lost if one.path not in but]
+
+
 def files_below(folder: Path) -> int:
-    """The number of files below a folder that are not hidden; links to folders are not followed."""
-    count = 0
-    for _, folders, files in os.walk(folder):
+    """The number of files below a folder that are not hidden; links to folders are not followed.
+
+    A folder that cannot be listed counts as a file.
+    """
+    count, closed = 0, list[OSError]()
+    for _, folders, files in os.walk(folder, onerror=closed.append):
         folders[:] = [name for name in folders if not hidden(name)]
         count += sum(not hidden(name) for name in files)
-    return count
+    return count + len(closed)
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether an image lies anywhere below a folder, by its suffix."""
-    for _, folders, files in os.walk(folder):
+    """Whether an image lies anywhere below a folder, by its suffix, or what cannot be looked at and may be some."""
+    closed = list[OSError]()
+    for place, folders, files in os.walk(folder, onerror=closed.append):
         folders[:] = [name for name in folders if not hidden(name)]
-        if any(not hidden(name) and Path(name).suffix.lower() in SUFFIXES for name in files):
-            return True
-    return False
+        for name in files:
+            if not hidden(name) and (
+                Path(name).suffix.lower() in SUFFIXES or _leads_nowhere(os.path.join(place, name))
+            ):
+                return True
+    return bool(closed)
+
+
+def _leads_nowhere(path: str) -> bool:
+    return os.path.islink(path) and not os.path.exists(path)
 
 
 def nested(folders: Iterable[Path]) -> list[Unused]:

@@ -6,8 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdad_bench.datasets.category import GOOD, Sample
-from kdad_bench.datasets.listing import Unused, child, holds_images, look, nested
-from kdad_bench.datasets.survey import Survey, matched, twins
+from kdad_bench.datasets.listing import (
+    Unused,
+    alike,
+    child,
+    folded,
+    holds_images,
+    is_severed,
+    look,
+    loose,
+    nested,
+    severed,
+)
+from kdad_bench.datasets.survey import Survey, masks_beside, matched, twins
 
 SPLITS = ("train", "validation", "test")
 SCANS = frozenset({".tiff", ".tif"})
@@ -21,9 +32,10 @@ class ScanLayout:
     text: str = "<train|validation|test>/<good|defect>/rgb/*.png with xyz/*.tiff beside it, and test/<defect>/gt/*.png"
 
     def is_category(self, folder: Path) -> bool:
-        """Whether `folder` looks like one category of MVTec 3D-AD: it has `train/good/rgb`."""
+        """Whether `folder` looks like one category of MVTec 3D-AD: it has `train/good/rgb`, or `test/good/rgb` where
+        `train` cannot be looked at."""
         place: Path | None = folder
-        for name in ("train", GOOD, "rgb"):
+        for name in ("test" if is_severed(folder, "train") else "train", GOOD, "rgb"):
             place = child(place, name) if place is not None else None
         return place is not None
 
@@ -37,7 +49,11 @@ class ScanLayout:
         """Sort the files of one category by their use. No image and no scan is opened."""
         found = Survey(name=folder.name, folder=folder, layout=self.text)
         splits = {name: child(folder, name) for name in SPLITS}
+        gone = severed(folder, SPLITS)
+        found.faults += gone.values()
+        found.unused += loose(folder, "not in a split", gone)
         kinds = look(splits["test"]).folders
+        found.faults += alike(folder / "test", [kind.name for kind in kinds])
         found.has_masks = any(look(child(kind, "gt")).files for kind in kinds if not _is_good(kind))
         marks = [place for kind in kinds if not _is_good(kind) and (place := child(kind, "gt")) is not None]
         if marks and not found.has_masks:
@@ -63,22 +79,26 @@ class ScanLayout:
 
     def _kind(self, found: Survey, split: str, kind: Path) -> None:
         """The images of `<split>/<kind>` with their scans and masks."""
-        top = look(kind)
+        top, gone = look(kind), severed(kind, PARTS if split == "test" else PARTS[:2])
+        found.faults += gone.values()
         rgb, xyz, gt = (child(kind, part) for part in PARTS)
         images, scans, masks = look(rgb), look(xyz, SCANS), look(gt)
         for one in (images, scans, masks):
             found.unused += [*one.unused, *nested(one.folders)]
-        found.unused += [*top.unused, *(Unused(path, "not in rgb, xyz or gt") for path in top.files)]
+        found.unused += [one for one in top.unused if one.path not in gone]
+        found.unused += [Unused(path, "not in rgb, xyz or gt") for path in top.files]
         found.unused += nested([path for path in top.folders if path not in (rgb, xyz, gt)])
+        beside = masks_beside(images.files, f"{kind / 'gt'}/")
+        found.faults += beside.values()
         if split == "test" and not images.files:
             found.faults.append(f"{kind / 'rgb'}: an empty test folder; add its images or remove {kind.name}/")
         chosen, lost = matched(images.files, masks.files, ("",), "mask")
-        beside, orphans = matched(images.files, scans.files, ("",), "scan")
+        scanned, orphans = matched(images.files, scans.files, ("",), "scan")
         found.unused += [*lost, *orphans]
-        found.doubts += twins(images.files, {**chosen, **beside})
+        found.doubts += twins(images.files, {**chosen, **scanned})
         into = {"train": found.train, "validation": found.validation, "test": found.test}[split]
         for path in images.files:
-            scan, mask = beside.get(path), chosen.get(path)
+            scan, mask = scanned.get(path), chosen.get(path)
             if scan is None:
                 found.absent_scans.append(kind / "xyz" / f"{path.stem}.tiff")
             if split != "test" or _is_good(kind):
@@ -94,7 +114,7 @@ class ScanLayout:
 
 
 def _is_good(kind: Path) -> bool:
-    return kind.name.casefold() == GOOD
+    return folded(kind.name) == GOOD
 
 
 SCAN = ScanLayout()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdad_bench.datasets.category import Category, DatasetError, Sample, printable
-from kdad_bench.datasets.listing import Unused, remarks
+from kdad_bench.datasets.listing import Unused, folded, form, remarks
 
 
 @dataclass(kw_only=True, slots=True)
@@ -85,6 +85,7 @@ def kinds(lines: Sequence[str]) -> list[str]:
     return [one[0] + (f" (and {len(one) - 1} more like it)" if one[1:] else "") for one in groups.values()]
 
 
+BESIDE = ("_mask", "_gt")  # how the names of masks end that lie beside their images
 _NAME = re.compile(r"[/\\.\d]")  # what a word of a path or a number holds
 
 
@@ -93,33 +94,36 @@ def matched(
 ) -> tuple[dict[Path, Path], list[Unused]]:
     """(image -> the file whose stem is the image's with one of `endings`, the files that belong to no image).
 
-    The first ending that fits wins, then the same case, then the last name; a second file for one image is not used.
+    The first ending that fits wins, then the same letters, then the same case in any Unicode form, then the last name;
+    a second file for one image is not used.
     """
     by_stem: dict[str, list[Path]] = {}
     for path in files:
-        by_stem.setdefault(path.stem.casefold(), []).append(path)
+        by_stem.setdefault(folded(path.stem), []).append(path)
     chosen: dict[Path, Path] = {}
     for image in images:
         for stem in (image.stem + ending for ending in endings):
-            found = by_stem.get(stem.casefold(), [])
+            found = by_stem.get(folded(stem), [])
             same = [path for path in found if path.stem == stem]
-            others = [] if same else [path for path in found if not _is_anothers(path, images, endings)]
-            if same or others:
-                chosen[image] = (same or others)[-1]
+            near = [] if same else [path for path in found if form(path.stem) == form(stem)]
+            near = [path for path in near if not _is_anothers(path, images, endings, str)]
+            others = [] if same or near else [path for path in found if not _is_anothers(path, images, endings, form)]
+            if same or near or others:
+                chosen[image] = (same or near or others)[-1]
                 break
     used = set(chosen.values())
-    stems = {(image.stem + ending).casefold() for image in chosen for ending in endings}
+    stems = {folded(image.stem + ending) for image in chosen for ending in endings}
     lost = [
-        Unused(path, f"a second {what} of one image" if path.stem.casefold() in stems else f"a {what} without an image")
+        Unused(path, f"a second {what} of one image" if folded(path.stem) in stems else f"a {what} without an image")
         for path in files
         if path not in used
     ]
     return chosen, lost
 
 
-def _is_anothers(path: Path, images: Sequence[Path], endings: Sequence[str]) -> bool:
-    """Whether a file fits another image to the letter, so that one of another case cannot have it."""
-    return any(path.stem == image.stem + ending for image in images for ending in endings)
+def _is_anothers(path: Path, images: Sequence[Path], endings: Sequence[str], spelt: Callable[[str], str]) -> bool:
+    """Whether a file, as `spelt`, fits another image, so that one that it fits less cannot have it."""
+    return any(spelt(path.stem) == spelt(image.stem + ending) for image in images for ending in endings)
 
 
 def twins(images: Sequence[Path], taken: Mapping[Path, Path]) -> list[str]:
@@ -127,9 +131,23 @@ def twins(images: Sequence[Path], taken: Mapping[Path, Path]) -> list[str]:
     first: dict[str, Path] = {}
     lines = []
     for image in images:
-        other = first.setdefault(image.stem.casefold(), image)
+        other = first.setdefault(folded(image.stem), image)
         shared = taken[image] if image in taken and taken.get(other) == taken[image] else None
-        if other is not image and (image.stem == other.stem or shared):
+        if other is not image and (form(image.stem) == form(other.stem) or shared):
             both = f"; both take {shared.name}" if shared else ""
-            lines.append(f"{image}: the same name as {other.name} but for its suffix or case{both}; is it meant twice?")
+            in_form = image.stem != other.stem and form(image.stem) == form(other.stem)
+            how = "Unicode form" if in_form else "suffix or case"
+            lines.append(f"{image}: the same name as {other.name} but for its {how}{both}; is it meant twice?")
     return lines
+
+
+def masks_beside(images: Sequence[Path], place: str) -> dict[Path, str]:
+    """Image that is called as the mask of another one in its folder -> a line that says where masks belong: `place`."""
+    by_stem = {folded(path.stem): path for path in images}
+    found: dict[Path, str] = {}
+    for path in images:
+        for ending in BESIDE:
+            stem = folded(path.stem).removesuffix(ending)
+            if stem != folded(path.stem) and stem in by_stem:
+                found[path] = f"{path}: called as the mask of {by_stem[stem].name} beside it; move the masks to {place}"
+    return found

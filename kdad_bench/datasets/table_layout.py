@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -298,10 +299,13 @@ def _is_table(path: Path) -> bool:
 
 
 def _placed(folder: Path, cell: str) -> Path:
-    """The file that a cell names, relative to the folder of its table; either kind of slash will do."""
+    """The file that a cell names, relative to the folder of its table; either kind of slash and any Unicode form do."""
     path = folder / cell
     if "\\" in cell and not is_file(path):
         path = folder / cell.replace("\\", "/")
+    if not cell.isascii() and not is_file(path):
+        spelt = (folder / unicodedata.normalize(one, cell.replace("\\", "/")) for one in ("NFC", "NFD"))
+        path = next((other for other in spelt if is_file(other)), path)
     return Path(os.path.normpath(path))  # two spellings of one file are one
 
 

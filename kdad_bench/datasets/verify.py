@@ -14,7 +14,7 @@ from kdad_bench.datasets.category import DatasetError, Sample, printable
 from kdad_bench.datasets.decoding import Mask, as_rgb, image_size, mask_of, open_image
 from kdad_bench.datasets.entry import Entry, Layout
 from kdad_bench.datasets.finding import expanded, strays
-from kdad_bench.datasets.listing import Unused, is_file, is_folder, remarks
+from kdad_bench.datasets.listing import Unused, alike, is_file, is_folder, remarks
 from kdad_bench.datasets.saturation import Saturation, saturations, share_of
 from kdad_bench.datasets.survey import Survey
 from kdad_bench.datasets.table import entries
@@ -101,6 +101,8 @@ def _report(root: Path, against: str | None, done: Callable[[str], None], *, exa
     original = tables.get(against or "") if against else _recognised(tables, layout, list(folders))
     title = original.name if original is not None else None
     report = Report(path=printable(str(root)), compared_with=title, categories=[])
+    for line in alike(root, folders):
+        report.refuse(printable(line))
     single = root in folders.values()
     if not single:
         report.problems += map(_line, strays(root, list(folders.values())))

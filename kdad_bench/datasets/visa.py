@@ -9,11 +9,12 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdad_bench.datasets.entry import Archive, Counts, Entry
-from kdad_bench.datasets.listing import Unused, child, look, nested
+from kdad_bench.datasets.listing import Unused, child, holds_images, look, loose, nested
 from kdad_bench.datasets.plain_layout import PLAIN
 from kdad_bench.datasets.survey import Survey
 from kdad_bench.datasets.synthetic.embedded import Files, Split
@@ -24,7 +25,7 @@ from kdad_bench.files import write_text_whole
 
 TABLE = Path("split_csv") / "1cls.csv"
 COLUMNS = ("object", "split", "label", "image", "mask")
-PLACES = ("Images/Normal", "Images/Anomaly", "Masks/Anomaly")  # below <object>/Data
+NOT_NAMED = f"not in {TABLE.as_posix()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,28 @@ class ClassesLayout:
             anomalous=frozenset({"anomaly"}),
         ).sort(lines_of(table, of=folder.name))
         named = {path for one in found.samples for path in (one.path, *one.masks)}
-        for part in PLACES:
-            inside = look(place / "Data" / part)
-            found.unused += [Unused(path, f"not in {TABLE.as_posix()}") for path in inside.files if path not in named]
-            found.unused += [*inside.unused, *nested(inside.folders)]
+        found.unused += _not_named(place, named, {folder for path in named for folder in path.parents})
         outside = sorted(path for path in named if not path.is_relative_to(place))
         found.faults += [f"{path}: named for {folder.name} and not in its folder; mend {TABLE}" for path in outside]
         return found
+
+
+def _not_named(place: Path, named: Collection[Path], above: Collection[Path]) -> list[Unused]:
+    """What lies in a folder and below it that the table does not name; `above` are the folders of what it names.
+
+    Where it names no file of a folder, only images there, and what cannot be looked at, are a loss.
+    """
+    inside, found = look(place), list[Unused]()
+    if any(path in named for path in inside.files):
+        found += [*(Unused(path, NOT_NAMED) for path in inside.files if path not in named), *inside.unused]
+    else:
+        found += loose(place, NOT_NAMED)
+    for folder in inside.folders:
+        if folder in above:
+            found += _not_named(folder, named, above)
+        elif holds_images(folder):
+            found += [Unused(one.path, NOT_NAMED, one.files) for one in nested([folder])]
+    return found
 
 
 CLASSES = ClassesLayout()

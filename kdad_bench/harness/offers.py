@@ -243,7 +243,7 @@ def csv_lines(data: bytes, wanted: Sequence[str]) -> Lines:
         columns = [column_of(name) for name in reader.fieldnames or ()]
         reader.fieldnames = columns
         refuse_twins(columns, wanted)
-        lines = []
+        lines: list[tuple[int, dict[str, str]]] = []
         for line in reader:
             if len(lines) == MOST_OFFERS:
                 raise OfferError(f"more than {MOST_OFFERS} lines; more than a table may hold")

@@ -58,6 +58,19 @@ def dangle(folder: Path, old: str) -> None:
     (folder / old).symlink_to("/nowhere/at/all.png")
 
 
+def link(folder: Path, new: str, target: str) -> None:
+    (folder / new).parent.mkdir(parents=True, exist_ok=True)
+    (folder / new).symlink_to(target)
+
+
+def put(folder: Path, old: str, new: str) -> None:
+    """A copy with contents of its own, so that no other file is equal to it."""
+    copy(folder, old, new)
+    with open(folder / new, "ab") as file:
+        file.write(os.urandom(8))
+
+
+FORMS = ("\u00e91", "e\u03011")  # é1 in NFC and in NFD
 GOOD, SPOT, MASK = "train/good/000.png", "test/spot/000.png", "ground_truth/spot/000_mask.png"
 PLAIN: dict[str, tuple[Callable[[Path], object], str, str]] = {  # what is done, the name told, the reason told
     "a nested folder": (lambda at: move(at, GOOD, "train/good/day2/000.png"), "day2", "folders inside a folder"),
@@ -91,6 +104,21 @@ PLAIN: dict[str, tuple[Callable[[Path], object], str, str]] = {  # what is done,
     ),
     "a name with an escape": (lambda at: copy(at, GOOD, "train/good/\x1b[2J\n.png"), "\\x1b[2J\\n", "control charact"),
     "a folder beside the categories": (lambda at: copy(at, GOOD, "../nut/images/a.png"), "nut", "not a category"),
+    "an image directly in the category": (lambda at: copy(at, GOOD, "a.png"), "a.png", "not in a split"),
+    "a link directly in the category": (lambda at: (at / "val").symlink_to("/nowhere"), "val", "links whose target"),
+    "a pipe directly in the category": (lambda at: os.mkfifo(at / "pipe"), "pipe", "neither files nor folders"),
+    "an image beside the categories": (lambda at: copy(at, GOOD, "../a.png"), "a.png", "not in a folder of a category"),
+    "a category that leads nowhere": (lambda at: link(at, "../pin", "/nowhere"), "pin", "links whose target"),
+    "a category in a circle": (lambda at: link(at, "../pin", "pin"), "pin", "cannot be read"),
+    "a category whose parts lead nowhere": (lambda at: link(at, "../pin/Data", "/nowhere"), "pin", "not a category"),
+    "names in two forms in train": (
+        lambda at: [copy(at, GOOD, f"train/good/{name}.png") for name in FORMS], "'\\xe91.png'", "Unicode form",
+    ),
+    "images in two forms": (
+        lambda at: [put(at, SPOT, f"test/spot/{name}.png") for name in FORMS]
+        + [put(at, MASK, f"ground_truth/spot/{name}_mask.png") for name in FORMS],
+        "test/spot", "but for its Unicode form",
+    ),
 }  # fmt: skip
 SCANS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a scan of nothing": (lambda at: move(at, "train/good/rgb/000.png", "train/good/000.png"), "000.tiff", "a scan wi"),
@@ -106,6 +134,8 @@ SCANS: dict[str, tuple[Callable[[Path], object], str, str]] = {
         lambda at: copy(at, "test/dent/gt/000.png", "test/dent/xyz/0.png"), "0.png", "no suffix",
     ),
     "another split": (lambda at: copy(at, "test/dent/gt/000.png", "extra/0.png"), "extra", "not a split"),
+    "an image directly in the category": (lambda at: copy(at, "test/dent/gt/000.png", "0.png"), "0.png", "not in a s"),
+    "a link directly in the category": (lambda at: link(at, "val", "/nowhere"), "val", "links whose target"),
 }  # fmt: skip
 
 
@@ -154,6 +184,178 @@ def test_any_file_anywhere_in_a_split_is_used_or_told_or_hidden(
     listed = path in [one.path for one in survey.unused]
     assert used + hidden + listed == 1, (path, survey)
     assert not used or path.suffix.lower() in SUFFIXES
+
+
+def refused(folder: Path, modality: str = "rgb") -> tuple[list[str], list[str]]:
+    """(lines in which a run refuses a data set, problems that `verify` has with it: they are refusals, too)."""
+    with pytest.raises(DatasetError) as error:
+        datasets.categories(f"folder:{folder.parent}", None, modality=modality)
+    report = verify(folder.parent, against="none")
+    assert report.exit_code == 2
+    return list(error.value.lines), report.categories[0].problems
+
+
+def as_btad(tree: Path) -> None:
+    for place in ("train/good", "test/good"):
+        move(tree, place, place.replace("good", "ok"))
+    for place in ("test/spot", "ground_truth/spot"):
+        move(tree, place, place.replace("spot", "ko"))
+
+
+def as_ad_2(tree: Path) -> None:
+    move(tree, "test", "test_public")
+    move(tree, "ground_truth", "test_public/ground_truth")
+
+
+LAYOUTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {  # layout -> folders without which nothing is
+    "plain": (lambda at: None, ("train", "validation", "test", "ground_truth")),
+    "BTAD": (as_btad, ("train", "test", "ground_truth")),
+    "AD 2": (as_ad_2, ("train", "validation", "test_public", "test_public/ground_truth")),
+    "scans": (lambda at: None, ("train", "validation", "test", "test/dent/gt", "test/dent/rgb", "train/good/xyz")),
+}
+INSTEAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a link to nowhere": (lambda at: at.symlink_to("/nowhere"), "a link whose target is missing"),
+    "a circle": (lambda at: at.symlink_to(at.name), "a link that cannot be followed"),
+    "a file": (lambda at: at.write_text("../elsewhere"), "a file"),  # what Windows makes of a link
+}
+
+
+@pytest.mark.parametrize("instead", INSTEAD)
+@pytest.mark.parametrize(("layout", "name"), [(layout, name) for layout in LAYOUTS for name in LAYOUTS[layout][1]])
+def test_a_folder_that_leads_nowhere_is_refused(
+    layout: str, name: str, instead: str, tree: Path, scans: Path, tmp_path: Path
+) -> None:
+    """What the folders are for is not done without them in silence: no pixel metrics, no validation images."""
+    at = scans if layout == "scans" else tree
+    LAYOUTS[layout][0](at)
+    place, (put_there, words) = at / name, INSTEAD[instead]
+    if place.exists():
+        place.rename(tmp_path / "away")
+    put_there(place)
+    if name in ("train", "test_public") and instead == "a file":  # nothing says that it is a category of this layout
+        with pytest.raises(DatasetError, match="no category there|no normal test image"):
+            datasets.categories(f"folder:{at.parent}", None)
+        return
+    for lines in refused(at):
+        assert sum(f"{place}: no folder but {words}; restore it, or remove it" in line for line in lines) == 1, lines
+
+
+@pytest.mark.parametrize("name", ["train", "validation", "test", "ground_truth", "../pin", "../pin/parts"])
+def test_a_folder_that_is_closed_is_told_or_refused(tree: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Path(os.path.normpath(tree / name))
+    place.mkdir(parents=True, exist_ok=True)
+
+    def refuse(which: str) -> Callable[..., object]:
+        original = getattr(os, which)
+
+        def ask(path: object = ".") -> object:
+            if os.path.normpath(str(path)) == str(place):
+                raise PermissionError(13, "Permission denied")
+            return original(path)
+
+        return ask
+
+    for which in ("listdir", "scandir"):
+        monkeypatch.setattr(os, which, refuse(which))
+    if "pin" in name:
+        why = "cannot be listed; check their permissions" if name == "../pin" else "not a category"
+        for lines in told(tree):
+            assert len(lines) == 1
+            assert "pin" in lines[0]
+            assert why in lines[0]
+        return
+    for lines in refused(tree):
+        assert any(f"{place}: the folder cannot be listed (Permission denied)" in line for line in lines), lines
+
+
+BESIDE: dict[str, tuple[Callable[[Path], object], str]] = {
+    **{
+        f"{ending} in {place}": (
+            lambda at, ending=ending, place=place: copy(at, MASK, f"{place}/000{ending}.png"),  # type: ignore[misc]
+            f"{place}/000{ending}.png: called as the mask of 000.png beside it; move the masks to ",
+        )
+        for ending in ("_mask", "_MASK", "_gt")
+        for place in ("train/good", "test/good", "test/spot", "validation/good")
+    },
+    **{
+        f"a folder {name}/{inside}": (
+            lambda at, name=name, inside=inside: copy(at, MASK, f"test/{name}/{inside}000.png"),  # type: ignore[misc]
+            f"test/{name}: masks among the test images; move them to ",
+        )
+        for name in ("ground_truth", "Masks")
+        for inside in ("", "spot/")
+    },
+}
+
+
+@pytest.mark.parametrize("masks", ["kept", "gone"])
+@pytest.mark.parametrize("case", BESIDE)
+def test_masks_among_images_are_refused(tree: Path, case: str, masks: str) -> None:
+    """They are no images, normal or anomalous."""
+    change, words = BESIDE[case]
+    (tree / "validation/good").mkdir(parents=True)
+    copy(tree, GOOD, "validation/good/000.png")
+    change(tree)
+    if masks == "gone":
+        shutil.rmtree(tree / "ground_truth")
+    for lines in refused(tree):
+        (line,) = [line for line in lines if words in line]
+        assert "ground_truth/" in line.partition("move ")[2]
+    report = verify(tree, against="none").categories[0]
+    assert (report.train, report.validation, report.test_good, report.test_anomalous) == (4, 1, 3, 3)
+
+
+def test_masks_among_photographs_of_scans_are_refused(scans: Path) -> None:
+    copy(scans, "test/dent/gt/000.png", "test/dent/rgb/000_mask.png")
+    for lines in refused(scans):
+        assert any("000_mask.png: called as the mask of 000.png beside it; move the masks to" in line for line in lines)
+
+
+@pytest.mark.parametrize("ours", [0, 1])
+@pytest.mark.parametrize("part", ["image", "kind", "folder of masks"])
+def test_names_in_another_unicode_form_belong_together(tree: Path, part: str, ours: int) -> None:
+    """A Mac writes é as two signs; files are opened under the names that they have."""
+    one, other = FORMS[ours], FORMS[1 - ours]
+    if part == "kind":
+        move(tree, "test/spot", f"test/{one}")
+        move(tree, "ground_truth/spot", f"ground_truth/{other}")
+    else:
+        move(tree, SPOT, f"test/spot/{one}.png")
+        mask = f"{other}/000.png" if part == "folder of masks" else f"{other}_mask.png"
+        move(tree, MASK, f"ground_truth/spot/{mask}")
+    assert told(tree) == ([], [])
+    (found,) = datasets.categories(f"folder:{tree}", None)
+    assert all(len(sample.masks) == 1 for sample in found.test if sample.label)
+    assert datasets.load_test(found, SIDE).masks is not None
+
+
+def test_a_mask_in_another_form_is_not_taken_from_the_image_that_it_fits(tree: Path) -> None:
+    move(tree, SPOT, f"test/spot/{FORMS[0]}.png")
+    move(tree, MASK, f"ground_truth/spot/{FORMS[1]}_mask.png")
+    copy(tree, "test/spot/001.png", "test/spot/\u00c91.png")  # É1
+    for lines in refused(tree):
+        assert any("the mask of test/spot/\u00c91.png is missing" in line for line in lines)
+
+
+def test_a_category_is_named_in_any_unicode_form(tree: Path) -> None:
+    for ours in (0, 1):
+        tree = tree.rename(tree.with_name(FORMS[ours]))
+        (found,) = datasets.categories(f"folder:{tree.parent}", None, [FORMS[1 - ours]])
+        assert found.name == FORMS[ours]
+
+
+@pytest.mark.parametrize("place", ["..", "test", "ground_truth"])
+def test_folders_that_differ_in_unicode_form_alone_are_refused(tree: Path, place: str) -> None:
+    source = {"..": "", "test": "test/spot", "ground_truth": "ground_truth/spot"}[place]
+    for name in FORMS:
+        shutil.copytree(tree / source, tree.parent / name if place == ".." else tree / place / name)
+    words = f"{os.path.normpath(tree / place)}: 'e\\u03011' and '\\xe91' differ in nothing but their Unicode form"
+    with pytest.raises(DatasetError) as error:
+        datasets.categories(f"folder:{tree.parent}", None)
+    assert any(words in line for line in error.value.lines)
+    report = verify(tree.parent, against="none")
+    assert report.exit_code == 2
+    assert any(words in line for line in [*report.problems, *report.categories[0].problems])
 
 
 def test_an_image_in_two_splits_is_told_by_a_run_and_a_problem_for_verify(tree: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,6 +117,18 @@ def test_a_table_of_some_megabytes_is_read_at_every_door(folder: Path, kind: str
     assert table.stat().st_size > CHUNK
     assert len(lines_of(table)) == len(rows)
     assert len(list(offered_lines(table, ("image",), ()))) == len(rows)
+
+
+@pytest.mark.parametrize("ours", ["NFC", "NFD"])
+def test_a_table_names_files_in_any_unicode_form(folder: Path, ours: str) -> None:
+    rows = rows_of(folder)
+    theirs = {"NFC": "NFD", "NFD": "NFC"}[ours]
+    for row in rows:
+        name = folder / str(row["image"])
+        name.rename(name.with_name(unicodedata.normalize(theirs, f"\u00e9{name.name}")))
+        row["image"] = unicodedata.normalize(ours, f"{Path(str(row['image'])).parent}/\u00e9{name.name}")
+    (found,) = datasets.categories(f"tabular:{write(folder / 'parts.csv', rows)}", None)
+    assert all(sample.path.is_file() for sample in found.train)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
