@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from kdad_bench.cli import COUNT, SIDE, BadInput
@@ -61,7 +62,7 @@ def end_to_end(as_json: bool, **given: Any) -> None:
     console.print(table_of(found))
     for name in SHOWN:
         console.print(f"{name}: plain loop {found.plain_metrics[name]:.4f}, kdad-bench {found.metrics[name]:.4f}")
-    console.print(found.environment)
+    console.print(found.environment, markup=False)
 
 
 @bench.command(name="export")
@@ -88,7 +89,7 @@ def export(model: Path, rounds: int, data_root: Path | None, as_json: bool) -> N
         click.echo(json.dumps(asdict(found), indent=2))
         return
     console = Console(highlight=False)
-    title = f"{found.method}, {found.side} px, median of {found.rounds} calls"
+    title = f"{escape(found.method)}, {found.side} px, median of {found.rounds} calls"
     table = Table("runtime", "ms/image", "times as fast", title=title, title_justify="left")
     for one in found.timings:
         if one.ms is not None:
@@ -97,14 +98,14 @@ def export(model: Path, rounds: int, data_root: Path | None, as_json: bool) -> N
     for one in found.timings:
         if one.why:
             click.echo(printable(f"{one.runtime}: not measured ({one.why})"))
-    console.print(found.environment)
+    console.print(found.environment, markup=False)
 
 
 def table_of(found: Comparison) -> Table:
     """Seconds of both sides and their ratio, by part."""
     from kdad_bench.harness.end_to_end import PARTS
 
-    table = Table("part", "plain loop, s", "kdad-bench, s", "ratio", title=found.what, title_justify="left")
+    table = Table("part", "plain loop, s", "kdad-bench, s", "ratio", title=escape(found.what), title_justify="left")
     parts = {part: (found.plain[part], found.ours[part]) for part in PARTS}
     inference, metrics = parts["inference"], parts["metrics"]
     parts["evaluation (inference + metrics)"] = (inference[0] + metrics[0], inference[1] + metrics[1])

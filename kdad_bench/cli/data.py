@@ -161,10 +161,13 @@ def verify(path: Path, against: str | None, as_json: bool) -> None:
     lives with, 2 if a run refuses it or PATH holds no data set.
     """
     from kdad_bench.datasets import verify as verifying
-    from kdad_bench.datasets.category import DatasetError
+    from kdad_bench.datasets.category import DatasetError, printable
+
+    def done(name: str) -> None:
+        click.echo(f"examined {printable(name)}", err=True)
 
     try:
-        report = verifying.verify(path, against=against, done=lambda name: click.echo(f"examined {name}", err=True))
+        report = verifying.verify(path, against=against, done=done)
     except DatasetError as error:
         raise BadInput(str(error)) from error
     if as_json:
@@ -176,6 +179,7 @@ def verify(path: Path, against: str | None, as_json: bool) -> None:
 
 def _show(report: Report) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("category", "train", "valid.", "good", "anomalous", "types", "masks", "published")
@@ -183,7 +187,7 @@ def _show(report: Report) -> None:
     for one in report.categories:
         published = "-" if one.published is None else "differs" if _differs(one.problems + one.notes) else "equal"
         table.add_row(
-            one.name, str(one.train), str(one.validation), str(one.test_good), str(one.test_anomalous),
+            escape(one.name), str(one.train), str(one.validation), str(one.test_good), str(one.test_anomalous),
             str(len(one.types)), str(one.masks), published,
         )  # fmt: skip
     Console().print(table)
@@ -230,6 +234,7 @@ def preview(
     DATASET is a name of `list datasets`, folder:PATH, or a stand-in under the data root.
     """
     from kdad_bench import datasets
+    from kdad_bench.datasets.category import printable
     from kdad_bench.datasets.preview import contact_sheet
 
     try:
@@ -238,7 +243,7 @@ def preview(
         for category in found:
             path = out / f"{category.dataset.partition(':')[0]}-{category.name}-{modality}.png"
             contact_sheet(category, columns=columns, side=side).save(path)
-            click.echo(str(path))
+            click.echo(printable(str(path)))
     except (datasets.DatasetError, OSError) as error:
         raise BadInput(str(error)) from error
 

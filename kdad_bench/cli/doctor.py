@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 import rich_click as click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from kdad_bench.cli.parameters import LocalPath, Place
+from kdad_bench.leaderboard.text import printable
 
 
 class Finding(NamedTuple):
@@ -42,7 +44,7 @@ def doctor(data_root: Path | None, out: str, as_json: bool) -> None:
     else:
         table = Table("", "what", "found", box=None, pad_edge=False)
         for finding in found:
-            table.add_row(MARKS[finding.state], finding.what, finding.text)
+            table.add_row(MARKS[finding.state], escape(printable(finding.what)), escape(printable(finding.text)))
         Console(highlight=False).print(table)
     if any(finding.state == "missing" for finding in found):
         raise SystemExit(1)

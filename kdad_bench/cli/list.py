@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from kdad_bench.cli.parameters import DataRoot
@@ -59,15 +60,15 @@ def methods(verbose: bool, as_json: bool) -> None:
         return
     console = Console(soft_wrap=True)
     for name, one in found.items():
-        console.print(f"[bold]{name}[/bold]  {one.title}", highlight=False)
+        console.print(f"[bold]{name}[/bold]  {escape(one.title)}", highlight=False)
         console.print(f"  {one.paper}", highlight=False, markup=False)
         for preset, settings in one.presets.items():
             teacher = settings.teacher if one.needs_teacher else "none"
-            console.print(
-                f"  {preset}: teacher {teacher}, {settings.image_size} px, {budget(settings)}", highlight=False
-            )
+            words = f"  {preset}: teacher {teacher}, {settings.image_size} px, {budget(settings)}"
+            console.print(words, highlight=False, markup=False)
         if one.variants:
-            console.print(f"  variants: {', '.join(f'{name}:{variant}' for variant in one.variants)}", highlight=False)
+            words = f"  variants: {', '.join(f'{name}:{variant}' for variant in one.variants)}"
+            console.print(words, highlight=False, markup=False)
         for reading in one.presets["paper"].readings:
             console.print(f"  reading: {reading}", highlight=False, markup=False)
 
@@ -94,8 +95,8 @@ def datasets(data_root: Path | None) -> None:
         for category in found:
             good = sum(not sample.label for sample in category.test)
             table.add_row(
-                name, category.name, str(len(category.train)), str(good), str(len(category.test) - good),
-                "yes" if category.has_masks else "no",
+                escape(printable(name)), escape(printable(category.name)), str(len(category.train)), str(good),
+                str(len(category.test) - good), "yes" if category.has_masks else "no",
             )  # fmt: skip
     Console().print(table)
     for name in installed:
@@ -128,5 +129,5 @@ def teachers() -> None:
     for name, facts in FACTS.items():
         path = find_weights(name)
         remedy = "--weights FILE" if facts.weights_from == "file" else "downloaded at first use, or --weights FILE"
-        table.add_row(name, str(path) if path else f"not here: {remedy}")
+        table.add_row(name, escape(str(path)) if path else f"not here: {remedy}")
     Console().print(table)

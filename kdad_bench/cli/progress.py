@@ -39,7 +39,7 @@ class Progress:
         self.done = 0
         self.bar = Bar(
             SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("jobs,"), TimeElapsedColumn(),
-            TextColumn("gone,"), TimeRemainingColumn(), TextColumn("left  {task.description}"),
+            TextColumn("gone,"), TimeRemainingColumn(), TextColumn("left  {task.description}", markup=False),
             console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
         self.task = self.bar.add_task("", total=self.total)

@@ -88,7 +88,9 @@ class Entry:
     subjects: Mapping[str, Subject | Solid] = field(default_factory=dict)  # category -> what its stand-in shows
     drawn_counts: Mapping[str, Counts] = field(default_factory=dict)  # of a stand-in, where they are not `published`
     drawn_files: Callable[[str, Split, int], Files] | None = None  # (category, split, number) -> where a drawing goes
-    drawn_beside: Callable[[Path, str], None] | None = None  # (root, category): writes what else belongs to a category
+    drawn_inside: Callable[[Path], None] | None = None  # (folder): writes what else lies in a category's folder
+    # (root, category): writes what belongs to a category beside its folder; asked again whenever that is there already
+    drawn_beside: Callable[[Path, str], None] | None = None
 
     @property
     def synthetic(self) -> bool:

@@ -57,13 +57,13 @@ def _files(_: str, split: Split, index: int) -> Files:
     return Files(image, f"ground_truth/{split.kind}/{index:03d}/000.png", value=255 - TYPES.index(split.kind))
 
 
-def _saturation(root: Path, category: str) -> None:
+def _saturation(folder: Path) -> None:
     """What a stand-in saturates at: logical anomalies at half of their area, structural ones at all of it."""
     entries = [
         {"defect_name": kind, "pixel_value": 255 - place, "saturation_threshold": share, "relative_saturation": True}
         for place, (kind, share) in enumerate(zip(TYPES, (0.5, 1.0), strict=True))
     ]
-    write_text_whole(root / category / SATURATION, json.dumps(entries, indent=2) + "\n")
+    write_text_whole(folder / SATURATION, json.dumps(entries, indent=2) + "\n")
 
 
 MVTEC_LOCO = Entry(
@@ -87,5 +87,5 @@ MVTEC_LOCO = Entry(
     closed=True,
     subjects=SUBJECTS,
     drawn_files=_files,
-    drawn_beside=_saturation,
+    drawn_inside=_saturation,
 )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from kdad_bench.datasets import cache
 from kdad_bench.datasets.category import GOOD, DatasetError, not_a_category
 from kdad_bench.datasets.entry import Counts, Entry
 from kdad_bench.datasets.synthetic.drawing import Canvas
@@ -84,8 +85,9 @@ def generate(
     """Draw the stand-in of `like` (a data set with subjects) as `out/synthetic_<like>` and return that folder.
 
     `names` limits it to categories of the real data set; `size` is the longer side in pixels, by default the published
-    one; `done` is called after each image. A category that is there is left alone and appears whole or not at all.
-    Raises DatasetError for an unknown name, a size outside 64 .. 4096, or a stand-in of another size or seed there.
+    one; `done` is called after each image. A category that is there is left alone and appears whole or not at all; what
+    belongs to it beside its folder is written again where it lacks, by one process at a time. Raises
+    DatasetError for an unknown name, a size outside 64 .. 4096, or a stand-in of another size or seed there.
     """
     original = _original(like)
     if size is not None and not 64 <= size <= 4096:
@@ -99,6 +101,7 @@ def generate(
         subject = original.subjects[name]
         planned = splits(counts, subject)
         if final.is_dir():
+            _beside(original, root, final.name)
             for _ in range(sum(one.count for one in planned)):
                 done()
             continue
@@ -116,12 +119,20 @@ def generate(
                 files=partial(original.drawn_files, name) if original.drawn_files is not None else None,
                 done=done,
             )
+            if original.drawn_inside is not None:
+                original.drawn_inside(draft / name)
             settle(draft / name, final)
-            if original.drawn_beside is not None:
-                original.drawn_beside(root, final.name)
+            _beside(original, root, final.name)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return root
+
+
+def _beside(original: Entry, root: Path, name: str) -> None:
+    """Write what belongs to a category beside its folder, where other processes may write what belongs to theirs."""
+    if original.drawn_beside is not None:
+        with cache.only_builder(root / MARKER):
+            original.drawn_beside(root, name)
 
 
 def _mark(root: Path, facts: dict[str, object]) -> None:

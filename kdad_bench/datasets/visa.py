@@ -13,6 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdad_bench.datasets.category import DatasetError
 from kdad_bench.datasets.entry import Archive, Counts, Entry
 from kdad_bench.datasets.listing import Unused, child, holds_images, look, loose, nested
 from kdad_bench.datasets.plain_layout import PLAIN
@@ -144,15 +145,18 @@ def _files(category: str, split: Split, index: int) -> Files:
 
 
 def _table(root: Path, category: str) -> None:
-    """The lines of a stand-in's category, among those of the others in the table beside them."""
+    """The lines of a stand-in's category, among those of the others in the table beside them; no write if they are."""
     train = PUBLISHED[category.removeprefix("synthetic_")].train or 0
-    rows = [row for row in _rows(root / TABLE) if row[0] != category]
+    before = _rows(root / TABLE)
+    rows = [row for row in before if row and row[0] != category]
     for path in look(root / category / "Data/Images/Normal").files:
         place = path.relative_to(root).as_posix()
         rows.append([category, "train" if int(path.stem) < train else "test", "normal", place, ""])
     for path in look(root / category / "Data/Images/Anomaly").files:
         mask = f"{category}/Data/Masks/Anomaly/{path.stem}.png"
         rows.append([category, "test", "anomaly", path.relative_to(root).as_posix(), mask])
+    if sorted(rows) == sorted(before):
+        return
     text = io.StringIO(newline="")
     csv.writer(text).writerows([COLUMNS, *rows])
     write_text_whole(root / TABLE, text.getvalue())
@@ -161,8 +165,11 @@ def _table(root: Path, category: str) -> None:
 def _rows(table: Path) -> list[list[str]]:
     if not table.exists():
         return []
-    with open(table, encoding="utf-8", newline="") as file:
-        return list(csv.reader(file))[1:]
+    try:
+        with open(table, encoding="utf-8", newline="") as file:
+            return list(csv.reader(file))[1:]
+    except (ValueError, csv.Error) as error:
+        raise DatasetError(f"{table}: not a readable table ({error}); delete it, it is written again") from error
 
 
 VISA = Entry(

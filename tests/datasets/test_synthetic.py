@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import tifffile
 from PIL import Image
 
 from kdad_bench import datasets
-from kdad_bench.datasets import entries, rehearsal, stand_in, synthetic_2d, synthetic_3d
+from kdad_bench.datasets import entries, mvtec_loco, rehearsal, stand_in, synthetic_2d, synthetic_3d, visa
 from kdad_bench.datasets.category import DatasetError
 from kdad_bench.datasets.synthetic import drawing
 from kdad_bench.datasets.synthetic import embedded as synthetic
@@ -21,6 +23,8 @@ from kdad_bench.datasets.synthetic.drawing import Canvas, Stream
 from kdad_bench.datasets.synthetic.encoding import png, tiff
 from kdad_bench.datasets.synthetic.solids import Solid
 from kdad_bench.datasets.synthetic.subjects import Stone
+from kdad_bench.datasets.verify import verify
+from tests.datasets.short import short
 
 EMBEDDED = {one.name: one for one in (synthetic_2d.DRAWN, synthetic_3d.DRAWN, rehearsal.DRAWN)}
 EVERY = [(dataset, name) for dataset, one in EMBEDDED.items() for name in one.subjects]
@@ -188,6 +192,53 @@ def test_a_stand_in_is_written_marked_and_read_back(tmp_path: Path) -> None:
     assert stand_in.generate("mvtec_ad", tmp_path, ["toothbrush"], size=64) == root  # nothing to do
     with pytest.raises(DatasetError, match="another stand-in"):
         stand_in.generate("mvtec_ad", tmp_path, ["toothbrush"], size=65)
+
+
+STOPPED = {"mvtec_loco": mvtec_loco, "visa": visa}  # data set -> its module, which writes what is no drawing
+
+
+@pytest.mark.parametrize("like", STOPPED)
+@pytest.mark.parametrize("at", ["before", "after"])
+def test_a_stand_in_that_was_stopped_is_whole_after_the_next_call(
+    like: str, at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether what lies beside the drawings was about to be written, or the category to appear."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((STOPPED[like], "write_text_whole", stop) if at == "before" else (stand_in, "settle", stop)))
+        with pytest.raises(KeyboardInterrupt):
+            short(like, tmp_path, monkeypatch)
+    root = short(like, tmp_path, monkeypatch)
+    assert verify(root).sound
+    (found,) = datasets.categories(root.name, tmp_path)
+    assert (len(found.train), found.saturation is not None) == (4, like == "mvtec_loco")
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file() and path.name[0] != "."}
+    short(like, tmp_path, monkeypatch)  # nothing to do
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_two_commands_at_once_lose_no_line_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("candle", "pcb1", "pcb2")
+    for name in names:
+        for place in ("Normal/0000.JPG", "Anomaly/000.JPG"):
+            path = tmp_path / "synthetic_visa" / f"synthetic_{name}" / "Data/Images" / place
+            path.parent.mkdir(parents=True)
+            path.write_bytes(b"")
+    read = visa._rows
+
+    def slowly(table: Path) -> list[list[str]]:
+        found = read(table)
+        time.sleep(0.2)  # another one writes meanwhile
+        return found
+
+    monkeypatch.setattr(visa, "_rows", slowly)
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(lambda name: stand_in.generate("visa", tmp_path, [name]), names))
+    rows = read(tmp_path / "synthetic_visa" / visa.TABLE)
+    assert sorted(row[0] for row in rows) == sorted(f"synthetic_{name}" for name in names * 2)
 
 
 @pytest.mark.parametrize(("like", "names", "size"), [("coco", [], 64), ("mvtec_ad", ["x"], 64), ("mvtec_ad", [], 8)])

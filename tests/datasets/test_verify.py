@@ -139,6 +139,25 @@ def test_the_verify_command_says_what_it_found(tree: Path) -> None:
     assert command("verify", tree / "bolt" / "train").exit_code == 2
 
 
+def test_names_from_disk_are_shown_as_they_are_and_are_no_markup(tmp_path: Path) -> None:
+    """Square brackets are letters of a name: two categories are two names, and a path with `[/` ends no command."""
+    root = write_tree(tmp_path / "x[" / "red]" / "mvtec_ad", ("bolt [old]", "bolt [new]"), train=3, test=2)
+    (root / "bolt [old]").rename(root / "bottle")
+    shutil.copytree(root / "bottle", root / "bolt [old]")
+    wide = {"COLUMNS": "400"}
+    verified = CliRunner().invoke(cli, ["data", "verify", str(root), "--against", "none"], env=wide)
+    listed = CliRunner().invoke(cli, ["list", "datasets", "--data-root", str(root.parent)], env=wide)
+    for done in (verified, listed):
+        assert done.exit_code == 0, done.output
+        for name in ("bolt [old]", "bolt [new]"):
+            assert any(name in line and "│" in line for line in done.output.splitlines()), done.output
+    named = ["--data-root", str(root.parent), "--out", str(root.parent / "[bold]out")]
+    done = CliRunner().invoke(cli, ["doctor", *named], env=wide)
+    assert not isinstance(done.exception, Exception), done.exception
+    for words in ("x[/red]", "[bold]out"):
+        assert words in "".join(done.output.split())
+
+
 def test_a_contact_sheet_shows_each_kind_and_outlines_masks(tree: Path) -> None:
     (category,) = datasets.categories(f"folder:{tree}", None)
     sheet = contact_sheet(category, columns=2, side=64)
