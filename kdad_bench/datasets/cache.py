@@ -23,12 +23,14 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 
 from kdad_bench.datasets.category import Category, DatasetError
 from kdad_bench.datasets.decoding import MAX_BYTES, opened
 from kdad_bench.files import CacheError, cache_folder, let_go, sweep, write_text_whole, write_whole
 
-LAYOUT = "2"  # changes when decoding or the stored layout changes: old entries are then no longer found
+LAYOUT = "2"  # changes when this package's decoding or the stored layout changes: old entries are no longer found
+DECODER = f"Pillow {PIL.__version__}"  # decoders of two versions differ in JPEG pixels, say
 CHUNK = 1 << 20
 PIECE = 1 << 28  # bytes of an array that are in memory at a time while they are checked
 SEAL = b"kdad\x00crc"  # before the CRC-32 at the end of an array's file
@@ -229,8 +231,8 @@ def unchanged(category: Category, files: Sequence[Path]) -> dict[Path, str]:
 
 
 def key(kind: str, files: Sequence[Path], hashes: Mapping[Path, str], root: Path, *parts: object) -> str:
-    """The name of a cache entry: 40 hex digits over `kind`, `parts`, and the names and contents of `files`."""
-    digest = hashlib.sha256("\0".join([LAYOUT, kind, *map(str, parts)]).encode())
+    """The name of a cache entry: 40 hex digits over `kind`, `parts`, the decoder, the names and contents of `files`."""
+    digest = hashlib.sha256("\0".join([LAYOUT, DECODER, kind, *map(str, parts)]).encode())
     for path in files:
         digest.update(f"\n{_inside(path, root)}\0{hashes[path]}".encode())
     return digest.hexdigest()[:40]

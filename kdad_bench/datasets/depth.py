@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import scipy
 import tifffile
 from PIL import Image
 from scipy import ndimage
@@ -31,6 +32,7 @@ FRAME = 0.08  # width of the frame that shows the table, as a share of the short
 TRIPLES = 128  # random planes tried
 SAMPLE = 1024  # points of the frame that judge them
 NEAREST_METRES, FARTHEST_METRES = 0.0005, 0.005  # limits of the tolerance around the table
+RENDERED_BY = f"NumPy {np.__version__}, SciPy {scipy.__version__}"  # whose arithmetic a relief follows
 FEWEST = 64  # points below which a frame or a scan cannot be used
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it also raises; a fault here is one line
 U8 = npt.NDArray[np.uint8]

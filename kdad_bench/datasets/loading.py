@@ -159,7 +159,7 @@ def _said(fit: str) -> tuple[str, ...]:
 def _depths(
     category: Category, split: str, samples: Sequence[Sample], resolution: int, fit: str
 ) -> npt.NDArray[np.uint8]:
-    from kdad_bench.datasets.depth import read_depth
+    from kdad_bench.datasets.depth import RENDERED_BY, read_depth
 
     scans = _scans(samples)
     hashes = cache.unchanged(category, scans)
@@ -178,7 +178,8 @@ def _depths(
 
         _in_threads(decode, len(scans))
 
-    name = cache.key(f"depth-{split}", scans, hashes, category.root, resolution, top.hex(), *_said(fit))
+    parts = (resolution, top.hex(), RENDERED_BY, *_said(fit))
+    name = cache.key(f"depth-{split}", scans, hashes, category.root, *parts)
     return cache.array(name, (len(scans), 3, *_canvas(shapes)), np.uint8, fill)
 
 
@@ -189,7 +190,7 @@ def _scans(samples: Sequence[Sample]) -> list[Path]:
 
 def highest_relief(category: Category) -> float:
     """The highest relief of the category's normal training scans, in metres; the scale of the height channel."""
-    from kdad_bench.datasets.depth import top_of
+    from kdad_bench.datasets.depth import RENDERED_BY, top_of
 
     scans = _scans(category.train)
     hashes = cache.unchanged(category, scans)
@@ -200,7 +201,8 @@ def highest_relief(category: Category) -> float:
 
         _in_threads(measure, len(scans))
 
-    tops = cache.array(cache.key("tops", scans, hashes, category.root), (len(scans),), np.float64, fill)
+    name = cache.key("tops", scans, hashes, category.root, RENDERED_BY)
+    tops = cache.array(name, (len(scans),), np.float64, fill)
     return float(np.max(tops))
 
 

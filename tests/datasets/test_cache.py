@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kdad_bench import datasets
-from kdad_bench.datasets import cache
+from kdad_bench.datasets import cache, depth
 from kdad_bench.datasets.category import DatasetError
 from tests.conftest import SIDE, write_tree
+from tests.datasets.test_mvtec_3d_ad import write_scans
 
 
 @pytest.fixture
@@ -69,6 +70,30 @@ def test_no_damage_to_an_array_changes_a_pixel(
             data[spot:] = b"" if cut else bytes([value]) + data[spot + 1 :]
             path.write_bytes(data)
         assert np.array_equal(datasets.load_train(category, 8), before)
+
+
+def test_another_decoder_finds_nothing_of_the_earlier_one(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Photographs and masks follow Pillow, reliefs NumPy and SciPy too."""
+
+    def made(*, scans: bool) -> set[str]:
+        place = tmp_path / "scans" if scans else tree
+        (found,) = datasets.categories(f"folder:{place}", None, modality="depth" if scans else "rgb")
+        before = {path.name for path in (cache.folder() / "arrays").glob("*.npy")}
+        datasets.load_train(found, 16)
+        datasets.load_test(found, 16)
+        return {path.name for path in (cache.folder() / "arrays").glob("*.npy")} - before
+
+    write_scans(tmp_path / "scans" / "plate")
+    monkeypatch.setenv("KDAD_CACHE", str(tmp_path / "own"))
+    first = {scans: made(scans=scans) for scans in (False, True)}
+    assert [made(scans=scans) for scans in (False, True)] == [set(), set()]
+    monkeypatch.setattr(cache, "DECODER", "Pillow 0")
+    assert [len(made(scans=scans)) for scans in (False, True)] == [len(first[False]), len(first[True])]
+    monkeypatch.setattr(depth, "RENDERED_BY", "NumPy 0, SciPy 0")
+    assert made(scans=False) == set()
+    assert len(made(scans=True)) == 3  # the heights, and the reliefs of both splits
 
 
 def test_an_array_is_checked_once_in_a_process(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +243,7 @@ def test_embedded_data_that_cannot_be_written_are_one_line(tmp_path: Path, monke
 
 KILLED = """
 import os, sys
-from kdad_bench.datasets import cache
+from kdad_bench.datasets import cache, depth
 def fill(array):
     os.kill(os.getpid(), 9)
 cache.array("killed", (1000,), __import__("numpy").uint8, fill)
