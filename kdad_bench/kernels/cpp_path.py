@@ -100,6 +100,11 @@ def job(
     )
 
 
+def floats(*shape: int, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """An uninitialised result that C++ writes: float32 on the CPU, whatever torch's defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=memory_format)
+
+
 def sweep(jobs: Sequence[bytes], kind: int) -> list[float]:
     """Run the jobs in one parallel region; returns the sum of the discrepancies of each."""
     totals = (ctypes.c_double * len(jobs))()
@@ -114,7 +119,7 @@ def pixel_maps(
     maps, jobs = [], []
     for t, several in zip(teachers, students, strict=True):
         n, _, h, w = t.shape
-        outs = [torch.empty((n, h, w)) for _ in several]
+        outs = [floats(n, h, w) for _ in several]
         for i, (s, out) in enumerate(zip(several, outs, strict=True)):
             jobs.append(job(t, s, out=out, weight=weight, chained=i > 0))
         maps.append(outs)
@@ -152,7 +157,11 @@ def pixel_loss(
         to_teachers.append(to_teacher)
         to_students.append(grads)
     totals = sweep(jobs, KINDS[kind])
-    return torch.tensor(sum(map(float.__mul__, factors, totals))), to_teachers, to_students
+    return (
+        torch.tensor(sum(map(float.__mul__, factors, totals)), dtype=torch.float32, device="cpu"),
+        to_teachers,
+        to_students,
+    )
 
 
 def dense_order(tensors: Sequence[Tensor]) -> tuple[int, ...] | None:
@@ -187,7 +196,7 @@ def flat_sums(teachers: Sequence[Tensor], students: Sequence[Sequence[Tensor]]) 
     """(A, B, P [N,3] float64, distance [N] float32) of each student (one or two per scale), in one parallel region."""
     jobs, found = [], []
     for t, several in zip(teachers, students, strict=True):
-        sums = [torch.empty((t.shape[0], 3), dtype=torch.float64) for _ in several]
+        sums = [torch.zeros((t.shape[0], 3), dtype=torch.float64, device="cpu") for _ in several]
         order = dense_order([t, *several])
         for i, (s, out) in enumerate(zip(several, sums, strict=True)):
             jobs.append(flat_job(order, t, s, out, chained=i > 0))
@@ -223,7 +232,7 @@ def flat_loss(
     for t, several, w in zip(teachers, students, weights, strict=True):
         to_teacher = torch.empty_like(t) if wants[0] else None
         grads = [torch.empty_like(s) if wants[1] else None for s in several]
-        sums = [torch.empty((t.shape[0], 3), dtype=torch.float64) for _ in several]
+        sums = [torch.zeros((t.shape[0], 3), dtype=torch.float64, device="cpu") for _ in several]
         order = dense_order([t, *several])
         for i, (s, grad, out) in enumerate(zip(several, grads, sums, strict=True)):
             factors.append(w / t.shape[0])
@@ -236,7 +245,12 @@ def flat_loss(
     else:
         totals = sweep(jobs, FLAT_SUMS)
         sweep(jobs, FLAT_GRADIENT)
-    return torch.tensor(sum(map(float.__mul__, factors, totals))), found, to_teachers, to_students
+    return (
+        torch.tensor(sum(map(float.__mul__, factors, totals)), dtype=torch.float32, device="cpu"),
+        found,
+        to_teachers,
+        to_students,
+    )
 
 
 def attention_weighting(teachers: Sequence[Tensor], students: Sequence[Tensor]) -> list[Tensor]:
@@ -249,7 +263,7 @@ def attention_weighting(teachers: Sequence[Tensor], students: Sequence[Tensor]) 
 @lru_cache(64)  # a method may draw a new sigma for every image
 def blur_table(sigma: float, radius: int) -> Tensor:
     """The blur's weights in float32."""
-    return torch.tensor(blur_weights(sigma, radius))
+    return torch.tensor(blur_weights(sigma, radius), dtype=torch.float32, device="cpu")
 
 
 def fuse_blur_score(
@@ -265,8 +279,8 @@ def fuse_blur_score(
     """Upsample and fuse the maps, blur unless `sigma` is None, score unless `score` is None, in one parallel region."""
     n = maps[0].shape[0]
     kept = [m.float().contiguous() for m in maps]
-    out = torch.empty((n, *size))
-    scores = torch.empty(n) if score is not None else None
+    out = floats(n, *size)
+    scores = floats(n) if score is not None else None
     weights = None if sigma is None else blur_table(sigma, radius)
     padding = (0,) * (MOST_MAPS - len(kept))
     packed = EPILOGUE.pack(
@@ -323,9 +337,9 @@ def norm_statistics(
     `pieces` [M, C], contiguous float32, are the batch together; each is read once, as it comes.
     """
     loaded, values, threads, channels = library(), 0, torch.get_num_threads(), weight.numel()
-    sums = torch.zeros(2, channels, dtype=torch.float64)
+    sums = torch.zeros(2, channels, dtype=torch.float64, device="cpu")
     first, second = sums.data_ptr(), sums.data_ptr() + 8 * channels
-    made = torch.empty(5, channels)  # the four results and a pilot, from which deviations are measured
+    made = floats(5, channels)  # the four results and a pilot, from which deviations are measured
     found, pilot = made.data_ptr(), made.data_ptr() + 16 * channels
     for piece in pieces:
         if values == 0:
@@ -356,7 +370,7 @@ def norm_sums(upstream: Tensor, x: Tensor, statistics: Tensor, facts: tuple[floa
     low and high.
     """
     channels = statistics.shape[1]
-    found = torch.empty(7, channels)
+    found = floats(7, channels)
     library().kdad_norm_sums(
         x.data_ptr(), upstream.data_ptr(), x.numel() // channels, channels, statistics.data_ptr(),
         *facts, found.data_ptr(), torch.get_num_threads(),
@@ -407,7 +421,7 @@ def exact_norm(
     x and identity [N, C, H, W] in channels_last. `fused`: where PyTorch multiplies and adds it rounds once.
     """
     y, channels = torch.empty_like(x), x.shape[1]
-    found = torch.empty(4, channels)
+    found = floats(4, channels)
     library().kdad_exact_norm(
         x.data_ptr(), 0 if identity is None else identity.data_ptr(), y.data_ptr(), x.numel() // channels, channels,
         weight.data_ptr(), bias.data_ptr(), epsilon, momentum, running[0].data_ptr(), running[1].data_ptr(),
@@ -433,7 +447,7 @@ def exact_norm_gradients(
     channels = x.shape[1]
     to_x = torch.empty_like(x) if wanted else None
     to_identity = torch.empty_like(x) if kind == RESIDUAL else None
-    to_weight, to_bias = torch.empty(channels), torch.empty(channels)
+    to_weight, to_bias = floats(channels), floats(channels)
     library().kdad_exact_norm_gradients(
         x.data_ptr(), upstream.data_ptr(), 0 if y is None else y.data_ptr(), x.numel() // channels, channels,
         weight.data_ptr(), found.data_ptr(), 0 if to_x is None else to_x.data_ptr(),
@@ -452,6 +466,6 @@ def add_rectified(y: Tensor, other: Tensor) -> Tensor:
 def max_pool(x: Tensor) -> Tensor:
     """Maxima of windows of 3x3 at stride 2 with a border of 1 of `x` [N,C,H,W] in channels_last; NaN wins."""
     n, c, h, w = x.shape
-    out = torch.empty((n, c, (h + 1) // 2, (w + 1) // 2), memory_format=torch.channels_last)
+    out = floats(n, c, (h + 1) // 2, (w + 1) // 2, memory_format=torch.channels_last)
     library().kdad_max_pool(x.data_ptr(), out.data_ptr(), n, h, w, c, torch.get_num_threads())
     return out

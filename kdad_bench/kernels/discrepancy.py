@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 import kdad_bench.kernels.ops  # noqa: F401 - registers torch.ops.kdad
@@ -33,16 +34,23 @@ def check(kind: str, kinds: Sequence[str], teacher: Tensor, *students: Tensor) -
 
 
 def check_scales(*lists: Sequence[Tensor]) -> None:
-    """Raise ValueError unless all lists have the same length, at least 1."""
+    """Raise ValueError unless all lists have the same length, at least 1, and all their tensors are on one device."""
     lengths = [len(taps) for taps in lists]
     if min(lengths) == 0 or len(set(lengths)) > 1:
         raise ValueError(f"teacher and student need the same number of scales, at least one; got {lengths}")
+    devices = {tap.device for taps in lists for tap in taps}
+    if len(devices) > 1:
+        raise ValueError(f"all scales must be on one device; got {', '.join(sorted(map(str, devices)))}")
 
 
 def plain(*tensors: Tensor) -> bool:
-    """Whether the tensors hold memory a kernel can be pointed at: not traced, not fake, not a subclass."""
-    return not torch.compiler.is_compiling() and all(
-        type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors
+    """Whether the tensors hold memory a kernel can be pointed at: not fake, no subclass and not to be negated, while
+    nothing follows what is done with them. Raises NotImplementedError for those to be differentiated forwards."""
+    tangent: Callable[[Tensor], Any] = forward_ad.unpack_dual
+    if forward_ad._current_level >= 0 and any(tangent(t).tangent is not None for t in tensors):
+        raise NotImplementedError("these kernels have no forward derivative; differentiate backwards, or a formula")
+    return not dispatch.watched() and all(
+        (type(t) is Tensor or type(t) is torch.nn.Parameter) and not t.is_neg() for t in tensors
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from kdad_bench.kernels import cpp_path, torch_path
 from kdad_bench.kernels.protocol import Path
@@ -68,6 +69,17 @@ def path(device: str | torch.device = "cpu") -> str:
 def path_of(tensor: Tensor) -> str:
     """The path `tensor` takes; dtypes other than float32, float16 and bfloat16 take the reference."""
     return path(tensor.device) if tensor.dtype in SUPPORTED else "reference"
+
+
+def watched() -> bool:
+    """Whether something follows each operation: a trace, compiler, transform, dispatch mode or forward-mode AD."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    )
 
 
 def uses_reference(*tensors: Tensor) -> bool:

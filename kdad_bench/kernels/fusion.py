@@ -154,6 +154,10 @@ def anomaly_map(
     check_scales(teacher_taps, student_taps)
     for t, s in zip(teacher_taps, student_taps, strict=True):
         check(kind, PIXEL_KINDS, t, s)
+    if len({t.shape[0] for t in teacher_taps}) > 1:
+        raise ValueError(
+            f"all scales must be of one batch; got {', '.join(str(t.shape[0]) for t in teacher_taps)} images"
+        )
     check_option("mode", mode, MODES)
     check_option("score", score, RULES)
     cut = 0 if sigma is None else check_blur(sigma, border, None)

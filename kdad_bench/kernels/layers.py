@@ -41,14 +41,8 @@ def dense(x: Tensor) -> bool:
 
 
 def unwatched(x: Tensor) -> bool:
-    """Whether an operation on `x` is only that: no trace, compiler, transform, dispatch mode or subclass follows it."""
-    return (
-        type(x) is Tensor
-        and not torch.compiler.is_compiling()
-        and not torch._C._is_tracing()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-    )
+    """Whether an operation on `x` is only that: nothing follows it, and it is no subclass and not to be negated."""
+    return type(x) is Tensor and not dispatch.watched() and not x.is_neg()
 
 
 def bare(module: nn.Module) -> bool:
@@ -95,7 +89,7 @@ class PointwiseNormClamp(torch.autograd.Function):
         ctx: Any, x: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, low: float, high: float
     ) -> Tensor:
         """The convolved, normalised, clamped x [N, K, H, W] in channels_last."""
-        between = torch.empty((x.shape[0], len(kernel), *x.shape[2:]), memory_format=torch.channels_last)
+        between = x.new_empty((x.shape[0], len(kernel), *x.shape[2:])).contiguous(memory_format=torch.channels_last)
         matrix, size = kernel[:, :, 0, 0].t(), piece_of(kernel)
         parts = zip(torch.split(pixels(x), size), torch.split(pixels(between), size), strict=True)
         products = (torch.mm(part, matrix, out=out) for part, out in parts)
@@ -216,6 +210,12 @@ class DepthwiseSame(torch.autograd.Function):
             )[0]  # fmt: skip
         if ctx.needs_input_grad[1]:
             to_weight = cpp_path.depthwise_weight_gradient(above, x, weight.shape[2], stride, rows[0], columns[0])
+            if to_weight is None:  # the library was built by a compiler without vectors
+                wide = F.pad(x, (*columns, *rows))
+                to_weight = torch.ops.aten.convolution_backward(
+                    above, wide, weight, None, [stride, stride], [0, 0], [1, 1], False, [0, 0], x.shape[1],
+                    [False, True, False],
+                )[1]  # fmt: skip
         return to_x, to_weight, None, None, None
 
 
@@ -250,9 +250,13 @@ def version(tensor: Tensor) -> int:
 
 
 class PackedWeights(dict[Any, "PackedWeight"]):
-    """A convolution's packed weights by padding and by image size, and what they were made from; copies are empty."""
+    """A convolution's packed weights by padding and by image size, and what they were made from; copies are empty.
 
-    source: tuple[int, ...] = ()  # address and version of weight and bias
+    What was written through `.data`, or by a fused optimiser, is not seen, as PyTorch does not count it.
+    """
+
+    made_from: tuple[Tensor | None, Tensor | None] = (None, None)  # held, so that no other tensor takes their place
+    versions: tuple[int, int] = (0, 0)
 
     def __reduce__(self) -> tuple[type[PackedWeights], tuple[()]]:
         return PackedWeights, ()
@@ -263,10 +267,10 @@ class PackedWeights(dict[Any, "PackedWeight"]):
         kept: PackedWeights | None = conv.__dict__.get("packed")
         if kept is None:
             kept = conv.__dict__["packed"] = PackedWeights()
-        source = (weight.data_ptr(), version(weight), *(() if bias is None else (bias.data_ptr(), version(bias))))
-        if source != kept.source:
+        versions = version(weight), 0 if bias is None else version(bias)
+        if kept.made_from[0] is not weight or kept.made_from[1] is not bias or kept.versions != versions:
             kept.clear()
-            kept.source = source
+            kept.made_from, kept.versions = (weight, bias), versions
         return kept
 
 
@@ -303,7 +307,8 @@ def inference_conv(
     `padding_of(x)` gives the zero padding (before, after) of rows and of columns, `after` equal to `before` or one
     more; it must be a function of the height and width. The packed weight is kept on `conv`. Returns None where it does
     not apply: with gradients to image or weight, under autocast, a trace or a dispatch mode, with hooks, off the CPU,
-    in other dtypes, and where KDAD_KERNELS forced another path when such an image first came.
+    in other dtypes, dilated or padded by anything but zeros, and where KDAD_KERNELS forced another path when such an
+    image first came.
     """
     weight, bias = conv._parameters.get("weight"), conv._parameters["bias"]  # quicker than the attributes
     if weight is None or not unwatched(x) or not dense(x) or not bare(conv) or weight.dtype != torch.float32:
@@ -318,6 +323,8 @@ def inference_conv(
     found = packed.get(x.shape[2:])
     if found is None:
         if not has_onednn() or dispatch.forced() in ("reference", "torch"):
+            return None
+        if conv.dilation != (1, 1) or conv.padding_mode != "zeros":
             return None
         padding = padding_of(x)
         with torch.inference_mode(False), torch.no_grad():

@@ -179,7 +179,7 @@ def blocked(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor
     if frame is None:
         return exhaustive(queries, memory, k)
     height, width = (GPU_ROWS, GPU_COLUMNS) if memory.is_cuda else (ROWS, COLUMNS)
-    tile = torch.empty(min(height, len(queries)), min(width, len(frame.points)), device=memory.device)
+    tile = frame.points.new_empty(min(height, len(queries)), min(width, len(frame.points)))
     parts = [_block(rows, memory, k, frame, unit, tile) for rows in torch.split(queries, height)]
     return torch.cat([distances for distances, _ in parts]), torch.cat([indices for _, indices in parts])
 

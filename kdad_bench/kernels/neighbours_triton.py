@@ -348,7 +348,7 @@ def directly(queries: Tensor, memory: Tensor, k: int) -> tuple[Tensor, Tensor]:
         least, index = distances.min(1, keepdim=True)  # the first of equals
         return least, index
     ordered, index = distances.sort(dim=1, stable=True)
-    return ordered[:, :k], index[:, :k]
+    return ordered[:, :k].contiguous(), index[:, :k].contiguous()
 
 
 def pairs(queries: Tensor, memory: Tensor, row: Tensor | None, index: Tensor | None) -> Tensor:

@@ -16,9 +16,10 @@ from kdad_bench.kernels import dispatch, reference
 from kdad_bench.kernels.dispatch import uses_reference
 
 
-def result(like: Tensor, shape: Sequence[Any]) -> Tensor:
-    """An uninitialised result on the device of `like`, float64 for float64 and float32 otherwise."""
-    return like.new_empty(shape, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
+def result(like: Sequence[Tensor], shape: Sequence[Any]) -> Tensor:
+    """An uninitialised result on the device of `like`, float64 if any of them is and float32 otherwise."""
+    wide = any(one.dtype == torch.float64 for one in like)
+    return like[0].new_empty(shape, dtype=torch.float64 if wide else torch.float32)
 
 
 def absent(like: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ def pixel_discrepancy(teacher: Tensor, student: Tensor, kind: str, weight: float
 
 @pixel_discrepancy.register_fake
 def _(teacher: Tensor, student: Tensor, kind: str, weight: float) -> Tensor:
-    return result(teacher, pixels(teacher))
+    return result([teacher, student], pixels(teacher))
 
 
 @torch.library.custom_op("kdad::pixel_discrepancy_gradients", mutates_args=())
@@ -108,7 +109,7 @@ def dual_discrepancy(teacher: Tensor, a: Tensor, b: Tensor, kind: str, weight: f
 
 @dual_discrepancy.register_fake
 def _(teacher: Tensor, a: Tensor, b: Tensor, kind: str, weight: float) -> tuple[Tensor, Tensor]:
-    return result(teacher, pixels(teacher)), result(teacher, pixels(teacher))
+    return result([teacher, a], pixels(teacher)), result([teacher, b], pixels(teacher))
 
 
 def keep_dual_discrepancy(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -172,7 +173,7 @@ def flattened_cosine(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
 @flattened_cosine.register_fake
 def _(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
     n = teacher.shape[0]
-    return result(teacher, [n]), teacher.new_empty((n, 3), dtype=torch.float64)
+    return result([teacher, student], [n]), teacher.new_empty((n, 3), dtype=torch.float64)
 
 
 @torch.library.custom_op("kdad::flattened_cosine_gradients", mutates_args=())
@@ -249,7 +250,7 @@ def _(
     teacher: Tensor, student: Tensor, kind: str, weight: float, early_teacher: bool, early_student: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        result(teacher, []),
+        result([teacher, student], []),
         torch.empty_like(teacher) if early_teacher else absent(teacher),
         torch.empty_like(student) if early_student else absent(student),
     )
@@ -295,7 +296,7 @@ def fuse_scales(maps: Sequence[Tensor], size: Sequence[int], mode: str, align_co
 
 @fuse_scales.register_fake
 def _(maps: Sequence[Tensor], size: Sequence[int], mode: str, align_corners: bool) -> Tensor:
-    return result(maps[0], [maps[0].shape[0], size[0], size[1]])
+    return result(maps, [maps[0].shape[0], size[0], size[1]])
 
 
 @torch.library.custom_op("kdad::fuse_scales_gradients", mutates_args=())
@@ -340,7 +341,7 @@ def gaussian_blur(maps: Tensor, sigma: float, border: str, radius: int) -> Tenso
 
 @gaussian_blur.register_fake
 def _(maps: Tensor, sigma: float, border: str, radius: int) -> Tensor:
-    return result(maps, maps.shape)
+    return result([maps], maps.shape)
 
 
 @torch.library.custom_op("kdad::gaussian_blur_gradients", mutates_args=())

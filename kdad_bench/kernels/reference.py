@@ -199,7 +199,7 @@ def blur_radius(sigma: float) -> int:
 
 def blur_weights(sigma: float, radius: int) -> list[float]:
     """exp(-i²/2σ²), i = -radius..radius, normalised to sum 1, in double precision."""
-    i = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    i = torch.arange(-radius, radius + 1, dtype=torch.float64, device="cpu")
     weights = torch.exp(-0.5 * (i / sigma) ** 2)
     return [float(w) for w in weights / weights.sum()]
 
@@ -209,7 +209,7 @@ def reflected(length: int, radius: int, border: str) -> Tensor:
 
     scipy "reflect": d c b a | a b c d | d c b a. torch "reflect": d c b | a b c d | c b a. Bounces as often as needed.
     """
-    i = torch.arange(-radius, length + radius)
+    i = torch.arange(-radius, length + radius, device="cpu")
     if border == "scipy":
         i = i.remainder(2 * length)
         return torch.minimum(i, 2 * length - 1 - i)
@@ -222,8 +222,8 @@ def reflected(length: int, radius: int, border: str) -> Tensor:
 def blur_matrix(length: int, sigma: float, radius: int, border: str) -> Tensor:
     """G with G @ x the blur of a column of `length` values, the reflected borders folded in; float64."""
     source = reflected(length, radius, border)
-    matrix = torch.zeros(length, length, dtype=torch.float64)
-    rows = torch.arange(length)
+    matrix = torch.zeros(length, length, dtype=torch.float64, device="cpu")
+    rows = torch.arange(length, device="cpu")
     for k, weight in enumerate(blur_weights(sigma, radius)):
         matrix[rows, source[k : k + length]] += weight
     return matrix

@@ -75,7 +75,7 @@ def pixel_maps(
     maps = []
     for t, several in zip(teachers, students, strict=True):
         n, _, h, w = t.shape
-        outs = [torch.empty((n, h, w), device=t.device) for _ in several]
+        outs = [torch.empty((n, h, w), dtype=torch.float32, device=t.device) for _ in several]
         for s, out in zip(several, outs, strict=True):
             for part in chunks(t):
                 torch.mul(Pair(t[part], s[part], kind).distance(kind), weight, out=out[part])
@@ -106,11 +106,13 @@ def pixel_loss(
     wants: tuple[bool, bool],
 ) -> tuple[Tensor, list[Tensor | None], list[list[Tensor | None]]]:
     """The loss, and the gradients to teachers and students under an upstream gradient of 1."""
-    loss = torch.zeros((), device=teachers[0].device)
+    loss = torch.zeros((), dtype=torch.float32, device=teachers[0].device)
     to_teachers: list[Tensor | None] = []
     to_students: list[list[Tensor | None]] = []
     for t, several, w in zip(teachers, students, weights, strict=True):
-        factor = torch.tensor(w * t.shape[1] / t.numel())  # a CPU scalar: enters any device without a synchronisation
+        factor = torch.tensor(
+            w * t.shape[1] / t.numel(), dtype=torch.float32, device="cpu"
+        )  # a CPU scalar: enters any device without a synchronisation
         to_teacher = torch.empty_like(t) if wants[0] else None
         grads = [torch.empty_like(s) if wants[1] else None for s in several]
         for s, grad in zip(several, grads, strict=True):

@@ -130,7 +130,7 @@ def table_of(axis: Axis, depth: int) -> Tensor:
     """
     blur = axis.blur
     weights = [1.0] if blur.sigma is None else blur_weights(blur.sigma, blur.radius)
-    position = (torch.tensor(axis.starts)[:, None] + torch.arange(axis.block)).flatten()
+    position = (torch.tensor(axis.starts, device="cpu")[:, None] + torch.arange(axis.block, device="cpu")).flatten()
     i = reflected(axis.target, blur.radius, blur.border).unfold(0, 2 * blur.radius + 1, 1)  # [target, taps]
     i = i[position.clamp_max(axis.target - 1)]
     over, under = i * (axis.source - 1), max(axis.target - 1, 1)
@@ -138,9 +138,9 @@ def table_of(axis: Axis, depth: int) -> Tensor:
         over, under = ((2 * i + 1) * axis.source - axis.target).clamp_min(0), 2 * axis.target
     low = (over // under).clamp_max(axis.source - 1)
     part = (over - low * under).double() / under
-    first = torch.tensor([first_of(start, axis) for start in axis.starts]).repeat_interleave(axis.block)
-    taps = torch.tensor(weights, dtype=torch.float64) * (position < axis.target)[:, None]
-    table = torch.zeros(len(position), depth, dtype=torch.float64)
+    first = torch.tensor([first_of(start, axis) for start in axis.starts], device="cpu").repeat_interleave(axis.block)
+    taps = torch.tensor(weights, dtype=torch.float64, device="cpu") * (position < axis.target)[:, None]
+    table = torch.zeros(len(position), depth, dtype=torch.float64, device="cpu")
     for index, share in ((low, 1 - part), ((low + (part > 0)).clamp_max(axis.source - 1), part)):
         table.scatter_add_(1, index - first[:, None], share * taps)
     return table.view(-1, axis.block, depth).float()

@@ -130,12 +130,13 @@ struct Fusion {
     const Epilogue* e;
     std::vector<Axis> down, across;
     std::vector<i64> rows, columns;  // reflected indices, empty without blur
+    bool early;                      // rows are blurred along x before they are blended
     i64 bands;
-    std::vector<double> partial;     // [n, bands]: maximum or sum
+    std::vector<double> partial;     // [n, bands] maxima, or [n, h] sums of rows: added in order, whatever the bands
     std::atomic<i64> next;
 };
 
-void fuse_band(const Fusion& f, i64 n, i64 y0, i64 y1, double* score) {
+void fuse_band(Fusion& f, i64 n, i64 y0, i64 y1, double* highest) {
     const Epilogue& e = *f.e;
     const i64 W = e.w, radius = e.radius, taps = 2 * radius + 1;
     const bool blurs = radius >= 0;
@@ -145,8 +146,6 @@ void fuse_band(const Fusion& f, i64 n, i64 y0, i64 y1, double* score) {
 
     i64 sources = 0;
     for (int k = 0; k < e.maps; k++) sources += f.down[k].high[hi - 1] - f.down[k].low[lo] + 1;
-    // A sum is linear: blurring the few stretched source rows along x costs less than blurring the output rows.
-    const bool early = blurs && !e.product && sources < hi - lo;
     if ((i64)stretched.size() < sources * W) stretched.resize(sources * W);
     if ((i64)fused.size() < (hi - lo) * W) fused.resize((hi - lo) * W);
     if ((i64)line.size() < W) line.resize(W);
@@ -171,14 +170,14 @@ void fuse_band(const Fusion& f, i64 n, i64 y0, i64 y1, double* score) {
             float* out = base + (r - first) * W;
             if (e.mw[k] == W) std::memcpy(out, in, W * sizeof(float));
             else stretch_row(in, f.across[k].low.data(), f.across[k].high.data(), f.across[k].part.data(), out, W);
-            if (early) { blur_row(out, line.data()); std::memcpy(out, line.data(), W * sizeof(float)); }
+            if (f.early) { blur_row(out, line.data()); std::memcpy(out, line.data(), W * sizeof(float)); }
         }
         for (i64 y = lo; y < hi; y++)
             blend_rows(base + (f.down[k].low[y] - first) * W, base + (f.down[k].high[y] - first) * W, f.down[k].part[y],
                        fused.data() + (y - lo) * W, W, k == 0 ? 0 : e.product ? 2 : 1);
         at += last - first + 1;
     }
-    if (blurs && !early)
+    if (blurs && !f.early)
         for (i64 y = lo; y < hi; y++) {
             float* row = fused.data() + (y - lo) * W;
             blur_row(row, line.data());
@@ -187,16 +186,16 @@ void fuse_band(const Fusion& f, i64 n, i64 y0, i64 y1, double* score) {
     if (blurs && (i64)window.size() < y1 - y0 + 2 * radius) window.resize(y1 - y0 + 2 * radius);
     if (blurs)
         for (i64 i = 0; i < y1 - y0 + 2 * radius; i++) window[i] = fused.data() + (f.rows[y0 + i] - lo) * W;
-    double total = e.mean ? 0 : -INFINITY;
+    float most = -INFINITY;
     for (i64 y = y0; y < y1; y++) {
         float* out = e.out ? (float*)e.out + (n * e.h + y) * W : line.data();
         if (blurs) blur_across_rows(window.data() + (y - y0), (const float*)e.weights, taps, out, W);
         else std::memcpy(out, fused.data() + (y - lo) * W, W * sizeof(float));
         if (!e.scores) continue;
-        if (e.mean) total += row_sum(out, W);
-        else total = row_max(out, W, (float)total);
+        if (e.mean) f.partial[n * e.h + y] = row_sum(out, W);
+        else most = row_max(out, W, most);
     }
-    *score = total;
+    if (!e.mean) *highest = most;
 }
 
 void fusion_body(void* raw) {
@@ -205,7 +204,7 @@ void fusion_body(void* raw) {
         const i64 unit = f.next.fetch_add(1, std::memory_order_relaxed);
         if (unit >= f.e->n * f.bands) return;
         const i64 band = unit % f.bands;
-        fuse_band(f, unit / f.bands, f.e->h * band / f.bands, f.e->h * (band + 1) / f.bands, &f.partial[unit]);
+        fuse_band(f, unit / f.bands, f.e->h * band / f.bands, f.e->h * (band + 1) / f.bands, f.e->mean ? nullptr : &f.partial[unit]);
     }
 }
 
@@ -227,14 +226,19 @@ EXPORT void kdad_epilogue(const void* raw, int threads) {
         f.columns = reflected(e.w, e.radius, e.torch_border);
     }
     f.bands = e.n >= 2 * threads ? 1 : std::max<i64>(1, std::min<i64>(threads, e.h / 32));
-    f.partial.resize(e.n * f.bands);
+    // A sum is linear: blurring the few stretched source rows along x costs less than blurring the output rows.
+    i64 sources = 0;
+    for (int k = 0; k < e.maps; k++) sources += f.down[k].high[e.h - 1] - f.down[k].low[0] + 1;
+    f.early = e.radius >= 0 && !e.product && sources < e.h;
+    const i64 parts = e.mean ? e.h : f.bands;
+    f.partial.resize(e.n * parts);
     f.next = 0;
     parallel(fusion_body, &f, (int)std::min<i64>(threads, e.n * f.bands));
     if (!e.scores) return;
     for (i64 n = 0; n < e.n; n++) {
-        double s = f.partial[n * f.bands];
-        for (i64 b = 1; b < f.bands; b++) {
-            const double v = f.partial[n * f.bands + b];
+        double s = f.partial[n * parts];
+        for (i64 b = 1; b < parts; b++) {
+            const double v = f.partial[n * parts + b];
             s = e.mean ? s + v : v > s || v != v ? v : s;
         }
         ((float*)e.scores)[n] = (float)(e.mean ? s / (double)(e.h * e.w) : s);

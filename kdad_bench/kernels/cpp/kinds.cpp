@@ -64,7 +64,8 @@ void one_sweep(const Tile& t, Scratch& s) {
             s.ia[p] = s.ib[p] = 1;
             if (s.wide_A[p] > least && s.wide_B[p] > least) continue;
             careful_pixel(t, p, s.ia, s.ib, s.q);
-            s.D[p] = s.ia[p] == 0 && s.ib[p] == 0 ? 0.0f : s.ia[p] == 0 || s.ib[p] == 0 ? 0.5f : s.q[p];
+            const bool zeros[] = {s.ia[p] == 0, s.ib[p] == 0};  // neither is a vector that is not finite
+            s.D[p] = zeros[0] && zeros[1] ? 0.0f : (zeros[0] && s.ib[p] == s.ib[p]) || (zeros[1] && s.ia[p] == s.ia[p]) ? 0.5f : s.q[p];
         }
         return;
     }

@@ -292,9 +292,10 @@ void careful_pixel(const Tile& t, i64 p, float* ia, float* ib, float* q) {
         if (std::isnan(b)) lb = b;
     }
     const bool a_zero = la <= TINY, b_zero = lb <= TINY;  // false for NaN, which then spreads
-    ia[p] = a_zero ? 0.0f : (float)(1.0 / std::sqrt(A));
-    ib[p] = b_zero ? 0.0f : (float)(1.0 / std::sqrt(B));
-    q[p] = a_zero || b_zero ? 1.0f : (float)(1.0 - P / std::sqrt(A) / std::sqrt(B));
+    const bool a_inf = std::isinf(A), b_inf = std::isinf(B);  // a value is: no direction, but no zero vector either
+    ia[p] = a_zero ? 0.0f : a_inf ? NAN : (float)(1.0 / std::sqrt(A));
+    ib[p] = b_zero ? 0.0f : b_inf ? NAN : (float)(1.0 / std::sqrt(B));
+    q[p] = a_inf || b_inf || A != A || B != B ? NAN : a_zero || b_zero ? 1.0f : (float)(1.0 - P / std::sqrt(A) / std::sqrt(B));
 }
 
 }  // namespace kdad
