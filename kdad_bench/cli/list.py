@@ -105,7 +105,7 @@ def datasets(data_root: Path | None) -> None:
                 f"{name}: installed ({rooms.outside.ADDED[name].where}), and not found under a data root", err=True
             )
     if not data_root:
-        click.echo("No --data-root and no KDAD_DATA: only the embedded data set is listed.", err=True)
+        click.echo("No --data-root and no KDAD_DATA: only the embedded data sets are listed.", err=True)
 
 
 def usable(names: Iterable[str], known: Callable[[str], bool]) -> list[str]:

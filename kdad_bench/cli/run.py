@@ -127,7 +127,7 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
     "--gpu-fraction",
     type=Number(min=0.0, max=1.0, min_open=True),
     metavar="SHARE",
-    help="Share of a GPU's memory for each job; so many run at a time.  [default: what --workers leave each]",
+    help="Share of a GPU's memory for each job; 0.25: four at a time.  [default: what --workers leave each]",
 )
 @click.option(
     "--drawers",
@@ -198,7 +198,7 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
     "--audit-every",
     type=COUNT,
     metavar="STEPS",
-    help="So often.  [default: a twentieth of the training]",
+    help="Judge every so many steps.  [default: a twentieth of the training]",
 )
 @click.option("--tensorboard", is_flag=True, help="Loss terms as TensorBoard events (needs the tensorboard package).")
 def run(**given: Any) -> None:

@@ -151,11 +151,12 @@ def ranking(board: Board, notes: Mapping[str, int]) -> str:
             str(covered) if covered == len(everything) else f"{covered} of {len(everything)}",
         ]
         lines.append(cells)
-    return f"{table_of(header, lines, left=left)}\n\n{_legend_of_ranking(board)}"
+    marked_so = any(found for found in marks.values())
+    return f"{table_of(header, lines, left=left)}\n\n{_legend_of_ranking(board, marked_so)}"
 
 
-def _legend_of_ranking(board: Board) -> str:
-    """What ranks, intervals and places mean, and how far ranks must lie apart to be told apart."""
+def _legend_of_ranking(board: Board, marked_so: bool) -> str:
+    """What ranks, intervals, marks and places mean, and how far ranks must lie apart to be told apart."""
     legend = (
         "Average rank: over the categories, of "
         + " and ".join(METRICS[m].label for m in RANKED if m in board.headline)
@@ -163,6 +164,11 @@ def _legend_of_ranking(board: Board) -> str:
     )
     if any((found := board.overall(key, m)) and found.shown for key in board.rows for m in board.headline):
         legend += f" [low, high]: 95 % interval of the mean for {board.interval_words}."
+    if marked_so:
+        legend += (
+            " **Bold**: the best, <ins>underlined</ins>: the second, only where the corrected paired test tells it "
+            "from the next."
+        )
     if len(board.families) > 1:
         legend += " In family: the place when only the entrants of one family are ranked ("
         legend += "; ".join(f"{name}: {FAMILIES[name]}" for name in board.families if name in FAMILIES) + ")."
@@ -172,7 +178,9 @@ def _legend_of_ranking(board: Board) -> str:
     distances = {found.critical_difference for found in ranks if found.critical_difference is not None}
     if distances and len(board.rows) > 2:
         gaps = " and ".join(f"{value:.2f}" for value in sorted(distances))
-        legend += f" In one metric, average ranks closer than the critical difference ({gaps}) are not told apart."
+        legend += f" In one metric, average ranks closer than the critical difference ({gaps}) are not told apart"
+        widest = max(max(found.average.values()) - min(found.average.values()) for found in ranks if found.average)
+        legend += ": here none is." if min(distances) > widest else "."
     return legend
 
 

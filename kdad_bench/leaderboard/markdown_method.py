@@ -16,6 +16,7 @@ def measured(board: Board) -> dict[str, str]:
     """Method -> its table of the board: of its default, or of every variant that was run, a line per category."""
     methods = dict.fromkeys(board.summary.entrant(key).method for key in board.order)
     whole, found = published.beside(board)
+    found = [one for one in found if not published.over_more(board, one.key, one.reported)]  # a mean of other data
     tables = {}
     for method in methods:
         keys = [key for key in board.order if board.summary.entrant(key).method == method]

@@ -570,3 +570,12 @@ def test_the_ranking_says_what_its_interval_is_for(counts: tuple[int, int], word
         for row in plausible.full_table((method,), plausible.CATEGORIES[:count], 2)
     ]
     assert words in section(page(made), "Ranking")
+
+
+def test_marks_are_explained_where_there_are_some_and_ranks_that_tell_nothing_apart_are_said_to() -> None:
+    told = section(page(plausible.full_table(("stfpm", "rd4ad", "pixel_mean"), plausible.CATEGORIES, 3)), "Ranking")
+    assert "**Bold**: the best, <ins>underlined</ins>: the second" in told
+    assert re.search(r"critical difference \([\d.]+\) are not told apart\.", told)
+    alike = section(page(plausible.full_table(("stfpm", "rd4ad", "pixel_mean"), ("bottle", "cable"), 1)), "Ranking")
+    assert "Bold" not in alike
+    assert re.search(r"critical difference \([\d.]+\) are not told apart: here none is\.", alike)

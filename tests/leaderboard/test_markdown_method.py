@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import plausible
+import pytest
 from test_markdown import board_of, cells, table
+from test_published import MVTEC
 
 from kdad_bench.leaderboard.board import Board, boards
 from kdad_bench.leaderboard.markdown_method import measured
@@ -55,3 +57,24 @@ def test_data_for_which_nothing_is_published_have_the_figures_alone() -> None:
     assert "published |" not in text
     assert "Not compared: " in text
     assert list(cells(text)) == [*CATEGORIES, "mean"]
+
+
+@pytest.mark.parametrize("preset", ["standard", "paper"])
+def test_a_published_mean_of_more_categories_stands_beside_no_mean_of_fewer(preset: str) -> None:
+    """A reader would take the difference, which is one of data."""
+
+    def lines_of(board: Board) -> dict[str, list[str]]:
+        """category -> the cells of its columns `published`, which share that heading."""
+        lines = [
+            [cell.strip() for cell in line.split("|")[1:-1]]
+            for line in measured(board)["stfpm"].splitlines()
+            if "|" in line
+        ]
+        columns = [place for place, name in enumerate(lines[0]) if name == "published"]
+        return {line[0]: [line[place] for place in columns] for line in lines[2:]}
+
+    for category, beside in lines_of(mvtec(preset)).items():
+        assert len(beside) == 3
+        assert all(text == "–" for text in beside) == (category == "mean"), category
+    whole = board_of(plausible.full_table(("stfpm",), MVTEC, 1, preset="paper"))
+    assert "0.955 (paper, resnet18" in lines_of(whole)["mean"][0]

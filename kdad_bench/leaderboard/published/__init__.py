@@ -154,7 +154,7 @@ def beside(board: Board) -> tuple[str, list[Verdict]]:
         return whole, []
     found = [one for one in verdicts(board) if not one.reported.measured or board.measured(one.reported.measured)]
     if board.preset == BESIDE:
-        found = [one for one in found if one.measured is not None and not _over_more(board, one.key, one.reported)]
+        found = [one for one in found if one.measured is not None and not over_more(board, one.key, one.reported)]
     return "", found
 
 
@@ -183,7 +183,7 @@ def _verdict(board: Board, key: str, one: Reported, whole: str) -> Verdict:
     value, half = _measured(board, key, one)
     if value is None:
         why = why or "not measured here"
-    why = why or _over_more(board, key, one)
+    why = why or over_more(board, key, one)
     if why or value is None:
         return Verdict(reported=one, key=key, measured=value, difference=None, verdict="", refusal=why)
     difference = value - one.value
@@ -191,7 +191,7 @@ def _verdict(board: Board, key: str, one: Reported, whole: str) -> Verdict:
     return Verdict(reported=one, key=key, measured=value, difference=difference, verdict=word, refusal="")
 
 
-def _over_more(board: Board, key: str, one: Reported) -> str:
+def over_more(board: Board, key: str, one: Reported) -> str:
     """Why a reported mean is of more than ours; "" if it is not."""
     covered = len(board.covered(key))
     if one.category != MEAN or covered >= CATEGORIES[one.dataset]:
