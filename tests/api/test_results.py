@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import plausible
 import pytest
 from click.testing import CliRunner
 
@@ -235,16 +233,3 @@ def test_what_cannot_be_run_is_one_line_in_keywords_and_nothing_is_written(
     assert "\n" not in str(error.value)
     assert "--" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_mean_over_fewer_categories_and_an_unsteady_time_are_marked_as_everywhere(tmp_path: Path) -> None:
-    rows = plausible.full_table(("stfpm", "rd4ad"), ("bottle", "cable"), 2)
-    for row in rows:
-        if (row.method, row.category) != ("rd4ad", "cable"):
-            store.write(replace(row, latency_ms=10.0 + 5 * row.seed) if row.method == "stfpm" else row, tmp_path)
-    (lines,) = [table.lines for table in kdad_bench.Results(tmp_path).leaderboard().tables]
-    cells = {line[0]: line for line in lines}
-    assert all("(1 of 2)" in cell for cell in cells["RD4AD"][1:4])
-    assert not any("of 2" in cell for cell in cells["STFPM"])
-    assert "12.5 ~" in cells["STFPM"]
-    assert not any("~" in cell for cell in cells["RD4AD"])

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import plausible
@@ -19,6 +20,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+import kdad_bench
 from kdad_bench import files
 from kdad_bench.cli import cli
 from kdad_bench.leaderboard import gallery, html, pages, store
@@ -321,3 +323,16 @@ def test_the_headline_of_failures_counts_those_that_are_listed(tmp_path: Path) -
     assert "1 finished job: " in text
     assert "failed" not in text.split("##")[0]
     assert "## Failed jobs" not in text
+
+
+def test_a_mean_over_fewer_categories_and_an_unsteady_time_are_marked_as_everywhere(tmp_path: Path) -> None:
+    rows = plausible.full_table(("stfpm", "rd4ad"), ("bottle", "cable"), 2)
+    for row in rows:
+        if (row.method, row.category) != ("rd4ad", "cable"):
+            store.write(replace(row, latency_ms=10.0 + 5 * row.seed) if row.method == "stfpm" else row, tmp_path)
+    (lines,) = [table.lines for table in kdad_bench.Results(tmp_path).leaderboard().tables]
+    cells = {line[0]: line for line in lines}
+    assert all("(1 of 2)" in cell for cell in cells["RD4AD"][1:4])
+    assert not any("of 2" in cell for cell in cells["STFPM"])
+    assert "12.5 ~" in cells["STFPM"]
+    assert not any("~" in cell for cell in cells["RD4AD"])
