@@ -196,3 +196,27 @@ def test_a_validation_split_is_counted_apart(tmp_path: Path) -> None:
     write_normals(tmp_path / "nut" / "train" / "good", 4)
     found = normals_at(f"folder:{tmp_path}")
     assert found == (Normals(category="bolt", train=3, validation=2), Normals(category="nut", train=4))
+
+
+@pytest.mark.parametrize(
+    ("here", "words"),
+    [
+        ("NVIDIA H200", "this machine has such a GPU"),
+        ("NVIDIA T4", "this machine has NVIDIA T4, where it will differ"),
+        (None, "and no GPU for CUDA, where it will differ"),
+    ],
+)
+def test_figures_of_a_gpu_are_set_beside_the_gpu_of_this_machine(
+    here: str | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: here is not None)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda *device: here)
+    rows = ROWS.with_name("gpu")
+    data = f"folder:{write_normals(tmp_path / 'all', 3)}"
+    done = advise(data, results=rows)
+    assert done.exit_code == 0, done.output
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("Latency was measured")]
+    assert line.startswith("Latency was measured on NVIDIA H200 with 16 threads")
+    assert words in line
+    said = json.loads(advise(data, "--json", results=rows).stdout)["this_machine"]
+    assert said == here or (here is None and said.endswith("no GPU for CUDA"))

@@ -228,8 +228,13 @@ def test_the_page_says_how_speed_was_measured_only_where_it_was_measured_alone(t
     alone, own = (markdown.speed(board(tmp_path / name), {}) for name in ("alone", "own"))
     assert "measured once per method and settings, with no job beside it, with 2 CPU threads" in alone
     assert "one thread" in alone.splitlines()[0]
+    assert "2 CPU threads, and with one; p95" in alone
     assert "measured once" not in own
     assert "one thread" not in own.splitlines()[0]
+    single = {name: None for name in FIGURES if name.startswith("one_thread")}
+    assert single
+    put(tmp_path / "gpu", *sharing(), made(**single))  # where nothing is measured with one
+    assert "2 CPU threads; p95" in markdown.speed(board(tmp_path / "gpu"), {})
 
 
 def test_a_comparison_of_shared_figures_has_one_pair_and_no_interval(tmp_path: Path) -> None:
