@@ -45,11 +45,8 @@
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
 
   // sortable tables; a cell's number is in data-order, and what has none is last in both directions
-  const order = DataTable.ext.type.order;
-  const missing = -Infinity; // what num-pre makes of nothing
-  const last = (way) => (a, b) => a === b ? 0 : a === missing ? 1 : b === missing ? -1 : way * (a < b ? -1 : 1);
-  order["num-asc"] = last(1);
-  order["num-desc"] = last(-1);
+  const missing = -Infinity; // what num-pre makes of nothing: last already where the largest come first
+  DataTable.ext.type.order["num-asc"] = (a, b) => a === b ? 0 : a === missing ? 1 : b === missing || a < b ? -1 : 1;
   const still = { paging: false, info: false, searching: false, order: [], autoWidth: false };
   for (const table of document.querySelectorAll("table.sortable")) {
     new DataTable(table, { ...still, searching: table.classList.contains("searchable") });
