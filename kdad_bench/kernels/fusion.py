@@ -154,14 +154,14 @@ def anomaly_map(
     check_scales(teacher_taps, student_taps)
     for t, s in zip(teacher_taps, student_taps, strict=True):
         check(kind, PIXEL_KINDS, t, s)
-    if len({t.shape[0] for t in teacher_taps}) > 1:
-        raise ValueError(
-            f"all scales must be of one batch; got {', '.join(str(t.shape[0]) for t in teacher_taps)} images"
-        )
     check_option("mode", mode, MODES)
     check_option("score", score, RULES)
     cut = 0 if sigma is None else check_blur(sigma, border, None)
     traced = not plain(*taps)
+    if not traced and len({t.shape[0] for t in teacher_taps}) > 1:
+        raise ValueError(
+            f"all scales must be of one batch; got {', '.join(str(t.shape[0]) for t in teacher_taps)} images"
+        )
     options: dict[str, Any] = {"mode": mode, "sigma": sigma, "border": border, "align_corners": align_corners}
     options |= {"kind": kind, "weight": weight, "score": score, "fuse_size": fuse_size}
     if not traced and uses_reference(*taps):
