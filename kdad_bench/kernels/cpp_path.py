@@ -105,6 +105,11 @@ def floats(*shape: int, memory_format: torch.memory_format = torch.contiguous_fo
     return torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=memory_format)
 
 
+def weighted(factors: Sequence[float], totals: Sequence[float]) -> Tensor:
+    """The sum of `totals`, each times its factor, as a scalar on the CPU."""
+    return torch.tensor(sum(map(float.__mul__, factors, totals)), dtype=torch.float32, device="cpu")
+
+
 def sweep(jobs: Sequence[bytes], kind: int) -> list[float]:
     """Run the jobs in one parallel region; returns the sum of the discrepancies of each."""
     totals = (ctypes.c_double * len(jobs))()
@@ -157,11 +162,7 @@ def pixel_loss(
         to_teachers.append(to_teacher)
         to_students.append(grads)
     totals = sweep(jobs, KINDS[kind])
-    return (
-        torch.tensor(sum(map(float.__mul__, factors, totals)), dtype=torch.float32, device="cpu"),
-        to_teachers,
-        to_students,
-    )
+    return weighted(factors, totals), to_teachers, to_students
 
 
 def dense_order(tensors: Sequence[Tensor]) -> tuple[int, ...] | None:
@@ -245,12 +246,7 @@ def flat_loss(
     else:
         totals = sweep(jobs, FLAT_SUMS)
         sweep(jobs, FLAT_GRADIENT)
-    return (
-        torch.tensor(sum(map(float.__mul__, factors, totals)), dtype=torch.float32, device="cpu"),
-        found,
-        to_teachers,
-        to_students,
-    )
+    return weighted(factors, totals), found, to_teachers, to_students
 
 
 def attention_weighting(teachers: Sequence[Tensor], students: Sequence[Tensor]) -> list[Tensor]:

@@ -89,7 +89,7 @@ class PointwiseNormClamp(torch.autograd.Function):
         ctx: Any, x: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, low: float, high: float
     ) -> Tensor:
         """The convolved, normalised, clamped x [N, K, H, W] in channels_last."""
-        between = x.new_empty((x.shape[0], len(kernel), *x.shape[2:])).contiguous(memory_format=torch.channels_last)
+        between = cpp_path.floats(x.shape[0], len(kernel), *x.shape[2:], memory_format=torch.channels_last)
         matrix, size = kernel[:, :, 0, 0].t(), piece_of(kernel)
         parts = zip(torch.split(pixels(x), size), torch.split(pixels(between), size), strict=True)
         products = (torch.mm(part, matrix, out=out) for part, out in parts)

@@ -6,6 +6,7 @@ import hashlib
 import unicodedata
 
 from kdad_bench.datasets.archive.limits import Refused, shown
+from kdad_bench.datasets.listing import folded
 
 NAME_BYTES = 1024  # of a whole name; Linux takes 4,096 with the folder before it
 PART_BYTES = 255  # of one component: NAME_MAX of the usual file systems
@@ -71,7 +72,7 @@ class Known:
             self._take(name, parts, b"file")
 
     def _take(self, name: str, parts: tuple[str, ...], kind: bytes) -> None:
-        key, exact = _digest(_folded("/".join(parts))), kind + _digest("/".join(parts))
+        key, exact = _digest(folded("/".join(parts))), kind + _digest("/".join(parts))
         if self._spelled.get(key, exact) != exact or (kind == b"file" and key in self._spelled):
             raise _refused(
                 name, "clashes with an earlier one (twice, file and folder, or alike but for capitals or form)"
@@ -79,11 +80,6 @@ class Known:
         self._spelled[key] = exact
         if len(self._spelled) > self._most:
             raise Refused(f"more than {self._most} files and folders")
-
-
-def _folded(text: str) -> str:
-    """Canonical caseless form (Unicode 15, D145)."""
-    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", text).casefold())
 
 
 def _digest(text: str) -> bytes:
