@@ -41,6 +41,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    if min(vars(options).values()) < 1:
+        parser.error("--images, --rounds and --threads: at least 1 each")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     wrong = 0
