@@ -13,7 +13,7 @@ from math import log
 import torch
 from torch import Tensor
 
-from kdad_bench.harness.estimate import JOB_SECONDS, kind_of, known_seconds, learning, planned_steps
+from kdad_bench.harness.estimate import JOB_SECONDS, kind_of, known_seconds, learning, planned_steps, rules_of_thumb
 from kdad_bench.harness.giving_way import computing_with
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.material import count_of
@@ -27,7 +27,7 @@ STEPS = 4  # of a training, in which each of its stages has its share
 FIT_SECONDS = 2.0  # of one fit, ended at the next step
 NEXT_SECONDS = 4.0  # that a fit of the next size may be expected to take
 STEEPEST = 2.0  # exponent of the number of images that a time is taken to grow with
-ALL_SECONDS = 10.0  # of all kinds; those that are left have no calibration
+ALL_SECONDS = 20.0  # of all kinds; those that are left have no calibration
 
 
 class Enough(Exception):
@@ -56,14 +56,17 @@ def calibrations(
 def unknown_kinds(
     jobs: Sequence[Job], threads: int | None, learnt: Collection[str] = ()
 ) -> dict[str, tuple[Job, bool]]:
-    """kind -> (its first job, whether that learns), of kinds without a history."""
+    """kind -> (its first job, whether that learns), of kinds without a history; first those of which all jobs together
+    should take longest, by the rule of thumb."""
     found: dict[str, tuple[Job, bool]] = {}
-    timed = known_seconds()
-    for job, learns in learning(jobs, learnt):
+    whole: dict[str, float] = {}
+    timed, rules = known_seconds(), rules_of_thumb(jobs, learnt)
+    for (job, learns), rule in zip(learning(jobs, learnt), rules, strict=True):
         kind = kind_of(job, threads, learns=learns)
         if kind not in timed:
             found.setdefault(kind, (job, learns))
-    return found
+            whole[kind] = whole.get(kind, 0.0) + rule
+    return {kind: found[kind] for kind in sorted(found, key=lambda kind: -whole[kind])}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

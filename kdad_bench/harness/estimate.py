@@ -49,26 +49,36 @@ def estimate(
     """What `jobs` should take, `workers` of them at a time in this order, each with `threads`.
 
     A job takes the median of this machine's earlier jobs of its kind, else what a calibration run found (`calibrated`,
-    kind -> seconds), else the mean of the others; with nothing at all there is no estimate. `learnt` are the ids of
-    trainings whose model is there.
+    kind -> seconds), else the rule of thumb, on the scale of those that learn in steps; with nothing at all there is no
+    estimate. `learnt` are the ids of trainings whose model is there.
     """
     if not jobs:
         return Estimate(0.0, "nothing to do")
     kinds = [kind_of(job, threads, learns=learns) for job, learns in learning(jobs, learnt)]
+    rules = rules_of_thumb(jobs, learnt)
     timed, tried = known_seconds(), dict(calibrated or {})
     found = [timed.get(kind, tried.get(kind)) for kind in kinds]
-    hits = [one for one in found if one is not None]
-    if not hits:
+    if found.count(None) == len(found):
         return Estimate(None, "no job of these kinds has been timed on this machine yet", workers)
-    mean = sum(hits) / len(hits)
-    seconds = makespan([mean if one is None else one for one in found], workers) + start_seconds
+    scaled = scale_of(rules, found)
+    whole = [rule * scaled if one is None else one for one, rule in zip(found, rules, strict=True)]
+    seconds = makespan(whole, workers) + start_seconds
     sources = {
         "of a kind timed here before": sum(kind in timed for kind in kinds),
         "by a calibration run of a few steps": sum(kind in tried and kind not in timed for kind in kinds),
-        "of unknown kinds, taken as the mean of the others": found.count(None),
+        "of unknown kinds, by a rule of thumb on the scale of the others": found.count(None),
     }
     said = [f"{count} {words}" for words, count in sources.items() if count]
     return Estimate(seconds, f"{len(jobs)} jobs: " + ", ".join(said), workers)
+
+
+def scale_of(rules: Sequence[float], found: Sequence[float | None]) -> float:
+    """How many times the rule of thumb the jobs take that learn in steps, of which the seconds are known; 1 of none.
+
+    What other jobs take, loading and scoring alone, tells nothing of the length of a step.
+    """
+    pairs = [(one, rule) for one, rule in zip(found, rules, strict=True) if one is not None and rule > JOB_SECONDS]
+    return sum(one for one, _ in pairs) / sum(rule for _, rule in pairs) if pairs else 1.0
 
 
 def makespan(seconds: Sequence[float], workers: int) -> float:
@@ -88,13 +98,14 @@ def learning(jobs: Sequence[Job], learnt: Collection[str] = ()) -> Iterator[tupl
             seen.add(job.training)
 
 
-def rules_of_thumb(jobs: Sequence[Job]) -> list[float]:
-    """Seconds of each job from its steps and the pixels of a batch: enough to choose how to run it, not to be told.
+def rules_of_thumb(jobs: Sequence[Job], learnt: Collection[str] = ()) -> list[float]:
+    """Seconds of each job from its steps and the pixels of a batch: enough to choose how to run it, not to be told
+    alone.
 
     It is the same on every machine and day, so that the same command runs in the same way. A method without a teacher
     is taken to learn nothing in steps.
     """
-    return [rule_of_thumb(job) if learns else JOB_SECONDS for job, learns in learning(jobs)]
+    return [rule_of_thumb(job) if learns else JOB_SECONDS for job, learns in learning(jobs, learnt)]
 
 
 def rule_of_thumb(job: Job) -> float:

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from kdad_bench.files import DamagedError, read_json, write_text_whole, write_whole
 from kdad_bench.methods import METHODS, entry, known, outside
 from kdad_bench.methods.backbones import build
+from kdad_bench.methods.backbones.undrawn import Undrawn
 from kdad_bench.methods.frozen_features import Kept
 from kdad_bench.methods.protocol import Method
 from kdad_bench.outside import OutsideError
@@ -225,7 +226,8 @@ def _refuse_other_note(folder: Path, description: Description, metadata: Mapping
 def _refuse_other_shapes(folder: Path, description: Description, file: Any) -> None:
     """Raises ModelError if the weights' header has not the tensors that the settings ask for; nothing is allocated."""
     try:
-        module = _built(description, torch.device("meta")).module
+        with Undrawn():
+            module = _built(description, torch.device("meta")).module
     except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
         reason = str(error).partition("\n")[0]
         raise ModelError(f"{folder / DESCRIPTION}: settings that cannot be ({reason}); {REMEDY}") from error

@@ -23,8 +23,9 @@ from kdad_bench.harness.estimate import (
     makespan,
     read_history,
     remember,
+    rule_of_thumb,
 )
-from kdad_bench.harness.job import Job
+from kdad_bench.harness.job import Job, Part
 from kdad_bench.harness.run import WeightsError
 from kdad_bench.methods.protocol import Fitting
 from kdad_bench.methods.spade import SpadeSettings
@@ -102,9 +103,46 @@ def test_an_estimate_says_what_it_rests_on_and_counts_the_workers(
     assert found.basis == "3 jobs: 2 of a kind timed here before, 1 by a calibration run of a few steps"
     assert "about 6 s 2 side by side" in found.text
     alone = estimate([floor, stfpm], threads=1, start_seconds=3.0)
-    assert alone.seconds == 2.0 + 2.0 + 3.0
-    assert "1 of unknown kinds, taken as the mean of the others" in alone.text
+    assert alone.seconds == 2.0 + rule_of_thumb(stfpm) + 3.0  # a job without steps tells nothing of one with them
+    assert "1 of unknown kinds, by a rule of thumb on the scale of the others" in alone.text
     assert estimate([floor], threads=2).seconds is None  # other threads, other times
+
+
+def test_jobs_of_unknown_kinds_are_as_much_slower_than_the_rule_of_thumb_as_those_known(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDAD_CACHE", str(tmp_path))
+    floor, short, long = floor_short_and_long(tiny_tree)
+    remember(floor, 0.1, 1)
+    calibrated = {kind_of(short, 1): 3 * rule_of_thumb(short)}
+    found = estimate([floor, short, long, long], threads=1, calibrated=calibrated)
+    assert found.seconds == pytest.approx(0.1 + 3 * (rule_of_thumb(short) + 2 * rule_of_thumb(long)))
+    judged = replace(
+        long, together=(Part(long.category, long.fingerprint),)
+    )  # its model is there: what it learns costs nothing any more
+    known = estimate([short, judged], threads=1, calibrated=calibrated, learnt={judged.training})
+    assert known.seconds == pytest.approx(3 * (rule_of_thumb(short) + JOB_SECONDS))
+
+
+def test_the_kinds_that_take_longest_in_all_are_tried_first(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDAD_CACHE", str(tmp_path))
+    floor, short, long = floor_short_and_long(tiny_tree)
+    many = 2 + int(rule_of_thumb(long) / rule_of_thumb(short))
+    assert [*unknown_kinds([floor, short, long], 1)] == [kind_of(one, 1) for one in (long, short, floor)]
+    assert [*unknown_kinds([floor, long, *[short] * many], 1)] == [kind_of(one, 1) for one in (short, long, floor)]
+
+
+def floor_short_and_long(tree: Path) -> tuple[Job, Job, Job]:
+    """One that learns nothing, and two of other kinds that learn, of few and of many steps."""
+    jobs = jobs_of(tree)
+    floor, stfpm = (next(job for job in jobs if job.method == name) for name in ("pixel_mean", "stfpm"))
+    short, long = (
+        replace(stfpm, settings=replace(stfpm.settings, steps=steps), preset=f"quick[steps={steps}]")
+        for steps in (10, 100)
+    )
+    return floor, short, long
 
 
 def test_what_was_timed_is_not_tried_again_and_what_was_not_is(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from torch.nn import functional as F
 
 from kdad_bench.methods.backbones import FACTS, build, names, weights
 from kdad_bench.methods.backbones.efficientnet_lite import norm
+from kdad_bench.methods.backbones.undrawn import Undrawn
 from kdad_bench.methods.backbones.weights import WeightsError, download, find_weights, load_teacher
 from tests.server import running, serve
 
@@ -332,6 +335,37 @@ def test_what_is_no_file_of_weights_is_one_line_with_the_remedy(tmp_path: Path, 
     assert said.startswith(f"{tmp_path / 'w.pth'}: not ")
     assert words in said
     assert said.endswith("; give a file of torch.save(network.state_dict(), FILE)")
+
+
+def test_loading_draws_nothing_and_costs_no_compiler(tmp_path: Path) -> None:
+    """Random weights that a file replaces were drawn, and the names of the others asked for so that torch's compiler
+    was loaded: five seconds of a process, before its first job."""
+    network = build("resnet18")
+    torch.save(network.state_dict(), tmp_path / "mine.pth")
+    before = torch.get_rng_state()
+    teacher, _ = load_teacher("resnet18", source=tmp_path / "mine.pth")
+    assert torch.equal(torch.get_rng_state(), before)
+    wanted = network.state_dict()
+    assert teacher.state_dict().keys() == wanted.keys()
+    assert all(torch.equal(value, wanted[key]) for key, value in teacher.state_dict().items())
+    code = (
+        "import sys; from kdad_bench.methods.backbones.weights import load_teacher; "
+        f"load_teacher('resnet18', source={str(tmp_path / 'mine.pth')!r}); print('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("name", sorted(FACTS))
+def test_what_is_undrawn_has_all_names_and_shapes(name: str) -> None:
+    with torch.device("meta"), Undrawn():
+        undrawn = build(name, strides=tuple(FACTS[name].channels))
+    drawn = build(name, strides=tuple(FACTS[name].channels))
+    shapes = {key: value.shape for key, value in drawn.state_dict().items()}
+    assert {key: value.shape for key, value in undrawn.state_dict().items()} == shapes
+    norms = {key for key, value in drawn.state_dict().items() if value.is_floating_point() and bool((value == 1).all())}
+    with Undrawn():
+        there = build(name, strides=tuple(FACTS[name].channels)).state_dict()
+    assert all(bool((there[key] == 1).all()) for key in norms)  # what is constant is set as ever
 
 
 def test_weights_of_half_precision_are_taken(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pickle
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
@@ -138,6 +139,7 @@ def load_teacher(
     import torch
 
     from kdad_bench.methods.backbones.family import build
+    from kdad_bench.methods.backbones.undrawn import Undrawn
 
     facts = facts_of(name)
     strides = facts.usual_strides if strides is None else strides
@@ -152,7 +154,8 @@ def load_teacher(
         _check_promise(path, sha256, "delete it and try again" if source is None else "rename it if you mean it")
         if source is None and not sha256.startswith(facts.sha256):
             raise WeightsError(f"{path}: not the published file ({facts.sha256[:8]} begins its sha256); delete it")
-        teacher = build(name, strides=strides)
+        with Undrawn():
+            teacher = build(name, strides=strides)
         _fill(teacher, tensors, path, facts)
         info = WeightsInfo(path.name, sha256)
     return teacher.requires_grad_(False).eval(), info
@@ -203,12 +206,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
 
 def _fill(teacher: Backbone, tensors: dict[str, Tensor], path: Path, facts: BackboneFacts) -> None:
     """Load `tensors` strictly: all that `teacher` needs, and nothing that its full network does not have."""
-    import torch
-
-    from kdad_bench.methods.backbones.family import build
-
-    with torch.device("meta"):
-        known = build(facts.name, strides=tuple(facts.channels)).state_dict().keys()
+    known = _names_of(facts.name)
     wanted = teacher.state_dict()
     # checkpoints older than batch norm's counter lack it
     missing = [key for key in wanted if key not in tensors and not key.endswith("num_batches_tracked")]
@@ -225,6 +223,18 @@ def _fill(teacher: Backbone, tensors: dict[str, Tensor], path: Path, facts: Back
         if key in tensors and (odd := _odd(tensors[key], value)):
             raise WeightsError(f"{path}: not weights of {facts.name}: {key!r} {odd}; {SAVE}")
     teacher.load_state_dict({key: tensors.get(key, value) for key, value in wanted.items()})
+
+
+@cache
+def _names_of(name: str) -> frozenset[str]:
+    """The names of all tensors of network `name` with every tap; none is allocated."""
+    import torch
+
+    from kdad_bench.methods.backbones.family import build
+    from kdad_bench.methods.backbones.undrawn import Undrawn
+
+    with torch.device("meta"), Undrawn():
+        return frozenset(build(name, strides=tuple(facts_of(name).channels)).state_dict())
 
 
 def _some(keys: Sequence[str]) -> str:
