@@ -22,11 +22,11 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from kdad_bench.allowance import cores
 from kdad_bench.datasets import Category
 from kdad_bench.harness.evaluate import Asked, evaluate
 from kdad_bench.harness.options import RunOptions, options_from
 from kdad_bench.harness.selection import categories_of
-from kdad_bench.metrics import available_cpus
 
 REPEATS = 7
 MAPS = 83  # as MVTec AD's bottle has test images
@@ -90,7 +90,7 @@ def main() -> None:
     root = {"data_root": Path(os.environ["KDAD_DATA"])} if given.category else {}
     options = options_from({**chosen, **root, "resolution": given.side})
     (category,) = categories_of(options)
-    print(f"{available_cpus()} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"{cores()} cores, load {os.getloadavg()[0]:.1f}")
     for kind in ("smooth", "noise"):
         measure(kind, category, options, given.map_side)
 

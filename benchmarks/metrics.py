@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from kdad_bench.allowance import cores
 from kdad_bench.harness import clock
 from kdad_bench.kernels import counting
-from kdad_bench.metrics import PIXEL_METRICS, RegionIndex, available_cpus, pixel_metrics, region_index
+from kdad_bench.metrics import PIXEL_METRICS, RegionIndex, pixel_metrics, region_index
 
 Values = dict[str, float]
 CASES = {"A": (83, 256), "B": (160, 256), "C": (40, 1024)}
@@ -175,7 +176,7 @@ TOGETHER = ("scikit-learn AUROC", "scikit-learn AP", "scikit-learn F1-max", "AUP
 
 def extra_megabytes(name: str, folder: Path) -> float:
     """The growth of the peak resident memory in a process that does nothing else."""
-    environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": str(available_cpus())}
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": str(cores())}
     command = [sys.executable, __file__, "--memory", name, str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
@@ -265,7 +266,7 @@ def main() -> None:
         print_memory(chosen.memory[0], Path(chosen.memory[1]))
         return
     load = os.getloadavg()[0]
-    print(f"numpy {np.__version__}, {available_cpus()} CPUs, load {load:.1f} before the start")
+    print(f"numpy {np.__version__}, {cores()} CPUs, load {load:.1f} before the start")
     for case in chosen.cases:
         run(case, chosen.rounds, chosen.memory_of)
 

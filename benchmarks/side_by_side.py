@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kdad_bench.harness import allowance
+from kdad_bench import allowance
 from kdad_bench.leaderboard import store
 
 RUN = [sys.executable, "-m", "kdad_bench", "run"]

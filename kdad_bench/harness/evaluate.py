@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdad_bench import __version__, datasets
+from kdad_bench.allowance import cores
 from kdad_bench.datasets import PAD, SHORT_SIDE, SQUASH, Category, TestSet, fitted
 from kdad_bench.datasets.decoding import image_size, open_image
 from kdad_bench.files import write_bytes_whole
@@ -36,7 +37,7 @@ from kdad_bench.harness.selection import categories_of, category_names_of, refus
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.folder import MissingFolder
 from kdad_bench.leaderboard.row import EXTERNAL, Row
-from kdad_bench.metrics import RegionIndex, available_cpus
+from kdad_bench.metrics import RegionIndex
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}", re.ASCII)  # of external results; it names files
 PREFIX = "external:"  # of the column `method`: no name of ours has a colon in it
@@ -223,7 +224,7 @@ def load(one: Matched, side: int, fit: str = SQUASH) -> Loaded:
             return f"{offer.file or offer.where}: {error}"
         return values.shape[1], values.shape[0]
 
-    with ThreadPoolExecutor(available_cpus()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         read_sizes = list(pool.map(read, range(len(samples))))
     sizes = {number: size for number, size in enumerate(read_sizes) if not isinstance(size, str)}
     faults = [size for size in read_sizes if isinstance(size, str)]

@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from kdad_bench.harness import allowance
+from kdad_bench import allowance
 from kdad_bench.harness.environment import memory_at_start_mb
 from kdad_bench.harness.estimate import longest_first_at_the_end
 from kdad_bench.harness.giving_way import computing_with, giving_way

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from kdad_bench.harness import allowance
+from kdad_bench import allowance
 
 LOOK_SECONDS = 0.5  # between two looks at the other work
 MUCH = 0.4  # cores that computing threads and other work both claim, from which threads give way

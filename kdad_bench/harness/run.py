@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdad_bench import datasets
 from kdad_bench.files import let_go
-from kdad_bench.harness import allowance, clock, together
+from kdad_bench.harness import clock, gpu_share, together
 from kdad_bench.harness.audit import Audit
 from kdad_bench.harness.cost import cost_of
 from kdad_bench.harness.determinism import choose_algorithms
@@ -50,7 +50,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     """
     began = time.perf_counter()
     choose_algorithms(job.deterministic, job.device)
-    allowance.keep_to_share(job.device, work.gpu_share)
+    gpu_share.keep_to_share(job.device, work.gpu_share)
     keep_freed_memory()
     device = torch.device(job.device)
     memory_at_start_mb(device.type)  # before there are images

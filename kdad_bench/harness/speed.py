@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdad_bench.harness import allowance
-from kdad_bench.harness.allowance import processor_seconds
+from kdad_bench import allowance
+from kdad_bench.allowance import processor_seconds
 from kdad_bench.harness.cost import LEAST_OF_TAIL, batches_of, is_quick, one_thread, speeds
 from kdad_bench.harness.determinism import choose_algorithms
 from kdad_bench.harness.environment import MOST_BUSY, describe, keep_freed_memory

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from kdad_bench import __version__, kernels
+from kdad_bench import __version__, allowance, kernels
 from kdad_bench.datasets import SHORT_SIDE
-from kdad_bench.harness import allowance
 from kdad_bench.harness.cost import is_quick
 from kdad_bench.harness.environment import cpu_model, kernels_path
 from kdad_bench.harness.graphs import wanted

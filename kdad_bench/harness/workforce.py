@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kdad_bench.harness import allowance
+from kdad_bench import allowance
 from kdad_bench.harness.estimate import makespan, rules_of_thumb
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.material import count_of

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from kdad_bench.metrics.alarms import PRESORTED, clopper_pearson, two_sample_p
 from kdad_bench.metrics.curves import AUPRO_LIMITS, IMAGE_METRICS, PIXEL_METRICS, MetricError
-from kdad_bench.metrics.exact import available_cpus, image_metrics, mask_conflicts, pixel_metrics
+from kdad_bench.metrics.exact import image_metrics, mask_conflicts, pixel_metrics
 from kdad_bench.metrics.finer import FINER, Finer, Saturated, every_pixel_metric, threshold_of
 from kdad_bench.metrics.regions import RegionIndex, region_index
 
@@ -21,7 +21,6 @@ __all__ = [
     "MetricError",
     "RegionIndex",
     "Saturated",
-    "available_cpus",
     "clopper_pearson",
     "every_pixel_metric",
     "image_metrics",

@@ -17,7 +17,6 @@ Pixels with equal score move together, as a straight segment of the curve, which
 from __future__ import annotations
 
 import functools
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kdad_bench.allowance import cores
 from kdad_bench.kernels.counting import Counter, NotFinite, add_up, keys, sort_words
 from kdad_bench.metrics.alarms import PRESORTED, presorted
 from kdad_bench.metrics.curves import (
@@ -177,7 +177,7 @@ def counted(
 
 def threads_for(threads: int | None) -> int:
     """How many threads count: as many as asked for, else the CPUs this process may use, at most 8."""
-    return max(1, threads if threads is not None else min(available_cpus(), _MOST_THREADS))
+    return max(1, threads if threads is not None else min(cores(), _MOST_THREADS))
 
 
 def mask_conflicts(
@@ -199,11 +199,6 @@ def mask_conflicts(
         [image_name(names, int(i)) for i in np.flatnonzero(marked & ~anomalous)],
         [image_name(names, int(i)) for i in np.flatnonzero(~marked & anomalous)],
     )
-
-
-def available_cpus() -> int:
-    """CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, slots=True)

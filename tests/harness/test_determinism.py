@@ -103,7 +103,7 @@ def test_every_executors_job_sets_it_before_it_asks_a_gpu(
         seen.append((os.environ.get(VARIABLE), list(CHOSEN), device))
         raise RuntimeError("so far")
 
-    monkeypatch.setattr(run.allowance, "keep_to_share", first_use)
+    monkeypatch.setattr(run.gpu_share, "keep_to_share", first_use)
     monkeypatch.setattr("kdad_bench.harness.perform.record_failure", lambda job, work, reason: reason)
     job, work = replace(jobs_of(tiny_tree)[0], device="cuda:0", deterministic=True), Work(out=str(tmp_path))
     if executor == "in-process":

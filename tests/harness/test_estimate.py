@@ -117,9 +117,7 @@ def test_jobs_of_unknown_kinds_are_as_much_slower_than_the_rule_of_thumb_as_thos
     calibrated = {kind_of(short, 1): 3 * rule_of_thumb(short)}
     found = estimate([floor, short, long, long], threads=1, calibrated=calibrated)
     assert found.seconds == pytest.approx(0.1 + 3 * (rule_of_thumb(short) + 2 * rule_of_thumb(long)))
-    judged = replace(
-        long, together=(Part(long.category, long.fingerprint),)
-    )  # its model is there: what it learns costs nothing any more
+    judged = replace(long, together=(Part(long.category, long.fingerprint),))  # whose model is there
     known = estimate([short, judged], threads=1, calibrated=calibrated, learnt={judged.training})
     assert known.seconds == pytest.approx(3 * (rule_of_thumb(short) + JOB_SECONDS))
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdad_bench.harness import allowance, clock, cost, material, run, speed, speed_key
+from kdad_bench import allowance
+from kdad_bench.harness import clock, cost, material, run, speed, speed_key
 from kdad_bench.harness.axes import PLAIN, Axes
 from kdad_bench.harness.giving_way import computing_with
 from kdad_bench.harness.job import Job

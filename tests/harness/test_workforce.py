@@ -11,8 +11,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from kdad_bench import allowance
 from kdad_bench.cli import cli
-from kdad_bench.harness import allowance, executors, run
+from kdad_bench.harness import executors, gpu_share, run
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.estimate import rule_of_thumb
 from kdad_bench.harness.job import Job
@@ -181,10 +182,10 @@ def test_torch_takes_no_more_of_a_gpu_than_the_share_leaves_beside_cudas_own(
     card = type("Card", (), {"total_memory": gigabytes << 30})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *said: found.append(said))
-    allowance.keep_to_share("cuda:1", None)
-    allowance.keep_to_share("cpu", share)
+    gpu_share.keep_to_share("cuda:1", None)
+    gpu_share.keep_to_share("cpu", share)
     assert not found
-    allowance.keep_to_share("cuda:1", share)
+    gpu_share.keep_to_share("cuda:1", share)
     assert found == [(pytest.approx(kept), torch.device("cuda:1"))]
 
 

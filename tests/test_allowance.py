@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections import namedtuple
 from pathlib import Path
 
 import psutil
 import pytest
 
-from kdad_bench.harness import allowance, environment
+from kdad_bench import allowance
+from kdad_bench.cli import doctor
+from kdad_bench.datasets import cache
+from kdad_bench.harness import environment
+from kdad_bench.metrics.exact import threads_for
 
 
 def groups(folder: Path, monkeypatch: pytest.MonkeyPatch, membership: str, files: dict[str, str]) -> None:
@@ -49,6 +54,16 @@ def test_cores_are_those_of_affinity_and_quota(
 ) -> None:
     groups(tmp_path, monkeypatch, membership, files)
     assert allowance.cores() == cores
+
+
+def test_whoever_starts_threads_keeps_to_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By affinity alone a container of two of 64 cores had 16 threads decode and 8 count, which its quota stopped."""
+    groups(tmp_path, monkeypatch, "0::/\n", {"cpu.max": "200000 100000\n"})
+    assert (threads_for(None), cache.workers()) == (2, 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert doctor.cores_in_words() == "8 cores, 2 of them for this process"
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert doctor.cores_in_words() == "2 cores"
 
 
 @pytest.mark.parametrize(

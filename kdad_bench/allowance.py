@@ -9,7 +9,6 @@ from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
-CONTEXT_BYTES = 1 << 30  # of a GPU's memory that CUDA and its libraries take in each process, besides torch's tensors
 
 
 def cores() -> int:
@@ -86,19 +85,6 @@ def memory_left(group: Path) -> int | None:
             reclaimable = int(kept[kept.index(cached) + 1]) if cached in kept else 0
             return int(ends[0]) - int(ends[1]) + reclaimable
     return None
-
-
-def keep_to_share(device: str, share: float | None) -> None:
-    """Have torch take no more of a GPU's memory in this process than `share` (0 to 1) leaves beside CUDA's own.
-
-    What would need more is out of memory. Nothing without a share, or on a CPU.
-    """
-    if share is None or not device.startswith("cuda"):
-        return
-    import torch
-
-    total = torch.cuda.get_device_properties(torch.device(device)).total_memory
-    torch.cuda.set_per_process_memory_fraction(max(share / 2, share - CONTEXT_BYTES / total), torch.device(device))
 
 
 def groups(controller: str) -> Iterator[Path]:
