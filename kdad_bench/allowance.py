@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
+STAT = Path("/proc/stat")
 
 
 def cores() -> int:
@@ -28,15 +30,23 @@ def processor_seconds() -> tuple[float, float]:
     """(seconds of the processors that this process may run on, since the machine's start; those they worked in)."""
     import psutil
 
-    allowed, total, idle = cpus(), 0.0, 0.0
-    for number, one in enumerate(psutil.cpu_times(percpu=True)):
+    times = psutil.cpu_times(percpu=True)
+    numbers = numbers_of_lines(len(times))
+    allowed = cpus() & {*numbers} or {*numbers}  # a container may count its own from 0, whatever theirs are
+    total = idle = 0.0
+    for number, one in zip(numbers, times, strict=True):
         if number in allowed:
-            times = one._asdict()
-            total += sum(
-                seconds for name, seconds in times.items() if not name.startswith("guest")
-            )  # in `user` already
-            idle += times["idle"] + times.get("iowait", 0.0)
+            spent = one._asdict()
+            # a guest's are in `user` already
+            total += sum(seconds for name, seconds in spent.items() if not name.startswith("guest"))
+            idle += spent["idle"] + spent.get("iowait", 0.0)
     return total, total - idle
+
+
+def numbers_of_lines(count: int) -> list[int]:
+    """The numbers of the processors whose times the system lists, ascending; some may be offline."""
+    found = [int(line.split()[0][3:]) for line in lines(STAT) if re.match(r"cpu\d+ ", line)]
+    return found if len(found) == count else list(range(count))
 
 
 def cpu_quota() -> float | None:

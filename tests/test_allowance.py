@@ -88,12 +88,20 @@ def test_memory_is_what_is_free_within_every_limit(
     assert allowance.memory_bytes() == left
 
 
-def test_only_the_processors_that_this_process_may_use_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_processors_that_this_process_may_use_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Times = namedtuple("Times", ("user", "system", "idle", "iowait", "guest", "guest_nice"))
     every = [Times(100, 0, 0, 0, 50, 5), Times(3, 1, 5, 1, 2, 0), Times(2, 0, 8, 0, 0, 0), Times(100, 0, 0, 0, 0, 0)]
     monkeypatch.setattr(psutil, "cpu_times", lambda percpu: every)
     monkeypatch.setattr(allowance, "cpus", lambda: frozenset({1, 2}))
     assert allowance.processor_seconds() == (20, 6)
+    # lines of a machine two of whose processors are offline; of a container that counts its own from 0
+    for listed, mine, seconds in (("0256", {2, 5}, (20, 6)), ("0123", {64, 65}, (220, 206)), ("", {1}, (10, 4))):
+        (tmp_path / "stat").write_text("cpu  1 2\n" + "".join(f"cpu{one} 1 2\n" for one in listed) + "intr 5\n")
+        monkeypatch.setattr(allowance, "STAT", tmp_path / "stat")
+        monkeypatch.setattr(allowance, "cpus", lambda mine=mine: frozenset(mine))
+        assert allowance.processor_seconds() == seconds
     looks = iter([(20.0, 6.0), (40.0, 11.0)])
     monkeypatch.setattr(allowance, "processor_seconds", lambda: next(looks))
     assert environment.busy_elsewhere() == 0.25

@@ -376,16 +376,19 @@ def expected(found: Agenda, options: RunOptions, console: Console) -> Estimate:
     from kdad_bench.harness import together
     from kdad_bench.harness.calibration import ALL_SECONDS, calibrations, unknown_kinds
     from kdad_bench.harness.estimate import estimate
+    from kdad_bench.harness.on_ray import refuse_no_ray
     from kdad_bench.harness.workforce import START_SECONDS, workforce
 
     force = workforce(found.left, options)
+    if force.executor == "ray":
+        refuse_no_ray(options.address)
     learnt = {job.training for job in found.left if together.kept(job, found.work) is not None}
     unknown = len(unknown_kinds(found.left, force.threads, learnt))
     if unknown:
-        console.print(f"trying a few steps of {counted(unknown, 'kind')} of jobs, at most {ALL_SECONDS:.0f} s")
+        console.print(f"trying a few steps of {counted(unknown, 'kind')} of jobs, about {ALL_SECONDS:.0f} s")
     return estimate(
         found.left,
-        workers=max(1, force.workers),
+        workers=force.workers,
         threads=force.threads,
         start_seconds=START_SECONDS if force.executor == "local" else 0.0,
         calibrated=calibrations(found.left, force.threads, learnt),

@@ -105,14 +105,14 @@ def package_version(name: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def cpu_model() -> str:
-    """The processor's marketing name, as far as the system tells."""
+    """The processor's marketing name; where the system tells none, its architecture, and an ARM's maker and part."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    return platform.processor() or platform.machine()
+        lines = []
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    parts = [said[key] for key in ("CPU implementer", "CPU part") if key in said]  # an ARM tells no name
+    return said.get("model name") or " ".join([platform.processor() or platform.machine(), *parts])
 
 
 def total_memory_bytes() -> int:
@@ -167,16 +167,15 @@ def git_state() -> tuple[str | None, bool | None]:
     if not (root / ".git").exists():
         return None, None
     try:
-        commit = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-        status = subprocess.run(
-            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
+        commit = said_by_git(root, "rev-parse", "HEAD")
+        return commit, bool(said_by_git(root, "status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
         return None, None
-    return commit, bool(status)
+
+
+def said_by_git(root: Path, *words: str) -> str:
+    """What git says of the checkout at `root`, whichever other one the environment names (GIT_DIR, in a hook)."""
+    own = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    return subprocess.run(
+        ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True, env=own
+    ).stdout.strip()

@@ -26,14 +26,17 @@ class Estimate:
 
     seconds: float | None
     basis: str
-    workers: int = 1  # side by side
+    workers: int = 1  # side by side; 0: as many as a cluster has room for, whose jobs are counted one after another
 
     @property
     def text(self) -> str:
         """One phrase for people."""
         if self.seconds is None:
             return f"no estimate: {self.basis}"
-        how = "one after another" if self.workers == 1 else f"{self.workers} side by side"
+        one = "one after another"
+        how = {0: f"{one}, less by what Ray does side by side", 1: one}.get(
+            self.workers, f"{self.workers} side by side"
+        )
         return f"about {duration(self.seconds)} {how} ({self.basis})"
 
 
@@ -46,7 +49,7 @@ def estimate(
     calibrated: Mapping[str, float] | None = None,
     learnt: Collection[str] = (),
 ) -> Estimate:
-    """What `jobs` should take, `workers` of them at a time in this order, each with `threads`.
+    """What `jobs` should take, `workers` of them at a time (0: as in `Estimate`) in this order, each with `threads`.
 
     A job takes the median of this machine's earlier jobs of its kind, else what a calibration run found (`calibrated`,
     kind -> seconds), else the rule of thumb, on the scale of those that learn in steps; with nothing at all there is no

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Collection
@@ -68,7 +69,7 @@ def work_of(options: RunOptions) -> Work:
         time_every_job=options.time_every_job,
     )
     if work.beside is not None and options.dry_run:
-        refuse_a_file(work.beside)
+        refuse_what_will_not_be_written(work.beside)
     elif work.beside is not None:
         refuse_what_cannot_be_written(work.beside)
         sweep_all(work.beside)
@@ -99,6 +100,19 @@ def refuse_what_cannot_be_written(folder: Path) -> None:
     except OSError as error:
         remedy = "free some space or choose another with --out" if error.errno in FULL else "choose --out"
         raise SelectionError(f"{folder}: no results can be written there ({error.strerror}); {remedy}") from error
+
+
+def refuse_what_will_not_be_written(folder: Path) -> None:
+    """The same before a run: a `folder` that is not there yet is not made, what it would be made in is asked."""
+    refuse_a_file(folder)
+    if folder.exists():
+        refuse_what_cannot_be_written(folder)
+        return
+    above = next(one for one in folder.absolute().parents if one.exists())
+    if not above.is_dir():
+        raise SelectionError(f"{above}: not a folder; choose another --out")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise SelectionError(f"{folder}: cannot be made in {above}, where nothing can be written; choose --out")
 
 
 def lacking(finished: Collection[str], work: Work) -> dict[str, int]:

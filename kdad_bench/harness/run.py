@@ -52,6 +52,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     choose_algorithms(job.deterministic, job.device)
     gpu_share.keep_to_share(job.device, work.gpu_share)
     keep_freed_memory()
+    give_freed_memory_back()  # of the job before in this process: its heap is none of this one's
     device = torch.device(job.device)
     memory_at_start_mb(device.type)  # before there are images
     curve = earlier_losses(job, work)
@@ -108,6 +109,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     if job.axes.corruption is None:  # corrupted test images are meant to differ
         warn_of_a_difference(figures, len(normal_scores), int((~test.labels).sum()), job.label)
     keep_beside(job, work, method, test, scores, unseen)
+    invariance = batch_invariance(method, pictures_of(test), scores, device)
     return Row(
         **columns_of(job),
         **figures,
@@ -124,7 +126,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         total_seconds=added(time.perf_counter() - began - audit.seconds, before),
         # an audit's memory is not the method's
         peak_memory_mb=None if audit.watch else max(learnt.peak_memory_mb, scoring.peak_mb),
-        batch_invariance=batch_invariance(method, pictures_of(test), scores, device),
+        batch_invariance=invariance,
         image_scores=tuple(scores.image.cpu().tolist()),
         image_labels=tuple(bool(label) for label in test.labels),
         image_names=tuple(test.names),
@@ -319,5 +321,6 @@ def of_a_lone_image(job: Job) -> tuple[str, ...]:
 def environment_columns(job: Job) -> dict[str, Any]:
     """The columns of a row that tell where it was measured."""
     found = describe(job.device)
-    more = {"memory_at_start_mb": memory_at_start_mb(found["device"])}
+    # torch tells what holds where the row is made, which for a failed one is outside of its job
+    more = {"memory_at_start_mb": memory_at_start_mb(found["device"]), "deterministic": job.deterministic}
     return {**found, "environment": json.dumps(found["environment"] | more, sort_keys=True)}

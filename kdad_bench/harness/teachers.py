@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from kdad_bench.harness.choices import SelectionError, suggestion
@@ -121,9 +121,10 @@ def with_teachers_at_hand(
 def find(name: str, source: str | None, *, may_download: bool = True) -> TeacherWeights:
     """The weights of teacher `name` from `source` (a file, or "random"), else from this machine, else downloaded.
 
-    Weights that cannot be had come back with `problem` set. Raises SelectionError for a `source` file that is
-    missing or holds no weights of this teacher.
+    Weights that cannot be had, or lie there damaged or unreadable, come back with `problem` set. Raises SelectionError
+    for a `source` file that is missing or holds no weights of this teacher.
     """
+    unavailable = partial(TeacherWeights, teacher=name, source=UNAVAILABLE, sha256=UNAVAILABLE)
     if source == RANDOM:
         return TeacherWeights(teacher=name, source=RANDOM, sha256=RANDOM)
     if source is not None:
@@ -137,13 +138,21 @@ def find(name: str, source: str | None, *, may_download: bool = True) -> Teacher
         problem = (
             f"the weights of teacher '{name}' are not on this machine; a run downloads them, or give --weights FILE"
         )
-        return TeacherWeights(teacher=name, source=UNAVAILABLE, sha256=UNAVAILABLE, problem=problem, to_come=True)
+        return unavailable(problem=problem, to_come=True)
     if found is None:
         try:
             found = weights.download(name)
         except weights.WeightsError as error:
-            return TeacherWeights(teacher=name, source=UNAVAILABLE, sha256=UNAVAILABLE, problem=str(error))
-    return TeacherWeights(teacher=name, source=found.name, sha256=sha256_of(found), path=found)
+            return unavailable(problem=str(error))
+    try:
+        sha256 = sha256_of(found)
+        weights.refuse_unpublished(name, found, sha256)
+    except OSError as error:
+        reason = f"{found}: cannot be read ({error.strerror or error}); make it readable, or give --weights FILE"
+        return unavailable(problem=reason)
+    except weights.WeightsError as error:
+        return unavailable(problem=str(error))
+    return TeacherWeights(teacher=name, source=found.name, sha256=sha256, path=found)
 
 
 def refuse_weights_that_do_not_reach(job: Job, problem_of: Callable[[str, tuple[int, ...], Path], str]) -> None:

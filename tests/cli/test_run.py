@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from click.testing import CliRunner, Result
 
 from kdad_bench import datasets
 from kdad_bench.cli import VARIABLES, cli
-from kdad_bench.harness.choices import PRESETS
+from kdad_bench.harness.choices import PRESETS, SelectionError
+from kdad_bench.harness.output import refuse_what_will_not_be_written
 from kdad_bench.kernels import dispatch
 from kdad_bench.leaderboard import store
 from kdad_bench.methods import METHODS
@@ -195,6 +198,22 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_tree: Path, tmp_path:
     assert result.exit_code == 0
     assert "2 jobs, 0 finished, 2 to run" in result.output
     assert not (tmp_path / "none").exists()
+
+
+def test_a_dry_run_ends_as_the_run_would(tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for given in ((), ("--dry-run",)):
+        result = floor(tiny_tree, tmp_path / "out", "--executor", "ray", *given)
+        assert result.exit_code == 2
+        assert "pip install 'kdad-bench[ray]'" in result.output
+
+
+def test_a_folder_that_cannot_be_made_is_told_at_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_what_will_not_be_written(tmp_path / "deeper" / "out")
+    assert not [*tmp_path.iterdir()]
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(SelectionError, match=r"cannot be made in .* nothing can be written; choose --out"):
+        refuse_what_will_not_be_written(tmp_path / "deeper" / "out")
 
 
 def test_json_lines_on_stdout_are_one_per_job_and_progress_goes_to_stderr(tiny_tree: Path, tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def test_an_estimate_says_what_it_rests_on_and_counts_the_workers(
     assert found.seconds == 6.0
     assert found.basis == "3 jobs: 2 of a kind timed here before, 1 by a calibration run of a few steps"
     assert "about 6 s 2 side by side" in found.text
+    assert "one after another, less by what Ray does side by side" in estimate([floor], threads=1, workers=0).text
     alone = estimate([floor, stfpm], threads=1, start_seconds=3.0)
     assert alone.seconds == 2.0 + rule_of_thumb(stfpm) + 3.0  # a job without steps tells nothing of one with them
     assert "1 of unknown kinds, by a rule of thumb on the scale of the others" in alone.text

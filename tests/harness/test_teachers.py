@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
 
 import pytest
+import torch
 
+from kdad_bench.harness import teachers
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.options import options_from
-from kdad_bench.harness.teachers import from_elsewhere, sha256_of, weights_for
-from kdad_bench.methods.backbones import weights
+from kdad_bench.harness.run import built
+from kdad_bench.harness.teachers import find, from_elsewhere, sha256_of, weights_for
+from kdad_bench.methods.backbones import FACTS, weights
+from kdad_bench.methods.stfpm import StfpmSettings
 from tests.harness.planned import selection
 
 METHODS = (("stfpm", ""), ("dinomaly", ""))  # the paper's teachers: resnet18, dinov2_vitb14_reg
@@ -30,6 +35,7 @@ def files(tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> t
         (tmp_path / name).write_text(name)
     monkeypatch.setattr(weights, "load_teacher", load)
     monkeypatch.setattr(weights, "find_weights", lambda name: tmp_path / "own")
+    monkeypatch.setattr(weights, "refuse_unpublished", lambda name, path, sha256: None)
     return tiny_tree, tmp_path
 
 
@@ -109,3 +115,29 @@ def test_the_hash_of_weights_is_that_of_the_file_that_lies_there_now(tmp_path: P
     os.utime(tmp_path / "other", ns=(2, 2))  # as old and as long, in its place
     os.replace(tmp_path / "other", path)
     assert sha256_of(path) not in found
+
+
+@pytest.mark.parametrize("name", ["resnet18", VIT])
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [("damaged", "not the published file; delete it and try again"), ("closed", "cannot be read (Permission denied)")],
+)
+def test_a_bad_file_on_this_machine_is_a_problem_at_the_plan(
+    name: str, state: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was planned with, so that each of a hundred jobs failed by itself; a closed one was a bug to be reported."""
+    path = tmp_path / FACTS[name].weights_file
+    path.write_bytes(b"half of it")
+    monkeypatch.setattr(weights, "find_weights", lambda name: path)
+    if state == "closed":
+
+        def closed(path: Path) -> str:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+        monkeypatch.setattr(teachers, "sha256_of", closed)
+    found = find(name, None)
+    assert str(path) in found.problem
+    assert words in found.problem
+    assert "\n" not in found.problem
+    with pytest.raises(weights.WeightsError, match=r"not the published file|Permission denied"):
+        built("stfpm", StfpmSettings(teacher="resnet18"), found, torch.device("cpu"))

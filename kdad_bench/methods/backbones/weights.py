@@ -151,9 +151,10 @@ def load_teacher(
     else:
         path = Path(source) if source is not None else find_weights(name) or download(name)
         tensors, sha256 = _read(path)
-        _check_promise(path, sha256, "delete it and try again" if source is None else "rename it if you mean it")
-        if source is None and not sha256.startswith(facts.sha256):
-            raise WeightsError(f"{path}: not the published file ({facts.sha256[:8]} begins its sha256); delete it")
+        if source is None:
+            refuse_unpublished(name, path, sha256)
+        else:
+            _check_promise(path, sha256, "rename it if you mean it")
         with Undrawn():
             teacher = build(name, strides=strides)
         _fill(teacher, tensors, path, facts)
@@ -169,6 +170,15 @@ def promised_sha256(path: Path) -> str:
     found = PROMISE.fullmatch(path.name)
     digits = found[1].lower() if found else ""
     return "" if DAY.fullmatch(digits) else digits
+
+
+def refuse_unpublished(name: str, path: Path, sha256: str) -> None:
+    """WeightsError, one line, if the file found at `path` is not the published one of teacher `name`."""
+    remedy = "delete it and try again"
+    _check_promise(path, sha256, remedy)
+    wanted = facts_of(name).sha256
+    if not sha256.startswith(wanted):
+        raise WeightsError(f"{path}: sha256 begins {sha256[:8]}, not {wanted[:8]}: not the published file; {remedy}")
 
 
 def _check_promise(path: Path, sha256: str, remedy: str) -> None:
