@@ -1,12 +1,10 @@
-"""What a person sees while speed is measured, after the jobs: a line for each configuration, or JSON."""
+"""What a person sees while speed is measured, after the jobs: a line for each configuration."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import rich_click as click
 from rich.console import Console
 
 from kdad_bench.cli.run_report import counted
@@ -14,7 +12,6 @@ from kdad_bench.cli.run_report import counted
 if TYPE_CHECKING:
     from kdad_bench.harness.agenda import Agenda
     from kdad_bench.harness.job import Job
-    from kdad_bench.harness.measuring import NotMeasured
     from kdad_bench.harness.on_ray import Ending
     from kdad_bench.harness.options import RunOptions
     from kdad_bench.leaderboard.measurement import Measurement
@@ -48,8 +45,6 @@ def measure_speed(
                 missing.append(made.line)
             else:
                 console.print(line(made), markup=False)
-            if options.as_json:
-                click.echo(json.dumps(summary(made)))
     except StoreError as error:
         missing.append(f"speed not measured: {error}")
     except KeyboardInterrupt:
@@ -74,14 +69,3 @@ def line(made: Measurement) -> str:
 def number(value: float | None) -> str:
     """Three digits, or a dash."""
     return "-" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
-
-
-def summary(made: Measurement | NotMeasured) -> dict[str, object]:
-    """What `--json` says of a measurement: `speed_key` as in the lines of its jobs, and no `job_id`."""
-    from kdad_bench.harness.measuring import NotMeasured
-
-    if isinstance(made, NotMeasured):
-        return {"speed_key": made.key, "method": made.method, "status": "failed", "reason": made.reason}
-    told = {name: made.figures.get(name) for name in SAID}
-    where = {name: made.configuration.get(name) for name in ("resolution", "device", "device_name")}
-    return {"speed_key": made.key, "method": made.method, "status": "ok", **where, **told, "how": made.how}

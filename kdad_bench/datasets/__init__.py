@@ -27,7 +27,7 @@ from kdad_bench.datasets.loading import (
     names_of,
     single_modalities,
 )
-from kdad_bench.datasets.sealing import all_sealed, hashed, leaks, sealed
+from kdad_bench.datasets.sealing import all_sealed, hashed, leaks, sealed, sealed_apart
 from kdad_bench.datasets.splits import Normals, held_out, load_normals
 from kdad_bench.datasets.table import DATASETS, entries, entry, known, named
 
@@ -72,6 +72,7 @@ __all__ = [
     "outside",
     "remarks_on",
     "sealed",
+    "sealed_apart",
     "single_modalities",
     "under_known_names",
 ]

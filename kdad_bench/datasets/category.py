@@ -72,6 +72,8 @@ class Category:
     has_scans: bool = False  # True if a scan belongs to every image
     by_table: bool = False  # True if a table, and not the folder, says what each image is for
     saturation: Path | None = None  # MVTec LOCO's defects_config.json: the area at which a region counts as found
+    faults: tuple[str, ...] = field(default=(), compare=False)  # of files, a line for each kind: no job of it can run
+    departure: str = field(default="", compare=False)  # what it holds, and the published data set of its name does not
     unlabelled: tuple[Path, ...] = field(default=(), compare=False)  # test images whose labels are not published
     remarks: tuple[str, ...] = field(default=(), compare=False)  # a line for each kind of thing that is not used
     code: str = ""  # SHA-256 of the code that sorted the files, where it is not this package's

@@ -115,7 +115,8 @@ def categories(
     for survey in surveys:
         made = category_of(survey, place.name, synthetic=place.synthetic, modality=modality)
         told = whole.remarks(made, place.entry)
-        found.append(replace(made, code=code_of(place.entry.name), remarks=(*made.remarks, *told)))
+        other = "" if place.synthetic else whole.departure(made, place.entry)
+        found.append(replace(made, code=code_of(place.entry.name), remarks=(*made.remarks, *told), departure=other))
     if lines := [] if partly else whole.refusals(place.root, place.entry, found):
         raise DatasetError(*lines)
     return found

@@ -27,6 +27,17 @@ def sealed(category: Category) -> Category:
     return all_sealed([category])[0]
 
 
+def sealed_apart(categories: Sequence[Category]) -> list[Category]:
+    """`all_sealed`, but categories with faults spoil no other: they come back with `faults`, a line for each kind.
+
+    Raises DatasetError as `all_sealed` does where every category has faults, and where a file cannot be hashed.
+    """
+    faults = [tuple(lines_on([one])) for one in categories]
+    if all(faults):
+        return all_sealed(categories)
+    return [replace(hashed(one), faults=lines) for one, lines in zip(categories, faults, strict=True)]
+
+
 def hashed(category: Category) -> Category:
     """`sealed`, but no image is looked at: for what is judged on its test images alone, whose decoding tells.
 

@@ -46,6 +46,16 @@ def differing(have: Mapping[str, int], counts: Counts) -> dict[str, tuple[int, i
     return {key: (have[key], number) for key, number in wanted.items() if number is not None and have[key] != number}
 
 
+def kinds_of(category: Category) -> set[str]:
+    """The kinds of defects in a category, by the names of their folders."""
+    return {sample.defect for sample in category.test if sample.label}
+
+
+def foreign_kinds(kinds: set[str], counts: Counts | None) -> set[str]:
+    """Those of `kinds` that were not published: what holds them is no part of the archive, but somebody's own."""
+    return kinds - {*counts.types} if counts is not None and counts.types else set()
+
+
 def short(odd: Mapping[str, tuple[int, int]]) -> bool:
     """Whether images that a run uses are among what lacks."""
     return any(there < wanted for key, (there, wanted) in odd.items() if key in USED)
@@ -54,17 +64,21 @@ def short(odd: Mapping[str, tuple[int, int]]) -> bool:
 def refusals(root: Path, one: Entry, found: Sequence[Category]) -> list[str]:
     """A line for each kind of images of which fewer are there than published, where that is beyond doubt.
 
-    The sums over all categories are, even where the numbers of each are not.
+    The sums over all categories are, even where the numbers of each are not. A category with kinds of defects that were
+    not published is not half of the archive: it is told (`remarks`), not refused.
     """
     have = {category.name: numbers_of(category) for category in found}
+    kinds = {category.name: kinds_of(category) for category in found}
     lacking: dict[str, dict[str, tuple[int, int]]] = {key: {} for key in USED}
     for name, numbers in have.items():
         counts, sure = expected(one, name)
+        sure = sure and not foreign_kinds(kinds[name], counts)
         for key, (there, wanted) in (differing(numbers, counts) if counts is not None and sure else {}).items():
             if there < wanted and key in USED:
                 lacking[key][name] = (there, wanted)
     lines = [_line(root, one, key, those) for key, those in lacking.items() if those]
-    if set(have) >= set(one.published):
+    own = any(foreign_kinds(kinds[name], expected(one, name)[0]) for name in have)
+    if set(have) >= set(one.published) and not own:
         sums = {key: sum(numbers[key] for numbers in have.values()) for key in one.totals}
         lines += [
             _line(root, one, key, {"all categories": (sums[key], wanted)})
@@ -84,17 +98,29 @@ def _line(root: Path, one: Entry, key: str, those: Mapping[str, tuple[int, int]]
     )
 
 
+def departure(category: Category, one: Entry) -> str:
+    """What a category holds otherwise than was published, as far as that is beyond doubt; "" if nothing a run uses."""
+    counts, sure = expected(one, category.name)
+    odd = differing(numbers_of(category), counts) if counts is not None and sure else {}
+    told = [f"{there} {NUMBERS[key]} and not {wanted}" for key, (there, wanted) in odd.items() if key in USED]
+    foreign = sorted(foreign_kinds(kinds_of(category), counts)) if sure else []
+    told += [f"defects that are not in it ({', '.join(foreign[:SHOWN])})"] if foreign else []
+    return f"data: not those of {one.title}: {', '.join(told)}" if told else ""
+
+
 def remarks(category: Category, one: Entry) -> tuple[str, ...]:
     """A line on a category whose numbers differ from those published and that is not refused for it."""
     counts, sure = expected(one, category.name)
     odd = differing(numbers_of(category), counts) if counts is not None else {}
+    foreign = sorted(foreign_kinds(kinds_of(category), counts))
     told = [
         f"{there} {NUMBERS[key]} and not {wanted}"
         for key, (there, wanted) in odd.items()
-        if there > wanted or not sure or key not in USED
+        if there > wanted or not sure or foreign or key not in USED
     ]
     if not told:
         return ()
     doubt = "" if sure else ", as far as they are known"
-    what = f"{', '.join(told)}, as {one.title} has{doubt}"
+    kinds = f", and defects that it has not ({', '.join(foreign[:SHOWN])})" if foreign else ""
+    what = f"{', '.join(told)}, as {one.title} has{doubt}{kinds}"
     return (f"{category.root}: {what}: is it that? `kdad-bench data verify` tells",)

@@ -35,7 +35,10 @@ class Agenda:
     @property
     def incomplete(self) -> bool:
         """Whether the plan tells that this run will not do all that it was asked for."""
-        lost = any(job.weights and job.weights.problem and not job.weights.to_come for job in self.left)
+        lost = any(
+            job.category.faults or (job.weights and job.weights.problem and not job.weights.to_come)
+            for job in self.left
+        )
         return bool(self.left_out or self.failed or lost)
 
 
@@ -51,6 +54,7 @@ def agenda(options: RunOptions) -> Agenda:
     looked = {(job.category.dataset, job.category.name): job.category for job in jobs}.values()
     remarks = (
         *beside,
+        *(f"{line}: until then every job of {one.name} fails" for one in looked for line in one.faults),
         *(line for one in looked for line in leaks(one)),
         *replaced,
         *from_elsewhere(weights, options),

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from itertools import product
 from typing import Any
 
-from kdad_bench.datasets import Category, all_sealed, fingerprint
+from kdad_bench.datasets import Category, all_sealed, fingerprint, sealed_apart
 from kdad_bench.harness.axes import Axes, refuse_what_does_not_fit
 from kdad_bench.harness.choices import MOST_COUNT, MULTI_CLASS, PRESETS, SelectionError, suggestion
 from kdad_bench.harness.job import Job, Part, TeacherWeights, id_of
@@ -35,13 +35,15 @@ def every_job(selection: Selection, weights: Mapping[str, TeacherWeights]) -> li
     """All jobs of a selection in a fixed order: seeds outermost, so that a first full table comes early.
 
     `weights` maps a teacher's name to its weights; it must hold every teacher that `teachers(selection)` names. A job
-    that is asked for twice (one folder under two spellings, say) is there once. Raises SelectionError and DatasetError.
+    that is asked for twice (one folder under two spellings, say) is there once; those of a category with faults beside
+    sound ones are there, to fail. Raises SelectionError and DatasetError.
     """
     jobs: dict[str, Job] = {}
     configurations = dict(configurations_of(selection))
     resolution = selection.resolution or PRESETS[selection.preset].resolution
     refuse_what_cannot_be_seen(selection.view, resolution, (method for method, _ in selection.methods))
-    categories = [Part(one, fingerprint(one)) for one in all_sealed(selection.categories)]
+    seal = all_sealed if selection.setting == MULTI_CLASS else sealed_apart  # one model learns from all, or from each
+    categories = [Part(one, fingerprint(one)) for one in seal(selection.categories)]
     together = together_of(selection, categories)
     for seed, axes in product(selection.seeds, selection.axes):
         for category, data in categories:

@@ -49,6 +49,8 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     The test files are opened after the training, unless `work` has it audited: then what they show is kept from it.
     """
     began = time.perf_counter()
+    if job.category.faults:
+        raise datasets.DatasetError(*job.category.faults)
     choose_algorithms(job.deterministic, job.device)
     gpu_share.keep_to_share(job.device, work.gpu_share)
     keep_freed_memory()
@@ -300,7 +302,7 @@ def columns_of(job: Job) -> dict[str, Any]:
         "batch_size": job.settings.batch_size,
         "precision": job.settings.precision,
         "readings": tuple(job.settings.readings),
-        "deviations": (*job.deviations, *of_a_lone_image(job)),
+        "deviations": (*job.deviations, *of_a_lone_image(job), *of_other_data(job)),
         "settings": json.dumps(asdict(job.settings), sort_keys=True, default=str),
         "data_fingerprint": datasets.fingerprint(job.category),
         "synthetic": job.category.synthetic,
@@ -316,6 +318,11 @@ def of_a_lone_image(job: Job) -> tuple[str, ...]:
     apart = any(getattr(job.settings, name) for name in job.settings.APART)
     lone = "lone image: learnt from, and taken for those that nothing learns from, too"
     return (lone,) if apart and count_of(job) == 1 else ()
+
+
+def of_other_data(job: Job) -> tuple[str, ...]:
+    """What is to be said where the data bear the name of a published data set and are not all of it, or more."""
+    return tuple(dict.fromkeys(one.category.departure for one in job.siblings if one.category.departure))
 
 
 def environment_columns(job: Job) -> dict[str, Any]:

@@ -303,14 +303,16 @@ def test_what_another_run_measured_while_this_one_waited_is_kept(
     assert read(tmp_path) == {made.key: made}
 
 
-def test_json_tells_each_job_and_each_measurement(tiny_tree: Path, tmp_path: Path) -> None:
+def test_json_tells_the_jobs_alone_which_name_their_measurement(tiny_tree: Path, tmp_path: Path) -> None:
+    """Whoever reads a line per job, `row["category"]` of each, met objects of another kind among them."""
     found = run(tiny_tree, tmp_path, "--json")
-    said = [json.loads(line) for line in found.stdout.splitlines()]
-    jobs, (made,) = [one for one in said if "job_id" in one], [one for one in said if "job_id" not in one]
-    assert [one["speed_key"] for one in jobs] == [made["speed_key"]] * 2
+    jobs = [json.loads(line) for line in found.stdout.splitlines()]
+    assert {one["job_id"] for one in jobs} == {row["job_id"] for row in store.read(str(tmp_path)).rows()}
+    ((key, made),) = measurement.read(tmp_path).items()
+    assert [one["speed_key"] for one in jobs] == [key] * 2
     assert {one["latency_ms"] for one in jobs} == {None}
-    assert made["latency_ms"] > 0
-    assert made["status"] == "ok"
+    assert made.figures["latency_ms"] > 0
+    assert "ms/image" in found.stderr
 
 
 def test_results_at_a_url_have_their_measurement_beside_them(tiny_tree: Path) -> None:

@@ -219,6 +219,12 @@ def test_half_of_a_stand_in_is_refused_by_the_numbers_that_were_drawn(
     assert f"differs from the published numbers: train {left} and not 4" in verified.output
 
 
+@pytest.mark.parametrize("name", PLAIN)
+def test_what_was_published_departs_from_nothing(name: str, trees: dict[str, Path], tmp_path: Path) -> None:
+    copied(trees, name, tmp_path)
+    assert [one.departure for one in datasets.categories(name, tmp_path)] == [""]
+
+
 def test_all_categories_of_a_kind_are_one_line_and_a_part_of_a_data_set_is_none(
     trees: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

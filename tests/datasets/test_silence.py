@@ -21,8 +21,10 @@ from kdad_bench.datasets.plain_layout import PLAIN as PLAIN_LAYOUT
 from kdad_bench.datasets.verify import verify
 from kdad_bench.harness.agenda import agenda
 from kdad_bench.harness.options import options_from
+from kdad_bench.harness.run import columns_of
 from tests.conftest import SIDE, write_tree
 from tests.datasets.test_mvtec_3d_ad import write_scans
+from tests.harness.planned import jobs_of
 
 
 @pytest.fixture
@@ -630,3 +632,22 @@ def test_a_doubt_names_the_mask_that_it_is_about(tree: Path, case: str, again: s
         (line,) = (str(one.message) for one in told_of)
         assert f": the mask ground_truth/spot/001/c{suffix} " in line
         assert line.endswith("(and 1 more masks like it)")
+
+
+def test_own_images_under_a_published_name_are_no_half_archive_but_told_and_shown_with_their_rows(
+    tmp_path: Path,
+) -> None:
+    """No archive holds a bottle with a spot: somebody's own few images were refused as half of it."""
+    root = write_tree(tmp_path / "mvtec_ad", categories=("bottle",))
+    (found,) = datasets.categories("mvtec_ad", tmp_path)
+    (told,) = [line for line in found.remarks if "is it that?" in line]
+    assert told.startswith(f"{found.root}: 6 train images and not 209, 3 good test images and not 20, ")
+    assert "as MVTec AD has, and defects that it has not (spot): is it that?" in told
+    wrong = "data: not those of MVTec AD: 6 train images and not 209, 3 good test images and not 20, "
+    assert found.departure == f"{wrong}3 anomalous test images and not 63, defects that are not in it (spot)"
+    (job,) = jobs_of(root, methods=(("pixel_mean", ""),), categories=(found,), seeds=(0,))
+    assert columns_of(job)["deviations"][-1] == found.departure
+    for folder in ("test", "ground_truth"):
+        (root / "bottle" / folder / "spot").rename(root / "bottle" / folder / "broken_large")
+    with pytest.raises(DatasetError, match="6 of 209 train images of MVTec AD are there"):
+        datasets.categories("mvtec_ad", tmp_path)

@@ -190,6 +190,33 @@ def test_a_file_that_is_no_whole_image_is_one_line_before_anything_is_learnt(
     assert sum(str(tree / place) in one for one in report.categories[0].problems) == 1, report
 
 
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("case", ["a PNG file that is cut", "text"])
+def test_a_category_with_faults_fails_and_spoils_no_other(tmp_path: Path, case: str, place: str) -> None:
+    """One torn file among fifteen categories refused the run of all."""
+    root, out = write_tree(tmp_path / "set"), tmp_path / "out"
+    path = root / "cloth" / place
+    content = path.read_bytes()
+    FILES[case][0](path)
+    given = ("run", "-m", "pixel_mean", "-d", f"folder:{root}", "--seeds", 1, "--no-measure-speed", "--out", out)
+    planned = command(*given, "--dry-run")
+    line = f"{root / 'cloth'}: 1 file: "
+    (told,) = [one for one in planned.output.splitlines() if one.startswith(line)]
+    assert told.endswith(f"({place}); restore it: until then every job of cloth fails")
+    assert planned.exit_code == 1, planned.output
+    assert command(*given).exit_code == 1
+    status = {row["category"]: (row["status"], row["reason"]) for row in store.read(str(out)).rows()}
+    assert status["bolt"] == ("ok", None)
+    assert status["cloth"][0] == "failed"
+    assert line in status["cloth"][1]
+    together = command(*given, "--setting", "multi-class")
+    assert together.exit_code == 2, together.output
+    path.write_bytes(content)
+    again = command(*given)
+    assert again.exit_code == 0, again.output
+    assert {row["category"]: row["status"] for row in store.read(str(out)).rows()} == {"bolt": "ok", "cloth": "ok"}
+
+
 @pytest.mark.parametrize("place", PLACES[2:])
 def test_a_mask_of_another_size_is_one_line_before_anything_is_learnt(tree: Path, place: str) -> None:
     of_another_size(tree / place)
