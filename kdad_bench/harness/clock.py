@@ -50,7 +50,7 @@ class Budget:
 
 WARMUP = Budget(PROTOCOL.warmup_calls, PROTOCOL.warmup_seconds)
 TIMED = Budget(PROTOCOL.timed_calls, PROTOCOL.timed_seconds, least=LEAST_CALLS)
-QUICK_WARMUP = Budget(3, 0.2)  # of presets other than `paper`: about a tenth of the protocol's budgets
+QUICK_WARMUP = Budget(3, 0.2)  # of the quick preset: about a tenth of the protocol's budgets
 QUICK_TIMED = Budget(20, 0.5, least=LEAST_CALLS)
 # seconds of one call of a throughput curve: in so long a one nothing is left that a larger batch would share
 LONGEST_BATCH = 2.0
@@ -117,31 +117,29 @@ def interleaved(
     *,
     warmup: Budget = WARMUP,
     budget: Budget = TIMED,
-    others: Mapping[str, tuple[Budget, Budget]] | None = None,
 ) -> dict[str, Timing]:
     """Timings of several calls taken in turn (A B C A B C ...), so that a drift of the machine meets all alike.
 
-    The budgets are those of each call, but for `others`: name -> (warm-up, budget). Without any warm-up the first call
-    is one of the samples. Raises ValueError for no calls.
+    The budgets are those of each call. Without any warm-up the first call is one of the samples. Raises ValueError for
+    no calls.
     """
     if not calls:
         raise ValueError("no calls to time")
     synchronise = _synchroniser(device)
     first = {name: _milliseconds(call, synchronise) for name, call in calls.items()}
     on_gpu = str(device).startswith("cuda")
-    budgets = {**dict.fromkeys(calls, (warmup, budget)), **(others or {})}
     for name, call in calls.items():
-        if on_gpu or first[name] < 1000 * budgets[name][0].seconds:
-            _repeat(call, synchronise, budgets[name][0])
-    samples: dict[str, list[float]] = {name: [] if budgets[name][0].calls else [first[name]] for name in calls}
+        if on_gpu or first[name] < 1000 * warmup.seconds:
+            _repeat(call, synchronise, warmup)
+    samples: dict[str, list[float]] = {name: [] if warmup.calls else [first[name]] for name in calls}
     spent = {name: sum(taken) / 1000 for name, taken in samples.items()}
-    unfinished = {name: call for name, call in calls.items() if not budgets[name][1].ends(samples[name], spent[name])}
+    unfinished = {name: call for name, call in calls.items() if not budget.ends(samples[name], spent[name])}
     while unfinished:
         for name, call in list(unfinished.items()):
             taken = _milliseconds(call, synchronise)
             samples[name].append(taken)
             spent[name] += taken / 1000
-            if budgets[name][1].ends(samples[name], spent[name]):
+            if budget.ends(samples[name], spent[name]):
                 del unfinished[name]
     return {name: Timing(tuple(samples[name]), first[name]) for name in calls}
 

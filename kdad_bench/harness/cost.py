@@ -13,19 +13,17 @@ from kdad_bench.harness.job import Job
 from kdad_bench.harness.protocol import PROTOCOL
 from kdad_bench.harness.scoring import as_images
 from kdad_bench.harness.windows import Windowed
+from kdad_bench.leaderboard.measurement import CALLS_OF_TAIL
 from kdad_bench.methods.protocol import Method
 from kdad_bench.methods.resizing import resized
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 QUICK_BATCHES = (1, 8, 32)
-BRIEF_WARMUP = clock.Budget(1, 0.2)  # of what was called before in another way, in presets other than `paper`
-# of the networks alone, of which only the median is told, in those presets
-QUICK_NETWORKS = clock.Budget(10, 0.25, least=clock.LEAST_CALLS)
+BRIEF_WARMUP = clock.Budget(1, 0.2)  # of what was called before in another way, in the quick preset
 # of each point of the throughput curve in presets other than `paper`; two calls will do where they agree
 QUICK_CURVE = clock.Budget(3, 0.3, least=2, close=0.03)
 ONE_THREAD_BATCH = 8  # of the throughput with one thread: larger ones bring it nothing
 CURVE_WARMUP = clock.Budget(1, 0.2)  # on a GPU; on a CPU there is none
-LEAST_OF_TAIL = 5  # calls that a percentile of the slow ones is told of
 
 
 def cost_of(method: Method, pixels: Any, job: Job, *, timed: bool) -> dict[str, Any]:
@@ -38,14 +36,14 @@ def cost_of(method: Method, pixels: Any, job: Job, *, timed: bool) -> dict[str, 
     found: dict[str, Any] = {**operations(method, images[:1]), **weights(method)}
     if timed:
         with torch.inference_mode():
-            found |= speeds(method, images, job.device, quick=quick)
+            found |= speeds(method, images, job, job.device)
     return found
 
 
-def speeds(method: Method, images: Tensor, device: str, *, quick: bool) -> dict[str, Any]:
-    """Latency and throughput of `method` with the threads that torch has."""
-    found = latencies(method, images[:1].clone(), device, quick=quick)
-    return found | throughput(method, images, device, 1000 / found["latency_ms"], quick=quick)
+def speeds(method: Method, images: Tensor, job: Job, device: str) -> dict[str, Any]:
+    """Latency and throughput of `method`, as `job` has it, with the threads that torch has."""
+    found = latencies(method, images[:1].clone(), device, brief=is_brief(job))
+    return found | throughput(method, images, device, 1000 / found["latency_ms"], quick=is_quick(job))
 
 
 def operations(method: Method, one: Tensor) -> dict[str, float]:
@@ -54,56 +52,65 @@ def operations(method: Method, one: Tensor) -> dict[str, float]:
         return {"gflops": clock.flops(networks_on(method, one)) / 1e9}
 
 
-def latencies(method: Method, one: Tensor, device: str, *, quick: bool) -> dict[str, Any]:
-    """Milliseconds of one image through `score` and through the networks alone."""
-    warmup, budget = budgets(quick)
+def latencies(method: Method, one: Tensor, device: str, *, brief: bool) -> dict[str, Any]:
+    """Milliseconds of one image through `score` and through the networks alone, in turn and by the same budget."""
+    warmup, budget = budgets(brief)
     calls = {"score": lambda: method.score(one), "networks": networks_on(method, one)}
-    others = {"networks": (BRIEF_WARMUP, QUICK_NETWORKS)} if quick else None
-    timings = clock.interleaved(calls, device, warmup=warmup, budget=budget, others=others)
+    timings = clock.interleaved(calls, device, warmup=warmup, budget=budget)
     return {
         "latency_ms": timings["score"].median_ms,
-        "latency_p95_ms": tail(timings["score"], timings["score"].p95_ms),
-        "latency_p99_ms": tail(timings["score"], timings["score"].p99_ms),
+        "latency_p95_ms": p95(timings["score"]),
+        "latency_p99_ms": p99(timings["score"]),
         "first_latency_ms": timings["score"].first_ms,
         "network_latency_ms": timings["networks"].median_ms,
         "latency_samples_ms": timings["score"].samples_ms,
     }
 
 
-def one_thread(method: Method, images: Tensor, *, quick: bool) -> dict[str, float | None]:
+def one_thread(method: Method, images: Tensor, *, brief: bool) -> dict[str, float | None]:
     """The speed of `score` with one thread of the CPU: milliseconds at batch 1, images per second at a small batch."""
-    warmup, budget = budgets(quick)
-    warmup = BRIEF_WARMUP if quick else warmup
+    warmup, budget = budgets(brief)
+    warmup = BRIEF_WARMUP if brief else warmup
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         one = images[:1].clone()
         single = clock.latency(lambda: method.score(one), warmup=warmup, budget=budget)
         known = 1, 1000 / single.median_ms
-        many = throughput_at(method, images, "cpu", (ONE_THREAD_BATCH,), quick=quick, known=known)
+        many = throughput_at(method, images, "cpu", (ONE_THREAD_BATCH,), quick=brief, known=known)
     finally:
         torch.set_num_threads(before)
     return {
         "one_thread_latency_ms": single.median_ms,
-        "one_thread_latency_p95_ms": tail(single, single.p95_ms),
-        "one_thread_latency_p99_ms": tail(single, single.p99_ms),
+        "one_thread_latency_p95_ms": p95(single),
+        "one_thread_latency_p99_ms": p99(single),
         "one_thread_images_per_second": many[-1][1],  # of a single image where so many would take long
     }
 
 
-def tail(timing: clock.Timing, percentile: float) -> float | None:
-    """A `percentile` of the calls of `timing` in ms; None of so few calls that it is no more than the slowest."""
-    return None if timing.n < LEAST_OF_TAIL else percentile
+def p95(timing: clock.Timing) -> float | None:
+    """The 95th percentile of the calls of `timing` in ms; None of so few that it is no more than the slowest."""
+    return timing.p95_ms if timing.n >= CALLS_OF_TAIL["latency_p95_ms"] else None
+
+
+def p99(timing: clock.Timing) -> float | None:
+    """The same of the 99th percentile."""
+    return timing.p99_ms if timing.n >= CALLS_OF_TAIL["latency_p99_ms"] else None
 
 
 def is_quick(job: Job) -> bool:
-    """Whether the short timing budgets apply: those of every preset but the papers'."""
+    """Whether the throughput is that of few batches, each by few calls: in every preset but the papers'."""
     return not job.preset.startswith("paper")
 
 
-def budgets(quick: bool) -> tuple[clock.Budget, clock.Budget]:
+def is_brief(job: Job) -> bool:
+    """Whether latencies are by a tenth of the protocol's budget: in the quick preset."""
+    return job.preset.startswith("quick")
+
+
+def budgets(brief: bool) -> tuple[clock.Budget, clock.Budget]:
     """How long calls are repeated to warm up, and to be timed."""
-    return (clock.QUICK_WARMUP, clock.QUICK_TIMED) if quick else (clock.WARMUP, clock.TIMED)
+    return (clock.QUICK_WARMUP, clock.QUICK_TIMED) if brief else (clock.WARMUP, clock.TIMED)
 
 
 def batches_of(quick: bool) -> tuple[int, ...]:

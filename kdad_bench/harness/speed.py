@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdad_bench import allowance
 from kdad_bench.allowance import processor_seconds
-from kdad_bench.harness.cost import LEAST_OF_TAIL, batches_of, is_quick, one_thread, speeds
+from kdad_bench.harness.cost import batches_of, is_brief, is_quick, one_thread, speeds
 from kdad_bench.harness.determinism import choose_algorithms
 from kdad_bench.harness.environment import MOST_BUSY, describe, keep_freed_memory
 from kdad_bench.harness.giving_way import computing_with, giving_way
@@ -26,12 +26,11 @@ from kdad_bench.harness.run import build, squares, synchronise, timed_on
 from kdad_bench.harness.scoring import as_images
 from kdad_bench.harness.speed_key import configuration, key_of
 from kdad_bench.harness.windows import Windowed
-from kdad_bench.leaderboard.measurement import Measurement
+from kdad_bench.leaderboard.measurement import CALLS_OF_TAIL, Measurement
 from kdad_bench.methods import entry
 from kdad_bench.methods.protocol import Method
 
 FEW_BATCHES = 2  # of images for a training that only gives the networks their shapes: a method can keep some out
-FEW_CALLS = 20  # fewer make percentiles rough, which is said
 LEARNT_FROM = "images_learnt_from"  # in the environment of a measurement
 AGAIN_SECONDS = 30.0  # a measurement that took longer is not repeated
 
@@ -83,10 +82,11 @@ def by_graphs(method: Method) -> str:
 
 def by_few(calls: int) -> str:
     """What is to be said of a latency by few calls; nothing of one by enough."""
-    if calls >= FEW_CALLS:
+    without = [name for name, least in CALLS_OF_TAIL.items() if calls < least]
+    if not without:
         return ""
-    told = "too few for percentiles" if calls < LEAST_OF_TAIL else "its percentiles are rough"
-    return f"; latency by {calls} calls, {told}"
+    told = "percentiles" if len(without) == len(CALLS_OF_TAIL) else "the 99th percentile"
+    return f"; latency by {calls} calls, too few for {told}"
 
 
 def openmp() -> dict[str, str]:
@@ -138,13 +138,13 @@ def kept_values(method: Method) -> int:
 
 def figures_of(method: Method, images: Tensor, job: Job) -> dict[str, Any]:
     """The figures of one measurement, with the share of the processors that other work held meanwhile."""
-    quick, on_cpu = is_quick(job), not job.device.startswith("cuda")
+    on_cpu = not job.device.startswith("cuda")
     load = OtherLoad()
     with torch.inference_mode():
-        found = speeds(method, images, job.device, quick=quick)
+        found = speeds(method, images, job, job.device)
         threads = torch.get_num_threads()
         if on_cpu:
-            found |= one_thread(method, images, quick=quick)
+            found |= one_thread(method, images, brief=is_brief(job))
     return {**found, "speed_load": load.share(), "speed_threads": threads}
 
 

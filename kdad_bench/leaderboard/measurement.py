@@ -25,6 +25,8 @@ MOST_BYTES = 16_000_000  # of one of them
 MOST_COVERED = 1_000_000  # rows that one of them speaks for
 KEY = re.compile(r"[0-9a-f]{16}")
 NAME = re.compile(r"speed-.*\.json")
+# calls behind a percentile: of fewer it is no more than the slowest
+CALLS_OF_TAIL = {"latency_p95_ms": 20, "latency_p99_ms": 100}
 # the columns of a row that a measurement fills, each of them or none
 SHARED: tuple[str, ...] = (
     "latency_ms", "latency_p95_ms", "latency_p99_ms", "first_latency_ms", "network_latency_ms", "images_per_second",
@@ -161,7 +163,7 @@ def joined(table: pa.Table, measured: Mapping[str, Measurement]) -> pa.Table:
         return table
     for name in (name for name in table.column_names if name in (*SHARED, "speed_key")):
         values = [
-            own if made is None else made.key if name == "speed_key" else _as_float(name, made.figures.get(name))
+            own if made is None else made.key if name == "speed_key" else figure_of(made, name)
             for own, made in zip(table[name].to_pylist(), shared, strict=True)
         ]
         place = table.column_names.index(name)
@@ -169,9 +171,17 @@ def joined(table: pa.Table, measured: Mapping[str, Measurement]) -> pa.Table:
     return table
 
 
-def _as_float(name: str, value: Any) -> Any:
-    """A figure as a column takes it: JSON writes 1.0 as 1 as well, and float32 refuses large whole numbers."""
+def figure_of(made: Measurement, name: str) -> Any:
+    """A figure as a column takes it: a percentile of enough calls only, floats where JSON writes 1.0 as 1."""
+    value, calls = made.figures.get(name), made.figures.get("latency_samples_ms")
+    if name in CALLS_OF_TAIL and calls is not None and len(calls) < CALLS_OF_TAIL[name]:
+        return None
     return [float(entry) for entry in value] if name == "latency_samples_ms" and value is not None else value
+
+
+def measured_alone(row: Mapping[str, Any]) -> bool:
+    """Whether a row has figures of a measurement that it names."""
+    return bool(row.get("speed_key")) and any(row.get(name) is not None for name in SHARED)
 
 
 def distinct(members: Sequence[Mapping[str, Any]], column: str) -> list[Any]:
@@ -181,7 +191,7 @@ def distinct(members: Sequence[Mapping[str, Any]], column: str) -> list[Any]:
     does not count.
     """
     valued = [row for row in members if row[column] is not None]
-    alone = column in SHARED and any(row.get("speed_key") for row in valued)
+    alone = column in SHARED and any(map(measured_alone, members))
     once: dict[str, Any] = {}
     for row in valued:
         if key := row.get("speed_key") if alone else row["job_id"]:

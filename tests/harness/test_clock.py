@@ -83,14 +83,6 @@ def test_calls_are_taken_in_turn_until_each_has_its_budget(ticks: Ticks) -> None
     assert (found["a"].n, found["b"].n) == (4, 3)
 
 
-def test_a_call_may_have_budgets_of_its_own(ticks: Ticks) -> None:
-    calls = {"a": ticks.call("a", 0.001), "b": ticks.call("b", 0.001)}
-    others = {"b": (Budget(1, ENDLESS), Budget(2, ENDLESS))}
-    found = clock.interleaved(calls, warmup=Budget(2, ENDLESS), budget=Budget(4, ENDLESS), others=others)
-    assert "".join(ticks.log) == "ab" + "aab" + "ababaa"
-    assert (found["a"].n, found["b"].n) == (4, 2)
-
-
 def test_no_calls_are_an_error() -> None:
     with pytest.raises(ValueError, match="no calls to time"):
         clock.interleaved({})

@@ -29,7 +29,7 @@ FIGURES: dict[str, Any] = {
     "latency_ms": 7.0, "latency_p95_ms": 7.5, "latency_p99_ms": 8.0, "first_latency_ms": 70.0,
     "network_latency_ms": 5.0, "images_per_second": 210.0, "best_batch": 8, "one_thread_latency_ms": 11.0,
     "one_thread_latency_p95_ms": 12.0, "one_thread_latency_p99_ms": 13.0, "one_thread_images_per_second": 99.0,
-    "speed_load": 0.01, "speed_threads": 2, "latency_samples_ms": (7.0, 7.5, 6.5),
+    "speed_load": 0.01, "speed_threads": 2, "latency_samples_ms": (7.0, 7.5, 6.5) * 40,
     "throughput": ({"batch": 1, "images_per_second": 140.0}, {"batch": 8, "images_per_second": 210.0}),
 }  # fmt: skip
 
@@ -71,7 +71,7 @@ def test_rows_that_name_a_measurement_have_its_figures_and_others_keep_their_own
             found = {name: line[name] for name in SHARED}
             assert found == {
                 **FIGURES,
-                "latency_samples_ms": [7.0, 7.5, 6.5],
+                "latency_samples_ms": [7.0, 7.5, 6.5] * 40,
                 "throughput": list(FIGURES["throughput"]),
             }
         else:
@@ -200,6 +200,18 @@ def test_what_was_measured_once_counts_once_in_tables_and_exports(tmp_path: Path
         told = {line["metric"]: line["mean"] for line in csv.DictReader(file) if line["scope"] == "jobs"}
     shown = [name for name in SHARED if name not in ("best_batch", "speed_load", "speed_threads")]
     assert all(float(told[name]) == FIGURES[name] for name in shown if not isinstance(FIGURES[name], tuple))
+
+
+@pytest.mark.parametrize(("calls", "p95", "p99"), [(5, None, None), (20, 7.5, None), (100, 7.5, 8.0)])
+def test_a_percentile_of_few_calls_is_none_whoever_wrote_it(
+    calls: int, p95: float | None, p99: float | None, tmp_path: Path
+) -> None:
+    """The slowest of five stood in a table as a 99th percentile; nor does what a job timed take its place."""
+    own = plausible.full_table(("stfpm",), ("carpet", "grid"), 2, latency_ms=20.0, latency_p95_ms=21.0)
+    put(tmp_path, *sharing(), made(latency_samples_ms=(7.0,) * calls), *own)
+    found = board(tmp_path)
+    names = ("latency_ms", "latency_p95_ms", "latency_p99_ms")
+    assert [found.typical("stfpm", name) for name in names] == [7.0, p95, p99]
 
 
 def test_what_jobs_timed_as_they_ran_does_not_count_beside_what_was_measured_alone(tmp_path: Path) -> None:
