@@ -8,10 +8,12 @@ import pytest
 from click.testing import CliRunner
 
 from kdad_bench.cli import cli
-from kdad_bench.leaderboard import excerpts, metric, row
+from kdad_bench.leaderboard import excerpts, metric, row, store
 from kdad_bench.leaderboard.grouping import GROUP_COLUMNS
 from kdad_bench.leaderboard.metric import HEADLINE
+from tests.leaderboard.words import said_in, words_of
 
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 PAGE = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
 
 
@@ -59,3 +61,11 @@ def test_the_names_of_the_tables_that_another_page_may_hold_are_listed() -> None
     for name in ("ranking", "speed", *HEADLINE):
         assert f"`{name}`" in PAGE
     assert excerpts.END in PAGE
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in RESULTS.iterdir() if path.is_dir()))
+def test_the_words_of_published_rows_follow_from_their_settings(folder: str) -> None:
+    """`python -m tests.leaderboard.words docs/results/FOLDER` says in them what was mended since."""
+    found = [row for row in store.read(RESULTS / folder).rows() if row["status"] == "ok"]
+    assert found
+    assert [row["job_id"] for row in found if said_in(row) != words_of(row)] == []
