@@ -401,11 +401,6 @@ class Mkd(StudentTeacher[MkdSettings]):
         return (SMOOTH_NOISE / extent).square() if self.settings.smooth_noise == "official" else SMOOTH_NOISE * extent
 
 
-def build(settings: MkdSettings, teacher: Backbone | None, device: torch.device) -> Mkd:
-    """MKD with a frozen source whose taps are at the settings' strides."""
-    return Mkd(settings, teacher, device)
-
-
 MKD = Entry(
     name="mkd",
     title="MKD",
@@ -431,7 +426,7 @@ MKD = Entry(
             scored=4,
         ),
     },
-    build=build,
+    build=Mkd,
     variants={
         "official": {"normalised": False, "stretch": True, "smooth_noise": "official"},
         "official_guided_backprop": {

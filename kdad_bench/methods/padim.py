@@ -142,11 +142,6 @@ def whitening_of(features: Tensor, regulariser: float) -> Tensor:
     return inverse.float()
 
 
-def build(settings: PadimSettings, teacher: Backbone | None, device: torch.device) -> Padim:
-    """PaDiM on a frozen teacher."""
-    return Padim(settings, teacher, device)
-
-
 PADIM = Entry(
     name="padim",
     title="PaDiM",
@@ -156,7 +151,7 @@ PADIM = Entry(
         "standard": PadimSettings(),
         "quick": PadimSettings(teacher="efficientnet_lite0", image_size=128, batch_size=8, sigma=2.0),
     },
-    build=build,
+    build=Padim,
     family="yardstick",
     variants={"wide": {"teacher": "wide_resnet50_2", "channels": 550}},
 )

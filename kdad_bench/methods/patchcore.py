@@ -267,11 +267,6 @@ def squared_to(points: Tensor, lengths: Tensor, one: int, others: Tensor | None 
     return (lengths_there + lengths[one] - 2 * (points_there @ points[one])).clamp_min_(0)
 
 
-def build(settings: PatchcoreSettings, teacher: Backbone | None, device: torch.device) -> Patchcore:
-    """PatchCore on a frozen teacher."""
-    return Patchcore(settings, teacher, device)
-
-
 PATCHCORE = Entry(
     name="patchcore",
     title="PatchCore",
@@ -283,7 +278,7 @@ PATCHCORE = Entry(
             teacher="efficientnet_lite0", image_size=128, batch_size=8, pooling="mean", coreset=0.1, sigma=2.0
         ),
     },
-    build=build,
+    build=Patchcore,
     family="yardstick",
     variants={
         "one_percent": {"coreset": 0.01},

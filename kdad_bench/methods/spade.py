@@ -95,11 +95,6 @@ def rows(tap: Tensor) -> Tensor:
     return tap.flatten(2).mT.contiguous()
 
 
-def build(settings: SpadeSettings, teacher: Backbone | None, device: torch.device) -> Spade:
-    """SPADE on a frozen teacher."""
-    return Spade(settings, teacher, device)
-
-
 SPADE = Entry(
     name="spade",
     title="SPADE",
@@ -111,7 +106,7 @@ SPADE = Entry(
             teacher="efficientnet_lite0", image_size=128, batch_size=8, strides=(4, 8, 16), images=10, sigma=2.0
         ),
     },
-    build=build,
+    build=Spade,
     family="yardstick",
     variants={"stride16": {"strides": (4, 8, 16)}},  # weights without the last stage: stride 16 finds the images
 )
