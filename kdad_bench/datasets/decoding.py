@@ -138,7 +138,7 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
         refuse_samples_that_would_be_lost(path, image)
         image.load()
         image = positive(image)
-        if image.getexif().get(0x0112, 1) != 1:
+        if image.getexif().get(ORIENTATION, 1) != 1:
             return ImageOps.exif_transpose(image)
     except DatasetError:
         raise
@@ -148,6 +148,7 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
 
 
 # numbers of TIFF tags
+ORIENTATION, TURNED, ON_THEIR_SIDE = 274, range(2, 9), range(5, 9)
 BITS, PHOTOMETRIC, SAMPLES, PLANES, SAMPLE_FORMAT = 258, 262, 277, 284, 339
 WHITE_IS_ZERO, SIGNED, SEPARATE = 0, 2, 2
 MOST_SAMPLES = 4  # of a pixel: three colours and an alpha channel, or CMYK
@@ -180,6 +181,40 @@ def image_size(path: Path) -> tuple[int, int]:
     """(width, height) as the file's header says, without decoding it. Raises DatasetError if it has none."""
     with opened(path) as file:
         return header(path, file).size
+
+
+class Upright(NamedTuple):
+    """How an image lies, as told by the note of the camera in its file."""
+
+    size: tuple[int, int]  # width, height as it is read
+    stored: tuple[int, int]  # the same as the file has it
+    turned: bool  # the note asks for a turn or a mirror
+
+
+def upright(path: Path) -> Upright:
+    """The size of an image as `open_image` gives it, without decoding it. Raises DatasetError if it has none."""
+    with opened(path) as file:
+        image = header(path, file)
+        try:
+            late = image.format == "PNG" and _notes_behind_pixels(file)
+            note = (image.getexif() if late else Image.Image.getexif(image)).get(ORIENTATION, 1)
+        except Exception as error:  # Pillow's parsers raise almost anything on damaged files
+            raise _damaged(path, error) from error
+    other = image.size[::-1] if note in ON_THEIR_SIDE else image.size
+    size, stored = (image.size, other) if image.format == "TIFF" else (other, image.size)  # Pillow's of TIFF is turned
+    return Upright(size, stored, note in TURNED)
+
+
+def _notes_behind_pixels(file: IO[bytes]) -> bool:
+    """Whether an open PNG file has words behind its pixels, which Pillow comes upon only as it decodes them."""
+    place, passed, found = file.tell(), False, False
+    file.seek(len(PNG_SIGNATURE))
+    while len(start := file.read(8)) == 8 and not found:
+        kind = start[4:]
+        found, passed = passed and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"), passed or kind == b"IDAT"
+        file.seek(int.from_bytes(start[:4], "big") + 4, os.SEEK_CUR)
+    file.seek(place)
+    return found
 
 
 def header(path: Path, file: IO[bytes]) -> Image.Image:

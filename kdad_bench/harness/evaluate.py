@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from kdad_bench import __version__, datasets
 from kdad_bench.allowance import cores
 from kdad_bench.datasets import PAD, SHORT_SIDE, SQUASH, Category, TestSet, fitted
-from kdad_bench.datasets.decoding import image_size, open_image
+from kdad_bench.datasets.decoding import Upright, upright
 from kdad_bench.files import write_bytes_whole
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.environment import git_state, keep_freed_memory, package_version
 from kdad_bench.harness.judging import judged, regions_of
-from kdad_bench.harness.maps import F32, MapError, plain, read_map, resampled
+from kdad_bench.harness.maps import Floats, MapError, plain, read_map, resampled
 from kdad_bench.harness.matching import Matched, match
 from kdad_bench.harness.offers import Offer, OfferError, of_scores, offers
 from kdad_bench.harness.options import RunOptions
@@ -67,17 +67,29 @@ class Asked:
 class Loaded(NamedTuple):
     """The maps of a category in the order of its test images, and how large they were."""
 
-    maps: NDArray[np.float32]  # [N, H, W]: [N, R, R], or large enough for each picture, zero beside it
-    scores: NDArray[np.float32] | None  # [N]; None: none were given
+    maps: Floats  # [N, H, W]: [N, R, R], or large enough for each picture, zero beside it
+    scores: Floats | None  # [N]; None: none were given
     sizes: tuple[Size, ...]  # each once, the most frequent first
     shapes: NDArray[np.int64] | None = None  # [N, 2] height and width of each picture; None: all fill H x W
+    same: bool = True  # no map was resampled
+    constant: int = 0  # maps of one value
+    turned: int = 0  # images that a camera's note turns
 
-    def peaks(self) -> NDArray[np.float32]:
+    def peaks(self) -> Floats:
         """[N] the highest value of each map."""
         if self.shapes is None:
-            return np.asarray(self.maps.reshape(len(self.maps), -1).max(axis=1), np.float32)
+            return np.asarray(self.maps.reshape(len(self.maps), -1).max(axis=1))
         own = zip(self.maps, self.shapes, strict=True)
-        return np.array([one[:height, :width].max() for one, (height, width) in own], np.float32)
+        return np.array([one[:height, :width].max() for one, (height, width) in own], self.maps.dtype)
+
+
+class Seen(NamedTuple):
+    """What is known of a map once it was read."""
+
+    size: Size
+    same: bool  # it has the size that it is judged at
+    constant: bool
+    exact: bool  # float32 holds what is judged
 
 
 class Judged(NamedTuple):
@@ -205,42 +217,66 @@ def matched_maps(asked: Asked) -> tuple[tuple[Matched, ...], list[str]]:
 
 
 def load(one: Matched, side: int, fit: str = SQUASH) -> Loaded:
-    """The maps of a category as float32 [N, H, W], in threads; raises EvaluationError with a line for each fault."""
+    """The maps of a category, in threads: float32, or float64 where that would round one.
+
+    Raises EvaluationError with a line for each fault, and DatasetError for an image without a size.
+    """
     samples = one.category.test
     if not samples:
         raise EvaluationError([f"{one.label}: the category has no test images"])
-    own = {stamp for sample in samples if (stamp := whereabouts(sample.path)) is not None}
-    shapes = shapes_of(one.category, side, fit)
-    room = np.empty if fit == SQUASH else np.zeros  # beside a picture lie zeros; squares are filled
-    maps = room((len(samples), *map(max, zip(*shapes, strict=True))), np.float32)
+    with ThreadPoolExecutor(cores()) as pool:
+        lying = list(pool.map(upright, [sample.path for sample in samples]))
+        shapes = [fitted(image.size, side, fit, own.path) for image, own in zip(lying, samples, strict=True)]
+        maps, found = filled(one, shapes, fit, np.dtype(np.float32), pool)
+        seen = {number: about for number, about in enumerate(found) if not isinstance(about, str)}
+        faults = [line for line in found if isinstance(line, str)]
+        faults += [*misfits(one, {number: about.size for number, about in seen.items()}, lying, fit), *not_finite(one)]
+        constant = sum(about.constant for about in seen.values())
+        if constant == len(samples):
+            faults.append(f"{one.label}: all {constant} maps are constant; a map tells pixels apart")
+        if faults:
+            raise EvaluationError(faults)
+        if not all(about.exact for about in seen.values()):
+            del maps
+            maps, _ = filled(one, shapes, fit, np.dtype(np.float64), pool)
+    kinds = tuple(size for size, _ in Counter(about.size for about in seen.values()).most_common())
+    return Loaded(
+        maps, scores_of(one), kinds, None if fit == SQUASH else np.array(shapes, np.int64),
+        same=all(about.same for about in seen.values()), constant=constant, turned=sum(image.turned for image in lying),
+    )  # fmt: skip
 
-    def read(number: int) -> Size | str:
-        offer = one.maps[number]
+
+def filled(
+    one: Matched, shapes: Sequence[tuple[int, int]], fit: str, kind: np.dtype[Any], pool: ThreadPoolExecutor
+) -> tuple[Floats, list[Seen | str]]:
+    """The maps of a category [N, H, W] in the type `kind`, and what is known of each or what is wrong with it."""
+    own = {stamp for sample in one.category.test if (stamp := whereabouts(sample.path)) is not None}
+    room = np.empty if fit == SQUASH else np.zeros  # beside a picture lie zeros; squares are filled
+    maps: Floats = room((len(shapes), *map(max, zip(*shapes, strict=True))), kind)
+
+    def read(number: int) -> Seen | str:
+        offer, (height, width) = one.maps[number], shapes[number]
         try:
             values = values_of(offer, own)
-            height, width = shapes[number]
-            maps[number, :height, :width] = resampled(values, shapes[number])
+            judged = resampled(values, (height, width))
         except MapError as error:
             return f"{offer.file or offer.where}: {error}"
-        return values.shape[1], values.shape[0]
+        mine = maps[number, :height, :width]
+        mine[:] = judged
+        constant = bool(values.min() == values.max())
+        exact = judged.dtype == kind or np.array_equal(mine, judged)
+        return Seen(values.shape[::-1], values.shape == (height, width), constant, exact)
 
-    with ThreadPoolExecutor(cores()) as pool:
-        read_sizes = list(pool.map(read, range(len(samples))))
-    sizes = {number: size for number, size in enumerate(read_sizes) if not isinstance(size, str)}
-    faults = [size for size in read_sizes if isinstance(size, str)]
-    faults += [*misfits(one, sizes, fit), *not_finite(one)]
-    if faults:
-        raise EvaluationError(faults)
-    scores = np.array([one.scores[i].score for i in range(len(samples))], np.float32) if one.scores else None
-    kinds = tuple(size for size, _ in Counter(sizes.values()).most_common())
-    return Loaded(maps, scores, kinds, None if fit == SQUASH else np.array(shapes, np.int64))
+    return maps, list(pool.map(read, range(len(shapes))))
 
 
-def shapes_of(category: Category, side: int, fit: str) -> list[tuple[int, int]]:
-    """The (height, width) that each test image is judged at."""
-    if fit == SQUASH:
-        return [(side, side)] * len(category.test)
-    return [fitted(open_image(one.path).size, side, fit, one.path) for one in category.test]
+def scores_of(one: Matched) -> Floats | None:
+    """[N] the image scores that were given: float32, or float64 where that would make two equal; None without any."""
+    if not one.scores:
+        return None
+    given = np.array([one.scores[number].score for number in range(len(one.scores))], np.float64)
+    small = given.astype(np.float32)
+    return small if np.unique(small).size == np.unique(given).size else given
 
 
 def whereabouts(path: Path) -> tuple[int, int] | None:
@@ -252,7 +288,7 @@ def whereabouts(path: Path) -> tuple[int, int] | None:
     return about.st_dev, about.st_ino
 
 
-def values_of(offer: Offer, own: set[tuple[int, int]]) -> F32:
+def values_of(offer: Offer, own: set[tuple[int, int]]) -> Floats:
     """The map of an offer; raises MapError, also where its file is one of the images themselves."""
     if offer.array is not None:
         return plain(offer.array)
@@ -264,31 +300,29 @@ def values_of(offer: Offer, own: set[tuple[int, int]]) -> F32:
     return read_map(offer.file)
 
 
-def misfits(one: Matched, sizes: dict[int, Size], fit: str = SQUASH) -> Iterator[str]:
-    """A line for each map that has neither the size of its image nor the one of the others.
+def misfits(one: Matched, sizes: dict[int, Size], lying: Sequence[Upright], fit: str = SQUASH) -> Iterator[str]:
+    """A line for each map that has neither the size of its image, which is `lying` so, nor the one of the others.
 
-    A size that maps share may be any square, for images that were squeezed, or have the proportions of the image; with
-    a `fit` that keeps proportions maps of those need share no size.
+    A size that maps share may be any square, for images that were squeezed, or have the proportions of the image. With
+    a `fit` that keeps proportions maps have those of their images, and need share no size.
     """
     if not sizes:
         return
     usual = Counter(sizes.values()).most_common(1)[0][0]
     for number, size in sizes.items():
-        if size == usual and size[0] == size[1]:
+        image, stored, _ = lying[number]
+        squeezed = fit == SQUASH and size[0] == size[1]
+        shared = fit != SQUASH or size == usual
+        if size == image or (shared and (squeezed or proportional(size, image))):
             continue
-        path = one.category.test[number].path
-        image = image_size(path)
-        if size == image or (size == usual and proportional(size, image)):
-            continue
-        upright = open_image(path).size  # as the camera's note in the file turns it
-        if size == upright or ((size == usual or fit != SQUASH) and proportional(size, upright)):
-            continue
-        (width, height), others = size, f"{usual[0]} x {usual[1]}" if size != usual else "square"
-        yield (
-            f"{one.maps[number].file or one.maps[number].where}: the map is {width} x {height} px; its image is "
-            f"{upright[0]} x {upright[1]} and "
-            + ("the other maps are " + others if size != usual else "it is no square")
-        )
+        said = f"the map is {size[0]} x {size[1]} px; its image is {image[0]} x {image[1]}"
+        if stored != image and proportional(size, stored):
+            why = "as a camera's note in the file turns it; turn the map so"
+        elif fit != SQUASH:
+            why = f"and --fit {fit} keeps proportions; give the map of the picture without what lies beside it"
+        else:
+            why = f"and the other maps are {usual[0]} x {usual[1]}" if size != usual else "and it is no square"
+        yield f"{one.maps[number].file or one.maps[number].where}: {said} {why}"
 
 
 def proportional(size: Size, image: Size) -> bool:
@@ -320,11 +354,13 @@ def readings(loaded: Loaded, side: int, fit: str = SQUASH) -> tuple[str, ...]:
     """What was decided about the maps: how they came to the size they are judged at, where image scores come from."""
     sizes = ", ".join(f"{width} x {height}" for width, height in loaded.sizes[:4])
     more = f" and {len(loaded.sizes) - 4} more sizes" if len(loaded.sizes) > 4 else ""
-    same = loaded.sizes == ((side, side),)
     wanted = {SQUASH: f"{side} x {side} px", SHORT_SIDE: f"a short side of {side} px", PAD: f"a long side of {side} px"}
-    how = "as they are" if same else f"resampled to {wanted[fit]}, antialiased bilinear"
+    how = "as they are" if loaded.same else f"resampled to {wanted[fit]}, antialiased bilinear"
     scores = "as given" if loaded.scores is not None else f"the maximum of each map at {side} px"
-    return f"maps: {sizes}{more} px, {how}", f"image scores: {scores}"
+    found = [f"maps: {sizes}{more} px, {how}", f"image scores: {scores}"]
+    found += [f"maps: {loaded.constant} are constant"] if loaded.constant else []
+    found += [f"images: a camera's note turns {loaded.turned}; maps are compared as it says"] if loaded.turned else []
+    return tuple(found)
 
 
 class TestData(NamedTuple):
@@ -388,9 +424,11 @@ def judge(by: TestData, loaded: Loaded, same: Same, side: int, asked: Asked) -> 
 
 
 def content_of(loaded: Loaded) -> str:
-    """SHA-256 of the maps and of the image scores, 64 hex digits."""
-    content = hashlib.sha256(loaded.maps.data)
-    content.update(b"" if loaded.scores is None else loaded.scores.tobytes())
+    """SHA-256 of the maps and of the image scores, both as float32, 64 hex digits."""
+    content = hashlib.sha256()
+    for one in loaded.maps:
+        content.update(np.ascontiguousarray(one, np.float32).data)
+    content.update(b"" if loaded.scores is None else loaded.scores.astype(np.float32).tobytes())
     return content.hexdigest()
 
 
@@ -479,7 +517,7 @@ def identity(category: Category, content: str, data: str, asked: Asked, row: Map
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def picture(row: Row, test: TestSet, loaded: Loaded, scores: NDArray[np.float32]) -> bytes:
+def picture(row: Row, test: TestSet, loaded: Loaded, scores: Floats) -> bytes:
     """The contact sheet of a row, as the bytes of a PNG file."""
     from kdad_bench.harness.pictures import contact_sheet
 

@@ -8,6 +8,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -25,10 +26,10 @@ MOST_TEXT = 1 << 28  # bytes of their names, each of which takes as much as the 
 MOST_MEMBERS = 16  # arrays of one .npz file
 DEFLATE = (8, 32946)  # TIFF's numbers for zlib
 GREY = ("L", "I", "I;16", "I;16B", "I;16L")  # modes of Pillow with one channel of 8 or 16 bits
-STACK = ("maps", "names")  # the arrays of a file that holds all maps, as `run --save-maps` writes it
+STACK = ("maps", "names")  # the arrays that a file of all maps has at least, as `run --save-maps` writes it
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it also raises
 
-F32 = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]  # float32 or float64
 
 
 class MapError(ValueError):
@@ -41,18 +42,21 @@ class Stack(NamedTuple):
     maps: NDArray[Any]  # [N, H, W]
     names: tuple[str, ...]
     scores: tuple[float, ...]  # () without image scores
+    sizes: tuple[tuple[int, int], ...] = ()  # height and width of each, from the upper left corner; (): all fill H x W
 
 
-def read_map(path: Path) -> F32:
-    """The map in `path`, float32 [H, W], by the suffix of the file. Raises MapError for anything else."""
+def read_map(path: Path) -> Floats:
+    """The map in `path`, `plain`, by the suffix of the file. Raises MapError for anything else."""
     if path.suffix.lower() not in READERS:
         raise MapError(f"is no file of a map; they end in {', '.join(READERS)}")
     return plain(said(lambda: READERS[path.suffix.lower()](path)))
 
 
-def plain(array: NDArray[Any]) -> F32:
-    """`array` as float32 [H, W]; axes of length 1 are dropped. Raises MapError where it is no map of finite numbers
-    that differ."""
+def plain(array: NDArray[Any]) -> Floats:
+    """`array` [H, W] as float32, or as float64 where float32 would round it; axes of length 1 are dropped.
+
+    Raises MapError where it is no map of numbers that are finite in float32.
+    """
     flat = array.reshape([side for side in array.shape if side != 1]) if array.ndim > 2 else array
     if flat.ndim != 2 or flat.size == 0:
         raise MapError(f"holds an array of shape {array.shape}; a map is H x W")
@@ -62,19 +66,35 @@ def plain(array: NDArray[Any]) -> F32:
     if not (math.isfinite(least) and math.isfinite(most)):
         row, column = np.argwhere(~np.isfinite(values))[0]
         raise MapError(f"holds {values[row, column]} at row {row}, column {column}; a map is finite in float32")
-    if least == most:
-        raise MapError(f"is constant (every pixel is {least:g}); a map tells pixels apart")
-    return values
+    if np.can_cast(flat.dtype, np.float32):
+        return values
+    with np.errstate(invalid="ignore"):  # whole numbers beyond those of 64 bits, on the way back
+        whole = np.ascontiguousarray(flat, dtype=np.float64)
+        if not np.array_equal(whole.astype(flat.dtype), flat):
+            raise MapError(f"holds values of type {flat.dtype} that float64 would round; save them as float64")
+    return values if np.array_equal(values, whole) else whole
 
 
-def resampled(values: F32, shape: int | tuple[int, int]) -> F32:
-    """A map as float32 [H, W] of that `shape`, or a square of that side: as it is where it has that size, else by
-    Pillow's antialiased bilinear resize."""
+def resampled(values: Floats, shape: int | tuple[int, int]) -> Floats:
+    """A map of that `shape` (height, width), or a square of that side: as it is where it has that size, else by
+    Pillow's antialiased bilinear resize, which takes float32.
+
+    Of float64 values that lie close together, far from 0, what they have in common is kept apart meanwhile.
+    """
     height, width = (shape, shape) if isinstance(shape, int) else shape
     if values.shape == (height, width):
         return values
-    small = Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(small, dtype=np.float32)
+    common = offset_of(values) if values.dtype == np.float64 else 0.0
+    rest = np.subtract(values, common, dtype=values.dtype).astype(np.float32)
+    small = Image.fromarray(rest).resize((width, height), Image.Resampling.BILINEAR)
+    found = np.asarray(small, dtype=np.float32)
+    return np.add(found, common, dtype=np.float64) if common else found
+
+
+def offset_of(values: Floats) -> float:
+    """The middle of the values where each of them is nearer to it than to 0, else 0."""
+    least, most = float(values.min()), float(values.max())
+    return (least + most) / 2 if most - least < min(abs(least), abs(most)) else 0.0
 
 
 def said(read: Callable[[], Any]) -> Any:
@@ -143,7 +163,8 @@ def of_npz(path: Path) -> NDArray[Any]:
 
 def read_stack(path: Path) -> Stack | None:
     """All maps of a test set from one .npz file with the arrays `maps` [N, H, W], `names` [N] ("<defect>/<file name>")
-    and perhaps `scores` [N]; None for an .npz file of other arrays. Raises MapError."""
+    and perhaps `scores` [N] and `sizes` [N, 2] (height, width of a picture that fills its map in part); None for an
+    .npz file of other arrays. Raises MapError."""
 
     def read() -> Stack | None:
         with opened(path) as file, buffered(file) as whole, zipfile.ZipFile(whole) as archive:
@@ -158,13 +179,29 @@ def read_stack(path: Path) -> Stack | None:
             if "scores" in names:
                 with unpacking(archive, names["scores"]) as stream:
                     scores = read_array(stream, MOST_VALUES // 1024, figures)
+            sizes = None
+            if "sizes" in names:
+                with unpacking(archive, names["sizes"]) as stream:
+                    sizes = read_array(stream, MOST_VALUES // 1024, partial(figures, what="sizes"))
         if maps.ndim != 3 or called.shape != maps.shape[:1] or (scores is not None and scores.shape != called.shape):
             given = "no scores" if scores is None else f"scores {scores.shape}"
             raise MapError(f"holds maps {maps.shape}, names {called.shape} and {given}, not [N, H, W], [N] and [N]")
-        return Stack(maps, tuple(map(str, called)), () if scores is None else tuple(map(float, scores)))
+        own = () if sizes is None else sizes_of(sizes, maps.shape)
+        return Stack(maps, tuple(map(str, called)), () if scores is None else tuple(map(float, scores)), own)
 
     found: Stack | None = said(read)
     return found
+
+
+def sizes_of(sizes: NDArray[Any], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """(height, width) of each map of a stack of that `shape` [N, H, W]; raises MapError for what does not lie in it."""
+    if sizes.shape != (shape[0], 2) or sizes.dtype.kind not in "ui":
+        raise MapError(f"holds sizes {sizes.shape} of {sizes.dtype}, not {(shape[0], 2)} of whole numbers")
+    outside = ((sizes < 1) | (sizes > np.array(shape[1:]))).any(axis=1)
+    if outside.any():
+        height, width = sizes[outside][0]
+        raise MapError(f"says that a map of {shape[1]} x {shape[2]} holds a picture of {height} x {width}")
+    return tuple((int(height), int(width)) for height, width in sizes)
 
 
 def texts(kind: np.dtype[Any]) -> None:
@@ -173,10 +210,10 @@ def texts(kind: np.dtype[Any]) -> None:
         raise MapError(f"holds names of type {kind}; save them as an array of text")
 
 
-def figures(kind: np.dtype[Any]) -> None:
-    """Raises MapError for an array of image scores that holds something else than numbers."""
+def figures(kind: np.dtype[Any], what: str = "scores") -> None:
+    """Raises MapError for an array of image scores, or of `what` else, that holds something else than numbers."""
     if kind.kind not in "fui":
-        raise MapError(f"holds scores of type {kind}; save them as an array of numbers")
+        raise MapError(f"holds {what} of type {kind}; save them as an array of numbers")
 
 
 def members(archive: zipfile.ZipFile) -> Mapping[str, zipfile.ZipInfo]:

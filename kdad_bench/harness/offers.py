@@ -148,7 +148,9 @@ def of_stack(path: Path, known: Collection[str]) -> Iterator[Offer]:
         score = stack.scores[number] if stack.scores else None
         where = f"{path}, map {number}"
         said = slashed(name)
-        yield Offer(key=key_of(said, known), where=where, path=said, array=stack.maps[number], score=score)
+        height, width = stack.sizes[number] if stack.sizes else stack.maps.shape[1:]
+        array = stack.maps[number, :height, :width]
+        yield Offer(key=key_of(said, known), where=where, path=said, array=array, score=score)
 
 
 def of_index(path: Path, known: Collection[str]) -> Iterator[Offer]:

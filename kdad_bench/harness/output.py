@@ -147,7 +147,7 @@ def keep_beside(job: Job, work: Work, method: Method, test: TestSet, scores: Sco
     kept: dict[str, tuple[bool, Callable[[], object]]] = {
         "picture": (work.pictures, lambda: keep_picture(job, folder, test, scores)),
         "model": (work.save_models, lambda: keep_model(job, folder, method, test, scores, unseen)),
-        "maps": (work.save_maps, lambda: keep_maps(folder / "maps" / f"{job.id}.npz", scores, test.names)),
+        "maps": (work.save_maps, lambda: keep_maps(folder / "maps" / f"{job.id}.npz", scores, test)),
     }
     for what, (asked, keep) in kept.items():
         try:
@@ -186,14 +186,18 @@ def keep_model(job: Job, folder: Path, method: Method, test: TestSet, scores: Sc
     ).write(place)
 
 
-def keep_maps(path: Path, scores: Scores, names: tuple[str, ...]) -> None:
-    """The raw maps as float32, from which the figures of the row follow, and the names of their images."""
+def keep_maps(path: Path, scores: Scores, test: TestSet) -> None:
+    """The raw maps as float32, from which the figures of the row follow, and the names of their images.
+
+    Where pictures fill their maps in part, also their sizes.
+    """
     import numpy as np
 
-    maps = scores.pixel.cpu().numpy()
+    maps, names = scores.pixel.cpu().numpy(), np.array(test.names)
+    more = {} if test.sizes is None else {"sizes": test.sizes}
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:  # given a path, savez would add a suffix of its own
-            np.savez(file, maps=maps, names=np.array(names))
+            np.savez(file, allow_pickle=False, maps=maps, names=names, **more)
 
     write_whole(path, write)

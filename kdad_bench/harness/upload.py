@@ -21,6 +21,7 @@ from PIL import Image
 
 from kdad_bench import datasets
 from kdad_bench.datasets import Category, Entry
+from kdad_bench.datasets.decoding import upright
 from kdad_bench.datasets.sealing import looked_at, told
 from kdad_bench.files import write_whole
 from kdad_bench.harness.decision import above, images, shortfall, supported
@@ -273,7 +274,7 @@ def part_of(
     judge, _ = judge_of(model, asked.device)
     normal = Moments()
     for answer in sound(judge, [sample.path for sample in category.validation]):
-        normal.add(enlarged(answer.heat, datasets.decoding.image_size(answer.path)))
+        normal.add(enlarged(answer.heat, upright(answer.path).size))
     power = scale_of(normal.threshold)
     clipped = called = pixels = 0
     for number, answer in enumerate(sound(judge, category.unlabelled), 1):

@@ -20,7 +20,7 @@ import tifffile
 
 from kdad_bench.datasets import Category, DatasetError, Entry
 from kdad_bench.datasets.category import printable
-from kdad_bench.datasets.decoding import CHUNK, MAX_PIXELS, image_size, open_image
+from kdad_bench.datasets.decoding import CHUNK, MAX_PIXELS, open_image, upright
 from kdad_bench.datasets.entry import Upload
 from kdad_bench.datasets.stand_in import PREFIX
 from kdad_bench.harness.maps import MapError, said, tiff_of
@@ -74,7 +74,7 @@ class Findings:
 def expected_of(found: Sequence[Category]) -> dict[str, Size]:
     """`<category>/<split>/<stem>` -> size of each image without labels. Raises DatasetError for one without a size."""
     return {
-        f"{one.name}/{path.relative_to(one.root).with_suffix('').as_posix()}": image_size(path)
+        f"{one.name}/{path.relative_to(one.root).with_suffix('').as_posix()}": upright(path).size
         for one in found
         for path in one.unlabelled
     }

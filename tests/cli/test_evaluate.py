@@ -124,6 +124,40 @@ def test_the_maps_that_run_saves_are_a_stack_that_evaluate_takes(tiny_tree: Path
     assert not (tmp_path / "ext" / "pictures").exists()
 
 
+def two_shapes(root: Path) -> Path:
+    """A tree of one category whose images lie, by turns, 120 x 60 and 60 x 120."""
+    tree = write_tree(root, categories=("bolt",), test=4)
+    for path in tree.rglob("*.png"):
+        with Image.open(path) as image:
+            upright = int(path.stem[:3]) % 2
+            oblong = image.resize((60, 120) if upright else (120, 60), Image.Resampling.NEAREST)
+        oblong.save(path)
+    return tree
+
+
+@pytest.mark.parametrize("fit", ["pad", "short-side"])
+def test_the_maps_that_run_saves_of_images_of_several_shapes_have_the_figures_of_its_row(
+    fit: str, tmp_path: Path
+) -> None:
+    tree, out = two_shapes(tmp_path / "tree"), tmp_path / "out"
+    what = ("-m", "pixel_mean", "-d", f"folder:{tree}", "--seeds", "1", "--resolution", SIDE, "--fit", fit)
+    assert command("run", *what, "--save-maps", "--no-pictures", "--no-measure-speed", "--out", out).exit_code == 0
+    (saved,) = (out / "maps").iterdir()
+    result = evaluate(saved, tree, tmp_path / "ext", "--no-pictures", "--fit", fit)
+    assert result.exit_code == 0, result.output
+    (ours,), (theirs,) = store.read(out).rows(), store.read(tmp_path / "ext").rows()
+    columns = set(ACCURACY) - {"seg_f1", "image_auroc", "image_ap", "image_f1_max", "pg2", "pb2"}  # no scores are given
+    assert {name: theirs[name] for name in columns} == {name: ours[name] for name in columns}
+    assert theirs["readings"][0].endswith("px, as they are")
+    with np.load(saved) as file:  # a canvas is no picture, wherever it comes from
+        np.savez(tmp_path / "canvas.npz", maps=file["maps"], names=file["names"])
+    refused = evaluate(tmp_path / "canvas.npz", tree, tmp_path / "none", "--fit", fit)
+    assert refused.exit_code == 2
+    assert "keeps proportions; give the map of the picture without what lies beside it" in refused.stderr
+    smaller = evaluate(saved, tree, tmp_path / "none", "--fit", fit, "--resolution", 32, "--dry-run")
+    assert "resampled to a" in smaller.stdout
+
+
 def test_all_categories_are_evaluated_unless_some_are_chosen(tiny_tree: Path, tmp_path: Path) -> None:
     root = write_maps(tmp_path / "maps", tiny_tree, ("bolt", "cloth"))
     assert evaluate(root, tiny_tree, tmp_path / "out", "--no-pictures").exit_code == 0
@@ -242,7 +276,6 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "of another size": (over("good/000", RANDOM[:50, :40]), "the map is 40 x 50 px; its image is 64 x 64 and"),
     "NaN": (over("good/000", HOLED), "holds nan at row"),
     "infinite": (over("good/000", np.where(RANDOM > 0.9, np.inf, RANDOM)), "inf"),
-    "constant": (over("good/000", np.ones((SIDE, SIDE), np.float32)), "is constant (every pixel is 1)"),
     "no map": (lambda maps: (maps / "bolt/test/good/000.tiff").write_text("hello"), "is not readable"),
 }
 
@@ -260,6 +293,55 @@ def test_a_fault_of_the_maps_is_one_line_exit_code_2_and_nothing_is_written(
     assert len(lines) == 1, lines
     assert words in lines[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_constant_maps_are_said_in_the_row_and_refused_where_all_of_a_category_are(
+    tiny_tree: Path, maps: Path, tmp_path: Path
+) -> None:
+    """A map of zeros is an answer, as it is of a run; none that tells no image's pixels apart is a slip."""
+    for name in NAMES[:2]:
+        over(name, np.zeros((SIDE, SIDE), np.float32))(maps)
+    result = evaluate(maps, tiny_tree, tmp_path / "out", "-c", "bolt", "--no-pictures")
+    assert result.exit_code == 0, result.output
+    (row,) = store.read(tmp_path / "out").rows()
+    assert "maps: 2 are constant" in row["readings"]
+    assert row["pixel_auroc"] > 0.9
+    for number, name in enumerate(NAMES):
+        over(name, np.full((SIDE, SIDE), number, np.float32))(maps)
+    result = evaluate(maps, tiny_tree, tmp_path / "none", "-c", "bolt")
+    assert result.exit_code == 2
+    assert re.fullmatch(r"kdad-bench: .*/bolt: all 6 maps are constant; a map tells pixels apart\n", result.stderr)
+
+
+@pytest.mark.parametrize("side", [SIDE, 2 * SIDE])
+def test_values_that_float32_would_round_are_judged_as_they_are(side: int, tiny_tree: Path, tmp_path: Path) -> None:
+    """Energies and log-likelihoods lie far from 0: rounding makes ties, and ties cost accuracy."""
+    rows = []
+    for far, kind in ((0, np.float64), (10**9, np.float64), (10**9, np.int64)):
+        folder = tmp_path / f"{far}{kind.__name__}"
+        for name in NAMES:
+            path = folder / "bolt" / "test" / f"{name}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fine = np.random.default_rng(len(name)).integers(0, 60, (side, side))
+            values = np.asarray(Image.fromarray(brightness(tiny_tree, "bolt", name)).resize((side, side)))
+            np.save(path, (np.round(values) + fine + far).astype(kind))
+        result = evaluate(folder, tiny_tree, tmp_path / "out", "-c", "bolt", "--no-pictures", "--name", folder.name)
+        assert result.exit_code == 0, result.output
+        found = {row["method"]: row for row in store.read(tmp_path / "out").rows()}
+        rows.append(found[f"external:{folder.name}"])
+    for row in rows[1:]:
+        for name in ACCURACY:
+            wanted = rows[0][name]
+            assert row[name] == (wanted if wanted is None else pytest.approx(wanted, abs=1e-4 * (side > SIDE)))
+
+
+def test_image_scores_that_float32_would_make_equal_are_kept_apart(tiny_tree: Path, maps: Path, tmp_path: Path) -> None:
+    lines = [f"{name}.png,{10**9 + number}" for number, name in enumerate(NAMES)]
+    (tmp_path / "scores.csv").write_text("\n".join(["image,score", *lines]))
+    result = evaluate(maps, tiny_tree, tmp_path / "out", "-c", "bolt", "--scores", tmp_path / "scores.csv")
+    assert result.exit_code == 0, result.output
+    (row,) = store.read(tmp_path / "out").rows()
+    assert row["image_auroc"] == 1.0
 
 
 def test_a_fault_of_one_category_keeps_the_rows_of_all_from_being_written(tiny_tree: Path, tmp_path: Path) -> None:
@@ -287,6 +369,37 @@ def test_maps_with_the_proportions_of_an_oblong_image_fit_and_others_do_not(tmp_
         result = evaluate(tmp_path / "maps", tree, tmp_path / "out", "--no-pictures")
         assert result.exit_code == code, (side, result.output)
         assert len(result.stderr.splitlines()) == (6 if code else 0)
+
+
+@pytest.mark.parametrize("fit", ["squash", "short-side", "pad"])
+def test_maps_lie_as_the_note_of_a_camera_turns_their_images(fit: str, tmp_path: Path) -> None:
+    tree, note = write_tree(tmp_path / "tree", categories=("bolt",)), Image.Exif()
+    note[0x0112] = 6  # a quarter to the right
+    for path in tree.rglob("*.png"):
+        with Image.open(path) as image:
+            upright = image.resize((48, 64), Image.Resampling.NEAREST)
+        if "ground_truth" in path.parts:
+            upright.save(path)
+            continue
+        stored = Image.fromarray(np.rot90(np.asarray(upright)))
+        stored.save(path.with_suffix(".jpg"), exif=note, quality=95)
+        path.unlink()
+        for kind, picture in (("stored", stored), ("upright", upright)):
+            if "test" in path.parts:
+                place = tmp_path / kind / path.parent.name / f"{path.stem}.npy"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                np.save(place, np.asarray(picture, np.float32).mean(axis=2))
+    refused = evaluate(tmp_path / "stored", tree, tmp_path / "out", "--fit", fit)
+    assert refused.exit_code == 2
+    assert refused.stderr.count(
+        "the map is 64 x 48 px; its image is 48 x 64 as a camera's note in the file turns it; turn the map so"
+    ) == 6  # fmt: skip
+    taken = evaluate(tmp_path / "upright", tree, tmp_path / "out", "--fit", fit)
+    assert taken.exit_code == 0, taken.output
+    (row,) = store.read(tmp_path / "out").rows()
+    assert row["pixel_auroc"] > 0.99
+    assert "images: a camera's note turns 6; maps are compared as it says" in row["readings"]
+    assert "a camera's note turns 6" in taken.stdout
 
 
 def test_the_images_themselves_are_no_maps(tmp_path: Path) -> None:

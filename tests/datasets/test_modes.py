@@ -18,7 +18,7 @@ from PIL import Image
 from kdad_bench import datasets
 from kdad_bench.api.images import Images
 from kdad_bench.datasets import DatasetError
-from kdad_bench.datasets.decoding import mask_of, read_rgb
+from kdad_bench.datasets.decoding import mask_of, open_image, read_rgb, upright
 from kdad_bench.datasets.verify import verify
 from kdad_bench.harness.predict import Judge
 
@@ -250,6 +250,21 @@ def test_the_camera_s_orientation_turns_image_and_mask_alike(kind: str, orientat
     assert marked.sum() == 16
     assert marked[corner[orientation]]
     assert np.array_equal(mask_of(path, size).marked, marked)
+    assert upright(path) == (size, (16, 8), orientation > 1)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_note_behind_the_pixels_of_a_png_turns_it_too(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "one.png"
+    Image.fromarray(np.zeros((8, 16), np.uint8)).save(path, exif=exif)
+    data = path.read_bytes()
+    start = data.index(b"eXIf") - 4
+    end = start + int.from_bytes(data[start : start + 4], "big") + 12
+    last = data.index(b"IEND") - 4
+    path.write_bytes(data[:start] + data[end:last] + data[start:end] + data[last:])
+    assert upright(path) == (open_image(path).size, (16, 8), orientation > 1)
 
 
 def test_a_detector_says_how_16_bits_become_8() -> None:

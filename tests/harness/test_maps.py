@@ -74,7 +74,7 @@ def test_pixels_are_those_that_the_reader_of_the_format_gives(
 ) -> None:
     values = (np.random.default_rng(0).random((45, 50)) * 200).astype(kind)
     tifffile.imwrite(tmp_path / "a.tiff", values, byteorder=order, **layout)
-    np.testing.assert_array_equal(read_map(tmp_path / "a.tiff"), tifffile.imread(tmp_path / "a.tiff").astype("f4"))
+    np.testing.assert_array_equal(read_map(tmp_path / "a.tiff"), tifffile.imread(tmp_path / "a.tiff"))
 
 
 @pytest.mark.parametrize("order", "<>")
@@ -154,8 +154,11 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "NaN": ("a.npy", lambda path: np.save(path, np.where(VALUES == 0.5, np.nan, VALUES)), "nan at row 1, column 0"),
     "infinity": ("a.npy", lambda path: np.save(path, np.where(VALUES == 0.5, np.inf, VALUES)), "inf at row 1"),
     "beyond float32": ("a.npy", lambda path: np.save(path, VALUES.astype(np.float64) * 1e300), "finite in float32"),
-    "constant": ("a.npy", lambda path: np.save(path, np.full((3, 4), 0.5)), "is constant (every pixel is 0.5)"),
-    "constant in float32": ("a.npy", lambda path: np.save(path, 1 + VALUES.astype(np.float64) * 1e-12), "is constant"),
+    "whole numbers that float64 rounds": (
+        "a.npy",
+        lambda path: np.save(path, VALUES.astype(np.int64) + (2**62 + 1)),
+        "int64 that float64 would round; save them as float64",
+    ),
     "three channels": ("a.npy", lambda path: np.save(path, np.stack([VALUES] * 3)), "shape (3, 3, 4)"),
     "a vector": ("a.npy", lambda path: np.save(path, VALUES[0]), "shape (4,)"),
     "empty": ("a.npy", lambda path: np.save(path, VALUES[:0]), "a map is H x W"),
@@ -245,6 +248,21 @@ def test_a_map_is_resampled_only_where_its_size_differs() -> None:
     assert small[1, 1] == pytest.approx(square[1, 1], abs=0.01)  # symmetric about the centre
 
 
+def test_values_that_float32_would_round_are_kept_as_float64(tmp_path: Path) -> None:
+    far = VALUES.astype(np.float64) * 8 + 1e9
+    np.save(tmp_path / "a.npy", far)
+    np.testing.assert_array_equal(read_map(tmp_path / "a.npy"), far)
+    np.save(tmp_path / "b.npy", far.astype(np.uint32))
+    np.testing.assert_array_equal(read_map(tmp_path / "b.npy"), far)
+
+
+@pytest.mark.parametrize("far", [0.0, 1e9, -1e9])
+def test_a_map_is_resampled_alike_wherever_its_values_lie(far: float) -> None:
+    values = np.random.default_rng(0).integers(0, 100, (32, 32)).astype(np.float64)
+    wanted = resampled(values.astype(np.float32), 16)
+    np.testing.assert_allclose(resampled(values + far, 16) - far, wanted, atol=1e-4)
+
+
 def test_a_stack_has_maps_names_and_perhaps_scores(tmp_path: Path) -> None:
     path = tmp_path / "all.npz"
     np.savez(path, maps=np.stack([VALUES, VALUES]), names=np.array(["a/0.png", "a/1.png"]), scores=np.array([1.0, 2.0]))
@@ -275,6 +293,17 @@ def test_names_of_a_stack_do_not_swell_in_memory(tmp_path: Path, monkeypatch: py
         ({"maps": VALUES[None], "names": np.array([1])}, "names of type int64"),
         ({"maps": VALUES[None], "names": np.array(["a"]), "scores": np.zeros(0)}, "scores (0,)"),
         ({"maps": VALUES[None], "names": np.array(["a"]), "scores": np.array(["1"])}, "holds scores of type <U1; save"),
+        ({"maps": VALUES[None], "names": np.array(["a"]), "sizes": np.array(["1"])}, "holds sizes of type <U1; save"),
+        (
+            {"maps": VALUES[None], "names": np.array(["a"]), "sizes": np.array([[3, 5]])},
+            "of 3 x 4 holds a picture of 3 x 5",
+        ),
+        ({"maps": VALUES[None], "names": np.array(["a"]), "sizes": np.array([[0, 4]])}, "holds a picture of 0 x 4"),
+        (
+            {"maps": VALUES[None], "names": np.array(["a"]), "sizes": np.array([3, 4])},
+            "holds sizes (2,) of int64, not (1, 2)",
+        ),
+        ({"maps": VALUES[None], "names": np.array(["a"]), "sizes": np.ones((1, 2))}, "of float64, not (1, 2) of whole"),
     ],
 )
 def test_a_stack_whose_arrays_do_not_fit_is_refused(arrays: dict[str, Any], words: str, tmp_path: Path) -> None:
