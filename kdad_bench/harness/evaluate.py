@@ -206,14 +206,8 @@ def matched_maps(asked: Asked) -> tuple[tuple[Matched, ...], list[str]]:
         raise EvaluationError([f"{asked.scores}: {asked.maps} brings image scores already; leave --scores out"])
     found = match(offered.found, given, chosen, known)
     if found.faults:
-        raise EvaluationError(found.faults)
-    other = [f"{found.unused} maps or scores of categories that were not chosen"] if found.unused else []
-    other += [
-        f"{one.label}: {one.unlabelled} maps or scores of images whose labels are not published, not used"
-        for one in found.categories
-        if one.unlabelled
-    ]
-    return found.categories, [*offered.remarks, *other]
+        raise EvaluationError([*found.faults, *found.remarks])
+    return found.categories, [*offered.remarks, *found.remarks]
 
 
 def load(one: Matched, side: int, fit: str = SQUASH) -> Loaded:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from kdad_bench.datasets import Category, Sample, names_of
 from kdad_bench.harness.choices import suggestion
-from kdad_bench.harness.offers import Key, Offer
+from kdad_bench.harness.offers import APART, Key, Offer, normal
 
 
 @dataclass(kw_only=True)
@@ -21,12 +20,22 @@ class Matched:
     maps: dict[int, Offer] = field(default_factory=dict)
     scores: dict[int, Offer] = field(default_factory=dict)
     unlabelled: int = 0  # offers for images whose labels are not published
+    apart: int = 0  # offers from folders of images that nothing is judged on
     problems: list[str] = field(default_factory=list)
 
     @property
     def label(self) -> str:
         """How people read the category."""
         return f"{self.category.dataset}/{self.category.name}"
+
+    @property
+    def remarks(self) -> list[str]:
+        """A line for each kind of offer that is not used."""
+        kinds = {
+            "of images whose labels are not published": self.unlabelled,
+            f"in folders that hold no test images ({', '.join(APART)})": self.apart,
+        }
+        return [f"{self.label}: {count} maps or scores {what}, not used" for what, count in kinds.items() if count]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +51,18 @@ class Matching:
         """Every line, those on offers that fit no image first."""
         return [*self.problems, *(line for one in self.categories for line in one.problems)]
 
+    @property
+    def remarks(self) -> list[str]:
+        """A line for each kind of offer that is not used."""
+        other = [f"{self.unused} maps or scores of categories that were not chosen"] if self.unused else []
+        return [*other, *(line for one in self.categories for line in one.remarks)]
+
 
 class Images:
     """The test images of a category by what they may be called."""
 
     def __init__(self, category: Category) -> None:
-        self.names = names_of(category)
+        self.names, self.test, self.root = names_of(category), category.test, category.root
         self.by: dict[tuple[str, str], list[int]] = {}
         for number, sample in enumerate(category.test):
             for name in dict.fromkeys((normal(sample.path.name), normal(sample.path.stem))):
@@ -82,14 +97,13 @@ class Images:
         ends = ("/".join(parts[start:]) for start in range(max(1, len(parts) - 1)) if parts)
         return next((found for end in ends if (found := self.whole.get(end))), [])
 
+    def lies_in(self, number: int, folder: str) -> bool:
+        """Whether a test image lies in a folder of that name, below the one of its category."""
+        return folder in os.path.relpath(self.test[number].path, self.root).split(os.sep)[:-1]
+
     def without_label(self, key: Key) -> bool:
         """Whether `key` means an image of the category whose label is not published."""
         return (key.defect, PurePosixPath(key.name).stem) in self.apart
-
-
-def normal(text: str) -> str:
-    """One spelling for letters that Unicode can write in two ways: macOS takes the other one."""
-    return unicodedata.normalize("NFC", text)
 
 
 def without_suffix(path: str) -> str:
@@ -104,9 +118,9 @@ def name_of(sample: Sample) -> str:
 
 def match(maps: Sequence[Offer], scores: Sequence[Offer], chosen: Sequence[Category], known: Iterable[str]) -> Matching:
     """Give each offer to its image. An offer for a category of `known` that was not chosen is only counted."""
-    found = {category.name: Matched(category=category) for category in chosen}
-    images = {category.name: Images(category) for category in chosen}
-    every, problems, unused = set(known) | set(found), list[str](), 0
+    found = {normal(category.name): Matched(category=category) for category in chosen}
+    images = {normal(category.name): Images(category) for category in chosen}
+    every, problems, unused = set(map(normal, known)) | set(found), list[str](), 0
     known_files: dict[str, str] = {}
     for offer in (*maps, *scores):
         of_map = offer.file is not None or offer.array is not None
@@ -123,6 +137,11 @@ def match(maps: Sequence[Offer], scores: Sequence[Offer], chosen: Sequence[Categ
         if not numbers and images[name].without_label(offer.key):
             one.unlabelled += 1
             continue
+        if offer.key.apart:  # a table may take its test images from there
+            numbers = [number for number in numbers if images[name].lies_in(number, offer.key.apart)]
+            if not numbers:
+                one.apart += 1
+                continue
         if len(numbers) != 1:
             one.problems.append(misnamed(offer, one, images[name], numbers))
             continue
@@ -181,8 +200,7 @@ def whole_name(file: Path) -> str:
 def missing(one: Matched, what: str, kept: Mapping[int, Offer]) -> list[str]:
     """A line for each image without; a single one where no image has any."""
     if not kept:
-        others = f"; {one.unlabelled} are of images without published labels" if one.unlabelled else ""
-        return [f"{one.label}: no {what} for any of its {len(one.category.test)} test images{others}"]
+        return [f"{one.label}: no {what} for any of its {len(one.category.test)} test images"]
     return [
         f"{one.label}: no {what} of {name}" for number, name in enumerate(names_of(one.category)) if number not in kept
     ]

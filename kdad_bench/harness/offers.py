@@ -23,6 +23,7 @@ from kdad_bench.harness.maps import READERS, MapError, read_stack
 MOST_OFFERS = 1_000_000  # files of a tree or lines of a table
 MOST_TABLE_BYTES = 64 << 20
 SPLITS = ("test", "test_public")  # folders of test images: MVTec AD and MVTec AD 2
+APART = ("train", "validation", "ground_truth")  # folders beside them, of images that nothing is judged on
 BINARY = "anomaly_images_thresholded"  # MVTec AD 2's folder of decisions per pixel, which are no scores
 TABLES = (".csv", ".parquet")
 
@@ -37,6 +38,7 @@ class Key(NamedTuple):
     category: str
     defect: str
     name: str  # of the file
+    apart: str = ""  # the folder of APART that it lies in
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +67,7 @@ def offers(place: Path, known: Collection[str]) -> Offers:
 
     Raises OfferError.
     """
+    known = frozenset(map(normal, known))
     if place.is_dir():
         return of_tree(place, known)
     suffix = place.suffix.lower()
@@ -77,14 +80,22 @@ def offers(place: Path, known: Collection[str]) -> Offers:
     raise OfferError(f"{place}: neither a folder of maps, nor an index (.csv, .parquet), nor a stack (.npz)")
 
 
+def normal(text: str) -> str:
+    """One spelling for letters that Unicode can write in two ways: macOS takes the other one."""
+    return unicodedata.normalize("NFC", text)
+
+
 def slashed(text: str) -> str:
     """A path of any system and spelling with single slashes between its parts."""
-    parts = unicodedata.normalize("NFC", text).replace("\\", "/").split("/")
+    parts = normal(text).replace("\\", "/").split("/")
     return "/".join(part for part in parts if part not in ("", "."))
 
 
 def key_of(said: str, known: Collection[str]) -> Key:
-    """What a path, as `slashed` writes it, says of the image: `[...][category/][test/][defect/]name`."""
+    """What a path, as `slashed` writes it, says of the image: `[...][category/][...][test/][defect/]name`.
+
+    Other folders may lie between a category of `known` and a defect where there is no `test`.
+    """
     parts = said.split("/")
     folders, name = parts[:-1], parts[-1] if parts else ""
     if len(folders) > 1 and folders[-1] == "rgb":  # MVTec 3D-AD keeps images of a defect one folder deeper
@@ -93,7 +104,10 @@ def key_of(said: str, known: Collection[str]) -> Key:
         if folders[place] in SPLITS and len(folders) - place <= 2:
             return Key(folders[place - 1] if place else "", folders[-1] if place < len(folders) - 1 else "", name)
     if len(folders) > 1:
-        return Key(folders[-2] if folders[-2] in known else "", folders[-1], name)
+        *above, split = folders[:-1]
+        if split not in APART or (split in known and above[-1:] != [split]):
+            above, split = [*above, split], ""
+        return Key(next((one for one in reversed(above) if one in known), ""), folders[-1], name, split)
     if folders and folders[0] in known:
         return Key(folders[0], "", name)
     return Key("", folders[0] if folders else "", name)
@@ -102,6 +116,7 @@ def key_of(said: str, known: Collection[str]) -> Key:
 def of_tree(root: Path, known: Collection[str]) -> Offers:
     """Every file of a map below `root`; raises OfferError for a folder without one."""
     found, others, binary = [], dict[str, int](), 0
+    top = normal(root.absolute().name)  # it may say what the paths below it do not
     for folder, name in walked(root):
         suffix = os.path.splitext(name)[1].lower()
         inside = os.path.relpath(folder, root)
@@ -111,7 +126,8 @@ def of_tree(root: Path, known: Collection[str]) -> Offers:
             binary += 1
         else:
             path, said = Path(folder, name), slashed(f"{inside}/{name}")
-            key = key_of(said, known)
+            tells = top in known or (top in APART and "/" in said)
+            key = key_of(f"{top}/{said}" if tells else said, known)
             found.append(Offer(key=key, where=str(path), path=said, file=path, is_file=True))
     if not found:
         raise OfferError(f"{root}: no map there; maps end in {', '.join(READERS)}")
@@ -171,7 +187,8 @@ def beside(index: Path, name: str) -> Path:
 
 
 def of_scores(path: Path, known: Collection[str]) -> Iterator[Offer]:
-    """The image scores of a table with the columns `image` and `score`."""
+    """The image scores of a table with the columns `image` and `score`; `known` are names of categories."""
+    known = frozenset(map(normal, known))
     for where, line in lines_of(path, ("image", "score"), ("category",)):
         said = slashed(line["image"])
         key = keyed(said, line, known)
@@ -181,7 +198,7 @@ def of_scores(path: Path, known: Collection[str]) -> Iterator[Offer]:
 def keyed(said: str, line: Mapping[str, str], known: Collection[str]) -> Key:
     """The image of a line, of which its path says `said`; its column `category` says more."""
     key = key_of(said, known)
-    return key._replace(category=line["category"]) if line.get("category") else key
+    return key._replace(category=normal(line["category"])) if line.get("category") else key
 
 
 def score_of(text: str, where: str) -> float:

@@ -418,6 +418,21 @@ def test_the_images_themselves_are_no_maps(tmp_path: Path) -> None:
     assert result.stderr.count("is the test image itself") == 6
 
 
+def test_maps_of_training_images_are_none_of_test_images_of_the_same_names(tmp_path: Path) -> None:
+    """They would stand for images that the method has not seen, in its favour."""
+    tree = write_tree(tmp_path / "tree", categories=("bolt",))
+    for split, defect in (("train", "good"), ("test", "spot")):
+        for number in range(3):
+            path = tmp_path / "maps" / "bolt" / split / defect / f"{number:03}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, RANDOM)
+    result = evaluate(tmp_path / "maps", tree, tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr.count("no map of good/00") == 3
+    assert "3 maps or scores in folders that hold no test images (train, validation, ground_truth)" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_only_the_files_of_chosen_categories_are_looked_at(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "tree", categories=("bolt", "nut"))
     for path in (tree / "nut" / "test").rglob("*.png"):

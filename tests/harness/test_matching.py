@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -57,10 +59,71 @@ def matched(place: Path, *chosen: Category, scores: Path | None = None) -> Match
         ("runs/spot/000.tiff", Key("", "spot", "000.tiff")),
         ("u\u0308/e.tiff", Key("", "\u00fc", "e.tiff")),
         ("", Key("", "", "")),
+        ("bolt/anomaly_maps/spot/000.tiff", Key("bolt", "spot", "000.tiff")),
+        ("cloth/bolt/a/b/spot/000.tiff", Key("bolt", "spot", "000.tiff")),
+        ("bolt/train/good/000.png", Key("bolt", "good", "000.png", "train")),
+        ("validation/good/000.png", Key("", "good", "000.png", "validation")),
+        ("bolt/maps/train/good/rgb/000.png", Key("bolt", "good", "000.png", "train")),
+        ("bolt/ground_truth/spot/000.png", Key("bolt", "spot", "000.png", "ground_truth")),
+        ("train/bolt/test/good/000.png", Key("bolt", "good", "000.png")),
+        ("train/bolt/good/000.png", Key("bolt", "good", "000.png")),
+        ("train/000.png", Key("", "train", "000.png")),
     ],
 )
 def test_a_path_says_which_image_a_map_belongs_to(text: str, key: Key) -> None:
     assert key_of(slashed(text), KNOWN) == key
+
+
+def test_a_category_may_be_called_as_the_folder_of_a_split() -> None:
+    assert key_of("train/good/000.png", ("train",)) == Key("train", "good", "000.png")
+    assert key_of("train/train/good/000.png", ("train",)) == Key("train", "good", "000.png", "train")
+
+
+@pytest.mark.parametrize("folder", ["train", "validation", "ground_truth"])
+@pytest.mark.parametrize("kind", ["tree", "its folder", "index"])
+def test_an_image_of_another_split_is_no_test_image_of_its_name(kind: str, folder: str, tmp_path: Path) -> None:
+    names = [f"bolt/{folder}/good/{number:03}.png" for number in range(2)]
+    names += ["bolt/test/spot/000.png", "bolt/test/spot/001.png"]
+    tree(tmp_path / "maps", *(names if kind != "its folder" else names[:2]))
+    (tmp_path / "i.csv").write_text("image,map\n" + "\n".join(f"{name},maps/{name}" for name in names))
+    place = {"tree": "maps", "its folder": f"maps/bolt/{folder}", "index": "i.csv"}[kind]
+    found = matched(tmp_path / place)
+    missing = [f"mvtec_ad/bolt: no map of good/{number:03}.png" for number in range(2)]
+    assert found.faults == (missing if kind != "its folder" else ["mvtec_ad/bolt: no map for any of its 4 test images"])
+    (remark,) = found.remarks
+    assert remark.startswith("mvtec_ad/bolt: 2 maps or scores in folders that hold no test images (train, validation,")
+
+
+def test_a_table_may_take_its_test_images_from_such_a_folder(tmp_path: Path) -> None:
+    root = Path("/train/bolt")
+    test = tuple(Sample(path=root / "train" / image, defect=image.partition("/")[0]) for image in IMAGES)
+    one = Category(dataset="tabular:/train/bolt.csv", name="bolt", root=root, train=(), test=test)
+    found = matched(tree(tmp_path / "a", *(f"train/{image}" for image in IMAGES)), one)
+    assert (found.faults, found.remarks) == ([], [])
+    found = matched(tree(tmp_path / "b", *(f"validation/{image}" for image in IMAGES)), one)
+    assert (len(found.faults), found.categories[0].apart) == (1, 4)
+
+
+@pytest.mark.parametrize("place", ["", "cloth", "cloth/anomaly_maps"])
+def test_maps_of_a_category_that_was_not_chosen_are_not_those_of_the_one_that_was(place: str, tmp_path: Path) -> None:
+    tree(tmp_path, *(f"cloth/anomaly_maps/{image}" for image in IMAGES))
+    found = matched(tmp_path / place)
+    if place == "cloth/anomaly_maps":  # nothing of what is given says so
+        assert found.faults == []
+        return
+    assert found.faults == ["mvtec_ad/bolt: no map for any of its 4 test images"]
+    assert found.remarks == ["4 maps or scores of categories that were not chosen"]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_category_is_found_in_any_unicode_form_of_its_name(form: Literal["NFC", "NFD"], tmp_path: Path) -> None:
+    apart, said = unicodedata.normalize("NFD", "K\u00e4fer"), unicodedata.normalize(form, "K\u00e4fer")
+    tree(tmp_path / "maps", *(f"{said}/test/{image}" for image in IMAGES))
+    lines = "\n".join(f"{image},maps/{said}/test/{image},{said}" for image in IMAGES)
+    (tmp_path / "i.csv").write_text(f"image,map,category\n{lines}", encoding="utf-8")
+    for place in ("maps", "i.csv"):
+        found = match(offers(tmp_path / place, (apart,)).found, (), (category(apart),), (apart,))
+        assert found.faults == []
 
 
 LAYOUTS = ("{image}", "test/{image}", "bolt/{image}", "bolt/test/{image}", "anomaly_images/bolt/test_public/{image}")
@@ -181,9 +244,8 @@ def test_maps_of_images_without_labels_are_counted_and_no_fault(tmp_path: Path) 
     found = matched(tree(tmp_path / "all", *names, *everything), one)
     assert (found.faults, found.categories[0].unlabelled) == ([], 2)
     found = matched(tree(tmp_path / "private", *names), one)
-    assert found.faults == [
-        "mvtec_ad/bolt: no map for any of its 4 test images; 2 are of images without published labels"
-    ]
+    assert found.faults == ["mvtec_ad/bolt: no map for any of its 4 test images"]
+    assert found.remarks == ["mvtec_ad/bolt: 2 maps or scores of images whose labels are not published, not used"]
     found = matched(tree(tmp_path / "all", "anomaly_images/bolt/test_private/777_regular.tiff"), one)
     assert "no test image 'test_private/777_regular.tiff'" in found.faults[0]
 
