@@ -101,8 +101,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
         category=judged_category(job.axes, job.category, job.seed), resolution=job.resolution, method=job.name,
         threshold=threshold,
     )  # fmt: skip
-    # a late fusion is brought to scale by those very normals: they tell nothing of new ones
-    normal_scores = tuple(sorted(unseen.image.tolist())) if unseen and "+" not in job.category.modality else ()
+    normal_scores = tuple(sorted(unseen.image.tolist())) if unseen else ()
     figures |= figures_of(normal_scores, scores.image.cpu().numpy(), test.labels)
     metric_seconds = time.perf_counter() - start
     audit.conclude(figures)
@@ -203,10 +202,13 @@ def learnable(job: Job, pixels: Any, device: torch.device) -> Tensor:
 def score_unseen(job: Job, method: Method, held_out: Any) -> tuple[Scores | None, float | None]:
     """The scores of normal images that nothing was learnt from, and the threshold of SegF1 from their maps.
 
-    They are those held out, or a shipped validation split; None without either.
+    They are those held out, or a shipped validation split; None without either, and for a late fusion, which is brought
+    to scale by those held out: they tell nothing of new ones.
     """
+    if fused_late(job):
+        return None, None
     images = held_out
-    if not len(images) and job.category.validation:  # a late fusion holds them out, so that there is one modality
+    if not len(images) and job.category.validation:  # with several modalities some are held out
         plain = job.view.plain
         images = (
             datasets.load_validation(job.category, job.resolution)
@@ -243,12 +245,17 @@ def build(job: Job, device: torch.device, held_out: Any) -> Method:
     A method that knows modalities is one for all of them. `held_out` is of `normals`: a late fusion is calibrated on
     it.
     """
-    modalities = job.category.modality.split("+")
-    if len(modalities) == 1 or entry(job.method).modality_setting:
+    if not fused_late(job):
         return windowed(build_one(job, device), job.view, job.resolution)
+    modalities = job.category.modality.split("+")
     apart = held_out if isinstance(held_out, Tensor) else as_images(squares(job, held_out), device)
     fused = FusedModalities([build_one(job, device) for _ in modalities], modalities, apart)
     return windowed(fused, job.view, job.resolution)
+
+
+def fused_late(job: Job) -> bool:
+    """Whether each modality of `job` has a detector of its own, calibrated on the held-out normals."""
+    return "+" in job.category.modality and not entry(job.method).modality_setting
 
 
 def build_one(job: Job, device: torch.device) -> Method:

@@ -64,6 +64,15 @@ def test_a_job_with_each_modality_leaves_a_row(tmp_path: Path, modality: str) ->
     assert row.batch_invariance < 1e-4
 
 
+@pytest.mark.parametrize(("method", "unseen"), [("ast", True), ("stfpm", False)])
+def test_normals_that_a_fusion_is_calibrated_on_give_no_threshold_and_those_that_nothing_saw_do(
+    tmp_path: Path, method: str, unseen: bool
+) -> None:
+    job = job_of(write_scans(tmp_path / "bagel"), method, "rgb+depth")
+    row = run.run(job, Work(out=str(tmp_path / "out")), lambda step, terms: None)
+    assert (row.seg_f1 is not None, len(row.normal_scores) > 0, row.false_alarm_floor is not None) == (unseen,) * 3
+
+
 @pytest.mark.parametrize(("method", "kind"), [("ast", Ast), ("stfpm", FusedModalities)])
 def test_tiles_hold_all_modalities_of_their_place(tmp_path: Path, method: str, kind: type) -> None:
     job = job_of(write_scans(tmp_path / "bagel"), method, "rgb+depth", View(fit="pad", tile=32))
