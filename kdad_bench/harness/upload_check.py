@@ -1,16 +1,14 @@
 """Is a submission of anomaly maps what the server of its data set takes? Every kind of fault is told, with its count.
 
-The file is untrusted: its members are read one by one, none larger than a map can be, and nothing is unpacked to disk.
+The file is untrusted: its members are read one by one by `datasets.archive`, none larger than a map can be, and nothing
+is unpacked to disk.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
-import tarfile
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -19,14 +17,21 @@ import numpy as np
 import tifffile
 
 from kdad_bench.datasets import Category, DatasetError, Entry
+from kdad_bench.datasets.archive import tar
+from kdad_bench.datasets.archive.limits import Damaged, Limits, Refused
+from kdad_bench.datasets.archive.streams import File, Stream
 from kdad_bench.datasets.category import printable
-from kdad_bench.datasets.decoding import CHUNK, MAX_PIXELS, open_image, upright
+from kdad_bench.datasets.decoding import MAX_PIXELS, open_image, upright
 from kdad_bench.datasets.entry import Upload
 from kdad_bench.datasets.stand_in import PREFIX
 from kdad_bench.harness.maps import MapError, said, tiff_of
 
 SHOWN = 3  # names in a line
 MOST_BYTES = 2 * MAX_PIXELS + 4096  # of a member: float16, not packed
+MOST_LETTERS = 200  # of a name in a line
+# a map of zeros shrinks to a thousandth, the most that gzip can: nothing of it is kept
+LIMITS = Limits(member_bytes=MOST_BYTES, ratio=1100)
+GZIP = b"\x1f\x8b"
 Size = tuple[int, int]  # width, height
 
 
@@ -42,7 +47,7 @@ class Member(NamedTuple):
     """A file of a submission."""
 
     name: str
-    data: bytes | None  # None: too large to be one of its maps, or no file
+    data: bytes | None  # None: too large to be one of its maps, no file, or not asked for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +67,8 @@ class Findings:
 
     def add(self, kind: str, name: str) -> None:
         """Note a fault."""
-        self.kinds.setdefault(kind, []).append(name)
+        short = name if len(name) <= MOST_LETTERS else f"{name[:MOST_LETTERS]}..."
+        self.kinds.setdefault(kind, []).append(short)
 
     def lines(self, file: Path) -> Iterator[str]:
         """One line for each kind."""
@@ -104,8 +110,11 @@ def check(file: Path, one: Entry, found: Sequence[Category] = (), *, called: Pat
         raise UploadError(f"{one.name}: no server evaluates it; nothing to submit")
     expected = expected_of(found) if found else published_by(one, names_in(file, one, upload))
     wrong, seen = Findings(), {upload.maps: set[str](), upload.thresholded: set[str]()}
+    folders: dict[str, str] = {}  # above those of maps and decisions, with a file of each
     for member in members(file):
-        kind, stem, suffix = parts_of(member.name, upload)
+        above, kind, stem, suffix = parts_of(member.name, upload)
+        if kind is not None:
+            folders.setdefault(above, member.name)
         if kind is None:
             wrong.add("part of no submission", member.name)
         elif stem not in expected or suffix != (".tiff" if kind == upload.maps else ".png"):
@@ -120,6 +129,8 @@ def check(file: Path, one: Entry, found: Sequence[Category] = (), *, called: Pat
             )  # fmt: skip
             if why:
                 wrong.add(why, member.name)
+    for name in folders.values() if len(folders) > 1 else ():
+        wrong.add("one in each folder that maps lie below; pack a single one", name)
     for kind, suffix in ((upload.maps, ".tiff"), (upload.thresholded, ".png")):
         if kind == upload.maps or seen[kind]:  # decisions may be left out, all of them
             for stem in sorted(set(expected) - seen[kind]):
@@ -132,11 +143,11 @@ def check(file: Path, one: Entry, found: Sequence[Category] = (), *, called: Pat
 
 def names_in(file: Path, one: Entry, upload: Upload) -> list[str]:
     """The categories of a submission: those of a stand-in where its first map is drawn, else all published ones."""
-    stems = (stem for stem in (parts_of(name, upload)[1] for name in names_of(file)) if stem)
+    stems = (stem for stem in (parts_of(name, upload).stem for name in names_of(file)) if stem)
     if not next(stems, "").startswith(PREFIX):
         return list(one.published)
-    drawn = {stem.partition("/")[0] for name in names_of(file) if (stem := parts_of(name, upload)[1])}
-    return [name for name in sorted(drawn) if name.removeprefix(PREFIX) in one.published]
+    there = {parts_of(name, upload).stem.partition("/")[0] for name in names_of(file)}
+    return [name for name in sorted(there) if name.removeprefix(PREFIX) in one.published]
 
 
 def names_of(file: Path) -> Iterator[str]:
@@ -144,8 +155,7 @@ def names_of(file: Path) -> Iterator[str]:
     if file.is_dir():
         yield from (path.relative_to(file).as_posix() for path in sorted(file.rglob("*")) if not path.is_dir())
         return
-    with tar_of(file) as archive:
-        yield from (one.name for one in archive if not one.isdir())
+    yield from (one.name for one in archived(file, contents=False))
 
 
 def members(file: Path) -> Iterator[Member]:
@@ -156,41 +166,43 @@ def members(file: Path) -> Iterator[Member]:
             sound = path.is_file() and path.stat().st_size <= MOST_BYTES
             yield Member(name, path.read_bytes() if sound else None)
         return
-    with tar_of(file) as archive:
-        for one in archive:
-            if not one.isdir():
-                content = archive.extractfile(one) if one.isreg() and one.size <= MOST_BYTES else None
-                yield Member(one.name, None if content is None else content.read())
+    yield from archived(file, contents=True)
 
 
-@contextmanager
-def tar_of(file: Path) -> Iterator[tarfile.TarFile]:
-    """An archive read as a stream, up to its checksum. Raises UploadError for what is none, or cut short."""
-    if file.exists() and not file.is_file():  # a pipe would block
-        raise UploadError(f"{file}: no readable .tar.gz (not a regular file); give one of `results submission`")
+def archived(file: Path, *, contents: bool) -> Iterator[Member]:
+    """The files of an archive, up to its checksum. Raises UploadError for a damaged one and for links and the like."""
     try:
-        with gzip.open(file) as packed, tarfile.open(fileobj=packed, mode="r|") as archive:
-            yield archive
-            while packed.read(CHUNK):  # what follows the last member is padding
-                continue
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise damaged(file, error) from error
+        with closing(File(file)) as packed:
+            if packed.read(len(GZIP)) != GZIP:
+                raise Damaged("not packed by gzip")
+            packed.seek(0)
+            for number, one in enumerate(tar.members(Stream(packed, LIMITS), LIMITS)):
+                if number == LIMITS.members:
+                    raise Refused(f"more than {number} files and folders")
+                if not one.folder:
+                    yield Member(one.name, b"".join(one.chunks) if contents else None)
+    except (Refused, Damaged) as error:
+        raise UploadError(f"{file}: no readable .tar.gz ({error}); give one of `results submission`") from error
 
 
-def damaged(file: Path, error: Exception) -> UploadError:
-    """What to raise for what is no readable archive."""
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return UploadError(f"{file}: no readable .tar.gz ({reason}); give one of `results submission`")
+class Parts(NamedTuple):
+    """What the name of a file in a submission says."""
+
+    above: str  # the folder that all lie below, or nothing
+    kind: str | None  # the folder of maps or of decisions; None: it lies in neither
+    stem: str  # `<category>/<split>/<stem>`
+    suffix: str
 
 
-def parts_of(name: str, upload: Upload) -> tuple[str | None, str, str]:
-    """(folder of maps or of decisions, `<category>/<split>/<stem>`, suffix) of a file, below one folder or none."""
+def parts_of(name: str, upload: Upload) -> Parts:
+    """The parts of a name, below one folder or none."""
     path = PurePosixPath(name)
     places = [place for place in (0, 1) if path.parts[place : place + 1] in ((upload.maps,), (upload.thresholded,))]
-    if not places or ".." in path.parts:
-        return None, "", ""
+    if not places or ".." in path.parts or path.is_absolute():
+        return Parts("", None, "", "")
+    *above, kind = path.parts[: places[0] + 1]
     rest = PurePosixPath(*path.parts[places[0] + 1 :])
-    return path.parts[places[0]], rest.with_suffix("").as_posix() if rest.name else "", rest.suffix
+    return Parts("".join(above), kind, rest.with_suffix("").as_posix() if rest.name else "", rest.suffix)
 
 
 def fault_of_map(data: bytes, size: Size) -> str:
@@ -203,8 +215,8 @@ def fault_of_map(data: bytes, size: Size) -> str:
         return "more than one page"
     if values.ndim != 2:
         return "more than one channel"
-    if values.dtype != np.float16:
-        return f"{values.dtype}, not float16"
+    if values.dtype.newbyteorder("=") != np.float16:
+        return f"{values.dtype.newbyteorder('=')}, not float16"
     if size != (0, 0) and values.shape != (size[1], size[0]):
         return "another size than its image"
     return "" if np.isfinite(values).all() else "a NaN or an infinite value"

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import gzip
 import io
 import json
+import lzma
 import os
+import random
 import shutil
+import subprocess
+import sys
 import tarfile
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import cast
 
 import numpy as np
@@ -26,7 +33,7 @@ from kdad_bench.harness import upload
 from kdad_bench.harness.decision import read
 from kdad_bench.harness.exported import opened
 from kdad_bench.harness.scoring import CPU, as_images
-from kdad_bench.harness.upload_check import published_by
+from kdad_bench.harness.upload_check import UploadError, check, published_by
 from kdad_bench.harness.view import View
 from kdad_bench.harness.windows import Windowed
 from kdad_bench.leaderboard import store
@@ -259,23 +266,128 @@ def test_what_is_no_archive_is_one_line(case: str, home: Path, tmp_path: Path) -
     assert str(path) in done.stderr
 
 
-def test_links_and_doubles_are_refused(home: Path, tmp_path: Path) -> None:
-    file = tmp_path / "odd.tar.gz"
+def header(name: str, size: int, kind: bytes) -> bytes:
+    """A block of a tar file."""
+    about = tarfile.TarInfo(name)
+    about.size, about.type = size, kind
+    return about.tobuf(tarfile.GNU_FORMAT)
+
+
+def pax(key: str, value: str) -> list[bytes]:
+    """A pax header of one record."""
+    record = f" {key}={value}\n".encode()
+    length = len(record)
+    while len(str(length)) + len(record) != length:
+        length = len(str(length)) + len(record)
+    data = str(length).encode() + record
+    return [header("x", len(data), b"x"), data.ljust(512, b"\0")]
+
+
+LAST = [header(MAP, 0, b"0"), bytes(1024)]
+MANY = 32 << 20  # bytes
+HARMFUL: dict[str, Callable[[], Iterator[bytes]]] = {
+    "a sparse map of letters": lambda: iter([*pax("GNU.sparse.map", "a,b"), *LAST]),
+    "a sparse size of letters": lambda: iter([*pax("GNU.sparse.size", "abc"), *LAST]),
+    "headers before headers": lambda: iter([*[header("x", 2, b"L") + b"a\0".ljust(512, b"\0")] * 3000, *LAST]),
+    "a size without end": lambda: iter([*pax("size", str(10**30)), *LAST]),
+    "a long name": lambda: iter([header("x", MANY, b"L"), *[b"a" * (1 << 20)] * (MANY >> 20), *LAST]),
+    "a long header": lambda: iter([header("x", MANY, b"x"), *[b"0" * (1 << 20)] * (MANY >> 20), *LAST]),
+    "a large file": lambda: iter([header(MAP, 1 << 30, b"0"), *[bytes(1 << 20)] * 160]),
+    "a name of a megabyte": lambda: iter([header("x", 1 << 20, b"L"), b"a" * (1 << 20), *LAST]),
+    "a name that is no text": lambda: iter([header("a\udce4\x1b[2J", 0, b"0"), bytes(1024)]),
+}
+
+
+def test_archives_made_to_harm_are_short_lines_and_take_neither_time_nor_memory(tmp_path: Path) -> None:
+    for case, pieces in HARMFUL.items():
+        with gzip.open(tmp_path / f"{case}.tar.gz", "wb", 1) as file:
+            for piece in pieces():
+                file.write(piece)
+    code = (
+        "import json, resource, sys\nfrom click.testing import CliRunner\nfrom kdad_bench.cli import cli\n"
+        "from kdad_bench.harness import upload_check\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "for path in sys.argv[1:]:\n"
+        "    what = ['results', 'submission', '--check', path, '--dataset', 'mvtec_ad_2']\n"
+        "    done = CliRunner().invoke(cli, what)\n"
+        "    more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before\n"
+        "    print(json.dumps((path, done.exit_code, done.stderr, more >> 10)))\n"
+    )
+    files = sorted(map(str, tmp_path.iterdir()))
+    done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, timeout=60, check=True)
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [path for path, *_ in told] == files
+    for path, exit_code, words, megabytes in told:
+        assert exit_code == 2, path
+        assert all(len(line) < 1000 for line in words.splitlines()), path
+        assert len(words.splitlines()) <= 3, path
+        assert megabytes < 100, path
+
+
+def test_mutated_archives_are_sound_or_refused_in_words(home: Path, tmp_path: Path) -> None:
+    """As `tests.datasets.fuzz_archives` does to the archives of data sets."""
+    (category,) = datasets.categories(NAME, home)
+    whole, chance = gzip.decompress((home / "sub.tar.gz").read_bytes()), random.Random(0)
+    path = tmp_path / "x.tar.gz"
+    for _ in range(200):
+        data = bytearray(whole)
+        for _ in range(chance.randint(1, 8)):
+            block = 512 * chance.randrange(0, 20)
+            data[block + chance.randrange(512)] = chance.randrange(256)
+        path.write_bytes(gzip.compress(bytes(data), 1))
+        with contextlib.suppress(UploadError):
+            check(path, MVTEC_AD_2, [category])
+
+
+@pytest.mark.parametrize("folders", [("one", "two"), ("", "one"), ("/", "/"), ("/", "sub"), ("..", "..")])
+def test_files_below_several_folders_or_none_of_the_archive_are_refused(
+    folders: tuple[str, str], home: Path, tmp_path: Path
+) -> None:
     found = members(home / "sub.tar.gz")
-    data = found.pop(MAP)
-    with tarfile.open(file, "w:gz") as archive:
-        for name, content in [*found.items(), *found.items()]:
-            about = tarfile.TarInfo(name)
-            about.size = len(content)
-            archive.addfile(about, io.BytesIO(content))
-        link = tarfile.TarInfo(MAP)
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(link)
-    assert data
-    done = checked(home, file)
-    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 2)
-    assert "7 files: there twice" in done.stderr
-    assert "1 file: no regular file" in done.stderr
+    own = {PurePosixPath(folders[number % 2], name[4:]).as_posix(): found[name] for number, name in enumerate(found)}
+    done = checked(home, packed(tmp_path / "odd.tar.gz", own))
+    assert (done.exit_code, done.stdout) == (2, "")
+    words = "part of no submission" if {"/", ".."} & {*folders} else "one in each folder that maps lie below; pack a"
+    assert words in done.stderr
+
+
+@pytest.mark.parametrize("suffix", [".bz2", ".xz", ""])
+def test_an_archive_that_is_not_packed_by_gzip_is_refused(suffix: str, home: Path, tmp_path: Path) -> None:
+    pack = {".bz2": bz2.compress, ".xz": lzma.compress, "": bytes}[suffix]
+    (tmp_path / "x.tar").write_bytes(pack(gzip.decompress((home / "sub.tar.gz").read_bytes())))
+    done = checked(home, tmp_path / "x.tar")
+    assert (done.exit_code, "not packed by gzip" in done.stderr) == (2, True)
+
+
+def test_maps_of_either_byte_order_are_sound(home: Path, tmp_path: Path) -> None:
+    found, content = members(home / "sub.tar.gz"), io.BytesIO()
+    values = np.arange(np.prod(SIDE)).reshape(SIDE).astype(">f2")
+    tifffile.imwrite(content, values, photometric="minisblack", metadata=None, byteorder=">")
+    done = checked(home, packed(tmp_path / "x.tar.gz", found | {MAP: content.getvalue()}))
+    assert done.exit_code == 0, done.output
+
+
+def test_links_and_doubles_are_refused(home: Path, tmp_path: Path) -> None:
+    found = members(home / "sub.tar.gz")
+    found.pop(MAP)
+    file, twice = tmp_path / "odd.tar.gz", tmp_path / "twice.tar.gz"
+    for path in (file, twice):
+        with tarfile.open(path, "w:gz") as archive:
+            for name, content in [*found.items(), *found.items()]:
+                about = tarfile.TarInfo(name)
+                about.size = len(content)
+                archive.addfile(about, io.BytesIO(content))
+            link = tarfile.TarInfo(MAP)
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            if path == file:
+                archive.addfile(link)
+    linked = checked(home, file)
+    assert (linked.exit_code, len(linked.stderr.splitlines())) == (2, 1)
+    assert "is a symbolic link to '/etc/passwd'" in linked.stderr
+    doubled = checked(home, twice)
+    assert (doubled.exit_code, len(doubled.stderr.splitlines())) == (2, 2)
+    assert "7 files: there twice" in doubled.stderr
+    assert "1 file: missing" in doubled.stderr
 
 
 def test_what_cannot_be_packed_is_said_and_leaves_nothing(home: Path, tmp_path: Path) -> None:
