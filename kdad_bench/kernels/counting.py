@@ -58,7 +58,9 @@ class Counter:
         )  # fmt: skip
 
     def __call__(self, scores: NDArray[Any], threads: int) -> NDArray[np.int64]:
-        """Counts [2 M + 1] of `scores` [n], of the type the keys are of, by so many threads; raises NotFinite.
+        """Counts [2 M + 1] of `scores` [n], of the type the keys are of, by at most so many threads.
+
+        Raises NotFinite, and MemoryError where there is no memory to count in.
 
         Those between wanted[j - 1] and wanted[j] stand at 2 j, those equal to wanted[j] at 2 j + 1.
         """
@@ -74,11 +76,14 @@ class Counter:
             return total
         for start in range(0, scores.size, _MOST):
             part = scores[start : start + _MOST]
-            if not self.compiled.kdad_count(
+            finite = self.compiled.kdad_count(
                 part.ctypes.data, part.size, part.itemsize, self._padded.ctypes.data, self.wanted.size,
                 self._parts.ctypes.data, len(self._parts) - 1, self._shift, self._table.ctypes.data, threads,
                 total.ctypes.data,
-            ):  # fmt: skip
+            )  # fmt: skip
+            if finite < 0:
+                raise MemoryError(f"no {8 * self.wanted.size} bytes to count pixels in")
+            if not finite:
                 raise NotFinite
         return total
 

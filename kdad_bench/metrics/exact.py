@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     Array: TypeAlias = NDArray[Any] | Tensor
 
 _BLOCK = 1 << 15  # distinct scores handled at a time, so that temporaries stay in a core's cache
-_MOST_THREADS = 8
+_MOST_THREADS = 8  # unless more are asked for
+_LIMIT = 64  # of those
 
 
 def image_metrics(
@@ -104,8 +105,8 @@ def pixel_metrics(
     where defective, good images included (all false); or None for a data set without masks. `region_index` spares
     the search for connected regions: build it once with `metrics.region_index(masks, file)`. `sizes` [N, 2], where
     pictures fill their maps in part: (height, width) of each from the upper left corner; nothing beyond is looked at.
-    `threads` is for maps on the CPU; None takes the CPUs this process may use, at most 8. The result does not depend
-    on it.
+    `threads` is for maps on the CPU, at most 64; None takes the CPUs this process may use, at most 8. The result does
+    not depend on it.
 
     The maps are looked at a piece of at most 128 MB at a time, so that a mapped file need not fit into memory. Extra
     memory: some 100 bytes per positive pixel and thread, whatever the number of pixels (without the compiled counting
@@ -176,8 +177,8 @@ def counted(
 
 
 def threads_for(threads: int | None) -> int:
-    """How many threads count: as many as asked for, else the CPUs this process may use, at most 8."""
-    return max(1, threads if threads is not None else min(cores(), _MOST_THREADS))
+    """How many threads count: as many as asked for, at most 64, else the CPUs this process may use, at most 8."""
+    return max(1, min(threads, _LIMIT) if threads is not None else min(cores(), _MOST_THREADS))
 
 
 def mask_conflicts(

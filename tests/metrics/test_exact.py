@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -63,6 +65,11 @@ def test_neither_threads_nor_pieces_nor_blocks_change_a_value(
         patch.setattr(counting, "_PIECE", piece)
         patch.setattr(metrics, "_BLOCK", block)
         assert pixel_metrics(maps, masks, threads=threads) == pytest.approx(expected, abs=1e-14)
+
+
+def test_any_number_of_threads_can_be_asked_for() -> None:
+    maps, masks = blobs()
+    assert pixel_metrics(maps, masks, threads=10**6) == pixel_metrics(maps, masks, threads=1)
 
 
 needs_compiled = pytest.mark.skipif(counting.library() is None, reason="the C++ library was not built")
@@ -132,6 +139,32 @@ def test_a_table_of_scores_crowded_in_one_octave_ends_most_searches_at_once() ->
     counter = counting.Counter(np.unique(counting.keys(np.concatenate([scores, -scores]))))
     entries = np.diff(counter._table[: counter._parts[-1, 0] + 1])
     assert (entries * entries).sum() < 3 * counter.wanted.size  # wanted keys in the entry of a wanted key, on average
+
+
+@needs_compiled
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+@pytest.mark.parametrize("wanted", [10, 3_000_000])
+def test_threads_that_cannot_be_had_end_no_process(wanted: int) -> None:
+    """Within a limit of processes or memory fewer threads count; without memory for one there is an error."""
+    code = (
+        "import resource, sys\nimport numpy as np\nfrom kdad_bench.kernels.counting import Counter, keys\n"
+        "scores = np.random.default_rng(0).random(1 << 24, np.float32)\n"
+        "counter = Counter(np.unique(keys(scores[: int(sys.argv[1])])))\n"
+        "one, found = counter(scores, 1), []\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "for room in (40, 200, 320):\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (used + (room << 20), resource.RLIM_INFINITY))\n"
+        "    try:\n"
+        "        found.append((counter(scores, 10**4) == one).all())\n"
+        "    except MemoryError:\n"
+        "        found.append(None)\n"
+        "print(*found)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(wanted)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    first, *others = done.stdout.split()
+    assert others == ["True", "True"]
+    assert first == ("True" if wanted == 10 else "None")
 
 
 def test_the_sorting_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

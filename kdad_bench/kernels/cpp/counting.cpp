@@ -9,7 +9,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <exception>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -110,23 +113,33 @@ CLONES int count_double(const double* scores, i64 n, const i64* wanted, const Pa
 
 constexpr i64 PIECE = 1 << 16;  // scores a thread takes at a time
 
+// Counts by at most so many threads; returns whether all scores are finite, or -1 where there is no memory to count in.
 template <class Score, class Key, class Inner>
 int count_by_threads(Inner inner, const Score* scores, i64 n, const Key* wanted, i64 m, const Part* parts, i64 number, int shift,
                      const int32_t* table, int threads, i64* total) {
     std::atomic<i64> next(0);
     std::atomic<int> finite(1);
-    std::vector<std::vector<uint32_t>> counts(threads);  // n < 2^32: none can overflow
+    threads = (int)std::max<i64>(1, std::min<i64>(threads, (n + PIECE - 1) / PIECE));
+    std::vector<std::unique_ptr<uint32_t, decltype(&std::free)>> counts;  // n < 2^32: none can overflow
     auto work = [&](int mine) {
-        counts[mine].assign(2 * m + 2, 0);
         for (i64 start; (start = next.fetch_add(PIECE)) < n;)
-            if (!inner(scores + start, std::min(PIECE, n - start), wanted, parts, number, shift, table, counts[mine].data())) finite = 0;
+            if (!inner(scores + start, std::min(PIECE, n - start), wanted, parts, number, shift, table, counts[mine].get())) finite = 0;
     };
     std::vector<std::thread> others;
-    for (int i = 1; i < threads; i++) others.emplace_back(work, i);
+    try {  // fewer threads, where there is no more memory or no more of them, count the same
+        counts.reserve(threads); others.reserve(threads);
+        while ((int)counts.size() < threads) {
+            uint32_t* own = (uint32_t*)std::calloc(2 * m + 2, sizeof(uint32_t));
+            if (!own) break;
+            counts.emplace_back(own, &std::free);
+        }
+        for (size_t i = 1; i < counts.size(); i++) others.emplace_back(work, (int)i);
+    } catch (const std::exception&) {}
+    if (counts.empty()) return -1;
     work(0);
     for (auto& other : others) other.join();
     for (const auto& some : counts)
-        for (i64 k = 0; k < 2 * m + 1; k++) total[k] += some[k];
+        for (i64 k = 0; k < 2 * m + 1; k++) total[k] += some.get()[k];
     return finite;
 }
 

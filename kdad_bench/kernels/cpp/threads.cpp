@@ -1,6 +1,7 @@
 // The threads of all CPU sources, and which sources they were.
 
 #include <cstdint>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -17,7 +18,9 @@ void parallel(Body body, void* data, int threads) {
     if (threads <= 1) { body(data); return; }
     if (gomp_parallel) { gomp_parallel(body, data, (unsigned)threads, 0); return; }
     std::vector<std::thread> others;
-    for (int i = 1; i < threads; i++) others.emplace_back(body, data);
+    try {  // fewer do all of the work, where there are no more
+        for (int i = 1; i < threads; i++) others.emplace_back(body, data);
+    } catch (const std::exception&) {}
     body(data);
     for (auto& other : others) other.join();
 }
