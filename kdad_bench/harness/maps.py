@@ -19,12 +19,14 @@ from PIL import Image
 
 from kdad_bench.datasets import DatasetError
 from kdad_bench.datasets.decoding import MAX_PIXELS, PNG_SIGNATURE, open_image, opened, read_bytes
-from kdad_bench.harness.plain_tiff import plain_page
+from kdad_bench.harness.plain_tiff import ORIENTATION, PHOTOMETRIC, plain_page
 
 MOST_VALUES = 1 << 30  # of a stack of maps in one file
 MOST_TEXT = 1 << 28  # bytes of their names, each of which takes as much as the longest
 MOST_MEMBERS = 16  # arrays of one .npz file
 DEFLATE = (8, 32946)  # TIFF's numbers for zlib
+WHITE = "says that 0 is white, so that higher values are darker; save it with 0 as black"
+TURNED = "says that it is to be turned or mirrored (tag Orientation); save it upright"
 GREY = ("L", "I", "I;16", "I;16B", "I;16L")  # modes of Pillow with one channel of 8 or 16 bits
 STACK = ("maps", "names")  # the arrays that a file of all maps has at least, as `run --save-maps` writes it
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it also raises
@@ -271,6 +273,11 @@ def parsed_tiff(data: bytes) -> NDArray[Any]:
         numbers(np.dtype(kind))
         if math.prod(shape) > MAX_PIXELS:
             raise MapError(f"says it holds {math.prod(shape)} pixels; {MAX_PIXELS} are the most")
+        tags = {tag: page.tags[tag].value for tag in (PHOTOMETRIC, ORIENTATION) if tag in page.tags}
+        if tags.get(PHOTOMETRIC, 1) == 0:
+            raise MapError(WHITE)
+        if tags.get(ORIENTATION, 1) != 1:
+            raise MapError(TURNED)
         packing = int(page.compression)
         stored = np.dtype(kind).newbyteorder(file.byteorder)
         if packing in DEFLATE:

@@ -16,8 +16,8 @@ Order = Literal["<", ">"]
 ORDERS: Mapping[bytes, Order] = {b"II*\0": "<", b"MM\0*": ">"}
 INTEGERS = {3: "H", 4: "I"}  # types of tags that hold sizes and places
 WIDTH, LENGTH, BITS, PACKING, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
-OFFSETS, SAMPLES, ROWS, SIZES, PREDICTOR, FORMAT = 273, 277, 278, 279, 317, 339
-PLAIN = {PACKING: 1, FILL_ORDER: 1, SAMPLES: 1, PREDICTOR: 1}  # what they are where they are not said
+OFFSETS, ORIENTATION, SAMPLES, ROWS, SIZES, PREDICTOR, FORMAT = 273, 274, 277, 278, 279, 317, 339
+PLAIN = {PACKING: 1, FILL_ORDER: 1, ORIENTATION: 1, SAMPLES: 1, PREDICTOR: 1}  # what they are where they are not said
 OTHERS = frozenset({254, 269, 270, 271, 272, 282, 283, 284, 296, 305, 306, 315})  # words, resolutions: no pixel of it
 # (bits, format) -> type
 KINDS: Mapping[tuple[int, ...], str] = {(8, 1): "u1", (16, 1): "u2", (16, 3): "f2", (32, 3): "f4", (64, 3): "f8"}
@@ -61,7 +61,7 @@ def pixels(data: bytes, order: Order, tags: Tags, most: int) -> NDArray[Any] | N
     """The page that the tags describe."""
     known = {WIDTH, LENGTH, BITS, PHOTOMETRIC, OFFSETS, ROWS, SIZES, FORMAT, *PLAIN}
     kind = KINDS.get((*tags[BITS], *tags.get(FORMAT, (1,))))
-    if not tags.keys() <= known or kind is None or tags[PHOTOMETRIC] not in ((0,), (1,)):
+    if not tags.keys() <= known or kind is None or tags[PHOTOMETRIC] != (1,):
         return None
     if any(tags.get(tag, (usual,)) != (usual,) for tag, usual in PLAIN.items()):
         return None

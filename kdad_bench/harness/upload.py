@@ -29,8 +29,8 @@ from kdad_bench.harness.predict import Answer, Judge, judge_of
 from kdad_bench.harness.trust import floor_words
 from kdad_bench.harness.upload_check import SHOWN, Size, UploadError, check, expected_of, published_by
 from kdad_bench.leaderboard import store
+from kdad_bench.metrics.finer import DEVIATIONS, Moments
 
-DEVIATIONS = 3.0  # above the mean of normal pixels: the threshold of SegF1
 WANTED_RATE = 0.01  # a false-alarm rate that inspection lines ask for: what can be said of it stands in the report
 HALF = float(np.finfo(np.float16).max)
 COMPRESSION = 1  # of gzip: maps hardly shrink
@@ -95,29 +95,6 @@ class Submission:
     maps: int
     bytes: int
     parts: tuple[Part, ...]
-
-
-@dataclass(slots=True)
-class Moments:
-    """Number, mean and sum of squared deviations of values that come in pieces (Chan, Golub, LeVeque, 1983)."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-
-    def add(self, values: NDArray[np.floating[Any]]) -> None:
-        """Take in more values."""
-        mean, count = float(values.mean(dtype=np.float64)), self.count + values.size
-        shift = mean - self.mean
-        self.squares += float(np.square(values - np.float64(mean)).sum())
-        self.squares += shift * shift * self.count * values.size / count
-        self.mean += shift * values.size / count
-        self.count = count
-
-    @property
-    def threshold(self) -> float:
-        """Mean plus DEVIATIONS standard deviations."""
-        return self.mean + DEVIATIONS * math.sqrt(self.squares / self.count)
 
 
 def submit(asked: Asked) -> Submission:

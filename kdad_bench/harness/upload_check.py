@@ -24,7 +24,7 @@ from kdad_bench.datasets.category import printable
 from kdad_bench.datasets.decoding import MAX_PIXELS, open_image, upright
 from kdad_bench.datasets.entry import Upload
 from kdad_bench.datasets.stand_in import PREFIX
-from kdad_bench.harness.maps import MapError, said, tiff_of
+from kdad_bench.harness.maps import TURNED, WHITE, MapError, said, tiff_of
 
 SHOWN = 3  # names in a line
 MOST_BYTES = 2 * MAX_PIXELS + 4096  # of a member: float16, not packed
@@ -209,8 +209,8 @@ def fault_of_map(data: bytes, size: Size) -> str:
     """What is wrong with a map, in a few words; or nothing."""
     try:
         values, pages = said(lambda: (tiff_of(data), len(tifffile.TiffFile(io.BytesIO(data)).pages)))
-    except MapError:
-        return "no readable TIFF"
+    except MapError as error:
+        return {WHITE: "0 is white in it", TURNED: "to be turned"}.get(str(error), "no readable TIFF")
     if pages != 1:
         return "more than one page"
     if values.ndim != 2:

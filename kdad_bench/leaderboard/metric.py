@@ -182,7 +182,8 @@ MEASURED: Mapping[str, Metric] = MappingProxyType({
         heading="GFLOP", digits=2, tables=("speed",),
     ),
     "batch_invariance": Metric(
-        ACCURACIES, "batch invariance", "largest difference of a map between batch 1 and batch N",
+        ACCURACIES, "batch invariance",
+        "largest difference of a map between batch 1 and batch N, of the first 4 test images",
         "harness.scoring.batch_invariance", higher_is_better=None,
     ),
 })  # fmt: skip

@@ -20,7 +20,7 @@ class MetricError(ValueError):
 def partial_sums(
     counts: Any, true: Any, false: Any, equal: Any, mass: Any, classes: tuple[int, int], limits: Sequence[float]
 ) -> tuple[float, ...]:
-    """What a run of distinct positive scores, in ascending order, adds to the formulas above.
+    """What a run of distinct positive scores, in ascending order, adds to the formulas of exact.py.
 
     c_j, TP_j, FP_j, E_j and W_j as float64 arrays, or tensors: only operators that both have are used, so that both
     paths share one formula. `classes` = (P, N). Returns the sums of AUROC and AP, the maximum of F1, and the sum of
@@ -33,11 +33,7 @@ def partial_sums(
     areas = []
     for limit in limits:
         first = int((x0 >= limit).sum())  # x0 falls as the score rises: nothing before this one reaches the limit
-        left, right = x0[first:], x1[first:]
-        top = right.clip(max=limit)
-        width = top - left
-        rise = (right - left).clip(min=1e-300)  # without a tie the ramp is a step: width 0, no triangle
-        areas.append(float((mass[first:] * (limit - top + width * width / (2 * rise))).sum()))
+        areas.append(float((mass[first:] * ramp_areas(x0[first:], x1[first:], limit)).sum()))
     return (
         float((counts * (negatives - false + equal / 2)).sum()),
         float((counts * true / called).sum()),
@@ -50,7 +46,8 @@ def ramp_areas(x0: Any, x1: Any, limit: float) -> Any:
     """The areas below ramps that rise from 0 at x0 to 1 at x1, cut at the limit: the areas of AUPRO, in any order."""
     left, top = x0.clip(max=limit), x1.clip(max=limit)
     width = top - left
-    return limit - top + width * width / (2 * (x1 - x0).clip(min=1e-300))
+    rise = (x1 - x0).clip(min=1e-300)  # without a tie the ramp is a step: width 0, no triangle
+    return limit - top + width * width / (2 * rise)
 
 
 def ratios(

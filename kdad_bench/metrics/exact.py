@@ -104,7 +104,7 @@ def pixel_metrics(
     `maps` [N, H, W] floats, higher is more anomalous; a tensor on a GPU is evaluated there. `masks` [N, H, W], true
     where defective, good images included (all false); or None for a data set without masks. `region_index` spares
     the search for connected regions: build it once with `metrics.region_index(masks, file)`. `sizes` [N, 2], where
-    pictures fill their maps in part: (height, width) of each from the upper left corner; nothing beyond is looked at.
+    pictures fill their maps in part: (height, width) of each from the upper left corner; no value beyond is looked at.
     `threads` is for maps on the CPU, at most 64; None takes the CPUs this process may use, at most 8. The result does
     not depend on it.
 
@@ -113,7 +113,8 @@ def pixel_metrics(
     also 32 MB per thread); maps of another type are first copied.
 
     Returns floats in [0, 1]. All are None without masks, without any positive pixel and without any negative pixel.
-    Raises MetricError for a NaN or infinite pixel (naming `method` and the image) and for shapes that do not match.
+    Raises MetricError for a NaN or infinite pixel (naming `method` and the image), for shapes that do not match, and
+    for a mask that marks a pixel beyond its picture.
 
     Source: Bergmann et al., IJCV 2021, section 5 (PRO; 8-connected regions, one sweep over the whole test set).
     """
@@ -155,9 +156,13 @@ def counted(
 ) -> Counted | None:
     """The one pass over the maps from which the pixel metrics follow; None where one of the two classes is absent.
 
-    Each of the `groups` [N] of images is also counted by itself. Raises MetricError for a NaN or infinite pixel.
+    Each of the `groups` [N] of images is also counted by itself. Raises MetricError for a NaN or infinite pixel, for
+    sizes beyond the maps, and for a mask that marks a pixel beyond its picture.
     """
     values = floating(numpy_of(maps))
+    if sizes is not None:
+        sizes = checked(sizes, index.shape, method)
+        _check_positions(index, sizes, names, method)
     kinds = np.zeros(len(values), np.int64) if groups is None else groups
     pixels = values.size if sizes is None else int(np.prod(sizes, axis=1).sum())
     if index.positions.size in (0, pixels):
@@ -315,6 +320,28 @@ def floating(values: NDArray[Any]) -> NDArray[Any]:
             if np.can_cast(values.dtype, wider) and not (values.dtype.kind in "iu" and values.dtype.itemsize > 4):
                 return values.astype(wider)
     raise MetricError(f"scores of type {values.dtype} would be rounded; give float32 or float64")
+
+
+def checked(sizes: ArrayLike, shape: Sequence[int], method: str | None = None) -> Sizes:
+    """`sizes` [N, 2] of pictures in maps of that `shape` [N, H, W]; raises MetricError where they do not lie within."""
+    found = np.asarray(sizes)
+    fit = found.shape == (shape[0], 2) and found.dtype.kind in "ui"
+    if not fit or ((found < 1) | (found > np.array(shape[1:]))).any():
+        raise MetricError(
+            f"{who(method)}sizes of shape {found.shape} for maps of shape {tuple(shape)}; they must be whole numbers "
+            f"[N, 2], from 1 x 1 to {shape[1]} x {shape[2]}"
+        )
+    return found
+
+
+def _check_positions(index: RegionIndex, sizes: Sizes, names: Sequence[str] | None, method: str | None) -> None:
+    image, row, column = np.unravel_index(index.positions, index.shape)
+    beyond = np.flatnonzero((row >= sizes[image, 0]) | (column >= sizes[image, 1]))
+    if beyond.size:
+        one = beyond[0]
+        height, width = sizes[image[one]]
+        where = f"row {row[one]}, column {column[one]} of {image_name(names, int(image[one]))}"
+        raise MetricError(f"{who(method)}a mask marks {where}, beyond its picture of {height} x {width}")
 
 
 def _check_finite(values: NDArray[Any], sizes: Sizes | None, names: Sequence[str] | None, method: str | None) -> None:

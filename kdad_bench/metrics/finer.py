@@ -24,6 +24,7 @@ from kdad_bench.kernels.counting import keys
 from kdad_bench.metrics.curves import PIXEL_METRICS, MetricError, Values, ramp_areas
 from kdad_bench.metrics.exact import (
     Counted,
+    checked,
     counted,
     floating,
     index_of,
@@ -280,6 +281,32 @@ def _weighed(values: NDArray[Any], regions: Saturated) -> tuple[NDArray[Any], Nu
     return np.concatenate(scores), np.concatenate(weights), np.concatenate(owners)
 
 
+@dataclass(slots=True)
+class Moments:
+    """Number, mean and sum of squared deviations of values that come in pieces, in float64 whatever they are.
+
+    Source: Chan, Golub, LeVeque, The American Statistician 1983.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Take in more values."""
+        mean, count = float(values.mean(dtype=np.float64)), self.count + values.size
+        shift = mean - self.mean
+        self.squares += float(np.square(np.subtract(values, mean, dtype=np.float64)).sum())
+        self.squares += shift * shift * self.count * values.size / count
+        self.mean += shift * values.size / count
+        self.count = count
+
+    @property
+    def threshold(self) -> float:
+        """Mean plus DEVIATIONS standard deviations."""
+        return self.mean + DEVIATIONS * math.sqrt(self.squares / self.count)
+
+
 def threshold_of(maps: Array, sizes: Sizes | None = None) -> float | None:
     """The mean plus DEVIATIONS standard deviations of all pixels of the maps [N, H, W] of normal images.
 
@@ -288,11 +315,11 @@ def threshold_of(maps: Array, sizes: Sizes | None = None) -> float | None:
     values = numpy_of(maps)
     if not values.size:
         return None
-    own = [one if sizes is None else one[: sizes[k, 0], : sizes[k, 1]] for k, one in enumerate(values)]
-    share = np.array([one.size for one in own], np.float64) / np.mean([one.size for one in own])
-    mean = float(np.mean([one.mean(dtype=np.float64) for one in own] * share))
-    variance = float(np.mean([np.square(one - np.float64(mean)).mean() for one in own] * share))
-    return mean + DEVIATIONS * math.sqrt(variance)
+    sizes = None if sizes is None else checked(sizes, values.shape)
+    moments = Moments()
+    for number, one in enumerate(values):
+        moments.add(one if sizes is None else one[: sizes[number, 0], : sizes[number, 1]])
+    return moments.threshold
 
 
 def seg_f1(maps: Array, index: RegionIndex, threshold: float, *, sizes: Sizes | None = None) -> float | None:
@@ -304,6 +331,7 @@ def seg_f1(maps: Array, index: RegionIndex, threshold: float, *, sizes: Sizes | 
     if index.positions.size == 0:
         return None
     values = floating(numpy_of(maps))
+    sizes = None if sizes is None else checked(sizes, values.shape)
     with np.errstate(over="ignore"):
         limit = values.dtype.type(threshold)
     if float(limit) > threshold:  # the largest score that is not above it

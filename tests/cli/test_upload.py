@@ -17,7 +17,7 @@ import tarfile
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -89,9 +89,9 @@ def packed(file: Path, found: Members) -> Path:
     return file
 
 
-def tiff(values: np.ndarray) -> bytes:
+def tiff(values: np.ndarray, **tags: Any) -> bytes:
     content = io.BytesIO()
-    tifffile.imwrite(content, values, photometric="minisblack", metadata=None)
+    tifffile.imwrite(content, values, **{"photometric": "minisblack", "metadata": None, **tags})
     return content.getvalue()
 
 
@@ -201,6 +201,7 @@ def test_a_sound_one_is_sound_as_file_and_as_folder_with_and_without_its_data(ho
 
 
 SIDE = (16, 64)  # of a drawn image of sheet_metal
+HALF = np.zeros(SIDE, np.float16)
 ODD: dict[str, tuple[Callable[[Members], object], str]] = {
     "missing": (lambda found: found.pop(MAP), f"1 file: missing ({MAP[4:]})"),
     "decisions missing": (lambda found: found.pop(DECISIONS), f"1 file: missing ({DECISIONS[4:]})"),
@@ -215,6 +216,8 @@ ODD: dict[str, tuple[Callable[[Members], object], str]] = {
     "NaN": (lambda found: found.update({MAP: tiff(np.full(SIDE, np.nan, np.float16))}), "a NaN or an infinite"),
     "infinite": (lambda found: found.update({MAP: tiff(np.full(SIDE, np.inf, np.float16))}), "a NaN or an inf"),
     "three channels": (lambda found: found.update({MAP: tiff(np.zeros((3, *SIDE), np.float16))}), "more than one"),
+    "0 is white": (lambda found: found.update({MAP: tiff(HALF, photometric="miniswhite")}), "0 is white in it"),
+    "to be turned": (lambda found: found.update({MAP: tiff(HALF, extratags=[(274, "H", 1, 3, True)])}), "to be turned"),
     "no TIFF": (lambda found: found.update({MAP: b"II*\0"}), "no readable TIFF"),
     "a PNG called TIFF": (lambda found: found.update({MAP: png(np.zeros(SIDE, np.uint8))}), "no readable TIFF"),
     "decisions of 0 and 1": (lambda f: f.update({DECISIONS: png(np.ones(SIDE, np.uint8))}), "other values than 0 and"),
@@ -360,10 +363,9 @@ def test_an_archive_that_is_not_packed_by_gzip_is_refused(suffix: str, home: Pat
 
 
 def test_maps_of_either_byte_order_are_sound(home: Path, tmp_path: Path) -> None:
-    found, content = members(home / "sub.tar.gz"), io.BytesIO()
     values = np.arange(np.prod(SIDE)).reshape(SIDE).astype(">f2")
-    tifffile.imwrite(content, values, photometric="minisblack", metadata=None, byteorder=">")
-    done = checked(home, packed(tmp_path / "x.tar.gz", found | {MAP: content.getvalue()}))
+    found = members(home / "sub.tar.gz") | {MAP: tiff(values, byteorder=">")}
+    done = checked(home, packed(tmp_path / "x.tar.gz", found))
     assert done.exit_code == 0, done.output
 
 

@@ -9,6 +9,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ WRITTEN: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "big-endian NPY": ("a.npy", lambda path: np.save(path, VALUES.astype(">f4"))),
     "NPY with axes of one": ("a.npy", lambda path: np.save(path, VALUES[None, :, :, None])),
     "NPZ": ("a.npz", lambda path: np.savez(path, anything=VALUES)),
+    "TIFF that says it is upright": (
+        "a.tiff",
+        lambda path: tifffile.imwrite(path, VALUES, extratags=[(274, "H", 1, 1, True)]),
+    ),
     "packed NPZ": ("a.npz", lambda path: np.savez_compressed(path, VALUES)),
 }
 
@@ -197,6 +202,22 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda path: tifffile.imwrite(path, np.stack([VALUES] * 3), photometric="minisblack"),
         "holds 3 pages, of which one would be read",
     ),
+    **{
+        f"TIFF in which 0 is white, {packing}": (
+            "a.tiff",
+            partial(tifffile.imwrite, data=VALUES, photometric="miniswhite", compression=packing),
+            "0 is white",
+        )
+        for packing in (None, "zlib")
+    },
+    **{
+        f"TIFF of orientation {turn}": (
+            "a.tiff",
+            partial(tifffile.imwrite, data=VALUES, extratags=[(274, "H", 1, turn, True)]),
+            "turned or mirrored",
+        )
+        for turn in (2, 3, 6)
+    },
     "swollen TIFF": ("a.tiff", swollen_tiff, "unpacks to more"),
     "TIFF by LZW": (
         "a.tiff",

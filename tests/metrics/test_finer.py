@@ -456,6 +456,32 @@ def test_the_threshold_weighs_pictures_by_their_pixels() -> None:
     assert threshold_of(maps, sizes) == pytest.approx(own.mean() + 3 * own.std(), abs=1e-12)
 
 
+def test_the_threshold_is_computed_in_float64_whatever_the_maps_are() -> None:
+    """Before NumPy 2 a float32 array minus a float64 number was float32, which lacks both digits and range."""
+    rng = np.random.default_rng(0)
+    for maps in (1000 + rng.normal(size=(6, 64, 64)) / 100, rng.normal(size=(1, 64, 64)) * 1e25):
+        small = maps.astype(np.float32)
+        own = small.astype(np.float64)
+        assert threshold_of(small) == pytest.approx(own.mean() + 3 * own.std(), rel=1e-13)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, list])
+def test_a_mask_beyond_its_picture_is_refused_and_sizes_may_be_a_list(kind: Any) -> None:
+    maps, masks = np.random.default_rng(0).random((2, 5, 5)), np.zeros((2, 5, 5), bool)
+    masks[0, 1, 1] = True
+    sizes = kind([[5, 3], [4, 5]])
+    whole = pixel_metrics(maps, masks, sizes=sizes)
+    assert whole["pixel_auroc"] is not None
+    assert threshold_of(maps, sizes) == threshold_of(maps, np.array([[5, 3], [4, 5]]))
+    masks[1, 4, 2] = True
+    words = r"mine: a mask marks row 4, column 2 of image 'b', beyond its picture of 4 x 5"
+    with pytest.raises(MetricError, match=words):
+        pixel_metrics(maps, masks, sizes=sizes, names=("a", "b"), method="mine")
+    for odd in ([[5, 3]], [[5, 3], [4, 6]], [[5, 3], [0, 5]], [[5.0, 3.0], [4.0, 5.0]]):
+        with pytest.raises(MetricError, match=r"sizes of shape .* must be whole numbers \[N, 2\], from 1 x 1 to 5 x 5"):
+            pixel_metrics(maps, masks, sizes=kind(odd))
+
+
 def test_regions_of_pixels_that_no_mask_marks_are_refused() -> None:
     masks = np.zeros((2, 4, 4), bool)
     masks[0, 1, 1] = True
