@@ -101,11 +101,13 @@ def carried_out(options: RunOptions, methods: Sequence[str], tell: Callable[[str
     places = {name: place for place, name in enumerate(methods)}
     jobs = sorted(found.left, key=lambda job: places.get(job.name, len(places)))  # stable
     endings = []
-    with closing(outcomes(jobs, found.work, lambda _: None, options, in_order=True)) as stream:
-        for job, ended in stream:
-            endings.append((job, ended))
-            tell(line(job, ended))
-    put_back(endings, found.work.out)
+    try:
+        with closing(outcomes(jobs, found.work, lambda _: None, options, in_order=True)) as stream:
+            for job, ended in stream:
+                endings.append((job, ended))
+                tell(line(job, ended))
+    finally:
+        put_back(endings, found.work)
     for remark in [*found.remarks, *measure_speed(found, endings, options, tell)]:
         tell(remark)
     return not found.incomplete and all(isinstance(ended, Row) and ended.status == "ok" for _, ended in endings)

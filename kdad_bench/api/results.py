@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 NOTHING = "no finished job"
+OF_A_FAILURE = ("method", "dataset", "category", "seed", "status", "reason")
 COSTS = tuple(name for name in shown_in("end") if name not in HEADLINE)
 
 
@@ -95,12 +96,7 @@ class Results:
     @property
     def failed(self) -> tuple[str, ...]:
         """A line for each job whose row is a failure."""
-        rows = self.read(("method", "dataset", "category", "seed", "status", "reason")).rows()
-        return tuple(
-            f"{row['method']} {row['dataset']}/{row['category']} seed {row['seed']}: {row['reason']}"
-            for row in rows
-            if row["status"] != "ok"
-        )
+        return tuple(failure(row) for row in self.read(OF_A_FAILURE).rows() if row["status"] != "ok")
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -116,6 +112,11 @@ class Results:
 
     def _repr_html_(self) -> str:
         return self.leaderboard()._repr_html_()
+
+
+def failure(row: Mapping[str, Any]) -> str:
+    """`stfpm synthetic/weave seed 0: why`, of a failed row."""
+    return f"{row['method']} {row['dataset']}/{row['category']} seed {row['seed']}: {row['reason']}"
 
 
 class Leaderboard:

@@ -6,14 +6,15 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from kdad_bench.api.keywords import fields_of, said_as_keywords
-from kdad_bench.api.results import Results
+from kdad_bench.api.results import OF_A_FAILURE, Results, failure
 from kdad_bench.harness.agenda import Agenda, agenda
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.config import options_and_file
-from kdad_bench.harness.endings import line, put_back
+from kdad_bench.harness.endings import hidden_failures, line, put_back, without_row
 from kdad_bench.harness.executors import outcomes
 from kdad_bench.harness.measuring import NotMeasured, measured, wanted
 from kdad_bench.harness.options import RunOptions
@@ -72,13 +73,16 @@ def run(
         for remark in found.left_out:
             warnings.warn(remark, stacklevel=2)
         endings: list[tuple[Job, Ending]] = []
-        with torch_as_it_was(), closing(outcomes(found.left, found.work, lambda _: None, asked)) as stream:
-            for job, ended in stream:
-                endings.append((job, ended))
-                if progress is not None:
-                    progress(line(job, ended))
+        try:
+            with torch_as_it_was(), closing(outcomes(found.left, found.work, lambda _: None, asked)) as stream:
+                for job, ended in stream:
+                    endings.append((job, ended))
+                    if progress is not None:
+                        progress(line(job, ended))
+        finally:  # also where the caller stops it: what ended well is kept
+            put_back(endings, found.work)
         unmeasured = measure_speed(found, endings, asked, progress)
-    put_back(endings, found.work.out)
+    put_back(endings, found.work)  # what was lost while speed was measured
     results = Results(
         found.work.out, jobs=[job.id for job in found.jobs], remarks=(*found.remarks, *found.left_out, *unmeasured)
     )
@@ -119,13 +123,13 @@ def torch_as_it_was() -> Iterator[None]:
 
 
 def warn_of_failures(found: Agenda, endings: Sequence[tuple[Job, Ending]], results: Results) -> None:
-    """One warning where jobs failed or have no row, with the reason of the first."""
-    lines = list(results.failed)
-    there = set(results.frame(["job_id"])["job_id"].to_pylist())
-    reasons = {job.id: ended.reason for job, ended in endings if not isinstance(ended, Row)}
-    lines += [
-        f"{job.label}: no result: {reasons.get(job.id, 'its row is gone')}" for job in found.jobs if job.id not in there
-    ]
+    """One warning where jobs failed or have no row of this call, with the reason of the first."""
+    rows = results.read(("job_id", *OF_A_FAILURE)).rows()
+    there = {row["job_id"]: row["status"] for row in rows}
+    without = without_row(found.jobs, endings, there)
+    lines = [failure(row) for row in rows if row["status"] != "ok" and row["job_id"] not in without]
+    lines += [failure(asdict(row)) for row in hidden_failures(endings, there)]
+    lines += [f"{job.label}: no result: {without[job.id]}" for job in found.jobs if job.id in without]
     if lines:
         warnings.warn(
             f"{len(lines)} of {len(found.jobs)} jobs have no result; {lines[0]}; Results.failed has the failures, "

@@ -212,6 +212,7 @@ def run(**given: Any) -> None:
 
     busy = busy_elsewhere()  # before torch is imported: that is work too
     with outlived(), answered():
+        from kdad_bench.harness.endings import put_back
         from kdad_bench.harness.workforce import hint, workforce
 
         options = options_of(given)
@@ -232,11 +233,14 @@ def run(**given: Any) -> None:
         began = time.perf_counter()
         endings: list[tuple[Job, Ending]] = []
         unmeasured: list[str] = []
-        if not run_jobs(found, options, force, console, endings) or not measure_speed(
-            found, options, console, endings, unmeasured
-        ):
-            sys.exit(stopped(len(found.left), console, force=options.force))
-        code = report(found, endings, console, time.perf_counter() - began, options.as_json)
+        try:
+            went_on = run_jobs(found, options, force, console, endings)
+        finally:  # also of a run that is stopped: what ended well is kept
+            restored = put_back(endings, found.work)
+        if not went_on or not measure_speed(found, options, console, endings, unmeasured):
+            sys.exit(stopped(len(found.left), console, endings, force=options.force))
+        restored += put_back(endings, found.work)  # what was lost while speed was measured
+        code = report(found, endings, restored, console, time.perf_counter() - began, options.as_json)
         for line in unmeasured:
             console.print(line, markup=False)
         sys.exit(code)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -34,8 +35,13 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun if number == 1 else f'{noun[:-1]}ies' if noun.endswith('y') else f'{noun}s'}"
 
 
-def stopped(total: int, console: Console, *, force: bool = False) -> int:
-    """Say that nothing finished is lost and how to go on; exit code 130. With `force` the same call redoes all."""
+def stopped(total: int, console: Console, endings: Sequence[tuple[Job, Ending]] = (), *, force: bool = False) -> int:
+    """Say what of the `endings` is kept and how to go on; exit code 130. With `force` the same call redoes all."""
+    from kdad_bench.harness.surroundings import NoResult
+
+    for job, ended in endings:
+        if isinstance(ended, NoResult):
+            console.print(f"no result: {job.label}: {ended.reason}", markup=False)
     command = shlex.join(["kdad-bench", *sys.argv[1:]])
     how = "run all of them again with" if force else "go on with"
     console.print(f"Stopped. Finished jobs are kept ({total} were to run); {how}: {command}", markup=False)
@@ -43,16 +49,18 @@ def stopped(total: int, console: Console, *, force: bool = False) -> int:
 
 
 def report(
-    found: Agenda, endings: Sequence[tuple[Job, Ending]], console: Console, seconds: float, as_json: bool
+    found: Agenda, endings: Sequence[tuple[Job, Ending]], restored: int, console: Console, seconds: float, as_json: bool
 ) -> int:
-    """The summary table, the leaderboard files, the failures.
+    """The summary table, the leaderboard files, the failures. `restored`: how many rows were written again.
 
-    Exit code 1 if a planned job has a failed row or none, or a method that nobody named was left out.
+    Exit code 1 if a planned job has failed or has no row of this run where it was to make one, or a method that nobody
+    named was left out.
     """
     from kdad_bench.cli.summary_table import summary_table
+    from kdad_bench.harness.endings import hidden_failures, without_row
 
     ids = {job.id for job in found.jobs}
-    results, restored = what_is_there(found, endings)
+    results = what_is_there(found)
     ours = [row for row in results.rows() if row["job_id"] in ids] if results else []
     if not as_json and ours:
         console.print(summary_table(ours))
@@ -61,29 +69,30 @@ def report(
     if restored:
         lost = f"{counted(restored, 'row')} of this run had no place in {found.work.out} at first, or left it"
         console.print(f"{lost}: written there again", markup=False)
-    failed = [row for row in ours if row["status"] != "ok"]
-    say_failures(failed, len(ids), console)
-    without = ids - {row["job_id"] for row in ours}
-    say_without_row(without, endings, found, console)
+    there = {row["job_id"]: row["status"] for row in ours}
+    without, hidden = without_row(found.jobs, endings, there), hidden_failures(endings, there)
+    failed = [row for row in ours if row["status"] != "ok" and row["job_id"] not in without]
+    say_failures(failed, len(ids), console, "retry them with --retry-failed")
+    redone = [{**asdict(row), "reason": f"{row.reason} (its earlier row stays)"} for row in hidden]
+    say_failures(redone, len(ids), console, "redo them with --force")
+    say_without_row(without, there, found, console)
     for line in found.left_out:
         console.print(line, markup=False)
-    return 1 if failed or without or found.left_out or not complete else 0
+    return 1 if failed or hidden or without or found.left_out or not complete else 0
 
 
-def what_is_there(found: Agenda, endings: Sequence[tuple[Job, Ending]]) -> tuple[Results | None, int]:
-    """(what the results folder holds now, rows that this run had to write again); None where it cannot be read."""
-    from kdad_bench.harness.endings import put_back
+def what_is_there(found: Agenda) -> Results | None:
+    """What the results folder holds now; None where it cannot be read."""
     from kdad_bench.leaderboard import store
     from kdad_bench.leaderboard.board import DRAWN
 
-    restored = put_back(endings, found.work.out)
     try:
-        return store.read(found.work.out, DRAWN), restored
+        return store.read(found.work.out, DRAWN)
     except store.StoreError:
-        return None, restored
+        return None
 
 
-def say_failures(failed: Sequence[Mapping[str, Any]], planned: int, console: Console) -> None:
+def say_failures(failed: Sequence[Mapping[str, Any]], planned: int, console: Console, remedy: str) -> None:
     """A line for each failed row, and the remedy."""
     for row in failed:
         console.print(
@@ -91,23 +100,20 @@ def say_failures(failed: Sequence[Mapping[str, Any]], planned: int, console: Con
             markup=False,
         )
     if failed:
-        console.print(f"{len(failed)} of {planned} jobs failed; retry them with --retry-failed", markup=False)
+        console.print(f"{len(failed)} of {planned} jobs failed; {remedy}", markup=False)
 
 
-def say_without_row(
-    without: Collection[str], endings: Sequence[tuple[Job, Ending]], found: Agenda, console: Console
-) -> None:
-    """A line for each job that has no row, and the remedy."""
-    from kdad_bench.harness.surroundings import NoResult
-
-    reasons = {job.id: ended.reason for job, ended in endings if isinstance(ended, NoResult)}
+def say_without_row(without: Mapping[str, str], there: Mapping[str, str], found: Agenda, console: Console) -> None:
+    """A line for each job that has no row of this run, and the remedy; `there`: the status of each row, by job."""
     for job in found.jobs:
         if job.id in without:
-            console.print(f"no result: {job.label}: {reasons.get(job.id, 'its row is gone')}", markup=False)
+            console.print(f"no result: {job.label}: {without[job.id]}", markup=False)
     if without:
-        ids = {job.id for job in found.jobs}
-        many = f"{len(without)} of {len(ids)} jobs have no row in {found.work.out}"
-        console.print(f"{many}; run them again", markup=False)
+        earlier = [there[job] for job in without if job in there]
+        but = f", {len(earlier)} of them but an earlier one" if earlier else ""
+        how = " with --force" if "ok" in earlier else " with --retry-failed" if earlier else ""
+        many = f"{len(without)} of {len(found.jobs)} jobs have no row in {found.work.out}{but}"
+        console.print(f"{many}; run them again{how}", markup=False)
 
 
 def drawn(work: Work, results: Results | None) -> tuple[str, bool]:

@@ -48,10 +48,10 @@ def perform(job: Job, work: Work) -> Row | NoResult | None:
 
 
 def kept(row: Row, job: Job, work: Work) -> Row | NoResult:
-    """The row of a job that ended well, once it is written; what was kept of its training has then served."""
+    """The row of a job, once it is written; if it ended well, what was kept of its training has then served."""
     ended = written(row, work)
-    if ended is row:
-        with contextlib.suppress(OSError):  # a folder that is read-only by now
+    if ended is row and row.status == "ok":
+        with contextlib.suppress(OSError, store.StoreError):  # a folder that is read-only or unreadable by now
             for checkpoint in checkpoints(job, work):
                 checkpoint.unlink(missing_ok=True)
             together.done(job, work)

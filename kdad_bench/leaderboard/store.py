@@ -36,6 +36,7 @@ __all__ = [
     "file_name",
     "find",
     "finished",
+    "lost",
     "matching",
     "read",
     "verify",
@@ -204,6 +205,21 @@ def finished(folder: str | Path, jobs: Collection[str] | None = None) -> dict[st
     return dict(zip(table["job_id"].to_pylist(), map(Finished, *columns), strict=True))
 
 
+def lost(found: Collection[Row], folder: str | Path) -> list[Row]:
+    """Those of the rows that no row of their job in the folder stands for: one as good, and no older.
+
+    Only files that may hold one are opened. Raises StoreError if there is a folder that cannot be listed.
+    """
+    jobs = {row.job_id for row in found}
+    if not jobs:
+        return []
+    try:
+        there = _best(load(open_folder(folder), (), lambda name: _may_hold(name, *jobs)).table)
+    except MissingFolder:
+        return list(found)
+    return [row for row in found if row.job_id not in there or there[row.job_id][0] < _rank(row.status, row.created_at)]
+
+
 def find(folder: str | Path, job: str) -> Row | None:
     """The row of the job with the id `job` that counts, wherever it lies; None without one or without a folder.
 
@@ -271,14 +287,24 @@ def _merge(place: Folder, found: Found, columns: Iterable[str]) -> Results:
 
 
 def _winners(table: pa.Table) -> list[int]:
-    """The row to keep of each job: ok before failed, then the newest."""
+    """The row to keep of each job."""
+    return sorted(index for _, index in _best(table).values())
+
+
+def _best(table: pa.Table) -> dict[str, tuple[tuple[bool, datetime], int]]:
+    """job_id -> (rank, index) of the row that counts."""
     best: dict[str, tuple[tuple[bool, datetime], int]] = {}
     columns = (table[name].to_pylist() for name in ("job_id", "status", "created_at"))
     for index, (job, status, created) in enumerate(zip(*columns, strict=True)):
-        rank = (status == "ok", _instant(created))
+        rank = _rank(status, created)
         if job not in best or rank > best[job][0]:
             best[job] = (rank, index)
-    return sorted(index for _, index in best.values())
+    return best
+
+
+def _rank(status: str, created: str | None) -> tuple[bool, datetime]:
+    """Which of two rows of a job counts: ok before failed, then the newest."""
+    return status == "ok", _instant(created)
 
 
 def compact(folder: str | Path) -> tuple[int, Path | str | None]:

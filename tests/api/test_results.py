@@ -166,6 +166,40 @@ def test_a_job_that_fails_is_a_row_and_one_warning(tiny_tree: Path, tmp_path: Pa
     assert "1 failed" in repr(results)
 
 
+def test_what_ended_well_is_kept_where_the_caller_stops_the_rest(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, told = store.write, list[str]()
+
+    def refuse_the_first(row: Any, folder: str) -> str:
+        if not told:
+            raise store.StoreError("no space left")
+        return write(row, folder)
+
+    def stop(line: str) -> None:
+        told.append(line)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "write", refuse_the_first)
+    with pytest.raises(KeyboardInterrupt):
+        kdad_bench.run("pixel_mean", f"folder:{tiny_tree}", out=tmp_path, progress=stop, **{**FAST, "seeds": 1})
+    assert "NO RESULT: no space left" in told[0]
+    assert len(kdad_bench.Results(tmp_path)) == 1
+
+
+def test_an_older_row_is_no_result_of_a_call_that_was_to_redo_it(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(row: Any, folder: str) -> str:
+        raise store.StoreError("no space left")
+
+    said: Any = {**FAST, "seeds": 1, "out": tmp_path}
+    kdad_bench.run("pixel_mean", f"folder:{tiny_tree}", "bolt", **said)
+    monkeypatch.setattr(store, "write", refuse)
+    with pytest.warns(UserWarning, match=r"1 of 1 jobs have no result; .* no result: no space left"):
+        kdad_bench.run("pixel_mean", f"folder:{tiny_tree}", "bolt", force=True, **said)
+
+
 def test_torch_is_left_as_it_was(tiny_tree: Path, tmp_path: Path) -> None:
     import torch
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -517,3 +518,84 @@ def test_a_run_that_was_stopped_is_not_said_to_go_on_where_it_begins_anew(monkey
         text = io.StringIO()
         assert stopped(3, PlainConsole(file=text, width=200), force=force) == 130
         assert f"(3 were to run); {words}" in text.getvalue()
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """The results folder takes no row so many times."""
+    write, left = store.write, [times]
+
+    def refuse(row: Any, folder: str) -> str:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise store.StoreError("no space left; free some space")
+        return write(row, folder)
+
+    monkeypatch.setattr(store, "write", refuse)
+
+
+@pytest.mark.parametrize(("status", "option"), [("ok", "--force"), ("failed", "--retry-failed")])
+def test_a_row_that_finds_no_place_in_the_end_is_told_where_an_older_one_stays(
+    status: str, option: str, tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bolt = (tiny_tree, tmp_path, "--no-pictures", "--no-measure-speed", "--category", "bolt", "--workers", 1)
+    with monkeypatch.context() as patched:
+        if status == "failed":
+            patched.setattr("kdad_bench.harness.perform.run", lambda *given: 1 / 0)
+        floor(*bolt)
+    with monkeypatch.context() as patched:
+        refusing(patched, 1)
+        found = floor(*bolt, option)
+    assert found.exit_code == 0, found.output
+    assert f"1 row of this run had no place in {tmp_path} at first" in found.output
+    before = rows(tmp_path)
+    if status == "failed":
+        with monkeypatch.context() as patched:
+            patched.setattr("kdad_bench.harness.perform.run", lambda *given: 1 / 0)
+            for path in tmp_path.glob("*.parquet"):
+                path.unlink()
+            floor(*bolt)
+        before = rows(tmp_path)
+    refusing(monkeypatch, 100)
+    found = floor(*bolt, option)
+    assert found.exit_code == 1, found.output
+    assert "bolt seed 0: no space left; free some space" in found.output
+    remedy = f"1 of 1 jobs have no row in {tmp_path}, 1 of them but an earlier one; run them again with {option}"
+    assert remedy in found.output
+    assert "ZeroDivisionError" not in found.output  # why it failed at another time
+    assert rows(tmp_path) == before
+
+
+def test_a_forced_job_that_fails_is_told_though_its_older_row_stays(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bolt = (tiny_tree, tmp_path, "--no-pictures", "--no-measure-speed", "--category", "bolt", "--workers", 1)
+    floor(*bolt)
+    monkeypatch.setattr("kdad_bench.harness.perform.run", lambda *given: 1 / 0)
+    found = floor(*bolt, "--force")
+    assert found.exit_code == 1, found.output
+    assert "ZeroDivisionError: division by zero (at perform.py:" in found.output
+    assert "(its earlier row stays)" in found.output
+    assert "1 of 1 jobs failed; redo them with --force" in found.output
+    assert [row["status"] for row in rows(tmp_path).values()] == ["ok"]
+
+
+def test_ctrl_c_keeps_rows_that_had_no_place_at_first(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdad_bench.harness import perform
+
+    done, real = list[str](), perform.run
+
+    def stop_at_the_second(job: Any, *given: Any) -> Any:
+        if done:
+            raise KeyboardInterrupt
+        done.append(job.id)
+        return real(job, *given)
+
+    monkeypatch.setattr(perform, "guarded", nullcontext)  # which makes an error of what a method raises
+    monkeypatch.setattr(perform, "run", stop_at_the_second)
+    refusing(monkeypatch, 1)
+    found = floor(tiny_tree, tmp_path, "--no-pictures", "--workers", 1)
+    assert found.exit_code == 130, found.output
+    assert "Finished jobs are kept" in found.output
+    assert [row["job_id"] for row in rows(tmp_path).values()] == done

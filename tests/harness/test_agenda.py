@@ -18,8 +18,11 @@ from kdad_bench.harness.axes import Axes
 from kdad_bench.harness.endings import put_back
 from kdad_bench.harness.job import Job, values_of
 from kdad_bench.harness.lone_batch import learns_from_one
+from kdad_bench.harness.on_ray import Ending
 from kdad_bench.harness.options import options_from
+from kdad_bench.harness.output import Work
 from kdad_bench.harness.run import columns_of
+from kdad_bench.harness.surroundings import NoResult
 from kdad_bench.harness.view import View
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.folder import LocalFolder
@@ -46,6 +49,10 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
 def failed(job: Job) -> Row:
     return Row.failed(reason="a test", **columns_of(job))
+
+
+def ended(job: Job, auroc: float) -> Row:
+    return Row(image_auroc=auroc, **columns_of(job))
 
 
 def test_a_plan_opens_each_finished_row_once(tiny_tree: Path, tmp_path: Path, opened: Counter[str]) -> None:
@@ -79,14 +86,60 @@ def test_after_a_run_only_its_own_rows_are_looked_for(tiny_tree: Path, tmp_path:
     for row in others:
         store.write(row, tmp_path)
     opened.clear()
-    assert put_back([], str(tmp_path)) == 0
+    work = Work(out=str(tmp_path))
+    assert put_back([], work) == 0
     assert not opened
     job = jobs_of(tiny_tree, methods=(("pixel_mean", ""),))[0]
-    assert put_back([(job, first)], str(tmp_path)) == 1
+    assert put_back([(job, first)], work) == 1
     assert not {store.file_name(row) for row in others} & set(opened)
     opened.clear()
-    assert put_back([(job, first)], str(tmp_path)) == 0
+    assert put_back([(job, first)], work) == 0
     assert dict(opened) == {store.file_name(first): 1}
+
+
+@pytest.mark.parametrize("before", ["failed", "ok"])
+def test_an_older_row_of_its_job_stands_for_no_row_that_found_no_place(
+    before: str, tiny_tree: Path, tmp_path: Path
+) -> None:
+    """Such a row lies there in every run with --retry-failed or --force."""
+    job, work = jobs_of(tiny_tree, methods=(("pixel_mean", ""),))[0], Work(out=str(tmp_path))
+    old, new = ended(job, 0.5), ended(job, 0.9)
+    store.write(failed(job) if before == "failed" else replace(old, created_at="2030-01-01T00:00:00+00:00"), tmp_path)
+    endings: list[tuple[Job, Ending]] = [(job, NoResult("no space left", new))]
+    assert put_back(endings, work) == 1
+    assert endings == [(job, new)]
+    assert [row["image_auroc"] for row in store.read(tmp_path).rows()] == [0.9]
+    assert put_back(endings, work) == 0
+
+
+def test_a_row_is_written_again_where_an_earlier_state_of_the_folder_was_put_back(
+    tiny_tree: Path, tmp_path: Path
+) -> None:
+    job, work = jobs_of(tiny_tree, methods=(("pixel_mean", ""),))[0], Work(out=str(tmp_path))
+    old = replace(ended(job, 0.5), created_at="2020-01-01T00:00:00+00:00")
+    store.write(old, tmp_path)
+    assert put_back([(job, ended(job, 0.9))], work) == 1
+    assert put_back([(job, failed(job))], work) == 0  # it would count for nobody
+    assert put_back([(job, old)], work) == 0  # another run has redone it
+
+
+def test_a_row_that_is_refused_keeps_no_other_from_its_place(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, *_ = jobs_of(tiny_tree, methods=(("pixel_mean", ""),))
+    write = store.write
+
+    def refuse(row: Row, folder: str) -> str:
+        if row.job_id == first.id:
+            raise store.StoreError("no space left; free some")
+        return write(row, folder)
+
+    monkeypatch.setattr(store, "write", refuse)
+    endings: list[tuple[Job, Ending]] = [(one, NoResult("full", ended(one, 0.9))) for one in (first, second)]
+    assert put_back(endings, Work(out=str(tmp_path))) == 1
+    assert isinstance(endings[0][1], NoResult)
+    assert endings[0][1].reason == "no space left; free some"
+    assert set(store.finished(tmp_path)) == {second.id}
 
 
 def test_a_student_without_batch_norms_is_not_tried_with_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
