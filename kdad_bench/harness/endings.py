@@ -57,7 +57,7 @@ def without_row(jobs: Iterable[Job], endings: Sequence[tuple[Job, Ending]], ther
 
     An older row of a job that this call was to do again is none.
     """
-    reasons = {job.id: ended.reason for job, ended in endings if not isinstance(ended, Row)}
+    reasons = {job.id: str(ended.reason) for job, ended in endings if isinstance(ended, NoResult)}
     return {job.id: reasons.get(job.id, "its row is gone") for job in jobs if job.id in reasons or job.id not in there}
 
 

@@ -264,13 +264,18 @@ def build_one(job: Job, device: torch.device) -> Method:
 
 
 def built(name: str, settings: Any, weights: TeacherWeights | None, device: torch.device) -> Method:
-    """The untrained method `name`, its teacher loaded where it has one; raises WeightsError without the weights."""
+    """The untrained method `name`, its teacher loaded where it has one.
+
+    Raises WeightsError without the weights, and where their file is another than the one whose hash `weights` says.
+    """
     found = entry(name)
     if weights is None:
         return found.build(settings, None, device)
     if weights.problem:
         raise WeightsError(weights.problem)
-    teacher, _ = load_teacher(settings.teacher, strides=settings.strides, source=weights.path or weights.source)
+    teacher, info = load_teacher(settings.teacher, strides=settings.strides, source=weights.path or weights.source)
+    if weights.path is not None and info.sha256 != weights.sha256:
+        raise WeightsError(f"{weights.path}: changed since the run was planned; run again, or put back what was there")
     return found.build(settings, teacher.to(device), device)
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from kdad_bench.harness.perform import reason_of
+from kdad_bench.harness.output import Work
+from kdad_bench.harness.perform import perform, reason_of
+from kdad_bench.harness.teachers import find
+from kdad_bench.leaderboard.row import Row
+from kdad_bench.methods.backbones.weights import load_teacher
 from kdad_bench.metrics.exact import MetricError, pixel_metrics
+from tests.harness.planned import jobs_of
 
 
 def test_a_reason_is_one_line_with_the_place_in_this_package(tmp_path: Path) -> None:
@@ -18,3 +24,27 @@ def test_a_reason_is_one_line_with_the_place_in_this_package(tmp_path: Path) -> 
         reason = reason_of(error)
     assert "\n" not in reason
     assert "exact.py:" in reason
+
+
+def test_weights_that_changed_after_the_plan_are_not_learnt_from_under_the_old_hash(
+    tiny_tree: Path, tmp_path: Path
+) -> None:
+    teacher, path = load_teacher("efficientnet_lite0", source="random")[0], tmp_path / "mine.pth"
+    torch.save(teacher.state_dict(), path)
+    given = find("efficientnet_lite0", str(path))
+    small = {"steps": 1, "image_size": 32, "batch_size": 2}
+    job, other = (
+        replace(job, weights=given)
+        for job in jobs_of(tiny_tree, methods=(("stfpm", ""),), seeds=(0,), resolution=32, overrides=small)
+    )
+    work = Work(out=str(tmp_path / "out"))
+    before = perform(job, work)
+    assert isinstance(before, Row)
+    assert (before.status, before.teacher_sha256) == ("ok", given.sha256), before.reason
+    with torch.no_grad():
+        next(teacher.parameters()).add_(1e-3)
+    torch.save(teacher.state_dict(), path)
+    row = perform(other, work)
+    assert isinstance(row, Row)
+    assert row.status == "failed"
+    assert f"{path}: changed since the run was planned; run again" in str(row.reason)
