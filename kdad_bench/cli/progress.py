@@ -22,7 +22,6 @@ from rich.progress import Progress as Bar
 from kdad_bench.harness.endings import line
 from kdad_bench.harness.estimate import remember
 from kdad_bench.harness.job import Job
-from kdad_bench.harness.run import columns_of
 from kdad_bench.harness.surroundings import NoResult
 from kdad_bench.leaderboard.row import Row
 
@@ -78,6 +77,10 @@ def summary(job: Job, row: Row | NoResult) -> dict[str, object]:
         "image_auroc", "pixel_auroc", "aupro_30", "latency_ms", "speed_key", "train_seconds", "total_seconds",
     )  # fmt: skip
     if isinstance(row, NoResult):
-        known = {**columns_of(job), "status": "none", "reason": row.reason, "device": job.device.partition(":")[0]}
+        known = {
+            "job_id": job.id, "status": "none", "reason": row.reason, "method": job.method,
+            "variant": job.variant or None, "dataset": job.category.dataset, "category": job.category.name,
+            "seed": job.seed, "preset": job.preset, "device": job.device.partition(":")[0],
+        }  # fmt: skip
         return {name: known.get(name) for name in names}
     return {name: getattr(row, name) for name in names}

@@ -316,11 +316,12 @@ def local(
 
 
 def death(exitcode: int | None) -> str:
-    """`signal SIGKILL` or `exit code 3`."""
+    """`signal SIGKILL`, `signal 40` where it has no name, or `exit code 3`."""
     if exitcode is None:
         return "no exit code"
     if exitcode < 0:
-        return f"signal {signal.Signals(-exitcode).name}"
+        named = {int(one): one.name for one in signal.Signals}
+        return f"signal {named.get(-exitcode, -exitcode)}"
     return f"exit code {exitcode}"
 
 

@@ -63,10 +63,14 @@ def planned(selection: Selection, weights: Mapping[str, TeacherWeights]) -> tupl
     """
     jobs, refused = every_job(selection, weights), Refusals()
     problem_of = cache(problem_at)  # of this call alone: by the next one the file may be another
+    asked = set[tuple[str, str]]()
     for job in jobs:
         if job.method in refused:
             continue
         try:
+            if job.code and (job.method, job.variant) not in asked:
+                asked.add((job.method, job.variant))
+                refuse_what_no_row_can_say(job)
             refuse_weights_that_do_not_reach(job, problem_of)
             refuse_lone_batches(job)
         except SelectionError as error:
@@ -75,6 +79,24 @@ def planned(selection: Selection, weights: Mapping[str, TeacherWeights]) -> tupl
             refused[job.method] = error
     raise_if_all([method for method, _ in selection.methods], refused)
     return [job for job in jobs if job.method not in refused], lines(refused)
+
+
+def refuse_what_no_row_can_say(job: Job) -> None:
+    """Raises SelectionError where a method's own words on its settings fail, or no row takes them: before a training,
+    not after it."""
+    from kdad_bench.harness.perform import reason_of
+    from kdad_bench.harness.run import columns_of
+    from kdad_bench.leaderboard.row import Row
+    from kdad_bench.methods.foreign import guarded
+
+    try:
+        with guarded():
+            Row.failed(reason="none yet", **columns_of(job))
+    except Exception as error:  # code of others raises anything
+        raise SelectionError(
+            f"method '{job.method}': no row can be made of its settings ({reason_of(error)}); look at its READINGS, "
+            "SETTLED and DEPARTURES"
+        ) from error
 
 
 def raise_if_all(methods: Sequence[str], refused: Refusals) -> None:

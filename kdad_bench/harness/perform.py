@@ -67,8 +67,14 @@ def finished_row(job: Job, work: Work) -> Row | None:
 
 
 def record_failure(job: Job, work: Work, reason: str) -> Row | NoResult:
-    """Write and return the failed row of `job`."""
-    return written(Row.failed(reason=reason, **columns_of(job), **environment_columns(job)), work)
+    """Write and return the failed row of `job`; no row where it cannot be made, as a method's words on its settings
+    are code of others."""
+    try:
+        with guarded():
+            row = Row.failed(reason=reason, **columns_of(job), **environment_columns(job))
+    except Exception as error:
+        return NoResult(f"{reason}; no row can be made: {reason_of(error)}")
+    return written(row, work)
 
 
 def written(row: Row, work: Work) -> Row | NoResult:

@@ -59,6 +59,16 @@ def test_a_file_of_at_most_60_lines_reaches_the_leaderboard_with_one_command(tin
     assert "1 already finished" in run(f"{path}:PLAIN", tiny_tree, tmp_path / "out").output
 
 
+def test_words_on_settings_that_fail_are_told_before_anything_is_trained(tiny_tree: Path, tmp_path: Path) -> None:
+    text = PLAIN.replace("    strides:", '    DEPARTURES = {"x": lambda settings: settings.nothing}\n    strides:')
+    assert text != PLAIN
+    found = run(written(tmp_path, text), tiny_tree, tmp_path / "out", "-m", "pixel_mean")
+    assert found.exit_code == 2, found.output
+    assert "method 'plain': no row can be made of its settings (AttributeError: " in found.output
+    assert "Traceback" not in found.output
+    assert not (tmp_path / "out" / "logs").exists()
+
+
 def test_other_code_is_another_job_and_another_entrant(tiny_tree: Path, tmp_path: Path) -> None:
     for text in (PLAIN, PLAIN + "# changed\n"):
         assert run(written(tmp_path, text), tiny_tree, tmp_path / "out").exit_code == 0

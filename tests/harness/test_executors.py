@@ -166,6 +166,11 @@ def test_a_worker_that_dies_twice_under_a_job_leaves_a_failed_row(tiny_tree: Pat
     assert to_the_end(pool) == []
 
 
+def test_the_end_of_a_worker_has_a_name_or_a_number() -> None:
+    said = ["signal SIGKILL", "signal 40", "exit code 3", "no exit code"]
+    assert [executors.death(code) for code in (-9, -40, 3, None)] == said
+
+
 def test_workers_that_all_die_as_they_start_end_the_run_with_a_word(
     tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
+from kdad_bench.cli.progress import summary
 from kdad_bench.harness.output import Work
-from kdad_bench.harness.perform import perform, reason_of
+from kdad_bench.harness.perform import perform, reason_of, record_failure
+from kdad_bench.harness.surroundings import NoResult
 from kdad_bench.harness.teachers import find
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods.backbones.weights import load_teacher
+from kdad_bench.methods.pixel_mean import PixelMeanSettings
 from kdad_bench.metrics.exact import MetricError, pixel_metrics
 from tests.harness.planned import jobs_of
 
@@ -24,6 +28,27 @@ def test_a_reason_is_one_line_with_the_place_in_this_package(tmp_path: Path) -> 
         reason = reason_of(error)
     assert "\n" not in reason
     assert "exact.py:" in reason
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speechless(PixelMeanSettings):
+    """Settings whose words fail."""
+
+    @property
+    def deviations(self) -> tuple[str, ...]:
+        raise SystemExit("no word")
+
+
+def test_a_job_of_which_no_row_can_be_made_is_no_result_and_ends_no_run(tiny_tree: Path, tmp_path: Path) -> None:
+    job = jobs_of(tiny_tree, methods=(("pixel_mean", ""),))[0]
+    mute, work = replace(job, settings=Speechless(**asdict(job.settings))), Work(out=str(tmp_path))
+    for ended in (perform(mute, work), record_failure(mute, work, "it was too slow")):
+        assert isinstance(ended, NoResult)
+        assert "no row can be made" in ended.reason
+        assert "no word" in ended.reason
+        assert json.loads(json.dumps(summary(mute, ended)))["job_id"] == mute.id
+    longest = replace(job, preset="x" * 20_001)
+    assert isinstance(perform(longest, work), NoResult)
 
 
 def test_weights_that_changed_after_the_plan_are_not_learnt_from_under_the_old_hash(
