@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import tempfile
 import warnings
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ class Work:
 
     out: str  # results folder: a local path or an fsspec URL
     force: bool = False  # redo jobs that have a row
+    call: str = field(default_factory=lambda: secrets.token_hex(8), compare=False)  # names what all jobs of it share
     retry_failed: bool = False  # redo jobs whose row is a failure
     pictures: bool = False  # a contact sheet per job under pictures/
     save_models: bool = False  # the trained model per job under models/

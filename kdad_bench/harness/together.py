@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kdad_bench.methods.protocol import Method
 
 RECORD = "learnt.json"  # written last: with it the model is whole
-DONE = ".row"  # of an empty file for each job that has its row
+DONE = ".row"  # of a file for each job that has its row; it names the call that wrote it
 
 
 class OtherModel(ValueError):
@@ -40,6 +40,7 @@ class Learnt:
     losses: tuple[dict[str, float], ...]
     peak_memory_mb: float
     sha256: str = ""
+    call: str = ""  # `Work.call` of the run that learnt what several jobs share
 
 
 def place(job: Job, work: Work) -> Path:
@@ -55,13 +56,18 @@ def lock_of(job: Job, work: Work) -> Path:
 
 
 def kept(job: Job, work: Work) -> Learnt | None:
-    """What is kept of the training of `job`; None for a job that shares none, or whose model is not there whole."""
+    """What is kept of the training of `job`; None for a job that shares none, or whose model is not there whole.
+
+    A forced run does all again: what another call has learnt is none of it.
+    """
     if not job.together:
         return None
     folder = place(job, work)
     try:
         said = read_json(folder / RECORD, dict)
         found = Learnt(**{**said, "losses": tuple(said["losses"])})
+        if work.force and found.call != work.call:
+            return None
         return found if (_sha256(folder), _described(folder)) == (found.sha256, found.sha256) else None
     except (DamagedError, OSError, TypeError, KeyError):  # it is learnt again
         return None
@@ -74,7 +80,7 @@ def keep(job: Job, work: Work, method: Method, learnt: Learnt) -> Learnt:
     """
     folder = place(job, work)
     save_into(job, method, folder)
-    made = replace(learnt, sha256=_sha256(folder))
+    made = replace(learnt, sha256=_sha256(folder), call=work.call)
     if not work.force:
         refuse_another_model(job, work, made.sha256)
     write_text_whole(folder / RECORD, json.dumps(asdict(made)))
@@ -111,14 +117,15 @@ def done(job: Job, work: Work) -> None:
     folder = place(job, work)
     if not job.together or not folder.is_dir():
         return
-    (folder / f"{job.id}{DONE}").touch()
+    (folder / f"{job.id}{DONE}").write_text(work.call)
     if all(has_row(one, work) for one in job.siblings):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def has_row(job: Job, work: Work) -> bool:
-    """Whether a job has the row that this model was kept for."""
-    if (place(job, work) / f"{job.id}{DONE}").exists():
+    """Whether a job has the row that this model was kept for; in a forced run the one of this very call."""
+    mark = place(job, work) / f"{job.id}{DONE}"
+    if mark.exists() and (not work.force or mark.read_text() == work.call):
         return True
     row = None if work.force else store.find(work.out, job.id)
     return row is not None and row.status == "ok"

@@ -209,6 +209,34 @@ def test_forced_jobs_learn_once_too_and_the_model_goes_when_all_are_redone(
     assert fits == [12, 12]
 
 
+def test_a_forced_run_judges_by_a_model_of_its_own_and_keeps_it_until_all_are_redone(
+    tmp_path: Path, no_cost: None, fits: list[int]
+) -> None:
+    """An earlier run that was stopped, or in which a category failed, has left its model and marks of its rows."""
+    bolt, cloth, nut = jobs = small(write_tree(tmp_path / "three", ("bolt", "cloth", "nut")))
+    before, work = Work(out=str(tmp_path / "out")), Work(out=str(tmp_path / "out"), force=True)
+    for job in (bolt, nut):
+        row_of(job, before)
+    assert together.kept(cloth, before) is not None
+    assert together.kept(cloth, work) is None  # as a dry run asks, too
+    for job in jobs:
+        assert (together.kept(job, work) is None) is (job is bolt)
+        row_of(job, work)
+        assert together.place(job, work).exists() is (job is not nut)
+    assert fits == [18, 18]
+
+
+def test_a_row_that_is_written_is_one_where_those_of_others_cannot_be_looked_for(
+    tiny_tree: Path, tmp_path: Path, no_cost: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(folder: str, job: str) -> None:
+        if store.finished(folder):
+            raise store.StoreError("the results folder keeps changing")
+
+    monkeypatch.setattr(store, "find", find)
+    row_of(small(tiny_tree)[0], Work(out=str(tmp_path)))
+
+
 @pytest.mark.parametrize("damage", ["lost", "changed", "undescribed", "cut"])
 def test_a_lost_or_damaged_model_is_learnt_again_and_must_come_out_the_same(
     damage: str, tiny_tree: Path, tmp_path: Path, no_cost: None, fits: list[int], monkeypatch: pytest.MonkeyPatch
