@@ -40,7 +40,7 @@ from kdad_bench.metrics import threshold_of
 
 KEPT_LOSSES = 200  # points of the loss curve that enter the row; the log file has all of them
 
-StepLog = Callable[[int, Mapping[str, float]], None]
+StepLog = Callable[[int, Mapping[str, float]], bool | None]  # false where the step has no line in the log
 
 
 def run(job: Job, work: Work, log: StepLog) -> Row:
@@ -58,10 +58,12 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     device = torch.device(job.device)
     memory_at_start_mb(device.type)  # before there are images
     curve = earlier_losses(job, work)
+    unlogged: list[int] = []  # steps
 
     def remember(step: int, terms: Mapping[str, float]) -> None:
         curve[step] = {**curve.get(step, {}), "step": step, **terms}
-        log(step, terms)
+        if log(step, terms) is False:
+            unlogged.append(step)
 
     audit = Audit(job, work, device, lambda: test_set(job))
     before: list[float | None] = []  # seconds of the training until it was stopped, where it was
@@ -74,7 +76,8 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     if shared is None:
         fitting = Fitting(
             log=remember, checkpoint=checkpoint_path(job, work),
-            checkpoint_every_seconds=work.checkpoint_every_seconds, watch=audit.watch, watch_every=work.audit_every,
+            checkpoint_every_seconds=work.checkpoint_every_seconds, may_keep=lambda: not unlogged,
+            watch=audit.watch, watch_every=work.audit_every,
             drawers=work.drawers, place=place_of(job.device), resumed=before.append,
         )  # fmt: skip
         method, learnt = taught(

@@ -96,20 +96,22 @@ class Lines:
         except OSError as error:
             self.give_up(error)
 
-    def write(self, event: str, **content: Any) -> None:
-        """Append one JSON line."""
+    def write(self, event: str, **content: Any) -> bool:
+        """Append one JSON line; whether it is there."""
         line = (json.dumps({"event": event, **content}) + "\n").encode()
         try:
             if self.file is not None and self.file.write(line) != len(line):
                 raise OSError(28, "No space left on device")
         except OSError as error:
             self.give_up(error)
+        return self.file is not None
 
     def give_up(self, error: OSError) -> None:
         """Say once why nothing more is logged."""
         self.close()
         warnings.warn(
-            f"{self.path}: no more is logged there ({error.strerror or error}); the job goes on", stacklevel=3
+            f"{self.path}: no more is logged there ({error.strerror or error}); the job goes on without checkpoints",
+            stacklevel=3,
         )
 
     def close(self) -> None:
@@ -121,10 +123,11 @@ class Lines:
 
 
 @contextlib.contextmanager
-def step_log(job: Job, work: Work) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """A function that appends one JSON line per call (`step`, then the loss terms) to logs/<job id>.jsonl.
+def step_log(job: Job, work: Work) -> Iterator[Callable[[int, Mapping[str, float]], bool | None]]:
+    """A function that appends one JSON line per call (`step`, then the loss terms) to logs/<job id>.jsonl; it answers
+    whether the line is there, None where no log is kept.
 
-    A log that cannot be written is one warning and costs the job nothing.
+    A log that cannot be written is one warning and costs the row nothing.
     """
     if work.beside is not None and job.together:
         point_to_the_training(job, work.beside)
@@ -134,11 +137,12 @@ def step_log(job: Job, work: Work) -> Iterator[Callable[[int, Mapping[str, float
     lines = Lines(log_path(job, work.beside), go_on=start_anew_where_the_log_is_damaged(job, work))
     events = tensorboard_writer(job, work)
 
-    def log(step: int, terms: Mapping[str, float]) -> None:
-        lines.write("step", step=step, **terms)
+    def log(step: int, terms: Mapping[str, float]) -> bool:
+        there = lines.write("step", step=step, **terms)
         if events is not None:
             for name, value in terms.items():
                 events.add_scalar(f"loss/{name}", value, step)
+        return there
 
     lines.write("start", job=job.id, **{key: value for key, value in job.identity.items() if key != "settings"})
     try:

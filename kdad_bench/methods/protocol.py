@@ -57,6 +57,11 @@ def ignore_step(step: int, terms: Mapping[str, float]) -> None:
     """The default step log: nobody listens."""
 
 
+def always_kept() -> bool:
+    """Every step is logged, or nobody asks for losses."""
+    return True
+
+
 def ignore_seconds(seconds: float | None) -> None:
     """Nobody asks how long a fit had taken before it was stopped."""
 
@@ -69,6 +74,8 @@ class Fitting:
     log_every: int = 10  # steps between two calls of `log`, so that a GPU is not synchronised at each step
     checkpoint: Path | None = None  # where to keep the state of an unfinished fit; resumed from there if it exists
     checkpoint_every_seconds: float = 60.0
+    # whether one may be written now; false once a step could not be logged: going on there would lack its losses
+    may_keep: Callable[[], bool] = always_kept
     # told the steps done and a copy of the method, as it would be if the training ended there, to do with as it likes
     watch: Callable[[int, Any], None] | None = None
     watch_every: int | None = None  # steps between two calls of `watch`; None: a twentieth of the training

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from kdad_bench.harness.giving_way import computing_with
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.output import Work
 from kdad_bench.harness.run import place_of, run
+from kdad_bench.harness.step_log import step_log
+from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods.protocol import Fitting
 from kdad_bench.methods.training import resume
 from tests.harness.planned import jobs_of
@@ -146,6 +151,52 @@ def test_the_row_of_a_resumed_training_has_the_seconds_of_all_of_it(
     assert row.train_seconds is not None
     assert row.total_seconds is not None
     assert 1000 <= row.train_seconds <= row.total_seconds < 1400
+
+
+class Refusing:
+    """A log file on a disk that is full from step 10 on, until it is opened again."""
+
+    def __init__(self, path: Path, mode: str) -> None:
+        self.file = FileIO(path, mode)
+        self.close = self.file.close
+
+    def write(self, line: bytes) -> int:
+        if b'"step": 10,' in line:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.file.write(line)
+
+
+def closed(path: Path, mode: str) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@pytest.mark.parametrize("fault", [Refusing, closed])
+def test_a_resumed_training_has_all_losses_where_its_log_could_not_be_written_for_a_while(
+    fault: Any, tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = jobs_of(tiny_tree, methods=(("stfpm", ""),), seeds=(0,), resolution=32, overrides=SMALL)[:1]
+
+    def attempt(out: str, stop: int | None = None) -> Row:
+        work = Work(out=str(tmp_path / out), checkpoint_every_seconds=0.0)
+        with step_log(job, work) as log:
+
+            def logged(step: int, terms: Any) -> bool | None:
+                if step == stop:
+                    raise Interrupted
+                return log(step, terms)
+
+            return run(job, work, logged)
+
+    straight = attempt("straight")
+    with pytest.raises(Interrupted):
+        attempt("out", 10)
+    with monkeypatch.context() as patched:
+        patched.setattr("kdad_bench.harness.step_log.FileIO", fault)
+        with pytest.warns(UserWarning, match="goes on without checkpoints"), pytest.raises(Interrupted):
+            attempt("out", 30)
+    row = attempt("out")
+    assert row.losses == straight.losses
+    assert [one["step"] for one in json.loads(row.losses)] == [1, 10, 20, 30]
 
 
 def test_what_is_done_again_before_a_fit_goes_on_is_counted_once(tmp_path: Path) -> None:

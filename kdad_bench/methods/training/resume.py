@@ -56,7 +56,7 @@ class Progress:
         self.student, self.optimiser, self.scaler = student, optimiser, scaler
         self.path, self.every, self._fingerprint = fitting.checkpoint, fitting.checkpoint_every_seconds, fingerprint
         self.device, self.saved_at = device, time.monotonic()
-        self.place, self.tell = fitting.place, fitting.resumed
+        self.place, self.tell, self.may_keep = fitting.place, fitting.resumed, fitting.may_keep
         # moved, so that the time since then is the training's
         self.began = time.perf_counter() if began is None else began
         self.timed = True  # whether it is: not after a checkpoint that does not tell its own
@@ -137,8 +137,9 @@ class Progress:
             self.best = {key: tensor.detach().cpu().clone() for key, tensor in self.student.state_dict().items()}
 
     def save_when_due(self, step: int) -> None:
-        """Write the file, whole or not at all, if the last time is long enough ago; a full disk is a warning."""
-        if self.path is None or time.monotonic() - self.saved_at < self.every:
+        """Write the file, whole or not at all, if it may be and the last time is long enough ago; a full disk is a
+        warning."""
+        if self.path is None or not self.may_keep() or time.monotonic() - self.saved_at < self.every:
             return
         state = {
             "fingerprint": self.fingerprint,
