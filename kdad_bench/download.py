@@ -69,13 +69,14 @@ class _Facts:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, *, wait: bool) -> Iterator[None]:
+def claimed(folder: Path, *, wait: bool, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Hold `folder`, made if missing, against other processes; at the end it is removed if it is empty.
 
-    A killed holder holds nothing, and what it left in `folder` belongs to the next one. Raises BusyError where another
-    holds it and `wait` is False, OSError where it cannot be made.
+    A killed holder holds nothing, and what it left in `folder` belongs to the next one. `waiting` is called before it
+    is waited for another holder. Raises BusyError where there is one and `wait` is False, OSError where the folder
+    cannot be made.
     """
-    descriptor = _locked(folder, wait)
+    descriptor = _locked(folder, wait, waiting)
     try:
         yield
     finally:
@@ -86,7 +87,7 @@ def claimed(folder: Path, *, wait: bool) -> Iterator[None]:
             folder.rmdir()
 
 
-def _locked(folder: Path, wait: bool) -> int:
+def _locked(folder: Path, wait: bool, waiting: Callable[[], object]) -> int:
     """The descriptor of the lock file, locked, and still the one that others would open."""
     while True:
         try:
@@ -100,7 +101,7 @@ def _locked(folder: Path, wait: bool) -> int:
         except FileNotFoundError:  # the folder was removed by its holder in between
             continue
         try:
-            _lock(descriptor, wait)
+            _lock(descriptor, wait, waiting)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), os.stat(folder / LOCK)):
                     return descriptor
@@ -110,12 +111,15 @@ def _locked(folder: Path, wait: bool) -> int:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, wait: bool) -> None:
+def _lock(descriptor: int, wait: bool, waiting: Callable[[], object]) -> None:
     if fcntl is not None:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            raise BusyError from error
+            if not wait:
+                raise BusyError from error
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in NO_LOCKS:  # there, as if alone
                 raise

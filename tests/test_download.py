@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -370,6 +371,20 @@ def test_a_held_folder_is_refused_to_others_and_a_killed_holder_holds_nothing(tm
     with claimed(folder, wait=False):
         assert folder.is_dir()
     assert not folder.exists()
+
+
+def test_who_waits_for_a_folder_says_so(tmp_path: Path) -> None:
+    told: list[str] = []
+    with ExitStack() as holder:
+        holder.enter_context(claimed(tmp_path / "work", wait=True, waiting=lambda: told.append("at once")))
+
+        def waiting() -> None:
+            told.append("waits")
+            holder.close()
+
+        with claimed(tmp_path / "work", wait=True, waiting=waiting):
+            pass
+    assert told == ["waits"]
 
 
 def test_several_processes_hold_a_folder_one_after_the_other(tmp_path: Path) -> None:

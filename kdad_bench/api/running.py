@@ -16,7 +16,7 @@ from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.config import options_and_file
 from kdad_bench.harness.endings import hidden_failures, line, put_back, without_row
 from kdad_bench.harness.executors import outcomes
-from kdad_bench.harness.measuring import NotMeasured, measured, wanted
+from kdad_bench.harness.measuring import NotMeasured, measured, nobody, wanted
 from kdad_bench.harness.options import RunOptions
 from kdad_bench.harness.selection import refuse_contradictions
 from kdad_bench.leaderboard.row import Row
@@ -100,7 +100,8 @@ def measure_speed(
     rows = [row for _, ended in endings if (row := ended if isinstance(ended, Row) else ended.row) is not None]
     todo, elsewhere = wanted(found, rows, asked)
     lines = [one.line for one in elsewhere]
-    for made in measured(todo, found.work.out, anew=bool(asked.measure_speed or found.work.force)):
+    anew = bool(asked.measure_speed or found.work.force)
+    for made in measured(todo, found.work.out, anew=anew, tell=progress or nobody):
         if isinstance(made, NotMeasured):
             lines.append(made.line)
         elif progress is not None:

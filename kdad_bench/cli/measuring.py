@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -40,7 +41,8 @@ def measure_speed(
         timed = sum(one.kept is None for one in todo)
         if timed:
             console.print(f"measuring the speed of {counted(timed, 'configuration')}, nothing beside it", markup=False)
-        for made in measured(todo, found.work.out, anew=bool(options.measure_speed or found.work.force)):
+        anew, tell = bool(options.measure_speed or found.work.force), partial(console.print, markup=False)
+        for made in measured(todo, found.work.out, anew=anew, tell=tell):
             if isinstance(made, NotMeasured):
                 missing.append(made.line)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing.process
 import os
 import signal
 import threading
@@ -36,6 +37,8 @@ LOST_STARTS = 10  # workers in a row that may die before they are ready
 LATE = ("pyarrow.compute", "pyarrow.parquet", "scipy.ndimage", "torch.utils.flop_counter", "torch._dynamo")
 UNSENT = "it cannot be sent to a process of its own"
 SENDABLE = "define the class of its settings at the top of its file, or give --executor in-process"
+DYING_SECONDS = 30.0  # that a killed worker is waited for: a dead network drive may hold it for ever
+CHILDREN: set[BaseProcess] = multiprocessing.process._children  # type: ignore[attr-defined]  # of this process
 READY = "ready"  # what a worker says once it can take a job
 HELD = (signal.SIGINT, signal.SIGHUP)
 
@@ -168,6 +171,7 @@ class Pool:
                 if self.running:  # those there are go on; the next look tries again
                     return
                 self.lost_starts += 1
+                time.sleep(LOOK_SECONDS)  # a limit of processes or files may be gone by then
 
     def spawn(self) -> Worker:
         """Start one worker with its share of the cores; raises OSError."""
@@ -216,10 +220,12 @@ class Pool:
         return True
 
     def retire(self, worker: Worker) -> None:
-        """Kill a worker and forget it."""
+        """Kill a worker and forget it; one that hangs in the kernel is left behind, to die once that lets it go."""
         if worker.process.is_alive():
             worker.process.kill()
-        worker.process.join()
+        worker.process.join(DYING_SECONDS)
+        if worker.process.is_alive():
+            CHILDREN.discard(worker.process)  # else Python would wait for it at its own end
         worker.pipe.close()
         self.running.remove(worker)
 

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from kdad_bench.harness.environment import MOST_BUSY
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.material import count_of
 from kdad_bench.harness.options import RunOptions
-from kdad_bench.harness.perform import reason_of
+from kdad_bench.harness.perform import locked, reason_of
 from kdad_bench.harness.speed import LEARNT_FROM, measure
 from kdad_bench.harness.speed_key import configuration, key_of, learns_its_cost
 from kdad_bench.leaderboard import measurement, store
@@ -216,14 +216,21 @@ def elsewhere(key: str, method: str) -> NotMeasured:
     return NotMeasured(key=key, method=method, reason=reason)
 
 
-def measured(todo: Sequence[Wanted], out: str, *, anew: bool = False) -> Iterator[Measurement | NotMeasured]:
+def nobody(line: str) -> None:
+    """Nobody is told that it waits."""
+
+
+def measured(
+    todo: Sequence[Wanted], out: str, *, anew: bool = False, tell: Callable[[str], object] = nobody
+) -> Iterator[Measurement | NotMeasured]:
     """Make each measurement and write it; what stops one is told and stops no other.
 
     No other run of this package measures on the machine meanwhile; what one has measured while this one waited stays.
+    `tell` is given a line where it waits.
     """
     for one in todo:
         try:
-            with machine(), guarded():
+            with machine(tell), guarded():
                 there = None if anew else measurement.read(out).get(one.key)
                 if there is not None and outgrown(there, one.images):
                     there = None
@@ -236,8 +243,9 @@ def measured(todo: Sequence[Wanted], out: str, *, anew: bool = False) -> Iterato
 
 
 @contextlib.contextmanager
-def machine() -> Iterator[None]:
-    """Wait until no other run measures on this machine; without a cache folder or its locks there is no waiting."""
+def machine(tell: Callable[[str], object]) -> Iterator[None]:
+    """Wait until no other run measures on this machine, and `tell` so; without a cache folder or its locks there is no
+    waiting."""
     try:
         file = (cache_folder() / "speed.lock").open("a")
     except (OSError, CacheError):
@@ -245,5 +253,7 @@ def machine() -> Iterator[None]:
         return
     with file:
         with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+            if not locked(file.fileno()):
+                tell("another run measures speed on this machine; waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -140,7 +140,7 @@ def locked(descriptor: int) -> bool:
     """Whether the lock is ours now; a file system without locks gives it to everybody."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):  # network drives may say EACCES of one that is held
         return False
     except OSError:
         return True

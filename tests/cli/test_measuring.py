@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,25 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(Progress, "ended", told)
     monkeypatch.setattr(measuring, "measure", seen)
     return events
+
+
+def test_a_run_that_waits_for_the_measurement_of_another_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDAD_CACHE", str(tmp_path))
+    told: list[str] = []
+    with measuring.machine(told.append):
+        pass
+    with (tmp_path / "speed.lock").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        def tell(line: str) -> None:
+            told.append(line)
+            fcntl.flock(other, fcntl.LOCK_UN)
+
+        with measuring.machine(tell):
+            pass
+    assert told == ["another run measures speed on this machine; waiting for it"]
 
 
 @pytest.mark.parametrize("more", [(), ("--workers", "2")], ids=["in process", "workers"])

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -201,6 +202,48 @@ def test_where_no_process_can_be_made_the_run_ends_with_the_systems_word(
     assert [(job, ending.reason) for job, ending in ended if isinstance(ending, NoResult)] == [
         (job, reason) for job in jobs
     ]
+
+
+def test_a_limit_that_is_gone_in_a_moment_costs_no_job(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn, begun = Pool.spawn, time.monotonic()
+
+    def spawn_later(self: Pool) -> Worker:
+        if time.monotonic() - begun < 0.5:
+            raise OSError(11, "Resource temporarily unavailable")
+        return spawn(self)
+
+    monkeypatch.setattr(Pool, "spawn", spawn_later)
+    jobs = floors(tiny_tree)[:1]
+    (ended,) = to_the_end(pool_of(jobs, tmp_path))
+    assert isinstance(ended, Row)
+
+
+def test_a_worker_that_does_not_die_is_left_behind(tiny_tree: Path, tmp_path: Path) -> None:
+    waited: list[float | None] = []
+
+    class Hanging:
+        """A process in a call of a dead network drive, which no signal ends."""
+
+        def is_alive(self) -> bool:
+            return True
+
+        def kill(self) -> None:
+            pass
+
+        def join(self, timeout: float | None = None) -> None:
+            assert timeout is not None, "waits for ever"
+            waited.append(timeout)
+
+    pool = pool_of([], tmp_path)
+    process: Any = Hanging()
+    executors.CHILDREN.add(process)
+    pool.running.append(Worker(process=process, pipe=Pipe()[0]))
+    pool.retire(pool.running[0])
+    assert waited == [executors.DYING_SECONDS]
+    assert not pool.running
+    assert process not in executors.CHILDREN
 
 
 def test_where_fewer_processes_can_be_made_than_asked_for_those_there_are_do_all_jobs(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from kdad_bench.cli.progress import summary
 from kdad_bench.harness.output import Work
-from kdad_bench.harness.perform import perform, reason_of, record_failure
+from kdad_bench.harness.perform import holding, perform, reason_of, record_failure
 from kdad_bench.harness.surroundings import NoResult
 from kdad_bench.harness.teachers import find
 from kdad_bench.leaderboard.row import Row
@@ -28,6 +31,22 @@ def test_a_reason_is_one_line_with_the_place_in_this_package(tmp_path: Path) -> 
         reason = reason_of(error)
     assert "\n" not in reason
     assert "exact.py:" in reason
+
+
+@pytest.mark.parametrize(
+    ("number", "ours"),
+    [(errno.EWOULDBLOCK, False), (errno.EACCES, False), (errno.ENOLCK, True), (errno.ENOTSUP, True), (None, True)],
+)
+def test_a_lock_that_is_held_is_told_from_a_file_system_without_any(
+    number: int | None, ours: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        if number is not None:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with holding(tmp_path / "lock") as found:
+        assert found is ours
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,9 +9,10 @@ import hashlib
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
@@ -92,7 +93,7 @@ def download(name: str, folder: Path | None = None, *, url: str | None = None) -
     remedy = f"put {facts.weights_file} into {folder}, give a file with --weights, or take --teacher efficientnet_lite0"
     work = folder / f".{facts.weights_file}.fetch"
     try:
-        with claimed(work, wait=True):
+        with claimed(work, wait=True, waiting=partial(_say_that_it_waits, target)):
             if not target.is_file() or not _sha256(target).startswith(facts.sha256_prefix):
                 _fetch_checked(facts, url, work, target, remedy)
     except DownloadError as error:
@@ -100,6 +101,10 @@ def download(name: str, folder: Path | None = None, *, url: str | None = None) -
     except OSError as error:
         raise WeightsError(f"{folder}: cannot be written ({error.strerror}); {remedy}") from error
     return target
+
+
+def _say_that_it_waits(target: Path) -> None:
+    warnings.warn(f"{target}: waiting for another process that downloads it", stacklevel=2)
 
 
 def _fetch_checked(facts: BackboneFacts, url: str, work: Path, target: Path, remedy: str) -> None:
