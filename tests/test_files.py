@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -36,6 +37,33 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path
         files.write_whole(target, write)
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["page.md"]
+
+
+@pytest.mark.parametrize("forbidden", [False, True])
+def test_a_file_is_written_where_a_lock_closes_it_to_its_own_writer(forbidden: bool, tmp_path: Path) -> None:
+    """As on SMB shares, by flock(2)."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.write(b"half")
+            file.flush()
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise PermissionError(13, "Permission denied") from error
+            if forbidden:
+                raise PermissionError(13, "Permission denied")
+        temporary.write_bytes(b"whole")
+
+    path = tmp_path / "row"
+    path.write_bytes(b"before")
+    if forbidden:
+        with pytest.raises(PermissionError):
+            files.write_whole(path, write)
+    else:
+        files.write_whole(path, write)
+    assert path.read_bytes() == (b"before" if forbidden else b"whole")
+    assert os.listdir(tmp_path) == ["row"]
 
 
 def test_a_written_file_has_the_usual_permissions_and_an_existing_one_keeps_its_own(tmp_path: Path) -> None:

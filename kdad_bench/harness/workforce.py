@@ -15,6 +15,7 @@ from kdad_bench.harness.estimate import makespan, rules_of_thumb
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.material import count_of
 from kdad_bench.harness.options import RunOptions
+from kdad_bench.methods import entry
 
 START_SECONDS = 6.0  # until worker processes have imported torch and all methods and take jobs, all cores busy with it
 WORKER_BYTES = 1 << 30  # of a worker, before the images and the step of its job
@@ -120,7 +121,8 @@ def side_by_side(jobs: Sequence[Job], threads: int) -> int:
 
 
 def bytes_of(job: Job) -> int:
-    """An upper bound of the memory that a worker takes for `job`: itself, the images as floats twice, a step."""
+    """About as much memory as a worker takes for `job` at most: itself, the images as floats twice, a step, and what
+    its method keeps of the normal images, where that says it."""
     category, side = job.category, job.settings.image_size
     learnt = max(1, count_of(job) if job.together else len(category.train))
     images = max(learnt, len(category.test)) * len(category.modality.split("+"))
@@ -128,7 +130,11 @@ def bytes_of(job: Job) -> int:
     step: int = batch * side**2 * STEP_BYTES
     windows = 1 if job.view.plain else 4  # as many pixels in windows: what overlaps, and proportions up to 2 to 1
     whole: int = WORKER_BYTES + images * 3 * 4 * (windows * job.resolution**2 + side**2) + step
-    return whole
+    along = -(-job.resolution // job.view.side(job.resolution))
+    seen = learnt * windows * along**2  # squares that are learnt from
+    kept: int = job.settings.kept_bytes(seen)
+    # a late fusion has a detector for each modality
+    return whole + kept * (1 if entry(job.method).modality_setting else len(job.category.modality.split("+")))
 
 
 def worth_it(jobs: Sequence[Job], workers: int) -> bool:

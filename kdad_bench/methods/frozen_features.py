@@ -5,7 +5,7 @@ A method of this kind writes what it keeps of the normal images' features and ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdad_bench.kernels import fuse_scales, gaussian_blur, image_scores
-from kdad_bench.methods.backbones import Backbone
+from kdad_bench.methods.backbones import FACTS, Backbone
 from kdad_bench.methods.backbones.folding import channels_last
 from kdad_bench.methods.protocol import BLURS, WHOLE_IMAGES, Blur, Fitting, Range, Scores, Settings
 from kdad_bench.methods.resizing import resized
@@ -40,6 +40,17 @@ class FrozenSettings(Settings):
             "" if settings.precision == "fp32" else f"{settings.precision} (public codes: fp32)"
         ),
     }
+
+
+def pixels(settings: Any, stride: int) -> int:
+    """How many pixels the tap at that stride has of an image."""
+    return int((-(-settings.image_size // stride)) ** 2)
+
+
+def channels_of(settings: Any, stride: int) -> int:
+    """The channels of that tap; 0 of a teacher that is not known."""
+    facts = FACTS.get(settings.teacher)
+    return 0 if facts is None else facts.channels.get(stride, 0)
 
 
 class Kept(nn.Module):
@@ -125,6 +136,18 @@ class FrozenFeatures(Generic[S]):
         with autocast(self.settings.precision, self.device):
             taps = self.networks(images)
         return tuple(tap.float() for tap in taps)
+
+    def gathered(self, images: Tensor, features: Callable[[Taps], Sequence[Tensor]]) -> list[Tensor]:
+        """`features` [n, ...] of the taps of each batch, each kind in one tensor [N, ...]; one batch more of memory."""
+        whole: list[Tensor] = []
+        start = 0
+        for taps in self.taps_of(images):
+            parts = features(taps)
+            whole = whole or [part.new_empty(len(images), *part.shape[1:]) for part in parts]
+            for target, part in zip(whole, parts, strict=True):
+                target[start : start + len(part)] = part
+            start += len(parts[0])
+        return whole
 
     def networks(self, images: Tensor) -> Taps:
         """The teacher's taps, all that is run of networks."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from kdad_bench.methods.backbones import FACTS, Backbone
 from kdad_bench.methods.distillation import Taps, chance
-from kdad_bench.methods.frozen_features import FrozenFeatures, FrozenSettings, Kept, with_maximum
+from kdad_bench.methods.frozen_features import FrozenFeatures, FrozenSettings, Kept, pixels, with_maximum
 from kdad_bench.methods.protocol import Entry, Range, Scores, Settled, takes_maps_alone
 
 POSITIONS = 256  # whose covariances are held in float64 at a time
@@ -60,6 +60,13 @@ class PadimSettings(FrozenSettings):
         **FrozenSettings.DEPARTURES,
         "channels": lambda settings: _unlike_the_paper(settings),
     }
+
+    def kept_bytes(self, images: int) -> int:
+        """The features of all images and each position's matrix, both twice as they are brought together, and what is
+        held in float64 of POSITIONS at a time."""
+        positions, wide = pixels(self, self.strides[0]), self.channels
+        together = 8 * positions * (images * wide + wide**2)
+        return together + 8 * min(POSITIONS, positions) * (3 * images * wide + 5 * wide**2)
 
     @property
     def all_channels(self) -> int | None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from kdad_bench.kernels import nearest
 from kdad_bench.methods.backbones import FACTS, Backbone
 from kdad_bench.methods.distillation import Taps, chance
-from kdad_bench.methods.frozen_features import FrozenFeatures, FrozenSettings, Kept
+from kdad_bench.methods.frozen_features import FrozenFeatures, FrozenSettings, Kept, channels_of, pixels
 from kdad_bench.methods.protocol import Entry, Range, Scores, Settled, shown, takes_maps_alone
 
 POOLINGS = ("by_width", "adaptive", "mean")
@@ -108,6 +108,13 @@ class PatchcoreSettings(FrozenSettings):
             return self.pooling
         return "adaptive" if self.smooths else "mean"
 
+    def kept_bytes(self, images: int) -> int:
+        """The features of all patches, by the side of their coreset and of what its search projects them to."""
+        width = self.width if self.pooled == "adaptive" else sum(channels_of(self, stride) for stride in self.strides)
+        all_patches = images * pixels(self, self.strides[0])
+        projected_to = min(width, projected_width(max(2, all_patches), self.epsilon)) if self.coreset < 1 else 0
+        return int(4 * all_patches * (width * (1 + self.coreset % 1) + projected_to + 8))  # 8: distances, places
+
 
 class Patchcore(FrozenFeatures[PatchcoreSettings]):
     """Distance of each patch's feature to the nearest in a coreset of the normal images' patches."""
@@ -117,7 +124,8 @@ class Patchcore(FrozenFeatures[PatchcoreSettings]):
 
     def learn(self, images: Tensor) -> None:
         """Keep the coreset of all patch features of `images`."""
-        features = torch.cat([patches(self.embed(taps)) for taps in self.taps_of(images)])
+        (every,) = self.gathered(images, lambda taps: [self.embed(taps).flatten(2).mT])
+        features = every.flatten(0, 1)  # as `patches`
         count = max(1, int(len(features) * self.settings.coreset))
         if count < len(features):
             features = features[coreset(features, count, self.settings.epsilon, self.settings.seed)]
@@ -187,11 +195,16 @@ def weight(x: Tensor, memory: Tensor, star: Tensor, count: int) -> Tensor:
     return factor
 
 
+def projected_width(n: int, epsilon: float) -> int:
+    """To how many numbers `n` features may be projected."""
+    return int(4 * log(n) / (epsilon**2 / 2 - epsilon**3 / 3))
+
+
 def projected(features: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
     """Sparse random projection (Li et al. 2006) of [n, D] to the width that keeps distances within `epsilon`
     (Johnson-Lindenstrauss); the features themselves if that is no fewer."""
     n, have = features.shape
-    width = int(4 * log(n) / (epsilon**2 / 2 - epsilon**3 / 3))
+    width = projected_width(n, epsilon)
     if width >= have:
         return features
     density = have**-0.5

@@ -186,6 +186,11 @@ class Settings:
         estimates by it. 0: it is not, or is not known."""
         return 0
 
+    def kept_bytes(self, images: int) -> int:
+        """At most so many bytes of memory does a method need for what it keeps of `images` normals, at its image size,
+        while it learns and after: the harness counts them. 0: next to none, or not known."""
+        return 0
+
     @property
     def readings(self) -> tuple[str, ...]:
         """`subject: what was chosen` for whatever no source settles; it follows from these very settings."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from kdad_bench.kernels import nearest
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Taps
-from kdad_bench.methods.frozen_features import FrozenFeatures, FrozenSettings, Kept
+from kdad_bench.methods.frozen_features import FrozenFeatures, FrozenSettings, Kept, channels_of, pixels
 from kdad_bench.methods.protocol import Entry, Range, Scores, Settled
 
 
@@ -58,6 +58,11 @@ class SpadeSettings(FrozenSettings):
         """The K nearest of `images`."""
         return min(images, self.images)
 
+    def kept_bytes(self, images: int) -> int:
+        """A feature of each image, and of each of its pixels at the shallow taps."""
+        shallow = sum(channels_of(self, stride) * pixels(self, stride) for stride in self.strides[: self.maps])
+        return 4 * images * (shallow + channels_of(self, self.strides[-1]))
+
 
 class Spade(FrozenFeatures[SpadeSettings]):
     """Distance of each pixel's features to the nearest among the pixels of the K most similar normal images."""
@@ -67,9 +72,9 @@ class Spade(FrozenFeatures[SpadeSettings]):
 
     def learn(self, images: Tensor) -> None:
         """Keep one feature per image, and all pixels' of the shallow taps: [N, C] and [N, h w, C_k]."""
-        batches = list(self.taps_of(images))
-        pixels = {f"pixels{k}": torch.cat([rows(taps[k]) for taps in batches]) for k in range(self.settings.maps)}
-        self.kept.keep(images=torch.cat([taps[-1].mean((2, 3)) for taps in batches]), **pixels)
+        maps = self.settings.maps
+        kinds = self.gathered(images, lambda taps: [taps[-1].mean((2, 3)), *map(rows, taps[:maps])])
+        self.kept.keep(images=kinds[0], **{f"pixels{k}": kind for k, kind in enumerate(kinds[1:])})
 
     def judge(self, outputs: Taps, size: tuple[int, int]) -> Scores:
         """Image: mean distance to the K nearest images. Pixel: distance to the nearest pixel feature of those images,

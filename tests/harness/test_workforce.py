@@ -20,8 +20,11 @@ from kdad_bench.harness.job import Job
 from kdad_bench.harness.options import options_from
 from kdad_bench.harness.output import Work
 from kdad_bench.harness.selection import refuse_contradictions
+from kdad_bench.harness.view import View
 from kdad_bench.harness.workforce import START_SECONDS, Workforce, bytes_of, hint, workforce
 from kdad_bench.leaderboard import store
+from kdad_bench.methods import METHODS, entry
+from kdad_bench.methods.backbones.weights import load_teacher
 from kdad_bench.methods.protocol import Fitting
 from tests.harness.planned import jobs_of
 
@@ -206,6 +209,26 @@ def test_more_images_and_larger_batches_leave_room_for_fewer_workers(tiny_tree: 
     wider = replace(job, settings=replace(job.settings, image_size=256))
     assert bytes_of(job) < min(bytes_of(larger), bytes_of(wider))
     assert bytes_of(job) < 1.3e9
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if entry(name).family == "yardstick"])
+@pytest.mark.parametrize("preset", ["quick", "standard", "paper"])
+def test_what_a_yardstick_keeps_is_in_its_memory(name: str, preset: str, tiny_tree: Path) -> None:
+    settings = replace(entry(name).presets[preset], image_size=64)
+    if name == "patchcore":
+        settings = replace(settings, coreset=1.0)  # all that it holds as it learns
+    teacher = load_teacher(settings.teacher, strides=settings.strides, source="random")[0]
+    method = entry(name).build(settings, teacher, torch.device("cpu"))
+    method.fit(torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    kept = sum(buffer.nbytes for buffer in method.kept.buffers() if buffer.is_floating_point())
+    assert kept <= settings.kept_bytes(3)
+    assert settings.kept_bytes(3) < 4 * kept + 1e8
+    job = jobs_of(tiny_tree, methods=((name, ""),), preset=preset)[0]
+    without = replace(job, settings=entry("pixel_mean").presets[preset])
+    many = replace(job, view=View(tile=job.resolution // 2))
+    assert bytes_of(job) >= job.settings.kept_bytes(6)
+    assert bytes_of(many) - bytes_of(job) >= job.settings.kept_bytes(24) - job.settings.kept_bytes(6)
+    assert without.settings.kept_bytes(10**6) == 0
 
 
 def test_a_long_run_that_leaves_cores_idle_says_what_to_do(tiny_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def fitted(known: tuple[Tensor, ...], **changes: object) -> Patchcore:
     method = small_method("patchcore", **{"sigma": 1.0, "coreset": 1.0, **changes})
     assert isinstance(method, Patchcore)
     method.taps_of = lambda images: iter([known])  # type: ignore[method-assign]
-    method.fit(normals(1, seed=1))
+    method.fit(normals(len(known[0]), seed=1))
     return method
 
 

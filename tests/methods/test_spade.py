@@ -32,7 +32,7 @@ def fitted(known: tuple[Tensor, ...], **changes: object) -> Spade:
     method = small_method("spade", sigma=1.0, **changes)
     assert isinstance(method, Spade)
     method.taps_of = lambda images: iter([tuple(tap[:2] for tap in known), tuple(tap[2:] for tap in known)])  # type: ignore[method-assign]
-    method.fit(normals(1, seed=1))
+    method.fit(normals(len(known[0]), seed=1))
     return method
 
 
