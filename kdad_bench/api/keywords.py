@@ -72,8 +72,6 @@ def fields_of(said: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = os.fspath(found[name])
     if "device" in found:
         found["device"] = str(found["device"])  # torch.device("cuda", 1) is "cuda:1"
-    if "data_root" not in found and os.environ.get("KDAD_DATA"):
-        found["data_root"] = os.environ["KDAD_DATA"]
     return {**found, **settings_of(said.get("settings")), **weights_of(said.get("weights"))}
 
 

@@ -35,21 +35,23 @@ def run(
     *,
     seeds: int | Sequence[int] | None = None,
     preset: str | None = None,
-    device: str = "auto",
-    out: Path = "results",
+    device: str | None = None,
+    out: Path | None = None,
     data_root: Path | None = None,
     settings: Mapping[str, Any] | None = None,
     weights: Path | Mapping[str, Path] | None = None,
     progress: Callable[[str], object] | None = None,
     **options: Any,
 ) -> Results:
-    """Train and evaluate: a row per job in the results folder `out`, as `kdad-bench run` does. What is finished stays.
+    """Train and evaluate: a row per job in the results folder `out` ("results"), as `kdad-bench run` does. What is
+    finished stays.
 
     `methods` are names, `name:variant`, or files of methods; `datasets` names, `folder:PATH`, or files of data sets.
     `settings` go to all methods that have them; a mapping inside, under a method's name, goes to that one. `weights` is
-    a file for every teacher, "random", or a mapping from teachers to files. `data_root` is KDAD_DATA unless said.
-    Every other option of the command is a keyword of its name: `steps=100`, `hold_out=0.2`, `everything=True`. Jobs run
-    one after another in this process unless `workers`, `executor` or `job_timeout` say otherwise.
+    a file for every teacher, "random", or a mapping from teachers to files. Unless said here or in a `config` file,
+    `device` is "auto" and `data_root` KDAD_DATA. Every other option of the command is a keyword of its name:
+    `steps=100`, `hold_out=0.2`, `everything=True`. Jobs run one after another in this process unless `workers`,
+    `executor` or `job_timeout` say otherwise.
 
     `progress` is called with one line as each job ends; nothing is printed otherwise. Jobs that failed are rows that
     say so (`Results.failed`), and one warning. Methods that nobody named and that cannot be run so are left out, with a
@@ -67,7 +69,8 @@ def run(
     if options.get("executor") is None and options.get("workers") is None:
         said["workers"] = 1  # processes would run a caller's script anew
     with said_as_keywords():
-        asked = options_and_file({name: value for name, value in fields_of(said).items() if value not in ((), [])})
+        fields = {name: value for name, value in fields_of(said).items() if value not in ((), [])}
+        asked = options_and_file(fields, os.environ.get("KDAD_DATA") or None)
         refuse_contradictions(asked)
         found = agenda(asked)
         for remark in found.left_out:

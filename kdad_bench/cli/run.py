@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
+from click.core import ParameterSource
 from rich.console import Console
 
 from kdad_bench.cli import COUNT, SIDE, BadInput, Number
@@ -265,11 +266,17 @@ def answered() -> Iterator[None]:
 
 
 def options_of(given: Mapping[str, Any]) -> RunOptions:
-    """The options, where the command line says nothing those of the config file; contradictions are refused."""
+    """The options, where the command line says nothing those of the config file, then the environment's.
+
+    Raises SelectionError for contradictions, ConfigError for the file.
+    """
     from kdad_bench.harness.config import options_and_file
     from kdad_bench.harness.selection import refuse_contradictions
 
-    options = options_and_file({name: value for name, value in given.items() if value not in (None, ())})
+    said = {name: value for name, value in given.items() if value not in (None, ())}
+    context = click.get_current_context(silent=True)
+    of_environment = context is not None and context.get_parameter_source("data_root") is ParameterSource.ENVIRONMENT
+    options = options_and_file(said, said.pop("data_root", None) if of_environment else None)
     refuse_contradictions(options)
     return options
 

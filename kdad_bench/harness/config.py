@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kdad_bench.harness.choices import refuse_unchosen, suggestion, unchosen
+from kdad_bench.harness.choices import parse_assignment, refuse_unchosen, suggestion, unchosen
 from kdad_bench.harness.options import RunOptions, RunTable, message_of, options_from, own
+from kdad_bench.harness.selection import BUDGETS, EVERYWHERE
 from kdad_bench.methods import METHODS, known
 from kdad_bench.methods.backbones.names import BACKBONES
 from kdad_bench.outside import OutsideError
@@ -95,20 +96,47 @@ def read(path: Path) -> Config:
     return config
 
 
-def options_and_file(said: Mapping[str, Any]) -> RunOptions:
-    """The options that were said; where nothing was, those of the config file that they name.
+def options_and_file(said: Mapping[str, Any], data_root: str | Path | None = None) -> RunOptions:
+    """The options that were said; where nothing was, those of the config file that they name, then `data_root`.
 
     Raises SelectionError and ConfigError, also for settings of a method that is not among those that were chosen.
     """
     file = options_from(said).config
     config = read(file) if file else Config()
-    options = options_from({**config.said, **said})
+    options = options_from({"data_root": data_root, **config.said, **said, **settings_of_both(config, said)})
     for name in said.get("method_settings", ()):
         if name in METHODS:
             refuse_unchosen(name, options.methods, name)
     if file:
         refuse_settings_of_nobody(file, config, options)
     return options
+
+
+def settings_of_both(config: Config, said: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`settings` and `method_settings`: those of the file, but for every field that `said` sets, and those of `said`.
+
+    What is said for all methods wins over what the file has for one; steps or epochs over both of the file.
+    """
+    shared, own = said.get("settings", {}), said.get("method_settings", {})
+    fields: dict[str, set[str]] = {"": {*shared, *(name for name in EVERYWHERE if name in said)}}
+    for name, values in own.items():
+        fields.setdefault(name, set()).update(values)
+    for method, field, _ in map(parse_assignment, said.get("assignments", ())):
+        fields.setdefault(method, set()).add(field)
+    for names in fields.values():
+        names |= {*BUDGETS} if names & {*BUDGETS} else set()
+
+    def left(values: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if name not in names}
+
+    of_file = {
+        method: left(values, fields[""] | fields.get(method, set()))
+        for method, values in config.method_settings.items()
+    }
+    return {
+        "settings": {**left(config.shared_settings, fields[""]), **shared},
+        "method_settings": {name: {**of_file.get(name, {}), **own.get(name, {})} for name in {**of_file, **own}},
+    }
 
 
 def refuse_settings_of_nobody(file: Path, config: Config, options: RunOptions) -> None:

@@ -26,6 +26,7 @@ from kdad_bench.harness.view import WHOLE, View
 from kdad_bench.methods import METHODS, known, outside
 
 EVERYWHERE = ("teacher", "steps", "epochs", "batch_size", "image_size", "precision")  # options that are settings
+BUDGETS = ("steps", "epochs")  # settings of which one stands
 BESIDE = ("save_models", "save_maps", "tensorboard", "audit")  # what is written beside the rows
 
 

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from pydantic import ValidationError
 
+import kdad_bench
+from kdad_bench.cli import cli
 from kdad_bench.cli.run import options_of, run
+from kdad_bench.harness.agenda import agenda
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.options import RunOptions, RunTable, options_from
 from kdad_bench.harness.selection import settings_of
@@ -75,6 +79,68 @@ def test_both_faces_give_the_same_options_and_the_command_line_wins(tmp_path: Pa
     )  # fmt: skip
     assert by_file == by_command_line
     assert options_of({"config": path, "out": "elsewhere", "seeds": None, "datasets": ()}).out == "elsewhere"
+
+
+ONE = "[settings.stfpm]\nsteps = 3\nlearning_rate = 0.1\nteacher = 'resnet18'\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "said", "expected"),
+    [
+        (ONE, {"steps": 5}, {"steps": 5, "learning_rate": 0.1, "teacher": "resnet18"}),
+        (ONE, {"epochs": 2}, {"steps": None, "epochs": 2, "learning_rate": 0.1}),
+        (ONE, {"teacher": "efficientnet_lite0"}, {"teacher": "efficientnet_lite0", "steps": 3}),
+        (ONE, {"assignments": ("learning_rate=0.5",)}, {"learning_rate": 0.5, "steps": 3}),
+        (ONE, {"assignments": ("stfpm.epochs=2",)}, {"steps": None, "epochs": 2, "learning_rate": 0.1}),
+        (ONE, {"steps": 5, "assignments": ("stfpm.steps=7",)}, {"steps": 7}),
+        ("[settings.stfpm]\nepochs = 3\n", {"steps": 2}, {"steps": 2}),
+        ("[settings]\nsteps = 3\n", {"epochs": 2}, {"steps": None, "epochs": 2}),
+        ("[settings]\nepochs = 3\n", {"assignments": ("steps=2",)}, {"steps": 2}),
+        ("[settings]\nepochs = 3\n", {"assignments": ("stfpm.steps=2",)}, {"steps": 2}),
+        ("[settings]\nsteps = 3\n", {"settings": {"learning_rate": 0.5}}, {"steps": 3, "learning_rate": 0.5}),
+        (ONE, {"settings": {"steps": 5}}, {"steps": 5, "learning_rate": 0.1}),
+        (ONE, {"method_settings": {"stfpm": {"epochs": 2}}}, {"steps": None, "epochs": 2, "learning_rate": 0.1}),
+    ],
+    ids=str,
+)
+def test_what_is_said_of_a_setting_wins_over_the_file_for_all_methods_and_for_one(
+    file: str, said: dict[str, Any], expected: dict[str, Any], tmp_path: Path
+) -> None:
+    """Another job than was asked for ran in silence, or two budgets were refused of which one was the file's."""
+    path = tmp_path / "run.toml"
+    path.write_text(f'[run]\nmethods = ["stfpm"]\ncategories = ["gear"]\nseeds = 1\npreset = "quick"\n{file}')
+    options = options_of({**said, "config": path, "dry_run": True, "out": str(tmp_path / "out")})
+    (job,) = agenda(options).jobs
+    assert {name: getattr(job.settings, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("command_line", [(), ("--data-root", "{said}")], ids=["environment", "command line"])
+def test_the_data_root_of_the_environment_is_that_of_nobody_else(command_line: tuple[str, ...], tmp_path: Path) -> None:
+    for name in ("said", "filed", "environment"):
+        (tmp_path / name).mkdir()
+    path = tmp_path / "run.toml"
+    path.write_text(f'[run]\ndata_root = "{tmp_path / "filed"}"\nmethods = ["pixel_mean"]\n')
+    more = [one.format(said=tmp_path / "said") for one in command_line]
+    found = CliRunner().invoke(
+        cli,
+        ["run", "--config", str(path), "--dry-run", *more],
+        env={"KDAD_DATA": str(tmp_path / "environment")},
+    )
+    assert found.exit_code == 2
+    assert f"data root {tmp_path / ('said' if command_line else 'filed')}: no data set there" in found.output
+
+
+def test_python_takes_from_a_file_what_nobody_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device, the folder and the data of the file gave way to defaults and to the environment."""
+    monkeypatch.setenv("KDAD_DATA", str(tmp_path / "environment"))
+    path = tmp_path / "run.toml"
+    path.write_text(f'[run]\ndata_root = "{tmp_path}"\nmethods = ["pixel_mean"]\ndevice = "cuda:77"\nout = "s3://"\n')
+    with pytest.raises(SelectionError, match="out s3://: names no place"):
+        kdad_bench.run(config=path)
+    with pytest.raises(SelectionError, match=f"data root {tmp_path}: no data set there"):
+        kdad_bench.run(config=path, out=tmp_path / "out")
+    with pytest.raises(SelectionError, match="device 'cuda:77' is not there"):
+        kdad_bench.run(config=path, out=tmp_path / "out", datasets="synthetic")
 
 
 @pytest.mark.parametrize("face", ["command line", "file"])
