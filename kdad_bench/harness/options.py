@@ -26,7 +26,6 @@ from kdad_bench.harness.choices import (
     suggestion,
 )
 
-PRESET_NAMES = tuple(PRESETS)
 MODALITIES = ("rgb", "depth", "rgb+depth")
 
 
@@ -114,6 +113,11 @@ def known_setting(value: str) -> str:
     return one_of("setting", value, SETTINGS)
 
 
+def without_sign(value: float) -> float:
+    """`value`, 0.0 for -0.0: one number, one job."""
+    return value + 0.0
+
+
 Texts = Annotated[tuple[str, ...], BeforeValidator(tuple_of_texts)]
 Methods = Annotated[tuple[Annotated[tuple[str, str], BeforeValidator(method_of)], ...], BeforeValidator(tuple_of_texts)]
 Seeds = Annotated[tuple[int, ...], BeforeValidator(seeds_of)]
@@ -183,7 +187,7 @@ class RunOptions(RunTable):
     threads: Annotated[int, Field(ge=1, le=512)] | None = None
     deterministic: bool = False
     pictures: bool = True
-    hold_out: Annotated[float, Field(ge=0, le=0.9)] = 0.0
+    hold_out: Annotated[float, Field(ge=0, le=0.9), AfterValidator(without_sign)] = 0.0
     save_models: bool = False
     save_maps: bool = False
     tensorboard: bool = False

@@ -186,7 +186,8 @@ def configuration(selection: Selection, method: str, variant: str) -> tuple[Any,
     if found.modality_setting in asked:
         raise SelectionError(f"method '{method}': '{found.modality_setting}' cannot be set: it follows from --modality")
     final = configured(settings, asked, f"method '{method}'")
-    changed = {name: value for name, value in asked.items() if getattr(final, name) != getattr(settings, name)}
+    kept = {name: getattr(final, name) for name in asked}
+    changed = {name: value for name, value in kept.items() if value != getattr(settings, name)}
     return final, changed, found.needs_teacher
 
 
@@ -224,7 +225,10 @@ def preset_label(selection: Selection, asked: Mapping[str, Any], axes: Axes, tog
 
 
 def configured(settings: Any, overrides: Mapping[str, Any], where: str) -> Any:
-    """`settings` with `overrides` applied; raises SelectionError naming an unknown field or a wrong type."""
+    """`settings` with `overrides` applied, one spelling of each number: a whole one in a field of floats is a float.
+
+    Raises SelectionError naming an unknown field or a wrong type.
+    """
     known = {name: getattr(settings, name) for name in names_of(settings)}
     for name, value in overrides.items():
         if name not in known:
@@ -235,12 +239,32 @@ def configured(settings: Any, overrides: Mapping[str, Any], where: str) -> Any:
             )
         if type(value) is int and abs(value) > MOST_COUNT:
             raise SelectionError(f"{where}: {name}={value} is beyond what a row can say; take at most {MOST_COUNT}")
+    floats = {one.name for one in fields(settings) if "float" in str(one.type)}
     try:
-        final = replace(settings, **overrides)
-    except (ValueError, TypeError) as error:
+        final = replace(
+            settings,
+            **{name: spelt(value, floating=floating(known[name], name in floats)) for name, value in overrides.items()},
+        )
+    except (ValueError, TypeError, OverflowError) as error:
         raise SelectionError(f"{where}: {error}") from error
     refuse_what_is_not_kept(final, overrides, where)
     return final
+
+
+def floating(default: object, declared: bool) -> bool:
+    """Whether a field is of floats, by its default, or as `declared` where that does not tell."""
+    if isinstance(default, (tuple, list)) and default:
+        return any(isinstance(one, float) for one in default)
+    return isinstance(default, float) or (declared and not isinstance(default, int))
+
+
+def spelt(value: object, *, floating: bool) -> object:
+    """A list as a tuple, numbers of a `floating` field as floats, without the sign of -0.0; else `value`."""
+    if isinstance(value, (tuple, list)):
+        return tuple(spelt(one, floating=floating) for one in value)
+    if not floating or isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    return float(value) + 0.0
 
 
 def refuse_what_is_not_kept(final: Any, overrides: Mapping[str, Any], where: str) -> None:

@@ -166,6 +166,10 @@ def test_the_home_folder_is_expanded_in_every_path_and_in_no_url(
     assert several.all_weights == (f"resnet18={tmp_path / 'w.pth'}", str(tmp_path / "v.pth"))
 
 
+def test_nothing_held_out_has_no_sign() -> None:
+    assert [str(options_from({"hold_out": one}).hold_out) for one in (0, 0.0, -0.0)] == ["0.0"] * 3
+
+
 @pytest.mark.parametrize(
     ("said", "words"),
     [

@@ -31,6 +31,33 @@ def test_an_override_is_named_in_the_preset_and_one_equal_to_the_default_is_the_
     assert jobs_of(tiny_tree, overrides={"steps": job.settings.steps})[0].id == job.id
 
 
+@pytest.mark.parametrize(
+    ("method", "name", "values", "label"),
+    [
+        ("pixel_mean", "sigma", (4, 4.0), "quick"),
+        ("pixel_mean", "sigma", (5, 5.0), "quick[sigma=5.0]"),
+        ("stfpm", "weight_decay", (0, 0.0, -0.0), "quick[weight_decay=0.0]"),
+        ("stfpm", "norm_momentum", (1, 1.0), "quick[norm_momentum=1.0]"),  # the default of some is None
+        ("rd4ad", "betas", ([0, 0.5], (0.0, 0.5), (-0.0, 0.5)), "quick[betas=(0.0, 0.5)]"),
+        ("stfpm", "strides", ([8, 16], (8, 16)), "quick[strides=(8, 16)]"),
+    ],
+)
+def test_a_number_in_two_spellings_is_one_job_under_one_label(
+    tiny_tree: Path, method: str, name: str, values: tuple[object, ...], label: str
+) -> None:
+    found = [jobs_of(tiny_tree, methods=((method, ""),), overrides={name: value})[0] for value in values]
+    assert {job.id for job in found} == {found[0].id}
+    assert {job.preset for job in found} == {label}
+    assert {repr(getattr(job.settings, name)) for job in found} == {repr(getattr(found[0].settings, name))}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_preset_whose_own_values_are_said_is_the_same_to_the_last_letter(method: str) -> None:
+    for settings in entry(method).presets.values():
+        own = {name: getattr(settings, name) for name in names_of(settings)}
+        assert repr(configured(settings, own, method)) == repr(settings)
+
+
 def test_a_label_holds_the_overrides_that_the_method_takes(tiny_tree: Path) -> None:
     jobs = jobs_of(
         tiny_tree, overrides={"steps": 7, "learning_rate": 0.1}, method_overrides={"stfpm": {"momentum": 0.5}}
@@ -53,6 +80,7 @@ def test_a_shared_override_reaches_only_methods_that_have_the_field(tiny_tree: P
         ({"stfpm": {"learning_rate": "fast"}}, "learning_rate='fast' does not fit"),
         ({"stfpm": {"batch_size": 3_000_000_000}}, "batch_size=3000000000 is beyond what a row can say"),
         ({"stfpm": {"steps": -(10**12)}}, "steps=-1000000000000 is beyond what a row can say"),
+        ({"stfpm": {"betas": [10**400, 0.5]}}, "'stfpm': int too large to convert to float"),
         ({"stfpm": {"compiled": "fast"}}, "compiled 'fast' is not known; have: off, default, reduce-overhead"),
         ({"stfpm": {"precision": "fp8"}}, "precision 'fp8' is not known; have: fp32, bf16, fp16"),
         ({"stfpm": {"seed": 3}}, "'seed' cannot be set: choose seeds with --seeds"),
