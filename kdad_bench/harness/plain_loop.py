@@ -107,8 +107,6 @@ def by_plain_pytorch(
     seed: int,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """See `train_and_evaluate`."""
-    import sklearn.metrics  # noqa: F401 - here, so that its import is no part of the metrics' time
-
     watch = Stopwatch()
     torch.manual_seed(seed)
     loader = DataLoader(
