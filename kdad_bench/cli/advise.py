@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from kdad_bench.harness.advising import Shortage
     from kdad_bench.leaderboard.advice import Advice, Candidate
 
+SEPARATOR = re.compile(r",(?![^(]*\))")  # of the changes that a label names: a comma that is in no tuple
 MOST_PERHAPS = 3  # methods that are told at length though rows do not know whether they keep the memory
 
 
@@ -209,13 +211,40 @@ def _this_machine(device: str) -> str:
 
 
 def _command(found: Advice, short: list[Shortage], where: str) -> str:
-    """What to run next; nothing without a method."""
+    """What to run next, in the configuration that the rows are of; nothing without a method."""
     one = found.best or found.nearest
     if one is None or "@" in one.key:
         return ""
+    preset, changed = _parts(found.board.group.preset)
     shares = [part.hold_out for part in short]
-    held = f" --hold-out {max(share for share in shares if share):g}" if any(shares) else ""
-    return f"kdad-bench run -m {one.key} {where}{held} --save-models"
+    if any(shares):
+        changed["hold_out"] = f"{max(share for share in shares if share):g}"
+    words = ["kdad-bench", "run", "-m", one.key, "--preset", preset]
+    return f"{shlex.join(words)} {where} {shlex.join([*_options(changed), '--save-models'])}"
+
+
+def _parts(label: str) -> tuple[str, dict[str, str]]:
+    """`quick[steps=5,strides=(8, 16)]` -> ("quick", {"steps": "5", "strides": "(8, 16)"})."""
+    preset, _, rest = label.partition("[")
+    parts = SEPARATOR.split(rest.removesuffix("]")) if rest else []
+    return preset, {name: value for name, _, value in (part.partition("=") for part in parts)}
+
+
+def _options(changed: dict[str, str]) -> Iterator[str]:
+    """What a label says was changed of a preset, as options of `run`; what is learnt from and the test images are a
+    matter of the data, not of the configuration."""
+    from kdad_bench.harness.axes import PLAIN
+    from kdad_bench.harness.selection import EVERYWHERE
+    from kdad_bench.harness.view import WHOLE
+
+    for name, value in changed.items():
+        if name in (*PLAIN.__slots__, "setting"):
+            continue
+        if name in (*EVERYWHERE, *WHOLE.__slots__, "resolution", "hold_out"):
+            yield from (f"--{name.replace('_', '-')}", value)
+        else:
+            said = {"True": "true", "False": "false"}.get(value, value)  # as TOML has them
+            yield from ("--set", f"{name}=[{said[1:-1]}]" if said.startswith("(") else f"{name}={said}")
 
 
 def _as_json(found: Advice, short: list[Shortage], false_alarms: float, ends: list[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
@@ -16,8 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kdad_bench.cli import cli
+from kdad_bench.cli.run import options_of, run
 from kdad_bench.harness.advising import Normals, needed, normals_at, shortage
+from kdad_bench.harness.agenda import agenda
 from kdad_bench.harness.decision import rank_of
+from kdad_bench.leaderboard import store
 
 ROWS = Path(__file__).parents[2] / "docs" / "results" / "quick"
 
@@ -48,7 +52,7 @@ def test_the_recorded_rows_advise_in_words_and_in_json(tmp_path: Path) -> None:
     assert said["normals"][0]["more_at_least"] == 88
     for words in (f"Latency was measured on {said['measured_on']}", "synthetic images", "4 categories", "quick preset"):
         assert words in done.output
-    assert f"kdad-bench run -m {best['key']} -d {data} --save-models" in done.output
+    assert f"kdad-bench run -m {best['key']} --preset quick -d {data} --save-models" in done.output
     spaced = write_normals(tmp_path / "my parts", 200)
     assert f"-d 'folder:{spaced}' --hold-out" in advise(f"folder:{spaced}").output
 
@@ -61,6 +65,32 @@ def test_the_next_command_can_be_pasted(tmp_path: Path) -> None:
     assert words[words.index("-d") + 1] == data
     assert words[words.index("--data-root") + 1] == str(tmp_path / "my bolts")
     assert "--data-root" not in advise(data).output
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "quick",
+        "standard",
+        "paper[channels=50,hold_out=0.25,image_size=64,resolution=64,strides=(8, 16),taps=standardised]",
+        "quick[batch_size=4,fit=short-side,hold_out=1e-05,overlap=32,regulariser=0.02,tile=96]",
+    ],
+)
+def test_the_next_command_runs_the_configuration_that_the_advice_is_about(
+    label: str, tiny_tree: Path, tmp_path: Path
+) -> None:
+    """On images of one's own the usual preset is not the rows': networks ran whose latency nobody had judged."""
+    table = store.read(ROWS).table
+    table = table.filter(pc.equal(table["method"], "padim"))
+    at = table.schema.get_field_index("preset")
+    pq.write_table(table.set_column(at, "preset", pa.array([label] * len(table))), tmp_path / "rows.parquet")
+    said = advise(f"folder:{tiny_tree}", results=tmp_path).output.splitlines()[-1]
+    words = shlex.split(said.partition(": kdad-bench run ")[2])
+    assert words, said
+    with run.make_context("run", [*words, "--dry-run", "--out", str(tmp_path / "out")]) as context:
+        options = options_of(context.params)
+    options = options.model_copy(update={"all_weights": ("random",)})
+    assert {job.preset for job in agenda(options).jobs} == {label}
 
 
 def test_rows_that_cannot_be_read_are_told(tmp_path: Path) -> None:
