@@ -19,6 +19,8 @@ from kdad_bench.leaderboard.metric import ACCURACY, HEADLINE, METRICS
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from kdad_bench.leaderboard.compare import Difference
 
 
@@ -62,11 +64,12 @@ def compare(
     difference, where there is one, excludes zero. Regressions come first. Exit code 1 if there are any. Jobs and
     figures that one side has alone are no regressions; stderr names them.
     """
+    from kdad_bench.datasets.category import suggestion
     from kdad_bench.leaderboard import compare as comparison
-    from kdad_bench.leaderboard.board import DRAWN
+    from kdad_bench.leaderboard.board import DRAWN, boards
     from kdad_bench.leaderboard.store import StoreError, read
 
-    wanted = metrics or HEADLINE
+    wanted = tuple(dict.fromkeys(metrics)) or HEADLINE
     for name in wanted:
         if name not in METRICS:
             raise BadInput(f"--metric {spelt(name, METRICS)}: no such column; have: {', '.join(METRICS)}")
@@ -76,6 +79,7 @@ def compare(
     for name in (first, second):
         if os.sep in name and not _is_folder(name):
             raise BadInput(f"{name}: no such results folder")
+    table: pa.Table | None = None
     columns = (*DRAWN, *(name for name in wanted if name not in DRAWN))
     try:
         if folders:
@@ -87,7 +91,14 @@ def compare(
             found = comparison.of_methods(table, first, second, wanted, tolerance)
             alone = comparison.one_sided_of_methods(table, first, second, wanted)
     except (StoreError, comparison.NothingToCompare) as error:
-        raise BadInput(str(error)) from error
+        if _is_folder(first) != _is_folder(second):
+            folder, other = (first, second) if _is_folder(first) else (second, first)
+            raise BadInput(
+                f"{other}: no such results folder, as {folder} is; give two folders or two methods"
+            ) from error
+        known = {key for board in boards(table) for key in board.rows} if table is not None else set[str]()
+        hints = [f"; {spelt(name, known)}" for name in (first, second) if name not in known and suggestion(name, known)]
+        raise BadInput(f"{error}{''.join(hints)}") from error
     worse = sum(one.verdict == "worse" for one in found)
     if as_json:
         click.echo(_as_json(found))

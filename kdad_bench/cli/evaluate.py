@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from kdad_bench.cli import SIDE, BadInput
-from kdad_bench.cli.parameters import DataRoot, LocalPath, Place, complete_category
+from kdad_bench.cli.parameters import DataRoot, LocalPath, Place, complete_category, refuse_rows_in_memory
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def evaluate(
     from kdad_bench.leaderboard.store import StoreError
     from kdad_bench.metrics import MetricError
 
+    refuse_rows_in_memory(given["out"])
     try:
         said = {key: value for key, value in given.items() if value not in (None, ())}
         options = options_from({**said, "datasets": (dataset,)})

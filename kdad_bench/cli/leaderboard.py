@@ -45,8 +45,11 @@ def leaderboard(
     if out is None and into is None and "://" in results:
         raise BadInput(f"{results} is a URL: say with --out where to write the leaderboard")
     try:
+        known = whole(pages.rows_of(results, figures=figures))
+        if not known.table.num_rows:
+            raise BadInput(f"{results}: no row there; give a results folder")
         if into is not None:
-            text, fresh = pages.with_tables(into, results, whole(pages.rows_of(results)))
+            text, fresh = pages.with_tables(into, results, known)
             if check:
                 state = "up to date" if fresh == text else f"not those of {results}"
                 click.echo(printable(f"{into}: the tables are {state}"))
@@ -54,15 +57,11 @@ def leaderboard(
             pages.put_tables(into, fresh)
             click.echo(printable(f"{into}: tables of {results}"))
             return
-        known = pages.rows_of(results, figures=figures)
-        if not known.files:
-            raise BadInput(f"{results}: no row there; give a results folder")
         found, paths = pages.draw_pages(results, out or Path(results), figures=figures, found=known)
     except StoreError as error:
         raise BadInput(str(error)) from error
     except ValueError as error:
         raise BadInput(f"{into or results}: {error}") from error
-    whole(found)
     drawn = [path for path in paths if path.parent.name != "figures"]
     names = ", ".join(str(path) for path in drawn)
     click.echo(printable(f"{found.table.num_rows} jobs of {found.files} files -> {names}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ class LocalPath(click.Path):
         super().__init__(path_type=Path, **options)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path; a usage error for what can be none, the home folder of a user who is not there among it."""
+        """The path; a usage error for what can be none: a URL, the home folder of a user who is not there."""
+        if "://" in os.fspath(value):  # it would be a folder called `s3:`
+            self.fail(f"'{str(value)[:SHOWN]}' is a URL; a path on this machine is needed here", param, ctx)
         try:
             found: Any = super().convert(at_home(os.fspath(value)), param, ctx)
         except ValueError as error:
@@ -85,6 +88,19 @@ class Place(click.ParamType[str]):
             return text if "://" in text else at_home(text)
         except ValueError as error:
             self.fail(f"'{text[:SHOWN]}' {error}", param, ctx)
+
+
+def refuse_rows_in_memory(out: str) -> None:
+    """Raises UsageError for a results folder that ends with the process of a command."""
+    if out.startswith("memory://"):
+        raise click.UsageError(f"--out {out}: rows there end with this command; give a folder or another URL")
+
+
+def refuse_to_overwrite_rows(out: Path, results: str) -> None:
+    """Raises UsageError for a file among the rows and measurements of the folder that it would be made from."""
+    beside = out.resolve().parent == Path(results.removeprefix("file://")).resolve()
+    if beside and (out.suffix == ".parquet" or fnmatch(out.name, "speed-*.json")):
+        raise click.UsageError(f"--out {out}: rows and measurements of {results} lie there; choose another name")
 
 
 class MethodName(click.ParamType[Any]):

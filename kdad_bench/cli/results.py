@@ -12,7 +12,7 @@ import rich_click as click
 
 from kdad_bench.cli import BadInput
 from kdad_bench.cli.left_out import whole
-from kdad_bench.cli.parameters import DataRoot, LocalPath, MethodName, Place, refuse_both
+from kdad_bench.cli.parameters import DataRoot, LocalPath, MethodName, Place, refuse_both, refuse_to_overwrite_rows
 from kdad_bench.leaderboard.metric import HEADLINE
 from kdad_bench.leaderboard.text import printable
 
@@ -39,6 +39,7 @@ def compact(folder: str) -> None:
 
     try:
         replaced, path = store.compact(folder)
+        whole(store.read(folder))
     except store.StoreError as error:
         raise BadInput(str(error)) from error
     click.echo(printable(f"{replaced} files are now in {path}" if path else f"{folder}: nothing to compact"))
@@ -93,6 +94,7 @@ def export(folder: str, kind: str, out: Path | None) -> None:
     from kdad_bench.leaderboard import store
 
     path = out or Path(f"results.{kind}")
+    refuse_to_overwrite_rows(path, folder)
     try:
         number = store.export(folder, path, kind, whole(store.read(folder)))
     except store.StoreError as error:
@@ -111,6 +113,7 @@ def pack(folder: str, out: Path, maps: bool) -> None:
     from kdad_bench.harness import submission
     from kdad_bench.leaderboard.store import StoreError
 
+    refuse_to_overwrite_rows(out, folder)
     try:
         found = submission.pack(folder, out, maps=maps)
     except (submission.SubmissionError, StoreError) as error:
@@ -271,6 +274,8 @@ def submission(folder: str | None, file: Path | None, as_json: bool, **given: An
         raise click.UsageError("give a results FOLDER to pack from, or --check FILE")
     for option in ("--out", "--method", "--seed", "--preset", "--device"):
         refuse_both("--check", option)
+    if folder is not None:
+        refuse_to_overwrite_rows(given["out"], folder)
     try:
         if file is not None:
             examine(file, given["dataset"], given["data_root"], as_json=as_json)

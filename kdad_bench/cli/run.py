@@ -15,7 +15,7 @@ from rich.console import Console
 
 from kdad_bench.cli import COUNT, SIDE, BadInput, Number
 from kdad_bench.cli.measuring import measure_speed
-from kdad_bench.cli.parameters import DataRoot, LocalPath, MethodName, Place, complete_category
+from kdad_bench.cli.parameters import DataRoot, LocalPath, MethodName, Place, complete_category, refuse_rows_in_memory
 from kdad_bench.cli.run_report import PlainConsole, counted, report, stopped
 from kdad_bench.cli.terminal import outlived
 from kdad_bench.leaderboard.text import printable
@@ -205,9 +205,9 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
 def run(**given: Any) -> None:
     """Train and evaluate methods; every finished job leaves one row, and running again goes on where it stopped.
 
-    A plain run needs a choice: `--all`, or any of `--method --dataset --category --config`. Where no `--method` is
-    named, one that cannot be run so is left out: a line says why, and the exit code is 1. A dry run ends as the run
-    would, as far as the plan tells.
+    A plain run needs a choice: `--all`, or any of `--method --dataset --category`, here or in the file of `--config`.
+    Where no `--method` is named, one that cannot be run so is left out: a line says why, and the exit code is 1. A dry
+    run ends as the run would, as far as the plan tells.
     """
     from kdad_bench.harness.environment import busy_elsewhere
 
@@ -278,6 +278,7 @@ def options_of(given: Mapping[str, Any]) -> RunOptions:
     of_environment = context is not None and context.get_parameter_source("data_root") is ParameterSource.ENVIRONMENT
     options = options_and_file(said, said.pop("data_root", None) if of_environment else None)
     refuse_contradictions(options)
+    refuse_rows_in_memory(options.out)
     return options
 
 

@@ -76,6 +76,10 @@ def read(path: Path) -> Config:
         config = Config.model_validate(content)
     except ValidationError as error:
         raise ConfigError("\n".join(mistakes(path, text, error))) from error
+    for name in ("methods", "datasets", "categories"):
+        if name in config.run.model_fields_set and not getattr(config.run, name):
+            where = f"{path}:{line_of(text, ('run', name))}"
+            raise ConfigError(f"{where}: run.{name}: an empty list chooses nothing; leave it out for all, or name some")
     for name in config.run.weights:
         if name not in BACKBONES:
             where = f"{path}:{line_of(text, ('run', 'weights', name))}"

@@ -199,7 +199,7 @@ class RunOptions(RunTable):
     @property
     def chosen(self) -> bool:
         """Whether anything was chosen to run."""
-        return bool(self.everything or self.methods or self.datasets or self.categories or self.config)
+        return bool(self.everything or self.methods or self.datasets or self.categories)
 
 
 def options_from(said: Mapping[str, Any]) -> RunOptions:

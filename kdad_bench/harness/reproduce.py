@@ -98,7 +98,7 @@ def chosen(
     if not rows:
         raise SelectionError(f"{folder}: no finished row of {'these methods' if methods else 'a job'} to reproduce")
     if jobs:
-        return [_named(rows, beginning, folder) for beginning in jobs]
+        return list({row["job_id"]: row for row in (_named(rows, beginning, folder) for beginning in jobs)}.values())
     if every:
         return rows
     quickest: dict[tuple[str, str], dict[str, Any]] = {}

@@ -104,7 +104,9 @@ def usual_preset(device: str, methods: Sequence[tuple[str, str]], categories: Se
 def refuse_contradictions(options: RunOptions) -> None:
     """Raises SelectionError for options that would be ignored, or that lack a package every job would then miss."""
     if not options.chosen:
-        raise SelectionError("nothing chosen: say --all, or choose with --method, --dataset, --category or --config")
+        raise SelectionError(
+            "nothing chosen: say --all, or choose with --method, --dataset, --category or in a --config"
+        )
     if options.save_models and options.modality != "rgb":
         raise SelectionError(
             f"--save-models keeps rgb models, which `predict` can use; not --modality {options.modality}"

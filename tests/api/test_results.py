@@ -226,7 +226,7 @@ def test_every_option_of_the_command_is_a_keyword_of_its_name() -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "nothing": ({}, "nothing chosen: say everything=True, or choose with methods, datasets, categories or config"),
+    "nothing": ({}, "nothing chosen: say everything=True, or choose with methods, datasets, categories or in a config"),
     "an unknown method": ({"methods": "stfmp"}, "unknown method 'stfmp' (did you mean 'stfpm'?)"),
     "an unknown data set": ({"datasets": "mvtex"}, "data set 'mvtex' (did you mean 'mvtec_ad'?) is not known"),
     "an unknown category": ({"categories": ["caplett"]}, "did you mean 'caplet'"),

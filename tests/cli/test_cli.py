@@ -288,6 +288,10 @@ def test_what_can_be_no_path_is_refused_in_one_line_at_every_door(
         with pytest.raises(click.BadParameter, match=r"empty|too long|no path") as refused:
             parameter.type.convert(text, parameter, None)
         assert len(refused.value.message) < 200
+    if isinstance(parameter.type, LocalPath):
+        for url in ("s3://bucket/x", f"file://{tmp_path}"):
+            with pytest.raises(click.BadParameter, match="is a URL; a path on this machine is needed here"):
+                parameter.type.convert(url, parameter, None)
     if not getattr(parameter.type, "exists", False):
         assert str(parameter.type.convert("~/none", parameter, None)) == str(tmp_path / "none")
 

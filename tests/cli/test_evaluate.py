@@ -467,6 +467,7 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "a long name": (("--name", "x" * 65), "up to 64 letters"),
     "an unknown category": (("-c", "bolr"), "did you mean 'bolt'"),
     "scores that are no file": (("-c", "bolt", "--scores", "/no/such.csv"), "/no/such.csv"),
+    "a URL that ends with the process": (("-c", "bolt", "--out", "memory://x"), "rows there end with this command"),
     "a URL that names no place": (("-c", "bolt", "--out", "s3://"), "names no place"),
     "a file in the way": (("-c", "bolt", "--out", __file__), "not a folder"),
     "a data set that is not there": (("-d", "folder:/no/such"), "/no/such"),

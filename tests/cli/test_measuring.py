@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+import kdad_bench
 from kdad_bench.cli import cli
 from kdad_bench.cli.progress import Progress
 from kdad_bench.harness import measuring, speed_key
@@ -337,6 +338,5 @@ def test_json_tells_the_jobs_alone_which_name_their_measurement(tiny_tree: Path,
 
 def test_results_at_a_url_have_their_measurement_beside_them(tiny_tree: Path) -> None:
     out = "memory://measured/results"
-    found = run(tiny_tree, out)  # type: ignore[arg-type]
-    assert found.exit_code == 0, found.output
+    kdad_bench.run("pixel_mean", f"folder:{tiny_tree}", seeds=1, out=out)
     assert all(row["latency_ms"] > 0 for row in store.read(out).rows())

@@ -193,6 +193,39 @@ def test_a_run_without_a_finished_job_still_has_its_line(tmp_path: Path) -> None
     assert json.loads(run("results", "verify", tmp_path, "--json").stdout)["failed"] == 1
 
 
+def damaged(folder: Path) -> Path:
+    """The only file of results, which cannot be read, beside pages of better days."""
+    (folder / "a.parquet").write_bytes(b"PAR1!")
+    for kind in ("md", "html"):
+        (folder / f"leaderboard.{kind}").write_text("of better days")
+    return folder
+
+
+def test_pages_of_rows_that_cannot_be_read_are_not_put_over_those_there(tmp_path: Path) -> None:
+    done = run("leaderboard", damaged(tmp_path))
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "left out: a.parquet: unreadable" in done.stderr
+    assert f"{tmp_path}: no row there; give a results folder" in done.stderr
+    assert {path.read_text() for path in tmp_path.glob("leaderboard.*")} == {"of better days"}
+
+
+def test_a_file_that_compacting_leaves_is_named(tmp_path: Path) -> None:
+    assert "left out: a.parquet: unreadable" in run("results", "compact", damaged(tmp_path)).stderr
+
+
+@pytest.mark.parametrize("command", [("pack",), ("export", "csv"), ("submission",)], ids=" ".join)
+def test_no_output_is_put_over_the_rows_that_it_is_made_from(command: tuple[str, ...], tmp_path: Path) -> None:
+    place = store.write(plausible.row("stfpm", "a", 0), tmp_path)
+    before = Path(place).read_bytes()
+    for out in (Path(place), tmp_path / "other.parquet", tmp_path / "speed-stfpm-0.json"):
+        for folder in (str(tmp_path), f"file://{tmp_path}", f"{tmp_path}/../{tmp_path.name}"):
+            done = run("results", command[0], folder, *command[1:], "--out", out)
+            assert done.exit_code == 2
+            assert f"rows and measurements of {folder} lie there; choose another name" in done.stderr
+    assert Path(place).read_bytes() == before
+    assert run("results", "verify", tmp_path).exit_code == 0
+
+
 def test_verifying_a_folder_without_a_row_is_no_success(tmp_path: Path) -> None:
     """A mistyped folder that exists would otherwise pass in a script."""
     said = run("results", "verify", tmp_path)

@@ -58,6 +58,8 @@ WRONG = {
     '[run]\nresolution = "256"': "2: run.resolution: must be a whole number, not '256'",
     "[run]\nresolution = 1": "2: run.resolution: Input should be greater than or equal to 32, not 1",
     "[run]\nworkers = 4": "2: run.workers: not a field of a file; it is said on the command line alone",
+    "[run]\nmethods = []": "2: run.methods: an empty list chooses nothing; leave it out for all, or name some",
+    "[run]\nseeds = 1\ncategories = []": "3: run.categories: an empty list chooses nothing; leave it out",
     "[run]\nzzz = 1": "2: run.zzz: not a field; have: methods, datasets, categories, seeds, ",
 }
 

@@ -150,11 +150,13 @@ def test_the_home_folder_is_expanded_in_every_path_and_in_no_url(
     monkeypatch.setenv("HOME", str(tmp_path))
     config = tmp_path / "run.toml"
     if face == "file":
-        config.write_text('[run]\ndata_root = "~/data"\nout = "~/out"\n[run.weights]\nresnet18 = "~/w.pth"\n')
+        config.write_text(
+            '[run]\nmethods = ["stfpm"]\ndata_root = "~/data"\nout = "~/out"\n[run.weights]\nresnet18 = "~/w.pth"\n'
+        )
         found = options_of({"config": Path("~/run.toml").expanduser()})
         assert found.weights == {"resnet18": str(tmp_path / "w.pth")}
     else:
-        config.write_text("")
+        config.write_text('[run]\nmethods = ["stfpm"]\n')
         found = options_of(
             {"data_root": Path("~/data"), "out": "~/out", "all_weights": "~/w.pth", "config": Path("~/run.toml")}
         )
@@ -164,6 +166,15 @@ def test_the_home_folder_is_expanded_in_every_path_and_in_no_url(
     assert options_from({"all_weights": "random"}).all_weights == ("random",)
     several = options_from({"all_weights": ("resnet18=~/w.pth", "~/v.pth")})
     assert several.all_weights == (f"resnet18={tmp_path / 'w.pth'}", str(tmp_path / "v.pth"))
+
+
+@pytest.mark.parametrize("text", ["", "[run]\nseeds = 1\n", "[settings]\nsteps = 3\n", "[settings.stfpm]\nsteps = 3\n"])
+def test_a_file_that_chooses_nothing_is_not_taken_for_all(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(SelectionError, match="nothing chosen: say --all, or choose with"):
+        options_of({"config": path})
+    assert options_of({"config": path, "everything": True}).everything
 
 
 def test_nothing_held_out_has_no_sign() -> None:

@@ -277,3 +277,10 @@ def test_a_figure_that_rows_have_only_since_is_no_difference_and_one_that_is_los
     assert reproduce._beside({**row, "pixel_ap": None}, ended).identical
     lost = reproduce._beside(row, replace(ended, pixel_ap=None))
     assert (lost.differ, lost.identical, lost.within(1.0)) == (("pixel_ap",), False, False)
+
+
+def test_a_job_that_is_named_twice_is_run_once() -> None:
+    rows = store.read(Path(__file__).parents[2] / "docs" / "results" / "quick")
+    job = rows.rows()[0]["job_id"]
+    (found,) = reproduce.chosen("quick", [job, job], found=rows)
+    assert found["job_id"] == job

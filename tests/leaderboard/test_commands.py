@@ -92,6 +92,19 @@ def test_compare_names_what_only_one_side_has_on_stderr(results: Path, tmp_path:
     assert [line.rpartition(": ")[2] for line in alone] == ["bottle seed 9"]
 
 
+def test_compare_names_the_side_that_is_neither_a_folder_nor_a_method(results: Path, tmp_path: Path) -> None:
+    done = run("compare", results, "nope", "--results", tmp_path / "nowhere")
+    assert (done.exit_code, f"nope: no such results folder, as {results} is;" in done.stderr) == (2, True)
+    done = run("compare", "stfpm", "rd4da", "--results", results)
+    assert (done.exit_code, done.stderr.endswith("; rd4da (did you mean 'rd4ad'?)\n")) == (2, True)
+
+
+def test_a_metric_that_is_said_twice_is_compared_once(results: Path) -> None:
+    metric = ("--metric", "image_auroc")
+    once, twice = (run("compare", "rd4ad", "stfpm", "--results", results, *metric * n).stdout for n in (1, 2))
+    assert once == twice
+
+
 def test_compare_of_folders_takes_no_third_one(results: Path) -> None:
     done = run("compare", results, results, "--results", results)
     assert done.exit_code == 2
