@@ -107,7 +107,7 @@ class Commands(click.RichGroup):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names in the order of COMMANDS: what people need first comes first."""
-        return list(COMMANDS)
+        return [*COMMANDS]  # `list` is a module of this package
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

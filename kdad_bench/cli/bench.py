@@ -14,6 +14,7 @@ from rich.table import Table
 
 from kdad_bench.cli import COUNT, SIDE, BadInput
 from kdad_bench.cli.parameters import DataRoot, LocalPath
+from kdad_bench.cli.tables import show
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def end_to_end(as_json: bool, **given: Any) -> None:
         click.echo(json.dumps(asdict(found), indent=2))
         return
     console = Console(highlight=False)
-    console.print(table_of(found))
+    show(table_of(found))
     for name in SHOWN:
         console.print(f"{name}: plain loop {found.plain_metrics[name]:.4f}, kdad-bench {found.metrics[name]:.4f}")
     console.print(found.environment, markup=False)
@@ -94,7 +95,7 @@ def export(model: Path, rounds: int, data_root: Path | None, as_json: bool) -> N
     for one in found.timings:
         if one.ms is not None:
             table.add_row(one.runtime, f"{one.ms:.2f}", f"{one.ratio:.2f}x")
-    console.print(table)
+    show(table)
     for one in found.timings:
         if one.why:
             click.echo(printable(f"{one.runtime}: not measured ({one.why})"))

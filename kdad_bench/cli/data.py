@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 from kdad_bench.cli import BadInput
 from kdad_bench.cli.amounts import Amounts
 from kdad_bench.cli.parameters import DataRoot, LocalPath, spelt
+from kdad_bench.cli.tables import show
 
 if TYPE_CHECKING:
     from kdad_bench.datasets import Category, Entry
@@ -178,19 +179,17 @@ def verify(path: Path, against: str | None, as_json: bool) -> None:
 
 
 def _show(report: Report) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table = Table("category", "train", "valid.", "good", "anomalous", "types", "masks", "published")
-    table.columns[0].overflow = "fold"
     for one in report.categories:
         published = "-" if one.published is None else "differs" if _differs(one.problems + one.notes) else "equal"
         table.add_row(
             escape(one.name), str(one.train), str(one.validation), str(one.test_good), str(one.test_anomalous),
             str(len(one.types)), str(one.masks), published,
         )  # fmt: skip
-    Console().print(table)
+    show(table)
     for label, lines in (("problem", report.problems), ("note", report.notes)):
         for line in lines:
             click.echo(f"{label}: {line}")

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import rich_click as click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from kdad_bench.cli.parameters import LocalPath, Place
+from kdad_bench.cli.tables import show
 from kdad_bench.leaderboard.text import printable
 
 
@@ -45,7 +45,7 @@ def doctor(data_root: Path | None, out: str, as_json: bool) -> None:
         table = Table("", "what", "found", box=None, pad_edge=False)
         for finding in found:
             table.add_row(MARKS[finding.state], escape(printable(finding.what)), escape(printable(finding.text)))
-        Console(highlight=False).print(table)
+        show(table)
     if any(finding.state == "missing" for finding in found):
         raise SystemExit(1)
 

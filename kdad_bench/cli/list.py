@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdad_bench.cli.parameters import DataRoot
+from kdad_bench.cli.tables import show
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def datasets(data_root: Path | None) -> None:
     """Data sets, their categories and image counts as found on disk."""
     from kdad_bench import datasets as rooms
     from kdad_bench.cli import BadInput
+    from kdad_bench.harness.selection import no_data
 
     table = Table("data set", "category", "train", "test good", "test anomalous", "masks")
     installed = usable(rooms.outside.installed(), rooms.known)
@@ -87,6 +89,10 @@ def datasets(data_root: Path | None) -> None:
         there = rooms.find(data_root) if data_root else []
     except rooms.DatasetError as error:
         raise BadInput(str(error)) from error
+    if data_root and not there:
+        if not data_root.is_dir():
+            raise BadInput(no_data(data_root))
+        click.echo(printable(f"kdad-bench: {no_data(data_root)}"), err=True)
     for name in [*there, *embedded]:
         try:
             found = rooms.categories(name, data_root, partly=True)
@@ -98,7 +104,7 @@ def datasets(data_root: Path | None) -> None:
                 escape(printable(name)), escape(printable(category.name)), str(len(category.train)), str(good),
                 str(len(category.test) - good), "yes" if category.has_masks else "no",
             )  # fmt: skip
-    Console().print(table)
+    show(table)
     for name in installed:
         if not rooms.entry(name).drawn and name not in there:
             click.echo(
@@ -130,4 +136,4 @@ def teachers() -> None:
         path = find_weights(name)
         remedy = "--weights FILE" if facts.weights_from == "file" else "downloaded at first use, or --weights FILE"
         table.add_row(name, escape(str(path)) if path else f"not here: {remedy}")
-    Console().print(table)
+    show(table)

@@ -26,6 +26,7 @@ from kdad_bench.cli.parameters import LocalPath, Place
 from kdad_bench.cli.ranges import readable
 from kdad_bench.harness.plain_loop import read_masks
 from kdad_bench.methods import METHODS, entry
+from kdad_bench.methods.backbones.weights import find_weights
 
 
 def invoke(*arguments: object) -> Result:
@@ -153,6 +154,31 @@ def test_teachers_are_listed_with_their_weights() -> None:
     output = invoke("list", "teachers").output
     assert "efficientnet_lite0" in output
     assert "wide_resnet50_2" in output
+
+
+@pytest.mark.parametrize("columns", ["30", "80"])
+def test_nothing_of_a_table_is_cut_off_in_a_pipe(columns: str, tmp_path: Path) -> None:
+    path = find_weights("efficientnet_lite0")
+    assert str(path) in CliRunner().invoke(cli, ["list", "teachers"], env={"COLUMNS": columns}).stdout
+    found = CliRunner().invoke(cli, ["list", "datasets"], env={"COLUMNS": columns, "KDAD_DATA": ""}).stdout
+    assert "test anomalous" in found
+    assert "\u2026" not in found
+
+
+def test_a_data_root_that_gives_nothing_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    for name, code in (("nowhere", 2), ("file", 2), ("empty", 0)):
+        done = CliRunner().invoke(cli, ["list", "datasets"], env={"KDAD_DATA": str(tmp_path / name)})
+        assert done.exit_code == code
+        assert f"kdad-bench: data root {tmp_path / name}: no " in done.stderr
+        assert ("synthetic" in done.stdout) is (code == 0)
+
+
+def test_help_is_there_after_a_command_was_imported() -> None:
+    """The module `list` of this package hid Python's `list` from then on."""
+    assert invoke("list", "methods").exit_code == 0
+    assert invoke("--help").exit_code == 0
 
 
 def test_data_sets_are_listed_with_their_counts(tmp_path: Path) -> None:
