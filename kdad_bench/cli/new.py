@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
+import re
+import shlex
 from pathlib import Path
 
 import rich_click as click
@@ -28,13 +31,15 @@ def method(name: str, out: Path) -> None:
     from kdad_bench.methods import METHODS
     from kdad_bench.methods.outside import NAME
 
-    if not NAME.fullmatch(name) or keyword.iskeyword(name):
+    if keyword.iskeyword(name):
+        raise BadInput(f"{name}: is a word of Python; take another name")
+    if not NAME.fullmatch(name):
         raise BadInput(f"{name}: a method's name is of small letters, digits and _, beginning with a letter")
     if name in METHODS:
         raise BadInput(f"{name}: there is a method of that name; take another")
     path = out / f"{name}.py"
-    words = {"NAME": name, "CLASS": "".join(part.capitalize() for part in name.split("_")), "ENTRY": name.upper()}
     text = TEMPLATE.read_text(encoding="utf-8")
+    words = {"NAME": name, "CLASS": class_name(name, text), "ENTRY": name.upper()}
     for word, value in words.items():
         text = text.replace(f"%{word}%", value)
     try:
@@ -45,5 +50,12 @@ def method(name: str, out: Path) -> None:
     except OSError as error:
         raise BadInput(f"{path}: cannot be written ({error.strerror}); choose --out") from error
     click.echo(printable(f"{path}: written; now"))
-    click.echo(printable(f"  kdad-bench check-method {path}"))
-    click.echo(printable(f"  kdad-bench run --method {path}"))
+    for command in ("check-method", "run --method"):
+        click.echo(printable(f"  kdad-bench {command} {shlex.quote(str(path))}"))
+
+
+def class_name(name: str, text: str) -> str:
+    """`my_own` -> `MyOwn`, and `scores` -> `ScoresMethod`, which hides no name that `text` or Python has."""
+    found = "".join(part.capitalize() for part in name.split("_"))
+    taken = {*re.findall(r"\w+", text), *dir(builtins), name.upper()}
+    return f"{found}Method" if {found, f"{found}Settings"} & taken else found

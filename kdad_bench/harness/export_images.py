@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +16,10 @@ from kdad_bench.datasets.photographs import photographs
 from kdad_bench.datasets.splits import FRACTION
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.decision import Decision
+from kdad_bench.harness.job import hold_out_of
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.row import Row
 
-HELD_OUT = re.compile(r"\bhold_out=([0-9.]+)")  # in the preset of a row
 CALIBRATION = 128  # images at most that the ranges of 8-bit graphs are measured on
 
 
@@ -49,14 +48,14 @@ def normals_of(model: Path, kept: Decision, data_root: Path | None) -> Normals:
     row = row_of(model)
     if row is None:
         return Normals(None, None, f"{model}: no row beside it says what it learnt from")
-    share = HELD_OUT.search(row.preset)
+    share = hold_out_of(row.preset)
     try:
         category = category_of(row.dataset, row.category, data_root)
         if datasets.fingerprint(category) != row.data_fingerprint:
             return Normals(None, None, f"{row.dataset}/{row.category}: other images than {model} learnt from")
-        if not kept.normal_scores or (share is None and not category.validation):
+        if not kept.normal_scores or not (share or category.validation):
             return Normals(datasets.load_train(category, kept.resolution), None, f"{model}: has no held-out normals")
-        fraction = FRACTION if share is None else float(share[1])
+        fraction = share or FRACTION
         found = datasets.load_normals(category, kept.resolution, fraction=fraction, seed=row.seed)
     except (DatasetError, SelectionError) as error:
         return Normals(None, None, str(error))

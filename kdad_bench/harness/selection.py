@@ -252,6 +252,11 @@ def categories_of(options: RunOptions) -> tuple[Category, ...]:
             named = ", ".join(datasets_of(options))
             raise SelectionError(not_a_category(name, named, known))
     chosen = {of: [name for name in names if not wanted or name in wanted] for of, names in there.items()}
+    for of, names in chosen.items():
+        if wanted and options.datasets and not names:
+            raise SelectionError(
+                f"--dataset {of}: has none of the chosen categories ({', '.join(wanted)}); leave it out"
+            )
     return tuple(
         one
         for of, names in chosen.items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import json
 import os
 import re
@@ -22,10 +24,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kdad_bench.cli import COMMANDS, Number, Whole, cli
+from kdad_bench.cli.new import TEMPLATE
 from kdad_bench.cli.parameters import LocalPath, Place
 from kdad_bench.cli.ranges import readable
 from kdad_bench.harness.plain_loop import read_masks
-from kdad_bench.methods import METHODS, entry
+from kdad_bench.methods import METHODS, entry, outside
 from kdad_bench.methods.backbones.weights import find_weights
 
 
@@ -179,6 +182,39 @@ def test_help_is_there_after_a_command_was_imported() -> None:
     """The module `list` of this package hid Python's `list` from then on."""
     assert invoke("list", "methods").exit_code == 0
     assert invoke("--help").exit_code == 0
+
+
+IMPORTED = [
+    name
+    for node in ast.parse(TEMPLATE.read_text().replace("%CLASS%", "C").replace("%ENTRY%", "E")).body
+    if isinstance(node, ast.ImportFrom)
+    for name in (one.name for one in node.names)
+]
+
+
+@pytest.mark.parametrize("name", [*dict.fromkeys([*IMPORTED, "Distillation", "True", "Exception"]), "my_own", "a"])
+def test_a_new_method_hides_no_name_of_its_own_file(name: str, tmp_path: Path) -> None:
+    spelt = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    out = tmp_path / "my folder"
+    out.mkdir()
+    done = invoke("new", "method", spelt, "--out", out)
+    assert done.exit_code == 0, done.output
+    assert f"kdad-bench check-method '{out}/{spelt}.py'" in done.stdout
+    body = ast.parse((out / f"{spelt}.py").read_text()).body
+    made = [one.name for one in body if isinstance(one, ast.ClassDef)]
+    made += [one.targets[0].id for one in body if isinstance(one, ast.Assign) and isinstance(one.targets[0], ast.Name)]
+    assert len({*made, *IMPORTED, *dir(builtins)}) == len(made) + len({*IMPORTED, *dir(builtins)})
+    assert outside.add_file(out / f"{spelt}.py", "", dict(METHODS)) == spelt
+
+
+def test_a_word_of_python_is_no_name_of_a_method(tmp_path: Path) -> None:
+    done = invoke("new", "method", "class", "--out", tmp_path)
+    assert (done.exit_code, done.stderr) == (2, "kdad-bench: class: is a word of Python; take another name\n")
+
+
+def test_predict_takes_no_variant_that_it_would_forget(tmp_path: Path) -> None:
+    done = invoke("predict", tmp_path, tmp_path, "--method", "stfpm:held_out")
+    assert (done.exit_code, "a model knows its variant; give stfpm alone" in done.stderr) == (2, True)
 
 
 def test_data_sets_are_listed_with_their_counts(tmp_path: Path) -> None:

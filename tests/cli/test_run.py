@@ -264,6 +264,10 @@ def test_json_lines_on_stdout_are_one_per_job_and_progress_goes_to_stderr(tiny_t
         (("--method", "stfpm", "--executor", "ray", "--workers", "2"), "--executor local"),
         (("--method", "stfpm", "--out", "s3://"), "names no place"),
         (("--method", "stfpm", "--out", "memory://x", "--save-models"), "--save-models writes beside the rows"),
+        (
+            ("-d", "synthetic", "-d", "rehearsal", "-c", "gear"),
+            "--dataset rehearsal: has none of the chosen categories",
+        ),
         (("--method", "pixel_mean", "--out", "memory://x"), "rows there end with this command; give a folder or"),
         (("--all", "--data-root", "/does/not/exist"), "data root /does/not/exist: no such folder"),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdad_bench.harness.axes import Axes
-from kdad_bench.harness.job import Job, TeacherWeights
+from kdad_bench.harness.job import Job, TeacherWeights, hold_out_of
 from kdad_bench.harness.view import View
 from kdad_bench.methods import METHODS, entry
 from tests.harness.planned import jobs_of
@@ -129,3 +129,13 @@ def test_no_row_says_that_a_method_learns_from_images_that_its_job_keeps_from_it
     for kept in (replace(job, hold_out=0.2), replace(job, axes=Axes(train_images=1))):
         for line in (*kept.settings.readings, *kept.deviations):
             assert not re.search(r"all normals(?! it is given)", line)
+
+
+def test_a_share_that_is_kept_is_read_from_a_label_however_small() -> None:
+    labels = {
+        "quick": 0.0,
+        "quick[hold_out=0.2]": 0.2,
+        "quick[hold_out=1e-05,steps=2]": 1e-5,
+        "quick[held_out=0.3]": 0.0,
+    }
+    assert {label: hold_out_of(label) for label in labels} == labels
