@@ -30,6 +30,8 @@ def weights_for(selection: Selection, options: RunOptions) -> Mapping[str, Teach
     names = teachers(selection)
     refuse_unknown(names)
     refuse_unknown(options.weights)
+    for name, source in options.weights.items():
+        refuse_missing(source, name)
     found = weights_given(names, options.all_weights)
     for name in names:
         if name not in found:
@@ -61,8 +63,10 @@ def refuse_unknown(names: Iterable[str]) -> None:
 
 def refuse_missing(source: str, name: str) -> None:
     """Raises SelectionError for a file of weights that is not there."""
-    if source != RANDOM and not Path(source).expanduser().is_file():
-        raise SelectionError(f"--weights {source}: no such file; give a checkpoint of {name}, or 'random' for a test")
+    path = Path(source).expanduser()
+    if source != RANDOM and not path.is_file():
+        what = "is no file" if path.exists() else "no such file"
+        raise SelectionError(f"--weights {source}: {what}; give a checkpoint of {name}, or 'random' for a test")
 
 
 def files_given(texts: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:

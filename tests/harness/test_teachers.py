@@ -94,6 +94,15 @@ def test_a_file_that_fits_nobody_is_refused(files: tuple[Path, Path], given: str
         sources(files, given)
 
 
+def test_a_file_of_the_config_has_to_be_there_also_where_no_method_needs_it(files: tuple[Path, Path]) -> None:
+    _, folder = files
+    for path, words in (("nothing", "no such file"), (".", "is no file")):
+        with pytest.raises(SelectionError, match=f"{words}; give a checkpoint of vgg16"):
+            sources(files, config={"vgg16": f"{folder}/{path}"})
+        with pytest.raises(SelectionError, match=f"{words}; give a checkpoint of vgg16"):
+            sources(files, f"vgg16=@{path}")
+
+
 def test_a_file_where_nobody_needs_one_is_refused(files: tuple[Path, Path]) -> None:
     tree, folder = files
     without = selection(tree, methods=(("pixel_mean", ""),))
