@@ -20,9 +20,10 @@ def printable(text: str) -> str:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the closest known word, or nothing."""
-    close = get_close_matches(word, list(known), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    """` (did you mean 'x'?)` for the closest known word, capitals apart, or nothing."""
+    folded = {one.casefold(): one for one in known}
+    close = get_close_matches(word.casefold(), folded, n=1)
+    return f" (did you mean '{folded[close[0]]}'?)" if close else ""
 
 
 def not_a_category(name: str, dataset: str, have: Collection[str]) -> str:

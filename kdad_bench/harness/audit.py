@@ -166,6 +166,8 @@ def has_figures(point: Mapping[str, Any]) -> bool:
 
 def read_audits(folder: Path) -> Iterator[dict[str, Any]]:
     """Every audit of a results folder by name; raises AuditError where there is none, DamagedError, OSError."""
+    if not folder.is_dir():
+        raise AuditError(f"{folder}: {'is a file' if folder.exists() else 'no such folder'}; name a results folder")
     paths = sorted((folder / FOLDER).glob("*.json"))
     if not paths:
         command = f"kdad-bench run --all --audit --out {shlex.quote(str(folder))}"

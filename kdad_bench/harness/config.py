@@ -66,7 +66,8 @@ def read(path: Path) -> Config:
             raise ConfigError(f"{path}: cannot be read: not a regular file")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be read: {why}; give a TOML file") from error
     try:
         content = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, a thousand brackets

@@ -70,7 +70,11 @@ def weights_of(value: object) -> object:
     if value == "random" or not isinstance(value, (str, Path)):
         return value
     name, file = teacher_and_file(str(value))
-    return f"{name}={weights_of(file)}" if name else str(folder_of(file))
+    try:
+        path = file if file == "random" else str(folder_of(file))
+    except ValueError as error:
+        raise ValueError(f"--weights {str(value)[:60]}: {error}") from error
+    return f"{name}={path}" if name else path
 
 
 def teacher_and_file(text: str) -> tuple[str, str]:
@@ -98,9 +102,7 @@ def known_preset(value: str) -> str:
 
 def known_modality(value: str) -> str:
     """`value` if it is a modality."""
-    if value not in MODALITIES:
-        raise ValueError(f"modality '{value}': must be one of {', '.join(MODALITIES)}")
-    return value
+    return one_of("modality", value, MODALITIES)
 
 
 def known_fit(value: str) -> str:

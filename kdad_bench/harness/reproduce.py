@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -115,7 +116,7 @@ def _named(rows: Sequence[dict[str, Any]], beginning: str, folder: str) -> dict[
     found = [row for row in rows if beginning and row["job_id"].startswith(beginning)]
     if len(found) != 1:
         several = "several finished rows have ids that begin so" if found else "no finished row has such an id"
-        remedy = f"`kdad-bench results export {folder} csv` lists them all"
+        remedy = f"`{shlex.join(['kdad-bench', 'results', 'export', folder, 'csv'])}` lists them all"
         raise SelectionError(f"{folder}: job '{beginning}': {several}; {remedy}")
     return found[0]
 

@@ -226,6 +226,13 @@ def test_no_output_is_put_over_the_rows_that_it_is_made_from(command: tuple[str,
     assert run("results", "verify", tmp_path).exit_code == 0
 
 
+def test_audits_of_what_is_no_folder_are_one_line_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for name, words in (("nope", "no such folder"), ("file", "is a file")):
+        done = run("audit", tmp_path / name)
+        assert (done.exit_code, done.stderr) == (2, f"kdad-bench: {tmp_path / name}: {words}; name a results folder\n")
+
+
 def test_verifying_a_folder_without_a_row_is_no_success(tmp_path: Path) -> None:
     """A mistyped folder that exists would otherwise pass in a script."""
     said = run("results", "verify", tmp_path)

@@ -315,7 +315,7 @@ def test_a_damaged_audit_is_one_line(content: str, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_audits_is_one_line(tmp_path: Path) -> None:
-    found = command(tmp_path / "none")
+    found = command(tmp_path)
     assert found.exit_code == 2
     assert "run --all --audit" in found.output
 

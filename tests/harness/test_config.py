@@ -97,9 +97,12 @@ def test_broken_toml_names_the_file_and_line(tmp_path: Path) -> None:
         read(written(tmp_path, "[run]\nseeds = = 3\n"))
 
 
-def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none.toml: cannot be read"):
-        read(tmp_path / "none.toml")
+def test_a_missing_file_is_named_once_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read(tmp_path / "run.toml")
+    assert str(refused.value) == (
+        f"{tmp_path / 'run.toml'}: cannot be read: No such file or directory; give a TOML file"
+    )
 
 
 def test_a_pipe_is_one_line_and_does_not_hang(tmp_path: Path) -> None:

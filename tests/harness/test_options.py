@@ -43,9 +43,12 @@ def test_options_cannot_be_changed_on_their_way() -> None:
     ("said", "words"),
     [
         ({"preset": "papr"}, "preset 'papr' (did you mean 'paper'?) is not one of quick, standard, paper"),
-        ({"modality": "xyz"}, "modality 'xyz': must be one of rgb, depth, rgb+depth"),
+        ({"modality": "dept"}, "modality 'dept' (did you mean 'depth'?) is not one of rgb, depth, rgb+depth"),
+        ({"all_weights": ("",)}, "--weights : '' is empty; give a path"),
+        ({"all_weights": ("resnet18=",)}, "--weights resnet18=: '' is empty; give a path"),
         ({"seeds": "x"}, "seeds 'x' is neither a count (3) nor a list (0,4,7)"),
         ({"seeds": [1, 1]}, "names a seed twice"),
+        ({"methods": ["STFPM"]}, "unknown method 'STFPM' (did you mean 'stfpm'?)"),
         ({"methods": ["stfmp"]}, "unknown method 'stfmp' (did you mean 'stfpm'?)"),
         ({"batch_size": 0}, "--batch-size: Input should be greater than or equal to 1"),
         ({"resolution": 9000}, "--resolution: Input should be less than or equal to 8192"),
