@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import sys
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kdad_bench.harness.export_archive import harmless
 from kdad_bench.harness.signal_stack import kept_signal_stack
 from kdad_bench.methods.checkpoint import ModelError
 
@@ -163,8 +162,12 @@ def opened_graph(target: str, folder: Path, batch: int | None) -> Runner:
 def open_torch(folder: Path) -> Runner:
     """A program of torch.export."""
     path = folder / "graph.pt2"
-    refuse_code(path)
-    module = torch.export.load(path).module()
+    try:
+        program = harmless(path)
+    except Exception as error:  # of zip, JSON and what is refused
+        said = " ".join(str(error).split())[:200]
+        raise ExportError(f"{path}: holds more than a graph, or is damaged ({said}); export it again") from error
+    module = torch.export.load(program).module()
 
     def run(images: NDArray[np.uint8]) -> Answers:
         with torch.inference_mode():
@@ -172,30 +175,6 @@ def open_torch(folder: Path) -> Runner:
         return score.numpy(), heat.numpy()
 
     return run
-
-
-def refuse_code(path: Path) -> None:
-    """Raises ExportError for a program of torch.export in which anything but plain tensors would be unpickled."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):  # may unpack to anything
-                raise ValueError("it is packed, as none is written")
-            for name in archive.namelist():
-                if "/data/sample_inputs/" in name and (content := archive.read(name)):
-                    torch.load(io.BytesIO(content), weights_only=True)
-                if name.endswith("_config.json") and not plain(json.loads(archive.read(name))):
-                    raise ValueError(f"{name} names pickled objects")
-    except Exception as error:  # of zip, JSON and pickle
-        said = " ".join(str(error).split())[:150]
-        raise ExportError(f"{path}: holds more than tensors, or is damaged ({said}); export it again") from error
-
-
-def plain(payloads: Any) -> bool:
-    """Whether the tensors of a program are stored as their bytes."""
-    return all(
-        not one["use_pickle"] and str(one["path_name"]).startswith(("weight_", "tensor_"))
-        for one in payloads["config"].values()
-    )
 
 
 def open_onnx(folder: Path) -> Runner:

@@ -235,6 +235,144 @@ def fitting(folder: Path) -> None:
     changed("graph", {"graph.pt2": {"sha256": sha256(path), "bytes": path.stat().st_size}})(folder)
 
 
+def rewritten(change: Callable[[dict[str, bytes]], object]) -> Callable[[Path], None]:
+    """A graph of other members, with a hash that fits."""
+
+    def damage(folder: Path) -> None:
+        with zipfile.ZipFile(folder / "graph.pt2") as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        change(parts)
+        with zipfile.ZipFile(folder / "graph.pt2", "w", zipfile.ZIP_STORED) as archive:
+            for name, data in parts.items():
+                archive.writestr(name, data)
+        fitting(folder)
+
+    return damage
+
+
+def in_model(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """A graph whose description is changed."""
+
+    def changed(parts: dict[str, bytes]) -> None:
+        about = json.loads(parts["graph/models/model.json"])
+        change(about)
+        parts["graph/models/model.json"] = json.dumps(about).encode()
+
+    return rewritten(changed)
+
+
+def in_node(**fields: object) -> Callable[[Path], None]:
+    return in_model(lambda about: about["graph_module"]["graph"]["nodes"][0].update(fields))
+
+
+def in_arguments(argument: dict[str, object]) -> Callable[[Path], None]:
+    return in_node(inputs=[{"name": "self", "arg": argument, "kind": 1}])
+
+
+RAN = "__import__('pathlib').Path('ran').touch()"  # code that would leave a file
+
+
+def in_signature(**fields: str) -> Callable[[Path], None]:
+    return in_model(lambda about: about["graph_module"]["module_call_graph"][0]["signature"].update(fields))
+
+
+def in_symbol(about: dict[str, Any]) -> None:
+    for value in about["graph_module"]["graph"]["sym_int_values"].values():
+        value["as_expr"]["expr_str"] = f"{RAN} or {value['as_expr']['expr_str']}"
+
+
+def renamed(about: dict[str, Any]) -> None:
+    about["graph_module"]["graph"]["inputs"][-1]["as_tensor"]["name"] = f"images_1={RAN}"
+
+
+def another_directory(folder: Path) -> None:
+    """Two directories of members: what Python reads lies at the end, what PyTorch reads where the file says."""
+    path = folder / "graph.pt2"
+    harmless = path.read_bytes()
+    in_node(target="torch.os.system")(folder)
+    harmful = path.read_bytes()
+    with zipfile.ZipFile(folder / "graph.pt2") as archive:
+        start = archive.start_dir
+    path.write_bytes(harmful + harmless[:-6] + start.to_bytes(4, "little") + harmless[-2:])
+    fitting(folder)
+
+
+IMPORTS = json.dumps([1, {
+    "type": "builtins.dict", "children_spec": [], "context": json.dumps({"__enum__": 1, "fqn": "antigravity:fly"}),
+}])  # fmt: skip
+
+# a program that torch.export.load would run code of -> what is said of it
+CODE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a symbol": (in_model(in_symbol), "for expr_str"),
+    "a guard": (in_model(lambda about: about.update(guards_code=[RAN])), "has guards_code"),
+    "a name": (in_model(renamed), "for name"),
+    "an import": (in_signature(in_spec=IMPORTS), "another in_spec than (images) -> (score, map)"),
+    "a function": (in_node(target="torch.os.system"), "calls 'torch.os.system', no operator"),
+    "a private operator": (in_node(target="torch.ops.aten._print.default"), "calls 'torch.ops.aten._print.default'"),
+    "an operator of files": (in_node(target="torch.ops.aten.from_file.default"), "calls 'torch.ops.aten.from_file"),
+    "another operator": (in_node(target="torch.ops.kdad.nearest.default"), "calls 'torch.ops.kdad.nearest.default'"),
+    "no operator": (in_node(target="torch.ops.aten.add.decompose"), "calls 'torch.ops.aten.add.decompose'"),
+    "a function given": (in_arguments({"as_operator": "torch.os.system"}), "has 'as_operator'"),
+    "a graph in it": (in_arguments({"as_graph": {"name": "x", "graph": {}}}), "has 'as_graph'"),
+    "a file's name": (in_arguments({"as_string": "/etc/passwd"}), "has '/etc/passwd' for as_string"),
+    "a shared library": (
+        rewritten(lambda parts: parts.update({"graph/data/aotinductor/model/x.so": b""})),
+        "it holds 'graph/data/aotinductor/model/x.so'",
+    ),
+    "a second program": (
+        rewritten(lambda parts: parts.update({"graph/models/b.json": parts["graph/models/model.json"]})),
+        "it holds 'graph/models/b.json'",
+    ),
+    "another root": (
+        rewritten(lambda parts: parts.update({"data/weights/weight_0": b""})), "it holds 'data/weights/weight_0'"
+    ),
+    "pickled weights": (
+        rewritten(lambda parts: parts.update({
+            "graph/data/weights/model_weights_config.json": parts[
+                "graph/data/weights/model_weights_config.json"
+            ].replace(b'"use_pickle": false', b'"use_pickle": true')
+        })),
+        "names pickled objects",
+    ),
+    "a pickled constant": (
+        rewritten(lambda parts: parts.update({
+            "graph/data/constants/opaque_obj_0": pickle.dumps(Evil()),
+            "graph/data/constants/model_constants_config.json": b'{"config": {"a": {"path_name": "opaque_obj_0", '
+            b'"is_param": false, "use_pickle": true, "tensor_meta": null}}}',
+        })),
+        "it holds 'graph/data/constants/opaque_obj_0'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CODE)
+def test_a_program_that_would_run_code_is_refused_before_it_does(
+    exported: Path, model: tuple[Path, Path], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "broken"))
+    damage, words = CODE[kind]
+    damage(folder)
+    monkeypatch.chdir(tmp_path)
+    code, output, errors = call("predict", folder, model[1] / "bolt" / "test")
+    assert (code, output) == (2, "")
+    assert words in errors
+    assert "graph.pt2: holds more than a graph, or is damaged" in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pickled_samples_and_a_second_directory_of_members_reach_nobody(
+    exported: Path, model: tuple[Path, Path], tmp_path: Path
+) -> None:
+    wanted = call("predict", exported, model[1] / "bolt" / "test", "--json")[1]
+    for name, damage in (("samples", with_code), ("directory", another_directory)):
+        folder = Path(shutil.copytree(exported, tmp_path / name))
+        damage(folder)
+        code, output, errors = call("predict", folder, model[1] / "bolt" / "test", "--json")
+        assert code == 0, errors
+        assert json.loads(output)["images"] == json.loads(wanted)["images"]
+
+
 def packed(folder: Path) -> None:
     """The same graph, of members that may unpack to anything."""
     with zipfile.ZipFile(folder / "graph.pt2") as archive:
@@ -266,9 +404,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "an empty json": (lambda folder: (folder / "export.json").write_text(""), "export.json: damaged"),
     "a list": (lambda folder: (folder / "export.json").write_text("[]"), "holds list"),
     "torn json": (lambda folder: (folder / "export.json").write_text('{"format": 1,'), "export.json: damaged"),
-    "no program": (no_program, "graph.pt2: holds more than tensors, or is damaged"),
+    "no program": (no_program, "graph.pt2: holds more than a graph, or is damaged"),
     "packed": (packed, "or is damaged (it is packed, as none is written)"),
-    "code": (with_code, "graph.pt2: holds more than tensors, or is damaged"),
 }
 
 
