@@ -36,7 +36,9 @@ MOST_PERHAPS = 3  # methods that are told at length though rows do not know whet
     show_default=True,
     help="Results folder or URL with the rows to judge by.",
 )
-@click.option("--latency-ms", type=Number(min=0, min_open=True), help="Most ms per image, batch 1, median.")
+@click.option(
+    "--latency-ms", type=Number(min=0, min_open=True), help="Most ms per image that is decoded, batch 1, median."
+)
 @click.option(
     "--memory-mb", type=Number(min=0, min_open=True), help="Most memory beyond Python and its libraries, 10^6 bytes."
 )
@@ -114,7 +116,8 @@ def _lines(found: Advice, short: list[Shortage], where: str, false_alarms: float
     else:
         yield f"take     {_told(found.best, label)}"
         if found.fast is not None:
-            yield f"or       {_told(found.fast, label)}: the fastest that the test does not find worse"
+            told = f"{_told(found.fast, label)}: the fastest that the paired test does not find worse"
+            yield f"or       {told}; {_apart(found)}"
     for one in found.perhaps[:MOST_PERHAPS]:
         yield f"perhaps  {_told(one, label)}: its weights are {one.weights_mb:.0f} MB; measure inference alone"
     if len(found.perhaps) > MOST_PERHAPS:
@@ -150,6 +153,26 @@ def _told(one: Candidate, label: str) -> str:
         "" if one.memory_mb is None else f", {one.memory_mb:.0f} MB{'' if one.beyond_start else ' (whole process)'}"
     )
     return f"{one.key}: {label} {one.shown}, {one.latency_ms:.1f}{'~' if one.unsteady else ''} ms{p95}{memory}"
+
+
+def _apart(found: Advice) -> str:
+    """By how much the fast method is worse than the best, and how far that is known."""
+    one = _loss(found)
+    if one is None or one["difference"] is None:
+        return "nothing tells by how much they differ"
+    by = f"{one['difference']:.3f} worse"
+    if one["low"] is None or one["high"] is None:
+        p = "" if one["p"] is None else f", p {one['p']:.2g}"
+        return f"{by}, without an interval{p}"
+    return f"{by}, 95 % interval {one['low']:.3f} to {one['high']:.3f}"
+
+
+def _loss(found: Advice) -> dict[str, Any] | None:
+    """The same for programs: positive where the fast method is worse."""
+    if found.apart is None:
+        return None
+    one = found.apart if METRICS[found.metric].higher_is_better else found.apart.turned()
+    return {name: getattr(one, name) for name in ("difference", "low", "high", "p", "evidence")}
 
 
 def _misses(found: Advice, one: Candidate) -> str:
@@ -263,6 +286,7 @@ def _as_json(found: Advice, short: list[Shortage], false_alarms: float, ends: li
         "limits": dict(found.limits),
         "best": told(found.best),
         "fastest_not_told_apart": told(found.fast),
+        "worse_by": _loss(found),
         "nearest": told(found.nearest),
         "perhaps": [told(one) for one in found.perhaps],
         "front": [told(one) for one in found.front],

@@ -74,8 +74,8 @@ def end_to_end(as_json: bool, **given: Any) -> None:
 def export(model: Path, rounds: int, data_root: Path | None, as_json: bool) -> None:
     """Time the saved MODEL in each runtime that it can be exported to: median ms per image, batch 1, on the CPU.
 
-    All run in this process and take turns, from the bytes of an image to its score and map. What is not installed is
-    said and left out.
+    All run in this process and take turns, from the pixels of an image (uint8, decoded and reduced) to its score and
+    map. What is not installed is said and left out.
     """
     from kdad_bench.harness.choices import SelectionError
     from kdad_bench.harness.decision import DecisionError

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 from kdad_bench.datasets import DatasetError, located, named
 from kdad_bench.datasets.decoding import image_size
 from kdad_bench.datasets.photographs import photographs
-from kdad_bench.harness.decision import rank_of
+from kdad_bench.harness.decision import needed_for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,19 +70,6 @@ def _alone(data: str) -> Normals | None:
     return counted(Path(path), Path(path).name, images) if images else None
 
 
-EXACT = 2**53  # counts that a float has exactly
-
-
-def needed(false_alarms: float) -> int:
-    """How many held-out normals can promise that rate: the least n, one at least, with 1 / (n + 1) at most the rate.
-
-    The rate is taken as it is written, in decimals, as `decision.rank_of` takes it.
-    """
-    count = max(1, math.ceil(1 / Fraction(str(false_alarms))) - 1)
-    fewer = count - 1  # enough where the rate is 1 / count as a float writes it
-    return fewer if 0 < fewer < EXACT and rank_of(fewer, false_alarms) <= fewer else count
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shortage:
     """What a category lacks for a false-alarm rate."""
@@ -105,7 +90,7 @@ class Shortage:
 
 def shortage(normals: Normals, false_alarms: float, learnt_from: int | None) -> Shortage:
     """What `normals` lack for `false_alarms` in (0, 1), if the rows learnt from `learnt_from` images."""
-    count = needed(false_alarms)
+    count = needed_for(false_alarms)
 
     def more(left: int) -> int:
         if normals.validation:  # the split is what is held out

@@ -19,6 +19,7 @@ from kdad_bench.harness.choices import MOST_SIDE
 
 FILE = "decision.json"
 REMEDY = "save the model again with `run --save-models`"
+EXACT = 2**53  # counts that a float has exactly
 MOST_SCORE = 3.5e38  # of a float32
 Score = Annotated[float, Field(ge=-MOST_SCORE, le=MOST_SCORE)]
 
@@ -88,9 +89,10 @@ def floor_of(count: int) -> float:
 
 
 def needed_for(false_alarms: float) -> int:
-    """How many held-out normals a false-alarm rate takes."""
-    count = math.ceil(1 / Fraction(str(false_alarms))) - 1
-    return count - 1 if count > 1 and supported(count - 1, false_alarms) else count
+    """How many held-out normals can promise a rate: the least n, one at least, with 1 / (n + 1) at most the rate."""
+    count = max(1, math.ceil(1 / Fraction(str(false_alarms))) - 1)
+    fewer = count - 1  # enough where the rate is 1 / count as a float writes it
+    return fewer if 0 < fewer < EXACT and supported(fewer, false_alarms) else count
 
 
 def least_rate(count: int) -> float:

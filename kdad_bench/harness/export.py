@@ -27,7 +27,6 @@ from kdad_bench.harness.export_certificate import (
     certificate_of,
     compared,
     fault,
-    in_chunks,
 )
 from kdad_bench.harness.export_graph import graph_of
 from kdad_bench.harness.export_images import Images, Normals, asked_for, calibration_of, drawn, normals_of
@@ -38,6 +37,7 @@ from kdad_bench.harness.export_runtimes import (
     ExportError,
     Graph,
     Runner,
+    in_batches,
     missing,
     opened_graph,
     versions,
@@ -196,7 +196,7 @@ def refitted(source: Source, runner: Runner) -> Decision:
     """The decision by the graph's own scores of the held-out normals: 8 bits shift them all."""
     if source.normals.held_out is None:
         return source.kept
-    scores, maps = in_chunks(runner, np.ascontiguousarray(source.normals.held_out.pixels), 1)
+    scores, maps = in_batches(runner, np.ascontiguousarray(source.normals.held_out.pixels), 1)
     return replace(
         source.kept, normal_scores=tuple(sorted(map(float, scores))), normal_map_peak=float(maps.max()),
         test_normal_scores=(),

@@ -156,7 +156,7 @@ def opened_graph(target: str, folder: Path, batch: int | None) -> Runner:
         raise ExportError(f"{folder}: {lacking}")
     with quietly(), kept_signal_stack():
         runner = {"torch": open_torch, "onnx": open_onnx, "openvino": open_openvino}[target](folder)
-    return runner if batch is None else in_batches(runner, batch)
+    return runner if batch is None else lambda images: in_batches(runner, images, batch)
 
 
 def open_torch(folder: Path) -> Runner:
@@ -207,14 +207,10 @@ def open_openvino(folder: Path) -> Runner:
     return run
 
 
-def in_batches(runner: Runner, batch: int) -> Runner:
-    """`runner`, which takes `batch` images, for any number of them."""
-
-    def run(images: NDArray[np.uint8]) -> Answers:
-        parts = [runner(images[start : start + batch]) for start in range(0, len(images), batch)]
-        return np.concatenate([score for score, _ in parts]), np.concatenate([heat for _, heat in parts])
-
-    return run
+def in_batches(runner: Runner, images: NDArray[np.uint8], batch: int) -> Answers:
+    """The answers to any number of images [N, 3, R, R], `batch` at a time."""
+    parts = [runner(images[start : start + batch]) for start in range(0, len(images), batch)]
+    return np.concatenate([score for score, _ in parts]), np.concatenate([heat for _, heat in parts])
 
 
 @contextmanager

@@ -10,7 +10,9 @@ from typing import Any
 
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.families import FLOOR
+from kdad_bench.leaderboard.inference import SIGNIFICANCE
 from kdad_bench.leaderboard.metric import METRICS
+from kdad_bench.leaderboard.pairs import Comparison
 from kdad_bench.leaderboard.summary import FEW
 
 LIMITS = {"latency_ms": "ms", "memory_mb": "MB"}  # what can be limited -> its unit
@@ -71,7 +73,8 @@ class Advice:
     limits: Mapping[str, float]
     candidates: tuple[Candidate, ...]  # the most accurate first
     best: Candidate | None  # the most accurate within the limits
-    fast: Candidate | None  # the fastest of those within them that are not surely worse than `best`, if another
+    fast: Candidate | None  # the fastest of those within them that are not found worse than `best`, if another
+    apart: Comparison | None  # `best` against `fast`
     nearest: Candidate | None  # where none is within the limits
     perhaps: tuple[Candidate, ...]  # more accurate than `best`, of which rows do not know whether they keep the memory
     left_out: tuple[str, ...]  # a line for each kind of row that has no part in it
@@ -101,13 +104,15 @@ def advise(found: Sequence[Board], metric: str, limits: Mapping[str, float]) -> 
         raise NothingKnown(_lack(ours, metric))
     within = [one for one in candidates if not one.over(limits)]
     best = within[0] if within else None
+    fast = _not_found_worse(board, metric, best, within) if best else None
     return Advice(
         board=board,
         metric=metric,
         limits=limits,
         candidates=candidates,
         best=best,
-        fast=_as_good_and_faster(board, metric, best, within) if best else None,
+        fast=fast,
+        apart=board.summary.comparison(best.key, fast.key, metric) if best and fast else None,
         nearest=None if best else min(candidates, key=lambda one: max(one.over(limits).values())),
         perhaps=tuple(one for one in candidates[: candidates.index(best) if best else None] if one.perhaps(limits)),
         left_out=tuple(_left_out(board, found, len(candidates))),
@@ -160,10 +165,18 @@ def _place(board: Board, candidates: int) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def _as_good_and_faster(board: Board, metric: str, best: Candidate, within: Sequence[Candidate]) -> Candidate | None:
-    """The fastest candidate that the paired test does not find worse than the best; None if that is the best itself."""
-    same = [one for one in within if one is best or not board.surely_better(best.key, one.key, metric)]
-    fastest = min(same, key=lambda one: (one.latency_ms, one.key))
+def _not_found_worse(board: Board, metric: str, best: Candidate, within: Sequence[Candidate]) -> Candidate | None:
+    """The fastest candidate that its own paired test does not find worse than the best; None if it is the best itself.
+
+    Nothing is corrected for the number of entrants: every one more in a folder would let worse ones pass.
+    """
+    sign = 1 if METRICS[metric].higher_is_better else -1
+
+    def worse(one: Candidate) -> bool:
+        found = board.summary.comparison(best.key, one.key, metric)
+        return found.p is not None and found.p < SIGNIFICANCE and sign * (found.difference or 0.0) > 0
+
+    fastest = min((one for one in within if one is best or not worse(one)), key=lambda one: (one.latency_ms, one.key))
     return None if fastest is best else fastest
 
 
@@ -216,6 +229,13 @@ def limits_of_evidence(advice: Advice) -> Iterator[str]:
         yield "random teacher weights: real ones change every accuracy"
     if any(one.unsteady for one in advice.candidates):
         yield "some times (~) varied by more than 5 %, or were taken while other work held the machine"
+    if advice.fast is not None:
+        yield "what a test does not find worse may be worse: its interval says by how much, as far as these rows tell"
+    if "latency_ms" in advice.limits:
+        yield (
+            f"latency begins with the pixels at {board.group.resolution} px: reading, decoding and reducing a file, "
+            "and its way to a GPU, come on top"
+        )
     if "memory_mb" in advice.limits:
         yield from _limits_of_memory(advice)
     yield f"images at {board.group.resolution} px: another size changes both speed and accuracy"

@@ -18,9 +18,9 @@ from PIL import Image
 
 from kdad_bench.cli import cli
 from kdad_bench.cli.run import options_of, run
-from kdad_bench.harness.advising import Normals, needed, normals_at, shortage
+from kdad_bench.harness.advising import Normals, normals_at, shortage
 from kdad_bench.harness.agenda import agenda
-from kdad_bench.harness.decision import rank_of
+from kdad_bench.harness.decision import needed_for, rank_of
 from kdad_bench.leaderboard import store
 
 ROWS = Path(__file__).parents[2] / "docs" / "results" / "quick"
@@ -55,6 +55,21 @@ def test_the_recorded_rows_advise_in_words_and_in_json(tmp_path: Path) -> None:
     assert f"kdad-bench run -m {best['key']} --preset quick -d {data} --save-models" in done.output
     spaced = write_normals(tmp_path / "my parts", 200)
     assert f"-d 'folder:{spaced}' --hold-out" in advise(f"folder:{spaced}").output
+
+
+def test_what_is_not_found_worse_is_told_with_what_it_may_lose(tmp_path: Path) -> None:
+    data = f"folder:{write_normals(tmp_path / 'all', 200)}"
+    said = json.loads(advise(data, "--json").stdout)
+    assert (said["fastest_not_told_apart"] is None) == (said["worse_by"] is None)
+    fast, best, loss = said["fastest_not_told_apart"], said["best"], said["worse_by"]
+    assert fast is not None
+    assert loss["difference"] == pytest.approx(best["accuracy"] - fast["accuracy"], abs=1e-6)
+    assert loss["low"] <= 0 or loss["p"] >= 0.05
+    (line,) = (one for one in advise(data).output.splitlines() if one.startswith("or "))
+    words = (
+        f"does not find worse; {loss['difference']:.3f} worse, 95 % interval {loss['low']:.3f} to {loss['high']:.3f}"
+    )
+    assert line.endswith(words)
 
 
 def test_the_next_command_can_be_pasted(tmp_path: Path) -> None:
@@ -149,7 +164,7 @@ def test_what_cannot_be_used_is_one_line_and_exit_code_2(
 
 @given(st.floats(1e-4, 0.999))
 def test_what_is_needed_can_promise_the_rate_and_one_less_cannot(rate: float) -> None:
-    count = needed(rate)
+    count = needed_for(rate)
     assert rank_of(count, rate) <= count
     assert count == 0 or rank_of(count - 1, rate) > count - 1
 
@@ -159,7 +174,7 @@ def test_what_is_needed_can_promise_the_rate_and_one_less_cannot(rate: float) ->
     [(0.999, 1), (0.5, 1), (0.1, 9), (0.05, 19), (0.01, 99), (0.001, 999), (1e-17, 10**17 - 1), (1e-320, 10**320 - 1)],
 )
 def test_a_rate_needs_as_many_normals_as_its_inverse_less_one(rate: float, count: int) -> None:
-    assert needed(rate) == count
+    assert needed_for(rate) == count
 
 
 @pytest.mark.parametrize(

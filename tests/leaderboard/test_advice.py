@@ -142,6 +142,36 @@ def test_the_fastest_that_is_not_surely_worse_is_named_beside_the_best() -> None
     assert found.best is not None
     assert found.best.key == best
     assert (found.fast and found.fast.key) == ("fast" if best == "slow" else None)
+    if found.fast is not None:
+        apart = found.apart
+        assert apart is not None
+        assert apart.low is not None
+        assert apart.high is not None
+        assert apart.difference == pytest.approx(found.best.accuracy - found.fast.accuracy)
+        assert apart.low < 0 < apart.difference < apart.high
+        assert any("may be worse" in line for line in limits_of_evidence(found))
+
+
+def test_what_else_lies_in_the_folder_does_not_make_a_worse_method_pass() -> None:
+    """Corrected for all pairs of a board, `fast` was no longer found worse once enough others were there."""
+    strengths = {"slow": 2.0, "fast": 1.3} | {f"other{i}": 1.29 - 0.01 * i for i in range(14)}
+    rows = [
+        replace(row, latency_ms={"slow": 50.0, "fast": 8.0}.get(row.method, 60.0), peak_memory_mb=1.0)
+        for row in scored_rows(strengths, "abcd", seeds=2)
+    ]
+    for members in ([row for row in rows if not row.method.startswith("other")], rows):
+        board = board_of(members)
+        found = advise([board], METRIC, {})
+        assert found.best is not None
+        assert (found.best.key, found.fast, found.apart) == ("slow", None, None)
+    assert not board.summary.comparison("slow", "fast", METRIC).significant
+
+
+def test_the_pixels_are_where_a_limit_of_latency_begins() -> None:
+    rows = [board_of(field())]
+    words = "latency begins with the pixels at 256 px: reading, decoding"
+    assert any(words in line for line in limits_of_evidence(advise(rows, METRIC, {"latency_ms": 40.0})))
+    assert not any(words in line for line in limits_of_evidence(advise(rows, METRIC, {})))
 
 
 def other(rows: Sequence[Row], **changes: Any) -> list[Row]:
