@@ -18,7 +18,7 @@ from kdad_bench.api.images import Images
 from kdad_bench.api.keywords import fields_of, said_as_keywords
 from kdad_bench.datasets import SQUASH, DatasetError, held_out
 from kdad_bench.harness import decision, exported
-from kdad_bench.harness.choices import PRESETS, SelectionError, method_choice
+from kdad_bench.harness.choices import PRESETS, SelectionError, method_of_a_model
 from kdad_bench.harness.decision import Decision, floor_of, least_rate, shortfall, supported
 from kdad_bench.harness.graphs import graphed, plain
 from kdad_bench.harness.job import TeacherWeights
@@ -30,12 +30,13 @@ from kdad_bench.harness.scoring import ScoreError, Scorer, decision_from, finite
 from kdad_bench.harness.selection import Selection, selected_for
 from kdad_bench.harness.teachers import weights_for, with_teachers_at_hand
 from kdad_bench.harness.trust import notes_on
-from kdad_bench.harness.view import refuse_what_cannot_be_seen
+from kdad_bench.harness.view import WHOLE, refuse_what_cannot_be_seen
 from kdad_bench.harness.windows import windowed, windows_of
 from kdad_bench.methods import checkpoint
 from kdad_bench.methods.protocol import Fitting, Method, ignore_step
 from kdad_bench.methods.training.parting import learnt_from
 
+CPU = torch.device("cpu")
 NO_CATEGORY = "images of one's own"  # what a saved model says it was fitted on
 
 
@@ -210,30 +211,41 @@ class Detector:
         *,
         method: str | os.PathLike[str] | None = None,
         device: str = "auto",
-        false_alarms: float = 0.1,
+        false_alarms: float | None = None,
     ) -> Detector:
         """The detector that `save`, `run --save-models` or `kdad-bench export` wrote into the folder `model`.
 
         `method` is the file of its method, where it is in one: code is never loaded because a model names it.
-        An exported one runs its graph, on the CPU, and can neither be fitted nor saved; its `settings` are a dict.
+        An exported one runs its graph, on the CPU, needs no code of its method, and can neither be fitted nor saved;
+        its `settings` are a dict. Without `false_alarms` its rate is that of its export; of others it is 0.1.
         Raises ModelError or DecisionError (ValueErrors) for files that are missing, damaged, of another version or not
         of one save, and for a runtime that is not installed.
         """
         folder = Path(model).expanduser()
         with said_as_keywords(method="method"):
-            if method is not None:
-                method_choice(os.fspath(method))
+            asked = None if method is None else method_of_a_model(os.fspath(method))
             name, scorer, kept, where = exported.opened(folder, device)
-            if isinstance(scorer, exported.ExportedModel):
-                settings: Any = exported.read(folder).settings
-                seed = settings["seed"]
-            else:
-                settings = scorer.settings  # type: ignore[attr-defined]  # a method's
-                seed = settings.seed
+            exported.refuse_other_method(folder, name, asked)
+            rate = exported.rate_for(folder, false_alarms)
+        if isinstance(scorer, exported.ExportedModel):
+            return cls._of_a_graph(name, scorer, kept, exported.read(folder).settings, rate)
+        settings = scorer.settings  # type: ignore[attr-defined]  # a method's
         found = cls(name, device=str(where), resolution=kept.resolution, fit=kept.fit, tile=kept.tile,
-                    overlap=kept.overlap, seed=seed, false_alarms=false_alarms)  # fmt: skip
-        seen = windowed(cast(Method, scorer), found.view, found.resolution)  # no graph: `opened` sees to it
+                    overlap=kept.overlap, seed=settings.seed, false_alarms=rate)  # fmt: skip
+        seen = windowed(cast(Method, scorer), found.view, found.resolution)
         found.settings, found._fitted = settings, Fitted(graphed(seen, where), kept)
+        return found
+
+    @classmethod
+    def _of_a_graph(
+        cls, name: str, graph: exported.ExportedModel, kept: Decision, settings: Mapping[str, Any], rate: float
+    ) -> Detector:
+        """The detector of an exported model, whose method need not be known here."""
+        found = cls.__new__(cls)
+        found.method, found.variant, found.preset, found.settings = name, "", "", settings
+        found.device, found.seed, found.resolution, found.view = CPU, settings["seed"], kept.resolution, WHOLE
+        found.hold_out, found.false_alarms = 0.0, share("false_alarms", rate, least_is_open=True)
+        found._fitted = Fitted(graph, kept)
         return found
 
     def __repr__(self) -> str:

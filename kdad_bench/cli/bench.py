@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdad_bench.cli import COUNT, SIDE, BadInput
-from kdad_bench.cli.parameters import DataRoot, LocalPath
+from kdad_bench.cli.parameters import METHOD_OF_MODEL, DataRoot, LocalPath
 from kdad_bench.cli.tables import show
 from kdad_bench.leaderboard.text import printable
 
@@ -68,10 +68,11 @@ def end_to_end(as_json: bool, **given: Any) -> None:
 
 @bench.command(name="export")
 @click.argument("model", type=LocalPath(file_okay=False))
+@METHOD_OF_MODEL
 @click.option("--rounds", type=COUNT, default=100, show_default=True, help="Calls of each runtime.")
 @click.option("--data-root", type=DataRoot(), envvar="KDAD_DATA", show_envvar=True, help="Data folder.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
-def export(model: Path, rounds: int, data_root: Path | None, as_json: bool) -> None:
+def export(model: Path, method: str | None, rounds: int, data_root: Path | None, as_json: bool) -> None:
     """Time the saved MODEL in each runtime that it can be exported to: median ms per image, batch 1, on the CPU.
 
     All run in this process and take turns, from the pixels of an image (uint8, decoded and reduced) to its score and
@@ -83,7 +84,7 @@ def export(model: Path, rounds: int, data_root: Path | None, as_json: bool) -> N
     from kdad_bench.methods.checkpoint import ModelError
 
     try:
-        found = speeds_of(model, rounds=rounds, data_root=data_root)
+        found = speeds_of(model, method=method, rounds=rounds, data_root=data_root)
     except (DecisionError, ModelError, SelectionError) as error:
         raise BadInput(str(error)) from error
     if as_json:

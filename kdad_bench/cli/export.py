@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from kdad_bench.cli import BadInput, Number
-from kdad_bench.cli.parameters import DataRoot, LocalPath
+from kdad_bench.cli.parameters import METHOD_OF_MODEL, DataRoot, LocalPath
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     metavar="IMAGES",
     help="A file, folder or glob of images, or DATASET/CATEGORY for its test images. Repeatable.",
 )
+@METHOD_OF_MODEL
 @click.option("--data-root", type=DataRoot(), envvar="KDAD_DATA", show_envvar=True, help="Data folder.")
 @click.option(
     "--false-alarms",

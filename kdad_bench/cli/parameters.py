@@ -126,6 +126,26 @@ class MethodName(click.ParamType[Any]):
         return [CompletionItem(name) for name in METHODS if name.startswith(incomplete)]
 
 
+class MethodOfModel(MethodName):
+    """The method of a saved model, as `FILE.py[:ENTRY]` or `name`: its name."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Load a file and give the method's name; a variant is refused."""
+        if ctx is not None and ctx.resilient_parsing:
+            return value
+        from kdad_bench.harness.choices import SelectionError, method_of_a_model
+
+        try:
+            return method_of_a_model(value)
+        except SelectionError as error:
+            self.fail(str(error).removeprefix("--method "), param, ctx)
+
+
+METHOD_OF_MODEL = click.option(
+    "--method", type=MethodOfModel(), help="FILE.py[:ENTRY] of the model's method, where it is in a file."
+)
+
+
 def complete_category(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Category names of the chosen data sets that lie there. Tab looks: it runs no file's code and draws nothing."""
     from kdad_bench.datasets.finding import find, names_at_hand

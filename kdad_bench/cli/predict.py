@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from kdad_bench.cli import BadInput, Number
-from kdad_bench.cli.parameters import LocalPath, MethodName, refuse_both
+from kdad_bench.cli.parameters import METHOD_OF_MODEL, LocalPath, refuse_both
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
@@ -24,19 +24,19 @@ VERDICTS = {None: "", True: "  ANOMALOUS", False: "  normal"}
 @click.command(context_settings={"show_default": True})
 @click.argument("model", type=LocalPath(file_okay=False))
 @click.argument("images", nargs=-1, required=True)
-@click.option("--method", type=MethodName(), help="FILE.py[:ENTRY] of the model's method, where it is in a file.")
+@METHOD_OF_MODEL
 @click.option("--threshold", type=Number(), help="Call an image anomalous above this score.")
 @click.option("--normals", type=LocalPath(), help="Folder of normal images, not trained on, to fit it on.")
 @click.option(
     "--false-alarms",
     type=Number(min=0.0, max=1.0, min_open=True, max_open=True),
-    default=0.1,
+    show_default="0.1; of an exported MODEL, that of its export",
     help="False-alarm rate that the fitted threshold is to keep.",
 )
 @click.option("--out", type=LocalPath(), help="Folder for overlay PNGs and predictions.json.")
 @click.option("--device", default="auto", help="auto, cpu or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
-def predict(model: Path, images: tuple[str, ...], method: tuple[str, str] | None, as_json: bool, **given: Any) -> None:
+def predict(model: Path, images: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Score IMAGES (files, folders or globs) with the saved MODEL, a folder under models/ of a run.
 
     The decision threshold comes from --threshold, from the normal images in --normals, or from normals that the model
@@ -59,7 +59,7 @@ def predict(model: Path, images: tuple[str, ...], method: tuple[str, str] | None
     with folder_for(given["out"]):
         try:
             with guarded():
-                found = harness.predict(model, images, method=method[0] if method else None, **given)
+                found = harness.predict(model, images, **given)
         except (DecisionError, ModelError, ScoreError, SelectionError) as error:
             raise BadInput(str(error)) from error
         except OSError as error:

@@ -70,6 +70,14 @@ def method_choice(text: str) -> tuple[str, str]:
     return method, variant
 
 
+def method_of_a_model(text: str) -> str:
+    """The name of the method that `text` means, for a model that is trained already; raises SelectionError."""
+    name, variant = method_choice(text)
+    if variant:
+        raise SelectionError(f"--method {text}: a model knows its variant by itself; leave ':{variant}' out")
+    return name
+
+
 def seeds_from(text: str) -> tuple[int, ...]:
     """`4` -> (0, 1, 2, 3); `3,7` -> (3, 7); `5,` -> (5,). Raises SelectionError for anything else."""
     parts = [part for part in text.split(",") if part.strip()]

@@ -53,6 +53,7 @@ from kdad_bench.harness.exported import (
     Port,
     Provenance,
     Threshold,
+    refuse_other_method,
     sha256,
 )
 from kdad_bench.harness.scoring import SCORE_BATCH
@@ -80,6 +81,7 @@ class Wanted:
     data_root: Path | None = None
     false_alarms: float = 0.1
     tolerance: float | None = None  # None: the precision's own
+    method: str | None = None  # has to be the model's
 
     @property
     def folder(self) -> Path:
@@ -143,6 +145,7 @@ def source_of(wanted: Wanted) -> Source:
     """The model and the images; raises SelectionError where there is no photograph to compare on, and for 8 bits where
     there are none to read the threshold from anew."""
     name, method = checkpoint.load(wanted.model, CPU)
+    refuse_other_method(wanted.model, name, wanted.method)
     kept = decision.read(wanted.model)
     refuse_windows(wanted.model, kept)
     if kept.normal_scores:

@@ -19,6 +19,7 @@ from kdad_bench.harness.export import refuse_windows
 from kdad_bench.harness.export_graph import graph_of
 from kdad_bench.harness.export_images import calibration_of, drawn, normals_of
 from kdad_bench.harness.export_runtimes import TARGETS, Graph, missing, opened_graph, write_graph
+from kdad_bench.harness.exported import refuse_other_method
 from kdad_bench.harness.scoring import as_images
 from kdad_bench.methods import checkpoint
 from kdad_bench.methods.protocol import Method
@@ -50,19 +51,20 @@ class Speeds:
     timings: tuple[Timing, ...]
 
 
-def speeds_of(model: Path, *, rounds: int, data_root: Path | None = None) -> Speeds:
+def speeds_of(model: Path, *, rounds: int, data_root: Path | None = None, method: str | None = None) -> Speeds:
     """Time one image at a time, from uint8 to score and map, the runtimes taking turns in each of the `rounds`.
 
     Raises ModelError, DecisionError, ExportError, and SelectionError for a model that cannot be exported.
     """
-    name, method = checkpoint.load(model, CPU)
+    name, learnt = checkpoint.load(model, CPU)
+    refuse_other_method(model, name, method)
     kept = decision.read(model)
     refuse_windows(model, kept)
-    graph = graph_of(method, kept.resolution)
+    graph = graph_of(learnt, kept.resolution)
     images, _ = calibration_of(normals_of(model, kept, data_root), [drawn(kept.resolution)])
     with tempfile.TemporaryDirectory() as folder:
         calls, missed = runners(graph, Path(folder), images)
-        calls = {PYTORCH: by_method(method), **calls}
+        calls = {PYTORCH: by_method(learnt), **calls}
         milliseconds = in_turns(calls, drawn(kept.resolution).pixels[-1:], rounds)
     machine = describe("cpu")
     return Speeds(

@@ -24,6 +24,7 @@ from kdad_bench.harness.decision import Decision
 from kdad_bench.harness.export_runtimes import TARGETS, ExportError, Runner, opened_graph
 from kdad_bench.harness.scoring import Scorer
 from kdad_bench.harness.selection import device_from
+from kdad_bench.harness.trust import FALSE_ALARMS
 from kdad_bench.methods.checkpoint import load
 from kdad_bench.methods.protocol import Scores
 
@@ -137,6 +138,20 @@ class ExportedModel:
         pixels = (images * 255).round().to(torch.uint8).cpu().numpy()
         score, heat = self.runner(pixels)
         return Scores(torch.from_numpy(np.array(score)), torch.from_numpy(np.array(heat)))
+
+
+def refuse_other_method(model: Path, name: str, asked: str | None) -> None:
+    """Raises SelectionError where a method was asked for that is not the model's, which is `name`."""
+    if asked not in (None, name):
+        raise SelectionError(f"--method {asked}: {model} is of method '{name}'; leave --method out")
+
+
+def rate_for(model: Path, given: float | None) -> float:
+    """The false-alarm rate of a model's threshold: the one given, else that of its export, else FALSE_ALARMS."""
+    if given is not None:
+        return given
+    threshold = read(model).threshold if (model / FILE).exists() else None
+    return FALSE_ALARMS if threshold is None else threshold.false_alarms
 
 
 def opened(model: Path, device: str) -> tuple[str, Scorer, Decision, torch.device]:

@@ -24,11 +24,11 @@ from kdad_bench.datasets.photographs import ANSWERS, Bad, drawn, photographs
 from kdad_bench.files import write_text_whole, write_whole
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.decision import Decision, floor_of
-from kdad_bench.harness.exported import opened
+from kdad_bench.harness.exported import opened, rate_for, refuse_other_method
 from kdad_bench.harness.graphs import graphed
 from kdad_bench.harness.pictures import colours
 from kdad_bench.harness.scoring import BATCH_PIXELS, SCORE_BATCH, Scorer, as_images, finite, scored
-from kdad_bench.harness.trust import FALSE_ALARMS, notes_on
+from kdad_bench.harness.trust import notes_on
 from kdad_bench.harness.view import WHOLE, View
 from kdad_bench.harness.windows import windowed
 from kdad_bench.methods.protocol import Method
@@ -165,23 +165,24 @@ def predict(
     *,
     threshold: float | None = None,
     normals: Path | None = None,
-    false_alarms: float = FALSE_ALARMS,
+    false_alarms: float | None = None,
     out: Path | None = None,
     device: str = "auto",
     method: str | None = None,
 ) -> Predictions:
     """Scores and decisions of `images`, and overlays and predictions.json in the folder `out`.
 
-    A `method` has to be the model's, which is known by itself unless it is in a file.
+    A `method` has to be the model's, which is known by itself unless it is in a file. Without `false_alarms` the rate
+    is 0.1, of an exported model that of its export.
     An image that cannot be read is among the `failed`, and the others are scored. Raises SelectionError, DecisionError,
     ModelError or ScoreError, each a ValueError of one line, and OSError for an `out` that cannot be written.
     """
     judge, kept = judge_of(model, device)
-    if method not in (None, judge.name):
-        raise SelectionError(f"--method {method}: {model} is of method '{judge.name}'; leave --method out")
+    refuse_other_method(model, judge.name, method)
+    rate = rate_for(model, false_alarms)
     if normals is not None:
         kept = fitted(kept, judge, normals)
-    limit, origin = threshold_of(kept, threshold, false_alarms)
+    limit, origin = threshold_of(kept, threshold, rate)
     unseen = len(kept.normal_scores)
     if out is None:
         found = [prediction(one, limit) for one in judge.answers(images)]
@@ -194,7 +195,7 @@ def predict(
         threshold=limit,
         threshold_from=origin,
         false_alarm_floor=floor_of(unseen) if unseen else None,
-        notes=notes_on(kept, limit, None if threshold is not None else false_alarms),
+        notes=notes_on(kept, limit, None if threshold is not None else rate),
         images=tuple(found),
         failed=tuple(judge.failed),
         not_used=tuple(judge.not_used),

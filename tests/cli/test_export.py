@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from kdad_bench import Detector
 from kdad_bench.cli import cli
 from kdad_bench.datasets import outside, stand_in
 from kdad_bench.harness import export as harness
@@ -85,6 +86,20 @@ def test_an_exported_model_predicts_as_its_model_does(model: tuple[Path, Path], 
         [one["score"] for one in wanted["images"]], rel=1e-5
     )
     assert len(list((tmp_path / "torch").glob("*.png"))) == 6
+
+
+def test_an_exported_model_keeps_the_rate_that_it_was_exported_with(model: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, images = tmp_path / "there", model[1] / "bolt" / "test"
+    assert call("export", model[0], "--to", "torch", "--false-alarms", "0.3", "--out", folder)[0] == 0
+    limit = json.loads((folder / "export.json").read_text())["threshold"]["value"]
+    assert json.loads(call("predict", folder, images, "--json")[1])["threshold"] == limit
+    assert Detector.load(folder).threshold_ == limit
+    for rate in (0.1, 0.3):
+        wanted = json.loads(call("predict", model[0], images, "--json", "--false-alarms", rate)[1])["threshold"]
+        assert json.loads(call("predict", folder, images, "--json", "--false-alarms", rate)[1])["threshold"] == wanted
+        assert Detector.load(folder, false_alarms=rate).threshold_ == wanted
+        assert (wanted == limit) == (rate == 0.3)
+    assert json.loads(call("predict", model[0], images, "--json")[1])["threshold"] != limit
 
 
 @pytest.mark.parametrize("target", ["onnx", "openvino"])

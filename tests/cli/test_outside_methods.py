@@ -416,6 +416,51 @@ def test_a_saved_model_is_loaded_with_its_file_and_with_no_other(tiny_tree: Path
     assert "saved with code that was in no file" in predict("--method", path).stderr
 
 
+def test_a_saved_model_of_a_file_is_exported_with_it_and_used_without(tiny_tree: Path, tmp_path: Path) -> None:
+    path, other = written(tmp_path), written(tmp_path, PLAIN.replace('"plain"', '"twin"'), "twin.py")
+    out, images = tmp_path / "out", tiny_tree / "bolt" / "test"
+    assert run(path, tiny_tree, out, "--save-models", "--hold-out", 0.5).exit_code == 0
+    (model,) = (out / "models").iterdir()
+    export, bench = (
+        ("export", model, "--to", "torch", "--false-alarms", 0.25),
+        ("bench", "export", model, "--rounds", 1),
+    )
+    for line in ((*export, "--check-on", images), bench):
+        for more, words in (
+            ((), "give it with --method FILE"),
+            (("--method", f"{path}:PLAIN:narrow"), "a model knows its variant by itself"),
+        ):
+            outside.ADDED.clear()
+            failed = command(*line, *more)
+            assert (failed.exit_code, len(failed.stderr.splitlines())) == (2, 1)
+            assert words in failed.stderr
+        outside.ADDED.clear()
+        done = command(*line, "--method", f"{path}:PLAIN")
+        assert done.exit_code == 0, done.output
+        failed = command(*line, "--method", other)  # the model's own file is known by now
+        assert failed.exit_code == 2
+        assert f"{model} is of method 'plain'; leave --method out" in failed.stderr
+    outside.ADDED.clear()
+    graph = model / "torch"
+    said = json.loads(command("predict", graph, images, "--json").stdout)
+    detector = kdad_bench.Detector.load(graph)
+    found = detector.predict([one["image"] for one in said["images"]])
+    assert found.scores.tolist() == pytest.approx([one["score"] for one in said["images"]], rel=1e-5)
+    assert (detector.method, detector.threshold_) == ("plain", pytest.approx(said["threshold"]))
+    assert "plain" in repr(detector)
+    assert not outside.ADDED
+
+
+@pytest.mark.parametrize("variant", ["nosuchvariant", "published"])
+def test_a_variant_beside_a_model_is_refused(variant: str, tmp_path: Path) -> None:
+    for line in (("predict", tmp_path, "a.png"), ("export", tmp_path, "--to", "torch"), ("bench", "export", tmp_path)):
+        failed = command(*line, "--method", f"pixel_mean:{variant}")
+        assert failed.exit_code == 2
+        assert f"a model knows its variant by itself; leave ':{variant}' out" in failed.stderr
+    with pytest.raises(ValueError, match="a model knows its variant by itself"):
+        kdad_bench.Detector.load(tmp_path, method=f"pixel_mean:{variant}")
+
+
 def test_a_config_file_has_settings_of_methods_in_files(tiny_tree: Path, tmp_path: Path) -> None:
     path = written(tmp_path)
     config = tmp_path / "run.toml"
