@@ -103,6 +103,22 @@ def entry_in(module: ModuleType, attribute: str, where: str, kind: type) -> Any:
     return next(iter(entries.values()))
 
 
+def attribute_of(module: ModuleType, found: Any) -> str:
+    """The first name of a module's object."""
+    return next(name for name, value in vars(module).items() if value is found)
+
+
+def refuse_twin(name: str, where: str, sha256: str, attribute: str, other: Any) -> None:
+    """Raises OutsideError where `other`, an entry of that name with its `where`, `sha256` and `attribute`, differs."""
+    if other is None or (other.sha256, other.attribute) == (sha256, attribute):
+        return
+    if other.sha256 == sha256:
+        raise OutsideError(f"{where}: two of its entries are called {name!r}; rename one of them")
+    if os.path.realpath(other.where) == os.path.realpath(where):
+        raise OutsideError(f"{where}: has changed since this process read it; start Python anew")
+    raise OutsideError(f"{where}: the name {name!r} is that of {other.where} too; rename one of them")
+
+
 def refuse_no_entry(found: Any, where: str, kind: type) -> None:
     """Raises OutsideError unless `found` is a `kind` with a name that can stand in rows and on the command line."""
     if not isinstance(found, kind):

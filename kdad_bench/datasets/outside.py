@@ -35,6 +35,7 @@ class Outside:
     entry: Entry
     where: str  # as messages name it
     sha256: str  # of the file, or of the code of the package (`hash_of`)
+    attribute: str = ""  # of the file's module
 
 
 ADDED: dict[str, Outside] = {}  # name -> data set, of this process
@@ -54,14 +55,14 @@ def add_file(path: Path, attribute: str, taken: Collection[str]) -> str:
     try:
         content = code.read(path)
         sha256 = hashlib.sha256(content).hexdigest()
-        found = code.entry_in(code.module_of(content, sha256, where), attribute, where, Entry)
+        module = code.module_of(content, sha256, where)
+        found = code.entry_in(module, attribute, where, Entry)
         entry = checked(found, where, taken)
+        attribute = code.attribute_of(module, found)
+        code.refuse_twin(entry.name, where, sha256, attribute, ADDED.get(entry.name))
     except OutsideError as error:
         raise DatasetError(str(error)) from error
-    other = ADDED.get(entry.name)
-    if other is not None and other.sha256 != sha256:
-        raise DatasetError(f"{where}: the name {entry.name!r} is that of {other.where} too; rename one of them")
-    ADDED[entry.name] = Outside(entry=entry, where=where, sha256=sha256)
+    ADDED[entry.name] = Outside(entry=entry, where=where, sha256=sha256, attribute=attribute)
     return entry.name
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kdad_bench.harness.choices import SelectionError, method_choice
+from kdad_bench.harness.cost import networks_on
 from kdad_bench.harness.executors import HELD, READY, death, die_with, interrupts_held
 from kdad_bench.harness.scoring import checked, finite, score_all
 from kdad_bench.interrupts import by_a_person
@@ -53,6 +54,10 @@ COMPILERS = (
 
 class Broken(Exception):
     """A rule is broken; the message says how."""
+
+
+class NothingToCompare(Exception):
+    """Scores that are not finite, which another rule accuses."""
 
 
 class HalfWay(Exception):
@@ -136,7 +141,10 @@ def same_state(before: Mapping[str, Tensor], after: Mapping[str, Tensor], what: 
 
 
 def same_scores(first: Scores, second: Scores, what: str, tolerance: float = 0.0) -> None:
-    """Raises Broken unless scores and maps are equal, up to `tolerance` of their largest value."""
+    """Raises Broken unless scores and maps are equal, up to `tolerance` of their largest value, and NothingToCompare
+    where some are not finite."""
+    if not bool(finite(first).all() and finite(second).all()):
+        raise NothingToCompare
     for part, one, other in zip(("image score", "map"), first, second, strict=True):
         apart = float((one - other).abs().max())
         if not apart <= tolerance * float(one.abs().max()):
@@ -227,6 +235,18 @@ def reloads(bench: Bench) -> str:
     return ""
 
 
+def networks_run(bench: Bench) -> str:
+    """`networks` takes what a run gives it to count operations and to time them, and changes nothing."""
+    method, images = bench.fitted(), normals(2, seed=16)
+    before, first = state_of(method), bench.scores(method, images)
+    with torch.inference_mode():
+        for one in (images[:1], images, nn.functional.interpolate(images, (96, 96))):
+            networks_on(method, one)()
+    same_state(before, state_of(method), "`networks` changed the state")
+    same_scores(first, bench.scores(method, images), "answers depend on whether `networks` ran before")
+    return ""
+
+
 def resumes(bench: Bench) -> str:
     """A training that was stopped half way and goes on from its checkpoint ends in the same state."""
     steps: list[int] = []
@@ -303,6 +323,7 @@ RULES: Mapping[str, Callable[[Bench], str]] = {
     "leaves the images alone": leaves_images_alone,
     "judges each image alone": each_image_alone,
     "scoring changes nothing": scoring_changes_nothing,
+    "its networks run": networks_run,
     "reloads from its state": reloads,
     "resumes where it stopped": resumes,
     "the teacher stays frozen": teacher_is_frozen,
@@ -325,6 +346,8 @@ def verdict_of(rule: str, judge: Callable[[Bench], str], name: str) -> Verdict:
         return Verdict(rule=rule, remark=judge(Bench(name)))
     except Broken as error:
         return Verdict(rule=rule, reason=str(error))
+    except NothingToCompare:
+        return Verdict(rule=rule, remark="its answers cannot be compared: they are not finite")
     except BaseException as error:  # a method's own code raises anything
         if by_a_person(error):
             raise

@@ -269,17 +269,27 @@ def build_one(job: Job, device: torch.device) -> Method:
 def built(name: str, settings: Any, weights: TeacherWeights | None, device: torch.device) -> Method:
     """The untrained method `name`, its teacher loaded where it has one.
 
-    Raises WeightsError without the weights, and where their file is another than the one whose hash `weights` says.
+    Raises WeightsError without the weights, and where their file is another than the one whose hash `weights` says;
+    AttributeError for a method that lacks a part, before a training that may take hours.
     """
-    found = entry(name)
-    if weights is None:
-        return found.build(settings, None, device)
-    if weights.problem:
-        raise WeightsError(weights.problem)
-    teacher, info = load_teacher(settings.teacher, strides=settings.strides, source=weights.path or weights.source)
-    if weights.path is not None and info.sha256 != weights.sha256:
-        raise WeightsError(f"{weights.path}: changed since the run was planned; run again, or put back what was there")
-    return found.build(settings, teacher.to(device), device)
+    found, teacher = entry(name), None
+    if weights is not None:
+        if weights.problem:
+            raise WeightsError(weights.problem)
+        source = weights.path or weights.source
+        teacher, info = load_teacher(settings.teacher, strides=settings.strides, source=source)
+        if weights.path is not None and info.sha256 != weights.sha256:
+            raise WeightsError(
+                f"{weights.path}: changed since the run was planned; run again, or put back what was there"
+            )
+        teacher = teacher.to(device)
+    method = found.build(settings, teacher, device)
+    lacking = [part for part in ("settings", "module", "fit", "score", "networks") if not hasattr(method, part)]
+    if lacking:
+        raise AttributeError(
+            f"method '{name}' has no {' and no '.join(lacking)}; `check-method` goes through the rules"
+        )
+    return method
 
 
 def synchronise(device: torch.device) -> None:

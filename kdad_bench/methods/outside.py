@@ -62,10 +62,9 @@ def add_content(content: bytes, attribute: str, where: str, taken: Collection[st
     module = code.module_of(content, sha256, where)
     found = code.entry_in(module, attribute, where, Entry)
     entry = checked(found, where, taken)
-    other = ADDED.get(entry.name)
-    if other is not None and other.sha256 != sha256:
-        raise OutsideError(f"{where}: the name {entry.name!r} is that of {other.where} too; rename one of them")
-    if other is None:
+    attribute = code.attribute_of(module, found)
+    code.refuse_twin(entry.name, where, sha256, attribute, ADDED.get(entry.name))
+    if entry.name not in ADDED:
         ADDED[entry.name] = Outside(entry=entry, where=where, sha256=sha256, content=content, attribute=attribute)
     return entry.name
 

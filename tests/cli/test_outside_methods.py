@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import kdad_bench
+from kdad_bench import Detector
 from kdad_bench.cli import cli
 from kdad_bench.cli.ending import first_interrupt
 from kdad_bench.leaderboard import store
@@ -380,6 +381,26 @@ def test_two_files_of_one_name_are_refused(tiny_tree: Path, tmp_path: Path) -> N
     result = run(path, tiny_tree, tmp_path / "out", "--method", twin)
     assert result.exit_code == 2
     assert "the name 'plain' is that of" in result.stderr
+
+
+def test_a_method_without_networks_fails_before_its_training(tiny_tree: Path, tmp_path: Path) -> None:
+    text = PLAIN.replace("def networks(", "def others(").replace("    def fit(self, normal, fitting=None):\n", (
+        "    def fit(self, normal, fitting=None):\n        raise RuntimeError('it was trained')\n"
+    ))  # fmt: skip
+    assert run(written(tmp_path, text), tiny_tree, tmp_path / "out").exit_code == 1
+    (row,) = store.read(tmp_path / "out").rows()
+    assert "method 'plain' has no networks; `check-method` goes" in row["reason"]
+
+
+def test_two_entries_of_one_name_in_one_file_are_told_and_an_edited_file_is_another(tmp_path: Path) -> None:
+    twin = "TWIN = Entry(name='plain', title='Twin', paper='none', presets=PLAIN.presets, build=Plain)\n"
+    path = written(tmp_path, f"{PLAIN}ALIAS = PLAIN\n{twin}")
+    assert Detector(f"{path}:PLAIN").method == Detector(f"{path}:ALIAS").method == "plain"
+    with pytest.raises(ValueError, match=r"plain\.py: two of its entries are called 'plain'; rename one of them"):
+        Detector(f"{path}:TWIN")
+    written(tmp_path, PLAIN + "# edited\n")
+    with pytest.raises(ValueError, match=r"plain\.py: has changed since this process read it; start Python anew"):
+        Detector(path)
 
 
 def test_a_saved_model_is_loaded_with_its_file_and_with_no_other(tiny_tree: Path, tmp_path: Path) -> None:

@@ -247,3 +247,14 @@ def test_two_files_of_one_name_are_refused(root: Path, tmp_path: Path) -> None:
     datasets.categories(str(written(tmp_path)), root)
     with pytest.raises(datasets.DatasetError, match=r"the name 'flat' is that of .*flat\.py too; rename one of them"):
         datasets.categories(str(twin), root)
+    written(tmp_path, FLAT + "# edited\n")
+    with pytest.raises(datasets.DatasetError, match="has changed since this process read it; start Python anew"):
+        datasets.categories(str(tmp_path / "flat.py"), root)
+
+
+def test_two_entries_of_one_name_in_one_file_are_refused(root: Path, tmp_path: Path) -> None:
+    entry = next(line.partition(" = ")[0] for line in FLAT.splitlines() if " = Entry(" in line)
+    path = written(tmp_path, f"{FLAT}\nfrom dataclasses import replace\nTWIN = replace({entry}, title='Twin')\n")
+    datasets.categories(f"{path}:{entry}", root)
+    with pytest.raises(datasets.DatasetError, match="two of its entries are called 'flat'; rename one of them"):
+        datasets.categories(f"{path}:TWIN", root)

@@ -39,6 +39,7 @@ def test_an_honest_method_keeps_every_rule(tmp_path: Path) -> None:
     assert [rule for rule, one in found.items() if one.remark] == ["the teacher stays frozen"]
 
 
+NETWORKS = "        return images\n"
 SCORE = "        pixel = (images - self.module.mean).abs().mean(1) * self.module.weight\n"
 FIT = "        fitting = fitting or Fitting()\n"
 # fault -> (line of the method, what stands there instead, rule that must reject it, words of the reason)
@@ -195,6 +196,25 @@ MUTANTS = {
         "gives tuple, not Scores",
     ),
     "answers with NaN": (SCORE, SCORE + "        pixel = pixel / 0 - pixel / 0\n", "answers", "not finite"),
+    "has no networks": ("    def networks(", "    def others(", "its networks run", "has no attribute 'networks'"),
+    "has networks that do not run": (
+        NETWORKS,
+        "        raise RuntimeError('no networks')\n",
+        "its networks run",
+        "RuntimeError: no networks",
+    ),
+    "has networks of one size": (
+        NETWORKS,
+        "        return images.reshape(1, 3, 64, 64)\n",
+        "its networks run",
+        "RuntimeError: shape",
+    ),
+    "learns from what its networks see": (
+        NETWORKS,
+        "        self.module.weight += 1\n        return images\n",
+        "its networks run",
+        "changed the state",
+    ),
     "says nothing": (SCORE, SCORE + "        pixel = pixel * 0\n", "answers", "its maps are constant"),
     "raises": (
         FIT,
@@ -226,6 +246,12 @@ def test_a_method_with_one_fault_is_rejected_with_the_reason(
     (verdict,) = (one for name, one in found.items() if name.startswith(rule))
     assert not verdict.kept
     assert words in verdict.reason
+
+
+def test_answers_that_are_not_finite_accuse_no_other_rule(tmp_path: Path) -> None:
+    found = judged(PLAIN.replace(SCORE, SCORE + "        pixel = pixel / 0 - pixel / 0\n"), tmp_path)
+    assert [rule for rule, one in found.items() if not one.kept] == ["answers: shapes, float32, finite"]
+    assert found["judges each image alone"].remark == "its answers cannot be compared: they are not finite"
 
 
 @pytest.mark.parametrize(
