@@ -7,11 +7,11 @@ import math
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kdad_bench.datasets import SQUASH
 from kdad_bench.files import DamagedError, read_json, write_text_whole
@@ -158,6 +158,16 @@ class Written(BaseModel):
     normal_scores: tuple[Score, ...]
     normal_map_peak: Score | None = None
     test_normal_scores: tuple[Score, ...] = ()
+
+    @model_validator(mode="after")
+    def _windows_move(self) -> Self:
+        """Raises ValueError for tiles that a run refuses: none of the others, or half as wide as they overlap."""
+        if self.tile is None:
+            if self.overlap is not None:
+                raise ValueError("an overlap without tiles")
+        elif self.overlap is not None and 2 * self.overlap > self.tile:
+            raise ValueError(f"tiles of {self.tile} px that overlap by {self.overlap} px")
+        return self
 
     @property
     def decision(self) -> Decision:

@@ -135,6 +135,8 @@ def refuse_contradictions(wanted: Wanted) -> None:
     if lacking:
         raise SelectionError(f"--to {lacking}")
     out = wanted.folder
+    if out.resolve() == Path.cwd():
+        raise SelectionError(f"{out}: is the current folder, which cannot be replaced; choose another --out")
     ours = {FILE, *(name for one in TARGETS.values() for name in one.files)}
     there = os.path.lexists(out)
     if there and (out.is_symlink() or not out.is_dir() or {one.name for one in out.iterdir()} - ours):
@@ -302,15 +304,25 @@ def versions_of_rounding() -> dict[str, str]:
 
 @contextmanager
 def unfinished(folder: Path) -> Iterator[Path]:
-    """A folder near `folder` that takes its place at the end; gone if that is never reached. Raises OSError."""
+    """A folder near `folder` that takes its place at the end; gone if that is never reached. Raises OSError.
+
+    What was there before makes way by a new name, gets it back if anything fails, and is deleted last.
+    """
     near = next(parent for parent in folder.absolute().parents if parent.exists())
     place = near / f".{folder.name[:100]}.{secrets.token_hex(6)}.tmp"
     place.mkdir()
     try:
         yield place
         folder.parent.mkdir(parents=True, exist_ok=True)
+        before = place.with_suffix(".old")
         if folder.exists():
-            shutil.rmtree(folder)
-        place.replace(folder)
+            folder.replace(before)
+        try:
+            place.replace(folder)
+        except BaseException:
+            if before.exists():
+                before.replace(folder)
+            raise
+        shutil.rmtree(before, ignore_errors=True)
     finally:
         shutil.rmtree(place, ignore_errors=True)

@@ -203,6 +203,32 @@ def test_an_earlier_export_survives_a_refusal(
     assert [path.name for path in exported.parent.glob(".*")] == []
 
 
+def test_an_earlier_export_survives_a_folder_that_cannot_take_its_place(
+    exported: Path, model: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "there"))
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    replace = Path.replace
+
+    def fails(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp":
+            raise OSError(16, "Device or resource busy", str(target))
+        return replace(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", fails)
+        code, _, errors = call("export", model[0], "--to", "torch", "--out", folder)
+    assert code == 2
+    assert "cannot be written (Device or resource busy)" in errors
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    monkeypatch.chdir(folder)
+    code, _, errors = call("export", model[0], "--to", "torch", "--out", ".")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "is the current folder, which cannot be replaced; choose another --out" in errors
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
 def changed(field: str, value: object) -> Callable[[Path], object]:
     def change(folder: Path) -> None:
         about = json.loads((folder / "export.json").read_text())
