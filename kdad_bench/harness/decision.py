@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -16,8 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from kdad_bench.datasets import SQUASH
 from kdad_bench.files import DamagedError, read_json, write_text_whole
 from kdad_bench.harness.choices import MOST_SIDE
+from kdad_bench.methods.checkpoint import DESCRIPTION, DIGEST
 
 FILE = "decision.json"
+SEAL = "sha256"  # in decision.json; of before it exists it has none
 REMEDY = "save the model again with `run --save-models`"
 EXACT = 2**53  # counts that a float has exactly
 MOST_SCORE = 3.5e38  # of a float32
@@ -42,8 +45,10 @@ class Decision:
     test_normal_scores: tuple[float, ...] = ()  # of normal test images, ascending: to tell of a threshold, never for it
 
     def write(self, folder: Path) -> None:
-        """Put it beside the model, whole."""
-        write_text_whole(folder / FILE, json.dumps(asdict(self), indent=2) + "\n")
+        """Put it beside the model, whole, with a seal that binds it to those weights."""
+        content = json.loads(json.dumps(asdict(self)))
+        sealed = content | {SEAL: seal_of(content, folder)}
+        write_text_whole(folder / FILE, json.dumps(sealed, indent=2) + "\n")
 
     def threshold(self, false_alarms: float, remedy: str = "give --threshold or more --normals, ") -> float:
         """The score above which an image is called anomalous, for a wanted false-alarm rate in (0, 1).
@@ -135,6 +140,11 @@ def read(folder: Path) -> Decision:
         ) from error
     except DamagedError as error:
         raise DecisionError(str(error)) from error
+    seal = content.pop(SEAL, None)
+    if seal is not None and seal != seal_of(content, folder):
+        raise DecisionError(
+            f"{path}: damaged, changed or of another model (its SHA-256 is not the one in it); {REMEDY}"
+        )
     try:
         return Written.model_validate_json(json.dumps(content)).decision
     except ValidationError as error:
@@ -142,7 +152,18 @@ def read(folder: Path) -> Decision:
         where = ".".join(map(str, first["loc"]))[:60]
         value = repr(first["input"])[:60]
         wrong = "is missing" if first["type"] == "missing" else f"is {value}: {first['msg']}"
+        if first["type"] == "value_error":  # of fields that do not fit together
+            wrong = str(first["msg"])
         raise DecisionError(f"{path}: damaged ({where} {wrong}); {REMEDY}") from error
+
+
+def seal_of(content: dict[str, Any], folder: Path) -> str:
+    """SHA-256 of the fields of a decision and of the digest of the weights beside it."""
+    try:
+        weights = read_json(folder / DESCRIPTION, dict).get(DIGEST)
+    except (OSError, DamagedError):  # whoever loads the model says so
+        weights = None
+    return hashlib.sha256(json.dumps([content, weights], sort_keys=True).encode()).hexdigest()
 
 
 class Written(BaseModel):

@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from kdad_bench import __version__
@@ -126,6 +126,16 @@ class Exported(Part):
     threshold: Threshold | None
     certificate: Certificate
 
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        """Raises ValueError where input, outputs and decision are not of one graph."""
+        side = self.decision.resolution
+        count = self.input.shape[0] if self.input.shape else 0
+        shapes = (count, 3, side, side), (count,), (count, side, side)
+        if count == 0 or (self.input.shape, *(one.shape for one in self.outputs)) != shapes:
+            raise ValueError(f"input and outputs are not those of images of {side} px, the resolution of the decision")
+        return self
+
 
 class ExportedModel:
     """A graph as the harness scores with it; it learnt long ago."""
@@ -220,6 +230,8 @@ def read(folder: Path) -> Exported:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))[:80]
         wrong = "is missing" if first["type"] == "missing" else f"is {repr(first['input'])[:60]}: {first['msg']}"
+        if first["type"] == "value_error":  # of fields that do not fit together
+            wrong = str(first["msg"])
         raise ExportError(f"{path}: damaged ({where} {wrong}); {REMEDY}") from error
 
 

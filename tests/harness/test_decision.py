@@ -122,8 +122,40 @@ def test_a_field_that_cannot_be_is_named_with_its_file(tmp_path: Path, kind: str
     RIGHT.write(tmp_path)
     field, value = WRONG[kind]
     path = tmp_path / "decision.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    unsealed(path, {field: value})
     refused(tmp_path, field)
+
+
+def unsealed(path: Path, changes: dict[str, object]) -> None:
+    """The file with other fields and, as an older one, nothing to tell that they are others."""
+    content = {name: value for name, value in json.loads(path.read_text()).items() if name != "sha256"}
+    path.write_text(json.dumps(content | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"tile": 64, "overlap": 64}, "overlap by 64 px"), ({"overlap": 3}, "an overlap without tiles")],
+)
+def test_fields_that_do_not_fit_together_are_told(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    RIGHT.write(tmp_path)
+    unsealed(tmp_path / "decision.json", changes)
+    refused(tmp_path, words)
+
+
+def test_a_decision_that_was_changed_or_is_another_models_is_refused(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.json").write_text(json.dumps({"weights_sha256": name}))
+        RIGHT.write(tmp_path / name)
+        assert read(tmp_path / name) == RIGHT
+    path = tmp_path / "one" / "decision.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"resolution": 32}))
+    refused(path.parent, "damaged, changed or of another model")
+    path.write_bytes((tmp_path / "other" / "decision.json").read_bytes())
+    refused(path.parent, "damaged, changed or of another model")
+    unsealed(path, {})
+    assert read(path.parent) == RIGHT, "as an earlier version wrote it"
 
 
 @pytest.mark.parametrize("field", ["category", "resolution", "normal_scores"])
@@ -131,7 +163,7 @@ def test_a_field_that_is_missing_is_named(tmp_path: Path, field: str) -> None:
     RIGHT.write(tmp_path)
     path = tmp_path / "decision.json"
     content = json.loads(path.read_text())
-    del content[field]
+    del content[field], content["sha256"]
     path.write_text(json.dumps(content))
     refused(tmp_path, rf"{field} is missing")
 
