@@ -80,7 +80,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     pipe or a socket at `path` is refused with OSError: it would be replaced by a file, /dev/null among them.
     """
     path = Path(os.path.realpath(path))
-    _refuse_what_is_no_file(path)
+    refuse_what_is_no_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(path) as (temporary, unlock):
         try:
@@ -96,11 +96,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         _flush(path.parent)
 
 
-def _refuse_what_is_no_file(path: Path) -> None:
-    """Raises OSError for what is there and neither a file nor a folder (which the system itself refuses to replace)."""
+def refuse_what_is_no_file(path: Path) -> None:
+    """Raises OSError for what is there and no file: nothing can be written in its place."""
     with contextlib.suppress(FileNotFoundError):
         mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "Not a file but a device, a pipe or a socket", str(path))
 
 

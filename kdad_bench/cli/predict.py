@@ -94,7 +94,8 @@ def folder_for(out: Path | None) -> Iterator[None]:
 
 def show(found: Predictions, *, as_json: bool) -> None:
     """The answer on stdout; what failed, and what was not used, on stderr."""
-    for line in (*found.not_used, *(one.reason for one in found.failed)):
+    failed = (*found.normals_failed, *found.failed)
+    for line in (*found.not_used, *(one.reason for one in failed)):
         click.echo(f"kdad-bench: {printable(line)}", err=True)
     if as_json:
         click.echo(found.as_json)

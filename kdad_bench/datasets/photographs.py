@@ -154,7 +154,7 @@ def _sort_in(found: Photographs, path: Path) -> None:
         found.unused.append(Unused(path, ASIDE))
     elif path.name.casefold() in HIDDEN:  # named by a shell's `*`
         found.unused.append(Unused(path, SUFFIX))
-    elif path.name == ANSWERS or _is_drawn(path):
+    elif path.name == ANSWERS or is_drawn(path):
         found.unused.append(Unused(path, DRAWN))
     else:
         found.files.append(path)
@@ -205,7 +205,7 @@ def _is_aside(folder: Path) -> bool:
     return name in PARTS[1:] and child(folder.parent, PARTS[0]) is not None
 
 
-def _is_drawn(path: Path) -> bool:
+def is_drawn(path: Path) -> bool:
     """Whether a file begins as a picture with the mark of `drawn`; False where it cannot be read."""
     try:
         with opened(path) as file:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdad_bench.harness.export_images import Images
-from kdad_bench.harness.export_runtimes import Runner, in_batches
+from kdad_bench.harness.export_runtimes import Answers, Runner, in_batches
 from kdad_bench.harness.exported import Certificate, Decisions, Seen
 from kdad_bench.harness.scoring import SCORE_BATCH, Scorer, as_images, scored
 
@@ -102,7 +102,7 @@ def compared(model: Scorer, runner: Runner, sets: Sequence[Images], batches: Seq
         for start in range(0, len(images.pixels), SCORE_BATCH):
             pixels = np.ascontiguousarray(images.pixels[start : start + SCORE_BATCH])
             wanted = scored(model, as_images(pixels, CPU), SCORE_BATCH, name)
-            answers = [in_batches(runner, pixels, batch) for batch in batches]
+            answers = [filled(runner, pixels, batch) for batch in batches]
             theirs = wanted.pixel.numpy()
             found.names += images.names[start : start + SCORE_BATCH]
             found.real += [images.real] * len(pixels)
@@ -111,6 +111,13 @@ def compared(model: Scorer, runner: Runner, sets: Sequence[Images], batches: Seq
             found.ranges += (theirs.max((1, 2)) - theirs.min((1, 2))).tolist()
             found.apart += np.max([np.abs(heat - theirs).max((1, 2)) for _, heat in answers], 0).tolist()
     return found
+
+
+def filled(runner: Runner, pixels: NDArray[np.uint8], batch: int) -> Answers:
+    """The answers to `pixels` in batches of `batch` and no fewer: what lacks is filled up with the same images."""
+    count = -(-len(pixels) // batch) * batch
+    scores, maps = in_batches(runner, pixels[np.arange(count) % len(pixels)], batch)
+    return scores[: len(pixels)], maps[: len(pixels)]
 
 
 def certificate_of(

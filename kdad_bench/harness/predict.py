@@ -6,7 +6,7 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, NamedTuple, cast
@@ -20,18 +20,19 @@ from kdad_bench.datasets import DatasetError
 from kdad_bench.datasets import fitted as fitted_shape
 from kdad_bench.datasets.category import printable
 from kdad_bench.datasets.decoding import as_rgb, open_image, read_rgb, reduced_rgb
-from kdad_bench.datasets.photographs import ANSWERS, Bad, drawn, photographs
-from kdad_bench.files import write_text_whole, write_whole
+from kdad_bench.datasets.photographs import ANSWERS, Bad, drawn, is_drawn, photographs
+from kdad_bench.files import refuse_what_is_no_file, write_text_whole, write_whole
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.decision import Decision, floor_of
 from kdad_bench.harness.exported import opened, rate_for, refuse_other_method
 from kdad_bench.harness.graphs import graphed
 from kdad_bench.harness.pictures import colours
-from kdad_bench.harness.scoring import BATCH_PIXELS, SCORE_BATCH, Scorer, as_images, finite, scored
+from kdad_bench.harness.scoring import ScoreError, Scorer, as_images, batch_for, finite, score_all
 from kdad_bench.harness.trust import notes_on
 from kdad_bench.harness.view import WHOLE, View
 from kdad_bench.harness.windows import windowed
 from kdad_bench.methods.protocol import Method
+from kdad_bench.outside import text_of
 
 OPACITY = 0.45  # of a map over its image
 STEM = 50  # letters of an image's name in that of its overlay
@@ -68,6 +69,7 @@ class Predictions:
     notes: tuple[str, ...]  # what to know of the threshold, a line each
     images: tuple[Prediction, ...]
     failed: tuple[Failure, ...]
+    normals_failed: tuple[Failure, ...]  # of the normals to fit the threshold on
     not_used: tuple[str, ...]  # lines on what was found and is no photograph
 
     @property
@@ -111,7 +113,7 @@ class Judge:
 
     def each(self, files: Sequence[Path]) -> Iterator[Answer]:
         """The answers to files, in batches whose memory is bounded; of many shapes one at a time."""
-        batch = max(1, min(SCORE_BATCH, BATCH_PIXELS // self.resolution**2)) if self.view.plain else 1
+        batch = batch_for(np.empty((0, self.resolution, self.resolution), np.uint8)) if self.view.plain else 1
         for start in range(0, len(files), batch):
             yield from self.batch(files[start : start + batch])
 
@@ -120,8 +122,19 @@ class Judge:
         pixels = {path: image for path in files if (image := self.pixels(path)) is not None}
         if not pixels:
             return
-        images = as_images(np.stack(list(pixels.values())), self.device)
-        scores = scored(self.method, images, len(images), self.name)
+        try:
+            scores = score_all(self.method, as_images(np.stack(list(pixels.values())), self.device), self.name)
+        except ScoreError:
+            raise
+        except Exception as error:  # a method raises anything; it may be of one image
+            if len(pixels) > 1:
+                for path in pixels:
+                    yield from self.batch([path])
+                return
+            (path,) = pixels
+            why = f"method '{self.name}' raises {type(error).__name__}: {' '.join(text_of(error).split())[:200]}"
+            self.fail(Bad(path, f"{path}: {why}"))
+            return
         sound_ones = finite(scores)
         maps = scores.pixel.cpu().numpy()
         for path, score, heat, sound in zip(pixels, scores.image.tolist(), maps, sound_ones.tolist(), strict=True):
@@ -180,8 +193,11 @@ def predict(
     judge, kept = judge_of(model, device)
     refuse_other_method(model, judge.name, method)
     rate = rate_for(model, false_alarms)
+    if out is not None:
+        refuse_what_is_no_file(out / ANSWERS)
     if normals is not None:
         kept = fitted(kept, judge, normals)
+    left_out, judge.failed = tuple(judge.failed), []
     limit, origin = threshold_of(kept, threshold, rate)
     unseen = len(kept.normal_scores)
     if out is None:
@@ -198,11 +214,20 @@ def predict(
         notes=notes_on(kept, limit, None if threshold is not None else rate),
         images=tuple(found),
         failed=tuple(judge.failed),
+        normals_failed=left_out,
         not_used=tuple(judge.not_used),
     )
     if out is not None:
         write_text_whole(out / ANSWERS, result.as_json + "\n")
+        clear_of_earlier(out, {one.overlay for one in found})
     return result
+
+
+def clear_of_earlier(out: Path, overlays: Container[str | None]) -> None:
+    """Delete the overlays in `out` that an earlier call left and that are not among `overlays` of this one."""
+    for path in out.glob("[0-9][0-9][0-9][0-9]*-*.png"):
+        if printable(str(path)) not in overlays and not path.is_symlink() and is_drawn(path):
+            path.unlink()
 
 
 def prediction(answer: Answer, limit: float | None) -> Prediction:

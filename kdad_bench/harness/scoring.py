@@ -80,7 +80,7 @@ def scored(method: Scorer, images: Pixels, batch: int, name: str, device: torch.
 
 
 def batch_for(images: Pixels) -> int:
-    """How many images are scored at once, so that a batch of large ones takes no more memory than one of small ones."""
+    """How many of `images` [..., H, W] are scored at once: a batch of large ones takes no more memory than of small."""
     return max(1, min(SCORE_BATCH, BATCH_PIXELS // max(1, images.shape[-2] * images.shape[-1])))
 
 

@@ -63,6 +63,29 @@ def test_an_offset_hides_no_difference_of_maps() -> None:
     assert [found_of(offset).maps_apart() for offset in (0.0, 1024.0)] == pytest.approx([0.125, 0.125], rel=1e-3)
 
 
+@pytest.mark.parametrize("counts", [(12, 4), (1,), (17,)])
+def test_batches_are_as_large_as_the_certificate_says(counts: tuple[int, ...]) -> None:
+    asked = []
+
+    class Model:
+        def score(self, images: torch.Tensor) -> Scores:
+            return Scores(images.mean((1, 2, 3)), images.mean(1))
+
+    def graph(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        asked.append(len(pixels))
+        scores = Model().score(torch.from_numpy(pixels).float() / 255)
+        return scores.image.numpy(), scores.pixel.numpy()
+
+    random = np.random.default_rng(0)
+    sets = [
+        Images("test", tuple(map(str, range(n))), random.integers(0, 256, (n, 3, 4, 4), dtype=np.uint8)) for n in counts
+    ]
+    found = compared(Model(), graph, sets, (1, 16), "toy")
+    assert {*asked} == {1, 16}
+    assert len(found.ours) == sum(counts)
+    assert found.scores_apart() < 1e-6
+
+
 def test_a_flat_map_is_compared_with_the_ranges_of_the_others() -> None:
     flat = comparison([1.0, 1.0], [1.0, 1.0], ranges=[2.0, 0.0], apart=[0.0, 2e-5])
     assert flat.maps_apart() == pytest.approx(1e-3)
