@@ -11,6 +11,7 @@ import rich_click as click
 
 from kdad_bench.cli import COUNT
 from kdad_bench.cli.parameters import LocalPath
+from kdad_bench.files import refuse_what_is_no_file, write_text_whole, write_whole
 
 ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 
@@ -130,23 +131,33 @@ def bench(
     ]
     if not chosen:
         raise BadInput(f"no case matches; ops: {', '.join(benchmark_ops.OPS)}")
+    files = () if out is None else (out / "kernels.md", out / "kernels.parquet")
+    try:
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            refuse_what_is_no_file(file)
+    except OSError as error:
+        raise BadInput(f"{error.filename or out}: cannot be written ({error.strerror}); choose --out") from error
     timings: list[benchmark.Timing] = []
     failures = []
+
+    def left_out(line: str) -> None:
+        click.echo(line, err=True)
+
     for number, case in enumerate(chosen, 1):
         click.echo(
             f"{number}/{len(chosen)} {case.op}, {case.shape}, N={case.batch}, {case.dtype}, {case.layout}", err=True
         )
         try:
-            timings += benchmark.measure(case, place, check=check, compiled=compiled)
+            timings += benchmark.measure(case, place, check=check, compiled=compiled, told=left_out)
         except ArithmeticError as error:
             failures.append(str(error))
     where = benchmark.environment(place)
     text = "\n".join([", ".join(f"{k} {v}" for k, v in where.items()), "", benchmark.table(timings) if timings else ""])
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "kernels.md").write_text(text + "\n", encoding="utf-8")
-        write_parquet(out / "kernels.parquet", timings, where)
     click.echo(text)
+    if files:
+        write_text_whole(files[0], text + "\n")
+        write_parquet(files[1], timings, where)
     if check:
         click.echo(f"\nchecked against float64: {len(chosen) - len(failures)} of {len(chosen)} cases agree")
     for failure in failures:
@@ -166,4 +177,5 @@ def write_parquet(file: Path, timings: list[Any], where: dict[str, str]) -> None
         row = dataclasses.asdict(timing)
         rows.append({**row.pop("case"), **row, "gb_per_s": timing.gb_per_s})
     if rows:
-        pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(where), file)
+        found = pa.Table.from_pylist(rows).replace_schema_metadata(where)
+        write_whole(file, lambda temporary: pq.write_table(found, temporary))

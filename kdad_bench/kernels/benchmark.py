@@ -244,15 +244,30 @@ def implementations(case: Case, device: torch.device, compiled: bool) -> dict[st
     return calls
 
 
-def measure(case: Case, device: torch.device, *, check: bool = True, compiled: bool = True) -> Iterator[Timing]:
+def measure(
+    case: Case,
+    device: torch.device,
+    *,
+    check: bool = True,
+    compiled: bool = True,
+    told: Callable[[str], object] = lambda line: None,
+) -> Iterator[Timing]:
     """Time every implementation of a case, ours first; raises ArithmeticError if `check` and ours is wrong.
 
-    On a GPU every eager form is timed as a CUDA graph, training steps too; compiled ones as they run.
+    One that cannot be compiled here is `told` and left out. On a GPU every eager form is timed as a CUDA graph, steps
+    of a training too; compiled ones as they run.
     """
     op, sets = OPS[case.op], inputs(case, device)
     error = checked(case, sets[0]) if check else None
     copy, read = bandwidth(sets, device)
     calls = implementations(case, device, compiled)
+    for name in [name for name in calls if name.startswith("compiled")]:
+        try:
+            calls[name](sets[0])
+        except Exception as problem:  # no compiler, or one that fails
+            said = next(iter(str(problem).splitlines()), "")[:200]
+            told(f"{case.op}, {name}: left out ({type(problem).__name__}: {said})")
+            del calls[name]
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
         for name, call in calls.items():

@@ -313,7 +313,6 @@ def test_the_maps_of_many_images_are_never_in_memory_together(
     model: tuple[Path, Path], new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the 120 maps at most a few live at once, with overlays as without."""
-
     maps: list[weakref.ref[Any]] = []
     most = 0
 

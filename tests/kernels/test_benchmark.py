@@ -159,6 +159,37 @@ def test_command_prints_the_table_and_writes_parquet(tmp_path: Path) -> None:
     assert "| attention weighting | resnet18 | 1 | fp32 | nchw |" in (tmp_path / "kernels.md").read_text()
 
 
+def test_a_form_that_cannot_be_compiled_is_told_and_the_others_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(call: benchmark.Call) -> benchmark.Call:
+        def compiled(taps: Any) -> Any:
+            raise RuntimeError("No working C++ compiler found\nmore lines")
+
+        return compiled
+
+    monkeypatch.setattr(benchmark, "compiled_call", fails)
+    arguments = ["bench", "--op", "attention", "--batch", "1", "--layout", "nchw", "--device", "cpu"]
+    done = CliRunner().invoke(group, arguments)
+    assert done.exit_code == 0, done.output
+    why = "left out (RuntimeError: No working C++ compiler found)\n"
+    assert f"attention weighting, compiled as papers: {why}" in done.stderr
+    assert "| attention weighting |" in done.stdout
+    assert "compiled" not in done.stdout
+
+
+@pytest.mark.parametrize("there", ["no place for folders", "a folder for the table"])
+def test_command_refuses_a_place_before_anything_is_timed(
+    there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path("/proc/nope/x") if there == "no place for folders" else tmp_path / "out"
+    if there == "a folder for the table":
+        (out / "kernels.md").mkdir(parents=True)
+    monkeypatch.setattr(benchmark, "measure", lambda *arguments, **options: pytest.fail("it was timed"))
+    done = CliRunner().invoke(group, ["bench", "--op", "attention", "--device", "cpu", "--out", str(out)])
+    assert done.exit_code == 2, done.output
+    assert "cannot be written (" in done.output
+    assert "choose --out" in done.output
+
+
 def test_command_refuses_what_it_cannot_do() -> None:
     done = CliRunner().invoke(group, ["bench", "--op", "nonsense", "--device", "cpu"])
     assert done.exit_code == 2
