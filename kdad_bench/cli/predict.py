@@ -54,8 +54,6 @@ def predict(model: Path, images: tuple[str, ...], as_json: bool, **given: Any) -
     from kdad_bench.methods.foreign import guarded
 
     refuse_both("--threshold", "--false-alarms")
-    if method and method[1]:
-        raise BadInput(f"--method {':'.join(method)}: a model knows its variant; give {method[0]} alone")
     with folder_for(given["out"]):
         try:
             with guarded():

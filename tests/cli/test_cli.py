@@ -212,11 +212,6 @@ def test_a_word_of_python_is_no_name_of_a_method(tmp_path: Path) -> None:
     assert (done.exit_code, done.stderr) == (2, "kdad-bench: class: is a word of Python; take another name\n")
 
 
-def test_predict_takes_no_variant_that_it_would_forget(tmp_path: Path) -> None:
-    done = invoke("predict", tmp_path, tmp_path, "--method", "stfpm:held_out")
-    assert (done.exit_code, "a model knows its variant; give stfpm alone" in done.stderr) == (2, True)
-
-
 def test_data_sets_are_listed_with_their_counts(tmp_path: Path) -> None:
     from tests.conftest import write_tree
 
