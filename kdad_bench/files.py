@@ -72,8 +72,7 @@ def cache_folder() -> Path:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary)` and put what it wrote at `path` in one step: nobody ever sees half a file. It is called
-    once more, from the beginning, where the first time was forbidden.
+    """Call `write(temporary)` and put what it wrote at `path` in one step: nobody ever sees half a file.
 
     The file and its folder are flushed to disk, an existing file keeps its permissions, and a link is followed.
     Folders on the way are made. Raises OSError, and what `write` raises; `path` is then as it was before. A device, a
@@ -82,12 +81,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     path = Path(os.path.realpath(path))
     refuse_what_is_no_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(path) as (temporary, unlock):
-        try:
-            write(temporary)
-        except PermissionError:  # flock(2): on SMB a locked file takes nothing from any other descriptor
-            unlock()
-            write(temporary)
+    with _temporary(path) as temporary:
+        write(temporary)
         _flush(temporary)
         with contextlib.suppress(FileNotFoundError):
             os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
@@ -212,15 +207,9 @@ def sweep(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """A fresh file beside `path`, locked while its writer lives so that `sweep` can tell, and what lets go of the lock;
-    gone at the end."""
-
-    def unlock() -> None:
-        with contextlib.suppress(OSError):
-            if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-
+def _temporary(path: Path) -> Iterator[Path]:
+    """A fresh file beside `path`, gone at the end; locked while its writer lives, so that `sweep` can tell, unless the
+    lock itself keeps others from writing."""
     while True:
         start = os.fsdecode(os.fsencode(path.name)[:100])  # names are limited in bytes
         temporary = path.with_name(f".{start}.{secrets.token_hex(6)}{SUFFIX}")
@@ -231,11 +220,27 @@ def _temporary(path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
             if not temporary.exists():  # swept between its creation and its lock
                 continue
-            yield temporary, unlock
+            if fcntl is not None and not _takes_writing(temporary):
+                with contextlib.suppress(OSError):
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+            yield temporary
             return
         finally:
             os.close(descriptor)
             temporary.unlink(missing_ok=True)
+
+
+def _takes_writing(path: Path) -> bool:
+    """Whether a locked file can be written through another descriptor: flock(2) says that on SMB it cannot."""
+    try:
+        with path.open("r+b", buffering=0) as file:
+            file.write(b"\0")
+            file.truncate(0)
+    except PermissionError:
+        return False
+    except OSError:  # a full disk, say: whoever writes will be told
+        return True
+    return True
 
 
 def _flush(path: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,20 +41,32 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path
 
 
 @pytest.mark.parametrize("forbidden", [False, True])
-def test_a_file_is_written_where_a_lock_closes_it_to_its_own_writer(forbidden: bool, tmp_path: Path) -> None:
-    """As on SMB shares, by flock(2)."""
+def test_a_file_is_written_where_a_lock_closes_it_to_its_own_writer(
+    forbidden: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on SMB shares, by flock(2). Nothing is written twice, whatever else is forbidden."""
+    written: list[Path] = []
+    real = Path.open
+
+    def closed_by_its_lock(path: Path, mode: str = "r", *more: Any, **named: Any) -> Any:
+        file = real(path, mode, *more, **named)
+        try:
+            if mode == "r+b":
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise PermissionError(13, "Permission denied") from error
+        return file
+
+    monkeypatch.setattr(Path, "open", closed_by_its_lock)
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            file.write(b"half")
-            file.flush()
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise PermissionError(13, "Permission denied") from error
+            written.append(temporary)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if forbidden:
                 raise PermissionError(13, "Permission denied")
-        temporary.write_bytes(b"whole")
+            file.write(b"whole")
 
     path = tmp_path / "row"
     path.write_bytes(b"before")
@@ -64,6 +77,7 @@ def test_a_file_is_written_where_a_lock_closes_it_to_its_own_writer(forbidden: b
         files.write_whole(path, write)
     assert path.read_bytes() == (b"before" if forbidden else b"whole")
     assert os.listdir(tmp_path) == ["row"]
+    assert len(written) == 1
 
 
 def test_a_written_file_has_the_usual_permissions_and_an_existing_one_keeps_its_own(tmp_path: Path) -> None:

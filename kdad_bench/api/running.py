@@ -136,7 +136,7 @@ def warn_of_failures(found: Agenda, endings: Sequence[tuple[Job, Ending]], resul
     lines += [f"{job.label}: no result: {without[job.id]}" for job in found.jobs if job.id in without]
     if lines:
         warnings.warn(
-            f"{len(lines)} of {len(found.jobs)} jobs have no result; {lines[0]}; Results.failed has the failures, "
-            "retry_failed=True runs them again",
+            f"{len(lines)} of {len(found.jobs)} jobs have no result; {lines[0]}; Results.failed has those that "
+            "no earlier row hides, retry_failed=True runs them again",
             stacklevel=3,
         )

@@ -234,10 +234,10 @@ def _this_machine(device: str) -> str:
 
 
 def _command(found: Advice, short: list[Shortage], where: str) -> str:
-    """What to run next, in the configuration that the rows are of; nothing without a method."""
+    """What to run next, in the configuration that the rows are of; nothing without a method, or of scans."""
     one = found.best or found.nearest
-    if one is None or "@" in one.key:
-        return ""
+    if one is None or "@" in one.key or found.board.group.modality not in ("", "rgb"):
+        return ""  # models of other modalities are not saved
     preset, changed = _parts(found.board.group.preset)
     shares = [part.hold_out for part in short]
     if any(shares):

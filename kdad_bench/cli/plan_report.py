@@ -92,7 +92,7 @@ def show_plan(found: Agenda, options: RunOptions, console: Console) -> None:
     jobs, left = len(found.jobs), len(found.left)
     if options.as_json:
         total = {"jobs": jobs, "to_run": left, "estimate_seconds": guess.seconds, "basis": guess.basis}
-        click.echo(json.dumps({**total, "workers": guess.workers}))
+        click.echo(json.dumps({**total, "workers": guess.workers or None}))
         return
     trainings = len({job.training for job in found.left if job.together})
     shared = f" with {counted(trainings, 'shared model')}" if trainings else ""

@@ -198,11 +198,15 @@ def upright(path: Path) -> Upright:
         try:
             late = image.format == "PNG" and _notes_behind_pixels(file)
             note = (image.getexif() if late else Image.Image.getexif(image)).get(ORIENTATION, 1)
+            stored = image.size if image.format != "TIFF" else _size_in_tags(image)
         except Exception as error:  # Pillow's parsers raise almost anything on damaged files
             raise _damaged(path, error) from error
-    other = image.size[::-1] if note in ON_THEIR_SIDE else image.size
-    size, stored = (image.size, other) if image.format == "TIFF" else (other, image.size)  # Pillow's of TIFF is turned
-    return Upright(size, stored, note in TURNED)
+    return Upright(stored[::-1] if note in ON_THEIR_SIDE else stored, stored, note in TURNED)
+
+
+def _size_in_tags(image: Any) -> tuple[int, int]:
+    """Width and height of a TIFF image as they are stored: Pillow turns its size, since version 11."""
+    return image.tag_v2[256], image.tag_v2[257]
 
 
 def _notes_behind_pixels(file: IO[bytes]) -> bool:

@@ -151,7 +151,7 @@ def evaluate(asked: Asked, *, dry_run: bool = False) -> Evaluation:
             by = None if dry_run or faults else beside.submit(test_data_of, one.category, side, asked.options.fit)
             try:
                 loaded = load(one, side, asked.options.fit)
-            except EvaluationError as error:
+            except (EvaluationError, datasets.DatasetError) as error:
                 faults += error.lines
                 continue
         same = known.about(one.category, loaded)
@@ -385,6 +385,7 @@ def judge(by: TestData, loaded: Loaded, same: Same, side: int, asked: Asked) -> 
         )
     data = datasets.fingerprint(category)
     commit, dirty = git_state()
+    kept, said = as_kept(scores)
     row = Row(
         job_id=identity(category, content.result(), data, asked),
         protocol_version=PROTOCOL_VERSION,
@@ -398,12 +399,12 @@ def judge(by: TestData, loaded: Loaded, same: Same, side: int, asked: Asked) -> 
         origin=EXTERNAL,
         resolution=side,
         fit=None if fit == SQUASH else fit,
-        readings=(*readings(loaded, side, fit), *same.readings),
+        readings=(*readings(loaded, side, fit), *said, *same.readings),
         data_fingerprint=data,
         synthetic=category.synthetic,
         test_images=len(test.labels),
         **figures,
-        image_scores=tuple(scores.tolist()),
+        image_scores=tuple(kept.tolist()),
         image_labels=tuple(bool(label) for label in test.labels),
         image_names=tuple(test.names),
         python=platform.python_version(),
@@ -417,12 +418,21 @@ def judge(by: TestData, loaded: Loaded, same: Same, side: int, asked: Asked) -> 
     return Judged(row, picture(row, test, loaded, scores) if drawn else b"")
 
 
+def as_kept(scores: Floats) -> tuple[Floats, tuple[str, ...]]:
+    """Image scores [N] as a row keeps them, in float32, and a reading where those are ranks: scores of which float32
+    would make some equal. Every figure of images follows from their order."""
+    different, ranks = np.unique(scores, return_inverse=True)
+    if len(np.unique(different.astype(np.float32))) == len(different):
+        return scores, ()
+    return ranks.astype(np.float32), ("scores: kept as their ranks, as float32 would make some of them equal",)
+
+
 def content_of(loaded: Loaded) -> str:
-    """SHA-256 of the maps and of the image scores, both as float32, 64 hex digits."""
+    """SHA-256 of the maps and of the image scores in the type that they are judged in, 64 hex digits."""
     content = hashlib.sha256()
     for one in loaded.maps:
-        content.update(np.ascontiguousarray(one, np.float32).data)
-    content.update(b"" if loaded.scores is None else loaded.scores.astype(np.float32).tobytes())
+        content.update(np.ascontiguousarray(one).data)
+    content.update(b"" if loaded.scores is None else loaded.scores.tobytes())
     return content.hexdigest()
 
 

@@ -38,7 +38,7 @@ LATE = ("pyarrow.compute", "pyarrow.parquet", "scipy.ndimage", "torch.utils.flop
 UNSENT = "it cannot be sent to a process of its own"
 SENDABLE = "define the class of its settings at the top of its file, or give --executor in-process"
 DYING_SECONDS = 30.0  # that a killed worker is waited for: a dead network drive may hold it for ever
-CHILDREN: set[BaseProcess] = multiprocessing.process._children  # type: ignore[attr-defined]  # of this process
+CHILDREN: set[BaseProcess] = getattr(multiprocessing.process, "_children", set())  # of this process
 READY = "ready"  # what a worker says once it can take a job
 HELD = (signal.SIGINT, signal.SIGHUP)
 

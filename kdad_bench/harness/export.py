@@ -36,6 +36,7 @@ from kdad_bench.harness.export_runtimes import (
     TARGETS,
     ExportError,
     Graph,
+    NotHarmless,
     Runner,
     in_batches,
     missing,
@@ -181,17 +182,17 @@ def refuse_windows(model: Path, kept: Decision) -> None:
 def written(wanted: Wanted, source: Source, graph: Graph, place: Path) -> Exported:
     """Write the graph into `place`, run it from there and describe it; raises Refused or ExportError."""
     images, words = calibration_of(source.normals, source.sets) if wanted.int8 else ([], "")
+    cannot = f"{wanted.model}: method '{source.name}' cannot be exported to {wanted.target}"
     try:
         write_graph(graph, wanted.target, place, images)
         runner = opened_graph(wanted.target, place, graph.batch)
+    except NotHarmless as error:  # it has just been written
+        raise ExportError(f"{cannot} ({error.why}); try another --to") from error
     except ExportError:
         raise
     except Exception as error:  # converters raise anything
         said = " ".join(str(error).split())[:200]
-        raise ExportError(
-            f"{wanted.model}: method '{source.name}' cannot be exported to {wanted.target} "
-            f"({type(error).__name__}: {said}); try another --to"
-        ) from error
+        raise ExportError(f"{cannot} ({type(error).__name__}: {said}); try another --to") from error
     kept = refitted(source, runner) if wanted.int8 else source.kept
     certificate = certified(wanted, source, graph, runner, kept)
     return described(wanted, source, graph, place, kept, certificate, words)

@@ -60,7 +60,11 @@ SPECS = {  # how the arguments and the answers lie: always so
 }
 
 OPERATOR = re.compile(r"torch\.ops\.aten\.((?!__)\w{1,99})\.((?!__)\w{1,99})", re.ASCII)
-PRIVATE = ("_unsafe_view", "_unsafe_index")  # operators that are neither public nor of the core set, and harmless
+PRIVATE = frozenset((  # operators that are neither public nor of the core set, and compute alone
+    "_unsafe_view", "_unsafe_index", "_scaled_dot_product_flash_attention_for_cpu", "_linalg_svd", "_linalg_solve_ex",
+    "_linalg_eigh", "_linalg_det", "_linalg_slogdet", "_fft_r2c", "_fft_c2c", "_fft_c2r", "_unique2",
+    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_weight_norm_interface",
+))  # fmt: skip
 OF_FILES = ("from_file", "save")
 KINDS = re.compile(r"((Optional|List)\[)*(Tensor|int|float|bool|number|complex|Device|str)\]*")  # of arguments
 ON_NUMBERS = frozenset((

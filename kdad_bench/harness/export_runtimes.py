@@ -159,14 +159,21 @@ def opened_graph(target: str, folder: Path, batch: int | None) -> Runner:
     return runner if batch is None else lambda images: in_batches(runner, images, batch)
 
 
+class NotHarmless(ExportError):
+    """A file that is no graph of operators that compute alone; `why` is a few words."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path}: holds more than a graph, or is damaged ({why}); export it again")
+        self.why = why
+
+
 def open_torch(folder: Path) -> Runner:
     """A program of torch.export."""
     path = folder / "graph.pt2"
     try:
         program = harmless(path)
     except Exception as error:  # of zip, JSON and what is refused
-        said = " ".join(str(error).split())[:200]
-        raise ExportError(f"{path}: holds more than a graph, or is damaged ({said}); export it again") from error
+        raise NotHarmless(path, " ".join(str(error).split())[:200]) from error
     module = torch.export.load(program).module()
 
     def run(images: NDArray[np.uint8]) -> Answers:

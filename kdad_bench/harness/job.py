@@ -248,3 +248,8 @@ class Job:
     def name(self) -> str:
         """The method with its variant, as the command line takes it: `stfpm` or `stfpm:held_out`."""
         return f"{self.method}:{self.variant}" if self.variant else self.method
+
+
+def fused_late(job: Job) -> bool:
+    """Whether each modality of `job` has a detector of its own, calibrated on the held-out normals."""
+    return "+" in job.category.modality and not entry(job.method).modality_setting

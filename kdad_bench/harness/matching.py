@@ -62,7 +62,7 @@ class Images:
     """The test images of a category by what they may be called."""
 
     def __init__(self, category: Category) -> None:
-        self.names, self.test, self.root = names_of(category), category.test, category.root
+        self.names, self.test, self.category = names_of(category), category.test, category
         self.by: dict[tuple[str, str], list[int]] = {}
         for number, sample in enumerate(category.test):
             for name in dict.fromkeys((normal(sample.path.name), normal(sample.path.stem))):
@@ -98,8 +98,12 @@ class Images:
         return next((found for end in ends if (found := self.whole.get(end))), [])
 
     def lies_in(self, number: int, folder: str) -> bool:
-        """Whether a test image lies in a folder of that name, below the one of its category."""
-        return folder in os.path.relpath(self.test[number].path, self.root).split(os.sep)[:-1]
+        """Whether a test image lies in a folder of that name, below the one of its category; a table may have taken it
+        from anywhere."""
+        path = self.test[number].path
+        if self.category.by_table:
+            return folder in path.absolute().parts[:-1]
+        return folder in os.path.relpath(path, self.category.root).split(os.sep)[:-1]
 
     def without_label(self, key: Key) -> bool:
         """Whether `key` means an image of the category whose label is not published."""

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdad_bench.files import sweep, write_whole
 from kdad_bench.harness.choices import SelectionError
@@ -196,10 +196,10 @@ def keep_maps(path: Path, scores: Scores, test: TestSet) -> None:
     import numpy as np
 
     maps, names = scores.pixel.cpu().numpy(), np.array(test.names)
-    more = {} if test.sizes is None else {"sizes": test.sizes}
+    more: dict[str, Any] = {} if test.sizes is None else {"sizes": test.sizes}
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:  # given a path, savez would add a suffix of its own
-            np.savez(file, allow_pickle=False, maps=maps, names=names, **more)
+            np.savez(file, maps=maps, names=names, **more)  # text and numbers: nothing is pickled
 
     write_whole(path, write)

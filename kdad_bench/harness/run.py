@@ -19,7 +19,7 @@ from kdad_bench.harness.audit import Audit
 from kdad_bench.harness.cost import cost_of
 from kdad_bench.harness.determinism import choose_algorithms
 from kdad_bench.harness.environment import describe, give_freed_memory_back, keep_freed_memory, memory_at_start_mb
-from kdad_bench.harness.job import Job, TeacherWeights
+from kdad_bench.harness.job import Job, TeacherWeights, fused_late
 from kdad_bench.harness.judging import judged
 from kdad_bench.harness.late_fusion import FusedModalities
 from kdad_bench.harness.material import count_of, judged_category, normals, pictures, pictures_of, test_set
@@ -254,11 +254,6 @@ def build(job: Job, device: torch.device, held_out: Any) -> Method:
     apart = held_out if isinstance(held_out, Tensor) else as_images(squares(job, held_out), device)
     fused = FusedModalities([build_one(job, device) for _ in modalities], modalities, apart)
     return windowed(fused, job.view, job.resolution)
-
-
-def fused_late(job: Job) -> bool:
-    """Whether each modality of `job` has a detector of its own, calibrated on the held-out normals."""
-    return "+" in job.category.modality and not entry(job.method).modality_setting
 
 
 def build_one(job: Job, device: torch.device) -> Method:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 from kdad_bench import allowance
 from kdad_bench.harness.estimate import makespan, rules_of_thumb
-from kdad_bench.harness.job import Job
+from kdad_bench.harness.job import Job, fused_late
 from kdad_bench.harness.material import count_of
 from kdad_bench.harness.options import RunOptions
-from kdad_bench.methods import entry
+from kdad_bench.methods.foreign import guarded
 
 START_SECONDS = 6.0  # until worker processes have imported torch and all methods and take jobs, all cores busy with it
 WORKER_BYTES = 1 << 30  # of a worker, before the images and the step of its job
@@ -132,9 +132,17 @@ def bytes_of(job: Job) -> int:
     whole: int = WORKER_BYTES + images * 3 * 4 * (windows * job.resolution**2 + side**2) + step
     along = -(-job.resolution // job.view.side(job.resolution))
     seen = learnt * windows * along**2  # squares that are learnt from
-    kept: int = job.settings.kept_bytes(seen)
     # a late fusion has a detector for each modality
-    return whole + kept * (1 if entry(job.method).modality_setting else len(job.category.modality.split("+")))
+    return whole + kept_bytes(job, seen) * (len(job.category.modality.split("+")) if fused_late(job) else 1)
+
+
+def kept_bytes(job: Job, images: int) -> int:
+    """What the method says that it keeps of so many `images`; 0 of one from outside that says no number."""
+    try:
+        with guarded():
+            return max(0, int(job.settings.kept_bytes(images)))
+    except Exception:  # of code that is not ours: it is an estimate, and no run ends for it
+        return 0
 
 
 def worth_it(jobs: Sequence[Job], workers: int) -> bool:

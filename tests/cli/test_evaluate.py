@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from kdad_bench.cli import cli
+from kdad_bench.harness.checking import Report, check_row
 from kdad_bench.harness.offers import of_index
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.metric import ACCURACY
@@ -342,6 +343,26 @@ def test_image_scores_that_float32_would_make_equal_are_kept_apart(tiny_tree: Pa
     assert result.exit_code == 0, result.output
     (row,) = store.read(tmp_path / "out").rows()
     assert row["image_auroc"] == 1.0
+    assert "scores: kept as their ranks, as float32 would make some of them equal" in row["readings"]
+    report = Report()
+    check_row(row, report)
+    assert (report.derived, report.problems) == (1, [])
+    plain = evaluate(maps, tiny_tree, tmp_path / "plain", "-c", "bolt")
+    assert plain.exit_code == 0, plain.output
+    assert not any(line.startswith("scores: ") for line in store.read(tmp_path / "plain").rows()[0]["readings"])
+
+
+def test_maps_that_float32_tells_not_apart_are_other_maps(tiny_tree: Path, tmp_path: Path) -> None:
+    """Of two trainings that differ below float32's step the second was said to be the first."""
+    for seed in (0, 1):
+        folder = tmp_path / str(seed)
+        for name in NAMES:
+            path = folder / "bolt" / "test" / f"{name}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, 1e9 + np.random.default_rng([seed, len(name)]).uniform(0, 9, (SIDE, SIDE)))
+        result = evaluate(folder, tiny_tree, tmp_path / "out", "-c", "bolt", "--no-pictures", "--seed", str(seed))
+        assert result.exit_code == 0, result.output
+    assert len(store.read(tmp_path / "out").rows()) == 2
 
 
 def test_a_fault_of_one_category_keeps_the_rows_of_all_from_being_written(tiny_tree: Path, tmp_path: Path) -> None:

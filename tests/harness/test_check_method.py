@@ -254,6 +254,17 @@ def test_answers_that_are_not_finite_accuse_no_other_rule(tmp_path: Path) -> Non
     assert found["judges each image alone"].remark == "its answers cannot be compared: they are not finite"
 
 
+def test_answers_that_are_finite_no_more_break_the_rule_that_made_them_so(tmp_path: Path) -> None:
+    """What a saved model does not hold is lost: the method that is read again answers with NaN."""
+    lost = PLAIN.replace(FIT, FIT + "        self.scale = 1.0\n").replace(
+        SCORE, SCORE + "        pixel = pixel * getattr(self, 'scale', float('nan'))\n"
+    )
+    found = judged(lost, tmp_path)
+    broken = [one.reason for one in found.values() if not one.kept]
+    assert any("what was finite is not any more" in reason for reason in broken), found
+    assert found["answers: shapes, float32, finite"].kept
+
+
 @pytest.mark.parametrize(
     ("text", "code", "words"),
     [

@@ -50,6 +50,17 @@ def apart(method: Method, found: tuple[np.ndarray, np.ndarray], images: np.ndarr
     )
 
 
+def test_a_vision_transformer_leaves_as_a_program_that_is_taken_for_harmless(tmp_path: Path) -> None:
+    """Attention is an operator of its own, neither public nor of the core set; the quick presets have no ViT."""
+    torch.manual_seed(0)
+    method = small_method("dinomaly", teacher="dinov2_vits14_reg", source="random", image_size=56)
+    method.fit(normals(4, seed=1, side=56))
+    graph = graph_of(method, 56)
+    write_graph(graph, "torch", tmp_path)
+    images = (normals(2, seed=2, side=56) * 255).round().to(torch.uint8).numpy()
+    assert apart(method, opened_graph("torch", tmp_path, graph.batch)(images), images) < TOLERANCE
+
+
 # graphs of torch of every kind of method; converted, the quick ones here; all others with the slow tests
 CONVERTED = ("pixel_mean", "stfpm", "patchcore")
 LONG = ("mkd", "rdpp", "bmkd", "destseg", "dinomaly", "eca_mskdad", "dskd", "ast")  # 12 to 26 s each

@@ -104,6 +104,15 @@ def test_a_table_may_take_its_test_images_from_such_a_folder(tmp_path: Path) -> 
     assert (len(found.faults), found.categories[0].apart) == (1, 4)
 
 
+def test_a_table_may_lie_below_such_a_folder(tmp_path: Path) -> None:
+    """Its folder is the root, so that no path below it says what those of the maps do."""
+    root = Path("/data/validation")
+    test = tuple(Sample(path=root / image, defect=image.partition("/")[0]) for image in IMAGES)
+    one = Category(dataset="tabular:/data/validation/t.csv", name="t", root=root, train=(), test=test, by_table=True)
+    found = matched(tree(tmp_path / "validation", *IMAGES), one)
+    assert (found.faults, found.remarks) == ([], [])
+
+
 @pytest.mark.parametrize("place", ["", "cloth", "cloth/anomaly_maps"])
 def test_maps_of_a_category_that_was_not_chosen_are_not_those_of_the_one_that_was(place: str, tmp_path: Path) -> None:
     tree(tmp_path, *(f"cloth/anomaly_maps/{image}" for image in IMAGES))
