@@ -112,7 +112,7 @@ def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measurements of speed in this process take a few calls on one thread: their figures decide no test."""
     from kdad_bench.harness import clock, cost, speed
 
-    few = clock.Budget(5, 0.05, least=5)  # as many as percentiles are told of, however busy the machine
+    few = clock.Budget(5, 0.05, least=5)
     monkeypatch.setattr(cost, "budgets", lambda quick: (few, few))
     for name, value in (("QUICK_CURVE", few), ("CURVE_WARMUP", few), ("QUICK_BATCHES", (1, 2))):
         monkeypatch.setattr(cost, name, value)
