@@ -107,6 +107,7 @@ def test_a_broken_connection_leaves_nothing(tmp_path: Path, server: str, publish
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore:.*waiting for another process")
 def test_several_downloads_at_once_ask_the_server_once(tmp_path: Path, published: str) -> None:
     with running() as http:
         http.answer = lambda handler, number: (time.sleep(0.2), serve(handler, BODY))[1]

@@ -202,8 +202,8 @@ NAMED: tuple[Named, ...] = (
     Named(
         "SPADE finds images by the shallowest tap",
         "spade",
-        "images=torch.cat([taps[-1].mean((2, 3))",
-        "images=torch.cat([taps[0].mean((2, 3))",
+        "lambda taps: [taps[-1].mean((2, 3))",
+        "lambda taps: [taps[0].mean((2, 3))",
         (f"{HERE}test_spade.py::test_the_deepest_tap_finds_the_images_and_the_three_before_it_the_pixels",),
     ),
     Named(
