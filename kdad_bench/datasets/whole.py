@@ -56,6 +56,11 @@ def foreign_kinds(kinds: set[str], counts: Counts | None) -> set[str]:
     return kinds - {*counts.types} if counts is not None and counts.types else set()
 
 
+def said(odd: Mapping[str, tuple[int, int]]) -> list[str]:
+    """`6 train images and not 209` of each number."""
+    return [f"{there} {NUMBERS[key]} and not {wanted}" for key, (there, wanted) in odd.items()]
+
+
 def short(odd: Mapping[str, tuple[int, int]]) -> bool:
     """Whether images that a run uses are among what lacks."""
     return any(there < wanted for key, (there, wanted) in odd.items() if key in USED)
@@ -102,7 +107,7 @@ def departure(category: Category, one: Entry) -> str:
     """What a category holds otherwise than was published, as far as that is beyond doubt; "" if nothing a run uses."""
     counts, sure = expected(one, category.name)
     odd = differing(numbers_of(category), counts) if counts is not None and sure else {}
-    told = [f"{there} {NUMBERS[key]} and not {wanted}" for key, (there, wanted) in odd.items() if key in USED]
+    told = said({key: pair for key, pair in odd.items() if key in USED})
     foreign = sorted(foreign_kinds(kinds_of(category), counts)) if sure else []
     told += [f"defects that are not in it ({', '.join(foreign[:SHOWN])})"] if foreign else []
     return f"data: not those of {one.title}: {', '.join(told)}" if told else ""
@@ -113,11 +118,13 @@ def remarks(category: Category, one: Entry) -> tuple[str, ...]:
     counts, sure = expected(one, category.name)
     odd = differing(numbers_of(category), counts) if counts is not None else {}
     foreign = sorted(foreign_kinds(kinds_of(category), counts))
-    told = [
-        f"{there} {NUMBERS[key]} and not {wanted}"
-        for key, (there, wanted) in odd.items()
-        if there > wanted or not sure or foreign or key not in USED
-    ]
+    told = said(
+        {
+            key: (there, wanted)
+            for key, (there, wanted) in odd.items()
+            if there > wanted or not sure or foreign or key not in USED
+        }
+    )
     if not told:
         return ()
     doubt = "" if sure else ", as far as they are known"

@@ -269,8 +269,13 @@ def scores_of(one: Matched) -> Floats | None:
     if not one.scores:
         return None
     given = np.array([one.scores[number].score for number in range(len(one.scores))], np.float64)
-    small = given.astype(np.float32)
-    return small if np.unique(small).size == np.unique(given).size else given
+    return given.astype(np.float32) if told_apart(given) else given
+
+
+def told_apart(scores: Floats) -> bool:
+    """Whether float32 makes none of the different `scores` [N] equal."""
+    different = np.unique(scores)
+    return np.unique(different.astype(np.float32)).size == different.size
 
 
 def whereabouts(path: Path) -> tuple[int, int] | None:
@@ -421,9 +426,9 @@ def judge(by: TestData, loaded: Loaded, same: Same, side: int, asked: Asked) -> 
 def as_kept(scores: Floats) -> tuple[Floats, tuple[str, ...]]:
     """Image scores [N] as a row keeps them, in float32, and a reading where those are ranks: scores of which float32
     would make some equal. Every figure of images follows from their order."""
-    different, ranks = np.unique(scores, return_inverse=True)
-    if len(np.unique(different.astype(np.float32))) == len(different):
+    if told_apart(scores):
         return scores, ()
+    _, ranks = np.unique(scores, return_inverse=True)
     return ranks.astype(np.float32), ("scores: kept as their ranks, as float32 would make some of them equal",)
 
 

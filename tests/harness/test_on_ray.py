@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -168,10 +169,17 @@ def test_an_address_without_a_cluster_is_one_line(asked: list[dict[str, Any]]) -
     assert asked[0]["RAY_AUTH_TOKEN"] is None
 
 
-def test_an_address_of_ipv6_is_one() -> None:
-    try:
-        listening = socket.create_server(("::1", 0), family=socket.AF_INET6)
-    except OSError:
-        pytest.skip("no IPv6 here")
-    with listening:
+def test_an_address_of_ipv6_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    # a machine without IPv6 cannot listen; what is connected to is looked at below on any
+    with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6) as listening:
         on_ray.refuse_silence(f"[::1]:{listening.getsockname()[1]}")
+    reached: list[tuple[str, int]] = []
+
+    def connected(address: tuple[str, int], timeout: float) -> SimpleNamespace:
+        reached.append(address)
+        return SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(on_ray.socket, "create_connection", connected)
+    on_ray.refuse_silence("[::1]:6379")
+    on_ray.refuse_silence("ray://[::1]:10001")
+    assert reached == [("::1", 6379), ("::1", 10001)]
