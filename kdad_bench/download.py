@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import ssl
+import stat
 import time
 import urllib.error
 import urllib.parse
@@ -93,9 +94,9 @@ def _locked(folder: Path, wait: bool, waiting: Callable[[], object]) -> int:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
-            if os.path.lexists(folder):  # a file lies there
+            if _no_folder(folder):
                 raise
-            continue  # its holder removed it between the two looks of mkdir
+            continue  # its holder removed it between the two looks of mkdir; another may have made it since
         try:
             descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except FileNotFoundError:  # the folder was removed by its holder in between
@@ -109,6 +110,14 @@ def _locked(folder: Path, wait: bool, waiting: Callable[[], object]) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _no_folder(path: Path) -> bool:
+    """Whether something lies at `path` that no folder can be made of: one look, since others make and remove it."""
+    try:
+        return not stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        return path.is_symlink()  # that leads nowhere
 
 
 def _lock(descriptor: int, wait: bool, waiting: Callable[[], object]) -> None:

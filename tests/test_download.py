@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -385,6 +386,38 @@ def test_who_waits_for_a_folder_says_so(tmp_path: Path) -> None:
         with claimed(tmp_path / "work", wait=True, waiting=waiting):
             pass
     assert told == ["waits"]
+
+
+@pytest.mark.parametrize("since", ["removed", "made again"])
+def test_a_folder_that_its_holder_removes_while_it_is_made_is_made_again(
+    since: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mkdir looks twice: it was there, and is not: and by the next look, somebody may have made it again."""
+    folder, mkdir, refused = tmp_path / "work", Path.mkdir, []
+
+    def raced(path: Path, *args: Any, **keywords: Any) -> None:
+        if path == folder and not refused:
+            refused.append(path)
+            if since == "made again":
+                mkdir(folder)
+            raise FileExistsError(errno.EEXIST, "File exists", str(path))
+        mkdir(path, *args, **keywords)
+
+    monkeypatch.setattr(Path, "mkdir", raced)
+    with claimed(folder, wait=False):
+        assert refused == [folder]
+        assert folder.is_dir()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "link to nothing"])
+def test_what_is_no_folder_cannot_be_held(kind: str, tmp_path: Path) -> None:
+    if kind == "file":
+        (tmp_path / "work").write_text("")
+    else:
+        (tmp_path / "work").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError), claimed(tmp_path / "work", wait=True):
+        pytest.fail("held")
 
 
 def test_several_processes_hold_a_folder_one_after_the_other(tmp_path: Path) -> None:
