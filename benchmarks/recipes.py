@@ -31,8 +31,8 @@ QUICK: Candidates = {
     "mkd": ({}, {"learning_rate": 0.001}, {"scored": 3}, {"value_weight": 0.5}),
     "fractalad": ({}, {"learning_rate": 0.001}, {"kd": True, "weight_decay": 0.001}),
     "efficientad": ({}, {"hard": 0.0}, {"distilling": 0.2}, {"hard": 0.0, "distilling": 0.2}),
-    "stad": ({}, {"width": 16, "steps": 60}),
-    "destseg": ({}, {"learning_rate": 0.001}),
+    "stad": ({}, {"width": 32, "steps": 20}),
+    "destseg": ({}, {"learning_rate": 0.003}),
     "ast": ({}, {"learning_rate": 0.005}),
 }
 # smaller batches have as many images in more steps

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from kdad_bench.cli import COMMANDS
-from kdad_bench.methods import METHODS
+from kdad_bench.methods import METHODS, entry
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -79,6 +79,17 @@ def test_the_tables_of_the_pages_are_those_of_the_rows_beside_them() -> None:
     page = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
     assert refreshed(page, sections(store.read(ROOT / "docs/results/gpu")), "docs/results/gpu") == page
     assert "H200" in page.partition("leaderboard begin")[2]
+
+
+def test_the_quick_presets_are_the_winners_of_the_rule_that_chose_them() -> None:
+    """What docs/recipes.md prints in bold is what people run."""
+    page = (ROOT / "docs" / "recipes.md").read_text().partition("## Quick\n")[2].partition("\n## ")[0]
+    found = re.findall(r"^\| (\w+) \| quick\[(.+)\] \|.*\*\*[0-9.]+\*\* \|$", page, re.MULTILINE)
+    won = {name: dict(one.split("=") for one in said.split(",")) for name, said in found}
+    assert {"stfpm", "rd4ad", "stad", "destseg", "efficientad"} <= set(won)
+    for name, winner in won.items():
+        preset = entry(name).presets["quick"]
+        assert {key: str(getattr(preset, key)) for key in winner} == winner, name
 
 
 @pytest.mark.parametrize("rows", ["real", "gpu"])
