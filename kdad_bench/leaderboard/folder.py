@@ -7,6 +7,7 @@ import errno
 import os
 import shlex
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 LOCK = ".lock"
 WHOLE = 1 << 20  # bytes: a smaller file is read in one go
+SETTLED_NS = 2_000_000_000  # file systems tell times apart that lie so far from one another
 OLDER_TEMPORARY = ".writing-"  # began the names of unfinished writes up to version 0.1
 
 
@@ -58,6 +60,11 @@ class Folder(Protocol):
 
     def entries(self) -> list[Entry]:
         """The files of the folder itself, by name; raises StoreError if there is no such folder."""
+        ...
+
+    def settled(self, entry: Entry) -> bool:
+        """Whether the stamp of an entry listed just now tells it from whatever replaces it: not so for a file that is
+        still new, where two contents may have one time."""
         ...
 
     def open(self, name: str) -> pa.NativeFile:
@@ -119,6 +126,9 @@ class LocalFolder:
             reason = getattr(error, "strerror", None) or error
             raise StoreError(f"cannot read the results folder {self.where!r}: {reason}") from error
 
+    def settled(self, entry: Entry) -> bool:
+        return entry.stamp != () and time.time_ns() - entry.stamp[1] > SETTLED_NS
+
     def open(self, name: str) -> pa.NativeFile:
         import pyarrow as pa
 
@@ -128,7 +138,7 @@ class LocalFolder:
             state = os.fstat(handle)
             if not stat.S_ISREG(state.st_mode):
                 raise OSError(errno.EINVAL, "no regular file")
-            content = os.read(handle, WHOLE) if state.st_size <= WHOLE else b""
+            content = os.read(handle, state.st_size) if state.st_size <= WHOLE else b""
             return pa.BufferReader(content) if len(content) == state.st_size else pa.OSFile(path, "rb")
         finally:
             os.close(handle)
@@ -239,6 +249,9 @@ class RemoteFolder:
     def _stamp(item: dict[str, Any]) -> tuple[Any, ...]:
         mark: Any = item.get("ETag") or item.get("LastModified") or item.get("created") or item.get("mtime")
         return (str(mark.timestamp() if hasattr(mark, "timestamp") else mark), item["size"])
+
+    def settled(self, entry: Entry) -> bool:
+        return entry.stamp[0] not in ("None", "")
 
     def open(self, name: str) -> pa.NativeFile:
         import pyarrow as pa

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
-from kdad_bench.leaderboard import border
+from kdad_bench.leaderboard import border, packed
 from kdad_bench.leaderboard import row as rows
 from kdad_bench.leaderboard.folder import Entry, Folder, StoreError
 from kdad_bench.leaderboard.row import COLUMNS, KEY_COLUMNS
@@ -46,30 +47,70 @@ def everything(name: str) -> bool:
     return name.endswith(".parquet") and not name.startswith(".") and name != DRAWN
 
 
-def load(place: Folder, columns: Iterable[str], wanted: Wanted = everything) -> Found:
+def load(place: Folder, columns: Iterable[str], wanted: Wanted = everything, *, anew: bool = False) -> Found:
     """The rows of all result files that are `wanted`, each value checked, in `columns` and those that identify a row.
 
-    A compaction may move rows while the folder is listed: a listing counts once the next one shows nothing new.
+    A compaction may move rows while the folder is listed: a listing counts once the next one shows nothing new. Where
+    there are many small files, rows are taken as an earlier reader packed them, unless all are to be read `anew`.
     Raises StoreError if the folder cannot be listed or never comes to rest.
     """
     schema = _schema(columns)
-    known: dict[Entry, File] = {}
-    parts: list[tuple[list[File], pa.Table]] = []
+    asked, parts = (schema, []) if anew else _packed(place, schema, wanted)
+    known = {file.entry: file for files, _ in parts for file in files}
     with ThreadPoolExecutor(place.readers) as pool:
         for attempt in range(ATTEMPTS):
-            listed = [entry for entry in place.entries() if everything(entry.name) and wanted(entry.name)]
+            listed = _listed(place, wanted)
             missing = [entry for entry in listed if entry not in known]
             vanished = False
             for some in _batched(missing, AT_ONCE):
-                answers = list(pool.map(lambda entry: _read(place, entry, schema), some))
+                answers = list(pool.map(lambda entry: _read(place, entry, asked), some))
                 vanished |= None in answers
-                files, table = _checked([answer for answer in answers if answer is not None], schema)
+                files, table = _checked([answer for answer in answers if answer is not None], asked)
                 known.update((file.entry, file) for file in files)
                 parts.append((files, table))
             moved = vanished or any(entry.name.startswith(COMPACTED) for entry in missing)
             if (attempt and not missing) or (attempt >= PATIENCE and not moved):
-                return _together([known[entry] for entry in listed if entry in known], parts, schema)
+                found = _together([known[entry] for entry in listed if entry in known], parts, asked)
+                if asked is not schema:
+                    _pack(place, found)
+                return Found(found.files, found.table.select(schema.names))
     raise StoreError(f"the results folder {place.where!r} keeps changing; try again when it is at rest")
+
+
+def _listed(place: Folder, wanted: Wanted) -> list[Entry]:
+    return [entry for entry in place.entries() if everything(entry.name) and wanted(entry.name)]
+
+
+def _packed(place: Folder, schema: pa.Schema, wanted: Wanted) -> tuple[pa.Schema, list[tuple[list[File], pa.Table]]]:
+    """With which columns files are to be read, and the rows that need not be.
+
+    Where so many are left to read that they are worth packing, the columns are all: then each file is opened once, for
+    whatever may be asked of it.
+    """
+    entries = _listed(place, wanted)
+    if len(entries) < packed.LEAST:
+        return schema, []
+    asked = schema
+    found, table = packed.taken(place, entries, schema)
+    if wanted is everything and len(entries) - len(found) >= packed.LEAST:
+        asked = _schema(COLUMNS)
+        found, table = packed.taken(place, entries, asked)
+    return asked, [([File(entry, 1) for entry in found], table)]
+
+
+def _pack(place: Folder, found: Found) -> None:
+    """Keep the rows of files that hold a single one, with nothing left out, and whose stamp can be relied on."""
+    import pyarrow as pa
+
+    starts = accumulate((file.rows for file in found.files), initial=0)
+    single = [
+        (file.entry, start)
+        for file, start in zip(found.files, starts, strict=False)
+        if file.rows == 1 and not file.problems and place.settled(file.entry)
+    ]
+    packed.keep(
+        place, [one for one, _ in single], found.table.take(pa.array([start for _, start in single], pa.int64()))
+    )
 
 
 def _schema(columns: Iterable[str]) -> pa.Schema:
@@ -128,14 +169,15 @@ def _said(whole: pa.Table, bad: dict[int, str], inside: Sequence[int], start: in
 
 
 def _together(files: list[File], parts: Sequence[tuple[list[File], pa.Table]], schema: pa.Schema) -> Found:
-    """One table of the rows of `files`: a file that is gone by now was compacted, its rows lie elsewhere."""
+    """One table of the rows of `files`, in their order: a file that is gone by now was compacted, its rows lie
+    elsewhere."""
     import numpy as np
     import pyarrow as pa
 
-    alive = {file.entry for file in files}
-    tables = [schema.empty_table()]
-    for members, table in parts:
-        stays = [file.entry in alive for file in members]
-        keep = np.repeat(stays, [file.rows for file in members]) if members else np.zeros(0, bool)
-        tables.append(table if all(stays) else table.filter(pa.array(keep)))
-    return Found(files, pa.concat_tables(tables).combine_chunks())
+    places = {file.entry: number for number, file in enumerate(files)}
+    members = [file for part, _ in parts for file in part]
+    counts = np.array([file.rows for file in members], np.int64)
+    of_rows = np.repeat(np.array([places.get(file.entry, -1) for file in members], np.int64), counts)
+    order = np.argsort(of_rows, kind="stable")
+    whole = pa.concat_tables([schema.empty_table(), *(table for _, table in parts)]).combine_chunks()
+    return Found(files, whole.take(pa.array(order[np.count_nonzero(of_rows < 0) :])))

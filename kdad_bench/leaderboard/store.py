@@ -316,7 +316,7 @@ def compact(folder: str | Path) -> tuple[int, Path | str | None]:
     place = open_folder(folder)
     place.entries()
     with place.locked(exclusive=True):
-        found = load(place, COLUMNS)
+        found = load(place, COLUMNS, anew=True)
         merged = _merge(place, found, COLUMNS)
         sources = [file.entry for file in found.files if file.rows and not file.problems]
         place.sweep()
@@ -378,7 +378,7 @@ class Verification:
 def verify(folder: str | Path) -> Verification:
     """Read every column of every file with its checksums, look at each value, and count. Raises StoreError."""
     place = open_folder(folder)
-    found = load(place, COLUMNS)
+    found = load(place, COLUMNS, anew=True)
     merged = _with_speed(place, found, COLUMNS)
     status = merged.table["status"].to_pylist()
     return Verification(

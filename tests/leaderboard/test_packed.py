@@ -1,0 +1,253 @@
+"""Rows of many files that were read before are taken from the cache, and never stand for what lies there now."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import plausible
+import pyarrow.parquet as pq
+import pytest
+
+from kdad_bench.leaderboard import packed, reading, store
+from kdad_bench.leaderboard.board import DRAWN
+from kdad_bench.leaderboard.folder import Entry, LocalFolder, RemoteFolder
+from kdad_bench.leaderboard.row import Row
+
+MANY = 6
+
+
+@pytest.fixture(autouse=True)
+def few_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that small folders are packed, in a cache of this test's own."""
+    monkeypatch.setattr(packed, "LEAST", 3)
+    monkeypatch.setenv("KDAD_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are opened one by one."""
+    names: list[str] = []
+    read = reading._read
+
+    def watched(place: LocalFolder, entry: Entry, *rest: Any) -> Any:
+        names.append(entry.name)
+        return read(place, entry, *rest)
+
+    monkeypatch.setattr(reading, "_read", watched)
+    return names
+
+
+def aged(folder: Path, seconds: float = 10) -> None:
+    """As if the files had been written a while ago."""
+    then = time.time_ns() - int(seconds * 1e9)
+    for path in folder.glob("*.parquet"):
+        os.utime(path, ns=(then, then))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "results"
+    for seed in range(MANY):
+        store.write(row(seed), place)
+    aged(place)
+    return place
+
+
+def row(seed: int, auroc: float = 0.75) -> Row:
+    made: Row = plausible.row("stfpm", "gear", seed, image_auroc=auroc)
+    return made
+
+
+def aurocs(folder: Path) -> dict[int, float]:
+    return {line["seed"]: line["image_auroc"] for line in store.read(folder, ("seed", "image_auroc")).rows()}
+
+
+def pack_of(folder: Path) -> Path:
+    (found,) = (folder.parent / "cache" / "rows").glob("*.parquet")
+    return found
+
+
+def test_each_file_is_opened_once_and_what_is_found_is_the_same(folder: Path, opened: list[str]) -> None:
+    plan = store.finished(folder)
+    first = store.read(folder)
+    assert len(opened) == MANY
+    assert store.finished(folder) == plan
+    assert store.read(folder, DRAWN).table.equals(first.table.select(DRAWN))
+    assert (first.files, first.problems, first.superseded) == (MANY, (), 0)
+    assert len(opened) == MANY
+    pack_of(folder).unlink()
+    assert store.read(folder).table.equals(first.table)
+
+
+def test_new_files_are_read_and_packed_once_they_are_many(folder: Path, opened: list[str]) -> None:
+    store.read(folder)
+    for number in range(3):
+        del opened[:]
+        store.write(row(MANY + number, 0.5), folder)
+        aged(folder)
+        assert len(aurocs(folder)) == MANY + number + 1
+    assert len(opened) == MANY + 3  # all were given another time: none is taken for what it was
+    del opened[:]
+    assert len(aurocs(folder)) == MANY + 3
+    assert opened == []
+
+
+@pytest.mark.parametrize("how", ["replaced", "written over", "of the same size and time"])
+def test_a_file_that_changed_is_read_again(how: str, folder: Path, opened: list[str]) -> None:
+    assert aurocs(folder)[2] == 0.75
+    path = folder / store.file_name(row(2))
+    before = path.stat()
+    values = (0.25 + step / 1024 for step in range(64))
+    value, content = next(
+        (value, content)
+        for value in values
+        if len(content := store._encode([row(2, value)])) == before.st_size  # checksums take four bytes or five
+    )
+    if how == "written over":
+        path.write_bytes(content)
+    else:
+        (folder / "new").write_bytes(content)
+        os.replace(folder / "new", path)
+    if how == "of the same size and time":
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    del opened[:]
+    assert aurocs(folder)[2] == value
+    assert opened == [path.name]
+
+
+def test_a_file_that_is_gone_is_gone_and_one_that_is_new_may_still_change(folder: Path, opened: list[str]) -> None:
+    store.write(row(MANY), folder)  # now: not packed
+    assert len(aurocs(folder)) == MANY + 1
+    (folder / store.file_name(row(0))).unlink()
+    del opened[:]
+    assert sorted(aurocs(folder)) == [*range(1, MANY + 1)]
+    assert opened == [store.file_name(row(MANY))]
+
+
+def test_files_with_problems_are_named_each_time(folder: Path) -> None:
+    torn = folder / store.file_name(row(1))
+    torn.write_bytes(torn.read_bytes()[:-100])
+    wrong = folder / store.file_name(row(2))
+    impossible = row(2)
+    object.__setattr__(impossible, "image_auroc", 7.0)
+    wrong.write_bytes(store._encode([impossible]))
+    aged(folder)
+    first = store.read(folder)
+    assert {problem.file for problem in first.problems} == {torn.name, wrong.name}
+    again = store.read(folder)
+    assert again.problems == first.problems
+    assert again.table.equals(first.table)
+    assert again.table.num_rows == MANY - 2
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    for place in range(4, len(content) - 4, 7):
+        content[place] ^= 0xFF
+    path.write_bytes(content)
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:50])
+
+
+def of_other_code(path: Path) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, packed.CODE: b"other"}), path)
+
+
+def without_a_column(path: Path) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["image_auroc"]), path)
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("harm", [damage, shorten, of_other_code, without_a_column, a_folder])
+def test_a_pack_that_cannot_be_used_is_passed_over(
+    harm: Callable[[Path], None], folder: Path, opened: list[str]
+) -> None:
+    found = aurocs(folder)
+    harm(pack_of(folder))
+    del opened[:]
+    assert aurocs(folder) == found
+    assert len(opened) == MANY
+    if harm is not a_folder:  # which nothing can replace
+        del opened[:]
+        assert aurocs(folder) == found
+        assert opened == []
+
+
+def test_without_a_cache_folder_rows_are_read_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDAD_CACHE", "/dev/null/nowhere")
+    assert len(aurocs(folder)) == MANY
+
+
+def test_verify_and_compact_look_at_the_files_themselves(folder: Path) -> None:
+    """A value that changed on the disk, with nothing else of its file."""
+    path = folder / store.file_name(row(3))
+    aurocs(folder)
+    before = path.stat()
+    content = path.read_bytes()
+    place = content.index(b"\x00\x00\x00\x00\x00\x00\xe8\x3f")  # 0.75
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(b"\x01")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert len(aurocs(folder)) == MANY
+    assert not store.verify(folder).sound
+    replaced, _ = store.compact(folder)
+    assert replaced == MANY - 1
+    assert path.exists()
+
+
+def test_folders_do_not_share_rows_and_a_link_is_the_folder_that_it_leads_to(
+    folder: Path, tmp_path: Path, opened: list[str]
+) -> None:
+    aurocs(folder)
+    (tmp_path / "link").symlink_to(folder)
+    del opened[:]
+    assert len(aurocs(tmp_path / "link")) == MANY
+    assert opened == []
+    (tmp_path / "copy").mkdir()
+    for path in folder.glob("*.parquet"):
+        os.link(path, tmp_path / "copy" / path.name)
+    assert len(aurocs(tmp_path / "copy")) == MANY
+    assert len(opened) == MANY
+
+
+def test_the_packs_of_few_folders_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "FOLDERS", 2)
+    for name in "abc":
+        for seed in range(3):
+            store.write(row(seed), tmp_path / name)
+        aged(tmp_path / name)
+        aurocs(tmp_path / name)
+        time.sleep(0.02)
+    left = {path.name for path in (tmp_path / "cache" / "rows").iterdir()}
+    assert left == {packed._path(LocalFolder(tmp_path / name)).name for name in "bc"}
+
+
+def test_objects_are_packed_where_their_store_can_tell_that_they_changed(opened: list[str]) -> None:
+    url = "memory://packed-results"
+    place = RemoteFolder(url)
+    assert place.settled(Entry("a", ("tag", 3)))
+    assert not place.settled(Entry("a", ("None", 3)))
+    for seed in range(MANY):
+        store.write(row(seed), url)
+    assert len(store.finished(url)) == MANY
+    del opened[:]
+    assert len(store.finished(url)) == MANY
+    assert opened == []
+    store.write(replace(row(2), image_auroc=0.25), url)
+    assert len(store.finished(url)) == MANY
+    assert opened == [store.file_name(row(2))]
+    place.fs.rm(place.root, recursive=True)
