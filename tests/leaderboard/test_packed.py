@@ -145,6 +145,41 @@ def test_files_with_problems_are_named_each_time(folder: Path) -> None:
     assert again.table.num_rows == MANY - 2
 
 
+def test_files_of_several_rows_are_read_as_they_are(folder: Path, opened: list[str]) -> None:
+    """Also one with a row that cannot be, beside one that can."""
+    impossible = row(20)
+    object.__setattr__(impossible, "image_auroc", 7.0)
+    (folder / "several.parquet").write_bytes(store._encode([row(10), row(11)]))
+    (folder / "in part.parquet").write_bytes(store._encode([row(12), impossible]))
+    aged(folder)
+    first = store.read(folder)
+    assert sorted(aurocs(folder)) == [*range(MANY), 10, 11, 12]
+    assert [problem.file for problem in first.problems] == ["in part.parquet"]
+    del opened[:]
+    again = store.read(folder)
+    assert (again.table.equals(first.table), again.problems) == (True, first.problems)
+    assert sorted(opened) == ["in part.parquet", "several.parquet"]
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["nothing packed", "packed"])
+def test_a_row_whose_file_goes_while_the_folder_is_read_does_not_count(
+    before: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if before:
+        aurocs(folder)
+    list_them, listings = LocalFolder.entries, []
+
+    def entries(place: LocalFolder) -> list[Entry]:
+        found = list_them(place)
+        listings.append(found)
+        if len(listings) == 2:  # the first is of those that are packed
+            (folder / store.file_name(row(0))).unlink()
+        return found
+
+    monkeypatch.setattr(LocalFolder, "entries", entries)
+    assert sorted(aurocs(folder)) == [*range(1, MANY)]
+
+
 def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     for place in range(4, len(content) - 4, 7):
