@@ -55,11 +55,12 @@ def load(place: Folder, columns: Iterable[str], wanted: Wanted = everything, *, 
     Raises StoreError if the folder cannot be listed or never comes to rest.
     """
     schema = _schema(columns)
-    asked, parts = (schema, []) if anew else _packed(place, schema, wanted)
+    listed = _listed(place, wanted)
+    asked, parts = (schema, []) if anew else _packed(place, listed, schema, wanted)
     known = {file.entry: file for files, _ in parts for file in files}
     with ThreadPoolExecutor(place.readers) as pool:
         for attempt in range(ATTEMPTS):
-            listed = _listed(place, wanted)
+            listed = _listed(place, wanted) if attempt else listed
             missing = [entry for entry in listed if entry not in known]
             vanished = False
             for some in _batched(missing, AT_ONCE):
@@ -81,13 +82,14 @@ def _listed(place: Folder, wanted: Wanted) -> list[Entry]:
     return [entry for entry in place.entries() if everything(entry.name) and wanted(entry.name)]
 
 
-def _packed(place: Folder, schema: pa.Schema, wanted: Wanted) -> tuple[pa.Schema, list[tuple[list[File], pa.Table]]]:
+def _packed(
+    place: Folder, entries: Sequence[Entry], schema: pa.Schema, wanted: Wanted
+) -> tuple[pa.Schema, list[tuple[list[File], pa.Table]]]:
     """With which columns files are to be read, and the rows that need not be.
 
     Where so many are left to read that they are worth packing, the columns are all: then each file is opened once, for
     whatever may be asked of it.
     """
-    entries = _listed(place, wanted)
     if len(entries) < packed.LEAST:
         return schema, []
     asked = schema
