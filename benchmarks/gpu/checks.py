@@ -56,7 +56,8 @@ def demand(condition: bool, what: str) -> None:
 
 
 def maps_and_gradients(dtype: torch.dtype, allowed: float, layout: torch.memory_format) -> str:
-    """Maps, losses and gradients of every kind against float64, in one dtype and layout."""
+    """Maps, losses and gradients of every kind against float64, in one dtype and layout; gradients also where no path
+    is forced, as nobody does who trains."""
     worst = 0.0
     for shape in SHAPES:
         t, s = pair(shape, dtype, layout)
@@ -66,13 +67,18 @@ def maps_and_gradients(dtype: torch.dtype, allowed: float, layout: torch.memory_
             worst = max(worst, wrong)
             demand(wrong < 1e-5, f"map {kind} {shape}: {wrong}")
         for kind in ("unit_l2", "l2", "flattened"):
-            mine = [x.detach().requires_grad_() for x in (t, s)]
-            loss = kernels.distillation_loss([mine[0]], [mine[1]], kind=kind)
-            gradients = torch.autograd.grad(loss * 4096, mine)
             oracle = [x.double().requires_grad_() for x in (t, s)]
             expected_loss = reference.distillation_loss([oracle[0]], [oracle[1]], kind=kind)
-            for g, e in zip(gradients, torch.autograd.grad(expected_loss * 4096, oracle), strict=True):
-                demand(error(g, e) < allowed, f"gradient {kind} {shape}: {error(g, e)}")
+            expected = torch.autograd.grad(expected_loss * 4096, oracle)
+            for path in ("triton", ""):
+                mine = [x.detach().requires_grad_() for x in (t, s)]
+                with forced(path):
+                    loss = kernels.distillation_loss([mine[0]], [mine[1]], kind=kind)
+                    gradients = torch.autograd.grad(loss * 4096, mine)
+                for g, e in zip(gradients, expected, strict=True):
+                    wrong = error(g, e)
+                    demand(wrong < allowed, f"gradient {kind} {shape}, {path or 'no'} path forced: {wrong}")
+                demand(not dispatch.broken(), f"kernels were replaced: {dispatch.broken()}")
     return f"worst map error {worst:.1e}"
 
 
@@ -351,7 +357,7 @@ def device_metrics() -> str:
 
 @contextmanager
 def forced(path: str) -> Iterator[None]:
-    """KDAD_KERNELS is `path`."""
+    """KDAD_KERNELS is `path`; no path is forced if that is empty."""
     said = os.environ.get("KDAD_KERNELS")
     os.environ["KDAD_KERNELS"] = path
     try:

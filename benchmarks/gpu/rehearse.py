@@ -107,6 +107,8 @@ def stand_in() -> None:
     }.items():  # fmt: skip
         setattr(torch.cuda, name, value)
     losses.is_one = lambda upstream: False  # nobody asks a GPU
+    said = dispatch.path
+    dispatch.path = lambda device="cpu": said("cuda")  # also where no path is forced
     ready.ON = {"cpu", "cuda"}
 
 

@@ -126,7 +126,7 @@ class Replacing:
         """Run `op` by Triton, or by PyTorch if Triton's failed, now or before; lack of memory is no failure."""
         if op not in _broken:
             made = attempted(op, getattr(implementation("triton"), op), *arguments)
-            if made is not None:
+            if op not in _broken:  # what it answers tells nothing: an op in place answers None
                 return made
         return getattr(implementation("torch"), op)(*arguments)
 
@@ -134,8 +134,8 @@ class Replacing:
 def attempted(op: str, call: Callable[..., T], *arguments: Any, meant: tuple[type[Exception], ...] = ()) -> T | None:
     """What `call`, the Triton kernel of `op`, answers. None if it fails: PyTorch is for `op` then, now and later.
 
-    One warning says why. Lack of memory is no failure, nor are errors that are `meant` for the caller; where Triton is
-    forced, every error is raised.
+    `broken` has `op` then, and one warning says why. Lack of memory is no failure, nor are errors that are `meant` for
+    the caller; where Triton is forced, every error is raised.
     """
     try:
         return call(*arguments)

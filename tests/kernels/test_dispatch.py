@@ -5,13 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from kdad_bench import kernels
-from kdad_bench.kernels import cpp_path, dispatch, reference, torch_path
-from tests.kernels.checks import pair
+from kdad_bench.kernels import cpp_path, dispatch, losses, protocol, reference, torch_path
+from tests.kernels.checks import GRADIENT_TOLERANCE, assert_same_direction, double, pair
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +77,59 @@ def test_kernel_that_fails_to_compile_is_replaced_with_one_warning_that_says_why
     torch.testing.assert_close(first, reference.pixel_discrepancy(t, s))
     torch.testing.assert_close(second, first)
     assert "too many registers" in dispatch.broken()["pixel_maps"]
+
+
+OPS = sorted(name for name in vars(protocol.Path) if not name.startswith("_"))
+
+
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The route of every user who has one: Triton's ops, nothing forced."""
+    monkeypatch.setattr(dispatch, "path", lambda device="cpu": "triton")
+    monkeypatch.setattr(losses, "is_one", lambda upstream: False)  # nobody asks a GPU
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_what_triton_has_done_is_not_done_again_whatever_it_answers(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_a_gpu(monkeypatch)
+    asked: list[str] = []
+
+    def path_that_answers(name: str, answer: object) -> object:
+        return SimpleNamespace(**{op: lambda *given: asked.append(name) or answer})
+
+    for answer in (None, "its answer"):
+        paths = {"triton": path_that_answers("triton", answer), "torch": path_that_answers("torch", "torch's")}
+        monkeypatch.setattr(dispatch, "implementation", paths.__getitem__)
+        assert getattr(dispatch.ops_of(torch.zeros(1)), op)(1, 2) == answer
+    assert asked == ["triton", "triton"]
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "one student": lambda path, t, a, b: path.distillation_loss([t], [a], kind="cosine", weights=(0.5,)),
+    "two students": lambda path, t, a, b: path.dual_distillation_loss([t], [a], [b], kind="unit_l2"),
+    "flattened": lambda path, t, a, b: path.distillation_loss([t], [a], kind="flattened"),
+    "a map": lambda path, t, a, b: path.pixel_discrepancy(t, a, kind="l2").mean(),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_gradient_is_multiplied_once_by_what_comes_from_above(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_on_a_gpu(monkeypatch)
+    t, a = pair((2, 6, 3, 3), dtype)
+    given = (t, a, (t - a).to(dtype))
+    factor = 0.0018 if dtype == torch.float32 else 3.0
+
+    def gradients(path: Any, taps: tuple[Tensor, ...]) -> list[Tensor]:
+        students = [x.detach().requires_grad_() for x in taps[1:]]
+        (factor * LOSSES[name](path, taps[0], *students)).backward()
+        return [s.grad for s in students if s.grad is not None]
+
+    found, expected = gradients(kernels, given), gradients(reference, double(*given))
+    assert not dispatch.broken()
+    for mine, theirs in zip(found, expected, strict=True):
+        assert_same_direction(mine, theirs, GRADIENT_TOLERANCE[dtype])
 
 
 def test_lack_of_memory_is_no_reason_to_change_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
