@@ -201,8 +201,12 @@ def candidates_kernel(
 ):  # fmt: skip
     """Pairs, in any order, of the n queries `unclear` and all rows that are not said to be above their limits.
 
-    All are counted; as many as `capacity` are written. One program makes one tile.
+    As many as `capacity` are written. All are counted until there are more: then what was found is of no use, and
+    programs that begin later do nothing, so that the int32 of the count is above `capacity` by the tiles of those that
+    run at a time at most. One program makes one tile.
     """
+    if tl.load(state + CANDIDATES) > capacity:
+        return
     asked = tl.program_id(0) % blocks * BLOCK_Q + tl.arange(0, BLOCK_Q)
     here = asked < n
     rows = tl.load(unclear + asked, mask=here, other=0)
@@ -223,9 +227,10 @@ def closest_kernel(
     queries, memory, row, index, state, found, distances, capacity, c, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
 ):
     """Squared distances in float64 of BLOCK_P candidates, as int64 bits, which rise as they do; `distances` of their
-    queries become the least."""
+    queries become the least. Nothing is done where the list is not complete."""
     pair = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    here = pair < min(tl.load(state + CANDIDATES), capacity)
+    count = tl.load(state + CANDIDATES)
+    here = pair < tl.where(count > capacity, 0, count)
     query = tl.load(row + pair, mask=here, other=0)
     other = tl.load(index + pair, mask=here, other=0)
     distance = measured(queries, memory, query, other, here, c, BLOCK_P, BLOCK_C).to(tl.int64, bitcast=True)
@@ -237,7 +242,8 @@ def closest_kernel(
 def first_kernel(row, index, state, found, distances, indices, capacity, BLOCK_P: tl.constexpr):
     """The lowest index among the candidates at the least distance becomes their query's."""
     pair = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    here = pair < min(tl.load(state + CANDIDATES), capacity)
+    count = tl.load(state + CANDIDATES)
+    here = pair < tl.where(count > capacity, 0, count)
     query = tl.load(row + pair, mask=here, other=0)
     least = tl.load(distances + query, mask=here, other=0)
     attains = here & (tl.load(found + pair, mask=here, other=0) == least)

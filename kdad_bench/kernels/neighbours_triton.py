@@ -49,6 +49,7 @@ SPLITS = 64  # at most so many of the memory
 SAMPLE = 256  # rows whose mean is the centre: any centre is exact
 SPARE = 8  # of several neighbours, so many more are measured
 CANDIDATES = 16  # for an unclear query, on average; of more, equal rows are looked for
+MOST_CANDIDATES = 1 << 30  # of all queries: they are counted in int32, with room for the tiles of running programs
 DIRECT = 1 << 24  # values of all pairs up to which each is measured without a product
 TILE = 1 << 26  # products that are held at a time: 256 MB
 INFINITE = 0x7F800000  # bits of float32 from which on nothing is finite
@@ -196,7 +197,8 @@ class Search:
         return self.asking.high, self.asking.low, self.points.high, self.points.low, self.points.lengths
 
     def told(self) -> tuple[bool, int, int]:
-        """Whether float16 held all rows, queries that are not clear, candidates for them. The CPU waits for it."""
+        """Whether float16 held all rows, queries that are not clear, candidates for them (or a number above the
+        capacity of their list). The CPU waits for it."""
         _, radius, longest, unclear, candidates, *_ = self.state.tolist()
         return max(radius, longest) < INFINITE, unclear, candidates
 
@@ -277,7 +279,7 @@ def answered(search: Search) -> Answers:
 
 def settle(search: Search, found: Answers, count: int) -> int:
     """Measure what may be nearest to the first `count` of the unclear: right if no more than so many candidates."""
-    capacity, m, c = CANDIDATES * count + 64, len(search.memory), search.queries.shape[1]
+    capacity, m, c = min(CANDIDATES * count + 64, MOST_CANDIDATES), len(search.memory), search.queries.shape[1]
     device, programs, blocks = search.state.device, triton.cdiv(capacity, LINES), triton.cdiv(count, FEW.queries)
     row, index = (torch.empty(capacity, dtype=torch.int32, device=device) for _ in range(2))
     measured = torch.empty(capacity, dtype=torch.int64, device=device)

@@ -218,6 +218,38 @@ def test_thousands_of_equal_or_nearly_equal_rows_are_no_thousands_of_candidates(
     assert measured <= 4 * len(queries)
 
 
+@pytest.mark.parametrize("path", ["triton"], indirect=True)
+@pytest.mark.parametrize("before", [0, 2**31 - 100])
+def test_candidates_are_not_counted_once_there_are_too_many(
+    before: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2^31 pairs, counted in int32, had places in front of their list: 65,536 queries of one outlying row do."""
+    memory, searches, of = cloud(2000, 8, 1).to(device), [], neighbours_triton.Search.of
+    memory[1::2] = memory[1]
+    queries = memory[1].expand(64, 8).contiguous()
+
+    def counted_before(queries: Tensor, memory: Tensor) -> neighbours_triton.Search:
+        searches.append(of(queries, memory))
+        if len(searches) == 1:
+            searches[0].state[4] = before
+        return searches[-1]
+
+    monkeypatch.setattr(neighbours_triton.Search, "of", counted_before)
+    check(nearest, queries, memory)
+    _, unclear, candidates = searches[0].told()
+    assert unclear == 64  # and 64,000 candidates: a list for 1,088, and a tile
+    assert candidates == before if before else 1088 < candidates <= 1088 + 64 * 64
+
+
+@pytest.mark.parametrize("path", ["triton"], indirect=True)
+def test_more_candidates_than_are_ever_listed_are_looked_for_otherwise(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours_triton, "MOST_CANDIDATES", 8)
+    memory = cloud(70, 8, 1).repeat(2, 1).to(device)
+    check(nearest, memory[:9].clone(), memory)
+
+
 def test_rows_whose_bits_have_equal_sums_are_still_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "arange", lambda *_, plain=torch.arange, **options: plain(*_, **options) * 0)
     memory = torch.tensor([[0.0, 1], [1, 0], [0, 1], [1, 0], [0, 1]])  # without the numbers of columns: one sum
