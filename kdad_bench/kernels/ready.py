@@ -24,10 +24,10 @@ _kept: dict[str, dict[Any, Answer]] = defaultdict(dict)
 
 
 def alike(options: tuple[Any, ...], tensors: Sequence[Tensor]) -> Any:
-    """The key of a call; None where nothing is kept: on CPUs, and for what torch.compile traces."""
-    if not tensors or tensors[0].device.type not in ON or torch.compiler.is_compiling():
+    """The key of a call; None where nothing is kept: on CPUs, and while something follows what is done."""
+    if not tensors or tensors[0].device.type not in ON or dispatch.watched():
         return None
-    described = [(type(t), t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in tensors]
+    described = [(type(t), t.shape, t.stride(), t.dtype, t.device, t.requires_grad, t.is_neg()) for t in tensors]
     return options, torch.is_grad_enabled(), os.environ.get("KDAD_KERNELS"), tuple(described)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from kdad_bench import kernels
 from kdad_bench.kernels import dispatch, ready, triton_calls, triton_launch, triton_path
@@ -132,6 +133,34 @@ def test_calls_that_differ_in_anything_are_kept_apart() -> None:
     assert all(torch.equal(x, y) for x, y in zip(kernels.anomaly_map(t, a, (9, 8)), usual, strict=True))
     kernels.anomaly_map([x.requires_grad_() for x in t], a, (9, 8))[0].sum().backward()  # not the call without
     assert t[0].grad is not None
+
+
+KEPT: dict[str, Callable[..., Any]] = {
+    "maps": kernels.pixel_discrepancies,
+    "dual_maps": lambda t, a: kernels.dual_discrepancies(t, a, t),
+    "weighting": kernels.attention_weightings,
+    "whole_map": lambda t, a: kernels.anomaly_map(t, a, (9, 8), sigma=1.0),
+    "loss": kernels.distillation_loss,
+}
+
+
+@pytest.mark.parametrize("op", KEPT)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, where forward derivatives begin
+def test_what_the_long_way_looks_for_is_not_passed_by(op: str) -> None:
+    t, a, _ = taps()
+    usual = flat(KEPT[op](t, a))
+    assert len(ready._kept[op]) == 1
+    negated = flat(KEPT[op](t, [torch._neg_view(-x) for x in a]))
+    for mine, theirs in zip(negated, usual, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(x, torch.ones_like(x)) for x in a]
+        if op == "weighting":  # which has no derivative at all
+            assert all(forward_ad.unpack_dual(x).tangent is None for x in flat(KEPT[op](t, duals)))
+        else:
+            with pytest.raises(NotImplementedError, match="no forward derivative"):
+                KEPT[op](t, duals)
+    assert len(ready._kept[op]) == 1
 
 
 def test_what_wants_a_gradient_is_part_of_a_loss() -> None:
