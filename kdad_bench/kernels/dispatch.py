@@ -144,6 +144,8 @@ def attempted(op: str, call: Callable[..., T], *arguments: Any, meant: tuple[typ
     except meant:
         raise
     except Exception as error:
+        if "out of memory" in str(error).lower():  # of Triton's launcher and of CUDA: a RuntimeError
+            raise torch.OutOfMemoryError(str(error)) from error
         if forced() == "triton":
             raise
         _broken[op] = f"{type(error).__name__}: {first_line(str(error))}"

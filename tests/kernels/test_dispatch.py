@@ -132,11 +132,14 @@ def test_a_gradient_is_multiplied_once_by_what_comes_from_above(
         assert_same_direction(mine, theirs, GRADIENT_TOLERANCE[dtype])
 
 
-def test_lack_of_memory_is_no_reason_to_change_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no memory"), RuntimeError("Triton Error [CUDA]: out of memory")], ids=repr
+)
+def test_lack_of_memory_is_no_reason_to_change_the_path(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full:
         @staticmethod
         def pixel_maps(*_: object) -> None:
-            raise torch.OutOfMemoryError("no memory")
+            raise error
 
     monkeypatch.setattr(dispatch, "path", lambda device="cpu": "triton")
     monkeypatch.setattr(dispatch, "implementation", lambda name: Full)
