@@ -44,11 +44,12 @@ def describe(device: str) -> dict[str, Any]:
     import torch
 
     from kdad_bench import kernels
-    from kdad_bench.kernels import float32
+    from kdad_bench.kernels import dispatch, float32
 
     on_cuda = device.startswith("cuda")
     name = torch.cuda.get_device_name(torch.device(device)) if on_cuda else cpu_model()
     commit, dirty = git_state()
+    replaced = dispatch.broken() if on_cuda else {}  # until now: a row asks when its work is done
     rest = {
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
@@ -58,6 +59,7 @@ def describe(device: str) -> dict[str, Any]:
         "cpu_mhz": cpu_mhz(),
         "packages": {package: package_version(package) for package in PACKAGES},
         "kernels": kernels_path(kernels, device),
+        **({"kernels_replaced": replaced} if replaced else {}),  # op -> why PyTorch ran in Triton's place
         "interop_threads": torch.get_num_interop_threads(),
         "tf32": on_cuda and float32.products(torch.device(device)) == "tf32",
         "cudnn_tf32": on_cuda and float32.convolutions(torch.device(device)) == "tf32",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdad_bench.harness import environment
-from kdad_bench.kernels import float32, nearest, neighbours
+from kdad_bench.kernels import dispatch, float32, nearest, neighbours
 
 GPU = torch.device("cuda", 0)
 
@@ -74,6 +74,23 @@ def test_a_row_says_what_held(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (said["tf32"], said["cudnn_tf32"]) == (False, True)
     said = environment.describe("cpu")["environment"]
     assert (said["tf32"], said["cudnn_tf32"]) == (False, False)
+
+
+def test_a_row_says_which_kernels_were_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(dispatch, "_broken", {})
+    monkeypatch.setattr(dispatch, "_told", set())
+    monkeypatch.delenv("KDAD_KERNELS", raising=False)
+    assert "kernels_replaced" not in environment.describe("cuda:0")["environment"]
+
+    def fails() -> None:
+        raise RuntimeError("PTXAS error")
+
+    with pytest.warns(RuntimeWarning, match="anomaly_map failed"):
+        dispatch.attempted("anomaly_map", fails)
+    said = environment.describe("cuda:0")["environment"]
+    assert said["kernels_replaced"] == {"anomaly_map": "RuntimeError: PTXAS error"}
+    assert "kernels_replaced" not in environment.describe("cpu")["environment"]
 
 
 def test_the_search_goes_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
