@@ -113,6 +113,10 @@ def bench(
         raise BadInput(f"--device {device}: no kernels are for it; use cpu or cuda")
     if place.type == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: torch sees no GPU; use --device cpu")
+    if place.type == "cuda" and place.index is not None:
+        if place.index >= torch.cuda.device_count():
+            raise BadInput(f"--device {device}: torch sees {torch.cuda.device_count()} GPUs, from cuda:0 on")
+        torch.cuda.set_device(place)  # events, streams and graphs are the current device's
     try:
         dispatch.path(place)
     except ValueError as error:
@@ -166,7 +170,7 @@ def bench(
 
 
 def write_parquet(file: Path, timings: list[Any], where: dict[str, str]) -> None:
-    """One row per case and implementation; the environment is the file's metadata."""
+    """One row per case and implementation, no file of none; the environment is the file's metadata."""
     import dataclasses
 
     import pyarrow as pa
@@ -179,3 +183,5 @@ def write_parquet(file: Path, timings: list[Any], where: dict[str, str]) -> None
     if rows:
         found = pa.Table.from_pylist(rows).replace_schema_metadata(where)
         write_whole(file, lambda temporary: pq.write_table(found, temporary))
+    else:
+        file.unlink(missing_ok=True)  # that of a run before

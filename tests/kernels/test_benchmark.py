@@ -190,6 +190,34 @@ def test_command_refuses_a_place_before_anything_is_timed(
     assert "choose --out" in done.output
 
 
+def test_nothing_of_a_run_before_is_left_where_nothing_was_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["bench", "--check", "--op", "attention", "--batch", "1", "--no-compile", "--device", "cpu"]
+    monkeypatch.setattr(benchmark, "measure", lambda *given, **options: wrong("map"))
+    (tmp_path / "kernels.parquet").write_bytes(b"timings")
+    done = CliRunner().invoke(group, [*arguments, "--out", str(tmp_path)])
+    assert done.exit_code == 1, done.output
+    assert [file.name for file in tmp_path.iterdir()] == ["kernels.md"]
+
+
+def wrong(what: str) -> None:
+    raise ArithmeticError(f"{what} differs")
+
+
+def test_the_gpu_that_is_named_is_the_one_that_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    for device in ("cuda:1", "cuda"):
+        assert CliRunner().invoke(group, ["bench", "--op", "nonsense", "--device", device]).exit_code == 2
+    assert current == [torch.device("cuda:1")]  # before events, streams and graphs are made
+    done = CliRunner().invoke(group, ["bench", "--device", "cuda:2"])
+    assert done.exit_code == 2
+    assert "--device cuda:2: torch sees 2 GPUs" in done.output
+
+
 def test_command_refuses_what_it_cannot_do() -> None:
     done = CliRunner().invoke(group, ["bench", "--op", "nonsense", "--device", "cpu"])
     assert done.exit_code == 2
