@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -39,15 +40,22 @@ def check_maps(maps: Sequence[Tensor], size: tuple[int, int] | None = None) -> N
     for m in maps:
         if m.dim() != 3 or 0 in m.shape[1:] or m.shape[0] != maps[0].shape[0] or m.device != maps[0].device:
             raise ValueError(f"maps must be [N, h, w] of one batch and device; got {[tuple(x.shape) for x in maps]}")
-    if size is not None and (len(size) != 2 or min(size) < 1):
-        raise ValueError(f"size must be (height, width), both at least 1; got {size}")
+    if size is not None:
+        check_size("size", size)
+
+
+def check_size(name: str, size: Sequence[int]) -> None:
+    """Raise ValueError unless `size` is (height, width), whole numbers from 1."""
+    if len(size) != 2 or min(size) < 1 or any(isinstance(side, float) for side in size):
+        raise ValueError(f"{name} must be (height, width), both whole and at least 1; got {size}")
 
 
 def check_blur(sigma: float, border: str, radius: int | None) -> int:
-    """The radius to use; raises ValueError for a sigma that is not positive, a negative radius or an unknown border."""
+    """The radius to use; raises ValueError for a sigma that is not positive and finite, a negative radius or an unknown
+    border."""
     check_option("border", border, BORDERS)
-    if not sigma > 0:
-        raise ValueError(f"sigma must be positive; got {sigma}")
+    if not 0 < sigma < inf:
+        raise ValueError(f"sigma must be positive and finite; got {sigma}")
     if radius is not None and radius < 0:
         raise ValueError(f"radius must not be negative; got {radius}")
     return reference.blur_radius(sigma) if radius is None else radius
@@ -90,7 +98,7 @@ def gaussian_blur(maps: Tensor, sigma: float = 4.0, *, border: str = "scipy", ra
 
     Returns: [N, H, W] float32 (float64 for float64). Differentiable; the backward is the reference's.
 
-    Raises: ValueError for other ranks, empty maps, sigma <= 0, a negative radius or an unknown border.
+    Raises: ValueError for other ranks, empty maps, sigma <= 0 or infinite, a negative radius or an unknown border.
     """
     cut = check_blur(sigma, border, radius)
     check_maps([maps])
@@ -156,6 +164,9 @@ def anomaly_map(
         check(kind, PIXEL_KINDS, t, s)
     check_option("mode", mode, MODES)
     check_option("score", score, RULES)
+    check_size("size", size)
+    if fuse_size is not None:
+        check_size("fuse_size", fuse_size)
     cut = 0 if sigma is None else check_blur(sigma, border, None)
     traced = not plain(*taps)
     if not traced and len({t.shape[0] for t in teacher_taps}) > 1:
@@ -168,9 +179,9 @@ def anomaly_map(
         return reference.anomaly_map(teacher_taps, student_taps, size, **options)
     if traced or wants_gradient(*taps) or len(teacher_taps) > MOST_MAPS:
         return op_by_op(teacher_taps, student_taps, size, **options)
-    smallest = [(t.shape[2], t.shape[3]) for t in teacher_taps] + [size] + ([] if fuse_size is None else [fuse_size])
+    smallest = [(t.shape[2], t.shape[3]) for t in teacher_taps]
     if min(map(min, smallest)) < 1:
-        raise ValueError(f"maps and size must have at least one pixel; got {smallest}")
+        raise ValueError(f"maps must have at least one pixel; got {smallest}")
     rest = kind, weight, mode, align_corners, sigma, cut, border, score, fuse_size
     made = dispatch.ops_of(teacher_taps[0]).anomaly_map(teacher_taps, student_taps, size, *rest)
     keep("whole_map", key, taps, len(teacher_taps), size, *rest)

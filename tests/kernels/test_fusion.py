@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 import scipy.ndimage
 import torch
@@ -155,9 +158,31 @@ def test_unusable_maps_are_refused_with_their_reason() -> None:
         kernels.fuse_scales([], (8, 8))
     with pytest.raises(ValueError, match="size must be"):
         kernels.fuse_scales(maps, (0, 8))
-    with pytest.raises(ValueError, match="sigma must be positive; got 0"):
+    with pytest.raises(ValueError, match="sigma must be positive and finite; got 0"):
         kernels.gaussian_blur(maps[0], 0)
     with pytest.raises(ValueError, match="border 'zero' is not one of scipy, torch"):
         kernels.gaussian_blur(maps[0], border="zero")
     with pytest.raises(ValueError, match="rule 'min' is not one of max, mean"):
         kernels.image_scores(maps[0], "min")
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "size must be (height, width), both whole and at least 1; got (24,)": {"size": (24,)},
+    "size must be (height, width), both whole and at least 1; got (24, 20, 2)": {"size": (24, 20, 2)},
+    "size must be (height, width), both whole and at least 1; got (24.5, 20)": {"size": (24.5, 20)},
+    "fuse_size must be (height, width), both whole and at least 1; got (9,)": {"size": (24, 20), "fuse_size": (9,)},
+    "fuse_size must be (height, width), both whole and at least 1; got (0, 9)": {"size": (24, 20), "fuse_size": (0, 9)},
+    "sigma must be positive and finite; got inf": {"size": (24, 20), "sigma": float("inf")},
+}
+
+
+@pytest.mark.parametrize("says", WRONG)
+def test_a_wrong_size_of_a_map_is_refused_before_anything_runs(says: str, path: str) -> None:
+    t, s = pair((1, 4, 6, 6))
+    with pytest.raises(ValueError, match=re.escape(says)):
+        kernels.anomaly_map([t], [s], **WRONG[says])
+
+
+def test_an_infinite_blur_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match="finite; got inf"):
+        kernels.gaussian_blur(torch.rand(1, 8, 8), float("inf"))
