@@ -48,6 +48,7 @@ class Counts:
     test_good: int | None
     test_anomalous: int | None
     types: tuple[str, ...]  # folders of defects
+    renamed: tuple[str, ...] = ()  # what known copies call them
     unlabelled: int = 0  # test images whose labels are not published
     width: int
     height: int

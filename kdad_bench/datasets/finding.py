@@ -28,7 +28,7 @@ from kdad_bench.datasets.listing import (
     nested,
     remarks,
 )
-from kdad_bench.datasets.stand_in import PREFIX, marked
+from kdad_bench.datasets.stand_in import marked
 from kdad_bench.datasets.survey import Survey, category_of, kinds
 from kdad_bench.datasets.table import DATASETS, code_of, entries, entry, known, named, spelling
 from kdad_bench.datasets.table_layout import NEEDED, TABLES
@@ -181,8 +181,8 @@ def _of_its_own(place: Place) -> Place:
 
     It is one if none of its categories is published for its own, and one is for another, or `closed` excludes others.
     """
-    names = {name.removeprefix(PREFIX) for name in place.categories}
-    others = [one.title for one in entries(lambda one: names & set(one.published)).values()]
+    names = list(place.categories)
+    others = [one.title for one in entries(lambda one: any(whole.published_name(one, name) for name in names)).values()]
     if not place.entry.published or place.entry.title in others or not (others or place.entry.closed):
         return place
     have, wanted = (", ".join(list(some)[:SHOWN]) for some in (place.categories, place.entry.published))
@@ -212,7 +212,8 @@ def _root(one: Entry, data_root: Path | None) -> Path:
 def _another(place: Path, one: Entry) -> str:
     """What to say of a folder under the name of a data set in which no category has its layout."""
     found = {name for other in entries().values() for layout in other.layouts for name in layout.categories(place)}
-    titles = [other.title for other in entries(lambda other: found & {*other.published}).values()]
+    fits = entries(lambda other: any(whole.published_name(other, name) for name in found))
+    titles = [other.title for other in fits.values()]
     about = f"{place}: no {one.name} there, the layout is {one.layouts[0].text}"
     if not found:
         return f"{about}; restore it, or fetch it again"

@@ -18,7 +18,7 @@ from kdad_bench.datasets.listing import Unused, alike, is_file, is_folder, remar
 from kdad_bench.datasets.saturation import Saturation, saturations, share_of
 from kdad_bench.datasets.survey import Survey
 from kdad_bench.datasets.table import entries
-from kdad_bench.datasets.whole import NUMBERS, expected, plain, short
+from kdad_bench.datasets.whole import NUMBERS, USED, expected, is_own, published_name, short
 
 
 @dataclass(kw_only=True, slots=True)
@@ -36,7 +36,7 @@ class CategoryReport:
     unlabelled: int = 0  # test images whose labels are not published
     published: dict[str, int] | None = None  # the published numbers, where the category has a table
     problems: list[str] = field(default_factory=list)  # what makes results wrong or a run fail
-    refused: int = 0  # how many of them a run does not take: the others are told by it
+    refused: int = 0  # how many of them a run does not take, in one of the modalities: the others are told by it
     notes: list[str] = field(default_factory=list)  # what is worth knowing
 
     def refuse(self, *lines: str) -> None:
@@ -109,7 +109,7 @@ def _report(root: Path, against: str | None, done: Callable[[str], None], *, exa
     for name, folder in folders.items():
         report.categories.append(_examined(layout, name, folder, original, examine=examine))
         done(name)
-    absent = sorted(set(original.published) - set(map(plain, folders))) if original is not None else []
+    absent = sorted(set(original.published) - {published_name(original, one) for one in folders}) if original else []
     if absent and not single:  # a part of a data set is no fault unless the whole was asked for
         line = f"{root}: {len(absent)} categories of {title} that are not there: {', '.join(absent)}"
         report.refuse(line) if against else report.notes.append(line)
@@ -133,7 +133,7 @@ def _read(root: Path, asked: Entry | None) -> tuple[Layout, dict[str, Path]]:
 def _recognised(tables: dict[str, Entry], layout: Layout, names: Sequence[str]) -> Entry | None:
     """The data set in this layout that the categories belong to: at least half of them are in its table."""
     for one in tables.values():
-        if layout in one.layouts and 2 * sum(plain(name) in one.published for name in names) >= len(names):
+        if layout in one.layouts and 2 * sum(published_name(one, name) is not None for name in names) >= len(names):
             return one
     return None
 
@@ -167,7 +167,7 @@ def _count(found: CategoryReport, survey: Survey) -> None:
     found.masks = sum(len(sample.masks) for sample in survey.test) + len(survey.blank)
     found.scans = sum(sample.scan is not None for sample in survey.samples)
     found.refuse(*survey.faults)
-    found.problems += [f"{path}: the scan is missing" for path in survey.absent_scans]
+    found.refuse(*(f"{path}: the scan is missing" for path in survey.absent_scans))
     found.problems += [*map(_line, survey.unused), *survey.doubts]
     found.unlabelled = len(survey.unlabelled)
     found.notes += remarks(survey.unlabelled)
@@ -178,7 +178,7 @@ def _compare_totals(report: Report, original: Entry) -> None:
     have = {key: sum(getattr(one, key) for one in report.categories) for key in NUMBERS}
     differing = {key: (have[key], value) for key, value in original.totals.items() if have[key] != value}
     line = f"{report.path}: all categories together differ from the published numbers: {_said(differing)}"
-    if short(differing):
+    if short(differing) and not any(is_own({*one.types}, original, one.name) for one in report.categories):
         report.refuse(line)
     elif differing:
         report.problems.append(line)
@@ -188,7 +188,7 @@ def _compare(found: CategoryReport, original: Entry) -> None:
     """Compare the numbers of a category with those published, or with those that were drawn."""
     counts, sure = expected(original, found.name)
     if counts is None:
-        found.notes.append(f"{found.name}: not a category of {original.name}")
+        found.problems.append(f"{found.name}: not a category of {original.name}")
         return
     known = {**{key: getattr(counts, key) for key in NUMBERS}, "types": len(counts.types)}
     found.published = {key: value for key, value in known.items() if value is not None}
@@ -197,11 +197,11 @@ def _compare(found: CategoryReport, original: Entry) -> None:
     if not differing:
         return
     line = f"{found.name}: differs from the published numbers: {_said(differing)}"
-    if sure and short(differing):
+    if sure and short(differing) and not is_own({*found.types}, original, found.name):
         found.refuse(line)
     else:  # kinds of defects are renamed in copies of some data sets
-        counted = sure and set(differing) != {"types"}
-        (found.problems if counted or original.confirmed else found.notes).append(line)
+        renamed = set(differing) == {"types"} and {*USED} <= {*found.published}
+        (found.problems if sure and not renamed else found.notes).append(line)
 
 
 def _said(differing: dict[str, tuple[int, int]]) -> str:
@@ -222,7 +222,7 @@ def _examine(found: CategoryReport, survey: Survey) -> None:
             found.refuse(*broken)
             found.problems += odd
         found.problems += [line for line in pool.map(_unreadable, survey.unlabelled) if line]
-        found.problems += [line for line in pool.map(_scan_problem, survey.samples) if line]
+        found.refuse(*(line for line in pool.map(_scan_problem, survey.samples) if line))
     splits = {"train": survey.train, "validation": survey.validation, "test": survey.test}
     readable = [
         (split, sample.path) for split, samples in splits.items() for sample in samples if _has_bytes(sample.path)

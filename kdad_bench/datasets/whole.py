@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from kdad_bench.datasets.category import Category
+from kdad_bench.datasets.category import Category, printable
 from kdad_bench.datasets.entry import Counts, Entry
-from kdad_bench.datasets.listing import SHOWN
+from kdad_bench.datasets.listing import SHOWN, folded
 from kdad_bench.datasets.stand_in import PREFIX
 
 NUMBERS = {
@@ -23,14 +23,23 @@ def plain(name: str) -> str:
     return name.removeprefix(PREFIX)
 
 
+def published_name(one: Entry, name: str) -> str | None:
+    """The category of a data set that `name`, or that of a stand-in, means in any case and Unicode form; or None."""
+    own = plain(name)
+    return own if own in one.published else {folded(other): other for other in one.published}.get(folded(own))
+
+
 def expected(one: Entry, name: str) -> tuple[Counts | None, bool]:
     """(the numbers of a category, or of its stand-in; whether they are beyond doubt); none where it is not published.
 
     What this package draws has the numbers that it draws.
     """
     drawn = name != plain(name)
-    counts = one.published.get(plain(name))
-    return (one.drawn_counts.get(plain(name), counts) if drawn else counts), drawn or one.confirmed
+    known = published_name(one, name)
+    if known is None:
+        return None, drawn or one.confirmed
+    counts = one.published[known]
+    return (one.drawn_counts.get(known, counts) if drawn else counts), drawn or one.confirmed
 
 
 def numbers_of(category: Category) -> Numbers:
@@ -52,8 +61,11 @@ def kinds_of(category: Category) -> set[str]:
 
 
 def foreign_kinds(kinds: set[str], counts: Counts | None) -> set[str]:
-    """Those of `kinds` that were not published: what holds them is no part of the archive, but somebody's own."""
-    return kinds - {*counts.types} if counts is not None and counts.types else set()
+    """Those of `kinds` that were not published, in any case: what holds them is somebody's own, or renames them."""
+    if counts is None or not counts.types:
+        return set()
+    known = {folded(kind) for kind in (*counts.types, *counts.renamed)}
+    return {kind for kind in kinds if folded(kind) not in known}
 
 
 def said(odd: Mapping[str, tuple[int, int]]) -> list[str]:
@@ -66,24 +78,34 @@ def short(odd: Mapping[str, tuple[int, int]]) -> bool:
     return any(there < wanted for key, (there, wanted) in odd.items() if key in USED)
 
 
+def is_own(kinds: set[str], one: Entry, name: str) -> bool:
+    """Whether a category holds defects that were not published, where it is beyond doubt what was: somebody's own."""
+    counts, sure = expected(one, name)
+    return sure and bool(foreign_kinds(kinds, counts))
+
+
+def all_there(one: Entry, names: Iterable[str]) -> bool:
+    """Whether every published category is among `names`, which are none of stand-ins."""
+    return {folded(name) for name in names} >= {folded(name) for name in one.published}
+
+
 def refusals(root: Path, one: Entry, found: Sequence[Category]) -> list[str]:
     """A line for each kind of images of which fewer are there than published, where that is beyond doubt.
 
     The sums over all categories are, even where the numbers of each are not. A category with kinds of defects that were
-    not published is not half of the archive: it is told (`remarks`), not refused.
+    not published (`is_own`) is not half of the archive: it is told (`remarks`), not refused.
     """
     have = {category.name: numbers_of(category) for category in found}
     kinds = {category.name: kinds_of(category) for category in found}
     lacking: dict[str, dict[str, tuple[int, int]]] = {key: {} for key in USED}
     for name, numbers in have.items():
         counts, sure = expected(one, name)
-        sure = sure and not foreign_kinds(kinds[name], counts)
+        sure = sure and not is_own(kinds[name], one, name)
         for key, (there, wanted) in (differing(numbers, counts) if counts is not None and sure else {}).items():
             if there < wanted and key in USED:
                 lacking[key][name] = (there, wanted)
     lines = [_line(root, one, key, those) for key, those in lacking.items() if those]
-    own = any(foreign_kinds(kinds[name], expected(one, name)[0]) for name in have)
-    if set(have) >= set(one.published) and not own:
+    if all_there(one, have) and not any(is_own(kinds[name], one, name) for name in have):
         sums = {key: sum(numbers[key] for numbers in have.values()) for key in one.totals}
         lines += [
             _line(root, one, key, {"all categories": (sums[key], wanted)})
@@ -104,20 +126,36 @@ def _line(root: Path, one: Entry, key: str, those: Mapping[str, tuple[int, int]]
 
 
 def departure(category: Category, one: Entry) -> str:
-    """What a category holds otherwise than was published, as far as that is beyond doubt; "" if nothing a run uses."""
+    """What a category holds otherwise than was published, as far as that is beyond doubt; "" if nothing a run uses.
+
+    Kinds of defects beside numbers that are all known and right are renamed ones, which is nothing.
+    """
     counts, sure = expected(one, category.name)
-    odd = differing(numbers_of(category), counts) if counts is not None and sure else {}
-    told = said({key: pair for key, pair in odd.items() if key in USED})
-    foreign = sorted(foreign_kinds(kinds_of(category), counts)) if sure else []
+    if counts is None:
+        return f"data: no category of {one.title}" if one.published else ""
+    odd = {key: pair for key, pair in differing(numbers_of(category), counts).items() if key in USED} if sure else {}
+    told = said(odd)
+    foreign = _foreign(category, counts) if sure else []
     told += [f"defects that are not in it ({', '.join(foreign[:SHOWN])})"] if foreign else []
     return f"data: not those of {one.title}: {', '.join(told)}" if told else ""
 
 
+def _foreign(category: Category, counts: Counts) -> list[str]:
+    """The kinds of defects that were not published; none beside numbers that are all known and right."""
+    have = numbers_of(category)
+    complete = all(have[key] == getattr(counts, key) for key in USED)
+    return [] if complete else sorted(foreign_kinds(kinds_of(category), counts))
+
+
 def remarks(category: Category, one: Entry) -> tuple[str, ...]:
-    """A line on a category whose numbers differ from those published and that is not refused for it."""
+    """A line on a category that was not published, or whose numbers differ from those that were and that is not
+    refused for it."""
     counts, sure = expected(one, category.name)
-    odd = differing(numbers_of(category), counts) if counts is not None else {}
-    foreign = sorted(foreign_kinds(kinds_of(category), counts))
+    if counts is None:
+        what = f"{category.root}: no category of {one.title}; if it is your own, name it folder:{category.root}"
+        return (printable(what),) if one.published else ()
+    odd = differing(numbers_of(category), counts)
+    foreign = _foreign(category, counts)
     told = said(
         {
             key: (there, wanted)
@@ -125,9 +163,10 @@ def remarks(category: Category, one: Entry) -> tuple[str, ...]:
             if there > wanted or not sure or foreign or key not in USED
         }
     )
-    if not told:
+    if not told and not (foreign and sure):
         return ()
     doubt = "" if sure else ", as far as they are known"
-    kinds = f", and defects that it has not ({', '.join(foreign[:SHOWN])})" if foreign else ""
-    what = f"{', '.join(told)}, as {one.title} has{doubt}{kinds}"
+    kinds = f"defects that it has not ({', '.join(foreign[:SHOWN])})" if foreign else ""
+    numbers = f"{', '.join(told)}, as {one.title} has{doubt}" if told else f"named as {one.title}"
+    what = f"{numbers}, and {kinds}" if kinds else numbers
     return (f"{category.root}: {what}: is it that? `kdad-bench data verify` tells",)

@@ -225,6 +225,116 @@ def test_what_was_published_departs_from_nothing(name: str, trees: dict[str, Pat
     assert [one.departure for one in datasets.categories(name, tmp_path)] == [""]
 
 
+# --- names and kinds that are published, in another case, renamed, or somebody's own ----------------------------------
+
+
+def renamed(place: Path, old: str, new: str) -> None:
+    """Call every folder `old` below a place `new`."""
+    for path in sorted(place.rglob(old)):
+        path.rename(path.with_name(new))
+
+
+def converted(trees: dict[str, Path], root: Path) -> Path:
+    """A tree of VisA as the authors' script converts it: the plain layout, `bad` for every defect."""
+    (found,) = datasets.categories(f"folder:{trees['visa']}", None)
+    place = root / "VisA_pytorch/1cls"
+    for split, sample in found.splits():
+        kind = "bad" if sample.label else "good"
+        for path, folder in ((sample.path, split), *((mask, "ground_truth") for mask in sample.masks)):
+            new = place / found.name / folder / kind / f"{split}{path.name}"
+            new.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, new)
+    return place
+
+
+def less(place: Path) -> None:
+    """Without its first training image."""
+    next(path for path in files(place) if "train" in path.parts).unlink()
+
+
+def own_category(place: Path) -> None:
+    shutil.copytree(place / "bottle", place / "bottle_backup")
+
+
+def own_kinds(place: Path) -> None:
+    renamed(place, "contamination", "spot")
+    less(place)
+
+
+def cut_scan(place: Path) -> None:
+    path = next(path for path in files(place) if path.suffix == ".tiff")
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def without_a_scan(place: Path) -> None:
+    next(path for path in files(place) if path.suffix == ".tiff").unlink()
+
+
+def capitals(place: Path) -> None:
+    """Kinds of defects with a capital, and the category."""
+    renamed(place, "contamination", "Contamination")
+    (place / "bottle").rename(place / "Bottle")
+
+
+def half_with_capitals(place: Path) -> None:
+    capitals(place)
+    less(place)
+
+
+def other_kinds(place: Path) -> None:
+    renamed(place, "contamination", "dirt")
+
+
+def nothing(_: Path) -> None:
+    pass
+
+
+# case -> (data set, what happens to its tree, exit code of a run, of verify, the departure of each category)
+NONE = "data: no category of MVTec AD"
+OWN = "data: not those of MVTec AD: 3 train images and not 4, defects that are not in it (spot)"
+DOORS: dict[str, tuple[str, Callable[[Path], None], int, int, list[str]]] = {
+    "converted": ("visa", nothing, 0, 0, [""]),
+    "half of a converted one": ("visa", less, 2, 2, []),
+    "capitals": ("mvtec_ad", capitals, 0, 0, [""]),
+    "half with capitals": ("mvtec_ad", half_with_capitals, 2, 2, []),
+    "renamed kinds": ("mvtec_ad", other_kinds, 0, 0, [""]),
+    "own kinds": ("mvtec_ad", own_kinds, 0, 1, [OWN]),
+    "an own category beside": ("mvtec_ad", own_category, 0, 1, ["", NONE]),
+    "a scan cut short": ("mvtec_3d_ad", cut_scan, 2, 2, [""]),
+    "a scan less": ("mvtec_3d_ad", without_a_scan, 2, 2, [""]),
+}
+
+
+@pytest.mark.parametrize("case", DOORS)
+def test_verify_and_a_run_agree_on_what_is_published(case: str, trees: dict[str, Path], tmp_path: Path) -> None:
+    """What a run refuses ends `data verify` with 2, what it tells with 1; names are compared in any case."""
+    name, change, run_code, verify_code, departures = DOORS[case]
+    place = converted(trees, tmp_path) if name == "visa" else copied(trees, name, tmp_path)
+    change(place)
+    modality = ["--modality", "depth"] if name == "mvtec_3d_ad" else []
+    done = command("run", "--method", "pixel_mean", "--dataset", name, "--data-root", tmp_path, "--seeds", 1, "--out",
+                   tmp_path / "out", "--dry-run", *modality)  # fmt: skip
+    assert done.exit_code == run_code, done.output
+    verified = command("data", "verify", place)
+    assert verified.exit_code == verify_code, verified.output
+    if departures:
+        found = datasets.categories(name, tmp_path)
+        assert [one.departure for one in found] == departures
+        assert [bool(one.remarks) for one in found] == [bool(one) and not modality for one in departures]
+        assert (" if it is your own, name it folder:" in done.output) == (NONE in departures)
+
+
+def test_kinds_in_capitals_do_not_switch_totals_off(trees: dict[str, Path], tmp_path: Path) -> None:
+    """Where single categories are not beyond doubt, renamed kinds are no sign of somebody's own images."""
+    place = copied(trees, "btad", tmp_path)
+    less(place)
+    for kind in ("KO", "mine"):
+        renamed(place, "ko" if kind == "KO" else "KO", kind)
+        with pytest.raises(DatasetError, match=r"3 of 4 train images of BTAD .* are there .all categories 3 of 4"):
+            datasets.categories("btad", tmp_path)
+        assert count(place).exit_code == 2
+
+
 def test_all_categories_of_a_kind_are_one_line_and_a_part_of_a_data_set_is_none(
     trees: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
