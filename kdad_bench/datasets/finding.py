@@ -113,13 +113,20 @@ def categories(
     if faults := [line for survey in surveys for line in survey.faults]:
         raise DatasetError(*kinds(faults))
     for survey in surveys:
-        made = category_of(survey, place.name, synthetic=place.synthetic, modality=modality)
+        drawn = place.synthetic or (survey.by_table and _names_drawn(survey))
+        made = category_of(survey, place.name, synthetic=drawn, modality=modality)
         told = whole.remarks(made, place.entry)
-        other = "" if place.synthetic else whole.departure(made, place.entry)
+        other = "" if drawn else whole.departure(made, place.entry)
         found.append(replace(made, code=code_of(place.entry.name), remarks=(*made.remarks, *told), departure=other))
     if lines := [] if partly else whole.refusals(place.root, place.entry, found):
         raise DatasetError(*lines)
     return found
+
+
+def _names_drawn(survey: Survey) -> bool:
+    """Whether a table names an image that lies anywhere below the marker of drawn ones."""
+    folders = {Path(folder).resolve() for folder in {os.path.dirname(sample.path) for sample in survey.samples}}
+    return any(map(marked, folders | {above for folder in folders for above in folder.parents}))
 
 
 def _survey(place: Place, name: str) -> Survey:

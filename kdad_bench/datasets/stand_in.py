@@ -17,19 +17,18 @@ from kdad_bench.datasets import cache
 from kdad_bench.datasets.category import GOOD, DatasetError, not_a_category
 from kdad_bench.datasets.entry import Counts, Entry
 from kdad_bench.datasets.synthetic.drawing import Canvas
-from kdad_bench.datasets.synthetic.embedded import Split, settle, write_category
+from kdad_bench.datasets.synthetic.embedded import MARKER, Split, settle, write_category
 from kdad_bench.datasets.synthetic.solids import Solid
 from kdad_bench.datasets.synthetic.subjects import Subject
 from kdad_bench.datasets.table import entries
 from kdad_bench.files import write_text_whole
 
-MARKER = "kdad-bench.json"  # lies in the root of a stand-in and says what it is
 PREFIX = "synthetic_"
 UNLABELLED = "unlabelled"  # the split of drawings that stand for images without labels
 
 
 def marked(root: Path) -> dict[str, object]:
-    """What the marker in `root` says; empty where no stand-in lies."""
+    """What the marker in `root` says; empty where nothing drawn lies."""
     try:
         found = json.loads((root / MARKER).read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from kdad_bench.datasets.synthetic import embedded as synthetic
 from kdad_bench.datasets.synthetic.drawing import Canvas, Stream
 from kdad_bench.datasets.synthetic.encoding import png, tiff
 from kdad_bench.datasets.synthetic.solids import Solid
-from kdad_bench.datasets.synthetic.subjects import Stone
+from kdad_bench.datasets.synthetic.subjects import Stone, Wood
 from kdad_bench.datasets.verify import verify
 from tests.datasets.short import short
 
@@ -104,6 +105,53 @@ def test_vector_instructions_do_not_change_a_bit() -> None:
         answers.add(done.stdout)
     assert len(answers) == 1
     assert len(answers.pop()) == 65
+
+
+def lose(root: Path) -> None:
+    (root / "train/good/000.png").unlink()
+
+
+def change(root: Path) -> None:
+    (root / "test/good/000.png").write_bytes((root / "train/good/001.png").read_bytes())
+
+
+def tear(root: Path) -> None:
+    path = root / "ground_truth/knot/000_mask.png"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("damage", [lose, change, tear])
+def test_what_was_drawn_is_drawn_again_where_it_was_damaged(
+    damage: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cleaner of old files takes some of them: what was left ran under the name of the whole."""
+    small = {"TRAIN": 2, "TEST_GOOD": 1, "PER_DEFECT": 1, "SIZE": 64}
+    for name, value in small.items():
+        monkeypatch.setattr(synthetic, name, value)
+    synthetic.Embedded(name="small", subjects={"plank": Wood()}, sha256={}).generate(tmp_path / "first")
+    known = synthetic.tree_hash(tmp_path / "first/plank")
+    made = synthetic.Embedded(name="small", subjects={"plank": Wood()}, sha256={"plank": known})
+    made.generate(tmp_path)
+    (tmp_path / "plank/.DS_Store").touch()  # hidden: no damage
+    before = (tmp_path / "plank").stat().st_ino
+    made.generate(tmp_path)
+    assert (tmp_path / "plank").stat().st_ino == before
+    damage(tmp_path / "plank")
+    made.generate(tmp_path)
+    assert synthetic.tree_hash(tmp_path / "plank") == known
+    assert {path.name for path in tmp_path.iterdir()} <= {"first", "plank", synthetic.MARKER, ".plank.lock"}
+
+
+def test_what_was_drawn_is_never_called_real(tmp_path: Path) -> None:
+    """By whatever path or table it is named."""
+    (gear,) = datasets.categories("synthetic", None, ["gear"])
+    table = tmp_path / "parts.csv"
+    good, bad = (next(one for one in gear.test if one.label is label) for label in (False, True))
+    chosen = [("train", gear.train[0]), ("test", good), ("test", bad)]
+    lines = [f"{one.path},{split},{'anomaly' if one.label else 'good'}" for split, one in chosen]
+    table.write_text("\n".join(["image,split,label", *lines]))
+    for name in (f"folder:{gear.root}", f"folder:{gear.root.parent}", f"tabular:{table}"):
+        assert all(one.synthetic for one in datasets.categories(name, None)), name
 
 
 def test_other_bytes_than_the_known_ones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

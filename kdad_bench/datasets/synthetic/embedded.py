@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -18,11 +20,15 @@ from PIL import Image
 
 from kdad_bench.datasets import cache
 from kdad_bench.datasets.category import GOOD, DatasetError, not_a_category
+from kdad_bench.datasets.listing import hidden
 from kdad_bench.datasets.synthetic.drawing import Canvas, Stream
 from kdad_bench.datasets.synthetic.encoding import png, tiff
 from kdad_bench.datasets.synthetic.solids import Solid
 from kdad_bench.datasets.synthetic.subjects import Picture, Subject
+from kdad_bench.files import write_text_whole
 
+_sound: dict[Path, list[tuple[str, int, int, int, int]]] = {}  # folder -> its files as this process found them whole
+MARKER = "kdad-bench.json"  # lies beside drawn categories and says what they are
 SIZE = 256  # pixels, both ways
 SCAN_SIZE = 192
 TRAIN, TEST_GOOD, PER_DEFECT = 40, 12, 6
@@ -180,12 +186,27 @@ def _write(path: Path, pixels: npt.NDArray[np.uint8], *, compress: bool) -> None
         Image.fromarray(pixels).save(path)
 
 
-def tree_hash(folder: Path) -> str:
-    """SHA-256 over the relative names and the bytes of every file below `folder`."""
+def names_below(folder: Path) -> list[str]:
+    """The relative names, with slashes, of the files below a folder that are not hidden, in the order of paths."""
+    found: list[str] = []
+    for place, _, names in os.walk(folder):
+        inside = os.path.relpath(place, folder).replace(os.sep, "/")
+        found += [name if inside == "." else f"{inside}/{name}" for name in names if not hidden(name)]
+    return sorted(found, key=lambda name: name.split("/"))
+
+
+def tree_hash(folder: Path, *, remembered: bool = False) -> str:
+    """SHA-256 over the relative names and the bytes of every file below `folder` that is not hidden.
+
+    Hashes of files may be `remembered` ones of the cache. Raises DatasetError for a file that cannot be read.
+    """
+    files = {name: folder / name for name in names_below(folder)}
+    hashes = (
+        cache.content_hashes(files.values()) if remembered else {one: cache.file_hash(one) for one in files.values()}
+    )
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            digest.update(f"{path.relative_to(folder).as_posix()}\0{cache.file_hash(path)}\n".encode())
+    for name, path in files.items():
+        digest.update(f"{name}\0{hashes[path]}\n".encode())
     return digest.hexdigest()
 
 
@@ -204,7 +225,7 @@ class Embedded:
         return cache.folder() / self.name / version
 
     def draw(self, names: Sequence[str] = ()) -> Path:
-        """Draw the categories `names`, or all of them, where they are not there yet; returns `home`.
+        """Draw the categories `names`, or all of them, where they are not there as they were drawn; returns `home`.
 
         Raises DatasetError if they cannot be written, or if the bytes are not the known ones.
         """
@@ -216,20 +237,41 @@ class Embedded:
         return home
 
     def generate(self, target: Path, names: Sequence[str] = ()) -> None:
-        """Draw categories into the folder `target`: each appears whole or not at all, one that is there is left alone.
+        """Draw categories into the folder `target`, with a marker beside them: each appears whole or not at all.
 
-        Raises DatasetError if the bytes are not the known ones, and OSError if they cannot be written.
+        One that is there with the known bytes is left alone, one with others is replaced. Raises DatasetError if the
+        bytes drawn are not the known ones, and OSError if they cannot be written.
         """
         for name in names or tuple(self.subjects):
             if name not in self.subjects:
                 raise DatasetError(not_a_category(name, self.name, self.subjects))
             final = target / name
-            if final.is_dir():  # before a lock is asked for: the disk may be read-only by now
+            if self._is_whole(name, final):  # before a lock is asked for: the disk may be read-only by now
                 continue
             target.mkdir(parents=True, exist_ok=True)
             with cache.only_builder(final) as alone:
-                if not final.is_dir():
+                if not self._is_whole(name, final):
                     self._draw(name, final, tidy=alone)
+        if not (target / MARKER).exists():
+            with contextlib.suppress(OSError):  # read-only: what is there is used
+                write_text_whole(target / MARKER, json.dumps({"synthetic": True, "like": self.name}) + "\n")
+
+    def _is_whole(self, name: str, folder: Path) -> bool:
+        """Whether a category is there as it was drawn: nothing in the cache is believed. Asks the disk for each file.
+
+        Its hash is made once in a process, unless a size or a time of a file is another one by then.
+        """
+        known = self.sha256.get(name)
+        if known is None or not folder.is_dir():
+            return folder.is_dir()
+        try:
+            about = [(one, os.stat(folder / one)) for one in names_below(folder)]
+            stamps = [(one, its.st_size, its.st_mtime_ns, its.st_ctime_ns, its.st_ino) for one, its in about]
+            if _sound.get(folder) != stamps and tree_hash(folder, remembered=True) == known:
+                _sound[folder] = stamps
+        except (OSError, DatasetError):  # a file that cannot be read
+            return False
+        return _sound.get(folder) == stamps
 
     def _draw(self, name: str, final: Path, *, tidy: bool) -> None:
         if tidy:  # drafts of killed builders; with the lock held nobody else is drawing this category
@@ -246,6 +288,8 @@ class Embedded:
                 splits=embedded_splits(self.subjects[name]),
             )
             self._check(name, draft / name)
+            if final.exists():  # damaged
+                os.rename(final, draft / "damaged")
             settle(draft / name, final)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
