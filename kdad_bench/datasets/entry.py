@@ -85,7 +85,9 @@ class Entry:
     closed: bool = False  # a tree with none of the published categories is another data set
     confirmed: bool = True  # whether the numbers of each category are; a run refuses fewer, else they are told
     upload: Upload | None = None  # where a server evaluates the images without labels
-    totals: Mapping[str, int] = field(default_factory=dict)  # confirmed numbers of all categories together, by `Counts`
+    # confirmed numbers of all categories together, by `Counts`; `masks` are those of anomalous images
+    totals: Mapping[str, int] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()  # files of each published category that say how its masks are read
     subjects: Mapping[str, Subject | Solid] = field(default_factory=dict)  # category -> what its stand-in shows
     drawn_counts: Mapping[str, Counts] = field(default_factory=dict)  # of a stand-in, where they are not `published`
     drawn_files: Callable[[str, Split, int], Files] | None = None  # (category, split, number) -> where a drawing goes

@@ -85,6 +85,8 @@ MVTEC_LOCO = Entry(
     ),
     published=PUBLISHED,
     closed=True,
+    totals={"masks": 1246},  # files, as counted in public
+    needs=(SATURATION,),
     subjects=SUBJECTS,
     drawn_files=_files,
     drawn_inside=_saturation,

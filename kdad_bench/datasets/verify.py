@@ -18,7 +18,7 @@ from kdad_bench.datasets.listing import Unused, alike, is_file, is_folder, remar
 from kdad_bench.datasets.saturation import Saturation, saturations, share_of
 from kdad_bench.datasets.survey import Survey
 from kdad_bench.datasets.table import entries
-from kdad_bench.datasets.whole import NUMBERS, USED, expected, is_own, published_name, short
+from kdad_bench.datasets.whole import NUMBERS, USED, expected, is_own, published_name, short, totals_of, without
 
 
 @dataclass(kw_only=True, slots=True)
@@ -146,6 +146,8 @@ def _examined(layout: Layout, name: str, folder: Path, original: Entry | None, *
         _count(found, survey)
         if original is not None:
             _compare(found, original)
+            lost = without(folder, found.name, {*found.types}, survey.has_masks, original)
+            found.refuse(*(f"{folder / file}: missing; without it masks are not read as published" for file in lost))
         if examine:
             _examine(found, survey)
     except DatasetError as error:
@@ -175,8 +177,9 @@ def _count(found: CategoryReport, survey: Survey) -> None:
 
 def _compare_totals(report: Report, original: Entry) -> None:
     """Compare the sums over all categories, where single ones are not published."""
-    have = {key: sum(getattr(one, key) for one in report.categories) for key in NUMBERS}
-    differing = {key: (have[key], value) for key, value in original.totals.items() if have[key] != value}
+    totals = totals_of(original, [one.name for one in report.categories], any(one.masks for one in report.categories))
+    have = {key: sum(getattr(one, key) for one in report.categories) for key in totals}
+    differing = {key: (have[key], value) for key, value in totals.items() if have[key] != value}
     line = f"{report.path}: all categories together differ from the published numbers: {_said(differing)}"
     if short(differing) and not any(is_own({*one.types}, original, one.name) for one in report.categories):
         report.refuse(line)

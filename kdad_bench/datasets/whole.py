@@ -15,6 +15,7 @@ NUMBERS = {
     "test_anomalous": "anomalous test images", "unlabelled": "images without labels",
 }  # fmt: skip
 USED = [key for key in NUMBERS if key != "unlabelled"]  # by a run
+MASKS = "masks"  # of all anomalous images, in `totals` alone
 Numbers = dict[str, int]
 
 
@@ -43,10 +44,11 @@ def expected(one: Entry, name: str) -> tuple[Counts | None, bool]:
 
 
 def numbers_of(category: Category) -> Numbers:
-    """How many images a category holds, by the names of `Counts`."""
+    """How many images a category holds, by the names of `Counts`, and how many masks of anomalous ones."""
     good = sum(not sample.label for sample in category.test)
     return {"train": len(category.train), "validation": len(category.validation), "test_good": good,
-            "test_anomalous": len(category.test) - good, "unlabelled": len(category.unlabelled)}  # fmt: skip
+            "test_anomalous": len(category.test) - good, "unlabelled": len(category.unlabelled),
+            MASKS: sum(len(sample.masks) for sample in category.test)}  # fmt: skip
 
 
 def differing(have: Mapping[str, int], counts: Counts) -> dict[str, tuple[int, int]]:
@@ -74,8 +76,14 @@ def said(odd: Mapping[str, tuple[int, int]]) -> list[str]:
 
 
 def short(odd: Mapping[str, tuple[int, int]]) -> bool:
-    """Whether images that a run uses are among what lacks."""
-    return any(there < wanted for key, (there, wanted) in odd.items() if key in USED)
+    """Whether images that a run uses, or masks, are among what lacks."""
+    return any(there < wanted for key, (there, wanted) in odd.items() if key in (*USED, MASKS))
+
+
+def without(folder: Path, name: str, kinds: set[str], has_masks: bool, one: Entry) -> list[str]:
+    """The files that belong to a published category and are not in this one; none where it has no masks to read."""
+    due = has_masks and expected(one, name)[0] is not None and not is_own(kinds, one, name)
+    return [file for file in one.needs if due and not (folder / file).is_file()]
 
 
 def is_own(kinds: set[str], one: Entry, name: str) -> bool:
@@ -90,7 +98,8 @@ def all_there(one: Entry, names: Iterable[str]) -> bool:
 
 
 def refusals(root: Path, one: Entry, found: Sequence[Category]) -> list[str]:
-    """A line for each kind of images of which fewer are there than published, where that is beyond doubt.
+    """A line for each kind of images or masks of which fewer are there than published, where that is beyond doubt, and
+    for each file that says how masks are read and is not there.
 
     The sums over all categories are, even where the numbers of each are not. A category with kinds of defects that were
     not published (`is_own`) is not half of the archive: it is told (`remarks`), not refused.
@@ -109,18 +118,33 @@ def refusals(root: Path, one: Entry, found: Sequence[Category]) -> list[str]:
         sums = {key: sum(numbers[key] for numbers in have.values()) for key in one.totals}
         lines += [
             _line(root, one, key, {"all categories": (sums[key], wanted)})
-            for key, wanted in one.totals.items()
-            if key in USED and sums[key] < wanted and not lacking[key]
+            for key, wanted in totals_of(one, have, any(category.has_masks for category in found)).items()
+            if short({key: (sums[key], wanted)}) and not lacking.get(key)
         ]
+    less = {each.name: without(each.root, each.name, kinds[each.name], each.has_masks, one) for each in found}
+    for name in one.needs:
+        if those := [category for category, files in less.items() if name in files]:
+            names = ", ".join(those[:SHOWN]) + (", ..." if len(those) > SHOWN else "")
+            lines.append(
+                f"{root}: {len(those)} of {len(found)} categories are without {name} ({names}); "
+                f"restore it, or name it folder:{root} to run on what is there"
+            )
     return lines
+
+
+def totals_of(one: Entry, names: Iterable[str], has_masks: bool) -> Mapping[str, int]:
+    """The published sums over all categories, called `names` where they lie: of masks only of those of the real data
+    set, and where there are any, since image metrics need none."""
+    real = has_masks and all(name == plain(name) for name in names)
+    return {key: number for key, number in one.totals.items() if key != MASKS or real}
 
 
 def _line(root: Path, one: Entry, key: str, those: Mapping[str, tuple[int, int]]) -> str:
     there, wanted = (sum(numbers) for numbers in zip(*those.values(), strict=True))
     each = [f"{name} {have} of {number}" for name, (have, number) in those.items()]
-    more = f", {len(each) - SHOWN} more" if len(each) > SHOWN else ""
+    names = ", ".join(each[:SHOWN]) + (f", {len(each) - SHOWN} more" if len(each) > SHOWN else "")
     return (
-        f"{root}: {there} of {wanted} {NUMBERS[key]} of {one.title} are there ({', '.join(each[:SHOWN])}{more}); "
+        f"{root}: {there} of {wanted} {NUMBERS.get(key, key)} of {one.title} are there ({names}); "
         f"restore them, or name it folder:{root} to run on what is there"
     )
 

@@ -42,7 +42,7 @@ def short(name: str, out: Path, patch: pytest.MonkeyPatch, category: str = "") -
         published={category: few},
         subjects={category: one.subjects[category]},
         drawn_counts={},
-        totals={key: getattr(few, key) for key in one.totals},
+        totals={key: getattr(few, key) for key in one.totals if hasattr(few, key)},
     )
     patch.setitem(sys.modules, module.__name__, module)
     patch.setitem(datasets.DATASETS, name, f"{module.__name__}:SHORT")

@@ -285,6 +285,15 @@ def other_kinds(place: Path) -> None:
     renamed(place, "contamination", "dirt")
 
 
+def without_saturation(place: Path) -> None:
+    (place / "pushpins/defects_config.json").unlink()
+
+
+def without_saturation_and_masks(place: Path) -> None:
+    without_saturation(place)
+    shutil.rmtree(place / "pushpins/ground_truth")
+
+
 def nothing(_: Path) -> None:
     pass
 
@@ -300,6 +309,8 @@ DOORS: dict[str, tuple[str, Callable[[Path], None], int, int, list[str]]] = {
     "renamed kinds": ("mvtec_ad", other_kinds, 0, 0, [""]),
     "own kinds": ("mvtec_ad", own_kinds, 0, 1, [OWN]),
     "an own category beside": ("mvtec_ad", own_category, 0, 1, ["", NONE]),
+    "no saturation": ("mvtec_loco", without_saturation, 2, 2, []),
+    "neither masks nor their saturation": ("mvtec_loco", without_saturation_and_masks, 0, 0, [""]),
     "a scan cut short": ("mvtec_3d_ad", cut_scan, 2, 2, [""]),
     "a scan less": ("mvtec_3d_ad", without_a_scan, 2, 2, [""]),
 }
@@ -333,6 +344,24 @@ def test_kinds_in_capitals_do_not_switch_totals_off(trees: dict[str, Path], tmp_
         with pytest.raises(DatasetError, match=r"3 of 4 train images of BTAD .* are there .all categories 3 of 4"):
             datasets.categories("btad", tmp_path)
         assert count(place).exit_code == 2
+
+
+def test_a_region_less_is_told(trees: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image that has another region is not without a mask, and its figures are other ones."""
+    module = ModuleType("regions")
+    module.ALL = replace(datasets.entry("mvtec_loco"), totals={"masks": 3})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "regions", module)
+    monkeypatch.setitem(datasets.DATASETS, "mvtec_loco", "regions:ALL")
+    place = copied(trees, "mvtec_loco", tmp_path)
+    with pytest.raises(DatasetError, match=r"2 of 3 masks of MVTec LOCO AD are there"):
+        datasets.categories("mvtec_loco", tmp_path)
+    assert "masks 2 and not 3" in " ".join(count(place).problems)
+    assert count(place).exit_code == 2
+    folder = place / "pushpins/ground_truth/logical_anomalies/000"
+    shutil.copy(folder / "000.png", folder / "001.png")
+    assert len(datasets.categories("mvtec_loco", tmp_path)) == count(place).exit_code + 1
+    shutil.rmtree(place / "pushpins/ground_truth")  # image metrics need none
+    assert len(datasets.categories("mvtec_loco", tmp_path)) == count(place).exit_code + 1
 
 
 def test_all_categories_of_a_kind_are_one_line_and_a_part_of_a_data_set_is_none(
