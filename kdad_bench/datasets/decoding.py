@@ -204,6 +204,20 @@ def upright(path: Path) -> Upright:
     return Upright(stored[::-1] if note in ON_THEIR_SIDE else stored, stored, note in TURNED)
 
 
+TURNED_APART = (
+    "is turned by a note of the camera, or its image is, and not both; does it lie on the image as it is read?"
+)
+
+
+def turned_apart(image: Path, mask: Path) -> bool:
+    """Whether a note turns an image or its mask and not both, where their sizes do not tell which of them was meant.
+
+    Headers alone are read. Raises DatasetError for what has none.
+    """
+    one, other = upright(image), upright(mask)
+    return one.turned != other.turned and one.size == one.stored and other.size == other.stored
+
+
 def _size_in_tags(image: Any) -> tuple[int, int]:
     """Width and height of a TIFF image as they are stored: Pillow turns its size, since version 11."""
     return image.tag_v2[256], image.tag_v2[257]

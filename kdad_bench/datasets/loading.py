@@ -19,7 +19,16 @@ import numpy.typing as npt
 
 from kdad_bench.datasets import cache
 from kdad_bench.datasets.category import Category, DatasetError, Sample, printable
-from kdad_bench.datasets.decoding import image_size, mask_of, open_image, read_bytes, read_rgb, reduced
+from kdad_bench.datasets.decoding import (
+    TURNED_APART,
+    image_size,
+    mask_of,
+    open_image,
+    read_bytes,
+    read_rgb,
+    reduced,
+    turned_apart,
+)
 from kdad_bench.datasets.fitting import SQUASH, Shape, fitted
 from kdad_bench.datasets.saturation import Saturation, saturations, share_of
 from kdad_bench.files import let_go
@@ -230,8 +239,28 @@ def _masks(category: Category, resolution: int, fit: str) -> npt.NDArray[np.bool
 
     name = cache.key("masks", [*every, *files], hashes, category.root, resolution, *_said(fit))
     array = cache.array(name, (len(category.test), *_canvas(shapes)), np.bool_, fill)
-    _warn(category, _doubts(category, masks, hashes, lambda path: mask_of(path).doubt))
+    _warn(category, _doubts(category, masks, hashes, lambda path: mask_of(path, sha256=hashes[path]).doubt))
+    _warn(category, dict.fromkeys(_turned_apart(category, [sample for _, sample in marked], hashes), TURNED_APART))
     return array
+
+
+def _turned_apart(category: Category, marked: Sequence[Sample], hashes: Hashes) -> list[Path]:
+    """The masks that a note of the camera turns otherwise than their image, remembered at any resolution."""
+    pairs = [(sample.path, mask) for sample in marked for mask in sample.masks]
+    files = [path for pair in pairs for path in pair]
+
+    def fill(array: cache.Array) -> None:
+        def look(place: int) -> None:
+            array[place] = turned_apart(*pairs[place])
+
+        _in_threads(look, len(pairs))
+        for path, digest in cache.content_hashes(files).items():  # headers are read, not hashed
+            if digest != hashes[path]:
+                raise DatasetError(f"{path}: changed while it was read; run again when nothing writes to it")
+
+    name = cache.key("turned apart", files, hashes, category.root)
+    kept = cache.array(name, (len(pairs),), np.bool_, fill)
+    return [mask for (_, mask), apart in zip(pairs, kept, strict=True) if apart]
 
 
 def _doubts(
@@ -289,7 +318,10 @@ def load_regions(category: Category, resolution: int, fit: str = SQUASH) -> Regi
 
     name = cache.key("regions", [*files, category.saturation], hashes, category.root, resolution, *_said(fit))
     masks = cache.array(name, (len(files), *_canvas(shapes)), np.bool_, fill)
-    shares = _shares(category, files, hashes, known, lambda: [share_of(path, mask_of(path), known) for path in files])
+    shares = _shares(
+        category, files, hashes, known,
+        lambda: [share_of(path, mask_of(path, sha256=hashes[path]), known) for path in files],
+    )  # fmt: skip
     return Regions(masks, np.array([image for image, _ in every], np.int64), shares)
 
 

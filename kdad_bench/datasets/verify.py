@@ -11,7 +11,7 @@ from typing import Any
 
 from kdad_bench.datasets import cache, outside
 from kdad_bench.datasets.category import DatasetError, Sample, printable
-from kdad_bench.datasets.decoding import Mask, as_rgb, image_size, mask_of, open_image
+from kdad_bench.datasets.decoding import TURNED_APART, Mask, as_rgb, image_size, mask_of, open_image, turned_apart
 from kdad_bench.datasets.entry import Entry, Layout
 from kdad_bench.datasets.finding import expanded, strays
 from kdad_bench.datasets.listing import Unused, alike, is_file, is_folder, remarks
@@ -268,6 +268,7 @@ def _image_problems(
                 odd.append(f"{path}: marks something in a normal image")
             elif path != blank:
                 odd += [f"{path}: {what}" for what in _odd(mask)]
+                odd += [f"{path}: the mask {TURNED_APART}"] if turned_apart(sample.path, path) else []
                 if known is not None and mask.marked.any():
                     share_of(path, mask, known)
         except DatasetError as error:

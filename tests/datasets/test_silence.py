@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -546,6 +547,38 @@ def test_masks_that_may_mean_something_else_are_told(tree: Path, case: str) -> N
         assert "2 more masks like it" in str(seen[0].message)
     problems = verify(tree, against="none").categories[0].problems
     assert sum(word in line for line in problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("orientation", "whose", "sides", "is_told"),
+    [(3, "image", (SIDE, SIDE), True), (6, "image", (SIDE, SIDE), True), (6, "mask", (SIDE, SIDE), True),
+     (3, "image", (SIDE, SIDE // 2), True), (1, "image", (SIDE, SIDE), False), (6, "image", (SIDE // 2, SIDE), False),
+     (3, "both", (SIDE, SIDE), False)],
+)  # fmt: skip
+def test_a_turn_of_an_image_or_its_mask_alone_is_told(
+    tree: Path, orientation: int, whose: str, sides: tuple[int, int], is_told: bool
+) -> None:
+    """Whether the mask was drawn on the turned image nobody knows, but where a quarter turn of an oblong one fits."""
+    note = Image.Exif()
+    note[0x0112] = orientation
+    turned = {"exif": note}
+    with Image.open(tree / "test/spot/000.png") as file:
+        image = file.resize(sides)
+    image.save(tree / "test/spot/000.png", **(turned if whose != "mask" else {}))
+    upright = sides[::-1] if orientation == 6 and whose == "image" else sides
+    with Image.open(tree / MASK) as file:
+        mask = file.resize(upright)
+    mask.save(tree / MASK, **(turned if whose != "image" else {}))
+    (found,) = datasets.categories(f"folder:{tree}", None)
+    for _ in range(2):  # the second time from the cache
+        with warnings.catch_warnings(record=True) as lines:
+            warnings.simplefilter("always")
+            datasets.load_test(found, SIDE)
+        assert ["turned by a note of the camera" in str(one.message) for one in lines] == [True] * is_told
+    problems = verify(tree, against="none").categories[0].problems
+    assert [f"{tree / MASK}: the mask is turned by a note of the camera" in line for line in problems] == [
+        True
+    ] * is_told
 
 
 def test_doubts_that_differ_in_a_number_are_one_line(tree: Path) -> None:
