@@ -175,12 +175,17 @@ def fingerprint(category: Category) -> str:
     found = category.seal or named(category, content_hashes(dict.fromkeys(category.files())))
     digest = hashlib.sha256(category.modality.encode())
     for name in sorted((_inside(path, category.root) for path in category.files()), key=lambda name: name.split("/")):
-        digest.update(f"{name}\0{found[name]}\n".encode())
+        digest.update(_bytes_of(f"{name}\0{found[name]}\n"))
     if category.code:
         digest.update(f"code\0{category.code}\n".encode())
     if category.by_table or category.code:  # no name says what the image is for
-        digest.update("".join(_uses(category)).encode())
+        digest.update(_bytes_of("".join(_uses(category))))
     return digest.hexdigest()
+
+
+def _bytes_of(names: str) -> bytes:
+    """Text with names of files as bytes, also where a folder's name is not UTF-8."""
+    return names.encode("utf-8", "surrogateescape")
 
 
 def _uses(category: Category) -> Iterator[str]:
@@ -234,7 +239,7 @@ def key(kind: str, files: Sequence[Path], hashes: Mapping[Path, str], root: Path
     """The name of a cache entry: 40 hex digits over `kind`, `parts`, the decoder, the names and contents of `files`."""
     digest = hashlib.sha256("\0".join([LAYOUT, DECODER, kind, *map(str, parts)]).encode())
     for path in files:
-        digest.update(f"\n{_inside(path, root)}\0{hashes[path]}".encode())
+        digest.update(_bytes_of(f"\n{_inside(path, root)}\0{hashes[path]}"))
     return digest.hexdigest()[:40]
 
 

@@ -19,6 +19,16 @@ def printable(text: str) -> str:
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def is_name(found: object) -> bool:
+    """Whether a folder, a category or a kind of defect may be called so: names stand in rows and in names of files."""
+    return (
+        isinstance(found, str)
+        and found.strip() not in ("", ".", "..")
+        and not any(sign in found for sign in "/\\:")
+        and not UNPRINTABLE.search(found)
+    )
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the closest known word, capitals apart, or nothing."""
     folded = {one.casefold(): one for one in known}

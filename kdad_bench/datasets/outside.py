@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kdad_bench import outside as code
-from kdad_bench.datasets.category import MODALITIES, UNPRINTABLE, DatasetError, Sample
+from kdad_bench.datasets.category import MODALITIES, UNPRINTABLE, DatasetError, Sample, is_name
 from kdad_bench.datasets.entry import Archive, Counts, Entry, Layout
 from kdad_bench.datasets.listing import is_folder
 from kdad_bench.datasets.survey import Survey
@@ -126,16 +126,6 @@ def is_layout(found: object) -> bool:
     """Whether it looks like a layout."""
     asked = (getattr(found, name, None) for name in ("categories", "survey"))
     return isinstance(getattr(found, "text", None), str) and all(map(callable, asked))
-
-
-def is_name(found: object) -> bool:
-    """Whether a folder, a category or a kind of defect may be called so: names stand in rows and in names of files."""
-    return (
-        isinstance(found, str)
-        and found.strip() not in ("", ".", "..")
-        and not any(sign in found for sign in "/\\:")
-        and not UNPRINTABLE.search(found)
-    )
 
 
 def guarded_drawing(drawn: Callable[[Sequence[str]], Path], where: str) -> Callable[[Sequence[str]], Path]:

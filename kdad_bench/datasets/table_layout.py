@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdad_bench.datasets.category import GOOD, DatasetError, Sample
+from kdad_bench.datasets.category import GOOD, DatasetError, Sample, is_name
 from kdad_bench.datasets.decoding import read_bytes
 from kdad_bench.datasets.listing import SHOWN, is_file, is_folder, look
 from kdad_bench.datasets.survey import Survey
@@ -25,6 +25,8 @@ OTHERS = ("mask", "defect", "object")  # that may be missing; `defect` names the
 MOST_BYTES = 64 << 20
 MOST_HEADER = 10_000
 MOST_LINES = 1_000_000
+MOST_NAME = 200  # bytes of the name of a kind of defect
+LONG = 40  # letters of one, in a message
 NORMAL = frozenset({"good", "normal", "ok", "0", "false"})
 ANOMALOUS = frozenset({"anomaly", "anomalous", "abnormal", "bad", "ko", "defect", "defective", "1", "true"})
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
@@ -123,7 +125,13 @@ def _parquet(path: Path) -> list[dict[str, str]]:
         if swollen > MOST_BYTES:
             raise DatasetError(f"{path}: {swollen} bytes once it is read; {MOST_BYTES} are the most for a table")
         rows = file.read(wanted).to_pylist()
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+    ) as error:  # a date that Python has not
         if isinstance(error, DatasetError):
             raise
         why = (str(error).splitlines() or [type(error).__name__])[0]
@@ -227,6 +235,11 @@ class Reader:
                 [line for line in anomalous if line.defect.casefold() in self.normal],
                 "an anomalous image and the defect of a normal one", "mend label or defect", lambda line: line.image,
             ),
+            (
+                [line for line in anomalous if line.defect and not _is_kind(line.defect)],
+                "a defect that is no name of letters that show, without a slash", "files are called by it; name it so",
+                lambda line: repr(line.defect[:LONG]),
+            ),
         ]  # fmt: skip
         for those, what, remedy, name in kinds:
             if those:
@@ -246,6 +259,11 @@ class Reader:
             self.found.faults.append(
                 f"{self.table}: no {', no '.join(lacking)} of {self.found.name}; the layout is {self.found.layout}"
             )
+
+
+def _is_kind(defect: str) -> bool:
+    """Whether a folder can be called like a kind of defect: maps are saved below its name. Colons are left to it."""
+    return is_name(defect.replace(":", "_")) and len(defect.encode()) <= MOST_NAME
 
 
 def _number(line: Line) -> str:

@@ -27,6 +27,7 @@ from kdad_bench.harness.scoring import as_images
 from kdad_bench.harness.speed_key import configuration, key_of
 from kdad_bench.harness.windows import Windowed
 from kdad_bench.leaderboard.measurement import CALLS_OF_TAIL, Measurement
+from kdad_bench.leaderboard.text import printable
 from kdad_bench.methods import entry
 from kdad_bench.methods.protocol import Method
 
@@ -60,7 +61,10 @@ def measure(job: Job, covers: Sequence[str] = ()) -> Measurement:
         created_at=datetime.now(UTC).isoformat(timespec="microseconds"),
         method=job.name,
         title=entry(job.method).title,
-        configuration=json.loads(json.dumps(configuration(job), default=str)),
+        configuration={
+            name: printable(value) if name in ("dataset", "category") else value
+            for name, value in json.loads(json.dumps(configuration(job), default=str)).items()
+        },
         how=how + by_graphs(method) + by_few(len(figures["latency_samples_ms"])),
         figures=figures,
         covers=tuple(sorted(covers)),
@@ -105,7 +109,7 @@ def fitted(job: Job) -> tuple[Method, Any, str]:
     few = min(len(normal), max(2, FEW_BATCHES * short.settings.batch_size))
     method, grew = learnt(short, normal[:few], held_out[:few])
     one = f"{len(job.together)} categories" if job.together else job.category.name
-    place = f"{job.category.dataset}/{one}"
+    place = printable(f"{job.category.dataset}/{one}")
     if not grew:
         return (
             method,

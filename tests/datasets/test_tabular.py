@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -316,6 +319,48 @@ def test_a_column_that_is_there_twice_is_one_line(folder: Path, kind: str) -> No
         pq.write_table(pa.Table.from_pylist(rows), table)
     with pytest.raises(DatasetError, match=r"a\.\w+: 2 columns are there twice \(label, mask\); keep one of each"):
         datasets.categories(f"tabular:{table}", None)
+
+
+@pytest.mark.parametrize("defect", ["../../up", "dent/deep", "\x1b[31mred", '"two\nlines"', "x" * 5000, "..", "a\\b"])
+def test_a_defect_that_no_folder_can_be_called_by_is_one_line(folder: Path, defect: str) -> None:
+    """Maps are saved below its name, and looked for there."""
+    rows = [{**row, "defect": defect if row["label"] == "anomaly" else ""} for row in rows_of(folder)]
+    table = write(folder / "a.csv", rows)
+    with pytest.raises(DatasetError) as caught:
+        datasets.categories(f"tabular:{table}", None)
+    (line,) = caught.value.lines
+    assert line.startswith(f"{table}: 2 lines with a defect that is no name of letters that show, without a slash (")
+    assert len(line) < len(str(table)) + 200
+    for row in rows:
+        row["defect"] = row["defect"] and "scratch: deep"
+    (found,) = datasets.categories(f"tabular:{write(folder / 'b.csv', rows)}", None)
+    assert {one.defect for one in found.test} == {"good", "scratch: deep"}
+
+
+@pytest.mark.parametrize(
+    "last", [pa.scalar(2**31 - 1, pa.int32()).cast(pa.date32()), pa.scalar(2**62, pa.int64()).cast(pa.timestamp("us"))]
+)
+def test_a_date_beyond_python_s_calendar_is_one_line(folder: Path, last: pa.Scalar) -> None:
+    table = pa.Table.from_pylist(rows_of(folder))
+    pq.write_table(table.append_column("defect", pa.repeat(last, len(table))), folder / "a.parquet")
+    with pytest.raises(DatasetError, match=r"a\.parquet: not a readable table \(.*\); restore it"):
+        datasets.categories(f"tabular:{folder / 'a.parquet'}", None)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names are UTF-8 there")
+def test_a_folder_above_the_table_need_not_be_utf_8(folder: Path) -> None:
+    rows = rows_of(folder)
+    for row in rows:
+        row["image"], row["mask"] = folder / str(row["image"]), row["mask"] and folder / str(row["mask"])
+    moved = next(row for row in rows if row["split"] == "train")
+    place = folder / os.fsdecode(b"d\xff")
+    place.mkdir()
+    shutil.move(str(moved["image"]), place / "own.png")
+    moved["image"] = "own.png"
+    table = f"tabular:{write(place / 'a.csv', rows)}"
+    assert command("run", "-m", "pixel_mean", "-d", table, "--dry-run").exit_code == 0
+    (found,) = datasets.categories(table, None)
+    assert len(datasets.load_train(datasets.sealed(found), 16)) == len(found.train) == 4
 
 
 def test_one_image_under_two_spellings_is_doubled(folder: Path) -> None:

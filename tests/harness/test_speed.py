@@ -296,6 +296,19 @@ def test_what_took_long_is_not_measured_again(tiny_tree: Path, monkeypatch: pyte
     assert speed.measure(job).figures["speed_load"] == 0.9
 
 
+def test_the_name_of_a_data_set_that_does_not_show_is_written_as_an_escape(
+    tiny_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder whose name is not UTF-8: its speed was not measured."""
+    monkeypatch.setattr(speed, "figures_of", lambda *_: {"speed_load": 0.1, "latency_samples_ms": [1.0] * 1000})
+    job = replace(job_of(tiny_tree, "pixel_mean"), code="5" * 64)  # known by its data set
+    job = replace(job, category=replace(job.category, dataset="folder:/d\udcff"))
+    made = speed.measure(job)
+    assert r"folder:/d\udcff/" in made.how
+    assert made.configuration["dataset"] == r"folder:/d\udcff"
+    assert made.content.isascii()
+
+
 def test_the_model_that_is_timed_learns_as_little_as_it_may(tiny_tree: Path) -> None:
     stad = job_of(tiny_tree, "stad", overrides={**SMALL, "batch_size": 8, "solved": 2048}, method_overrides={})
     assert (stad.settings.shortest.solved, stad.settings.shortest.steps, stad.settings.shortest.batch_size) == (
