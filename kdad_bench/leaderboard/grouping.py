@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,6 @@ def _group(row: Mapping[str, Any]) -> Group:
     return Group(
         **{name: str(row[name] or "") for name in GROUP_COLUMNS if name != "resolution"},
         resolution=row["resolution"] or 0,
-        synthetic=bool(row["synthetic"]),
     )
 
 
@@ -74,8 +74,9 @@ def _summary(group: Group, rows: list[Mapping[str, Any]], metrics: Sequence[str]
         for metric in metrics:
             if row[metric] is not None:
                 values[metric][at[key], categories.index(category), seeds.index(seed)] = row[metric]
+    speaking = [row for row in counted.values() if row["status"] == "ok"] or list(counted.values())
     return Summary(
-        group=group,
+        group=replace(group, synthetic=any(row["synthetic"] for row in speaking)),
         entrants=ordered,
         categories=categories,
         seeds=seeds,

@@ -54,7 +54,7 @@ class Group:
     device: str
     device_name: str
     origin: str = ""  # "": run by this benchmark; else who vouches for it, in words that every table shows
-    synthetic: bool = field(default=False, compare=False)
+    synthetic: bool = field(default=False, compare=False)  # whether any row that counts is of drawn images
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

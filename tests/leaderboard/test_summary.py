@@ -455,6 +455,18 @@ def test_of_finished_rows_only_the_newest_content_counts_and_this_is_said() -> N
     assert summary.problems == ("category 'x': 1 rows left out, made from other files than the newest row's",)
 
 
+@pytest.mark.parametrize("drawn_first", [True, False])
+def test_whether_a_board_is_of_drawn_images_is_what_the_rows_that_count_say(drawn_first: bool) -> None:
+    """An older row of other files, or a failure, decides nothing; one category of drawn images marks the whole."""
+    old = row("a", "x", 0, 0.9, job_id="1", data_fingerprint="old", synthetic=drawn_first)
+    new = row("a", "x", 1, 0.9, job_id="2", data_fingerprint="new", synthetic=not drawn_first,
+              created_at="2026-02-01T00:00:00")  # fmt: skip
+    failure = dataclasses.replace(old, job_id="3", method="b", status="failed", reason="killed", image_auroc=None)
+    assert only([old, new, failure]).group.synthetic is not drawn_first
+    assert only([failure]).group.synthetic is drawn_first
+    assert only([new, row("a", "y", 0, 0.9, synthetic=drawn_first)]).group.synthetic
+
+
 def test_seeds_and_methods_beyond_what_a_table_holds_are_left_out_and_this_is_said() -> None:
     many = [row(f"m{n}", f"c{n}", 10**12 + n, 0.5) for n in range(1500)] + grid({"a": [[0.9, 0.8], [0.7, 0.6]]})
     summary = only(many)
