@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,8 +23,9 @@ from kdad_bench import files
 from kdad_bench.datasets import DatasetError
 from kdad_bench.datasets.table_layout import lines_of
 from kdad_bench.harness.offers import OfferError, of_index
+from kdad_bench.leaderboard import border
 from kdad_bench.leaderboard.border import Foreign, table_of
-from kdad_bench.leaderboard.row import KEY_COLUMNS
+from kdad_bench.leaderboard.row import KEY_COLUMNS, LONGEST
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -228,6 +230,28 @@ def test_a_table_that_swells_is_refused_before_it_is_read_at_every_door(tmp_path
     pq.write_table(rows, path, store_schema=False)
     with pa.OSFile(str(path)) as source, pytest.raises(Foreign, match="unpacks to more than 2 GB"):
         table_of(source, pa.schema([(name, pa.string()) for name in rows.column_names]))
+
+
+@pytest.mark.parametrize("lines", [1, 2])
+def test_numbers_that_repeat_are_refused_before_they_are_read(lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros are stored once: eight KB were any number of them, in a file of one row too."""
+    number = 1_000_001 * lines
+    table = pa.table({
+        **{name: ["a"] * lines for name in KEY_COLUMNS},
+        "image_scores": pa.ListArray.from_arrays(
+            pa.array([0, *[number] * lines], pa.int32()), pa.array(np.zeros(number, np.float32))
+        ),
+    })  # fmt: skip
+    pq.write_table(table, sink := pa.BufferOutputStream())
+    content, zeros = sink.getvalue(), ["image_scores"]
+    monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("read"))
+    for most, said in ((2 * 10**9, "column image_scores has .* entries; "), (10**6, "unpacks to more than")):
+        monkeypatch.setattr(border, "MOST_BYTES", most)
+        monkeypatch.setitem(LONGEST, "list", 10**6 if most > 10**6 else number)
+        source = pa.BufferReader(content)
+        assert files.unpacked_bytes(pq.ParquetFile(source), source, zeros, most) >= 4 * number > 100 * len(content)
+        with pytest.raises(Foreign, match=said):
+            table_of(source, pa.schema([*((name, pa.string()) for name in KEY_COLUMNS), table.schema.field(zeros[0])]))
 
 
 def test_a_device_a_pipe_and_a_socket_are_not_replaced_by_a_file(tmp_path: Path) -> None:

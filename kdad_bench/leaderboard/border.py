@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from kdad_bench.files import unpacked_bytes
@@ -12,6 +14,7 @@ from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 MOST_ROWS = 1_000_000  # of one file
 MOST_BYTES = 2_000_000_000  # of the columns that are read of one file, unpacked
@@ -31,17 +34,43 @@ def table_of(source: pa.NativeFile, schema: pa.Schema) -> pa.Table:
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(source, page_checksum_verification=True)
-    many = file.metadata.num_rows > 1
-    if not many:
+    light = file.metadata.num_rows == 1 and _surely_fits(file.metadata)
+    if light:
         table = file.read(schema.names, use_threads=False)  # what the file lacks is left out
         if table.num_rows and table.schema.equals(schema):
             return table
     there = file.schema_arrow
     _refuse_foreign(there.metadata or {}, there.names, file.metadata.num_rows)
-    if many and unpacked_bytes(file, source, set(schema.names), MOST_BYTES) > MOST_BYTES:
-        raise Foreign(f"unpacks to more than {MOST_BYTES // 10**9} GB")
-    table = file.read(schema.names, use_threads=False)
+    if not light:
+        _refuse_swollen(file, source, set(schema.names))
+        table = file.read(schema.names, use_threads=False)
     return table if table.schema.equals(schema) else _evolved(table, schema)
+
+
+def _surely_fits(footer: Any) -> bool:
+    """Whether a file of one row fits the memory whatever its lists hold, by sizes of its footer alone: thousands of
+    such files are opened, and the full account of each costs a good part of reading it."""
+    if footer.num_row_groups != 1:
+        return False
+    group = footer.row_group(0)
+    longest = max([group.column(index).num_values for index in range(group.num_columns)], default=0)
+    fits: bool = longest <= rows.LONGEST["list"] and max(longest, 1) * group.total_byte_size <= MOST_BYTES
+    return fits
+
+
+def _refuse_swollen(file: pq.ParquetFile, source: pa.NativeFile, names: set[str]) -> None:
+    """Raises Foreign where the columns `names` hold more values than lists may have, or more than fits the memory."""
+    entries: Counter[str] = Counter()
+    for index in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(index)
+        for chunk in map(group.column, range(group.num_columns)):
+            entries[chunk.path_in_schema] += chunk.num_values
+    for path, number in entries.items():
+        name = path.partition(".")[0]
+        if name in names and number > file.metadata.num_rows * rows.LONGEST["list"]:
+            raise Foreign(f"column {name} has {number} entries; {rows.LONGEST['list']} are the most of a row")
+    if unpacked_bytes(file, source, names, MOST_BYTES) > MOST_BYTES:
+        raise Foreign(f"unpacks to more than {MOST_BYTES // 10**9} GB")
 
 
 def _refuse_foreign(metadata: Mapping[bytes, bytes], have: Sequence[str], number: int) -> None:
@@ -124,11 +153,30 @@ def _faults_of(name: str, column: pa.ChunkedArray) -> Iterable[tuple[int, str]]:
     """(index, why) of the values that column `name` cannot hold."""
     if _surely_sound(name, column):
         return ()
+    if str(column.type).startswith("list<"):
+        return _faults_of_lists(name, column)
     values = _values(column)
-    if not str(column.type).startswith("list<"):
-        bad = {value: why for value in set(values) if (why := rows.fault(name, value))}
-        return [(index, bad[value]) for index, value in enumerate(values) if value in bad]
-    return [(index, why) for index, value in enumerate(values) if (why := rows.fault(name, value))]
+    bad = {value: why for value in set(values) if (why := rows.fault(name, value))}
+    return [(index, bad[value]) for index, value in enumerate(values) if value in bad]
+
+
+def _faults_of_lists(name: str, column: pa.ChunkedArray) -> Iterator[tuple[int, str]]:
+    """The same of a column of lists, two million entries at once as Python's own and none of one that is too long."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    most = rows.LONGEST["list"]
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    long = lengths > most
+    parts = np.cumsum(np.where(long, most, lengths), dtype=np.int64) // most
+    starts = np.flatnonzero((np.diff(parts, prepend=-1) > 0) | long | np.roll(long, 1))
+    for start, end in pairwise([*starts.tolist(), len(lengths)]):
+        if long[start]:
+            yield start, f"has {lengths[start]} entries; {most} are the most"
+            continue
+        for index, value in enumerate(_values(column.slice(start, end - start)), start):
+            if why := rows.fault(name, value):
+                yield index, why
 
 
 def _surely_sound(name: str, column: pa.ChunkedArray) -> bool:
@@ -144,6 +192,8 @@ def _surely_sound(name: str, column: pa.ChunkedArray) -> bool:
         inside = pc.list_flatten(column)
         if longest > rows.LONGEST["list"] or inside.null_count:
             return False
+        if pa.types.is_boolean(kind.value_type):
+            return True
         return (pa.types.is_string(kind.value_type) and _sound_texts("", inside)) or (
             pa.types.is_floating(kind.value_type) and bool(pc.all(pc.is_finite(inside), min_count=0).as_py())
         )

@@ -166,6 +166,33 @@ def test_raw_columns_are_checked_where_they_are_read(name: str, tmp_path: Path) 
     assert run("leaderboard", tmp_path).exit_code == 0
 
 
+def test_lists_are_looked_at_a_few_at_once_and_one_too_long_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Python's own numbers they would take eight times the memory of the column."""
+    looked_at: list[int] = []
+    whole = border._values
+
+    def values(column: pa.ChunkedArray) -> list[Any]:
+        found = whole(column)
+        looked_at.append(sum(len(value) for value in found if isinstance(value, list)))
+        return found
+
+    lists = [[1.0] * 10, [math.inf], [0.0] * 11, None, *[[0.5] * 9] * 40, [0.0] * 12, [], [1.0, None]]
+    monkeypatch.setitem(rows.LONGEST, "list", 10)
+    monkeypatch.setattr(border, "_values", values)
+    found = border.faults(pa.table({
+        "schema_version": pa.array([7] * len(lists), pa.int32()),
+        "image_scores": pa.chunked_array([pa.array(some, pa.list_(pa.float32())) for some in (lists[:3], lists[3:])]),
+    }))  # fmt: skip
+    assert found == {
+        1: "column image_scores holds inf",
+        2: "column image_scores has 11 entries; 10 are the most",
+        44: "column image_scores has 12 entries; 10 are the most",
+        46: "column image_scores holds None",
+    }
+    assert max(looked_at) <= 20
+    assert sum(looked_at) == 10 + 1 + 40 * 9 + 2
+
+
 def rename(path: Path, *names: str) -> None:
     """Write the file anew with these names for its last columns."""
     table = pq.read_table(path)
