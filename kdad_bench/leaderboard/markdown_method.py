@@ -35,8 +35,10 @@ def _measured(board: Board, key: str, reported: Sequence[published.Verdict]) -> 
     for category in [*covered, *([published.MEAN] if len(covered) > 1 else [])]:
         cells = [_text(category)]
         for metric in board.headline:
-            ours = board.overall(key, metric) if category == published.MEAN else board.cell(key, category, metric)
-            cells.append(deviation(ours))
+            mean = category == published.MEAN
+            ours = board.overall(key, metric) if mean else board.cell(key, category, metric)
+            number = ours.categories if mean and ours else len(covered)
+            cells.append(deviation(ours) + (f" ({number} of {len(covered)})" if number < len(covered) else ""))
             if metric in known:
                 cells.append(_published(reported, category, metric))
         lines.append(cells)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from kdad_bench.leaderboard.published import WEIGHTS
 from kdad_bench.leaderboard.row import Row
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -53,7 +54,7 @@ def row(method: str, category: str, seed: int, **changes: Any) -> Row:
         "preset": "paper",
         "teacher": facts["teacher"],
         "teacher_weights": "torchvision IMAGENET1K_V1" if facts["teacher"] else None,
-        "teacher_sha256": "5" * 64 if facts["teacher"] else None,
+        "teacher_sha256": f"{WEIGHTS[facts['teacher']]:5<64}" if facts["teacher"] else None,
         "resolution": 256,
         "image_size": 256,
         "steps": 1000,

@@ -271,7 +271,7 @@ RANDOM = {"teacher_weights": "random", "teacher_sha256": "7" * 64}
 def test_other_weights_of_the_teacher_are_named_where_two_folders_are_compared() -> None:
     (one,) = folders(rows((0.9,)), [replace(row, **RANDOM) for row in rows((0.6,))])
     assert one.verdict == "worse"
-    assert one.method.endswith("(the teacher's weights: torchvision IMAGENET1K_V1 55555555, second random 77777777)")
+    assert one.method.endswith("(the teacher's weights: torchvision IMAGENET1K_V1 f37072fd, second random 77777777)")
     (same,) = folders(rows((0.9,)), rows((0.6,)))
     assert "weights" not in same.method
 

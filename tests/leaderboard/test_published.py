@@ -14,9 +14,11 @@ from scipy import stats
 from test_markdown import board_of, cells, page, section
 
 from kdad_bench.leaderboard import published
+from kdad_bench.leaderboard.markdown_method import measured
 from kdad_bench.leaderboard.markdown_published import _reasons
 from kdad_bench.leaderboard.numbers import signed
 from kdad_bench.leaderboard.published import MEAN, Verdict
+from kdad_bench.methods.backbones.names import facts_of
 
 MVTEC = (
     *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw", "tile"),
@@ -152,6 +154,19 @@ def test_a_mean_over_fewer_categories_is_not_compared_but_its_categories_are() -
     assert found["authors' code", "STFPM", "resnet18", "zipper", "image_auroc"].refusal == "not measured here"
 
 
+def test_a_mean_is_of_the_categories_that_have_a_value_not_of_those_with_a_job() -> None:
+    """Pixel figures of a category without masks are null: 15 finished jobs, and a mean of 14."""
+    rows = plausible.full_table(("rd4ad",), MVTEC, 1)
+    rows = [replace(one, pixel_auroc=None) if one.category == "screw" else one for one in rows]
+    board = board_of(rows)
+    means = {one.reported.measured: one for one in published.verdicts(board) if one.reported.category == MEAN}
+    assert "is over 15 categories, ours over 14" in means["pixel_auroc"].refusal
+    assert means["image_auroc"].difference is not None
+    line = next(line for line in measured(board)["rd4ad"].splitlines() if line.startswith("| mean"))
+    assert [f"{board.overall('rd4ad', metric).mean:.3f} (14 of 15)" in line  # type: ignore[union-attr]
+            for metric in board.headline] == [metric == "pixel_auroc" for metric in board.headline]  # fmt: skip
+
+
 def test_a_variant_that_follows_no_source_is_not_compared() -> None:
     assert verdicts("stfpm", variant="paper_scale") == {}
 
@@ -214,6 +229,29 @@ def test_the_deviation_is_the_reason() -> None:
     assert many == "our run departs from its source: a: b; c: d; e: f; and 1 more"
     assert verdicts("rd4ad", readings=("loss: of flattened maps, as the official code",))[key].refusal == ""
     assert verdicts("rd4ad", teacher_weights="random")[key].refusal == "our teacher has random weights"
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"code_sha256": "c" * 64}, "our method is code from a file (its hash begins cccccccc), not this benchmark's"),
+        (
+            {"teacher_weights": "mine.pth", "teacher_sha256": "7" * 64},
+            "our teacher has the weights mine.pth, not known to be the published ones, whose hash begins 95faca4d",
+        ),
+        (
+            {"teacher_weights": "mine.pth", "teacher_sha256": None},
+            "our teacher has the weights mine.pth, not known to be the published ones, whose hash begins 95faca4d",
+        ),
+        ({"teacher_weights": "another name of them.pth"}, ""),
+    ],
+)
+def test_other_code_and_other_weights_are_not_compared(changes: dict[str, object], why: str) -> None:
+    assert verdicts("rd4ad", **changes)["paper", "RD4AD", "wide_resnet50_2", MEAN, "image_auroc"].refusal == why
+
+
+def test_the_published_weights_are_those_that_a_run_takes() -> None:
+    assert {name: facts_of(name).sha256_prefix for name in published.WEIGHTS} == published.WEIGHTS
 
 
 def test_the_page_explains_every_mark_and_names_every_source() -> None:

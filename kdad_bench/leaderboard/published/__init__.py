@@ -19,6 +19,8 @@ DATASETS = {"MVTec AD": "mvtec_ad"}
 ORIGINS = ("paper", "authors' code", "other code")
 MEAN = "mean"  # the category of a number over all categories of a data set
 CATEGORIES = {"mvtec_ad": 15}
+# teacher -> how the SHA-256 of its published weights begins, torchvision's
+WEIGHTS = {"resnet18": "f37072fd", "vgg16": "397923af", "wide_resnet50_2": "95faca4d"}
 PAPER = "paper"
 BESIDE = "standard"  # the preset whose figures stand beside published ones without a comparison
 
@@ -193,7 +195,8 @@ def _verdict(board: Board, key: str, one: Reported, whole: str) -> Verdict:
 
 def over_more(board: Board, key: str, one: Reported) -> str:
     """Why a reported mean is of more than ours; "" if it is not."""
-    covered = len(board.covered(key))
+    found = board.overall(key, one.measured) if one.measured else None
+    covered = found.categories if found else len(board.covered(key))
     if one.category != MEAN or covered >= CATEGORIES[one.dataset]:
         return ""
     return f"the reported mean is over {CATEGORIES[one.dataset]} categories, ours over {covered}"
@@ -208,10 +211,19 @@ def _not_the_same(board: Board, key: str, one: Reported) -> str:
         return one.otherwise
     if board.deviations(key):
         return f"our run departs from its source: {_listed(board.deviations(key))}"
+    row = board.rows[key][0]  # code and weights are those of all: of others it would be another entrant
+    if row["code_sha256"]:
+        return f"our method is code from a file (its hash begins {row['code_sha256'][:8]}), not this benchmark's"
     teacher = entrant.teacher or "none"
     if one.teacher != teacher:
         return f"reported with teacher {one.teacher}, measured with {teacher}"
-    return "our teacher has random weights" if entrant.teacher_weights == "random" else ""
+    if entrant.teacher_weights == "random":
+        return "our teacher has random weights"
+    begins = WEIGHTS.get(teacher, "")
+    if teacher != "none" and not (begins and (row["teacher_sha256"] or "").startswith(begins)):
+        known = f", whose hash begins {begins}" if begins else ""
+        return f"our teacher has the weights {entrant.teacher_weights}, not known to be the published ones{known}"
+    return ""
 
 
 def _listed(words: Sequence[str]) -> str:
