@@ -48,6 +48,7 @@ def _group(row: Mapping[str, Any]) -> Group:
     return Group(
         **{name: str(row[name] or "") for name in GROUP_COLUMNS if name != "resolution"},
         resolution=row["resolution"] or 0,
+        synthetic=False,  # as yet: `_summary` knows which rows count
     )
 
 
