@@ -14,6 +14,7 @@ from kdad_bench.leaderboard.numbers import interval, large, number
 from kdad_bench.leaderboard.text import escape
 
 COLOURS = 8  # of the style sheet: --c0 .. --c7
+LEAST_MS = 1e-12  # what is faster, which no machine is, stands at the edge
 
 
 class Layout(NamedTuple):
@@ -84,7 +85,7 @@ def _drawing(board: Board, metric: str, found: Sequence[Point], layout: Layout) 
 
     def x(value: float) -> float:
         low, high = math.log10(across[0]), math.log10(across[-1])
-        return layout.x((math.log10(value) - low) / (high - low))
+        return layout.x((math.log10(max(value, across[0])) - low) / (high - low))
 
     def y(value: float) -> float:
         return layout.y((min(max(value, up[0]), up[-1]) - up[0]) / (up[-1] - up[0]))
@@ -167,7 +168,8 @@ def describe(board: Board, metric: str, point: Point) -> str:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, ... from below `low` to above `high`, both above zero; at least two."""
+    """1, 2, 5, 10, ... from below `low` to above `high`, both above zero; at least two, and none below LEAST_MS."""
+    low, high = max(low, LEAST_MS), max(high, LEAST_MS)
     first, last = math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1
     steps = [round(m * 10.0**e, 12 - min(e, 0)) for e in range(first, last + 1) for m in (1, 2, 5)]
     below = [step for step in steps if step <= low * 0.95]

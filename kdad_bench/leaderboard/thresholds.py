@@ -32,13 +32,14 @@ def _line(board: Board, key: str) -> tuple[str, ...]:
     if not rows:
         return ()
     measured = [row for row in rows if row["false_alarms"] is not None]
+    least = [row["false_alarms_low"] for row in measured if row["false_alarms_low"] is not None]
     tested = [row["normals_p"] for row in rows if row["normals_p"] is not None]
     return (
         board.labels[key],
         *(deviation(board.overall(key, metric)) + board.fewer(key, metric) for metric in ("seg_f1", "aupro_05")),
         _range([row["false_alarm_floor"] for row in rows]),
         _range([row["false_alarms"] for row in measured], mean=True),
-        _of(sum(row["false_alarms_low"] > PROMISED for row in measured), len(measured)),
+        _of(sum(low > PROMISED for low in least), len(least)),
         _range([row["detected"] for row in measured if row["detected"] is not None], mean=True),
         _of(sum(p < LEVEL for p in tested), len(tested)),
     )

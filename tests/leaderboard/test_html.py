@@ -297,6 +297,16 @@ def test_names_in_the_chart_cover_nothing_and_stand_by_their_own_points(
                 assert min(math.dist(end, line[2:]) for end in ends) < 12
 
 
+@pytest.mark.parametrize("latency", [5e-324, 1e12])
+def test_a_latency_that_no_machine_has_is_drawn_within_the_chart(latency: float) -> None:
+    board = board_of([plausible.row("stfpm", "bottle", 0), plausible.row("rd4ad", "bottle", 0, latency_ms=latency)])
+    for layout in chart.LAYOUTS:
+        drawing = chart._drawing(board, "image_auroc", chart.points(board, "image_auroc"), layout)
+        places = [float(x) for x in re.findall(r' (?:x|x1|x2|cx)="([^"]*)"', drawing)]
+        assert min(places) >= 0
+        assert max(places) <= layout.width
+
+
 @pytest.mark.parametrize("layout", chart.LAYOUTS, ids=lambda layout: layout.name)
 def test_the_lines_of_the_front_run_through_no_name(layout: chart.Layout) -> None:
     """A staircase from the slowest and best to the fastest, at the left border."""

@@ -48,3 +48,17 @@ def test_the_section_says_what_the_rows_say(tmp_path: Path) -> None:
 def test_without_unseen_normals_there_is_no_section(tmp_path: Path) -> None:
     found = store.read(written(tmp_path, plausible.row("stfpm", "bottle", 0)))
     assert "unseen normals" not in markdown.leaderboard(found)
+
+
+def test_a_row_that_lacks_some_of_these_figures_costs_no_page(tmp_path: Path) -> None:
+    """Each is sound by itself: the border looks at one value at a time."""
+    rows = [
+        plausible.row("stfpm", "bottle", seed, **{**WITH, name: None})
+        for seed, name in enumerate(WITH)
+        if name != "false_alarm_floor"
+    ]
+    written(tmp_path, *rows)
+    found = store.read(tmp_path)
+    assert not found.problems
+    (line,) = told(boards(found.table)[0])
+    assert line[5] == "4 of 4"  # one lacks the rate, one the end of its interval
