@@ -28,7 +28,7 @@ from kdad_bench.harness.plan import configurations_of
 from kdad_bench.harness.run import built
 from kdad_bench.harness.scoring import ScoreError, Scorer, decision_from, finite, score_all
 from kdad_bench.harness.selection import Selection, selected_for
-from kdad_bench.harness.teachers import weights_for, with_teachers_at_hand
+from kdad_bench.harness.teachers import find, weights_for, with_teachers_at_hand
 from kdad_bench.harness.trust import notes_on
 from kdad_bench.harness.view import WHOLE, refuse_what_cannot_be_seen
 from kdad_bench.harness.windows import windowed, windows_of
@@ -109,7 +109,7 @@ class Detector:
             self.settings, self._needs_teacher = configured_alone(selection)
             side, (known, _) = resolution or PRESETS[selection.preset].resolution, selection.methods[0]
             refuse_what_cannot_be_seen(selection.view, side, [known])
-        self._selection = selection
+        self._selection: Selection | None = selection  # None: loaded, and its settings are the model's
         ((self.method, self.variant),) = selection.methods
         self.preset, self.device, self.seed = selection.preset, torch.device(selection.device), seed
         self.resolution, self.view = resolution or PRESETS[selection.preset].resolution, selection.view
@@ -215,7 +215,9 @@ class Detector:
     ) -> Detector:
         """The detector that `save`, `run --save-models` or `kdad-bench export` wrote into the folder `model`.
 
-        `method` is the file of its method, where it is in one: code is never loaded because a model names it.
+        `method` is the file of its method, where it is in one: code is never loaded because a model names it. `fit`
+        learns anew by the model's settings, with its teacher's usual weights; `hold_out`, whose share no model tells,
+        is 0.2, or 0 for a model without a threshold. `preset` and `variant` are "": no model tells them either.
         An exported one runs its graph, on the CPU, needs no code of its method, and can neither be fitted nor saved;
         its `settings` are a dict. Without `false_alarms` its rate is that of its export; of others it is 0.1.
         Raises ModelError or DecisionError (ValueErrors) for files that are missing, damaged, of another version or not
@@ -234,6 +236,8 @@ class Detector:
                     overlap=kept.overlap, seed=settings.seed, false_alarms=rate)  # fmt: skip
         seen = windowed(cast(Method, scorer), found.view, found.resolution)
         found.settings, found._fitted = settings, Fitted(graphed(seen, where), kept)
+        found.preset, found._selection = "", None
+        found.hold_out = found.hold_out if kept.normal_scores else 0.0
         return found
 
     @classmethod
@@ -282,6 +286,8 @@ class Detector:
         """Those of the teacher; None for a method without one."""
         if not self._needs_teacher:
             return None
+        if self._selection is None:
+            return find(self.settings.teacher, None)
         weights = weights_for(self._selection, self._options)
         self._selection, weights, replaced = with_teachers_at_hand(self._selection, weights, self._options)
         if replaced:

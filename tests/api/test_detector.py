@@ -14,11 +14,14 @@ from click.testing import CliRunner
 from PIL import Image
 
 import kdad_bench
+from kdad_bench.api import detector as detectors
 from kdad_bench.api.detector import NotFitted
 from kdad_bench.cli import cli
+from kdad_bench.harness import teachers
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.export import Wanted, export
 from kdad_bench.harness.export_runtimes import missing
+from kdad_bench.harness.job import TeacherWeights
 from kdad_bench.methods.checkpoint import ModelError
 from tests.conftest import write_tree
 
@@ -73,6 +76,31 @@ def test_scores_are_those_of_a_run_bit_for_bit(
     assert loaded.threshold_ == detector.threshold_
     assert (found.decision is None) == (share == 0.0)
     assert loaded.settings == detector.settings
+
+
+def test_a_loaded_detector_is_fitted_by_the_settings_of_its_model(
+    data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def at_hand(teacher: str, source: str | None, **options: Any) -> TeacherWeights:
+        asked.append((teacher, source))
+        return TeacherWeights(teacher=teacher, source="random", sha256="random")
+
+    for module in (detectors, teachers):
+        monkeypatch.setattr(module, "find", at_hand, raising=False)
+    small = {**QUICK, "steps": 1}
+    first = kdad_bench.Detector("stfpm", **FAST, **small, hold_out=0.4, false_alarms=0.2, weights="random")
+    loaded = kdad_bench.Detector.load(first.fit(data.train).save(tmp_path), false_alarms=0.2)
+    assert (loaded.preset, loaded.hold_out) == ("", 0.2)
+    loaded.hold_out = 0.4
+    asked.clear()
+    again = loaded.fit(data.train)
+    assert asked == [(first.settings.teacher, None)]
+    assert again.settings == first.settings
+    assert np.array_equal(again.predict(data.test).scores, first.predict(data.test).scores)
+    without = kdad_bench.Detector("pixel_mean", **FAST, hold_out=0).fit(data.train).save(tmp_path / "without")
+    assert kdad_bench.Detector.load(without).hold_out == 0
 
 
 def test_a_saved_detector_is_a_model_of_predict_with_the_same_decisions(tree: Path, data: Any, tmp_path: Path) -> None:
