@@ -78,25 +78,24 @@ def plain(array: NDArray[Any]) -> Floats:
 
 
 def resampled(values: Floats, shape: int | tuple[int, int]) -> Floats:
-    """A map of that `shape` (height, width), or a square of that side: as it is where it has that size, else by
-    Pillow's antialiased bilinear resize, which takes float32.
-
-    Of float64 values that lie close together, far from 0, what they have in common is kept apart meanwhile.
+    """A map of that `shape` (height, width), or of a square's side, in its own type: as it is where it has that size,
+    else by an antialiased bilinear resize, Pillow's of float32 and PyTorch's of float64, which Pillow has not.
     """
     height, width = (shape, shape) if isinstance(shape, int) else shape
     if values.shape == (height, width):
         return values
-    common = offset_of(values) if values.dtype == np.float64 else 0.0
-    rest = np.subtract(values, common, dtype=values.dtype).astype(np.float32)
-    small = Image.fromarray(rest).resize((width, height), Image.Resampling.BILINEAR)
-    found = np.asarray(small, dtype=np.float32)
-    return np.add(found, common, dtype=np.float64) if common else found
+    if values.dtype == np.float64:
+        return in_float64(values, height, width)
+    return np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32)
 
 
-def offset_of(values: Floats) -> float:
-    """The middle of the values where each of them is nearer to it than to 0, else 0."""
-    least, most = float(values.min()), float(values.max())
-    return (least + most) / 2 if most - least < min(abs(least), abs(most)) else 0.0
+def in_float64(values: Floats, height: int, width: int) -> Floats:
+    """float64 `values` [H, W] resampled to [height, width], by the same triangle filter as Pillow's."""
+    import torch  # late: maps of float32 need none of it
+
+    whole = torch.tensor(values)[None, None]  # a copy: what a file gave may be read-only
+    small = torch.nn.functional.interpolate(whole, (height, width), mode="bilinear", antialias=True)
+    return np.asarray(small[0, 0].numpy())
 
 
 def said(read: Callable[[], Any]) -> Any:

@@ -284,6 +284,24 @@ def test_a_map_is_resampled_alike_wherever_its_values_lie(far: float) -> None:
     np.testing.assert_allclose(resampled(values + far, 16) - far, wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("corner", [0.0, -3e9, 1e12])
+def test_a_float64_map_is_resampled_unrounded_whatever_else_stands_in_it(corner: float) -> None:
+    values = np.random.default_rng(0).random((32, 32))
+    far = values + 1e9
+    far[0, 0] = corner
+    far.setflags(write=False)  # as the array of a file is
+    found = resampled(far, 16)
+    assert found.dtype == np.float64
+    wanted = resampled(values.astype(np.float32), 16)
+    np.testing.assert_allclose(found[2:, 2:] - 1e9, wanted[2:, 2:], atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (64, 48), (40, 5)])
+def test_float64_is_resampled_by_the_filter_of_float32(shape: tuple[int, int]) -> None:
+    values = np.random.default_rng(0).random((33, 21))
+    np.testing.assert_allclose(resampled(values, shape), resampled(values.astype(np.float32), shape), atol=1e-6)
+
+
 def test_a_stack_has_maps_names_and_perhaps_scores(tmp_path: Path) -> None:
     path = tmp_path / "all.npz"
     np.savez(path, maps=np.stack([VALUES, VALUES]), names=np.array(["a/0.png", "a/1.png"]), scores=np.array([1.0, 2.0]))
