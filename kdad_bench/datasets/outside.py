@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from kdad_bench import outside as code
 from kdad_bench.datasets.category import MODALITIES, UNPRINTABLE, DatasetError, Sample, is_name
 from kdad_bench.datasets.entry import Archive, Counts, Entry, Layout
-from kdad_bench.datasets.listing import is_folder
+from kdad_bench.datasets.listing import Unused, is_folder
 from kdad_bench.datasets.survey import Survey
 from kdad_bench.interrupts import by_a_person
 from kdad_bench.outside import OutsideError
@@ -25,6 +25,7 @@ from kdad_bench.process import aside, in_main_thread
 
 GROUP = "kdad_bench.datasets"  # entry points of installed packages: NAME = "module:ENTRY"
 STAND_IN = "synthetic_"  # how the names of drawn stand-ins begin
+NUMBERS = [one.name for one in fields(Counts) if one.name not in ("types", "width", "height")]  # of images
 NO_NAME = "of letters that show, without a slash"
 
 
@@ -120,12 +121,64 @@ def reasons_against(entry: Any, taken: Collection[str]) -> Iterator[str]:
         yield f"archive is of type {type(entry.archive).__name__}, not Archive"
     if not isinstance(entry.published, Mapping) or not all(isinstance(one, Counts) for one in entry.published.values()):
         yield "published maps names of categories to Counts"
+        return
+    for name, counts in entry.published.items():
+        yield from reasons_against_counts(name, counts)
+    if not isinstance(entry.totals, Mapping) or not all(
+        name in NUMBERS and is_count(value) for name, value in entry.totals.items()
+    ):
+        yield f"totals {entry.totals!r} are not whole numbers from 0 on by {', '.join(NUMBERS)}"
+    for name in ("takes_path", "takes_file", "closed", "confirmed"):
+        if not isinstance(getattr(entry, name), bool):
+            yield f"{name} is {getattr(entry, name)!r}, neither True nor False"
+
+
+def reasons_against_counts(name: Any, counts: Counts) -> Iterator[str]:
+    """What is wrong with the published numbers of the category `name`."""
+    if not is_name(name):
+        yield f"published has a category {name!r}, which is not {NO_NAME}"
+    for field in (*NUMBERS, "width", "height"):
+        value = getattr(counts, field)
+        if not is_count(value) and (value is not None or field in ("unlabelled", "width", "height")):
+            yield f"published: {field} of {name!r} is {value!r}, no whole number from 0 on"
+    if not isinstance(counts.types, tuple) or not all(map(is_name, counts.types)):
+        yield f"published: types of {name!r} are {counts.types!r}, not names of defects, in a tuple"
+
+
+def is_count(value: object) -> bool:
+    """Whether it is a whole number from 0 on."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def is_layout(found: object) -> bool:
     """Whether it looks like a layout."""
     asked = (getattr(found, name, None) for name in ("categories", "survey"))
     return isinstance(getattr(found, "text", None), str) and all(map(callable, asked))
+
+
+def is_text(found: object) -> bool:
+    """Whether it is text."""
+    return isinstance(found, str)
+
+
+def is_path(found: object) -> bool:
+    """Whether it is a Path."""
+    return isinstance(found, Path)
+
+
+def is_below(found: object, folder: Path) -> bool:
+    """Whether it is a Path below `folder`."""
+    return isinstance(found, Path) and found.is_relative_to(folder) and ".." not in found.parts
+
+
+def is_unused(found: object) -> bool:
+    """Whether it is an Unused of a path, a reason and a number of files."""
+    return isinstance(found, Unused) and is_path(found.path) and is_text(found.why) and is_count(found.files)
+
+
+def is_pair(found: object) -> bool:
+    """Whether it is an image and its mask."""
+    return isinstance(found, tuple) and len(found) == 2 and all(map(is_path, found))
 
 
 def guarded_drawing(drawn: Callable[[Sequence[str]], Path], where: str) -> Callable[[Sequence[str]], Path]:
@@ -199,13 +252,39 @@ class Guarded:
                 if sample.path in first:
                     raise self.wrong("survey", f"has {sample.path} in {first[sample.path]} and in {split}")
                 first[sample.path] = split
+        self.look_at_the_rest(found)
+
+    def look_at_the_rest(self, found: Survey) -> None:
+        """Raises DatasetError for what is said beside the splits, of another type than `Survey` says."""
+        if not is_name(found.name):
+            raise self.wrong("survey", f"calls its category {found.name!r}, which is not {NO_NAME}")
+        for name, fits, what in (
+            ("faults", is_text, "a line of text"),
+            ("doubts", is_text, "a line of text"),
+            ("unused", is_unused, "Unused(path, why)"),
+            ("unlabelled", is_unused, "Unused(path, why)"),
+            ("absent_scans", is_path, "a Path"),
+            ("blank", is_pair, "two Paths, of an image and its mask"),
+        ):
+            value = getattr(found, name)
+            if not isinstance(value, list):
+                raise self.wrong("survey", f"gives {name} of type {type(value).__name__}, not a list")
+            for one in value:
+                if not fits(one):
+                    raise self.wrong("survey", f"has {one!r} in {name}, which is not {what}")
+        for name in ("has_masks", "by_table"):
+            if not isinstance(getattr(found, name), bool):
+                raise self.wrong("survey", f"gives {name} as {getattr(found, name)!r}, neither True nor False")
+        if found.saturation is not None and not is_below(found.saturation, found.folder):
+            how = f"gives saturation as {found.saturation!r}, which is no Path below {found.folder}"
+            raise self.wrong("survey", how)
 
     def look_at_sample(self, found: Survey, sample: Sample, split: str) -> None:
         """Raises DatasetError for an image that is not what its split needs."""
         if not isinstance(sample, Sample) or not is_name(sample.defect):
             raise self.wrong("survey", f"has {sample!r} in {split}, which is no Sample, or of a kind not {NO_NAME}")
         for path in (sample.path, *sample.masks, *(() if sample.scan is None else (sample.scan,))):
-            if not isinstance(path, Path) or not path.is_relative_to(found.folder) or ".." in path.parts:
+            if not is_below(path, found.folder):
                 raise self.wrong("survey", f"has {path} in {split}, which is no Path below {found.folder}")
         if split != "test" and sample.label:
             raise self.wrong("survey", f"has {sample.path} in {split}, with the defect {sample.defect!r}")

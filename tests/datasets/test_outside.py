@@ -190,6 +190,17 @@ def changed(old: str, new: str) -> str:
     return FLAT.replace(old, new)
 
 
+def surveyed(line: str) -> str:
+    """The example, whose survey does that last."""
+    return changed("        return found\n", f"        {line}\n        return found\n")
+
+
+def of_bolt(old: str, new: str) -> str:
+    """The example with other published numbers of the category that is there."""
+    line = next(line for line in FLAT.splitlines() if line.lstrip().startswith('"bolt": Counts('))
+    return changed(line, line.replace(old, new))
+
+
 BAD = {
     "does not parse": ("def (\n", "", "SyntaxError"),
     "does not import": ("import nowhere_to_be_found\n", "", "ModuleNotFoundError"),
@@ -226,6 +237,26 @@ BAD = {
                           "        return found\n"), "", "which is no Path below"),
     "nothing to learn from": (changed("        return found\n", "        found.train.clear()\n        return found\n"),
                               "", "no image to learn from"),
+    "an unused path": (surveyed("found.unused.append(folder / 'x.png')"), "", "in unused, which is not Unused("),
+    "an unused text": (surveyed("found.unused.append('x.png')"), "", "has 'x.png' in unused"),
+    "an unlabelled path": (surveyed("found.unlabelled.append(folder / 'x.png')"), "", "in unlabelled, which is not"),
+    "a path as a fault": (surveyed("found.faults.append(folder)"), "", "in faults, which is not a line of text"),
+    "a path as a doubt": (surveyed("found.doubts.append(folder)"), "", "in doubts, which is not a line of text"),
+    "one text as doubts": (surveyed("found.doubts = 'x'"), "", "gives doubts of type str, not a list"),
+    "a text as a scan": (surveyed("found.absent_scans.append('x')"), "", "in absent_scans, which is not a Path"),
+    "half a blank": (surveyed("found.blank.append((folder,))"), "", "in blank, which is not two Paths"),
+    "a text as saturation": (surveyed("found.saturation = 'x.json'"), "", "gives saturation as 'x.json'"),
+    "saturation elsewhere": (surveyed("found.saturation = folder / '../x.json'"), "", "which is no Path below"),
+    "a text as a bool": (surveyed("found.by_table = 'yes'"), "", "gives by_table as 'yes', neither True nor False"),
+    "a number as a name": (surveyed("found.name = 3"), "", "calls its category 3"),
+    "totals of what is none": (changed('folders=("flat",)', 'folders=("flat",), totals={"trains": 5}'), "",
+                               "totals {'trains': 5} are not whole numbers"),
+    "totals in words": (changed('folders=("flat",)', 'folders=("flat",), totals={"train": "5"}'), "",
+                        "totals {'train': '5'} are not whole numbers"),
+    "counts in words": (of_bolt("train=6", 'train="6"'), "", "train of 'bolt' is '6', no whole number"),
+    "no types": (of_bolt('("spot",)', "None"), "", "types of 'bolt' are None, not names of defects"),
+    "takes_path in words": (changed('folders=("flat",)', 'folders=("flat",), takes_path="no"'), "",
+                            "takes_path is 'no', neither"),
 }  # fmt: skip
 
 
