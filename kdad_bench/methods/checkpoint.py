@@ -10,6 +10,7 @@ import hashlib
 import json
 import stat
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,10 +163,14 @@ def _settings(name: str, values: Mapping[str, Any]) -> Any:
 
 
 def _built(description: Description, device: torch.device) -> Method:
-    """The untrained method."""
+    """The untrained method, built as a run does: what it draws by itself, it draws on the CPU and sends to `device`.
+
+    On "meta" nothing of it takes memory.
+    """
     found, settings = entry(description.name), description.settings
     with device:
         teacher = build(settings.teacher, strides=settings.strides) if found.needs_teacher else None
+    with device if device.type == "meta" else nullcontext():
         return found.build(settings, teacher, device)
 
 

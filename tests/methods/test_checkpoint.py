@@ -10,13 +10,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kdad_bench.methods import METHODS
+from kdad_bench.methods import METHODS, checkpoint, entry
 from kdad_bench.methods.checkpoint import ModelError, load, save
 from tests.methods.toys import normals, small_method, with_defects
 
@@ -35,6 +36,34 @@ def test_a_reloaded_model_gives_the_same_maps(name: str, tmp_path: Path) -> None
     ours, theirs = method.score(images), loaded.score(images)
     assert torch.equal(ours.pixel, theirs.pixel)
     assert torch.equal(ours.image, theirs.image)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", METHODS)
+def test_a_model_is_loaded_on_a_gpu(name: str, tmp_path: Path) -> None:
+    method = small_method(name, steps=1, batch_size=2)
+    method.fit(normals(4, seed=1))
+    save(name, method, tmp_path)
+    images = with_defects(3, seed=2)[0]
+    assert load(tmp_path, "cuda")[1].score(images.cuda()).pixel.shape == (3, 64, 64)
+
+
+def test_a_method_that_draws_from_a_generator_while_it_is_built_is_loaded_on_any_device(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch refuses a generator of the CPU for a tensor of a default device that is another, as RD++'s table was."""
+    drawn: list[torch.Tensor] = []
+
+    def built(settings: object, teacher: object, device: torch.device) -> object:
+        drawn.append(torch.randperm(4, generator=torch.Generator().manual_seed(0)))
+        return device
+
+    monkeypatch.setattr(checkpoint, "entry", lambda name: replace(entry(name), build=built))
+    description = checkpoint._described(copy / "model.json")
+    for device in (torch.device("cuda"), torch.device("cpu"), torch.device("meta")):
+        assert checkpoint._built(description, device) == device
+    assert [one.device.type for one in drawn] == ["cpu", "cpu", "meta"]
 
 
 @pytest.fixture(scope="module")
