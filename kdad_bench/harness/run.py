@@ -22,6 +22,7 @@ from kdad_bench.harness.environment import describe, give_freed_memory_back, kee
 from kdad_bench.harness.job import Job, TeacherWeights, fused_late
 from kdad_bench.harness.judging import judged
 from kdad_bench.harness.late_fusion import FusedModalities
+from kdad_bench.harness.lone_batch import learnt_from
 from kdad_bench.harness.material import count_of, judged_category, normals, pictures, pictures_of, test_set
 from kdad_bench.harness.output import Work, checkpoint_path, keep_beside
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
@@ -322,7 +323,7 @@ def columns_of(job: Job) -> dict[str, Any]:
         "batch_size": job.settings.batch_size,
         "precision": job.settings.precision,
         "readings": tuple(job.settings.readings),
-        "deviations": (*job.deviations, *of_a_lone_image(job), *of_other_data(job)),
+        "deviations": (*job.deviations, *of_few_images(job), *of_other_data(job)),
         "settings": json.dumps(asdict(job.settings), sort_keys=True, default=str),
         "data_fingerprint": datasets.fingerprint(job.category),
         "synthetic": job.category.synthetic,
@@ -333,11 +334,13 @@ def columns_of(job: Job) -> dict[str, Any]:
     }
 
 
-def of_a_lone_image(job: Job) -> tuple[str, ...]:
-    """What is to be said where the settings keep a share of the normals apart, and there is one image."""
+def of_few_images(job: Job) -> tuple[str, ...]:
+    """What is to be said where there is one image and the settings keep a share of the normals apart, or where a fit on
+    so few does otherwise than its settings say; of windows, whose number follows from the files, only the first."""
     apart = any(getattr(job.settings, name) for name in job.settings.APART)
     lone = "lone image: learnt from, and taken for those that nothing learns from, too"
-    return (lone,) if apart and count_of(job) == 1 else ()
+    said = job.settings.learning_from(learnt_from(job)) if job.view.plain else ()
+    return (*((lone,) if apart and count_of(job) == 1 else ()), *said)
 
 
 def of_other_data(job: Job) -> tuple[str, ...]:

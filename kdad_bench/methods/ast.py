@@ -131,6 +131,11 @@ class AstSettings(DistillationSettings):
         "selection": words.departs(words.selection, words.LAST_STEP, source=CODE),
     }
 
+    def stages(self, total: int) -> Mapping[str, int]:
+        """The flow, then the student."""
+        last = last_of_first(self.flow, total)
+        return {"flow": last, "student": total - last}
+
     def __post_init__(self) -> None:
         """Raises ValueError that names the field, its value and what it may be."""
         super(AstSettings, self).__post_init__()  # slots: the class is made anew, and super() knows the first

@@ -191,6 +191,10 @@ class Settings:
         while it learns and after: the harness counts them. 0: next to none, or not known."""
         return 0
 
+    def learning_from(self, images: int) -> tuple[str, ...]:
+        """`subject: words` for what a fit on `images` normals does otherwise than its settings say by themselves."""
+        return ()
+
     @property
     def readings(self) -> tuple[str, ...]:
         """`subject: what was chosen` for whatever no source settles; it follows from these very settings."""

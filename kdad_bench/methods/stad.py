@@ -25,8 +25,9 @@ from kdad_bench.methods.patch_network import LAYOUTS, PatchNetwork
 from kdad_bench.methods.protocol import Entry, Fitting, Range, Scores, Settled, instead, shown, takes_maps_alone
 from kdad_bench.methods.training import words
 from kdad_bench.methods.training.chance import seeded
-from kdad_bench.methods.training.loop import distil, exactly, planned_steps
+from kdad_bench.methods.training.loop import distil, exactly
 from kdad_bench.methods.training.parting import learnt_from, parted
+from kdad_bench.methods.training.settings import LONG, planned_steps
 from kdad_bench.methods.training.teacher import chunks, deviation_of
 
 PAPERS_BUDGET, STUDENTS_EPOCHS = "200 epochs", 100
@@ -156,10 +157,15 @@ class StadSettings(DistillationSettings):
         if self.grid & (self.grid - 1):
             raise ValueError(f"grid {self.grid} is not a power of two")
 
+    def stages(self, total: int) -> Mapping[str, int]:
+        """The descriptors, then the students."""
+        last = int(self.descriptors * total)
+        return {"descriptors": last, "students": total - last}
+
     @property
     def learns_descriptors(self) -> bool:
-        """Whether there is a step in which the descriptors learn."""
-        return self.descriptors > 0 and (self.steps is None or int(self.descriptors * self.steps) > 0)
+        """Whether there is a step in which the descriptors learn, of a training of one step or more."""
+        return self.stages(LONG if self.steps is None else self.steps)["descriptors"] > 0
 
     @property
     def shortest(self) -> StadSettings:
@@ -303,7 +309,7 @@ class Stad(StudentTeacher[StadSettings]):
         learnt, others = parted(images, self.settings.validation, self.settings.seed)
         self.images = learnt
         total, _ = planned_steps(self.settings, learnt_from(len(images), self.settings))
-        self.boundary = int(self.settings.descriptors * total)
+        self.boundary = self.settings.stages(total)["descriptors"]
         self.forget_what_is_usual(LEAST)  # no state without targets is the best on held-out images
         try:
             distil(self, learnt, (fitting or Fitting()).after(lambda stad: stad.finish(others)))

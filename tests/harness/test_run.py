@@ -41,6 +41,31 @@ def test_a_row_says_that_a_lone_image_is_on_both_sides(method: str, tiny_tree: P
     assert not any(line.startswith("lone image: ") for line in all_)
 
 
+ONE_EPOCH = {"batch_size": 9, "steps": None, "epochs": 1, "solved": 0, "descriptors": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "images", "said"),
+    [
+        ("fractalad", {"batch_size": 4}, 3, "batches: of 3, all there are (settings: 4)"),
+        ("fractalad", {"batch_size": 3}, 3, ""),
+        ("stfpm", {"batch_size": 5, "held_out": 0.3}, None, "batches: of 4, all there are (settings: 5)"),
+        ("stfpm", {"batch_size": 4, "held_out": 0.3}, None, ""),
+        ("stad", ONE_EPOCH, 5, "steps: 0 for the descriptors, 1 for"),
+        ("stad", ONE_EPOCH | {"epochs": 2}, 5, "batches: of 4, all there are"),
+        ("padim", {"batch_size": 9}, 3, ""),
+    ],
+    ids=str,
+)
+def test_a_row_says_what_too_few_images_change(
+    method: str, changes: dict[str, Any], images: int | None, said: str, tiny_tree: Path
+) -> None:
+    job = jobs_of(tiny_tree, methods=((method, ""),), method_overrides={method: changes},
+                  axes=(Axes(train_images=images),))[0]  # fmt: skip
+    found = [one for one in columns_of(job)["deviations"] if one.startswith(("batches: ", "steps: "))]
+    assert found[-1].startswith(said) if said else not found
+
+
 def test_the_line_of_a_job_names_no_seconds_that_are_not_known(tiny_tree: Path) -> None:
     job = jobs_of(tiny_tree, methods=(("pixel_mean", ""),))[0]
     figures = {"image_auroc": 0.9812, "pixel_auroc": None, "aupro_30": 0.5}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from kdad_bench.methods.protocol import Fitting
+from kdad_bench.methods.training import resume
 from kdad_bench.methods.training.settings import SCHEDULES
 from kdad_bench.methods.training.stages import last_of_first, progress_in_stage
-from tests.methods.toys import normals, small_method
+from tests.methods.toys import normals, small_method, small_settings
 
 # method -> the share that the first stage takes, its part of the student, the other part
 STAGED = {"destseg": ("denoising", "network", "head"), "ast": ("flow", "flow", "student")}
@@ -77,3 +79,49 @@ def test_no_state_of_the_first_stage_is_kept_for_its_map(name: str) -> None:
     assert [method.comparable(step, 4) for step in (1, 2, 3, 4)] == [False, False, True, True]
     method.fit(normals(4, seed=1))
     assert bool(method.score(normals(1, seed=2)).pixel.isfinite().all())
+
+
+WITHOUT_A_STEP = [  # of its first stage, or of its second
+    ("ast", {"flow": 0.5, "steps": 1}, "steps: 0 for the flow, 1 for the student"),
+    ("ast", {"flow": 0.6, "steps": 1}, "steps: 1 for the flow, 0 for the student"),
+    ("destseg", {"denoising": 0.2, "steps": None, "epochs": 2}, "steps: 0 for the student, 2 for the head"),
+    ("destseg", {"denoising": 0.9, "steps": None, "epochs": 3}, "steps: 3 for the student, 0 for the head"),
+    ("stad", {"descriptors": 0.4, "steps": None, "epochs": 2}, "steps: 0 for the descriptors, 2 for the students"),
+    ("efficientad", {"steps": None, "epochs": 1}, "steps: 0 for the PDN, 1 for the student"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "said"), WITHOUT_A_STEP, ids=str)
+def test_a_stage_that_is_asked_for_and_has_no_step_is_said(name: str, changes: dict[str, Any], said: str) -> None:
+    """As its loss does it: one kind of terms in all steps."""
+    settings = small_settings(name, batch_size=8, **changes)
+    learnt = 8 - round(8 * sum(getattr(settings, name) for name in settings.APART))
+    assert [one for one in settings.learning_from(learnt) if one.startswith("steps")] == [said]
+    assert len({frozenset(one) for one in watched(name, batch_size=8, **changes)[0]}) == 1
+    enough = replace(settings, steps=200)
+    assert not [one for one in enough.learning_from(learnt) if one.startswith("steps")]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "compared"),
+    [
+        ("ast", {"flow": 1.0, "steps": 4}, False),
+        ("ast", {"flow": 1.0, "steps": None, "epochs": 3}, False),
+        ("ast", {"flow": 0.5, "steps": 4}, True),
+        ("destseg", {"denoising": 0.9, "steps": 3}, False),
+        ("stad", {"descriptors": 0.9, "steps": 3}, True),
+        ("stfpm", {"steps": 3}, True),
+    ],
+    ids=str,
+)
+def test_held_out_normals_that_choose_nothing_are_said(
+    name: str, changes: dict[str, Any], compared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[float] = []
+    monkeypatch.setattr(resume.Progress, "keep_if_better", lambda self, value: judged.append(value))
+    method: Any = small_method(name, source="random", batch_size=4, held_out=0.3, **changes)
+    method.fit(normals(6, seed=1))
+    said = next(one for one in method.settings.deviations if one.startswith("selection"))
+    assert bool(judged) is compared
+    assert ("epoch of the least mean map" in said) is compared
+    assert ("held out for nothing" in said) is not compared

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ from kdad_bench.methods.backbones.resnet import LAYOUTS
 from kdad_bench.methods.distillation import DistillationSettings
 from kdad_bench.methods.protocol import Range, Settled
 from kdad_bench.methods.training import words
+from kdad_bench.methods.training.stages import last_of_first
 
 CODE = "official code"
 TILES = 8  # along a side: of an image that is its own texture
@@ -113,3 +115,8 @@ class DestsegSettings(DistillationSettings):
         "student's norms": words.departs(words.own_norms, "momentum 0.1", source=CODE),
         "selection": words.departs(words.selection, words.LAST_STEP, source=CODE),
     }
+
+    def stages(self, total: int) -> Mapping[str, int]:
+        """The student, then the head."""
+        last = last_of_first(self.denoising, total)
+        return {"student": last, "head": total - last}

@@ -19,12 +19,13 @@ from kdad_bench.methods.distillation import Batch, StudentTeacher, Taps, autocas
 from kdad_bench.methods.drawn_images import drawn_images
 from kdad_bench.methods.efficientad.drawing import EfficientAdDrawing, recoloured, sometimes_grey
 from kdad_bench.methods.efficientad.networks import Networks, Outputs, enlarged
-from kdad_bench.methods.efficientad.settings import EfficientAdSettings
+from kdad_bench.methods.efficientad.settings import PDN, EfficientAdSettings
 from kdad_bench.methods.last_layer import solve
 from kdad_bench.methods.protocol import Entry, Fitting, Scores
 from kdad_bench.methods.training.chance import seeded
-from kdad_bench.methods.training.loop import distil, exactly, planned_steps
+from kdad_bench.methods.training.loop import distil, exactly
 from kdad_bench.methods.training.parting import learnt_from, parted
+from kdad_bench.methods.training.settings import planned_steps
 from kdad_bench.methods.training.teacher import chunks, deviation_of
 
 LOW, HIGH = 0.9, 0.995  # quantiles of normal maps that become 0 and 0.1
@@ -56,7 +57,7 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
         images = resized(normal.to(self.device), self.settings.image_size)
         learnt, others = parted(images, self.settings.validation, self.settings.seed)
         total, _ = planned_steps(self.settings, learnt_from(len(images), self.settings))
-        self.boundary = self.last_of_descriptor(total)
+        self.boundary = self.settings.stages(total).get(PDN, 0)
         self.forget_what_is_usual(LEAST)  # no state without targets is the best on held-out images
         self.images = learnt
         try:
@@ -82,11 +83,6 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
             with exactly(self.device):  # autocast would keep the last layer's cast of before it is rescaled
                 self.learn_targets(images)
         return self.students_terms(batch)
-
-    def last_of_descriptor(self, total: int) -> int:
-        """The last of `total` steps in which the PDN learns; one step at the least where there are two to share."""
-        share = self.settings.distilling if self.settings.distilled else 0.0
-        return max(int(share * total), min(1, total - 1)) if share else 0
 
     def descriptors_term(self, batch: Batch, images: Tensor) -> dict[str, Tensor]:
         """Mean squared difference of the PDN to the teacher's normalised features, of normal and of drawn images."""

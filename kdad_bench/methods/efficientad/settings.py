@@ -11,8 +11,10 @@ from kdad_bench.methods.backbones.pdn import LAYOUTS, LOST, SIZES, WIDTH
 from kdad_bench.methods.distillation import DistillationSettings
 from kdad_bench.methods.protocol import Range, Settled, instead, shown, takes_maps_alone
 from kdad_bench.methods.training import words
+from kdad_bench.methods.training.settings import LONG
 
 STEPS = 70_000
+PDN = "PDN"  # the stage in which one is distilled
 SIDE = 256  # px of the paper's images
 PENALTIES_IN_WORDS: Mapping[str, str] = {"drawn": "on drawn images", "none": "none"}
 
@@ -121,10 +123,17 @@ class EfficientAdSettings(DistillationSettings):
         """Whether the PDN is distilled here: the teacher is no PDN."""
         return self.teacher not in SIZES
 
+    def stages(self, total: int) -> Mapping[str, int]:
+        """A PDN that is distilled here, with one step at the least where there are two to share; then the student."""
+        if not self.distilled:
+            return {}
+        last = max(int(self.distilling * total), min(1, total - 1)) if self.distilling else 0
+        return {PDN: last, "student": total - last}
+
     @property
     def distils_in_steps(self) -> bool:
-        """Whether there is a step in which the PDN learns."""
-        return self.distilled and self.distilling > 0 and self.steps != 1
+        """Whether there is a step in which the PDN learns, of a training of two steps or more."""
+        return self.stages(LONG if self.steps is None else self.steps).get(PDN, 0) > 0
 
 
 def _distilling_in_words(settings: EfficientAdSettings) -> str:
@@ -140,7 +149,7 @@ def _budget(settings: EfficientAdSettings) -> str:
     said, settled = words.budget(settings), Settled("paper", (f"{STEPS} steps",))
     if not settings.distilled:
         return "" if settings.steps == STEPS else instead(said, settled)
-    students = None if settings.steps is None else settings.steps - int(settings.distilling * settings.steps)
+    students = None if settings.steps is None else settings.stages(settings.steps)["student"]
     if students == STEPS:
         return ""
     return instead(f"{said}, {students} for the student" if settings.steps == STEPS else said, settled)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from math import ceil, isfinite
+from math import isfinite
 from typing import Any, Protocol
 
 import torch
@@ -21,7 +21,7 @@ from kdad_bench.methods.training.chance import seeded
 from kdad_bench.methods.training.course import Course, Drawing
 from kdad_bench.methods.training.parting import drawn_apart
 from kdad_bench.methods.training.resume import Progress, fingerprint_of
-from kdad_bench.methods.training.settings import DTYPES, SCHEDULES, Batch, DistillationSettings
+from kdad_bench.methods.training.settings import DTYPES, SCHEDULES, Batch, DistillationSettings, planned_steps
 from kdad_bench.methods.training.teacher import Teacher, cached_taps, chunks
 from kdad_bench.methods.training.watching import due, show
 
@@ -110,13 +110,6 @@ def mark_as_written(optimiser: torch.optim.Optimizer) -> None:
     inference copy of a network without batch norms, whose statistics move, would be taken for current."""
     moved = [one for group in optimiser.param_groups for one in group["params"] if one.grad is not None]
     torch.autograd.graph.increment_version(moved)
-
-
-def planned_steps(settings: DistillationSettings, images: int) -> tuple[int, int]:
-    """(steps in all, steps per epoch) of a fit on `images` normals, held-out ones not counted among them."""
-    size = min(settings.batch_size, images)
-    per_epoch = images // size if settings.drop_last else ceil(images / size)
-    return (settings.epochs * per_epoch if settings.steps is None else settings.steps), per_epoch
 
 
 def course_of(settings: DistillationSettings, images: int) -> Course:

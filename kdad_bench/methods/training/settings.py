@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from math import cos, pi
+from math import ceil, cos, pi
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from kdad_bench.methods.protocol import Range, Settings
 
 Taps = tuple[Tensor, ...]
+LONG = 10**9  # steps, of which every stage has some that is asked for
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMPILED = ("off", "default", "reduce-overhead", "max-autotune")  # torch.compile's modes
 SCHEDULES: Mapping[str, Callable[[float], float]] = {  # progress in [0, 1) -> factor of the learning rate
@@ -66,6 +67,37 @@ class DistillationSettings(Settings):
         "norm_momentum": Range(0, 1, open_low=True),
         "held_out": Range(0, 0.9),
     }
+
+    def stages(self, total: int) -> Mapping[str, int]:
+        """What learns one after the other -> in how many of `total` steps; none where all learn at once."""
+        return {}
+
+    def learning_from(self, images: int) -> tuple[str, ...]:
+        """Smaller batches, and stages without a step; held-out normals are not among the `images`."""
+        said = []
+        if 0 < images < self.batch_size:
+            said.append(f"batches: of {images}, all there are (settings: {self.batch_size})")
+        stages, asked = (self.stages(total) for total in (planned_steps(self, max(images, 1))[0], LONG))
+        if any(asked[name] and not steps for name, steps in stages.items()):
+            steps = ", ".join(f"{steps} for the {name}" for name, steps in stages.items())
+            kept = "; the last state is kept, as no state is compared" if self.held_out and not last_of(stages) else ""
+            said.append(f"steps: {steps}{kept}")
+        return tuple(said)
+
+
+def last_of(stages: Mapping[str, int]) -> int:
+    """The steps of the last of `stages`."""
+    return list(stages.values())[-1]
+
+
+def planned_steps(settings: DistillationSettings, images: int) -> tuple[int, int]:
+    """(steps in all, steps per epoch) of a fit on `images` normals, held-out ones not counted among them.
+
+    A batch is never larger than all images, so that `drop_last` never leaves out the only one of an epoch.
+    """
+    size = min(settings.batch_size, images)
+    per_epoch = images // size if settings.drop_last else ceil(images / size)
+    return (settings.epochs * per_epoch if settings.steps is None else settings.steps), per_epoch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 from kdad_bench.methods.backbones import FACTS
 from kdad_bench.methods.backbones.resnet import LAYOUTS
 from kdad_bench.methods.protocol import Settled, instead, shown
-from kdad_bench.methods.training.settings import DistillationSettings
+from kdad_bench.methods.training.settings import LONG, DistillationSettings, last_of
 
 Say = Callable[[Any], str]  # of a method's settings
 LITE_NORM_MOMENTUM = 0.01  # EfficientNet's reference; PyTorch's norms, which all others have, take 0.1
@@ -32,6 +32,9 @@ def selection(settings: DistillationSettings) -> str:
     """Which state is kept and what was learnt from."""
     if not settings.held_out:
         return LAST_STEP
+    stages = settings.stages(LONG if settings.steps is None else settings.steps)
+    if stages and not last_of(stages):  # states are compared in the last stage alone
+        return f"last step, a share of {shown(settings.held_out)} of the normals held out for nothing"
     return f"epoch of the least mean map on held-out normals, a share of {shown(settings.held_out)}"
 
 
