@@ -321,6 +321,19 @@ NO_WEIGHTS = {
     "complex": (TRUNK | {"bn1.weight": torch.ones(64, dtype=torch.complex64)}, "holds complex64, not floats"),
     "sparse": (TRUNK | {"bn1.weight": torch.ones(64).to_sparse()}, "'bn1.weight' is no plain tensor"),
     "without values": (TRUNK | {"bn1.weight": torch.ones(64, device="meta")}, "'bn1.weight' is no plain tensor"),
+    "nested": (
+        TRUNK | {"bn1.weight": torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged)},
+        "'bn1.weight' is no plain tensor",
+    ),
+    "beyond float32": (
+        TRUNK | {"bn1.running_var": torch.full((64,), 1e300, dtype=torch.float64)},
+        "'bn1.running_var' holds values that are not finite as float32",
+    ),
+    "a type without arithmetic": (
+        TRUNK | {"bn1.weight": torch.empty(64, dtype=torch.float4_e2m1fn_x2)},
+        "'bn1.weight' holds float4_e2m1fn_x2, of which torch makes no float32",
+    ),
+    "a variance below 0": (TRUNK | {"bn1.running_var": torch.full((64,), -1e-6)}, "holds variances below 0"),
     "a whole network": (torch.nn.Linear(2, 2), "more than tensors, whose code is not run"),
 }
 
@@ -336,6 +349,12 @@ def test_what_is_no_file_of_weights_is_one_line_with_the_remedy(tmp_path: Path, 
     assert said.startswith(f"{tmp_path / 'w.pth'}: not ")
     assert words in said
     assert said.endswith("; give a file of torch.save(network.state_dict(), FILE)")
+
+
+def test_weights_of_a_narrower_type_are_taken(tmp_path: Path) -> None:
+    for kind in (torch.float16, torch.bfloat16, torch.float8_e4m3fn):
+        torch.save(TRUNK | {"bn1.weight": torch.full((64,), 1.5, dtype=kind)}, tmp_path / "w.pth")
+        assert load_teacher("resnet18", strides=(4,), source=tmp_path / "w.pth")[0].state_dict()["bn1.weight"][0] == 1.5
 
 
 def test_loading_draws_nothing_and_costs_no_compiler(tmp_path: Path) -> None:

@@ -231,11 +231,14 @@ def _fill(teacher: Backbone, tensors: dict[str, Tensor], path: Path, facts: Back
         remedy = _remedy(tensors.keys(), missing, facts)
         raise WeightsError(f"{path}: not weights of {facts.name}: {', and '.join(words)}; {remedy}")
     for key, value in wanted.items():
+        if key in tensors and not _plain(tensors[key]):  # a nested one has no shape
+            what = f"{tensors[key].layout}, {tensors[key].dtype}, {tensors[key].device}"
+            raise WeightsError(f"{path}: not weights of {facts.name}: {key!r} is no plain tensor ({what}); {SAVE}")
         if key in tensors and tensors[key].shape != value.shape:
             shapes = f"{tuple(tensors[key].shape)}, not {tuple(value.shape)}"
             remedy = f"give those of {facts.name} itself, {facts.weights_file} say"
             raise WeightsError(f"{path}: not weights of {facts.name}: {key!r} has shape {shapes}; {remedy}")
-        if key in tensors and (odd := _odd(tensors[key], value)):
+        if key in tensors and (odd := _odd(key, tensors[key], value)):
             raise WeightsError(f"{path}: not weights of {facts.name}: {key!r} {odd}; {SAVE}")
     teacher.load_state_dict({key: tensors.get(key, value) for key, value in wanted.items()})
 
@@ -269,16 +272,28 @@ def _remedy(keys: Collection[str], missing: Sequence[str], facts: BackboneFacts)
     return f"its names must be those of {facts.weights_file}, {first!r} say: give such a file, or another --teacher"
 
 
-def _odd(tensor: Tensor, value: Tensor) -> str:
-    """Why a tensor of a file cannot take the place of `value`, in words that follow its name, or nothing."""
+def _plain(tensor: Tensor) -> bool:
+    """Whether a tensor of a file has its values side by side, each by itself."""
     import torch
 
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        return f"is no plain tensor ({tensor.layout}, {tensor.dtype}, {tensor.device})"
+    return not (tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta)
+
+
+def _odd(key: str, tensor: Tensor, value: Tensor) -> str:
+    """Why a plain tensor of a file cannot take the place of `value`, in words that follow its name, or nothing."""
+    import torch
+
+    kind, wanted = (str(one.dtype).removeprefix("torch.") for one in (tensor, value))
     if value.is_floating_point() and not tensor.is_floating_point():
-        return f"holds {str(tensor.dtype).removeprefix('torch.')}, not floats"
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        return "holds values that are not finite"
+        return f"holds {kind}, not floats"
+    try:
+        taken = tensor.to(value.dtype)
+        if taken.is_floating_point() and not bool(torch.isfinite(taken).all()):
+            return "holds values that are not finite" + f" as {wanted}" * (kind != wanted)
+        if key.endswith("running_var") and bool((taken < 0).any()):
+            return "holds variances below 0"
+    except RuntimeError as error:  # a type that torch can only keep
+        return f"holds {kind}, of which torch makes no {wanted} ({shorten(str(error), 60, placeholder=' ...')})"
     return ""
 
 
