@@ -49,8 +49,12 @@ def tokens_in_words(settings: Any) -> str:
 
 def warm_up_in_words(settings: Any) -> str:
     """How long the learning rate rises, where that is not the code's 100 of 5000 steps."""
-    known = settings.schedule != "warm_cosine" or settings.steps == 5000
-    return "" if known else "over the first fiftieth of the steps, as 100 are of 5000"
+    if settings.schedule != "warm_cosine" or settings.steps == 5000:
+        return ""
+    if settings.steps == 1:
+        return "none, the only step has the full rate"
+    rises = settings.steps is None or settings.steps > RISE
+    return f"over the first fiftieth of the steps{'' if rises else ', a lone one of rate 0'}, as 100 are of 5000"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

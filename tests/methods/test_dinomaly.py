@@ -386,6 +386,31 @@ def test_the_rate_is_the_official_codes_at_every_step_of_the_paper() -> None:
     assert rates(3, schedule="cosine") == pytest.approx([1.0, 0.75, 0.25])
 
 
+def test_the_only_step_of_a_training_learns() -> None:
+    assert rates(1) == pytest.approx([1.0])
+    assert rates(51)[:2] == pytest.approx([0.0, 1.0])
+    method = method_of(steps=1, batch_size=2)
+    before = {name: value.clone() for name, value in method.student.state_dict().items()}
+    method.fit(normals(2, seed=1))
+    assert not all(torch.equal(value, before[name]) for name, value in method.student.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        (1, "none, the only step has the full rate"),
+        (2, "over the first fiftieth of the steps, a lone one of rate 0, as 100 are of 5000"),
+        (50, "over the first fiftieth of the steps, a lone one of rate 0, as 100 are of 5000"),
+        (51, "over the first fiftieth of the steps, as 100 are of 5000"),
+        (None, "over the first fiftieth of the steps, as 100 are of 5000"),
+        (5000, ""),
+    ],
+)
+def test_a_row_says_how_the_rate_rises(steps: int | None, said: str) -> None:
+    assert [one for one in settings_of(steps=steps).readings if "warm-up" in one] == [f"warm-up: {said}"] * bool(said)
+    assert steps is None or (rates(steps)[0] > 0) is said.startswith("none")
+
+
 def test_the_map_is_the_blurred_mean_of_both_groups_and_the_score_that_of_its_largest_pixels() -> None:
     method = method_of(sigma=4.0, radius=2, top=0.01)
     generator = torch.Generator().manual_seed(1)

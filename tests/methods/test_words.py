@@ -629,7 +629,9 @@ def check_choices(name: str, settings: Any) -> None:
         "by least squares after": name == "efficientad" and settings.solved,
         "bottleneck and decoder scaled": name == "efficientad" and settings.image_size != 256,
         "of each image by itself": name == "efficientad" and settings.batch_size > 1,
-        "the first fiftieth": name == "dinomaly" and settings.schedule == "warm_cosine" and settings.steps != 5000,
+        "the first fiftieth": name == "dinomaly"
+        and settings.schedule == "warm_cosine"
+        and settings.steps not in (1, 5000),
         "on one grid, side by side": name == "dinomaly" and not settings.teacher.startswith("dinov2"),
         "drawn by the seed": name == "patchcore" and settings.coreset < 1,
     }

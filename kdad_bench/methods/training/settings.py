@@ -16,6 +16,7 @@ Taps = tuple[Tensor, ...]
 LONG = 10**9  # steps, of which every stage has some that is asked for
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMPILED = ("off", "default", "reduce-overhead", "max-autotune")  # torch.compile's modes
+WARM_UP = 0.02  # the part of a `warm_cosine` in which it rises: 100 of 5000 steps
 SCHEDULES: Mapping[str, Callable[[float], float]] = {  # progress in [0, 1) -> factor of the learning rate
     "constant": lambda progress: 1.0,
     "cosine": lambda progress: 0.5 * (1.0 + cos(pi * progress)),
@@ -26,7 +27,7 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {  # progress in [0, 1) -> f
     ),
     # up from 0 over the first fiftieth, then a cosine down to a tenth: Dinomaly's code, 100 of 5000 steps
     "warm_cosine": lambda progress: (
-        50.0 * progress if progress < 0.02 else 0.1 + 0.45 * (1.0 + cos(pi * (progress - 0.02) / 0.98))
+        50.0 * progress if progress < WARM_UP else 0.1 + 0.45 * (1.0 + cos(pi * (progress - WARM_UP) / 0.98))
     ),
 }
 
