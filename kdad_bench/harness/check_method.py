@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kdad_bench import children
 from kdad_bench.harness.choices import SelectionError, method_choice
 from kdad_bench.harness.cost import networks_on
 from kdad_bench.harness.executors import HELD, READY, death, die_with, interrupts_held
@@ -371,7 +372,7 @@ def check_apart(method: str, seconds: float) -> Generator[str | Verdict, None, N
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=answer, args=(theirs, method, os.getpid()), daemon=True)
-    with interrupts_held():  # a starting process would answer Ctrl-C with a traceback
+    with interrupts_held(), children.spawning():  # a starting process would answer Ctrl-C with a traceback
         process.start()
     theirs.close()
     try:
@@ -401,6 +402,7 @@ def check_apart(method: str, seconds: float) -> Generator[str | Verdict, None, N
 
 def answer(pipe: Connection, method: str, parent: int) -> None:
     """The life of the process of `check_apart`: what it has to say goes through `pipe`."""
+    children.spawned()
     for number in HELD:  # Ctrl-C is the parent's to handle
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=die_with, args=(parent,), daemon=True).start()

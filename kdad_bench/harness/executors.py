@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from kdad_bench import allowance
+from kdad_bench import allowance, children
 from kdad_bench.harness.environment import memory_at_start_mb
 from kdad_bench.harness.estimate import longest_first_at_the_end
 from kdad_bench.harness.giving_way import computing_with, giving_way
@@ -180,7 +180,7 @@ class Pool:
         threads = self.threads or max(1, allowance.cores() // self.workers)
         process = context.Process(target=serve, args=(theirs, self.work, threads, os.getpid()), daemon=True)
         try:
-            with interrupts_held():  # a starting worker would answer Ctrl-C with a traceback
+            with interrupts_held(), children.spawning():  # a starting worker would answer Ctrl-C with a traceback
                 process.start()
         except OSError:
             ours.close()
@@ -333,6 +333,7 @@ def death(exitcode: int | None) -> str:
 
 def serve(pipe: Connection, work: Work, threads: int, parent: int) -> None:
     """A worker's life: jobs in, rows out, until the pipe closes. It never outlives the runner that started it."""
+    children.spawned()
     for number in HELD:  # Ctrl-C is the runner's to handle, and the end of the terminal nobody's
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=die_with, args=(parent,), daemon=True).start()

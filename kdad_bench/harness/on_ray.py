@@ -7,7 +7,6 @@ import os
 import secrets
 import socket
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any, TypeAlias
 
 import psutil
 
+from kdad_bench import children
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.giving_way import computing_with
 from kdad_bench.harness.job import Job
@@ -150,8 +150,9 @@ def on_loopback() -> Iterator[None]:
 def start_reaper() -> subprocess.Popen[bytes]:
     """A process that ends those of Ray once this one is gone, however it ends: some of them outlive a killed one."""
     born = [f"{child.pid}:{created(child)}" for child in psutil.Process().children(recursive=True)]
-    command = [sys.executable, "-m", "kdad_bench.harness.reaper", *born]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    command = children.command("-m", "kdad_bench.harness.reaper", *born)
+    surroundings = {**os.environ, "PYTHONPATH": children.search_path()}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, env=surroundings, start_new_session=True)
 
 
 def created(process: psutil.Process) -> float:

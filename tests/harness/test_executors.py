@@ -273,6 +273,15 @@ def test_starting_workers_that_die_cost_no_job_while_another_works(tiny_tree: Pa
     assert [ending.status for ending in ended if isinstance(ending, Row)] == ["ok"] * len(jobs)
 
 
+def test_a_file_of_the_working_folder_that_is_named_as_a_module_ends_no_worker(
+    tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "signal.py").write_text("raise RuntimeError('of the working folder')\n")
+    monkeypatch.chdir(tmp_path)
+    ended = to_the_end(pool_of(floors(tiny_tree)[:1], tmp_path / "out"))
+    assert [ending.status for ending in ended if isinstance(ending, Row)] == ["ok"]
+
+
 @pytest.mark.parametrize("in_order", [True, False])
 def test_jobs_begin_in_their_order_where_that_is_asked_for(
     in_order: bool, tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -120,6 +120,22 @@ def test_a_process_draws_the_same_pixels_in_a_session_of_its_own_and_ends_once_n
     assert not children()
 
 
+def test_what_lies_in_the_working_folder_draws_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another version of this package, say: a row would be of the one, and what it learnt from of the other."""
+    (tmp_path / "kdad_bench").mkdir()
+    for name in ("kdad_bench/__init__.py", "calendar.py"):
+        (tmp_path / name).write_text("raise RuntimeError('of the working folder')\n")
+    monkeypatch.chdir(tmp_path)
+    with tempfile.TemporaryFile() as file:
+        write(Task(course=COURSE, drawing=PASTING, stride=1), file)
+        drawer = ahead.Drawer(file, 5)
+    try:
+        expected = PASTING(COURSE.chosen(5), COURSE.generator(5), 5)
+        assert all(np.array_equal(one, other) for one, other in zip(drawer.take(5), expected, strict=True))
+    finally:
+        drawer.end()
+
+
 STUB = "import os, sys; {what}"  # in place of the program, which imports torch
 DEATHS = {
     "killed": ("os.write(2, b'out of memory\\n'); os.kill(os.getpid(), 9)", "signal 9: out of memory"),

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import pickle
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
+from kdad_bench import children
 from kdad_bench.methods.training.course import Course, Drawing
 from kdad_bench.methods.training.drawer import Failed, Task, write
 
@@ -35,9 +35,9 @@ class Drawer:
     def __init__(self, file: IO[bytes], first: int) -> None:
         self.said = tempfile.TemporaryFile()  # a pipe that nobody reads would stop it  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM.format(file=file.fileno(), first=first)],
+            children.command("-c", PROGRAM.format(file=file.fileno(), first=first)),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.said, pass_fds=(file.fileno(),),
-            env={**os.environ, **SURROUNDINGS, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={**os.environ, **SURROUNDINGS, "PYTHONPATH": children.search_path()},
             start_new_session=True,  # Ctrl-C is the training's to handle
         )  # fmt: skip
 
