@@ -51,6 +51,7 @@ VARIABLES = {
     "KDAD_KERNELS": ("reference", "torch", "cpp", "triton"),
     "KDAD_COUNTING": ("numpy",),
     "KDAD_GRAPHS": ("on", "off"),
+    "KDAD_TRITON_LAUNCH": ("planned", "official"),
 }
 
 

@@ -68,7 +68,7 @@ def guard(device: torch.device) -> AbstractContextManager[Any]:
 @cache
 def refusal() -> str | None:
     """Why every launch is Triton's own, as far as that shows before the first one; None if nothing speaks against."""
-    wanted = os.environ.get(SWITCH, "planned")
+    wanted = os.environ.get(SWITCH) or "planned"
     if wanted != "planned":
         return f"{SWITCH}={wanted}"
     version = str(triton.__version__)

@@ -323,12 +323,18 @@ def test_kernels_that_are_not_there_are_refused_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_switch_of_graphs_that_is_none_is_refused_not_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KDAD_GRAPHS", "0")
+@pytest.mark.parametrize(
+    ("name", "value", "known"),
+    [("KDAD_GRAPHS", "0", "on, off"), ("KDAD_TRITON_LAUNCH", "oficial", "planned, official")],
+)
+def test_a_switch_that_is_none_is_refused_not_ignored(
+    name: str, value: str, known: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
     found = CliRunner().invoke(cli, ["list", "methods"])
     assert (found.exit_code, found.output) == (
         2,
-        "kdad-bench: KDAD_GRAPHS='0' is not one of on, off; unset it or choose one\n",
+        f"kdad-bench: {name}={value!r} is not one of {known}; unset it or choose one\n",
     )
 
 

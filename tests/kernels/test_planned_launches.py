@@ -236,7 +236,7 @@ def test_a_triton_with_another_part_launches_itself(part: str, monkeypatch: pyte
     assert [len(seen) for seen in launched(Jit(Launcher39))] == [1, 1, 1]
 
 
-@pytest.mark.parametrize(("value", "planned"), [("planned", True), ("official", False), ("oficial", False)])
+@pytest.mark.parametrize(("value", "planned"), [("planned", True), ("", True), ("official", False), ("oficial", False)])
 def test_the_environment_turns_it_off_and_doctor_tells(
     value: str, planned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
