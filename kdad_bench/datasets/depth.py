@@ -33,6 +33,7 @@ TRIPLES = 128  # random planes tried
 SAMPLE = 1024  # points of the frame that judge them
 NEAREST_METRES, FARTHEST_METRES = 0.0005, 0.005  # limits of the tolerance around the table
 RENDERED_BY = f"NumPy {np.__version__}, SciPy {scipy.__version__}"  # whose arithmetic a relief follows
+FARTHEST = 20.0  # metres of the middle point of a scan: beyond it are scans in millimetres
 FEWEST = 64  # points below which a frame or a scan cannot be used
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it also raises; a fault here is one line
 U8 = npt.NDArray[np.uint8]
@@ -43,8 +44,8 @@ F64 = npt.NDArray[np.float64]
 def read_scan(path: Path, sha256: str | None = None) -> F32:
     """The points of an xyz TIFF, float32 [H, W, 3] in metres; points without data are (0, 0, 0).
 
-    Raises DatasetError, naming the file, if it is not a TIFF of three floating-point channels, too large, or has not
-    the SHA-256 where one is given.
+    Raises DatasetError, naming the file, if it is not a TIFF of three floating-point channels, of several scans, too
+    large, of other units, or has not the SHA-256 where one is given.
     """
     data = read_bytes(path, sha256)
     try:
@@ -57,6 +58,9 @@ def read_scan(path: Path, sha256: str | None = None) -> F32:
                 )
             if shape[0] * shape[1] * shape[2] > 3 * MAX_PIXELS:
                 raise DatasetError(f"{path}: {shape} points, above the limit of {MAX_PIXELS} pixels; reduce it first")
+            pages = sum(tuple(other.shape) == shape for other in file.pages)
+            if pages > 1:
+                raise DatasetError(f"{path}: holds {pages} scans, of which one would be read; keep one in a file")
             points = np.asarray(page.asarray())
     except DatasetError:
         raise
@@ -67,8 +71,12 @@ def read_scan(path: Path, sha256: str | None = None) -> F32:
         raise DatasetError(f"{path}: not a readable scan ({points.size} values in it); restore the file")
     if points.shape[-1] != 3:  # stored channel by channel
         points = np.moveaxis(points, 0, -1)
-    points = np.ascontiguousarray(points, dtype=np.float32)
+    with np.errstate(over="ignore"):  # beyond float32 is infinite: no data
+        points = np.ascontiguousarray(points, dtype=np.float32)
     seen = np.isfinite(points).all(axis=2) & (np.abs(points) < 1e6).all(axis=2) & (points[:, :, 2] > 0)
+    middle = float(np.median(points[:, :, 2][seen])) if seen.any() else 0.0
+    if middle > FARTHEST:
+        raise DatasetError(f"{path}: points {middle:.0f} units away; scans are in metres: divide millimetres by 1000")
     return np.where(seen[:, :, None], points, np.float32(0))
 
 

@@ -113,6 +113,30 @@ def test_a_data_set_without_scans_has_no_depth(tiny_tree: Path) -> None:
         datasets.categories("synthetic", None, modality="thermal")
 
 
+def test_a_scan_in_millimetres_is_one_line(tmp_path: Path) -> None:
+    """What is taken for the table, in metres, would be no point of it."""
+    path = saved(tmp_path / "a.tiff", plate(noise=1e-5) * 1000)
+    line = r"a\.tiff: points \d+ units away; scans are in metres: divide millimetres by 1000"
+    with pytest.raises(DatasetError, match=line):
+        depth.read_scan(path)
+    assert depth.read_scan(saved(path, plate(noise=1e-5)))[..., 2].max() < 2
+
+
+def test_a_file_of_several_scans_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.tiff"
+    tifffile.imwrite(path, np.stack([plate(), plate()]).astype(np.float32), photometric="rgb")
+    with pytest.raises(DatasetError, match=r"a\.tiff: holds 2 scans, of which one would be read; keep one in a file"):
+        depth.read_scan(path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_point_beyond_float32_is_no_data_and_no_warning(tmp_path: Path) -> None:
+    points = plate().astype(np.float64)
+    points[0, 0] = 1e300
+    tifffile.imwrite(tmp_path / "a.tiff", points, photometric="rgb")
+    assert depth.read_scan(tmp_path / "a.tiff")[0, 0].tolist() == [0, 0, 0]
+
+
 def test_a_missing_mask_is_named(tree: Path) -> None:
     (tree / "test" / "dent" / "gt" / "001.png").unlink()
     with pytest.raises(DatasetError, match=r"dent/gt/001\.png: the mask is missing"):
