@@ -1,4 +1,4 @@
-"""Is the file of an image whole? Its beginning and its end tell: no pixel is decoded.
+"""Is the file of an image whole? Its beginning and its end tell: pixels are decoded of a JPEG without its end alone.
 
 What a broken copy leaves behind is found so before anything is learnt. Never is a file called torn that can be decoded;
 damage inside of a file shows only there.
@@ -96,15 +96,24 @@ def _png(file: IO[bytes], _: Image.Image) -> bool:
     return not seen
 
 
-def _jpeg(file: IO[bytes], _: Image.Image) -> bool:
-    """Whether no end follows the first compressed pixels."""
+def _jpeg(file: IO[bytes], image: Image.Image) -> bool:
+    """Whether no end follows the first compressed pixels, and the file cannot be decoded without it."""
     if _bytes(file, -len(JPEG_END)) == JPEG_END:
         return False
     data, place = _bytes(file, 0), 2
     while place + 4 <= len(data) and data[place] == 0xFF:
         if data[place + 1] == JPEG_SCAN:
-            return JPEG_END not in data[place:]
+            return JPEG_END not in data[place:] and not _decodes(image)
         place += 1 if data[place + 1] == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return True
+
+
+def _decodes(image: Image.Image) -> bool:
+    """Whether all pixels of an image can be had: where the mark of its end alone lacks, they may be there."""
+    try:
+        image.load()
+    except Exception:  # Pillow's decoders raise almost anything on damaged files
+        return False
     return True
 
 

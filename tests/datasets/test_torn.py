@@ -106,6 +106,17 @@ def test_a_file_that_is_cut_is_told_unless_it_can_be_decoded(tmp_path: Path, kin
     assert fault_of(path)[0]
 
 
+@pytest.mark.parametrize("side", [16, 37, 64])
+def test_a_jpeg_without_the_mark_of_its_end_is_torn_only_where_its_pixels_are(tmp_path: Path, side: int) -> None:
+    path, spared = tmp_path / "x.jpg", 0
+    for seed in range(24):
+        pixels = np.random.default_rng(seed).integers(0, 255, (side, side, 3), np.uint8)
+        path.write_bytes(saved(pixels, "JPEG", quality=75 + seed % 12)[:-2])
+        assert (fault_of(path)[0] == "") is decodes(path), seed
+        spared += decodes(path)
+    assert spared or side != 37
+
+
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(sorted(WHOLE)), st.data())
 def test_no_file_is_called_torn_that_can_be_decoded(
