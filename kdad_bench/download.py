@@ -154,13 +154,15 @@ def download(
     part = target.with_name(f"{target.name}.part")
     if target.is_file():
         return target
-    failures, best = 0, _size(part)
+    failures, best, anew = 0, _size(part), False
     with _no_record_of_nothing(part):
         while True:
             try:
                 _continue(url, part, progress, stall_seconds, most_bytes)
                 break
             except _Again as error:
+                if _size(part) < best and not anew:  # another file is there by now: what comes is new, this one time
+                    best, anew = 0, True
                 failures = 1 if _size(part) > best else failures + 1
                 best = max(best, _size(part))
                 if failures >= attempts:

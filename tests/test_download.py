@@ -85,6 +85,17 @@ def test_a_changed_length_starts_again(server: Server, tmp_path: Path) -> None:
     assert get(server, tmp_path / "a").read_bytes() == longer
 
 
+@pytest.mark.parametrize("total", [2_000_000, None], ids=["another length", "longer than the file"])
+def test_an_old_part_does_not_count_against_a_connection_that_breaks_often(
+    server: Server, tmp_path: Path, total: int | None
+) -> None:
+    """Each attempt brings new bytes of the file that is there now, though fewer than were thrown away."""
+    (tmp_path / "a.part").write_bytes(b"x" * (900_000 if total else 1_100_000))
+    (tmp_path / "a.part.json").write_text(json.dumps({"url": server.url, "total": total, "version": ""}))
+    server.answer = lambda handler, number: serve(handler, send=100_000)
+    assert get(server, tmp_path / "a").read_bytes() == BODY
+
+
 def test_a_part_longer_than_the_file_starts_again(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.part").write_bytes(BODY + b"rubbish")
     (tmp_path / "a.part.json").write_text(json.dumps({"url": server.url, "total": None, "version": ""}))
