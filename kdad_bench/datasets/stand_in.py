@@ -17,7 +17,7 @@ from kdad_bench.datasets import cache
 from kdad_bench.datasets.category import GOOD, DatasetError, not_a_category
 from kdad_bench.datasets.entry import Counts, Entry
 from kdad_bench.datasets.synthetic.drawing import Canvas
-from kdad_bench.datasets.synthetic.embedded import MARKER, Split, settle, write_category
+from kdad_bench.datasets.synthetic.embedded import DRAFT, MARKER, Split, remove_drafts, settle, write_category
 from kdad_bench.datasets.synthetic.solids import Solid
 from kdad_bench.datasets.synthetic.subjects import Subject
 from kdad_bench.datasets.table import entries
@@ -106,24 +106,27 @@ def generate(
             continue
         scale = 1.0 if size is None else size / max(counts.width, counts.height)
         canvas = Canvas(max(1, round(counts.width * scale)), max(1, round(counts.height * scale)))
-        draft = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=root))
-        try:
-            write_category(
-                draft / name,
-                subject,
-                name=f"{like}/{name}/{seed}",
-                canvas=canvas,
-                splits=planned,
-                stand_in=True,
-                files=partial(original.drawn_files, name) if original.drawn_files is not None else None,
-                done=done,
-            )
-            if original.drawn_inside is not None:
-                original.drawn_inside(draft / name)
-            settle(draft / name, final)
-            _beside(original, root, final.name)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+        with cache.only_builder(final) as alone:
+            if alone:
+                remove_drafts(root, name)
+            draft = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=DRAFT, dir=root))
+            try:
+                write_category(
+                    draft / name,
+                    subject,
+                    name=f"{like}/{name}/{seed}",
+                    canvas=canvas,
+                    splits=planned,
+                    stand_in=True,
+                    files=partial(original.drawn_files, name) if original.drawn_files is not None else None,
+                    done=done,
+                )
+                if original.drawn_inside is not None:
+                    original.drawn_inside(draft / name)
+                settle(draft / name, final)
+                _beside(original, root, final.name)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
     return root
 
 

@@ -242,6 +242,14 @@ def test_a_stand_in_is_written_marked_and_read_back(tmp_path: Path) -> None:
         stand_in.generate("mvtec_ad", tmp_path, ["toothbrush"], size=65)
 
 
+def test_the_draft_of_a_killed_stand_in_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "synthetic_visa"
+    (root / ".pcb1.mefiqclh.tmp/pcb1").mkdir(parents=True)
+    short("visa", tmp_path, monkeypatch)
+    assert [path.name for path in root.iterdir() if path.name.endswith(".tmp")] == []
+    assert (root / "synthetic_pcb1").is_dir()
+
+
 STOPPED = {"mvtec_loco": mvtec_loco, "visa": visa}  # data set -> its module, which writes what is no drawing
 
 

@@ -274,9 +274,8 @@ class Embedded:
         return _sound.get(folder) == stamps
 
     def _draw(self, name: str, final: Path, *, tidy: bool) -> None:
-        if tidy:  # drafts of killed builders; with the lock held nobody else is drawing this category
-            for left in final.parent.glob(f".{name}.*{DRAFT}"):
-                shutil.rmtree(left, ignore_errors=True)
+        if tidy:  # with the lock held nobody else is drawing this category
+            remove_drafts(final.parent, name)
         draft = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=DRAFT, dir=final.parent))
         side = SCAN_SIZE if isinstance(self.subjects[name], Solid) else SIZE
         try:
@@ -311,6 +310,13 @@ def embedded_splits(subject: Subject | Solid) -> list[Split]:
     splits.append(Split(split="test", kind=GOOD, defect=None, count=TEST_GOOD))
     splits += [Split(split="test", kind=defect, defect=defect, count=PER_DEFECT) for defect in subject.defects]
     return splits
+
+
+def remove_drafts(parent: Path, name: str) -> None:
+    """Remove what killed builders of a category left."""
+    for left in parent.iterdir():
+        if left.name.startswith(f".{name}.") and left.name.endswith(DRAFT):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def settle(draft: Path, final: Path) -> None:
