@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,9 +54,11 @@ class DataSetName(click.ParamType[str]):
         if ctx is not None and ctx.resilient_parsing:  # Tab: a line that is not sent yet runs no file's code
             return value
         try:
-            value = named(value)[0]  # of a file, or of an installed package
+            value, path = named(value)  # of a file, or of an installed package
         except DatasetError as error:
             self.fail(str(error), param, ctx)
+        if path is not None:
+            self.fail(f"{value} takes no path here; leave out :{path}", param, ctx)
         if value not in self.names():
             self.fail(f"{spelt(value, self.names())} is not one of {', '.join(self.names())}", param, ctx)
         return value
@@ -235,16 +238,26 @@ def preview(
     from kdad_bench import datasets
     from kdad_bench.datasets.category import printable
     from kdad_bench.datasets.preview import contact_sheet
+    from kdad_bench.files import write_whole
 
     try:
         found: list[Category] = datasets.categories(dataset, data_root, names, modality=modality, partly=True)
         out.mkdir(parents=True, exist_ok=True)
         for category in found:
-            path = out / f"{category.dataset.partition(':')[0]}-{category.name}-{modality}.png"
-            contact_sheet(category, columns=columns, side=side).save(path)
+            path = out / f"{_called(category)}-{modality}.png"
+            sheet = contact_sheet(category, columns=columns, side=side)
+            write_whole(path, partial(sheet.save, format="PNG"))
             click.echo(printable(str(path)))
     except (datasets.DatasetError, OSError) as error:
         raise BadInput(str(error)) from error
+
+
+def _called(category: Category) -> str:
+    """What a contact sheet is called: data set and category, of a path its last folder (or table), too."""
+    name, _, path = category.dataset.partition(":")
+    place = Path(path)
+    ends = [place.name.removesuffix(".csv").removesuffix(".parquet"), place.parent.name] if path else []
+    return "-".join([name, *[end for end in ends if end not in ("", category.name)][:1], category.name])
 
 
 @data.command()

@@ -179,8 +179,23 @@ def test_the_preview_command_writes_a_sheet_per_category(tree: Path, tmp_path: P
     )
     assert both.exit_code == 0, both.output
     names = sorted(path.name for path in (tmp_path / "sheets").iterdir())
-    assert names == ["folder-bolt-rgb.png", "mvtec_3d_ad-bagel-rgb+depth.png"]
+    assert names == ["folder-set-bolt-rgb.png", "mvtec_3d_ad-bagel-rgb+depth.png"]
     assert command("preview", "coco").exit_code == 2
+
+
+def test_sheets_of_two_paths_are_two_files(tree: Path, tmp_path: Path) -> None:
+    shutil.copytree(tree, tmp_path / "other")
+    for place in (tree, tmp_path / "other/bolt"):
+        assert command("preview", f"folder:{place}", "--out", tmp_path / "sheets", "--side", 16).exit_code == 0
+    names = sorted(path.name for path in (tmp_path / "sheets").iterdir())
+    assert names == ["folder-other-bolt-rgb.png", "folder-set-bolt-rgb.png"]
+
+
+@pytest.mark.parametrize("call", [("verify", ".", "--against"), ("fetch",), ("generate", "--like")])
+def test_a_path_behind_a_name_is_refused_where_none_is_taken(call: tuple[str, ...]) -> None:
+    done = command(*call, "mvtec_ad:foo")
+    assert done.exit_code == 2
+    assert "mvtec_ad takes no path here; leave out :foo" in " ".join(done.output.replace("│", " ").split())
 
 
 def test_the_generate_command_draws_a_stand_in(tmp_path: Path) -> None:
