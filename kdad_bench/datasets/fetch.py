@@ -29,6 +29,7 @@ from kdad_bench.download import (
 from kdad_bench.files import sweep
 
 CHUNK = 1 << 20
+ROOM = 0.9  # of the room that is needed, as far as it is known; with less nothing is begun
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,9 +114,17 @@ def fetch(
                 return place
             _free(source, out / source.name)
             _left_by_killed(work)
+            published = sha256 is None  # another archive is of another size
+            if archive is None and published:
+                here = sum(
+                    (work / name).stat().st_size for name in ("archive", "archive.part") if (work / name).exists()
+                )
+                _room(source, out, max(0, source.download_bytes - here) + source.unpacked_bytes)
             path = archive or _downloaded(source, url, work, progress, stall_seconds, pause_seconds)
             before = _stamp(path)
             _checked(path, source, sha256, progress, mine=archive is None)
+            if published:
+                _room(source, out, source.unpacked_bytes)
             with _unpacked(path, work / "draft", limits, progress) as draft:
                 if _stamp(path) != before:
                     raise DatasetError(f"{path}: changed while it was read; nothing was placed")
@@ -171,6 +180,16 @@ def _at_home(path: Path) -> Path:
 def _free(source: Source, final: Path) -> None:
     if os.path.lexists(final):
         raise DatasetError(f"{final}: something lies there that is not {source.title}; move it away or choose --out")
+
+
+def _room(source: Source, out: Path, needed: int) -> None:
+    """Raises DatasetError where `out` has clearly less room than the bytes `needed`, which are known about."""
+    free = shutil.disk_usage(out).free
+    if free < ROOM * needed:
+        raise DatasetError(
+            f"{out}: {free / 1e9:.1f} GB free, and {source.title} needs about {needed / 1e9:.1f} GB more; "
+            "free space or choose --out"
+        )
 
 
 def _left_by_killed(work: Path) -> None:

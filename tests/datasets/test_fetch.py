@@ -12,6 +12,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -152,6 +153,18 @@ def test_a_killed_fetch_is_gone_on_with_and_leaves_no_debris(
     assert fetching.fetch(source[0], out, url=server.url) == out / "mvtec_ad"
     assert len(trained(out)) == 2
     assert os.listdir(out) == ["mvtec_ad"]
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_a_disk_without_room_for_what_is_unpacked_is_told_before_that(
+    server: Server, tmp_path: Path, source: tuple[fetching.Source, bytes], local: bool
+) -> None:
+    (tmp_path / "a.tar.xz").write_bytes(source[1])
+    large = replace(source[0], unpacked_bytes=1 << 60)
+    with pytest.raises(DatasetError, match=r"GB free, and MVTec AD needs about 1152921504\.6 GB more; free space"):
+        fetching.fetch(large, tmp_path / "out", url=server.url, archive=tmp_path / "a.tar.xz" if local else None)
+    assert server.ranges == []
+    assert not (tmp_path / "out/mvtec_ad").exists()
 
 
 def test_the_debris_of_a_fetch_is_swept_where_the_data_set_is_there(tmp_path: Path) -> None:
