@@ -25,7 +25,8 @@ from kdad_bench.process import aside, in_main_thread
 
 GROUP = "kdad_bench.datasets"  # entry points of installed packages: NAME = "module:ENTRY"
 STAND_IN = "synthetic_"  # how the names of drawn stand-ins begin
-NUMBERS = [one.name for one in fields(Counts) if one.name not in ("types", "width", "height")]  # of images
+NUMBERS = [one.name for one in fields(Counts) if one.name not in ("types", "renamed", "width", "height")]
+TOTALS = [*NUMBERS, "masks"]  # NUMBERS are of images
 NO_NAME = "of letters that show, without a slash"
 
 
@@ -125,9 +126,11 @@ def reasons_against(entry: Any, taken: Collection[str]) -> Iterator[str]:
     for name, counts in entry.published.items():
         yield from reasons_against_counts(name, counts)
     if not isinstance(entry.totals, Mapping) or not all(
-        name in NUMBERS and is_count(value) for name, value in entry.totals.items()
+        name in TOTALS and is_count(value) for name, value in entry.totals.items()
     ):
-        yield f"totals {entry.totals!r} are not whole numbers from 0 on by {', '.join(NUMBERS)}"
+        yield f"totals {entry.totals!r} are not whole numbers from 0 on by {', '.join(TOTALS)}"
+    if not isinstance(entry.needs, tuple) or not all(map(is_name, entry.needs)):
+        yield f"needs {entry.needs!r} are not names of files, in a tuple"
     for name in ("takes_path", "takes_file", "closed", "confirmed"):
         if not isinstance(getattr(entry, name), bool):
             yield f"{name} is {getattr(entry, name)!r}, neither True nor False"
@@ -141,8 +144,10 @@ def reasons_against_counts(name: Any, counts: Counts) -> Iterator[str]:
         value = getattr(counts, field)
         if not is_count(value) and (value is not None or field in ("unlabelled", "width", "height")):
             yield f"published: {field} of {name!r} is {value!r}, no whole number from 0 on"
-    if not isinstance(counts.types, tuple) or not all(map(is_name, counts.types)):
-        yield f"published: types of {name!r} are {counts.types!r}, not names of defects, in a tuple"
+    for field in ("types", "renamed"):
+        value = getattr(counts, field)
+        if not isinstance(value, tuple) or not all(map(is_name, value)):
+            yield f"published: {field} of {name!r} are {value!r}, not names of defects, in a tuple"
 
 
 def is_count(value: object) -> bool:
