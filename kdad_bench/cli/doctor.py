@@ -101,12 +101,14 @@ def kernels_found() -> Iterator[Finding]:
     import torch
 
     from kdad_bench import kernels
-    from kdad_bench.kernels import dispatch
+    from kdad_bench.kernels import cpp_path, dispatch
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
         try:
-            yield Finding(f"kernels on {device}", "ok", str(kernels.path(device)))
+            path = str(kernels.path(device))
+            why = cpp_path.missing() if device == "cpu" and path == "torch" and dispatch.forced() is None else None
+            yield Finding(f"kernels on {device}", "note" if why else "ok", f"{path}: {why}" if why else path)
         except ValueError as error:
             yield Finding(f"kernels on {device}", "missing", str(error))
     if dispatch.has_triton():

@@ -53,25 +53,30 @@ def library() -> ctypes.CDLL:
     return load(Path(__file__).parent)
 
 
+def built(folder: Path = Path(__file__).parent) -> Path | None:
+    """The library in `folder`, whether it can be used or not; None if there is none."""
+    return next((path for suffix in EXTENSION_SUFFIXES if (path := folder / f"{NAME}{suffix}").exists()), None)
+
+
 def load(folder: Path) -> ctypes.CDLL:
     """The library that setup.py built into `folder` from `sources(folder)`.
 
     Raises Missing if it was not built, does not load, lacks a function, or was built from other sources than these.
     """
-    built = next((path for suffix in EXTENSION_SUFFIXES if (path := folder / f"{NAME}{suffix}").exists()), None)
-    if built is None:
+    file = built(folder)
+    if file is None:
         raise Missing(
             f"the C++ library {NAME} was not built (no compiler at install?); run `pip install .` with a C++17 compiler"
         )
     try:
-        loaded = ctypes.CDLL(str(built))
+        loaded = ctypes.CDLL(str(file))
         for name, (result, arguments) in SIGNATURES.items():
             function = getattr(loaded, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
-        raise Missing(f"{built.name} does not load ({error}); reinstall the package") from error
+        raise Missing(f"{file.name} does not load ({error}); reinstall the package") from error
     if loaded.kdad_source() != checksum(sources(folder)):
-        raise Missing(f"{built.name} was built from other sources than {folder / 'cpp'} holds; reinstall the package")
+        raise Missing(f"{file.name} was built from other sources than {folder / 'cpp'} holds; reinstall the package")
     return loaded
 
 

@@ -51,6 +51,7 @@ def torch_thread_pool() -> ctypes.c_void_p | None:
     return None
 
 
+@cache
 def missing() -> str | None:
     """Why the compiled kernels cannot be used, or None if they can."""
     try:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from kdad_bench.kernels import cpp_path, torch_path
+from kdad_bench.kernels import compiled, cpp_path, torch_path
 from kdad_bench.kernels.protocol import Path
 
 # Triton 3.9 warns at its import when nobody chose whether a multiply and an add may fuse; here they may.
@@ -43,7 +43,8 @@ def has_triton() -> bool:
 def path(device: str | torch.device = "cpu") -> str:
     """The path that float32 tensors on `device` take: "reference", "torch", "cpp" or "triton".
 
-    Raises ValueError if KDAD_KERNELS names no path, or names Triton for a CPU outside Triton's interpreter.
+    Raises ValueError if KDAD_KERNELS names no path, C++ for another device than a CPU, or Triton for a CPU outside
+    Triton's interpreter.
     """
     cuda = torch.device(device).type == "cuda"
     wanted = forced()
@@ -51,6 +52,8 @@ def path(device: str | torch.device = "cpu") -> str:
         return wanted
     if wanted == "triton" and not cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError("KDAD_KERNELS=triton needs CUDA tensors, or TRITON_INTERPRET=1 set before the start")
+    if wanted == "cpp" and torch.device(device).type != "cpu":
+        raise ValueError(f"KDAD_KERNELS=cpp needs CPU tensors; these are on {device}")
     if cuda or wanted == "triton":
         if has_triton():
             return "triton"
@@ -61,8 +64,8 @@ def path(device: str | torch.device = "cpu") -> str:
     why = cpp_path.missing()
     if why is None:
         return "cpp"
-    if wanted == "cpp":
-        tell(f"KDAD_KERNELS=cpp: {why}; plain PyTorch is used")
+    if wanted == "cpp" or compiled.built() is not None:  # one was asked for, or is there and refused
+        tell(f"{'KDAD_KERNELS=cpp: ' if wanted else ''}{why}; plain PyTorch is used")
     return "torch"
 
 

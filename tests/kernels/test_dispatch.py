@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from kdad_bench import kernels
-from kdad_bench.kernels import cpp_path, dispatch, losses, protocol, reference, torch_path
+from kdad_bench.cli import doctor
+from kdad_bench.kernels import compiled, cpp_path, dispatch, losses, protocol, reference, torch_path
 from tests.kernels.checks import GRADIENT_TOLERANCE, assert_same_direction, double, pair
 
 
@@ -45,8 +47,16 @@ def test_triton_on_a_cpu_is_refused_outside_the_interpreter(monkeypatch: pytest.
         kernels.path("cpu")
 
 
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
+def test_compiled_kernels_are_refused_off_the_cpu(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDAD_KERNELS", "cpp")
+    with pytest.raises(ValueError, match=f"KDAD_KERNELS=cpp needs CPU tensors; these are on {device}"):
+        kernels.path(device)
+
+
 def test_missing_compiled_kernels_are_reported_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpp_path, "missing", lambda: "the C++ kernels were not built")
+    monkeypatch.setattr(compiled, "built", lambda: None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert kernels.path() == "torch"
@@ -56,6 +66,21 @@ def test_missing_compiled_kernels_are_reported_only_when_asked_for(monkeypatch: 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert kernels.path() == "torch"
+
+
+def test_compiled_kernels_that_are_there_and_refused_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    why = "_cpp.so was built from other sources than cpp holds; reinstall the package"
+    monkeypatch.setattr(cpp_path, "missing", lambda: why)
+    monkeypatch.setattr(compiled, "built", lambda: Path("_cpp.so"))
+    with pytest.warns(RuntimeWarning, match=f"{why}; plain PyTorch is used"):
+        assert kernels.path() == "torch"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kernels.path() == "torch"
+        found = next(doctor.kernels_found())
+    assert (found.what, found.state, found.text) == ("kernels on cpu", "note", f"torch: {why}")
+    monkeypatch.setenv("KDAD_KERNELS", "torch")
+    assert next(doctor.kernels_found()).state == "ok"
 
 
 def test_kernel_that_fails_to_compile_is_replaced_with_one_warning_that_says_why(
