@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -59,6 +60,32 @@ CLONES void blend_rows(const float* __restrict a, const float* __restrict b, flo
     if (how == 0) for (i64 x = 0; x < n; x++) out[x] = a[x] + part * (b[x] - a[x]);
     else if (how == 1) for (i64 x = 0; x < n; x++) out[x] += a[x] + part * (b[x] - a[x]);
     else for (i64 x = 0; x < n; x++) out[x] *= a[x] + part * (b[x] - a[x]);
+}
+
+CLONES bool all_finite(const float* in, i64 n) {
+    int beyond = 0;
+    for (i64 x = 0; x < n; x++) beyond |= !(std::fabs(in[x]) <= FLT_MAX);
+    return !beyond;
+}
+
+// Infinity less infinity is no number, where shares of both are infinite: what the differences above made NaN of, by shares. Slow,
+// for rows that are not finite alone; `before` is what `out` held.
+float by_shares(float a, float b, float part) {
+    const volatile float rest = 1 - part, low = a * rest, high = b * part;  // else a compiler may make differences of it again
+    return low + high;
+}
+
+void mend_stretched(const float* in, const Axis& axis, float* out, i64 n) {
+    for (i64 x = 0; x < n; x++)
+        if (out[x] != out[x]) out[x] = by_shares(in[axis.low[x]], in[axis.high[x]], axis.part[x]);
+}
+
+void mend_blended(const float* a, const float* b, float part, const float* before, float* out, i64 n, int how) {
+    for (i64 x = 0; x < n; x++)
+        if (out[x] != out[x]) {
+            const float v = by_shares(a[x], b[x], part);
+            out[x] = how == 0 ? v : how == 1 ? before[x] + v : before[x] * v;
+        }
 }
 
 CLONES void blur_along_row(const float* __restrict padded, const float* __restrict weights, i64 taps, float* __restrict out, i64 n) {
@@ -143,10 +170,12 @@ void fuse_band(Fusion& f, i64 n, i64 y0, i64 y1, double* highest) {
     const i64 lo = blurs ? std::max<i64>(0, y0 - radius) : y0, hi = blurs ? std::min(e.h, y1 + radius) : y1;
     static thread_local std::vector<float> stretched, fused, line, padded;
     static thread_local std::vector<const float*> window;
+    static thread_local std::vector<char> finite;  // of the stretched rows
 
     i64 sources = 0;
     for (int k = 0; k < e.maps; k++) sources += f.down[k].high[hi - 1] - f.down[k].low[lo] + 1;
     if ((i64)stretched.size() < sources * W) stretched.resize(sources * W);
+    if ((i64)finite.size() < sources) finite.resize(sources);
     if ((i64)fused.size() < (hi - lo) * W) fused.resize((hi - lo) * W);
     if ((i64)line.size() < W) line.resize(W);
     if (blurs && (i64)padded.size() < W + 2 * radius) padded.resize(W + 2 * radius);
@@ -170,11 +199,21 @@ void fuse_band(Fusion& f, i64 n, i64 y0, i64 y1, double* highest) {
             float* out = base + (r - first) * W;
             if (e.mw[k] == W) std::memcpy(out, in, W * sizeof(float));
             else stretch_row(in, f.across[k].low.data(), f.across[k].high.data(), f.across[k].part.data(), out, W);
+            finite[at + r - first] = all_finite(in, e.mw[k]);
+            if (!finite[at + r - first] && e.mw[k] != W) mend_stretched(in, f.across[k], out, W);
             if (f.early) { blur_row(out, line.data()); std::memcpy(out, line.data(), W * sizeof(float)); }
         }
-        for (i64 y = lo; y < hi; y++)
-            blend_rows(base + (f.down[k].low[y] - first) * W, base + (f.down[k].high[y] - first) * W, f.down[k].part[y],
-                       fused.data() + (y - lo) * W, W, k == 0 ? 0 : e.product ? 2 : 1);
+        const int how = k == 0 ? 0 : e.product ? 2 : 1;
+        for (i64 y = lo; y < hi; y++) {
+            const i64 low = f.down[k].low[y] - first, high = f.down[k].high[y] - first;
+            const float *a = base + low * W, *b = base + high * W;
+            const float part = f.down[k].part[y];
+            float* out = fused.data() + (y - lo) * W;
+            const bool mends = !finite[at + low] || !finite[at + high];
+            if (mends && how) std::memcpy(line.data(), out, W * sizeof(float));
+            blend_rows(a, b, part, out, W, how);
+            if (mends) mend_blended(a, b, part, line.data(), out, W, how);
+        }
         at += last - first + 1;
     }
     if (blurs && !f.early)
