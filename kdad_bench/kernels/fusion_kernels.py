@@ -15,15 +15,19 @@ import triton
 import triton.language as tl
 
 FEW_ROWS = tl.constexpr(4)  # that are read sample by sample at a time
+BEYOND = tl.constexpr(1024)  # target positions that a tile at the edge has beyond it, at most
 
 
 @triton.jit
 def bilinear(i, SOURCE: tl.constexpr, TARGET: tl.constexpr, ALIGN: tl.constexpr):
     """Low and high source index, in exact integer arithmetic, and the high one's share at target positions `i`."""
     UNDER: tl.constexpr = 2 * TARGET if not ALIGN else (TARGET - 1 if TARGET > 1 else 1)
+    if 2 * SOURCE * (TARGET + BEYOND) >= 1 << 31:
+        i = i.to(tl.int64)
     over = i * (SOURCE - 1) if ALIGN else tl.maximum((2 * i + 1) * SOURCE - TARGET, 0)
     low = tl.minimum(over // UNDER, SOURCE - 1)
     part = (over - low * UNDER).to(tl.float32) * (1.0 / UNDER)
+    low = low.to(tl.int32)
     return low, tl.minimum(low + 1, SOURCE - 1), part
 
 

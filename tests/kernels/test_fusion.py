@@ -186,3 +186,22 @@ def test_a_wrong_size_of_a_map_is_refused_before_anything_runs(says: str, path: 
 def test_an_infinite_blur_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match="finite; got inf"):
         kernels.gaussian_blur(torch.rand(1, 8, 8), float("inf"))
+
+
+@pytest.mark.parametrize("mode", ["sum", "product"])
+def test_infinity_stays_what_it_is(mode: str, device: torch.device) -> None:
+    """Squared distances overflow; an image's score would be no number by one path alone."""
+    for k, place in ((0, (2, 2)), (1, (0, 0)), (0, (2, 0)), (1, (-1, -1))):
+        maps = [m + 1 for m in maps_of([(6, 6), (3, 5)], device=device)]
+        maps[k][0][place] = torch.inf
+        found = kernels.fuse_scales(maps, (12, 12), mode=mode)
+        expected = reference.fuse_scales(double(*maps), (12, 12), mode=mode)
+        assert torch.equal(found.cpu().isnan(), expected.isnan()), place
+        assert torch.equal(found.cpu().isinf(), expected.isinf()), place
+
+
+@pytest.mark.parametrize("align", [False, True])
+def test_positions_are_counted_beyond_int32(align: bool, device: torch.device) -> None:
+    row = torch.linspace(0, 1, 1 << 21).view(1, 1, -1)
+    found = kernels.fuse_scales([row.to(device)], (1, 1100), align_corners=align)
+    assert_close(found, reference.fuse_scales([row.double()], (1, 1100), align_corners=align), 1e-3, 1e-6)
