@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from kdad_bench.kernels import cpp_path, dispatch
 
@@ -46,9 +47,12 @@ def unwatched(x: Tensor) -> bool:
 
 
 def bare(module: nn.Module) -> bool:
-    """Whether calling `module` is calling its class's forward: no hooks (pruning has some), no parametrisation."""
+    """Whether calling `module` is calling its class's forward: no hooks of its own (pruning has some) or of all
+    modules, no parametrisation, no forward of its own (accelerate puts one)."""
     return not (
-        module._forward_pre_hooks
+        _has_any_global_hook()
+        or "forward" in module.__dict__
+        or module._forward_pre_hooks
         or module._forward_hooks
         or module._backward_pre_hooks
         or module._backward_hooks

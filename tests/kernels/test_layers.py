@@ -11,10 +11,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdad_bench.kernels import cpp_path, depthwise_same, inference_conv, layers, norm_clamp, pointwise_norm_clamp
+from kdad_bench.kernels import (
+    cpp_path,
+    depthwise_same,
+    inference_conv,
+    layers,
+    norm_clamp,
+    norm_relu,
+    pointwise_norm_clamp,
+)
 
 needs_compiled = pytest.mark.skipif(cpp_path.missing() is not None, reason="the C++ kernels were not built")
 INFINITY = float("inf")
@@ -407,3 +416,20 @@ def test_the_layers_step_aside_for_traces_and_transforms() -> None:
     assert layers.unwatched(x)
     assert not any(seen)
     assert len(seen) >= 2
+
+
+def test_hooks_of_all_modules_are_called() -> None:
+    norm, relu, x = nn.BatchNorm2d(16), nn.ReLU(), torch.randn(2, 16, 8, 8).to(memory_format=torch.channels_last)
+    called: list[nn.Module] = []
+    handle = register_module_forward_hook(lambda module, *_: called.append(module))
+    try:
+        norm_relu(norm, relu, x)
+    finally:
+        handle.remove()
+    assert called == [norm, relu]
+
+
+def test_a_forward_that_was_put_in_place_of_the_class_s_is_called() -> None:
+    norm, x = nn.BatchNorm2d(16), torch.randn(2, 16, 8, 8).to(memory_format=torch.channels_last)
+    norm.forward = lambda x: x * 0  # type: ignore[method-assign]
+    assert float(norm_relu(norm, None, x).abs().max()) == 0
