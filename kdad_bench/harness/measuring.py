@@ -22,7 +22,7 @@ from kdad_bench.harness.speed_key import configuration, key_of, learns_its_cost
 from kdad_bench.leaderboard import measurement, store
 from kdad_bench.leaderboard.folder import MissingFolder, open_folder
 from kdad_bench.leaderboard.measurement import Measurement
-from kdad_bench.leaderboard.row import Row
+from kdad_bench.leaderboard.row import Row, instant
 from kdad_bench.leaderboard.store import Finished
 from kdad_bench.methods.foreign import guarded
 
@@ -173,7 +173,7 @@ def middling(out: str, keys: Set[str]) -> dict[str, int]:
     newest row, whichever of them a run was asked for."""
     columns = ("dataset", "category", "seed", "status", "created_at", "speed_key", "train_images")
     newest: dict[str, dict[tuple[object, ...], int]] = {}
-    for row in sorted(store.read(out, columns).rows(), key=lambda row: str(row["created_at"])):
+    for row in sorted(store.read(out, columns).rows(), key=lambda row: instant(row["created_at"])):
         if row["status"] == "ok" and row["speed_key"] in keys and row["train_images"] is not None:
             newest.setdefault(row["speed_key"], {})[row["dataset"], row["category"], row["seed"]] = row["train_images"]
     return {key: statistics.median_low(counts.values()) for key, counts in newest.items()}

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from kdad_bench.leaderboard.board import SEVERAL_VERSIONS, Board
 from kdad_bench.leaderboard.grouping import entrants_of, identity_of
 from kdad_bench.leaderboard.metric import HEADLINE
+from kdad_bench.leaderboard.row import instant
 from kdad_bench.leaderboard.summary import Entrant, Estimate, Group, Summary
 
 LEAST_HEIGHT = 0.05  # of the axis up of a curve's drawing
@@ -146,7 +147,7 @@ class Curve:
     def _rows(self) -> list[Mapping[str, Any]]:
         """The rows of all points, the oldest first."""
         every = (row for place in self.places for rows in place.board.rows.values() for row in rows)
-        return sorted(every, key=lambda row: (row["created_at"] or "", row["job_id"]))
+        return sorted(every, key=lambda row: (instant(row["created_at"]), row["job_id"]))
 
     @cached_property
     def _makers(self) -> dict[str, Entrant]:
@@ -164,11 +165,13 @@ class Curve:
     @cached_property
     def _stale(self) -> tuple[tuple[Place, tuple[str, ...]], ...]:
         """For each point, the categories whose rows there are of other files than the newest row of any point."""
-        newest = {row["category"]: row["data_fingerprint"] for row in self._rows}
+        newest = {row["category"]: row["data_fingerprint"] for row in self._rows if row["data_fingerprint"] is not None}
         found = []
         for place in self.places:
             there = {(r["category"], r["data_fingerprint"]) for rows in place.board.rows.values() for r in rows}
-            found.append((place, tuple(sorted(name for name, content in there if content != newest[name]))))
+            found.append(
+                (place, tuple(sorted(name for name, content in there if content not in (None, newest.get(name)))))
+            )
         return tuple(found)
 
     @cached_property

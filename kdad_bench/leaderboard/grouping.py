@@ -16,7 +16,7 @@ import numpy as np
 
 from kdad_bench.leaderboard.families import family_of
 from kdad_bench.leaderboard.images import of_jobs
-from kdad_bench.leaderboard.row import UNAVAILABLE
+from kdad_bench.leaderboard.row import UNAVAILABLE, instant
 from kdad_bench.leaderboard.summary import Entrant, Group, Summary
 
 MOST_ENTRANTS = 200  # of one table; every pair of them is compared
@@ -32,7 +32,7 @@ def summarise(rows: Iterable[Mapping[str, Any]], metrics: Sequence[str]) -> list
     The result does not depend on the order of the rows. Where a job was repeated the newest row counts; where a
     category's files changed between rows, only rows of the newest content count; `problems` says what was left out.
     """
-    ordered = sorted(rows, key=lambda row: (row["created_at"] or "", row["job_id"]))
+    ordered = sorted(rows, key=lambda row: (instant(row["created_at"]), row["job_id"]))
     groups: dict[Group, list[Mapping[str, Any]]] = {_group(row): [] for row in ordered}
     for row in ordered:
         groups[_group(row)].append(row)

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,9 +123,14 @@ def found(place: Folder) -> tuple[dict[str, Measurement], list[tuple[str, str]]]
             why = printable((str(error).splitlines() or [type(error).__name__])[0])[:200]
             problems.append((entry.name, f"unreadable measurement ({why})"))
             continue
-        if made.key not in newest or made.created_at > newest[made.key].created_at:
+        if made.key not in newest or _age(made) > _age(newest[made.key]):
             newest[made.key] = made
     return newest, problems
+
+
+def _age(made: Measurement) -> tuple[datetime, str]:
+    """What sorts measurements from the oldest to the newest."""
+    return rows.instant(made.created_at), made.key
 
 
 def _read(place: Folder, name: str) -> Measurement:
@@ -151,11 +157,12 @@ def joined(table: pa.Table, measured: Mapping[str, Measurement]) -> pa.Table:
     """`table` (with `speed_key` and `job_id`) with the figures of `measured` in the rows that name them or are covered.
 
     A row that names a measurement which is not there has no figures; one that names none and is not covered keeps its
-    own. Covered rows name their measurement afterwards.
+    own. Covered rows name their measurement afterwards: of several that cover one the newest, which was made with other
+    versions or on other cores.
     """
     import pyarrow as pa
 
-    covering = {job: made for made in measured.values() for job in made.covers}
+    covering = {job: made for made in sorted(measured.values(), key=_age) for job in made.covers}
     keys = table["speed_key"].to_pylist()
     pairs = zip(keys, table["job_id"].to_pylist(), strict=True)
     shared = [measured.get(key) if key else covering.get(job) for key, job in pairs]

@@ -244,6 +244,13 @@ def default(name: str) -> Any:
     return None if value is dataclasses.MISSING else value
 
 
+def instant(date: str | None) -> datetime:
+    """The moment that `created_at` names, UTC where it names no zone; long ago without one. Texts of one moment differ
+    by zone, and do not sort as moments do."""
+    found = datetime.fromisoformat(date or "1970-01-01")
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+
+
 def describe() -> list[tuple[str, str, str]]:
     """(column, Parquet type, meaning) of every column, in order."""
     return list(_DESCRIBED)

@@ -8,7 +8,7 @@ import re
 import sqlite3
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
@@ -112,17 +112,11 @@ def _after_others(row: Row, place: Folder) -> Row:
         return row
     there = load(place, ("job_id", "created_at"), lambda name: _may_hold(name, row.job_id)).table
     dates = zip(there["job_id"].to_pylist(), there["created_at"].to_pylist(), strict=True)
-    latest = max((_instant(date) for job, date in dates if job == row.job_id), default=_instant(None))
-    if latest < _instant(row.created_at):
+    latest = max((rows.instant(date) for job, date in dates if job == row.job_id), default=rows.instant(None))
+    if latest < rows.instant(row.created_at):
         return row
     after = (latest + timedelta(microseconds=1)).isoformat(timespec="microseconds")
     return row if rows.fault("created_at", after) else replace(row, created_at=after)
-
-
-def _instant(date: str | None) -> datetime:
-    """The moment that `created_at` names, UTC where it names no zone; long ago without one."""
-    found = datetime.fromisoformat(date or "1970-01-01")
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
 def _may_hold(name: str, *jobs: str) -> bool:
@@ -304,7 +298,7 @@ def _best(table: pa.Table) -> dict[str, tuple[tuple[bool, datetime], int]]:
 
 def _rank(status: str, created: str | None) -> tuple[bool, datetime]:
     """Which of two rows of a job counts: ok before failed, then the newest."""
-    return status == "ok", _instant(created)
+    return status == "ok", rows.instant(created)
 
 
 def compact(folder: str | Path) -> tuple[int, Path | str | None]:

@@ -279,6 +279,12 @@ def test_values_of_other_files_than_the_newest_are_left_out_and_said() -> None:
     assert only(few()).left_out == ""
 
 
+def test_a_newest_row_that_does_not_know_its_files_leaves_none_out() -> None:
+    newest = "2026-12-24T10:00:00+00:00"
+    rows = [replace(row, data_fingerprint=None, created_at=newest) if row.k_shot == 8 else row for row in few()]
+    assert only(rows).left_out == ""
+
+
 def together(rows: list[Row], images: int | None = None) -> list[Row]:
     """The same rows of one model for both categories, which learnt from `images` in all."""
     made = []

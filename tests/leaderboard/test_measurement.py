@@ -190,6 +190,17 @@ def test_of_two_measurements_with_one_key_the_newest_counts(tmp_path: Path) -> N
     assert {line["latency_ms"] for line in store.read(tmp_path).rows()} == {9.0}
 
 
+@pytest.mark.parametrize(("older", "newer"), [(KEY, OTHER), (OTHER, KEY)])
+def test_of_two_measurements_that_cover_a_row_the_newest_counts(older: str, newer: str, tmp_path: Path) -> None:
+    """Keys differ by versions and cores, jobs do not; nor do the names of the files say which is newer."""
+    row = plausible.row("stfpm", "bottle", 0)
+    first = replace(made(older, covers=(row.job_id,), latency_ms=50.0), created_at="2026-01-02T01:00:00+00:00")
+    anew = replace(made(newer, covers=(row.job_id,), latency_ms=5.0), created_at="2026-01-01T23:30:00-05:00")
+    put(tmp_path, row, first, anew)
+    (line,) = store.read(tmp_path).rows()
+    assert (line["latency_ms"], line["speed_key"]) == (5.0, newer)
+
+
 def test_what_was_measured_once_counts_once_in_tables_and_exports(tmp_path: Path) -> None:
     put(tmp_path, *sharing(), made())
     (cost,) = (line for line in long_table.lines([board(tmp_path)]) if line["metric"] == "latency_ms")

@@ -375,6 +375,14 @@ def test_the_newest_row_of_a_repeated_job_counts_and_this_is_said() -> None:
         assert summary.problems == ("1 results of repeated jobs left out: the newest row of each counts",)
 
 
+def test_the_newest_row_is_so_by_the_moment_whatever_zone_its_text_names() -> None:
+    rows = [
+        row("a", "x", 0, 0.5, job_id="later", created_at="2026-01-01T23:30:00-05:00"),
+        row("a", "x", 0, 0.9, job_id="earlier", created_at="2026-01-02T01:00:00+00:00"),
+    ]
+    assert only(rows).jobs == {("a", "x", 0): "later"}
+
+
 def test_a_later_failure_does_not_erase_a_result() -> None:
     failure = dataclasses.replace(
         row("a", "x", 0, None, job_id="z", created_at="2026-03-01T00:00:00"), status="failed", reason="killed"
