@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdad_bench import files
-from kdad_bench.leaderboard import chart, curve_figures
+from kdad_bench.leaderboard import chart, curve_figures, measurement
 from kdad_bench.leaderboard.axes import curves, shown_whole
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.folder import StoreError
@@ -223,13 +223,14 @@ def joined(average: Mapping[str, float], distance: float) -> list[tuple[float, f
 
 
 def batches(board: Board, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """entrant -> (batch, median images/s over jobs), of the jobs with a throughput curve."""
+    """entrant -> (batch, median images/s over jobs with a throughput curve); what jobs share counts once."""
     curves = {row["job_id"]: row["throughput"] for row in rows if row.get("throughput")}
     found = {}
     for key in board.order:
         by_batch: dict[int, list[float]] = {}
-        for row in board.rows[key]:
-            for point in curves.get(row["job_id"], ()):
+        members = [{**row, "throughput": curves.get(row["job_id"])} for row in board.rows[key]]
+        for curve in measurement.distinct(members, "throughput"):
+            for point in curve:
                 by_batch.setdefault(point["batch"], []).append(point["images_per_second"])
         if len(by_batch) > 1:
             found[key] = [(batch, float(np.median(by_batch[batch]))) for batch in sorted(by_batch)]
@@ -261,7 +262,7 @@ def sizes(found: Sequence[Board]) -> dict[Curve, list[tuple[int, float]]]:
             entrant = board.summary.entrant(key)
             name = f"{entrant.title} ({entrant.variant})" if entrant.variant else entrant.title
             teacher = f", {entrant.teacher}" if entrant.teacher else ""
-            for row in board.rows[key]:
+            for row in measurement.telling(board.rows[key], "latency_ms"):
                 if row["image_size"] and row["latency_ms"] and not any(row.get(name) is not None for name in OTHERWISE):
                     place = (board.machine, name + teacher)
                     samples.setdefault(place, {}).setdefault(row["image_size"], []).append(row["latency_ms"])

@@ -74,9 +74,9 @@ def lines(found: Sequence[Board]) -> list[dict[str, Any]]:
 def _cost(board: Board, key: str, metric: str) -> Estimate | None:
     """Mean and deviation of a cost over the jobs of an entrant; what was measured once counts once."""
     rows = [row for row in board.rows[key] if row.get(metric) is not None]
-    if not rows:
+    values = measurement.distinct(board.rows[key], metric) if rows else []
+    if not values:
         return None
-    values = measurement.distinct(rows, metric)
     return Estimate(
         mean=fmean(values),
         std=stdev(values) if len(values) > 1 else None,

@@ -197,10 +197,15 @@ def distinct(members: Sequence[Mapping[str, Any]], column: str) -> list[Any]:
     Where something was measured alone, what jobs timed as they ran, with their own number of threads and beside others,
     does not count.
     """
-    valued = [row for row in members if row[column] is not None]
+    return [row[column] for row in telling(members, column)]
+
+
+def telling(members: Sequence[Mapping[str, Any]], column: str) -> list[Mapping[str, Any]]:
+    """The rows of `members` whose values of `column` are those of `distinct`, one for each value."""
     alone = column in SHARED and any(map(measured_alone, members))
-    once: dict[str, Any] = {}
-    for row in valued:
-        if key := row.get("speed_key") if alone else row["job_id"]:
-            once.setdefault(key, row[column])
+    once: dict[str, Mapping[str, Any]] = {}
+    for row in members:
+        key = row.get("speed_key") if alone else row["job_id"]
+        if key and row.get(column) is not None:
+            once.setdefault(key, row)
     return list(once.values())

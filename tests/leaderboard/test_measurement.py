@@ -14,7 +14,7 @@ from typing import Any
 import plausible
 import pytest
 
-from kdad_bench.leaderboard import compare, long_table, markdown, measurement, pages, store
+from kdad_bench.leaderboard import compare, figures, long_table, markdown, measurement, pages, store
 from kdad_bench.leaderboard.board import DRAWN, MOST_LOAD, Board, boards
 from kdad_bench.leaderboard.measurement import SHARED, Measurement
 from kdad_bench.leaderboard.row import COLUMNS, Row
@@ -223,13 +223,18 @@ def test_a_percentile_of_few_calls_is_none_whoever_wrote_it(
     found = board(tmp_path)
     names = ("latency_ms", "latency_p95_ms", "latency_p99_ms")
     assert [found.typical("stfpm", name) for name in names] == [7.0, p95, p99]
+    costs = {line["metric"]: (line["mean"], line["median"]) for line in long_table.lines([found])}
+    assert [costs.get(name, (None, None)) for name in names] == [(7.0, 7.0), (p95, p95), (p99, p99)]
 
 
 def test_what_jobs_timed_as_they_ran_does_not_count_beside_what_was_measured_alone(tmp_path: Path) -> None:
     """Else a median of both would be of neither number of threads, and above percentiles that one of them has."""
     own = plausible.full_table(("stfpm",), ("carpet", "grid"), 2, latency_ms=20.0, latency_p95_ms=21.0)
-    put(tmp_path, *sharing(), made(), *own)
+    put(tmp_path, *sharing(categories=("bottle",)), made(), *own)
     found = board(tmp_path)
+    (cost,) = (line for line in long_table.lines([found]) if line["metric"] == "latency_ms")
+    assert (cost["mean"], cost["std"]) == (7.0, None)
+    assert figures.batches(found, store.read(tmp_path).rows()) == {"stfpm": [(1, 140.0), (8, 210.0)]}
     assert [found.typical("stfpm", name) for name in ("latency_ms", "latency_p95_ms")] == [7.0, 7.5]
     assert not found.unsteady("stfpm", "latency_ms")
     seconds = [row["train_seconds"] for row in found.rows["stfpm"]]
