@@ -20,6 +20,11 @@ LONGEST = 100  # characters of a file's name
 WIDTH, CHARACTER = 400, 8  # px of the axis, which a long legend narrows, and of a character of its labels
 
 
+def in_legend(label: str) -> str:
+    """A name as legends show it: matplotlib leaves out those that begin with an underscore."""
+    return f"\N{ZERO WIDTH SPACE}{label}" if label.startswith("_") else label
+
+
 def plan(
     drawn: Sequence[Curve], empty: Empty, look: Callable[[int], dict[str, Any]]
 ) -> Iterator[tuple[str, Callable[[], Figure]]]:
@@ -51,7 +56,13 @@ def figure(curve: Curve, metric: str, empty: Empty, look: Callable[[int], dict[s
         label = curve.labels[key] + (f"  {area.mean:.3f}" if area and area.complete else "")
         style = look(styles[key])
         axes.plot(
-            [at for at, _ in found], [one.mean for _, one in found], ms=6, lw=1.4, mec="white", label=label, **style
+            [at for at, _ in found],
+            [one.mean for _, one in found],
+            ms=6,
+            lw=1.4,
+            mec="white",
+            label=in_legend(label),
+            **style,
         )
         for at, one in found:
             if one.shown is not None:

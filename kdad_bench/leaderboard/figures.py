@@ -15,6 +15,7 @@ from kdad_bench import files
 from kdad_bench.leaderboard import chart, curve_figures, measurement
 from kdad_bench.leaderboard.axes import curves, shown_whole
 from kdad_bench.leaderboard.board import Board
+from kdad_bench.leaderboard.curve_figures import in_legend
 from kdad_bench.leaderboard.folder import StoreError
 from kdad_bench.leaderboard.metric import METRICS
 
@@ -31,6 +32,7 @@ STYLE: Any = {
     "svg.fonttype": "path",
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 10,
+    "text.parse_math": False,  # names are drawn as they stand: two dollar signs would make a formula of one
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -135,7 +137,15 @@ def pareto(board: Board, metric: str) -> Figure:
     for point in found:
         if point.low is not None and point.high is not None:
             axes.vlines(point.latency_ms, point.low, point.high, color=_look(board, point.key)["color"], alpha=0.5)
-        axes.plot(point.latency_ms, point.value, ls="", ms=8, mec="white", label=point.label, **_look(board, point.key))
+        axes.plot(
+            point.latency_ms,
+            point.value,
+            ls="",
+            ms=8,
+            mec="white",
+            label=in_legend(point.label),
+            **_look(board, point.key),
+        )
     best = chart.front(found)
     axes.step(
         [p.latency_ms for p in best], [p.value for p in best], where="post", ls="--", lw=1, color="#777777", zorder=1
@@ -241,7 +251,7 @@ def batch_growth(board: Board, rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Images per second against the batch."""
     figure, axes = _figure(board, "Throughput against batch")
     for key, points in batches(board, rows).items():
-        axes.plot(*zip(*points, strict=True), ms=6, lw=1.4, label=board.labels[key], **_look(board, key))
+        axes.plot(*zip(*points, strict=True), ms=6, lw=1.4, label=in_legend(board.labels[key]), **_look(board, key))
     _log_axes(axes, sorted({batch for points in batches(board, rows).values() for batch, _ in points}))
     axes.set_xlabel("batch")
     axes.set_ylabel("images per second (median over jobs)")
@@ -249,22 +259,27 @@ def batch_growth(board: Board, rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-Curve = tuple[str, str]  # (machine, method with its variant)
+Curve = tuple[str, str]  # (data set, preset but for its size, and machine; method with its variant and teacher)
+SIZES = ("image_size=", "resolution=")  # changes of a preset that are of the size
 # columns of jobs whose cost is not that of a size alone
 OTHERWISE = ("fit", "tile", "k_shot", "contamination", "corruption", "setting")
 
 
 def sizes(found: Sequence[Board]) -> dict[Curve, list[tuple[int, float]]]:
-    """(machine, method) -> (image side, median ms/image) where the same method was timed at several image sizes."""
+    """Curve -> (image side, median ms/image) where the same method was timed at several image sizes.
+
+    Other data sets and presets are other lines: they change more than the size.
+    """
     samples: dict[Curve, dict[int, list[float]]] = {}
     for board in found:
+        where = f"{board.dataset}, {_but_size(board.group.preset)} preset, {board.machine}"
         for key in board.order:
             entrant = board.summary.entrant(key)
             name = f"{entrant.title} ({entrant.variant})" if entrant.variant else entrant.title
             teacher = f", {entrant.teacher}" if entrant.teacher else ""
             for row in measurement.telling(board.rows[key], "latency_ms"):
                 if row["image_size"] and row["latency_ms"] and not any(row.get(name) is not None for name in OTHERWISE):
-                    place = (board.machine, name + teacher)
+                    place = (where, name + teacher)
                     samples.setdefault(place, {}).setdefault(row["image_size"], []).append(row["latency_ms"])
     return {
         place: [(size, float(np.median(by_size[size]))) for size in sorted(by_size)]
@@ -273,21 +288,28 @@ def sizes(found: Sequence[Board]) -> dict[Curve, list[tuple[int, float]]]:
     }
 
 
+def _but_size(preset: str) -> str:
+    """The name of a preset without the changes that are of the size of the images."""
+    name, _, inside = preset.partition("[")
+    kept = [part for part in inside.removesuffix("]").split(",") if part and not part.startswith(SIZES)]
+    return f"{name}[{','.join(kept)}]" if kept else name
+
+
 def size_growth(found: Sequence[Board]) -> Figure:
-    """ms/image at batch 1 against the side of the image, one line per method and machine."""
+    """ms/image at batch 1 against the side of the image, one line per Curve."""
     caveats = sorted({caveat for board in found for caveat in board.caveats})
     figure, axes = _figure(None, "Cost against image size" + (f"  [with {', '.join(caveats)}]" if caveats else ""))
     curves = sizes(found)
-    machines = {machine for machine, _ in curves}
-    for place, ((machine, name), points) in enumerate(curves.items()):
-        label = name if len(machines) == 1 else f"{name}; {machine}"
-        axes.plot(*zip(*points, strict=True), ms=6, lw=1.4, label=label, **look_of(place))
+    wheres = {where for where, _ in curves}
+    for place, ((where, name), points) in enumerate(curves.items()):
+        label = name if len(wheres) == 1 else f"{name}; {where}"
+        axes.plot(*zip(*points, strict=True), ms=6, lw=1.4, label=in_legend(label), **look_of(place))
     _log_axes(axes, sorted({size for points in curves.values() for size, _ in points}))
     axes.set_xlabel("side of the image, px")
     axes.set_ylabel("ms per image, batch 1 (median over jobs)")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    if len(machines) == 1:
-        figure.supxlabel(next(iter(machines)), x=0.01, ha="left", fontsize=8, color="#555555")
+    if len(wheres) == 1:
+        figure.supxlabel(next(iter(wheres)), x=0.01, ha="left", fontsize=8, color="#555555")
     return figure
 
 

@@ -7,12 +7,15 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import plausible
 import pyarrow as pa
 import pytest
+from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter
 from test_markdown import board_of
 
@@ -98,6 +101,37 @@ def test_each_figure_is_drawn_only_where_there_is_something_to_show(tmp_path: Pa
     assert "size.svg" in drawn(two_sizes, tmp_path)
     tiles = plausible.full_table(("stfpm",), ("bottle",), 1, preset="paper[tile=128]", image_size=128, tile=128)
     assert figures.sizes([board_of(two_sizes[:1]), board_of(tiles)]) == {}, "four tiles are no image of 128 px"
+
+
+def test_another_data_set_or_preset_is_no_other_size() -> None:
+    """128 px of `quick` on drawn images and 256 px of `standard` on photographs made one line of growth."""
+    small = plausible.full_table(("stfpm",), ("bottle",), 1, preset="quick", image_size=128)
+    large = {"preset": "standard[steps=9,image_size=256]", "image_size": 256}
+
+    def made_as(changes: dict[str, Any]) -> list[Row]:
+        return plausible.full_table(("stfpm",), ("bottle",), 1, **changes)
+
+    visa = {"preset": "quick[image_size=256]", "image_size": 256, "dataset": "visa"}
+    for other in (visa, {**large, "preset": "quick[steps=9]"}, large):
+        assert figures.sizes([board_of(small), board_of(made_as(other))]) == {}
+    twin = plausible.full_table(("stfpm",), ("bottle",), 1, preset="quick[image_size=256,taps=(4, 8)]", image_size=256)
+    eight = plausible.full_table(("stfpm",), ("bottle",), 1, preset="quick[taps=(4, 8)]", image_size=128)
+    ((where, _), points) = next(iter(figures.sizes([board_of(one) for one in (small, twin, eight)]).items()))
+    assert where.startswith("mvtec_ad, quick[taps=(4, 8)] preset, ")
+    assert [size for size, _ in points] == [128, 256]
+
+
+def test_names_are_drawn_as_they_stand() -> None:
+    """Two dollar signs made a formula of a name, or no figure at all; an underscore kept one out of the legend."""
+    made = plausible.full_table(("stfpm", "rd4ad"), ("bottle",), 2, dataset="folder:/data/$10_to_$20", throughput=())
+    made = [replace(one, title="_own") if one.method == "stfpm" else one for one in made]
+    with mpl.rc_context(figures.STYLE):
+        figure = next(make() for name, make in figures._plan([board_of(made)], []) if name.startswith("pareto"))
+        figure.canvas.draw()
+    assert not any(text.get_parse_math() for text in figure.findobj(Text))
+    said = shown(figure)["texts"]
+    assert any("$10_to_$20" in text for text in said)
+    assert "_own" in [text.strip("\N{ZERO WIDTH SPACE}") for text in said]
 
 
 def test_without_masks_the_figures_show_image_auroc() -> None:
