@@ -13,6 +13,7 @@ from kdad_bench.leaderboard.families import FLOOR
 from kdad_bench.leaderboard.inference import SIGNIFICANCE
 from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.pairs import Comparison
+from kdad_bench.leaderboard.spread import CATEGORIES
 from kdad_bench.leaderboard.summary import FEW
 
 LIMITS = {"latency_ms": "ms", "memory_mb": "MB"}  # what can be limited -> its unit
@@ -76,6 +77,7 @@ class Advice:
     fast: Candidate | None  # the fastest of those within them that are not found worse than `best`, if another
     apart: Comparison | None  # `best` against `fast`
     nearest: Candidate | None  # where none is within the limits
+    untested: tuple[Candidate, ...]  # faster within the limits, of which no test could find that they are worse
     perhaps: tuple[Candidate, ...]  # more accurate than `best`, of which rows do not know whether they keep the memory
     left_out: tuple[str, ...]  # a line for each kind of row that has no part in it
 
@@ -105,6 +107,7 @@ def advise(found: Sequence[Board], metric: str, limits: Mapping[str, float]) -> 
     within = [one for one in candidates if not one.over(limits)]
     best = within[0] if within else None
     fast = _not_found_worse(board, metric, best, within) if best else None
+    faster = [one for one in within if best and one.latency_ms < (fast or best).latency_ms]
     return Advice(
         board=board,
         metric=metric,
@@ -114,6 +117,9 @@ def advise(found: Sequence[Board], metric: str, limits: Mapping[str, float]) -> 
         fast=fast,
         apart=board.summary.comparison(best.key, fast.key, metric) if best and fast else None,
         nearest=None if best else min(candidates, key=lambda one: max(one.over(limits).values())),
+        untested=tuple(
+            one for one in faster if best and not _could_tell(board.summary.comparison(best.key, one.key, metric))
+        ),
         perhaps=tuple(one for one in candidates[: candidates.index(best) if best else None] if one.perhaps(limits)),
         left_out=tuple(_left_out(board, found, len(candidates))),
     )
@@ -166,7 +172,8 @@ def _place(board: Board, candidates: int) -> tuple[object, ...]:
 
 
 def _not_found_worse(board: Board, metric: str, best: Candidate, within: Sequence[Candidate]) -> Candidate | None:
-    """The fastest candidate that its own paired test does not find worse than the best; None if it is the best itself.
+    """The fastest candidate that its own paired test, which could, does not find worse than the best; None if it is the
+    best itself.
 
     Nothing is corrected for the number of entrants: every one more in a folder would let worse ones pass.
     """
@@ -174,10 +181,19 @@ def _not_found_worse(board: Board, metric: str, best: Candidate, within: Sequenc
 
     def worse(one: Candidate) -> bool:
         found = board.summary.comparison(best.key, one.key, metric)
-        return found.p is not None and found.p < SIGNIFICANCE and sign * (found.difference or 0.0) > 0
+        if not _could_tell(found):
+            return True
+        return (found.p or 0.0) < SIGNIFICANCE and sign * (found.difference or 0.0) > 0
 
     fastest = min((one for one in within if one is best or not worse(one)), key=lambda one: (one.latency_ms, one.key))
     return None if fastest is best else fastest
+
+
+def _could_tell(found: Comparison) -> bool:
+    """Whether a test was made that can find a difference: Wilcoxon's over n categories gives no p below 2^(1 - n)."""
+    if found.p is None:
+        return False
+    return found.evidence != CATEGORIES or 2.0 ** (1 - found.categories) < SIGNIFICANCE
 
 
 def _lack(ours: Sequence[Board], metric: str) -> str:
@@ -229,6 +245,12 @@ def limits_of_evidence(advice: Advice) -> Iterator[str]:
         yield "random teacher weights: real ones change every accuracy"
     if any(one.unsteady for one in advice.candidates):
         yield "some times (~) varied by more than 5 %, or were taken while other work held the machine"
+    if advice.untested:
+        names = ", ".join(one.key for one in advice.untested)
+        yield (
+            f"no test can tell whether {names} (faster) are worse: no seed in common, or one seed, no scores of images "
+            "for this metric and too few categories"
+        )
     if advice.fast is not None:
         yield "what a test does not find worse may be worse: its interval says by how much, as far as these rows tell"
     if "latency_ms" in advice.limits:

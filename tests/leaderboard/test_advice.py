@@ -152,6 +152,31 @@ def test_the_fastest_that_is_not_surely_worse_is_named_beside_the_best() -> None
         assert any("may be worse" in line for line in limits_of_evidence(found))
 
 
+@pytest.mark.parametrize(
+    ("metric", "seed", "categories", "named"),
+    [
+        ("image_auroc", 5, "bottle cable grid", False),  # no seed in common: no test at all
+        ("aupro_30", 0, "bottle cable grid", False),  # p is 0.25 whatever the figures
+        ("aupro_30", 0, "bottle cable grid tile zipper", False),  # 0.0625
+        ("aupro_30", 0, "bottle cable grid tile zipper screw", True),  # 0.03125, had all of them said the same
+    ],
+)
+def test_what_no_test_could_find_worse_is_not_advised_as_not_found_worse(
+    metric: str, seed: int, categories: str, named: bool
+) -> None:
+    rows = []
+    for place, name in enumerate(categories.split()):
+        best, fast = (0.97, 0.55) if place < 5 else (0.5, 0.55)
+        rows += [plausible.row("rd4ad", name, 0, **{metric: best}, image_scores=(), latency_ms=20.0)]
+        rows += [plausible.row("stfpm", name, seed, **{metric: fast}, image_scores=(), latency_ms=2.0)]
+    found = advise([board_of(rows)], metric, {})
+    assert found.best is not None
+    assert (found.best.key, found.fast is not None) == ("rd4ad", named)
+    said = any("no test can tell whether stfpm (faster) are worse" in line for line in limits_of_evidence(found))
+    assert said is not named
+    assert advise([board_of(rows)], metric, {"latency_ms": 10.0}).untested == ()
+
+
 def test_what_else_lies_in_the_folder_does_not_make_a_worse_method_pass() -> None:
     """Corrected for all pairs of a board, `fast` was no longer found worse once enough others were there."""
     strengths = {"slow": 2.0, "fast": 1.3} | {f"other{i}": 1.29 - 0.01 * i for i in range(14)}
