@@ -42,6 +42,7 @@ from kdad_bench.harness.submission import (
 from kdad_bench.harness.trust import figures_of
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.row import SINCE_7
+from kdad_bench.leaderboard.text import printable
 from kdad_bench.metrics import MetricError, image_metrics
 
 TOLERANCE = 1e-9  # of a figure: a GPU adds in another order
@@ -113,7 +114,7 @@ def manifest_of(folder: Path, path: Path) -> Manifest:
         raise SubmissionError(f"{path}: {str(error).removeprefix(f'{folder}/')}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))[:80]
+        where = printable(".".join(map(str, first["loc"])))[:80]
         raise SubmissionError(
             f"{path}: {MANIFEST} is damaged ({where}: {first['msg']}); pack the results again"
         ) from error

@@ -9,16 +9,16 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from kdad_bench import __version__
 from kdad_bench.files import write_whole
 from kdad_bench.harness.maps import MapError, Stack, read_stack
 from kdad_bench.leaderboard import store
-from kdad_bench.leaderboard.row import EXTERNAL
+from kdad_bench.leaderboard.row import EXTERNAL, fault
 
 FORMAT = 1
 MANIFEST, ROWS, MAPS = "manifest.json", "rows.parquet", "maps"
@@ -28,6 +28,13 @@ LONG_AGO = (1980, 1, 1, 0, 0, 0)  # of every member: the same results give the s
 
 class SubmissionError(ValueError):
     """Results that cannot be packed, or a file that is no pack: one line with the remedy."""
+
+
+def _an_id(job: str) -> str:
+    """`job`, whose name finds files; raises ValueError for what is no id of a job."""
+    if why := fault("job_id", job):
+        raise ValueError(why)
+    return job
 
 
 class Beside(BaseModel):
@@ -47,7 +54,7 @@ class Manifest(BaseModel):
     format: int
     kdad_bench: str = Field(max_length=100)
     files: dict[str, str]  # name in the pack -> SHA-256
-    jobs: dict[str, Beside]  # job id -> what lies beside its row
+    jobs: dict[Annotated[str, AfterValidator(_an_id)], Beside]  # job id -> what lies beside its row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

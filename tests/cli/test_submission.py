@@ -239,6 +239,7 @@ def doubled(path: Path, _: bytes) -> None:
             archive.writestr("manifest.json", content)
 
 
+JOBS = b'{"format": 1, "kdad_bench": "1", "files": {}, "jobs": {"%s": {}}}'
 HOSTILE: dict[str, tuple[Callable[[Path, bytes], object], str]] = {
     "cut short": (lambda path, content: path.write_bytes(content[: len(content) // 2]), "a damaged archive, or none"),
     "cut by a byte": (lambda path, content: path.write_bytes(content[:-1]), "a damaged archive, or none"),
@@ -258,6 +259,9 @@ HOSTILE: dict[str, tuple[Callable[[Path, bytes], object], str]] = {
     "a newer format": (zipped("manifest.json", b'{"format": 2}'), "a pack of format 2, this version reads 1"),
     "a field more": (zipped("manifest.json", b'{"format": 1, "kdad_bench": "1", "files": {}, "jobs": {}, "x": 1}'),
                      "manifest.json is damaged (x: "),
+    "a job that is a pattern": (zipped("manifest.json", JOBS % b"a**"), "is no id: 'a**'"),
+    "a job that is a path": (zipped("manifest.json", JOBS % b"../../x"), "is no id: '../../x'"),
+    "a job that steers": (zipped("manifest.json", JOBS % b"\\u001b[31m"), "manifest.json is damaged (jobs.\\x1b[31m"),
     "hashes that are none": (zipped("manifest.json", b'{"format": 1, "kdad_bench": "", "files": {"a": 1}, "jobs": {}}'),
                              "manifest.json is damaged (files.a: "),
 }  # fmt: skip
