@@ -340,6 +340,8 @@ def _wrong_text(name: str, value: Any) -> str:
         return f"has characters that do not show: {_few(value)}"
     if name == "status" and value not in STATUSES:
         return f"has the unknown status {_few(value)}"
+    if name == "method" and ":" in value.removeprefix("external:"):
+        return f"has a colon, which stands before a variant: {_few(value)}"
     if name == "job_id" and not _JOB_ID.fullmatch(value):
         return f"is no id: {_few(value)}"
     if name == "created_at" and not _is_date(value):
