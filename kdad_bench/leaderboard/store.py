@@ -320,7 +320,10 @@ def compact(folder: str | Path) -> tuple[int, Path | str | None]:
         name = f"{COMPACTED}{hashlib.sha256(content).hexdigest()[:16]}.parquet"
         place.write(name, content)
         if not _reads_back(place, name, merged.table):
-            raise StoreError(f"{place.path(name)!r} does not read back as it was written; nothing was deleted")
+            for entry in place.entries():
+                if entry.name == name and entry.name not in {source.name for source in sources}:
+                    place.remove(entry)
+            raise StoreError(f"{place.path(name)!r} does not read back as it was written; the folder is as it was")
         replaced = sum(place.remove(entry) for entry in sources if entry.name != name)
     path = place.path(name)
     return replaced, Path(path) if isinstance(folder, Path) else path

@@ -352,8 +352,10 @@ def test_a_compacted_file_that_reads_back_wrongly_deletes_nothing(
     made = filled(tmp_path)
     write = LocalFolder.write
     monkeypatch.setattr(LocalFolder, "write", lambda self, name, content: write(self, name, content[:-10]))
-    with pytest.raises(store.StoreError, match="nothing was deleted"):
+    before = result_files(tmp_path)
+    with pytest.raises(store.StoreError, match="the folder is as it was"):
         store.compact(tmp_path)
+    assert result_files(tmp_path) == before, "what was written would make the folder unsound"
     assert ids(tmp_path) == sorted(one.job_id for one in made)
 
 
