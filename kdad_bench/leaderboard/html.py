@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 LIBRARY = HERE / "vendor" / "datatables"  # DataTables, MIT licence: LICENSE beside it
 GALLERY_BYTES = 1_200_000  # of embedded pictures; a page of a thousand rows stays under 3 MB
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+SPARE = 4  # digits beyond those shown: with one, what the browser rounds was rounded before, which shows
 # the table of all jobs: column, title, digits (None for text)
 JOB_COLUMNS: tuple[tuple[str, str, int | None], ...] = (
     ("method", "method", None),
@@ -126,7 +127,7 @@ def _jobs(rows: Sequence[Mapping[str, Any]], found: Sequence[Board]) -> str:
         line: list[Any] = []
         for column, _, digits in JOB_COLUMNS:
             value = labels.get(row["job_id"], row["method"]) if column == "method" else row[column]
-            line.append(round(value, digits + 1) if digits and value is not None else value)
+            line.append(round(value, digits + SPARE) if digits and value is not None else value)
         data.append(line)
     selects = []
     for index, (column, title, _) in enumerate(JOB_COLUMNS):

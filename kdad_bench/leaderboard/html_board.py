@@ -94,14 +94,14 @@ def _ranking(board: Board, keys: Sequence[str], places: Mapping[str, int], ranks
         family = f"{board.family(key)}, " if len(board.families) > 1 else ""
         teacher = board.summary.entrant(key).teacher or ("unknown" if board.external else "none")
         cells = [
-            cell(str(places.get(key, MISSING)), places.get(key, 9999)),
+            cell(str(places.get(key, MISSING)), places.get(key)),
             f'<th scope="row" data-order="{escape(board.labels[key])}">{escape(board.labels[key])} '
             f"{small(escape(family + teacher))}</th>",
         ]
         for metric in board.headline:
             found = board.overall(key, metric)
             cells.append(accuracy(found, marks[metric].get(key, ""), len(board.categories(metric))))
-        cells.append(cell(MISSING if rank is None else f"{rank:.2f}", 9999 if rank is None else rank))
+        cells.append(cell(MISSING if rank is None else f"{rank:.2f}", rank))
         for column in costs:
             value = board.typical(key, column)
             shown = (number if METRICS[column].unit else large)(value)
