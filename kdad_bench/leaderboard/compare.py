@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from kdad_bench.leaderboard.board import Board, boards
+from kdad_bench.leaderboard.board import Board, boards, boards_of
 from kdad_bench.leaderboard.grouping import identity_of
 from kdad_bench.leaderboard.images import METRICS as IMAGE_METRICS
 from kdad_bench.leaderboard.images import Images, Job, Noise, of_jobs
@@ -120,7 +120,10 @@ def of_folders(first: pa.Table, second: pa.Table, metrics: Sequence[str], tolera
 
 def _sides_of_folders(first: pa.Table, second: pa.Table) -> Iterator[Sides]:
     """What `of_folders` sets against each other, and each entrant of one folder alone with nothing."""
-    before, after = ({board.group: board for board in boards(side)} for side in (first, second))
+    old_rows, new_rows = first.to_pylist(), second.to_pylist()
+    new_rows = _under_names_of(old_rows, new_rows)
+    old_rows = _under_names_of(new_rows, old_rows)
+    before, after = ({board.group: board for board in boards_of(side)} for side in (old_rows, new_rows))
     for group in dict.fromkeys((*after, *before)):
         old, new = before.get(group), after.get(group)
         board = new or old
@@ -132,6 +135,16 @@ def _sides_of_folders(first: pa.Table, second: pa.Table) -> Iterator[Sides]:
             second = _cells(new, after_key) if new and after_key else {}
             labels = [one.labels[key] for one, key in ((new, after_key), (old, before_key)) if one and key]
             yield Sides(title, labels[0] + _of_other_weights(first, second), first, second)
+
+
+def _under_names_of(others: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """`rows`, those of a preset that `others` have not under a name that they have, where the job is the same by it."""
+    have = {(row["dataset"], row["preset"]) for row in others}
+    found = []
+    for row in rows:
+        names = (row["preset"], *(row["also_presets"] or ()))
+        found.append({**row, "preset": next((one for one in names if (row["dataset"], one) in have), row["preset"])})
+    return found
 
 
 def _matched(old: Board | None, new: Board | None) -> Iterator[tuple[str | None, str | None]]:

@@ -95,6 +95,15 @@ def test_folders_of_different_conditions_have_nothing_in_common(change: dict[str
         folders(rows((0.9,)), rows((0.9,), **change))
 
 
+def test_the_same_jobs_under_twin_presets_of_two_folders_are_compared() -> None:
+    """`standard` of one folder is `paper` of the other where their jobs are the same."""
+    first = [replace(row, preset="standard", also_presets=("paper",)) for row in rows((0.9, 0.8))]
+    for also in ((), ("standard",)):
+        second = [replace(row, preset="paper", also_presets=also, image_auroc=0.5) for row in first]
+        for one, other in ((first, second), (second, first)):
+            assert len(folders(one, other)) == len(folders(first, first)) > 0
+
+
 def test_two_methods_are_compared_on_every_board_that_has_both() -> None:
     made = plausible.full_table(("stfpm", "rd4ad"), ("bottle", "cable"), 2)
     made += plausible.full_table(("stfpm", "rd4ad"), ("weave",), 2, dataset="synthetic", preset="quick", synthetic=True)
