@@ -140,7 +140,7 @@ def _sides_of_folders(first: pa.Table, second: pa.Table) -> Iterator[Sides]:
 def _under_names_of(others: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """`rows`, those of a preset that `others` have not under a name that they have, where the job is the same by it."""
     have = {(row["dataset"], row["preset"]) for row in others}
-    found = []
+    found: list[Mapping[str, Any]] = []
     for row in rows:
         names = (row["preset"], *(row["also_presets"] or ()))
         found.append({**row, "preset": next((one for one in names if (row["dataset"], one) in have), row["preset"])})
