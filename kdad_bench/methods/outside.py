@@ -31,7 +31,7 @@ __all__ = [
 
 GROUP = "kdad_bench.methods"  # entry points of installed packages: NAME = "module:ENTRY"
 VARIANT = re.compile(r"[\w.+-]{1,40}")
-PRESETS = ("quick", "paper")
+PRESETS = ("quick", "paper")  # what each has; it may have "standard" too
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +93,8 @@ def reasons_against(entry: Any) -> Iterator[str]:
     for preset, settings in entry.presets.items():
         if not isinstance(settings, Settings):
             yield f"preset {preset!r} is of type {type(settings).__name__}, not an instance of Settings"
+        if preset not in (*PRESETS, "standard"):
+            yield f"preset {preset!r} is none of quick, standard and paper, and nothing could choose it; leave it out"
     if not callable(entry.build):
         yield f"build is of type {type(entry.build).__name__}, not callable"
     if entry.family not in FAMILIES or not isinstance(entry.title, str) or not entry.title.strip():

@@ -207,6 +207,11 @@ BAD = {
     "a name of ours": (entry(name="'stfpm'"), "", "is that of a method of this package"),
     "no name": (entry(name="'No Name'"), "", "is not of small letters"),
     "no preset": (entry(presets="{}"), "", "presets need 'quick' and 'paper'"),
+    "a preset of no known name": (
+        PLAIN.replace("presets={", 'presets={"debug": PlainSettings(image_size=64), '),
+        "",
+        "preset 'debug' is none of quick, standard and paper",
+    ),
     "nothing to build": (entry(build="None"), "", "build is of type NoneType"),
     "no family": (entry(family="'cousin'"), "", "a family of"),
     "a title that steers a terminal": (entry(title="'a\\x1b[2Jb'"), "", "title 'a\\x1b[2Jb' is no line of text"),
