@@ -39,6 +39,33 @@ def test_an_honest_method_keeps_every_rule(tmp_path: Path) -> None:
     assert [rule for rule, one in found.items() if one.remark] == ["the teacher stays frozen"]
 
 
+OWN = "    strides: tuple[int, ...] = (8,)\n"
+QUICK = "PlainSettings(image_size=64)"
+TYPING = "from typing import ClassVar\nimport torch\n"
+# what settings allow -> (a line of theirs, the quick preset, what of it rules are checked with)
+NARROW_SETTINGS = {
+    "no small images": ("RANGES: ClassVar = {**Settings.RANGES, 'image_size': Range(128, 8192)}",
+                        "PlainSettings(image_size=128)", (128, 4, 4)),
+    "patches of 14": ("", "PlainSettings(teacher='dinov2_vits14', strides=(14,), image_size=126)", (70, 4, 4)),
+    "a warm-up": ("CONFLICTS: ClassVar = {'steps': lambda own: 'too few' if (own.steps or 9) < 9 else ''}",
+                  "PlainSettings(image_size=128, steps=60)", (64, 60, 4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NARROW_SETTINGS)
+def test_a_method_is_shrunk_as_far_as_its_settings_allow(case: str, tmp_path: Path) -> None:
+    line, quick, wanted = NARROW_SETTINGS[case]
+    text = PLAIN.replace(OWN, f"{OWN}    {line}\n").replace(QUICK, quick)
+    text = text.replace("Scores, Settings", "Range, Scores, Settings").replace("import torch\n", TYPING, 1)
+    path = tmp_path / "plain.py"
+    path.write_text(text)
+    name = outside.add_file(path, "", METHODS)
+    own = Bench(name).settings
+    assert (own.image_size, own.steps, own.batch_size) == wanted
+    rule = "answers: shapes, float32, finite"
+    assert verdict_of(rule, RULES[rule], name).reason == ""
+
+
 NETWORKS = "        return images\n"
 SCORE = "        pixel = (images - self.module.mean).abs().mean(1) * self.module.weight\n"
 FIT = "        fitting = fitting or Fitting()\n"
