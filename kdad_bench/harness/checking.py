@@ -177,6 +177,11 @@ def check_row(row: Mapping[str, Any], report: Report) -> None:
     figures |= figures_of(row["normal_scores"] or (), scores, labels)
     report.derived += 1
     report.problems += differences(row, figures, "from its image scores")
+    found, most = row["seg_f1"], row["pixel_f1_max"]
+    if found is not None and (most is None or found > most + TOLERANCE):
+        report.problems.append(
+            f"{label(row)}: seg_f1 is {found}, above {most}, its pixel_f1_max, the F1 of any threshold"
+        )
 
 
 def differences(row: Mapping[str, Any], figures: Mapping[str, Any], how: str) -> Iterator[str]:
@@ -197,6 +202,13 @@ def check_maps(folder: Path, rows: Rows, asked: Asked, report: Report) -> None:
     count = len(having) if asked.sample is None else min(asked.sample, len(having))
     for row in random.SystemRandom().sample(having, count):
         check_maps_of(maps_file(folder, row["job_id"]), row, asked, report)
+    unseen = sum(row["seg_f1"] is not None for row in having)
+    if unseen:
+        number = "1 row" if unseen == 1 else f"{unseen} rows"
+        report.notes.append(
+            f"SegF1 of {number} was not computed anew: its threshold is of maps that are in no pack; "
+            "it was only compared with pixel F1-max"
+        )
     if not having:
         report.notes.append("the pack has no maps: pixel metrics were not computed anew")
     elif count < len(having):

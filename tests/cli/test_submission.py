@@ -62,6 +62,7 @@ def test_a_pack_checks_out_to_the_same_figures(folder: Path, packed: Path) -> No
     assert "2 jobs, 1 failed; 1 rows follow from scores" in done.stdout
     assert "its maps give its 16 figures" in done.stdout
     assert "4 files beside rows" in done.stdout
+    assert "SegF1 of 1 row was not computed anew" in done.stdout
 
 
 def test_the_report_as_json(packed: Path, tmp_path: Path) -> None:
@@ -170,6 +171,7 @@ CHANGED: dict[str, tuple[Callable[[Members], object], bool, str]] = {
     "rows that are none": (lambda found: found.update({"rows.parquet": b"PAR1xxxxPAR1"}), True, "rows.parquet: "),
     "an image figure": (row_with(image_auroc=0.99), True, "image_auroc is 0.99, and "),
     "a pixel figure": (row_with(aupro_30=0.99), True, "from its maps and the data"),
+    "SegF1 beyond any threshold's": (row_with(seg_f1=0.999), True, "seg_f1 is 0.999, above "),
     "a figure taken away": (row_with(pixel_ap=None), True, "pixel_ap is None, and "),
     "false alarms": (row_with(false_alarms=0.123), True, "false_alarms is 0.123, and "),
     "scores of unseen normals": (lambda f: with_row(f, lambda row: row["normal_scores"].pop()), True, "alarm_floor is"),
