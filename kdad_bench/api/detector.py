@@ -107,12 +107,12 @@ class Detector:
             self._options = options_from(fields_of(asked))
             selection = selected_for(self._options, ())
             self.settings, self._needs_teacher = configured_alone(selection)
-            side, (known, _) = resolution or PRESETS[selection.preset].resolution, selection.methods[0]
-            refuse_what_cannot_be_seen(selection.view, side, [known])
+            self.resolution = selection.resolution or PRESETS[selection.preset].resolution
+            refuse_what_cannot_be_seen(selection.view, self.resolution, [selection.methods[0][0]])
         self._selection: Selection | None = selection  # None: loaded, and its settings are the model's
         ((self.method, self.variant),) = selection.methods
         self.preset, self.device, self.seed = selection.preset, torch.device(selection.device), seed
-        self.resolution, self.view = resolution or PRESETS[selection.preset].resolution, selection.view
+        self.view = selection.view
         self._fitted: Fitted | None = None
 
     def fit(self, images: Any, *, log: Callable[[int, Mapping[str, float]], object] | None = None) -> Self:
@@ -326,7 +326,7 @@ def finite_number(name: str, value: Any) -> float:
 
 def share(name: str, value: Any, *, least_is_open: bool) -> float:
     """`value` if it is a share of images; raises SelectionError."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not number or not 0 <= value < 1 or (least_is_open and not value):
         low = "above 0" if least_is_open else "from 0"
         raise SelectionError(f"{name}={value!r} is no share {low} to below 1; give one")

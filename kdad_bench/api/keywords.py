@@ -59,6 +59,7 @@ def fields_of(said: Mapping[str, Any]) -> dict[str, Any]:
     `settings` holds the settings of all methods that have them, and a mapping for one method; `weights` a file for
     every teacher, or a mapping from teachers to files.
     """
+    said = {name: plain(value) for name, value in said.items()}
     known = [name for name in RunOptions.model_fields if name not in NOT_KEYWORDS]
     for name in said:
         if name not in known:
@@ -75,6 +76,18 @@ def fields_of(said: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, **settings_of(said.get("settings")), **weights_of(said.get("weights"))}
 
 
+def plain(value: Any) -> Any:
+    """`value`, also inside of lists, sets and mappings, with Python's own numbers, texts and lists in place of what
+    NumPy, pandas and torch have of them."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {name: plain(one) for name, one in value.items()}
+    if type(value) in (list, tuple, set, frozenset):
+        return type(value)(map(plain, value))
+    return value
+
+
 def listed(name: str, value: Any) -> Any:
     """One name as a list of it, any other sequence as a list; a count of seeds stays a count."""
     if isinstance(value, (str, os.PathLike)):
@@ -82,10 +95,10 @@ def listed(name: str, value: Any) -> Any:
         return text if name == "seeds" else [text]
     if name == "seeds" and isinstance(value, int):
         return value
-    if not isinstance(value, (Sequence, range, set, frozenset)) and not hasattr(value, "tolist"):
-        raise SelectionError(f"{name}={value!r} is of type {type(value).__name__}; give a list of names")
-    plain = value.tolist() if hasattr(value, "tolist") else list(value)
-    return [os.fspath(one) if isinstance(one, os.PathLike) else one for one in plain]
+    if not isinstance(value, (Sequence, range, set, frozenset)):
+        wanted = "a count or a list of whole numbers" if name == "seeds" else "a list of names"
+        raise SelectionError(f"{name}={value!r} is of type {type(value).__name__}; give {wanted}")
+    return [os.fspath(one) if isinstance(one, os.PathLike) else one for one in value]
 
 
 def settings_of(value: Any) -> dict[str, Any]:

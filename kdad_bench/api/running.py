@@ -69,7 +69,9 @@ def run(
     if options.get("executor") is None and options.get("workers") is None:
         said["workers"] = 1  # processes would run a caller's script anew
     with said_as_keywords():
-        fields = {name: value for name, value in fields_of(said).items() if value not in ((), [])}
+        fields = {
+            name: value for name, value in fields_of(said).items() if value or not isinstance(value, (tuple, list))
+        }
         asked = options_and_file(fields, os.environ.get("KDAD_DATA") or None)
         refuse_contradictions(asked)
         found = agenda(asked)

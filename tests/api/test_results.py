@@ -8,10 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import kdad_bench
+from kdad_bench.api import running
 from kdad_bench.api.results import Comparison
 from kdad_bench.cli import cli
 from kdad_bench.cli.run import run as command
@@ -236,7 +238,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "steps in words": ({"methods": "stfpm", "steps": "many"}, "steps: Input should be a valid integer, not 'many'"),
     "no seeds": ({"methods": "stfpm", "seeds": 0}, "seeds '0' is a count of none"),
     "a seed twice": ({"methods": "stfpm", "seeds": (1, 1)}, "names a seed twice"),
-    "seeds of a type": ({"methods": "stfpm", "seeds": 1.5}, "seeds=1.5 is of type float"),
+    "seeds of a type": ({"methods": "stfpm", "seeds": 1.5}, "seeds=1.5 is of type float; give a count or a"),
     "an unknown setting": ({"methods": "stfpm", "settings": {"rate": 1}}, "'rate' is not a setting"),
     "settings of a type": ({"methods": "stfpm", "settings": ["rate"]}, "give a dict"),
     "settings of an unknown method": ({"methods": "stfpm", "settings": {"stfmp": {"steps": 1}}}, "stfmp"),
@@ -267,3 +269,31 @@ def test_what_cannot_be_run_is_one_line_in_keywords_and_nothing_is_written(
     assert "\n" not in str(error.value)
     assert "--" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_values_of_numpy_are_taken_as_those_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Enough(Exception):
+        pass
+
+    def stop(asked: RunOptions) -> None:
+        raise Enough(asked.model_dump(exclude_defaults=True))
+
+    monkeypatch.setattr(running, "agenda", stop)
+
+    def asked(**options: Any) -> Any:
+        with pytest.raises(Enough) as told:
+            kdad_bench.run("pixel_mean", **options)
+        return told.value.args[0]
+
+    ours: dict[str, Any] = {
+        "hold_out": 0.2, "steps": 3, "train_images": [2, 4], "contamination": [0.0, 0.2], "seeds": 2, "force": True,
+        "categories": ["a", "b"], "settings": {"sigma": 1.5, "pixel_mean": {"strides": [4, 8]}},
+    }  # fmt: skip
+    theirs = {
+        "hold_out": np.float64(0.2), "steps": np.int64(3), "train_images": np.array([2, 4]), "force": np.True_,
+        "contamination": np.linspace(0, 0.2, 2), "seeds": np.int64(2), "categories": np.array(["a", "b"]),
+        "settings": {"sigma": np.float64(1.5), "pixel_mean": {"strides": np.array([4, 8])}},
+    }  # fmt: skip
+    assert repr(asked(**theirs)) == repr(asked(**ours))
+    assert repr(asked(seeds=[np.int64(1)])) == repr(asked(seeds=(1,)))
+    assert repr(asked(categories=[])) == repr(asked())
