@@ -16,7 +16,7 @@ from kdad_bench.harness.options import RunOptions
 from kdad_bench.leaderboard.store import StoreError
 from kdad_bench.methods.checkpoint import ModelError
 
-OPTION = re.compile(r"--([a-z][a-z-]*)")
+OPTION = re.compile(r"(?<![\w/\\.-])--([a-z][a-z-]*)(?![\w/\\]|\.\w)")  # none inside of a path or a name
 # option -> keyword, where it is not the same word with underscores
 KEYWORDS: Mapping[str, str] = {
     "all": "everything=True",

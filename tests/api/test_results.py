@@ -297,3 +297,10 @@ def test_values_of_numpy_are_taken_as_those_of_python(monkeypatch: pytest.Monkey
     assert repr(asked(**theirs)) == repr(asked(**ours))
     assert repr(asked(seeds=[np.int64(1)])) == repr(asked(seeds=(1,)))
     assert repr(asked(categories=[])) == repr(asked())
+
+
+@pytest.mark.parametrize("name", ["parts--all/x--set-b", "a--method.b", "--set/x", "--method-3"])
+def test_paths_in_messages_stay_as_they_are(name: str, tmp_path: Path) -> None:
+    with pytest.raises(kdad_bench.datasets.DatasetError) as error:
+        kdad_bench.run("pixel_mean", f"folder:{tmp_path}/{name}")
+    assert f"{tmp_path}/{name}" in str(error.value)
