@@ -6,11 +6,13 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from kdad_bench.harness import clock
+from kdad_bench.harness import clock, cost
+from kdad_bench.harness.choices import PRESETS
 from kdad_bench.harness.protocol import PROTOCOL, PROTOCOL_VERSION, Protocol
 from kdad_bench.leaderboard import inference
 from kdad_bench.leaderboard.row import Row
@@ -50,6 +52,16 @@ def test_the_code_uses_the_limits_of_the_protocol() -> None:
 def test_the_connectivity_is_that_of_the_region_index() -> None:
     mask = np.eye(4, dtype=bool)[None]
     assert region_index(mask).count == {4: 4, 8: 1}[PROTOCOL.connectivity]
+
+
+def test_the_budgets_of_each_preset_are_those_of_the_page() -> None:
+    (line,) = (line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `timed_seconds`"))
+    warmup, timed = clock.QUICK_WARMUP, clock.QUICK_TIMED
+    assert (
+        f"The quick preset, which rows name, times {timed.calls} calls or {timed.seconds} seconds after a warm-up of "
+        f"{warmup.calls} calls or {warmup.seconds} seconds."
+    ) in line
+    assert [name for name in PRESETS if cost.is_brief(SimpleNamespace(preset=name))] == ["quick"]  # type: ignore[arg-type]
 
 
 def test_every_rule_stands_on_its_page() -> None:
