@@ -81,7 +81,7 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
     "--json",
     "as_json",
     is_flag=True,
-    help="A JSON object per job and measurement on stdout; progress on stderr.",
+    help="A JSON object per job on stdout; progress, and the measurements of speed, on stderr.",
 )
 @click.option("--force", is_flag=True, help="Redo jobs that are finished.")
 @click.option("--retry-failed", is_flag=True, help="Redo jobs whose row is a failure.")

@@ -610,3 +610,8 @@ def test_ctrl_c_keeps_rows_that_had_no_place_at_first(
     assert found.exit_code == 130, found.output
     assert "Finished jobs are kept" in found.output
     assert [row["job_id"] for row in rows(tmp_path).values()] == done
+
+
+def test_the_help_says_that_json_is_of_jobs_alone() -> None:
+    said = " ".join(CliRunner().invoke(cli, ["run", "--help"]).stdout.replace("│", " ").split())
+    assert "per job on stdout; progress, and the measurements of speed, on stderr" in said
