@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdad_bench.api.images import Images
-from kdad_bench.api.keywords import fields_of, said_as_keywords
+from kdad_bench.api.keywords import fields_of, on_this_machine, said_as_keywords
 from kdad_bench.datasets import SQUASH, DatasetError, held_out
 from kdad_bench.harness import decision, exported
 from kdad_bench.harness.choices import PRESETS, SelectionError, method_of_a_model
@@ -196,9 +196,10 @@ class Detector:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write model.safetensors, model.json and decision.json, as `run --save-models` does; returns the folder.
 
-        `Detector.load` and `kdad-bench predict` read them. Raises NotFitted, and OSError where that cannot be written.
+        `Detector.load` and `kdad-bench predict` read them.
+        Raises NotFitted, SelectionError for a URL, and OSError where that cannot be written.
         """
-        fitted, place = self._learnt(), Path(folder).expanduser()
+        fitted, place = self._learnt(), on_this_machine(folder)
         self._refuse_a_graph("saved again; copy its folder")
         checkpoint.save(self.method, cast(Method, plain(fitted.method)), place)
         fitted.decision.write(place)

@@ -101,6 +101,13 @@ def listed(name: str, value: Any) -> Any:
     return [os.fspath(one) if isinstance(one, os.PathLike) else one for one in value]
 
 
+def on_this_machine(folder: str | os.PathLike[str]) -> Path:
+    """The path of `folder`, `~` being the home folder; raises SelectionError for a URL: it would be a folder `s3:`."""
+    if "://" in os.fspath(folder):
+        raise SelectionError(f"{os.fspath(folder)!r} is a URL; give a path on this machine")
+    return Path(folder).expanduser()
+
+
 def settings_of(value: Any) -> dict[str, Any]:
     """The fields for settings: those of one method are a mapping under its name."""
     if value is None:

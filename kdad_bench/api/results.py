@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdad_bench.api.keywords import on_this_machine
 from kdad_bench.api.tables import Table, html_of, text_of
 from kdad_bench.leaderboard import compare as comparison
 from kdad_bench.leaderboard import long_table, store
@@ -136,10 +137,13 @@ class Leaderboard:
         return long_table.as_table(long_table.lines(self.boards))
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write leaderboard.md, .html, .parquet, .csv and .json into `folder`; returns the files. Raises StoreError."""
+        """Write leaderboard.md, .html, .parquet, .csv and .json into `folder`; returns the files.
+
+        Raises StoreError, and SelectionError, a ValueError, for a URL.
+        """
         from kdad_bench.leaderboard.pages import draw_pages
 
-        return draw_pages(self.results.where, Path(folder), found=self.found)[1]
+        return draw_pages(self.results.where, on_this_machine(folder), found=self.found)[1]
 
     @property
     def tables(self) -> tuple[Table, ...]:

@@ -108,6 +108,8 @@ def test_a_saved_detector_is_a_model_of_predict_with_the_same_decisions(tree: Pa
     fitted = kdad_bench.Detector("pixel_mean", **FAST, hold_out=0.5, false_alarms=0.15).fit(data.train)
     place = fitted.save(tmp_path / "model")
     assert not list(place.glob("*.tmp"))
+    with pytest.raises(SelectionError, match="is a URL; give a path on this machine"):
+        fitted.save("s3://bucket/model")
     ours = kdad_bench.Detector.load(place, false_alarms=0.15).predict(files)
     done = CliRunner().invoke(cli, ["predict", str(place), *map(str, files), "--json", "--false-alarms", "0.15"])
     assert done.exit_code == 0, done.output

@@ -304,3 +304,16 @@ def test_paths_in_messages_stay_as_they_are(name: str, tmp_path: Path) -> None:
     with pytest.raises(kdad_bench.datasets.DatasetError) as error:
         kdad_bench.run("pixel_mean", f"folder:{tmp_path}/{name}")
     assert f"{tmp_path}/{name}" in str(error.value)
+
+
+def test_a_leaderboard_is_saved_below_the_home_folder_and_at_no_url(
+    ran: kdad_bench.Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    board = ran.leaderboard()
+    assert {path.parent for path in map(Path, board.save("~/pages"))} == {tmp_path / "pages"}
+    with pytest.raises(ValueError, match="'s3://b/x' is a URL; give a path on this machine"):
+        board.save("s3://b/x")
+    assert list((tmp_path / "here").iterdir()) == []
