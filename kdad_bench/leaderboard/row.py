@@ -81,7 +81,9 @@ class _Job:
     )
     category: str = field(metadata=_is("string", "category of the data set"))
     seed: int = field(metadata=_is("int64", "seed of the job, set before the model is built"))
-    preset: str = field(metadata=_is("string", "quick, standard or paper"))
+    preset: str = field(
+        metadata=_is("string", "quick, standard or paper, what was changed in brackets; external: maps of other code")
+    )
     also_presets: tuple[str, ...] = field(
         default=(),
         metadata=_is("list<string>", "other presets of the method with the same settings: the job is theirs as well"),
