@@ -11,7 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -141,9 +141,10 @@ def evaluate(asked: Asked, *, dry_run: bool = False) -> Evaluation:
     refuse_contradictions(asked)
     side = asked.options.resolution or PROTOCOL.resolution
     matched, remarks = matched_maps(asked)
+    known = Known(asked)
+    matched = known.named(matched)
     keep_freed_memory()  # a file of a map has the size of the one before it
     faults: list[str] = []
-    known = Known(asked)
     matches: list[Match] = []
     found: list[Judged] = []
     for one in matched:
@@ -464,12 +465,28 @@ class Known:
             "resolution",
             "kdad_bench",
             "protocol_version",
+            "data_fingerprint",
         )
         try:
             rows = store.read(asked.options.out, columns).rows()
         except MissingFolder:
             rows = []
         self.rows = [row for row in rows if row["origin"] == EXTERNAL]
+        self.names = {
+            (row["category"], row["data_fingerprint"]): row["dataset"]
+            for row in rows
+            if row["data_fingerprint"] is not None
+        }
+
+    def named(self, matched: Sequence[Matched]) -> tuple[Matched, ...]:
+        """`matched` with the names that rows, of runs too, have for the same data: a moved folder keeps its own."""
+        chosen = [one.category for one in matched]
+        places = {(one.name, one.dataset) for one in chosen}
+        here = {one.name for one in chosen}
+        if not any(name in here and (name, dataset) not in places for (name, _), dataset in self.names.items()):
+            return tuple(matched)  # no file needs to be read for this
+        found = zip(matched, datasets.under_known_names(chosen, self.names), strict=True)
+        return tuple(replace(one, category=category) for one, category in found)
 
     def about(self, category: Category, loaded: Loaded) -> Same:
         """Whether these maps are those of another row, and whether some are those of several images.

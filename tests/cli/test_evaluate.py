@@ -125,6 +125,21 @@ def test_the_maps_that_run_saves_are_a_stack_that_evaluate_takes(tiny_tree: Path
     assert not (tmp_path / "ext" / "pictures").exists()
 
 
+def test_a_folder_that_moved_keeps_the_name_of_its_rows(maps: Path, tmp_path: Path) -> None:
+    tree, out = write_tree(tmp_path / "tree", categories=("bolt",)), tmp_path / "out"
+    assert evaluate(maps, tree, out, "--no-pictures").exit_code == 0
+    moved = tree.rename(tmp_path / "elsewhere")
+    same = evaluate(maps, moved, out, "--seed", 1, "--no-pictures")
+    assert (same.exit_code, "these are the maps of mine seed 0" in same.stderr) == (2, True), same.output
+    path = next(maps.rglob("*.tiff"))
+    tifffile.imwrite(path, tifffile.imread(path) + np.float32(1))
+    assert evaluate(maps, moved, out, "--seed", 1, "--no-pictures").exit_code == 0
+    assert {(row["dataset"], row["seed"]) for row in store.read(out).rows()} == {
+        (f"folder:{tree}", 0),
+        (f"folder:{tree}", 1),
+    }
+
+
 def two_shapes(root: Path) -> Path:
     """A tree of one category whose images lie, by turns, 120 x 60 and 60 x 120."""
     tree = write_tree(root, categories=("bolt",), test=4)
