@@ -78,7 +78,9 @@ class RdppSettings(DistillationSettings):
         ),
         "bottleneck and decoder": in_words,
         "noise": lambda settings: (
-            "" if settings.image_size == SIDE else f"sizes as at {SIDE} px, scaled to the image's side"
+            ""
+            if settings.image_size == SIDE
+            else f"sizes as at {SIDE} px, scaled to the image's side, and with them its step from colour to colour"
         ),
     }
     SETTLED: ClassVar = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -137,6 +138,17 @@ def test_sizes_of_the_noise_are_those_of_256_px_scaled(side: int, low: int, high
     found = noised_images(images, torch.ones(3, high - 1, high - 1), torch.Generator().manual_seed(0))
     rows = (found[:, 0] > 0).any(2).sum(1)
     assert low <= int(rows.min()) <= int(rows.max()) < high
+
+
+def test_noise_of_half_the_side_is_every_second_pixel_of_every_second_colour() -> None:
+    """As the row says: not only sizes are scaled, the step from colour to colour is, too."""
+    whole, half = (method_of(image_size=side).noise for side in (128, 64))
+    side = half.shape[1]
+    for colour in (0, 1):
+        torch.testing.assert_close(half[colour], whole[2 * colour, ::2, ::2][:side, :side], rtol=0, atol=1e-6)
+    said = method_of(image_size=64).settings.readings
+    assert "noise: sizes as at 256 px, scaled to the image's side, and with them its step from colour to colour" in said
+    assert not [one for one in replace(method_of().settings, image_size=256).readings if one.startswith("noise")]
 
 
 def test_the_noise_is_a_fifth_of_the_field_and_follows_from_the_seed() -> None:
