@@ -37,6 +37,7 @@ from kdad_bench.methods import entry
 from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
 from kdad_bench.methods.protocol import Fitting, Method, Scores
 from kdad_bench.methods.resizing import resized
+from kdad_bench.methods.training.parting import has_a_lone_image
 from kdad_bench.metrics import threshold_of
 
 KEPT_LOSSES = 200  # points of the loss curve that enter the row; the log file has all of them
@@ -335,12 +336,11 @@ def columns_of(job: Job) -> dict[str, Any]:
 
 
 def of_few_images(job: Job) -> tuple[str, ...]:
-    """What is to be said where there is one image and the settings keep a share of the normals apart, or where a fit on
-    so few does otherwise than its settings say; of windows, whose number follows from the files, only the first."""
-    apart = any(getattr(job.settings, name) for name in job.settings.APART)
+    """What is to be said where the settings keep a share of one normal image apart, or where a fit on so few does
+    otherwise than its settings say; of windows, whose number follows from the files, only the first."""
     lone = "lone image: learnt from, and taken for those that nothing learns from, too"
     said = job.settings.learning_from(learnt_from(job)) if job.view.plain else ()
-    return (*((lone,) if apart and count_of(job) == 1 else ()), *said)
+    return (*((lone,) if has_a_lone_image(count_of(job), job.settings) else ()), *said)
 
 
 def of_other_data(job: Job) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from kdad_bench.methods.resizing import resized
 from kdad_bench.methods.training.ahead import drawn_ahead
 from kdad_bench.methods.training.chance import seeded
 from kdad_bench.methods.training.course import Course, Drawing
-from kdad_bench.methods.training.parting import drawn_apart
+from kdad_bench.methods.training.parting import parted
 from kdad_bench.methods.training.resume import Progress, fingerprint_of
 from kdad_bench.methods.training.settings import DTYPES, SCHEDULES, Batch, DistillationSettings, planned_steps
 from kdad_bench.methods.training.teacher import Teacher, cached_taps, chunks
@@ -185,12 +185,10 @@ def distil(method: Trainable, normal: Tensor, fitting: Fitting) -> None:
 
 
 def _split(images: Tensor, settings: DistillationSettings) -> tuple[Tensor, Tensor | None]:
-    """(images to learn from, held-out images or None): a seeded share, at least one image on either side."""
+    """(images to learn from, held-out images or None): a seeded share; a lone image is on either side."""
     if not settings.held_out:
         return images, None
-    if len(images) < 2:
-        raise ValueError(f"held_out {settings.held_out} of {len(images)} images: needs two or more")
-    return drawn_apart(images, settings.held_out, settings.seed, "held out")
+    return parted(images, settings.held_out, settings.seed, "held out")
 
 
 def _report(step: int, terms: Mapping[str, Tensor], loss: Tensor, fitting: Fitting) -> None:

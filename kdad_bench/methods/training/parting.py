@@ -21,6 +21,18 @@ def learnt_from(images: int, settings: Settings) -> int:
     return images
 
 
+def has_a_lone_image(images: int, settings: Settings) -> bool:
+    """Whether a share is to be set apart of one image, which is then on both sides: of `images`, or of what another
+    share leaves."""
+    left = images
+    for name in settings.APART:
+        share = getattr(settings, name)
+        if share and left == 1:
+            return True
+        left = learners(left, share)
+    return False
+
+
 def drawn_apart(images: Tensor, share: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
     """(the rest, a `share` of `images` [N, ...]), each in its order; N is two or more. `purpose` names the draw."""
     order = torch.randperm(len(images), generator=chance(seed, purpose, 0)).to(images.device)
@@ -28,9 +40,9 @@ def drawn_apart(images: Tensor, share: float, seed: int, purpose: str) -> tuple[
     return images[order[apart:].sort().values], images[order[:apart].sort().values]
 
 
-def parted(images: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+def parted(images: Tensor, share: float, seed: int, purpose: str = "validation") -> tuple[Tensor, Tensor]:
     """(images to learn from, others): a seeded share of others, one at the least; all are both if there is one image or
-    no share."""
+    no share. `purpose` names the draw."""
     if not share or len(images) < 2:
         return images, images
-    return drawn_apart(images, share, seed, "validation")
+    return drawn_apart(images, share, seed, purpose)
