@@ -166,9 +166,10 @@ class Settings:
         facts = FACTS.get(self.teacher)
         multiple = facts.multiple if facts else 32
         if self.image_size % multiple:
-            near = self.image_size // multiple * multiple
-            remedy = f"; teacher {self.teacher} takes {near} or {near + multiple}" if multiple != 32 else ""
-            raise ValueError(f"image_size {self.image_size} is not a multiple of {multiple}{remedy}")
+            below = self.image_size // multiple * multiple
+            near = " or ".join(str(one) for one in (below, below + multiple) if one in self.RANGES["image_size"])
+            remedy = f"teacher {self.teacher} takes {near}" if multiple != 32 else f"take {near}"
+            raise ValueError(f"image_size {self.image_size} is not a multiple of {multiple}; {remedy}")
         if facts and not set(self.strides) <= set(facts.channels):
             have = ", ".join(map(str, facts.channels))
             raise ValueError(f"strides {shown(self.strides)} of teacher {self.teacher}: must be among {have}")

@@ -459,8 +459,9 @@ def test_strides_follow_the_teacher() -> None:
     ("changes", "said"),
     [
         ({"layers": 3}, "layers 3 is not even"),
-        ({"image_size": 256}, "image_size 256 is not a multiple of 14"),
-        ({"teacher": "resnet18", "image_size": 392}, "image_size 392 is not a multiple of 32"),
+        ({"image_size": 256}, "image_size 256 is not a multiple of 14; teacher dinov2_vits14_reg takes 252 or 266"),
+        ({"image_size": 40}, "image_size 40 is not a multiple of 14; teacher dinov2_vits14_reg takes 42$"),
+        ({"teacher": "resnet18", "image_size": 392}, "image_size 392 is not a multiple of 32; take 384 or 416"),
         ({"teacher": "resnet18", "image_size": 256, "strides": (8,)}, "two groups take two strides"),
         ({"teacher": "resnet18", "image_size": 256, "strides": (7, 16)}, "strides 7 16 of teacher resnet18: must be"),
     ],

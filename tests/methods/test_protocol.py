@@ -126,7 +126,7 @@ def test_a_range_holds_its_ends_unless_they_are_open(
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("stfpm", {"image_size": 100}, "image_size 100 is not a multiple of 32"),
+        ("stfpm", {"image_size": 100}, "image_size 100 is not a multiple of 32; take 96 or 128"),
         ("stfpm", {"image_size": 0}, r"image_size 0 is not in \[32, 8192\]"),
         ("stfpm", {"betas": (0.5, 1.0)}, r"betas \(0.5, 1.0\) is not in \[0, 1\)"),
         ("stfpm", {"precision": "fp8"}, "precision 'fp8' is not known; have: fp32, bf16, fp16"),
