@@ -28,6 +28,7 @@ POOLINGS_IN_WORDS = {  # (pooling, whether adaptive pooling smooths)
     ("mean", True): "of each channel over the neighbourhood, as anomalib",
     ("mean", False): "of each channel over the neighbourhood, as anomalib",
 }
+NO_PROJECTION = 1 << 62  # numbers; more than any feature has
 GATHERED = 4  # up to a fourth of the points is gathered to be measured; of more, all are
 
 
@@ -196,8 +197,10 @@ def weight(x: Tensor, memory: Tensor, star: Tensor, count: int) -> Tensor:
 
 
 def projected_width(n: int, epsilon: float) -> int:
-    """To how many numbers `n` features may be projected."""
-    return int(4 * log(n) / (epsilon**2 / 2 - epsilon**3 / 3))
+    """To how many numbers `n` features may be projected; so many that it is no projection where next to no distortion
+    is allowed."""
+    allowed = epsilon**2 / 2 - epsilon**3 / 3
+    return int(min(4 * log(n) / allowed, NO_PROJECTION)) if allowed > 0 else NO_PROJECTION
 
 
 def projected(features: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:

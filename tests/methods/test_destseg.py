@@ -165,6 +165,16 @@ def test_the_focal_loss_is_its_formula() -> None:
     check_focal(focal_loss)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.01, 0.5, 0.99, 1.0, 4.0])
+def test_a_head_that_is_sure_has_a_gradient(gamma: float) -> None:
+    """1 - p is 0 there, where a power below 1 has no slope."""
+    logits = torch.tensor([[[20.0, 100.0, 5.0]]], requires_grad=True)
+    focal_loss(logits, torch.ones(1, 1, 3), gamma).backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad[0, 0, 2] < 0
+
+
 FAULTY_FOCAL: dict[str, Focal] = {
     "no focus": lambda logits, shapes, gamma: focal_loss(logits, shapes, 0.0),
     "the other way round": lambda logits, shapes, gamma: focal_loss(logits, 1 - shapes, gamma),

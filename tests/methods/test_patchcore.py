@@ -28,7 +28,7 @@ from kdad_bench.methods.patchcore import (
     weight,
 )
 from tests.methods.test_stfpm import bilinear
-from tests.methods.toys import CPU, normals, small_method
+from tests.methods.toys import CPU, normals, small_method, small_settings
 
 
 def taps(seed: int, count: int) -> tuple[Tensor, ...]:
@@ -207,6 +207,15 @@ def test_the_projection_keeps_distances_and_is_sparse() -> None:
     assert float(ratio.mean()) == pytest.approx(1, abs=0.05)
     axes = projected(torch.eye(2000), 0.9, torch.Generator().manual_seed(2))
     assert float((axes != 0).float().mean()) == pytest.approx(2000**-0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("epsilon", [1e-300, 1e-160, 1e-9])
+def test_next_to_no_distortion_is_no_projection(epsilon: float) -> None:
+    features = torch.rand(50, 8)
+    assert projected(features, epsilon, torch.Generator()) is features
+    assert small_settings("patchcore", epsilon=epsilon).kept_bytes(10) == small_settings(
+        "patchcore", epsilon=1e-4
+    ).kept_bytes(10)
 
 
 def test_few_channels_are_not_projected() -> None:

@@ -28,6 +28,8 @@ from kdad_bench.methods.training.loop import optimiser_of
 from kdad_bench.methods.training.stages import last_of_first, progress_in_stage
 from kdad_bench.methods.training.words import NORM_MOMENTUM
 
+LEAST = 1e-12  # of a probability whose root is taken
+
 # ---- the losses
 
 
@@ -39,7 +41,10 @@ def at_size(shapes: Tensor, size: Sequence[int]) -> Tensor:
 def focal_loss(logits: Tensor, shapes: Tensor, gamma: float) -> Tensor:
     """Mean of (1 - p)^gamma (-log p), p the probability of what is there (Lin et al. 2017); both [N, h, w]."""
     surprise = F.binary_cross_entropy_with_logits(logits, shapes, reduction="none")
-    return ((1 - (-surprise).exp()) ** gamma * surprise).mean()
+    missed = 1 - (-surprise).exp()
+    if gamma < 1:  # at 0, what a sure head comes to in float32, the power's slope is infinite
+        missed = missed.clamp_min(LEAST)
+    return (missed**gamma * surprise).mean()
 
 
 def denoising_loss(clean: Taps, restored: Taps) -> Tensor:
