@@ -109,6 +109,14 @@ class PatchcoreSettings(FrozenSettings):
             return self.pooling
         return "adaptive" if self.smooths else "mean"
 
+    def learning_from(self, images: int) -> tuple[str, ...]:
+        """Fewer neighbours in a small memory."""
+        kept = max(1, int(images * pixels(self, self.strides[0]) * self.coreset))
+        if not images or kept >= self.reweighted:
+            return ()
+        how = f"eq. 7 with b = {kept}, the whole memory" if kept > 1 else "the plain maximum, by a memory of one patch"
+        return (f"image score: {how} (settings: {self.reweighted})",)
+
     def kept_bytes(self, images: int) -> int:
         """The features of all patches, by the side of their coreset and of what its search projects them to."""
         width = self.width if self.pooled == "adaptive" else sum(channels_of(self, stride) for stride in self.strides)

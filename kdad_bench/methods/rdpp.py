@@ -115,6 +115,12 @@ class RdppSettings(DistillationSettings):
         ),
     }
 
+    def learning_from(self, images: int) -> tuple[str, ...]:
+        """As every method's, and fewer passes of a smaller batch."""
+        said = super(RdppSettings, self).learning_from(images)  # slots: the class is made anew
+        asked, passes = (passes_of(size, self.passes) for size in (self.batch_size, min(self.batch_size, images)))
+        return (*said, *([f"passes of a batch: {passes} (settings: {asked})"] if images and passes < asked else []))
+
 
 class Projection(nn.Sequential):
     """Four 3x3 convolutions, through half, a quarter and half of the channels, each normed per image and rectified."""

@@ -58,6 +58,11 @@ class SpadeSettings(FrozenSettings):
         """The K nearest of `images`."""
         return min(images, self.images)
 
+    def learning_from(self, images: int) -> tuple[str, ...]:
+        """Fewer neighbours."""
+        few = 0 < images < self.images
+        return (f"neighbours: {images} images, all there are (settings: {self.images})",) if few else ()
+
     def kept_bytes(self, images: int) -> int:
         """A feature of each image, and of each of its pixels at the shallow taps."""
         shallow = sum(channels_of(self, stride) * pixels(self, stride) for stride in self.strides[: self.maps])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdad_bench.methods.protocol import Fitting
-from kdad_bench.methods.training import resume
+from kdad_bench.methods.training import course, resume
 from kdad_bench.methods.training.settings import SCHEDULES
 from kdad_bench.methods.training.stages import last_of_first, progress_in_stage
 from tests.methods.toys import normals, small_method, small_settings
@@ -100,6 +100,68 @@ def test_a_stage_that_is_asked_for_and_has_no_step_is_said(name: str, changes: d
     assert len({frozenset(one) for one in watched(name, batch_size=8, **changes)[0]}) == 1
     enough = replace(settings, steps=200)
     assert not [one for one in enough.learning_from(learnt) if one.startswith("steps")]
+
+
+SEEN = [  # settings, of eight images -> images of all steps, and how many states are compared
+    ("stfpm", {"steps": 3, "batch_size": 2}, 6, 0),
+    ("stfpm", {"steps": 4, "batch_size": 2}, 8, 0),
+    ("stfpm", {"steps": 2, "batch_size": 3, "drop_last": True}, 6, 0),
+    ("stfpm", {"steps": 2, "batch_size": 2, "held_out": 0.25}, 4, 1),
+    ("stfpm", {"steps": 4, "batch_size": 2, "held_out": 0.25}, 6, 2),
+    ("ast", {"flow": 0.5, "steps": 4, "batch_size": 3, "held_out": 0.25}, 6, 1),
+    ("ast", {"flow": 0.5, "steps": 6, "batch_size": 3, "held_out": 0.25}, 6, 2),
+    ("destseg", {"denoising": 0.8, "steps": 2, "batch_size": 2, "held_out": 0.25}, 4, 0),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "images", "states"), SEEN, ids=str)
+def test_what_the_steps_saw_and_what_was_compared_is_what_a_row_says(
+    name: str, changes: dict[str, Any], images: int, states: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[float] = []
+    seen: set[int] = set()
+    chosen = course.Course.chosen
+
+    def watched_choice(self: course.Course, step: int) -> torch.Tensor:
+        seen.update(chosen(self, step).tolist())
+        return chosen(self, step)
+
+    monkeypatch.setattr(resume.Progress, "keep_if_better", lambda self, value: judged.append(value))
+    monkeypatch.setattr(course.Course, "chosen", watched_choice)
+    method: Any = small_method(name, source="random", **changes)
+    method.fit(normals(8, seed=1))
+    assert (len(seen), len(judged)) == (images, states)
+    learnt = 6 if "held_out" in changes else 8
+    said = [one for one in method.settings.learning_from(learnt) if one.startswith(("images: ", "states compared: "))]
+    few = [f"images: {images} of {learnt} in the steps, which are less than an epoch"] * (images < learnt)
+    words = {0: "none, the last is kept", 1: "one, the last"}
+    alone = [f"states compared: {words[states]}"] if "held_out" in changes and states < 2 else []
+    assert said == few + alone
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "images", "said"),
+    [
+        ("spade", {"images": 5}, 4, "neighbours: 4 images, all there are (settings: 5)"),
+        ("spade", {"images": 5}, 5, ""),
+        ("patchcore", {"coreset": 0.03}, 1, "image score: the plain maximum, by a memory of one patch (settings: 9)"),
+        ("patchcore", {"coreset": 0.03}, 3, "image score: eq. 7 with b = 5, the whole memory (settings: 9)"),
+        ("patchcore", {"coreset": 0.03}, 8, ""),
+        ("patchcore", {"coreset": 0.001, "reweighted": 0}, 1, ""),
+        ("rdpp", {"batch_size": 8, "passes": 2, "steps": 9}, 3, "passes of a batch: 1 (settings: 2)"),
+        ("rdpp", {"batch_size": 8, "passes": 2, "steps": 9}, 4, "batches: of 4, all there are (settings: 8)"),
+    ],
+    ids=str,
+)
+def test_what_few_images_leave_of_a_setting_is_said(name: str, changes: dict[str, Any], images: int, said: str) -> None:
+    settings = small_settings(name, **changes)
+    assert settings.learning_from(images)[-1:] == ((said,) if said else ())
+    assert settings.learning_from(0) == ()
+    if name == "patchcore":
+        method: Any = small_method(name, **changes)
+        method.fit(normals(images, seed=1))
+        kept = len(method.kept.get_buffer("memory"))
+        assert said == "" or ("one patch" in said if kept == 1 else f"b = {kept}," in said)
 
 
 @pytest.mark.parametrize(

@@ -74,16 +74,24 @@ class DistillationSettings(Settings):
         return {}
 
     def learning_from(self, images: int) -> tuple[str, ...]:
-        """Smaller batches, and stages without a step; held-out normals are not among the `images`."""
-        said = []
-        if 0 < images < self.batch_size:
-            said.append(f"batches: of {images}, all there are (settings: {self.batch_size})")
-        stages, asked = (self.stages(total) for total in (planned_steps(self, max(images, 1))[0], LONG))
-        if any(asked[name] and not steps for name, steps in stages.items()):
-            steps = ", ".join(f"{steps} for the {name}" for name, steps in stages.items())
-            kept = "; the last state is kept, as no state is compared" if self.held_out and not last_of(stages) else ""
-            said.append(f"steps: {steps}{kept}")
-        return tuple(said)
+        """Smaller batches, images that no step sees, stages without a step, and a state that is chosen among fewer than
+        two; held-out normals are not among the `images`."""
+        if not images:
+            return ()
+        total, per_epoch = planned_steps(self, images)
+        stages, asked = self.stages(total), self.stages(LONG)
+        first = total - last_of(stages) if stages else 0  # its states are not compared
+        states = total // per_epoch - first // per_epoch + (total % per_epoch > 0) if first < total else 0
+        seen = total * min(self.batch_size, images)
+        compared = "one, the last" if states else "none, the last is kept"
+        steps = ", ".join(f"{steps} for the {name}" for name, steps in stages.items())
+        said = {
+            "batches": images < self.batch_size and f"of {images}, all there are (settings: {self.batch_size})",
+            "images": seen < images and f"{seen} of {images} in the steps, which are less than an epoch",
+            "steps": any(asked[name] and not steps for name, steps in stages.items()) and steps,
+            "states compared": self.held_out and states < 2 and compared,
+        }
+        return tuple(f"{subject}: {words}" for subject, words in said.items() if words)
 
 
 def last_of(stages: Mapping[str, int]) -> int:
