@@ -364,7 +364,7 @@ class Ast(StudentTeacher[AstSettings]):
 
     def progress(self, step: int, total: int) -> float:
         """Each stage has a schedule of its own."""
-        return progress_in_stage(step, total, last_of_first(self.settings.flow, total))
+        return progress_in_stage(step, total, last_of_first(self.settings.flow, total), self.settings.schedule)
 
     def comparable(self, step: int, total: int) -> bool:
         """Before the student has learnt, its distance says nothing."""

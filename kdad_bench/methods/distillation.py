@@ -19,7 +19,7 @@ from kdad_bench.methods.resizing import resized
 from kdad_bench.methods.training.chance import chance, seeded
 from kdad_bench.methods.training.course import Drawing
 from kdad_bench.methods.training.loop import autocast, distil, optimiser_of
-from kdad_bench.methods.training.settings import WARM_UP, Batch, DistillationSettings, Taps
+from kdad_bench.methods.training.settings import Batch, DistillationSettings, Taps, part_done
 from kdad_bench.methods.training.teacher import Teacher
 
 __all__ = [  # all that a method of this kind needs
@@ -98,11 +98,8 @@ class StudentTeacher(Generic[S]):
         return optimiser_of(self.student.parameters(), self.settings)
 
     def progress(self, step: int, total: int) -> float:
-        """How far the schedule of the learning rate is in step `step` (from 1) of `total`, in [0, 1).
-
-        A lone step is at the height of a rise from 0, as it would learn nothing at its beginning.
-        """
-        return WARM_UP if total == 1 and self.settings.schedule == "warm_cosine" else (step - 1) / total
+        """How far the schedule of the learning rate is in step `step` (from 1) of `total`, in [0, 1)."""
+        return part_done(step, total, self.settings.schedule)
 
     def comparable(self, step: int, total: int) -> bool:
         """Whether the state after `step` may be the one kept for its mean map on held-out normals."""

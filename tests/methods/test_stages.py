@@ -73,6 +73,12 @@ def test_each_stage_has_the_whole_schedule(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STAGED)
+def test_the_only_step_of_a_stage_learns_though_rates_rise_from_0(name: str) -> None:
+    _, rates, _ = watched(name, steps=3, batch_size=4, schedule="warm_cosine", **{STAGED[name][0]: 0.4})
+    assert [rate[0] > 0 for rate in rates] == [True, False, True]
+
+
+@pytest.mark.parametrize("name", STAGED)
 def test_no_state_of_the_first_stage_is_kept_for_its_map(name: str) -> None:
     """Held-out normals choose among states in which all has learnt."""
     method: Any = small_method(name, source="random", steps=4, batch_size=2, held_out=0.5, **{STAGED[name][0]: 0.5})

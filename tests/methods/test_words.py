@@ -468,7 +468,8 @@ def own_departures(name: str, settings: Any) -> list[str]:
     if name == "efficientad":
         solved = ["last layers"] * settings.solved
         learns = settings.distilled and settings.distilling > 0 and settings.steps != 1
-        solved += ["late drop"] * (learns and settings.schedule == "late_drop")
+        few = settings.steps is not None and settings.steps < 20
+        solved += ["late drop"] * ((learns or few) and settings.schedule == "late_drop")
         return [*["descriptor"] * settings.distilled, "penalty", *solved, *["incomplete batches"] * settings.drop_last]
     if name == "dinomaly":
         return ["input", "map", *["tokens"] * (not settings.teacher.startswith("dinov2"))]
@@ -795,6 +796,13 @@ def test_no_setting_changes_without_a_word(name: str, preset: str) -> None:
             "one_cycle",
         ),
         ("efficientad:small", {"schedule": "late_drop"}, "the small one", "late drop"),
+        (
+            "efficientad:small",
+            {"schedule": "late_drop", "steps": 19},
+            "late drop: none, a twentieth of so few",
+            "PDN's",
+        ),
+        ("efficientad:small", {"schedule": "late_drop", "steps": 20}, "the small one", "late drop"),
         ("efficientad:distilled", {"schedule": "late_drop", "distilling": 0.0}, "descriptor: none", "late drop"),
         ("efficientad:medium", {}, "the medium one", "network: "),
         ("efficientad:penalised", {}, "penalty: on drawn images (paper: images of ImageNet)", "penalty: none"),

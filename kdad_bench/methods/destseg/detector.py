@@ -85,7 +85,7 @@ class Destseg(StudentTeacher[DestsegSettings]):
 
     def progress(self, step: int, total: int) -> float:
         """Each stage has a schedule of its own."""
-        return progress_in_stage(step, total, last_of_first(self.settings.denoising, total))
+        return progress_in_stage(step, total, last_of_first(self.settings.denoising, total), self.settings.schedule)
 
     def comparable(self, step: int, total: int) -> bool:
         """Before the head has learnt, its map says nothing."""

@@ -109,11 +109,7 @@ class EfficientAdSettings(DistillationSettings):
         ),
         "optimiser": words.departs(words.algorithm, "adam, betas 0.9 0.999", source="paper"),
         "budget": lambda settings: _budget(settings),
-        "late drop": lambda settings: (
-            "in the last twentieth of all steps, the PDN's among them (paper: of the student's)"
-            if settings.schedule == "late_drop" and settings.distils_in_steps
-            else ""
-        ),
+        "late drop": lambda settings: _late_drop(settings),
         "selection": words.departs(words.selection, words.LAST_STEP, source="paper"),
         "incomplete batches": lambda settings: "left out (paper: none)" if settings.drop_last else "",
     }
@@ -142,6 +138,16 @@ def _distilling_in_words(settings: EfficientAdSettings) -> str:
         return f"distilled here, on normal and drawn images, in a share of {shown(settings.distilling)} of the steps"
     last = ", but for the last layer, which is solved on normal and drawn images" * settings.solved
     return f"none is learnt, the PDN stays as random as it begins{last}"
+
+
+def _late_drop(settings: EfficientAdSettings) -> str:
+    """Where the rate drops, if that is not the last twentieth of the student's steps."""
+    if settings.schedule != "late_drop":
+        return ""
+    if settings.steps is not None and settings.steps < 20:
+        return "none, a twentieth of so few steps is less than one (paper: in the last of the student's)"
+    among = "in the last twentieth of all steps, the PDN's among them (paper: of the student's)"
+    return among if settings.distils_in_steps else ""
 
 
 def _budget(settings: EfficientAdSettings) -> str:

@@ -32,6 +32,14 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {  # progress in [0, 1) -> f
 }
 
 
+def part_done(step: int, total: int, schedule: str) -> float:
+    """How far `schedule` is in step `step` (from 1) of `total`, in [0, 1).
+
+    A lone step is at the height of a rise from 0, as it would learn nothing at its beginning.
+    """
+    return WARM_UP if total == 1 and schedule == "warm_cosine" else (step - 1) / total
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistillationSettings(Settings):
     """The settings of every method trained by this loop."""
