@@ -1,7 +1,7 @@
 """What today's code says of a row by its settings: python -m tests.leaderboard.words FOLDER says it in the rows there.
 
-Readings and deviations follow from the settings of a row, so that words that were mended are mended in rows of before:
-no figure changes, and no id.
+Readings and deviations follow from a row's settings and number of images, so that words that were mended are mended in
+rows of before: no figure changes, and no id.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from kdad_bench.harness.view import view_of
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.row import SCHEMA
 from kdad_bench.methods import entry
+from kdad_bench.methods.training.parting import learnt_from
 
 Words = tuple[tuple[str, ...], tuple[str, ...]]  # readings, deviations
 
@@ -53,7 +54,8 @@ def words_of(row: Mapping[str, Any]) -> Words:
         axes=axes_of(row),
         view=view_of(row),
     )
-    return tuple(settings.readings), job.deviations
+    few = settings.learning_from(learnt_from(row["train_images"], settings)) if job.view.plain else ()
+    return tuple(settings.readings), (*job.deviations, *few)
 
 
 def said_in(row: Mapping[str, Any]) -> Words:
