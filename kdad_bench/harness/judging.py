@@ -17,6 +17,8 @@ from kdad_bench.metrics import (
     Finer,
     RegionIndex,
     Saturated,
+    all_finite,
+    check_finite,
     every_pixel_metric,
     image_metrics,
     mask_conflicts,
@@ -46,8 +48,11 @@ def judged(
     `image` [N] scores, `maps` [N, R, R] and `peaks` [N], the maximum of each map: float32 arrays or tensors, in the
     order of `test`. `threshold` is that of SegF1, where there are normal images that nothing was learnt
     from; `index` that of the masks (`regions_of`), where it is at hand. A metric that a data set has not is None. Warns
-    of masks that disagree with labels. Raises MetricError naming `method` and the image.
+    of masks that disagree with labels. Raises MetricError for a NaN or an infinity, naming `method` and the image; of a
+    map, which is looked at first as scores often follow from it, also row and column.
     """
+    if test.masks is None or not (all_finite(image) and all_finite(peaks)):  # with masks the one pass finds -inf
+        check_finite(image, maps, sizes=test.sizes, names=test.names, method=method)
     figures: dict[str, Any] = image_metrics(image, test.labels, names=test.names, method=method)
     common = image_metrics(peaks, test.labels, names=test.names, method=method)
     figures["image_auroc_max"] = common["image_auroc"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -118,6 +119,15 @@ def learnt_from(job: Job, fit: Any) -> Any:
     order = np.argsort(lot.places)  # places are a permutation: the image at each of them
     found = [images[k] for k in order]
     return found if isinstance(fit, list) else np.stack(found)
+
+
+def unseen_names(job: Job) -> list[str]:
+    """The files of the normal images that a threshold comes from, below the category's folder: a shipped validation
+    split, else what is held out."""
+    category = job.category
+    kept = left_to_learn_from(category, held_out_of(job), job.seed)
+    apart = category.validation or [category.train[k] for k in np.setdiff1d(np.arange(len(category.train)), kept)]
+    return [os.path.relpath(sample.path, category.root) for sample in apart]
 
 
 def spared(job: Job) -> Any:

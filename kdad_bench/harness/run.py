@@ -23,7 +23,15 @@ from kdad_bench.harness.job import Job, TeacherWeights, fused_late
 from kdad_bench.harness.judging import judged
 from kdad_bench.harness.late_fusion import FusedModalities
 from kdad_bench.harness.lone_batch import learnt_from
-from kdad_bench.harness.material import count_of, judged_category, normals, pictures, pictures_of, test_set
+from kdad_bench.harness.material import (
+    count_of,
+    judged_category,
+    normals,
+    pictures,
+    pictures_of,
+    test_set,
+    unseen_names,
+)
 from kdad_bench.harness.output import Work, checkpoint_path, keep_beside
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
 from kdad_bench.harness.scoring import MOST_BYTES, as_images, batch_for, batch_invariance, let_go_of_scores, score_all
@@ -38,7 +46,7 @@ from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
 from kdad_bench.methods.protocol import Fitting, Method, Scores
 from kdad_bench.methods.resizing import resized
 from kdad_bench.methods.training.parting import has_a_lone_image
-from kdad_bench.metrics import threshold_of
+from kdad_bench.metrics import all_finite, check_finite, threshold_of
 
 KEPT_LOSSES = 200  # points of the loss curve that enter the row; the log file has all of them
 
@@ -208,7 +216,7 @@ def score_unseen(job: Job, method: Method, held_out: Any) -> tuple[Scores | None
     """The scores of normal images that nothing was learnt from, and the threshold of SegF1 from their maps.
 
     They are those held out, or a shipped validation split; None without either, and for a late fusion, which is brought
-    to scale by those held out: they tell nothing of new ones.
+    to scale by those held out: they tell nothing of new ones. Raises MetricError for a NaN or an infinity in them.
     """
     if fused_late(job):
         return None, None
@@ -224,7 +232,10 @@ def score_unseen(job: Job, method: Method, held_out: Any) -> tuple[Scores | None
         return None, None
     found = score_all(method, images, job.name, torch.device(job.device))
     sizes = None if job.view.plain else np.array([one.shape[-2:] for one in images], np.int64)
-    return found, threshold_of(found.pixel, sizes)
+    threshold = threshold_of(found.pixel, sizes)  # NaN where a pixel is not finite
+    if not all_finite([*found.image.tolist(), threshold]):
+        check_finite(found.image, found.pixel, sizes=sizes, names=unseen_names(job), method=job.name)
+    return found, threshold
 
 
 def peaks_of(maps: Tensor, sizes: Any) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from kdad_bench.metrics.alarms import PRESORTED, clopper_pearson, two_sample_p
 from kdad_bench.metrics.curves import AUPRO_LIMITS, IMAGE_METRICS, PIXEL_METRICS, MetricError
-from kdad_bench.metrics.exact import image_metrics, mask_conflicts, pixel_metrics
+from kdad_bench.metrics.exact import all_finite, check_finite, image_metrics, mask_conflicts, pixel_metrics
 from kdad_bench.metrics.finer import FINER, Finer, Saturated, every_pixel_metric, threshold_of
 from kdad_bench.metrics.regions import RegionIndex, region_index
 
@@ -21,6 +21,8 @@ __all__ = [
     "MetricError",
     "RegionIndex",
     "Saturated",
+    "all_finite",
+    "check_finite",
     "clopper_pearson",
     "every_pixel_metric",
     "image_metrics",

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kdad_bench.allowance import cores
+from kdad_bench.files import let_go
 from kdad_bench.kernels.counting import Counter, NotFinite, add_up, keys, sort_words
 from kdad_bench.metrics.alarms import PRESORTED, presorted
 from kdad_bench.metrics.curves import (
@@ -76,9 +77,7 @@ def image_metrics(
         raise MetricError(
             f"{who(method)}{values.size} image scores for {positive.size} labels; give one score per image"
         )
-    bad = np.flatnonzero(~np.isfinite(values))
-    if bad.size:
-        raise MetricError(not_finite(method, image_name(names, int(bad[0])), values[bad[0]], "image score"))
+    _check_scores(values, names, method)
     positives = int(positive.sum())
     if positives == 0 or positives == positive.size:
         return dict.fromkeys((*IMAGE_METRICS, *PRESORTED))
@@ -344,6 +343,31 @@ def _check_positions(index: RegionIndex, sizes: Sizes, names: Sequence[str] | No
         raise MetricError(f"{who(method)}a mask marks {where}, beyond its picture of {height} x {width}")
 
 
+def check_finite(
+    scores: ArrayLike | Tensor,
+    maps: ArrayLike | Tensor,
+    *,
+    sizes: Sizes | None = None,
+    names: Sequence[str] | None = None,
+    method: str | None = None,
+) -> None:
+    """Raises MetricError for the first pixel of `maps` [N, H, W] that is NaN or infinite, else for the first such image
+    score of `scores` [N], naming `method`, image and, of a pixel, row and column. `sizes` as of `pixel_metrics`."""
+    _check_finite(floating(numpy_of(maps)), sizes, names, method)
+    _check_scores(floating(numpy_of(scores)).reshape(-1), names, method)
+
+
+def all_finite(values: ArrayLike | Tensor) -> bool:
+    """Whether `values` hold neither a NaN nor an infinity."""
+    return bool(np.isfinite(numpy_of(values)).all())
+
+
+def _check_scores(values: NDArray[Any], names: Sequence[str] | None, method: str | None) -> None:
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise MetricError(not_finite(method, image_name(names, int(bad[0])), values[bad[0]], "image score"))
+
+
 def _check_finite(values: NDArray[Any], sizes: Sizes | None, names: Sequence[str] | None, method: str | None) -> None:
     for image, whole in enumerate(values):
         part = whole if sizes is None else whole[: sizes[image, 0], : sizes[image, 1]]
@@ -352,3 +376,4 @@ def _check_finite(values: NDArray[Any], sizes: Sizes | None, names: Sequence[str
             row, column = divmod(int(np.argmin(finite)), part.shape[1])
             where = f"anomaly map at row {row}, column {column}"
             raise MetricError(not_finite(method, image_name(names, image), part[row, column], where))
+        let_go(whole)

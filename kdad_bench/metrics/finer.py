@@ -310,15 +310,16 @@ class Moments:
 def threshold_of(maps: Array, sizes: Sizes | None = None) -> float | None:
     """The mean plus DEVIATIONS standard deviations of all pixels of the maps [N, H, W] of normal images.
 
-    None without an image. `sizes` [N, 2] as of `exact.pixel_metrics`.
+    None without an image, NaN where a pixel is not finite. `sizes` [N, 2] as of `exact.pixel_metrics`.
     """
     values = numpy_of(maps)
     if not values.size:
         return None
     sizes = None if sizes is None else checked(sizes, values.shape)
     moments = Moments()
-    for number, one in enumerate(values):
-        moments.add(one if sizes is None else one[: sizes[number, 0], : sizes[number, 1]])
+    with np.errstate(invalid="ignore"):
+        for number, one in enumerate(values):
+            moments.add(one if sizes is None else one[: sizes[number, 0], : sizes[number, 1]])
     return moments.threshold
 
 
