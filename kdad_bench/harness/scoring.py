@@ -14,6 +14,7 @@ from torch import Tensor
 from kdad_bench.files import CacheError, let_go, scratch
 from kdad_bench.harness.decision import Decision
 from kdad_bench.harness.view import WHOLE, View
+from kdad_bench.harness.windows import Windowed
 from kdad_bench.methods.protocol import Method, Scores
 
 Pixels: TypeAlias = Tensor | NDArray[np.uint8]
@@ -181,20 +182,21 @@ def finite(scores: Scores) -> Tensor:
 
 
 def batch_invariance(method: Method, images: Pixels | Pictures, scores: Scores, device: torch.device = CPU) -> float:
-    """The largest difference between a map scored alone and within its batch, over the first few images."""
-    if not isinstance(images, (Tensor, np.ndarray)):
-        return invariance_of_windows(method, images, scores, device)
+    """The largest difference between a map scored alone and within its batch, over the first few images; of a method on
+    windows, between the first image's map with its windows scored one by one and together."""
+    if isinstance(method, Windowed):  # whose images are scored one after the other whatever the batch
+        return invariance_of_windows(method, images[:1], scores, device)
     few = on_device(images[:INVARIANCE_IMAGES], device)
     with torch.inference_mode():
         alone = [method.score(few[i : i + 1]).pixel[0] for i in range(len(few))]
     return max(float((one - scores.pixel[i]).abs().max()) for i, one in enumerate(alone))
 
 
-def invariance_of_windows(method: Any, pictures: Pictures, scores: Scores, device: torch.device) -> float:
-    """The largest difference between the map of the first picture with its windows scored one by one and together."""
+def invariance_of_windows(method: Windowed, first: Pixels | Pictures, scores: Scores, device: torch.device) -> float:
+    """That of the `first` image alone, [1, C, H, W] or a list of one picture [C, h, w]."""
     together, method.batch = method.batch, 1
     try:
-        alone = score_all(method, pictures[:1], "", device).pixel[0]
+        alone = score_all(method, first, "", device).pixel[0]
     finally:
         method.batch = together
     height, width = alone.shape

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdad_bench.harness import scoring
 from kdad_bench.harness.perform import reason_of
 from kdad_bench.harness.scoring import SCORE_BATCH, ScoreError, as_images, batch_invariance, let_go_of, score_all
+from kdad_bench.harness.view import SHORT_SIDE, WHOLE, View
+from kdad_bench.harness.windows import windowed
 from kdad_bench.methods.protocol import Scores
 from kdad_bench.metrics import MetricError, pixel_metrics
 from tests.methods.toys import normals, small_method
@@ -26,6 +29,7 @@ class Answering:
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
+        self.settings, self.module = SimpleNamespace(image_size=8), nn.Identity()
         self.batches: list[int] = []
 
     def score(self, images: Tensor) -> Scores:
@@ -91,15 +95,23 @@ def test_a_gpu_that_stays_out_of_memory_fails_the_job_with_the_reason() -> None:
     assert "Tried to allocate 2.00 GiB" in reason_of(caught.value)
 
 
-def test_a_method_that_normalises_over_the_batch_shows_in_the_invariance_column() -> None:
+VIEWS = {"whole": WHOLE, "squares": View(tile=8), "pictures": View(fit=SHORT_SIDE)}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_a_method_that_normalises_over_the_batch_shows_in_the_invariance_column(view: View) -> None:
     def over_the_batch(images: Tensor) -> Scores:
         maps = images.mean(1)
         return Scores(maps.amax((1, 2)), (maps - maps.min()) / (maps.max() - maps.min()))
 
+    images: Any = np.random.default_rng(0).integers(
+        0, 256, (6, 3, 8, 16) if view.fit == SHORT_SIDE else (6, 3, 16, 16), np.uint8
+    )
     for answer, invariant in ((honest, True), (over_the_batch, False)):
-        method: Any = Answering(answer)
-        found = batch_invariance(method, IMAGES, score_all(method, IMAGES, METHOD))
-        assert (found == 0.0) is invariant
+        method = windowed(cast(Any, Answering(answer)), view, 8 if view.fit == SHORT_SIDE else 16)
+        pictures = list(images) if view.fit == SHORT_SIDE else images
+        found = batch_invariance(method, pictures, score_all(method, pictures, METHOD))
+        assert found < 1e-6 if invariant else found > 1e-3
 
 
 @pytest.mark.parametrize("count", [1, 16, 17, 33, 50])
