@@ -123,7 +123,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     if job.axes.corruption is None:  # corrupted test images are meant to differ
         warn_of_a_difference(figures, len(normal_scores), int((~test.labels).sum()), job.label)
     keep_beside(job, work, method, test, scores, unseen)
-    invariance = batch_invariance(method, pictures_of(test), scores, device)
+    invariance = batch_invariance(method, pictures_of(test), scores, job.name, device, test.names)
     return Row(
         **columns_of(job),
         **figures,

@@ -16,6 +16,7 @@ from kdad_bench.harness.decision import Decision
 from kdad_bench.harness.view import WHOLE, View
 from kdad_bench.harness.windows import Windowed
 from kdad_bench.methods.protocol import Method, Scores
+from kdad_bench.metrics.curves import image_name
 
 Pixels: TypeAlias = Tensor | NDArray[np.uint8]
 Pictures: TypeAlias = Sequence[NDArray[np.uint8]]  # [C, h, w] each, of any shapes
@@ -181,23 +182,44 @@ def finite(scores: Scores) -> Tensor:
     return torch.isfinite(scores.image) & torch.isfinite(scores.pixel).flatten(1).all(1)
 
 
-def batch_invariance(method: Method, images: Pixels | Pictures, scores: Scores, device: torch.device = CPU) -> float:
+def batch_invariance(
+    method: Method,
+    images: Pixels | Pictures,
+    scores: Scores,
+    name: str,
+    device: torch.device = CPU,
+    names: Sequence[str] | None = None,
+) -> float:
     """The largest difference between a map scored alone and within its batch, over the first few images; of a method on
-    windows, between the first image's map with its windows scored one by one and together."""
+    windows, between the first image's map with its windows scored one by one and together. At most the largest float32.
+
+    Raises ScoreError, naming the method and the image (`names` [N]), for what is finite only in its batch.
+    """
     if isinstance(method, Windowed):  # whose images are scored one after the other whatever the batch
-        return invariance_of_windows(method, images[:1], scores, device)
-    few = on_device(images[:INVARIANCE_IMAGES], device)
-    with torch.inference_mode():
-        alone = [method.score(few[i : i + 1]).pixel[0] for i in range(len(few))]
-    return max(float((one - scores.pixel[i]).abs().max()) for i, one in enumerate(alone))
+        found = [windows_one_by_one(method, images[:1], name, device)]
+    else:
+        few = on_device(images[:INVARIANCE_IMAGES], device)
+        with torch.inference_mode():
+            found = [checked(method.score(few[i : i + 1]), few[i : i + 1], name) for i in range(len(few))]
+    for number, one in enumerate(found):
+        if not bool(finite(one).all()):
+            raise ScoreError(
+                f"method '{name}': score or map of {image_name(names, number)} holds a NaN or an infinity when it is "
+                "scored alone, and none in its batch; no answer may depend on the other images of a batch"
+            )
+    return max(difference(one.pixel[0], scores.pixel[number]) for number, one in enumerate(found))
 
 
-def invariance_of_windows(method: Windowed, first: Pixels | Pictures, scores: Scores, device: torch.device) -> float:
-    """That of the `first` image alone, [1, C, H, W] or a list of one picture [C, h, w]."""
+def windows_one_by_one(method: Windowed, first: Pixels | Pictures, name: str, device: torch.device) -> Scores:
+    """The scores of the `first` image, [1, C, H, W] or a list of one picture [C, h, w]."""
     together, method.batch = method.batch, 1
     try:
-        alone = score_all(method, first, "", device).pixel[0]
+        return score_all(method, first, name, device)
     finally:
         method.batch = together
+
+
+def difference(alone: Tensor, together: Tensor) -> float:
+    """The largest difference of two maps, [h, w] and that in the upper left corner of [H, W]."""
     height, width = alone.shape
-    return float((alone - scores.pixel[0, :height, :width]).abs().max())
+    return min(float((alone - together[:height, :width]).abs().max()), torch.finfo(torch.float32).max)

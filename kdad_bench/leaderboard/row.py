@@ -264,7 +264,7 @@ LONGEST_REASON = 2000  # characters; an exception may bring a whole log
 LONGEST = {"string": 20_000, "json": 4_000_000, "list": 1_000_000}  # characters, characters, entries
 DEEPEST = 50  # brackets within brackets of JSON
 LARGEST = 1e12  # of a cost: a thousand times what any machine can show
-MOST_FLOAT = 3.4028234663852886e38  # of a list's entries: beyond it float32 has no number
+MOST_FLOAT = 3.4028234663852886e38  # of scores and what maps differ by: beyond it float32 has no number
 ROUNDING = 1e-9  # by which a ratio of sums may pass 1
 JSON: Mapping[str, type] = MappingProxyType({"settings": dict, "environment": dict, "losses": list})
 _JOB_ID = re.compile(r"[\w+-][\w.+@-]{0,199}")  # it names files
@@ -297,6 +297,7 @@ def _wrong_figure(name: str, value: float) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return f"is {value}"
     most = 1 + ROUNDING if name in ACCURACY else _INTEGERS.get(_TYPES[name], LARGEST)
+    most = MOST_FLOAT if name == "batch_invariance" else most
     if not 0 <= value <= most:  # a whole number of JSON may be beyond what a float holds
         return f"is {f'{value:g}' if abs(value) <= MOST_FLOAT else _few(value)}, which cannot be"
     return "" if _TYPES[name] == "double" or value == int(value) else f"is {value:g}, not a whole number"

@@ -16,6 +16,7 @@ from kdad_bench.harness.perform import reason_of
 from kdad_bench.harness.scoring import SCORE_BATCH, ScoreError, as_images, batch_invariance, let_go_of, score_all
 from kdad_bench.harness.view import SHORT_SIDE, WHOLE, View
 from kdad_bench.harness.windows import windowed
+from kdad_bench.leaderboard.row import MOST_FLOAT
 from kdad_bench.methods.protocol import Scores
 from kdad_bench.metrics import MetricError, pixel_metrics
 from tests.methods.toys import normals, small_method
@@ -110,8 +111,35 @@ def test_a_method_that_normalises_over_the_batch_shows_in_the_invariance_column(
     for answer, invariant in ((honest, True), (over_the_batch, False)):
         method = windowed(cast(Any, Answering(answer)), view, 8 if view.fit == SHORT_SIDE else 16)
         pictures = list(images) if view.fit == SHORT_SIDE else images
-        found = batch_invariance(method, pictures, score_all(method, pictures, METHOD))
+        found = batch_invariance(method, pictures, score_all(method, pictures, METHOD), METHOD)
         assert found < 1e-6 if invariant else found > 1e-3
+
+
+@pytest.mark.parametrize("part", ["map", "score"])
+@pytest.mark.parametrize("bad", [0, 1, 3])
+@pytest.mark.parametrize("tile", [None, 8])
+def test_an_image_that_is_finite_only_in_its_batch_ends_in_one_line(tile: int | None, bad: int, part: str) -> None:
+    def answer(images: Tensor) -> Scores:
+        scores = honest(images)
+        if len(images) == 1 and (tile or torch.equal(images[0], IMAGES[bad])):
+            (scores.pixel[0, 2] if part == "map" else scores.image)[:] = torch.nan
+        return scores
+
+    method = windowed(cast(Any, Answering(answer)), View(tile=tile), 8)
+    images = IMAGES.repeat(1, 1, 2, 2) if tile else IMAGES
+    scores = score_all(method, images, METHOD)
+    assert bool(scoring.finite(scores).all())
+    place = rf"^method 'some_method': score or map of image '{0 if tile else bad}\.png' holds a NaN"
+    with pytest.raises(ScoreError, match=place):
+        batch_invariance(method, images, scores, METHOD, names=[f"{k}.png" for k in range(20)])
+
+
+def test_maps_may_differ_by_what_float32_holds_no_more() -> None:
+    def answer(images: Tensor) -> Scores:
+        return Scores(images.amax((1, 2, 3)), torch.full_like(images[:, 0], 3e38 if len(images) > 1 else -3e38))
+
+    method: Any = Answering(answer)
+    assert batch_invariance(method, IMAGES, score_all(method, IMAGES, METHOD), METHOD) == MOST_FLOAT
 
 
 @pytest.mark.parametrize("count", [1, 16, 17, 33, 50])

@@ -28,7 +28,7 @@ from kdad_bench.leaderboard import row as rows
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.board import DRAWN
 from kdad_bench.leaderboard.folder import LOCK, LocalFolder, RemoteFolder
-from kdad_bench.leaderboard.row import COLUMNS, Row
+from kdad_bench.leaderboard.row import COLUMNS, MOST_FLOAT, Row
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -72,6 +72,12 @@ def test_every_column_of_a_row_comes_back_as_it_was_written(tmp_path: Path) -> N
     for name, values in as_float32.items():
         assert values == pytest.approx(getattr(made, name), rel=1e-6)
     assert replace(found, **{name: getattr(made, name) for name in as_float32}) == made
+
+
+@pytest.mark.parametrize("largest", [1e25, MOST_FLOAT])
+def test_maps_of_any_scale_may_differ_by_as_much(largest: float, tmp_path: Path) -> None:
+    store.write(plausible.row("dskd", "bottle", 3, batch_invariance=largest), tmp_path)
+    assert store.read(tmp_path).rows()[0]["batch_invariance"] == largest
 
 
 def test_numpy_arrays_may_stand_for_lists_and_scalars(tmp_path: Path) -> None:
