@@ -7,7 +7,6 @@ does not know this one. Of the training that is watched nothing changes (`method
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import time
 import warnings
@@ -22,6 +21,7 @@ from kdad_bench.harness.material import judged_category, pictures_of
 from kdad_bench.harness.output import Work, checkpoints
 from kdad_bench.harness.scoring import ScoreError, score_all
 from kdad_bench.harness.windows import windowed
+from kdad_bench.leaderboard.row import ROUNDING
 from kdad_bench.metrics import MetricError, image_metrics, pixel_metrics, region_index
 
 if TYPE_CHECKING:
@@ -156,10 +156,10 @@ def checked(path: Path) -> dict[str, Any]:
 
 
 def has_figures(point: Mapping[str, Any]) -> bool:
-    """Whether each of FIGURES is there, a ratio or None."""
+    """Whether each of FIGURES is there, a ratio as a row may hold it or None."""
 
     def is_ratio(value: object) -> bool:
-        return value is None or (type(value) in (int, float) and 0 <= value <= 1 and math.isfinite(value))  # type: ignore[operator,arg-type]
+        return value is None or (type(value) in (int, float) and 0 <= value <= 1 + ROUNDING)  # type: ignore[operator]
 
     return all(name in point and is_ratio(point[name]) for name in FIGURES)
 

@@ -55,12 +55,18 @@ def ratios(
 ) -> list[float]:
     """AUROC, AP, F1-max and AUPRO at each limit from the partial sums of all runs of scores."""
     auroc, ap, f1_max, *areas = zip(*parts, strict=True)
-    return [
+    found = [
         math.fsum(auroc) / (positives * negatives),
         math.fsum(ap) / positives,
         max(f1_max),
         *(math.fsum(area) / (regions * limit) for area, limit in zip(areas, limits, strict=True)),
     ]
+    return [at_most_one(value) for value in found]
+
+
+def at_most_one(value: float) -> float:
+    """A ratio of sums without what their rounding adds to 1: those of 1/|region| seldom add up to a whole number."""
+    return min(value, 1.0)
 
 
 def not_finite(method: str | None, image: str, value: Any, where: str) -> str:

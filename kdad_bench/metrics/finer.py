@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kdad_bench.kernels.counting import keys
-from kdad_bench.metrics.curves import PIXEL_METRICS, MetricError, Values, ramp_areas
+from kdad_bench.metrics.curves import PIXEL_METRICS, MetricError, Values, at_most_one, ramp_areas
 from kdad_bench.metrics.exact import (
     Counted,
     checked,
@@ -182,7 +182,7 @@ def _aupimo(pass_over: Counted, index: RegionIndex, *, limits: tuple[float, floa
     mine = weights[index.images[regions_of(pass_over)[ranks[first] :]]]
     if not mine.size:
         return 0.0
-    return float((np.add.reduceat(mine, ranks[first:-1] - ranks[first]) * shares).sum())
+    return at_most_one(float((np.add.reduceat(mine, ranks[first:-1] - ranks[first]) * shares).sum()))
 
 
 def _log_shares(x0: Numbers, x1: Numbers, lower: float, upper: float) -> Numbers:
@@ -245,7 +245,7 @@ def _au_spro(
         own = kind == group
         areas = ramp_areas(x0[at[own]], x1[at[own]], limit)
         found.append((weights[own] * areas).sum() / (np.unique(owners[own]).size * limit))
-    return float(np.mean(found))
+    return at_most_one(float(np.mean(found)))
 
 
 def _unmarked(pass_over: Counted, marked: NDArray[np.int64], group: int) -> NDArray[np.int64]:

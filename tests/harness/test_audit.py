@@ -289,6 +289,12 @@ def test_the_gap_is_the_best_less_the_kept_and_never_below_zero(tmp_path: Path) 
     assert [one["gaps"] for one in by_json] == [audit.gaps(one) for one in (first, second, other, unfinished)]
 
 
+def test_a_figure_that_rounding_put_above_one_is_read(tmp_path: Path) -> None:
+    over = an_audit(kept=point(1, 1.0) | {"aupro_30": 1.0000000000000002}, curve=[point(1, 1.0, 1.0000000000000007)])
+    found = command(write_audits(tmp_path, over))
+    assert found.exit_code == 0, found.output
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -26,6 +26,7 @@ from kdad_bench.metrics import (
     threshold_of,
 )
 from kdad_bench.metrics import pieces as pieces_module
+from kdad_bench.metrics.device import pixel_metrics_on_device
 from kdad_bench.metrics.pieces import pieces, values_at
 from tests.metrics import finer_by_definition as definition
 from tests.metrics.metric_cases import KINDS, case, cases
@@ -185,6 +186,28 @@ def test_all_have_a_value_where_the_data_set_has_everything() -> None:
     found = everything(noise(defects()), defects())
     assert list(found) == [*PIXEL_METRICS, *FINER]
     assert all(value is not None and 0 < value <= 1 + EXACT for value in found.values()), found
+
+
+@pytest.mark.parametrize("how", ["compiled", "sorting", "device"])
+def test_maps_without_a_fault_have_figures_of_one_and_not_above(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if how == "sorting":
+        monkeypatch.setattr(counting, "library", lambda: None)
+    highest: dict[str, list[float]] = {}
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        masks = np.zeros((4, 24, 24), bool)
+        for image in (1, 1, 2, 2, 3, 3):
+            top, left, height, width = *rng.integers(0, 16, 2), *rng.integers(1, 9, 2)
+            masks[image, top : top + height, left : left + width] = True
+        maps, index = (rng.random(masks.shape) * 0.5 + masks).astype(np.float32), region_index(masks)
+        found = everything(maps, masks)
+        found["aupimo"] = finer.aupimo(maps, index, normal_of(masks), limits=(1e-3, 1e-2))
+        if how == "device":
+            found = dict(pixel_metrics_on_device(torch.from_numpy(maps), index))
+        for name, value in found.items():
+            highest.setdefault(name, []).append(value or 0.0)
+    for name in [*PIXEL_METRICS, *([] if how == "device" else ("aupimo", "au_spro_05"))]:
+        assert max(highest[name]) == 1.0, name  # some end in a bit more than 1 before they are cut
 
 
 def test_a_metric_that_a_data_set_has_not_is_none_and_never_zero() -> None:
