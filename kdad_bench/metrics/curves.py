@@ -74,6 +74,11 @@ def not_finite(method: str | None, image: str, value: Any, where: str) -> str:
     return f"{who(method)}{where} of {image} is {float(value)}; a score must be finite, so no metric is computed"
 
 
+def would_be_rounded(kind: str) -> str:
+    """The message of MetricError for scores of a type that float64 cannot hold."""
+    return f"scores of type {kind} would be rounded; give float32 or float64"
+
+
 def who(method: str | None) -> str:
     """How a message begins: with the method, if it is known."""
     return f"{method}: " if method else ""

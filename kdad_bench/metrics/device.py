@@ -25,6 +25,7 @@ from kdad_bench.metrics.curves import (
     not_finite,
     partial_sums,
     ratios,
+    would_be_rounded,
 )
 from kdad_bench.metrics.regions import RegionIndex
 
@@ -43,10 +44,13 @@ def pixel_metrics_on_device(
     """What `metrics.pixel_metrics` returns, for `maps` [N, H, W] on any device, computed on that device.
 
     Half-precision maps are widened, never rounded. Every operation has one result under
-    `torch.use_deterministic_algorithms(True)`. Raises MetricError for a NaN or infinite pixel.
+    `torch.use_deterministic_algorithms(True)`. Raises MetricError for a NaN or infinite pixel,
+    and for types that would be rounded (int64).
     """
     flat = maps.detach().reshape(-1)
     if flat.dtype not in (torch.float32, torch.float64):
+        if flat.dtype.is_complex or not (flat.dtype.is_floating_point or flat.dtype.itemsize <= 4):
+            raise MetricError(would_be_rounded(str(flat.dtype).removeprefix("torch.")))
         flat = flat.to(torch.float32 if flat.dtype.is_floating_point else torch.float64)
     positives, negatives = index.positions.size, flat.numel() - index.positions.size
     if positives == 0 or negatives == 0:

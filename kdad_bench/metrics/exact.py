@@ -40,6 +40,7 @@ from kdad_bench.metrics.curves import (
     partial_sums,
     ratios,
     who,
+    would_be_rounded,
 )
 from kdad_bench.metrics.pieces import Sizes, pieces, values_at
 from kdad_bench.metrics.regions import RegionIndex
@@ -318,7 +319,7 @@ def floating(values: NDArray[Any]) -> NDArray[Any]:
         for wider in (np.float32, np.float64):
             if np.can_cast(values.dtype, wider) and not (values.dtype.kind in "iu" and values.dtype.itemsize > 4):
                 return values.astype(wider)
-    raise MetricError(f"scores of type {values.dtype} would be rounded; give float32 or float64")
+    raise MetricError(would_be_rounded(str(values.dtype)))
 
 
 def checked(sizes: ArrayLike, shape: Sequence[int], method: str | None = None) -> Sizes:

@@ -378,6 +378,16 @@ def test_read_only_maps_are_read() -> None:
 def test_scores_that_would_be_rounded_are_refused() -> None:
     with pytest.raises(MetricError, match="int64 would be rounded"):
         pixel_metrics(np.zeros((1, 2, 2), np.int64), np.zeros((1, 2, 2), bool))
+    index = region_index(np.eye(2, dtype=bool)[None])
+    for kind in ("int64", "uint64", "complex64"):
+        maps = torch.zeros(1, 2, 2, dtype=getattr(torch, kind))
+        for compute in (lambda maps=maps: pixel_metrics(maps, None, region_index=index),
+                        lambda maps=maps: pixel_metrics_on_device(maps, index)):  # fmt: skip
+            with pytest.raises(MetricError, match=f"^scores of type {kind} would be rounded"):
+                compute()
+    for kind in ("int32", "uint8", "bool", "float16", "bfloat16"):
+        maps = torch.eye(2).to(getattr(torch, kind))[None]
+        assert pixel_metrics_on_device(maps, index) == pixel_metrics(maps, None, region_index=index)
 
 
 # --- degenerate cases
