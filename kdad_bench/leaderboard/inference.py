@@ -13,6 +13,7 @@ from kdad_bench.leaderboard.student_t import student_quantile
 
 CONFIDENCE = 0.95
 SIGNIFICANCE = 0.05
+DIGITS = 12  # of figures and differences that can tie: ties must not hang on the last bit of a mean or of a sum
 CLOSEST = 5e-3  # to 0 or 1 that a share counts as, where it is a logit: no test set tells finer ones apart
 
 # 0.95 quantile of the studentised range for k groups and infinite degrees of freedom, over the square root of 2
@@ -27,7 +28,7 @@ def wilcoxon(differences: Iterable[float]) -> float:
     the observed (averaged) ranks under random signs. Zero differences are dropped (Wilcoxon's rule); without any other
     p is 1. Source: Wilcoxon, Biometrics Bulletin 1(6), 1945; Hollander & Wolfe, section 3.1.
     """
-    values = np.round(np.asarray(list(differences), np.float64), 12)  # ties must not hang on the last bit of a mean
+    values = np.round(np.asarray(list(differences), np.float64), DIGITS)
     values = values[values != 0]
     if values.size == 0:
         return 1.0

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdad_bench.leaderboard.images import Noise
-from kdad_bench.leaderboard.inference import CONFIDENCE, SIGNIFICANCE, holm, wilcoxon
+from kdad_bench.leaderboard.inference import CONFIDENCE, DIGITS, SIGNIFICANCE, holm, wilcoxon
 from kdad_bench.leaderboard.spread import CATEGORIES, NOTHING, Drawn, Spread, drawn, spread
 from kdad_bench.leaderboard.student_t import student_quantile
 
@@ -78,10 +78,10 @@ def compared(
     With per-image scores the images and the seeds tell (`spread`), without them the seeds alone, and where there is one
     seed, or none of the two depends on it, the categories (exact Wilcoxon signed-rank test).
     """
-    difference = values[0] - values[1]
+    difference = np.round(values[0] - values[1], DIGITS)
     paired = ~np.isnan(difference)
     common = [c for c in range(len(difference)) if paired[c].any()]
-    by_category = np.array([difference[c][paired[c]].mean() for c in common])
+    by_category = np.round([difference[c][paired[c]].mean() for c in common], DIGITS)
     jobs = difference[paired]
     found = Comparison(
         metric=metric, a=keys[0], b=keys[1], categories=len(common), pairs=jobs.size, p=None,
@@ -104,8 +104,7 @@ def compared(
 
 def _effect(jobs: Floats) -> float | None:
     """The mean difference in standard deviations of the pairs' differences (Cohen's d for pairs)."""
-    deviation = float(jobs.std(ddof=1)) if jobs.size > 1 else 0.0
-    return float(jobs.mean()) / deviation if deviation > 0 else None
+    return float(jobs.mean() / jobs.std(ddof=1)) if np.ptp(jobs) > 0 else None  # equal ones' deviation is not quite 0
 
 
 def _around(

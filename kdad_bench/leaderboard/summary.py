@@ -28,6 +28,7 @@ from kdad_bench.leaderboard.images import METRICS as IMAGE_METRICS
 from kdad_bench.leaderboard.images import Images, Noise
 from kdad_bench.leaderboard.inference import (
     CONFIDENCE,
+    DIGITS,
     average_ranks,
     critical_difference,
     interval_across,
@@ -248,7 +249,7 @@ class Summary:
         columns = np.asarray(known.any(axis=0))
         members = np.array([among is None or entrant.key in among for entrant in self.entrants])
         rows = np.asarray(known[:, columns].all(axis=1) & columns.any() & members)
-        cells = np.round(_seed_means(self.values[metric][rows][:, columns]), 12)  # ties must not hang on the last bit
+        cells = np.round(_seed_means(self.values[metric][rows][:, columns]), DIGITS)
         better_first = -cells if METRICS[metric].higher_is_better else cells
         ranks = np.array([average_ranks(column) for column in better_first.T]).T  # [entrants, categories]
         keys = [e.key for e, keep in zip(self.entrants, rows, strict=True) if keep]

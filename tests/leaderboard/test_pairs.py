@@ -149,6 +149,23 @@ def test_effect_sizes_by_hand() -> None:
     assert (found.a_better, found.b_better) == (2, 0)
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_last_bit_of_a_figure_wins_nothing(seeds: int) -> None:
+    """Figures of perfect maps are 1 but for the rounding of their sums."""
+    rng = np.random.default_rng(0)
+    a, b = 1 - rng.integers(0, 4, (2, 8, seeds)) * np.finfo(np.float64).epsneg
+    found = compared("aupro_30", ("a", "b"), (a, b), range(seeds), NOTHING_KNOWN[:8], 1)
+    assert (found.difference, found.a_better, found.b_better, found.won, found.effect) == (0, 0, 0, 0.5, None)
+    assert found.p_categories == 1
+    assert found.p is None or found.p == 1
+
+
+def test_equal_differences_have_no_deviation_to_be_measured_in() -> None:
+    b = np.array([[0.9], [0.1], [0.33]])
+    found = compared(METRIC, ("a", "b"), (b + 0.05, b), [0], NOTHING_KNOWN[:3], 1)
+    assert (found.a_better, found.won, found.effect) == (3, 1, None)
+
+
 def test_all_pairs_are_corrected_together_and_pairs_without_a_p_are_passed_over() -> None:
     ps = [0.01, None, 0.04, 0.03]
     found = corrected([
