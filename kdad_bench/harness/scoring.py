@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -198,7 +198,7 @@ def batch_invariance(
     if isinstance(method, Windowed):  # whose images are scored one after the other whatever the batch
         found = [windows_one_by_one(method, images[:1], name, device)]
     else:
-        few = on_device(images[:INVARIANCE_IMAGES], device)
+        few = on_device(cast("Pixels", images[:INVARIANCE_IMAGES]), device)  # pictures are for windows alone
         with torch.inference_mode():
             found = [checked(method.score(few[i : i + 1]), few[i : i + 1], name) for i in range(len(few))]
     for number, one in enumerate(found):

@@ -50,7 +50,7 @@ def bare(module: nn.Module) -> bool:
     """Whether calling `module` is calling its class's forward: no hooks of its own (pruning has some) or of all
     modules, no parametrisation, no forward of its own (accelerate puts one)."""
     return not (
-        _has_any_global_hook()
+        _has_any_global_hook()  # type: ignore[no-untyped-call]
         or "forward" in module.__dict__
         or module._forward_pre_hooks
         or module._forward_hooks
