@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 1_000_000  # of one file
 MOST_BYTES = 2_000_000_000  # of the columns that are read of one file, unpacked
+MOST_BYTES_OF_A_ROW = 200_000_000  # in memory
 NAMED = 3  # bad rows of one file that are named one by one
 
 
@@ -28,34 +29,25 @@ class Foreign(ValueError):
 def table_of(source: pa.NativeFile, schema: pa.Schema) -> pa.Table:
     """The columns of `schema` of a Parquet file, in its types: absent ones are null, numbers are widened.
 
-    Its footer is looked at first: our columns, each once, in sizes that fit the memory. Raises Foreign, and what
-    pyarrow raises for a file that is none.
+    Its footer is looked at first: our columns, each once, in sizes that fit the memory; of a single row, what was read.
+    Raises Foreign, and what pyarrow raises for a file that is none.
     """
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(source, page_checksum_verification=True)
-    light = file.metadata.num_rows == 1 and _surely_fits(file.metadata)
-    if light:
-        table = file.read(schema.names, use_threads=False)  # what the file lacks is left out
-        if table.num_rows and table.schema.equals(schema):
+    single = file.metadata.num_rows == 1
+    if single:  # thousands of such files are opened: what their footer says of each column costs as much as reading it,
+        table = file.read(schema.names, use_threads=False)  # and a damaged one there ends the process
+        if table.nbytes > MOST_BYTES_OF_A_ROW:
+            raise Foreign(f"a row of more than {MOST_BYTES_OF_A_ROW // 10**6} MB")
+        if table.num_rows and table.schema.equals(schema):  # what the file lacks is left out
             return table
     there = file.schema_arrow
     _refuse_foreign(there.metadata or {}, there.names, file.metadata.num_rows)
-    if not light:
+    if not single:
         _refuse_swollen(file, source, set(schema.names))
         table = file.read(schema.names, use_threads=False)
     return table if table.schema.equals(schema) else _evolved(table, schema)
-
-
-def _surely_fits(footer: Any) -> bool:
-    """Whether a file of one row fits the memory whatever its lists hold, by sizes of its footer alone: thousands of
-    such files are opened, and the full account of each costs a good part of reading it."""
-    if footer.num_row_groups != 1:
-        return False
-    group = footer.row_group(0)
-    longest = max([group.column(index).num_values for index in range(group.num_columns)], default=0)
-    fits: bool = longest <= rows.LONGEST["list"] and max(longest, 1) * group.total_byte_size <= MOST_BYTES
-    return fits
 
 
 def _refuse_swollen(file: pq.ParquetFile, source: pa.NativeFile, names: set[str]) -> None:
