@@ -53,7 +53,9 @@ def draw(found: Sequence[Board], rows: Sequence[Mapping[str, Any]], folder: Path
 
     paths = []
     try:
-        with mpl.rc_context(STYLE):
+        with mpl.rc_context():
+            mpl.rcdefaults()  # a person's matplotlibrc would draw white on white, or ask for LaTeX
+            mpl.rcParams.update(STYLE)
             for name, make in _plan(found, rows):
                 figure = make()
                 for kind in ("svg", "png"):

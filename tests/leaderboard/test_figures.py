@@ -73,6 +73,19 @@ def test_the_same_rows_in_any_order_give_the_same_bytes(tmp_path: Path) -> None:
         assert path.read_bytes() == second[name].read_bytes(), name
 
 
+def test_a_persons_own_style_changes_no_figure(tmp_path: Path) -> None:
+    made = [plausible.row("stfpm", "gear", 0), plausible.row("mkd", "gear", 0)]
+    own = {"text.usetex": True, "text.color": "white", "axes.facecolor": "black", "lines.linewidth": 9, "font.size": 4}
+    expected = drawn(made, tmp_path / "without")
+    with mpl.rc_context(own):
+        found = drawn(made, tmp_path / "with")
+        assert mpl.rcParams["text.usetex"]
+    assert expected
+    assert {name: path.read_bytes() for name, path in found.items()} == {
+        name: path.read_bytes() for name, path in expected.items()
+    }
+
+
 def test_an_entrant_looks_the_same_whatever_its_rank() -> None:
     def drawn_board(best: str, worst: str) -> Any:
         figures = {best: 0.95, worst: 0.6}
