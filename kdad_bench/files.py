@@ -11,7 +11,7 @@ import secrets
 import stat
 import tempfile
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,8 +23,6 @@ except ImportError:  # Windows: without locks, `sweep` leaves every temporary fi
 SUFFIX = ".tmp"  # of a file that is being written: `.NAME.RANDOM.tmp` beside NAME
 JSON_BYTES = 16 << 20  # longest JSON file that is read; the largest of the product's own is far below
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes that file systems take
-# bytes in memory of a value of Parquet's physical types; of a text where it ends
-WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "BYTE_ARRAY": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
 T = TypeVar("T", dict, list)  # type: ignore[type-arg]  # what a JSON file may hold at its top
 
 _scratch: dict[int, weakref.ref[mmap.mmap]] = {}  # address -> nameless file that is mapped there
@@ -155,45 +153,6 @@ def _read_regular(path: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise ValueError(f"more than {limit} bytes")
     return bytes(content)
-
-
-def unpacked_bytes(file: Any, source: Any, names: Collection[str], most: int) -> int:
-    """Bytes of the columns `names` of a Parquet `file`, opened from `source`, once they are read.
-
-    The footer's sizes, or what as many values take in memory where that is more: a number that repeats is stored once.
-    Where columns of text could come to more than `most`, because a text is stored once and stands in any number of
-    lines, the length of the texts of all lines. Raises what pyarrow raises.
-    """
-    import pyarrow.parquet as pq
-
-    groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
-    every = [group.column(index) for group in groups for index in range(group.num_columns)]
-    chunks = [chunk for chunk in every if chunk.path_in_schema.partition(".")[0] in names]
-    total: int = sum(
-        max(chunk.total_uncompressed_size, chunk.num_values * WIDTHS.get(chunk.physical_type, 0)) for chunk in chunks
-    )
-    doubtful = {
-        chunk.path_in_schema
-        for chunk in chunks
-        if chunk.physical_type == "BYTE_ARRAY"
-        and any("DICTIONARY" in encoding for encoding in chunk.encodings)
-        and chunk.num_values * chunk.total_uncompressed_size > most
-    }
-    if doubtful and total <= most:
-        source.seek(0)
-        coded = pq.ParquetFile(source, read_dictionary=sorted(doubtful))
-        for batch in coded.iter_batches(columns=sorted(doubtful), use_threads=False):
-            total += sum(map(_bytes_of_texts, batch.columns))
-    return total
-
-
-def _bytes_of_texts(array: Any) -> int:
-    """The bytes of the texts of an Arrow array of dictionary type, in lists or not."""
-    import pyarrow.compute as pc
-
-    while hasattr(array, "flatten") and not hasattr(array, "dictionary"):
-        array = array.flatten()
-    return int(pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0)
 
 
 def sweep(folder: Path) -> int:

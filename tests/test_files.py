@@ -12,20 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdad_bench import files
-from kdad_bench.datasets import DatasetError
-from kdad_bench.datasets.table_layout import lines_of
-from kdad_bench.harness.offers import OfferError, of_index
-from kdad_bench.leaderboard import border
-from kdad_bench.leaderboard.border import Foreign, table_of
-from kdad_bench.leaderboard.row import KEY_COLUMNS, LONGEST
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -210,53 +201,6 @@ def test_a_name_as_long_as_names_may_be_is_written_whole(tmp_path: Path) -> None
     path = tmp_path / ("\N{CJK UNIFIED IDEOGRAPH-5B57}" * 85)  # 255 bytes
     files.write_text_whole(path, "x")
     assert os.listdir(tmp_path) == [path.name]
-
-
-def test_a_table_that_swells_is_refused_before_it_is_read_at_every_door(tmp_path: Path) -> None:
-    """A megabyte of text is stored once and stands in 3000 lines: 50 KB become 3 GB."""
-    path, lines = tmp_path / "x.parquet", 3000
-    same = pa.DictionaryArray.from_arrays(pa.array([0] * lines, pa.int32()), pa.array(["x" * 2**20]))
-    others = {name: ["a"] * lines for name in ("map", "split", "label")}
-    pq.write_table(pa.table({"image": same, **others, "names": [["b", "c"]] * lines}), path, store_schema=False)
-    for most, read in ((10**10, True), (2**26, False)):
-        with pq.ParquetFile(path) as file, path.open("rb") as source:
-            found = files.unpacked_bytes(file, source, ["image", "names"], most)
-            assert (found > 3 * 10**9) is not read  # what cannot pass the limit is not looked at
-    with pytest.raises(OfferError, match="more than a table may hold"):
-        list(of_index(path, ()))
-    with pytest.raises(DatasetError, match="once it is read"):
-        lines_of(path)
-    rows = pa.table({**{name: ["a"] * lines for name in KEY_COLUMNS}, "environment": same})
-    pq.write_table(rows, path, store_schema=False)
-    with pa.OSFile(str(path)) as source, pytest.raises(Foreign, match="unpacks to more than 2 GB"):
-        table_of(source, pa.schema([(name, pa.string()) for name in rows.column_names]))
-
-
-@pytest.mark.parametrize("lines", [1, 2])
-def test_numbers_that_repeat_are_refused_before_they_are_read(lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Zeros are stored once: eight KB were any number of them. Those of a single row are read, and go no further."""
-    number = 1_000_001 * lines
-    table = pa.table({
-        **{name: ["a"] * lines for name in KEY_COLUMNS},
-        "image_scores": pa.ListArray.from_arrays(
-            pa.array([0, *[number] * lines], pa.int32()), pa.array(np.zeros(number, np.float32))
-        ),
-    })  # fmt: skip
-    pq.write_table(table, sink := pa.BufferOutputStream())
-    content, zeros = sink.getvalue(), ["image_scores"]
-    if lines == 1:
-        monkeypatch.setattr(border, "MOST_BYTES_OF_A_ROW", 10**6)
-        with pytest.raises(Foreign, match="a row of more than 1 MB"):
-            table_of(pa.BufferReader(content), table.schema)
-        return
-    monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("read"))
-    for most, said in ((2 * 10**9, "column image_scores has .* entries; "), (10**6, "unpacks to more than")):
-        monkeypatch.setattr(border, "MOST_BYTES", most)
-        monkeypatch.setitem(LONGEST, "list", 10**6 if most > 10**6 else number)
-        source = pa.BufferReader(content)
-        assert files.unpacked_bytes(pq.ParquetFile(source), source, zeros, most) >= 4 * number > 100 * len(content)
-        with pytest.raises(Foreign, match=said):
-            table_of(source, pa.schema([*((name, pa.string()) for name in KEY_COLUMNS), table.schema.field(zeros[0])]))
 
 
 def test_a_device_a_pipe_and_a_socket_are_not_replaced_by_a_file(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from kdad_bench.files import unpacked_bytes
 from kdad_bench.leaderboard import row as rows
 from kdad_bench.leaderboard.row import KEY_COLUMNS, SCHEMA_VERSION
 from kdad_bench.leaderboard.text import printable
+from kdad_bench.parquet import chunks, unpacked_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,8 +36,8 @@ def table_of(source: pa.NativeFile, schema: pa.Schema) -> pa.Table:
 
     file = pq.ParquetFile(source, page_checksum_verification=True)
     single = file.metadata.num_rows == 1
-    if single:  # thousands of such files are opened: what their footer says of each column costs as much as reading it,
-        table = file.read(schema.names, use_threads=False)  # and a damaged one there ends the process
+    if single:  # thousands of such files are opened: what their footer says of each column costs as much as reading it
+        table = file.read(schema.names, use_threads=False)
         if table.nbytes > MOST_BYTES_OF_A_ROW:
             raise Foreign(f"a row of more than {MOST_BYTES_OF_A_ROW // 10**6} MB")
         if table.num_rows and table.schema.equals(schema):  # what the file lacks is left out
@@ -53,15 +53,13 @@ def table_of(source: pa.NativeFile, schema: pa.Schema) -> pa.Table:
 def _refuse_swollen(file: pq.ParquetFile, source: pa.NativeFile, names: set[str]) -> None:
     """Raises Foreign where the columns `names` hold more values than lists may have, or more than fits the memory."""
     entries: Counter[str] = Counter()
-    for index in range(file.metadata.num_row_groups):
-        group = file.metadata.row_group(index)
-        for chunk in map(group.column, range(group.num_columns)):
-            entries[chunk.path_in_schema] += chunk.num_values
+    for chunk in chunks(source):
+        entries[chunk.path] += chunk.values
     for path, number in entries.items():
         name = path.partition(".")[0]
         if name in names and number > file.metadata.num_rows * rows.LONGEST["list"]:
             raise Foreign(f"column {name} has {number} entries; {rows.LONGEST['list']} are the most of a row")
-    if unpacked_bytes(file, source, names, MOST_BYTES) > MOST_BYTES:
+    if unpacked_bytes(source, names, MOST_BYTES) > MOST_BYTES:
         raise Foreign(f"unpacks to more than {MOST_BYTES // 10**9} GB")
 
 
