@@ -238,7 +238,7 @@ KERNEL_FAULTS: tuple[Named, ...] = (
         "who wants a gradient is no part of a call",
         "kernels.ready",
         ", t.device, t.requires_grad,",
-        ", t.device)",
+        ", t.device,",
         (f"{HERE}ready.py::test_what_wants_a_gradient_is_part_of_a_loss",),
     ),
     Named(

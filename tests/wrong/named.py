@@ -457,7 +457,7 @@ NAMED: tuple[Named, ...] = (
     Named(
         "DeSTSeg without focus",
         "destseg.detector",
-        "((1 - (-surprise).exp()) ** gamma * surprise)",
+        "(missed**gamma * surprise)",
         "(gamma * surprise)",
         (f"{HERE}test_destseg.py::test_the_focal_loss_is_its_formula",),
     ),
@@ -546,8 +546,8 @@ NAMED: tuple[Named, ...] = (
     Named(
         "a schedule over both stages at once",
         "training.stages",
-        "return (step - 1) / last if step <= last else (step - last - 1) / (total - last)",
-        "return (step - 1) / total",
+        "return part_done(step, last, schedule) if step <= last else part_done(step - last, total - last, schedule)",
+        "return part_done(step, total, schedule)",
         (f"{HERE}test_stages.py::test_each_stage_goes_from_its_beginning_to_just_before_its_end",),
     ),
     Named(
