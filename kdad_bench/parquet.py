@@ -7,7 +7,7 @@ small, and so is Thrift's compact protocol, in which a footer is written.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 PHYSICAL = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
@@ -124,16 +124,16 @@ class _Thrift:
         return (found >> 1) ^ -(found & 1)
 
 
-def unpacked_bytes(source: Any, names: Collection[str], most: int) -> int:
-    """Bytes of the columns `names` of a Parquet file, open in `source`, once they are read.
+def unpacked_bytes(source: Any, told: Iterable[Chunk], names: Collection[str], most: int) -> int:
+    """Bytes of the columns `names` of a Parquet file, open in `source`, once they are read; `told` are its `chunks`.
 
     The footer's sizes, or what as many values take in memory where that is more: a number that repeats is stored once.
     Where columns of text could come to more than `most`, because a text is stored once and stands in any number of
-    lines, the length of the texts of all lines. Raises ValueError for a damaged footer, and what pyarrow raises.
+    lines, the length of the texts of all lines. Raises what pyarrow raises.
     """
     import pyarrow.parquet as pq
 
-    wanted = [chunk for chunk in chunks(source) if chunk.path.partition(".")[0] in names]
+    wanted = [chunk for chunk in told if chunk.path.partition(".")[0] in names]
     total = sum(max(chunk.unpacked, chunk.values * WIDTHS.get(chunk.physical, 0)) for chunk in wanted)
     doubtful = {
         chunk.path

@@ -17,7 +17,7 @@ from kdad_bench.datasets.category import GOOD, DatasetError, Sample, is_name
 from kdad_bench.datasets.decoding import read_bytes
 from kdad_bench.datasets.listing import SHOWN, is_file, is_folder, look
 from kdad_bench.datasets.survey import Survey
-from kdad_bench.parquet import unpacked_bytes
+from kdad_bench.parquet import chunks, unpacked_bytes
 
 TABLES = frozenset({".csv", ".parquet"})
 NEEDED = ("image", "split", "label")  # columns, in any case
@@ -121,7 +121,7 @@ def _parquet(path: Path) -> list[dict[str, str]]:
         columns = [column_of(name) for name in file.schema_arrow.names]
         refuse_doubled(path, columns)
         wanted = [name for name in file.schema_arrow.names if column_of(name) in (*NEEDED, *OTHERS)]
-        swollen = unpacked_bytes(source, wanted, MOST_BYTES)
+        swollen = unpacked_bytes(source, chunks(source), wanted, MOST_BYTES)
         if swollen > MOST_BYTES:
             raise DatasetError(f"{path}: {swollen} bytes once it is read; {MOST_BYTES} are the most for a table")
         rows = file.read(wanted).to_pylist()

@@ -18,7 +18,7 @@ from kdad_bench.datasets import DatasetError
 from kdad_bench.datasets.decoding import read_bytes
 from kdad_bench.datasets.table_layout import column_of
 from kdad_bench.harness.maps import READERS, MapError, read_stack
-from kdad_bench.parquet import unpacked_bytes
+from kdad_bench.parquet import chunks, unpacked_bytes
 
 MOST_OFFERS = 1_000_000  # files of a tree or lines of a table
 MOST_TABLE_BYTES = 64 << 20
@@ -297,7 +297,7 @@ def parquet_lines(data: bytes, wanted: Sequence[str]) -> Lines:
         chosen = [field for field in file.schema_arrow if column_of(field.name) in wanted]
         refuse_nested(chosen)
         names = [field.name for field in chosen]
-        swollen = unpacked_bytes(source, names, MOST_TABLE_BYTES)
+        swollen = unpacked_bytes(source, chunks(source), names, MOST_TABLE_BYTES)
         if file.metadata.num_rows > MOST_OFFERS or swollen > MOST_TABLE_BYTES:
             raise OfferError(f"{file.metadata.num_rows} lines of {swollen} bytes; more than a table may hold")
         table = file.read(names, use_threads=False).to_pylist()

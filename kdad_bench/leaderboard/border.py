@@ -14,7 +14,6 @@ from kdad_bench.parquet import chunks, unpacked_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
 MOST_ROWS = 1_000_000  # of one file
 MOST_BYTES = 2_000_000_000  # of the columns that are read of one file, unpacked
@@ -45,21 +44,23 @@ def table_of(source: pa.NativeFile, schema: pa.Schema) -> pa.Table:
     there = file.schema_arrow
     _refuse_foreign(there.metadata or {}, there.names, file.metadata.num_rows)
     if not single:
-        _refuse_swollen(file, source, set(schema.names))
+        _refuse_swollen(source, set(schema.names), file.metadata.num_rows)
         table = file.read(schema.names, use_threads=False)
     return table if table.schema.equals(schema) else _evolved(table, schema)
 
 
-def _refuse_swollen(file: pq.ParquetFile, source: pa.NativeFile, names: set[str]) -> None:
-    """Raises Foreign where the columns `names` hold more values than lists may have, or more than fits the memory."""
+def _refuse_swollen(source: pa.NativeFile, names: set[str], number_of_rows: int) -> None:
+    """Raises Foreign where the columns `names` of so many rows hold more values than lists may have, or more than fits
+    the memory."""
+    told = chunks(source)
     entries: Counter[str] = Counter()
-    for chunk in chunks(source):
+    for chunk in told:
         entries[chunk.path] += chunk.values
     for path, number in entries.items():
         name = path.partition(".")[0]
-        if name in names and number > file.metadata.num_rows * rows.LONGEST["list"]:
+        if name in names and number > number_of_rows * rows.LONGEST["list"]:
             raise Foreign(f"column {name} has {number} entries; {rows.LONGEST['list']} are the most of a row")
-    if unpacked_bytes(source, names, MOST_BYTES) > MOST_BYTES:
+    if unpacked_bytes(source, told, names, MOST_BYTES) > MOST_BYTES:
         raise Foreign(f"unpacks to more than {MOST_BYTES // 10**9} GB")
 
 
