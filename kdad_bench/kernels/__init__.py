@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from kdad_bench.kernels.losses import distillation_loss, dual_distillation_loss
     from kdad_bench.kernels.neighbours import nearest
     from kdad_bench.kernels.residual import Layers, max_pool, norm_relu
+    from kdad_bench.kernels.winograd import convolved
 
 __all__ = [
     "Layers",
     "anomaly_map",
     "attention_weighting",
     "attention_weightings",
+    "convolved",
     "depthwise_same",
     "distillation_loss",
     "dual_discrepancies",
@@ -51,7 +53,7 @@ __all__ = [
 ]
 
 
-_MODULES = ("discrepancy", "dispatch", "fusion", "layers", "losses", "neighbours", "residual")
+_MODULES = ("discrepancy", "dispatch", "fusion", "layers", "losses", "neighbours", "residual", "winograd")
 
 
 def __getattr__(name: str) -> Any:

@@ -27,6 +27,9 @@ JOB = struct.Struct("<4q6q6qq6q6q4q2d2q")
 # struct Epilogue of cpp/fusion.cpp
 EPILOGUE = struct.Struct("<12q8q8q8q")
 MOST_MAPS = 8
+WINOGRAD_TILE, WINOGRAD_LANES, WINOGRAD_APART = 4, 16, 16  # results across a tile; channels; of cpp/winograd.cpp
+WINOGRAD_TAPS = (WINOGRAD_TILE + 2) ** 2
+WEIGHT_TILES = 128  # that the gradient to a weight is summed over at a time
 
 
 @cache
@@ -466,3 +469,53 @@ def max_pool(x: Tensor) -> Tensor:
     out = floats(n, c, (h + 1) // 2, (w + 1) // 2, memory_format=torch.channels_last)
     library().kdad_max_pool(x.data_ptr(), out.data_ptr(), n, h, w, c, torch.get_num_threads())
     return out
+
+
+def winograd_weight(weight: Tensor, *, turned: bool) -> Tensor:
+    """What `winograd` takes of `weight` [K, C, 3, 3]; `turned`: for the gradient to the image, from K channels to C."""
+    strides = weight.stride()
+    outputs, inputs = weight.shape[:2]
+    if turned:
+        outputs, inputs, strides = inputs, outputs, (strides[1], strides[0], *strides[2:])
+    made = floats(WINOGRAD_TAPS, outputs, inputs)
+    library().kdad_winograd_pack(
+        weight.data_ptr(), outputs, inputs, *strides, turned, made.data_ptr(), torch.get_num_threads()
+    )
+    return made
+
+
+def winograd(x: Tensor, transformed: Tensor, bias: Tensor | None, outputs: int, padding: int) -> Tensor:
+    """A 3x3 convolution at stride 1 of `x` [N, C, H, W] in channels_last by a `winograd_weight`: [N, outputs, H', W'].
+
+    Raises MemoryError where its buffers, a few MB per thread, cannot be had.
+    """
+    n, inputs, h, w = x.shape
+    y = floats(n, outputs, h + 2 * padding - 2, w + 2 * padding - 2, memory_format=torch.channels_last)
+    added = None if bias is None else bias.detach().contiguous()
+    done = library().kdad_winograd(
+        x.data_ptr(), transformed.data_ptr(), 0 if added is None else added.data_ptr(), y.data_ptr(),
+        n, h, w, inputs, outputs, padding, tiles_at_a_time(inputs + outputs), torch.get_num_threads(),
+    )  # fmt: skip
+    if not done:
+        raise MemoryError(f"no memory for a convolution of {list(x.shape)} to {outputs} channels")
+    return y
+
+
+def tiles_at_a_time(channels: int) -> int:
+    """How many tiles are transformed and multiplied at a time: as many as the second cache holds beside the weight; of
+    a weight that is too large for any cache, so many that it is seldom read."""
+    return 12 if channels <= 256 else 6 if channels <= 512 else 48
+
+
+def winograd_weight_gradient(x: Tensor, upstream: Tensor, weight: Tensor, padding: int) -> Tensor:
+    """The gradient to `weight` [K, C, 3, 3], in its layout, of x [N, C, H, W] and upstream [N, K, H', W'], both in
+    channels_last."""
+    n, inputs, h, w = x.shape
+    outputs = len(weight)
+    size = inputs * outputs + WEIGHT_TILES * (inputs + outputs) + 3 * WINOGRAD_APART
+    spare, made = floats(WINOGRAD_TAPS, size), torch.empty_like(weight)
+    library().kdad_winograd_weight(
+        x.data_ptr(), upstream.data_ptr(), made.data_ptr(), spare.data_ptr(), n, h, w, inputs, outputs, padding,
+        WEIGHT_TILES, *made.stride(), torch.get_num_threads(),
+    )  # fmt: skip
+    return made

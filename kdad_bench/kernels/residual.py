@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdad_bench.kernels import cpp_path
 from kdad_bench.kernels.cpp_path import NONE, RELU, RESIDUAL
 from kdad_bench.kernels.layers import bare, fits, takes_batch_statistics
+from kdad_bench.kernels.winograd import convolved
 
 LANES = 16  # PyTorch rounds otherwise in what is left of the channels beyond a whole register
 BATCH_NORM, BATCH_NORM_BACKWARD = torch.ops.aten.native_batch_norm, torch.ops.aten.native_batch_norm_backward
@@ -159,7 +160,7 @@ def max_pool(pool: nn.Module, x: Tensor) -> Tensor:
 
 
 class Layers(nn.Sequential):
-    """Layers one after the other; a norm takes the ReLU after it along."""
+    """Layers one after the other: convolutions as `convolved` has them, and a norm takes the ReLU after it along."""
 
     def forward(self, x: Tensor) -> Tensor:
         layers = list(self)
@@ -169,5 +170,5 @@ class Layers(nn.Sequential):
                 followed = bool(layers) and isinstance(layers[0], nn.ReLU)
                 x = norm_relu(layer, layers.pop(0) if followed else None, x)
             else:
-                x = layer(x)
+                x = convolved(layer, x)
         return x

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from kdad_bench.kernels import Layers, max_pool, norm_relu
+from kdad_bench.kernels import Layers, convolved, max_pool, norm_relu
 from kdad_bench.methods.backbones.attention import Attention, attention_at
 from kdad_bench.methods.backbones.backbone import Backbone
 from kdad_bench.methods.backbones.names import facts_of
@@ -40,8 +40,8 @@ class BasicBlock(nn.Module):
         self.downsample = shortcut(inputs, planes, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = norm_relu(self.bn1, self.relu, self.conv1(x))
-        return joined(self, self.bn2, self.conv2(y), x)
+        y = norm_relu(self.bn1, self.relu, convolved(self.conv1, x))
+        return joined(self, self.bn2, convolved(self.conv2, y), x)
 
 
 class Bottleneck(nn.Module):
@@ -63,8 +63,8 @@ class Bottleneck(nn.Module):
         self.downsample = shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = norm_relu(self.bn1, self.relu, self.conv1(x))
-        y = norm_relu(self.bn2, self.relu, self.conv2(y))
+        y = norm_relu(self.bn1, self.relu, convolved(self.conv1, x))
+        y = norm_relu(self.bn2, self.relu, convolved(self.conv2, y))
         return joined(self, self.bn3, self.conv3(y), x)
 
 
