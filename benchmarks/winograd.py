@@ -4,7 +4,8 @@
 
 Shapes are those of ResNet-18 and VGG-16 at 256 px, channels_last. Printed are medians of wall time in ms, how many
 times as fast ours is, and the root mean square of the errors of both against float64 (of the gradients to image, to
-weight), in units of float32's rounding (2^-24) of the values' own root mean square. The transform of the weight is part of the time.
+weight), in units of float32's rounding (2^-24) of the values' own root mean square. The transform of the weight is part
+of the time.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ def main() -> int:
             torch.randn(options.images, channels, side, side).to(memory_format=torch.channels_last) for _ in range(2)
         )
         exact, _ = step(by_pytorch, copy.deepcopy(conv).double(), x.detach().double(), upstream.double())
-        turns = [(step(by_pytorch, conv, x, upstream), step(convolved, conv, x, upstream)) for _ in range(options.rounds)]
+        turns = []
+        for _ in range(options.rounds):
+            turns.append((step(by_pytorch, conv, x, upstream), step(convolved, conv, x, upstream)))
         for part, name in enumerate(PARTS):
             theirs, ours = (statistics.median(turn[who][1][part] for turn in turns) * 1e3 for who in (0, 1))
             errors = [[error(*pair) for pair in zip(turns[0][who][0], exact, strict=True)] for who in (0, 1)]

@@ -253,10 +253,10 @@ def version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-class PackedWeights(dict[Any, "PackedWeight"]):
-    """A convolution's packed weights by padding and by image size, and what they were made from; copies are empty.
+class PackedWeights(dict[Any, Any]):
+    """A convolution's packed weights by padding and by image size, or its transform, and what they were made from.
 
-    What was written through `.data`, or by a fused optimiser, is not seen, as PyTorch does not count it.
+    Copies are empty. What was written through `.data`, or by a fused optimiser, is not seen, as PyTorch does not count it.
     """
 
     made_from: tuple[Tensor | None, Tensor | None] = (None, None)  # held, so that no other tensor takes their place

@@ -83,7 +83,7 @@ def tiles(y: Tensor) -> int:
 
 
 def wide(conv: nn.Conv2d) -> bool:
-    """Whether `conv` is a 3x3 convolution at stride 1 of whole registers of channels, padded by zeros, without hooks."""
+    """Whether `conv` is a 3x3 convolution at stride 1 of whole registers of channels, padded by zeros, unhooked."""
     return (
         type(conv) is nn.Conv2d
         and conv.kernel_size == (3, 3)
@@ -125,7 +125,7 @@ def convolved(conv: nn.Module, x: Tensor) -> Tensor:
     if weight.requires_grad:  # of a network that learns: it will be another one the next time
         return cpp_path.winograd(x, cpp_path.winograd_weight(weight, turned=False), bias, len(weight), padding)
     packed = PackedWeights.of(conv, weight, bias)
-    transformed = packed.get(TILE)
+    transformed: Tensor | None = packed.get(TILE)
     if transformed is None:
         with torch.inference_mode(False), torch.no_grad():
             transformed = packed[TILE] = cpp_path.winograd_weight(weight, turned=False)

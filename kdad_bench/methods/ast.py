@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdad_bench.kernels import fuse_scales, image_scores, pixel_discrepancy
+from kdad_bench.kernels import Layers, fuse_scales, image_scores, pixel_discrepancy
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps
 from kdad_bench.methods.protocol import Entry, Range, Scores, Settled, shown
@@ -246,14 +246,14 @@ class ResidualBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         parts = [(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.LeakyReLU()) for _ in range(2)]
-        self.layers = nn.Sequential(*parts[0], *parts[1])
+        self.layers = Layers(*parts[0], *parts[1])
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.layers(x) + x
         return y
 
 
-class ConvolutionalStudent(nn.Sequential):
+class ConvolutionalStudent(Layers):
     """What the flow sees in, what it answers out."""
 
     def __init__(self, channels: int, settings: AstSettings) -> None:

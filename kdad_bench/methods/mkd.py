@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdad_bench.kernels import flattened_cosine, gaussian_blur, pixel_discrepancy
+from kdad_bench.kernels import Layers, convolved, flattened_cosine, gaussian_blur, pixel_discrepancy
 from kdad_bench.methods.backbones import FACTS, Backbone, facts_of
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps, autocast, chance, resized
 from kdad_bench.methods.protocol import Entry, Range, Scores, Settled, shown, takes_maps_alone
@@ -81,14 +81,14 @@ class ClonerBlock(nn.Module):
     def __init__(self, inputs: int, widths: Sequence[int]) -> None:
         super().__init__()
         pairs = list(zip([inputs, *widths[:-1]], widths, strict=True))
-        self.inner = nn.ModuleList(nn.Sequential(convolution(a, b), nn.BatchNorm2d(b)) for a, b in pairs[:-1])
+        self.inner = nn.ModuleList(Layers(convolution(a, b), nn.BatchNorm2d(b)) for a, b in pairs[:-1])
         self.last = convolution(*pairs[-1])
 
     def forward(self, x: Tensor, rectify: Rectifier, *, signed: bool) -> Tensor:
         """The pooled map; unless `signed`, the last convolution is rectified as the others are."""
         for layer in self.inner:
             x = rectify(layer(x))
-        x = self.last(x)
+        x = convolved(self.last, x)
         return F.max_pool2d(x if signed else rectify(x), 2)
 
 

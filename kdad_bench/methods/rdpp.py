@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdad_bench.kernels import distillation_loss
+from kdad_bench.kernels import Layers, distillation_loss
 from kdad_bench.kernels.sending import sent
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, Taps, chance
@@ -122,7 +122,7 @@ class RdppSettings(DistillationSettings):
         return (*said, *([f"passes of a batch: {passes} (settings: {asked})"] if images and passes < asked else []))
 
 
-class Projection(nn.Sequential):
+class Projection(Layers):
     """Four 3x3 convolutions, through half, a quarter and half of the channels, each normed per image and rectified."""
 
     def __init__(self, channels: int) -> None:

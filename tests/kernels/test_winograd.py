@@ -1,4 +1,4 @@
-"""Convolutions of 3x3 in a quarter of the products: float32's own results, whatever lies beside them, else PyTorch's."""
+"""Convolutions of 3x3 in a quarter of the products: float32's results, whatever lies beside them, or PyTorch's."""
 
 from __future__ import annotations
 
