@@ -256,7 +256,8 @@ def version(tensor: Tensor) -> int:
 class PackedWeights(dict[Any, Any]):
     """A convolution's packed weights by padding and by image size, or its transform, and what they were made from.
 
-    Copies are empty. What was written through `.data`, or by a fused optimiser, is not seen, as PyTorch does not count it.
+    Copies are empty. What was written through `.data`, or by a fused optimiser, is not seen, as PyTorch does not count
+    it.
     """
 
     made_from: tuple[Tensor | None, Tensor | None] = (None, None)  # held, so that no other tensor takes their place
@@ -334,4 +335,5 @@ def inference_conv(
         with torch.inference_mode(False), torch.no_grad():
             found = packed.get(padding) or packed.setdefault(padding, PackedWeight(conv, *padding))
         packed[x.shape[2:]] = found
-    return found(x, high)
+    made: Tensor = found(x, high)
+    return made

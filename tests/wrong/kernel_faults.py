@@ -11,6 +11,34 @@ HERE = "tests/kernels/test_"
 
 KERNEL_FAULTS: tuple[Named, ...] = (
     Named(
+        "the gradient to the image by the kernel as it lies",
+        "kernels.winograd",
+        "turned = cpp_path.winograd_weight(weight, turned=True)",
+        "turned = cpp_path.winograd_weight(weight.transpose(0, 1), turned=False)",
+        (f"{HERE}winograd.py::test_answers_and_gradients_are_those_of_float64_to_float32s_rounding",),
+    ),
+    Named(
+        "the gradient to the image as if the border were always one",
+        "kernels.winograd",
+        "2 - padding)",
+        "padding)",
+        (f"{HERE}winograd.py::test_answers_and_gradients_are_those_of_float64_to_float32s_rounding",),
+    ),
+    Named(
+        "the transform of a weight that learns is kept",
+        "kernels.winograd",
+        "    if weight.requires_grad:  # of",
+        "    if False:  # of",
+        (f"{HERE}winograd.py::test_a_learning_network_that_is_only_asked_keeps_nothing",),
+    ),
+    Named(
+        "the size of the batch decides how a convolution is rounded",
+        "kernels.winograd",
+        "across >= LEAST_TILES",
+        "across * len(x) >= 2 * LEAST_TILES",
+        (f"{HERE}winograd.py::test_an_answer_depends_neither_on_the_batch_nor_on_the_threads[32]",),
+    ),
+    Named(
         "samples of the maps counted in 32 bits",
         "kernels.triton_kernels",
         "            n = ((pid - starts[k]) // tiles).to(tl.int64)\n"
