@@ -44,13 +44,15 @@ def check_scales(*lists: Sequence[Tensor]) -> None:
 
 
 def plain(*tensors: Tensor) -> bool:
-    """Whether the tensors hold memory a kernel can be pointed at: not fake, no subclass and not to be negated, while
-    nothing follows what is done with them. Raises NotImplementedError for those to be differentiated forwards."""
+    """Whether the tensors hold memory a kernel can be pointed at: not fake, no subclass, not to be negated and no zeros
+    without memory, while nothing follows what is done with them. Raises NotImplementedError for those to be
+    differentiated forwards."""
     tangent: Callable[[Tensor], Any] = forward_ad.unpack_dual
     if forward_ad._current_level >= 0 and any(tangent(t).tangent is not None for t in tensors):
         raise NotImplementedError("these kernels have no forward derivative; differentiate backwards, or a formula")
     return not dispatch.watched() and all(
-        (type(t) is Tensor or type(t) is torch.nn.Parameter) and not t.is_neg() for t in tensors
+        (type(t) is Tensor or type(t) is torch.nn.Parameter) and not t.is_neg() and not t._is_zerotensor()
+        for t in tensors
     )
 
 
@@ -91,7 +93,7 @@ class PixelDiscrepancy(torch.autograd.Function):
         teacher, student = ctx.saved_tensors
         wants = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         to_teacher, to_student = dispatch.ops_of(teacher).pixel_gradients(
-            teacher, student, upstream.float(), ctx.kind, ctx.weight, wants
+            teacher, student, dispatch.held(upstream).float(), ctx.kind, ctx.weight, wants
         )
         return to_teacher, to_student, None, None
 
@@ -166,7 +168,7 @@ class FlattenedCosine(torch.autograd.Function):
         """Gradients to teacher and student under `upstream` [N]."""
         teacher, student, sums = ctx.saved_tensors
         to_teacher, to_student = dispatch.ops_of(teacher).flat_gradients(
-            teacher, student, sums, upstream.float(), 1.0, ctx.needs_input_grad
+            teacher, student, sums, dispatch.held(upstream).float(), 1.0, ctx.needs_input_grad
         )
         return to_teacher, to_student
 

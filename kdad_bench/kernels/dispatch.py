@@ -85,6 +85,12 @@ def watched() -> bool:
     )
 
 
+def held(upstream: Tensor) -> Tensor:
+    """A gradient whose values lie in memory: autograd hands on some that are to be negated, as imaginary parts of
+    conjugates are, and some that are zero everywhere and lie nowhere."""
+    return upstream.clone() if upstream._is_zerotensor() else upstream.resolve_neg()
+
+
 def uses_reference(*tensors: Tensor) -> bool:
     """Whether the eager formula runs: on request, and for float64."""
     if any(t.dtype not in SUPPORTED for t in tensors):

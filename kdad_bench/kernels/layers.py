@@ -42,8 +42,9 @@ def dense(x: Tensor) -> bool:
 
 
 def unwatched(x: Tensor) -> bool:
-    """Whether an operation on `x` is only that: nothing follows it, and it is no subclass and not to be negated."""
-    return type(x) is Tensor and not dispatch.watched() and not x.is_neg()
+    """Whether an operation on `x` is only that: nothing follows it, and it is no subclass, not to be negated and no
+    zeros without memory."""
+    return type(x) is Tensor and not dispatch.watched() and not x.is_neg() and not x._is_zerotensor()
 
 
 def bare(module: nn.Module) -> bool:
@@ -78,7 +79,7 @@ class NormClamp(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients to x, weight and bias."""
         x, statistics = ctx.saved_tensors
-        above = upstream.contiguous(memory_format=torch.channels_last)
+        above = dispatch.held(upstream).contiguous(memory_format=torch.channels_last)
         found = cpp_path.norm_sums(above, x, statistics, ctx.facts)
         to_x = torch.empty_like(x)
         cpp_path.norm_input_gradient(above, x, found[2:], ctx.facts, to_x)
@@ -107,7 +108,7 @@ class PointwiseNormClamp(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients to x, kernel, weight and bias."""
         x, kernel, between, statistics = ctx.saved_tensors
-        above = upstream.contiguous(memory_format=torch.channels_last)
+        above = dispatch.held(upstream).contiguous(memory_format=torch.channels_last)
         found = cpp_path.norm_sums(above, between, statistics, ctx.facts)
         to_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         matrix, size = kernel[:, :, 0, 0], piece_of(kernel)
@@ -205,7 +206,7 @@ class DepthwiseSame(torch.autograd.Function):
         """Gradients to x and weight."""
         x, weight = ctx.saved_tensors
         stride, rows, columns = ctx.facts
-        above = upstream.contiguous(memory_format=torch.channels_last)
+        above = dispatch.held(upstream).contiguous(memory_format=torch.channels_last)
         to_x = to_weight = None
         if ctx.needs_input_grad[0]:
             to_x = torch.ops.aten.convolution_backward(

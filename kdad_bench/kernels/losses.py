@@ -80,7 +80,7 @@ class PixelLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients to the taps that want one, under a scalar `upstream`."""
-        taps, wanted = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        taps, wanted, upstream = ctx.saved_tensors, ctx.needs_input_grad[3:], dispatch.held(upstream)
         found = handed_on(ctx, taps[0], upstream) or PixelLoss.anew(ctx, taps, upstream)
         return None, None, None, *(g if wish else None for g, wish in zip(found, wanted, strict=True))
 
@@ -130,7 +130,7 @@ class FlattenedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients to the taps that want one, under a scalar `upstream`."""
-        scales, wanted = len(ctx.weights), ctx.needs_input_grad[1:]
+        scales, wanted, upstream = len(ctx.weights), ctx.needs_input_grad[1:], dispatch.held(upstream)
         taps, sums = ctx.saved_tensors[: len(wanted)], ctx.saved_tensors[len(wanted) :]
         early = handed_on(ctx, taps[0], upstream)
         if early is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdad_bench.kernels import cpp_path
+from kdad_bench.kernels import cpp_path, dispatch
 from kdad_bench.kernels.cpp_path import NONE, RELU, RESIDUAL
 from kdad_bench.kernels.layers import bare, fits, takes_batch_statistics
 from kdad_bench.kernels.winograd import convolved
@@ -45,6 +45,7 @@ class ExactNorm(torch.autograd.Function):
         """Gradients to x, weight, bias and identity."""
         x, weight, found, y = ctx.saved_tensors
         epsilon, kind, fused = ctx.facts
+        above = dispatch.held(above)
         wants = ctx.needs_input_grad
         if torch.is_grad_enabled() or not exact(above):  # a double backward, or another layout
             kept = above if kind == NONE else torch.ops.aten.threshold_backward(above, y, 0)

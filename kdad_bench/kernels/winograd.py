@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdad_bench.kernels import cpp_path
+from kdad_bench.kernels import cpp_path, dispatch
 from kdad_bench.kernels.cpp_path import WINOGRAD_LANES as LANES
 from kdad_bench.kernels.cpp_path import WINOGRAD_TILE as TILE
 from kdad_bench.kernels.layers import PackedWeights, bare, fits
@@ -42,7 +42,7 @@ class Winograd(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         padding, biased = ctx.facts
         to_x, to_weight, to_bias = wants = ctx.needs_input_grad[:3]
-        above = upstream.contiguous(memory_format=torch.channels_last)
+        above = dispatch.held(upstream).contiguous(memory_format=torch.channels_last)
         if torch.is_grad_enabled() or not fits(above):  # a double backward
             return *backward_of_pytorch(upstream, x, weight, biased, padding, wants), None
         compiled_weight = to_weight and tiles(above) * len(x) >= LEAST_FOR_WEIGHT

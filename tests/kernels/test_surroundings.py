@@ -175,6 +175,56 @@ def test_a_tensor_that_is_to_be_negated_is_negated(name: str) -> None:
     torch.testing.assert_close(FUNCTIONS[name](t, torch._neg_view(s)), FUNCTIONS[name](t, -s))
 
 
+def scaled_by(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    return norm.train().requires_grad_(False)
+
+
+DIFFERENTIABLE: dict[str, Callable[[Tensor], Tensor]] = {
+    "pixel": lambda s: kernels.pixel_discrepancy(pair()[0][0], s),
+    "two students": lambda s: kernels.dual_discrepancy(pair()[0][0], s, pair(7)[0][0])[0],
+    "flattened": lambda s: kernels.flattened_cosine(pair()[0][0], s),
+    "map": lambda s: kernels.anomaly_map([pair()[0][0]], [s], (24, 20))[0],
+    "loss": lambda s: kernels.distillation_loss([pair()[0][0]], [s]),
+    "loss, flattened": lambda s: kernels.distillation_loss([pair()[0][0]], [s], kind="flattened"),
+    "loss of float16": lambda s: kernels.distillation_loss([pair()[0][0].half()], [s.half()]),
+    "norm": lambda s: layers.norm_clamp(scaled_by(nn.BatchNorm2d(16)), s, 0.0, 6.0),
+    "exact norm": lambda s: kernels.norm_relu(scaled_by(nn.BatchNorm2d(16)), nn.ReLU(), s),
+    "depthwise": lambda s: layers.depthwise_same(s, features(16, 1, 3, 3, seed=6, layout="nchw"), 1, (1, 1), (1, 1)),
+    "3x3": lambda s: kernels.convolved(
+        nn.Conv2d(32, 32, 3, padding=1).to(memory_format=torch.channels_last), torch.cat([s, s], 1).repeat(1, 1, 2, 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("path", ["cpp", "triton"])
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_a_gradient_that_is_to_be_negated_or_has_no_memory_arrives(
+    name: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Autograd makes such of losses by complex numbers; to read their memory as it lies turns the sign."""
+    if path == "triton":
+        pytest.importorskip("triton")
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("KDAD_KERNELS", path)
+    s = pair()[1][0].requires_grad_()
+    torch.manual_seed(0)
+    y = DIFFERENTIABLE[name](s)
+    upstream = features(*y.shape, seed=5, layout="nchw") if y.dim() < 4 else features(*y.shape, seed=5)
+    (wanted,) = torch.autograd.grad(y, s, -upstream, retain_graph=True)
+    for _ in range(2):  # the early gradients of a loss are used up by the first
+        (found,) = torch.autograd.grad(y, s, torch._neg_view(upstream), retain_graph=True)
+        torch.testing.assert_close(found, wanted)
+    (nothing,) = torch.autograd.grad(y, s, torch._efficientzerotensor(y.shape), retain_graph=True)
+    assert not nothing.any()
+
+
+def test_features_without_memory_are_zeros() -> None:
+    t, nothing = pair()[0][0], torch._efficientzerotensor((2, 16, 12, 10))
+    for name in ("pixel", "flattened", "map"):
+        torch.testing.assert_close(FUNCTIONS[name](t, nothing), FUNCTIONS[name](t, torch.zeros_like(t)))
+    assert not layers.norm_clamp(nn.BatchNorm2d(16), nothing).any()
+
+
 @pytest.mark.parametrize("sides", [(85, 85, 85), (100, 100, 50), (128, 64, 32), (16, 8, 4)])
 @pytest.mark.parametrize("rule", ["max", "mean"])
 def test_a_blurred_map_is_the_same_with_any_number_of_threads(sides: tuple[int, ...], rule: str) -> None:
