@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, TypeVar
@@ -40,16 +40,6 @@ class Axes:
     def columns(self) -> dict[str, Any]:
         """The same as columns of a row."""
         return {"k_shot": self.train_images, "contamination": self.contamination, "corruption": self.corruption}
-
-    @property
-    def deviations(self) -> Iterator[str]:
-        """What papers do otherwise, in the words of a row's deviations."""
-        if self.train_images is not None:
-            yield f"train_images: {self.train_images} drawn by lot (papers: all)"
-        if self.contamination is not None:
-            yield f"contamination: {self.contamination:g} of the training images are defective (papers: none)"
-        if self.corruption is not None:
-            yield f"corruption: test images with {self.corruption} (papers: as they are)"
 
 
 PLAIN = Axes()

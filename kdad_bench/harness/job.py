@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdad_bench import __version__
-from kdad_bench.datasets import Category, fingerprint
+from kdad_bench.datasets import Category, fingerprint, single_modalities
+from kdad_bench.datasets.splits import FRACTION
 from kdad_bench.harness.axes import PLAIN, Axes, axes_of
 from kdad_bench.harness.choices import MULTI_CLASS, PRESETS
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
@@ -200,25 +201,50 @@ class Job:
     def deviations(self) -> tuple[str, ...]:
         """Where a source settles something and this job does otherwise: the settings' words, then the job's own.
 
-        A job without a teacher is a floor and follows no source.
+        A floor follows no source. What the files of the category decide is said by `departures_of`.
         """
-        if self.weights is None:
+        if self.floor:
             return tuple(self.settings.deviations)
         given = tuple(
             line.replace(f"input: {WHOLE_IMAGES} ", f"input: {self.view.given} ") for line in self.settings.deviations
         )
-        size, share, side = self.settings.image_size, self.hold_out, self.view.side(self.resolution)
+        size, side = self.settings.image_size, self.view.side(self.resolution)
         said = {
             "blur": self.blur,
             "resizing": size != side and f"twice, file to {side} px to {size} px (papers: once)",
-            "hold_out": share and f"{share:g} of the normals are kept from the method (papers: it learns from all)",
-            "weights": self.weights.source == "random" and "random (papers: trained on ImageNet)",
+            "depth": self.depth,
+            "fusion": fused_late(self)
+            and f"a model for each of {self.category.modality.replace('+', ' and ')}, whose maps and image scores are "
+            "averaged in standard deviations of unseen normals (papers: one model)",
+            "hold_out": self.kept_apart
+            and f"{self.kept_apart:g} of the normals are kept from the method (papers: it is given all)",
+            "weights": self.weights is not None
+            and self.weights.source == "random"
+            and "random (papers: trained on ImageNet)",
             "setting": self.together
             and not self.settings.TOGETHER
             and f"one model for {len(self.together)} categories (papers: one for each)",
         }
         own = (f"{subject}: {words}" for subject, words in said.items() if words)
-        return (*given, *own, *self.axes.deviations, *self.view.deviations)
+        return (*given, *own, *self.view.deviations)
+
+    @property
+    def floor(self) -> bool:
+        """Whether its method is one that all others must beat, whatever it does."""
+        return entry(self.method).family == "floor"
+
+    @property
+    def kept_apart(self) -> float:
+        """The share of the training images that is kept from the method; 0 where validation splits are shipped."""
+        learnt = [one.category for one in self.together] or [self.category]
+        return 0.0 if all(one.validation for one in learnt) else held_out_of(self)
+
+    @property
+    def depth(self) -> str:
+        """What stands for photographs where a method that knows only these is given depth; "" elsewhere."""
+        if "depth" not in self.category.modality or entry(self.method).modality_setting:
+            return ""
+        return "a picture of the relief, its height and two components of its normals (papers: photographs)"
 
     @property
     def blur(self) -> str:
@@ -248,6 +274,11 @@ class Job:
     def name(self) -> str:
         """The method with its variant, as the command line takes it: `stfpm` or `stfpm:held_out`."""
         return f"{self.method}:{self.variant}" if self.variant else self.method
+
+
+def held_out_of(job: Job) -> float:
+    """The share of the training images that is held out where the data set ships no validation split."""
+    return job.hold_out or (FRACTION if len(single_modalities(job.category)) > 1 else 0.0)
 
 
 def fused_late(job: Job) -> bool:

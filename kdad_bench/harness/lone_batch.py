@@ -7,9 +7,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kdad_bench.datasets import single_modalities
-from kdad_bench.datasets.splits import FRACTION
 from kdad_bench.harness.choices import SelectionError
-from kdad_bench.harness.job import Job
+from kdad_bench.harness.job import Job, held_out_of
 from kdad_bench.harness.material import lot_of
 from kdad_bench.methods import outside
 
@@ -51,7 +50,7 @@ def learnt_from(job: Job) -> int:
     lot = lot_of(job)
     count = len(parts[0].train) if lot is None else len(lot.places) * max(1, len(job.together))
     if lot is None and not parts[0].validation:
-        count = parting.learners(count, job.hold_out or (FRACTION if len(parts) > 1 else 0.0))
+        count = parting.learners(count, held_out_of(job))
     return parting.learnt_from(count, job.settings)
 
 

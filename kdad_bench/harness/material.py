@@ -15,7 +15,7 @@ from kdad_bench.datasets.loading import Regions
 from kdad_bench.datasets.lots import Indices, Lot, draw, left_to_learn_from, set_aside, size_of
 from kdad_bench.datasets.splits import FRACTION
 from kdad_bench.harness.axes import Axes
-from kdad_bench.harness.job import Job
+from kdad_bench.harness.job import Job, held_out_of
 
 
 def normals(job: Job, *, learning: bool = True) -> tuple[Any, Any]:
@@ -98,11 +98,6 @@ def count_of(job: Job) -> int:
     if lot is None:
         return len(left_to_learn_from(job.category, held_out_of(job), job.seed))
     return len(lot.places) * max(1, len(job.together))
-
-
-def held_out_of(job: Job) -> float:
-    """The share of the training images that is held out where the data set ships no validation split."""
-    return job.hold_out or (FRACTION if len(datasets.single_modalities(job.category)) > 1 else 0.0)
 
 
 def learnt_from(job: Job, fit: Any) -> Any:

@@ -17,12 +17,12 @@ from kdad_bench.files import let_go
 from kdad_bench.harness import clock, gpu_share, together
 from kdad_bench.harness.audit import Audit
 from kdad_bench.harness.cost import cost_of
+from kdad_bench.harness.departures import departures_of
 from kdad_bench.harness.determinism import choose_algorithms
 from kdad_bench.harness.environment import describe, give_freed_memory_back, keep_freed_memory, memory_at_start_mb
 from kdad_bench.harness.job import Job, TeacherWeights, fused_late
 from kdad_bench.harness.judging import judged
 from kdad_bench.harness.late_fusion import FusedModalities
-from kdad_bench.harness.lone_batch import learnt_from
 from kdad_bench.harness.material import (
     count_of,
     judged_category,
@@ -45,7 +45,6 @@ from kdad_bench.methods import entry
 from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
 from kdad_bench.methods.protocol import Fitting, Method, Scores
 from kdad_bench.methods.resizing import resized
-from kdad_bench.methods.training.parting import has_a_lone_image
 from kdad_bench.metrics import all_finite, check_finite, threshold_of
 
 KEPT_LOSSES = 200  # points of the loss curve that enter the row; the log file has all of them
@@ -335,7 +334,7 @@ def columns_of(job: Job) -> dict[str, Any]:
         "batch_size": job.settings.batch_size,
         "precision": job.settings.precision,
         "readings": tuple(job.settings.readings),
-        "deviations": (*job.deviations, *of_few_images(job), *of_other_data(job)),
+        "deviations": (*job.deviations, *departures_of(job)),
         "settings": json.dumps(asdict(job.settings), sort_keys=True, default=str),
         "data_fingerprint": datasets.fingerprint(job.category),
         "synthetic": job.category.synthetic,
@@ -344,19 +343,6 @@ def columns_of(job: Job) -> dict[str, Any]:
         **job.columns,
         **job.view.columns,
     }
-
-
-def of_few_images(job: Job) -> tuple[str, ...]:
-    """What is to be said where the settings keep a share of one normal image apart, or where a fit on so few does
-    otherwise than its settings say; of windows, whose number follows from the files, only the first."""
-    lone = "lone image: learnt from, and taken for those that nothing learns from, too"
-    said = job.settings.learning_from(learnt_from(job)) if job.view.plain else ()
-    return (*((lone,) if has_a_lone_image(count_of(job), job.settings) else ()), *said)
-
-
-def of_other_data(job: Job) -> tuple[str, ...]:
-    """What is to be said where the data bear the name of a published data set and are not all of it, or more."""
-    return tuple(dict.fromkeys(one.category.departure for one in job.siblings if one.category.departure))
 
 
 def environment_columns(job: Job) -> dict[str, Any]:

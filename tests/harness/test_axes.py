@@ -110,7 +110,8 @@ def test_a_point_is_named_in_the_preset_the_label_the_row_and_the_deviations(tin
     assert job.label.endswith("seed 0 contamination=0.25,corruption=blur:3,train_images=2")
     columns = run.columns_of(job)
     assert (columns["k_shot"], columns["contamination"], columns["corruption"]) == (2, 0.25, "blur:3")
-    assert [words.partition(":")[0] for words in job.deviations][-3:] == ["train_images", "contamination", "corruption"]
+    said = [words.partition(":")[0] for words in columns["deviations"]]
+    assert {"train_images", "contamination", "corruption"} <= set(said)
     assert jobs_of(tiny_tree)[0].axes == PLAIN
     assert pickle.loads(pickle.dumps(job)).id == job.id  # on its way to a worker
 

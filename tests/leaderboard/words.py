@@ -30,7 +30,7 @@ Words = tuple[tuple[str, ...], tuple[str, ...]]  # readings, deviations
 
 
 def words_of(row: Mapping[str, Any]) -> Words:
-    """The words on a `row` (all columns) of a method of this package, learnt from one category."""
+    """The words on a `row` (all columns) of a method of this package, where `plain`."""
     values = json.loads(row["settings"])
     kind = type(next(iter(entry(row["method"]).presets.values())))
     known = {one.name for one in fields(kind)}
@@ -49,13 +49,18 @@ def words_of(row: Mapping[str, Any]) -> Words:
         settings=settings,
         weights=weights or None,
         device=row["device"],
-        hold_out=hold_out_of(row["preset"]),
         fingerprint=row["data_fingerprint"],
-        axes=axes_of(row),
         view=view_of(row),
     )
     few = settings.learning_from(learnt_from(row["train_images"], settings)) if job.view.plain else ()
     return tuple(settings.readings), (*job.deviations, *few)
+
+
+def plain(row: Mapping[str, Any]) -> bool:
+    """Whether no word on it follows from the files of its category, which are not there: it is of photographs, of
+    which all normals are given to a model of its own."""
+    points = (axes_of(row).used, row["setting"], hold_out_of(row["preset"]))
+    return row["modality"] == "rgb" and not any(points)
 
 
 def said_in(row: Mapping[str, Any]) -> Words:
@@ -67,7 +72,7 @@ def rewritten(path: Path) -> int:
     """How many rows of a Parquet file had other words; it is replaced by one whose rows have today's."""
     table = pq.read_table(path, schema=SCHEMA)
     rows = table.to_pylist()
-    words = [words_of(row) if row["status"] == "ok" else said_in(row) for row in rows]
+    words = [words_of(row) if row["status"] == "ok" and plain(row) else said_in(row) for row in rows]
     changed = sum(said_in(row) != one for row, one in zip(rows, words, strict=True))
     if changed:
         for place, name in enumerate(("readings", "deviations")):
