@@ -198,6 +198,16 @@ class Job:
         return restored, (added.content, added.attribute, added.where, pickle.dumps(self.__dict__, protocol))
 
     @property
+    def as_its_paper_together(self) -> bool:
+        """Whether one model learns from several categories, as one of its paper does."""
+        return bool(self.together) and self.settings.TOGETHER
+
+    @property
+    def readings(self) -> tuple[str, ...]:
+        """What no source settles and its settings choose, in words."""
+        return tuple(self.settings.readings_together if self.as_its_paper_together else self.settings.readings)
+
+    @property
     def deviations(self) -> tuple[str, ...]:
         """Where a source settles something and this job does otherwise: the settings' words, then the job's own.
 
@@ -205,9 +215,8 @@ class Job:
         """
         if self.floor:
             return tuple(self.settings.deviations)
-        given = tuple(
-            line.replace(f"input: {WHOLE_IMAGES} ", f"input: {self.view.given} ") for line in self.settings.deviations
-        )
+        found = self.settings.deviations_together if self.as_its_paper_together else self.settings.deviations
+        given = tuple(line.replace(f"input: {WHOLE_IMAGES} ", f"input: {self.view.given} ") for line in found)
         size, side = self.settings.image_size, self.view.side(self.resolution)
         said = {
             "blur": self.blur,

@@ -333,7 +333,7 @@ def columns_of(job: Job) -> dict[str, Any]:
         "image_size": job.settings.image_size,
         "batch_size": job.settings.batch_size,
         "precision": job.settings.precision,
-        "readings": tuple(job.settings.readings),
+        "readings": job.readings,
         "deviations": (*job.deviations, *departures_of(job)),
         "settings": json.dumps(asdict(job.settings), sort_keys=True, default=str),
         "data_fingerprint": datasets.fingerprint(job.category),

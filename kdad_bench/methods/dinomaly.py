@@ -1,7 +1,8 @@
 """Dinomaly: Guo et al., "Dinomaly: The Less Is More Philosophy in Multi-Class Unsupervised Anomaly Detection", CVPR
 2025, arXiv 2405.14325.
 
-The official code's model for one class. Images are seen whole, where the paper crops them. Without a DINOv2 encoder,
+The official code's model for one class; words of one model for several categories compare with its other model, that of
+all classes. Images are seen whole, where the paper crops them. Without a DINOv2 encoder,
 the feature maps of a convolutional teacher take the place of its tokens: a deviation that such a row says.
 """
 
@@ -55,6 +56,19 @@ def warm_up_in_words(settings: Any) -> str:
         return "none, the only step has the full rate"
     rises = settings.steps is None or settings.steps > RISE
     return f"over the first fiftieth of the steps{'' if rises else ', a lone one of rate 0'}, as 100 are of 5000"
+
+
+def warm_up_together(settings: Any) -> str:
+    """How long the learning rate rises, where one model learns from all classes: that is not as in the code's."""
+    if settings.schedule != "warm_cosine":
+        return ""
+    rise = "none" if settings.steps == 1 else "over the first fiftieth of the steps"
+    return f"{rise} ({CODE}: over the first 100 of 10000)"
+
+
+def epsilon_together(settings: Any) -> str:
+    """What is added to StableAdamW's denominator, where one model learns from all classes."""
+    return f"1e-8 in the optimiser's denominator ({CODE}: 1e-10)" if settings.optimiser == "stable_adamw" else ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +140,12 @@ class DinomalySettings(DistillationSettings):
         "optimiser": words.departs(words.algorithm, "stable_adamw, betas 0.9 0.999", source=CODE),
         "budget": words.departs(words.budget, "5000 steps", source=CODE),
         "selection": words.departs(words.selection, words.LAST_STEP, source=CODE),
+    }
+    READINGS_TOGETHER: ClassVar = {"warm-up": lambda settings: ""}  # settled: 100 of 10,000 steps
+    DEPARTURES_TOGETHER: ClassVar = {
+        "budget": words.departs(words.budget, "10000 steps", source=CODE),
+        "warm-up": warm_up_together,
+        "epsilon": epsilon_together,
     }
 
     def __post_init__(self) -> None:

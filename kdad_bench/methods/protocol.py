@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import inf, isfinite
 from pathlib import Path
@@ -148,6 +148,9 @@ class Settings:
     TOGETHER: ClassVar[bool] = False
     # subject -> in words, how these settings depart from a settled source in more than one field; "" if they do not
     DEPARTURES: ClassVar[Mapping[str, Callable[[Any], str]]] = {}
+    # subject -> what is said in its place, or besides, of a model that learns from all categories of a data set
+    READINGS_TOGETHER: ClassVar[Mapping[str, Callable[[Any], str]]] = {}
+    DEPARTURES_TOGETHER: ClassVar[Mapping[str, Callable[[Any], str]]] = {}
 
     def __post_init__(self) -> None:
         """Raises ValueError that names the field, its value and what it may be."""
@@ -199,19 +202,35 @@ class Settings:
     @property
     def readings(self) -> tuple[str, ...]:
         """`subject: what was chosen` for whatever no source settles; it follows from these very settings."""
-        said = ((subject, say(self)) for subject, say in self.READINGS.items())
-        return tuple(f"{subject}: {words}" for subject, words in said if words)
+        return said_of(self, self.READINGS)
 
     @property
     def deviations(self) -> tuple[str, ...]:
         """`field: value (source: its value)` for whatever a source settles and these very settings do otherwise."""
-        plain = (
-            f"{name}: {instead(shown(getattr(self, name)), settled)}"
-            for name, settled in self.SETTLED.items()
-            if settled.matters(self) and getattr(self, name) not in settled.values
-        )
-        said = ((subject, say(self)) for subject, say in self.DEPARTURES.items())
-        return (*plain, *(f"{subject}: {words}" for subject, words in said if words))
+        return (*unsettled(self), *said_of(self, self.DEPARTURES))
+
+    @property
+    def readings_together(self) -> tuple[str, ...]:
+        """`readings` of a model that learns from all categories of a data set, as one of its paper does."""
+        return said_of(self, {**self.READINGS, **self.READINGS_TOGETHER})
+
+    @property
+    def deviations_together(self) -> tuple[str, ...]:
+        """`deviations` of such a model."""
+        return (*unsettled(self), *said_of(self, {**self.DEPARTURES, **self.DEPARTURES_TOGETHER}))
+
+
+def unsettled(settings: Settings) -> Iterator[str]:
+    """`field: value (source: its value)` for each field that a source settles otherwise."""
+    for name, settled in settings.SETTLED.items():
+        if settled.matters(settings) and getattr(settings, name) not in settled.values:
+            yield f"{name}: {instead(shown(getattr(settings, name)), settled)}"
+
+
+def said_of(settings: Settings, words: Mapping[str, Callable[[Any], str]]) -> tuple[str, ...]:
+    """`subject: words` of each subject that has any."""
+    said = ((subject, say(settings)) for subject, say in words.items())
+    return tuple(f"{subject}: {one}" for subject, one in said if one)
 
 
 def refuse_other_numbers(name: str, kind: str, value: object) -> None:

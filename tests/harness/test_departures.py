@@ -127,6 +127,21 @@ def test_a_model_of_several_categories_says_what_balancing_them_leaves_out(metho
     assert said(few)["train_images"] == "4 of each category, drawn by lot (papers: all)"
 
 
+@pytest.mark.parametrize(("method", "theirs"), [("dinomaly", "10000 steps"), ("rd4ad", "200 epochs")])
+def test_a_budget_is_compared_with_that_of_the_papers_model_of_as_many_categories(
+    tiny_tree: Path, method: str, theirs: str
+) -> None:
+    job = job_of(tiny_tree, method, setting=MULTI_CLASS, overrides={"steps": 70})
+    columns = columns_of(job)
+    assert f"budget: 70 steps (official code: {theirs})" in columns["deviations"]
+    assert any(line.startswith("warm-up: ") for line in columns["deviations"]) is (method == "dinomaly")
+    assert not any(line.startswith("warm-up: ") for line in columns["readings"])
+    assert ("setting" in said(job)) is (method != "dinomaly")
+    alone = columns_of(job_of(tiny_tree, method, overrides={"steps": 70}))
+    assert any(line.startswith("warm-up: ") for line in alone["readings"]) is (method == "dinomaly")
+    assert "10000" not in " ".join(alone["deviations"])
+
+
 PICTURES = "a picture of the relief, its height and two components of its normals (papers: photographs)"
 
 

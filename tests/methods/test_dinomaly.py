@@ -27,7 +27,7 @@ from kdad_bench.methods.dinomaly import (
 from kdad_bench.methods.distillation import Batch
 from kdad_bench.methods.protocol import Fitting
 from kdad_bench.methods.training.settings import SCHEDULES
-from kdad_bench.methods.training.stable_adamw import StableAdamW
+from kdad_bench.methods.training.stable_adamw import EPSILON, StableAdamW
 from tests.methods.curves import losses
 from tests.methods.test_distillation import Interrupted, stop_at
 from tests.methods.toys import CPU, normals, small_method
@@ -409,6 +409,32 @@ def test_the_only_step_of_a_training_learns() -> None:
 def test_a_row_says_how_the_rate_rises(steps: int | None, said: str) -> None:
     assert [one for one in settings_of(steps=steps).readings if "warm-up" in one] == [f"warm-up: {said}"] * bool(said)
     assert steps is None or (rates(steps)[0] > 0) is said.startswith("none")
+
+
+def test_one_model_of_all_classes_is_compared_with_the_codes_own_of_all() -> None:
+    """Which learns for 10,000 steps, rises over 100 of them, and has another epsilon; the one of a class: 5000."""
+
+    def subjects(said: tuple[str, ...]) -> dict[str, str]:
+        found = dict(line.split(": ", 1) for line in said)
+        assert len(found) == len(said)
+        return {name: found[name] for name in ("budget", "warm-up", "epsilon") if name in found}
+
+    warm_up = "over the first fiftieth of the steps (official code: over the first 100 of 10000)"
+    epsilon = "1e-8 in the optimiser's denominator (official code: 1e-10)"
+    assert EPSILON == 1e-8
+    for steps, budget in ((5000, "5000 steps (official code: 10000 steps)"), (10000, None)):
+        settings = settings_of(steps=steps)
+        expected = {"budget": budget, "warm-up": warm_up, "epsilon": epsilon}
+        assert subjects(settings.deviations_together) == {name: said for name, said in expected.items() if said}
+        assert settings.readings_together == tuple(one for one in settings.readings if not one.startswith("warm-up"))
+    assert subjects(settings_of(steps=5000).deviations) == {}
+    assert subjects(settings_of(steps=10000).deviations) == {"budget": "10000 steps (official code: 5000 steps)"}
+    assert subjects(settings_of(steps=10000).readings).keys() == {"warm-up"}
+    others = settings_of(steps=10000, schedule="constant", optimiser="adam").deviations_together
+    assert subjects(others) == {}
+    assert {"schedule", "optimiser"} <= {line.partition(":")[0] for line in others}
+    alone = subjects(settings_of(steps=1).deviations_together)["warm-up"]
+    assert alone == "none (official code: over the first 100 of 10000)"
 
 
 def test_the_map_is_the_blurred_mean_of_both_groups_and_the_score_that_of_its_largest_pixels() -> None:
