@@ -17,7 +17,7 @@ from kdad_bench import __version__
 from kdad_bench.datasets import Category, fingerprint, single_modalities
 from kdad_bench.datasets.splits import FRACTION
 from kdad_bench.harness.axes import PLAIN, Axes, axes_of
-from kdad_bench.harness.choices import MULTI_CLASS, PRESETS
+from kdad_bench.harness.choices import MULTI_CLASS
 from kdad_bench.harness.protocol import PROTOCOL_VERSION
 from kdad_bench.harness.view import WHOLE, View, view_of
 from kdad_bench.methods import METHODS, entry, outside
@@ -257,17 +257,12 @@ class Job:
 
     @property
     def blur(self) -> str:
-        """The blur at a resolution that is not the source's; "" where it is as wide there, or the preset's own."""
-        blur, preset = self.settings.BLUR, self.preset.partition("[")[0]
+        """The blur at a resolution that is not the source's; "" where it is as wide there."""
+        blur = self.settings.BLUR
         if blur is None or self.resolution == blur.side:
             return ""
         sigma: float = self.settings.sigma
-        presets: Mapping[str, Any] = entry(self.method).presets
-        as_its_preset = preset in presets and (sigma, self.resolution) == (
-            presets[preset].sigma,
-            PRESETS[preset].resolution,
-        )
-        if as_its_preset or isclose(sigma / self.resolution, blur.sigma / blur.side):
+        if isclose(sigma / self.resolution, blur.sigma / blur.side):
             return ""
         return f"sigma {shown(sigma)} at {self.resolution} px ({blur.source}: {shown(blur.sigma)} at {blur.side} px)"
 
