@@ -15,7 +15,7 @@ from test_markdown import board_of, cells, page, section
 
 from kdad_bench.leaderboard import published
 from kdad_bench.leaderboard.markdown_method import measured
-from kdad_bench.leaderboard.markdown_published import _reasons
+from kdad_bench.leaderboard.markdown_published import _reasons, published_and_measured
 from kdad_bench.leaderboard.numbers import signed
 from kdad_bench.leaderboard.published import MEAN, Verdict
 from kdad_bench.methods.backbones.names import facts_of
@@ -271,6 +271,48 @@ def test_a_job_that_is_the_papers_as_well_is_compared_under_the_name_of_another_
     assert {one.reported.method for one in found if one.difference is not None} == {"stfpm"}
     reason = "preset standard: the published numbers are for each paper's own sizes and budget"
     assert {one.reported.method for one in found if one.refusal == reason} == {"rd4ad"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"corruption": "noise:5"}, "test images with noise:5: the published numbers are for images as they are"),
+        (
+            {"contamination": 0.0},
+            "a contamination of 0: the published numbers are for clean normals and the whole test set",
+        ),
+        ({"k_shot": 4}, "--train-images 4: the published numbers are for all normal images"),
+        (
+            {"setting": "multi-class", "learnt_together": ("bottle=a", "cable=b")},
+            "one model for several categories: the published numbers are for one of each",
+        ),
+        ({"fit": "pad"}, "--fit pad: the published numbers are for squares"),
+        ({"tile": 64, "tile_overlap": 16}, "tiles of 64 px: the published numbers are for whole images"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("preset", ["standard", "paper"])
+def test_nothing_published_stands_beside_jobs_on_other_images_and_they_are_the_reason(
+    preset: str, changes: dict[str, object], why: str
+) -> None:
+    plain = board_of(plausible.full_table(("rd4ad",), ("bottle", "cable"), 2, preset=preset))
+    assert published.beside(plain)[1]
+    board = board_of(
+        plausible.full_table(
+            ("rd4ad",), ("bottle", "cable"), 2, preset=f"{preset}[so]", also_presets=("paper[so]",), **changes
+        )
+    )
+    assert published.beside(board) == (why, [])
+    assert {one.refusal for one in published.verdicts(board)} == {why}
+    assert published_and_measured(board) == f"Not compared: {why}."
+
+
+def test_a_changed_budget_of_the_standard_preset_stands_beside_published_numbers_with_that_reason() -> None:
+    board = board_of(plausible.full_table(("rd4ad",), ("bottle",), 2, preset="standard[steps=70]"))
+    whole, found = published.beside(board)
+    assert not whole
+    reason = "preset standard[steps=70]: the published numbers are for each paper's own sizes and budget"
+    assert {one.refusal for one in found} == {reason}
 
 
 def test_one_of_several_jobs_that_is_another_presets_does_not_make_the_others_the_papers() -> None:

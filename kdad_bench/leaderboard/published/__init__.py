@@ -23,6 +23,15 @@ CATEGORIES = {"mvtec_ad": 15}
 WEIGHTS = {"resnet18": "f37072fd", "vgg16": "397923af", "wide_resnet50_2": "95faca4d"}
 PAPER = "paper"
 BESIDE = "standard"  # the preset whose figures stand beside published ones without a comparison
+# column -> why no published number is for jobs whose rows have a value there: all rows of a board have the same
+ELSEWHERE = {
+    "corruption": "test images with {}: the published numbers are for images as they are",
+    "contamination": "a contamination of {:g}: the published numbers are for clean normals and the whole test set",
+    "k_shot": "--train-images {}: the published numbers are for all normal images",
+    "setting": "one model for several categories: the published numbers are for one of each",
+    "fit": "--fit {}: the published numbers are for squares",
+    "tile": "tiles of {} px: the published numbers are for whole images",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,9 +140,17 @@ def refusal(board: Board) -> str:
         return f"the published numbers are for RGB images, not {group.modality}"
     if board.external:
         return "maps of other code: how they were made is not verified"
+    if elsewhere(board):
+        return elsewhere(board)
     if not any(_of_the_paper(board, key) for key in board.order):
         return _another_preset(board)
     return ""
+
+
+def elsewhere(board: Board) -> str:
+    """Why no paper has jobs like those of this board, whatever their preset: they see other images; "" if one may."""
+    row = next((row for rows in board.rows.values() for row in rows), {})
+    return "; ".join(why.format(row[name]) for name, why in ELSEWHERE.items() if row.get(name) is not None)
 
 
 def _another_preset(board: Board) -> str:
@@ -149,10 +166,10 @@ def beside(board: Board) -> tuple[str, list[Verdict]]:
     """Why nothing published is shown beside this board, or "" and what is.
 
     The standard preset has the papers' sizes: what is published for the very categories stands beside its figures, and
-    is compared only with those of a method whose paper preset is the same.
+    is compared only with those of a method whose paper preset is the same. Nothing stands beside jobs on other images.
     """
     whole = refusal(board)
-    if whole and board.preset != BESIDE:
+    if whole and (board.preset != BESIDE or elsewhere(board)):
         return whole, []
     found = [one for one in verdicts(board) if not one.reported.measured or board.measured(one.reported.measured)]
     if board.preset == BESIDE:
