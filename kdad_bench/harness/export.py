@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from kdad_bench.harness.export_certificate import (
     fault,
 )
 from kdad_bench.harness.export_graph import graph_of
-from kdad_bench.harness.export_images import Images, Normals, asked_for, calibration_of, drawn, normals_of
+from kdad_bench.harness.export_images import Images, Normals, asked_for, calibration_of, drawn, normals_of, row_of
 from kdad_bench.harness.export_runtimes import (
     INPUT,
     OUTPUTS,
@@ -248,11 +249,21 @@ def refuse_other_normals(model: Path, source: Source, found: Comparison) -> None
         )
 
 
+def said_of(model: Path, settings: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(readings, deviations) of what was trained: those of the row beside `model`, whose job knows which images and how
+    many categories it learnt from; without a row those of its `settings` alone."""
+    row = row_of(model)
+    if row is None:
+        return tuple(settings.readings), tuple(settings.deviations)
+    return tuple(row.readings), tuple(row.deviations)
+
+
 def described(
     wanted: Wanted, source: Source, graph: Graph, place: Path, kept: Decision, certificate: Certificate, words: str
 ) -> Exported:
     """All that export.json holds."""
     settings, side, model = source.method.settings, source.kept.resolution, wanted.model
+    readings, deviations = said_of(model, settings)
     value = kept.threshold(wanted.false_alarms) if kept.normal_scores else None
     packages = versions(wanted.target)
     if wanted.int8:
@@ -263,8 +274,8 @@ def described(
         method=source.name,
         title=entry(source.name).title,
         settings=asdict(settings),
-        readings=tuple(settings.readings),
-        deviations=tuple(settings.deviations),
+        readings=readings,
+        deviations=deviations,
         model=Provenance(
             weights_sha256=sha256(model / checkpoint.WEIGHTS),
             description_sha256=sha256(model / checkpoint.DESCRIPTION),

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from kdad_bench.harness.choices import MULTI_CLASS
 from kdad_bench.harness.decision import Decision
-from kdad_bench.harness.export import Source, refitted
+from kdad_bench.harness.export import Source, refitted, said_of
 from kdad_bench.harness.export_images import CALIBRATION, Images, Normals, calibration_of, drawn
+from kdad_bench.harness.run import columns_of
+from kdad_bench.leaderboard import store
+from kdad_bench.leaderboard.row import Row
+from tests.harness.planned import jobs_of
 from tests.methods.toys import small_method
 
 
@@ -36,6 +43,20 @@ def test_the_threshold_of_a_rounded_graph_is_fitted_on_its_own_scores() -> None:
     assert found.normal_scores == (7.0, 8.0, 9.0)
     assert found.normal_map_peak == 10.0
     assert found.category == "bolt"
+
+
+def test_an_export_says_of_its_model_what_its_row_says(tmp_path: Path, tiny_tree: Path) -> None:
+    """Settings do not know that one model learnt from several categories, nor with which share held out."""
+    job = jobs_of(tiny_tree, methods=(("dinomaly", ""),), setting=MULTI_CLASS, hold_out=0.34)[0]
+    model = tmp_path / "models" / f"dinomaly-bolt-s0-{job.id}"
+    alone = said_of(model, job.settings)
+    assert alone == (job.settings.readings, job.settings.deviations)
+    row = Row(**columns_of(job))
+    store.write(row, tmp_path)
+    assert said_of(model, job.settings) == (row.readings, row.deviations)
+    assert "budget: 50 steps (official code: 10000 steps)" in row.deviations
+    assert any(line.startswith("hold_out: ") for line in row.deviations)
+    assert row.deviations != alone[1]
 
 
 def test_without_held_out_normals_the_models_threshold_stays() -> None:
