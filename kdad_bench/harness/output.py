@@ -173,11 +173,12 @@ def keep_picture(job: Job, folder: Path, test: TestSet, scores: Scores) -> None:
 
 def keep_model(job: Job, folder: Path, method: Method, test: TestSet, scores: Scores, unseen: Scores | None) -> None:
     """The trained model of `job` in models/, with its scores of the `unseen` normals and of the normal test images."""
+    from kdad_bench.harness.graphs import plain
     from kdad_bench.harness.scoring import decision_from
     from kdad_bench.methods.checkpoint import save
 
     place = folder / "models" / f"{job.name.replace(':', '-')}-{job.category.name}-s{job.seed}-{job.id}"
-    save(job.method, getattr(method, "inner", method), place)
+    save(job.method, plain(method), place)
     normal = scores.image.cpu().numpy()[~test.labels]
     decision_from(
         unseen,

@@ -442,6 +442,40 @@ def test_a_saved_model_is_loaded_with_its_file_and_with_no_other(tiny_tree: Path
     assert "saved with code that was in no file" in predict("--method", path).stderr
 
 
+INNER = """
+
+class Judge(Plain):
+    \"\"\"It judges by twice what another has learnt, which it keeps beside.\"\"\"
+
+    def __init__(self, settings, teacher, device):
+        super().__init__(settings, teacher, device)
+        self.inner = Plain(settings, teacher, device)
+
+    def fit(self, normal, fitting=None):
+        self.inner.fit(normal, fitting)
+        self.module.mean, self.module.weight = self.inner.module.mean.clone(), 2 * self.inner.module.weight
+
+
+PLAIN = Entry(name="plain", title="Plain", paper="none", presets=PLAIN.presets, build=Judge, needs_teacher=False)
+"""
+
+
+@pytest.mark.parametrize("view", [(), ("--fit", "pad", "--tile", 32)], ids=["whole", "windows"])
+def test_the_method_that_judged_is_saved_and_not_one_that_it_calls_inner(
+    view: tuple[object, ...], tiny_tree: Path, tmp_path: Path
+) -> None:
+    path, out = written(tmp_path, PLAIN + INNER), tmp_path / "out"
+    size = ("--image-size", 32) if view else ()
+    result = run(path, tiny_tree, out, "--save-models", "--no-measure-speed", *view, *size)
+    assert result.exit_code == 0, result.output
+    (row,) = store.read(out).rows()
+    (model,) = (out / "models").iterdir()
+    measured = dict(zip(row["image_names"], row["image_scores"], strict=True))
+    image = tiny_tree / "bolt" / "test" / "good" / "000.png"
+    found = Detector.load(model, method=path).predict([image]).scores[0]
+    assert found == pytest.approx(measured["good/000.png"], rel=1e-5)
+
+
 def test_a_saved_model_of_a_file_is_exported_with_it_and_used_without(tiny_tree: Path, tmp_path: Path) -> None:
     path, other = written(tmp_path), written(tmp_path, PLAIN.replace('"plain"', '"twin"'), "twin.py")
     out, images = tmp_path / "out", tiny_tree / "bolt" / "test"
