@@ -10,13 +10,12 @@ import hashlib
 import json
 import stat
 from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, fields
+from contextlib import nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -25,6 +24,7 @@ from kdad_bench.methods import METHODS, entry, known, outside
 from kdad_bench.methods.backbones import build
 from kdad_bench.methods.backbones.undrawn import Undrawn
 from kdad_bench.methods.frozen_features import Kept
+from kdad_bench.methods.kept_settings import settings_of, value_said
 from kdad_bench.methods.protocol import Method
 from kdad_bench.outside import OutsideError
 
@@ -35,7 +35,6 @@ CODE, CODE_FILE = "code_sha256", "code_file"  # in model.json, of a method that 
 REMEDY = "train it again with `run --save-models`"
 HEADER_BYTES = 4 << 20  # of model.safetensors; that of the largest network has about 80 kB
 NOTE = "description"  # the name in the weights' header under which model.json is repeated
-KINDS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64"}
 
 
 class ModelError(ValueError):
@@ -58,13 +57,29 @@ def save(name: str, method: Method, folder: Path) -> None:
     Each file appears whole or not at all, and one that belongs to another save is not taken for its own. OSError.
     """
     entry(name)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().cpu().contiguous() for key, value in method.module.state_dict().items()}
+    state = _apart(method.module.state_dict())
     description = {"format": FORMAT, "method": name, "settings": asdict(method.settings), **_code_of(name)}
-    note = {NOTE: json.dumps(description, sort_keys=True)}
-    write_whole(folder / WEIGHTS, lambda temporary: save_file(state, temporary, metadata=note))
+    note = {NOTE: json.dumps(description, sort_keys=True, allow_nan=False)}
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        write_whole(folder / WEIGHTS, lambda temporary: save_file(state, temporary, metadata=note))
+    except BaseException:
+        with suppress(OSError):  # something else is in it
+            folder.rmdir()
+        raise
     described = description | {DIGEST: _sha256(folder / WEIGHTS)}
     write_text_whole(folder / DESCRIPTION, json.dumps(described, indent=2, sort_keys=True) + "\n")
+
+
+def _apart(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of `state` on the CPU, each in memory of its own: their file takes no two names for one memory."""
+    found: dict[str, torch.Tensor] = {}
+    taken: set[int] = set()
+    for key, value in state.items():
+        own = value.detach().cpu().contiguous()
+        found[key] = own.clone() if own.untyped_storage().data_ptr() in taken else own
+        taken.add(own.untyped_storage().data_ptr())
+    return found
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> tuple[str, Method]:
@@ -103,15 +118,15 @@ def _described(path: Path) -> Description:
         raise ModelError(str(error)) from error
     for key, kind in (("format", int), ("method", str), ("settings", dict)):
         if type(content.get(key)) is not kind:
-            raise ModelError(f"{path}: damaged ({key} is {_said(content, key)}, not a {kind.__name__}); {REMEDY}")
+            raise ModelError(f"{path}: damaged ({key} is {value_said(content, key)}, not a {kind.__name__}); {REMEDY}")
     name, values, digest = content["method"], content["settings"], content.get(DIGEST)
     if content["format"] != FORMAT:
         raise ModelError(f"{path}: format {content['format']}, this version reads {FORMAT}; {REMEDY}")
     _refuse_other_code(path, content)
     if digest is not None and not isinstance(digest, str):
-        raise ModelError(f"{path}: damaged ({DIGEST} is {_said(content, DIGEST)}, not a str); {REMEDY}")
+        raise ModelError(f"{path}: damaged ({DIGEST} is {value_said(content, DIGEST)}, not a str); {REMEDY}")
     try:
-        return Description(name, _settings(name, values), values, digest, content.get(CODE))
+        return Description(name, settings_of(_kind_of(name), values, name), values, digest, content.get(CODE))
     except ValueError as error:
         raise ModelError(f"{path}: {error}; {REMEDY}") from error
 
@@ -127,9 +142,11 @@ def _refuse_other_code(path: Path, content: Mapping[str, Any]) -> None:
     except OutsideError as error:
         raise ModelError(f"{path}: {error}") from error
     if not there and code is not None:
-        raise ModelError(f"{path}: method {_said(content, 'method')} is in a file, {file}; give it with --method FILE")
+        raise ModelError(
+            f"{path}: method {value_said(content, 'method')} is in a file, {file}; give it with --method FILE"
+        )
     if not there:
-        raise ModelError(f"{path}: method {_said(content, 'method')} is not known; have: {', '.join(METHODS)}")
+        raise ModelError(f"{path}: method {value_said(content, 'method')} is not known; have: {', '.join(METHODS)}")
     have = _code_of(name)
     if have.get(CODE) != code:
         mine = f"code {have[CODE][:12]} of {have[CODE_FILE]}" if have else "code that is in no file"
@@ -137,29 +154,9 @@ def _refuse_other_code(path: Path, content: Mapping[str, Any]) -> None:
         raise ModelError(f"{path}: saved with {theirs}, and method {name!r} is {mine}; give that file with --method")
 
 
-def _said(content: Mapping[str, Any], key: str) -> str:
-    """The value of `key` as a line can hold it."""
-    if key not in content:
-        return "missing"
-    text = repr(content[key])
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _settings(name: str, values: Mapping[str, Any]) -> Any:
-    """The settings of method `name`; ValueError that names the field and its value."""
-    kind = type(next(iter(entry(name).presets.values())))
-    known = {field.name for field in fields(kind)}
-    for key in sorted(set(values) ^ known):
-        why = "missing" if key in known else f"not one of {name}'s"
-        raise ValueError(f"setting {key[:60]!r} is {why}")
-    try:
-        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        if not first["loc"]:  # the settings' own words name the field
-            raise ValueError(str(first["msg"]).removeprefix("Value error, ")) from error
-        field = str(first["loc"][0])
-        raise ValueError(f"setting {field!r} is {_said(values, field)}: {first['msg']}") from error
+def _kind_of(name: str) -> type:
+    """The class of the settings of method `name`."""
+    return type(next(iter(entry(name).presets.values())))
 
 
 def _built(description: Description, device: torch.device) -> Method:
@@ -188,9 +185,17 @@ def _weights(folder: Path, description: Description, device: torch.device) -> di
     except (OSError, SafetensorError) as error:
         raise _foreign(path, str(error).partition("\n")[0]) from error
     for key, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not _is_finite(tensor):
             raise ModelError(f"{path}: damaged ({key!r} holds values that are not finite); {REMEDY}")
     return state
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    wide = tensor.float() if tensor.element_size() == 1 else tensor  # torch asks no number of 8 bits
+    return bool(torch.isfinite(wide).all())
 
 
 def _refuse_no_file(path: Path) -> None:
@@ -223,7 +228,7 @@ def _refuse_other_note(folder: Path, description: Description, metadata: Mapping
     if code != description.code:
         raise ModelError(f"{path}: damaged ({CODE} is not that of the weights); {REMEDY}")
     for key in description.values:
-        mine, theirs = _said(description.values, key), _said(values, key)
+        mine, theirs = value_said(description.values, key), value_said(values, key)
         if description.values[key] != values.get(key):
             raise ModelError(f"{path}: setting {key!r} is {mine}, but the weights were saved with {theirs}; {REMEDY}")
 
@@ -242,9 +247,16 @@ def _refuse_other_shapes(folder: Path, description: Description, file: Any) -> N
     free = tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, Kept))
     for key in sorted(have - {key for key in have if free and key.startswith(free)}):
         found = file.get_slice(key)
-        shape, kind = tuple(found.get_shape()), found.get_dtype()
-        if (shape, kind) != (tuple(wanted[key].shape), KINDS[wanted[key].dtype]):
-            raise _foreign(folder / WEIGHTS, f"{key!r} is {kind} {shape}, not {tuple(wanted[key].shape)}")
+        shape = tuple(found.get_shape())
+        kind = (found[:0] if shape else file.get_tensor(key)).dtype  # nothing of its size is read
+        if (shape, kind) != (tuple(wanted[key].shape), wanted[key].dtype):
+            asked = _kind_said(tuple(wanted[key].shape), wanted[key].dtype)
+            raise _foreign(folder / WEIGHTS, f"{key[:100]!r} is {_kind_said(shape, kind)}, not {asked}")
+
+
+def _kind_said(shape: tuple[int, ...], kind: torch.dtype) -> str:
+    """`float32 (3, 64, 64)`."""
+    return f"{str(kind).removeprefix('torch.')} {shape}"
 
 
 def _foreign(path: Path, why: str) -> ModelError:

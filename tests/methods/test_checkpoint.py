@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from kdad_bench.methods import METHODS, checkpoint, entry
 from kdad_bench.methods.checkpoint import ModelError, load, save
@@ -210,12 +211,14 @@ def change(folder: Path, **changes: Callable[[dict[str, torch.Tensor]], object])
 STATES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     "a tensor is missing": (lambda state: state.pop("mean"), "'mean' is missing"),
     "one too many": (lambda state: state.update(x=torch.ones(1)), "'x' is no part of it"),
-    "another shape": (lambda state: state.update({"mean": torch.ones(1)}), r"'mean' is F32 \(1,\)"),
+    "another shape": (
+        lambda state: state.update({"mean": torch.ones(1)}), r"'mean' is float32 \(1,\), not float32 \(3, 64, 64\)"
+    ),
     "another dtype": (
-        lambda state: state.update({"mean": state["mean"].half()}), "'mean' is F16"
+        lambda state: state.update({"mean": state["mean"].half()}), r"'mean' is float16 (\(.*\)), not float32 \1"
     ),
     "a dtype that no model has": (
-        lambda state: state.update({"mean": state["mean"] > 0}), "'mean' is BOOL"
+        lambda state: state.update({"mean": state["mean"] > 0}), "'mean' is bool "
     ),
     "NaN": (lambda state: state["mean"].fill_(float("nan")), "'mean' holds values that are not"),
     "infinite": (lambda state: state["deviation"][:1].fill_(-float("inf")), "'deviation' holds"),
@@ -227,6 +230,77 @@ def test_weights_of_another_network_and_such_that_are_not_finite_are_refused(cop
     edit, words = STATES[kind]
     change(copy, edit=edit)
     assert re.search(rf"model\.safetensors: .*{words}", refusal(copy))
+
+
+WRITTEN = (
+    "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "complex64", "int64", "int32", "int16",
+    "int8", "uint64", "uint32", "uint16", "uint8", "bool",
+)  # fmt: skip
+
+
+class Stateful:
+    """A method of nothing but its state."""
+
+    def __init__(self, **state: torch.Tensor) -> None:
+        self.settings, self.module = entry("pixel_mean").presets["quick"], nn.Module()
+        for name, value in state.items():
+            self.module.register_buffer(name, value)
+
+
+@pytest.fixture
+def built_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Stateful]], None]:
+    """Have models of pixel_mean be of that method."""
+
+    def instead(build: Callable[[], Stateful]) -> None:
+        found = replace(entry("pixel_mean"), build=lambda settings, teacher, device: build())  # type: ignore[arg-type, return-value]
+        monkeypatch.setattr(checkpoint, "entry", lambda name: found)
+
+    return instead
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_state_of_every_type_that_a_file_holds_comes_back(
+    kind: str, shape: tuple[int, ...], built_as: Callable[[Callable[[], Stateful]], None], tmp_path: Path
+) -> None:
+    dtype = getattr(torch, kind)
+    built_as(lambda: Stateful(own=torch.zeros(shape, dtype=dtype)))
+    save("pixel_mean", Stateful(own=torch.ones(shape).to(dtype)), tmp_path)  # type: ignore[arg-type]
+    (again,) = load(tmp_path)[1].module.state_dict().values()
+    assert (again.dtype, again.shape) == (dtype, shape)
+    assert again.to(torch.complex64).eq(1).all()
+
+
+@pytest.mark.parametrize("kind", ["float64", "float16", "float8_e4m3fn", "complex64"])
+def test_state_of_any_type_that_is_not_finite_is_refused(
+    kind: str, built_as: Callable[[Callable[[], Stateful]], None], tmp_path: Path
+) -> None:
+    dtype = getattr(torch, kind)
+    built_as(lambda: Stateful(own=torch.zeros(2, dtype=dtype)))
+    save("pixel_mean", Stateful(own=torch.tensor([1.0, float("nan")]).to(dtype)), tmp_path)  # type: ignore[arg-type]
+    assert "'own' holds values that are not finite" in refusal(tmp_path)
+
+
+def test_state_with_two_names_for_one_memory_comes_back_under_both(
+    built_as: Callable[[Callable[[], Stateful]], None], tmp_path: Path
+) -> None:
+    one = torch.arange(6.0).reshape(2, 3)
+    tied = Stateful(one=one, other=one, row=one[1], turned=one.T)
+    built_as(lambda: Stateful(**{name: torch.zeros_like(value) for name, value in tied.module.state_dict().items()}))
+    save("pixel_mean", tied, tmp_path)  # type: ignore[arg-type]
+    again = load(tmp_path)[1].module.state_dict()
+    assert {name: value.tolist() for name, value in again.items()} == {
+        "one": [[0, 1, 2], [3, 4, 5]],
+        "other": [[0, 1, 2], [3, 4, 5]],
+        "row": [3, 4, 5],
+        "turned": [[0, 3], [1, 4], [2, 5]],
+    }
+
+
+def test_a_model_that_cannot_be_saved_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="complex128"):
+        save("pixel_mean", Stateful(own=torch.zeros(2, dtype=torch.complex128)), tmp_path / "model")  # type: ignore[arg-type]
+    assert not (tmp_path / "model").exists()
 
 
 NOTES = ("", "{", "[]", "{}", '{"method": "pixel_mean", "settings": 5}', "[" * 100_000,
@@ -285,7 +359,7 @@ def test_nothing_is_allocated_for_settings_that_the_weights_have_not(tmp_path: P
         except ModelError as error:
             print(error)"""
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert "(3, 64, 64), not (3, 8192, 8192)" in done.stdout
+    assert "float32 (3, 64, 64), not float32 (3, 8192, 8192)" in done.stdout
 
 
 def test_a_save_that_is_killed_between_its_files_leaves_no_model_of_two_halves(copy: Path, tmp_path: Path) -> None:
