@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kdad_bench.datasets import single_modalities
 from kdad_bench.harness.choices import SelectionError
-from kdad_bench.harness.job import Job, held_out_of
+from kdad_bench.harness.job import Job, held_out_of, id_of, values_of
 from kdad_bench.harness.material import lot_of
 from kdad_bench.methods import outside
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from kdad_bench.methods.protocol import Method
 
 SMALL = 4  # images up to so many strides wide are looked at: a network may halve the deepest tap once or twice more
+TRIED: dict[str, bool] = {}  # hash of a method and its settings -> whether it learns from one image, of this process
 
 
 def refuse_lone_batches(job: Job) -> None:
@@ -71,12 +71,17 @@ def norms_that_learn(method: Method, teacher: Backbone | None) -> int:
     return sum(isinstance(one, _BatchNorm) and one not in frozen for one in method.module.modules())
 
 
-@lru_cache(maxsize=64)
 def learns_from_one(method: str, settings: Any) -> bool:
-    """Whether a step on one image of the size in `settings` is possible.
+    """Whether a step on one image of the size in `settings` is possible; each is tried once in a process."""
+    key = id_of({"method": method, "settings": values_of(settings)})  # settings may hold lists, which have no hash
+    if key not in TRIED:
+        TRIED[key] = tried_on_one(method, settings)
+    return TRIED[key]
 
-    It is tried, but for a method of ours whose student has no batch norm: a plan must not wait for that.
-    """
+
+def tried_on_one(method: str, settings: Any) -> bool:
+    """The same, found out; a method of ours whose student has no batch norm is taken at its word: a plan must not wait
+    for that."""
     import torch
 
     from kdad_bench.methods import entry

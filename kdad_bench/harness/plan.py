@@ -227,8 +227,10 @@ def preset_label(selection: Selection, asked: Mapping[str, Any], axes: Axes, tog
 def configured(settings: Any, overrides: Mapping[str, Any], where: str) -> Any:
     """`settings` with `overrides` applied, one spelling of each number: a whole one in a field of floats is a float.
 
-    Raises SelectionError naming an unknown field or a wrong type.
+    Raises SelectionError naming an unknown field, a wrong type, or a value that no row or saved model can keep.
     """
+    from kdad_bench.methods.kept_settings import reasons_against_keeping  # loads torch
+
     known = {name: getattr(settings, name) for name in names_of(settings)}
     for name, value in overrides.items():
         if name not in known:
@@ -247,6 +249,8 @@ def configured(settings: Any, overrides: Mapping[str, Any], where: str) -> Any:
         )
     except (ValueError, TypeError, OverflowError) as error:
         raise SelectionError(f"{where}: {error}") from error
+    for why in reasons_against_keeping(final, where):
+        raise SelectionError(f"{where}: {why}")
     refuse_what_is_not_kept(final, overrides, where)
     return final
 

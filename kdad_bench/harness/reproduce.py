@@ -11,9 +11,9 @@ import math
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdad_bench import __version__
 from kdad_bench.datasets import DatasetError
@@ -30,6 +30,9 @@ from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.metric import ACCURACY, HEADLINE
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods.backbones.names import BACKBONES
+
+if TYPE_CHECKING:
+    from kdad_bench.methods.protocol import Entry
 
 FIGURES = ACCURACY
 NUMBERS = ("weights_sha256", "losses", "image_scores", "normal_scores", *FIGURES)  # what a job computes
@@ -173,7 +176,8 @@ def options_of(row: Mapping[str, Any], place: str, asked: Asked) -> RunOptions:
     except KeyError as error:
         raise SelectionError(f"there is no method {error} here; name its file with --method") from error
     unsaid = {*NOT_SETTINGS, method.modality_setting, *([] if method.needs_teacher else ["teacher"])}
-    settings = {name: _plain(value) for name, value in identity["settings"].items() if name not in unsaid}
+    said = _settings_said(method, identity["settings"])
+    settings = {name: value for name, value in said.items() if name not in unsaid}
     beside = {}
     if settings.get("steps") is not None and "epochs" in settings:  # they rule nothing, but are part of the id
         beside["epochs"] = settings.pop("epochs")  # said in one place with the steps, they would be a second budget
@@ -207,9 +211,21 @@ def options_of(row: Mapping[str, Any], place: str, asked: Asked) -> RunOptions:
     })  # fmt: skip
 
 
-def _plain(value: Any) -> Any:
-    """A setting as its class has it: JSON knows no tuples."""
-    return tuple(map(_plain, value)) if isinstance(value, list) else value
+def _settings_said(method: Entry, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings `values` of a row as the method's class has them: JSON knows no tuples, nor classes of others.
+
+    Those that the class has not are as they stand; a run says what is wrong with them. Raises SelectionError.
+    """
+    from kdad_bench.methods.kept_settings import settings_of
+
+    preset = next(iter(method.presets.values()))
+    there = asdict(preset)
+    own = {name: value for name, value in values.items() if name in there}
+    try:
+        found = settings_of(type(preset), there | own, method.name)
+    except ValueError as error:
+        raise SelectionError(str(error)) from error
+    return {name: getattr(found, name) if name in own else value for name, value in values.items()}
 
 
 def _the_same(row: Mapping[str, Any], jobs: Sequence[Job]) -> Job:

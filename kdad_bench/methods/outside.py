@@ -95,6 +95,11 @@ def reasons_against(entry: Any) -> Iterator[str]:
             yield f"preset {preset!r} is of type {type(settings).__name__}, not an instance of Settings"
         if preset not in (*PRESETS, "standard"):
             yield f"preset {preset!r} is none of quick, standard and paper, and nothing could choose it; leave it out"
+    classes = dict.fromkeys(map(type, entry.presets.values()))
+    if len(classes) > 1:
+        yield f"presets are of {' and '.join(one.__name__ for one in classes)}; take one class of settings for all"
+    for preset, settings in entry.presets.items():
+        yield from reasons_against_settings(entry, f"preset {preset!r}", settings)
     if not callable(entry.build):
         yield f"build is of type {type(entry.build).__name__}, not callable"
     if entry.family not in FAMILIES or not isinstance(entry.title, str) or not entry.title.strip():
@@ -117,6 +122,17 @@ def reasons_against(entry: Any) -> Iterator[str]:
         yield f"modality_setting {entry.modality_setting!r} is none of its settings"
 
 
+def reasons_against_settings(entry: Entry, which: str, settings: Any) -> Iterator[str]:
+    """Why rows and saved models could not keep the `settings` of a preset or variant, which words call `which`."""
+    from kdad_bench.methods.kept_settings import reasons_against_keeping
+
+    try:
+        for why in reasons_against_keeping(settings, entry.name):
+            yield f"{which}: {why}"
+    except Exception as error:  # what a person annotates and puts there may be anything
+        yield f"{which}: its settings cannot be kept in a row or a saved model ({code.said(error)})"
+
+
 def reasons_against_variant(entry: Entry, name: Any, changed: Any) -> Iterator[str]:
     """What is wrong with the variant `name`, which sets what is `changed` in each preset."""
     if not isinstance(name, str) or not VARIANT.fullmatch(name) or not isinstance(changed, Mapping):
@@ -124,9 +140,11 @@ def reasons_against_variant(entry: Entry, name: Any, changed: Any) -> Iterator[s
         return
     for preset, settings in entry.presets.items():
         try:
-            replace(settings, **changed)
+            changed_settings = replace(settings, **changed)
         except (TypeError, ValueError) as error:
             yield f"variant {name!r} does not fit preset {preset!r} ({code.said(error)})"
+        else:
+            yield from reasons_against_settings(entry, f"variant {name!r} of preset {preset!r}", changed_settings)
 
 
 def installed() -> dict[str, metadata.EntryPoint]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,19 @@ def entry(**changes: str) -> str:
     )
 
 
+FIELD = "    strides: tuple[int, ...] = (8,)\n"
+LATER = """from __future__ import annotations
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from decimal import Decimal
+"""
+
+
+def with_field(line: str) -> str:
+    """The method with one more setting."""
+    return PLAIN.replace(FIELD, f"{FIELD}    {line}\n")
+
+
 BAD = {
     "does not parse": ("def (\n", "", "SyntaxError"),
     "does not import": ("import nowhere_to_be_found\n", "", "ModuleNotFoundError"),
@@ -225,6 +239,33 @@ BAD = {
         "variant 'wide' does not fit preset",
     ),
     "a variant of no value": (entry(variants="{'wide': {'steps': -1}}"), "", "variant 'wide' does not fit preset"),
+    "presets of two classes": (
+        PLAIN.replace('"paper": PlainSettings()', '"paper": Settings()'),
+        "",
+        "presets are of PlainSettings and Settings; take one class of settings for all",
+    ),
+    "a setting that JSON has not": (
+        with_field("far: float = float('inf')"),
+        "",
+        "preset 'quick': setting 'far' is inf, which JSON cannot keep; take a finite number",
+    ),
+    "a setting that is not what it says": (
+        with_field("word: str = None"),
+        "",
+        "preset 'quick': setting 'word' is None: Input should be a valid string",
+    ),
+    "an annotation that is not there": (
+        LATER + with_field("exact: Decimal | None = None"),
+        "",
+        "preset 'quick': its settings cannot be kept in a row or a saved model (PydanticUserError: ",
+    ),
+    "a variant that JSON has not": (
+        with_field("far: float = 1.0").replace(
+            "    build=Plain,", "    variants={'wide': {'far': float('nan')}}, build=Plain,"
+        ),
+        "",
+        "variant 'wide' of preset 'quick': setting 'far' is nan, which JSON cannot keep",
+    ),
     "no such published variant": (entry(published_variant="'wide'"), "", "published_variant 'wide' is none of its"),
     "no such modality setting": (entry(modality_setting="'zzz'"), "", "modality_setting 'zzz' is none of its settings"),
     "an error that cannot be said": (
@@ -440,6 +481,54 @@ def test_a_saved_model_is_loaded_with_its_file_and_with_no_other(tiny_tree: Path
     del description["code_sha256"]  # as if it were this package's
     (model / "model.json").write_text(json.dumps(description))
     assert "saved with code that was in no file" in predict("--method", path).stderr
+
+
+OWN_SETTINGS = {
+    "a list": "widths: list[int] = field(default_factory=lambda: [8, 16])",
+    "a dict": "weights: dict[str, float] = field(default_factory=lambda: {'a': 0.5})",
+    "settings within": "inside: Inside = Inside(2)",
+    "texts by name": "side: Side = Side.LEFT",
+}
+CLASSES = """from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+@dataclass(frozen=True)
+class Inside:
+    depth: int = 1
+
+
+class Side(StrEnum):
+    LEFT = "left"
+
+
+"""
+
+
+@pytest.mark.parametrize("case", OWN_SETTINGS)
+def test_settings_of_every_kind_survive_a_saved_model_and_a_row(case: str, tiny_tree: Path, tmp_path: Path) -> None:
+    """One lone image is learnt from, for which the plan asks the method itself."""
+    path, out = written(tmp_path, CLASSES + with_field(OWN_SETTINGS[case])), tmp_path / "out"
+    result = run(path, tiny_tree, out, "--save-models", "--train-images", 1, "--no-measure-speed", "--image-size", 32)
+    assert result.exit_code == 0, result.output
+    (model,) = (out / "models").iterdir()
+    loaded = Detector.load(model, method=path)
+    preset = outside.ADDED["plain"].entry.presets["quick"]
+    assert loaded.settings == replace(preset, image_size=32)
+    again = command("results", "reproduce", out, "--method", path, "--dataset", f"folder:{tiny_tree}")
+    assert again.exit_code == 0, again.output
+    assert ": identical" in again.output
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_an_override_that_json_has_not_is_refused_before_anything_runs(
+    value: str, tiny_tree: Path, tmp_path: Path
+) -> None:
+    path = written(tmp_path, with_field("far: float = 1.0"))
+    result = run(path, tiny_tree, tmp_path / "out", "--set", f"plain.far={value}")
+    assert result.exit_code == 2
+    assert f"method 'plain': setting 'far' is {value}, which JSON cannot keep" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 INNER = """

@@ -83,6 +83,7 @@ def test_a_shared_override_reaches_only_methods_that_have_the_field(tiny_tree: P
         ({"stfpm": {"betas": [10**400, 0.5]}}, "'stfpm': int too large to convert to float"),
         ({"stfpm": {"compiled": "fast"}}, "compiled 'fast' is not known; have: off, default, reduce-overhead"),
         ({"stfpm": {"precision": "fp8"}}, "precision 'fp8' is not known; have: fp32, bf16, fp16"),
+        ({"stfpm": {"drop_last": None}}, "'stfpm': setting 'drop_last' is None: Input should be a valid boolean"),
         ({"stfpm": {"seed": 3}}, "'seed' cannot be set: choose seeds with --seeds"),
     ],
 )
