@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kdad_bench import datasets
 from kdad_bench.datasets import Category, DatasetError
 from kdad_bench.datasets.decoding import read_rgb
+from kdad_bench.datasets.lots import Lot, draw
 from kdad_bench.datasets.photographs import photographs
 from kdad_bench.datasets.splits import FRACTION
 from kdad_bench.harness.choices import SelectionError
@@ -33,7 +34,7 @@ class Images(NamedTuple):
 
 
 class Normals(NamedTuple):
-    """What the model learnt from, and what it never saw; or why there is none."""
+    """The normals of its category that the model learnt from, and those it never saw; or why there are none."""
 
     fit: NDArray[np.uint8] | None
     held_out: Images | None
@@ -53,15 +54,26 @@ def normals_of(model: Path, kept: Decision, data_root: Path | None) -> Normals:
         category = category_of(row.dataset, row.category, data_root)
         if datasets.fingerprint(category) != row.data_fingerprint:
             return Normals(None, None, f"{row.dataset}/{row.category}: other images than {model} learnt from")
+        fit = datasets.load_train(category, kept.resolution)[lot_of(row, category, share).normals]
         if not kept.normal_scores or not (share or category.validation):
-            return Normals(datasets.load_train(category, kept.resolution), None, f"{model}: has no held-out normals")
+            return Normals(fit, None, f"{model}: has no held-out normals")
         fraction = share or FRACTION
-        found = datasets.load_normals(category, kept.resolution, fraction=fraction, seed=row.seed)
+        apart = datasets.load_normals(category, kept.resolution, fraction=fraction, seed=row.seed).held_out
     except (DatasetError, SelectionError) as error:
         return Normals(None, None, str(error))
-    names = tuple(f"held-out normal {k}" for k in range(len(found.held_out)))
+    names = tuple(f"held-out normal {k}" for k in range(len(apart)))
     what = f"held-out normals of {row.dataset.partition(':')[0]}/{row.category}"
-    return Normals(found.fit, Images(what, names, found.held_out), "")
+    return Normals(fit, Images(what, names, apart), "")
+
+
+def lot_of(row: Row, category: Category, hold_out: float) -> Lot:
+    """What the model of `row` learnt from in its own category; raises DatasetError.
+
+    Of categories that were learnt together each gave as many images.
+    """
+    together = len(row.learnt_together)
+    count = (row.train_images or 0) // together if together else row.k_shot
+    return draw(category, count=count, share=row.contamination, hold_out=hold_out, seed=row.seed)
 
 
 def row_of(model: Path) -> Row | None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from click.testing import CliRunner
 
+from kdad_bench.cli import cli
 from kdad_bench.harness.choices import MULTI_CLASS
-from kdad_bench.harness.decision import Decision
+from kdad_bench.harness.decision import Decision, read
 from kdad_bench.harness.export import Source, refitted, said_of
-from kdad_bench.harness.export_images import CALIBRATION, Images, Normals, calibration_of, drawn
+from kdad_bench.harness.export_images import CALIBRATION, Images, Normals, calibration_of, drawn, normals_of
 from kdad_bench.harness.run import columns_of
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.row import Row
+from kdad_bench.methods.pixel_mean import PixelMean
 from tests.harness.planned import jobs_of
 from tests.methods.toys import small_method
 
@@ -87,3 +92,46 @@ def test_drawn_images_are_no_photographs_and_show_the_extremes() -> None:
     assert not found.real
     assert set(np.unique(found.pixels[0])) == {0}
     assert set(np.unique(found.pixels[1])) == {255}
+
+
+LEARNT: dict[str, tuple[tuple[object, ...], int]] = {
+    "all that are not held out": ((), 4),
+    "a few": (("--train-images", 2), 2),
+    "with defective ones among them": (("--contamination", 0.25), 1),
+    "a few with defective ones among them": (("--train-images", 2, "--contamination", 0.4), 1),
+    "together with another category": (("--setting", "multi-class"), 4),
+    "a few of each together": (("--setting", "multi-class", "--train-images", 2), 2),
+}
+
+
+@pytest.mark.parametrize("case", LEARNT)
+def test_the_normals_that_a_model_learnt_from_are_found_again(
+    case: str, tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a fit is given, in a run, holds the images that are found by the row of the run, and no other normals."""
+    more, count = LEARNT[case]
+    given: list[np.ndarray] = []
+    fit = PixelMean.fit
+
+    def seen(self: PixelMean, normal: torch.Tensor, fitting: Any = None) -> None:
+        given.append((normal * 255).round().byte().numpy())
+        fit(self, normal, fitting)
+
+    monkeypatch.setattr(PixelMean, "fit", seen)
+    arguments = ["run", "-m", "pixel_mean", "-d", f"folder:{tiny_tree}", "--preset", "quick", "--seeds", "3,",
+                 "--hold-out", 0.34, "--save-models", "--no-pictures", "--no-measure-speed", "--workers", 1,
+                 "--out", tmp_path, *more]  # fmt: skip
+    done = CliRunner().invoke(cli, [str(one) for one in arguments])
+    assert done.exit_code == 0, done.output
+    (model,) = (tmp_path / "models").glob("*-bolt-*")
+    found = normals_of(model, read(model), None)
+    assert found.fit is not None
+    assert found.held_out is not None
+    assert len(found.fit) == count
+    learnt, apart = ({one.tobytes() for one in images} for images in (found.fit, found.held_out.pixels))
+    fed = [{one.tobytes() for one in images} for images in given]
+    assert any(learnt <= images for images in fed)
+    assert not any(apart & images for images in fed)
+    (row,) = (row for row in store.read(tmp_path).rows() if row["category"] == "bolt")
+    defective = 0 if row["contamination"] is None else int(row["contamination"] * row["train_images"] + 0.5)
+    assert count * max(1, len(row["learnt_together"] or ())) == row["train_images"] - defective
