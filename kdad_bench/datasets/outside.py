@@ -110,7 +110,11 @@ def reasons_against(entry: Any, taken: Collection[str]) -> Iterator[str]:
             yield f"{name} {value!r} is no line of text"
     if not isinstance(entry.layouts, tuple) or not entry.layouts or not all(map(is_layout, entry.layouts)):
         yield "layouts need at least one object with `text`, `categories` and `survey`, in a tuple"
-    if not isinstance(entry.modalities, tuple) or not entry.modalities or set(entry.modalities) - set(MODALITIES):
+    if (
+        not isinstance(entry.modalities, tuple)
+        or not entry.modalities
+        or not all(one in MODALITIES for one in entry.modalities)
+    ):
         yield f"modalities {entry.modalities!r} are not of {', '.join(MODALITIES)}, in a tuple"
     if not isinstance(entry.folders, tuple) or not all(map(is_name, entry.folders)):
         yield f"folders {entry.folders!r} are not names of folders, in a tuple"
@@ -212,7 +216,7 @@ def asked(ask: Callable[[], Any], where: str, what: str) -> Any:
         raise DatasetError(f"{where}: its {what} failed ({code.said(error)}); mend it") from error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # theirs may have no hash, and an `==` of any kind
 class Guarded:
     """A layout of other people, with its answers looked at."""
 

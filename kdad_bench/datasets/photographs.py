@@ -70,11 +70,18 @@ class Photographs:
         rest = remarks([one for one in self.unused if one.why not in (ASIDE, DRAWN)])
         return tuple(map(printable, (*lines, *rest)))
 
+    def none_of(self, names: Sequence[str]) -> str:
+        """A line on `names` that stand for no photograph: what is not used of them, and what to do."""
+        aside = any(one.why == ASIDE for one in self.unused)
+        remedy = ("if they are photographs, move them or rename their folder",) if aside else ()
+        return printable(f"{', '.join(names)}: no photograph there; {'; '.join((*self.remarks, *remedy))}")
+
 
 def photographs(names: Sequence[str]) -> Photographs:
     """The photographs that `names` stand for: files, folders with all below, and patterns with `*`, `?`, `[ ]`, `**`.
 
-    A file that is named is taken whatever its suffix; a name that stands for nothing is bad. No image is decoded.
+    A file that is named is taken whatever its suffix, but not out of a folder of masks or scans, as a shell's `*` names
+    those too; a name that stands for nothing is bad. No image is decoded.
     """
     found = Photographs()
     for name in names:

@@ -120,7 +120,7 @@ def of_files(name: str, resolution: int) -> Images:
     """The photographs that a path stands for."""
     found = photographs([name])
     if found.bad or not found.files:
-        raise SelectionError(found.bad[0].why if found.bad else f"{name}: no photograph there")
+        raise SelectionError(found.bad[0].why if found.bad else found.none_of([name]))
     pixels = np.stack([read_rgb(path, resolution)[0] for path in found.files])
     return Images(f"images of {name}", tuple(map(str, found.files)), pixels)
 

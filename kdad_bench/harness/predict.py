@@ -106,7 +106,7 @@ class Judge:
         found = photographs(names)
         self.not_used += found.remarks
         if not found.files and not found.bad:
-            raise SelectionError(f"{', '.join(names)}: no photograph there; {' '.join(found.remarks)}")
+            raise SelectionError(found.none_of(names))
         for bad in found.bad:
             self.fail(bad)
         yield from self.each(found.files)

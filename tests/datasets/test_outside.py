@@ -141,6 +141,17 @@ def test_one_without_published_numbers_is_fetched_and_verified(root: Path, tmp_p
     assert (done.exit_code, "1 categories, 12 images, sound" in done.stdout) == (0, True)
 
 
+@pytest.mark.parametrize("kind", ["@dataclass", "@dataclass(eq=False)", "@dataclass(frozen=True)", ""])
+def test_a_layout_of_any_class_is_verified(kind: str, root: Path, tmp_path: Path) -> None:
+    """One that can change has no hash, and one of no data class is equal to nothing else."""
+    line = "@dataclass(frozen=True, slots=True)\nclass"
+    assert FLAT.count(line) == 1
+    path = written(tmp_path, FLAT.replace(line, f"{kind}\nclass"))
+    for table in ("--against", path), ():
+        done = command("data", "verify", root / "flat", *table)
+        assert (done.exit_code, " 12 images, sound" in done.stdout) == (0, True), done.output
+
+
 def test_a_layout_that_fails_on_its_own_folder_is_a_line_of_list_and_doctor(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +228,9 @@ BAD = {
     "nowhere": (changed('folders=("flat",)', "folders=()"), "", "nothing says where it lies"),
     "a path as a folder": (changed('folders=("flat",)', 'folders=("../x",)'), "", "are not names of folders"),
     "one name as folders": (changed('folders=("flat",)', 'folders="flat"'), "", "in a tuple"),
+    "a modality that is a list": (
+        changed('folders=("flat",)', 'folders=("flat",), modalities=(["rgb"],)'), "", "modalities (['rgb'],)"
+    ),
     "a modality": (changed('folders=("flat",)', 'folders=("flat",), modalities=("xyz",)'), "", "modalities ('xyz',)"),
     "published": (changed('"bolt": Counts(', '"nut": 3, "bolt": Counts('), "", "to Counts"),
     "a path that it takes not": (FLAT, ":FLAT:/x", "flat takes no path; write flat"),

@@ -95,6 +95,18 @@ def test_masks_and_scans_beside_photographs_are_none(tmp_path: Path) -> None:
         assert sum(one.files for one in found.unused) == 5, names
 
 
+@pytest.mark.parametrize("name", ["masks/a.png", "masks", "mask*/*.png"])
+def test_photographs_in_a_folder_as_of_masks_are_told_what_to_do(name: str, tmp_path: Path) -> None:
+    """A shell's `*` names masks too, so that they are no photographs where they are named."""
+    for folder in ("images", "masks"):
+        picture(tmp_path / folder / "a.png")
+    found = photographs([f"{tmp_path}/{name}"])
+    assert (found.files, found.bad) == ([], [])
+    line = found.none_of([f"{tmp_path}/{name}"])
+    assert line.startswith(f"{tmp_path}/{name}: no photograph there; ")
+    assert line.endswith("masks or scans beside photographs; if they are photographs, move them or rename their folder")
+
+
 def test_what_cannot_be_a_photograph_is_bad_and_the_others_are_found(tmp_path: Path) -> None:
     sound = picture(tmp_path / "a.png")
     os.mkfifo(tmp_path / "pipe.png")
