@@ -29,13 +29,15 @@ from kdad_bench.harness.output import Work
 from kdad_bench.harness.perform import perform, reason_of, record_failure
 from kdad_bench.harness.surroundings import NoResult
 from kdad_bench.harness.workforce import Workforce, workforce
-from kdad_bench.interrupts import AT_ONCE
+from kdad_bench.interrupts import AT_ONCE, by_a_person
 from kdad_bench.leaderboard.row import Row
+from kdad_bench.outside import OutsideError, text_of
 
 LOOK_SECONDS = 0.2  # between two looks at the clock while workers say nothing
 LOST_STARTS = 10  # workers in a row that may die before they are ready
 LATE = ("pyarrow.compute", "pyarrow.parquet", "scipy.ndimage", "torch.utils.flop_counter", "torch._dynamo")
 UNSENT = "it cannot be sent to a process of its own"
+UNREAD = "a process of its own cannot read it"
 SENDABLE = "define the class of its settings at the top of its file, or give --executor in-process"
 DYING_SECONDS = 30.0  # that a killed worker is waited for: a dead network drive may hold it for ever
 CHILDREN: set[BaseProcess] = getattr(multiprocessing.process, "_children", set())  # of this process
@@ -120,6 +122,13 @@ class Gone:
 
     why: str
     again: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A job that its worker could not read: why. The worker lives."""
+
+    why: str
 
 
 @dataclass
@@ -229,8 +238,9 @@ class Pool:
         worker.pipe.close()
         self.running.remove(worker)
 
-    def answers(self) -> Iterator[tuple[Worker, Ending | Gone | str | None]]:
-        """(worker, READY, how its job ended, None when another runner holds that, or `Gone`), as far as there are."""
+    def answers(self) -> Iterator[tuple[Worker, Ending | Unread | Gone | str | None]]:
+        """(worker, READY, how its job ended, None when another runner holds that, `Unread` or `Gone`), as far as there
+        are."""
         pipes = {worker.pipe: worker for worker in self.running}
         for ready in wait(list(pipes), timeout=LOOK_SECONDS):
             worker = pipes[ready]  # type: ignore[index]
@@ -240,7 +250,7 @@ class Pool:
         for worker in [w for w in self.running if w.job and time.monotonic() - w.since > self.job_timeout]:
             yield worker, Gone(f"it ran longer than --job-timeout {self.job_timeout:g} s", again=False)
 
-    def settle(self, worker: Worker, answer: Ending | Gone | str | None) -> Iterator[tuple[Job, Ending]]:
+    def settle(self, worker: Worker, answer: Ending | Unread | Gone | str | None) -> Iterator[tuple[Job, Ending]]:
         """What follows from an answer: the job that ended, if one did."""
         job, worker.job = worker.job, None
         if isinstance(answer, Gone):
@@ -253,6 +263,8 @@ class Pool:
             worker.ready, self.lost_starts = True, 0
         elif job is not None and isinstance(answer, Row | NoResult):
             yield job, answer
+        elif job is not None and isinstance(answer, Unread):
+            yield job, record_failure(job, self.work, answer.why)
         elif job is not None:
             self.attempts[job.id] -= 1  # it was not tried: another runner holds it
             self.not_before[job.id] = time.monotonic() + BUSY_RETRY_SECONDS
@@ -345,8 +357,22 @@ def serve(pipe: Connection, work: Work, threads: int, parent: int) -> None:
     with contextlib.suppress(EOFError, OSError), giving_way():  # the runner is gone, and with it whom to answer
         pipe.send(READY)
         while True:
-            job = pipe.recv()
-            pipe.send(perform(job, work))
+            pipe.send(answered(pipe.recv_bytes(), work))
+
+
+def answered(message: bytes, work: Work) -> Ending | Unread | None:
+    """How the job ended that `message` says, None when another runner holds it.
+
+    A method's file is run as its job is read, and may raise anything in a process that is not the one of the plan.
+    """
+    try:
+        job: Job = ForkingPickler.loads(message)
+    except BaseException as error:
+        if by_a_person(error):
+            raise
+        why = text_of(error) if isinstance(error, OutsideError) else reason_of(error)
+        return Unread(f"{UNREAD} ({why}); give --executor in-process")
+    return perform(job, work)
 
 
 def warm_up() -> None:

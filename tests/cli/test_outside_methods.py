@@ -357,6 +357,30 @@ def test_a_file_that_ends_the_process_as_it_is_imported_is_one_line_and_exit_cod
     assert line.endswith(f": cannot be imported (SystemExit: {said}); mend it")
 
 
+@pytest.mark.parametrize("raised", ["EOFError('one process alone')", "SystemExit('one process alone')"])
+def test_a_file_that_no_worker_can_import_is_a_failed_job_with_its_reason(
+    raised: str, tiny_tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines = f"import multiprocessing\nif multiprocessing.parent_process() is not None:\n    raise {raised}\n"
+    path, out = written(tmp_path, PLAIN + lines), tmp_path / "out"
+    result = run(path, tiny_tree, out, "--executor", "local", "--no-measure-speed")
+    assert result.exit_code == 1, result.output
+    (row,) = store.read(out).rows()
+    kind = raised.partition("(")[0]
+    assert row["reason"].startswith(f"a process of its own cannot read it ({path}: cannot be imported ({kind}: ")
+    assert row["reason"].endswith("; mend it); give --executor in-process")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_settings_that_no_worker_can_read_are_a_failed_job_with_its_reason(tiny_tree: Path, tmp_path: Path) -> None:
+    field = 'own: str = "a"\n\n    def __setstate__(self, state):\n        raise EOFError("not here")'
+    path, out = written(tmp_path, with_field(field)), tmp_path / "out"
+    result = run(path, tiny_tree, out, "--executor", "local", "--no-measure-speed")
+    assert result.exit_code == 1, result.output
+    (row,) = store.read(out).rows()
+    assert row["reason"].startswith("a process of its own cannot read it (EOFError: not here (at ")
+
+
 def test_speed_is_not_measured_of_a_method_that_ends_the_process_then(tiny_tree: Path, tmp_path: Path) -> None:
     """Its job ends well, in a worker; what is measured runs in the command's own process."""
     text = PLAIN.replace(
