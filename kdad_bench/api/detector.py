@@ -146,8 +146,8 @@ class Detector:
         """Scores, maps and decisions of images, of any kind that `fit` takes; each image is judged for itself.
 
         A decision is True where the score is above the threshold: the one given, else that of the held-out normals.
-        Raises NotFitted, ImagesError, DatasetError for a file that is no readable image, and ScoreError for scores that
-        are not finite.
+        Raises NotFitted, ImagesError, DatasetError for a file that is no readable image, ScoreError for scores that are
+        not finite, and DecisionError where no threshold is given and the held-out normals are too few for the rate.
         """
         fitted = self._learnt()
         limit = self.threshold_ if threshold is None else finite_number("threshold", threshold)
@@ -169,7 +169,10 @@ class Detector:
 
     @property
     def threshold_(self) -> float | None:
-        """The score above which an image is called anomalous; None without held-out normals."""
+        """The score above which an image is called anomalous; None without held-out normals.
+
+        Raises NotFitted, and DecisionError where these are too few for the rate.
+        """
         kept = self._learnt().decision
         if not kept.normal_scores:
             return None

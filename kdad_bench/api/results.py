@@ -109,10 +109,17 @@ class Results:
         return int(self.read(("job_id",)).table.num_rows)
 
     def __repr__(self) -> str:
-        return f"Results({self.where!r}): {len(self)} jobs, {len(self.failed)} failed"
+        try:
+            told = f"{len(self)} jobs, {len(self.failed)} failed"
+        except store.StoreError as error:  # debuggers and notebooks show what they hold, whatever became of the folder
+            told = str(error)
+        return f"Results({self.where!r}): {told}"
 
     def _repr_html_(self) -> str:
-        return self.leaderboard()._repr_html_()
+        try:
+            return self.leaderboard()._repr_html_()
+        except store.StoreError as error:
+            return html_of((), str(error))
 
 
 def failure(row: Mapping[str, Any]) -> str:

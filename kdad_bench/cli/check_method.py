@@ -31,6 +31,7 @@ def check_method(method: str, timeout: float) -> None:
     """
     from contextlib import closing
 
+    from kdad_bench.cli.run_report import counted
     from kdad_bench.harness.check_method import Unfinished, check_apart
     from kdad_bench.harness.choices import SelectionError
 
@@ -45,7 +46,7 @@ def check_method(method: str, timeout: float) -> None:
                 broken += not answer.kept
     except (SelectionError, Unfinished) as error:
         raise BadInput(str(error).removeprefix("--method ")) from error
-    click.echo(f"{name}: {f'{broken} rules broken' if broken else 'keeps every rule'}")
+    click.echo(f"{name}: {counted(broken, 'rule') + ' broken' if broken else 'keeps every rule'}")
     sys.exit(1 if broken else 0)
 
 

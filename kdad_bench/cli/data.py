@@ -185,6 +185,8 @@ def _show(report: Report) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from kdad_bench.cli.run_report import counted
+
     table = Table("category", "train", "valid.", "good", "anomalous", "types", "masks", "published")
     for one in report.categories:
         published = "-" if one.published is None else "differs" if _differs(one.problems + one.notes) else "equal"
@@ -204,8 +206,8 @@ def _show(report: Report) -> None:
                 click.echo(f"{label}: {one.name}: {len(lines) - SHOWN} more (--json lists all)")
     total = sum(one.train + one.validation + one.test_good + one.test_anomalous for one in report.categories)
     faults = len(report.problems) + sum(len(one.problems) for one in report.categories)
-    state = "sound" if report.sound else f"{faults} problem(s)"
-    click.echo(f"{report.path}: {len(report.categories)} categories, {total} images, {state}")
+    state = "sound" if report.sound else counted(faults, "problem")
+    click.echo(f"{report.path}: {counted(len(report.categories), 'category')}, {counted(total, 'image')}, {state}")
 
 
 def _differs(lines: list[str]) -> bool:

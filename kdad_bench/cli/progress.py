@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TypeAlias
 
 import click
 from rich.console import Console
@@ -24,8 +23,6 @@ from kdad_bench.harness.estimate import remember
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.surroundings import NoResult
 from kdad_bench.leaderboard.row import Row
-
-Trace: TypeAlias = TracebackType | None
 
 
 class Progress:

@@ -101,7 +101,7 @@ def needed_for(false_alarms: float) -> int:
 
 
 def least_rate(count: int) -> float:
-    """`floor_of`, rounded up to three digits: a rate to ask for."""
+    """`floor_of`, rounded up to as many decimals as `count` + 1 has digits, and one more: a rate to ask for."""
     digits = 1 + len(str(count + 1))
     return float(Fraction(math.ceil(Fraction(10**digits, count + 1)), 10**digits))
 

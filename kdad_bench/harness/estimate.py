@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from statistics import median
 
 from kdad_bench.files import CacheError, cache_folder, read_json, write_text_whole
 from kdad_bench.harness.job import Job
@@ -148,7 +149,7 @@ def remember(job: Job, seconds: float, threads: int | None, *, learns: bool = Tr
 
 def known_seconds() -> dict[str, float]:
     """kind -> the median of its latest jobs here."""
-    return {kind: sorted(values)[len(values) // 2] for kind, values in read_history().items() if values}
+    return {kind: median(values) for kind, values in read_history().items() if values}
 
 
 def read_history() -> dict[str, list[float]]:

@@ -68,11 +68,15 @@ def floor_words(count: int) -> str:
 def alarm_words(alarms: int, count: int) -> str:
     """What was seen of false alarms on normal test images, in words."""
     low, high = map(percent, clopper_pearson(alarms, count))
-    verb = "lies" if alarms == 1 else "lie"
     return (
-        f"{alarms} of {images(count, 'normal test ')} {verb} above it: {percent(alarms / count)} false alarms, "
+        f"{above_words(alarms, count, 'normal test ')}: {percent(alarms / count)} false alarms, "
         f"95 % interval {low} to {high}"
     )
+
+
+def above_words(found: int, count: int, kind: str) -> str:
+    """How many images of a kind lie above a threshold, in words."""
+    return f"{found} of {images(count, kind)} {'lies' if found == 1 else 'lie'} above it"
 
 
 def notes_on(kept: Decision, limit: float | None, false_alarms: float | None) -> tuple[str, ...]:
@@ -86,7 +90,7 @@ def notes_on(kept: Decision, limit: float | None, false_alarms: float | None) ->
         lines.append(floor_words(len(unseen)))
     elif unseen and false_alarms is None and limit is not None:
         passed = int(above(np.array(unseen), limit).sum())
-        lines.append(f"{passed} of {images(len(unseen), 'unseen normal ')} lie above it")
+        lines.append(above_words(passed, len(unseen), "unseen normal "))
     if seen and limit is not None:
         lines.append(alarm_words(int(above(np.array(seen), limit).sum()), len(seen)))
     p = two_sample_p(unseen, seen)

@@ -40,15 +40,15 @@ def number(value: float | None) -> str:
         return MISSING
     if 0 < value < 0.01:
         return f"{value:.{-math.floor(math.log10(value))}f}"
-    if value >= 100:
+    if round(value, 1) >= 100:  # as it would be written
         return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:.1f}" if round(value, 2) >= 10 else f"{value:.2f}"
 
 
 def large(value: float | None) -> str:
     """A count of weights: 1.23 M, 456 k, 78."""
     if value is None:
         return MISSING
-    if value >= 1e6:
+    if round(value / 1e3) >= 1000:  # as it would be written: 999,999 are no 1000 k
         return f"{value / 1e6:.2f} M"
-    return f"{value / 1e3:.0f} k" if value >= 1e3 else f"{value:.0f}"
+    return f"{value / 1e3:.0f} k" if round(value) >= 1000 else f"{value:.0f}"

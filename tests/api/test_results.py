@@ -131,6 +131,17 @@ def test_methods_and_results_are_compared_as_the_command_does(ran: kdad_bench.Re
         ran.compare(ran, "pixel_mean")
 
 
+def test_what_cannot_be_read_shows_why(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name, words in (("gone", "no results folder "), ("file", "is a file, not a results folder")):
+        lost = kdad_bench.Results(tmp_path / name)
+        assert repr(lost).startswith(f"Results({str(tmp_path / name)!r}): ")
+        assert words in repr(lost)
+        assert words in lost._repr_html_()
+        with pytest.raises(store.StoreError):
+            lost.leaderboard()
+
+
 def test_a_folder_without_rows_and_a_comparison_of_nothing_show_themselves(tmp_path: Path) -> None:
     empty = kdad_bench.Results(tmp_path)
     assert (len(empty), empty.failed, empty.frame().num_rows) == (0, (), 0)

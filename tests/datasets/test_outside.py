@@ -138,7 +138,7 @@ def test_one_without_published_numbers_is_fetched_and_verified(root: Path, tmp_p
     assert done.exit_code == 0, done.output
     assert (out / "flat" / "bolt").is_dir()
     done = command("data", "verify", out / "flat", "--against", path)
-    assert (done.exit_code, "1 categories, 12 images, sound" in done.stdout) == (0, True)
+    assert (done.exit_code, "1 category, 12 images, sound" in done.stdout) == (0, True)
 
 
 @pytest.mark.parametrize("kind", ["@dataclass", "@dataclass(eq=False)", "@dataclass(frozen=True)", ""])

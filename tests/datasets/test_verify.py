@@ -125,7 +125,7 @@ def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
 def test_the_verify_command_says_what_it_found(tree: Path) -> None:
     sound = command("verify", tree)
     assert sound.exit_code == 0
-    assert "1 categories, 7 images, sound" in sound.output
+    assert "1 category, 7 images, sound" in sound.output
     (tree / "bolt" / "test" / "good" / "000.png").write_bytes(b"")
     broken = command("verify", tree)
     assert broken.exit_code == 2, "a run refuses it"

@@ -65,6 +65,7 @@ def test_notes_on_a_threshold() -> None:
         "2 of 3 normal test images lie above it: 66.7 % false alarms, 95 % interval 9.43 % to 99.2 %",
     )
     assert notes_on(kept, 18.5, None)[0] == "0 of 19 unseen normal images lie above it"
+    assert notes_on(kept, 17.5, None)[0] == "1 of 19 unseen normal images lies above it"
     far = Decision(
         category="x", resolution=1, normal_scores=normal, test_normal_scores=tuple(map(float, range(50, 70)))
     )

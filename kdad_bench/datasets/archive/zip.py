@@ -17,7 +17,6 @@ from kdad_bench.datasets.archive.streams import File, Inflate, decode
 SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")  # of an archive with and without members
 STORED, DEFLATED = 0, 8
 ENCRYPTED = 0x1 | 0x40 | 0x2000  # the member, strongly, or the directory
-UTF8 = 0x800
 END = struct.Struct("<4s4H2LH")
 END64 = struct.Struct("<4sQ2H2L4Q")
 LOCATOR = struct.Struct("<4sLQL")
