@@ -48,8 +48,8 @@ class Line(NamedTuple):
 def lines_of(path: Path, of: str = "") -> list[Line]:
     """The lines of a CSV or Parquet table; those whose `object` is `of`, where that is asked for.
 
-    CSV is UTF-8 with or without a byte order mark, with any line ends, its cells separated by commas or semicolons.
-    Raises DatasetError for what is no such table or lacks a column.
+    CSV is UTF-8 with or without a byte order mark, with any line ends, its cells separated by commas, semicolons or
+    tabs. Raises DatasetError for what is no such table or lacks a column.
     """
     rows = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
     have = set(rows[0]) if rows else set()
@@ -71,9 +71,7 @@ def _csv(path: Path) -> list[dict[str, str]]:
     try:
         text = read_bytes(path, image=False, most=MOST_BYTES).decode("utf-8-sig")
         header = re.split(r"[\r\n]", text, maxsplit=1)[0]
-        reader = csv.DictReader(
-            io.StringIO(text, newline=""), delimiter=";" if ";" in header and "," not in header else ","
-        )
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator_of(header))
         columns = [column_of(name) for name in reader.fieldnames or ()]
         refuse_doubled(path, columns)
         reader.fieldnames = columns
@@ -82,6 +80,8 @@ def _csv(path: Path) -> list[dict[str, str]]:
             raise DatasetError(f"{path}: more than {MOST_LINES} lines; {MOST_LINES} are the most")
         if "\0" in text:
             raise ValueError("it holds a character 0")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: not in UTF-8 ({error}); save it as CSV in UTF-8") from error
     except (ValueError, csv.Error) as error:
         if isinstance(error, DatasetError):
             raise
@@ -94,6 +94,11 @@ def _csv(path: Path) -> list[dict[str, str]]:
             )
         )
     return [{name: str(cell).strip() for name, cell in row.items()} for row in rows]
+
+
+def separator_of(header: str) -> str:
+    """What parts the cells of a CSV table: the first of comma, semicolon and tab that its first line has."""
+    return next((one for one in ",;\t" if one in header), ",")
 
 
 def column_of(name: str) -> str:
@@ -140,7 +145,10 @@ def _parquet(path: Path) -> list[dict[str, str]]:
 
 
 def _text(cell: Any) -> str:
-    """A cell as text: nothing for null, 1 for 1.0 (what pandas makes of whole numbers beside nulls)."""
+    """A cell as text: nothing for null, 1 for 1.0 (what pandas makes of whole numbers beside nulls), the entries of a
+    list as CSV has several masks."""
+    if isinstance(cell, list):
+        return SEPARATOR.join(map(_text, cell))
     if cell is None or cell != cell:
         return ""
     return str(int(cell) if isinstance(cell, float) and cell.is_integer() else cell).strip()

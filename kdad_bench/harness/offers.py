@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kdad_bench.datasets import DatasetError
 from kdad_bench.datasets.decoding import read_bytes
-from kdad_bench.datasets.table_layout import column_of
+from kdad_bench.datasets.table_layout import column_of, separator_of
 from kdad_bench.harness.maps import READERS, MapError, read_stack
 from kdad_bench.parquet import chunks, unpacked_bytes
 
@@ -257,8 +257,7 @@ def csv_lines(data: bytes, wanted: Sequence[str]) -> Lines:
     try:
         text = data.decode("utf-8-sig")
         header = re.split(r"[\r\n]", text, maxsplit=1)[0]
-        by = ";" if ";" in header and "," not in header else ","
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=by)
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=separator_of(header))
         columns = [column_of(name) for name in reader.fieldnames or ()]
         reader.fieldnames = columns
         refuse_twins(columns, wanted)
@@ -273,7 +272,7 @@ def csv_lines(data: bytes, wanted: Sequence[str]) -> Lines:
             texts = {name: str(line.get(name) or "").strip() for name in columns if name in wanted}
             lines.append((reader.line_num, texts))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise OfferError(f"no CSV in UTF-8 ({error}); write it again") from error
+        raise OfferError(f"no CSV in UTF-8 ({error}); write it again as such") from error
     return columns, lines
 
 

@@ -481,13 +481,13 @@ def test_only_the_files_of_chosen_categories_are_looked_at(tmp_path: Path) -> No
     assert "did you mean 'nut'" in result.stderr  # its name is known all the same
 
 
-@pytest.mark.parametrize("kind", ["semicolons", "other case", "parquet", "views"])
+@pytest.mark.parametrize("kind", ["semicolons", "tabs", "other case", "parquet", "views"])
 def test_an_index_is_read_however_it_is_written(kind: str, tmp_path: Path) -> None:
-    path = tmp_path / ("x.csv" if kind in ("semicolons", "other case") else "x.parquet")
+    path = tmp_path / ("x.csv" if kind in ("semicolons", "tabs", "other case") else "x.parquet")
     names = ["Image", "MAP", "score"] if kind == "other case" else ["image", "map", "score"]
     columns = [["a/1.png"], ["1.npy"], [0.5]]
     if path.suffix == ".csv":
-        by = ";" if kind == "semicolons" else ","
+        by = {"semicolons": ";", "tabs": "\t"}.get(kind, ",")
         path.write_text(f"\ufeff{by.join(names)}\r\n{by.join(str(one[0]) for one in columns)}\r\n", encoding="utf-8")
     else:
         text = pa.string_view() if kind == "views" else pa.large_string()

@@ -200,6 +200,10 @@ def test_several_masks_of_one_image_and_none_at_all(folder: Path) -> None:
         row["mask"] = "|".join(masks) if row["mask"] else ""
     (found,) = datasets.categories(f"tabular:{write(folder / 'a.csv', rows)}", None)
     assert [len(one.masks) for one in found.test if one.label] == [2, 2]
+    lists = [{**row, "mask": str(row["mask"]).split("|") if row["mask"] else None} for row in rows]
+    pq.write_table(pa.Table.from_pylist(lists), folder / "b.parquet")
+    (listed,) = datasets.categories(f"tabular:{folder / 'b.parquet'}", None)
+    assert (listed.train, listed.test) == (found.train, found.test)
     bare = [{key: value for key, value in row.items() if key != "mask"} for row in rows]
     (without,) = datasets.categories(f"tabular:{write(folder / 'a.csv', bare)}", None)
     assert not without.has_masks
@@ -286,7 +290,7 @@ WRITTEN: dict[str, tuple[Callable[[str], str], Callable[[str], str]]] = {
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("comma", [",", ";"])
+@pytest.mark.parametrize("comma", [",", ";", "\t"])
 @pytest.mark.parametrize("case", WRITTEN)
 def test_every_way_to_write_a_table_is_the_same_data(folder: Path, case: str, comma: str, end: str) -> None:
     name_of, cell_of = WRITTEN[case]
@@ -298,7 +302,7 @@ def test_every_way_to_write_a_table_is_the_same_data(folder: Path, case: str, co
     assert [one.name for one in datasets.categories(f"tabular:{folder}", None)] == ["a", "b"]
 
 
-@pytest.mark.parametrize("comma", [",", ";"])
+@pytest.mark.parametrize("comma", [",", ";", "\t"])
 def test_a_path_in_quotes_may_hold_what_parts_cells(folder: Path, comma: str) -> None:
     rows = rows_of(folder)
     for row in rows[:2]:
@@ -387,7 +391,7 @@ BROKEN = {
     "no such columns": b"path,kind\na,b\n",
     "bytes": b"\xff\xfe\x00image,split,label\n",
     "UTF-16": "image,split,label\na.png,train,good\n".encode("utf-16"),
-    "tabs": b"image\tsplit\tlabel\na.png\ttrain\tgood\n",
+    "bars": b"image|split|label\na.png|train|good\n",
     "a mark alone": b"\xef\xbb\xbf",
     "line ends alone": b"\r\n\r\n\r\n",
     "no such column in any case": b"Image,Split,Kind\na.png,train,good\n",
@@ -407,6 +411,13 @@ def test_a_file_that_is_no_table_is_one_line_and_exit_2(folder: Path, case: str,
     done = command("run", "--method", "pixel_mean", "--dataset", f"tabular:{table}", "--dry-run")
     assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1), done.stderr
     assert str(table) in done.stderr
+
+
+def test_a_table_in_another_encoding_is_told_which_to_save_it_in(folder: Path) -> None:
+    table = folder / "a.csv"
+    table.write_bytes("image\tsplit\tlabel\na.png\ttrain\tgood\n".encode("utf-16"))  # Excel's "Unicode text"
+    with pytest.raises(DatasetError, match=r"a\.csv: not in UTF-8 \(.*\); save it as CSV in UTF-8$"):
+        lines_of(table)
 
 
 @pytest.mark.parametrize("name", ["nowhere.csv", "photos", "x" * 5000, ""])

