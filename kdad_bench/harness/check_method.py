@@ -380,14 +380,21 @@ def check_apart(method: str, seconds: float) -> Generator[str | Verdict, None, N
     does to its process ends nothing here.
 
     `method` is FILE[:ENTRY] or a name, `seconds` are given to each rule. Raises SelectionError for what is no method,
-    and Unfinished where its process ends, or a rule does not.
+    and Unfinished where its process cannot be started or ends, or a rule does not end.
     """
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=answer, args=(theirs, method, os.getpid()), daemon=True)
-    with interrupts_held(), children.spawning():  # a starting process would answer Ctrl-C with a traceback
-        process.start()
-    theirs.close()
+    try:
+        with interrupts_held(), children.spawning():  # a starting process would answer Ctrl-C with a traceback
+            process.start()
+    except OSError as error:
+        ours.close()
+        raise Unfinished(
+            f"{method}: no process can be started for it ({error.strerror or error}); try later"
+        ) from error
+    finally:
+        theirs.close()
     try:
         for step in ("it starts", "it is imported", *(f"the rule '{rule}' is checked" for rule in RULES)):
             endless = step == "it starts" or seconds > MOST_SECONDS  # the start is no matter of the method's

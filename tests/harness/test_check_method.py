@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import numpy as np
@@ -371,3 +372,17 @@ def test_a_file_that_is_no_method_is_one_line_and_exit_code_2(tmp_path: Path) ->
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1
     assert "ZeroDivisionError" in result.stderr
+
+
+def test_where_no_process_can_be_made_it_is_one_line_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(self: SpawnProcess) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(SpawnProcess, "start", start)
+    (tmp_path / "plain.py").write_text(PLAIN)
+    result = CliRunner().invoke(cli, ["check-method", str(tmp_path / "plain.py")])
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.endswith("no process can be started for it (Resource temporarily unavailable); try later")
