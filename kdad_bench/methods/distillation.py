@@ -19,6 +19,7 @@ from kdad_bench.methods.resizing import resized
 from kdad_bench.methods.training.chance import chance, seeded
 from kdad_bench.methods.training.course import Drawing
 from kdad_bench.methods.training.loop import autocast, distil, optimiser_of
+from kdad_bench.methods.training.parting import Parts, set_apart
 from kdad_bench.methods.training.settings import Batch, DistillationSettings, Taps, part_done
 from kdad_bench.methods.training.teacher import Teacher
 
@@ -107,8 +108,19 @@ class StudentTeacher(Generic[S]):
 
     def fit(self, normal: Tensor, fitting: Fitting | None = None) -> None:
         """Train the student on `normal` [N, 3, H, W] float32 in [0, 1], images without a defect; then it can score."""
-        distil(self, normal, fitting or Fitting())
+        fitting = fitting or Fitting()
+        learnt, apart, _ = self.parted(normal, fitting)
+        distil(self, learnt, fitting, held_out=apart.get("held_out"))
         self.folded_student.current()  # so that the first image waits for no more than any other
+
+    def parted(self, normal: Tensor, fitting: Fitting) -> Parts:
+        """`normal` [N, 3, H, W] as the networks see it, parted into what is learnt from and the shares set apart.
+
+        Raises ValueError for no images.
+        """
+        if normal.ndim != 4 or len(normal) == 0:
+            raise ValueError(f"fit needs images [N, 3, H, W] with N > 0; got {tuple(normal.shape)}")
+        return set_apart(resized(normal.to(self.device), self.settings.image_size), self.settings, fitting.sources)
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:

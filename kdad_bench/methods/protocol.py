@@ -79,6 +79,8 @@ class Fitting:
     # told the steps done and a copy of the method, as it would be if the training ended there, to do with as it likes
     watch: Callable[[int, Any], None] | None = None
     watch_every: int | None = None  # steps between two calls of `watch`; None: a twentieth of the training
+    # of which image each of the normals is a window, where images are learnt from window by window; None: all are whole
+    sources: tuple[int, ...] | None = None
     drawers: int = 0  # processes that draw samples ahead of the training; no number depends on it
     # what the numbers depend on besides settings and images, in words: a checkpoint of another place is begun anew
     place: str = ""

@@ -19,14 +19,13 @@ from kdad_bench.kernels import fuse_scales, image_scores
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.backbones.names import IMAGENET_MEAN, IMAGENET_STD
 from kdad_bench.methods.crops import CropDrawing, Crops, DrawnCrops, enlarged
-from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher, resized
+from kdad_bench.methods.distillation import Batch, DistillationSettings, StudentTeacher
 from kdad_bench.methods.least_squares import Sums, affine, components
 from kdad_bench.methods.patch_network import LAYOUTS, PatchNetwork
 from kdad_bench.methods.protocol import Entry, Fitting, Range, Scores, Settled, instead, shown, takes_maps_alone
 from kdad_bench.methods.training import words
 from kdad_bench.methods.training.chance import seeded
 from kdad_bench.methods.training.loop import distil, exactly
-from kdad_bench.methods.training.parting import learnt_from, parted
 from kdad_bench.methods.training.settings import LONG, planned_steps
 from kdad_bench.methods.training.teacher import chunks, deviation_of
 
@@ -290,7 +289,7 @@ class Stad(StudentTeacher[StadSettings]):
     """Students learn the descriptors of normal patches; elsewhere they err, each in its own way."""
 
     clean_taps = False
-    images: Tensor | None = None  # those of the fit under way
+    images: Tensor | None = None  # those that the fit under way learns from
     boundary = 0  # the last step in which the descriptors learn
 
     def build_student(self, teacher: Backbone) -> nn.Module:
@@ -303,16 +302,16 @@ class Stad(StudentTeacher[StadSettings]):
 
     def fit(self, normal: Tensor, fitting: Fitting | None = None) -> None:
         """Learn descriptors and students from most of `normal`, and from the rest what is usual."""
-        if normal.ndim != 4 or len(normal) == 0:
-            raise ValueError(f"fit needs images [N, 3, H, W] with N > 0; got {tuple(normal.shape)}")
-        images = resized(normal.to(self.device), self.settings.image_size)
-        learnt, others = parted(images, self.settings.validation, self.settings.seed)
+        fitting = fitting or Fitting()
+        learnt, apart, _ = self.parted(normal, fitting)
+        others = apart.get("validation", learnt)
         self.images = learnt
-        total, _ = planned_steps(self.settings, learnt_from(len(images), self.settings))
+        total, _ = planned_steps(self.settings, len(learnt))
         self.boundary = self.settings.stages(total)["descriptors"]
         self.forget_what_is_usual(LEAST)  # no state without targets is the best on held-out images
         try:
-            distil(self, learnt, (fitting or Fitting()).after(lambda stad: stad.finish(others)))
+            finished = fitting.after(lambda stad: stad.finish(others))
+            distil(self, learnt, finished, held_out=apart.get("held_out"))
         finally:
             self.images = None
         self.finish(others)
@@ -345,8 +344,8 @@ class Stad(StudentTeacher[StadSettings]):
         return {"students": torch.stack(terms).sum()}
 
     def drawing(self, images: Tensor, total: int) -> CropDrawing | None:
-        """Where crops are cut and how they are altered; of all images of the fit, those held out from its steps too."""
-        drawing = self.own_drawing(images if self.images is None else self.images)
+        """Where crops are cut and how they are altered."""
+        drawing = self.own_drawing(images)
         return drawing if drawing.boundary else None
 
     def own_drawing(self, images: Tensor) -> CropDrawing:

@@ -238,16 +238,6 @@ def test_what_was_scored_before_a_fit_does_not_outlive_it(optimiser: str) -> Non
     assert torch.equal(method.score(images).pixel, after)
 
 
-def test_held_out_images_are_never_learnt_from() -> None:
-    images = normals(10, seed=1)
-    kept, held_out = loop._split(images, DistillationSettings(held_out=0.2, seed=5))
-    assert held_out is not None
-    assert (len(kept), len(held_out)) == (8, 2)
-    together = torch.cat([kept, held_out]).flatten(1).sum(1).sort().values
-    torch.testing.assert_close(together, images.flatten(1).sum(1).sort().values)
-    assert loop._split(images, DistillationSettings())[1] is None
-
-
 def test_standardised_taps_have_no_mean_and_unit_deviation_over_the_normals() -> None:
     teacher, images = Teacher(teacher_of("efficientnet_lite0"), standardise=True), normals(12, seed=1)
     teacher.learn_statistics(images)

@@ -20,13 +20,14 @@ from kdad_bench.methods.backbones.pdn import layers
 from kdad_bench.methods.backbones.weights import WeightsError, download, find_weights, load_teacher
 from kdad_bench.methods.distillation import Batch
 from kdad_bench.methods.drawn_images import drawn_images
+from kdad_bench.methods.efficientad import detector
 from kdad_bench.methods.efficientad.detector import EfficientAd, hardest, moments
 from kdad_bench.methods.efficientad.drawing import drawn_changes, drawn_greys, recoloured, sometimes_grey
 from kdad_bench.methods.efficientad.networks import Autoencoder, Networks
 from kdad_bench.methods.efficientad.settings import EfficientAdSettings
 from kdad_bench.methods.last_layer import solve
 from kdad_bench.methods.protocol import Fitting
-from kdad_bench.methods.stad import parted
+from kdad_bench.methods.training.parting import parted
 from kdad_bench.methods.training.settings import SCHEDULES
 from tests.methods.curves import assert_variants_differ
 from tests.methods.test_stfpm import bilinear
@@ -532,6 +533,21 @@ def test_solved_layers_leave_less_of_the_errors_on_the_images_that_are_learnt_fr
         errors.append([float((one - other).square().mean()) for one, other in pairs])
     assert errors[1][0] < 0.5 * errors[0][0]
     assert errors[1][1] < 0.95 * errors[0][1]
+
+
+def test_last_layers_are_solved_on_windows_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first windows are those of a few images; of whole images the first count, whose rows stay what they are."""
+    images, solved = normals(80, seed=1), list[Tensor]()
+    real = EfficientAd.solve_last_layers
+    monkeypatch.setattr(EfficientAd, "solve_last_layers", lambda own, some: (solved.append(some), real(own, some))[1])
+    for sources in (None, tuple(range(80)), tuple(k // 16 for k in range(80))):
+        method_of(steps=2, batch_size=2, validation=0.0).fit(images, Fitting(sources=sources))
+    whole, numbered, windows = solved
+    assert torch.equal(whole, images[: detector.ENOUGH])
+    assert torch.equal(numbered, whole)
+    places = [k for k, image in enumerate(images) if any(torch.equal(image, one) for one in windows)]
+    assert len(places) == len(windows) <= detector.ENOUGH
+    assert {place // 16 for place in places} == set(range(5))
 
 
 def test_a_solved_fit_that_was_stopped_goes_on_to_the_same_state(tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ import torch
 
 from kdad_bench.methods import METHODS, entry
 from kdad_bench.methods.protocol import Settings
-from kdad_bench.methods.training.loop import _split
-from kdad_bench.methods.training.parting import has_a_lone_image, learners, learnt_from, parted
+from kdad_bench.methods.training.parting import has_a_lone_image, learners, learnt_from, parted, set_apart
 from tests.methods.toys import normals, small_method, small_settings
 
 
@@ -50,13 +49,67 @@ def test_what_is_learnt_from_is_counted_as_it_is_parted(name: str, changes: dict
     known = {key: value for key, value in changes.items() if key in entry(name).presets["quick"].APART}
     settings = small_settings(name, **known)
     for count in range(1, 14):
-        images = torch.arange(count).view(-1, 1, 1, 1)
-        learnt = parted(images, getattr(settings, "validation", 0.0), settings.seed)[0]
-        parts = _split(learnt, settings)
-        assert learnt_from(count, settings) == len(parts[0])
         shares = (settings.held_out, getattr(settings, "validation", 0.0))
+        learnt = set_apart(torch.arange(count), settings).learnt
+        assert len(learnt) == learners(learners(count, shares[1]), shares[0])
+        assert learnt_from(count, settings) == len(learnt)
         alone = (count == 1 and any(shares)) or (count == 2 and all(shares))
         assert has_a_lone_image(count, settings) is alone
+
+
+def test_the_shares_are_drawn_one_after_the_other_and_leave_the_rest() -> None:
+    settings = small_settings("stad", validation=0.2, held_out=0.25, seed=5)
+    images = normals(10, seed=1)
+    learnt, apart, overlapping = set_apart(images, settings)
+    first, validation = parted(images, 0.2, 5)
+    rest, held_out = parted(first, 0.25, 5, "held out")
+    for found, wanted in ((apart["validation"], validation), (apart["held_out"], held_out), (learnt, rest)):
+        assert torch.equal(found, wanted)
+    assert (len(learnt), len(validation), len(held_out), overlapping) == (6, 2, 2, False)
+    none = set_apart(images, small_settings("stad", validation=0.0))
+    assert none.learnt is images
+    assert none.apart == {}
+
+
+@pytest.mark.parametrize("windows", [[4] * 10, [1, 2, 3, 9, 1, 1, 2]])
+def test_all_windows_of_an_image_are_on_one_side(windows: list[int]) -> None:
+    """Neighbours overlap: what was learnt from one would be known in the other."""
+    sources = [image for image, count in enumerate(windows) for _ in range(count)]
+    settings = small_settings("stad", validation=0.3, held_out=0.3)
+    parts = set_apart(torch.arange(len(sources)), settings, sources)
+    sides = [parts.learnt, parts.apart["validation"], parts.apart["held_out"]]
+    assert torch.equal(torch.cat(sides).sort().values, torch.arange(len(sources)))
+    assert all(torch.equal(side, side.sort().values) for side in sides)
+    images = [{sources[window] for window in side.tolist()} for side in sides]
+    assert sum(map(len, images)) == len(windows)
+    whole = set_apart(torch.arange(len(windows)), settings)  # the same images as where they are whole
+    assert images == [set(one.tolist()) for one in (whole.learnt, whole.apart["validation"], whole.apart["held_out"])]
+    assert parts.overlapping
+
+
+def test_windows_of_one_image_alone_are_on_both_sides_all_of_them() -> None:
+    images = torch.arange(9)
+    learnt, apart, _ = set_apart(images, small_settings("efficientad"), [0] * 9)
+    assert torch.equal(learnt, images)
+    assert torch.equal(apart["validation"], images)
+    assert has_a_lone_image(1, small_settings("efficientad"))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "held_out" in entry(name).presets["quick"].APART])
+def test_nothing_is_learnt_from_the_normals_that_select_the_epoch(name: str) -> None:
+    """Of the only state there is: with others in their place each number that was learnt is the same."""
+    size = {"image_size": 64} if name == "efficientad" else {}
+    fits = []
+    for other in (False, True):
+        method: Any = small_method(name, source="random", steps=2, batch_size=2, held_out=0.3, **size)
+        images = normals(10, seed=1)
+        held_out = set_apart(torch.arange(10), method.settings).apart["held_out"]
+        assert len(held_out) == 3
+        if other:
+            images[held_out] = 1 - images[held_out]
+        method.fit(images)
+        fits.append(method.module.state_dict())
+    assert [key for key, value in fits[0].items() if not torch.equal(value, fits[1][key])] == []
 
 
 def test_a_lone_image_is_held_out_from_itself() -> None:

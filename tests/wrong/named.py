@@ -544,6 +544,27 @@ NAMED: tuple[Named, ...] = (
         (f"{HERE}test_parting.py::test_what_is_learnt_from_is_counted_as_it_is_parted",),
     ),
     Named(
+        "windows of one image learnt from and set apart",
+        "training.parting",
+        "range(len(images)) if sources is None else sources",
+        "range(len(images))",
+        (f"{HERE}test_parting.py::test_all_windows_of_an_image_are_on_one_side[windows1]",),
+    ),
+    Named(
+        "STAD's students begin at what fits the normals that select the epoch",
+        "stad",
+        "self.images = learnt\n",
+        'self.images = torch.cat([learnt, apart.get("held_out", learnt[:0])])\n',
+        (f"{HERE}test_parting.py::test_nothing_is_learnt_from_the_normals_that_select_the_epoch[stad]",),
+    ),
+    Named(
+        "EfficientAD's layers are solved on the windows of the first images",
+        "efficientad.detector",
+        "return images[:: self.every][:ENOUGH]",
+        "return images[:ENOUGH]",
+        (f"{HERE}test_efficientad.py::test_last_layers_are_solved_on_windows_of_all_images",),
+    ),
+    Named(
         "a schedule over both stages at once",
         "training.stages",
         "return part_done(step, last, schedule) if step <= last else part_done(step - last, total - last, schedule)",

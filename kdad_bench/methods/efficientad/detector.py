@@ -15,7 +15,7 @@ from kdad_bench.kernels import fuse_scales, image_scores, pixel_discrepancies
 from kdad_bench.kernels.sending import sent
 from kdad_bench.methods.backbones import Backbone
 from kdad_bench.methods.backbones.pdn import LOST, Pdn, through
-from kdad_bench.methods.distillation import Batch, StudentTeacher, Taps, autocast, chance, resized
+from kdad_bench.methods.distillation import Batch, StudentTeacher, Taps, autocast, chance
 from kdad_bench.methods.drawn_images import drawn_images
 from kdad_bench.methods.efficientad.drawing import EfficientAdDrawing, recoloured, sometimes_grey
 from kdad_bench.methods.efficientad.networks import Networks, Outputs, enlarged
@@ -24,7 +24,6 @@ from kdad_bench.methods.last_layer import solve
 from kdad_bench.methods.protocol import Entry, Fitting, Scores
 from kdad_bench.methods.training.chance import seeded
 from kdad_bench.methods.training.loop import distil, exactly
-from kdad_bench.methods.training.parting import learnt_from, parted
 from kdad_bench.methods.training.settings import planned_steps
 from kdad_bench.methods.training.teacher import chunks, deviation_of
 
@@ -39,8 +38,9 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
     """A student errs where a patch is new, and where it does not fit the image that the autoencoder makes of it."""
 
     clean_taps = False
-    images: Tensor | None = None  # those of the fit under way
+    images: Tensor | None = None  # those that the fit under way learns from
     boundary = 0  # the last step in which the PDN learns
+    every = 1  # of how many images in a row the first counts where few are enough
 
     def build_student(self, teacher: Backbone) -> nn.Module:
         networks = Networks(self.settings)
@@ -52,16 +52,17 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
 
     def fit(self, normal: Tensor, fitting: Fitting | None = None) -> None:
         """Learn PDN, student and autoencoder from most of `normal`, and from the rest what maps are usual."""
-        if normal.ndim != 4 or len(normal) == 0:
-            raise ValueError(f"fit needs images [N, 3, H, W] with N > 0; got {tuple(normal.shape)}")
-        images = resized(normal.to(self.device), self.settings.image_size)
-        learnt, others = parted(images, self.settings.validation, self.settings.seed)
-        total, _ = planned_steps(self.settings, learnt_from(len(images), self.settings))
+        fitting = fitting or Fitting()
+        learnt, apart, overlapping = self.parted(normal, fitting)
+        others = apart.get("validation", learnt)
+        self.every = ceil(len(learnt) / ENOUGH) if overlapping else 1  # the first windows are of a few images
+        total, _ = planned_steps(self.settings, len(learnt))
         self.boundary = self.settings.stages(total).get(PDN, 0)
         self.forget_what_is_usual(LEAST)  # no state without targets is the best on held-out images
         self.images = learnt
         try:
-            distil(self, learnt, (fitting or Fitting()).after(lambda method: method.finish(learnt, others)))
+            finished = fitting.after(lambda method: method.finish(learnt, others))
+            distil(self, learnt, finished, held_out=apart.get("held_out"))
         finally:
             self.images = None
         self.finish(learnt, others)
@@ -70,7 +71,7 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
         """What follows the last step: last layers are solved, and what is usual is learnt from `others`."""
         with seeded(self.settings.seed, self.device):
             if self.settings.solved:
-                self.solve_last_layers(learnt[:ENOUGH])
+                self.solve_last_layers(self.enough(learnt))
             self.learn_what_is_usual(others)
         self.folded_student.current()
 
@@ -116,6 +117,10 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
         if self.settings.penalty == "drawn":
             terms["penalty"] = answers[count:].square().mean()
         return terms
+
+    def enough(self, images: Tensor) -> Tensor:
+        """Those of `images` that last layers are solved on."""
+        return images[:: self.every][:ENOUGH]
 
     @property
     def own(self) -> Networks:
@@ -165,7 +170,7 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
         """Make the PDN's outputs those of mean 0 and deviation 1 over `images`, by its last layer's weights."""
         student = self.own
         if self.settings.solved and self.settings.distilled:
-            solve(student.descriptor[-1], self.described_pairs(images[:ENOUGH]))
+            solve(student.descriptor[-1], self.described_pairs(self.enough(images)))
         seen = (student.normalised(some) for some in chunks(images, AT_ONCE))
         mean, deviation = moments(student.described(some) for some in seen)
         *_, weight, bias = student.descriptor.parameters()

@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from kdad_bench.kernels.sending import sent
 from kdad_bench.methods.backbones.folding import channels_last
 from kdad_bench.methods.protocol import Fitting, Scores
-from kdad_bench.methods.resizing import resized
 from kdad_bench.methods.training.ahead import drawn_ahead
 from kdad_bench.methods.training.chance import seeded
 from kdad_bench.methods.training.course import Course, Drawing
-from kdad_bench.methods.training.parting import parted
 from kdad_bench.methods.training.resume import Progress, fingerprint_of
 from kdad_bench.methods.training.settings import DTYPES, SCHEDULES, Batch, DistillationSettings, planned_steps
 from kdad_bench.methods.training.teacher import Teacher, cached_taps, chunks
@@ -119,19 +117,17 @@ def course_of(settings: DistillationSettings, images: int) -> Course:
     return Course(images=images, size=size, per_epoch=per_epoch, total=total, seed=settings.seed)
 
 
-def distil(method: Trainable, normal: Tensor, fitting: Fitting) -> None:
-    """Train `method.student` on `normal` by `method.loss` for the budget of its settings; the last state is kept.
+def distil(method: Trainable, images: Tensor, fitting: Fitting, *, held_out: Tensor | None) -> None:
+    """Train `method.student` on `images` by `method.loss` for the budget of its settings; the last state is kept.
 
-    With `held_out`, the state of the epoch whose mean map on the held-out normals is least is kept instead. All chance
-    comes from the settings' seed. Raises ValueError for no images, FloatingPointError for a loss that is not finite,
-    CheckpointError for a checkpoint of another fit.
+    `images` [N, 3, S, S], N > 0, and the normals `held_out` [M, 3, S, S] are on the method's device, at the side that
+    its networks see. With the latter, the state of the epoch whose mean map on them is least is kept instead. All
+    chance comes from the settings' seed. Raises FloatingPointError for a loss that is not finite, CheckpointError for a
+    checkpoint of another fit.
     """
     settings, device, student = method.settings, method.device, method.student
-    if normal.ndim != 4 or normal.shape[0] == 0:
-        raise ValueError(f"fit needs images [N, 3, H, W] with N > 0; got {tuple(normal.shape)}")
     began = time.perf_counter()
     with seeded(settings.seed, device), compiled(method.learners(), settings.compiled), ExitStack() as processes:
-        images, held_out = _split(resized(normal.to(device), settings.image_size), settings)
         course = course_of(settings, len(images))
         total = course.total
         with torch.no_grad(), autocast(settings.precision, device):
@@ -141,7 +137,8 @@ def distil(method: Trainable, normal: Tensor, fitting: Fitting) -> None:
         optimiser = method.optimiser()
         rates = [group["lr"] for group in optimiser.param_groups]
         scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-        state = Progress(student, optimiser, scaler, fitting, partial(fingerprint_of, settings, normal), device, began)
+        seen = [images] if held_out is None else [images, held_out]
+        state = Progress(student, optimiser, scaler, fitting, partial(fingerprint_of, settings, *seen), device, began)
         step = state.resume()
         student.train()
         drawing_of = partial(method.drawing, images, total)
@@ -182,13 +179,6 @@ def distil(method: Trainable, normal: Tensor, fitting: Fitting) -> None:
             state.save_when_due(step)
         student.eval()
         state.finish()
-
-
-def _split(images: Tensor, settings: DistillationSettings) -> tuple[Tensor, Tensor | None]:
-    """(images to learn from, held-out images or None): a seeded share; a lone image is on either side."""
-    if not settings.held_out:
-        return images, None
-    return parted(images, settings.held_out, settings.seed, "held out")
 
 
 def _report(step: int, terms: Mapping[str, Tensor], loss: Tensor, fitting: Fitting) -> None:

@@ -1,12 +1,23 @@
-"""A seeded share of the training images set apart: held out of the loop, or to bring maps to scale by."""
+"""Seeded shares of the training images set apart: held out of the loop, or to bring maps to scale by."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kdad_bench.methods.protocol import Settings
 from kdad_bench.methods.training.chance import chance
+
+
+class Parts(NamedTuple):
+    """The normals of a fit: no image is in two parts but a lone one."""
+
+    learnt: Tensor  # [N, ...]
+    apart: Mapping[str, Tensor]  # field of APART that asks for a share -> that share, [M, ...]
+    overlapping: bool  # whether several are windows of one image
 
 
 def learners(images: int, share: float) -> int:
@@ -46,3 +57,24 @@ def parted(images: Tensor, share: float, seed: int, purpose: str = "validation")
     if not share or len(images) < 2:
         return images, images
     return drawn_apart(images, share, seed, purpose)
+
+
+def set_apart(images: Tensor, settings: Settings, sources: Sequence[int] | None = None) -> Parts:
+    """The shares of `images` [N, ...] that `settings` ask for, and what they leave, each in its order.
+
+    `sources`: of which image each of `images` is a window. Windows of one overlap, so it is on one side with all of
+    them; None: each is whole.
+    """
+    of = torch.tensor(range(len(images)) if sources is None else sources)
+    left: Tensor = of.unique()  # type: ignore[no-untyped-call]
+    apart: dict[str, Tensor] = {}
+    overlapping = len(left) < len(of)
+    for name in settings.APART:
+        if share := getattr(settings, name):
+            left, apart[name] = parted(left, share, settings.seed, name.replace("_", " "))
+
+    def windows(some: Tensor) -> Tensor:
+        places = torch.isin(of, some).nonzero()[:, 0]
+        return images if len(places) == len(images) else images[places.to(images.device)]
+
+    return Parts(windows(left), {name: windows(some) for name, some in apart.items()}, overlapping)

@@ -24,10 +24,12 @@ class CheckpointError(ValueError):
     """A mid-fit checkpoint is of another fit."""
 
 
-def fingerprint_of(settings: DistillationSettings, normal: Tensor) -> str:
+def fingerprint_of(settings: DistillationSettings, *parts: Tensor) -> str:
     """What a checkpoint belongs to; a hash of all images, so only asked for once there is a checkpoint."""
-    digest = hashlib.sha256(f"{settings!r} {tuple(normal.shape)} {normal.dtype}".encode())
-    digest.update(normal.detach().cpu().contiguous().numpy().data)  # as it lies: no second copy of all images
+    digest = hashlib.sha256(f"{settings!r}".encode())
+    for images in parts:
+        digest.update(f" {tuple(images.shape)} {images.dtype}".encode())
+        digest.update(images.detach().cpu().contiguous().numpy().data)  # as it lies: no second copy of all images
     return digest.hexdigest()
 
 
