@@ -31,7 +31,7 @@ from kdad_bench.harness.selection import Selection, selected_for
 from kdad_bench.harness.teachers import find, weights_for, with_teachers_at_hand
 from kdad_bench.harness.trust import notes_on
 from kdad_bench.harness.view import WHOLE, refuse_what_cannot_be_seen
-from kdad_bench.harness.windows import windowed, windows_of
+from kdad_bench.harness.windows import sources_of, windowed, windows_of
 from kdad_bench.methods import checkpoint
 from kdad_bench.methods.protocol import Fitting, Method, ignore_step
 from kdad_bench.methods.training.parting import learnt_from
@@ -134,9 +134,9 @@ class Detector:
             if self.view.plain:
                 refuse_a_lone_batch(self.method, self.settings, inner, f"{self.method} on {len(given)} images")
             weights = self._weights()
-        learnt, held = self._brought_to_size(given, fit, apart)
+        learnt, sources, held = self._brought_to_size(given, fit, apart)
         method = windowed(built(self.method, self.settings, weights, self.device), self.view, self.resolution)
-        method.fit(learnt, Fitting(log=ignore_step if log is None else told(log)))
+        method.fit(learnt, Fitting(log=ignore_step if log is None else told(log), sources=sources))
         unseen = score_all(method, held, self.method) if len(held) else None
         kept = decision_from(unseen, category=NO_CATEGORY, resolution=self.resolution, view=self.view)
         self._fitted = Fitted(graphed(method, self.device), kept)
@@ -278,13 +278,16 @@ class Detector:
         refuse_too_few(len(apart), self.false_alarms, f" of {count} images")
         return fit, apart
 
-    def _brought_to_size(self, given: Images, fit: NDArray[np.int64], apart: NDArray[np.int64]) -> tuple[Tensor, Any]:
-        """What the method learns from [K, 3, S, S], and the images that are held out."""
+    def _brought_to_size(
+        self, given: Images, fit: NDArray[np.int64], apart: NDArray[np.int64]
+    ) -> tuple[Tensor, tuple[int, ...] | None, Any]:
+        """What the method learns from [K, 3, S, S], of which images these are windows, and the images held out."""
         if self.view.plain:
             normal = given.all(self.resolution, self.device)
-            return normal[fit], normal[apart]
+            return normal[fit], None, normal[apart]
         pictures = [one[0] for one in given.pictures(self.view, self.resolution, self.device)]
-        return windows_of((pictures[k] for k in fit), self.view, self.resolution), [pictures[k] for k in apart]
+        learnt, seen = [pictures[k] for k in fit], (self.view, self.resolution)
+        return windows_of(learnt, *seen), sources_of(learnt, *seen), [pictures[k] for k in apart]
 
     def _weights(self) -> TeacherWeights | None:
         """Those of the teacher; None for a method without one."""

@@ -39,7 +39,7 @@ from kdad_bench.harness.speed_key import speed_key
 from kdad_bench.harness.step_log import earlier_losses
 from kdad_bench.harness.together import Learnt
 from kdad_bench.harness.trust import figures_of, warn_of_a_difference
-from kdad_bench.harness.windows import all_windows, windowed
+from kdad_bench.harness.windows import all_windows, sources_of, windowed
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods import entry
 from kdad_bench.methods.backbones.weights import WeightsError, load_teacher
@@ -88,6 +88,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
             checkpoint_every_seconds=work.checkpoint_every_seconds, may_keep=lambda: not unlogged,
             watch=audit.watch, watch_every=work.audit_every,
             drawers=work.drawers, place=place_of(job.device), resumed=before.append,
+            sources=None if job.view.plain else sources_of(fit, job.view, job.resolution),
         )  # fmt: skip
         method, learnt = taught(
             job, work, normal, held_out, fitting, curve, lambda seconds: added(seconds - audit.seconds, before)

@@ -12,6 +12,7 @@ of two that overlap by O add up to one, and where one window lies alone its map 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -82,8 +83,7 @@ def sides(shape: Sequence[int], view: View, resolution: int) -> tuple[Along, Alo
 
 def all_windows(pictures: Sequence[NDArray[np.uint8]], view: View, resolution: int) -> NDArray[np.uint8]:
     """uint8 [K, C, S, S]: the windows of all pictures [C, h, w], in their order."""
-    counts = [len(down.places) * len(across.places) for down, across in
-              (sides(one.shape[-2:], view, resolution) for one in pictures)]  # fmt: skip
+    counts = counted(pictures, view, resolution)
     side, channels = view.side(resolution), len(pictures[0]) if len(pictures) else 3
     found = np.empty((sum(counts), channels, side, side), np.uint8)
     place = 0
@@ -92,6 +92,17 @@ def all_windows(pictures: Sequence[NDArray[np.uint8]], view: View, resolution: i
             found[place] = window
             place += 1
     return found
+
+
+def counted(pictures: Iterable[Any], view: View, resolution: int) -> list[int]:
+    """How many windows each picture [C, h, w] has."""
+    found = (sides(one.shape[-2:], view, resolution) for one in pictures)
+    return [len(down.places) * len(across.places) for down, across in found]
+
+
+def sources_of(pictures: Iterable[Any], view: View, resolution: int) -> tuple[int, ...]:
+    """Of which of `pictures` [C, h, w] each of their windows is, in the order of `all_windows` and `windows_of`."""
+    return tuple(k for k, count in enumerate(counted(pictures, view, resolution)) for _ in range(count))
 
 
 def windows_of(images: Iterable[Tensor], view: View, resolution: int) -> Tensor:
@@ -109,9 +120,13 @@ class Windowed:
         self.rule: str | None = None  # of `rule_of`, once it was asked
 
     def fit(self, normal: Tensor, fitting: Fitting | None = None) -> None:
-        """Learn from the windows of `normal` [N, C, H, W]; a square of the view's side is its own window."""
-        self.rule = None
-        self.inner.fit(self.windows(normal), fitting or Fitting())
+        """Learn from the windows of `normal` [N, C, H, W], or from `normal` as they are if `fitting.sources` says that
+        they are windows: as large as the view's, or brought to the side that the networks see."""
+        self.rule, fitting = None, fitting or Fitting()
+        if fitting.sources is None:
+            fitting = replace(fitting, sources=sources_of(normal, self.view, self.resolution))
+            normal = self.windows(normal)
+        self.inner.fit(normal, fitting)
 
     def windows(self, images: Tensor) -> Tensor:
         """[K, C, S, S]: the windows of `images` [N, C, H, W]."""

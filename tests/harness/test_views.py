@@ -34,8 +34,11 @@ from kdad_bench.harness.scoring import score_all
 from kdad_bench.harness.view import WHOLE, View, refuse_what_cannot_be_seen, view_of
 from kdad_bench.harness.windows import Windowed, all_windows, along, rule_of, sides
 from kdad_bench.leaderboard import store
-from kdad_bench.methods import METHODS, entry
+from kdad_bench.methods import METHODS, distillation, entry
+from kdad_bench.methods.pixel_mean import PixelMean
 from kdad_bench.methods.protocol import Fitting, Scores
+from kdad_bench.methods.resizing import resized
+from kdad_bench.methods.training.parting import Parts
 from tests.harness.planned import jobs_of
 
 VIEWS = (View(fit=PAD), View(fit=SHORT_SIDE), View(tile=32), View(fit=SHORT_SIDE, tile=32, overlap=4),
@@ -270,6 +273,91 @@ def test_every_method_runs_with_proportions_in_tiles(name: str, wide_tree: Path)
     assert row.pixel_auroc is not None
     assert row.batch_invariance is not None
     assert row.batch_invariance < 1e-3 * max(1.0, max(map(abs, row.image_scores)))
+
+
+WINDOWS = {"resolution": 64, "view": View(tile=32, overlap=8)}
+
+
+def taught_in_windows(
+    wide_tree: Path, door: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[list[bytes]], list[set[bytes]]]:
+    """(the windows of each image that a fit is given, those in each of the parts that it makes of them)."""
+    given: list[list[bytes]] = []
+    parts: list[set[bytes]] = []
+    real = distillation.set_apart
+
+    def noted(images: Tensor, settings: Any, sources: Any = None) -> Parts:
+        found = real(images, settings, sources)
+        every = [found.learnt, *found.apart.values()]
+        parts.extend({window.numpy().tobytes() for window in part} for part in every)
+        return found
+
+    monkeypatch.setattr(distillation, "set_apart", noted)
+    overrides = {"steps": 1, "batch_size": 2, "image_size": 32, "held_out": 0.3, **SMALLER["stad"]}
+    (job,) = jobs_of(wide_tree, methods=(("stad", ""),), seeds=(0,), overrides=overrides, **WINDOWS)
+    pictures = material.normals(job)[0]
+    for picture in pictures:
+        seen = all_windows([picture], job.view, 64)
+        given.append([window.tobytes() for window in torch.from_numpy(seen).float().div(255).numpy()])
+    if door == "run":
+        run.run(job, Work(out="unused"), lambda *_: None)
+    else:
+        images = [Image.fromarray(picture.transpose(1, 2, 0)) for picture in pictures]
+        Detector("stad", preset="quick", resolution=64, tile=32, overlap=8, hold_out=0, **overrides).fit(images)
+    return given, parts
+
+
+@pytest.mark.parametrize("door", ["run", "Detector"])
+def test_a_method_that_sets_windows_apart_sets_whole_images_apart(
+    door: str, wide_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, parts = taught_in_windows(wide_tree, door, monkeypatch)
+    assert [len(part) > 0 for part in parts] == [True] * 3  # learnt from, maps' scale, held out
+    assert sum(map(len, parts)) == sum(map(len, given))
+    for windows_of_one in given:
+        assert len({k for k, part in enumerate(parts) for window in windows_of_one if window in part}) == 1
+
+
+def test_a_lone_image_in_windows_is_wholly_on_both_sides_as_its_row_says(
+    wide_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Parts] = []
+    real = distillation.set_apart
+    monkeypatch.setattr(distillation, "set_apart", lambda *given: seen.append(real(*given)) or seen[-1])
+    overrides = {"steps": 1, "batch_size": 2, "image_size": 32, **SMALLER["stad"]}
+    lone, two = (
+        jobs_of(wide_tree, methods=(("stad", ""),), seeds=(0,), overrides=overrides, axes=(Axes(train_images=k),),
+                **WINDOWS)[0] for k in (1, 2)
+    )  # fmt: skip
+    words = "lone image: learnt from, and taken for those that nothing learns from, too"
+    assert [words in run.columns_of(job)["deviations"] for job in (lone, two)] == [True, False]
+    for job in (lone, two):
+        run.run(job, Work(out="unused"), lambda *_: None)
+    first, second = ((parts.learnt, parts.apart["validation"]) for parts in seen)
+    assert torch.equal(*first)
+    assert len(first[0]) > 1
+    assert not {one.numpy().tobytes() for one in second[0]} & {one.numpy().tobytes() for one in second[1]}
+
+
+@pytest.mark.parametrize("view", [View(tile=64), View(fit=PAD), View(fit=SHORT_SIDE)])
+def test_many_large_windows_are_learnt_from_as_few_are(
+    view: View, wide_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are brought to the networks' side before the method is given them, and are no pictures to cut again."""
+    learnt: list[Tensor] = []
+    real = PixelMean.fit
+
+    def noted(method: PixelMean, normal: Tensor, fitting: Fitting | None = None) -> None:
+        learnt.append(resized(normal, 32))
+        real(method, normal, fitting)
+
+    monkeypatch.setattr(PixelMean, "fit", noted)
+    (job,) = jobs_of(wide_tree, methods=(("pixel_mean", ""),), seeds=(0,), resolution=SIDE, view=view,
+                     overrides={"image_size": 32})  # fmt: skip
+    for most in (run.MOST_BYTES, 0):
+        monkeypatch.setattr(run, "MOST_BYTES", most)
+        run.run(job, Work(out="unused"), lambda *_: None)
+    torch.testing.assert_close(*learnt)
 
 
 def test_the_view_is_in_the_identity_the_label_the_row_and_the_deviations(wide_tree: Path) -> None:
