@@ -24,14 +24,16 @@ def normals(job: Job, *, learning: bool = True) -> tuple[Any, Any]:
 
     Normals are held out where a threshold or a late fusion needs them: the validation split that the data set ships,
     else a share of the training images drawn by the job's seed. Of categories that are learnt together those of each
-    are held out, and the ones returned are those of the job's own; the images to learn from are those of all, unless
-    nothing is to be learnt any more.
+    are held out, and the ones returned are those of the job's own; the images to learn from are those of all, one of
+    each in turn, so that the first few tell of all, too. There are none where nothing is to be learnt any more.
     """
     if not job.together:
         return normals_of(job)
     every = {one.category.name: normals_of(one) for one in (job.siblings if learning else (job,))}
-    own = every[job.category.name]
-    return np.concatenate([fit for fit, _ in every.values()]) if learning else own[0][:0], own[1]
+    fit, held_out = every[job.category.name]
+    if not learning:
+        return fit[:0], held_out
+    return np.stack([one for one, _ in every.values()], 1).reshape(-1, *fit.shape[1:]), held_out
 
 
 def normals_of(job: Job) -> tuple[Any, Any]:
