@@ -32,7 +32,8 @@ def draw(category: Category, *, count: int | None, share: float | None, hold_out
 
     Normals that are held out (`hold_out` of train/good, where the data set ships no validation split) are in no lot.
     The lots of one seed are nested: a smaller count takes the first of a larger one, a smaller share replaces fewer
-    of the same normals at the same places. Raises DatasetError in one line where there are too few images.
+    of the same normals at the same places. Raises DatasetError in one line where there are too few images, and for a
+    share that no whole number of them comes near.
     """
     there = left_to_learn_from(category, hold_out, seed)
     if count is not None and count > len(there):
@@ -54,8 +55,23 @@ def draw(category: Category, *, count: int | None, share: float | None, hold_out
             f"{_name(category)}: {slipped} of {size} training images were to be defective and {len(aside)} of the test "
             f"images can be spared (half of each kind); take a smaller share or fewer images"
         )
+    refuse_a_share_that_cannot_be(category, share, slipped, size)
     places = order(category, "places", size, seed)
     return Lot(chosen[slipped:size], aside[:slipped], np.concatenate([places[slipped:], places[:slipped]]))
+
+
+def refuse_a_share_that_cannot_be(category: Category, share: float, slipped: int, size: int) -> None:
+    """Raises DatasetError where the nearest whole number of images, `slipped` of `size`, is no `share` of them: none at
+    all, or a quarter off."""
+    asked = share * size
+    if not asked or abs(slipped - asked) < asked / 4 - 1e-9:
+        return
+    near = [count for count in (int(asked), int(asked) + 1) if 0 < count <= MOST_SHARE * size]
+    instead = "".join(f"a share of {count / size:.3g} or " for count in near)
+    raise DatasetError(
+        f"{_name(category)}: a share of {share:g} of {size} training image{'s' * (size != 1)} is {asked:.2g} defective "
+        f"ones, which would be {slipped or 'none'}; take {instead}more images"
+    )
 
 
 def size_of(category: Category, *, share: float | None, hold_out: float, seed: int) -> int:

@@ -9,6 +9,7 @@ from functools import cache
 from kdad_bench.harness.choices import PRESETS, SelectionError
 from kdad_bench.harness.job import Job, TeacherWeights
 from kdad_bench.harness.lone_batch import refuse_lone_batches
+from kdad_bench.harness.one_lot import refuse_shares_of_one_lot
 from kdad_bench.harness.plan import configuration, every_job, names_of, preset_of
 from kdad_bench.harness.selection import Selection
 from kdad_bench.harness.teachers import problem_at, refuse_weights_that_do_not_reach
@@ -62,6 +63,7 @@ def planned(selection: Selection, weights: Mapping[str, TeacherWeights]) -> tupl
     Raises SelectionError and DatasetError as `plan` does, and where nothing is left.
     """
     jobs, refused = every_job(selection, weights), Refusals()
+    refuse_shares_of_one_lot(jobs)
     problem_of = cache(problem_at)  # of this call alone: by the next one the file may be another
     asked = set[tuple[str, str]]()
     for job in jobs:

@@ -12,6 +12,7 @@ from kdad_bench.harness.axes import Axes, refuse_what_does_not_fit
 from kdad_bench.harness.choices import MOST_COUNT, MULTI_CLASS, PRESETS, SelectionError, suggestion
 from kdad_bench.harness.job import Job, Part, TeacherWeights, id_of
 from kdad_bench.harness.lone_batch import refuse_lone_batches
+from kdad_bench.harness.one_lot import refuse_shares_of_one_lot
 from kdad_bench.harness.selection import Selection
 from kdad_bench.harness.view import refuse_what_cannot_be_seen
 from kdad_bench.methods import outside
@@ -23,9 +24,11 @@ NOT_SETTINGS = {"seed": "choose seeds with --seeds", "readings": "it follows fro
 def plan(selection: Selection, weights: Mapping[str, TeacherWeights]) -> list[Job]:
     """All jobs of a selection, as `every_job` gives them.
 
-    Raises SelectionError for settings that a method cannot learn with, DatasetError for a file that is missing.
+    Raises SelectionError for settings that a method cannot learn with and for two shares of a contamination that are
+    one, DatasetError for a file that is missing.
     """
     jobs = every_job(selection, weights)
+    refuse_shares_of_one_lot(jobs)
     for job in jobs:
         refuse_lone_batches(job)
     return jobs

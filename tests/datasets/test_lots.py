@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,3 +102,36 @@ def test_a_contaminated_set_may_be_as_small_as_asked_and_no_larger_than_can_be_f
         dirty(0.4, count=40)
     with pytest.raises(DatasetError, match=r"0 of the test images can be spared"):
         dirty(0.1, of=category(kinds=(1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "words"),
+    [
+        (1, 0.4, r"a share of 0.4 of 1 training image is 0.4 defective ones, which would be none; take more images"),
+        (4, 0.1, r"a share of 0.1 of 4 .* would be none; take a share of 0.25 or more images"),
+        (
+            4,
+            0.4,
+            r"a share of 0.4 of 4 .* is 1.6 defective ones, which would be 2; take a share of 0.25 or more images",
+        ),
+        (3, 0.2, r"which would be 1; take a share of 0.333 or more images"),
+        (2, 0.4, r"which would be 1; take more images"),
+        (8, 0.1, r"which would be 1; take a share of 0.125 or more images"),
+        (10, 0.15, r"which would be 2; take a share of 0.1 or a share of 0.2 or more images"),
+    ],
+)
+def test_a_share_that_no_whole_number_of_images_comes_near_is_refused(count: int, share: float, words: str) -> None:
+    with pytest.raises(DatasetError, match=f"^folder:/data/bolt: .*{words}$"):
+        dirty(share, count=count)
+
+
+def test_what_is_slipped_in_is_the_share_that_was_asked_for_and_those_that_a_refusal_names_can_be_had() -> None:
+    for count in range(1, 31):
+        for share in np.linspace(0, 0.4, 41):
+            try:
+                lot = dirty(float(share), count=count, of=category(kinds=(24, 6)))
+            except DatasetError as error:
+                for named in re.findall(r"take a share of ([\d.]+)|or a share of ([\d.]+)", str(error)):
+                    assert len(dirty(float(max(named)), count=count, of=category(kinds=(24, 6))).slipped) > 0
+            else:
+                assert len(lot.slipped) == pytest.approx(share * count, rel=0.25)

@@ -22,6 +22,7 @@ from kdad_bench.harness import material, run
 from kdad_bench.harness.axes import PLAIN, Axes, counts_from, points
 from kdad_bench.harness.choices import MULTI_CLASS, SelectionError
 from kdad_bench.harness.job import Job, TeacherWeights, id_of_row
+from kdad_bench.harness.left_out import planned
 from kdad_bench.harness.material import judged_category, judged_on, lot_of
 from kdad_bench.harness.options import options_from
 from kdad_bench.harness.output import Work
@@ -29,10 +30,17 @@ from kdad_bench.harness.plan import plan
 from kdad_bench.harness.selection import Selection
 from kdad_bench.leaderboard.row import COLUMNS
 from kdad_bench.methods import METHODS
-from tests.harness.planned import QUICKER, WEIGHTS, jobs_of
+from tests.conftest import write_tree
+from tests.harness.planned import QUICKER, WEIGHTS, jobs_of, selection
 
 DIRTY = Axes(contamination=0.4)
 ALONG = (Axes(train_images=1), Axes(train_images=3), DIRTY, Axes(corruption="rotation:3"), Axes(corruption="jpeg:5"))
+
+
+@pytest.fixture(scope="module")
+def dirty_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two categories of six training images, with three defective ones to spare in each."""
+    return write_tree(tmp_path_factory.mktemp("dirty"), test=6)
 
 
 @dataclass(frozen=True)
@@ -71,10 +79,10 @@ def test_a_job_without_axes_has_the_identity_that_it_had_before_there_were_any(
     assert len({known, *(recorded(**changes, axes=axes).id for axes in ALONG)}) == 1 + len(ALONG)
 
 
-def test_the_order_of_axes_and_of_values_changes_no_job_and_not_their_order(tiny_tree: Path) -> None:
+def test_the_order_of_axes_and_of_values_changes_no_job_and_not_their_order(dirty_tree: Path) -> None:
     said = {
-        "train_images": ["1", "4", "all"],
-        "contamination": ["0", "0.2", "none"],
+        "train_images": ["3", "4", "all"],
+        "contamination": ["0", "0.3", "none"],
         "corruption": ["blur:1", "shift:3", "none"],
     }
     found = set()
@@ -83,19 +91,19 @@ def test_the_order_of_axes_and_of_values_changes_no_job_and_not_their_order(tiny
             texts = dict(list(zip(said, map(",".join, orders), strict=True))[::turned])
             options = options_from(texts)
             axes = points(options.train_images, options.contamination, options.corruption)
-            found.add(tuple((job.id, job.label) for job in jobs_of(tiny_tree, axes=axes, seeds=(0,))))
+            found.add(tuple((job.id, job.label) for job in jobs_of(dirty_tree, axes=axes, seeds=(0,))))
     (ids,) = found
     assert len(set(ids)) == 27 * 4
-    assert {job.id for job in jobs_of(tiny_tree, seeds=(0,))} < {one for one, _ in ids}
+    assert {job.id for job in jobs_of(dirty_tree, seeds=(0,))} < {one for one, _ in ids}
 
 
-def test_all_methods_have_the_same_jobs_in_whatever_order_everything_is_asked_for(tiny_tree: Path) -> None:
-    axes = points((None, 2), (None, 0.25), ("shift:3",))
-    there = tuple(datasets.categories(f"folder:{tiny_tree}", None))
+def test_all_methods_have_the_same_jobs_in_whatever_order_everything_is_asked_for(dirty_tree: Path) -> None:
+    axes = points((None, 4), (None, 0.3), ("shift:3",))
+    there = tuple(datasets.categories(f"folder:{dirty_tree}", None))
     methods = tuple((name, "") for name in METHODS)
     for setting in ("single", MULTI_CLASS):
         one, other = (
-            jobs_of(tiny_tree, methods=methods[::turn], categories=there[::turn], axes=axes[::turn], seeds=(0,),
+            jobs_of(dirty_tree, methods=methods[::turn], categories=there[::turn], axes=axes[::turn], seeds=(0,),
                     setting=setting)
             for turn in (1, -1)
         )  # fmt: skip
@@ -104,12 +112,12 @@ def test_all_methods_have_the_same_jobs_in_whatever_order_everything_is_asked_fo
 
 
 def test_a_point_is_named_in_the_preset_the_label_the_row_and_the_deviations(tiny_tree: Path) -> None:
-    axes = Axes(train_images=2, contamination=0.25, corruption="blur:3")
+    axes = Axes(train_images=4, contamination=0.25, corruption="blur:3")
     job = jobs_of(tiny_tree, axes=(axes,), overrides={"steps": 7})[0]
-    assert job.preset == "quick[contamination=0.25,corruption=blur:3,steps=7,train_images=2]"
-    assert job.label.endswith("seed 0 contamination=0.25,corruption=blur:3,train_images=2")
+    assert job.preset == "quick[contamination=0.25,corruption=blur:3,steps=7,train_images=4]"
+    assert job.label.endswith("seed 0 contamination=0.25,corruption=blur:3,train_images=4")
     columns = run.columns_of(job)
-    assert (columns["k_shot"], columns["contamination"], columns["corruption"]) == (2, 0.25, "blur:3")
+    assert (columns["k_shot"], columns["contamination"], columns["corruption"]) == (4, 0.25, "blur:3")
     said = [words.partition(":")[0] for words in columns["deviations"]]
     assert {"train_images", "contamination", "corruption"} <= set(said)
     assert jobs_of(tiny_tree)[0].axes == PLAIN
@@ -158,6 +166,14 @@ def test_a_list_of_a_config_file_is_read_like_the_text_of_the_command_line() -> 
     [
         (("--train-images", "7"), "folder:.*bolt: 7 training images were asked for and there are 6"),
         (("--contamination", "0.4", "--train-images", "6"), "2 of 6 training images were to be defective and 1 of the"),
+        (
+            ("--contamination", "0.1", "--train-images", "1"),
+            "a share of 0.1 of 1 training image is 0.1 defective ones, w",
+        ),
+        (
+            ("--contamination", "0.3,0.33", "--train-images", "3"),
+            "0.3 and 0.33 are one on .*bolt: 1 of 3 training images",
+        ),
         (("--corruption", "nose:1"), "no corruption 'nose' .did you mean 'noise'"),
     ],
 )
@@ -308,6 +324,19 @@ def test_a_training_never_sees_a_corruption() -> None:
 def test_what_cannot_be_contaminated_is_refused(tiny_tree: Path) -> None:
     with pytest.raises(DatasetError, match="smaller share or fewer images"):
         jobs_of(tiny_tree, axes=(Axes(contamination=0.4, train_images=6),))
+
+
+def test_two_shares_that_slip_in_the_same_images_are_no_two_points_also_where_nothing_was_named(
+    dirty_tree: Path,
+) -> None:
+    axes = points((None, 4), (0.25, 0.3), (None, "blur:1"))
+    with pytest.raises(
+        SelectionError, match=r"^--contamination 0.25 and 0.3 are one on .*bolt: 1 of 4 training images"
+    ):
+        jobs_of(dirty_tree, axes=[one for one in axes if one.train_images or one.contamination == 0.3])
+    with pytest.raises(SelectionError, match="are one on"):
+        planned(selection(dirty_tree, axes=points((4,), (0.25, 0.3), (None,)), named=frozenset()), WEIGHTS)
+    assert jobs_of(dirty_tree, axes=points((3, 4), (0.0, 0.3), (None, "blur:1")))
 
 
 @pytest.mark.parametrize("axes", [ALONG[0], DIRTY, ALONG[3]], ids=lambda axes: axes.label)

@@ -40,7 +40,12 @@ POINTS: dict[str, dict[str, Any]] = {
         "tile": 64,
         "resolution": 96,
     },
-    "dirty and corrupted images": {"methods": "pixel_mean", "contamination": [0.2], "corruption": ["blur:2"]},
+    "dirty and corrupted images": {
+        "methods": "pixel_mean",
+        "train_images": [3],
+        "contamination": [0.3],
+        "corruption": ["blur:2"],
+    },
     "one model for all": {"methods": "pixel_mean", "setting": "multi-class"},
 }
 

@@ -26,6 +26,7 @@ from kdad_bench.leaderboard.board import MOST_LOAD
 from kdad_bench.leaderboard.measurement import SHARED
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods import METHODS, entry
+from tests.conftest import write_tree
 from tests.harness.planned import jobs_of
 
 SMALL = {"image_size": 32, "batch_size": 4, "steps": 2}
@@ -80,13 +81,12 @@ def test_a_measurement_is_made_anew_only_for_another_number_of_images(label: str
     assert "label" not in configuration(replace(job_of(tiny_tree, "stfpm"), preset=label))
 
 
-def test_every_level_of_a_corruption_and_every_share_has_one_measurement(tiny_tree: Path) -> None:
+def test_every_level_of_a_corruption_and_every_share_has_one_measurement(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path, ("bolt",), test=6)
     axes = (PLAIN, *(Axes(corruption=one) for one in ("blur:1", "blur:5", "noise:2")))
-    dirty = tuple(Axes(contamination=share) for share in (0.0, 0.1, 0.4))
+    dirty = tuple(Axes(contamination=share) for share in (0.0, 0.2, 0.4))
     counts = tuple(Axes(train_images=count) for count in (1, 3))
-    keys = [
-        {key_of(job_of(tiny_tree, "padim", axes=(one,), seeds=(0,))) for one in some} for some in (axes, dirty, counts)
-    ]
+    keys = [{key_of(job_of(tree, "padim", axes=(one,), seeds=(0,))) for one in some} for some in (axes, dirty, counts)]
     assert [len(some) for some in keys] == [1, 1, 2]
     assert len(set.union(*keys)) == 4
 

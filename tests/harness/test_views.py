@@ -558,7 +558,7 @@ def test_a_detector_of_arrays_and_tensors_keeps_proportions(tmp_path: Path) -> N
 
 def test_lots_of_few_and_of_dirty_images_are_of_pictures_too(wide_tree: Path) -> None:
     view = View(fit=PAD)
-    for axes, learnt in ((Axes(train_images=2), 2), (Axes(contamination=0.2), 2)):
+    for axes, learnt in ((Axes(train_images=2), 2), (Axes(train_images=3, contamination=0.3), 3)):
         (job,) = jobs_of(wide_tree, methods=(("pixel_mean", ""),), seeds=(0,), resolution=SIDE, view=view, axes=(axes,),
                          overrides={"image_size": 32})  # fmt: skip
         fit, _ = material.normals(job)
