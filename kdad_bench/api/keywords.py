@@ -89,7 +89,11 @@ def plain(value: Any) -> Any:
 
 
 def listed(name: str, value: Any) -> Any:
-    """One name as a list of it, any other sequence as a list; a count of seeds stays a count."""
+    """One name as a list of it, any other sequence as a list; a count of seeds stays a count.
+
+    Raises SelectionError for what is neither, and for an empty one: a list that was filtered down to nothing would
+    choose everything.
+    """
     if isinstance(value, (str, os.PathLike)):
         text = os.fspath(value)
         return text if name == "seeds" else [text]
@@ -98,6 +102,9 @@ def listed(name: str, value: Any) -> Any:
     if not isinstance(value, (Sequence, range, set, frozenset)):
         wanted = "a count or a list of whole numbers" if name == "seeds" else "a list of names"
         raise SelectionError(f"{name}={value!r} is of type {type(value).__name__}; give {wanted}")
+    if not len(value):
+        rest = "those of the preset" if name == "seeds" else "all"
+        raise SelectionError(f"{name}={value!r}: an empty list chooses nothing; leave it out for {rest}, or name some")
     return [os.fspath(one) if isinstance(one, os.PathLike) else one for one in value]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdad_bench.api.keywords import on_this_machine
 from kdad_bench.api.tables import Table, html_of, text_of
+from kdad_bench.harness.choices import SelectionError
 from kdad_bench.leaderboard import compare as comparison
 from kdad_bench.leaderboard import long_table, store
 from kdad_bench.leaderboard.board import DRAWN, Board, boards
@@ -31,13 +32,15 @@ class Results:
     """The rows of a results folder, or those of some of its jobs; read anew at each call, so that a run may go on.
 
     `where` is a folder or an fsspec URL; `jobs` are the ids of the jobs that count, None for all. `remarks` are lines
-    on what lies in the data of a run and is not used.
+    on what lies in the data of a run and is not used. Raises SelectionError, a ValueError, for what is no path.
     """
 
     def __init__(
         self, where: str | os.PathLike[str] = "results", *, jobs: Collection[str] | None = None,
         remarks: Sequence[str] = (),
     ) -> None:  # fmt: skip
+        if not isinstance(where, (str, os.PathLike)) or not os.fspath(where):
+            raise SelectionError(f"Results({where!r}): no results folder; give its path or URL")
         self.where = os.fspath(where)
         self.jobs = None if jobs is None else frozenset(jobs)
         self.remarks = tuple(remarks)

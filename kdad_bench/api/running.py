@@ -29,9 +29,9 @@ Path = str | os.PathLike[str]
 
 
 def run(
-    methods: str | Path | Sequence[str | Path] = (),
-    datasets: str | Path | Sequence[str | Path] = (),
-    categories: str | Sequence[str] = (),
+    methods: str | Path | Sequence[str | Path] | None = None,
+    datasets: str | Path | Sequence[str | Path] | None = None,
+    categories: str | Sequence[str] | None = None,
     *,
     seeds: int | Sequence[int] | None = None,
     preset: str | None = None,
@@ -46,7 +46,8 @@ def run(
     """Train and evaluate: a row per job in the results folder `out` ("results"), as `kdad-bench run` does. What is
     finished stays.
 
-    `methods` are names, `name:variant`, or files of methods; `datasets` names, `folder:PATH`, or files of data sets.
+    `methods` are names, `name:variant`, or files of methods; `datasets` names, `folder:PATH`, or files of data sets;
+    without them, and without `categories` or `seeds`, all there are, or the preset's. An empty list is refused.
     `settings` go to all methods that have them; a mapping inside, under a method's name, goes to that one. `weights` is
     a file for every teacher, "random", or a mapping from teachers to files. Unless said here or in a `config` file,
     `device` is "auto" and `data_root` KDAD_DATA. Every other option of the command is a keyword of its name:
@@ -57,8 +58,9 @@ def run(
     say so (`Results.failed`), and one warning. Methods that nobody named and that cannot be run so are left out, with a
     warning for each reason.
 
-    Raises SelectionError or DatasetError (ValueErrors) for what cannot be run, before anything is run, and StoreError
-    for a results folder that cannot be used; each is one line with the remedy.
+    Raises SelectionError or DatasetError (ValueErrors) for what cannot be run, a results folder that cannot be written
+    among it, before anything is run, and StoreError for one that cannot be read or is a file; each is one line with the
+    remedy.
     """
     said = {
         "methods": methods, "datasets": datasets, "categories": categories, "seeds": seeds, "preset": preset,
@@ -69,10 +71,7 @@ def run(
     if options.get("executor") is None and options.get("workers") is None:
         said["workers"] = 1  # processes would run a caller's script anew
     with said_as_keywords():
-        fields = {
-            name: value for name, value in fields_of(said).items() if value or not isinstance(value, (tuple, list))
-        }
-        asked = options_and_file(fields, os.environ.get("KDAD_DATA") or None)
+        asked = options_and_file(fields_of(said), os.environ.get("KDAD_DATA") or None)
         refuse_contradictions(asked)
         found = agenda(asked)
         for remark in found.left_out:

@@ -50,7 +50,8 @@ class DataRoot(LocalPath):
         found = super().convert(value, param, ctx)
         said = ctx is not None and param is not None and param.name and ctx.get_parameter_source(param.name)
         if said is ParameterSource.COMMANDLINE and not Path(found).is_dir():
-            self.fail(f"data root {found}: no such folder; name the one that holds {_data_sets()}", param, ctx)
+            what = "is no folder" if os.path.lexists(found) else "no such folder"
+            self.fail(f"data root {found}: {what}; name the one that holds {_data_sets()}", param, ctx)
         return found
 
 

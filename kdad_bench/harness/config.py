@@ -11,15 +11,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdad_bench.harness.choices import parse_assignment, refuse_unchosen, suggestion, unchosen
-from kdad_bench.harness.options import RunOptions, RunTable, message_of, options_from, own
+from kdad_bench.harness.options import RunOptions, RunTable, message_of, options_from
 from kdad_bench.harness.selection import BUDGETS, EVERYWHERE
 from kdad_bench.methods import METHODS, known
 from kdad_bench.methods.backbones.names import BACKBONES
 from kdad_bench.outside import OutsideError
-
-# kinds of mistakes -> what is wanted, as TOML calls it
-TOML = {"tuple_type": "a list", "dict_type": "a table", "model_type": "a table", "string_type": "a text",
-        "int_type": "a whole number"}  # fmt: skip
 
 
 class ConfigError(ValueError):
@@ -159,11 +155,7 @@ def mistakes(path: Path, text: str, error: ValidationError) -> list[str]:
     lines = []
     for item in error.errors():
         keys = tuple(str(part) for part in item["loc"])
-        message = message_of(item) if own(item) else f"{message_of(item)}, not {repr(item['input'])[:60]}"
-        if item["type"] in TOML:
-            message = f"must be {TOML[item['type']]}, not {repr(item['input'])[:60]}"
-        if item["type"] == "extra_forbidden":
-            message = no_field(keys)
+        message = no_field(keys) if item["type"] == "extra_forbidden" else message_of(item)
         lines.append(f"{path}:{line_of(text, keys)}: {'.'.join(keys)}: {message}")
     return lines
 

@@ -27,6 +27,13 @@ from kdad_bench.harness.choices import (
 )
 
 MODALITIES = ("rgb", "depth", "rgb+depth")
+# kinds of mistakes -> what is wanted
+WANTED = {
+    "tuple_type": "a list", "dict_type": "a table", "mapping_type": "a table", "model_type": "a table",
+    "string_type": "a text", "int_type": "a whole number", "float_type": "a number", "bool_type": "true or false",
+    "is_instance_of": "a path", "greater_than_equal": "at least {ge:g}", "less_than_equal": "at most {le:g}",
+    "greater_than": "above {gt:g}", "less_than": "below {lt:g}", "literal_error": "{expected}",
+}  # fmt: skip
 
 
 def tuple_of_texts(value: object) -> object:
@@ -211,10 +218,7 @@ def options_from(said: Mapping[str, Any]) -> RunOptions:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"][:1]).replace("_", "-")
-        value = repr(first["input"])[:60]
-        raise SelectionError(
-            message_of(first) if own(first) else f"--{name}: {message_of(first)}, not {value}"
-        ) from error
+        raise SelectionError(message_of(first) if own(first) else f"--{name}: {message_of(first)}") from error
 
 
 def own(mistake: Any) -> bool:
@@ -224,4 +228,10 @@ def own(mistake: Any) -> bool:
 
 def message_of(mistake: Any) -> str:
     """What is wrong, in words."""
-    return str(mistake["msg"]).removeprefix("Value error, ")
+    if own(mistake):
+        return str(mistake["msg"]).removeprefix("Value error, ")
+    value = repr(mistake["input"])[:60]
+    wanted = WANTED.get(mistake["type"])
+    if wanted is None:
+        return f"{mistake['msg']}, not {value}"
+    return f"must be {wanted.format(**mistake.get('ctx', {}))}, not {value}"

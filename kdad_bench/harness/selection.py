@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -287,7 +288,8 @@ def no_data(root: Path) -> str:
     remedy = "or take the embedded data with --dataset synthetic"
     names = ", ".join(f"{name}/" for name in datasets.entries(lambda one: one.folders))
     if not root.is_dir():
-        return f"data root {root}: no such folder; name the one that holds {names}, {remedy}"
+        what = "is no folder" if os.path.lexists(root) else "no such folder"
+        return f"data root {root}: {what}; name the one that holds {names}, {remedy}"
     if any(layout.categories(root) for one in datasets.entries().values() for layout in one.layouts):
         path = datasets.canonical(f"folder:{root}")
         return f"data root {root}: is a data set itself; give the folder it lies in, or --dataset {path}"

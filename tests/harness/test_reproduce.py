@@ -54,7 +54,7 @@ def rows_of(tree: Path, out: Path, **options: Any) -> list[dict[str, Any]]:
     """A results folder of one category, or of all for a model of all."""
     every = options.get("setting") == "multi-class"
     kdad_bench.run(
-        datasets=f"folder:{tree}", categories=() if every else "bolt", seeds=[3], preset="quick", out=out,
+        datasets=f"folder:{tree}", categories=None if every else "bolt", seeds=[3], preset="quick", out=out,
         pictures=False, measure_speed=False, **options,
     )  # fmt: skip
     return store.read(out).rows()
