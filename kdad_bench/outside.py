@@ -19,6 +19,7 @@ from typing import Any
 from kdad_bench.interrupts import by_a_person
 
 MOST_BYTES = 1 << 20  # of a file
+MODULE = "kdad_bench_outside_"  # how the module of a file is called, before the first digits of its hash
 NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")  # of what an entry is called
 SPELLED = re.compile(r"(?P<path>.+?\.py)(?::(?P<attribute>[^:]*))?(?::(?P<rest>.*))?")
 
@@ -60,7 +61,7 @@ def module_of(content: bytes, sha256: str, where: str) -> ModuleType:
     """The module of these bytes, run once in each process; raises OutsideError where it cannot be."""
     from kdad_bench.process import loading  # loads NumPy
 
-    name = f"kdad_bench_outside_{sha256[:16]}"
+    name = f"{MODULE}{sha256[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     module = ModuleType(name)

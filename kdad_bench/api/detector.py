@@ -127,6 +127,10 @@ class Detector:
         without the teacher's weights.
         """
         self._refuse_a_graph("fitted: it learns nothing; make a new Detector")
+        if log is not None and not callable(log):
+            raise SelectionError(
+                f"log={log!r} is not callable; give a function that takes a step and its terms, as print"
+            )
         given = Images(images)
         with said_as_keywords(method="method"):
             fit, apart = self._split(len(given))

@@ -18,9 +18,12 @@ from kdad_bench.harness.step_log import step_log
 from kdad_bench.harness.surroundings import NoResult, of_surroundings
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.row import Row
+from kdad_bench.methods import outside
 from kdad_bench.methods.foreign import guarded
-from kdad_bench.outside import text_of
+from kdad_bench.outside import MODULE, text_of
 from kdad_bench.process import Escaped
+
+OURS = __name__.partition(".")[0]  # this package
 
 
 def perform(job: Job, work: Work) -> Row | NoResult | None:
@@ -87,14 +90,20 @@ def written(row: Row, work: Work) -> Row | NoResult:
 
 
 def reason_of(error: BaseException) -> str:
-    """One line that tells a person what happened: type, text and the innermost line of this package."""
+    """One line that tells a person what happened: type, text and where: the innermost line of code from outside of this
+    package that it knows (a method's, a data set's), else of this package."""
     error = error.__cause__ if isinstance(error, Escaped) and error.__cause__ else error
     text = " ".join(text_of(error).split()) or "no message"
-    place = ""
-    for frame in traceback.extract_tb(error.__traceback__):
-        if "kdad_bench" in frame.filename:
-            place = f" (at {Path(frame.filename).name}:{frame.lineno})"
-    return f"{type(error).__name__}: {text}{place}"
+    others = {str(getattr(one.entry.build, "__module__", "")).partition(".")[0] for one in outside.ADDED.values()}
+    ours = place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        package = str(frame.f_globals.get("__name__")).partition(".")[0]
+        here = f" (at {Path(frame.f_code.co_filename).name}:{line})"
+        if package == OURS:
+            ours = here
+        elif package in others or package.startswith(MODULE):
+            place = here
+    return f"{type(error).__name__}: {text}{place or ours}"
 
 
 @contextlib.contextmanager

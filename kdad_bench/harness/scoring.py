@@ -174,6 +174,8 @@ def checked(scores: Scores, images: Tensor, name: str) -> Scores:
             raise ScoreError(
                 f"method '{name}': {part} scores are {value.dtype} {tuple(value.shape)}, not float32 {tuple(shape)}"
             )
+        if value.is_meta:
+            raise ScoreError(f"method '{name}': {part} scores lie on the device meta, which holds no numbers")
     return scores
 
 

@@ -58,6 +58,8 @@ class StudentTeacher(Generic[S]):
         self.teacher = Teacher(teacher, settings.taps == "standardised").to(device)
         with seeded(settings.seed, device):
             self.student = self.build_student(teacher)
+        if not isinstance(self.student, nn.Module):
+            raise ValueError(f"{type(self).__name__}.build_student gives a {type(self.student).__name__}, no nn.Module")
         if settings.norm_momentum is not None:
             for module in self.student.modules():
                 if isinstance(module, nn.BatchNorm2d):

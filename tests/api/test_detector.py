@@ -205,6 +205,12 @@ def test_what_training_would_find_out_late_is_said_before(data: Any, monkeypatch
         kdad_bench.Detector("pixel_mean", **FAST, hold_out=0).fit(["no.png"])
 
 
+def test_a_log_that_cannot_be_called_is_told_before_the_training(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdad_bench.api.detector.built", None)
+    with pytest.raises(ValueError, match=r"^log=True is not callable; give a function"):
+        kdad_bench.Detector("pixel_mean", preset="quick", resolution=64).fit(data.train, log=True)  # type: ignore[arg-type]
+
+
 def test_a_score_that_is_not_finite_is_an_error_and_no_decision(data: Any) -> None:
     detector = kdad_bench.Detector("pixel_mean", **FAST, hold_out=0).fit(data.train)
     detector._fitted.method.module.get_buffer("mean")[0, 3, 3] = float("nan")  # type: ignore[union-attr]

@@ -428,6 +428,30 @@ def test_whatever_a_method_raises_is_a_failed_job_and_a_signal_of_a_person_ends_
     assert store.read(tmp_path / "person").rows() == []
 
 
+@pytest.mark.parametrize("kind", ["file", "package"])
+def test_a_failure_names_the_line_of_the_method_and_not_of_who_called_it(
+    kind: str, tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = "        torch.stack([torch.zeros(2), torch.zeros(3)])\n"  # raised in torch, called by the method
+    text = PLAIN.replace(SCORE, SCORE + wrong, 1)
+    line = text.splitlines().index(wrong.rstrip()) + 1
+    folder = tmp_path / "kdad_bench_work"  # as torch's own files may lie below it
+    folder.mkdir()
+    method: object = written(folder, text, "plain_package.py")
+    if kind == "package":
+        info = folder / "plain_package-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plain-package\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("[kdad_bench.methods]\nplain = plain_package:PLAIN\n")
+        monkeypatch.syspath_prepend(folder)
+        method = "plain"
+    run(method, tiny_tree, tmp_path / "out", "--no-measure-speed")
+    sys.modules.pop("plain_package", None)
+    (row,) = store.read(tmp_path / "out").rows()
+    assert row["reason"].startswith("RuntimeError: stack expects each tensor to be equal size")
+    assert row["reason"].endswith(f" (at plain_package.py:{line})")
+
+
 def test_an_error_that_cannot_be_said_is_a_failed_job(tiny_tree: Path, tmp_path: Path) -> None:
     odd = "class Odd(Exception):\n    def __str__(self):\n        raise ValueError\n\n\n"
     text = PLAIN.replace("class Plain:", odd + "class Plain:", 1).replace(SCORE, SCORE + "        raise Odd\n", 1)

@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -31,6 +32,15 @@ def test_a_reason_is_one_line_with_the_place_in_this_package(tmp_path: Path) -> 
         reason = reason_of(error)
     assert "\n" not in reason
     assert "exact.py:" in reason
+
+
+def test_the_place_is_in_this_package_and_not_in_a_folder_that_is_called_like_it(tmp_path: Path) -> None:
+    stranger = ModuleType("stranger")
+    file = str(tmp_path / "kdad_bench_work" / "stranger.py")
+    exec(compile("def wrong(maps):\n    raise ValueError('no')\n", file, "exec"), stranger.__dict__)
+    with pytest.raises(ValueError, match="no") as caught:
+        stranger.wrong(None)
+    assert reason_of(caught.value) == "ValueError: no"
 
 
 @pytest.mark.parametrize(

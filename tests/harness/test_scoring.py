@@ -57,8 +57,9 @@ def test_scores_come_back_for_all_images_in_order() -> None:
         lambda images: Scores(images.amax((1, 2, 3)).double(), images.mean(1)),
         lambda images: Scores(images.amax((1, 2, 3)), images.mean(1).half()),
         lambda images: Scores(images.amax((1, 2, 3)), images.mean(1, keepdim=True)),
+        lambda images: Scores(images.amax((1, 2, 3)), images.mean(1).to("meta")),
     ],
-    ids=["map of another size", "a score missing", "float64 score", "float16 map", "a channel too many"],
+    ids=["map of another size", "a score missing", "float64 score", "float16 map", "a channel too many", "no numbers"],
 )
 def test_an_answer_that_breaks_the_protocol_names_the_method(answer: Any) -> None:
     with pytest.raises(ScoreError, match="method 'some_method'"):

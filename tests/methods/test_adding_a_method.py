@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 
 from kdad_bench.methods import METHODS
 from kdad_bench.methods.checkpoint import load, save
@@ -41,6 +44,40 @@ def test_the_example_passes_the_checks_of_every_method(example: Entry) -> None:
     checks.answers_have_the_shape_of_the_images(build(example))
     checks.the_teacher_is_never_trained(build(example))
     checks.the_seed_decides_everything(lambda: build(example))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (lambda terms: {}, r"Narrow.loss gives no term; give a mapping from names to scalar tensors"),
+        (lambda terms: terms["feature"], r"Narrow.loss gives a Tensor; give a mapping"),
+        (lambda terms: {"f": 1.0}, r"Narrow.loss: the term 'f' is a float; give a scalar tensor"),
+        (
+            lambda terms: {"f": terms["feature"].expand(2)},
+            r"Narrow.loss: the term 'f' is of shape \(2,\); give a scalar",
+        ),
+        (lambda terms: {"f": terms["feature"].detach()}, r"Narrow.loss: no term has a gradient \(f\); compute it from"),
+    ],
+)
+def test_a_loss_of_no_named_scalars_is_told_by_the_name_of_the_method(
+    example: Entry, monkeypatch: pytest.MonkeyPatch, given: Callable[[Any], Any], words: str
+) -> None:
+    method = build(example)
+    before = {name: value.clone() for name, value in method.module.state_dict().items()}
+    real = method.loss  # type: ignore[attr-defined]
+    monkeypatch.setattr(method, "loss", lambda batch: given(real(batch)), raising=False)
+    with pytest.raises(ValueError, match=f"^{words}"):
+        method.fit(normals(4, seed=1))
+    weights = [name for name in before if name.endswith("weight")]
+    assert all(torch.equal(method.module.state_dict()[name], before[name]) for name in weights)  # no step was taken
+
+
+def test_a_student_that_is_no_network_is_told_by_the_name_of_the_method(
+    example: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(example.build, "build_student", lambda self, teacher: 5)
+    with pytest.raises(ValueError, match=r"^Narrow.build_student gives a int, no nn.Module$"):
+        build(example)
 
 
 def test_the_example_learns_to_find_defects(example: Entry) -> None:

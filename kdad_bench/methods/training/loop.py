@@ -122,8 +122,8 @@ def distil(method: Trainable, images: Tensor, fitting: Fitting, *, held_out: Ten
 
     `images` [N, 3, S, S], N > 0, and the normals `held_out` [M, 3, S, S] are on the method's device, at the side that
     its networks see. With the latter, the state of the epoch whose mean map on them is least is kept instead. All
-    chance comes from the settings' seed. Raises FloatingPointError for a loss that is not finite, CheckpointError for a
-    checkpoint of another fit.
+    chance comes from the settings' seed. Raises ValueError, naming the method, for a loss of no such terms;
+    FloatingPointError for one that is not finite, CheckpointError for a checkpoint of another fit.
     """
     settings, device, student = method.settings, method.device, method.student
     began = time.perf_counter()
@@ -161,6 +161,7 @@ def distil(method: Trainable, images: Tensor, fitting: Fitting, *, held_out: Ten
                     drawn=drawn(step),
                 )  # fmt: skip
                 terms = method.loss(batch)
+            refuse_no_terms(method, terms)
             loss = torch.stack([term.float() for term in terms.values()]).sum()
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -179,6 +180,20 @@ def distil(method: Trainable, images: Tensor, fitting: Fitting, *, held_out: Ten
             state.save_when_due(step)
         student.eval()
         state.finish()
+
+
+def refuse_no_terms(method: Trainable, terms: Any) -> None:
+    """Raises ValueError where `loss` gave anything but named scalar tensors of which one at least has a gradient."""
+    where = f"{type(method).__name__}.loss"
+    if not isinstance(terms, Mapping) or not terms:
+        what = "no term" if isinstance(terms, Mapping) else f"a {type(terms).__name__}"
+        raise ValueError(f"{where} gives {what}; give a mapping from names to scalar tensors")
+    for name, term in terms.items():
+        if not isinstance(term, Tensor) or term.ndim:
+            what = f"of shape {tuple(term.shape)}" if isinstance(term, Tensor) else f"a {type(term).__name__}"
+            raise ValueError(f"{where}: the term {name!r} is {what}; give a scalar tensor")
+    if not any(term.requires_grad for term in terms.values()):
+        raise ValueError(f"{where}: no term has a gradient ({', '.join(map(str, terms))}); compute it from the student")
 
 
 def _report(step: int, terms: Mapping[str, Tensor], loss: Tensor, fitting: Fitting) -> None:
