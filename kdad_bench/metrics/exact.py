@@ -113,8 +113,9 @@ def pixel_metrics(
     also 32 MB per thread); maps of another type are first copied.
 
     Returns floats in [0, 1]. All are None without masks, without any positive pixel and without any negative pixel.
-    Raises MetricError for a NaN or infinite pixel (naming `method` and the image), for shapes that do not match, and
-    for a mask that marks a pixel beyond its picture.
+    Raises MetricError for a NaN or infinite pixel (naming `method` and the image), for shapes that do not match, for
+    maps of truth values, for masks of other values than `region_index` takes, and for a mask that marks a pixel beyond
+    its picture.
 
     Source: Bergmann et al., IJCV 2021, section 5 (PRO; 8-connected regions, one sweep over the whole test set).
     """
@@ -132,8 +133,11 @@ def pixel_metrics(
 def index_of(
     maps: ArrayLike | Tensor, masks: ArrayLike | Tensor | None, index: RegionIndex | None, method: str | None = None
 ) -> RegionIndex:
-    """`index`, or that of the `masks`; raises MetricError unless maps, masks and index have one shape [N, H, W]."""
+    """`index`, or that of the `masks`; raises MetricError unless maps, masks and index have one shape [N, H, W], for
+    maps of truth values and for masks that say not what is defective."""
     shape = tuple(np.shape(maps))
+    if str(getattr(maps, "dtype", None) or np.asarray(maps).dtype) in ("bool", "torch.bool"):
+        raise MetricError(f"{who(method)}maps of truth values, which rank nothing; are maps and masks swapped?")
     if len(shape) != 3:
         raise MetricError(f"{who(method)}maps of shape {shape}; they must be [N, H, W]")
     if masks is not None and tuple(np.shape(masks)) != shape:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kdad_bench.files import let_go, write_bytes_whole
+from kdad_bench.metrics.curves import MetricError
 from kdad_bench.metrics.pieces import PIECE
 
 if TYPE_CHECKING:
@@ -42,18 +43,19 @@ class RegionIndex:
 
 
 def region_index(masks: ArrayLike | Tensor, file: Path | None = None) -> RegionIndex:
-    """The connected regions of `masks` [N, H, W] (true or non-zero where defective), by 8-connectivity per image.
+    """The connected regions of `masks` [N, H, W] by 8-connectivity per image: defective is true, or above 0.
 
     With a `file` the index is read from it or kept in it. The file carries a checksum of the masks and of its own
     content, and what it holds is compared with the masks: one of other masks, a damaged one and one that does not fit
     are built again and replaced. A file that cannot be read or written only costs the time to build.
 
-    Raises ValueError if `masks` is not three-dimensional.
+    Raises ValueError if `masks` is not three-dimensional, and MetricError, a ValueError, for a value below 0 and for
+    floats other than 0, 1 and 255: scores are no masks.
     """
     array: NDArray[Any] = np.asarray(masks.cpu() if hasattr(masks, "cpu") else masks)
     if array.ndim != 3:
         raise ValueError(f"masks of shape {array.shape}; they must be [N, H, W]")
-    array = array if array.dtype == bool else array != 0
+    array = array if array.dtype == bool else _defective(array)
     if file is None:
         return _built(array)
     index = _read(file, array)
@@ -62,6 +64,22 @@ def region_index(masks: ArrayLike | Tensor, file: Path | None = None) -> RegionI
         with contextlib.suppress(OSError):  # full, read-only or no folder: the index is built again next time
             write_bytes_whole(file, _packed(index, array))
     return index
+
+
+def _defective(masks: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where masks of numbers are above 0; raises MetricError for numbers that mark nothing."""
+    defective: NDArray[np.bool_] = masks > 0
+    sound = defective | (masks == 0)
+    if masks.dtype.kind == "f":
+        sound &= (masks == 1) | (masks == 255) | ~defective
+    if not sound.all():
+        image = int(np.flatnonzero(~sound.reshape(len(masks), -1).all(1))[0])
+        value = masks[image][~sound[image]][0]
+        raise MetricError(
+            f"the mask of image {image} has the value {value:.6g}; give truth values, or 0 for what is sound and 1 or "
+            "255 for what is defective"
+        )
+    return defective
 
 
 def _built(masks: NDArray[np.bool_]) -> RegionIndex:

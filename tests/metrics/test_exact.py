@@ -483,6 +483,33 @@ def test_shapes_that_do_not_match_are_named() -> None:
         image_metrics([0.0, 1.0, 2.0], [0, 1])
 
 
+@pytest.mark.parametrize("wrap", [np.asarray, np.ndarray.tolist, torch.from_numpy], ids=["numpy", "list", "torch"])
+def test_maps_and_masks_that_are_swapped_are_told_and_no_five_nones(wrap: Any) -> None:
+    maps = np.random.default_rng(0).random((4, 8, 8), dtype=np.float32)
+    with pytest.raises(MetricError, match=r"^maps of truth values, which rank nothing; are maps and masks swapped\?$"):
+        pixel_metrics(wrap(maps > 0.9), wrap(maps))
+    with pytest.raises(
+        MetricError, match=r"^the mask of image 0 has the value 0\.\d+; give truth values, or 0 for what"
+    ):
+        pixel_metrics(wrap((maps > 0.9).astype(np.uint8)), wrap(maps))
+
+
+@pytest.mark.parametrize("value", [-1, -0.5, 0.37, 2.5, np.nan, np.inf])
+def test_a_mask_marks_what_is_above_0_and_refuses_what_marks_nothing(value: float) -> None:
+    maps = np.random.default_rng(0).random((4, 8, 8), dtype=np.float32)
+    masks = np.zeros((4, 8, 8), np.int64 if isinstance(value, int) else np.float32)
+    masks[2, 3, 4] = value
+    with pytest.raises(MetricError, match=f"^the mask of image 2 has the value {value}; give truth values"):
+        pixel_metrics(maps, masks)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("marked", [1, 255])
+def test_masks_of_every_type_mean_the_same(kind: Any, marked: int) -> None:
+    maps = np.random.default_rng(0).random((4, 8, 8), dtype=np.float32)
+    assert pixel_metrics(maps, (maps > 0.9).astype(kind) * kind(marked)) == pixel_metrics(maps, maps > 0.9)
+
+
 def test_conflicts_of_masks_and_labels_are_found() -> None:
     masks = np.zeros((3, 2, 2), bool)
     masks[0, 0, 0] = True
