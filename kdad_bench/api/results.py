@@ -19,6 +19,7 @@ from kdad_bench.leaderboard.compare import TOLERANCE, Difference
 from kdad_bench.leaderboard.metric import HEADLINE, METRICS, shown_in
 from kdad_bench.leaderboard.numbers import interval, number
 from kdad_bench.leaderboard.row import COLUMNS
+from kdad_bench.leaderboard.text import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -113,7 +114,7 @@ class Results:
 
     def __repr__(self) -> str:
         try:
-            told = f"{len(self)} jobs, {len(self.failed)} failed"
+            told = f"{counted(len(self), 'job')}, {len(self.failed)} failed"
         except store.StoreError as error:  # debuggers and notebooks show what they hold, whatever became of the folder
             told = str(error)
         return f"Results({self.where!r}): {told}"

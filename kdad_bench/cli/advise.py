@@ -183,7 +183,9 @@ def _misses(found: Advice, one: Candidate) -> str:
     for name in one.over(found.limits):
         value, limit, option = getattr(one, name), found.limits[name], f"--{name.replace('_', '-')}"
         beyond = "is not known" if value is None else f"is {value - limit:.3g} {LIMITS[name]} over"
-        said.append(f"{option} {limit:g} {beyond}" + ("" if value is None else f" ({value / limit - 1:.0%})"))
+        times = 0.0 if value is None else value / limit
+        share = f"{times - 1:.0%}" if times < 10 else f"{times:.3g} times the limit"
+        said.append(f"{option} {limit:g} {beyond}" + ("" if value is None else f" ({share})"))
     return ", ".join(said)
 
 

@@ -164,8 +164,13 @@ def verify(path: Path, against: str | None, as_json: bool) -> None:
     PATH is a folder, or a table of `tabular`. Exit code 0 if it is sound, 1 if there is a problem that a run tells and
     lives with, 2 if a run refuses it or PATH holds no data set.
     """
+    from kdad_bench.datasets import entries
     from kdad_bench.datasets import verify as verifying
     from kdad_bench.datasets.category import DatasetError, printable
+
+    name, _, alone = str(path).partition(":")
+    if alone and name in entries(lambda one: one.takes_path) and not path.exists():
+        raise BadInput(f"{path}: give the path alone: {alone}")
 
     def done(name: str) -> None:
         click.echo(f"examined {printable(name)}", err=True)
@@ -185,7 +190,7 @@ def _show(report: Report) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from kdad_bench.cli.run_report import counted
+    from kdad_bench.leaderboard.text import counted
 
     table = Table("category", "train", "valid.", "good", "anomalous", "types", "masks", "published")
     for one in report.categories:
@@ -207,7 +212,8 @@ def _show(report: Report) -> None:
     total = sum(one.train + one.validation + one.test_good + one.test_anomalous for one in report.categories)
     faults = len(report.problems) + sum(len(one.problems) for one in report.categories)
     state = "sound" if report.sound else counted(faults, "problem")
-    click.echo(f"{report.path}: {counted(len(report.categories), 'category')}, {counted(total, 'image')}, {state}")
+    numbers = f"{counted(len(report.categories), 'category')}, {counted(total, 'image')}"
+    click.echo(f"{report.path}: {numbers}, {state}")
 
 
 def _differs(lines: list[str]) -> bool:

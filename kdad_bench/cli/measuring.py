@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from kdad_bench.cli.run_report import counted
+from kdad_bench.leaderboard.text import counted
 
 if TYPE_CHECKING:
     from kdad_bench.harness.agenda import Agenda

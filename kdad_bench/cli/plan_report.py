@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 from rich.console import Console
 
-from kdad_bench.cli.run_report import counted
+from kdad_bench.leaderboard.text import counted
 
 if TYPE_CHECKING:
     from kdad_bench.harness.agenda import Agenda
@@ -96,7 +96,7 @@ def show_plan(found: Agenda, options: RunOptions, console: Console) -> None:
         return
     trainings = len({job.training for job in found.left if job.together})
     shared = f" with {counted(trainings, 'shared model')}" if trainings else ""
-    console.print(f"{jobs} jobs, {jobs - left} finished, {left} to run{shared}; {guess.text}", markup=False)
+    console.print(f"{counted(jobs, 'job')}, {jobs - left} finished, {left} to run{shared}; {guess.text}", markup=False)
     if failed:
         console.print(f"{len(failed)} of the finished jobs failed; retry them with --retry-failed", markup=False)
 

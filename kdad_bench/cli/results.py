@@ -14,7 +14,7 @@ from kdad_bench.cli import BadInput
 from kdad_bench.cli.left_out import whole
 from kdad_bench.cli.parameters import DataRoot, LocalPath, MethodName, Place, refuse_both, refuse_to_overwrite_rows
 from kdad_bench.leaderboard.metric import HEADLINE
-from kdad_bench.leaderboard.text import printable
+from kdad_bench.leaderboard.text import counted, printable
 
 if TYPE_CHECKING:
     from kdad_bench.harness.reproduce import Reproduced
@@ -70,8 +70,8 @@ def verify(context: click.Context, folder: str, expect: int | None, as_json: boo
         problems = [problem._asdict() for problem in found.problems]
         click.echo(json.dumps({**report, "problems": problems, "sound": found.sound and not short}))
     else:
-        click.echo(printable(f"{found.where}: {found.files} files, {found.rows} rows"))
-        click.echo(f"{found.jobs} jobs, each counted once: {found.ok} ok, {found.failed} failed")
+        click.echo(printable(f"{found.where}: {counted(found.files, 'file')}, {counted(found.rows, 'row')}"))
+        click.echo(f"{counted(found.jobs, 'job')}, each counted once: {found.ok} ok, {found.failed} failed")
         if found.superseded:
             click.echo(f"{found.superseded} rows superseded by a newer row of the same job")
         for name in found.unfinished:
@@ -122,7 +122,7 @@ def pack(folder: str, out: Path, maps: bool) -> None:
         if error.errno == errno.ENOSPC:
             raise
         raise BadInput(f"{error.filename or out}: {error.strerror}; choose another --out") from error
-    click.echo(printable(f"{out}: {found.jobs} jobs, {found.maps} with maps"))
+    click.echo(printable(f"{out}: {counted(found.jobs, 'job')}, {found.maps} with maps"))
     if found.without_maps:
         click.echo(f"{found.without_maps} finished jobs have no maps; `run --save-maps --force` makes them", err=True)
     if found.external:
@@ -166,7 +166,8 @@ def check(
     if as_json:
         click.echo(json.dumps({"file": printable(str(file)), **asdict(found), "sound": not found.problems}))
         context.exit(1 if found.problems else 0)
-    click.echo(printable(f"{file}: {found.jobs} jobs, {found.failed} failed; {found.derived} rows follow from scores"))
+    derived = f"{counted(found.derived, 'row')} {'follows' if found.derived == 1 else 'follow'} from scores"
+    click.echo(printable(f"{file}: {counted(found.jobs, 'job')}, {found.failed} failed; {derived}"))
     for line in (*found.judged, *found.notes):
         click.echo(printable(line))
     say_some(found.problems)
@@ -219,7 +220,7 @@ def reproduce(
         asked = again.settled(rows, given)
         told = [row["total_seconds"] for row in rows if row["total_seconds"] is not None]
         silent = f"; {len(rows) - len(told)} do not say" if len(told) < len(rows) else ""
-        click.echo(f"{len(rows)} jobs, which took {sum(told):.0f} s by their rows{silent}", err=True)
+        click.echo(f"{counted(len(rows), 'job')}, which took {sum(told):.0f} s by their rows{silent}", err=True)
         different = 0
         for found in again.reproduced(rows, asked, lambda job: click.echo(printable(f"run {job.label}"), err=True)):
             different += not found.within(tolerance)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from kdad_bench.leaderboard.text import printable
+from kdad_bench.leaderboard.text import counted, printable
 
 if TYPE_CHECKING:
     from kdad_bench.harness.agenda import Agenda
@@ -28,11 +28,6 @@ class PlainConsole(Console):
         """As Console.print, with every character that does not show as itself written as an escape."""
         safe = ("\n".join(map(printable, one.split("\n"))) if isinstance(one, str) else one for one in objects)
         super().print(*safe, **options)
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 job`, `2 jobs`, `3 categories`."""
-    return f"{number} {noun if number == 1 else f'{noun[:-1]}ies' if noun.endswith('y') else f'{noun}s'}"
 
 
 def stopped(total: int, console: Console, endings: Sequence[tuple[Job, Ending]] = (), *, force: bool = False) -> int:

@@ -12,9 +12,8 @@ import rich_click as click
 
 from kdad_bench.cli import BadInput
 from kdad_bench.cli.parameters import Place
-from kdad_bench.cli.run_report import counted
 from kdad_bench.leaderboard.metric import ACCURACIES, COSTS, MEASURED
-from kdad_bench.leaderboard.text import printable
+from kdad_bench.leaderboard.text import counted, printable
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "identity": (

@@ -38,7 +38,8 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 def not_a_category(name: str, dataset: str, have: Collection[str]) -> str:
     """That `dataset` has no category `name`, in one line."""
-    return f"category '{name}'{suggestion(name, have)} not in {dataset}; have: {', '.join(have)}"
+    several = "name each with a --category of its own; " if "," in name else ""
+    return f"category '{name}'{suggestion(name, have)} not in {dataset}; {several}have: {', '.join(have)}"
 
 
 class DatasetError(ValueError):

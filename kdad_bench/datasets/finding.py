@@ -196,7 +196,7 @@ def _of_its_own(place: Place) -> Place:
     other = others[0] if others else "another data set"
     raise DatasetError(
         f"{place.root}: none of its {len(place.categories)} categories ({have}) is one of {place.entry.title} "
-        f"({wanted}, ...); is it {other}? move it under that name, or name it folder:{place.root}"
+        f"({wanted}, ...); is it {other}? move it under that name{_or_folder(place.root)}"
     )
 
 
@@ -226,7 +226,12 @@ def _another(place: Path, one: Entry) -> str:
         return f"{about}; restore it, or fetch it again"
     have = ", ".join(sorted(found)[:SHOWN])
     other = titles[0] if titles else "another data set"
-    return f"{about}; is it {other} ({have})? move it under that name, or name it folder:{place}"
+    return f"{about}; is it {other} ({have})? move it under that name{_or_folder(place)}"
+
+
+def _or_folder(root: Path) -> str:
+    """What else to do with somebody's own images, where `folder:` reads them."""
+    return f", or name it folder:{root}" if whole.is_a_folder(root) else ""
 
 
 def _place(name: str, root: Path, one: Entry) -> Place:

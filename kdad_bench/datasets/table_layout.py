@@ -188,6 +188,7 @@ class Reader:
             )
             if self._is_normal(line):
                 self.found.blank += [(image, mask) for mask in masks]
+        self._doubt_shared_masks()
         self._check_splits()
 
     def _is_normal(self, line: Line) -> bool:
@@ -253,6 +254,19 @@ class Reader:
             if those:
                 names = list(dict.fromkeys(map(name, those)))
                 self.found.faults.append(fault(self.table, len(those), what, remedy, names))
+
+    def _doubt_shared_masks(self) -> None:
+        """Note masks that several anomalous images have: a slip of copying, if their defects differ."""
+        having: dict[Path, list[Path]] = {}
+        for sample in self.found.test:
+            for mask in set(sample.masks):
+                having.setdefault(mask, []).append(sample.path)
+        shared = {mask: images for mask, images in having.items() if len(images) > 1}
+        if shared:
+            names = [f"{mask.name}: {', '.join(one.name for one in images[:SHOWN])}" for mask, images in shared.items()]
+            count = len({image for images in shared.values() for image in images})
+            what = "a mask that another anomalous image has, too"
+            self.found.doubts.append(fault(self.table, count, what, "is it meant for all of them?", names))
 
     def _check_splits(self) -> None:
         """Note what is empty that must not be."""

@@ -265,7 +265,7 @@ def _image_problems(
         try:
             mask = mask_of(path, size)
             if path == blank and mask.marked.any():
-                odd.append(f"{path}: marks something in a normal image")
+                odd.append(f"{path}: marks something in the normal image {sample.path.name}")
             elif path != blank:
                 odd += [f"{path}: {what}" for what in _odd(mask)]
                 odd += [f"{path}: the mask {TURNED_APART}"] if turned_apart(sample.path, path) else []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kdad_bench.datasets.category import Category, printable
 from kdad_bench.datasets.entry import Counts, Entry
+from kdad_bench.datasets.folder import FOLDER
 from kdad_bench.datasets.listing import SHOWN, folded
 from kdad_bench.datasets.stand_in import PREFIX
 
@@ -127,7 +128,7 @@ def refusals(root: Path, one: Entry, found: Sequence[Category]) -> list[str]:
             names = ", ".join(those[:SHOWN]) + (", ..." if len(those) > SHOWN else "")
             lines.append(
                 f"{root}: {len(those)} of {len(found)} categories are without {name} ({names}); "
-                f"restore it, or name it folder:{root} to run on what is there"
+                f"restore it, or {_part(root, one, f'take {name} out of `needs`')}"
             )
     return lines
 
@@ -145,8 +146,20 @@ def _line(root: Path, one: Entry, key: str, those: Mapping[str, tuple[int, int]]
     names = ", ".join(each[:SHOWN]) + (f", {len(each) - SHOWN} more" if len(each) > SHOWN else "")
     return (
         f"{root}: {there} of {wanted} {NUMBERS.get(key, key)} of {one.title} are there ({names}); "
-        f"restore them, or name it folder:{root} to run on what is there"
+        f"restore them, or {_part(root, one, 'lower `published` and `totals`')}"
     )
+
+
+def is_a_folder(root: Path) -> bool:
+    """Whether `folder:` finds a category in `root`."""
+    return any(layout.categories(root) for layout in FOLDER.layouts)
+
+
+def _part(root: Path, one: Entry, otherwise: str) -> str:
+    """How to run on what is there: `folder:` reads this package's layouts alone; else the entry has to promise less."""
+    if is_a_folder(root):
+        return f"name it folder:{root} to run on what is there"
+    return f"{otherwise} in the entry of {one.name} to run on what is there"
 
 
 def departure(category: Category, one: Entry) -> str:
@@ -176,7 +189,8 @@ def remarks(category: Category, one: Entry) -> tuple[str, ...]:
     refused for it."""
     counts, sure = expected(one, category.name)
     if counts is None:
-        what = f"{category.root}: no category of {one.title}; if it is your own, name it folder:{category.root}"
+        rest = f"; if it is your own, name it folder:{category.root}" if is_a_folder(category.root) else ""
+        what = f"{category.root}: no category of {one.title}{rest}"
         return (printable(what),) if one.published else ()
     odd = differing(numbers_of(category), counts)
     foreign = _foreign(category, counts)

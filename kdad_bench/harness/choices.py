@@ -66,7 +66,9 @@ def method_choice(text: str) -> tuple[str, str]:
     except outside.OutsideError as error:
         raise SelectionError(f"--method {error}") from error
     if not there:
-        raise SelectionError(f"unknown method '{method}'{suggestion(method, METHODS)}; have: {', '.join(METHODS)}")
+        several = "name each with a --method of its own; " if "," in method else ""
+        have = ", ".join(METHODS)
+        raise SelectionError(f"unknown method '{method}'{suggestion(method, METHODS)}; {several}have: {have}")
     return method, variant
 
 

@@ -14,6 +14,7 @@ from statistics import median
 from kdad_bench.files import CacheError, cache_folder, read_json, write_text_whole
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.material import count_of
+from kdad_bench.leaderboard.text import counted
 
 KEPT = 10  # durations remembered per kind of job
 JOB_SECONDS = 1.0  # of any job, beside its training and scoring: reading, metrics, picture, row
@@ -73,7 +74,7 @@ def estimate(
         "of unknown kinds, by a rule of thumb on the scale of the others": found.count(None),
     }
     said = [f"{count} {words}" for words, count in sources.items() if count]
-    return Estimate(seconds, f"{len(jobs)} jobs: " + ", ".join(said), workers)
+    return Estimate(seconds, f"{counted(len(jobs), 'job')}: " + ", ".join(said), workers)
 
 
 def scale_of(rules: Sequence[float], found: Sequence[float | None]) -> float:

@@ -26,6 +26,11 @@ def _escaped(found: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 job`, `2 jobs`, `3 categories`."""
+    return f"{number} {noun if number == 1 else f'{noun[:-1]}ies' if noun.endswith('y') else f'{noun}s'}"
+
+
 def is_printable(text: str) -> bool:
     """Whether `printable` leaves `text` as it is."""
     return _UNPRINTABLE.search(text) is None

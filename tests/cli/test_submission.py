@@ -59,7 +59,7 @@ def packed(folder: Path) -> Path:
 def test_a_pack_checks_out_to_the_same_figures(folder: Path, packed: Path) -> None:
     done = command("check", packed, "--all", "--results", folder)
     assert (done.exit_code, done.stderr) == (0, ""), done.output
-    assert "2 jobs, 1 failed; 1 rows follow from scores" in done.stdout
+    assert "2 jobs, 1 failed; 1 row follows from scores" in done.stdout
     assert "its maps give its 16 figures" in done.stdout
     assert "4 files beside rows" in done.stdout
     assert "SegF1 of 1 row was not computed anew" in done.stdout

@@ -127,6 +127,20 @@ def test_every_command_knows_it(root: Path, tmp_path: Path) -> None:
     assert "no map there" in maps.stderr
 
 
+def test_fewer_images_than_promised_name_a_remedy_that_works(root: Path, tmp_path: Path) -> None:
+    more = FLAT.replace("train=6", "train=60")
+    assert more != FLAT
+    done = run(written(tmp_path, more), root, tmp_path / "out")
+    line = (
+        f"{root}/flat: 6 of 60 train images of Flat are there (bolt 6 of 60); restore them, or lower `published` and "
+        "`totals` in the entry of flat to run on what is there"
+    )
+    assert (done.exit_code, line in done.stderr) == (2, True)
+    assert run(f"folder:{root}/flat", root, tmp_path / "out").exit_code == 2  # which such a line named before
+    outside.ADDED.clear()
+    assert run(written(tmp_path), root, tmp_path / "out").exit_code == 0
+
+
 def test_one_without_published_numbers_is_fetched_and_verified(root: Path, tmp_path: Path) -> None:
     archive = Path(shutil.make_archive(str(tmp_path / "flat"), "zip", root))
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()

@@ -215,7 +215,30 @@ def test_a_mask_of_a_normal_image_must_mark_nothing(folder: Path) -> None:
     mask = next(row["mask"] for row in rows if row["mask"])
     next(row for row in rows if row["label"] == "good" and row["split"] == "test")["mask"] = mask
     report = verify(write(folder / "a.csv", rows))
-    assert [line.partition(": ")[2] for line in report.categories[0].problems] == ["marks something in a normal image"]
+    (line,) = report.categories[0].problems
+    assert line.endswith("_mask.png: marks something in the normal image test-good-001.png")
+
+
+def test_a_mask_that_several_anomalous_images_share_is_told_by_run_and_verify(folder: Path) -> None:
+    rows = rows_of(folder)
+    first, second = (row for row in rows if row["mask"])
+    table = write(folder / "a.csv", rows)
+    assert datasets.categories(f"tabular:{table}", None)[0].remarks == ()
+    assert verify(table).sound
+    second["mask"] = first["mask"]
+    told = (
+        f"{write(table, rows)}: 2 lines with a mask that another anomalous image has, too "
+        "(ground_truth-spot-000_mask.png: test-spot-000.png, test-spot-001.png); is it meant for all of them?"
+    )
+    assert datasets.categories(f"tabular:{table}", None)[0].remarks == (told,)
+    assert verify(table).categories[0].problems == [told]
+    assert verify(table).exit_code == 1
+
+
+def test_the_name_that_a_run_takes_is_no_path_to_verify(folder: Path) -> None:
+    table = write(folder / "a.csv", rows_of(folder))
+    done = command("data", "verify", f"tabular:{table}")
+    assert (done.exit_code, done.stderr) == (2, f"kdad-bench: tabular:{table}: give the path alone: {table}\n")
 
 
 FAULTS = {

@@ -139,7 +139,7 @@ def test_a_row_that_does_not_say_how_long_it_took_is_no_quick_one(floor: Path, t
     assert row["total_seconds"] == 7.0
     silent = rewritten(floor, tmp_path / "silent", total_seconds=None)
     done = command(silent, "--dataset", f"folder:{tiny_tree}")
-    assert "1 jobs, which took 0 s by their rows; 1 do not say" in done.stderr
+    assert "1 job, which took 0 s by their rows; 1 do not say" in done.stderr
 
 
 REFUSED: dict[str, tuple[bool, Mapping[str, Any], str]] = {
