@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from dataclasses import replace
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import click
 import pytest
@@ -90,6 +95,68 @@ def test_the_quick_presets_are_the_winners_of_the_rule_that_chose_them() -> None
     for name, winner in won.items():
         preset = entry(name).presets["quick"]
         assert {key: str(getattr(preset, key)) for key in winner} == winner, name
+
+
+# what the quick presets had when the rule was applied to them, as docs/recipes.md says it
+BEFORE: dict[str, dict[str, Any]] = {
+    "stfpm": {"learning_rate": 0.4}, "eca_mskdad": {"learning_rate": 0.4}, "rd4ad": {"learning_rate": 0.005},
+    "dskd": {"learning_rate": 0.005}, "bmkd": {"learning_rate": 0.005}, "mkd": {"learning_rate": 0.003},
+    "fractalad": {"learning_rate": 0.003}, "stad": {"width": 32, "steps": 20}, "destseg": {"learning_rate": 0.003},
+    "ast": {}, "dinomaly": {"learning_rate": 0.002}, "efficientad": {"hard": 0.0},
+}  # fmt: skip
+
+
+def recipes_script() -> Any:
+    spec = spec_from_file_location("recipes", ROOT / "benchmarks" / "recipes.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_script_that_chose_the_quick_presets_runs_the_recipes_of_its_page() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text().partition("## Quick\n")[2].partition("\n## ")[0]
+    shown: dict[str, set[Any]] = {}
+    for name, said in re.findall(r"^\| (\w+) \| quick(?:\[(.+)\])? \|", page, re.MULTILINE):
+        changes = dict(one.split("=") for one in said.split(",") if one)
+        values = {key: ast.literal_eval(value) for key, value in changes.items()}
+        shown.setdefault(name, set()).add(replace(entry(name).presets["quick"], **{**BEFORE[name], **values}))
+    run = {
+        name: [replace(entry(name).presets["quick"], **one) for one in each]
+        for name, each in recipes_script().QUICK.items()
+    }
+    assert {name: set(each) for name, each in run.items()} == shown
+    assert all(len(set(each)) == len(each) and each[0] == entry(name).presets["quick"] for name, each in run.items())
+
+
+def test_the_budgets_of_the_trials_of_the_standard_presets_are_those_that_the_page_says() -> None:
+    script, parts = recipes_script(), {}
+    for name, candidates in script.STANDARD.items():
+        labels = [script.label("standard", name, one) for one in candidates]
+        assert len(set(labels)) == len(labels), name
+        preset = entry(name).presets["standard"]
+        assert set(candidates[0]) <= {"steps", "image_size"}  # the preset's own, but for the size of the trial
+        parts[name] = {**script.SMALL, **candidates[0]}["steps"] / preset.steps
+    assert {name for name, part in parts.items() if part == 1} == {"dskd", "bmkd"}
+    fewer = {name: part for name, part in parts.items() if part != 1}
+    assert (min(fewer.values()), max(fewer.values())) == (0.25, 0.6)
+    assert [name for name, part in fewer.items() if part == 0.25] == ["mkd"]
+    small = {name for name in script.STANDARD if entry(name).presets["standard"].image_size == 128}
+    assert small == {"eca_mskdad", "mkd"}
+
+
+def test_the_time_that_the_readme_says_of_the_quick_table_is_that_of_its_rows() -> None:
+    from kdad_bench.leaderboard import store
+
+    seconds: dict[str, list[float]] = {}
+    rows = store.read(ROOT / "docs" / "results" / "quick", ("method", "total_seconds", "threads")).rows()
+    for row in rows:
+        assert row["threads"] == 1
+        seconds.setdefault(row["method"], []).append(row["total_seconds"])
+    jobs = len(seconds) * 4 * 2  # categories, and the preset's seeds
+    minutes = sum(median(those) for those in seconds.values()) * 4 * 2 / 60
+    assert f"the {jobs} jobs are {minutes:.0f} minutes of one core" in README
 
 
 @pytest.mark.parametrize("rows", ["real", "gpu"])
