@@ -204,9 +204,11 @@ class Detector:
         """Write model.safetensors, model.json and decision.json, as `run --save-models` does; returns the folder.
 
         `Detector.load` and `kdad-bench predict` read them.
-        Raises NotFitted, SelectionError for a URL, and OSError where that cannot be written.
+        Raises NotFitted, SelectionError for a URL and for what is no folder, and OSError where that cannot be written.
         """
         fitted, place = self._learnt(), on_this_machine(folder)
+        if os.path.lexists(place) and not place.is_dir():
+            raise SelectionError(f"{place}: is no folder; choose another one")
         self._refuse_a_graph("saved again; copy its folder")
         checkpoint.save(self.method, cast(Method, plain(fitted.method)), place)
         fitted.decision.write(place)

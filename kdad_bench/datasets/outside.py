@@ -6,6 +6,7 @@ Whatever their code raises or returns that cannot be is one line: a run never tr
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
@@ -124,6 +125,11 @@ def reasons_against(entry: Any, taken: Collection[str]) -> Iterator[str]:
         yield f"drawn is of type {type(entry.drawn).__name__}, not callable"
     if entry.archive is not None and not isinstance(entry.archive, Archive):
         yield f"archive is of type {type(entry.archive).__name__}, not Archive"
+    elif entry.archive is not None and not is_digest(entry.archive):
+        yield (
+            f"archive: {entry.archive.digest!r} by {entry.archive.algorithm!r} is no checksum: "
+            "64 hexadecimal digits by sha256, or 32 by md5"
+        )
     if not isinstance(entry.published, Mapping) or not all(isinstance(one, Counts) for one in entry.published.values()):
         yield "published maps names of categories to Counts"
         return
@@ -157,6 +163,12 @@ def reasons_against_counts(name: Any, counts: Counts) -> Iterator[str]:
 def is_count(value: object) -> bool:
     """Whether it is a whole number from 0 on."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def is_digest(archive: Archive) -> bool:
+    """Whether an archive's checksum is one of its algorithm."""
+    digits = {"sha256": 64, "md5": 32}.get(archive.algorithm, 0)
+    return is_text(archive.digest) and bool(digits) and bool(re.fullmatch(f"[0-9a-fA-F]{{{digits}}}", archive.digest))
 
 
 def is_layout(found: object) -> bool:
@@ -290,9 +302,13 @@ class Guarded:
 
     def look_at_sample(self, found: Survey, sample: Sample, split: str) -> None:
         """Raises DatasetError for an image that is not what its split needs."""
-        if not isinstance(sample, Sample) or not is_name(sample.defect):
-            raise self.wrong("survey", f"has {sample!r} in {split}, which is no Sample, or of a kind not {NO_NAME}")
+        if not isinstance(sample, Sample):
+            raise self.wrong("survey", f"has a {type(sample).__name__} in {split}, not a Sample")
+        if not is_name(sample.defect):
+            raise self.wrong("survey", f"has the defect {sample.defect!r} in {split}, which is not {NO_NAME}")
         for path in (sample.path, *sample.masks, *(() if sample.scan is None else (sample.scan,))):
+            if not is_path(path):
+                raise self.wrong("survey", f"has {path!r} in {split}, a {type(path).__name__} and no Path")
             if not is_below(path, found.folder):
                 raise self.wrong("survey", f"has {path} in {split}, which is no Path below {found.folder}")
         if split != "test" and sample.label:

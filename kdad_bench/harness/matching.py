@@ -177,7 +177,8 @@ def misnamed(offer: Offer, one: Matched, images: Images, numbers: Sequence[int])
         return f"{offer.where}: may belong to {len(numbers)} images of {one.label} ({few}); say which one"
     said = f"{offer.key.defect}/{offer.key.name}" if offer.key.defect else offer.key.name
     said = offer.path if images.whole else said
-    return f"{offer.where}: no test image '{said}' in {one.label}{suggestion(said, images.names)}"
+    stack = "; if it is a stack of maps, give the file itself" if offer.where.endswith(".npz") else ""
+    return f"{offer.where}: no test image '{said}' in {one.label}{suggestion(said, images.names)}{stack}"
 
 
 def shared(one: Matched, known: dict[str, str]) -> Iterator[str]:

@@ -110,6 +110,10 @@ def test_a_saved_detector_is_a_model_of_predict_with_the_same_decisions(tree: Pa
     assert not list(place.glob("*.tmp"))
     with pytest.raises(SelectionError, match="is a URL; give a path on this machine"):
         fitted.save("s3://bucket/model")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SelectionError, match="file: is no folder; choose another one"):
+        fitted.save(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
     ours = kdad_bench.Detector.load(place, false_alarms=0.15).predict(files)
     done = CliRunner().invoke(cli, ["predict", str(place), *map(str, files), "--json", "--false-alarms", "0.15"])
     assert done.exit_code == 0, done.output

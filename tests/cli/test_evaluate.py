@@ -123,6 +123,8 @@ def test_the_maps_that_run_saves_are_a_stack_that_evaluate_takes(tiny_tree: Path
     result = evaluate(saved, tiny_tree, tmp_path / "ext", "-c", "bolt", "--no-pictures")
     assert result.exit_code == 0, result.output
     assert not (tmp_path / "ext" / "pictures").exists()
+    folder = evaluate(saved.parent, tiny_tree, tmp_path / "other", "-c", "bolt", "--no-pictures")
+    assert (folder.exit_code, "if it is a stack of maps, give the file itself" in folder.stderr) == (2, True)
 
 
 def test_a_folder_that_moved_keeps_the_name_of_its_rows(maps: Path, tmp_path: Path) -> None:

@@ -263,6 +263,13 @@ BAD = {
     "no mask": (changed("masks=masks", "masks=()"), "", "has no mask for"),
     "elsewhere": (changed("        return found\n", "        found.train.append(Sample(path=Path('/etc/x.png')))\n"
                           "        return found\n"), "", "which is no Path below"),
+    "a text as a path": (surveyed("found.train.append(Sample(path=str(folder / 'train_good_000.png')))"), "",
+                         "train_good_000.png' in train, a str and no Path"),
+    "a path as a sample": (surveyed("found.train.append(folder / 'x.png')"), "", "PosixPath in train, not a Sample"),
+    "a defect with a slash": (surveyed("found.test.append(Sample(path=folder / 'x.png', defect='a/b'))"), "",
+                              "has the defect 'a/b' in test, which is not of letters"),
+    "no checksum": (changed('digest="0" * 64', 'digest="xyz"'), "", "archive: 'xyz' by 'sha256' is no checksum"),
+    "another's checksum": (changed('algorithm="sha256"', 'algorithm="md5"'), "", "by 'md5' is no checksum"),
     "nothing to learn from": (changed("        return found\n", "        found.train.clear()\n        return found\n"),
                               "", "no image to learn from"),
     "an unused path": (surveyed("found.unused.append(folder / 'x.png')"), "", "in unused, which is not Unused("),
