@@ -84,6 +84,7 @@ def of_methods(table: pa.Table, first: str, second: str, metrics: Sequence[str],
         raise NothingToCompare(
             f"no finished jobs of both {first!r} and {second!r} on one data set, preset and device; have: "
             + (", ".join(sorted(known)) or "none")
+            + "".join(f"; '{name}' is external:{name}" for name in (first, second) if f"external:{name}" in known)
         )
     return _ordered(found)
 
