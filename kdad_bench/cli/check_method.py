@@ -31,9 +31,9 @@ def check_method(method: str, timeout: float) -> None:
     """
     from contextlib import closing
 
-    from kdad_bench.cli.run_report import counted
     from kdad_bench.harness.check_method import Unfinished, check_apart
     from kdad_bench.harness.choices import SelectionError
+    from kdad_bench.leaderboard.text import counted
 
     name, broken = method, 0
     try:
