@@ -124,6 +124,7 @@ ENVIRONMENT = "environment variables"
 SEARCH_PATH = "where modules are looked for"
 FILTERS = "which warnings are shown"
 SIGNALS = "what is done at signals"
+FILTERING = threading.RLock()  # whoever sets filters for a while holds it: they are one for all threads
 LOADED = (ENVIRONMENT, SEARCH_PATH)  # what a module may set for good as it is imported: libraries read them later
 LATE = (FILTERS, SEARCH_PATH)  # what libraries set in the middle of a job, as they are imported there
 

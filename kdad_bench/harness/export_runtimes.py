@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from kdad_bench.harness.export_archive import harmless
 from kdad_bench.harness.signal_stack import kept_signal_stack
 from kdad_bench.methods.checkpoint import ModelError
+from kdad_bench.process import FILTERING
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -149,12 +151,13 @@ def rounded(model: Any, calibration: Sequence[NDArray[np.uint8]]) -> Any:
 def opened_graph(target: str, folder: Path, batch: int | None) -> Runner:
     """What runs the graph in `folder` on the CPU, with as many threads as PyTorch has; `batch` images at a time.
 
+    Any number of threads may open graphs, and call one: each gets the answers to its own images.
     Raises ExportError for a package that is missing or a file that would run code, and whatever the runtime raises.
     """
     lacking = missing(target, write=False)
     if lacking:
         raise ExportError(f"{folder}: {lacking}")
-    with quietly(), kept_signal_stack():
+    with unwarned(), kept_signal_stack():
         runner = {"torch": open_torch, "onnx": open_onnx, "openvino": open_openvino}[target](folder)
     return runner if batch is None else lambda images: in_batches(runner, images, batch)
 
@@ -206,9 +209,11 @@ def open_openvino(folder: Path) -> Runner:
 
     options = {**OPENVINO, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     model = openvino.Core().compile_model(folder / "graph.xml", "CPU", options)
+    turn = threading.Lock()  # a compiled model has one place for images and answers, whoever calls
 
     def run(images: NDArray[np.uint8]) -> Answers:
-        found = model({INPUT: images})
+        with turn:
+            found = model({INPUT: images}, share_outputs=False)
         return found[OUTPUTS[0]], found[OUTPUTS[1]]
 
     return run
@@ -222,14 +227,21 @@ def in_batches(runner: Runner, images: NDArray[np.uint8], batch: int) -> Answers
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Converters warn of their own inner matters, and OpenVINO's report their use to its makers: neither here."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # its importers have a stand-in
+    """Converters warn of their own inner matters, log them and draw their progress: none of it here."""
     logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # nncf draws its progress there
-            warnings.simplefilter("ignore")
+    with unwarned(), redirect_stdout(io.StringIO()):  # nncf draws there
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
             yield
-    finally:
-        logger.setLevel(level)
+        finally:
+            logger.setLevel(level)
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Inside, no warning is shown, and OpenVINO does not report its use to its makers; one thread at a time."""
+    with FILTERING, warnings.catch_warnings():
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # its importers have a stand-in
+        warnings.simplefilter("ignore")
+        yield

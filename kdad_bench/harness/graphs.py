@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from kdad_bench.harness.windows import Windowed
 from kdad_bench.kernels import torch_path
 from kdad_bench.methods.protocol import Fitting, Method, Scores
+from kdad_bench.process import FILTERING
 
 SWITCH = "KDAD_GRAPHS"
 ON = {"cuda"}
@@ -29,7 +30,6 @@ OURS = "kdad_bench."  # code of others may keep count of its calls
 MOST = 16  # graphs of a method: each keeps what its call wrote
 CLOSE = 1e-3  # of the largest value: kernels that add in any order differ by rounding, a stale number by more
 WAITED = "called a synchronizing CUDA operation"  # as torch warns
-_recording = threading.RLock()  # torch's debug mode and Python's filters of warnings are one for all threads
 _launching = threading.Lock()
 _last: dict[torch.device, Any] = {}  # the stream of the last recording that was launched
 
@@ -210,7 +210,7 @@ class Graphed:
         """`call` recorded; None where that cannot be."""
         try:
             self.pool = self.pool or torch.cuda.graph_pool_handle()
-            with _recording, repeating():
+            with FILTERING, repeating():  # torch's debug mode is one for all threads, too
                 return Replay(call, images, self.pool)
         except Exception:  # the call itself says what is wrong with it, if anything
             if not any(self.kept.values()):

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdad_bench.harness import export_runtimes
 from kdad_bench.harness.export_graph import Portable, by_turned_weights, graph_of, resized
 from kdad_bench.harness.export_runtimes import TARGETS, ExportError, Graph, missing, opened_graph, write_graph
 from kdad_bench.kernels import formulas
@@ -86,6 +92,46 @@ def test_a_graph_says_what_its_method_says(name: str, target: str, tmp_path: Pat
     for count in (1, 3):
         images = pixels(count)
         assert apart(method, runner(images), images) < TOLERANCE
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_each_thread_gets_the_answers_to_its_own_images(target: str, tmp_path: Path) -> None:
+    if lacking := missing(target):
+        pytest.skip(lacking)
+    _, graph = fitted("stfpm")
+    write_graph(graph, target, tmp_path)
+    runner, images = opened_graph(target, tmp_path, graph.batch), pixels(6)
+    alone = [runner(image[None])[0].item() for image in images]
+    with ThreadPoolExecutor(len(images)) as pool:
+        asked = [k % len(images) for k in range(120)]
+        found = list(pool.map(lambda k: runner(images[k : k + 1])[0].item(), asked))
+    assert found == [alone[k] for k in asked]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_graphs_opened_in_several_threads_leave_the_process_as_it_was(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is printed meanwhile arrives, and warnings are shown as before, however the threads overlap."""
+    if lacking := missing(target):
+        pytest.skip(lacking)
+    _, graph = fitted("pixel_mean")
+    write_graph(graph, target, tmp_path)
+    opener, meet = getattr(export_runtimes, f"open_{target}"), threading.Barrier(2)
+    during = []
+
+    def waiting(folder: Path) -> object:
+        with suppress(threading.BrokenBarrierError):
+            meet.wait(timeout=0.5)  # both are in there, where that can be
+        during.append(sys.stdout)
+        return opener(folder)
+
+    monkeypatch.setattr(export_runtimes, f"open_{target}", waiting)
+    before = sys.stdout, list(warnings.filters), warnings.showwarning
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: opened_graph(target, tmp_path, graph.batch), range(2)))
+    assert (sys.stdout, list(warnings.filters), warnings.showwarning) == before
+    assert during == [before[0]] * 2
 
 
 def test_the_page_has_a_line_for_each_method() -> None:
