@@ -20,7 +20,7 @@ from kdad_bench.harness.choices import MOST_SIDE
 from kdad_bench.methods.checkpoint import DESCRIPTION, DIGEST
 
 FILE = "decision.json"
-SEAL = "sha256"  # in decision.json; of before it exists it has none
+SEAL = "sha256"  # in decision.json; older ones, of models without a digest of their weights, have none
 REMEDY = "save the model again with `run --save-models`"
 EXACT = 2**53  # counts that a float has exactly
 MOST_SCORE = 3.5e38  # of a float32
@@ -47,7 +47,7 @@ class Decision:
     def write(self, folder: Path) -> None:
         """Put it beside the model, whole, with a seal that binds it to those weights."""
         content = json.loads(json.dumps(asdict(self)))
-        sealed = content | {SEAL: seal_of(content, folder)}
+        sealed = content | {SEAL: seal_of(content, digest_of_weights(folder))}
         write_text_whole(folder / FILE, json.dumps(sealed, indent=2) + "\n")
 
     def threshold(self, false_alarms: float, remedy: str = "give --threshold or more --normals, ") -> float:
@@ -141,7 +141,10 @@ def read(folder: Path) -> Decision:
     except DamagedError as error:
         raise DecisionError(str(error)) from error
     seal = content.pop(SEAL, None)
-    if seal is not None and seal != seal_of(content, folder):
+    weights = digest_of_weights(folder)
+    if (seal is not None or weights is not None) and seal != seal_of(content, weights):
+        if seal is None:
+            raise DecisionError(f"{path}: damaged ({SEAL} is missing); {REMEDY}")
         raise DecisionError(
             f"{path}: damaged, changed or of another model (its SHA-256 is not the one in it); {REMEDY}"
         )
@@ -157,12 +160,16 @@ def read(folder: Path) -> Decision:
         raise DecisionError(f"{path}: damaged ({where} {wrong}); {REMEDY}") from error
 
 
-def seal_of(content: dict[str, Any], folder: Path) -> str:
-    """SHA-256 of the fields of a decision and of the digest of the weights beside it."""
+def digest_of_weights(folder: Path) -> Any:
+    """What the model's description says of its weights; None where it says nothing, or cannot be read."""
     try:
-        weights = read_json(folder / DESCRIPTION, dict).get(DIGEST)
+        return read_json(folder / DESCRIPTION, dict).get(DIGEST)
     except (OSError, DamagedError):  # whoever loads the model says so
-        weights = None
+        return None
+
+
+def seal_of(content: dict[str, Any], weights: Any) -> str:
+    """SHA-256 of the fields of a decision and of the `digest_of_weights` beside it."""
     return hashlib.sha256(json.dumps([content, weights], sort_keys=True).encode()).hexdigest()
 
 

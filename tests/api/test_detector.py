@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -248,8 +250,18 @@ def test_an_exported_graph_is_a_detector(target: str, data: Any, tmp_path: Path)
     for work in (lambda: graph.fit(data.train), lambda: graph.save(tmp_path / "again")):
         with pytest.raises(SelectionError, match="an exported graph cannot be"):
             work()
+    with pytest.raises(SelectionError, match=r"holds an exported graph \(export.json\); give another folder"):
+        made.save(model / target)
+    for copied in (copy.deepcopy(graph), pickle.loads(pickle.dumps(graph))):
+        assert np.array_equal(copied.predict(data.test).scores, found.scores)
+        assert copied.threshold_ == graph.threshold_
     with pytest.raises(SelectionError, match="runs on the CPU"):
         kdad_bench.Detector.load(model / target, device="cuda")
+    away, pickled = model / "away", pickle.dumps(graph)
+    (model / target).rename(away)
+    with pytest.raises(ModelError, match="a part of the graph is missing"):
+        pickle.loads(pickled)
+    away.rename(model / target)
     about = model / target / "export.json"
     about.write_text(about.read_text().replace('"kdad_bench": "', '"kdad_bench": "9.'))
     with pytest.raises(ModelError, match=r"exported with kdad_bench '9\..*export it again"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import re
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ from click.testing import CliRunner
 from kdad_bench import Detector
 from kdad_bench.cli import cli
 from kdad_bench.datasets import outside, stand_in
+from kdad_bench.harness import decision, export_runtimes
 from kdad_bench.harness import export as harness
-from kdad_bench.harness import export_runtimes
 from kdad_bench.harness.export_certificate import Comparison
 from tests.conftest import write_tree
 
@@ -56,10 +58,15 @@ def call(*arguments: object) -> tuple[int, str, str]:
 
 
 def unsealed(folder: Path) -> dict[str, Any]:
-    """What decision.json says, without what binds it to the weights: as an older one."""
+    """What decision.json says, without what binds it to the weights."""
     content: dict[str, Any] = json.loads((folder / "decision.json").read_text())
     del content["sha256"]
     return content
+
+
+def decides(folder: Path, **changes: Any) -> None:
+    """Another decision of the saved model in `folder`."""
+    replace(decision.read(folder), **changes).write(folder)
 
 
 def content(folder: Path) -> list[Path]:
@@ -244,9 +251,34 @@ def changed(field: str, value: object) -> Callable[[Path], object]:
         for name in parents:
             place = place[name]
         place.pop(last) if value is None else place.update({last: value})
-        (folder / "export.json").write_text(json.dumps(about))
+        resealed(folder, about)
 
     return change
+
+
+def resealed(folder: Path, about: dict[str, Any]) -> None:
+    """These contents in export.json, with the SHA-256 of all the rest."""
+    rest = {name: value for name, value in about.items() if name != "sha256"}
+    seal = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    (folder / "export.json").write_text(json.dumps(rest | {"sha256": seal}))
+
+
+def without_threshold(folder: Path) -> None:
+    resealed(folder, json.loads((folder / "export.json").read_text()) | {"threshold": None})
+
+
+def one_digit(folder: Path) -> None:
+    """Of a field that fits all others whatever it is."""
+    path = folder / "export.json"
+    said = path.read_text()
+    (peak,) = re.findall(r'"normal_map_peak": ([0-9.]+)', said)
+    path.write_text(said.replace(peak, f"9{peak}"))
+
+
+def unhashed(folder: Path) -> None:
+    about = json.loads((folder / "export.json").read_text())
+    del about["sha256"]
+    (folder / "export.json").write_text(json.dumps(about))
 
 
 def one_byte(folder: Path) -> None:
@@ -445,6 +477,25 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "another resolution": (changed("decision.resolution", 64), "not those of images of 64 px"),
     "another output": (changed("outputs", []), "not those of images of 128 px"),
     "an overlap without tiles": (changed("decision.overlap", 3), "decision Value error, an overlap without tiles"),
+    "another threshold": (changed("threshold.value", 1.0), "threshold 1 is not that of the held-out normals"),
+    "a threshold of other normals": (changed("decision.normal_scores", [9e18] * 10), "is not that of the held-out"),
+    "another threshold that was certified": (changed("certificate.decisions.own_threshold", 1.0), "is not that of the"),
+    "another threshold of the model": (changed("certificate.decisions.threshold", 1.0), "is not that of the held-out"),
+    "no threshold": (without_threshold, "are there together or not"),
+    "no normals": (changed("decision.normal_scores", []), "are there together or not"),
+    "a rate of none": (changed("threshold.false_alarms", 0.0), "threshold.false_alarms is 0.0"),
+    "a rate below none": (changed("threshold.false_alarms", -3.0), "threshold.false_alarms is -3.0"),
+    "a rate of all": (changed("threshold.false_alarms", 1.0), "threshold.false_alarms is 1.0"),
+    "a rate beyond all": (changed("threshold.false_alarms", 1e308), "threshold.false_alarms is 1e+308"),
+    "a rate that the normals cannot promise": (changed("threshold.false_alarms", 0.01), "cannot support a 1 % false"),
+    "no seed": (changed("settings.seed", None), "settings have no seed"),
+    "a seed that is none": (changed("settings.seed", "0"), "settings have no seed"),
+    "one digit": (one_digit, "the SHA-256 of the contents is not the one in it"),
+    "no hash of itself": (unhashed, "sha256 is missing"),
+    "a saved model in the same place": (
+        lambda folder: (folder / "model.json").write_text("{}"),
+        "and a saved model (model.json); keep one",
+    ),
     "another runtime": (changed("target", "onnx"), "graph names graph.pt2"),
     "no runtime": (changed("target", "tensorrt"), "target is 'tensorrt'"),
     "a graph elsewhere": (changed("graph", {"../graph.pt2": {"sha256": "0" * 64, "bytes": 1}}), "graph names"),
@@ -569,8 +620,7 @@ def test_a_model_without_held_out_normals_is_compared_on_what_is_named(
     model: tuple[Path, Path], tmp_path: Path
 ) -> None:
     moved = Path(shutil.copytree(model[0], tmp_path / "moved", ignore=shutil.ignore_patterns("torch")))
-    about = unsealed(moved)
-    (moved / "decision.json").write_text(json.dumps(about | {"normal_scores": [], "normal_map_peak": None}))
+    decides(moved, normal_scores=(), normal_map_peak=None)
     code, output, errors = call("export", moved, "--to", "torch", "--check-on", model[1] / "bolt" / "test", "--json")
     assert code == 0, errors
     assert json.loads(output)["threshold"] is None
@@ -623,8 +673,7 @@ def test_the_example_for_onnxruntime_runs(exported: Path, model: tuple[Path, Pat
 
 def test_the_bench_refuses_a_model_that_cannot_be_exported(model: tuple[Path, Path], tmp_path: Path) -> None:
     moved = Path(shutil.copytree(model[0], tmp_path / "moved", ignore=shutil.ignore_patterns("torch")))
-    about = unsealed(moved)
-    (moved / "decision.json").write_text(json.dumps(about | {"tile": 32}))
+    decides(moved, tile=32)
     code, output, errors = call("bench", "export", moved, "--rounds", 1)
     assert (code, output, errors.count("\n")) == (2, "", 1)
     assert "sees images as tile=32, and a graph takes one square" in errors
