@@ -204,12 +204,15 @@ class Detector:
         """Write model.safetensors, model.json and decision.json, as `run --save-models` does; returns the folder.
 
         `Detector.load` and `kdad-bench predict` read them.
-        Raises NotFitted, SelectionError for a URL and for what is no folder, and OSError where that cannot be written.
+        Raises NotFitted, SelectionError for a URL, for what is no folder, and for a folder that holds an exported graph,
+        which would go on answering there, and OSError where that cannot be written.
         """
         fitted, place = self._learnt(), on_this_machine(folder)
         if os.path.lexists(place) and not place.is_dir():
             raise SelectionError(f"{place}: is no folder; choose another one")
         self._refuse_a_graph("saved again; copy its folder")
+        if os.path.lexists(place / exported.FILE):
+            raise SelectionError(f"{place}: holds an exported graph ({exported.FILE}); give another folder")
         checkpoint.save(self.method, cast(Method, plain(fitted.method)), place)
         fitted.decision.write(place)
         return place

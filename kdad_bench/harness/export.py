@@ -268,7 +268,7 @@ def described(
     packages = versions(wanted.target)
     if wanted.int8:
         packages |= versions_of_rounding()
-    return Exported(
+    return Exported.sealed(
         format=FORMAT,
         kdad_bench=__version__,
         method=source.name,

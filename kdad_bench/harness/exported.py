@@ -1,6 +1,7 @@
 """An exported model on disk: a graph's files, and `export.json`, which says all that the graph does not.
 
-Nothing of it is believed: the hashes of the graph's files, the version that wrote them and each field are checked.
+Nothing of it is believed: the hashes of the graph's files and of itself, the version that wrote them and each field
+are checked.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from kdad_bench.harness.export_runtimes import TARGETS, ExportError, Runner, ope
 from kdad_bench.harness.scoring import Scorer
 from kdad_bench.harness.selection import device_from
 from kdad_bench.harness.trust import FALSE_ALARMS
-from kdad_bench.methods.checkpoint import load
+from kdad_bench.methods.checkpoint import DESCRIPTION, load
 from kdad_bench.methods.protocol import Scores
 
 FORMAT: Literal[1] = 1
@@ -93,7 +94,7 @@ class Threshold(Part):
     """Anomalous is what scores above `value`."""
 
     value: float
-    false_alarms: float
+    false_alarms: float = Field(gt=0, lt=1)
 
 
 class Provenance(Part):
@@ -125,6 +126,17 @@ class Exported(Part):
     decision: decision.Written
     threshold: Threshold | None
     certificate: Certificate
+    sha256: Sha256  # of all the rest
+
+    @classmethod
+    def sealed(cls, **fields: Any) -> Self:
+        """The contents with their own SHA-256."""
+        return cls(**fields, sha256=cls.model_construct(**fields).digest())
+
+    def digest(self) -> str:
+        """SHA-256 of all fields but itself, in JSON with sorted names."""
+        rest = json.loads(self.model_dump_json(exclude={"sha256"}))
+        return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -136,12 +148,44 @@ class Exported(Part):
             raise ValueError(f"input and outputs are not those of images of {side} px, the resolution of the decision")
         return self
 
+    @model_validator(mode="after")
+    def _decides_as_certified(self) -> Self:
+        """Raises ValueError unless threshold, held-out normals and certificate are of one decision."""
+        kept, limit, made = self.decision.decision, self.threshold, self.certificate.decisions
+        if (limit is None, made is None) != (not kept.normal_scores,) * 2:
+            raise ValueError("threshold, held-out normals and decisions of the certificate are there together or not")
+        if limit is None or made is None:
+            return self
+        own = kept.threshold(limit.false_alarms)
+        if not limit.value == own == made.own_threshold or (self.precision == "fp32" and made.threshold != own):
+            raise ValueError(f"threshold {limit.value:g} is not that of the held-out normals and of the certificate")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_seed(self) -> Self:
+        """Raises ValueError for settings without the one that every method has."""
+        if type(self.settings.get("seed")) is not int:
+            raise ValueError("settings have no seed that is a whole number")
+        return self
+
+    @model_validator(mode="after")
+    def _is_as_it_was_written(self) -> Self:
+        """Raises ValueError for contents that were changed."""
+        if self.digest() != self.sha256:
+            raise ValueError("the SHA-256 of the contents is not the one in it")
+        return self
+
 
 class ExportedModel:
-    """A graph as the harness scores with it; it learnt long ago."""
+    """A graph as the harness scores with it; it learnt long ago. Its copies, in other processes too, open it anew."""
 
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
+    def __init__(self, folder: Path, found: Exported) -> None:
+        """Raises ExportError for a graph in `folder` that is not the one that `found` is about, or cannot be run."""
+        self.folder, self.found = folder.absolute(), found
+        self.runner = runner_of(self.folder, found)
+
+    def __reduce__(self) -> Any:
+        return ExportedModel, (self.folder, self.found)
 
     def score(self, images: Tensor) -> Scores:
         """Scores of `images` [N, 3, R, R] in [0, 1] that were uint8: the graph sees them as that again, exactly."""
@@ -173,14 +217,15 @@ def opened(model: Path, device: str) -> tuple[str, Scorer, Decision, torch.devic
         where = torch.device(device_from(device))
         name, method = load(model, where)
         return name, method, decision.read(model), where
+    if (model / DESCRIPTION).exists():
+        raise ExportError(f"{model / FILE}: an exported graph beside a saved model ({DESCRIPTION}); keep one of them")
     if device.startswith("cuda"):
         raise SelectionError(f"--device {device}: {model} was exported and runs on the CPU; leave --device out")
     device_from(device)
     found = read(model)
     if (found.decision.fit, found.decision.tile) != (SQUASH, None):
         raise ExportError(f"{model / FILE}: damaged (a graph takes one square of an image); {REMEDY}")
-    runner = runner_of(model, found)
-    return found.method, ExportedModel(runner), found.decision.decision, torch.device("cpu")
+    return found.method, ExportedModel(model, found), found.decision.decision, torch.device("cpu")
 
 
 def runner_of(folder: Path, found: Exported) -> Runner:

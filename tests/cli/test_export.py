@@ -494,7 +494,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no hash of itself": (unhashed, "sha256 is missing"),
     "a saved model in the same place": (
         lambda folder: (folder / "model.json").write_text("{}"),
-        "and a saved model (model.json); keep one",
+        "beside a saved model (model.json); keep one",
     ),
     "another runtime": (changed("target", "onnx"), "graph names graph.pt2"),
     "no runtime": (changed("target", "tensorrt"), "target is 'tensorrt'"),
