@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -40,6 +41,7 @@ ASIDE = "masks or scans beside photographs"
 DRAWN = "pictures that were drawn from scores"
 ANSWERS = "predictions.json"  # lies beside them
 MARK = "kdad-bench"  # the keyword of a text chunk that the pictures drawn from scores have
+ANSWER = re.compile(rb'\{\s*"model": ".*",\s*"method": "')  # how one begins
 NOTHING = "no such image, folder of images, or glob that matches one"
 
 
@@ -214,9 +216,19 @@ def _is_aside(folder: Path) -> bool:
 
 def is_drawn(path: Path) -> bool:
     """Whether a file begins as a picture with the mark of `drawn`; False where it cannot be read."""
+    start = _beginning(path, 64)
+    return start.startswith(PNG_SIGNATURE) and start[37:].startswith(b"tEXt" + MARK.encode())
+
+
+def is_answer(path: Path) -> bool:
+    """Whether a file begins as ANSWERS that this package wrote; False where it cannot be read."""
+    return ANSWER.match(_beginning(path, 1 << 16)) is not None
+
+
+def _beginning(path: Path, size: int) -> bytes:
+    """The first bytes of a file; none where it cannot be read."""
     try:
         with opened(path) as file:
-            start = file.read(64)
+            return file.read(size)
     except (DatasetError, OSError):
-        return False
-    return start.startswith(PNG_SIGNATURE) and start[37:].startswith(b"tEXt" + MARK.encode())
+        return b""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import tempfile
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
@@ -20,7 +22,7 @@ from kdad_bench.datasets import DatasetError
 from kdad_bench.datasets import fitted as fitted_shape
 from kdad_bench.datasets.category import printable
 from kdad_bench.datasets.decoding import as_rgb, open_image, read_rgb, reduced_rgb
-from kdad_bench.datasets.photographs import ANSWERS, Bad, drawn, is_drawn, photographs
+from kdad_bench.datasets.photographs import ANSWERS, Bad, drawn, is_answer, is_drawn, photographs
 from kdad_bench.files import refuse_what_is_no_file, write_text_whole, write_whole
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.decision import Decision, floor_of
@@ -194,7 +196,7 @@ def predict(
     refuse_other_method(model, judge.name, method)
     rate = rate_for(model, false_alarms)
     if out is not None:
-        refuse_what_is_no_file(out / ANSWERS)
+        refuse_what_is_not_ours(out / ANSWERS)
     if normals is not None:
         kept = fitted(kept, judge, normals)
     left_out, judge.failed = tuple(judge.failed), []
@@ -223,6 +225,19 @@ def predict(
     return result
 
 
+def refuse_what_is_not_ours(path: Path) -> None:
+    """Raises SelectionError, or OSError for what is no file, where an answer would take the place of something else."""
+    refuse_what_is_no_file(path)
+    if os.path.lexists(path) and not is_answer(path):
+        raise SelectionError(f"{path}: something else is there than an answer of predict; choose another --out")
+
+
+def free_name(out: Path, numbers: Iterable[int], stem: str) -> Path:
+    """The first name of an overlay in `out` at which nothing lies but, maybe, an earlier overlay."""
+    names = (out / f"{number:04}-{stem}.png" for number in numbers)
+    return next(path for path in names if not os.path.lexists(path) or (is_drawn(path) and not path.is_symlink()))
+
+
 def clear_of_earlier(out: Path, overlays: Container[str | None]) -> None:
     """Delete the overlays in `out` that an earlier call left and that are not among `overlays` of this one."""
     for path in out.glob("[0-9][0-9][0-9][0-9]*-*.png"):
@@ -239,7 +254,10 @@ def prediction(answer: Answer, limit: float | None) -> Prediction:
 def drawn_over(
     judge: Judge, answers: Iterator[Answer], limit: float | None, peak: float, out: Path
 ) -> list[Prediction]:
-    """The predictions, each with its overlay in `out`; the maps wait in a nameless file until the highest is known."""
+    """The predictions, each with its overlay in `out`; the maps wait in a nameless file until the highest is known.
+
+    An overlay has the number of its image, or, where another file has that name, a later one that is no image's.
+    """
     out.mkdir(parents=True, exist_ok=True)
     found, paths, shapes = [], [], []
     with tempfile.TemporaryFile(dir=out) as maps:
@@ -254,7 +272,7 @@ def drawn_over(
             answer = Answer(path, found[number].score, next_map(maps, shapes[number]))
             stem = re.sub(r"[^\w. -]", "_", path.stem)[:STEM]
             try:
-                overlay = write_overlay(answer, peak, out / f"{number:04}-{stem}.png")
+                overlay = write_overlay(answer, peak, free_name(out, count(number, len(paths)), stem))
                 found[number] = replace(found[number], overlay=overlay)
             except DatasetError as error:  # gone or changed since it was scored
                 judge.fail(Bad(path, str(error)))

@@ -360,6 +360,38 @@ def test_overlays_of_an_earlier_call_do_not_stay_and_other_files_do(
     )
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_is_no_overlay_and_no_answer_is_never_written_over(
+    model: tuple[Path, Path], new: Path, tmp_path: Path, linked: bool
+) -> None:
+    """Photographs may be called as overlays are, and others write a predictions.json."""
+    first, second, third = sorted(new.glob("*.png"))
+    second.rename(new / "0001-b.png")
+    third.rename(new / "b.png")
+    first.rename(new / "0002-b.png")
+    if linked:
+        (tmp_path / "elsewhere").mkdir()
+        for name in ("0002-b.png", "0001-b.png"):
+            (new / name).rename(tmp_path / "elsewhere" / name)
+            (new / name).symlink_to(tmp_path / "elsewhere" / name)
+    before = {path: path.read_bytes() for path in new.iterdir()}
+    assert len(before) == 3
+    for _ in range(2):
+        code, output, errors = predict(model[0], new, "--out", new, "--json")
+        assert code == 0, errors
+        found = json.loads(output)["images"]
+        assert {Path(one["image"]) for one in found} == set(before)
+        overlays = {Path(one["overlay"]) for one in found}
+        assert len(overlays) == 3
+        assert {path: path.read_bytes() for path in before} == before
+        assert set(new.iterdir()) == {*before, *overlays, new / "predictions.json"}
+    (new / "predictions.json").write_text('{"model": 1, "images": []}')
+    code, output, errors = predict(model[0], new, "--out", new)
+    assert (code, output, errors.count("\n")) == (2, "", 1)
+    assert "predictions.json: something else is there than an answer of predict; choose another --out" in errors
+    assert (new / "predictions.json").read_text() == '{"model": 1, "images": []}'
+
+
 def test_a_folder_in_the_place_of_the_answer_is_named_before_anything_is_scored(
     model: tuple[Path, Path], new: Path, tmp_path: Path
 ) -> None:
