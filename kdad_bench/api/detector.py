@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +17,10 @@ from torch import Tensor
 
 from kdad_bench.api.images import Images
 from kdad_bench.api.keywords import fields_of, on_this_machine, said_as_keywords
-from kdad_bench.datasets import SQUASH, DatasetError, held_out
+from kdad_bench.datasets import SQUASH, DatasetError, copies, held_out
 from kdad_bench.harness import decision, exported
 from kdad_bench.harness.choices import PRESETS, SelectionError, method_of_a_model
-from kdad_bench.harness.decision import Decision, floor_of, least_rate, shortfall, supported
+from kdad_bench.harness.decision import Decision, copied_words, floor_of, least_rate, shortfall, supported
 from kdad_bench.harness.graphs import graphed, plain
 from kdad_bench.harness.job import TeacherWeights
 from kdad_bench.harness.lone_batch import refuse_a_lone_batch
@@ -138,11 +139,13 @@ class Detector:
             if self.view.plain:
                 refuse_a_lone_batch(self.method, self.settings, inner, f"{self.method} on {len(given)} images")
             weights = self._weights()
-        learnt, sources, held = self._brought_to_size(given, fit, apart)
+        learnt, sources, held, equal = self._brought_to_size(given, fit, apart)
+        if equal:
+            warnings.warn(copied_words(equal, len(apart)), stacklevel=2)
         method = windowed(built(self.method, self.settings, weights, self.device), self.view, self.resolution)
         method.fit(learnt, Fitting(log=ignore_step if log is None else told(log), sources=sources))
         unseen = score_all(method, held, self.method) if len(held) else None
-        kept = decision_from(unseen, category=NO_CATEGORY, resolution=self.resolution, view=self.view)
+        kept = decision_from(unseen, category=NO_CATEGORY, resolution=self.resolution, view=self.view, copies=equal)
         self._fitted = Fitted(graphed(method, self.device), kept)
         return self
 
@@ -289,14 +292,16 @@ class Detector:
 
     def _brought_to_size(
         self, given: Images, fit: NDArray[np.int64], apart: NDArray[np.int64]
-    ) -> tuple[Tensor, tuple[int, ...] | None, Any]:
-        """What the method learns from [K, 3, S, S], of which images these are windows, and the images held out."""
+    ) -> tuple[Tensor, tuple[int, ...] | None, Any, int]:
+        """What the method learns from [K, 3, S, S], of which images these are windows, the images held out, and how many
+        of these are copies."""
         if self.view.plain:
             normal = given.all(self.resolution, self.device)
-            return normal[fit], None, normal[apart]
+            return normal[fit], None, normal[apart], copies_among(normal, fit, apart)
         pictures = [one[0] for one in given.pictures(self.view, self.resolution, self.device)]
         learnt, seen = [pictures[k] for k in fit], (self.view, self.resolution)
-        return windows_of(learnt, *seen), sources_of(learnt, *seen), [pictures[k] for k in apart]
+        held = [pictures[k] for k in apart]
+        return windows_of(learnt, *seen), sources_of(learnt, *seen), held, copies_among(pictures, fit, apart)
 
     def _weights(self) -> TeacherWeights | None:
         """Those of the teacher; None for a method without one."""
@@ -321,6 +326,14 @@ def configured_alone(selection: Selection) -> tuple[Any, bool]:
     """(settings, whether it needs a teacher) of a selection of one method and one seed; raises SelectionError."""
     ((_, (settings, _, needs_teacher)),) = configurations_of(selection)
     return replace(settings, seed=selection.seeds[0]), needs_teacher
+
+
+def copies_among(images: Sequence[Tensor] | Tensor, fit: NDArray[np.int64], apart: NDArray[np.int64]) -> int:
+    """How many images [3, h, w] of the indices `apart` equal one of `fit`, or another of them, to the last pixel."""
+    if not len(apart):
+        return 0
+    contents = [hashlib.sha256(np.ascontiguousarray(one.cpu().numpy())).digest() for one in images]
+    return copies((contents[k] for k in fit), (contents[k] for k in apart))
 
 
 def joined(maps: Sequence[NDArray[np.float32]]) -> NDArray[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdad_bench.datasets import outside
 from kdad_bench.datasets.bundle import Data, load
-from kdad_bench.datasets.cache import fingerprint
+from kdad_bench.datasets.cache import contents_of, fingerprint
 from kdad_bench.datasets.category import GOOD, MODALITIES, Category, DatasetError, Sample
 from kdad_bench.datasets.entry import Entry
 from kdad_bench.datasets.finding import (
@@ -28,7 +28,7 @@ from kdad_bench.datasets.loading import (
     single_modalities,
 )
 from kdad_bench.datasets.sealing import all_sealed, hashed, leaks, sealed, sealed_apart
-from kdad_bench.datasets.splits import Normals, held_out, load_normals
+from kdad_bench.datasets.splits import Normals, copies, held_out, load_normals
 from kdad_bench.datasets.table import DATASETS, entries, entry, known, named
 
 __all__ = [
@@ -50,6 +50,8 @@ __all__ = [
     "canonical",
     "categories",
     "category_names",
+    "contents_of",
+    "copies",
     "entries",
     "entry",
     "find",

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import PIL
 
 from kdad_bench.allowance import cores
-from kdad_bench.datasets.category import Category, DatasetError
+from kdad_bench.datasets.category import Category, DatasetError, Sample
 from kdad_bench.datasets.decoding import MAX_BYTES, opened
 from kdad_bench.files import CacheError, cache_folder, let_go, sweep, write_text_whole, write_whole
 
@@ -220,6 +220,12 @@ def equal_contents(category: Category) -> list[tuple[str, str]]:
         if known[0] != split:
             found.append((name, known[1]))
     return found
+
+
+def contents_of(category: Category, samples: Iterable[Sample]) -> list[str]:
+    """The SHA-256 of each image; its name in a category that is not sealed."""
+    names = [_inside(one.path, category.root) for one in samples]
+    return [category.seal.get(name, name) for name in names]
 
 
 def unchanged(category: Category, files: Sequence[Path]) -> dict[Path, str]:

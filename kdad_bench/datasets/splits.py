@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +38,15 @@ def held_out(
     size = min(max(round(count * fraction), 1), count - 1)
     order = np.argsort(Stream(f"held-out/{count}/{seed}").words(count), kind="stable").astype(np.int64)
     return np.sort(order[size:]), np.sort(order[:size])
+
+
+def copies(fit: Iterable[Hashable], apart: Iterable[Hashable]) -> int:
+    """How many of what is held out equal something that is learnt from, or something that is held out before them."""
+    seen, found = set(fit), 0
+    for one in apart:
+        found += one in seen
+        seen.add(one)
+    return found
 
 
 def load_normals(category: Category, resolution: int, *, fraction: float = FRACTION, seed: int = 0) -> Normals:

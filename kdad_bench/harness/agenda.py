@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from kdad_bench.datasets import leaks, remarks_on, under_known_names
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.left_out import planned, without_refused
+from kdad_bench.harness.material import copied
 from kdad_bench.harness.options import RunOptions
 from kdad_bench.harness.output import Work, work_of
 from kdad_bench.harness.selection import Selection, selected
@@ -56,6 +57,7 @@ def agenda(options: RunOptions) -> Agenda:
         *beside,
         *(f"{line}: until then every job of {one.name} fails" for one in looked for line in one.faults),
         *(line for one in looked for line in leaks(one)),
+        *copied(jobs),
         *replaced,
         *from_elsewhere(weights, options),
     )

@@ -41,6 +41,7 @@ class Decision:
     tile: int | None = None  # side of the tiles that it sees, px; None: whole images
     overlap: int | None = None  # of neighbouring windows, px; None: a quarter of one
     normal_scores: tuple[float, ...] = ()  # of held-out normals, ascending
+    copies: int = 0  # of those, how many equal an image that was learnt from, or another of them
     normal_map_peak: float | None = None  # the highest map value of held-out normals: colour scales reach at least that
     test_normal_scores: tuple[float, ...] = ()  # of normal test images, ascending: to tell of a threshold, never for it
 
@@ -119,6 +120,15 @@ def shortfall(count: int, false_alarms: float, of: str = "") -> str:
     )
 
 
+def copied_words(copies: int, count: int) -> str:
+    """What is wrong with a threshold of `count` held-out normals of which so many are `copies`."""
+    are = "is a copy" if copies == 1 else "are copies"
+    return (
+        f"{copies} of {count} held-out normals {are} of images that are learnt from, or "
+        "of one another: a threshold from them need not keep its false-alarm rate; keep one of each image"
+    )
+
+
 def images(count: int, kind: str = "") -> str:
     """So many images, in words."""
     return f"{count} {kind}image{'' if count == 1 else 's'}"
@@ -184,6 +194,7 @@ class Written(BaseModel):
     tile: int | None = Field(default=None, ge=1, le=MOST_SIDE)
     overlap: int | None = Field(default=None, ge=0, le=MOST_SIDE)
     normal_scores: tuple[Score, ...]
+    copies: int = Field(default=0, ge=0)
     normal_map_peak: Score | None = None
     test_normal_scores: tuple[Score, ...] = ()
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdad_bench import datasets
-from kdad_bench.datasets import Category, TestSet
+from kdad_bench.datasets import Category, Sample, TestSet
+from kdad_bench.datasets.category import printable
 from kdad_bench.datasets.corruption import corrupted
 from kdad_bench.datasets.loading import Regions
 from kdad_bench.datasets.lots import Indices, Lot, draw, left_to_learn_from, set_aside, size_of
 from kdad_bench.datasets.splits import FRACTION
 from kdad_bench.harness.axes import Axes
+from kdad_bench.harness.decision import copied_words
 from kdad_bench.harness.job import Job, held_out_of
 
 
@@ -121,10 +125,42 @@ def learnt_from(job: Job, fit: Any) -> Any:
 def unseen_names(job: Job) -> list[str]:
     """The files of the normal images that a threshold comes from, below the category's folder: a shipped validation
     split, else what is held out."""
+    return [os.path.relpath(sample.path, job.category.root) for sample in unseen_samples(job)]
+
+
+def unseen_samples(job: Job) -> Sequence[Sample]:
+    """The same as samples."""
     category = job.category
     kept = left_to_learn_from(category, held_out_of(job), job.seed)
-    apart = category.validation or [category.train[k] for k in np.setdiff1d(np.arange(len(category.train)), kept)]
-    return [os.path.relpath(sample.path, category.root) for sample in apart]
+    return category.validation or [category.train[k] for k in np.setdiff1d(np.arange(len(category.train)), kept)]
+
+
+def copies_of(job: Job) -> int:
+    """How many held-out normals have the contents of an image that is learnt from, or of another of them."""
+    if not job.hold_out:
+        return 0
+    category, lot = job.category, lot_of(job)
+    there = left_to_learn_from(category, job.hold_out, job.seed) if lot is None else lot.normals
+    learnt = datasets.contents_of(category, [category.train[k] for k in there])
+    return datasets.copies(learnt, datasets.contents_of(category, unseen_samples(job)))
+
+
+def copied(jobs: Iterable[Job]) -> Iterator[str]:
+    """A line on each category of which some job holds out copies of what it learns from, by the job with the most."""
+    most: dict[Path, tuple[int, int]] = {}
+    for job in jobs:
+        category = job.category
+        if not job.hold_out or category.validation or not has_copies(category):
+            continue
+        most[category.root] = max(most.get(category.root, (0, 0)), (copies_of(job), len(unseen_samples(job))))
+    for root, (count, of) in most.items():
+        if count:
+            yield printable(f"{root}: {copied_words(count, of)}")
+
+
+def has_copies(category: Category) -> bool:
+    """Whether two training images have the same contents."""
+    return len(set(datasets.contents_of(category, category.train))) < len(category.train)
 
 
 def spared(job: Job) -> Any:

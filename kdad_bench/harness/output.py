@@ -174,6 +174,7 @@ def keep_picture(job: Job, folder: Path, test: TestSet, scores: Scores) -> None:
 def keep_model(job: Job, folder: Path, method: Method, test: TestSet, scores: Scores, unseen: Scores | None) -> None:
     """The trained model of `job` in models/, with its scores of the `unseen` normals and of the normal test images."""
     from kdad_bench.harness.graphs import plain
+    from kdad_bench.harness.material import copies_of
     from kdad_bench.harness.scoring import decision_from
     from kdad_bench.methods.checkpoint import save
 
@@ -185,6 +186,7 @@ def keep_model(job: Job, folder: Path, method: Method, test: TestSet, scores: Sc
         category=job.category.name,
         resolution=job.resolution,
         view=job.view,
+        copies=copies_of(job),
         test_normals=normal.tolist(),
     ).write(place)
 

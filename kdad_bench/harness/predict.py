@@ -295,7 +295,7 @@ def fitted(kept: Decision, judge: Judge, normals: Path) -> Decision:
         peak = max(peak, float(one.heat.max()))
     if not scores:
         raise SelectionError(judge.failed[0].reason)
-    return replace(kept, normal_scores=tuple(sorted(scores)), normal_map_peak=peak, test_normal_scores=())
+    return replace(kept, normal_scores=tuple(sorted(scores)), copies=0, normal_map_peak=peak, test_normal_scores=())
 
 
 def threshold_of(kept: Decision, given: float | None, false_alarms: float) -> tuple[float | None, str]:

@@ -140,11 +140,13 @@ def decision_from(
     category: str,
     resolution: int,
     view: View = WHOLE,
+    copies: int = 0,
     test_normals: Iterable[float] = (),
 ) -> Decision:
     """What a decision needs of a fitted method: its scores of normals that it never saw, None without any.
 
-    The scores of `test_normals` only serve to tell how a threshold does on them.
+    So many of the normals are `copies` of what it saw, or of one another. The scores of `test_normals` only serve to
+    tell how a threshold does on them.
     """
     return Decision(
         category=category,
@@ -153,6 +155,7 @@ def decision_from(
         tile=view.tile,
         overlap=view.overlap,
         normal_scores=tuple(sorted(unseen.image.tolist())) if unseen else (),
+        copies=copies,
         normal_map_peak=float(unseen.pixel.max()) if unseen else None,
         test_normal_scores=tuple(sorted(test_normals)),
     )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kdad_bench.harness.decision import Decision, above, floor_of, images, percent, shortfall, supported
+from kdad_bench.harness.decision import Decision, above, copied_words, floor_of, images, percent, shortfall, supported
 from kdad_bench.leaderboard.thresholds import LEVEL, PROMISED
 from kdad_bench.metrics import clopper_pearson, two_sample_p
 
@@ -91,6 +91,8 @@ def notes_on(kept: Decision, limit: float | None, false_alarms: float | None) ->
     elif unseen and false_alarms is None and limit is not None:
         passed = int(above(np.array(unseen), limit).sum())
         lines.append(above_words(passed, len(unseen), "unseen normal "))
+    if unseen and kept.copies:
+        lines.append(f"warning: {copied_words(kept.copies, len(unseen))}")
     if seen and limit is not None:
         lines.append(alarm_words(int(above(np.array(seen), limit).sum()), len(seen)))
     p = two_sample_p(unseen, seen)

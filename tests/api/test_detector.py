@@ -128,6 +128,20 @@ def test_a_saved_detector_is_a_model_of_predict_with_the_same_decisions(tree: Pa
     assert not ours.decision.all()
 
 
+@pytest.mark.parametrize("view", [{}, {"fit": "pad"}])
+def test_held_out_copies_of_what_is_learnt_from_are_told(view: dict[str, Any], data: Any, tmp_path: Path) -> None:
+    wanted = r"10 of 10 held-out normals are copies of images that are learnt from, or of one another"
+    detector = kdad_bench.Detector("pixel_mean", **FAST, **view, hold_out=0.21)
+    with pytest.warns(UserWarning, match=wanted):
+        detector.fit(np.repeat(data.train, 4, axis=0))
+    loaded = kdad_bench.Detector.load(detector.save(tmp_path))
+    for one in (detector, loaded):
+        assert [note for note in one.threshold_notes_ if f"warning: {wanted}" in note] != []
+    kdad_bench.Detector("pixel_mean", **FAST, **view, hold_out=0).fit(np.repeat(data.train, 2, axis=0))
+    apart = kdad_bench.Detector("pixel_mean", **FAST, **view, hold_out=0.5, false_alarms=0.2).fit(data.train)
+    assert not any("copies" in note for note in apart.threshold_notes_)
+
+
 def test_a_threshold_at_a_score_itself_calls_it_normal_as_predict_does(data: Any) -> None:
     detector = kdad_bench.Detector("pixel_mean", **FAST, hold_out=0).fit(data.train)
     scores, maps, decision = detector.predict(data.test)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -374,6 +375,20 @@ def test_an_image_in_two_splits_is_told_by_a_run_and_a_problem_for_verify(tree: 
     )
     report = verify(tree, against="none")
     assert (report.exit_code, len(report.categories[0].problems)) == (1, 2)
+
+
+def test_held_out_copies_of_what_is_learnt_from_are_told_by_a_run(tree: Path) -> None:
+    for number in range(3):
+        copy(tree, f"train/good/00{number}.png", f"train/good/again-{number}.png")
+    said = {"methods": ["pixel_mean"], "datasets": [f"folder:{tree}"], "seeds": "3", "device": "cpu", "preset": "quick"}
+    out = {"out": str(tree.parent / "results")}
+    assert agenda(options_from({**said, **out})).remarks == ()
+    (remark,) = agenda(options_from({**said, **out, "hold_out": 0.5})).remarks
+    assert re.fullmatch(
+        rf"{re.escape(str(tree))}: [1-4] of 4 held-out normals (is a copy|are copies) of images that are learnt "
+        "from, or of one another: a threshold from them need not keep its false-alarm rate; keep one of each image",
+        remark,
+    )
 
 
 def test_many_of_a_kind_are_one_line(tree: Path) -> None:

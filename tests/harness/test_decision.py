@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdad_bench.datasets import copies
 from kdad_bench.harness.decision import (
     Decision,
     DecisionError,
@@ -84,6 +85,14 @@ def test_the_words_name_the_floor_and_what_would_do() -> None:
 
 
 RIGHT = Decision(category="bolt", resolution=64, normal_scores=(0.5, 1.0), normal_map_peak=2.0)
+
+
+def test_copies_are_counted_once_for_each_held_out_image_that_equals_one_before_it() -> None:
+    assert copies("abc", "def") == 0
+    assert copies("aab", "cd") == 0, "equal images that are all learnt from harm no threshold"
+    assert copies("abc", "ade") == 1
+    assert copies("abc", "aabd") == 3
+    assert copies("abc", "dde") == 1
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
