@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kdad_bench.datasets import cache
 from kdad_bench.datasets.category import Category, DatasetError, printable
+from kdad_bench.datasets.decoding import upright
 from kdad_bench.datasets.listing import SHOWN
 from kdad_bench.datasets.saturation import saturations
 from kdad_bench.datasets.torn import Size, fault_of, fault_of_scan
@@ -126,9 +127,18 @@ def told(root: Path, faults: Mapping[Path, str]) -> Iterator[str]:
 
 
 def _odd_masks(category: Category, sizes: Mapping[Path, Size]) -> Iterator[Path]:
-    """The masks whose sides are not those of their image, whichever way each is turned."""
+    """The masks whose width and height are not those of their image, both as they are read: turned upright."""
     for _, sample in category.splits():
         own = sizes[sample.path]
         for path in sample.masks:
-            if 0 not in (*own, *sizes[path]) and sorted(own) != sorted(sizes[path]):
+            known = 0 not in (*own, *sizes[path])
+            if known and (sorted(own) != sorted(sizes[path]) or (own[0] != own[1] and _across(sample.path, path))):
                 yield path
+
+
+def _across(image: Path, mask: Path) -> bool:
+    """Whether a mask has the width of its image for a height; their headers alone are read."""
+    try:
+        return upright(image).size != upright(mask).size
+    except DatasetError:  # damaged in a way that decoding tells
+        return False

@@ -237,6 +237,23 @@ def test_a_mask_of_another_size_is_one_line_before_anything_is_learnt(tree: Path
     assert "1 file: of another size than their image (ground_truth/spot/001_mask.png); restore it" in line
 
 
+@pytest.mark.parametrize("note", [False, True])
+def test_a_mask_that_lies_across_its_image_is_one_line_before_anything_is_learnt(tree: Path, note: bool) -> None:
+    """By itself, or as it was stored where a note of the camera turns the image."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image, mask = (tree / place for place in PLACES[2:])
+    for path in (image, mask):
+        with Image.open(path) as picture:
+            oblong = picture.resize((64, 48))
+        across = oblong.transpose(Image.Transpose.ROTATE_90) if path == mask and not note else oblong
+        across.save(path, **({"exif": exif} if path == image and note else {}))
+    done = command("run", "-m", "pixel_mean", "-d", f"folder:{tree}", "--dry-run")
+    assert (done.exit_code, done.stdout) == (2, ""), done.output
+    (line,) = done.stderr.splitlines()
+    assert "1 file: of another size than their image (ground_truth/spot/001_mask.png); restore it" in line
+
+
 def test_a_mask_that_is_turned_as_its_image_is_told_to_be_is_sound(tree: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
