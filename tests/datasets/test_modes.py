@@ -83,11 +83,26 @@ BECOMES: dict[str, tuple[Callable[[np.ndarray], bytes], np.ndarray, np.ndarray]]
     "TIFF 16-bit RGB": (tiff(photometric="rgb"), WIDE_RGB, COLOURS),
     "TIFF 16-bit grey, big end first": (tiff(byteorder=">"), WIDE, alike(GREY)),
     "TIFF 32-bit grey within 16": (tiff(), WIDE.astype(np.uint32), alike(GREY)),
+    "TIFF signed 16-bit grey": (
+        tiff(),
+        (WIDE // 2).astype(np.int16),
+        alike(((WIDE // 2) / 257).round().astype(np.uint8)),
+    ),
+    "TIFF multiplied by alpha": (
+        tiff(photometric="rgb", extrasamples=["assocalpha"]),
+        np.dstack([RGB // 5, np.full((SIDE, SIDE), 51, np.uint8)]),
+        COLOURS // 5 * 5,
+    ),
     "TIFF 8-bit grey, 0 is white": (tiff(photometric="miniswhite"), GREY, alike(255 - GREY)),
     "TIFF 16-bit grey, 0 is white": (tiff(photometric="miniswhite"), WIDE, alike(255 - GREY)),
     "TIFF channel by channel": (tiff(photometric="rgb", planarconfig="separate"), COLOURS, COLOURS),
     "TIFF CMYK": (pillow("TIFF", "CMYK"), RGB, COLOURS),
     "JPEG grey": (pillow("JPEG", quality=100), GREY, alike(GREY)),
+    "JPEG and another behind it": (
+        pillow("MPO", save_all=True, append_images=[Image.fromarray(255 - RGB)], quality=100, subsampling=0),
+        RGB,
+        COLOURS,
+    ),
     "JPEG CMYK": (pillow("JPEG", "CMYK", quality=100), RGB, COLOURS),
 }
 REFUSED: dict[str, tuple[Callable[[np.ndarray], bytes], np.ndarray, str]] = {
