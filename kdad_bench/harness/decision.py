@@ -107,16 +107,23 @@ def least_rate(count: int) -> float:
     return float(Fraction(math.ceil(Fraction(10**digits, count + 1)), 10**digits))
 
 
-def percent(share: float) -> str:
+def percent(share: float, digits: int = 3) -> str:
     """A share as people read it: 5 %, 2.7 %."""
-    return f"{100 * share:.3g} %"
+    return f"{100 * share:.{digits}g} %"
+
+
+def told_apart(one: float, other: float) -> tuple[str, str]:
+    """Two shares in percent, with as many digits as tell them apart."""
+    pairs = ((percent(one, digits), percent(other, digits)) for digits in range(3, 18))
+    return next((pair for pair in pairs if pair[0] != pair[1]), (percent(one), percent(other)))
 
 
 def shortfall(count: int, false_alarms: float, of: str = "") -> str:
     """Why `count` unseen normal images have no threshold for a rate, in words."""
+    asked, least = told_apart(false_alarms, floor_of(count))
     return (
-        f"{images(count, 'unseen normal ')}{of} cannot support a {percent(false_alarms)} false-alarm rate, "
-        f"{percent(floor_of(count))} at best; {needed_for(false_alarms)} would"
+        f"{images(count, 'unseen normal ')}{of} cannot support a {asked} false-alarm rate, {least} at best; "
+        f"{needed_for(false_alarms)} would"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -93,6 +94,13 @@ def test_copies_are_counted_once_for_each_held_out_image_that_equals_one_before_
     assert copies("abc", "ade") == 1
     assert copies("abc", "aabd") == 3
     assert copies("abc", "dde") == 1
+
+
+def test_a_rate_just_below_the_floor_is_told_apart_from_it() -> None:
+    said = shortfall(11, 0.0833333333)
+    asked, least = re.findall(r"([0-9.]+) %", said)
+    assert float(asked) < float(least)
+    assert shortfall(11, 0.05).startswith("11 unseen normal images cannot support a 5 % false-alarm rate, 8.33 % at")
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
