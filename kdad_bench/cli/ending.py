@@ -38,8 +38,8 @@ def orderly() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         leave(130, "stopped by Ctrl-C")
-    except Terminated:
-        leave(143, "stopped by TERM; finished jobs are kept, the same command goes on")
+    except Terminated as error:
+        leave(143, "; ".join(["stopped by TERM", *getattr(error, "__notes__", ())]))
     except Exception as error:  # the one place that catches everything
         leave(1, said_of(error))
 
@@ -58,9 +58,9 @@ def first_interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def second_interrupt(number: int, frame: FrameType | None) -> None:
-    """The process ends here and now, with a word; finished rows are whole, its workers end with it."""
+    """The process ends here and now, with a word; what was written is whole, its workers end with it."""
     with contextlib.suppress(OSError):
-        os.write(2, (SHOW_CURSOR if os.isatty(2) else b"") + b"\nkdad-bench: stopped at once; finished jobs are kept\n")
+        os.write(2, (SHOW_CURSOR if os.isatty(2) else b"") + b"\nkdad-bench: stopped at once\n")
     AT_ONCE(130)
 
 

@@ -25,6 +25,7 @@ from kdad_bench.cli.plan_report import (
 )
 from kdad_bench.cli.run_report import PlainConsole, report, stopped
 from kdad_bench.cli.terminal import outlived
+from kdad_bench.interrupts import Terminated
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def run(**given: Any) -> None:
     from kdad_bench.harness.environment import busy_elsewhere
 
     busy = busy_elsewhere()  # before torch is imported: that is work too
-    with outlived(), answered():
+    with outlived(), answered(), going_on():
         from kdad_bench.harness.endings import put_back
         from kdad_bench.harness.workforce import hint, workforce
 
@@ -251,6 +252,16 @@ def run(**given: Any) -> None:
         for line in unmeasured:
             console.print(line, markup=False)
         sys.exit(code)
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    """Whoever stops a run by TERM is told what is left of it."""
+    try:
+        yield
+    except Terminated as error:
+        error.add_note("finished jobs are kept, the same command goes on")
+        raise
 
 
 @contextmanager

@@ -90,6 +90,12 @@ def test_ctrl_c_at_any_time_is_a_word_and_130() -> None:
     assert found.stderr.strip() == "kdad-bench: stopped by Ctrl-C"
 
 
+def test_term_is_a_word_and_143_and_promises_nothing_that_a_command_does_not_keep() -> None:
+    found = ended("import os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)")
+    assert found.returncode == 143
+    assert found.stderr.strip() == "kdad-bench: stopped by TERM"
+
+
 def test_a_second_ctrl_c_ends_at_once_with_a_word() -> None:
     statement = (
         "import os, signal, time\n"
@@ -99,7 +105,7 @@ def test_a_second_ctrl_c_ends_at_once_with_a_word() -> None:
     started = time.monotonic()
     found = ended(statement)
     assert found.returncode == 130
-    assert found.stderr.strip() == "kdad-bench: stopped at once; finished jobs are kept"
+    assert found.stderr.strip() == "kdad-bench: stopped at once"
     assert time.monotonic() - started < 8
 
 
@@ -148,6 +154,7 @@ def test_the_cursor_comes_back_and_the_workers_go(number: int, tiny_tree: Path, 
     assert process.wait(timeout=60) == 128 + number
     text = seen.decode()
     assert "Traceback" not in text
+    assert "finished jobs are kept, the same command goes on" in text or number == signal.SIGINT
     switches = re.findall(r"\x1b\[\?25[lh]", text)
     assert switches[-1:] == ["\x1b[?25h"], switches
     assert "\x1b[?25l" in switches
