@@ -207,8 +207,12 @@ def open_openvino(folder: Path) -> Runner:
     """A compiled model of OpenVINO, in float32 where the graph is."""
     import openvino
 
+    path = folder / "graph.xml"
+    with path.open("rb") as file:
+        if not file.read(64).lstrip().startswith((b"<?xml", b"<net")):  # any reader of another format would be tried
+            raise NotHarmless(path, "it is no XML")
     options = {**OPENVINO, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    model = openvino.Core().compile_model(folder / "graph.xml", "CPU", options)
+    model = openvino.Core().compile_model(path, "CPU", options)
     turn = threading.Lock()  # a compiled model has one place for images and answers, whoever calls
 
     def run(images: NDArray[np.uint8]) -> Answers:

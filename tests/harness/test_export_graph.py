@@ -134,6 +134,19 @@ def test_graphs_opened_in_several_threads_leave_the_process_as_it_was(
     assert during == [before[0]] * 2
 
 
+@pytest.mark.parametrize("content", [b"", bytes(range(256)) * 20, b"\x08\x07graph"])
+def test_a_graph_that_is_no_xml_reaches_no_other_reader_of_openvino(
+    content: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if lacking := missing("openvino"):
+        pytest.skip(lacking)
+    (tmp_path / "graph.xml").write_bytes(content)
+    (tmp_path / "graph.bin").write_bytes(b"")
+    with pytest.raises(ExportError, match=r"graph\.xml: holds more than a graph, or is damaged \(it is no XML\)"):
+        opened_graph("openvino", tmp_path, None)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_page_has_a_line_for_each_method() -> None:
     assert list(LEAVES) == list(METHODS)
     assert "| method | images at a time | " + " | ".join(TARGETS) + " |" in PAGE
