@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kdad_bench.leaderboard.advice import Advice, Candidate
 
 SEPARATOR = re.compile(r",(?![^(]*\))")  # of the changes that a label names: a comma that is in no tuple
+NEW = "folder:FOLDER"  # in place of a folder that no run takes as it is
 MOST_PERHAPS = 3  # methods that are told at length though rows do not know whether they keep the memory
 
 
@@ -93,6 +94,7 @@ def advise(
         click.echo(json.dumps(_as_json(found, short, false_alarms, ends), indent=1, allow_nan=False))
     else:
         said = context.get_parameter_source("data_root") is ParameterSource.COMMANDLINE
+        data = NEW if any(one.normals.bare for one in short) else data
         where = ["-d", data, *(["--data-root", str(data_root)] if said else [])]
         for line in _lines(found, short, shlex.join(where), false_alarms, ends):
             click.echo(printable(line))
@@ -138,7 +140,14 @@ def _lines(found: Advice, short: list[Shortage], where: str, false_alarms: float
     command = _command(found, short, where)
     if command:
         yield ""
-        yield f"Next, with test images beside the normal ones: {command}"
+        yield f"Next, with {_beside(short)}: {command}"
+
+
+def _beside(short: list[Shortage]) -> str:
+    """What a run needs besides the images that were counted."""
+    if any(one.normals.bare for one in short):
+        return "the normal ones in FOLDER/train/good, test images in FOLDER/test/good and FOLDER/test/KIND"
+    return "test images beside the normal ones"
 
 
 def _limits(found: Advice) -> str:

@@ -132,10 +132,7 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
     """
     image = header(path, io.BytesIO(read_bytes(path) if data is None else data))
     try:
-        pictures = getattr(image, "n_frames", 1) if image.format in ("TIFF", "PNG", "WEBP") else 1
-        if pictures > 1:
-            raise DatasetError(f"{path}: holds {pictures} pictures, of which one would be read; keep one in a file")
-        refuse_samples_that_would_be_lost(path, image)
+        refuse_what_would_be_lost(path, image)
         image.load()
         image = positive(image)
         if image.getexif().get(ORIENTATION, 1) != 1:
@@ -154,9 +151,13 @@ WHITE_IS_ZERO, SIGNED, SEPARATE = 0, 2, 2
 MOST_SAMPLES = 4  # of a pixel: three colours and an alpha channel, or CMYK
 
 
-def refuse_samples_that_would_be_lost(path: Path, image: Image.Image) -> None:
-    """Raises DatasetError for a TIFF file of more than MOST_SAMPLES channels, of which Pillow would read the first few,
-    for one of signed bytes, which it takes for unsigned ones, and for planes of 16 bits, which it misreads."""
+def refuse_what_would_be_lost(path: Path, image: Image.Image) -> None:
+    """Raises DatasetError for a file of several pictures, of which one would be read, and for a TIFF file of more than
+    MOST_SAMPLES channels, of which Pillow would read the first few, of signed bytes, which it takes for unsigned ones,
+    or of 16 bits plane by plane, which it misreads."""
+    pictures = getattr(image, "n_frames", 1) if image.format in ("TIFF", "PNG", "WEBP") else 1
+    if pictures > 1:
+        raise DatasetError(f"{path}: holds {pictures} pictures, of which one would be read; keep one in a file")
     tags = getattr(image, "tag_v2", {})
     count = int(tags.get(SAMPLES, 1))
     if count > MOST_SAMPLES:
@@ -181,6 +182,19 @@ def image_size(path: Path) -> tuple[int, int]:
     """(width, height) as the file's header says, without decoding it. Raises DatasetError if it has none."""
     with opened(path) as file:
         return header(path, file).size
+
+
+def refuse_by_header(path: Path) -> None:
+    """Raises DatasetError for a file that no run takes for a picture, as its header says; no pixel is decoded."""
+    with opened(path) as file:
+        image = header(path, file)
+        try:
+            refuse_what_would_be_lost(path, image)
+        except DatasetError:
+            raise
+        except Exception as error:  # Pillow's parsers raise almost anything on damaged files
+            raise _damaged(path, error) from error
+        refuse_floats(path, image)
 
 
 class Upright(NamedTuple):
@@ -297,14 +311,19 @@ def as_rgb(image: Image.Image, path: Path) -> Image.Image:
                 f"{path}: grey values from {values.min()} to {values.max()}, beyond 16 bits; convert it to 8 or 16 bits"
             )
         return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise DatasetError(f"{path}: a floating-point image, not a picture; convert it to 8 or 16 bits")
+    refuse_floats(path, image)
     if image.mode in ("P", "PA", "LA", "La", "RGBa"):
         image = image.convert("RGBA")
     try:
         return image.convert("RGB")
     except ValueError as error:
         raise DatasetError(f"{path}: colour mode {image.mode} cannot be converted to RGB; convert the file") from error
+
+
+def refuse_floats(path: Path, image: Image.Image) -> None:
+    """Raises DatasetError for what is no picture but measured values."""
+    if image.mode == "F":
+        raise DatasetError(f"{path}: a floating-point image, not a picture; convert it to 8 or 16 bits")
 
 
 def read_rgb(path: Path, shape: int | tuple[int, int], sha256: str | None = None) -> tuple[U8, tuple[int, int]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdad_bench.datasets import DatasetError, located, named
-from kdad_bench.datasets.decoding import image_size
+from kdad_bench.datasets.decoding import refuse_by_header
 from kdad_bench.datasets.photographs import photographs
 from kdad_bench.harness.decision import needed_for
 
@@ -19,7 +19,8 @@ class Normals:
     category: str
     train: int
     validation: int = 0  # a split of their own, which nothing learns from
-    unreadable: int = 0  # files that should be among them and have no header of an image
+    unreadable: int = 0  # files that should be among them and are no pictures by their headers
+    bare: bool = False  # a folder of nothing but normals, as no run takes it
 
 
 def normals_at(data: str, data_root: Path | None = None) -> tuple[Normals, ...]:
@@ -53,9 +54,9 @@ def counted(folder: Path, name: str, train: Sequence[Path], validation: Sequence
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file has the header of an image that a run would read."""
+    """Whether a file has the header of a picture that a run would read."""
     try:
-        image_size(path)
+        refuse_by_header(path)
     except DatasetError:
         return False
     return True
@@ -66,8 +67,11 @@ def _alone(data: str) -> Normals | None:
     name, path = named(data)
     if name != "folder" or not path or not Path(path).expanduser().is_dir():
         return None
-    images = photographs([path]).files
-    return counted(Path(path), Path(path).name, images) if images else None
+    found = photographs([path])
+    if not found.files:
+        return None
+    known = counted(Path(path), Path(path).name, found.files)
+    return replace(known, unreadable=known.unreadable + len(found.bad), bare=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

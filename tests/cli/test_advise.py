@@ -7,10 +7,12 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,7 +56,11 @@ def test_the_recorded_rows_advise_in_words_and_in_json(tmp_path: Path) -> None:
         assert words in done.output
     assert f"kdad-bench run -m {best['key']} --preset quick -d {data} --save-models" in done.output
     spaced = write_normals(tmp_path / "my parts", 200)
-    assert f"-d 'folder:{spaced}' --hold-out" in advise(f"folder:{spaced}").output
+    said = advise(f"folder:{spaced}").output.splitlines()[-1]
+    assert said.startswith(
+        "Next, with the normal ones in FOLDER/train/good, test images in FOLDER/test/good and FOLDER/"
+    )
+    assert "-d folder:FOLDER --hold-out" in said
 
 
 def test_what_is_not_found_worse_is_told_with_what_it_may_lose(tmp_path: Path) -> None:
@@ -198,15 +204,20 @@ def test_files_that_are_no_images_are_no_normals_and_are_told(tmp_path: Path) ->
     for folder in (write_normals(tmp_path / "all", 3), write_normals(tmp_path / "set" / "bolt" / "train" / "good", 3)):
         (folder / "empty.png").touch()
         (folder / "text.png").write_text("no image")
+        tifffile.imwrite(folder / "floats.tif", np.zeros((8, 8), np.float32))
+        tifffile.imwrite(folder / "five.tif", np.zeros((8, 8, 5), np.uint8), photometric="minisblack")
+        Image.new("L", (8, 8)).save(folder / "two.tif", save_all=True, append_images=[Image.new("L", (8, 8))])
+    (tmp_path / "all" / "nowhere.png").symlink_to(tmp_path / "nowhere")
     for data, name in ((tmp_path / "all", "all"), (tmp_path / "set", "bolt")):
-        assert normals_at(f"folder:{data}") == (Normals(category=name, train=3, unreadable=2),)
-        words = f"- {name}: 3 normals (2 files beside them cannot be read as images): 97 more are needed"
+        bad = 6 if name == "all" else 5
+        assert normals_at(f"folder:{data}") == (Normals(category=name, train=3, unreadable=bad, bare=name == "all"),)
+        words = f"- {name}: 3 normals ({bad} files beside them cannot be read as images): 97 more are needed"
         assert words in advise(f"folder:{data}").output
     for image in (tmp_path / "all").glob("?.png"):
         image.write_bytes(b"")
     done = advise(f"folder:{tmp_path / 'all'}")
     assert done.exit_code == 2
-    assert "no normal images there that can be read (5 files are none)" in done.stderr
+    assert "no normal images there that can be read (8 files are none)" in done.stderr
 
 
 def test_one_normal_is_one_to_learn_from_and_none_to_hold_out(tmp_path: Path) -> None:
