@@ -19,6 +19,7 @@ from types import FrameType
 import click
 
 from kdad_bench import __version__
+from kdad_bench.harness.plain_warnings import say_plainly
 from kdad_bench.interrupts import AT_ONCE, Interrupted, Terminated
 
 SHOW_CURSOR = b"\x1b[?25h"
@@ -27,10 +28,11 @@ MOST_LETTERS = 500  # of an error's text in its one line; the report has all of 
 
 @contextlib.contextmanager
 def orderly() -> Iterator[None]:
-    """Inside, whatever ends the process leaves one line, an exit code and no traceback."""
+    """Inside, whatever ends the process leaves one line, an exit code and no traceback, and a warning is a line."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an ASCII terminal shows \xb1 for a plus-minus sign
+    say_plainly()
     for number, handler in ((signal.SIGINT, first_interrupt), (signal.SIGTERM, terminate)):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell sets it for what runs in its background
             signal.signal(number, handler)

@@ -27,6 +27,7 @@ from kdad_bench.harness.on_ray import ATTEMPTS, BUSY_RETRY_SECONDS, Ending, Outc
 from kdad_bench.harness.options import RunOptions
 from kdad_bench.harness.output import Work
 from kdad_bench.harness.perform import perform, reason_of, record_failure
+from kdad_bench.harness.plain_warnings import say_plainly
 from kdad_bench.harness.surroundings import NoResult
 from kdad_bench.harness.workforce import Workforce, workforce
 from kdad_bench.interrupts import AT_ONCE, by_a_person
@@ -349,6 +350,7 @@ def serve(pipe: Connection, work: Work, threads: int, parent: int) -> None:
     for number in HELD:  # Ctrl-C is the runner's to handle, and the end of the terminal nobody's
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=die_with, args=(parent,), daemon=True).start()
+    say_plainly()
     import torch
 
     torch.set_num_threads(threads)

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image, ImageFilter
 
 from tests.harness.test_faults import arguments, long_training, wait_for
 
@@ -120,6 +122,27 @@ def test_a_signal_that_the_caller_ignores_stays_ignored() -> None:
 def test_ascii_streams_show_what_they_can() -> None:
     found = ended("sys.stdout.write('a ± b'); sys.stderr.write('c ± d')", PYTHONIOENCODING="ascii:strict")
     assert (found.returncode, found.stdout, found.stderr) == (0, "a \\xb1 b", "c \\xb1 d")
+
+
+def test_a_warning_of_a_job_is_a_line_wherever_the_job_runs(tiny_tree: Path, tmp_path: Path) -> None:
+    tree = Path(shutil.copytree(tiny_tree, tmp_path / "set"))
+    for mask in tree.glob("bolt/ground_truth/*/*.png"):
+        with Image.open(mask) as image:
+            image.convert("L").filter(ImageFilter.GaussianBlur(3)).save(mask)
+    for number, place in enumerate((("in-process",), ("local", "--workers", "1"))):
+        command = arguments(tree, tmp_path / f"out{number}", "--category", "bolt", "--executor", *place)
+        found = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        assert found.returncode == 0, found.stderr
+        doubts = [line for line in found.stderr.splitlines() if "is not binary" in line]
+        assert len(set(doubts)) == 1, found.stderr
+        assert doubts[0].startswith("folder:")
+        assert "UserWarning" not in found.stderr
+        assert "datasets.load_test" not in found.stderr
+
+
+def test_warnings_of_others_are_shown_as_python_shows_them() -> None:
+    found = ended("import warnings; warnings.warn('of others')")
+    assert re.search(r"<string>:\d+: UserWarning: of others", found.stderr)
 
 
 def test_a_table_goes_to_an_ascii_stream(tiny_tree: Path, tmp_path: Path) -> None:
