@@ -332,7 +332,7 @@ def copies_among(images: Sequence[Tensor] | Tensor, fit: NDArray[np.int64], apar
     """How many images [3, h, w] of the indices `apart` equal one of `fit`, or another of them, to the last pixel."""
     if not len(apart):
         return 0
-    contents = [hashlib.sha256(np.ascontiguousarray(one.cpu().numpy())).digest() for one in images]
+    contents = [hashlib.sha256(one.cpu().numpy().tobytes()).digest() for one in images]
     return copies((contents[k] for k in fit), (contents[k] for k in apart))
 
 

@@ -172,9 +172,10 @@ def read(folder: Path) -> Decision:
         where = ".".join(map(str, first["loc"]))[:60]
         value = repr(first["input"])[:60]
         wrong = "is missing" if first["type"] == "missing" else f"is {value}: {first['msg']}"
+        said = f"{where} {wrong}"
         if first["type"] == "value_error":  # of fields that do not fit together
-            wrong = str(first["msg"])
-        raise DecisionError(f"{path}: damaged ({where} {wrong}); {REMEDY}") from error
+            said = str(first["msg"]).removeprefix("Value error, ")
+        raise DecisionError(f"{path}: damaged ({said}); {REMEDY}") from error
 
 
 def digest_of_weights(folder: Path) -> Any:

@@ -281,7 +281,7 @@ def described(
             description_sha256=sha256(model / checkpoint.DESCRIPTION),
             decision_sha256=sha256(model / decision.FILE),
         ),
-        target=wanted.target,  # type: ignore[arg-type]  # checked by the model of the file
+        target=wanted.target,  # checked by the model of the file
         precision="int8" if wanted.int8 else "fp32",
         calibration=words,
         graph={

@@ -21,7 +21,7 @@ from kdad_bench.datasets import SQUASH
 from kdad_bench.files import DamagedError, read_json
 from kdad_bench.harness import decision
 from kdad_bench.harness.choices import SelectionError
-from kdad_bench.harness.decision import Decision
+from kdad_bench.harness.decision import Decision, supported
 from kdad_bench.harness.export_runtimes import TARGETS, ExportError, Runner, opened_graph
 from kdad_bench.harness.scoring import Scorer
 from kdad_bench.harness.selection import device_from
@@ -156,6 +156,8 @@ class Exported(Part):
             raise ValueError("threshold, held-out normals and decisions of the certificate are there together or not")
         if limit is None or made is None:
             return self
+        if not supported(len(kept.normal_scores), limit.false_alarms):
+            raise ValueError(f"its held-out normals support no false-alarm rate of {limit.false_alarms:g}")
         own = kept.threshold(limit.false_alarms)
         if not limit.value == own == made.own_threshold or (self.precision == "fp32" and made.threshold != own):
             raise ValueError(f"threshold {limit.value:g} is not that of the held-out normals and of the certificate")
@@ -275,9 +277,10 @@ def read(folder: Path) -> Exported:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))[:80]
         wrong = "is missing" if first["type"] == "missing" else f"is {repr(first['input'])[:60]}: {first['msg']}"
+        said = f"{where} {wrong}"
         if first["type"] == "value_error":  # of fields that do not fit together
-            wrong = str(first["msg"])
-        raise ExportError(f"{path}: damaged ({where} {wrong}); {REMEDY}") from error
+            said = ": ".join(filter(None, (where, str(first["msg"]).removeprefix("Value error, "))))
+        raise ExportError(f"{path}: damaged ({said}); {REMEDY}") from error
 
 
 def sha256(path: Path) -> str:
