@@ -207,7 +207,7 @@ class Detector:
         """Write model.safetensors, model.json and decision.json, as `run --save-models` does; returns the folder.
 
         `Detector.load` and `kdad-bench predict` read them.
-        Raises NotFitted, SelectionError for a URL, for what is no folder, and for a folder that holds an exported graph,
+        Raises NotFitted, SelectionError for a URL, for what is no folder and for a folder that holds an exported graph,
         which would go on answering there, and OSError where that cannot be written.
         """
         fitted, place = self._learnt(), on_this_machine(folder)
@@ -293,8 +293,9 @@ class Detector:
     def _brought_to_size(
         self, given: Images, fit: NDArray[np.int64], apart: NDArray[np.int64]
     ) -> tuple[Tensor, tuple[int, ...] | None, Any, int]:
-        """What the method learns from [K, 3, S, S], of which images these are windows, the images held out, and how many
-        of these are copies."""
+        """What the method learns from [K, 3, S, S], of which images these are windows, the images that are held out, and
+        how many of those are copies.
+        """
         if self.view.plain:
             normal = given.all(self.resolution, self.device)
             return normal[fit], None, normal[apart], copies_among(normal, fit, apart)
