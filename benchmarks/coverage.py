@@ -36,7 +36,7 @@ from kdad_bench.leaderboard import spread as spreads
 from kdad_bench.leaderboard.images import Images, Noise, placements
 from kdad_bench.leaderboard.inference import CONFIDENCE, interval_across, interval_around
 from kdad_bench.leaderboard.pairs import Comparison, compared
-from kdad_bench.leaderboard.spread import Drawn, drawn, parts, spread
+from kdad_bench.leaderboard.spread import Drawn, drawn, half_across, parts, spread
 
 Floats = NDArray[np.float64]
 METRIC = "image_auroc"
@@ -59,6 +59,8 @@ class World:
     category: float = 0.5
     own: float = 0.2  # of a method in a category
     seed: float = 0.15
+    together: bool = False  # one training of each seed serves all categories
+    alike: float = 0.0  # share of the variance of `seed` that a training brings to all its categories
 
 
 WORLDS = (
@@ -71,7 +73,29 @@ WORLDS = (
     World("seeds differ much", seed=0.5),
     World("categories alike", category=0.05, own=0.02),
     World("6 categories near 1", categories=6, levels=(3.07, 2.66), category=0.3),
-)
+    World("one model for 4 categories, 3 seeds, equal", seeds=3, levels=(2.2, 2.2), own=0.0, together=True, alike=0.5),
+    World(
+        "one model for 15, 3 seeds, 84 + 31 images, equal", categories=15, seeds=3, anomalous=84, good=31,
+        levels=(2.2, 2.2), own=0.0, together=True, alike=0.5,
+    ),
+    World(
+        "the same, where a training moves all categories alike", categories=15, seeds=3, anomalous=84, good=31,
+        levels=(2.2, 2.2), own=0.0, together=True, alike=1.0,
+    ),
+    World(
+        "the same, where it moves each by itself", categories=15, seeds=3, anomalous=84, good=31,
+        levels=(2.2, 2.2), own=0.0, together=True,
+    ),
+)  # fmt: skip
+
+
+def of_seeds_alike(world: World, methods: int, rng: np.random.Generator) -> Floats:
+    """What the seeds bring, [methods, categories, seeds], of variance 1."""
+    found = rng.normal(size=(methods, world.categories, world.seeds))
+    if world.alike:
+        common = rng.normal(size=(methods, 1, world.seeds))
+        found = np.sqrt(1 - world.alike) * found + np.sqrt(world.alike) * common
+    return np.asarray(found)
 
 
 def truth(distance: Floats | float, variance: float) -> Floats:
@@ -106,7 +130,8 @@ def judged(world: World, values: Floats, images: list[Images] | None) -> Compari
     noises: list[Noise | None] = [None] * world.categories
     for c, one in enumerate(images or ()):
         noises[c] = one.noise(METRIC, {(m, s): values[i, c, s] for i, m in enumerate("ab") for s in range(world.seeds)})
-    return compared(METRIC, ("a", "b"), (values[0], values[1]), range(world.seeds), noises, 1)
+    seeds = range(world.seeds)
+    return compared(METRIC, ("a", "b"), (values[0], values[1]), seeds, noises, 1, together=world.together)
 
 
 def alone(world: World, values: Floats, images: list[Images]) -> list[Drawn]:
@@ -123,9 +148,9 @@ def of_these(world: World, benchmarks: int, rng: np.random.Generator) -> tuple[f
     true = float(truth(fixed[..., 0], world.seed**2).mean())
     inside, widths = 0, []
     for _ in range(benchmarks):
-        images = scored(world, fixed + world.seed * rng.normal(size=(1, world.categories, world.seeds)), rng)
+        images = scored(world, fixed + world.seed * of_seeds_alike(world, 1, rng), rng)
         values = figures(world, images)[0]
-        around = spread(list(values), alone(world, values, images))
+        around = spread(list(values), alone(world, values, images), together=world.together)
         if around is None:  # every image in order everywhere: the pages show no interval
             continue
         low, high = interval_around(float(values.mean()), around.half_width(CONFIDENCE))
@@ -142,7 +167,7 @@ def of_pairs(world: World, benchmarks: int, rng: np.random.Generator) -> tuple[f
     true = float((true[0] - true[1]).mean())
     inside = sure = 0
     for _ in range(benchmarks):
-        images = scored(world, fixed + world.seed * rng.normal(size=(2, world.categories, world.seeds)), rng)
+        images = scored(world, fixed + world.seed * of_seeds_alike(world, 2, rng), rng)
         found = judged(world, figures(world, images), images)
         inside += found.low is not None and found.high is not None and found.low <= true <= found.high
         sure += found.p is not None and found.p < 0.05
@@ -156,10 +181,18 @@ def of_seeds(world: World, benchmarks: int, rng: np.random.Generator) -> tuple[f
     level = 0.9 + 0.03 * rng.normal(size=(2, world.categories, 1))
     true = float((level[0] - level[1]).mean())
     for _ in range(benchmarks):
-        values = level + deviation * rng.normal(size=(2, world.categories, world.seeds))
+        values = level + deviation * of_seeds_alike(world, 2, rng)
         found = judged(world, values, None)
         inside += found.low is not None and found.high is not None and found.low <= true <= found.high
     return (inside / benchmarks,)
+
+
+def of_others(world: World, values: Floats, images: list[Images]) -> tuple[float, float]:
+    """The interval of a method's mean for other categories as the pages have it; `values` [categories, seeds]."""
+    around = spread(list(values), alone(world, values, images), together=world.together)
+    if not world.together:
+        return interval_across(values, around.error if around else 0.0)
+    return interval_around(float(values.mean()), half_across(list(values), around))
 
 
 def bootstrapped(values: Floats, images: list[Images], rng: np.random.Generator) -> tuple[float, float]:
@@ -190,11 +223,10 @@ def of_means(world: World, benchmarks: int, rng: np.random.Generator) -> tuple[f
     for _ in range(benchmarks):
         shape = (1, world.categories, 1)
         distances = world.levels[0] + world.category * rng.normal(size=shape) + world.own * rng.normal(size=shape)
-        distances = distances + world.seed * rng.normal(size=(1, world.categories, world.seeds))
+        distances = distances + world.seed * of_seeds_alike(world, 1, rng)
         images = scored(world, distances, rng)
         values = figures(world, images)[0]
-        around = spread(list(values), alone(world, values, images))
-        low, high = interval_across(values, around.error if around else 0.0)
+        low, high = of_others(world, values, images)
         inside += low <= true <= high
         widths.append(high - low)
         low, high = bootstrapped(values, images, rng)

@@ -13,7 +13,7 @@ from kdad_bench.leaderboard.families import FLOOR
 from kdad_bench.leaderboard.inference import SIGNIFICANCE
 from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.pairs import Comparison
-from kdad_bench.leaderboard.spread import CATEGORIES
+from kdad_bench.leaderboard.spread import CATEGORIES, ONE_TRAINING
 from kdad_bench.leaderboard.summary import FEW
 
 LIMITS = {"latency_ms": "ms", "memory_mb": "MB"}  # what can be limited -> its unit
@@ -193,7 +193,7 @@ def _could_tell(found: Comparison) -> bool:
     """Whether a test was made that can find a difference: Wilcoxon's over n categories gives no p below 2^(1 - n)."""
     if found.p is None:
         return False
-    return found.evidence != CATEGORIES or 2.0 ** (1 - found.categories) < SIGNIFICANCE
+    return found.evidence not in (CATEGORIES, ONE_TRAINING) or 2.0 ** (1 - found.categories) < SIGNIFICANCE
 
 
 def _lack(ours: Sequence[Board], metric: str) -> str:

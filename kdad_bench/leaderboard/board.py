@@ -139,7 +139,8 @@ class Board:
             other += " (of a method with one seed for other test images alone)"
         if categories >= FEW:
             fewer = ", of a method that has fewer than six for those alone" if min(counts) < FEW else ""
-            return f"other categories of the same kind{fewer}"
+            once = f", {other}" if self.together and not any(repeated) else ""
+            return f"other categories of the same kind{fewer}{once}"
         if categories < 2:
             return other
         return (

@@ -67,6 +67,7 @@ class Sides(NamedTuple):
     name: str
     first: Cells
     second: Cells
+    together: bool  # one training of each seed serves all categories, on either side
 
 
 def of_methods(table: pa.Table, first: str, second: str, metrics: Sequence[str], tolerance: float) -> list[Difference]:
@@ -97,7 +98,8 @@ def _sides_of_methods(table: pa.Table, first: str, second: str) -> Iterator[Side
             for b in _named(other, second):
                 name = f"{other.labels[b]} against {one.labels[a]}"
                 title = one.title if one is other else f"{other.title}; against {one.title}"
-                yield Sides(title, name, _cells(one, a), _cells(other, b))
+                together = one.summary.together or other.summary.together
+                yield Sides(title, name, _cells(one, a), _cells(other, b), together)
 
 
 def of_folders(first: pa.Table, second: pa.Table, metrics: Sequence[str], tolerance: float) -> list[Difference]:
@@ -135,7 +137,8 @@ def _sides_of_folders(first: pa.Table, second: pa.Table) -> Iterator[Sides]:
             first = _cells(old, before_key) if old and before_key else {}
             second = _cells(new, after_key) if new and after_key else {}
             labels = [one.labels[key] for one, key in ((new, after_key), (old, before_key)) if one and key]
-            yield Sides(title, labels[0] + _of_other_weights(first, second), first, second)
+            together = any(one.summary.together for one in (old, new) if one is not None)
+            yield Sides(title, labels[0] + _of_other_weights(first, second), first, second, together)
 
 
 def _under_names_of(others: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -263,7 +266,7 @@ def _cells(board: Board, key: str) -> Cells:
 
 def _differences(sides: Sides, metrics: Sequence[str], tolerance: float) -> list[Difference]:
     """One difference per metric and category in common, and one for their mean."""
-    board, method, first, second = sides
+    first, second = sides.first, sides.second
     found = []
     places = sorted(set(first) & set(second))
     changed = {c for c, seed in places if first[c, seed]["data_fingerprint"] != second[c, seed]["data_fingerprint"]}
@@ -277,11 +280,11 @@ def _differences(sides: Sides, metrics: Sequence[str], tolerance: float) -> list
         pairs = _measured_once(pairs, first, second) if metric in SHARED else pairs
         noises = {category: _noise(metric, values, images.get(category)) for category, values in pairs.items()}
         for category, values in pairs.items():
-            one = _difference(board, method, metric, category, {category: values}, noises, tolerance)
+            one = _difference(sides, metric, category, {category: values}, noises, tolerance)
             found.append(one if category not in changed else _unjudged(one))
         same = {category: values for category, values in pairs.items() if category not in changed}
         if len(same) > 1:
-            found.append(_difference(board, method, metric, f"mean of {len(same)}", same, noises, tolerance))
+            found.append(_difference(sides, metric, f"mean of {len(same)}", same, noises, tolerance))
     return found
 
 
@@ -320,8 +323,7 @@ def _measured_once(pairs: Pairs, first: Cells, second: Cells) -> Pairs:
 
 
 def _difference(
-    board: str,
-    method: str,
+    of: Sides,
     metric: str,
     category: str,
     pairs: Pairs,
@@ -331,10 +333,11 @@ def _difference(
     """The paired difference over the categories of `pairs`, judged as the leaderboard judges a pair (`compared`)."""
     seeds = sorted({seed for values in pairs.values() for seed in values})
     lacking = (math.nan, math.nan)
-    values = np.array([[of.get(seed, lacking) for seed in seeds] for of in pairs.values()])  # [categories, seeds, 2]
+    values = np.array([[of_seed.get(seed, lacking) for seed in seeds] for of_seed in pairs.values()])
     sign = 1 if METRICS[metric].higher_is_better else -1
-    sides = (values[..., 1], values[..., 0])
-    found = compared(metric, (SECOND, FIRST), sides, seeds, [noises[name] for name in pairs], sign)
+    sides = (values[..., 1], values[..., 0])  # [categories, seeds]
+    known = [noises[name] for name in pairs]
+    found = compared(metric, (SECOND, FIRST), sides, seeds, known, sign, together=of.together)
     difference, low, high, evidence = found.difference or 0.0, found.low, found.high, found.evidence
     if low is None or high is None:  # nothing varies: over several seeds that is known, with one it is not
         repeated = found.pairs > found.categories
@@ -344,8 +347,8 @@ def _difference(
     sure = low is None or high is None or low > 0 or high < 0
     moved = sign * difference
     return Difference(
-        board=board,
-        method=method,
+        board=of.title,
+        method=of.name,
         metric=metric,
         category=category,
         first=first,

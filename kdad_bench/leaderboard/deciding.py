@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.pairs import Comparison, visible
-from kdad_bench.leaderboard.spread import CATEGORIES, IMAGES, IMAGES_AND_SEEDS, SEEDS
+from kdad_bench.leaderboard.spread import CATEGORIES, IMAGES, IMAGES_AND_SEEDS, ONE_TRAINING, SEEDS
 
 MOST_SHOWN = 25  # entrants of a matrix; it has a column for each
 # what a comparison rests on -> what it says, and what it leaves out
@@ -19,6 +19,10 @@ SAYS = {
         "turn it round)"
     ),
     CATEGORIES: "with other categories, by Wilcoxon's test, which a few categories can never make sure",
+    ONE_TRAINING: (
+        "with other categories, by Wilcoxon's test, for these trained models: one training of each serves all "
+        "categories, and says nothing of others"
+    ),
 }
 READ = (
     "Each cell is the mean difference, row minus column, and p after Holm's correction for all pairs of the metric: in "

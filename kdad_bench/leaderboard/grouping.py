@@ -86,6 +86,7 @@ def _summary(group: Group, rows: list[Mapping[str, Any]], metrics: Sequence[str]
         images={category: images for category, made in scored.items() if (images := of_jobs(made)) is not None},
         failed=tuple(failed),
         problems=tuple(problems),
+        together=any(row.get("setting") for row in speaking),
     )
 
 

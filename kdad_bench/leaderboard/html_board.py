@@ -21,7 +21,10 @@ CAVEATS = {
         "Other code made these maps, and only their scoring is this benchmark's. What it learnt from, and whether it "
         "saw test images, is not known."
     ),
-    "multi-class": "One model has learnt from all of these categories; numbers of a model for each are others.",
+    "multi-class": (
+        "One model has learnt from all of these categories; numbers of a model for each are others. A training moves "
+        "all categories at once: in intervals and tests it counts once."
+    ),
     "synthetic data": "Procedurally generated images, no substitute for a real data set.",
 }
 

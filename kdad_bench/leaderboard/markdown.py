@@ -96,7 +96,7 @@ def _warning(board: Board) -> list[str]:
     if board.together:
         lines.append(
             "**Multi-class**: one model has learnt from all of these categories; numbers of a model for each are "
-            "others."
+            "others. A training moves all categories at once: in intervals and tests it counts once."
         )
     if board.short:
         lines.append(f"**{_text(board.preset.capitalize())} preset**: {board.budget}.")
@@ -181,6 +181,8 @@ def _legend_of_ranking(board: Board, marked_so: bool) -> str:
         legend += f" In one metric, average ranks closer than the critical difference ({gaps}) are not told apart"
         widest = max(max(found.average.values()) - min(found.average.values()) for found in ranks if found.average)
         legend += ": here none is." if min(distances) > widest else "."
+        if board.together:
+            legend += " It takes categories for independent: other trainings may part ranks that lie further apart."
     return legend
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kdad_bench.leaderboard.images import Noise
 from kdad_bench.leaderboard.inference import CONFIDENCE, DIGITS, SIGNIFICANCE, holm, wilcoxon
-from kdad_bench.leaderboard.spread import CATEGORIES, NOTHING, Drawn, Spread, drawn, spread
+from kdad_bench.leaderboard.spread import CATEGORIES, NOTHING, ONE_TRAINING, Drawn, Spread, drawn, spread
 from kdad_bench.leaderboard.student_t import student_quantile
 
 Floats = NDArray[np.float64]
@@ -69,11 +69,13 @@ def compared(
     seeds: Sequence[int],
     noises: Sequence[Noise | None],
     sign: int,
+    *,
+    together: bool = False,
 ) -> Comparison:
     """The comparison of two entrants, not yet corrected.
 
     `values`: [categories, seeds] of each, NaN where there is none. `noises`: what is known of the images, by category.
-    `sign`: 1 where more is better, else -1.
+    `sign`: 1 where more is better, else -1. `together`: one training of each seed serves all categories.
 
     With per-image scores the images and the seeds tell (`spread`), without them the seeds alone, and where there is one
     seed, or none of the two depends on it, the categories (exact Wilcoxon signed-rank test).
@@ -92,9 +94,10 @@ def compared(
         return found
     found = replace(found, won=float((np.sign(sign * jobs) + 1).mean() / 2), effect=_effect(jobs),
                     p_categories=wilcoxon(by_category))  # fmt: skip
-    around = _around(difference, paired, common, keys, seeds, noises)
+    around = _around(difference, common, keys, seeds, noises, together=together)
     if around is None:
-        return replace(found, p=found.p_categories, evidence=CATEGORIES)
+        one_training = together and int(paired.any(axis=0).sum()) == 1
+        return replace(found, p=found.p_categories, evidence=ONE_TRAINING if one_training else CATEGORIES)
     mean, half = float(by_category.mean()), around.half_width(CONFIDENCE)
     return replace(
         found, low=mean - half, high=mean + half, error=around.error, freedom=around.freedom, p=around.p(mean),
@@ -109,25 +112,27 @@ def _effect(jobs: Floats) -> float | None:
 
 def _around(
     difference: Floats,
-    paired: NDArray[np.bool_],
     common: Sequence[int],
     keys: tuple[str, str],
     seeds: Sequence[int],
     noises: Sequence[Noise | None],
+    *,
+    together: bool,
 ) -> Spread | None:
     """The spread of the mean difference, by the images where all common categories have them."""
-    values = [difference[c][paired[c]] for c in common]
+    values = [difference[c] for c in common]
     images: list[Drawn] = []
     for c in common:
         noise = noises[c]
-        own = [seed for seed, there in zip(seeds, paired[c], strict=True) if there]
+        own = [seed for seed, missing in zip(seeds, np.isnan(difference[c]), strict=True) if not missing]
         pair = None if noise is None else drawn(noise, [(keys[0], s) for s in own], [(keys[1], s) for s in own])
         if pair is None:
-            return spread(values, None)
+            return spread(values, None, together=together)
         images.append(pair)
     if all(one.of_one <= 0 for one in images):
-        return spread(values, None)  # both give all images the same places, or are never wrong: nothing to judge by
-    return spread(values, images)
+        # both give all images the same places, or are never wrong: nothing to judge by
+        return spread(values, None, together=together)
+    return spread(values, images, together=together)
 
 
 def corrected(found: Sequence[Comparison]) -> tuple[Comparison, ...]:

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdad_bench.leaderboard.images import Job, Noise
+from kdad_bench.leaderboard.inference import CONFIDENCE
 from kdad_bench.leaderboard.student_t import student_quantile, student_tail
 
 Floats = NDArray[np.float64]
 IMAGES_AND_SEEDS, IMAGES, SEEDS, CATEGORIES, NOTHING = "images and seeds", "images", "seeds", "categories", ""
+ONE_TRAINING = "categories of one training"
 STILL = 1e-5  # a standard deviation over seeds below this is none: the methods do not depend on the seed
 MORE = 1  # Satterthwaite's 0 makes intervals too wide where there are two seeds, Welch's 2 too narrow: coverage.py
 MOST_FREEDOM = 1000  # beyond it Student's t is the normal distribution
@@ -64,30 +66,98 @@ def drawn(noise: Noise, plus: Sequence[Job], minus: Sequence[Job] = ()) -> Drawn
     return Drawn(of_mean, of_one, shared, noise.freedom)
 
 
-def spread(values: Sequence[Floats], images: Sequence[Drawn] | None) -> Spread | None:
+def spread(values: Sequence[Floats], images: Sequence[Drawn] | None, *, together: bool = False) -> Spread | None:
     """The spread of the mean over categories of the means over seeds; None where nothing tells it.
 
-    `values`: for each category one value per seed. `images`: for each category what its images do, or None where that
-    is not known; then only the seeds tell. In a category the variance of the mean is that part of the images' that all
-    seeds share, for they have seen the same ones, and the variance over seeds over their number, which holds the rest.
-    A category with one seed gets the variance over seeds that the others have, and so as little certainty about it:
-    what it adds stands in their terms. Degrees of freedom: between Satterthwaite (Biometrics Bulletin 2(6), 1946) and
-    Welch (Biometrika 34, 1947), rounded down to tenths.
+    `values`: for each category one value per seed, NaN where there is none. `images`: for each category what its images
+    do, or None where that is not known; then only the seeds tell. In a category the variance of the mean is that part
+    of the images' that all seeds share, for they have seen the same ones, and the variance over seeds over their
+    number, which holds the rest. A category with one seed gets the variance over seeds that the others have, and so as
+    little certainty about it: what it adds stands in their terms.
+
+    `together`: one training of each seed serves all categories, so that they go up and down together, and `values` are
+    in one order of the seeds. Then the seeds count once: `_of_trainings`.
+
+    Degrees of freedom: between Satterthwaite (Biometrics Bulletin 2(6), 1946) and Welch (Biometrika 34, 1947), rounded
+    down to tenths.
     """
-    over_seeds = [(float(one.var(ddof=1)), one.size) for one in values if one.size > 1]
+    repeated = [one[~np.isnan(one)] for one in values]
+    over_seeds = [(float(one.var(ddof=1)), one.size) for one in repeated if one.size > 1]
     typical = float(np.mean([variance for variance, _ in over_seeds])) if over_seeds else 0.0
     shared = sum(one.shared for one in images or ())
     terms = [(one.shared, one.freedom) for one in images or ()] if shared > 0 else []  # below zero by chance: nothing
-    if math.sqrt(typical) > STILL:
+    if math.sqrt(typical) > STILL and together:
+        terms.append(_of_trainings(values))
+    elif math.sqrt(typical) > STILL:
         borrowed = (len(values) - len(over_seeds)) / len(over_seeds)  # categories with one seed, for each with several
         terms += [(variance * (1 / size + borrowed), size - 1) for variance, size in over_seeds]
+    evidence = SEEDS if images is None else IMAGES_AND_SEEDS if over_seeds else IMAGES
+    return _added(terms, len(values), evidence)
+
+
+def half_across(values: Sequence[Floats], these: Spread | None) -> float:
+    """Half of the 95 % interval of the mean for other categories, where one training of each seed serves all.
+
+    `values`: for each category, at least two, one value per seed in one order of the seeds, NaN where there is none.
+    `these`: the spread of the mean for these very categories. The variance over categories of their means holds what
+    differs between them, their images' part too, but not what a training does to all of them alike: that is added, over
+    the number of trainings. By chance it may be estimated as nothing: so the interval is as wide as that for these at
+    least.
+    """
+    means = np.array([np.nanmean(one) for one in values])
+    terms = [(float(means.var(ddof=1)) * len(means), len(means) - 1.0)]  # of the sum over categories
+    variance, trainings = _alike(values)
+    if variance > 0:
+        terms.append((variance * len(means) ** 2 / trainings, trainings - 1.0))
+    others = _added(terms, len(means), CATEGORIES)
+    return max((one.half_width(CONFIDENCE) for one in (others, these) if one is not None), default=0.0)
+
+
+def _added(terms: Sequence[tuple[float, float]], categories: int, evidence: str) -> Spread | None:
+    """The spread of a mean from (variance, degrees of freedom) of what adds up to the sum over the categories."""
     total = sum(variance for variance, _ in terms)
     below = sum(variance**2 / (freedom + MORE) for variance, freedom in terms)
     if total <= 0 or below <= 0:
         return None
     freedom = max(1.0, min(MOST_FREEDOM, math.floor(10 * (total**2 / below - MORE)) / 10))
-    evidence = SEEDS if images is None else IMAGES_AND_SEEDS if over_seeds else IMAGES
-    return Spread(total / len(values) ** 2, freedom, evidence)
+    return Spread(total / categories**2, freedom, evidence)
+
+
+def _of_trainings(values: Sequence[Floats]) -> tuple[float, float]:
+    """(variance, degrees of freedom) of what the seeds do to the sum over categories that one training each serves.
+
+    The variance over seeds of their sums over the categories, over the number of seeds: those that have every category,
+    so that further values of some make nothing surer. With fewer than two such, the most that it can be: categories
+    that go up and down as one, those with one seed as the others.
+    """
+    whole = _whole(values)
+    if whole.shape[1] > 1:
+        return float(whole.sum(axis=0).var(ddof=1)) / whole.shape[1], whole.shape[1] - 1.0
+    repeated = [one[~np.isnan(one)] for one in values]
+    typical = math.sqrt(float(np.mean([one.var(ddof=1) for one in repeated if one.size > 1])))
+    errors = [float(one.std(ddof=1)) / math.sqrt(one.size) if one.size > 1 else typical for one in repeated]
+    return sum(errors) ** 2, min(one.size - 1.0 for one in repeated if one.size > 1)
+
+
+def _whole(values: Sequence[Floats]) -> Floats:
+    """[categories, seeds]: the values of the seeds that have every category."""
+    grid = np.stack(values)
+    return np.asarray(grid[:, ~np.isnan(grid).any(axis=0)])
+
+
+def _alike(values: Sequence[Floats]) -> tuple[float, int]:
+    """(variance of what one training does to all of its categories alike, seeds that have every category).
+
+    By the method of moments: over seeds, the variance of the means over k categories is c + e / k and the mean variance
+    within a category c + e, where e is what a seed does to one category and not to another. Nothing is known with fewer
+    than two such seeds, or one category.
+    """
+    whole = _whole(values)
+    categories, seeds = whole.shape
+    if seeds < 2 or categories < 2:
+        return 0.0, seeds
+    of_means, within = float(whole.mean(axis=0).var(ddof=1)), float(whole.var(axis=1, ddof=1).mean())
+    return (categories * of_means - within) / (categories - 1), seeds
 
 
 class Parts(NamedTuple):
@@ -101,13 +171,16 @@ class Parts(NamedTuple):
     image: float | None  # None where nothing is known about the images
 
 
-def parts(values: Sequence[Floats], images: Sequence[Drawn] | None) -> Parts:
-    """The variance components of one job's value, by the method of moments.
+def parts(values: Sequence[Floats], images: Sequence[Drawn] | None, *, together: bool = False) -> Parts:
+    """The variance components of one job's value, by the method of moments; arguments as those of `spread`.
 
     image: what DeLong's formula (or the bootstrap) gives for one job. seed: the variance over seeds within a category,
     less what the images do to one seed and not to another. category: the variance of the categories' means, less what
     seeds and images put into them. Where nothing is known about the images, their part lies in that of the category.
+    With `together` what a seed does to all categories alike is in its part, and moves none of their means from another.
     """
+    common = _alike(values)[0] if together else 0.0
+    values = [one[~np.isnan(one)] for one in values]
     image = None if images is None else float(np.mean([one.of_one for one in images]))
     own = [
         float(one.var(ddof=1)) - (0.0 if images is None else images[c].of_one - images[c].shared)
@@ -118,6 +191,6 @@ def parts(values: Sequence[Floats], images: Sequence[Drawn] | None) -> Parts:
     if len(values) < 2:
         return Parts(None, seed, image)
     between = float(np.var([one.mean() for one in values], ddof=1))
-    inside = float(np.mean([(seed or 0.0) / one.size for one in values]))
+    inside = float(np.mean([((seed or 0.0) - common) / one.size for one in values]))
     inside += 0.0 if images is None else float(np.mean([one.of_mean for one in images]))
     return Parts(between - inside, seed, image)

@@ -8,6 +8,8 @@ Which rows may is for `grouping` to say, and nothing here crosses its lines. Wit
   other seeds and images;
 - two methods are compared by their paired differences on the same images (`pairs`): DeLong's variance or a bootstrap
   over images, and the variance over seeds; without per-image scores by the seeds alone; Holm-corrected over all pairs;
+- where one training of each seed serves all categories (`Summary.together`) they go up and down together: then the
+  seeds count once, by the variance of their means over categories;
 - average ranks over categories come with Nemenyi's critical difference (Demsar, JMLR 7, 2006).
 
 Failed jobs and missing values are never averaged: they are listed, and a method without a value in every category is
@@ -37,7 +39,7 @@ from kdad_bench.leaderboard.inference import (
 )
 from kdad_bench.leaderboard.metric import ACCURACIES, METRICS
 from kdad_bench.leaderboard.pairs import Comparison, compared, corrected
-from kdad_bench.leaderboard.spread import Drawn, Parts, drawn, parts, spread
+from kdad_bench.leaderboard.spread import Drawn, Parts, drawn, half_across, parts, spread
 
 FEW = 6  # categories: with fewer, tables show how sure the mean of these very ones is
 Interval = tuple[float | None, float | None]
@@ -117,6 +119,7 @@ class Summary:
     images: dict[str, Images]  # category -> the scores of its images, where the rows have them
     failed: tuple[tuple[str, str, int, str], ...]  # (entrant, category, seed, reason)
     problems: tuple[str, ...]  # rows left out, and why
+    together: bool = False  # one training of each seed serves all categories
 
     def entrant(self, key: str) -> Entrant:
         """The entrant of that key. Raises KeyError."""
@@ -176,12 +179,14 @@ class Summary:
         jobs = [[(key, s) for s, value in zip(self.seeds, row, strict=True) if not np.isnan(value)] for row in values]
         images = _all_known(noises, jobs)
         shares = METRICS[metric].section == ACCURACIES
-        around = spread([row[~np.isnan(row)] for row in values], images)
+        around = spread(list(values), images, together=self.together)
         these: Interval = (None, None)
         if around is not None:
             these = interval_around(mean, around.half_width(CONFIDENCE), shares=shares)
         if len(values) == 1:
             return these, these
+        if self.together:
+            return interval_around(mean, half_across(list(values), around), shares=shares), these
         return interval_across(values, 0.0 if around is None else around.error, shares=shares), these
 
     def noise(self, metric: str, category: str) -> Noise | None:
@@ -211,7 +216,7 @@ class Summary:
         jobs = [
             [(key, s) for s, value in zip(self.seeds, values[c], strict=True) if not np.isnan(value)] for c in known
         ]
-        return parts([values[c][~np.isnan(values[c])] for c in known], _all_known(noises, jobs))
+        return parts([values[c] for c in known], _all_known(noises, jobs), together=self.together)
 
     def missing(self, key: str, metric: str) -> tuple[str, ...]:
         """Categories in which another method has a value of this metric and this one has none."""
@@ -268,6 +273,7 @@ class Summary:
             self.seeds,
             [self.noise(metric, category) for category in self.categories[categories]],
             1 if METRICS[metric].higher_is_better else -1,
+            together=self.together,
         )
 
     def _at(self, key: str) -> int:
