@@ -213,3 +213,16 @@ def test_one_training_says_that_it_speaks_for_itself_alone() -> None:
 def test_methods_that_no_seed_moves_are_judged_by_the_categories_of_one_model_too() -> None:
     fixed = {name: np.repeat(grid, 2, axis=1) for name, grid in both((8, 1)).items()}
     assert board_of(rows(fixed)).summary.comparison("a", "b", METRIC).evidence == CATEGORIES
+
+
+def test_two_trainings_that_outweigh_the_images_hold_what_they_promise() -> None:
+    """Welch's degrees of freedom would make of 95 % about 88."""
+    rng = np.random.default_rng(8)
+    covered = []
+    for _ in range(1500):
+        values = drawn_by(0.01, 0.0, (2, 2), rng) + 0.005 * rng.normal(size=(2, 1))
+        images = [Drawn(of_mean=0.005**2, of_one=0.005**2, shared=0.005**2, freedom=200)] * 2
+        around = spread(list(values), images, together=True)
+        assert around is not None
+        covered.append(abs(values.mean() - 0.9) <= around.half_width(CONFIDENCE))
+    assert 0.935 <= np.mean(covered) <= 0.985
