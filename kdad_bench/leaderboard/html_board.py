@@ -12,7 +12,7 @@ from kdad_bench.leaderboard.html_pairs import components_of, matrix
 from kdad_bench.leaderboard.html_parts import FLAG, FLAG_ALONE, accuracy, cell, choice, deviated, small, table_of
 from kdad_bench.leaderboard.measurement import SHARED
 from kdad_bench.leaderboard.metric import METRICS, RANKED, shown_in
-from kdad_bench.leaderboard.numbers import MISSING, large, number, signed
+from kdad_bench.leaderboard.numbers import MISSING, judged, large, number, signed
 from kdad_bench.leaderboard.row import EXTERNAL
 from kdad_bench.leaderboard.text import escape
 
@@ -190,7 +190,7 @@ def _published(board: Board) -> str:
     lines = []
     for one in found:
         reported = one.reported
-        said = escape(one.verdict) if one.verdict else f"not compared: {escape(one.refusal)}"
+        said = escape(judged(one.verdict, one.half) or f"not compared: {one.refusal}")
         lines.append(
             f'<th scope="row">{escape(reported.reported)} '
             f'<span class="interval-text">{escape(reported.backbone)}</span></th>'
@@ -203,9 +203,7 @@ def _published(board: Board) -> str:
         )
     heads = [("reported", ""), ("beside our", ""), ("category", ""), ("metric", ""), ("origin", ""), ("value", "n")]
     heads += [("ours", "n"), ("difference", "n"), ("verdict", "")]
-    caption = (
-        f"agrees: within {published.TOLERANCE} or the 95 % interval over our seeds. Other protocols are not compared."
-    )
+    caption = f"{published.LEGEND} Other protocols are not compared."
     table = table_of(heads, lines, caption, "sortable searchable")
     compared = sum(one.difference is not None for one in found)
     sources = dict.fromkeys(f"<li>{escape(one.reported.reported)}: {escape(one.reported.source)}</li>" for one in found)

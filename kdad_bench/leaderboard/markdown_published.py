@@ -9,7 +9,7 @@ from itertools import count, product
 from kdad_bench.leaderboard import published
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.markdown_parts import table_of
-from kdad_bench.leaderboard.numbers import MISSING, signed
+from kdad_bench.leaderboard.numbers import MISSING, judged, signed
 from kdad_bench.leaderboard.text import markdown as _text
 
 
@@ -31,10 +31,7 @@ def published_and_measured(board: Board) -> str:
     if others:
         table = table_of(header, others, left=(0, 1, 2, 9))
         text += f"\n\n<details><summary>By category</summary>\n\n{table}\n\n</details>"
-    text += (
-        "\n\nThe difference is to the first comparable number from the left. *agrees*: within "
-        f"{published.TOLERANCE} or the 95 % interval over our seeds."
-    )
+    text += f"\n\nThe difference is to the first comparable number from the left; {published.LEGEND}"
     if reasons:
         text += "\n\nNot compared:\n\n" + "\n".join(f"- {mark} {_text(why)}" for why, mark in reasons.items())
     sources = dict.fromkeys(f"- {_text(one.reported.reported)}: {_text(one.reported.source)}" for one in found)
@@ -82,7 +79,7 @@ def _beside(group: Sequence[published.Verdict], reasons: Mapping[str, str]) -> l
         *cells,
         MISSING if measured is None else f"{measured:.3f}",
         MISSING if first.difference is None else signed(first.difference),
-        first.verdict or "not compared",
+        judged(first.verdict, first.half) or "not compared",
     ]
 
 

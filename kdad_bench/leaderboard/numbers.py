@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from kdad_bench.leaderboard.published import NOT_TOLD
 from kdad_bench.leaderboard.summary import Estimate
 
 MISSING = "–"
@@ -32,6 +33,11 @@ def signed(value: float) -> str:
     """A difference of accuracies with its sign; 0.000 has none."""
     text = f"{value:+.3f}"
     return text[1:] if text[1:] == "0.000" else text
+
+
+def judged(verdict: str, half: float) -> str:
+    """A verdict on a difference; what an interval left open with the half of it: not told apart (±0.18)."""
+    return f"{verdict} (±{half:.2f})" if verdict == NOT_TOLD else verdict
 
 
 def number(value: float | None) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.inference import CONFIDENCE
@@ -15,12 +16,19 @@ from kdad_bench.leaderboard.student_t import student_quantile
 
 HERE = Path(__file__).parent
 TOLERANCE = 0.01  # in AUROC: about what seeds, versions and image resizing move, so no news below it
+WIDEST = 0.03  # half of an interval over seeds that still says that two numbers agree
+ROUNDED = 0.001 + 1e-9  # by which a mean may miss that of its rows where all were rounded to three digits
 DATASETS = {"MVTec AD": "mvtec_ad"}
 ORIGINS = ("paper", "authors' code", "other code")
 MEAN = "mean"  # the category of a number over all categories of a data set
 CATEGORIES = {"mvtec_ad": 15}
 # teacher -> how the SHA-256 of its published weights begins, torchvision's
 WEIGHTS = {"resnet18": "f37072fd", "vgg16": "397923af", "wide_resnet50_2": "95faca4d"}
+NOT_TOLD = "not told apart"
+LEGEND = (
+    f"agrees: within {TOLERANCE}, where the 95 % interval over our seeds is no wider than ±{WIDEST}. {NOT_TOLD}: "
+    "within that interval, which tells no more."
+)
 PAPER = "paper"
 BESIDE = "standard"  # the preset whose figures stand beside published ones without a comparison
 # column -> why no published number is for jobs whose rows have a value there: all rows of a board have the same
@@ -67,8 +75,9 @@ class Verdict:
     key: str  # the entrant of the board
     measured: float | None
     difference: float | None
-    verdict: str  # agrees | higher | lower | "" with a refusal
+    verdict: str  # agrees | not told apart | higher | lower | "" with a refusal
     refusal: str
+    half: float = 0.0  # half of the 95 % interval over our seeds that the verdict rests on; 0 with one seed
 
 
 @cache
@@ -77,7 +86,7 @@ def reported() -> tuple[Reported, ...]:
     is damaged."""
     try:
         rules, lines = (_lines(HERE / name) for name in ("comparability.csv", "reported_results.csv"))
-        return tuple(_reported(line, rules) for line in lines)
+        return _with_means_checked([_reported(line, rules) for line in lines])
     except (LookupError, TypeError, AttributeError, ValueError, csv.Error) as error:  # a column, or the end of a line
         raise ValueError(
             f"{HERE}: a table of published numbers is damaged ({error}); install the package again"
@@ -116,6 +125,27 @@ def _reported(line: dict[str, str], rules: Sequence[dict[str, str]]) -> Reported
         refusal=found["refusal"],
         otherwise=found["otherwise"],
     )
+
+
+def _with_means_checked(found: Sequence[Reported]) -> tuple[Reported, ...]:
+    """`found`, with a refusal of each mean that is not that of the same source's rows, where all of them are known."""
+    rows: dict[tuple[str, ...], list[float]] = {}
+    for one in found:
+        if not one.category.startswith(MEAN):
+            rows.setdefault(_table_of(one), []).append(one.value)
+
+    def checked(one: Reported) -> Reported:
+        values = rows.get(_table_of(one), [])
+        if one.category != MEAN or len(values) < CATEGORIES[one.dataset] or abs(fmean(values) - one.value) <= ROUNDED:
+            return one
+        why = f"its printed mean, {one.value:g}, is not that of its rows, {fmean(values):.3f}"
+        return replace(one, refusal=f"{one.refusal}; {why}" if one.refusal else why)
+
+    return tuple(map(checked, found))
+
+
+def _table_of(one: Reported) -> tuple[str, ...]:
+    return one.reported, one.backbone, one.dataset, one.metric, one.source
 
 
 def _applies(rule: dict[str, str], line: dict[str, str]) -> bool:
@@ -206,8 +236,15 @@ def _verdict(board: Board, key: str, one: Reported, whole: str) -> Verdict:
     if why or value is None:
         return Verdict(reported=one, key=key, measured=value, difference=None, verdict="", refusal=why)
     difference = value - one.value
-    word = "agrees" if abs(difference) <= max(TOLERANCE, half) else "higher" if difference > 0 else "lower"
-    return Verdict(reported=one, key=key, measured=value, difference=difference, verdict=word, refusal="")
+    word = _word(difference, half)
+    return Verdict(reported=one, key=key, measured=value, difference=difference, verdict=word, refusal="", half=half)
+
+
+def _word(difference: float, half: float) -> str:
+    """What a difference says whose interval over seeds has that half: seeds that scatter widely agree with nothing."""
+    if abs(difference) > max(TOLERANCE, half):
+        return "higher" if difference > 0 else "lower"
+    return "agrees" if abs(difference) <= TOLERANCE and half <= WIDEST else NOT_TOLD
 
 
 def over_more(board: Board, key: str, one: Reported) -> str:
