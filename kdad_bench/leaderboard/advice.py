@@ -131,7 +131,8 @@ def _candidates(board: Board, metric: str) -> tuple[Candidate, ...]:
     sign = 1 if METRICS[metric].higher_is_better else -1
     for key in board.order:
         accuracy, latency = board.overall(key, metric), board.typical(key, "latency_ms")
-        if board.family(key) == FLOOR or accuracy is None or not accuracy.complete or latency is None:
+        lacks = accuracy is None or not accuracy.complete or key in board.diverged
+        if board.family(key) == FLOOR or accuracy is None or lacks or latency is None:
             continue
         low, high = accuracy.shown or (None, None)
         weights, process = board.typical(key, "parameters"), board.typical(key, "peak_memory_mb")
@@ -217,7 +218,9 @@ def _left_out(board: Board, found: Sequence[Board], candidates: int) -> Iterator
         yield f"{rows} rows on other data, budgets, settings or machines are left out: nothing is compared across these"
     lacking = len(board.rows) - candidates
     if lacking:
-        yield f"{lacking} of {len(board.rows)} methods are left out: floors, or without a latency or a category"
+        ran_away = ", or with a job that was not finite" if board.diverged else ""
+        lack = f"floors, or without a latency or a category{ran_away}"
+        yield f"{lacking} of {len(board.rows)} methods are left out: {lack}"
 
 
 def limits_of_evidence(advice: Advice) -> Iterator[str]:

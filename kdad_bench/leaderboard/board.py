@@ -17,7 +17,7 @@ from kdad_bench.leaderboard.families import in_order
 from kdad_bench.leaderboard.grouping import summarise
 from kdad_bench.leaderboard.metric import ACCURACY, HEADLINE, MEASURED, METRICS, RANKED
 from kdad_bench.leaderboard.row import COLUMNS, EXTERNAL
-from kdad_bench.leaderboard.summary import FEW, Entrant, Estimate, Group, Summary
+from kdad_bench.leaderboard.summary import FEW, Entrant, Estimate, Group, Ranks, Summary
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,6 +52,7 @@ _FIGURES = tuple(
 DRAWN = tuple(name for name in COLUMNS if name in {*_IDENTITY.split(), *_FIGURES, *_SCORES.split(), *_MACHINE.split()})
 
 SEVERAL_VERSIONS = "rows of several versions"  # a caveat
+NOT_FINITE = "not finite"  # in the reason of a job whose training or scores ran away
 MOST_NAMED = 8  # entrants that a line names
 
 Mark = Literal["best", "second", ""]
@@ -218,11 +219,24 @@ class Board:
         return self._overall[key, metric]
 
     def fewer(self, key: str, metric: str) -> str:
-        """A remark on a mean that lacks categories which others have: ` (3 of 4)`; or nothing."""
+        """A remark on a mean that lacks categories which others have, or jobs that failed: ` (3 of 4, 2 failed)`."""
         found = self.overall(key, metric)
-        if found is None or found.complete:
+        if found is None:
             return ""
-        return f" ({found.categories} of {len(self.categories(metric))})"
+        parts = [] if found.complete else [f"{found.categories} of {len(self.categories(metric))}"]
+        parts += [f"{self.failures[key]} failed"] if self.failures[key] else []
+        return f" ({', '.join(parts)})" if parts else ""
+
+    @cached_property
+    def failures(self) -> Counter[str]:
+        """entrant -> how many of its jobs failed and have no result since."""
+        return Counter(key for key, *_ in self.summary.failed)
+
+    @cached_property
+    def diverged(self) -> frozenset[str]:
+        """The entrants of which a job ran away to values that are not finite: the mean of those that did not says more
+        good of them than is true, so that they are neither ranked nor marked."""
+        return frozenset(key for key, _, _, reason in self.summary.failed if NOT_FINITE in reason)
 
     def readings(self, key: str) -> tuple[str, ...]:
         """The settings of an entrant that no source settles."""
@@ -272,13 +286,18 @@ class Board:
         return found
 
     def _ranks_among(self, members: Sequence[str] | None) -> dict[str, float]:
-        metrics = [metric for metric in RANKED if self.measured(metric)]
-        ranks = [self.summary.ranks(metric, members).average for metric in metrics]
+        ranks = [self.ranks(metric, members).average for metric in RANKED if self.measured(metric)]
         return {
             key: _mean_of_ranks([rank[key] for rank in ranks])
             for key in self.rows
             if ranks and all(key in rank for rank in ranks)
         }
+
+    def ranks(self, metric: str, members: Sequence[str] | None = None) -> Ranks:
+        """Average ranks in a metric of `members`, of all if None, but for those that `diverged`."""
+        if members is None and not self.diverged:
+            return self.summary.ranks(metric)
+        return self.summary.ranks(metric, {*(self.rows if members is None else members)} - self.diverged)
 
     def family(self, key: str) -> str:
         """The family of an entrant."""
@@ -357,7 +376,7 @@ class Board:
         means = {
             entrant.key: sign * float(np.nanmean(row))
             for entrant, row in zip(self.summary.entrants, values, strict=True)
-            if not np.isnan(row).all()
+            if not np.isnan(row).all() and entrant.key not in self.diverged
         }
         order = sorted(means, key=lambda key: (-means[key], key))
         marks: dict[str, Mark] = {}
@@ -377,7 +396,9 @@ class Board:
         The test is of the seeds that both have: where one has more of them it may find the other way round.
         """
         means = {
-            key: found.mean for key in self.rows if (found := self.overall(key, metric)) is not None and found.complete
+            key: found.mean
+            for key in self.rows
+            if (found := self.overall(key, metric)) is not None and found.complete and key not in self.diverged
         }
         sign = -1 if METRICS[metric].higher_is_better else 1
         order = sorted(means, key=lambda key: (sign * means[key], key))

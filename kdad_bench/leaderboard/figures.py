@@ -97,7 +97,7 @@ def _plan(found: Sequence[Board], rows: Sequence[Mapping[str, Any]]) -> Iterator
             yield f"pareto-{stem}", lambda board=board, metric=metric: pareto(board, metric)  # type: ignore[misc]
         if metric:
             yield f"seeds-{stem}", lambda board=board, metric=metric: seeds(board, metric)  # type: ignore[misc]
-            if board.summary.ranks(metric).critical_difference is not None:
+            if board.ranks(metric).critical_difference is not None:
                 yield f"ranks-{stem}", lambda board=board, metric=metric: ranks(board, metric)  # type: ignore[misc]
         if batches(board, rows):
             yield f"batch-{stem}", lambda board=board: batch_growth(board, rows)  # type: ignore[misc]
@@ -183,7 +183,7 @@ def _short(board: Board, key: str, metric: str) -> str:
 
 def ranks(board: Board, metric: str) -> Figure:
     """The critical-difference diagram: average ranks, and bars that join methods which are not told apart."""
-    found = board.summary.ranks(metric)
+    found = board.ranks(metric)
     order = sorted(found.average, key=lambda key: (found.average[key], key))
     distance = found.critical_difference or 0.0
     half = (len(order) + 1) // 2

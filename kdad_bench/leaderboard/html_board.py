@@ -103,7 +103,8 @@ def _ranking(board: Board, keys: Sequence[str], places: Mapping[str, int], ranks
         ]
         for metric in board.headline:
             found = board.overall(key, metric)
-            cells.append(accuracy(found, marks[metric].get(key, ""), len(board.categories(metric))))
+            count = len(board.categories(metric))
+            cells.append(accuracy(found, marks[metric].get(key, ""), count, board.failures[key]))
         cells.append(cell(MISSING if rank is None else f"{rank:.2f}", rank))
         for column in costs:
             value = board.typical(key, column)
@@ -118,6 +119,7 @@ def _ranking(board: Board, keys: Sequence[str], places: Mapping[str, int], ranks
         + "."
         " Costs are medians over jobs; ms/image at batch 1, images/s at the best batch. "
         + ("Speed is measured once per method and settings, with no job beside it. " if board.alone else "")
+        + ("A method of which a job was not finite is neither ranked nor marked. " if board.diverged else "")
         + "Click a heading to sort."
     )
     return table_of(heads, lines, caption, "sortable searchable")
@@ -139,7 +141,8 @@ def _heat(board: Board, metric: str) -> str:
             style = "" if found is None else f' style="--v:{(found.mean - low) / ((high - low) or 1):.2f}"'
             line.append(deviated(found, marks[category].get(key, ""), style))
         if len(categories) > 1:
-            line.append(accuracy(board.overall(key, metric), board.overall_marks(metric).get(key, ""), len(categories)))
+            mark = board.overall_marks(metric).get(key, "")
+            line.append(accuracy(board.overall(key, metric), mark, len(categories), board.failures[key]))
         lines.append("".join(line))
     heads = [("method", ""), *((category, "n") for category in categories)]
     heads += [("mean", "n")] if len(categories) > 1 else []

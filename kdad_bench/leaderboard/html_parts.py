@@ -18,13 +18,14 @@ def small(text: str) -> str:
     return f'<span class="interval-text">{text}</span>'
 
 
-def accuracy(found: Estimate | None, mark: Mark, categories: int) -> str:
-    """The mean with its interval, and over how many categories where some lack."""
+def accuracy(found: Estimate | None, mark: Mark, categories: int, failed: int = 0) -> str:
+    """The mean with its interval, over how many categories where some lack, and how many jobs failed."""
     if found is None:
         return cell(MISSING)
     around = "" if found.shown is None else f" {small(ends(found))}"
     few = "" if found.complete else f" {small(f'{found.categories} of {categories} categories')}"
-    return cell(f"{found.mean:.3f}{around}{few}", found.mean, mark)
+    lost = f" {small(f'{failed} failed')}" if failed else ""
+    return cell(f"{found.mean:.3f}{around}{few}{lost}", found.mean, mark)
 
 
 def deviated(found: Estimate | None, mark: Mark, style: str = "") -> str:

@@ -172,9 +172,14 @@ def _legend_of_ranking(board: Board, marked_so: bool) -> str:
     if len(board.families) > 1:
         legend += " In family: the place when only the entrants of one family are ranked ("
         legend += "; ".join(f"{name}: {FAMILIES[name]}" for name in board.families if name in FAMILIES) + ")."
-    if any(key not in board.average_ranks for key in board.rows):
+    if any(key not in board.average_ranks and key not in board.diverged for key in board.rows):
         legend += " A method that lacks a category is not ranked: its mean is over other data."
-    ranks = [board.summary.ranks(metric) for metric in RANKED if metric in board.headline]
+    if board.diverged & {*board.rows}:
+        legend += (
+            " A method of which a job ran away to values that are not finite is neither ranked nor marked: the mean of "
+            "the others flatters it."
+        )
+    ranks = [board.ranks(metric) for metric in RANKED if metric in board.headline]
     distances = {found.critical_difference for found in ranks if found.critical_difference is not None}
     if distances and len(board.rows) > 2:
         gaps = " and ".join(f"{value:.2f}" for value in sorted(distances))

@@ -13,7 +13,7 @@ Which rows may is for `grouping` to say, and nothing here crosses its lines. Wit
 - average ranks over categories come with Nemenyi's critical difference (Demsar, JMLR 7, 2006).
 
 Failed jobs and missing values are never averaged: they are listed, and a method without a value in every category is
-neither ranked nor marked.
+neither ranked nor marked; nor, on a board, is one of which a job ran away to values that are not finite.
 """
 
 from __future__ import annotations
