@@ -24,6 +24,10 @@ SAYS = {
         "categories, and says nothing of others"
     ),
 }
+SEEDS_AND_THEIR_IMAGES = (
+    "with other seeds, of which each sets other images aside: scores of single images are not used, and what another "
+    "sample of them would do lies in part in the seeds"
+)
 READ = (
     "Each cell is the mean difference, row minus column, and p after Holm's correction for all pairs of the metric: in "
     "at most one table of twenty is anything called sure that is not so. Bold: p below 0.05. Columns are numbered as "
@@ -43,13 +47,21 @@ def shown(board: Board, metric: str) -> tuple[str, ...]:
     return tuple(key for key in board.order if board.overall(key, metric) is not None)[:MOST_SHOWN]
 
 
+def says(board: Board, kind: str) -> str:
+    """What a comparison on this board says that rests on `kind`."""
+    drawn = any(row.get("contamination") is not None for rows in board.rows.values() for row in rows)
+    return SEEDS_AND_THEIR_IMAGES if kind == SEEDS and drawn else SAYS[kind]
+
+
 def counted(board: Board, metric: str) -> str:
     """How many pairs are told apart, and on what evidence."""
     found = [one for one in board.summary.comparisons(metric) if one.difference is not None]
     sure = sum(one.significant for one in found)
     kinds = [one.evidence for one in found if one.evidence]
     judged = "; ".join(
-        f"{kinds.count(kind)} judged {SAYS[kind]}" if kinds.count(kind) < len(found) else f"judged {SAYS[kind]}"
+        f"{kinds.count(kind)} judged {says(board, kind)}"
+        if kinds.count(kind) < len(found)
+        else f"judged {says(board, kind)}"
         for kind in SAYS
         if kind in kinds
     )

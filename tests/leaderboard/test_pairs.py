@@ -250,6 +250,16 @@ def test_rows_whose_scores_are_not_of_their_figure_fall_back_and_the_page_says_s
     assert "image AUROC**: 0 of 1 pairs told apart; judged on these very test images, with other seeds" in text
 
 
+def test_seeds_that_set_other_images_aside_are_not_said_to_be_of_the_same_ones() -> None:
+    made = scored_rows({"good": 3.0, "bad": 1.2}, contamination=0.1, preset="paper[contamination=0.1]")
+    made = [replace(row, image_names=tuple(f"{row.seed}{name}" for name in row.image_names)) for row in made]
+    assert board_of(made).summary.comparison("good", "bad", METRIC).evidence == SEEDS
+    told = section(page(made), "Who beats whom")
+    assert "with other seeds, of which each sets other images aside" in told
+    assert "very test images" not in told
+    assert "rows hold nothing" not in told
+
+
 def test_the_matrix_says_who_beats_whom_by_how_much_and_how_sure() -> None:
     board = board_of(scored_rows({"good": 3.0, "bad": 1.0, "worst": 0.0}))
     text = page(scored_rows({"good": 3.0, "bad": 1.0, "worst": 0.0}))
