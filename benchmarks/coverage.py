@@ -78,14 +78,6 @@ WORLDS = (
         "one model for 15, 3 seeds, 84 + 31 images, equal", categories=15, seeds=3, anomalous=84, good=31,
         levels=(2.2, 2.2), own=0.0, together=True, alike=0.5,
     ),
-    World(
-        "the same, where a training moves all categories alike", categories=15, seeds=3, anomalous=84, good=31,
-        levels=(2.2, 2.2), own=0.0, together=True, alike=1.0,
-    ),
-    World(
-        "the same, where it moves each by itself", categories=15, seeds=3, anomalous=84, good=31,
-        levels=(2.2, 2.2), own=0.0, together=True,
-    ),
 )  # fmt: skip
 
 
