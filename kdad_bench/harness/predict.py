@@ -200,7 +200,7 @@ def predict(
     if normals is not None:
         kept = fitted(kept, judge, normals)
     left_out, judge.failed = tuple(judge.failed), []
-    limit, origin = threshold_of(kept, threshold, rate)
+    limit, origin = threshold_of(kept, threshold, rate, normals)
     unseen = len(kept.normal_scores)
     if out is None:
         found = [prediction(one, limit) for one in judge.answers(images)]
@@ -298,16 +298,21 @@ def fitted(kept: Decision, judge: Judge, normals: Path) -> Decision:
     return replace(kept, normal_scores=tuple(sorted(scores)), copies=0, normal_map_peak=peak, test_normal_scores=())
 
 
-def threshold_of(kept: Decision, given: float | None, false_alarms: float) -> tuple[float | None, str]:
-    """(threshold or None, where it is from)."""
+def threshold_of(
+    kept: Decision, given: float | None, false_alarms: float, normals: Path | None = None
+) -> tuple[float | None, str]:
+    """(threshold or None, where it is from); `normals`: where the scores of `kept` are from if a person named them."""
     if given is not None:
         return given, f"threshold {given:g}, as given"
     if not kept.normal_scores:
         hint = "train with `run --save-models --hold-out 0.2`, or give --threshold or --normals"
         return None, f"no threshold: the model has no held-out normals; {hint}"
     value = kept.threshold(false_alarms)
-    fitted_on = f"fitted on {len(kept.normal_scores)} held-out normals for a false-alarm rate of {false_alarms:g}"
-    return value, f"threshold {value:g}, {fitted_on}"
+    rate = f"for a false-alarm rate of {false_alarms:g}"
+    if normals is None:
+        return value, f"threshold {value:g}, fitted on {len(kept.normal_scores)} held-out normals {rate}"
+    whose = f"{len(kept.normal_scores)} normals of {printable(str(normals))}"
+    return value, f"threshold {value:g}, fitted on {whose} {rate}, which holds if the model learnt from none of them"
 
 
 def write_overlay(answer: Answer, peak: float, target: Path) -> str:
