@@ -46,7 +46,7 @@ def table_of(source: pa.NativeFile, schema: pa.Schema) -> pa.Table:
     if not single:
         _refuse_swollen(source, set(schema.names), file.metadata.num_rows)
         table = file.read(schema.names, use_threads=False)
-    return table if table.schema.equals(schema) else _evolved(table, schema)
+    return evolved(table, schema)
 
 
 def _refuse_swollen(source: pa.NativeFile, names: set[str], number_of_rows: int) -> None:
@@ -81,10 +81,12 @@ def _refuse_foreign(metadata: Mapping[bytes, bytes], have: Sequence[str], number
         raise Foreign(f"holds {number} rows; {MOST_ROWS} are the most of one file")
 
 
-def _evolved(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """An older table in today's columns; raises Foreign if a value does not fit."""
+def evolved(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """An older table, or one of fewer columns, in those of `schema`; raises Foreign if a value does not fit."""
     import pyarrow as pa
 
+    if table.schema.equals(schema):
+        return table
     have = set(table.column_names)
     arrays = [
         _cast(table[field.name], field) if field.name in have else pa.nulls(table.num_rows, field.type)

@@ -127,7 +127,7 @@ class LocalFolder:
             raise StoreError(f"cannot read the results folder {self.where!r}: {reason}") from error
 
     def settled(self, entry: Entry) -> bool:
-        return entry.stamp != () and time.time_ns() - entry.stamp[1] > SETTLED_NS
+        return entry.stamp != () and time.time_ns() - max(entry.stamp[1], entry.stamp[3]) > SETTLED_NS
 
     def open(self, name: str) -> pa.NativeFile:
         import pyarrow as pa
@@ -205,7 +205,8 @@ def _entry(item: os.DirEntry[str]) -> Entry | None:
 
 
 def _stamp(state: os.stat_result) -> tuple[int, ...]:
-    return (state.st_ino, state.st_mtime_ns, state.st_size)
+    """The last of it is set by the system alone: an archive unpacked over a folder keeps dates, and takes up inodes."""
+    return (state.st_ino, state.st_mtime_ns, state.st_size, state.st_ctime_ns)
 
 
 class RemoteFolder:

@@ -7,19 +7,17 @@ row is taken from here only where its file has the stamp that it had, by code th
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdad_bench.files import CacheError, cache_folder, write_bytes_whole
-from kdad_bench.leaderboard import border, metric, text
-from kdad_bench.leaderboard import row as rows
+from kdad_bench.files import cache_folder, sweep, write_whole
 from kdad_bench.leaderboard.folder import Entry, Folder
 
 if TYPE_CHECKING:
@@ -30,6 +28,16 @@ MOST = 100_000  # rows that are kept
 FOLDERS = 16  # results folders whose rows are kept
 NAME, STAMP = "of the file", "stamp of the file"  # columns beside those of a row
 CODE = b"kdad-bench checks"  # key of the metadata that says which code checked the rows
+FOLDER = b"kdad-bench folder"  # key of the one that says whose they are
+SOURCES = ("parquet", *(f"leaderboard/{name}" for name in ("border", "metric", "packed", "reading", "row", "text")))
+
+
+def worth_it(files: int) -> bool:
+    """Whether rows of so many `files` are worth packing, and can be: there is a cache that takes them."""
+    try:
+        return LEAST <= files <= MOST and bool(_code()) and os.access(_home(), os.W_OK | os.X_OK)
+    except _troubles():
+        return False
 
 
 def taken(place: Folder, entries: Sequence[Entry], schema: pa.Schema) -> tuple[list[Entry], pa.Table]:
@@ -37,35 +45,62 @@ def taken(place: Folder, entries: Sequence[Entry], schema: pa.Schema) -> tuple[l
     import pyarrow as pa
 
     try:
-        table = _read(_path(place), [*schema.names, NAME, STAMP])
-    except (CacheError, OSError, ValueError, LookupError, pa.ArrowException):  # none yet, damaged, or of other code
+        table = _read(_path(_where(place)), [*schema.names, NAME, STAMP])
+        there = {key: index for index, key in enumerate(_keys(table))}
+        found = [(entry, there[key]) for entry in entries if (key := _key(entry)) in there]
+        chosen = table.select(schema.names).take(pa.array([index for _, index in found], pa.int64()))
+        return [entry for entry, _ in found], chosen.cast(schema)
+    except _troubles():  # none yet, damaged, or of other code
         return [], schema.empty_table()
-    there = {key: index for index, key in enumerate(_keys(table))}
-    found = [(entry, there[key]) for entry in entries if (key := _key(entry)) in there]
-    chosen = table.select(schema.names).take(pa.array([index for _, index in found], pa.int64()))
-    return [entry for entry, _ in found], chosen.cast(schema)
 
 
-def keep(place: Folder, entries: Sequence[Entry], table: pa.Table) -> None:
-    """Pack the rows of `table`, which has all columns: one for each of `entries`, in the same order.
+def keep(place: Folder, single: Mapping[Entry, int], table: pa.Table) -> None:
+    """Pack rows of `table`, which has all columns: for each file of one row, where its row is.
 
     They stand for the folder: what was packed of it before is replaced. Best effort: without a cache nothing is kept.
+    Nobody else can read them, as the results folder may be private too.
     """
+    if 0 < len(single) <= MOST:
+        try:
+            where = _where(place)
+            path, content = _path(where), _content(where, single, table)
+            sweep(path.parent)
+            write_whole(path, lambda temporary: _write_privately(temporary, content))
+            _forget(path.parent)
+        except _troubles():
+            return
+
+
+def _troubles() -> tuple[type[Exception], ...]:
+    """What may be wrong with a cache, and is no reason to read less of the folder itself."""
+    import pyarrow as pa
+
+    return OSError, ValueError, LookupError, MemoryError, pa.ArrowException
+
+
+def _content(where: str, single: Mapping[Entry, int], table: pa.Table) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not 0 < len(entries) <= MOST:
-        return
-    beside = [(NAME, [entry.name for entry in entries]), (STAMP, [json.dumps(entry.stamp) for entry in entries])]
-    for name, values in beside:
-        table = table.append_column(pa.field(name, pa.string()), pa.array(values, pa.string()))
+    table = table.take(pa.array(single.values(), pa.int64()))
+    names, stamps = zip(*map(_key, single), strict=True)
+    table = table.append_column(NAME, pa.array(names, pa.binary()))
+    table = table.append_column(STAMP, pa.array(stamps, pa.string()))
+    marks = {CODE: _code(), FOLDER: os.fsencode(where)}
     sink = io.BytesIO()
-    marked = table.replace_schema_metadata({**(table.schema.metadata or {}), CODE: _code()})
-    pq.write_table(marked, sink, compression="zstd", compression_level=1, write_page_checksum=True)
-    with contextlib.suppress(CacheError, OSError):
-        path = _path(place)
-        write_bytes_whole(path, sink.getvalue())
-        _forget(path.parent)
+    pq.write_table(
+        table.replace_schema_metadata({**(table.schema.metadata or {}), **marks}),
+        sink,
+        compression="zstd",
+        compression_level=1,
+        write_page_checksum=True,
+    )
+    return sink.getvalue()
+
+
+def _write_privately(path: Path, content: bytes) -> None:
+    path.chmod(0o600)
+    path.write_bytes(content)
 
 
 def _read(path: Path, names: list[str]) -> pa.Table:
@@ -78,28 +113,55 @@ def _read(path: Path, names: list[str]) -> pa.Table:
         return file.read(names).select(names)
 
 
-def _keys(table: pa.Table) -> list[tuple[str, str]]:
+def _keys(table: pa.Table) -> list[tuple[bytes, str]]:
     return list(zip(table[NAME].to_pylist(), table[STAMP].to_pylist(), strict=True))
 
 
-def _key(entry: Entry) -> tuple[str, str]:
-    return entry.name, json.dumps(entry.stamp)
+def _key(entry: Entry) -> tuple[bytes, str]:
+    """A file as it is named in a pack: its name need not be text."""
+    return entry.name.encode("utf-8", "surrogatepass"), json.dumps(entry.stamp)
 
 
-def _path(place: Folder) -> Path:
-    """Where rows of the folder are packed; raises CacheError without a cache folder."""
-    where = place.where if "://" in place.where else os.path.realpath(place.where)
-    return cache_folder() / "rows" / f"{hashlib.sha256(os.fsencode(where)).hexdigest()[:24]}.parquet"
+def _where(place: Folder) -> str:
+    """The folder's URL, or its path without links."""
+    return place.where if "://" in place.where else os.path.realpath(place.where)
+
+
+def _home() -> Path:
+    """The folder for packs, made if it is missing; raises CacheError and OSError without one."""
+    home = cache_folder() / "rows"
+    home.mkdir(exist_ok=True)
+    return home
+
+
+def _path(where: str) -> Path:
+    """Where rows of a folder are packed; raises as `_home`."""
+    return _home() / f"{hashlib.sha256(os.fsencode(where)).hexdigest()[:24]}.parquet"
 
 
 @cache
 def _code() -> bytes:
-    """What checks rows, and their columns: other code might find other faults."""
-    sources = [Path(str(module.__file__)) for module in (border, rows, metric, text)]
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest().encode()
+    """What checks rows, and their columns: other code might find other faults. Raises OSError where no source is."""
+    package = resources.files("kdad_bench")
+    sources = [package.joinpath(f"{name}.py").read_bytes() for name in SOURCES]
+    return hashlib.sha256(b"".join(sources)).hexdigest().encode()
 
 
-def _forget(folder: Path) -> None:
-    """Delete what was packed longest ago, so that a few folders stay."""
-    for old in sorted(folder.glob("*.parquet"), key=lambda path: path.stat().st_mtime)[:-FOLDERS]:
+def _forget(home: Path) -> None:
+    """Delete packs of folders that are gone, and what was packed longest ago, so that a few folders stay."""
+    packs = sorted(home.glob("*.parquet"), key=lambda path: path.stat().st_mtime)
+    gone = [path for path in packs if not _has_a_folder(path)]
+    left = [path for path in packs if path not in gone]
+    for old in (*gone, *left[:-FOLDERS]):
         old.unlink(missing_ok=True)
+
+
+def _has_a_folder(pack: Path) -> bool:
+    """Whether the folder whose rows these are is there, as far as can be told."""
+    import pyarrow.parquet as pq
+
+    try:
+        where = os.fsdecode((pq.read_schema(pack).metadata or {})[FOLDER])
+    except _troubles():
+        return True
+    return "://" in where or os.path.isdir(where)

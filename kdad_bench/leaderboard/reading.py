@@ -30,6 +30,7 @@ class File:
     entry: Entry
     rows: int  # that count
     problems: list[str] = field(default_factory=list)  # what was left out of it, and why
+    sound: bool = True  # also in columns that were read and not asked for
 
 
 class Found(NamedTuple):
@@ -64,9 +65,9 @@ def load(place: Folder, columns: Iterable[str], wanted: Wanted = everything, *, 
             missing = [entry for entry in listed if entry not in known]
             vanished = False
             for some in _batched(missing, AT_ONCE):
-                answers = list(pool.map(lambda entry: _read(place, entry, asked), some))
+                answers = list(pool.map(lambda entry: _read(place, entry, asked, schema), some))
                 vanished |= None in answers
-                files, table = _checked([answer for answer in answers if answer is not None], asked)
+                files, table = _checked([answer for answer in answers if answer is not None], asked, schema)
                 known.update((file.entry, file) for file in files)
                 parts.append((files, table))
             moved = vanished or any(entry.name.startswith(COMPACTED) for entry in missing)
@@ -88,31 +89,27 @@ def _packed(
     """With which columns files are to be read, and the rows that need not be.
 
     Where so many are left to read that they are worth packing, the columns are all: then each file is opened once, for
-    whatever may be asked of it.
+    whatever may be asked of it. Which rows count depends on the columns that are asked for alone.
     """
     if len(entries) < packed.LEAST:
         return schema, []
     asked = schema
     found, table = packed.taken(place, entries, schema)
-    if wanted is everything and len(entries) - len(found) >= packed.LEAST:
+    if wanted is everything and len(entries) - len(found) >= packed.LEAST and packed.worth_it(len(entries)):
         asked = _schema(COLUMNS)
         found, table = packed.taken(place, entries, asked)
     return asked, [([File(entry, 1) for entry in found], table)]
 
 
 def _pack(place: Folder, found: Found) -> None:
-    """Keep the rows of files that hold a single one, with nothing left out, and whose stamp can be relied on."""
-    import pyarrow as pa
-
+    """Keep the rows of files that hold a single one, sound in every column, and whose stamp can be relied on."""
     starts = accumulate((file.rows for file in found.files), initial=0)
-    single = [
-        (file.entry, start)
+    single = {
+        file.entry: start
         for file, start in zip(found.files, starts, strict=False)
-        if file.rows == 1 and not file.problems and place.settled(file.entry)
-    ]
-    packed.keep(
-        place, [one for one, _ in single], found.table.take(pa.array([start for _, start in single], pa.int64()))
-    )
+        if file.rows == 1 and not file.problems and file.sound and place.settled(file.entry)
+    }
+    packed.keep(place, single, found.table)
 
 
 def _schema(columns: Iterable[str]) -> pa.Schema:
@@ -127,35 +124,50 @@ def _batched(entries: Sequence[Entry], size: int) -> Iterator[Sequence[Entry]]:
         yield entries[start : start + size]
 
 
-def _read(place: Folder, entry: Entry, schema: pa.Schema) -> tuple[File, pa.Table | None] | None:
-    """One file as a table with `schema`, or why it is none; None if it is gone."""
+def _read(place: Folder, entry: Entry, asked: pa.Schema, schema: pa.Schema) -> tuple[File, pa.Table | None] | None:
+    """One file as a table with the columns `asked`, or why it is none; None if it is gone.
+
+    Those beyond `schema` are null where the file can be read only without them.
+    """
     import pyarrow as pa
 
-    try:
-        if entry.stamp == ():
-            raise border.Foreign("is no regular file")
-        with place.open(entry.name) as source:
-            return File(entry, 0), border.table_of(source, schema)
-    except FileNotFoundError:
-        return None
-    except border.Foreign as error:
-        return File(entry, 0, [str(error)]), None
-    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError) as error:
-        return File(entry, 0, [f"unreadable ({border.first_line(error)})"]), None
+    file = File(entry, 0)
+    for columns in (asked,) if asked is schema else (asked, schema):
+        try:
+            if entry.stamp == ():
+                raise border.Foreign("is no regular file")
+            with place.open(entry.name) as source:
+                table = border.table_of(source, columns)
+            if columns is asked:
+                return File(entry, 0), table
+            return File(entry, 0, sound=False), border.evolved(table, asked)
+        except FileNotFoundError:
+            return None
+        except border.Foreign as error:
+            file.problems = [str(error)]
+        except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError) as error:
+            file.problems = [f"unreadable ({border.first_line(error)})"]
+    return file, None
 
 
-def _checked(answers: Sequence[tuple[File, pa.Table | None]], schema: pa.Schema) -> tuple[list[File], pa.Table]:
-    """The files, with what was left out of each, and the rows that may count as one table."""
+def _checked(
+    answers: Sequence[tuple[File, pa.Table | None]], asked: pa.Schema, schema: pa.Schema
+) -> tuple[list[File], pa.Table]:
+    """The files, with what was left out of each, and the rows that may count as one table: by the columns of `schema`,
+    whatever the others hold that were `asked` for the pack."""
     import pyarrow as pa
 
     holding = [(file, table) for file, table in answers if table is not None]
-    whole = pa.concat_tables([schema.empty_table(), *(table for _, table in holding)]).combine_chunks()
-    bad = border.faults(whole)
+    whole = pa.concat_tables([asked.empty_table(), *(table for _, table in holding)]).combine_chunks()
+    bad = border.faults(whole.select(schema.names))
+    others = [name for name in asked.names if name == "schema_version" or name not in schema.names]
+    beyond = border.faults(whole.select(others)) if asked is not schema else {}
     start = 0
     for file, table in holding:
         inside = [index for index in range(start, start + table.num_rows) if index in bad] if bad else []
         file.rows = table.num_rows - len(inside)
         file.problems += _said(whole, bad, inside, start, table.num_rows)
+        file.sound &= beyond.keys().isdisjoint(range(start, start + table.num_rows)) if beyond else True
         start += table.num_rows
     if bad:
         whole = whole.take(pa.array([index for index in range(whole.num_rows) if index not in bad], pa.int64()))

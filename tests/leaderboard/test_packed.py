@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import stat
+import subprocess
+import sys
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +18,8 @@ import plausible
 import pyarrow.parquet as pq
 import pytest
 
-from kdad_bench.leaderboard import packed, reading, store
+from kdad_bench.leaderboard import border, packed, reading, store
+from kdad_bench.leaderboard import folder as folders
 from kdad_bench.leaderboard.board import DRAWN
 from kdad_bench.leaderboard.folder import Entry, LocalFolder, RemoteFolder
 from kdad_bench.leaderboard.row import Row
@@ -42,19 +48,32 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def aged(folder: Path, seconds: float = 10) -> None:
-    """As if the files had been written a while ago."""
-    then = time.time_ns() - int(seconds * 1e9)
-    for path in folder.glob("*.parquet"):
-        os.utime(path, ns=(then, then))
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The one by which files are old or new."""
+    shown = Clock()
+    monkeypatch.setattr(folders, "time", shown)
+    return shown
+
+
+class Clock:
+    """A clock that can be put forward: no program can put back when a file was changed."""
+
+    ahead = 0
+
+    def time_ns(self) -> int:
+        return time.time_ns() + self.ahead
+
+    def pass_by(self) -> None:
+        self.ahead += 10**10
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, clock: Clock) -> Path:
     place = tmp_path / "results"
     for seed in range(MANY):
         store.write(row(seed), place)
-    aged(place)
+    clock.pass_by()
     return place
 
 
@@ -84,20 +103,22 @@ def test_each_file_is_opened_once_and_what_is_found_is_the_same(folder: Path, op
     assert store.read(folder).table.equals(first.table)
 
 
-def test_new_files_are_read_and_packed_once_they_are_many(folder: Path, opened: list[str]) -> None:
+def test_new_files_are_read_and_packed_once_they_are_many(folder: Path, clock: Clock, opened: list[str]) -> None:
     store.read(folder)
     for number in range(3):
         del opened[:]
         store.write(row(MANY + number, 0.5), folder)
-        aged(folder)
+        clock.pass_by()
         assert len(aurocs(folder)) == MANY + number + 1
-    assert len(opened) == MANY + 3  # all were given another time: none is taken for what it was
+        assert len(opened) == number + 1
     del opened[:]
     assert len(aurocs(folder)) == MANY + 3
     assert opened == []
 
 
-@pytest.mark.parametrize("how", ["replaced", "written over", "of the same size and time"])
+@pytest.mark.parametrize(
+    "how", ["replaced", "written over", "of the same size and time", "written over, of the same size and time"]
+)
 def test_a_file_that_changed_is_read_again(how: str, folder: Path, opened: list[str]) -> None:
     assert aurocs(folder)[2] == 0.75
     path = folder / store.file_name(row(2))
@@ -108,20 +129,24 @@ def test_a_file_that_changed_is_read_again(how: str, folder: Path, opened: list[
         for value in values
         if len(content := store._encode([row(2, value)])) == before.st_size  # checksums take four bytes or five
     )
-    if how == "written over":
+    if how.startswith("written over"):
         path.write_bytes(content)
     else:
         (folder / "new").write_bytes(content)
         os.replace(folder / "new", path)
-    if how == "of the same size and time":
+    if how.endswith("of the same size and time"):  # as an archive brings it
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     del opened[:]
     assert aurocs(folder)[2] == value
     assert opened == [path.name]
 
 
-def test_a_file_that_is_gone_is_gone_and_one_that_is_new_may_still_change(folder: Path, opened: list[str]) -> None:
-    store.write(row(MANY), folder)  # now: not packed
+def test_a_file_that_is_gone_is_gone_and_one_that_is_new_may_still_change(
+    folder: Path, clock: Clock, opened: list[str]
+) -> None:
+    store.write(row(MANY), folder)
+    now = clock.time_ns()
+    os.utime(folder / store.file_name(row(MANY)), ns=(now, now))  # not packed
     assert len(aurocs(folder)) == MANY + 1
     (folder / store.file_name(row(0))).unlink()
     del opened[:]
@@ -129,14 +154,14 @@ def test_a_file_that_is_gone_is_gone_and_one_that_is_new_may_still_change(folder
     assert opened == [store.file_name(row(MANY))]
 
 
-def test_files_with_problems_are_named_each_time(folder: Path) -> None:
+def test_files_with_problems_are_named_each_time(folder: Path, clock: Clock) -> None:
     torn = folder / store.file_name(row(1))
     torn.write_bytes(torn.read_bytes()[:-100])
     wrong = folder / store.file_name(row(2))
     impossible = row(2)
     object.__setattr__(impossible, "image_auroc", 7.0)
     wrong.write_bytes(store._encode([impossible]))
-    aged(folder)
+    clock.pass_by()
     first = store.read(folder)
     assert {problem.file for problem in first.problems} == {torn.name, wrong.name}
     again = store.read(folder)
@@ -145,13 +170,13 @@ def test_files_with_problems_are_named_each_time(folder: Path) -> None:
     assert again.table.num_rows == MANY - 2
 
 
-def test_files_of_several_rows_are_read_as_they_are(folder: Path, opened: list[str]) -> None:
+def test_files_of_several_rows_are_read_as_they_are(folder: Path, clock: Clock, opened: list[str]) -> None:
     """Also one with a row that cannot be, beside one that can."""
     impossible = row(20)
     object.__setattr__(impossible, "image_auroc", 7.0)
     (folder / "several.parquet").write_bytes(store._encode([row(10), row(11)]))
     (folder / "in part.parquet").write_bytes(store._encode([row(12), impossible]))
-    aged(folder)
+    clock.pass_by()
     first = store.read(folder)
     assert sorted(aurocs(folder)) == [*range(MANY), 10, 11, 12]
     assert [problem.file for problem in first.problems] == ["in part.parquet"]
@@ -225,17 +250,16 @@ def test_without_a_cache_folder_rows_are_read_all_the_same(folder: Path, monkeyp
     assert len(aurocs(folder)) == MANY
 
 
-def test_verify_and_compact_look_at_the_files_themselves(folder: Path) -> None:
+def test_verify_and_compact_look_at_the_files_themselves(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A value that changed on the disk, with nothing else of its file."""
+    monkeypatch.setattr(folders, "_stamp", lambda state: (state.st_ino, 0, state.st_size, 0))
     path = folder / store.file_name(row(3))
     aurocs(folder)
-    before = path.stat()
     content = path.read_bytes()
     place = content.index(b"\x00\x00\x00\x00\x00\x00\xe8\x3f")  # 0.75
     with path.open("r+b") as file:
         file.seek(place)
         file.write(b"\x01")
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert len(aurocs(folder)) == MANY
     assert not store.verify(folder).sound
     replaced, _ = store.compact(folder)
@@ -251,23 +275,21 @@ def test_folders_do_not_share_rows_and_a_link_is_the_folder_that_it_leads_to(
     del opened[:]
     assert len(aurocs(tmp_path / "link")) == MANY
     assert opened == []
-    (tmp_path / "copy").mkdir()
-    for path in folder.glob("*.parquet"):
-        os.link(path, tmp_path / "copy" / path.name)
+    shutil.copytree(folder, tmp_path / "copy")
     assert len(aurocs(tmp_path / "copy")) == MANY
     assert len(opened) == MANY
 
 
-def test_the_packs_of_few_folders_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_packs_of_few_folders_are_kept(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "FOLDERS", 2)
     for name in "abc":
         for seed in range(3):
             store.write(row(seed), tmp_path / name)
-        aged(tmp_path / name)
+        clock.pass_by()
         aurocs(tmp_path / name)
         time.sleep(0.02)
     left = {path.name for path in (tmp_path / "cache" / "rows").iterdir()}
-    assert left == {packed._path(LocalFolder(tmp_path / name)).name for name in "bc"}
+    assert left == {packed._path(str(tmp_path / name)).name for name in "bc"}
 
 
 def test_objects_are_packed_where_their_store_can_tell_that_they_changed(opened: list[str]) -> None:
@@ -285,3 +307,103 @@ def test_objects_are_packed_where_their_store_can_tell_that_they_changed(opened:
     assert len(store.finished(url)) == MANY
     assert opened == [store.file_name(row(2))]
     place.fs.rm(place.root, recursive=True)
+
+
+def wrong_losses(folder: Path) -> None:
+    path = folder / store.file_name(row(2))
+    impossible = row(2)
+    object.__setattr__(impossible, "losses", "no JSON")
+    path.write_bytes(store._encode([impossible]))
+
+
+def a_flipped_bit(folder: Path) -> None:
+    path = folder / store.file_name(row(2))
+    path.write_bytes(path.read_bytes().replace(b'{"total": 0.4}', b'{"total": 0.5}'))
+
+
+@pytest.mark.parametrize("harm", [wrong_losses, a_flipped_bit])
+def test_which_rows_count_does_not_depend_on_what_is_packed(
+    harm: Callable[[Path], None], folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A column that nobody asked for is damaged: the row counts, with a cache and without, at once and later."""
+    harm(folder)
+    clock.pass_by()
+    assert [problem.file for problem in store.verify(folder).problems] == [store.file_name(row(2))]
+    first = store.read(folder, DRAWN)
+    again = store.read(folder, DRAWN)
+    assert store.read(folder).table.num_rows == MANY - 1
+    monkeypatch.setattr(packed, "LEAST", MANY + 1)
+    plain = store.read(folder, DRAWN)
+    assert (plain.table.num_rows, plain.problems) == (MANY, ())
+    for found in (first, again):
+        assert (found.table, found.problems) == (plain.table, plain.problems)
+
+
+def test_a_file_whose_name_is_no_text_is_packed_too(folder: Path, opened: list[str]) -> None:
+    os.rename(folder / store.file_name(row(1)), os.fsencode(folder) + b"/r\xe9sultat.parquet")
+    assert len(aurocs(folder)) == MANY
+    del opened[:]
+    assert len(aurocs(folder)) == MANY
+    assert opened == []
+
+
+@pytest.mark.parametrize("why", ["no cache", "read only", "no source", "too many"])
+def test_columns_that_nobody_asked_for_are_read_only_to_be_packed(
+    why: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    table_of = border.table_of
+
+    def watched(source: Any, schema: Any) -> Any:
+        asked.append(schema.names)
+        return table_of(source, schema)
+
+    monkeypatch.setattr(border, "table_of", watched)
+    packed._code.cache_clear()
+    if why == "no cache":
+        monkeypatch.setenv("KDAD_CACHE", "/dev/null/nowhere")
+    elif why == "read only":
+        monkeypatch.setattr(os, "access", lambda path, mode: False)  # who may do everything is told of nothing
+    elif why == "no source":  # of modules that are there only as they were compiled
+        monkeypatch.setattr(packed.resources, "files", lambda package: tmp_path)
+    else:
+        monkeypatch.setattr(packed, "MOST", MANY - 1)
+    assert len(aurocs(folder)) == MANY
+    assert len(asked) == MANY
+    assert not any("losses" in names for names in asked)
+
+
+def test_rows_are_packed_by_a_package_in_an_archive(folder: Path, tmp_path: Path) -> None:
+    package = Path(packed.__file__).parents[1]
+    with zipfile.ZipFile(tmp_path / "package.zip", "w") as archive:
+        for path in package.rglob("*.py*"):
+            if "__pycache__" not in path.parts:
+                archive.write(path, path.relative_to(package.parent))
+    program = (
+        "import sys; from kdad_bench.leaderboard import folder, packed, store; "
+        "packed.LEAST, folder.SETTLED_NS = 3, -1; print(packed.__file__, store.read(sys.argv[1]).table.num_rows)"
+    )
+    surroundings = {**os.environ, "PYTHONPATH": str(tmp_path / "package.zip")}
+    command = [sys.executable, "-P", "-c", program, str(folder)]
+    done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "package.zip" in done.stdout
+    assert done.stdout.endswith(f" {MANY}\n")
+    assert pq.read_table(pack_of(folder)).num_rows == MANY
+
+
+def test_what_a_killed_writer_left_is_swept(folder: Path) -> None:
+    left = folder.parent / "cache" / "rows" / ".a.parquet.0.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half a pack")
+    aurocs(folder)
+    assert os.listdir(left.parent) == [pack_of(folder).name]
+
+
+def test_a_pack_is_nobody_elses_and_goes_with_its_folder(folder: Path, clock: Clock) -> None:
+    aurocs(folder)
+    pack = pack_of(folder)
+    assert stat.S_IMODE(pack.stat().st_mode) == 0o600
+    moved = folder.rename(folder.with_name("moved"))
+    assert len(aurocs(moved)) == MANY
+    clock.pass_by()  # to be moved changes no file
+    assert pack_of(moved) != pack
