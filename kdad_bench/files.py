@@ -22,6 +22,7 @@ except ImportError:  # Windows: without locks, `sweep` leaves every temporary fi
 
 SUFFIX = ".tmp"  # of a file that is being written: `.NAME.RANDOM.tmp` beside NAME
 JSON_BYTES = 16 << 20  # longest JSON file that is read; the largest of the product's own is far below
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # why a write finds no room
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes that file systems take
 T = TypeVar("T", dict, list)  # type: ignore[type-arg]  # what a JSON file may hold at its top
 
@@ -81,7 +82,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     path = Path(os.path.realpath(path))
     refuse_what_is_no_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(path) as temporary:
+    with _said_of(path), _temporary(path) as temporary:
         write(temporary)
         _flush(temporary)
         with contextlib.suppress(FileNotFoundError):
@@ -89,6 +90,17 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     with contextlib.suppress(OSError):  # a file system whose folders cannot be opened or flushed
         _flush(path.parent)
+
+
+@contextlib.contextmanager
+def _said_of(path: Path) -> Iterator[None]:
+    """An OSError that a full disk raises inside names `path`: a write itself knows no name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def refuse_what_is_no_file(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -215,3 +216,15 @@ def test_a_device_a_pipe_and_a_socket_are_not_replaced_by_a_file(tmp_path: Path)
         assert refused.value.strerror
         assert os.stat(tmp_path / name).st_ino == before.st_ino
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_disk_that_is_full_names_the_file_that_finds_no_room(tmp_path: Path, code: int) -> None:
+    """As a write does not: it knows a number alone."""
+
+    def full(temporary: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+        files.write_whole(tmp_path / "out.zip", full)
+    assert caught.value.filename == str(tmp_path / "out.zip")

@@ -15,6 +15,7 @@ from click.exceptions import NoArgsIsHelpError
 from kdad_bench import __version__
 from kdad_bench.cli.ending import orderly, reader_left, silence_stdout
 from kdad_bench.cli.ranges import Number, Whole, readable
+from kdad_bench.files import FULL
 from kdad_bench.leaderboard.text import printable
 
 __all__ = ["COMMANDS", "COUNT", "SIDE", "BadInput", "Number", "Whole", "cli", "main"]
@@ -88,10 +89,11 @@ class Commands(click.RichGroup):
             if error.errno == errno.EPIPE and reader_left():  # `| head` has seen enough
                 silence_stdout()
                 sys.exit(1)
-            if error.errno != errno.ENOSPC:
+            if error.errno not in FULL:
                 raise
             silence_stdout()
-            click.echo(f"kdad-bench: {error.filename or 'output'}: no space left; make room and run again", err=True)
+            why = f"{error.strerror}; make room or lift the limit, and run again"
+            click.echo(f"kdad-bench: {printable(str(error.filename or 'output'))}: {why}", err=True)
             sys.exit(2)
         if standalone_mode:
             sys.exit(code if isinstance(code, int) else 0)

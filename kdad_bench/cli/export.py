@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from kdad_bench.cli import BadInput, Number
 from kdad_bench.cli.parameters import METHOD_OF_MODEL, DataRoot, LocalPath
+from kdad_bench.files import FULL
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def export(as_json: bool, **given: Any) -> None:
     except (DatasetError, DecisionError, ModelError, ScoreError, SelectionError) as error:
         raise BadInput(str(error)) from error
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in FULL:
             raise
         where = error.filename or given["out"] or given["model"]
         raise BadInput(f"{where}: cannot be written ({error.strerror}); choose --out") from error

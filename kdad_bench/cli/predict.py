@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import rich_click as click
 
 from kdad_bench.cli import BadInput, Number
 from kdad_bench.cli.parameters import METHOD_OF_MODEL, LocalPath, refuse_both
+from kdad_bench.files import FULL
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def predict(model: Path, images: tuple[str, ...], as_json: bool, **given: Any) -
         except (DecisionError, ModelError, ScoreError, SelectionError) as error:
             raise BadInput(str(error)) from error
         except OSError as error:
-            if error.errno == errno.ENOSPC:
+            if error.errno in FULL:
                 raise
             where = error.filename or given["out"]
             raise BadInput(f"{where}: cannot be written ({error.strerror}); choose --out") from error

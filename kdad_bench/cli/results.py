@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ import rich_click as click
 from kdad_bench.cli import BadInput
 from kdad_bench.cli.left_out import whole
 from kdad_bench.cli.parameters import DataRoot, LocalPath, MethodName, Place, refuse_both, refuse_to_overwrite_rows
+from kdad_bench.files import FULL
 from kdad_bench.leaderboard.metric import HEADLINE
 from kdad_bench.leaderboard.text import counted, printable
 
@@ -119,7 +119,7 @@ def pack(folder: str, out: Path, maps: bool) -> None:
     except (submission.SubmissionError, StoreError) as error:
         raise BadInput(str(error)) from error
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in FULL:
             raise
         raise BadInput(f"{error.filename or out}: {error.strerror}; choose another --out") from error
     click.echo(printable(f"{out}: {counted(found.jobs, 'job')}, {found.maps} with maps"))
@@ -285,7 +285,7 @@ def submission(folder: str | None, file: Path | None, as_json: bool, **given: An
     except (DatasetError, DecisionError, ModelError, ScoreError, SelectionError, StoreError, UploadError) as error:
         raise BadInput(str(error)) from error
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in FULL:
             raise
         raise BadInput(f"{error.filename or given['out']}: {error.strerror}; choose another --out") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import tempfile
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdad_bench.files import sweep, write_whole
+from kdad_bench.files import FULL, sweep, write_whole
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.options import RunOptions
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 BESIDE = ("audits", "checkpoints", "figures", "logs", "maps", "models", "pictures")  # folders of a results folder
 ROW_BYTES = 1 << 16  # more than a row of a thousand images takes
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 LOCK = ".lock"
 WHOLE = 1 << 20  # bytes: a smaller file is read in one go
 SETTLED_NS = 2_000_000_000  # file systems tell times apart that lie so far from one another
+TAGS = ("ETag", "etag")  # what stores name contents by
+CHANGED = ("LastModified", "last_modified", "mtime", "modified", "updated", "created")  # what they call its time
 OLDER_TEMPORARY = ".writing-"  # began the names of unfinished writes up to version 0.1
 
 
@@ -150,7 +153,7 @@ class LocalFolder:
             raise self._refusal(error) from error
 
     def _refusal(self, error: OSError) -> StoreError:
-        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+        remedy = "free some space" if error.errno in files.FULL else "make it writable"
         return StoreError(
             f"cannot write to the results folder {self.where!r}: {error.strerror or error}; "
             f"{remedy} or choose another with --out (what is finished is kept)"
@@ -248,11 +251,18 @@ class RemoteFolder:
 
     @staticmethod
     def _stamp(item: dict[str, Any]) -> tuple[Any, ...]:
-        mark: Any = item.get("ETag") or item.get("LastModified") or item.get("created") or item.get("mtime")
-        return (str(mark.timestamp() if hasattr(mark, "timestamp") else mark), item["size"])
+        """(a text that tells contents apart or "", else when it changed last in seconds or as it is told, bytes)."""
+        if tag := next((item[name] for name in TAGS if item.get(name)), None):
+            return (str(tag), None, item["size"])
+        told = next((item[name] for name in CHANGED if item.get(name)), None)
+        seconds = told.timestamp() if isinstance(told, datetime) else told
+        return ("", seconds if isinstance(seconds, int | float) else str(seconds), item["size"])
 
     def settled(self, entry: Entry) -> bool:
-        return entry.stamp[0] not in ("None", "")
+        if entry.stamp[0]:
+            return True
+        changed = entry.stamp[1]
+        return isinstance(changed, int | float) and time.time_ns() - changed * 1e9 > SETTLED_NS
 
     def open(self, name: str) -> pa.NativeFile:
         import pyarrow as pa

@@ -11,7 +11,9 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import plausible
@@ -292,13 +294,46 @@ def test_the_packs_of_few_folders_are_kept(tmp_path: Path, clock: Clock, monkeyp
     assert left == {packed._path(str(tmp_path / name)).name for name in "bc"}
 
 
-def test_objects_are_packed_where_their_store_can_tell_that_they_changed(opened: list[str]) -> None:
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds", "settled"),
+    [
+        ({"ETag": "a", "LastModified": NOW}, 0, True),
+        ({"etag": "a", "updated": "2026-01-01T00:00:00Z"}, 0, True),
+        ({"LastModified": NOW}, 1, False),
+        ({"LastModified": NOW}, 3, True),
+        ({"mtime": NOW.timestamp(), "created": 1.0}, 1, False),
+        ({"mtime": NOW.timestamp(), "created": 1.0}, 3, True),
+        ({"mtime": int(NOW.timestamp())}, 3, True),
+        ({"updated": "2026-01-01T00:00:00Z"}, 3, False),
+        ({}, 3, False),
+    ],
+)
+def test_an_object_is_packed_once_its_stamp_tells_it_from_what_replaces_it(
+    told: dict[str, Any], seconds: int, settled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time of whole seconds does not while that second may go on."""
+    monkeypatch.setattr(folders, "time", SimpleNamespace(time_ns=lambda: int((NOW.timestamp() + seconds) * 1e9)))
+    place = RemoteFolder("memory://stamps")
+    stamp = place._stamp({"size": 3, **told})
+    assert place.settled(Entry("a", stamp)) == settled
+    later = {name: value.replace(second=30) if isinstance(value, datetime) else value for name, value in told.items()}
+    if "mtime" in told:
+        later["mtime"] += 30
+    assert (place._stamp({"size": 3, **later}) != stamp) == (later != told and "ETag" not in told)
+
+
+def test_objects_are_packed_where_their_store_can_tell_that_they_changed(clock: Clock, opened: list[str]) -> None:
     url = "memory://packed-results"
     place = RemoteFolder(url)
-    assert place.settled(Entry("a", ("tag", 3)))
-    assert not place.settled(Entry("a", ("None", 3)))
     for seed in range(MANY):
         store.write(row(seed), url)
+    assert len(store.finished(url)) == MANY
+    assert len(store.finished(url)) == MANY
+    assert len(opened) == 2 * MANY  # while they are new
+    clock.pass_by()
     assert len(store.finished(url)) == MANY
     del opened[:]
     assert len(store.finished(url)) == MANY

@@ -405,12 +405,15 @@ def test_ten_thousand_jobs_are_queried_in_under_two_seconds_of_a_processor_once_
 # ---- faults of the folder
 
 
-def test_a_full_disk_gives_one_line_and_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_gives_one_line_and_keeps_what_was_there(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = plausible.row("stfpm", "bottle", 0)
     store.write(made, tmp_path)
 
     def full(handle: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(store.StoreError) as caught:
@@ -418,7 +421,7 @@ def test_a_full_disk_gives_one_line_and_keeps_what_was_there(tmp_path: Path, mon
     text = str(caught.value)
     assert "\n" not in text
     assert str(tmp_path) in text
-    assert "No space left on device; free some space or choose another with --out" in text
+    assert f"{os.strerror(code)}; free some space or choose another with --out" in text
     monkeypatch.undo()
     assert store.read(tmp_path).rows()[0]["image_auroc"] == made.image_auroc
     assert sorted(os.listdir(tmp_path)) == sorted([LOCK, store.file_name(made)])
