@@ -16,7 +16,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from typing import Any, NoReturn
 
 import numpy as np
@@ -182,11 +182,14 @@ def same(one: Any, other: Any) -> bool:
 
 
 class Aside(io.TextIOBase):
-    """Writes to stderr; whoever closes it closes nothing else."""
+    """Writes to stderr, as far as that takes it; whoever closes it closes nothing else."""
 
     def write(self, text: str) -> int:
-        """The number of letters that were written."""
-        return sys.stderr.write(text)
+        """The number of letters that were given."""
+        with suppress(OSError, ValueError):  # a full disk, a reader who left, closed
+            if sys.stderr is not None:
+                sys.stderr.write(text)
+        return len(text)
 
 
 WAYS_OUT: dict[str, Callable[..., NoReturn]] = {"_exit": AT_ONCE, "abort": os.abort}

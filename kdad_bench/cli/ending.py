@@ -18,7 +18,7 @@ from types import FrameType
 
 import click
 
-from kdad_bench import __version__
+from kdad_bench import __version__, streams
 from kdad_bench.harness.plain_warnings import say_plainly
 from kdad_bench.interrupts import AT_ONCE, Interrupted, Terminated
 
@@ -29,6 +29,7 @@ MOST_LETTERS = 500  # of an error's text in its one line; the report has all of 
 @contextlib.contextmanager
 def orderly() -> Iterator[None]:
     """Inside, whatever ends the process leaves one line, an exit code and no traceback, and a warning is a line."""
+    streams.hold()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an ASCII terminal shows \xb1 for a plus-minus sign

@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import io
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from types import FrameType
 
-GONE = frozenset({errno.EIO, errno.ENXIO})  # from a terminal that nobody holds any more
-
-
-class Lasting(io.FileIO):
-    """Output to a file descriptor that becomes output to nowhere once its terminal, or who read it there, is gone."""
-
-    hung_up = False  # whether the end of the terminal was told
-
-    def write(self, content: object) -> int:
-        """Write, or drop what nobody can read; raises OSError for anything but a terminal that went away."""
-        try:
-            return super().write(content)  # type: ignore[arg-type]
-        except OSError as error:
-            if error.errno not in GONE and not (error.errno == errno.EPIPE and Lasting.hung_up):
-                raise
-            silence(self.fileno())
-            return super().write(content)  # type: ignore[arg-type]
+from kdad_bench.streams import Lasting, lasting, silence
 
 
 @contextlib.contextmanager
@@ -50,22 +32,6 @@ def outlived() -> Iterator[None]:
             signal.signal(signal.SIGHUP, before)
 
 
-def lasting(stream: object, descriptor: int) -> io.TextIOWrapper:
-    """`stream` made to last, if it is the process's own output at `descriptor`; any other as it is."""
-    if not isinstance(stream, io.TextIOWrapper):
-        return stream  # type: ignore[return-value]
-    try:
-        if stream.fileno() != descriptor:
-            return stream
-        stream.flush()
-    except (OSError, ValueError):  # no file, or closed
-        return stream
-    return io.TextIOWrapper(
-        io.BufferedWriter(Lasting(descriptor, "wb", closefd=False)),
-        encoding=stream.encoding, errors=stream.errors, line_buffering=True,
-    )  # fmt: skip
-
-
 def hang_up(number: int, frame: FrameType | None) -> None:
     """SIGHUP: the terminal is gone."""
     Lasting.hung_up = True
@@ -73,10 +39,3 @@ def hang_up(number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(OSError):
             if os.isatty(descriptor):
                 silence(descriptor)
-
-
-def silence(descriptor: int) -> None:
-    """Have `descriptor` lead nowhere."""
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, descriptor)
-    os.close(nowhere)

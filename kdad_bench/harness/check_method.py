@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdad_bench import children
+from kdad_bench import children, streams
 from kdad_bench.harness.choices import SelectionError, method_choice
 from kdad_bench.harness.cost import networks_on
 from kdad_bench.harness.executors import HELD, READY, death, die_with, interrupts_held
@@ -382,6 +382,7 @@ def check_apart(method: str, seconds: float) -> Generator[str | Verdict, None, N
     `method` is FILE[:ENTRY] or a name, `seconds` are given to each rule. Raises SelectionError for what is no method,
     and Unfinished where its process cannot be started or ends, or a rule does not end.
     """
+    streams.hold()
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=answer, args=(theirs, method, os.getpid()), daemon=True)
@@ -423,6 +424,7 @@ def check_apart(method: str, seconds: float) -> Generator[str | Verdict, None, N
 def answer(pipe: Connection, method: str, parent: int) -> None:
     """The life of the process of `check_apart`: what it has to say goes through `pipe`."""
     children.spawned()
+    sys.stderr = streams.lasting(sys.stderr, streams.STDERR)
     for number in HELD:  # Ctrl-C is the parent's to handle
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=die_with, args=(parent,), daemon=True).start()

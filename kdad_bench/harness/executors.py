@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing.process
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -18,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from kdad_bench import allowance, children
+from kdad_bench import allowance, children, streams
 from kdad_bench.harness.environment import memory_at_start_mb
 from kdad_bench.harness.estimate import longest_first_at_the_end
 from kdad_bench.harness.giving_way import computing_with, giving_way
@@ -60,6 +61,7 @@ def outcomes(
     `force` is what `workforce` made of both, where the caller has it already. `in_order`: worker processes begin the
     last jobs in their order too, not the longest first, as suits a run that is to be stopped before its end.
     """
+    streams.hold()
     force = force or workforce(jobs, options)
     work = replace(work, drawers=force.drawers, gpu_share=force.gpu_share)
     if force.executor == "ray":
@@ -347,6 +349,7 @@ def death(exitcode: int | None) -> str:
 def serve(pipe: Connection, work: Work, threads: int, parent: int) -> None:
     """A worker's life: jobs in, rows out, until the pipe closes. It never outlives the runner that started it."""
     children.spawned()
+    sys.stderr = streams.lasting(sys.stderr, streams.STDERR)
     for number in HELD:  # Ctrl-C is the runner's to handle, and the end of the terminal nobody's
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=die_with, args=(parent,), daemon=True).start()

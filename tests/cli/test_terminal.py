@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kdad_bench.cli.terminal import Lasting, lasting, outlived
+from kdad_bench.cli.terminal import outlived
+from kdad_bench.streams import Lasting, lasting
 from tests.harness.test_faults import JOBS, arguments, assert_whole, rows, wait_for
 
 SAYING = """
