@@ -148,13 +148,13 @@ def test_a_table_that_swells_is_refused_before_it_is_read_at_every_door(tmp_path
         lines_of(path)
     rows = pa.table({**{name: ["a"] * lines for name in KEY_COLUMNS}, "environment": same})
     pq.write_table(rows, path, store_schema=False)
-    with pa.OSFile(str(path)) as source, pytest.raises(Foreign, match="unpacks to more than 2 GB"):
+    with pa.OSFile(str(path)) as source, pytest.raises(Foreign, match="unpacks to more than 2000 MB"):
         table_of(source, pa.schema([(name, pa.string()) for name in rows.column_names]))
 
 
 @pytest.mark.parametrize("lines", [1, 2])
 def test_numbers_that_repeat_are_refused_before_they_are_read(lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Zeros are stored once: eight KB were any number of them. Those of a single row are read, and go no further."""
+    """Zeros are stored once: eight KB were any number of them."""
     number = 1_000_001 * lines
     table = pa.table({
         **{name: ["a"] * lines for name in KEY_COLUMNS},
@@ -164,16 +164,60 @@ def test_numbers_that_repeat_are_refused_before_they_are_read(lines: int, monkey
     })  # fmt: skip
     pq.write_table(table, sink := pa.BufferOutputStream())
     content, zeros = sink.getvalue(), ["image_scores"]
-    if lines == 1:
-        monkeypatch.setattr(border, "MOST_BYTES_OF_A_ROW", 10**6)
-        with pytest.raises(Foreign, match="a row of more than 1 MB"):
-            table_of(pa.BufferReader(content), table.schema)
-        return
     monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("read"))
-    for most, said in ((2 * 10**9, "column image_scores has .* entries; "), (10**6, "unpacks to more than")):
-        monkeypatch.setattr(border, "MOST_BYTES", most)
+    for most, said in ((2 * 10**9, "column image_scores has .* entries; "), (10**6, "unpacks to more than 1 MB")):
+        monkeypatch.setattr(border, "MOST_BYTES_OF_A_ROW" if lines == 1 else "MOST_BYTES", most)
         monkeypatch.setitem(LONGEST, "list", 10**6 if most > 10**6 else number)
         source = pa.BufferReader(content)
         assert parquet.unpacked_bytes(source, parquet.chunks(source), zeros, most) >= 4 * number > 100 * len(content)
         with pytest.raises(Foreign, match=said):
             table_of(source, pa.schema([*((name, pa.string()) for name in KEY_COLUMNS), table.schema.field(zeros[0])]))
+
+
+def test_texts_that_repeat_in_the_lists_of_one_row_are_refused_before_they_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A name of 20 KB, stored once, stands 100,000 times: 2 GB of a list that is no longer than it may be."""
+    number = 100_000
+    names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(number, np.int32)), pa.array(["x" * 20_000]))
+    table = pa.table({
+        **{name: ["a"] for name in KEY_COLUMNS},
+        "image_names": pa.ListArray.from_arrays(pa.array([0, number], pa.int32()), names),
+    })  # fmt: skip
+    pq.write_table(table, sink := pa.BufferOutputStream(), store_schema=False)
+    monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("read"))
+    schema = pa.schema([*((name, pa.string()) for name in KEY_COLUMNS), ("image_names", pa.list_(pa.string()))])
+    with pytest.raises(Foreign, match="unpacks to more than 200 MB"):
+        table_of(pa.BufferReader(sink.getvalue()), schema)
+
+
+def footer_or_fault(content: bytes, read: Any) -> Any:
+    try:
+        return read(io.BytesIO(content), NAMES)
+    except ValueError:
+        return None
+
+
+NAMES = ("text", "list", "nested", "number", "null")
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dictionary": False, "write_statistics": False, "compression": "none"}])
+def test_footers_that_are_alike_are_read_as_each_alone(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where one is damaged: whatever byte of it is another, it is as the walk through it says."""
+    monkeypatch.setattr(parquet, "_layouts", [])
+    contents = [encoded(table_of_every_type(2 * lines), **options) for lines in range(1, 40)]
+    for content in contents:
+        alone = parquet.chunks(io.BytesIO(content), NAMES)
+        every = parquet.chunks(io.BytesIO(content))
+        assert alone == [chunk for chunk in every if chunk.path.partition(".")[0] in NAMES]
+        assert parquet.chunks_of_many(io.BytesIO(content), NAMES) == alone
+    assert parquet._layouts
+    rng = random.Random(0)
+    for _ in range(2000):
+        content = bytearray(rng.choice(contents))
+        length = int.from_bytes(content[-8:-4], "little")
+        content[len(content) - 8 - rng.randrange(1, length)] ^= rng.randrange(1, 256)
+        alone = footer_or_fault(bytes(content), parquet.chunks)
+        assert footer_or_fault(bytes(content), parquet.chunks_of_many) == alone

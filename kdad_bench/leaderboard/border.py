@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from kdad_bench.leaderboard import row as rows
 from kdad_bench.leaderboard.row import KEY_COLUMNS, SCHEMA_VERSION
 from kdad_bench.leaderboard.text import printable
-from kdad_bench.parquet import chunks, unpacked_bytes
+from kdad_bench.parquet import chunks, chunks_of_many, unpacked_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 MOST_ROWS = 1_000_000  # of one file
 MOST_BYTES = 2_000_000_000  # of the columns that are read of one file, unpacked
-MOST_BYTES_OF_A_ROW = 200_000_000  # in memory
+MOST_BYTES_OF_A_ROW = 200_000_000  # the same of a file that holds one
 NAMED = 3  # bad rows of one file that are named one by one
 
 
@@ -28,17 +28,16 @@ class Foreign(ValueError):
 def table_of(source: pa.NativeFile, schema: pa.Schema) -> pa.Table:
     """The columns of `schema` of a Parquet file, in its types: absent ones are null, numbers are widened.
 
-    Its footer is looked at first: our columns, each once, in sizes that fit the memory; of a single row, what was read.
+    Its footer is looked at first: our columns, each once, in sizes that fit the memory.
     Raises Foreign, and what pyarrow raises for a file that is none.
     """
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(source, page_checksum_verification=True)
     single = file.metadata.num_rows == 1
-    if single:  # thousands of such files are opened: what their footer says of each column costs as much as reading it
+    if single:  # thousands of such files are opened: what is read tells as much of its columns as the footer
+        _refuse_swollen(source, set(schema.names), 1)
         table = file.read(schema.names, use_threads=False)
-        if table.nbytes > MOST_BYTES_OF_A_ROW:
-            raise Foreign(f"a row of more than {MOST_BYTES_OF_A_ROW // 10**6} MB")
         if table.num_rows and table.schema.equals(schema):  # what the file lacks is left out
             return table
     there = file.schema_arrow
@@ -52,16 +51,17 @@ def table_of(source: pa.NativeFile, schema: pa.Schema) -> pa.Table:
 def _refuse_swollen(source: pa.NativeFile, names: set[str], number_of_rows: int) -> None:
     """Raises Foreign where the columns `names` of so many rows hold more values than lists may have, or more than fits
     the memory."""
-    told = chunks(source)
+    told = chunks_of_many(source, names) if number_of_rows == 1 else chunks(source, names)
     entries: Counter[str] = Counter()
     for chunk in told:
         entries[chunk.path] += chunk.values
     for path, number in entries.items():
         name = path.partition(".")[0]
-        if name in names and number > number_of_rows * rows.LONGEST["list"]:
+        if number > number_of_rows * rows.LONGEST["list"]:
             raise Foreign(f"column {name} has {number} entries; {rows.LONGEST['list']} are the most of a row")
-    if unpacked_bytes(source, told, names, MOST_BYTES) > MOST_BYTES:
-        raise Foreign(f"unpacks to more than {MOST_BYTES // 10**9} GB")
+    most = MOST_BYTES_OF_A_ROW if number_of_rows == 1 else MOST_BYTES
+    if unpacked_bytes(source, told, names, most) > most:
+        raise Foreign(f"unpacks to more than {most // 10**6} MB")
 
 
 def _refuse_foreign(metadata: Mapping[bytes, bytes], have: Sequence[str], number: int) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from kdad_bench.leaderboard import border, packed
 from kdad_bench.leaderboard import row as rows
@@ -21,6 +22,7 @@ DRAWN = "leaderboard.parquet"  # written by the renderer, perhaps into the same 
 ATTEMPTS = 20  # listings of a folder that other processes are rewriting
 PATIENCE = 3  # of them, in a folder to which rows are only added
 AT_ONCE = 256  # small tables that are held before they become one
+HELD_BYTES = 256_000_000  # of them
 
 
 @dataclass(slots=True)
@@ -40,6 +42,7 @@ class Found(NamedTuple):
     table: pa.Table
 
 
+Answer: TypeAlias = "tuple[File, pa.Table | None] | None"  # what a file gives; None: it is gone
 Wanted = Callable[[str], bool]  # whether a file of that name is looked at
 
 
@@ -64,8 +67,7 @@ def load(place: Folder, columns: Iterable[str], wanted: Wanted = everything, *, 
             listed = _listed(place, wanted) if attempt else listed
             missing = [entry for entry in listed if entry not in known]
             vanished = False
-            for some in _batched(missing, AT_ONCE):
-                answers = list(pool.map(lambda entry: _read(place, entry, asked, schema), some))
+            for answers in _portions(_answers(pool, place, missing, lambda entry: _read(place, entry, asked, schema))):
                 vanished |= None in answers
                 files, table = _checked([answer for answer in answers if answer is not None], asked, schema)
                 known.update((file.entry, file) for file in files)
@@ -119,12 +121,34 @@ def _schema(columns: Iterable[str]) -> pa.Schema:
     return pa.schema([rows.SCHEMA.field(name) for name in COLUMNS if name in asked])
 
 
-def _batched(entries: Sequence[Entry], size: int) -> Iterator[Sequence[Entry]]:
-    for start in range(0, len(entries), size):
-        yield entries[start : start + size]
+def _answers(
+    pool: ThreadPoolExecutor, place: Folder, entries: Iterable[Entry], read: Callable[[Entry], Answer]
+) -> Iterator[Answer]:
+    """What each file gives, in their order; a few are read ahead, as each may hold much."""
+    waiting: deque[Future[Answer]] = deque()
+    for entry in entries:
+        waiting.append(pool.submit(read, entry))
+        if len(waiting) > 2 * place.readers:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
-def _read(place: Folder, entry: Entry, asked: pa.Schema, schema: pa.Schema) -> tuple[File, pa.Table | None] | None:
+def _portions(answers: Iterable[Answer]) -> Iterator[list[Answer]]:
+    """So many of them at once as the memory takes before it is known what they hold."""
+    some: list[Answer] = []
+    held = 0
+    for answer in answers:
+        some.append(answer)
+        held += 0 if answer is None or answer[1] is None else answer[1].nbytes
+        if len(some) == AT_ONCE or held > HELD_BYTES:
+            yield some
+            some, held = [], 0
+    if some:
+        yield some
+
+
+def _read(place: Folder, entry: Entry, asked: pa.Schema, schema: pa.Schema) -> Answer:
     """One file as a table with the columns `asked`, or why it is none; None if it is gone.
 
     Those beyond `schema` are null where the file can be read only without them.

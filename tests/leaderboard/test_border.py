@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kdad_bench import parquet
 from kdad_bench.cli import cli
 from kdad_bench.leaderboard import border, store
 from kdad_bench.leaderboard import row as rows
@@ -417,3 +418,14 @@ def test_a_status_that_its_reason_belies_is_a_fault_beside_other_faults_too(
     found = border.faults(pa.Table.from_pylist(lines, table.schema))
     assert {*found} == {1, 3}
     assert found[3].startswith("column reason is")
+
+
+def test_the_row_of_a_file_is_walked_through_only_until_its_layout_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "_layouts", [])
+    contents = [store._encode([plausible.row("stfpm", "gear", seed)]) for seed in range(2 * parquet.LEARNING)]
+    for content in contents[: parquet.LEARNING]:
+        border.table_of(pa.BufferReader(content), rows.SCHEMA)
+    assert len(parquet._layouts) == 1
+    monkeypatch.setattr(parquet, "_columns", lambda parsed: pytest.fail("walked through"))
+    for content in contents:
+        assert border.table_of(pa.BufferReader(content), rows.SCHEMA).num_rows == 1

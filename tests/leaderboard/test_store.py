@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from kdad_bench.leaderboard import reading, store
 from kdad_bench.leaderboard import row as rows
-from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.board import DRAWN
 from kdad_bench.leaderboard.folder import LOCK, LocalFolder, RemoteFolder
 from kdad_bench.leaderboard.row import COLUMNS, MOST_FLOAT, Row
@@ -748,3 +748,21 @@ def test_the_earlier_of_two_dates_in_other_zones_loses(tmp_path: Path) -> None:
     for number, one in enumerate((early, late)):
         store.write(one, tmp_path / str(number)).rename(tmp_path / f"{number}.parquet")
     assert store.read(tmp_path).rows()[0]["image_auroc"] == 0.5
+
+
+def test_what_is_held_before_it_is_judged_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its bytes in memory, not by the number of files alone."""
+    for seed in range(7):
+        store.write(plausible.row("stfpm", "gear", seed), tmp_path)
+    whole = store.read(tmp_path)
+    judged: list[int] = []
+    checked = reading._checked
+
+    def watched(answers: Any, *schemas: Any) -> Any:
+        judged.append(len(answers))
+        return checked(answers, *schemas)
+
+    monkeypatch.setattr(reading, "_checked", watched)
+    monkeypatch.setattr(reading, "HELD_BYTES", int(1.5 * whole.table.nbytes / 7))
+    assert store.read(tmp_path).table.equals(whole.table)
+    assert judged == [2, 2, 2, 1]
