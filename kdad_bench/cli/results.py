@@ -38,11 +38,12 @@ def compact(folder: str) -> None:
     from kdad_bench.leaderboard import store
 
     try:
-        replaced, path = store.compact(folder)
+        replaced, paths = store.compact(folder)
         whole(store.read(folder))
     except store.StoreError as error:
         raise BadInput(str(error)) from error
-    click.echo(printable(f"{replaced} files are now in {path}" if path else f"{folder}: nothing to compact"))
+    names = " and ".join(map(str, paths))
+    click.echo(printable(f"{replaced} files are now in {names}" if paths else f"{folder}: nothing to compact"))
 
 
 @results.command()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from kdad_bench.files import cache_folder, sweep, write_whole
 from kdad_bench.leaderboard.folder import Entry, Folder
+from kdad_bench.leaderboard.picking import picked
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,13 +43,11 @@ def worth_it(files: int) -> bool:
 
 def taken(place: Folder, entries: Sequence[Entry], schema: pa.Schema) -> tuple[list[Entry], pa.Table]:
     """Those of `entries` whose row is packed, and a table with `schema` of one row for each, in the same order."""
-    import pyarrow as pa
-
     try:
         table = _read(_path(_where(place)), [*schema.names, NAME, STAMP])
         there = {key: index for index, key in enumerate(_keys(table))}
         found = [(entry, there[key]) for entry in entries if (key := _key(entry)) in there]
-        chosen = table.select(schema.names).take(pa.array([index for _, index in found], pa.int64()))
+        chosen = picked(table.select(schema.names), [index for _, index in found])
         return [entry for entry, _ in found], chosen.cast(schema)
     except _troubles():  # none yet, damaged, or of other code
         return [], schema.empty_table()
@@ -82,7 +81,7 @@ def _content(where: str, single: Mapping[Entry, int], table: pa.Table) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = table.take(pa.array(single.values(), pa.int64()))
+    table = picked(table, list(single.values()))
     names, stamps = zip(*map(_key, single), strict=True)
     table = table.append_column(NAME, pa.array(names, pa.binary()))
     table = table.append_column(STAMP, pa.array(stamps, pa.string()))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from kdad_bench.leaderboard import border, packed
 from kdad_bench.leaderboard import row as rows
 from kdad_bench.leaderboard.folder import Entry, Folder, StoreError
+from kdad_bench.leaderboard.picking import picked
 from kdad_bench.leaderboard.row import COLUMNS, KEY_COLUMNS
 
 if TYPE_CHECKING:
@@ -139,11 +140,12 @@ def _portions(answers: Iterable[Answer]) -> Iterator[list[Answer]]:
     some: list[Answer] = []
     held = 0
     for answer in answers:
-        some.append(answer)
-        held += 0 if answer is None or answer[1] is None else answer[1].nbytes
-        if len(some) == AT_ONCE or held > HELD_BYTES:
+        size = 0 if answer is None or answer[1] is None else answer[1].nbytes
+        if some and (len(some) == AT_ONCE or held + size > HELD_BYTES):
             yield some
             some, held = [], 0
+        some.append(answer)
+        held += size
     if some:
         yield some
 
@@ -194,7 +196,7 @@ def _checked(
         file.sound &= beyond.keys().isdisjoint(range(start, start + table.num_rows)) if beyond else True
         start += table.num_rows
     if bad:
-        whole = whole.take(pa.array([index for index in range(whole.num_rows) if index not in bad], pa.int64()))
+        whole = picked(whole, [index for index in range(whole.num_rows) if index not in bad])
     return [file for file, _ in answers], whole
 
 
@@ -218,4 +220,4 @@ def _together(files: list[File], parts: Sequence[tuple[list[File], pa.Table]], s
     of_rows = np.repeat(np.array([places.get(file.entry, -1) for file in members], np.int64), counts)
     order = np.argsort(of_rows, kind="stable")
     whole = pa.concat_tables([schema.empty_table(), *(table for _, table in parts)]).combine_chunks()
-    return Found(files, whole.take(pa.array(order[np.count_nonzero(of_rows < 0) :])))
+    return Found(files, picked(whole, order[np.count_nonzero(of_rows < 0) :]))

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 from kdad_bench import files
 from kdad_bench.leaderboard import measurement
 from kdad_bench.leaderboard import row as rows
-from kdad_bench.leaderboard.border import table_of
+from kdad_bench.leaderboard.border import MOST_BYTES, MOST_ROWS, table_of
 from kdad_bench.leaderboard.export import WRITERS
 from kdad_bench.leaderboard.folder import Folder, LocalFolder, MissingFolder, StoreError, open_folder
+from kdad_bench.leaderboard.picking import picked, pieces
 from kdad_bench.leaderboard.reading import COMPACTED, Found, everything, load
 from kdad_bench.leaderboard.row import COLUMNS, Row, plain
 
@@ -269,13 +270,15 @@ def _merge(place: Folder, found: Found, columns: Iterable[str]) -> Results:
 
     wanted = set(columns)
     table = found.table
-    chosen = table.take(pa.array(_winners(table), pa.int64()))
+    winners = pa.array(_winners(table), pa.int64())
     keys = [(name, "ascending") for name in ("dataset", "category", "method", "seed", "job_id")]
+    order = pc.sort_indices(table.select([name for name, _ in keys]).take(winners), sort_keys=keys)
+    names = [name for name in COLUMNS if name in wanted]
     return Results(
         where=place.where,
-        table=chosen.take(pc.sort_indices(chosen, sort_keys=keys)).select([n for n in COLUMNS if n in wanted]),
+        table=picked(table.select(names), winners.take(order)),
         problems=tuple(Problem(file.entry.name, what) for file in found.files for what in file.problems),
-        superseded=table.num_rows - chosen.num_rows,
+        superseded=table.num_rows - len(winners),
         files=len(found.files),
     )
 
@@ -301,11 +304,12 @@ def _rank(status: str, created: str | None) -> tuple[bool, datetime]:
     return status == "ok", rows.instant(created)
 
 
-def compact(folder: str | Path) -> tuple[int, Path | str | None]:
-    """Put all rows into one file and delete the files they came from; returns (files replaced, the new file or None).
+def compact(folder: str | Path) -> tuple[int, tuple[Path | str, ...]]:
+    """Put all rows into one file and delete the files they came from; returns (files replaced, the new file or none).
 
-    The new file is whole and on the disk before the first deletion, and a job that is in both counts once: a crash at
-    any point loses nothing. Files with anything that was left out stay where they are. Raises StoreError.
+    More rows than a file may hold become several. Each new file is whole and on the disk before the first deletion, and
+    a job that is in both counts once: a crash at any point loses nothing. Files with anything that was left out stay
+    where they are. Raises StoreError.
     """
     place = open_folder(folder)
     place.entries()
@@ -315,18 +319,24 @@ def compact(folder: str | Path) -> tuple[int, Path | str | None]:
         sources = [file.entry for file in found.files if file.rows and not file.problems]
         place.sweep()
         if len(sources) < 2:
-            return 0, None
-        content = encoded(merged.table)
-        name = f"{COMPACTED}{hashlib.sha256(content).hexdigest()[:16]}.parquet"
-        place.write(name, content)
-        if not _reads_back(place, name, merged.table):
-            for entry in place.entries():
-                if entry.name == name and entry.name not in {source.name for source in sources}:
-                    place.remove(entry)
-            raise StoreError(f"{place.path(name)!r} does not read back as it was written; the folder is as it was")
-        replaced = sum(place.remove(entry) for entry in sources if entry.name != name)
-    path = place.path(name)
-    return replaced, Path(path) if isinstance(folder, Path) else path
+            return 0, ()
+        written: list[str] = []
+        for piece in pieces(merged.table, MOST_BYTES // 2, MOST_ROWS):
+            content = encoded(piece)
+            name = f"{COMPACTED}{hashlib.sha256(content).hexdigest()[:16]}.parquet"
+            written.append(name)
+            place.write(name, content)
+            if not _reads_back(place, name, piece):
+                new = set(written).difference(source.name for source in sources)
+                for entry in place.entries():
+                    if entry.name in new:
+                        place.remove(entry)
+                raise StoreError(f"{place.path(name)!r} does not read back as it was written; the folder is as it was")
+        replaced = sum(place.remove(entry) for entry in sources if entry.name not in written)
+    if not replaced and {source.name for source in sources}.issuperset(written):
+        return 0, ()
+    paths = map(place.path, written)
+    return replaced, tuple(Path(path) if isinstance(folder, Path) else path for path in paths)
 
 
 def encoded(table: pa.Table) -> bytes:
