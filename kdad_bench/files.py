@@ -11,7 +11,7 @@ import secrets
 import stat
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,17 +79,32 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Folders on the way are made. Raises OSError, and what `write` raises; `path` is then as it was before. A device, a
     pipe or a socket at `path` is refused with OSError: it would be replaced by a file, /dev/null among them.
     """
-    path = Path(os.path.realpath(path))
-    refuse_what_is_no_file(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _said_of(path), _temporary(path) as temporary:
-        write(temporary)
-        _flush(temporary)
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
-        os.replace(temporary, path)
-    with contextlib.suppress(OSError):  # a file system whose folders cannot be opened or flushed
-        _flush(path.parent)
+    write_all_whole({path: write})
+
+
+def write_all_whole(writes: Mapping[Path, Callable[[Path], object]]) -> None:
+    """`write_whole` of files that belong together: none is put in its place before each is written and flushed.
+
+    Raises OSError, and what a `write` raises; all of them are then as they were before.
+    """
+    with contextlib.ExitStack() as open_ones:
+        written = []
+        for given, write in writes.items():
+            path = Path(os.path.realpath(given))
+            refuse_what_is_no_file(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _said_of(path):
+                temporary = open_ones.enter_context(_temporary(path))
+                write(temporary)
+                _flush(temporary)
+            with contextlib.suppress(FileNotFoundError):
+                os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
+            written.append((temporary, path))
+        for temporary, path in written:
+            os.replace(temporary, path)
+    for folder in {path.parent for _, path in written}:
+        with contextlib.suppress(OSError):  # a file system whose folders cannot be opened or flushed
+            _flush(folder)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Everything a person looks at, written from a results folder and nothing else; each file whole or not at all."""
+"""Everything a person looks at, written from a results folder and nothing else: all pages whole, or none of them."""
 
 from __future__ import annotations
 
@@ -29,23 +29,21 @@ def draw_pages(
 
     `found` is what `rows_of` gave, where the caller has read it already.
 
-    Raises StoreError for a folder that cannot be read or written; what was there before is then still whole.
+    Raises StoreError for a folder that cannot be read or written; what was there before is then still there, all of it.
     """
     found = found or rows_of(results, figures=figures)
     drawn = boards(found.table)
     made = long_table.lines(drawn)
-    contents: dict[str, Callable[[], bytes]] = {
+    pages: dict[str, Callable[[], bytes]] = {
         "leaderboard.md": lambda: markdown.page(drawn, found.table, found.problems).encode(),
         "leaderboard.html": lambda: html.page(drawn, found.table, found.problems, pictures(results)).encode(),
         "leaderboard.parquet": lambda: long_table.as_parquet(made),
         "leaderboard.csv": lambda: long_table.as_csv(made).encode(),
         "leaderboard.json": lambda: long_table.as_json(made).encode(),
     }
-    paths = []
+    paths = [out / name for name in pages]
     try:
-        for name, content in contents.items():
-            files.write_bytes_whole(out / name, content())
-            paths.append(out / name)
+        files.write_all_whole({out / name: _writing(page) for name, page in pages.items()})
     except OSError as error:
         raise StoreError(f"cannot write to {str(out)!r}: {error.strerror}; choose another place with --out") from error
     if figures:
@@ -53,6 +51,10 @@ def draw_pages(
 
         paths += draw(drawn, found.table.to_pylist(), out / "figures")
     return found, paths
+
+
+def _writing(page: Callable[[], bytes]) -> Callable[[Path], object]:
+    return lambda temporary: temporary.write_bytes(page())
 
 
 def spread(found: Results) -> list[str]:

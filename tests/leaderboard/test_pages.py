@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import random
@@ -336,3 +337,30 @@ def test_a_mean_over_fewer_categories_and_an_unsteady_time_are_marked_as_everywh
     assert not any("of 2" in cell for cell in cells["STFPM"])
     assert "12.5 ~" in cells["STFPM"]
     assert not any("~" in cell for cell in cells["RD4AD"])
+
+
+def test_pages_are_those_of_before_where_there_is_no_room_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of one table beside some of another, of which nothing tells."""
+    store.write(plausible.row("stfpm", "gear", 0), tmp_path / "results")
+    out = tmp_path / "out"
+    pages.draw_pages(tmp_path / "results", out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    store.write(plausible.row("stfpm", "gear", 1), tmp_path / "results")
+    write_bytes = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if "leaderboard.csv" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_bytes(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(store.StoreError, match="No space left"):
+        pages.draw_pages(tmp_path / "results", out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    monkeypatch.undo()
+    pages.draw_pages(tmp_path / "results", out)
+    after = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert after.keys() == before.keys()
+    assert not any(after[name] == before[name] for name in before)
