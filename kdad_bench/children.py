@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 SAFE, MARK = "PYTHONSAFEPATH", "kdad-bench"  # the variable, and its value where it is ours
 
@@ -20,14 +20,15 @@ def command(*arguments: str) -> list[str]:
 
 
 def search_path() -> str:
-    """Where this process finds modules, each place in full: an empty one is the working folder, if there is one."""
+    """Where this process finds modules, each place in full: an empty one is the working folder, if there is one.
+
+    A place with a separator in its name is left out: PYTHONPATH cannot name it, and its end would be another place.
+    """
     places = []
     for place in sys.path:
-        try:
+        with suppress(FileNotFoundError):  # the working folder is gone
             places.append(os.path.abspath(place))
-        except FileNotFoundError:  # the working folder is gone
-            continue
-    return os.pathsep.join(places)
+    return os.pathsep.join(place for place in places if os.pathsep not in place)
 
 
 @contextmanager

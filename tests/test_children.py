@@ -68,7 +68,7 @@ def test_places_are_told_in_full_and_a_folder_that_is_gone_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "gone").mkdir()
-    monkeypatch.setattr(sys, "path", ["", "lib", "/usr/lib"])
+    monkeypatch.setattr(sys, "path", ["", "lib", f"/opt/a{os.pathsep}b", "/usr/lib"])
     monkeypatch.chdir(tmp_path)
     assert children.search_path() == os.pathsep.join([str(tmp_path), str(tmp_path / "lib"), "/usr/lib"])
     monkeypatch.chdir(tmp_path / "gone")
