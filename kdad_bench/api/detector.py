@@ -293,8 +293,8 @@ class Detector:
     def _brought_to_size(
         self, given: Images, fit: NDArray[np.int64], apart: NDArray[np.int64]
     ) -> tuple[Tensor, tuple[int, ...] | None, Any, int]:
-        """What the method learns from [K, 3, S, S], of which images these are windows, what is held out, and how many of
-        that are copies."""
+        """What the method learns from [K, 3, S, S], of which images these are windows, what is held out, and how much
+        of that is a copy."""
         if self.view.plain:
             normal = given.all(self.resolution, self.device)
             return normal[fit], None, normal[apart], copies_among(normal, fit, apart)
