@@ -99,8 +99,15 @@ class Board:
     @property
     def machine(self) -> str:
         """The device as shown, with the threads that its jobs had."""
+        return self._with_threads({row["threads"] for rows in self.rows.values() for row in rows})
+
+    def clocked(self, row: Mapping[str, Any]) -> str:
+        """The device as shown, with the threads that the speed of a row was measured with."""
+        return self._with_threads({row["speed_threads" if measurement.measured_alone(row) else "threads"]})
+
+    def _with_threads(self, numbers: Iterable[int | None]) -> str:
         name = self.group.device_name or self.group.device or "unknown device"
-        threads = sorted({row["threads"] for rows in self.rows.values() for row in rows if row["threads"]})
+        threads = sorted(filter(None, numbers))
         if self.group.device != "cpu" or not threads:
             return name
         return f"{name}, {' or '.join(map(str, threads))} thread{'s' if threads != [1] else ''}"
@@ -108,9 +115,17 @@ class Board:
     @property
     def title(self) -> str:
         """One line that says what the rows share."""
+        return self._titled("" if self.external else f", {self.machine}")
+
+    @property
+    def title_but_machine(self) -> str:
+        """The title without the device and its threads."""
+        return self._titled("")
+
+    def _titled(self, machine: str) -> str:
         seen = "" if self.group.modality in ("", "rgb") else f" ({self.group.modality})"
         resolution = f" at {self.group.resolution} px" if self.group.resolution else ""
-        made = self._origin if self.external else f"{self.group.preset} preset, {self.machine}"
+        made = self._origin if self.external else f"{self.group.preset} preset{machine}"
         one = f", one model for {self.together} categories" if self.together else ""
         return f"{self.dataset}{seen}{resolution}, {made}{one}{self.apart}"
 
@@ -191,11 +206,12 @@ class Board:
     @cached_property
     def labels(self) -> dict[str, str]:
         """entrant -> its name in tables, unique on this board."""
-        names = {key: self._name(self.summary.entrant(key)) for key in self.rows}
+        names = {key: self.name(self.summary.entrant(key)) for key in self.rows}
         return {key: name if list(names.values()).count(name) == 1 else key for key, name in names.items()}
 
     @staticmethod
-    def _name(entrant: Entrant) -> str:
+    def name(entrant: Entrant) -> str:
+        """An entrant with its variant, which another board's may share."""
         return f"{entrant.title} ({entrant.variant})" if entrant.variant else entrant.title
 
     @property
@@ -366,6 +382,13 @@ class Board:
         """The CPU threads of the shared measurements behind the figures of speed; none where each job has its own."""
         members = [row for rows in self.rows.values() for row in rows if row["speed_key"]]
         return tuple(sorted({row["speed_threads"] for row in members if row["speed_threads"]}))
+
+    @property
+    def alone_words(self) -> str:
+        """The CPU threads of these measurements, which need not be those of the jobs: `2 CPU threads`; or nothing."""
+        if not self.alone:
+            return ""
+        return f"{' or '.join(map(str, self.alone))} CPU thread{'' if self.alone == (1,) else 's'}"
 
     def cell_marks(self, metric: str, category: str) -> dict[str, Mark]:
         """The best and second of one category, each only if the 95 % interval of its paired difference to the next one

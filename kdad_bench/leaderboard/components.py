@@ -30,6 +30,7 @@ class Threads:
 class Devices:
     """What another device does to the same jobs."""
 
+    of: str  # the title of their boards but for the device
     first: str
     second: str
     metric: str
@@ -116,7 +117,12 @@ def of_devices(found: Sequence[Board]) -> Iterator[Devices]:
             if common:
                 deviation = math.sqrt(float(np.mean(np.square(common))) / 2)
                 yield Devices(
-                    first=one.machine, second=other.machine, metric=metric, deviation=deviation, jobs=len(common)
+                    of=one.title_but_machine,
+                    first=one.machine,
+                    second=other.machine,
+                    metric=metric,
+                    deviation=deviation,
+                    jobs=len(common),
                 )
 
 
@@ -129,6 +135,12 @@ def _by_job(board: Board, metric: str) -> dict[tuple[str, ...], float]:
         for row in rows
         if row[metric] is not None
     }
+
+
+LEFT_OUT_OF_EACH = (
+    "The jobs of each board ran on one device: what another one adds is not in these shares, nor, where all ran with "
+    "one number of threads, what another number adds."
+)
 
 
 def left_out(board: Board) -> str:

@@ -106,8 +106,10 @@ def _plan(found: Sequence[Board], rows: Sequence[Mapping[str, Any]]) -> Iterator
         yield "size", lambda: size_growth(found)
 
 
-def _figure(board: Board | None, title: str, size: tuple[float, float] = (7.0, 4.2)) -> tuple[Figure, Axes]:
-    """An empty figure whose title carries the labels that a reader must not miss."""
+def _figure(
+    board: Board | None, title: str, size: tuple[float, float] = (7.0, 4.2), *, timed: bool = False
+) -> tuple[Figure, Axes]:
+    """An empty figure whose title carries the labels that a reader must not miss; `timed` where it shows speed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -118,7 +120,8 @@ def _figure(board: Board | None, title: str, size: tuple[float, float] = (7.0, 4
     # of the figure, not of the axes: the names beside these may reach up to its height
     figure.suptitle(f"{title}{caveats}", x=0.01, ha="left", fontsize=11, fontweight="bold")
     if board is not None:
-        figure.supxlabel(board.title, x=0.01, ha="left", fontsize=8, color="#555555")
+        below = f"{board.title}; speed with {board.alone_words}" if timed and board.alone else board.title
+        figure.supxlabel(below, x=0.01, ha="left", fontsize=8, color="#555555")
     return figure, axes
 
 
@@ -134,7 +137,7 @@ def look_of(place: int) -> dict[str, Any]:
 
 def pareto(board: Board, metric: str) -> Figure:
     """ms/image at batch 1 (log) against the metric with its 95 % interval; dashed: the Pareto front."""
-    figure, axes = _figure(board, f"{METRICS[metric].label} against speed")
+    figure, axes = _figure(board, f"{METRICS[metric].label} against speed", timed=True)
     found = chart.points(board, metric)
     for point in found:
         if point.low is not None and point.high is not None:
@@ -251,7 +254,7 @@ def batches(board: Board, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[t
 
 def batch_growth(board: Board, rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Images per second against the batch."""
-    figure, axes = _figure(board, "Throughput against batch")
+    figure, axes = _figure(board, "Throughput against batch", timed=True)
     for key, points in batches(board, rows).items():
         axes.plot(*zip(*points, strict=True), ms=6, lw=1.4, label=in_legend(board.labels[key]), **_look(board, key))
     _log_axes(axes, sorted({batch for points in batches(board, rows).values() for batch, _ in points}))
@@ -261,7 +264,7 @@ def batch_growth(board: Board, rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-Curve = tuple[str, str]  # (data set, preset but for its size, and machine; method with its variant and teacher)
+Curve = tuple[str, str]  # (what its points share but their size, in words; method with its variant and teacher)
 SIZES = ("image_size=", "resolution=")  # changes of a preset that are of the size
 # columns of jobs whose cost is not that of a size alone
 OTHERWISE = ("fit", "tile", "k_shot", "contamination", "corruption", "setting")
@@ -270,24 +273,44 @@ OTHERWISE = ("fit", "tile", "k_shot", "contamination", "corruption", "setting")
 def sizes(found: Sequence[Board]) -> dict[Curve, list[tuple[int, float]]]:
     """Curve -> (image side, median ms/image) where the same method was timed at several image sizes.
 
-    Other data sets and presets are other lines: they change more than the size.
+    Whatever else two boards differ in makes other lines: data set, modality, preset, protocol, machine. The maps of one
+    line are all as large as its images, or all of one size.
     """
     samples: dict[Curve, dict[int, list[float]]] = {}
-    for board in found:
-        where = f"{board.dataset}, {_but_size(board.group.preset)} preset, {board.machine}"
-        for key in board.order:
-            entrant = board.summary.entrant(key)
-            name = f"{entrant.title} ({entrant.variant})" if entrant.variant else entrant.title
-            teacher = f", {entrant.teacher}" if entrant.teacher else ""
-            for row in measurement.telling(board.rows[key], "latency_ms"):
-                if row["image_size"] and row["latency_ms"] and not any(row.get(name) is not None for name in OTHERWISE):
-                    place = (where, name + teacher)
-                    samples.setdefault(place, {}).setdefault(row["image_size"], []).append(row["latency_ms"])
+    for _, place, row in _timed(found):
+        samples.setdefault(place, {}).setdefault(row["image_size"], []).append(row["latency_ms"])
     return {
         place: [(size, float(np.median(by_size[size]))) for size in sorted(by_size)]
         for place, by_size in sorted(samples.items())
         if len(by_size) > 1
     }
+
+
+def _timed(found: Sequence[Board]) -> Iterator[tuple[Board, Curve, Mapping[str, Any]]]:
+    """(board, line of `sizes`, row) of every time that is of the size of its images alone."""
+    protocols = {board.group.protocol_version for board in found if board.rows}
+    for board in found:
+        for key in board.order:
+            name = board.name(board.summary.entrant(key))
+            teacher = f", {board.summary.entrant(key).teacher}" if board.summary.entrant(key).teacher else ""
+            for row in measurement.telling(board.rows[key], "latency_ms"):
+                if row["image_size"] and row["latency_ms"] and not any(row.get(name) is not None for name in OTHERWISE):
+                    for where in _wheres(board, row, several=len(protocols) > 1):
+                        yield board, (where, name + teacher), row
+
+
+def _wheres(board: Board, row: Mapping[str, Any], several: bool) -> list[str]:
+    """What a timed row shares with those of other image sizes; with its protocol if there are several.
+
+    A row whose maps are as large as its images may share that, or the number of their pixels.
+    """
+    group = board.group
+    seen = "" if group.modality in ("", "rgb") else f" ({group.modality})"
+    made = f"{board.dataset}{seen}, {group.origin or _but_size(group.preset) + ' preset'}"
+    end = board.clocked(row) + (f", protocol {group.protocol_version or 'unknown'}" if several else "")
+    maps = ["", f", maps of {group.resolution} px"]
+    shared = maps if group.resolution == row["image_size"] else maps[1:] if group.resolution else maps[:1]
+    return [f"{made}{one}, {end}" for one in shared]
 
 
 def _but_size(preset: str) -> str:
@@ -299,9 +322,9 @@ def _but_size(preset: str) -> str:
 
 def size_growth(found: Sequence[Board]) -> Figure:
     """ms/image at batch 1 against the side of the image, one line per Curve."""
-    caveats = sorted({caveat for board in found for caveat in board.caveats})
-    figure, axes = _figure(None, "Cost against image size" + (f"  [with {', '.join(caveats)}]" if caveats else ""))
     curves = sizes(found)
+    caveats = sorted({caveat for board, place, _ in _timed(found) if place in curves for caveat in board.caveats})
+    figure, axes = _figure(None, "Cost against image size" + (f"  [with {', '.join(caveats)}]" if caveats else ""))
     wheres = {where for where, _ in curves}
     for place, ((where, name), points) in enumerate(curves.items()):
         label = name if len(wheres) == 1 else f"{name}; {where}"

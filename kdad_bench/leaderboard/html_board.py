@@ -67,9 +67,17 @@ def _chart(board: Board, metric: str) -> str:
     drawing = chart.pareto(board, metric)
     return drawing and (
         f"<figure>{drawing}<figcaption>{METRICS[metric].label}. Dashed: the front, which no method beats in both. "
-        "Bars: 95 % interval. A point says what it is under the mouse and with Tab, also one without room for its "
-        "name. Methods that lack a category or a measured speed are left out.</figcaption></figure>"
+        f"Bars: 95 % interval. {_of_speed(board)}A point says what it is under the mouse and with Tab, also "
+        "one without room for its name. Methods that lack a category or a measured speed are left out.</figcaption>"
+        "</figure>"
     )
+
+
+def _of_speed(board: Board) -> str:
+    """How speed was measured where it was measured alone: perhaps with other threads than the jobs had."""
+    if not board.alone:
+        return ""
+    return f"Speed is measured once per method and settings, with no job beside it, with {board.alone_words}. "
 
 
 def _rankings(board: Board, name: str) -> str:
@@ -118,7 +126,7 @@ def _ranking(board: Board, keys: Sequence[str], places: Mapping[str, int], ranks
         + " and ".join(METRICS[m].label for m in RANKED if m in board.headline)
         + "."
         " Costs are medians over jobs; ms/image at batch 1, images/s at the best batch. "
-        + ("Speed is measured once per method and settings, with no job beside it. " if board.alone else "")
+        + _of_speed(board)
         + ("A method of which a job was not finite is neither ranked nor marked. " if board.diverged else "")
         + "Click a heading to sort."
     )

@@ -75,13 +75,14 @@ def _part(found: tuple[float, float] | None) -> str:
 def devices(found: Sequence[Board]) -> str:
     """What the device does to the same jobs, where some ran on two."""
     lines = [
-        f'<th scope="row">{escape(one.first)}</th><td>{escape(one.second)}</td><td>{METRICS[one.metric].label}</td>'
+        f'<th scope="row">{escape(one.of)}</th><td>{escape(one.first)}</td><td>{escape(one.second)}</td>'
+        f"<td>{METRICS[one.metric].label}</td>"
         + cell(f"{one.deviation:.4f}", one.deviation)
         + cell(str(one.jobs), one.jobs)
         for one in components.of_devices(found)
     ]
     if not lines:
         return ""
-    heads = [("first", ""), ("second", ""), ("metric", ""), ("standard deviation", "n"), ("jobs", "n")]
+    heads = [("jobs of", ""), ("first", ""), ("second", ""), ("metric", ""), ("standard deviation", "n"), ("jobs", "n")]
     caption = "Standard deviation of one job's value over the two devices."
     return f"<section><h2>The same jobs on two devices</h2>{table_of(heads, lines, caption, 'sortable')}</section>"

@@ -223,10 +223,9 @@ def _of_speed(board: Board) -> str:
         return ""
     known = any(board.typical(key, "one_thread_latency_ms") is not None for key in board.rows)
     single = ", and with one" if known else ""
-    threads = f"{' or '.join(map(str, board.alone))} CPU thread{'' if board.alone == (1,) else 's'}"
     return (
-        f" Speed: measured once per method and settings, with no job beside it, with {threads}{single}; p95, p99: "
-        "percentiles of ms/image; first: the cold first image."
+        f" Speed: measured once per method and settings, with no job beside it, with {board.alone_words}{single}; p95, "
+        "p99: percentiles of ms/image; first: the cold first image."
     )
 
 

@@ -78,8 +78,8 @@ def _part(found: tuple[float, float] | None) -> str:
 def devices(found: Sequence[Board]) -> list[str]:
     """A section on what the device does to the same jobs, where some ran on two."""
     lines = [
-        f"- {_text(one.first)} and {_text(one.second)}, {METRICS[one.metric].label}: {one.deviation:.4f} "
-        f"({one.jobs} jobs)"
+        f"- {_text(one.of)}: {_text(one.first)} and {_text(one.second)}, {METRICS[one.metric].label}: "
+        f"{one.deviation:.4f} ({one.jobs} jobs)"
         for one in components.of_devices(found)
     ]
     if not lines:

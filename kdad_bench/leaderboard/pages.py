@@ -71,10 +71,12 @@ def spread(found: Results) -> list[str]:
         if (line := components.in_words(board, metric))
     ]
     lines = [f"{board.title}: spread of {line}" for board, line in told]
-    lines += dict.fromkeys(components.left_out(board) for board, _ in told)
+    shared = {board.title: board for board, _ in told}
+    lines += [components.left_out(board) for board in shared.values()] if len(shared) == 1 else []
+    lines += [components.LEFT_OUT_OF_EACH] if len(shared) > 1 else []
     lines += [
-        f"{one.first} and {one.second}: the same jobs' {METRICS[one.metric].label} lies {one.deviation:.4f} apart "
-        f"(standard deviation, {one.jobs} jobs)"
+        f"{one.of}: {one.first} and {one.second}: the same jobs' {METRICS[one.metric].label} lies "
+        f"{one.deviation:.4f} apart (standard deviation, {one.jobs} jobs)"
         for one in components.of_devices(drawn)
     ]
     return lines

@@ -21,7 +21,7 @@ from test_markdown import board_of
 
 from kdad_bench.leaderboard import figures, store
 from kdad_bench.leaderboard import row as rows
-from kdad_bench.leaderboard.board import DRAWN, boards
+from kdad_bench.leaderboard.board import DRAWN, Board, boards
 from kdad_bench.leaderboard.row import Row
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -33,6 +33,12 @@ def drawn(made: Sequence[Row], folder: Path) -> dict[str, Path]:
     lines = [{name: _plain(getattr(row, name)) for name in names} for row in made]
     table = pa.Table.from_pylist(lines, schema=schema)
     return {path.name: path for path in figures.draw(boards(table), table.to_pylist(), folder)}
+
+
+def _boards(made: Sequence[Row]) -> list[Board]:
+    schema = pa.schema([rows.SCHEMA.field(name) for name in DRAWN])
+    lines = [{name: _plain(getattr(row, name)) for name in DRAWN} for row in made]
+    return boards(pa.Table.from_pylist(lines, schema=schema))
 
 
 def _plain(value: object) -> object:
@@ -132,6 +138,48 @@ def test_another_data_set_or_preset_is_no_other_size() -> None:
     ((where, _), points) = next(iter(figures.sizes([board_of(one) for one in (small, twin, eight)]).items()))
     assert where.startswith("mvtec_ad, quick[taps=(4, 8)] preset, ")
     assert [size for size, _ in points] == [128, 256]
+
+
+@pytest.mark.parametrize(
+    "apart",
+    [{"modality": "depth"}, {"protocol_version": "2"}, {"resolution": 64}, {"dataset": "visa"}],
+    ids=str,
+)
+def test_the_growth_with_the_size_is_of_times_that_jobs_had(apart: dict[str, Any]) -> None:
+    """Lines of RGB and depth, of two protocols, of maps of two sizes were one line through the means of both."""
+    made = []
+    for slower, changes in ((1, {}), (5, apart)):
+        for size, time in ((128, 10.0), (256, 40.0)):
+            preset = "paper" if size == 256 else "paper[image_size=128]"
+            about = {"image_size": size, "resolution": size, "preset": preset, "latency_ms": slower * time, **changes}
+            made += plausible.full_table(("stfpm",), ("bottle",), 2, **about)
+    found = figures.sizes(_boards(made))
+    expected = [[(128, slower * 10.0), (256, slower * 40.0)] for slower in (1, 5)]
+    assert sorted(found.values()) == expected, [*found]
+
+
+def test_the_growth_with_the_size_says_what_holds_for_its_own_lines_alone() -> None:
+    made = plausible.full_table(("stfpm",), ("bottle",), 1)
+    made += plausible.full_table(("stfpm",), ("bottle",), 1, preset="paper[image_size=128]", image_size=128)
+    quick = plausible.full_table(("stfpm",), ("bottle",), 1, preset="quick", synthetic=True, dataset="synthetic")
+    figure = dict(figures._plan(_boards([*made, *quick]), []))["size"]()
+    assert shown(figure)["title"] == "Cost against image size"
+
+
+def test_a_figure_of_speed_says_the_threads_that_speed_was_measured_with() -> None:
+    """Jobs with one thread stood in the line below a chart of times that were measured with two."""
+    shared = {"threads": 1, "speed_key": "0123456789abcdef", "speed_threads": 2}
+    made = []
+    for size, preset in ((256, "paper"), (128, "paper[image_size=128]")):
+        about = {**shared, "image_size": size, "resolution": size, "preset": preset}
+        made += plausible.full_table(("stfpm", "mkd"), ("bottle", "cable"), 2, **about)
+    lines = [{"job_id": row.job_id, "throughput": list(row.throughput)} for row in made]
+    plan = {name.partition("-")[0]: make for name, make in figures._plan(_boards(made), lines)}
+    below = {kind: shown(plan[kind]())["texts"] for kind in ("pareto", "batch", "size", "seeds")}
+    for kind in ("pareto", "batch"):
+        assert any(text.endswith("Example CPU, 1 thread; speed with 2 CPU threads") for text in below[kind]), kind
+    assert any(text.endswith("Example CPU, 2 threads") for text in below["size"])
+    assert any(text.endswith("Example CPU, 1 thread") for text in below["seeds"])
 
 
 def test_names_are_drawn_as_they_stand() -> None:

@@ -46,6 +46,18 @@ def picture() -> bytes:
     return sink.getvalue()
 
 
+def test_the_page_says_the_threads_that_speed_was_measured_with() -> None:
+    """The heading names those of the jobs, and what is 65 ms with two threads is 85 ms with one."""
+    shared = {"threads": 1, "speed_key": "0123456789abcdef", "speed_threads": 2}
+    text = page(plausible.full_table(("stfpm", "mkd"), ("bottle", "cable"), 2, **shared))
+    ranking, _, rest = text.partition("<h3>Speed against accuracy</h3>")
+    chart, _, rest = rest.partition("<h3>By category</h3>")
+    said = "Speed is measured once per method and settings, with no job beside it, with 2 CPU threads."
+    assert said in ranking
+    assert said in chart
+    assert said not in rest
+
+
 def rich_rows() -> list[Row]:
     return plausible.mixed_table() + plausible.full_table(("stfpm",), variant="held_out")
 

@@ -470,9 +470,36 @@ def test_the_same_jobs_on_two_devices_are_set_side_by_side() -> None:
     assert found[METRIC].jobs == 4
     assert found["aupro_30"].deviation == 0
     text = section(page([*here, *there]), "The same jobs on two devices")
-    assert "image AUROC: 0.0014 (4 jobs)" in text
+    assert "mvtec_ad at 256 px, paper preset: Example CPU, 2 threads and Example GPU, image AUROC: 0.0014" in text
     other_data = [plausible.row("stfpm", r.category, r.seed, device="cuda", data_fingerprint="x") for r in here]
     assert [*components.of_devices(boards(table([*here, *other_data])))] == []
+
+
+PRESETS = ("paper", "quick")
+
+
+def results_of(made: list[Row]) -> store.Results:
+    return store.Results(where="", table=table(made), problems=(), superseded=0, files=len(made))
+
+
+def test_several_boards_on_two_devices_are_told_from_each_other() -> None:
+    """A line named the two devices alone, and "all these jobs" of several boards were those of each."""
+    made = []
+    for preset in PRESETS:
+        for changes in ({}, {"device": "cuda", "device_name": "Example GPU"}):
+            made += plausible.full_table(("stfpm", "mkd"), ("bottle", "cable"), 2, preset=preset, **changes)
+    lines = pages.spread(results_of(made))
+    apart = [line for line in lines if "the same jobs'" in line]
+    assert len(apart) == len(set(apart)) > 0
+    of_each = {f"mvtec_ad at 256 px, {preset} preset: Example CPU, 2 threads and Example GPU" for preset in PRESETS}
+    assert {line.rpartition(": ")[0] for line in apart} == of_each
+    assert not any(line.startswith("All these jobs") for line in lines)
+    (left_out,) = (line for line in lines if "ran on one device" in line)
+    assert left_out.startswith("The jobs of each board ran on one device")
+    shown = html_pairs.devices(boards(table(made)))
+    assert all(f"mvtec_ad at 256 px, {preset} preset<" in shown for preset in PRESETS)
+    one = pages.spread(results_of(made[:4]))
+    assert any(line.startswith("All these jobs ran on one device with 2 threads") for line in one)
 
 
 def test_with_one_seed_the_interval_is_for_these_trained_models() -> None:
