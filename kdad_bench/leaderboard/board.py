@@ -206,7 +206,7 @@ class Board:
     @cached_property
     def labels(self) -> dict[str, str]:
         """entrant -> its name in tables, unique on this board."""
-        names = {key: self.name(self.summary.entrant(key)) for key in self.rows}
+        names = {entrant.key: self.name(entrant) for entrant in self.summary.entrants}
         return {key: name if list(names.values()).count(name) == 1 else key for key, name in names.items()}
 
     @staticmethod

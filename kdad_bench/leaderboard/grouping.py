@@ -55,6 +55,7 @@ def _group(row: Mapping[str, Any]) -> Group:
 def _summary(group: Group, rows: list[Mapping[str, Any]], metrics: Sequence[str]) -> Summary:
     """The summary of rows that share a group, oldest first."""
     problems: list[str] = []
+    every = rows
     rows = _of_bounded_size(_with_weights(_of_newest_content(rows, problems)), problems)
     entrants = entrants_of(rows)
     counted = _that_count(rows, entrants, problems)
@@ -83,6 +84,9 @@ def _summary(group: Group, rows: list[Mapping[str, Any]], metrics: Sequence[str]
         seeds=seeds,
         values=values,
         jobs=jobs,
+        entrant_of={
+            row["job_id"]: entrants[identity_of(row)].key for row in (*every, *rows) if identity_of(row) in entrants
+        },
         images={category: images for category, made in scored.items() if (images := of_jobs(made)) is not None},
         failed=tuple(failed),
         problems=tuple(problems),

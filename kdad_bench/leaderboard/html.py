@@ -126,7 +126,7 @@ def _jobs(rows: Sequence[Mapping[str, Any]], found: Sequence[Board]) -> str:
     for row in rows:
         line: list[Any] = []
         for column, _, digits in JOB_COLUMNS:
-            value = labels.get(row["job_id"], row["method"]) if column == "method" else row[column]
+            value: Any = _label(row, labels) if column == "method" else row[column]
             line.append(round(value, digits + SPARE) if digits and value is not None else value)
         data.append(line)
     selects = []
@@ -142,23 +142,28 @@ def _jobs(rows: Sequence[Mapping[str, Any]], found: Sequence[Board]) -> str:
     return (
         '<section id="all-jobs"><h2>All jobs</h2>'
         f'<div class="filters" role="group" aria-label="Filters">{"".join(selects)}</div>'
-        '<div class="scroll"><table id="jobs"><caption>One line per job; <code>kdad-bench show JOB</code> '
+        '<div class="scroll" tabindex="0" role="region" aria-label="All jobs"><table id="jobs">'
+        "<caption>One line per job; <code>kdad-bench show JOB</code> "
         "tells all about it.</caption></table></div>"
         f'<script type="application/json" id="jobs-data">{text.replace("<", chr(92) + "u003c")}</script></section>'
     )
 
 
 def _labels_of_jobs(found: Sequence[Board]) -> dict[str, str]:
-    return {
-        row["job_id"]: board.labels[key] for board in found for key, members in board.rows.items() for row in members
-    }
+    return {job: board.labels[key] for board in found for job, key in board.summary.entrant_of.items()}
+
+
+def _label(row: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    """The name of a job's entrant; of one that has no job on any board what the row says."""
+    title = row["title"] or row["method"]
+    return labels.get(row["job_id"]) or (f"{title} ({row['variant']})" if row["variant"] else title)
 
 
 def _failures(found: Sequence[Board], problems: Sequence[Problem]) -> Iterator[str]:
     failed = [(board, failure) for board in found for failure in board.summary.failed]
     if failed:
         lines = [
-            f'<th scope="row">{escape(board.labels.get(key, key))}</th><td>{escape(board.dataset)}</td>'
+            f'<th scope="row">{escape(board.labels[key])}</th><td>{escape(board.dataset)}</td>'
             f"<td>{escape(category)}</td>{cell(str(seed))}<td>{escape(board.group.preset)}</td><td>{escape(reason)}</td>"
             for board, (key, category, seed, reason) in failed
         ]
@@ -190,7 +195,7 @@ def _gallery(rows: Sequence[Mapping[str, Any]], found: Sequence[Board], pictures
         rows, key=lambda row: (row["dataset"], row["preset"], row["category"], row["method"], row["seed"])
     ):
         if row["job_id"] in pictures:
-            place = (row["dataset"], row["preset"], row["category"], labels.get(row["job_id"], row["method"]))
+            place = (row["dataset"], row["preset"], row["category"], _label(row, labels))
             chosen.setdefault(place, row)
     yield '<section id="gallery"><h2>Pictures</h2><p class="soft">Image, mask, anomaly map and overlay of the best, '
     yield "median and worst cases by score, first seed. One colour scale per sheet. The files in <code>pictures</code> "

@@ -47,8 +47,10 @@ def table_of(heads: Sequence[tuple[str, str]], lines: Sequence[str], caption: st
     """A table of `heads` (title, class) and `lines` of cells, which scrolls by itself where a screen is too narrow."""
     head = "".join(f'<th scope="col"{f" class={name}" if name else ""}>{escape(title)}</th>' for title, name in heads)
     rows = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    about = escape(caption.partition(". ")[0].removesuffix("."))
     return (
-        f'<div class="scroll"><table class="{kind}"><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{about}"><table class="{kind}">'
+        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>\n{rows}\n</tbody></table></div>"
     )
 

@@ -276,7 +276,7 @@ def _thresholds(lines: Sequence[Sequence[str]]) -> str:
 def _failed(failed: Iterable[tuple[Board, tuple[str, str, int, str]]]) -> str:
     lines = [
         [
-            _text(board.labels.get(key, key)),
+            _text(board.labels[key]),
             _text(board.dataset),
             _text(category),
             str(seed),

@@ -116,6 +116,7 @@ class Summary:
     seeds: tuple[int, ...]
     values: dict[str, NDArray[np.float64]]  # metric -> [entrants, categories, seeds], NaN where there is no value
     jobs: dict[tuple[str, str, int], str]  # (entrant, category, seed) -> job_id of the row behind the values
+    entrant_of: dict[str, str]  # job_id -> entrant of every row of the group: failed ones and repeated ones, too
     images: dict[str, Images]  # category -> the scores of its images, where the rows have them
     failed: tuple[tuple[str, str, int, str], ...]  # (entrant, category, seed, reason)
     problems: tuple[str, ...]  # rows left out, and why

@@ -472,6 +472,52 @@ def test_the_selects_filter_all_jobs_exactly(browser: Browser) -> None:
     choose("method", "")
 
 
+def test_names_that_differ_in_case_accents_or_look_like_tags_are_filtered_apart(tmp_path: Path) -> None:
+    """A choice of "a" found "A" and "Ä" as well, and one of "x < y" nothing."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    made = [plausible.row("stfpm", category, 0) for category in ("a", "A", "Ä", "x < y & z > w", "<b>")]
+    (tmp_path / "page.html").write_text(page(made), encoding="utf-8")
+    with Browser(tmp_path / "profile", (390, 900)) as opened:
+        opened.open(tmp_path / "page.html")
+        for category in ("a", "A", "Ä", "x < y & z > w", "<b>"):
+            opened.evaluate(
+                "(() => { const s = document.querySelector('.filters select[data-column=\"2\"]');"
+                f" s.value = {category!r}; s.dispatchEvent(new Event('change')); }})()"
+            )
+            assert info(opened) == "1 to 1 of 1 jobs (of 5 in all)", category
+            assert opened.evaluate("document.querySelector('#jobs tbody').rows[0].cells[2].textContent") == category
+        # on a narrow screen, too, every table sorts and scrolls by key
+        buttons = (
+            "[...document.querySelectorAll('#b0 th [tabindex=\"0\"]')].filter((e) => e.closest('th').checkVisibility())"
+        )
+        reached = f"{buttons}.filter((e) => {{ e.focus(); return document.activeElement === e; }}).length"
+        assert opened.evaluate(reached) == opened.evaluate(f"{buttons}.length") > 10
+        wide = (
+            "[...document.querySelectorAll('.scroll')].filter((e) => e.offsetParent && e.scrollWidth > e.clientWidth)"
+        )
+        assert opened.evaluate(f"{wide}.length") > 0
+        assert opened.evaluate(f"{wide}.every((e) => e.tabIndex === 0 && e.ariaLabel)")
+
+
+def test_a_failed_job_has_the_name_of_its_entrant() -> None:
+    """It was called by the method alone: the filters for a variant and for failures found nothing together."""
+    made = plausible.full_table(("stfpm",), ("bottle",), 2) + plausible.full_table(
+        ("stfpm",), ("bottle",), 2, variant="held_out"
+    )
+    made += [plausible.failed_row("stfpm", "bottle", 2, "no room", variant="held_out")]
+    made += [plausible.failed_row("mkd", "bottle", 0, "no room")]
+    data = re.search(r'<script type="application/json" id="jobs-data">(.*?)</script>', page(made))
+    assert data is not None
+    names = [name for name, _, _ in JOB_COLUMNS]
+    lines = [dict(zip(names, line, strict=True)) for line in json.loads(data[1])["rows"]]
+    assert sorted((line["method"], line["seed"]) for line in lines if line["status"] == "failed") == [
+        ("MKD", 0), ("STFPM (held_out)", 2)
+    ]  # fmt: skip
+    failed = page(made).partition("<h2>Failed jobs</h2>")[2].partition("</section>")[0]
+    assert re.findall(r'<th scope="row">(.*?)</th>', failed) == ["MKD", "STFPM (held_out)"]
+
+
 def test_the_mouse_over_a_point_shows_what_it_is_and_leaving_hides_it(browser: Browser) -> None:
     tip = "document.querySelector('#tip')"
     assert browser.evaluate(f"{tip}.hidden")

@@ -60,14 +60,16 @@
       kind !== "display" ? value : value === null ? "–" : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
     const text = (value, kind) => kind !== "display" ? value : String(value ?? "–").replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
     const columns = jobs.columns.map(([title, digits]) =>
-      digits === null ? { title, render: text } : { title, className: "n", type: "num", render: shown(digits) });
+      digits === null ? { title, type: "string", render: text } : { title, className: "n", type: "num", render: shown(digits) });
     const table = new DataTable(holder, {
       data: jobs.rows, columns, deferRender: true, pageLength: 25, lengthMenu: [25, 100, 1000], order: [], autoWidth: false,
-      language: { info: "_START_ to _END_ of _TOTAL_ jobs", infoFiltered: "(of _MAX_ in all)", search: "Search:" },
+      language: { info: "_START_ to _END_ of _TOTAL_ jobs", infoEmpty: "no jobs", infoFiltered: "(of _MAX_ in all)", search: "Search:" },
     });
     for (const select of document.querySelectorAll(".filters select")) {
       select.addEventListener("change", () => {
-        table.column(Number(select.dataset.column)).search(select.value, { exact: select.value !== "" }).draw();
+        // by the data: a search of the library's own is blind to case, accents and what looks like a tag
+        const place = Number(select.dataset.column), chosen = select.value;
+        table.column(place).search.fixed("chosen", chosen === "" ? null : (_, row) => String(row[place]) === chosen).draw();
       });
     }
   }
