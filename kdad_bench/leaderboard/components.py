@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
 from statistics import fmean
@@ -155,6 +155,15 @@ def left_out(board: Board) -> str:
     )
 
 
+def _unknown(known: Collection[str]) -> str:
+    """Which sources the shares do not tell, and in whose part they lie."""
+    lies = " and lies in the category's part" if "category" in known else ""
+    said = [] if "category" in known else ["there is one category: what another one adds is not known"]
+    said += [] if "seed" in known else [f"there is one seed: what another one adds is not known{lies}"]
+    said += [] if "image sample" in known else [f"what the sample of images adds is not known{lies}"]
+    return "".join(f"; {one}" for one in said)
+
+
 def in_words(board: Board, metric: str) -> str:
     """One line: the shares of all sources, the largest first; "" where there is one value alone."""
     parts = pooled(board, metric)
@@ -164,8 +173,7 @@ def in_words(board: Board, metric: str) -> str:
     largest_first = sorted(known.items(), key=lambda item: -item[1][1])
     text = ", ".join(f"{name} {100 * share:.0f} % ({deviation:.3f})" for name, (deviation, share) in largest_first)
     told = f"{METRICS[metric].label}: {text}"
-    if "image sample" not in known and "category" in known:
-        told += "; what the sample of images adds is not known and lies in the category's part"
+    told += _unknown(known)
     threads = of_threads(board, metric)
     if threads is not None:
         numbers = " and ".join(map(str, threads.numbers))

@@ -475,6 +475,24 @@ def test_the_same_jobs_on_two_devices_are_set_side_by_side() -> None:
     assert [*components.of_devices(boards(table([*here, *other_data])))] == []
 
 
+def test_a_source_that_the_shares_do_not_tell_is_named_with_where_it_lies() -> None:
+    """ "Seed 100 %" of one category, and "category 100 %" of one seed, did not say what they leave out."""
+    scores = {"image_scores": (), "image_labels": (), "image_names": ()}
+
+    def words(categories: tuple[str, ...], seeds: int) -> str:
+        return components.in_words(board_of(plausible.full_table(("stfpm",), categories, seeds, **scores)), METRIC)
+
+    images = "; what the sample of images adds is not known"
+    lies = " and lies in the category's part"
+    assert words(("bottle", "cable"), 3).endswith(f"){images}{lies}")
+    assert "seed 100 %" in words(("bottle",), 3)
+    assert words(("bottle",), 3).endswith(f"; there is one category: what another one adds is not known{images}")
+    assert "category 100 %" in words(("bottle", "cable"), 1)
+    assert words(("bottle", "cable"), 1).endswith(
+        f"; there is one seed: what another one adds is not known{lies}{images}{lies}"
+    )
+
+
 PRESETS = ("paper", "quick")
 
 
