@@ -69,3 +69,7 @@ def leaderboard(
         click.echo(printable(line))
     if len(drawn) < len(paths):
         click.echo(printable(f"{len(paths) - len(drawn)} figures -> {paths[-1].parent}"))
+        from kdad_bench.leaderboard.figures import left_over
+
+        if others := left_over([path for path in paths if path not in drawn]):
+            click.echo(printable(f"figures of other rows, not drawn now, are there too: {', '.join(others)}"))

@@ -67,6 +67,13 @@ def draw(found: Sequence[Board], rows: Sequence[Mapping[str, Any]], folder: Path
     return paths
 
 
+def left_over(drawn: Sequence[Path]) -> list[str]:
+    """The names of figures beside those just drawn that are of other rows: of entrants or boards that are gone."""
+    kinds = re.compile(r"(?:(?:pareto|seeds|ranks|batch|curve)-.*|size)\.(?:svg|png)")
+    names = {path.name for folder in {path.parent for path in drawn} for path in folder.iterdir()}
+    return sorted(name for name in names - {path.name for path in drawn} if kinds.fullmatch(name))
+
+
 def _save(figure: Figure, kind: str, path: Path) -> None:
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     figure.savefig(path, format=kind, metadata=metadata, bbox_inches="tight")

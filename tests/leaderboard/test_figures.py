@@ -182,6 +182,15 @@ def test_a_figure_of_speed_says_the_threads_that_speed_was_measured_with() -> No
     assert any(text.endswith("Example CPU, 1 thread") for text in below["seeds"])
 
 
+def test_figures_of_entrants_that_are_gone_are_named(tmp_path: Path) -> None:
+    drawn(plausible.full_table(("stfpm", "rd4ad"), ("bottle", "cable"), 2), tmp_path)
+    (tmp_path / "own.png").write_bytes(b"")
+    one = drawn(plausible.full_table(("stfpm",), ("bottle", "cable"), 2), tmp_path)
+    gone = ["ranks-mvtec-ad-paper-cpu.png", "ranks-mvtec-ad-paper-cpu.svg"]
+    assert figures.left_over([*one.values()]) == gone
+    assert all((tmp_path / name).is_file() for name in (*gone, "own.png"))
+
+
 def test_names_are_drawn_as_they_stand() -> None:
     """Two dollar signs made a formula of a name, or no figure at all; an underscore kept one out of the legend."""
     made = plausible.full_table(("stfpm", "rd4ad"), ("bottle",), 2, dataset="folder:/data/$10_to_$20", throughput=())
