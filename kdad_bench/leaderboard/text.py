@@ -13,7 +13,7 @@ _UNPRINTABLE = re.compile(
 )
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # what spreadsheets take for a formula
 # the signs of Markdown; an underscore only where it can begin or end something
-_MARKDOWN = re.compile(r"[\\|<>*`\[\]~$]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|^[#+=-](?=\s|$)|^\d+(?=[.)]\s)")
+_MARKDOWN = re.compile(r"[\\|<>*`\[\]~$]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|^[#+=-](?=\s|$)|^\d+[.)](?=\s)")
 
 
 def printable(text: object) -> str:
@@ -38,7 +38,7 @@ def is_printable(text: str) -> bool:
 
 def markdown(value: object) -> str:
     """`value` on one line, to be read as it stands in Markdown, inside a table as well."""
-    return _MARKDOWN.sub(r"\\\g<0>", printable(" ".join(str(value).split())))
+    return _MARKDOWN.sub(lambda found: f"{found[0][:-1]}\\{found[0][-1]}", printable(" ".join(str(value).split())))
 
 
 def cell(value: object) -> object:

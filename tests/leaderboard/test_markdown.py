@@ -20,6 +20,7 @@ from kdad_bench.leaderboard.board import DRAWN, Board, boards
 from kdad_bench.leaderboard.floor import below_floor
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.leaderboard.store import Problem
+from kdad_bench.leaderboard.text import markdown
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -579,3 +580,11 @@ def test_marks_are_explained_where_there_are_some_and_ranks_that_tell_nothing_ap
     alike = section(page(plausible.full_table(("stfpm", "rd4ad", "pixel_mean"), ("bottle", "cable"), 1)), "Ranking")
     assert "Bold" not in alike
     assert re.search(r"critical difference \([\d.]+\) are not told apart: here none is\.", alike)
+
+
+@pytest.mark.parametrize(
+    ("name", "written"), [("1. screws", r"1\. screws"), ("12) x", r"12\) x"), ("1.5 mm", "1.5 mm")]
+)
+def test_a_name_that_begins_like_a_list_keeps_its_number_alone(name: str, written: str) -> None:
+    """A backslash before a digit is one that readers see."""
+    assert markdown(name) == written
