@@ -285,6 +285,12 @@ class Board:
         known = np.asarray((~np.isnan(self.summary.values[metric])).any(axis=(0, 2)))
         return tuple(name for name, there in zip(self.summary.categories, known, strict=True) if there)
 
+    def heading(self, metric: str) -> str:
+        """The name of a metric above its means, with its categories where it lacks some: `AUPRO@0.3 (1 of 2)`."""
+        every = len({category for key in self.rows for category in self.covered(key)})
+        known = len(self.categories(metric))
+        return METRICS[metric].label + (f" ({known} of {every})" if known < every else "")
+
     @cached_property
     def average_ranks(self) -> dict[str, float]:
         """entrant -> rank over the categories, the mean of those for the RANKED metrics that were measured.

@@ -97,7 +97,7 @@ def _ranking(board: Board, keys: Sequence[str], places: Mapping[str, int], ranks
     """Accuracy and cost of some entrants in one sortable table."""
     marks = {metric: board.overall_marks(metric) for metric in board.headline}
     costs = shown_in("ranking")
-    heads = [("#", "n"), ("method, teacher", ""), *((METRICS[metric].label, "n") for metric in board.headline)]
+    heads = [("#", "n"), ("method, teacher", ""), *((board.heading(metric), "n") for metric in board.headline)]
     heads += [("average rank", "n"), *((METRICS[metric].short, "n") for metric in costs), ("jobs", "n")]
     lines = []
     for key in keys:

@@ -133,7 +133,7 @@ def ranking(board: Board, notes: Mapping[str, int]) -> str:
     apart = len(board.families) > 1
     header = ["#", *(["in family"] if apart else []), "method", *(["family"] if apart else []), "teacher"]
     left = (2, 3, 4) if apart else (1, 2)
-    header += [*(METRICS[m].label for m in board.headline), "average rank", "seeds", "categories"]
+    header += [*(board.heading(m) for m in board.headline), "average rank", "seeds", "categories"]
     everything = {category for key in board.rows for category in board.covered(key)}
     lines = []
     for key in board.order:
@@ -207,7 +207,7 @@ def speed(board: Board, notes: Mapping[str, int]) -> str:
             found = board.overall(key, metric)
             cells.append((f"{found.mean:.3f}" if found else MISSING) + board.fewer(key, metric))
         lines.append([*cells, *(_cost(board, key, metric) for metric in costs)])
-    headings = ["method", *(METRICS[metric].label for metric in accuracy), *(METRICS[metric].short for metric in costs)]
+    headings = ["method", *(board.heading(metric) for metric in accuracy), *(METRICS[metric].short for metric in costs)]
     text = table_of(headings, lines, left=(0,))
     legend = "Medians over jobs. ms/image: batch 1, networks, map and score. images/s: at the best batch."
     legend += _of_speed(board)
@@ -264,7 +264,7 @@ def _all_metrics(board: Board, notes: Mapping[str, int]) -> str:
         ]
         for key in board.order
     ]
-    table = table_of(["method", *(METRICS[metric].label for metric in metrics)], lines, left=(0,))
+    table = table_of(["method", *(board.heading(metric) for metric in metrics)], lines, left=(0,))
     return f"{table}\n\nMean over categories ± standard deviation of that mean over seeds."
 
 

@@ -16,11 +16,11 @@ import pytest
 from kdad_bench.cli.summary_table import title
 from kdad_bench.leaderboard import excerpts, html, html_board, markdown, store
 from kdad_bench.leaderboard import row as rows
+from kdad_bench.leaderboard import text as escaped
 from kdad_bench.leaderboard.board import DRAWN, Board, boards
 from kdad_bench.leaderboard.floor import below_floor
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.leaderboard.store import Problem
-from kdad_bench.leaderboard.text import markdown
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -587,4 +587,18 @@ def test_marks_are_explained_where_there_are_some_and_ranks_that_tell_nothing_ap
 )
 def test_a_name_that_begins_like_a_list_keeps_its_number_alone(name: str, written: str) -> None:
     """A backslash before a digit is one that readers see."""
-    assert markdown(name) == written
+    assert escaped.markdown(name) == written
+
+
+def test_a_metric_that_lacks_categories_says_so_in_its_heading() -> None:
+    """Where one category has no masks, AUPRO of the other stood beside image AUROC of both without a word."""
+    none = dict.fromkeys(("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro_30", "aupro_05"))
+    made = plausible.full_table(("stfpm", "rd4ad"), ("bottle",), 2)
+    made += plausible.full_table(("stfpm", "rd4ad"), ("cable",), 2, **none)
+    for part in ("Ranking", "Speed beside accuracy"):
+        said = section(page(made), part)
+        assert "image AUROC  " in said or "image AUROC |" in said
+        assert "AUPRO@0.3 (1 of 2)" in said
+    found = table(made)
+    assert "AUPRO@0.3 (1 of 2)</th>" in html.page(boards(found), found)
+    assert "(1 of 2)" not in page(plausible.full_table(("stfpm", "rd4ad"), ("bottle", "cable"), 2))
