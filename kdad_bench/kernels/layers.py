@@ -7,7 +7,7 @@ left to a generic loop; convolutions of an inference copy by oneDNN with packed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -42,9 +42,15 @@ def dense(x: Tensor) -> bool:
 
 
 def unwatched(x: Tensor) -> bool:
-    """Whether an operation on `x` is only that: nothing follows it, and it is no subclass, not to be negated and no
-    zeros without memory."""
-    return type(x) is Tensor and not dispatch.watched() and not x.is_neg() and not x._is_zerotensor()
+    """Whether an operation on `x` is only that: nothing follows it, it is no subclass or parameter, and `in_memory`."""
+    return type(x) is Tensor and not dispatch.watched() and in_memory(x)
+
+
+def in_memory(x: Tensor) -> bool:
+    """Whether the values of `x` lie where it says, as they are: it is not to be negated, no zeros without memory, no
+    batch of gradients (`is_grads_batched`), and its memory was not taken away (as FSDP does)."""
+    batched: bool = torch._C._functorch.is_legacy_batchedtensor(x)
+    return not batched and not x.is_neg() and not x._is_zerotensor() and (x.numel() == 0 or x.data_ptr() != 0)
 
 
 def bare(module: nn.Module) -> bool:
@@ -53,6 +59,7 @@ def bare(module: nn.Module) -> bool:
     return not (
         _has_any_global_hook()  # type: ignore[no-untyped-call]
         or "forward" in module.__dict__
+        or "_conv_forward" in module.__dict__  # which tiling patches of others replace
         or module._forward_pre_hooks
         or module._forward_hooks
         or module._backward_pre_hooks
@@ -78,7 +85,7 @@ class NormClamp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients to x, weight and bias."""
-        x, statistics = ctx.saved_tensors
+        x, statistics = as_saved(ctx.saved_tensors)
         above = dispatch.held(upstream).contiguous(memory_format=torch.channels_last)
         found = cpp_path.norm_sums(above, x, statistics, ctx.facts)
         to_x = torch.empty_like(x)
@@ -107,7 +114,7 @@ class PointwiseNormClamp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients to x, kernel, weight and bias."""
-        x, kernel, between, statistics = ctx.saved_tensors
+        x, kernel, between, statistics = as_saved(ctx.saved_tensors)
         above = dispatch.held(upstream).contiguous(memory_format=torch.channels_last)
         found = cpp_path.norm_sums(above, between, statistics, ctx.facts)
         to_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
@@ -122,6 +129,11 @@ class PointwiseNormClamp(torch.autograd.Function):
             if to_x is not None:
                 torch.mm(gradient, matrix, out=out)
         return to_x, to_matrix[:, :, None, None], found[0], found[1], None, None, None
+
+
+def as_saved(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Saved tensors with images in channels_last: hooks on them may give back another order of memory."""
+    return [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in tensors]
 
 
 def batch_statistics(norm: nn.BatchNorm2d, pieces: Iterable[Tensor]) -> Tensor:
@@ -204,7 +216,7 @@ class DepthwiseSame(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients to x and weight."""
-        x, weight = ctx.saved_tensors
+        x, weight = as_saved(ctx.saved_tensors)
         stride, rows, columns = ctx.facts
         above = dispatch.held(upstream).contiguous(memory_format=torch.channels_last)
         to_x = to_weight = None
@@ -249,20 +261,21 @@ def depthwise_same(x: Tensor, weight: Tensor, stride: int, rows: Padding, column
     return F.conv2d(x, weight, None, stride, (rows[0], columns[0]), groups=x.shape[1])
 
 
-def version(tensor: Tensor) -> int:
-    """How often `tensor` was written to; tensors of the inference mode keep no account."""
-    return 0 if tensor.is_inference() else tensor._version
+def account(tensor: Tensor) -> tuple[int, int]:
+    """How often `tensor` was written to, of which tensors of the inference mode keep no account, and where it lies."""
+    return 0 if tensor.is_inference() else tensor._version, tensor.data_ptr()
 
 
 class PackedWeights(dict[Any, Any]):
     """A convolution's packed weights by padding and by image size, or its transform, and what they were made from.
 
-    Copies are empty. What was written through `.data`, or by a fused optimiser, is not seen, as PyTorch does not count
-    it.
+    Copies are empty. What was written into the memory of `.data`, or by a fused optimiser, is not seen, as PyTorch does
+    not count it. Of tensors of the inference mode, whose writes it does not count either, nothing is kept.
     """
 
     made_from: tuple[Tensor | None, Tensor | None] = (None, None)  # held, so that no other tensor takes their place
-    versions: tuple[int, int] = (0, 0)
+    memory: tuple[Tensor | None, ...] = ()  # nor other memory: `Module.to` and `.data = ` give a tensor new memory
+    facts: tuple[int, ...] = ()
 
     def __reduce__(self) -> tuple[type[PackedWeights], tuple[()]]:
         return PackedWeights, ()
@@ -271,12 +284,19 @@ class PackedWeights(dict[Any, Any]):
     def of(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> PackedWeights:
         """Those kept on `conv`, dropped if its weight or bias has changed since."""
         kept: PackedWeights | None = conv.__dict__.get("packed")
-        if kept is None:
-            kept = conv.__dict__["packed"] = PackedWeights()
-        versions = version(weight), 0 if bias is None else version(bias)
-        if kept.made_from[0] is not weight or kept.made_from[1] is not bias or kept.versions != versions:
-            kept.clear()
-            kept.made_from, kept.versions = (weight, bias), versions
+        facts = account(weight) if bias is None else account(weight) + account(bias)
+        uncounted = weight.is_inference() or (bias is not None and bias.is_inference())
+        if (
+            kept is None
+            or kept.made_from[0] is not weight
+            or kept.made_from[1] is not bias
+            or kept.facts != facts
+            or uncounted
+        ):
+            kept = PackedWeights()  # another one: a thread that is packing the old weight does not write into it
+            kept.made_from, kept.facts = (weight, bias), facts
+            kept.memory = weight.detach(), None if bias is None else bias.detach()
+            conv.__dict__["packed"] = kept
         return kept
 
 

@@ -47,7 +47,8 @@ class ExactNorm(torch.autograd.Function):
         epsilon, kind, fused = ctx.facts
         above = dispatch.held(above)
         wants = ctx.needs_input_grad
-        if torch.is_grad_enabled() or not exact(above):  # a double backward, or another layout
+        images = [image for image in (above, x, y) if image is not None]  # hooks on saved ones may change their layout
+        if torch.is_grad_enabled() or not all(map(exact, images)):  # a double backward, or another layout
             kept = above if kind == NONE else torch.ops.aten.threshold_backward(above, y, 0)
             to_x, to_weight, to_bias = BATCH_NORM_BACKWARD(
                 kept, x, weight, None, None, found[0], found[1], True, epsilon, wants[:3]

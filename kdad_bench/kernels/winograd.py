@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kdad_bench.kernels import cpp_path, dispatch
 from kdad_bench.kernels.cpp_path import WINOGRAD_LANES as LANES
 from kdad_bench.kernels.cpp_path import WINOGRAD_TILE as TILE
-from kdad_bench.kernels.layers import PackedWeights, bare, fits
+from kdad_bench.kernels.layers import PackedWeights, bare, fits, in_memory, unwatched
 
 LEAST_CHANNELS = 32  # with fewer the transforms cost what the products save
 LEAST_TILES = 16  # of one image: where there are fewer, the weight's transform costs most
@@ -42,8 +42,11 @@ class Winograd(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         padding, biased = ctx.facts
         to_x, to_weight, to_bias = wants = ctx.needs_input_grad[:3]
-        above = dispatch.held(upstream).contiguous(memory_format=torch.channels_last)
-        if torch.is_grad_enabled() or not fits(above):  # a double backward
+        above = dispatch.held(upstream)
+        if torch.is_grad_enabled() or not unwatched(above) or not unwatched(x):  # a double backward, or several at once
+            return *backward_of_pytorch(upstream, x, weight, biased, padding, wants), None
+        above, x = (t.contiguous(memory_format=torch.channels_last) for t in (above, x))  # hooks may have moved x
+        if not fits(above) or not fits(x):
             return *backward_of_pytorch(upstream, x, weight, biased, padding, wants), None
         compiled_weight = to_weight and tiles(above) * len(x) >= LEAST_FOR_WEIGHT
         given = backward_of_pytorch(
@@ -99,14 +102,27 @@ def wide(conv: nn.Conv2d) -> bool:
     )
 
 
+def holds(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether `tensor` holds so many float32 values on the CPU: attributes of a module do not bind its parameters."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.shape == shape
+        and tensor.dtype == torch.float32
+        and tensor.is_cpu
+        and tensor.layout == torch.strided
+        and in_memory(tensor)
+    )
+
+
 def taken(conv: nn.Conv2d, x: Tensor) -> bool:
     """Whether the compiled convolution takes `conv` and x: what it depends on is neither the batch nor the values."""
     if not wide(conv) or not fits(x) or x.is_contiguous() or x.shape[1] != conv.in_channels or not pays():
         return False
     if torch.is_autocast_enabled("cpu") or torch.backends.mkldnn.conv.fp32_precision not in EXACT:  # type: ignore[attr-defined]
         return False
-    tensors = [conv.weight] if conv.bias is None else [conv.weight, conv.bias]
-    if any(tensor.dtype != torch.float32 or not tensor.is_cpu or tensor.is_neg() for tensor in tensors):
+    if not holds(conv.weight, (conv.out_channels, conv.in_channels, 3, 3)):
+        return False
+    if conv.bias is not None and not holds(conv.bias, (conv.out_channels,)):
         return False
     rows, columns = (side + 2 * int(conv.padding[0]) - 2 for side in x.shape[2:])
     across = -(rows // -TILE) * -(columns // -TILE)

@@ -218,6 +218,19 @@ def test_a_gradient_that_is_to_be_negated_or_has_no_memory_arrives(
     assert not nothing.any()
 
 
+@pytest.mark.parametrize("name", ["norm", "exact norm", "depthwise", "3x3"])
+def test_what_saved_tensors_come_back_as_changes_no_gradient(name: str) -> None:
+    """Hooks on them (checkpoints to main memory) keep values, and may give them another order in memory."""
+    s = pair()[1][0].requires_grad_()
+    found = []
+    for unpack in (lambda t: t), (lambda t: t.contiguous()):
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
+            y = DIFFERENTIABLE[name](s)
+        found += torch.autograd.grad(y, s, features(*y.shape, seed=5))
+    torch.testing.assert_close(*found)
+
+
 def test_features_without_memory_are_zeros() -> None:
     t, nothing = pair()[0][0], torch._efficientzerotensor((2, 16, 12, 10))
     for name in ("pixel", "flattened", "map"):

@@ -13,10 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, vector_to_parameters
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdad_bench.kernels import Layers, convolved, cpp_path, winograd
+from kdad_bench.kernels.layers import PackedWeights
 from kdad_bench.methods.backbones.resnet import ResNet
 from kdad_bench.methods.backbones.vgg import Vgg
 
@@ -359,3 +361,114 @@ def test_residual_networks_and_vgg_take_it_where_they_are_wide_and_stay_what_the
             theirs = network.taps(images)
         for a, b in zip(ours, theirs, strict=True):
             assert float((a - b).abs().max() / b.abs().max()) < 1e-5
+
+
+def test_what_saved_tensors_come_back_as_changes_no_gradient() -> None:
+    conv, x = conv_of(32, 32), features(4, 32, 20, 20)
+    wanted = step(convolved, conv, x)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t.contiguous()):
+        found = step(convolved, conv, x)
+    assert all(map(torch.equal, found, wanted))
+
+
+def test_several_gradients_at_once_are_pytorchs() -> None:
+    conv, x = conv_of(32, 32), features(4, 32, 20, 20).requires_grad_()
+    upstream = torch.stack([features(4, 32, 20, 20, seed=k) for k in (3, 4)])
+    found = torch.autograd.grad(convolved(conv, x), [x, conv.weight], upstream, is_grads_batched=True)
+    wanted = torch.autograd.grad(conv(x), [x, conv.weight], upstream, is_grads_batched=True)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def with_weight(weight: Tensor) -> nn.Conv2d:
+    conv = conv_of(32, 32).requires_grad_(False)
+    conv.weight = nn.Parameter(weight, requires_grad=False)
+    return conv
+
+
+def emptied() -> nn.Conv2d:
+    conv = conv_of(32, 32).requires_grad_(False)
+    conv.weight.untyped_storage().resize_(0)
+    return conv
+
+
+def with_bias(size: int) -> nn.Conv2d:
+    conv = conv_of(32, 32).requires_grad_(False)
+    conv.bias = nn.Parameter(torch.zeros(size), requires_grad=False)
+    return conv
+
+
+def patched() -> nn.Conv2d:
+    conv = conv_of(32, 32).requires_grad_(False)
+    conv._conv_forward = lambda x, *_: x  # type: ignore[method-assign]
+    return conv
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: with_weight(torch.randn(40, 32, 3, 3)),
+        lambda: with_weight(torch.randn(32, 32, 1, 1)),
+        lambda: with_weight(torch.randn(32, 16, 3, 3)),
+        lambda: with_weight(torch._efficientzerotensor((32, 32, 3, 3))),
+        lambda: with_weight(TwoTensor(torch.randn(32, 32, 3, 3), torch.randn(32, 32, 3, 3))),
+        emptied,
+        lambda: with_bias(16),
+        patched,
+    ],
+    ids=["more outputs", "1x1", "fewer inputs", "zeros", "a subclass", "taken away", "a short bias", "patched"],
+)
+def test_parameters_that_are_not_what_the_module_says_are_left_to_pytorch(
+    made: Callable[[], nn.Conv2d], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory beyond them would be read, and written."""
+    conv, x = made(), features(2, 32, 20, 20)
+    forbid(monkeypatch)
+    try:
+        wanted: object = conv(x)
+    except RuntimeError as error:
+        wanted = type(error)
+    try:
+        found: object = convolved(conv, x)
+    except RuntimeError as error:
+        found = type(error)
+    assert type(found) is type(wanted)
+
+
+def to_and_fro(conv: nn.Conv2d) -> None:
+    conv.to(torch.bfloat16).to(torch.float32)
+
+
+def into_data(conv: nn.Conv2d) -> None:
+    conv.weight.data = conv.weight.data * 3
+
+
+def by_vector(conv: nn.Conv2d) -> None:
+    vector_to_parameters(torch.cat([tensor.reshape(-1) for tensor in conv.parameters()]) * 3, conv.parameters())
+
+
+def loaded(conv: nn.Conv2d) -> None:
+    conv.load_state_dict(conv_of(32, 32, seed=9).state_dict())
+
+
+@pytest.mark.parametrize("inference", [False, True], ids=["", "inference mode"])
+@pytest.mark.parametrize("change", [to_and_fro, into_data, by_vector, loaded])
+def test_a_frozen_weight_that_moves_or_is_loaded_gives_another_answer(
+    change: Callable[[nn.Conv2d], None], inference: bool
+) -> None:
+    with torch.inference_mode(inference):
+        conv, x = conv_of(32, 32).requires_grad_(False), features(2, 32, 20, 20)
+        before = convolved(conv, x)
+        change(conv)
+        found = convolved(conv, x)
+        assert not torch.equal(found, before)
+        torch.testing.assert_close(found, conv(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_thread_that_still_packs_an_old_weight_spoils_no_new_one() -> None:
+    conv = conv_of(32, 32).requires_grad_(False)
+    old = PackedWeights.of(conv, conv.weight, conv.bias)
+    conv.weight = nn.Parameter(conv.weight * 2, requires_grad=False)
+    new = PackedWeights.of(conv, conv.weight, conv.bias)
+    old[winograd.TILE] = "the old transform"
+    assert not new
