@@ -171,10 +171,10 @@ def test_nothing_of_a_table_is_cut_off_in_a_pipe(columns: str, tmp_path: Path) -
 def test_a_data_root_that_gives_nothing_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
-    for name, code in (("nowhere", 2), ("file", 2), ("empty", 0)):
+    for name, code, said in (("nowhere", 2, "no such folder"), ("file", 2, "is no folder"), ("empty", 0, "no ")):
         done = CliRunner().invoke(cli, ["list", "datasets"], env={"KDAD_DATA": str(tmp_path / name)})
         assert done.exit_code == code
-        assert f"kdad-bench: data root {tmp_path / name}: no " in done.stderr
+        assert f"kdad-bench: data root {tmp_path / name}: {said}" in done.stderr
         assert ("synthetic" in done.stdout) is (code == 0)
 
 
@@ -387,7 +387,7 @@ def test_a_data_root_on_the_command_line_has_to_be_there(
     command = found_at(place)
     parameter = next(one for one in command.params if one.name == "data_root")
     for path in (tmp_path / "nowhere", *no_folders(tmp_path)):
-        with pytest.raises(click.BadParameter, match="no such folder; name the one that holds mvtec_ad/"):
+        with pytest.raises(click.BadParameter, match=r"(no such|is no) folder; name the one that holds mvtec_ad/"):
             parameter.handle_parse_result(click.Context(command), {"data_root": str(path)}, [])
     monkeypatch.setenv("KDAD_DATA", str(tmp_path / "nowhere"))  # may be of another day: who needs it says so
     assert parameter.handle_parse_result(click.Context(command), {}, [])[0] == tmp_path / "nowhere"

@@ -274,7 +274,7 @@ def test_json_lines_on_stdout_are_one_per_job_and_progress_goes_to_stderr(tiny_t
             ("-d", "synthetic", "-c", "caplet,gear"),
             "not in synthetic; name each with a --category of its own; have: caplet",
         ),
-        (("-m", "pixel_mean,stfpm"), "unknown method 'pixel_mean,stfpm'; name each with a --method of its own; have: "),
+        (("-m", "pixel_mean,stfpm"), "(did you mean 'pixel_mean'?); name each with a --method of its own; have: "),
         (("--all", "--data-root", "/etc/passwd"), "data root /etc/passwd: is no folder; name the one that holds"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -85,19 +85,19 @@ def test_a_model_of_several_categories_is_kept_from_normals_of_those_that_ship_n
             },
         ),
         (
-            Axes(contamination=0.4),
-            (2, 5),
+            Axes(contamination=0.2, train_images=5),
+            (5, 5),
             {
-                "train_images": "drawn by lot, no more than can be filled to 0.4 with defective ones (papers: all)",
-                "contamination": "0.4 of the training images are defective (papers: none)",
+                "train_images": "5, drawn by lot (papers: all)",
+                "contamination": "0.2 of the training images are defective (papers: none)",
                 "test images": "without half of the defective ones of each kind (papers: all)",
             },
         ),
         (
-            Axes(contamination=0.1, train_images=6),  # of which 0.6, rounded to one
+            Axes(contamination=0.167, train_images=6),
             (6, 5),
             {
-                "contamination": "0.1 of the training images are defective (papers: none)",
+                "contamination": "0.167 of the training images are defective (papers: none)",
                 "test images": "without half of the defective ones of each kind (papers: all)",
             },
         ),

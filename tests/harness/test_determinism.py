@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,10 +129,10 @@ class Pipe:
     def send(self, what: Any) -> None:
         self.said.append(what)
 
-    def recv(self) -> Any:
+    def recv_bytes(self) -> bytes:
         if not self.jobs:
             raise EOFError
-        return self.jobs.pop(0)
+        return pickle.dumps(self.jobs.pop(0))
 
 
 def test_speed_is_measured_with_the_same_algorithms(tiny_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,3 +71,22 @@ def test_a_failure_that_is_not_the_methods_takes_no_rank(reason: str) -> None:
     board = board_of(rows(reason))
     assert board.places[key(board, "stfpm")] == 1
     assert board.fewer(key(board, "stfpm"), METRIC) == " (8 failed)"
+
+
+@pytest.mark.parametrize(
+    ("reason", "away"),
+    [
+        (RAN_AWAY, True),
+        ("MetricError: the score of crack/000.png is nan; a score must be finite, so no metric is computed", True),
+        ("ScoreError: score or map of crack/000.png holds a NaN or an infinity when it is scored alone", True),
+        ("NoNearest: rows hold NaN or infinity: they have no nearest row", True),
+        ("DatasetError: m3.tiff: a mask with values below 0 or not finite; make it 0 and 1", False),
+        ("MetricError: masks must be 0 or 1", False),
+        ("OutOfMemoryError: not finite", False),
+        ("its worker process died (exit code 1)", False),
+    ],
+)  # fmt: skip
+def test_only_values_of_the_method_itself_count_as_run_away(reason: str, away: bool) -> None:
+    """A mask that holds a NaN, say, is the fault of no method."""
+    board = board_of(rows(reason))
+    assert (key(board, "stfpm") in board.diverged) is away

@@ -385,7 +385,9 @@ def test_scores_that_would_be_rounded_are_refused() -> None:
                         lambda maps=maps: pixel_metrics_on_device(maps, index)):  # fmt: skip
             with pytest.raises(MetricError, match=f"^scores of type {kind} would be rounded"):
                 compute()
-    for kind in ("int32", "uint8", "bool", "float16", "bfloat16"):
+    with pytest.raises(MetricError, match="maps of truth values, which rank nothing"):
+        pixel_metrics(torch.eye(2).bool()[None], None, region_index=index)
+    for kind in ("int32", "uint8", "float16", "bfloat16"):
         maps = torch.eye(2).to(getattr(torch, kind))[None]
         assert pixel_metrics_on_device(maps, index) == pixel_metrics(maps, None, region_index=index)
 

@@ -334,7 +334,7 @@ EQUIVALENT: Mapping[tuple[str, str, str], str] = {
     ): "the attention passes no gradient on",
     (
         "checkpoint",
-        "state = {key: value.detach().cpu().contiguous() for key, value in method.module.state_dict().items()}",
+        "own = value.detach().cpu().contiguous()",
         "value.detach() -> value",
     ): "a state_dict is detached",
     (

@@ -277,10 +277,10 @@ Tiles grid_of(i64 h, i64 w) {
 
 extern "C" {
 
-// Whether it is quicker than what PyTorch has.
+// Whether it is quicker than what PyTorch has: where a clone of it is run that has fused multiplications of 8 floats.
 EXPORT int kdad_winograd_pays() {
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(KDAD_NO_CLONES)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#ifdef CLONED
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
 #else
     return 0;
 #endif
