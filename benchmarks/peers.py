@@ -274,7 +274,9 @@ def report(took: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
     def median(side: str, what: str, of: str) -> float:
         return statistics.median(one[of] for one in took[side, what])
 
-    print("| | ours s | anomalib s | ratio | ours CPU s | anomalib CPU s | ratio | PyTorch's bare convolutions / ours |")
+    print(
+        "| | ours s | anomalib s | ratio | ours CPU s | anomalib CPU s | ratio | PyTorch's bare convolutions / ours |"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for what in ("train", "evaluate"):
         cells = []
