@@ -348,3 +348,8 @@ def test_rows_of_other_code_are_packed_without_maps_and_no_run_is_advised(folder
 def test_an_id_follows_from_its_row(folder: Path) -> None:
     rows = [row for row in store.read(folder).rows() if row["status"] == "ok"]
     assert [id_of_row(row) for row in rows] == [row["job_id"] for row in rows]
+
+
+def test_nothing_is_said_of_seg_f1_where_no_map_is_in_the_pack(folder: Path, tmp_path: Path) -> None:
+    assert command("pack", folder, "--out", tmp_path / "bare.zip").exit_code == 0
+    assert "SegF1" not in command("check", tmp_path / "bare.zip").stdout
