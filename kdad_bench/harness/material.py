@@ -148,14 +148,23 @@ def copies_of(job: Job) -> int:
 def copied(jobs: Iterable[Job]) -> Iterator[str]:
     """A line on each category of which some job holds out copies of what it learns from, by the job with the most."""
     most: dict[Path, tuple[int, int]] = {}
-    for job in jobs:
+    there: dict[tuple[Path, str], bool] = {}  # whether a category has copies at all
+    asked = [job for job in jobs if job.hold_out and not job.category.validation]
+    for job in {(place_of(job), job.category.modality, job.hold_out, job.together): job for job in asked}.values():
         category = job.category
-        if not job.hold_out or category.validation or not has_copies(category):
-            continue
-        most[category.root] = max(most.get(category.root, (0, 0)), (copies_of(job), len(unseen_samples(job))))
+        known = category.root, category.modality
+        if known not in there:
+            there[known] = has_copies(category)
+        if there[known]:
+            most[category.root] = max(most.get(category.root, (0, 0)), (copies_of(job), len(unseen_samples(job))))
     for root, (count, of) in most.items():
         if count:
             yield printable(f"{root}: {copied_words(count, of)}")
+
+
+def place_of(job: Job) -> tuple[str, str, int, Any]:
+    """What a lot follows from, whatever the method."""
+    return job.category.dataset, job.category.name, job.seed, job.axes
 
 
 def has_copies(category: Category) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.job import Job
-from kdad_bench.harness.material import lot_of
+from kdad_bench.harness.material import lot_of, place_of
 
 
 def refuse_shares_of_one_lot(jobs: Iterable[Job]) -> None:
@@ -25,8 +25,3 @@ def refuse_shares_of_one_lot(jobs: Iterable[Job]) -> None:
                 f"--contamination {first:g} and {axes.contamination:g} are one on {dataset}/{name}: {slipped} of "
                 f"{size} training images; leave one out, or take more images"
             )
-
-
-def place_of(job: Job) -> tuple[str, str, int, Any]:
-    """What a lot follows from, whatever the method."""
-    return job.category.dataset, job.category.name, job.seed, job.axes

@@ -48,7 +48,7 @@ class Winograd(torch.autograd.Function):
         above, x = (t.contiguous(memory_format=torch.channels_last) for t in (above, x))  # hooks may have moved x
         if not fits(above) or not fits(x):
             return *backward_of_pytorch(upstream, x, weight, biased, padding, wants), None
-        compiled_weight = to_weight and tiles(above) * len(x) >= LEAST_FOR_WEIGHT
+        compiled_weight = to_weight and tiles(*above.shape[2:]) * len(x) >= LEAST_FOR_WEIGHT
         given = backward_of_pytorch(
             above, x, weight, biased, padding, [False, to_weight and not compiled_weight, bool(biased and to_bias)]
         )
@@ -80,9 +80,9 @@ def pays() -> bool:
     return cpp_path.missing() is None and bool(cpp_path.library().kdad_winograd_pays())
 
 
-def tiles(y: Tensor) -> int:
-    """Of one image of the results [N, K, H, W]."""
-    return -(y.shape[2] // -TILE) * -(y.shape[3] // -TILE)
+def tiles(rows: int, columns: int) -> int:
+    """Of an image of results of that size."""
+    return -(rows // -TILE) * -(columns // -TILE)
 
 
 def wide(conv: nn.Conv2d) -> bool:
@@ -125,8 +125,8 @@ def taken(conv: nn.Conv2d, x: Tensor) -> bool:
     if conv.bias is not None and not holds(conv.bias, (conv.out_channels,)):
         return False
     rows, columns = (side + 2 * int(conv.padding[0]) - 2 for side in x.shape[2:])
-    across = -(rows // -TILE) * -(columns // -TILE)
-    return min(rows, columns) > 0 and across >= LEAST_TILES and across * TILE**2 <= WASTE * rows * columns
+    needed = tiles(rows, columns)
+    return min(rows, columns) > 0 and needed >= LEAST_TILES and needed * TILE**2 <= WASTE * rows * columns
 
 
 def convolved(conv: nn.Module, x: Tensor) -> Tensor:

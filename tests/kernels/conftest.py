@@ -54,3 +54,12 @@ def cpp(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         pytest.skip("no compiled CPU kernels")
     monkeypatch.setenv("KDAD_KERNELS", "cpp")
     return lambda: None
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """What PyTorch rounds depends on the number of threads: one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

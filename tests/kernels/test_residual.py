@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,18 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdad_bench.kernels import Layers, cpp_path, max_pool, norm_relu, residual
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 needs_compiled = pytest.mark.skipif(cpp_path.missing() is not None, reason="the C++ kernels were not built")
 KINDS = ("norm", "relu", "residual")
 NAN, INFINITY = float("nan"), float("inf")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The bits of PyTorch's batch norm are those of one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def features(*shape: int, seed: int = 0) -> Tensor:

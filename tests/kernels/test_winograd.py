@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -23,19 +23,12 @@ from kdad_bench.methods.backbones.resnet import ResNet
 from kdad_bench.methods.backbones.vgg import Vgg
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(cpp_path.missing() is not None, reason="the C++ kernels were not built"),
     pytest.mark.skipif(not winograd.pays(), reason="this CPU lacks AVX2, so that PyTorch's convolutions run"),
 ]
 UNIT = 2.0**-24
 NAN, INFINITY = float("nan"), float("inf")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def features(*shape: int, seed: int = 0) -> Tensor:
