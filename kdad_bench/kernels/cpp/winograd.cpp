@@ -24,14 +24,19 @@ constexpr V8 NONE{};
 
 INLINE void put(float* to, V8 value) { *(V8*)to = value; }
 
-// The four transforms of one axis. Of an image's tile, 6 -> 6:
-INLINE void of_image(const V8* d, V8* to) {
-    const V8 near = d[4] - B2 * d[2], along = A * (d[3] - B2 * d[1]), far = d[4] - A2 * d[2], across = B * (d[3] - A2 * d[1]);
-    to[0] = A2 * B2 * d[0] - (A2 + B2) * d[2] + d[4];
+// The taps of the points ±5/8 and ±3/2: of even powers, and of odd ones, which change their sign with the point.
+INLINE void pairs(V8 near, V8 along, V8 far, V8 across, V8* to) {
     to[1] = near + along;
     to[2] = near - along;
     to[3] = far + across;
     to[4] = far - across;
+}
+
+// The five transforms of one axis. Of an image's tile, 6 -> 6:
+INLINE void of_image(const V8* d, V8* to) {
+    const V8 near = d[4] - B2 * d[2], along = A * (d[3] - B2 * d[1]), far = d[4] - A2 * d[2], across = B * (d[3] - A2 * d[1]);
+    to[0] = A2 * B2 * d[0] - (A2 + B2) * d[2] + d[4];
+    pairs(near, along, far, across, to);
     to[5] = A2 * B2 * d[1] - (A2 + B2) * d[3] + d[5];
 }
 // of products, 6 -> 4:
@@ -46,20 +51,14 @@ INLINE void of_products(const V8* m, V8* to) {
 INLINE void of_gradient(const V8* d, V8* to) {
     const V8 near = d[0] + A2 * d[2], along = A * d[1] + A3 * d[3], far = d[0] + B2 * d[2], across = B * d[1] + B3 * d[3];
     to[0] = d[0];
-    to[1] = near + along;
-    to[2] = near - along;
-    to[3] = far + across;
-    to[4] = far - across;
+    pairs(near, along, far, across, to);
     to[5] = d[3];
 }
 // of a weight, 3 -> 6:
 INLINE void of_weight(const V8* g, V8* to) {
     const V8 near = NEAR * (g[0] + A2 * g[2]), along = NEAR * A * g[1], far = FAR * (g[0] + B2 * g[2]), across = FAR * B * g[1];
     to[0] = ZERO * g[0];
-    to[1] = near + along;
-    to[2] = near - along;
-    to[3] = far + across;
-    to[4] = far - across;
+    pairs(near, along, far, across, to);
     to[5] = g[2];
 }
 // and its transpose, 6 -> 3:
