@@ -6,10 +6,10 @@ Importing this and evaluating arrays takes numpy alone; torch is needed for tens
 from __future__ import annotations
 
 from kdad_bench.metrics.alarms import PRESORTED, clopper_pearson, two_sample_p
-from kdad_bench.metrics.curves import AUPRO_LIMITS, IMAGE_METRICS, PIXEL_METRICS, MetricError
+from kdad_bench.metrics.curves import AUPRO_LIMITS, FINER, IMAGE_METRICS, PIXEL_METRICS, MetricError
 from kdad_bench.metrics.exact import all_finite, check_finite, image_metrics, mask_conflicts, pixel_metrics
-from kdad_bench.metrics.finer import FINER, Finer, Saturated, every_pixel_metric, threshold_of
-from kdad_bench.metrics.regions import RegionIndex, region_index
+from kdad_bench.metrics.finer import Finer, every_pixel_metric, threshold_of
+from kdad_bench.metrics.regions import RegionIndex, Saturated, region_index
 
 __all__ = [
     "AUPRO_LIMITS",

@@ -6,9 +6,18 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 AUPRO_LIMITS = {"aupro_30": 0.3, "aupro_05": 0.05}  # false-positive rates up to which AUPRO integrates
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", *AUPRO_LIMITS)
+SIZES = ("pixel_ap_small", "pixel_ap_middle", "pixel_ap_large")
+FINER = (*SIZES, "aupimo", "au_spro_05", "seg_f1")
+PIMO_LIMITS = (1e-5, 1e-4)  # false-positive rates between which AUPIMO integrates
+SPRO_LIMIT = 0.05
+NORMAL = -1  # the group of the normal images
+UNMARKED = "a region marks a pixel that no mask marks; give masks that hold every region"
 
 Values = dict[str, float | None]
 
@@ -48,6 +57,36 @@ def ramp_areas(x0: Any, x1: Any, limit: float) -> Any:
     width = top - left
     rise = (x1 - x0).clip(min=1e-300)  # without a tie the ramp is a step: width 0, no triangle
     return limit - top + width * width / (2 * rise)
+
+
+def log_shares(x0: Any, x1: Any, lower: float, upper: float, log: Any = np.log) -> Any:
+    """Of ramps that rise from 0 at x0 to 1 at x1: the mean over log(x) between the limits, as AUPIMO averages.
+
+    Float64 arrays, or tensors with torch's `log`.
+    """
+    a, b = x0.clip(lower, upper), x1.clip(lower, upper)
+    rise = (x1 - x0).clip(min=1e-300)  # without a tie the ramp is a step: nothing of it lies inside
+    inside = ((b - a) - x0 * log(b / a)) / rise
+    return (inside + log(upper / b)) / np.log(upper / lower)
+
+
+def thirds(areas: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[R] 0, 1 or 2: the third of the regions that each belongs to by its area."""
+    ordered, count = np.sort(areas), areas.size
+    edges = [ordered[-(-count * part // 3) - 1] for part in (1, 2)] if count else []
+    return np.searchsorted(np.array(edges, areas.dtype), areas, side="left").astype(np.int64)
+
+
+def largest_not_above(threshold: float, kind: Any) -> Any:
+    """The largest score of the floating type `kind` that is not above the threshold of SegF1, as a scalar of it.
+
+    Raises MetricError for a threshold that is no number.
+    """
+    if math.isnan(threshold):
+        raise MetricError("the threshold of SegF1 is no number (NaN); the maps it comes from hold one that is none")
+    with np.errstate(over="ignore"):
+        limit = kind(threshold)
+    return np.nextafter(limit, kind(-np.inf)) if float(limit) > threshold else limit
 
 
 def ratios(

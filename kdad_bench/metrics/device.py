@@ -6,7 +6,8 @@ Triton's kernels count and add where there are any (`kernels.ranks`), torch's ow
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -33,9 +34,18 @@ _CHUNK = 1 << 23  # keys sorted at a time: torch.sort also writes int64 indices,
 
 LIMITS = (AUPRO_LIMITS["aupro_30"], AUPRO_LIMITS["aupro_05"])
 _MANY = 1 / 8  # share of positives from which on only negatives are sorted beside them: an estimate, not measured
-# What was sent of an index, for as long as somebody has the index: 12 bytes for each positive pixel, and 4 for each
-# negative one where there are many positives.
-_sent: WeakKeyDictionary[RegionIndex, dict[torch.device, tuple[Tensor, Tensor | None, Tensor]]] = WeakKeyDictionary()
+
+
+class Placed(NamedTuple):
+    """What a device holds of an index: 16 bytes for each positive pixel, and 4 for each negative one where `others`."""
+
+    places: Tensor  # [P] int32 or int64, where the positives are
+    others: Tensor | None  # [N - P] where the negatives are; None where few pixels are positive
+    weights: Tensor  # [P] float64, 1/|region| of each positive
+    regions: Tensor  # [P] int32, the region of each positive
+
+
+_sent: WeakKeyDictionary[RegionIndex, dict[torch.device, Placed]] = WeakKeyDictionary()  # kept as long as the index is
 
 
 def pixel_metrics_on_device(
@@ -47,60 +57,75 @@ def pixel_metrics_on_device(
     `torch.use_deterministic_algorithms(True)`. Raises MetricError for a NaN or infinite pixel,
     and for types that would be rounded (int64).
     """
-    flat = maps.detach().reshape(-1)
-    if flat.dtype not in (torch.float32, torch.float64):
-        if flat.dtype.is_complex or not (flat.dtype.is_floating_point or flat.dtype.itemsize <= 4):
-            raise MetricError(would_be_rounded(str(flat.dtype).removeprefix("torch.")))
-        flat = flat.to(torch.float32 if flat.dtype.is_floating_point else torch.float64)
+    flat = flattened(maps)
     positives, negatives = index.positions.size, flat.numel() - index.positions.size
     if positives == 0 or negatives == 0:
         _check_finite(flat, maps.shape, names, method)
         return dict.fromkeys(PIXEL_METRICS)
-    part = _sums(flat, index, lambda: _check_finite(flat, maps.shape, names, method))
+    try:
+        part = _sums(flat, placed(index, flat.device))
+    except NotFinite:
+        _check_finite(flat, maps.shape, names, method)
+        raise
     found = ratios([part], positives, negatives, index.count, LIMITS)
     return dict(zip(PIXEL_METRICS, found, strict=True))
 
 
-def _sums(flat: Tensor, index: RegionIndex, refuse: Callable[[], None]) -> tuple[float, ...]:
-    """The partial sums of all positives; calls `refuse`, which raises, if a score is not finite."""
-    places, others, weights = _placed(index, flat.device)
-    try:
-        found = ranks.sums(flat, places, others, weights, _CHUNK, LIMITS)
-    except NotFinite:
-        refuse()
-        raise
-    return _sums_by_torch(flat, places, weights, refuse) if found is None else found
+def flattened(maps: Tensor) -> Tensor:
+    """[N H W] float32 or float64, the scores of `maps` [N, H, W], widened where they are of another type.
 
-
-def _placed(index: RegionIndex, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Where the positives are, where the negatives, or None if few pixels are positive, and the positives' 1/|region|.
-
-    On `device`, sent once for an index.
+    Raises MetricError for types that would be rounded.
     """
+    flat = maps.detach().reshape(-1)
+    if flat.dtype in (torch.float32, torch.float64):
+        return flat
+    if flat.dtype.is_complex or not (flat.dtype.is_floating_point or flat.dtype.itemsize <= 4):
+        raise MetricError(would_be_rounded(str(flat.dtype).removeprefix("torch.")))
+    return flat.to(torch.float32 if flat.dtype.is_floating_point else torch.float64)
+
+
+def _sums(flat: Tensor, held: Placed) -> tuple[float, ...]:
+    """The partial sums of all positives; raises NotFinite."""
+    found = ranks.sums(flat, held.places, held.others, held.weights, _CHUNK, LIMITS)
+    return _sums_by_torch(flat, held.places, held.weights) if found is None else found
+
+
+def placed(index: RegionIndex, device: torch.device) -> Placed:
+    """What `device` holds of an index, sent once."""
     kept = _sent.setdefault(index, {})
     if device not in kept:
         pixels = math.prod(index.shape)
         narrow = np.int32 if pixels < 2**31 else np.int64
         places = sent(index.positions.astype(narrow), device)
-        weights = sent(1.0 / index.sizes, device).index_select(0, sent(index.regions.astype(np.int32), device))
+        regions = sent(index.regions.astype(np.int32), device)
+        weights = sent(1.0 / index.sizes, device).index_select(0, regions)
         others = None
         if len(places) > pixels * _MANY:
             negative = torch.ones(pixels, dtype=torch.bool, device=device).index_fill_(0, places.long(), False)
             others = negative.nonzero()[:, 0].to(places.dtype)
-        kept[device] = places, others, weights
+        kept[device] = Placed(places, others, weights, regions)
     return kept[device]
 
 
-def _sums_by_torch(flat: Tensor, places: Tensor, weights: Tensor, refuse: Callable[[], None]) -> tuple[float, ...]:
-    """The same by torch's own operations."""
-    distinct, counts, mass = _ranked(flat, places, weights)
-    below, upto = torch.zeros_like(counts), torch.zeros_like(counts)
-    for chunk in torch.split(flat, _CHUNK):
+def around(values: Tensor, scores: Tensor) -> Tensor:
+    """[2, M] int64: how many of `values` [n] lie below each of `scores` [M], and how many not above it.
+
+    Raises NotFinite for a value that is not.
+    """
+    found = torch.zeros((2, len(scores)), dtype=torch.int64, device=scores.device)
+    for chunk in torch.split(values, _CHUNK):
         keys = torch.sort(chunk).values
         if not bool(torch.isfinite(keys[[0, -1]]).all()):  # NaN is sorted last
-            refuse()
-        below += torch.searchsorted(keys, distinct)
-        upto += torch.searchsorted(keys, distinct, right=True)
+            raise NotFinite
+        for row, right in zip(found, (False, True), strict=True):
+            row += torch.searchsorted(keys, scores, right=right)
+    return found
+
+
+def _sums_by_torch(flat: Tensor, places: Tensor, weights: Tensor) -> tuple[float, ...]:
+    """The same by torch's own operations."""
+    distinct, counts, mass = _ranked(flat, places, weights)
+    below, upto = around(flat, distinct)
     positives = len(places)
     true = (positives - (counts.cumsum(0) - counts)).double()  # of integers: the same whatever order a GPU adds them in
     false = (flat.numel() - below).double() - true

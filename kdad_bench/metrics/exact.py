@@ -20,7 +20,7 @@ import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -125,7 +125,7 @@ def pixel_metrics(
     if on_device(maps) and sizes is None:
         from kdad_bench.metrics.device import pixel_metrics_on_device
 
-        return pixel_metrics_on_device(maps, index, names=names, method=method)  # type: ignore[arg-type]
+        return pixel_metrics_on_device(maps, index, names=names, method=method)
     found = counted(maps, index, sizes=sizes, threads=threads, names=names, method=method)
     return dict.fromkeys(PIXEL_METRICS) if found is None else found.values(index)
 
@@ -293,7 +293,7 @@ def _is_tensor(value: object) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def on_device(maps: Any) -> bool:
+def on_device(maps: Any) -> TypeGuard[Tensor]:
     """Whether the maps lie on a GPU."""
     return _is_tensor(maps) and maps.device.type != "cpu"
 

@@ -1,7 +1,8 @@
 """Pixel metrics beside the protocol's five: by the size of a defect, at low false-positive rates, at one threshold.
 
 Each needs at most one more pass over the maps, and is exact: every distinct score is a threshold, equal scores move
-together as a straight segment of the curve. They run on the CPU; maps on a GPU are copied.
+together as a straight segment of the curve. What is here runs on the CPU; `every_pixel_metric` looks at maps on a GPU
+there (finer_device.py).
 
 - AP by size: the regions of a test set in thirds by area; the pixels of the others count neither way.
 - AUPIMO: Bertoldo, Hueso, Ilin, Aslan, BMVC 2024. False-positive rate on normal images alone, on a logarithmic axis.
@@ -15,13 +16,28 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kdad_bench.kernels.counting import keys
-from kdad_bench.metrics.curves import PIXEL_METRICS, MetricError, Values, at_most_one, ramp_areas
+from kdad_bench.metrics.curves import (
+    FINER,
+    NORMAL,
+    PIMO_LIMITS,
+    PIXEL_METRICS,
+    SIZES,
+    SPRO_LIMIT,
+    UNMARKED,
+    MetricError,
+    Values,
+    at_most_one,
+    largest_not_above,
+    log_shares,
+    ramp_areas,
+    thirds,
+)
 from kdad_bench.metrics.exact import (
     Counted,
     checked,
@@ -30,10 +46,9 @@ from kdad_bench.metrics.exact import (
     index_of,
     numpy_of,
     on_device,
-    pixel_metrics,
 )
 from kdad_bench.metrics.pieces import Sizes, pieces, values_at
-from kdad_bench.metrics.regions import RegionIndex
+from kdad_bench.metrics.regions import RegionIndex, Saturated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,19 +57,7 @@ if TYPE_CHECKING:
 
 Numbers = NDArray[np.float64]
 
-SIZES = ("pixel_ap_small", "pixel_ap_middle", "pixel_ap_large")
-FINER = (*SIZES, "aupimo", "au_spro_05", "seg_f1")
-PIMO_LIMITS = (1e-5, 1e-4)  # false-positive rates between which AUPIMO integrates
-SPRO_LIMIT = 0.05
 DEVIATIONS = 3.0  # standard deviations above the mean of normal pixels: the baseline threshold of MVTec AD 2
-
-
-class Saturated(NamedTuple):
-    """The annotated regions of a test set with the share of each that counts as all of it."""
-
-    masks: NDArray[np.bool_]  # [M, H, W]; they may overlap
-    images: NDArray[np.int64]  # [M], the image of each
-    shares: Numbers  # [M] in (0, 1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,11 +76,19 @@ def every_pixel_metric(
 ) -> Values:
     """`exact.pixel_metrics` and FINER by name, for `maps` [N, H, W]; a metric that a data set has not is None.
 
+    Maps on a GPU are evaluated there, unless they have `sizes`.
+
     Raises MetricError for a NaN or infinite pixel and for maps of another shape than the index.
     """
     index_of(maps, None, index, method)
-    host = numpy_of(maps)
     groups = groups_of(about.normal, about.kinds if about.regions else ())
+    if on_device(maps) and about.sizes is None:
+        from kdad_bench.metrics.finer_device import every_pixel_metric_on_device
+
+        return every_pixel_metric_on_device(
+            maps, index, groups, regions=about.regions, threshold=about.threshold, names=names, method=method
+        )
+    host = numpy_of(maps)
     with ThreadPoolExecutor(2) as beside:  # the sort of the one pass takes one core, and so does each of the others
         f1 = beside.submit(_seg_f1_of, host, index, about)
         found = counted(host, index, groups=groups, sizes=about.sizes, names=names, method=method)
@@ -85,11 +96,7 @@ def every_pixel_metric(
             return dict.fromkeys((*PIXEL_METRICS, *FINER))
         by_size = beside.submit(ap_by_size, found, index)
         others = beside.submit(_others, host, found, index, about.regions, groups)
-        if on_device(maps) and about.sizes is None:
-            values = pixel_metrics(maps, None, region_index=index, names=names, method=method)
-        else:
-            values = found.values(index)
-        return {**values, **by_size.result(), **others.result(), "seg_f1": f1.result()}
+        return {**found.values(index), **by_size.result(), **others.result(), "seg_f1": f1.result()}
 
 
 def _seg_f1_of(maps: NDArray[Any], index: RegionIndex, about: Finer) -> float | None:
@@ -104,9 +111,6 @@ def _others(
         "aupimo": _aupimo(found, index),
         "au_spro_05": _au_spro(maps, found, index, regions, groups) if regions else None,
     }
-
-
-NORMAL = -1  # the group of the normal images
 
 
 def groups_of(normal: ArrayLike, kinds: Sequence[str] = ()) -> NDArray[np.int64]:
@@ -139,13 +143,6 @@ def regions_of(pass_over: Counted) -> NDArray[Any]:
     return pass_over.ranked.regions
 
 
-def thirds(areas: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[R] 0, 1 or 2: the third of the regions that each belongs to by its area."""
-    ordered, count = np.sort(areas), areas.size
-    edges = [ordered[-(-count * part // 3) - 1] for part in (1, 2)] if count else []
-    return np.searchsorted(np.array(edges, areas.dtype), areas, side="left").astype(np.int64)
-
-
 def aupimo(
     maps: Array, index: RegionIndex, normal: ArrayLike, *, limits: tuple[float, float] = PIMO_LIMITS
 ) -> float | None:
@@ -172,7 +169,7 @@ def _aupimo(pass_over: Counted, index: RegionIndex, *, limits: tuple[float, floa
     above = pixels - upto[1::2]  # normal pixels that are higher than each distinct score of the positives, ascending
     first = int(np.searchsorted(-above, -upper * pixels))  # those below have more above them than the rates go to
     equal = counts[1::2][first:]
-    shares = _log_shares(above[first:] / pixels, (above[first:] + equal) / pixels, lower, upper)
+    shares = log_shares(above[first:] / pixels, (above[first:] + equal) / pixels, lower, upper)
     images = index.images[index.regions]
     weights = np.zeros(index.shape[0])
     areas = np.bincount(images, minlength=index.shape[0])
@@ -183,15 +180,6 @@ def _aupimo(pass_over: Counted, index: RegionIndex, *, limits: tuple[float, floa
     if not mine.size:
         return 0.0
     return at_most_one(float((np.add.reduceat(mine, ranks[first:-1] - ranks[first]) * shares).sum()))
-
-
-def _log_shares(x0: Numbers, x1: Numbers, lower: float, upper: float) -> Numbers:
-    """Of ramps that rise from 0 at x0 to 1 at x1: the mean over log(x) between the limits."""
-    a, b = np.clip(x0, lower, upper), np.clip(x1, lower, upper)
-    rise = np.where(x1 > x0, x1 - x0, 1.0)
-    inside = np.where(x1 > x0, ((b - a) - x0 * np.log(b / a)) / rise, 0.0)
-    shares: Numbers = (inside + np.log(upper / b)) / np.log(upper / lower)
-    return shares
 
 
 def au_spro(
@@ -232,7 +220,7 @@ def _au_spro(
         return None
     at = np.searchsorted(pass_over.ranked.keys, scores)
     if not np.array_equal(pass_over.ranked.keys[np.minimum(at, pass_over.ranked.keys.size - 1)], scores):
-        raise MetricError("a region marks a pixel that no mask marks; give masks that hold every region")
+        raise MetricError(UNMARKED)
     kind = groups[regions.images[owners]]
     marked = groups[index.images[regions_of(pass_over)]]
     normal = _unmarked(pass_over, marked, NORMAL)
@@ -266,8 +254,7 @@ def _weighed(values: NDArray[Any], regions: Saturated) -> tuple[NDArray[Any], Nu
 
     They are the highest of each region: the k-th weighs (min(k, s A) - min(k - 1, s A)) / (s A).
     """
-    if not ((regions.shares > 0) & (regions.shares <= 1)).all():  # NaN included
-        raise MetricError("the share of a region that counts as all of it must lie above 0 and be at most 1")
+    regions.check()
     scores, weights, owners = [keys(values[:0].reshape(-1))], [np.zeros(0)], [np.zeros(0, np.int64)]
     for number, (mask, image, share) in enumerate(zip(*regions, strict=True)):
         own = np.sort(keys(values[image][mask]))[::-1]
@@ -294,11 +281,15 @@ class Moments:
 
     def add(self, values: NDArray[Any]) -> None:
         """Take in more values."""
-        mean, count = float(values.mean(dtype=np.float64)), self.count + values.size
-        shift = mean - self.mean
-        self.squares += float(np.square(np.subtract(values, mean, dtype=np.float64)).sum())
-        self.squares += shift * shift * self.count * values.size / count
-        self.mean += shift * values.size / count
+        mean = float(values.mean(dtype=np.float64))
+        self.join(values.size, mean, float(np.square(np.subtract(values, mean, dtype=np.float64)).sum()))
+
+    def join(self, size: int, mean: float, squares: float) -> None:
+        """Take in `size` more values with that mean and sum of squared deviations from it."""
+        count, shift = self.count + size, mean - self.mean
+        self.squares += squares
+        self.squares += shift * shift * self.count * size / count
+        self.mean += shift * size / count
         self.count = count
 
     @property
@@ -310,8 +301,11 @@ class Moments:
 def threshold_of(maps: Array, sizes: Sizes | None = None) -> float | None:
     """The mean plus DEVIATIONS standard deviations of all pixels of the maps [N, H, W] of normal images.
 
-    None without an image, NaN where a pixel is not finite. `sizes` [N, 2] as of `exact.pixel_metrics`.
+    None without an image, NaN where a pixel is not finite. `sizes` [N, 2] as of `exact.pixel_metrics`. Maps on a GPU
+    are added up there, unless they have sizes.
     """
+    if on_device(maps) and sizes is None:
+        return _threshold_on_device(maps)
     values = numpy_of(maps)
     if not values.size:
         return None
@@ -323,20 +317,24 @@ def threshold_of(maps: Array, sizes: Sizes | None = None) -> float | None:
     return moments.threshold
 
 
+def _threshold_on_device(maps: Tensor) -> float | None:
+    moments = Moments()
+    for one in maps.detach():
+        wide = one.double()
+        mean = wide.mean()
+        moments.join(wide.numel(), float(mean), float((wide - mean).square().sum()))
+    return moments.threshold if moments.count else None
+
+
 def seg_f1(maps: Array, index: RegionIndex, threshold: float, *, sizes: Sizes | None = None) -> float | None:
     """F1 over all pixels of `maps` [N, H, W], of which those above `threshold` are called defective; None without one
     that is. Raises MetricError for a threshold that is no number.
     """
-    if math.isnan(threshold):
-        raise MetricError("the threshold of SegF1 is no number (NaN); the maps it comes from hold one that is none")
+    values = floating(numpy_of(maps))
+    limit = largest_not_above(threshold, values.dtype.type)
     if index.positions.size == 0:
         return None
-    values = floating(numpy_of(maps))
     sizes = None if sizes is None else checked(sizes, values.shape)
-    with np.errstate(over="ignore"):
-        limit = values.dtype.type(threshold)
-    if float(limit) > threshold:  # the largest score that is not above it
-        limit = np.nextafter(limit, values.dtype.type(-np.inf))
     called = sum(int(np.count_nonzero(piece > limit)) for piece in pieces(values, np.arange(len(values)), sizes))
     true = int(np.count_nonzero(values_at(values, index.positions) > limit))
     return 2 * true / (index.positions.size + called)

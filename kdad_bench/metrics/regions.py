@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,6 +40,19 @@ class RegionIndex:
     def count(self) -> int:
         """The number of regions R."""
         return int(self.sizes.size)
+
+
+class Saturated(NamedTuple):
+    """The annotated regions of a test set with the share of each that counts as all of it."""
+
+    masks: NDArray[np.bool_]  # [M, H, W]; they may overlap
+    images: NDArray[np.int64]  # [M], the image of each
+    shares: NDArray[np.float64]  # [M] in (0, 1]
+
+    def check(self) -> None:
+        """Raises MetricError for a share that is none of its region."""
+        if not ((self.shares > 0) & (self.shares <= 1)).all():  # NaN included
+            raise MetricError("the share of a region that counts as all of it must lie above 0 and be at most 1")
 
 
 def region_index(masks: ArrayLike | Tensor, file: Path | None = None) -> RegionIndex:

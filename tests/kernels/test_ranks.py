@@ -158,7 +158,7 @@ def test_negatives_are_told_apart_where_positives_are_many(share: float, kept: i
     masks = np.zeros((1, 10, 10), bool)
     masks.reshape(-1)[3 : 3 + int(100 * share)] = True
     index = region_index(masks)
-    _, others, _ = device._placed(index, torch.device("cpu"))
+    others = device.placed(index, torch.device("cpu")).others
     assert (others is not None) == bool(kept)
     if others is not None:
         assert others.tolist() == np.flatnonzero(~masks).tolist()

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdad_bench.kernels import counting
 from kdad_bench.metrics import (
@@ -28,6 +27,7 @@ from kdad_bench.metrics import (
 from kdad_bench.metrics import exact as metrics
 from kdad_bench.metrics.device import pixel_metrics_on_device
 from tests.metrics import metrics_by_definition as definition
+from tests.metrics.fixed_order import NoChance
 from tests.metrics.metric_cases import KINDS, case, cases
 
 EXACT = 1e-9  # sums in another order; observed differences lie near 1e-15
@@ -206,30 +206,6 @@ def test_the_device_path_equals_the_numpy_path(drawn: tuple[np.ndarray, np.ndarr
         patch.setattr("kdad_bench.metrics.device._CHUNK", chunk)
         found = pixel_metrics_on_device(torch.from_numpy(maps), region_index(masks))
     assert found == pytest.approx(pixel_metrics(maps, masks), abs=1e-13)
-
-
-class NoChance(TorchDispatchMode):
-    """Refuses what has no fixed order of additions on CUDA, by PyTorch's list, whatever device it runs on here."""
-
-    ADDING = ("cumsum", "cumprod", "logcumsumexp")  # of floats
-    ATOMIC = (
-        "scatter_add",
-        "scatter_reduce",
-        "index_add",
-        "index_put",
-        "put_",
-        "histc",
-        "bincount",
-        "kthvalue",
-        "median",
-    )
-
-    def __torch_dispatch__(self, op: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
-        name = op._schema.name.removeprefix("aten::")
-        floats = [x.is_floating_point() for x in arguments if isinstance(x, torch.Tensor)]
-        assert not (name.startswith(self.ADDING) and any(floats)), f"{name} of floats"
-        assert not name.startswith(self.ATOMIC), name
-        return op(*arguments, **(options or {}))
 
 
 def test_the_device_path_adds_in_one_order_only() -> None:

@@ -29,15 +29,10 @@ from kdad_bench.metrics import pieces as pieces_module
 from kdad_bench.metrics.device import pixel_metrics_on_device
 from kdad_bench.metrics.pieces import pieces, values_at
 from tests.metrics import finer_by_definition as definition
-from tests.metrics.metric_cases import KINDS, case, cases
+from tests.metrics.metric_cases import KINDS, Drawn, Marked, case, cases, marked_regions, normal_of, packed
 
 EXACT = 1e-9
-Drawn = tuple[np.ndarray, np.ndarray]
 LIMITS = [(1e-5, 1e-4), (1e-3, 0.01), (0.01, 0.3), (0.2, 0.9), (0.05, 1.0)]
-
-
-def normal_of(masks: np.ndarray) -> np.ndarray:
-    return ~masks.any(axis=(1, 2))
 
 
 @settings(max_examples=150, deadline=None)
@@ -65,37 +60,9 @@ def test_aupimo_is_its_definition(drawn: Drawn, limits: tuple[float, float], mor
     assert found == pytest.approx(expected, abs=EXACT)
 
 
-@st.composite
-def saturated(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, definition.Regions, list[str], np.ndarray]:
-    """Maps, union masks, regions that may overlap and fall apart, kinds and normal images in any order."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    count, height, width = draw(st.integers(1, 5)), draw(st.integers(1, 7)), draw(st.integers(2, 7))
-    kinds = [draw(st.sampled_from(["good", "logical", "structural", "x"])) for _ in range(count)]
-    regions: definition.Regions = []
-    for image, kind in enumerate(kinds):
-        for _ in range(draw(st.integers(1, 3)) if kind != "good" else 0):
-            mask = rng.random((height, width)) < draw(st.sampled_from([0.0, 0.1, 0.5]))
-            regions.append((image, mask, draw(st.sampled_from([1.0, 0.5, 0.3, 1e-3, 0.77]))))
-    masks = np.zeros((count, height, width), bool)
-    for image, mask, _ in regions:
-        masks[image] |= mask
-    maps = case(draw(st.sampled_from(KINDS)), masks, rng)
-    return maps, masks, regions, kinds, np.array([kind == "good" for kind in kinds])
-
-
-def packed(regions: definition.Regions, shape: tuple[int, ...]) -> Saturated:
-    return Saturated(
-        np.array([mask for _, mask, _ in regions], bool).reshape(-1, *shape),
-        np.array([image for image, _, _ in regions], np.int64),
-        np.array([share for _, _, share in regions]),
-    )
-
-
 @settings(max_examples=250, deadline=None)
-@given(saturated(), st.sampled_from([0.05, 0.3, 1.0]), st.integers(1, 3))
-def test_au_spro_is_its_definition(
-    drawn: tuple[np.ndarray, np.ndarray, definition.Regions, list[str], np.ndarray], limit: float, threads: int
-) -> None:
+@given(marked_regions(), st.sampled_from([0.05, 0.3, 1.0]), st.integers(1, 3))
+def test_au_spro_is_its_definition(drawn: Marked, limit: float, threads: int) -> None:
     maps, masks, regions, kinds, normal = drawn
     found = finer.au_spro(
         maps, region_index(masks), packed(regions, masks.shape[1:]), kinds, normal, limit=limit, threads=threads
@@ -311,7 +278,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "AUPIMO on a linear axis": (
         "aupimo",
         lambda patch: patch.setattr(
-            finer, "_log_shares",
+            finer, "log_shares",
             lambda x0, x1, low, high: (high - np.clip((x0 + x1) / 2, low, high)) / (high - low),
         ),
     ),
@@ -320,7 +287,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     ),
     "AUPIMO in steps": (
         "aupimo",
-        lambda patch: patch.setattr(finer, "_log_shares", lambda x0, x1, low, high, real=finer._log_shares: real(
+        lambda patch: patch.setattr(finer, "log_shares", lambda x0, x1, low, high, real=finer.log_shares: real(
             x1, x1, low, high
         )),
     ),
@@ -423,9 +390,9 @@ def test_a_threshold_that_is_no_number_is_refused_and_one_beyond_every_score_is_
 
 
 @settings(max_examples=60, deadline=None)
-@given(saturated(), st.integers(0, 2**32 - 1), st.sampled_from([1, 40, 1 << 25]))
+@given(marked_regions(), st.integers(0, 2**32 - 1), st.sampled_from([1, 40, 1 << 25]))
 def test_pictures_that_fill_their_maps_in_part_have_the_figures_of_their_own_pixels(
-    drawn: tuple[np.ndarray, np.ndarray, definition.Regions, list[str], np.ndarray], seed: int, piece: int
+    drawn: Marked, seed: int, piece: int
 ) -> None:
     """Whatever stands beside a picture, the highest and the lowest values included, changes no figure."""
     maps, masks, regions, kinds, normal = drawn
