@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from metrics import EIGHT, draw
-from scipy import ndimage
+from metrics import draw, known_of
 
-from kdad_bench.metrics import Finer, Saturated, every_pixel_metric, exact, region_index
+from kdad_bench.metrics import Finer, every_pixel_metric, exact, region_index
 
 ROUNDS = 5
 
@@ -30,14 +29,8 @@ def main() -> None:
     """Print one line."""
     exact._MOST_THREADS = 1
     maps, masks = draw(40, 1024)
-    normal, index = ~masks.any(axis=(1, 2)), region_index(masks)
-    labelled = [ndimage.label(mask, structure=EIGHT) for mask in masks]
-    owners = [image for image, (_, count) in enumerate(labelled) for _ in range(count)]
-    regions = np.array([labels == k + 1 for labels, count in labelled for k in range(count)])
-    saturated = Saturated(regions, np.array(owners), np.full(len(owners), 0.3))
-    kinds = ["good" if good else "a" if image % 2 else "b" for image, good in enumerate(normal)]
-    plain = Finer(normal=normal, threshold=float(np.quantile(maps[::4, ::8, ::8], 0.99)))
-    whole = Finer(normal=normal, kinds=kinds, regions=saturated, threshold=plain.threshold)
+    whole, index = known_of(maps, masks), region_index(masks)
+    plain = Finer(normal=whole.normal, threshold=whole.threshold)
     calls = (
         lambda: np.sort(maps.reshape(-1)),
         lambda: every_pixel_metric(maps, index, plain),

@@ -2,6 +2,7 @@
 
     python benchmarks/metrics.py                 # A: 83 maps of 256x256 (minutes, most of them in the loop)
     python benchmarks/metrics.py --cases A B C   # and 160 of 256x256, and 40 of 1024x1024
+    python benchmarks/metrics.py --device cuda   # maps on a GPU: all metrics there, against a copy to the host
 
 All implementations see the same maps and masks in one process; this package and `np.sort` are timed in turn. Memory is
 the growth of the peak resident memory of a fresh process for each. Compare ratios, not seconds: they move with the
@@ -26,7 +27,16 @@ from scipy import ndimage
 from kdad_bench.allowance import cores
 from kdad_bench.harness import clock
 from kdad_bench.kernels import counting
-from kdad_bench.metrics import PIXEL_METRICS, RegionIndex, pixel_metrics, region_index
+from kdad_bench.metrics import (
+    PIXEL_METRICS,
+    Finer,
+    RegionIndex,
+    Saturated,
+    every_pixel_metric,
+    finer,
+    pixel_metrics,
+    region_index,
+)
 
 Values = dict[str, float]
 CASES = {"A": (83, 256), "B": (160, 256), "C": (40, 1024)}
@@ -45,6 +55,19 @@ def draw(count: int, side: int) -> tuple[np.ndarray, np.ndarray]:
             masks[image] |= (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2
     maps = rng.random(masks.shape, dtype=np.float32) + masks * rng.random((count, 1, 1), dtype=np.float32)
     return ndimage.gaussian_filter(maps, (0, 1, 1), output=np.float32), masks
+
+
+def known_of(maps: np.ndarray, masks: np.ndarray, share: float = 0.3) -> Finer:
+    """What every finer metric needs, as if a data set had it: two kinds of defects, each region with a saturation."""
+    normal = ~masks.any(axis=(1, 2))
+    labelled = [ndimage.label(mask, structure=EIGHT) for mask in masks]
+    owners = np.array([image for image, (_, count) in enumerate(labelled) for _ in range(count)])
+    regions = np.array([labels == k + 1 for labels, count in labelled for k in range(count)])
+    kinds = ["good" if good else "a" if image % 2 else "b" for image, good in enumerate(normal)]
+    return Finer(
+        normal=normal, kinds=kinds, regions=Saturated(regions, owners, np.full(len(owners), share)),
+        threshold=float(np.quantile(maps[::4, ::8, ::8], 0.99)),
+    )  # fmt: skip
 
 
 # --- implementations: (maps, masks, index) -> the metrics they give
@@ -253,6 +276,49 @@ def run(case: str, rounds: int, memory_of: str) -> None:
         print(f"{own.min() / sort.min():.2f} x by the fastest of each")
 
 
+def run_on_device(case: str, rounds: int, device: str) -> None:
+    """Print the table of one case whose maps lie on `device`; on a CPU it only shows that everything runs."""
+    import torch
+
+    from kdad_bench.metrics import finer_device as there
+    from kdad_bench.metrics.device import pixel_metrics_on_device
+
+    maps, masks = draw(*CASES[case])
+    known, index = known_of(maps, masks), region_index(masks)
+    assert known.regions is not None
+    assert known.threshold is not None
+    regions, threshold, groups = known.regions, known.threshold, finer.groups_of(known.normal, known.kinds)
+    on = torch.from_numpy(maps).to(device)
+    flat, found = on.reshape(-1), there.Passed.of(on.reshape(-1), index, groups)
+    copied = "all metrics, copied to the host and counted there"
+    calls = {
+        copied: lambda: every_pixel_metric(on.cpu().numpy(), index, known),
+        "all metrics there": lambda: there.every_pixel_metric_on_device(
+            on, index, groups, regions=regions, threshold=threshold
+        ),
+        "the protocol's five": lambda: pixel_metrics_on_device(on, index),
+        "the pass of the finer ones": lambda: there.Passed.of(flat, index, groups),
+        "AP by size after it": lambda: there.ap_by_size(found, index),
+        "AUPIMO after it": lambda: there.aupimo(found, index, groups),
+        "AU-sPRO after it": lambda: there.au_spro(flat, found, index, regions, groups),
+        "SegF1": lambda: there.seg_f1(flat, index, threshold),
+        "torch.sort of the maps": lambda: torch.sort(flat),
+    }
+    timings = clock.interleaved(calls, device, warmup=clock.Budget(3, 5), budget=clock.Budget(rounds, 60))
+    mine, host = calls["all metrics there"](), calls[copied]()
+    apart = max(abs((mine[name] or 0.0) - (host[name] or 0.0)) for name in host)
+    name = torch.cuda.get_device_name(device) if on.is_cuda else device
+    print(
+        f"\n{case}: {len(maps)} maps of {maps.shape[1]}x{maps.shape[2]} on {name}, {100 * masks.mean():.1f} % defective"
+    )
+    print(f"the figures of both lie at most {apart:.0e} apart\n")
+    print("| what | ms | x the copy |")
+    print("|---|---:|---:|")
+    for what, timing in timings.items():
+        flag = "" if timing.steady else f" (unsteady: {100 * timing.spread:.0f} %)"
+        print(f"| {what} | {timing.median_ms:.2f}{flag} | {timing.median_ms / timings[copied].median_ms:.3f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["A"])
@@ -260,6 +326,7 @@ def main() -> None:
     parser.add_argument(
         "--memory-of", choices=["all", "ours", "none"], default="all", help="memory columns: a process for each line"
     )
+    parser.add_argument("--device", help="time maps that lie there, cuda for one, and nothing of other code")
     parser.add_argument("--memory", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.memory:
@@ -268,7 +335,10 @@ def main() -> None:
     load = os.getloadavg()[0]
     print(f"numpy {np.__version__}, {cores()} CPUs, load {load:.1f} before the start")
     for case in chosen.cases:
-        run(case, chosen.rounds, chosen.memory_of)
+        if chosen.device:
+            run_on_device(case, chosen.rounds, chosen.device)
+        else:
+            run(case, chosen.rounds, chosen.memory_of)
 
 
 if __name__ == "__main__":
