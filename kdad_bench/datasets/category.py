@@ -36,9 +36,14 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{folded[close[0]]}'?)" if close else ""
 
 
+def each_by_itself(name: str, option: str) -> str:
+    """How several are named, where an unknown `name` has a comma as if it were several; or nothing."""
+    return f"give each by itself, in a list or as `{option} A {option} B`; " if "," in name else ""
+
+
 def not_a_category(name: str, dataset: str, have: Collection[str]) -> str:
     """That `dataset` has no category `name`, in one line."""
-    several = "name each with a --category of its own; " if "," in name else ""
+    several = each_by_itself(name, "--category")
     return f"category '{name}'{suggestion(name, have)} not in {dataset}; {several}have: {', '.join(have)}"
 
 

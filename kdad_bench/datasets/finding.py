@@ -10,7 +10,15 @@ from typing import NamedTuple
 
 from kdad_bench.datasets import whole
 from kdad_bench.datasets.cache import fingerprint
-from kdad_bench.datasets.category import MODALITIES, Category, DatasetError, not_a_category, printable, suggestion
+from kdad_bench.datasets.category import (
+    MODALITIES,
+    Category,
+    DatasetError,
+    each_by_itself,
+    not_a_category,
+    printable,
+    suggestion,
+)
 from kdad_bench.datasets.entry import Entry, Layout
 from kdad_bench.datasets.listing import (
     CLOSED,
@@ -239,7 +247,8 @@ def _place(name: str, root: Path, one: Entry) -> Place:
     if not is_folder(root) and not (one.takes_file and is_file(root)):
         kind = "file or folder" if one.takes_file else "folder"
         what = f"not a {kind}" if os.path.lexists(root) else f"no such {kind}"
-        raise DatasetError(f"{root}: {what}; the layout is {one.layouts[-1].text}")
+        several = each_by_itself(str(root), "--dataset")
+        raise DatasetError(f"{root}: {what}; {several}the layout is {one.layouts[-1].text}")
     drawn = one.synthetic or bool(marked(root)) or bool(marked(root.parent))
     for layout in one.layouts:
         found = layout.categories(root)
@@ -255,7 +264,8 @@ def _unknown(dataset: str) -> str:
         return f"data set '{dataset}': for a path write folder:{dataset}"
     have = ", ".join(map(spelling, entries().values()))
     close = suggestion(dataset, entries())
-    return f"data set '{dataset}'{close} is not known; have: {have}, or a drawn stand-in under the data root"
+    several = each_by_itself(dataset, "--dataset")
+    return f"data set '{dataset}'{close} is not known; {several}have: {have}, or a drawn stand-in under the data root"
 
 
 def _chosen(dataset: str, have: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -92,7 +92,7 @@ def _each(said: object, option: str, one: Callable[[str], T | None]) -> tuple[T 
     """The values of a list, or of a text with commas."""
     listed = said if isinstance(said, (list, tuple)) else str(said).split(",")
     if not listed:
-        raise SelectionError(f"--{option}: no value is given")
+        raise SelectionError(f"--{option}: an empty list chooses nothing; leave it out for the plain job, or name some")
     try:
         found = tuple(one("none" if part is None else str(part).strip()[:LONGEST]) for part in listed)
     except SelectionError as error:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kdad_bench.datasets.category import each_by_itself
 from kdad_bench.datasets.category import suggestion as suggestion
 from kdad_bench.methods import METHODS, known, outside
 
@@ -66,7 +67,7 @@ def method_choice(text: str) -> tuple[str, str]:
     except outside.OutsideError as error:
         raise SelectionError(f"--method {error}") from error
     if not there:
-        several = "name each with a --method of its own; " if "," in method else ""
+        several = each_by_itself(method, "--method")
         have = ", ".join(METHODS)
         raise SelectionError(f"unknown method '{method}'{suggestion(method, METHODS)}; {several}have: {have}")
     return method, variant

@@ -272,9 +272,20 @@ def test_json_lines_on_stdout_are_one_per_job_and_progress_goes_to_stderr(tiny_t
         (("--all", "--data-root", "/does/not/exist"), "data root /does/not/exist: no such folder"),
         (
             ("-d", "synthetic", "-c", "caplet,gear"),
-            "not in synthetic; name each with a --category of its own; have: caplet",
+            "not in synthetic; give each by itself, in a list or as `--category A --category B`; have: caplet",
         ),
-        (("-m", "pixel_mean,stfpm"), "(did you mean 'pixel_mean'?); name each with a --method of its own; have: "),
+        (
+            ("-m", "pixel_mean,stfpm"),
+            "(did you mean 'pixel_mean'?); give each by itself, in a list or as `--method A --method B`; have: ",
+        ),
+        (
+            ("-d", "synthetic,visa"),
+            "is not known; give each by itself, in a list or as `--dataset A --dataset B`; have: mvtec_ad",
+        ),
+        (
+            ("-d", "folder:/no,folder:/such"),
+            "no such folder; give each by itself, in a list or as `--dataset A --dataset B`; the layout is",
+        ),
         (("--all", "--data-root", "/etc/passwd"), "data root /etc/passwd: is no folder; name the one that holds"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
