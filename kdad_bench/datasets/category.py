@@ -8,15 +8,12 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
+from kdad_bench.text import printable as printable
+
 GOOD = "good"
 MODALITIES = ("rgb", "depth", "rgb+depth")
-# control characters, undecodable bytes of a file name, line ends and marks that turn the direction of writing
+# what no name has: control characters, undecodable bytes, line ends and marks that turn the direction of writing
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """`text` on one line that a terminal shows as it is: what would end the line or steer it becomes an escape."""
-    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def is_name(found: object) -> bool:

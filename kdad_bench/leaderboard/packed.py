@@ -30,7 +30,7 @@ FOLDERS = 16  # results folders whose rows are kept
 NAME, STAMP = "of the file", "stamp of the file"  # columns beside those of a row
 CODE = b"kdad-bench checks"  # key of the metadata that says which code checked the rows
 FOLDER = b"kdad-bench folder"  # key of the one that says whose they are
-SOURCES = ("parquet", *(f"leaderboard/{name}" for name in ("border", "metric", "packed", "reading", "row", "text")))
+SOURCES = ("parquet", "text", *(f"leaderboard/{name}" for name in ("border", "metric", "packed", "reading", "row")))
 
 
 def worth_it(files: int) -> bool:

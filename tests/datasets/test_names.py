@@ -75,7 +75,10 @@ def test_a_folder_without_a_path_is_told_how_to_write_it(given: str) -> None:
         datasets.categories(given, None)
 
 
-@pytest.mark.parametrize("given", ["folder:/no/such", "folder:\udcff", "folder:a\x00b", "folder:a\nb", "coco\x1b[2J"])
+@pytest.mark.parametrize(
+    "given",
+    ["folder:/no/such", "folder:\udcff", "folder:a\x00b", "folder:a\nb", "coco\x1b[2J", "folder:a\u200bb", "vi\xadsa"],
+)
 def test_names_that_lead_nowhere_are_one_printable_line(given: str) -> None:
     with pytest.raises(DatasetError) as error:
         datasets.categories(given, None)
