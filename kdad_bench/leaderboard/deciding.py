@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
+from kdad_bench.leaderboard import images
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.pairs import Comparison, visible
@@ -28,6 +30,10 @@ SEEDS_AND_THEIR_IMAGES = (
     "with other seeds, of which each sets other images aside: scores of single images are not used, and what another "
     "sample of them would do lies in part in the seeds"
 )
+SEEDS_OF_MANY_JOBS = (
+    "on these very test images, with other seeds (rows hold nothing of it for single images, or are not among the "
+    "first {most:,} jobs of a category, whose images are compared; other images may turn it round)"
+)
 READ = (
     "Each cell is the mean difference, row minus column, and p after Holm's correction for all pairs of the metric: in "
     "at most one table of twenty is anything called sure that is not so. Bold: p below 0.05. Columns are numbered as "
@@ -49,8 +55,12 @@ def shown(board: Board, metric: str) -> tuple[str, ...]:
 
 def says(board: Board, kind: str) -> str:
     """What a comparison on this board says that rests on `kind`."""
-    drawn = any(row.get("contamination") is not None for rows in board.rows.values() for row in rows)
-    return SEEDS_AND_THEIR_IMAGES if kind == SEEDS and drawn else SAYS[kind]
+    rows = [row for rows in board.rows.values() for row in rows]
+    if kind == SEEDS and any(row.get("contamination") is not None for row in rows):
+        return SEEDS_AND_THEIR_IMAGES
+    if kind == SEEDS and max(Counter(row["category"] for row in rows).values()) > images.MOST_JOBS:
+        return SEEDS_OF_MANY_JOBS.format(most=images.MOST_JOBS)
+    return SAYS[kind]
 
 
 def counted(board: Board, metric: str) -> str:

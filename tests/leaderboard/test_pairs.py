@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 from test_markdown import board_of, page, section, table
 
-from kdad_bench.leaderboard import components, deciding, html_pairs, markdown_pairs, pages, store
+from kdad_bench.leaderboard import components, deciding, html_pairs, images, markdown_pairs, pages, store
 from kdad_bench.leaderboard.board import Board, boards
 from kdad_bench.leaderboard.images import Images, placements
 from kdad_bench.leaderboard.inference import holm
@@ -248,6 +249,18 @@ def test_rows_whose_scores_are_not_of_their_figure_fall_back_and_the_page_says_s
     assert board_of(rows).summary.comparison("good", "bad", METRIC).evidence == SEEDS
     text = section(page(rows), "Who beats whom")
     assert "image AUROC**: 0 of 1 pairs told apart; judged on these very test images, with other seeds" in text
+
+
+def test_more_jobs_than_are_compared_by_images_are_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = scored_rows({"good": 3.0, "bad": 1.2})
+    jobs = max(Counter(row.category for row in rows).values())
+    monkeypatch.setattr(images, "MOST_JOBS", jobs)
+    assert board_of(rows).summary.comparison("good", "bad", METRIC).evidence == IMAGES_AND_SEEDS
+    assert f"first {jobs:,} jobs" not in section(page(rows), "Who beats whom")
+    monkeypatch.setattr(images, "MOST_JOBS", jobs - 1)
+    assert board_of(rows).summary.comparison("good", "bad", METRIC).evidence == SEEDS
+    told = section(page(rows), "Who beats whom")
+    assert f"or are not among the first {jobs - 1:,} jobs of a category, whose images are compared" in told
 
 
 def test_seeds_that_set_other_images_aside_are_not_said_to_be_of_the_same_ones() -> None:
