@@ -229,31 +229,38 @@ def measured(
     `tell` is given a line where it waits.
     """
     for one in todo:
-        try:
-            with machine(tell), guarded():
-                there = None if anew else measurement.read(out).get(one.key)
-                if there is not None and outgrown(there, one.images):
-                    there = None
-                made = one.kept or there or measure(one.job, one.covers)
-                if made is not there:
-                    measurement.write(made, out)
-            yield made
-        except Exception as error:  # of a method, its data, its device or the disk: no job has failed
-            yield NotMeasured(key=one.key, method=one.job.name, reason=reason_of(error))
+        with machine(tell):
+            made = made_or_not(one, out, anew=anew)
+        yield made
+
+
+def made_or_not(one: Wanted, out: str, *, anew: bool) -> Measurement | NotMeasured:
+    """The measurement, written, unless another run has made it by now; or what stopped it."""
+    try:
+        with guarded():
+            there = None if anew else measurement.read(out).get(one.key)
+            if there is not None and outgrown(there, one.images):
+                there = None
+            made = one.kept or there or measure(one.job, one.covers)
+            if made is not there:
+                measurement.write(made, out)
+        return made
+    except Exception as error:  # of a method, its data, its device or the disk: no job has failed
+        return NotMeasured(key=one.key, method=one.job.name, reason=reason_of(error))
 
 
 @contextlib.contextmanager
 def machine(tell: Callable[[str], object]) -> Iterator[None]:
     """Wait until no other run measures on this machine, and `tell` so; without a cache folder or its locks there is no
-    waiting."""
+    waiting. What `tell` raises is its caller's."""
     try:
         file = (cache_folder() / "speed.lock").open("a")
     except (OSError, CacheError):
         yield
         return
     with file:
-        with contextlib.suppress(OSError):
-            if not locked(file.fileno()):
-                tell("another run measures speed on this machine; waiting for it")
+        if not locked(file.fileno()):
+            tell("another run measures speed on this machine; waiting for it")
+            with contextlib.suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield

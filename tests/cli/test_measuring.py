@@ -75,6 +75,24 @@ def test_a_run_that_waits_for_the_measurement_of_another_says_so(
     assert told == ["another run measures speed on this machine; waiting for it"]
 
 
+def test_what_a_listener_raises_is_no_failed_measurement_and_lets_none_begin_beside_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDAD_CACHE", str(tmp_path))
+    begun: list[Any] = []
+    monkeypatch.setattr(measuring, "measure", lambda *given: begun.append(given))
+
+    def tell(line: str) -> None:
+        raise BrokenPipeError("nobody reads the lines")
+
+    with (tmp_path / "speed.lock").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        one = measuring.Wanted(job=Any, key="k")  # type: ignore[arg-type]
+        with pytest.raises(BrokenPipeError, match="nobody reads"):
+            list(measuring.measured([one], str(tmp_path / "out"), tell=tell))
+    assert begun == []
+
+
 @pytest.mark.parametrize("more", [(), ("--workers", "2")], ids=["in process", "workers"])
 def test_each_configuration_is_measured_once_when_no_job_runs_any_more(
     more: tuple[str, ...], tiny_tree: Path, tmp_path: Path, timed: list[str]
