@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,16 +28,24 @@ CURVE_WARMUP = clock.Budget(1, 0.2)  # on a GPU; on a CPU there is none
 
 
 def cost_of(method: Method, pixels: Any, job: Job, *, timed: bool) -> dict[str, Any]:
-    """The cost columns of a row: operations and weights and, if the job is to be `timed` itself, its speed.
+    """The cost columns of a row: weights, operations and, if the job is to be `timed` itself, its speed.
 
     `pixels` are uint8 images [N, 3 M, R, R], of which as many as the largest batch are brought to the job's device.
+    What cannot be measured is left out, with a warning: `networks` is called here first, after the training.
     """
     quick = is_quick(job)
     images = as_images(pixels[: max(batches_of(quick)) if timed else 1], torch.device(job.device))
-    found: dict[str, Any] = {**operations(method, images[:1]), **weights(method)}
+    found: dict[str, Any] = weights(method)
+    figures: dict[str, Callable[[], Mapping[str, Any]]] = {"operations": lambda: operations(method, images[:1])}
     if timed:
-        with torch.inference_mode():
-            found |= speeds(method, images, job, job.device)
+        figures["speed"] = lambda: speeds(method, images, job, job.device)
+    for what, measure in figures.items():
+        try:
+            with torch.inference_mode():
+                found |= measure()
+        except Exception as error:  # a method's own code raises anything; its accuracy is known by now
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            warnings.warn(f"{job.label}: its row is complete, but for its {what} ({text})", stacklevel=2)
     return found
 
 
@@ -48,8 +57,7 @@ def speeds(method: Method, images: Tensor, job: Job, device: str) -> dict[str, A
 
 def operations(method: Method, one: Tensor) -> dict[str, float]:
     """Floating-point operations of the networks on one image, in 10^9."""
-    with torch.inference_mode():
-        return {"gflops": clock.flops(networks_on(method, one)) / 1e9}
+    return {"gflops": clock.flops(networks_on(method, one)) / 1e9}
 
 
 def latencies(method: Method, one: Tensor, device: str, *, brief: bool) -> dict[str, Any]:

@@ -80,6 +80,26 @@ def test_a_job_of_which_no_row_can_be_made_is_no_result_and_ends_no_run(tiny_tre
     assert isinstance(perform(longest, work), NoResult)
 
 
+@pytest.mark.parametrize("timed", [False, True])
+def test_networks_that_raise_cost_their_figures_and_not_the_training(
+    timed: bool, tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def networks() -> object:
+        raise RuntimeError("forgotten")
+
+    monkeypatch.setattr("kdad_bench.harness.cost.networks_on", lambda method, images: networks)
+    job = jobs_of(tiny_tree, methods=(("pixel_mean", ""),))[0]
+    with pytest.warns(UserWarning, match="its row is complete, but for its") as told:
+        row = perform(job, Work(out=str(tmp_path), time_every_job=timed))
+    assert isinstance(row, Row)
+    assert (row.status, row.gflops, row.latency_ms) == ("ok", None, None)
+    assert row.image_auroc is not None
+    assert row.parameters is not None
+    lacking = ["operations", "speed"] if timed else ["operations"]
+    wanted = [f"{job.label}: its row is complete, but for its {what} (RuntimeError: forgotten)" for what in lacking]
+    assert [str(one.message) for one in told] == wanted
+
+
 def test_weights_that_changed_after_the_plan_are_not_learnt_from_under_the_old_hash(
     tiny_tree: Path, tmp_path: Path
 ) -> None:
