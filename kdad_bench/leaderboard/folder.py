@@ -42,6 +42,11 @@ class Entry(NamedTuple):
     stamp: tuple[Any, ...]  # () for what is no regular file: a folder, a pipe, a link to nothing
 
     @property
+    def size(self) -> int:
+        """Bytes of the file, 0 where nobody tells."""
+        return (self.stamp[2] or 0) if self.stamp else 0
+
+    @property
     def unfinished(self) -> bool:
         """Whether it is a write that has not ended, or never will."""
         return self.name.startswith(OLDER_TEMPORARY) or (self.name.startswith(".") and self.name.endswith(files.SUFFIX))

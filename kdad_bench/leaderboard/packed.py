@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 LEAST = 200  # files to read one by one, from which on it pays
 MOST = 100_000  # rows that are kept
+MOST_BYTES = 1_000_000_000  # of their files: all that is in them is held at once
 FOLDERS = 16  # results folders whose rows are kept
 NAME, STAMP = "of the file", "stamp of the file"  # columns beside those of a row
 CODE = b"kdad-bench checks"  # key of the metadata that says which code checked the rows
@@ -33,10 +34,11 @@ FOLDER = b"kdad-bench folder"  # key of the one that says whose they are
 SOURCES = ("parquet", "text", *(f"leaderboard/{name}" for name in ("border", "metric", "packed", "reading", "row")))
 
 
-def worth_it(files: int) -> bool:
-    """Whether rows of so many `files` are worth packing, and can be: there is a cache that takes them."""
+def worth_it(entries: Sequence[Entry]) -> bool:
+    """Whether rows of so many files are worth packing, and can be: there is a cache that takes them."""
     try:
-        return LEAST <= files <= MOST and bool(_code()) and os.access(_home(), os.W_OK | os.X_OK)
+        many = LEAST <= len(entries) <= MOST and sum(entry.size for entry in entries) <= MOST_BYTES
+        return many and bool(_code()) and os.access(_home(), os.W_OK | os.X_OK)
     except _troubles():
         return False
 

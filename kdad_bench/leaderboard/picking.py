@@ -3,45 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 MOST_IN_ONE = 2_000_000_000  # bytes of a column that Arrow takes from: where a text ends is a number of 32 bits
 
 
 def picked(table: pa.Table, numbers: Any) -> pa.Table:
-    """The rows of `table` with these numbers (a list or an array of whole numbers), in this order."""
+    """The rows of `table` with these numbers (a list or an array of whole numbers), in this order.
+
+    Of columns too large to be taken from, and where all rows are picked as they stand, nothing is copied.
+    """
+    import numpy as np
     import pyarrow as pa
 
-    at = pa.array(numbers, pa.int64())
+    at = np.asarray(numbers, np.int64)
+    if len(at) == len(table) and bool((at == np.arange(len(at))).all()):
+        return table
     if all(column.nbytes <= MOST_IN_ONE for column in table.columns):
-        return table.take(at)
+        return table.take(pa.array(at))
     return pa.table([_picked(column, at) for column in table.columns], schema=table.schema)
 
 
-def _picked(column: pa.ChunkedArray, at: pa.Array) -> pa.ChunkedArray:
+def _picked(column: pa.ChunkedArray, at: NDArray[np.int64]) -> pa.ChunkedArray:
+    """The same of one column; of a large one the slices in which rows follow one another."""
+    import numpy as np
     import pyarrow as pa
 
     if column.nbytes <= MOST_IN_ONE:
-        return column.take(at)
-    wide = column.cast(_wide(column.type)).take(at)
-    cut = [piece for chunk in wide.chunks for piece in pieces(chunk, MOST_IN_ONE // 2)]
-    # the ends of texts in a slice are counted from the start of the whole: taken once more, from its own
-    own = [piece.take(pa.array(range(len(piece)), pa.int64())) for piece in cut]
-    return pa.chunked_array([piece.cast(column.type) for piece in own], column.type)
-
-
-def _wide(kind: pa.DataType) -> pa.DataType:
-    """The type of the same values with ends of 64 bits."""
-    import pyarrow as pa
-
-    if pa.types.is_string(kind):
-        return pa.large_string()
-    if pa.types.is_list(kind):
-        return pa.large_list(kind.value_field.with_type(_wide(kind.value_type)))
-    return kind
+        return column.take(pa.array(at))
+    ends = np.cumsum([len(chunk) for chunk in column.chunks])
+    of = np.searchsorted(ends, at, side="right")  # [rows], the chunk that holds each
+    breaks = np.flatnonzero((np.diff(at) != 1) | (np.diff(of) != 0)) + 1
+    edges = [0, *breaks.tolist(), len(at)] if len(at) else [0]
+    slices = []
+    for start, end in pairwise(edges):
+        chunk = column.chunk(int(of[start]))
+        slices.append(chunk.slice(int(at[start] - ends[of[start]]) + len(chunk), end - start))
+    return pa.chunked_array(slices, column.type)
 
 
 def pieces(whole: Any, most: int, lines: int | None = None) -> Iterator[Any]:

@@ -98,7 +98,7 @@ def _packed(
         return schema, []
     asked = schema
     found, table = packed.taken(place, entries, schema)
-    if wanted is everything and len(entries) - len(found) >= packed.LEAST and packed.worth_it(len(entries)):
+    if wanted is everything and len(entries) - len(found) >= packed.LEAST and packed.worth_it(entries):
         asked = _schema(COLUMNS)
         found, table = packed.taken(place, entries, asked)
     return asked, [([File(entry, 1) for entry in found], table)]
@@ -219,5 +219,5 @@ def _together(files: list[File], parts: Sequence[tuple[list[File], pa.Table]], s
     counts = np.array([file.rows for file in members], np.int64)
     of_rows = np.repeat(np.array([places.get(file.entry, -1) for file in members], np.int64), counts)
     order = np.argsort(of_rows, kind="stable")
-    whole = pa.concat_tables([schema.empty_table(), *(table for _, table in parts)]).combine_chunks()
+    whole = pa.concat_tables([schema.empty_table(), *(table for _, table in parts)])
     return Found(files, picked(whole, order[np.count_nonzero(of_rows < 0) :]))

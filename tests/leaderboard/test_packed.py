@@ -382,7 +382,7 @@ def test_a_file_whose_name_is_no_text_is_packed_too(folder: Path, opened: list[s
     assert opened == []
 
 
-@pytest.mark.parametrize("why", ["no cache", "read only", "no source", "too many"])
+@pytest.mark.parametrize("why", ["no cache", "read only", "no source", "too many", "too large"])
 def test_columns_that_nobody_asked_for_are_read_only_to_be_packed(
     why: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,8 +401,10 @@ def test_columns_that_nobody_asked_for_are_read_only_to_be_packed(
         monkeypatch.setattr(os, "access", lambda path, mode: False)  # who may do everything is told of nothing
     elif why == "no source":  # of modules that are there only as they were compiled
         monkeypatch.setattr(packed.resources, "files", lambda package: tmp_path)
-    else:
+    elif why == "too many":
         monkeypatch.setattr(packed, "MOST", MANY - 1)
+    else:
+        monkeypatch.setattr(packed, "MOST_BYTES", sum(path.stat().st_size for path in folder.glob("*.parquet")) - 1)
     assert len(aurocs(folder)) == MANY
     assert len(asked) == MANY
     assert not any("losses" in names for names in asked)

@@ -341,6 +341,23 @@ def test_no_row_is_lost_where_a_column_holds_more_than_arrow_takes_from(
     assert store.read(tmp_path).table.equals(found.table)
 
 
+def test_rows_with_much_text_are_put_in_order_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verify and compact held such a folder four times."""
+    texts = [str(number) * 100_000 for number in range(10)]
+    parts = pa.chunked_array([texts[:3], texts[3:7], [], texts[7:]])
+    table = pa.table({"losses": parts, "scores": pa.chunked_array([[[float(len(text))] * 3 for text in texts]])})
+    monkeypatch.setattr(picking, "MOST_IN_ONE", 100)
+    before = pa.total_allocated_bytes()
+    turned = picking.picked(table, range(9, -1, -1))
+    whole = picking.picked(table, range(10))
+    again = picking.picked(turned, [9, 8, 1])
+    assert pa.total_allocated_bytes() - before < 100_000
+    assert turned["losses"].to_pylist() == texts[::-1]
+    assert whole["losses"].to_pylist() == texts
+    assert again["losses"].to_pylist() == [texts[0], texts[1], texts[8]]
+    assert turned["scores"].to_pylist() == table["scores"].to_pylist()[::-1]
+
+
 def test_rows_written_after_a_compaction_are_added_and_replace_older_ones(tmp_path: Path) -> None:
     made = filled(tmp_path)
     store.compact(tmp_path)
