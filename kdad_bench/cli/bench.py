@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdad_bench.cli import COUNT, SIDE, BadInput
-from kdad_bench.cli.parameters import METHOD_OF_MODEL, DataRoot, LocalPath
+from kdad_bench.cli.parameters import METHOD_OF_MODEL, DataRoot, LocalPath, complete_dataset
 from kdad_bench.cli.tables import show
 from kdad_bench.leaderboard.text import printable
 
@@ -30,7 +30,9 @@ def bench() -> None:
 
 @bench.command(name="end-to-end")
 @click.option("--category", default=None, help="A category.  [default: the first]")
-@click.option("--dataset", default="synthetic", show_default=True, help="The data set.")
+@click.option(
+    "--dataset", default="synthetic", show_default=True, shell_complete=complete_dataset, help="The data set."
+)
 @click.option("--data-root", type=DataRoot(), envvar="KDAD_DATA", show_envvar=True, help="Data folder.")
 @click.option("--steps", type=COUNT, default=60, show_default=True, help="Optimiser steps.")
 @click.option("--size", type=SIDE, default=128, show_default=True, help="Side of the images, px.")

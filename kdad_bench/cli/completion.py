@@ -1,4 +1,4 @@
-"""`kdad-bench completion`: the script that teaches a shell to complete commands, options, methods and categories."""
+"""`kdad-bench completion`: the script that teaches a shell to complete commands, options, names and results folders."""
 
 from __future__ import annotations
 

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from kdad_bench.cli import SIDE, BadInput
-from kdad_bench.cli.parameters import DataRoot, LocalPath, Place, complete_category, refuse_rows_in_memory
+from kdad_bench.cli.parameters import (
+    DataRoot,
+    LocalPath,
+    Place,
+    complete_category,
+    complete_dataset,
+    refuse_rows_in_memory,
+)
 from kdad_bench.leaderboard.text import printable
 
 if TYPE_CHECKING:
@@ -33,7 +40,14 @@ TOLD = (
 @click.command(context_settings={"show_default": True})
 @click.argument("maps", type=LocalPath())
 @click.option("--name", required=True, help="What the results are called in tables: letters, digits and . _ + -")
-@click.option("--dataset", "-d", required=True, metavar="NAME", help="mvtec_ad, visa, ..., folder:PATH, tabular:TABLE.")
+@click.option(
+    "--dataset",
+    "-d",
+    required=True,
+    metavar="NAME",
+    shell_complete=complete_dataset,
+    help="mvtec_ad, visa, ..., folder:PATH, tabular:TABLE.",
+)
 @click.option(
     "--category",
     "-c",

@@ -90,6 +90,10 @@ class Place(click.ParamType[str]):
         except ValueError as error:
             self.fail(f"'{text[:SHOWN]}' {error}", param, ctx)
 
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Folders, which the shell looks for; of a URL nothing."""
+        return [] if "://" in incomplete else [CompletionItem(incomplete, type="dir")]
+
 
 def refuse_rows_in_memory(out: str) -> None:
     """Raises UsageError for a results folder that ends with the process of a command."""
@@ -147,13 +151,37 @@ METHOD_OF_MODEL = click.option(
 )
 
 
+def complete_dataset(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of this package's data sets, of the stand-ins below the data root, and `folder:` before a path."""
+    from kdad_bench.datasets.table import DATASETS, entry
+
+    names = [f"{name}:" if entry(name).takes_path else name for name in DATASETS]
+    names += _lying_below(_data_root_of(ctx))
+    return [CompletionItem(name) for name in dict.fromkeys(names) if name.startswith(incomplete)]
+
+
 def complete_category(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Category names of the chosen data sets that lie there. Tab looks: it runs no file's code and draws nothing."""
-    from kdad_bench.datasets.finding import find, names_at_hand
+    from kdad_bench.datasets.finding import names_at_hand
 
-    said = ctx.params.get("data_root") or os.environ.get("KDAD_DATA")
-    root = Path(said) if said else None
+    root = _data_root_of(ctx)
     chosen = ctx.params.get("datasets") or ctx.params.get("dataset")
-    names = [chosen] if isinstance(chosen, str) else chosen or (find(root) if root else ["synthetic"])
+    names = [chosen] if isinstance(chosen, str) else chosen or (_lying_below(root) if root else ["synthetic"])
     found = [one for name in names for one in names_at_hand(name, root)]
     return [CompletionItem(name) for name in dict.fromkeys(found) if name.startswith(incomplete)]
+
+
+def _data_root_of(ctx: click.Context) -> Path | None:
+    said = ctx.params.get("data_root") or os.environ.get("KDAD_DATA")
+    return Path(said) if said else None
+
+
+def _lying_below(root: Path | None) -> list[str]:
+    """The data sets below a data root; none of one that is no path."""
+    from kdad_bench.datasets import DatasetError
+    from kdad_bench.datasets.finding import find
+
+    try:
+        return find(root) if root else []
+    except DatasetError:
+        return []

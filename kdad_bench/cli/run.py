@@ -14,7 +14,15 @@ from rich.console import Console
 
 from kdad_bench.cli import COUNT, SIDE, BadInput, Number
 from kdad_bench.cli.measuring import measure_speed
-from kdad_bench.cli.parameters import DataRoot, LocalPath, MethodName, Place, complete_category, refuse_rows_in_memory
+from kdad_bench.cli.parameters import (
+    DataRoot,
+    LocalPath,
+    MethodName,
+    Place,
+    complete_category,
+    complete_dataset,
+    refuse_rows_in_memory,
+)
 from kdad_bench.cli.plan_report import (
     say,
     say_plan,
@@ -54,6 +62,7 @@ WIDTH_OF_FILES = 110  # columns of tables that go to a file or a pipe
     "datasets",
     multiple=True,
     metavar="NAME",
+    shell_complete=complete_dataset,
     help="mvtec_ad, visa, ..., folder:PATH, tabular:TABLE, synthetic, or FILE.py[:ENTRY]. Repeatable.",
 )
 @click.option(

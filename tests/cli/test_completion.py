@@ -76,6 +76,32 @@ def test_categories_of_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert completed(f"run --data-root {tmp_path} --category s") == ["synthetic_metal_plate"]
 
 
+@pytest.mark.parametrize("words", ["run", "evaluate maps", "bench end-to-end"])
+def test_data_sets_by_name_and_those_that_take_a_path_up_to_it(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KDAD_DATA", raising=False)
+    assert completed(f"{words} --dataset m") == ["mvtec_ad", "mvtec_3d_ad", "mvtec_ad_2", "mvtec_loco", "mpdd"]
+    assert completed(f"{words} --dataset f") == ["folder:"]
+    assert completed(f"{words} --data-root ~nobody-here --dataset synthetic") == ["synthetic", "synthetic_3d"]
+    short("mpdd", tmp_path, monkeypatch)
+    assert completed(f"{words} --data-root {tmp_path} --dataset synthetic_m") == ["synthetic_mpdd"]
+
+
+@pytest.mark.parametrize("words", ["run --out", "evaluate maps --out", "leaderboard", "show x --results"])
+def test_results_folders_are_left_to_the_shell_and_urls_to_nobody(words: str) -> None:
+    *given, last = f"{words} res".split(" ")
+    offered = Shell(cli, {}, "kdad-bench", "_KDAD_BENCH_COMPLETE").get_completions(given, last)
+    assert [(one.type, one.value) for one in offered] == [("dir", "res")]
+    assert completed(f"{words} s3://bucket/") == []
+
+
+def test_a_data_root_that_is_no_path_completes_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDAD_DATA", "~nobody-here/data")
+    assert completed("run --category ") == []
+    assert completed("run --dataset visa") == ["visa"]
+
+
 @pytest.mark.parametrize(
     "dataset", ["visa", "nonsense", "folder:/nowhere", "tabular:/nowhere", "/x.py", "folder:~nobody/x"]
 )
