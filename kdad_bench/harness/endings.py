@@ -48,7 +48,7 @@ def put_back(endings: list[tuple[Job, Ending]], work: Work) -> int:
         if row is not None:
             again = kept(row, job, work)
             endings[place] = job, again
-            restored += again is row
+            restored += isinstance(again, Row)
     return restored
 
 

@@ -53,7 +53,7 @@ def perform(job: Job, work: Work) -> Row | NoResult | None:
 def kept(row: Row, job: Job, work: Work) -> Row | NoResult:
     """The row of a job, once it is written; if it ended well, what was kept of its training has then served."""
     ended = written(row, work)
-    if ended is row and row.status == "ok":
+    if isinstance(ended, Row) and ended.status == "ok":
         with contextlib.suppress(OSError, store.StoreError):  # a folder that is read-only or unreadable by now
             for checkpoint in checkpoints(job, work):
                 checkpoint.unlink(missing_ok=True)
@@ -81,8 +81,10 @@ def record_failure(job: Job, work: Work, reason: str) -> Row | NoResult:
 
 
 def written(row: Row, work: Work) -> Row | NoResult:
-    """`row` once it is on disk; where it cannot be, a `NoResult` that still holds a good one."""
+    """`row` once it is on disk, with the date that it has there; where it cannot be, a `NoResult` that still holds a
+    good one."""
     try:
+        row = store.dated(row, work.out)
         store.write(row, work.out)
     except store.StoreError as error:
         return NoResult(str(error), row if row.status == "ok" else None)

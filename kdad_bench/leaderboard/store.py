@@ -32,6 +32,7 @@ __all__ = [
     "StoreError",
     "Verification",
     "compact",
+    "dated",
     "encoded",
     "export",
     "file_name",
@@ -102,6 +103,14 @@ def write(row: Row, folder: str | Path) -> str | Path:
                     place.remove(entry)
     path = place.path(name)
     return Path(path) if isinstance(folder, Path) else path
+
+
+def dated(row: Row, folder: str | Path) -> Row:
+    """`row` with the date that `write` would give it there. Raises StoreError if the folder cannot be read."""
+    try:
+        return _after_others(row, open_folder(folder))
+    except MissingFolder:
+        return row
 
 
 def _after_others(row: Row, place: Folder) -> Row:

@@ -14,6 +14,7 @@ import pytest
 
 from kdad_bench.datasets import DatasetError
 from kdad_bench.harness import perform as performing
+from kdad_bench.harness.endings import put_back
 from kdad_bench.harness.job import Job
 from kdad_bench.harness.output import Work, keep_beside, work_of
 from kdad_bench.harness.perform import perform
@@ -153,6 +154,12 @@ def test_a_row_of_a_clock_that_ran_ahead_loses_to_force(tiny_tree: Path, tmp_pat
     assert isinstance(forced, Row)
     (kept,) = (row for row in store.read(tmp_path).rows() if row["job_id"] == job.id)
     assert kept["total_seconds"] == forced.total_seconds != 123.0
+    assert kept["created_at"] == forced.created_at > ahead
+    (path,) = (path for path in tmp_path.glob("*.parquet") if job.id in path.name)
+    path.unlink()
+    assert put_back([(job, forced)], work) == 1, "the row of before is none of this call"
+    (kept,) = (row for row in store.read(tmp_path).rows() if row["job_id"] == job.id)
+    assert kept["total_seconds"] == forced.total_seconds
 
 
 @pytest.mark.parametrize("place", ["models", "maps", "pictures", "logs"])
