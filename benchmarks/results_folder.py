@@ -30,14 +30,17 @@ FINISHED = ("job_id", "status", "git_commit", "git_dirty")
 
 
 def invented(number: int) -> Row:
-    """A row of the size that rows have; its numbers mean nothing."""
+    """A row of the size that rows have, with as many images as its category has; its numbers mean nothing."""
+    images = 50 + 7 * (number % 15)
     return Row(
         job_id=f"{number:016x}", protocol_version="1", method="stfpm", title="STFPM", dataset="mvtec_ad",
         category=f"category{number % 15}", seed=number // 15, preset="paper", teacher="resnet18", resolution=256,
         data_fingerprint="0" * 64, settings=json.dumps({f"setting{n}": n for n in range(30)}), image_auroc=0.9,
         pixel_auroc=0.9, aupro_30=0.9, train_seconds=100.0, latency_ms=6.0, images_per_second=100.0, device="cpu",
-        device_name="Example CPU", git_commit="0" * 40, git_dirty=False, image_scores=tuple(n / 83 for n in range(83)),
-        image_labels=tuple(n % 2 == 0 for n in range(83)), image_names=tuple(f"crack/{n:03}.png" for n in range(83)),
+        device_name="Example CPU", git_commit="0" * 40, git_dirty=False,
+        image_scores=tuple(n / images for n in range(images)),
+        image_labels=tuple(n % 2 == 0 for n in range(images)), teacher_sha256="0" * 64 if number % 3 else None,
+        image_names=tuple(f"crack/{n:03}.png" for n in range(images)), aupimo=0.5 if number % 2 else None,
         latency_samples_ms=tuple(6 + n / 200 for n in range(200)),
         losses=json.dumps([{"step": n, "loss": 1 / (n + 1)} for n in range(200)]),
     )  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -64,6 +65,19 @@ def chunks_of_many(source: Any, names: Collection[str]) -> list[Chunk]:
     return chunks(source, names)
 
 
+def surely_fits(source: Any, values: int, most: int) -> bool:
+    """Whether the columns of such a file have together, and so each of them, no more `values`, nor bytes than `most`
+    as `unpacked_bytes` counts them. False where its layout is not known: look at its `chunks_of_many`."""
+    footer = _footer(source)
+    told = next((found.groups() for layout in _layouts if (found := layout.pattern.fullmatch(footer))), None)
+    if told is None:
+        return False
+    numbers = [_signed(coded) for coded in told]
+    total, unpacked = sum(numbers[::2]), sum(numbers[1::2])
+    stored = unpacked + total * max(WIDTHS.values())
+    return min(numbers, default=0) >= 0 and total <= values and max(stored, total * unpacked) <= most
+
+
 class Layout(NamedTuple):
     """What footers are like that differ in their numbers alone."""
 
@@ -94,10 +108,15 @@ def _layout(footer: bytes) -> Layout:
 
 def _number(coded: bytes) -> int:
     """A number of a footer; raises ValueError for one below 0."""
-    found = _Thrift(coded).signed()
+    found = _signed(coded)
     if found < 0:
         raise ValueError("the footer is damaged (a number below 0)")
     return found
+
+
+@lru_cache(maxsize=4096)
+def _signed(coded: bytes) -> int:
+    return _Thrift(coded).signed()
 
 
 def _footer(source: Any) -> bytes:
@@ -169,7 +188,7 @@ class _Thrift:
         if kind in (LIST, SET):
             head = self.byte()
             number = self.unsigned() if head >> 4 == 15 else head >> 4
-            return [self.value(head & 15, depth + 1) for _ in range(self.fitting(number))]
+            return [self.entry(head & 15, depth + 1) for _ in range(self.fitting(number))]
         if kind == MAP:
             number = self.fitting(self.unsigned())
             kinds = self.byte() if number else 0
@@ -177,6 +196,14 @@ class _Thrift:
         if kind == STRUCTURE:
             return self.structure(depth + 1)
         raise ValueError(f"the footer is damaged (a value of type {kind})")
+
+    def entry(self, kind: int, depth: int) -> Any:
+        """A value of a list: of how many entries and nulls pages have, a histogram is told so."""
+        start = self.at
+        found = self.value(kind, depth)
+        if kind == INT64:
+            self.numbers.append((start, self.at))
+        return found
 
     def fitting(self, number: int) -> int:
         """A number of values, each of which takes a byte or more."""

@@ -221,3 +221,27 @@ def test_footers_that_are_alike_are_read_as_each_alone(
         content[len(content) - 8 - rng.randrange(1, length)] ^= rng.randrange(1, 256)
         alone = footer_or_fault(bytes(content), parquet.chunks)
         assert footer_or_fault(bytes(content), parquet.chunks_of_many) == alone
+
+
+def test_what_surely_fits_is_within_what_the_chunks_of_all_columns_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whole footers and of damaged ones; nothing fits where a number is below 0, or the layout is not known."""
+    options = {"use_dictionary": False, "write_statistics": False, "compression": "none"}
+    monkeypatch.setattr(parquet, "_layouts", [])
+    contents = [encoded(table_of_every_type(2 * lines), **options) for lines in range(1, 40)]
+    assert not parquet.surely_fits(io.BytesIO(contents[0]), 10**6, 10**9)
+    for content in contents:
+        parquet.chunks_of_many(io.BytesIO(content), NAMES)
+    rng = random.Random(0)
+    known = 0
+    for _ in range(1000):
+        content = bytearray(rng.choice(contents))
+        length = int.from_bytes(content[-8:-4], "little")
+        content[len(content) - 8 - rng.randrange(1, length)] ^= rng.choice((0, rng.randrange(1, 256)))
+        most = 10 ** rng.randrange(3, 10)
+        if parquet.surely_fits(io.BytesIO(content), 3000, most):
+            told = parquet.chunks(io.BytesIO(content))  # raises where a number is below 0
+            names = {chunk.path.partition(".")[0] for chunk in told}
+            assert parquet.unpacked_bytes(io.BytesIO(content), told, names, most) <= most
+            assert sum(chunk.values for chunk in told) <= 3000
+            known += 1
+    assert known > 50

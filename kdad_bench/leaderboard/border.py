@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kdad_bench.leaderboard import row as rows
 from kdad_bench.leaderboard.row import KEY_COLUMNS, SCHEMA_VERSION
 from kdad_bench.leaderboard.text import printable
-from kdad_bench.parquet import chunks, chunks_of_many, unpacked_bytes
+from kdad_bench.parquet import chunks, chunks_of_many, surely_fits, unpacked_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,7 +51,11 @@ def table_of(source: pa.NativeFile, schema: pa.Schema) -> pa.Table:
 def _refuse_swollen(source: pa.NativeFile, names: set[str], number_of_rows: int) -> None:
     """Raises Foreign where the columns `names` of so many rows hold more values than lists may have, or more than fits
     the memory."""
-    told = chunks_of_many(source, names) if number_of_rows == 1 else chunks(source, names)
+    single = number_of_rows == 1
+    most = MOST_BYTES_OF_A_ROW if single else MOST_BYTES
+    if single and surely_fits(source, rows.LONGEST["list"], most):
+        return
+    told = chunks_of_many(source, names) if single else chunks(source, names)
     entries: Counter[str] = Counter()
     for chunk in told:
         entries[chunk.path] += chunk.values
@@ -59,7 +63,6 @@ def _refuse_swollen(source: pa.NativeFile, names: set[str], number_of_rows: int)
         name = path.partition(".")[0]
         if number > number_of_rows * rows.LONGEST["list"]:
             raise Foreign(f"column {name} has {number} entries; {rows.LONGEST['list']} are the most of a row")
-    most = MOST_BYTES_OF_A_ROW if number_of_rows == 1 else MOST_BYTES
     if unpacked_bytes(source, told, names, most) > most:
         raise Foreign(f"unpacks to more than {most // 10**6} MB")
 

@@ -140,7 +140,7 @@ def _portions(answers: Iterable[Answer]) -> Iterator[list[Answer]]:
     some: list[Answer] = []
     held = 0
     for answer in answers:
-        size = 0 if answer is None or answer[1] is None else answer[1].nbytes
+        size = 0 if answer is None or answer[1] is None else answer[1].get_total_buffer_size()
         if some and (len(some) == AT_ONCE or held + size > HELD_BYTES):
             yield some
             some, held = [], 0

@@ -421,8 +421,13 @@ def test_a_status_that_its_reason_belies_is_a_fault_beside_other_faults_too(
 
 
 def test_the_row_of_a_file_is_walked_through_only_until_its_layout_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many images its category has, and whatever was not measured or failed."""
     monkeypatch.setattr(parquet, "_layouts", [])
-    contents = [store._encode([plausible.row("stfpm", "gear", seed)]) for seed in range(2 * parquet.LEARNING)]
+    made = [plausible.row("stfpm", "gear", seed, image_scores=(0.5,) * seed) for seed in range(2 * parquet.LEARNING)]
+    made[-1] = dataclasses.replace(
+        made[-1], status="failed", reason="out of memory", pixel_auroc=None, learnt_together=("a=b",)
+    )
+    contents = [store._encode([one]) for one in made]
     for content in contents[: parquet.LEARNING]:
         border.table_of(pa.BufferReader(content), rows.SCHEMA)
     assert len(parquet._layouts) == 1
