@@ -223,25 +223,42 @@ def test_footers_that_are_alike_are_read_as_each_alone(
         assert footer_or_fault(bytes(content), parquet.chunks_of_many) == alone
 
 
-def test_what_surely_fits_is_within_what_the_chunks_of_all_columns_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of whole footers and of damaged ones; nothing fits where a number is below 0, or the layout is not known."""
-    options = {"use_dictionary": False, "write_statistics": False, "compression": "none"}
+PLAIN = {"use_dictionary": False, "write_statistics": False, "compression": "none"}
+
+
+@pytest.mark.parametrize("columns", [["number"], ["number", "list", "nested", "text"]])
+def test_what_surely_fits_is_told_by_the_sums_of_all_columns(
+    columns: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last value and byte: each column may have all values, and each text be as long as all bytes."""
     monkeypatch.setattr(parquet, "_layouts", [])
-    contents = [encoded(table_of_every_type(2 * lines), **options) for lines in range(1, 40)]
-    assert not parquet.surely_fits(io.BytesIO(contents[0]), 10**6, 10**9)
+    contents = [encoded(table_of_every_type(20).select(columns).slice(0, lines), **PLAIN) for lines in range(1, 20)]
+    assert not parquet.surely_fits(io.BytesIO(contents[0]), 10**6, 10**9)  # its layout is not known yet
+    for content in contents:
+        parquet.chunks_of_many(io.BytesIO(content), columns)
+    for content in contents:
+        told = parquet.chunks(io.BytesIO(content))
+        values, unpacked = sum(chunk.values for chunk in told), sum(chunk.unpacked for chunk in told)
+        most = max(unpacked + 12 * values, values * unpacked)
+        assert parquet.surely_fits(io.BytesIO(content), values, most)
+        assert not parquet.surely_fits(io.BytesIO(content), values - 1, most)
+        assert not parquet.surely_fits(io.BytesIO(content), values, most - 1)
+        assert parquet.unpacked_bytes(io.BytesIO(content), told, columns, most) <= most
+
+
+def test_a_damaged_footer_fits_only_where_the_walk_through_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number below 0 would make room for others."""
+    monkeypatch.setattr(parquet, "_layouts", [])
+    contents = [encoded(table_of_every_type(2 * lines), **PLAIN) for lines in range(1, 40)]
     for content in contents:
         parquet.chunks_of_many(io.BytesIO(content), NAMES)
     rng = random.Random(0)
-    known = 0
-    for _ in range(1000):
+    fitting = 0
+    for _ in range(2000):
         content = bytearray(rng.choice(contents))
         length = int.from_bytes(content[-8:-4], "little")
-        content[len(content) - 8 - rng.randrange(1, length)] ^= rng.choice((0, rng.randrange(1, 256)))
-        most = 10 ** rng.randrange(3, 10)
-        if parquet.surely_fits(io.BytesIO(content), 3000, most):
-            told = parquet.chunks(io.BytesIO(content))  # raises where a number is below 0
-            names = {chunk.path.partition(".")[0] for chunk in told}
-            assert parquet.unpacked_bytes(io.BytesIO(content), told, names, most) <= most
-            assert sum(chunk.values for chunk in told) <= 3000
-            known += 1
-    assert known > 50
+        content[len(content) - 8 - rng.randrange(1, length)] ^= rng.randrange(1, 256)
+        if parquet.surely_fits(io.BytesIO(content), 3000, 10**9):
+            assert sum(chunk.values for chunk in parquet.chunks(io.BytesIO(content))) <= 3000
+            fitting += 1
+    assert fitting > 50

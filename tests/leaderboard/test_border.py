@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -434,3 +435,32 @@ def test_the_row_of_a_file_is_walked_through_only_until_its_layout_is_known(monk
     monkeypatch.setattr(parquet, "_columns", lambda parsed: pytest.fail("walked through"))
     for content in contents:
         assert border.table_of(pa.BufferReader(content), rows.SCHEMA).num_rows == 1
+
+
+def test_rows_and_refusals_are_those_of_footers_that_are_walked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of real runs, hostile ones, torn files, and footers of which a byte is another: by a learnt layout each is
+    read, or refused in the words, as without one."""
+    rng = random.Random(0)
+    real = store.read(Path(__file__).parents[1] / "golden" / "results").rows()[:20]
+    made = [rows.Row(**{name: store._given(name, value) for name, value in line.items()}) for line in real]
+    for number, hostile in enumerate([*(HOSTILE | RAW).values()][::4]):
+        change(tmp_path, *hostile).rename(tmp_path / f"hostile-{number}.parquet")
+    for number in range(60):
+        content = bytearray(store._encode([made[number % len(made)]]))
+        if number >= len(made):
+            content[-rng.randrange(9, 20_000)] ^= rng.randrange(1, 256)
+        (tmp_path / f"{number}.parquet").write_bytes(content if number % 9 else content[:-number])
+    found = {}
+    for most in (0, 4):
+        monkeypatch.setattr(parquet, "_layouts", [])
+        monkeypatch.setattr(parquet, "MOST_LAYOUTS", most)
+        for one in made if most else ():
+            border.table_of(pa.BufferReader(store._encode([one])), rows.SCHEMA)
+        found[most] = [store.read(tmp_path, columns) for columns in (rows.COLUMNS, ("job_id", "losses"))]
+    assert parquet._layouts
+    for walked, learnt in zip(found[0], found[4], strict=True):
+        assert learnt.table.equals(walked.table)
+        assert learnt.problems == walked.problems
+        assert len(learnt.problems) > 10 < learnt.table.num_rows
