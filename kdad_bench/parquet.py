@@ -85,7 +85,8 @@ class Layout(NamedTuple):
     columns: list[tuple[int, str, Chunk]]  # number of the chunk, name of its column, and what all say alike
 
 
-LEARNING, MOST_LAYOUTS = 8, 4  # footers that are walked through before one is learnt from, and how often that is done
+LEARNING = 8  # footers that are walked through before one is learnt from
+MOST_LAYOUTS = 16  # how often that is done: each version of the schema and of pyarrow writes its own
 _layouts: list[Layout] = []
 _walks = count()
 
