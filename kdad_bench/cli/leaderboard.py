@@ -15,7 +15,9 @@ from kdad_bench.cli.parameters import LocalPath, Place
 @click.argument("results", type=Place())
 @click.option("--out", type=LocalPath(file_okay=False), help="Where to write.  [default: RESULTS]")
 @click.option(
-    "--figures", is_flag=True, help="Also draw figures/ as SVG and PNG: Pareto, seeds, ranks, batch, image size."
+    "--figures",
+    is_flag=True,
+    help="Also draw figures/, SVG and PNG: Pareto, seeds, ranks, batch, image size, curves.",
 )
 @click.option(
     "--into",
@@ -36,7 +38,7 @@ def leaderboard(
     """
     from kdad_bench.leaderboard import pages
     from kdad_bench.leaderboard.store import StoreError
-    from kdad_bench.leaderboard.text import printable
+    from kdad_bench.leaderboard.text import counted, printable
 
     if check and into is None:
         raise click.UsageError("--check needs --into FILE")
@@ -64,12 +66,15 @@ def leaderboard(
         raise BadInput(f"{into or results}: {error}") from error
     drawn = [path for path in paths if path.parent.name != "figures"]
     names = ", ".join(str(path) for path in drawn)
-    click.echo(printable(f"{found.table.num_rows} jobs of {found.files} files -> {names}"))
+    click.echo(printable(f"{counted(found.table.num_rows, 'job')} of {counted(found.files, 'file')} -> {names}"))
     for line in pages.spread(found):
         click.echo(printable(line))
     if len(drawn) < len(paths):
         click.echo(printable(f"{len(paths) - len(drawn)} figures -> {paths[-1].parent}"))
-        from kdad_bench.leaderboard.figures import left_over
+        from kdad_bench.leaderboard.board import boards
+        from kdad_bench.leaderboard.figures import boxes, left_over
 
         if others := left_over([path for path in paths if path not in drawn]):
             click.echo(printable(f"figures of other rows, not drawn now, are there too: {', '.join(others)}"))
+        if lacking := boxes(boards(found.table)):
+            click.echo(printable(lacking))

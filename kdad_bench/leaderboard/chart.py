@@ -78,7 +78,7 @@ def pareto(board: Board, metric: str) -> str:
 
 
 def _drawing(board: Board, metric: str, found: Sequence[Point], layout: Layout) -> str:
-    across = _log_ticks(min(p.latency_ms for p in found), max(p.latency_ms for p in found))
+    across = log_ticks(min(p.latency_ms for p in found), max(p.latency_ms for p in found))
     lows = [p.value if p.low is None else p.low for p in found]
     highs = [p.value if p.high is None else p.high for p in found]
     up = _ticks(max(0.0, min(lows)), min(1.0, max(highs)))
@@ -167,7 +167,7 @@ def describe(board: Board, metric: str, point: Point) -> str:
     )
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
     """1, 2, 5, 10, ... from below `low` to above `high`, both above zero; at least two, and none below LEAST_MS."""
     low, high = max(low, LEAST_MS), max(high, LEAST_MS)
     first, last = math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1
@@ -175,6 +175,21 @@ def _log_ticks(low: float, high: float) -> list[float]:
     below = [step for step in steps if step <= low * 0.95]
     above = [step for step in steps if step >= high * 1.05]
     return [step for step in steps if below[-1] <= step <= above[0]]
+
+
+def with_room(ticks: Sequence[float], width: float, character: float) -> list[float]:
+    """Those of the `ticks` of a logarithmic axis of `width` px whose labels do not touch: all, or the powers of ten, or
+    every second, third, ... of these."""
+    powers = [tick for tick in ticks if f"{tick:e}".startswith("1.0")]
+    choices = [list(ticks), *(powers[::step] for step in range(1, len(powers) + 1))]
+    return next((chosen for chosen in choices if not _touch(chosen, ticks, width, character)), choices[-1])
+
+
+def _touch(chosen: Sequence[float], ticks: Sequence[float], width: float, character: float) -> bool:
+    scale = width / math.log10(ticks[-1] / ticks[0])
+    return any(
+        scale * math.log10(b / a) < character * (1 + (len(f"{a:g}") + len(f"{b:g}")) / 2) for a, b in pairwise(chosen)
+    )
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kdad_bench.leaderboard.axes import Curve, aside, looks, not_stretched, rows_of_labels
-from kdad_bench.leaderboard.board import Board
+from kdad_bench.leaderboard.axes import Curve, aside, looks, rows_of_labels
+from kdad_bench.leaderboard.figure_parts import empty, in_legend, legend_beside, look_of, not_magnified
 from kdad_bench.leaderboard.metric import METRICS
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    Empty = Callable[[Board | None, str], tuple[Figure, Axes]]
 
 LONGEST = 100  # characters of a file's name
 WIDTH, CHARACTER = 400, 8  # px of the axis, which a long legend narrows, and of a character of its labels
 
 
-def in_legend(label: str) -> str:
-    """A name as legends show it: matplotlib leaves out those that begin with an underscore."""
-    return f"\N{ZERO WIDTH SPACE}{label}" if label.startswith("_") else label
-
-
-def plan(
-    drawn: Sequence[Curve], empty: Empty, look: Callable[[int], dict[str, Any]]
-) -> Iterator[tuple[str, Callable[[], Figure]]]:
-    """(file name, figure) of all curves; `empty` makes a figure with a title, `look` a colour and a marker."""
+def plan(drawn: Sequence[Curve]) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """(file name, figure) of all curves."""
     taken: dict[str, int] = {}
     for curve in drawn:
         for metric in dict.fromkeys((curve.metrics[0], curve.metrics[-1]) if curve.metrics else ()):
@@ -39,14 +29,13 @@ def plan(
             stem = f"curve-{re.sub(r'[^a-z0-9]+', '-', about.lower()).strip('-')}"[:LONGEST]
             taken[stem] = taken.get(stem, 0) + 1
             name = stem if taken[stem] == 1 else f"{stem}-{taken[stem]}"
-            yield name, lambda curve=curve, metric=metric: figure(curve, metric, empty, look)  # type: ignore[misc]
+            yield name, lambda curve=curve, metric=metric: figure(curve, metric)  # type: ignore[misc]
 
 
-def figure(curve: Curve, metric: str, empty: Empty, look: Callable[[int], dict[str, Any]]) -> Figure:
+def figure(curve: Curve, metric: str) -> Figure:
     """The curve of each entrant with 95 % intervals, the largest area first in the legend."""
     known = "\n".join(filter(None, (f"{METRICS[metric].label} by {curve.words}", curve.caveats.strip())))
-    made, axes = empty(None, known)
-    made.supxlabel(curve.title, x=0.01, ha="left", fontsize=8, color="#555555")
+    made, axes = empty(known, below=curve.title)
     styles, shifts = looks(curve), aside(curve)
     for key in curve.order(metric):
         found = [
@@ -54,7 +43,7 @@ def figure(curve: Curve, metric: str, empty: Empty, look: Callable[[int], dict[s
         ]
         area = curve.area(key, metric)
         label = curve.labels[key] + (f"  {area.mean:.3f}" if area and area.complete else "")
-        style = look(styles[key])
+        style = look_of(styles[key])
         axes.plot(
             [at for at, _ in found],
             [one.mean for _, one in found],
@@ -67,13 +56,11 @@ def figure(curve: Curve, metric: str, empty: Empty, look: Callable[[int], dict[s
         for at, one in found:
             if one.shown is not None:
                 axes.vlines(at, *one.shown, color=style["color"], alpha=0.35)
-    ends = axes.get_ylim()
-    wider = not_stretched(*ends)
-    axes.set_ylim(min(ends[0], wider[0]), max(ends[1], wider[1]))
+    not_magnified(axes, "y")
     axes.set_xticks([place.at for place in curve.places], _labels(curve))
     axes.set_xlabel(curve.words + (" (log scale)" if curve.axis == "train_images" else ""))
     axes.set_ylabel(METRICS[metric].label)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, title="method, area")
+    legend_beside(made, axes, "method, area")
     return made
 
 

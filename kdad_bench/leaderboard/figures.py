@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,33 +18,32 @@ from kdad_bench import files
 from kdad_bench.leaderboard import chart, curve_figures, measurement
 from kdad_bench.leaderboard.axes import curves, shown_whole
 from kdad_bench.leaderboard.board import Board
-from kdad_bench.leaderboard.curve_figures import in_legend
+from kdad_bench.leaderboard.figure_parts import (
+    FONT,
+    LEAST_WIDTH,
+    SIZE,
+    STYLE,
+    empty,
+    folded,
+    in_legend,
+    legend_beside,
+    log_axis,
+    look_of,
+    make_room,
+    not_drawable,
+    not_magnified,
+    size_of,
+)
 from kdad_bench.leaderboard.folder import StoreError
 from kdad_bench.leaderboard.metric import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072b2", "#d55e00", "#007a5a", "#a8457f", "#7a5c00", "#2b7fb0", "#6b4fa0", "#444444")
-MARKERS = ("o", "s", "^", "D", "v", "<", ">", "p")
+LINE = 0.2  # inches from line to line of a name
+MOST_RANKS = 16  # numbers on an axis of ranks
 LONGEST_STEM = 100  # characters of a file name, which gets a few more
-STYLE: Any = {
-    "svg.hashsalt": "kdad-bench",  # ids that do not change from run to run
-    "svg.fonttype": "path",
-    "font.family": "DejaVu Sans",  # comes with matplotlib
-    "font.size": 10,
-    "text.parse_math": False,  # names are drawn as they stand: two dollar signs would make a formula of one
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "axes.axisbelow": True,
-    "figure.dpi": 100,
-    "savefig.dpi": 150,
-    "figure.facecolor": "white",
-}
 
 
 def draw(found: Sequence[Board], rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
@@ -53,7 +55,8 @@ def draw(found: Sequence[Board], rows: Sequence[Mapping[str, Any]], folder: Path
 
     paths = []
     try:
-        with mpl.rc_context():
+        with mpl.rc_context(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # `boxes` tells of them
             mpl.rcdefaults()  # a person's matplotlibrc would draw white on white, or ask for LaTeX
             mpl.rcParams.update(STYLE)
             for name, make in _plan(found, rows):
@@ -65,6 +68,13 @@ def draw(found: Sequence[Board], rows: Sequence[Mapping[str, Any]], folder: Path
     except OSError as error:
         raise StoreError(f"cannot write figures to {str(folder)!r}: {error.strerror}; choose another place") from error
     return paths
+
+
+def boxes(found: Sequence[Board]) -> str:
+    """A line on the characters of what is drawn that the font of figures lacks; "" if it has all of them."""
+    names = {name for board in found for name in (board.title, *board.labels.values())}
+    lacking = not_drawable(names)
+    return f"figures show boxes in place of what their font, {FONT}, lacks: {lacking}" if lacking else ""
 
 
 def left_over(drawn: Sequence[Path]) -> list[str]:
@@ -79,10 +89,26 @@ def _save(figure: Figure, kind: str, path: Path) -> None:
     figure.savefig(path, format=kind, metadata=metadata, bbox_inches="tight")
 
 
-def _stem(board: Board) -> str:
-    """The part of the file names that tells one board from another, as long as any file system takes."""
+def _stems(found: Sequence[Board]) -> list[str]:
+    """The part of the file names that tells each board from the others: with resolution and protocol, and a number at
+    last, only where it takes them."""
+    short = [_stem(board) for board in found]
+    many = Counter(short)
+    longer = [
+        stem if many[stem] == 1 else _stem(board, f"{board.group.resolution} protocol {board.group.protocol_version}")
+        for board, stem in zip(found, short, strict=True)
+    ]
+    return [
+        stem if longer.index(stem) == place else f"{stem}-{longer[: place + 1].count(stem)}"
+        for place, stem in enumerate(longer)
+    ]
+
+
+def _stem(board: Board, further: str = "") -> str:
+    """What a board is of as a part of a file name, as long as any file system takes."""
+    seen = "" if board.group.modality in ("", "rgb") else board.group.modality
     made = "external" if board.external else f"{board.group.preset} {board.group.device}"
-    about = f"{board.dataset} {made}".lower()
+    about = f"{board.dataset} {seen} {made} {further}".lower()
     stem = re.sub(r"[^a-z0-9]+", "-", about).strip("-")
     return (
         stem if len(stem) <= LONGEST_STEM else f"{stem[:LONGEST_STEM]}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
@@ -91,14 +117,9 @@ def _stem(board: Board) -> str:
 
 def _plan(found: Sequence[Board], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Callable[[], Figure]]]:
     """(file name, figure) of all figures with something to show."""
-    taken: dict[str, int] = {}
     drawn = curves(found)
-    for board in shown_whole(found, drawn):
-        if not board.rows:
-            continue
-        stem = _stem(board)
-        taken[stem] = taken.get(stem, 0) + 1
-        stem = stem if taken[stem] == 1 else f"{stem}-{taken[stem]}"
+    whole = [board for board in shown_whole(found, drawn) if board.rows]
+    for board, stem in zip(whole, _stems(whole), strict=True):
         metric = board.headline[-1] if board.headline else ""  # AUPRO where there are masks
         if metric and chart.points(board, metric):
             yield f"pareto-{stem}", lambda board=board, metric=metric: pareto(board, metric)  # type: ignore[misc]
@@ -108,38 +129,21 @@ def _plan(found: Sequence[Board], rows: Sequence[Mapping[str, Any]]) -> Iterator
                 yield f"ranks-{stem}", lambda board=board, metric=metric: ranks(board, metric)  # type: ignore[misc]
         if batches(board, rows):
             yield f"batch-{stem}", lambda board=board: batch_growth(board, rows)  # type: ignore[misc]
-    yield from curve_figures.plan(drawn, _figure, look_of)
+    yield from curve_figures.plan(drawn)
     if len(sizes(found)) > 0:
         yield "size", lambda: size_growth(found)
 
 
 def _figure(
-    board: Board | None, title: str, size: tuple[float, float] = (7.0, 4.2), *, timed: bool = False
+    board: Board, title: str, size: tuple[float, float] = SIZE, *, timed: bool = False, also: str = ""
 ) -> tuple[Figure, Axes]:
-    """An empty figure whose title carries the labels that a reader must not miss; `timed` where it shows speed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    caveats = f"  [{', '.join(board.caveats)}]" if board is not None and board.caveats else ""
-    # of the figure, not of the axes: the names beside these may reach up to its height
-    figure.suptitle(f"{title}{caveats}", x=0.01, ha="left", fontsize=11, fontweight="bold")
-    if board is not None:
-        below = f"{board.title}; speed with {board.alone_words}" if timed and board.alone else board.title
-        figure.supxlabel(below, x=0.01, ha="left", fontsize=8, color="#555555")
-    return figure, axes
+    """An empty figure of a board; `timed` where it shows speed, `also`: what else is said below it."""
+    below = f"{board.title}; speed with {board.alone_words}" if timed and board.alone else board.title
+    return empty(title, size, caveats=board.caveats, below=below + also)
 
 
 def _look(board: Board, key: str) -> dict[str, Any]:
     return look_of(board.look(key))
-
-
-def look_of(place: int) -> dict[str, Any]:
-    """Colour and marker number `place`: no two of the first 64 are alike in both."""
-    turn, colour = divmod(place, len(COLOURS))
-    return {"color": COLOURS[colour], "marker": MARKERS[(colour + turn) % len(MARKERS)]}
 
 
 def pareto(board: Board, metric: str) -> Figure:
@@ -163,17 +167,20 @@ def pareto(board: Board, metric: str) -> Figure:
         [p.latency_ms for p in best], [p.value for p in best], where="post", ls="--", lw=1, color="#777777", zorder=1
     )
     axes.set_xscale("log")
-    _plain_ticks(axes.xaxis)
+    log_axis(axes, "x", [point.latency_ms for point in found])
+    not_magnified(axes, "y")
     axes.set_xlabel("ms per image, batch 1 (log scale; left is faster)")
     axes.set_ylabel(METRICS[metric].label)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    legend_beside(figure, axes)
     return figure
 
 
 def seeds(board: Board, metric: str) -> Figure:
     """The mean over categories of each seed (dots) with the mean and its standard deviation over seeds."""
     shown = [key for key in board.order if board.overall(key, metric)]
-    figure, axes = _figure(board, f"{METRICS[metric].label} over seeds", (7.0, 0.9 + 0.42 * len(shown) + 0.8))
+    names = [folded(board.labels[key] + board.fewer(key, metric)) for key in shown]
+    step = max(0.42, *(LINE * (name.count("\n") + 1) for name in names))
+    figure, axes = _figure(board, f"{METRICS[metric].label} over seeds", (SIZE[0], 0.9 + step * len(shown) + 0.8))
     for place, key in enumerate(reversed(shown)):
         estimate = board.overall(key, metric)
         means = board.summary.means_of_seeds(key, metric)
@@ -181,55 +188,54 @@ def seeds(board: Board, metric: str) -> Figure:
         axes.plot(means, np.full(len(means), place), "o", ms=5, color=colour, alpha=0.55, mec="none")
         if estimate is not None:
             axes.errorbar(estimate.mean, place, xerr=estimate.std, fmt="|", ms=14, mew=2, capsize=4, color=colour)
-    axes.set_yticks(range(len(shown)), [_short(board, key, metric) for key in reversed(shown)])
+    axes.set_yticks(range(len(shown)), names[::-1])
     axes.set_ylim(-0.6, len(shown) - 0.4)
+    not_magnified(axes, "x")
     axes.set_xlabel(f"{METRICS[metric].label}: mean over categories; bar: mean ± standard deviation over seeds")
     return figure
-
-
-def _short(board: Board, key: str, metric: str) -> str:
-    return board.labels[key] + board.fewer(key, metric)
 
 
 def ranks(board: Board, metric: str) -> Figure:
     """The critical-difference diagram: average ranks, and bars that join methods which are not told apart."""
     found = board.ranks(metric)
     order = sorted(found.average, key=lambda key: (found.average[key], key))
+    names = {key: folded(board.labels[key]) for key in order}
     distance = found.critical_difference or 0.0
     half = (len(order) + 1) // 2
-    figure, axes = _figure(board, f"Average rank in {METRICS[metric].label}", (7.5, 1.7 + 0.3 * half))
-    top, step = 0.0, 1.0
+    step = max(0.75, *(0.55 * (name.count("\n") + 1) for name in names.values()))  # from name to name, ranks
+    also = f"; {found.categories} categories, Nemenyi test at 0.05; 1 is best"
+    title = f"Average rank in {METRICS[metric].label}"
+    figure, axes = _figure(board, title, (7.5, 1.7 + 0.4 * step * half), also=also)
+    top = 0.0
     count = max(len(order), 2)
     axes.set_xlim(1 - 0.05 * count, count + 0.05 * count)
     axes.grid(False)
     axes.hlines(top, 1, count, color="#222222", lw=1.2)
     for tick in range(1, count + 1):
         axes.vlines(tick, top, top + 0.18, color="#222222", lw=1.2)
-        axes.text(tick, top + 0.3, str(tick), ha="center", va="bottom", fontsize=9)
+        if (tick - 1) % math.ceil(count / MOST_RANKS) == 0:
+            axes.text(tick, top + 0.3, str(tick), ha="center", va="bottom", fontsize=9)
     groups = joined(found.average, distance)
     for level, (low, high) in enumerate(groups):
         axes.hlines(top - 0.35 - 0.28 * level, low - 0.03, high + 0.03, color="#222222", lw=4)
     below = top - 0.5 - 0.28 * len(groups)
+    sides: tuple[list[Any], list[Any]] = ([], [])  # the names on either side
     for place, key in enumerate(order):
         left = place < half
-        line = place if left else len(order) - 1 - place
-        y = below - step * 0.75 * line
+        y = below - step * (place if left else len(order) - 1 - place)
         edge = 1 - 0.03 * count if left else count + 0.03 * count
         colour = _look(board, key)["color"]
         axes.plot([found.average[key], found.average[key], edge], [top, y, y], color=colour, lw=1.2)
-        text = (
-            f"{board.labels[key]}  {found.average[key]:.2f}"
-            if left
-            else f"{found.average[key]:.2f}  {board.labels[key]}"
-        )
-        axes.text(edge, y, f"{text} " if left else f" {text}", ha="right" if left else "left", va="center", fontsize=10)
+        beside = partial(axes.annotate, xy=(edge, y), textcoords="offset points", va="center", fontsize=10)
+        # apart from its number: one that is read from the right would carry it to its other end
+        beside(f"{found.average[key]:.2f}", xytext=(-4 if left else 4, 0), ha="right" if left else "left")
+        sides[left].append(beside(names[key], xytext=(-44 if left else 44, 0), ha="right" if left else "left"))
     axes.hlines(top + 1.25, 1, 1 + distance, color="#222222", lw=2)
     axes.text(1 + distance / 2, top + 1.4, f"critical difference {distance:.2f}", ha="center", va="bottom", fontsize=9)
-    axes.set_ylim(below - 0.75 * step * (half - 1) - 0.6, top + 2.1)
+    axes.set_ylim(below - step * (half - 1) - 0.6, top + 2.1)
     axes.axis("off")
-    figure.supxlabel(
-        f"{board.title}; {found.categories} categories, Nemenyi test at 0.05; 1 is best", x=0.01, ha="left", fontsize=8
-    )
+    widest = [max((size_of(figure, name)[0] for name in side), default=0.0) for side in sides]
+    make_room(figure, sum(widest) + LEAST_WIDTH + 2, 0)
     return figure
 
 
@@ -264,10 +270,10 @@ def batch_growth(board: Board, rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure, axes = _figure(board, "Throughput against batch", timed=True)
     for key, points in batches(board, rows).items():
         axes.plot(*zip(*points, strict=True), ms=6, lw=1.4, label=in_legend(board.labels[key]), **_look(board, key))
-    _log_axes(axes, sorted({batch for points in batches(board, rows).values() for batch, _ in points}))
+    _log_axes(axes, [point for points in batches(board, rows).values() for point in points])
     axes.set_xlabel("batch")
     axes.set_ylabel("images per second (median over jobs)")
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    legend_beside(figure, axes)
     return figure
 
 
@@ -331,35 +337,29 @@ def size_growth(found: Sequence[Board]) -> Figure:
     """ms/image at batch 1 against the side of the image, one line per Curve."""
     curves = sizes(found)
     caveats = sorted({caveat for board, place, _ in _timed(found) if place in curves for caveat in board.caveats})
-    figure, axes = _figure(None, "Cost against image size" + (f"  [with {', '.join(caveats)}]" if caveats else ""))
     wheres = {where for where, _ in curves}
+    figure, axes = empty(
+        "Cost against image size",
+        caveats=[f"with {', '.join(caveats)}"] if caveats else [],
+        below=next(iter(wheres)) if len(wheres) == 1 else "",
+    )
     for place, ((where, name), points) in enumerate(curves.items()):
         label = name if len(wheres) == 1 else f"{name}; {where}"
         axes.plot(*zip(*points, strict=True), ms=6, lw=1.4, label=in_legend(label), **look_of(place))
-    _log_axes(axes, sorted({size for points in curves.values() for size, _ in points}))
+    _log_axes(axes, [point for points in curves.values() for point in points])
     axes.set_xlabel("side of the image, px")
     axes.set_ylabel("ms per image, batch 1 (median over jobs)")
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    if len(wheres) == 1:
-        figure.supxlabel(next(iter(wheres)), x=0.01, ha="left", fontsize=8, color="#555555")
+    legend_beside(figure, axes)
     return figure
 
 
-def _log_axes(axes: Axes, ticks: Sequence[int]) -> None:
+def _log_axes(axes: Axes, points: Sequence[tuple[int, float]]) -> None:
     """Both axes logarithmic, with the measured places written out across."""
     from matplotlib.ticker import NullFormatter
 
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xticks(list(ticks), [str(tick) for tick in ticks])
+    places = sorted({place for place, _ in points})
+    axes.set_xticks(places, [str(place) for place in places])
     axes.xaxis.set_minor_formatter(NullFormatter())
-    _plain_ticks(axes.yaxis)
-
-
-def _plain_ticks(axis: Axis) -> None:
-    """1, 2, 5, 10, ... written as people do."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    log_axis(axes, "y", [value for _, value in points])

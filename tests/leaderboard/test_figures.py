@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter
 from test_markdown import board_of
 
-from kdad_bench.leaderboard import figures, store
+from kdad_bench.leaderboard import chart, figure_parts, figures, store
 from kdad_bench.leaderboard import row as rows
 from kdad_bench.leaderboard.board import DRAWN, Board, boards
 from kdad_bench.leaderboard.row import Row
@@ -204,6 +205,89 @@ def test_names_are_drawn_as_they_stand() -> None:
     assert "_own" in [text.strip("\N{ZERO WIDTH SPACE}") for text in said]
 
 
+LONG = "PaDiM (wide_resnet50_2 torchvision:IMAGENET1K_V2) with a name of its own"
+
+
+@pytest.mark.parametrize("names", [[f"method {n}" for n in range(40)], [f"{LONG} {n}" for n in range(12)]], ids=len)
+def test_many_entrants_and_long_names_leave_room_for_what_is_drawn(names: list[str]) -> None:
+    """The axes were a strip beside a legend of twenty names, and nothing beside names of 45 characters."""
+    made = [
+        replace(plausible.row("stfpm", category, 0, variant=f"v{n}"), title=name, method=f"m{n}")
+        for n, name in enumerate(names)
+        for category in ("bottle", "cable")
+    ]
+    lines = [{"job_id": row.job_id, "throughput": list(row.throughput)} for row in made]
+    with mpl.rc_context(figure_parts.STYLE):
+        plan = dict(figures._plan([board_of(made)], lines))
+        assert {name.partition("-")[0] for name in plan} == {"pareto", "seeds", "ranks", "batch"}
+        for kind, make in plan.items():
+            figure = make()
+            figure.canvas.draw()
+            (axes,) = figure.axes
+            inside = axes.get_window_extent()
+            assert inside.width > 350, kind
+            assert inside.height > 250, kind
+            legend = axes.get_legend()
+            written = legend.get_texts() if legend else [*axes.texts] or axes.get_yticklabels()
+            boxes = [text.get_window_extent() for text in written if text.get_text().strip()]
+            assert all(not _covers(one, other) for one, other in combinations(boxes, 2)), kind
+            frame = figure.bbox.expanded(1.01, 1.01)
+            assert all(frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes), kind
+
+
+def _covers(one: Any, other: Any) -> bool:
+    """Whether two texts share more than a line of pixels."""
+    across = min(one.x1, other.x1) - max(one.x0, other.x0)
+    return bool(across > 1 and min(one.y1, other.y1) - max(one.y0, other.y0) > 1)
+
+
+@pytest.mark.parametrize("times", [(66.0, 190.0), (0.004, 2500.0), (0.4, 2500.0), (99.0, 101.0)], ids=str)
+def test_the_numbers_of_a_logarithmic_axis_stand_apart_and_can_be_read(times: tuple[float, float]) -> None:
+    """ "500 10002000" ran into one, and an axis from 66 to 190 had one number."""
+    made = [plausible.row(name, "bottle", 0, latency_ms=ms) for name, ms in zip(("stfpm", "mkd"), times, strict=True)]
+    with mpl.rc_context(figure_parts.STYLE):
+        figure = figures.pareto(board_of(made), "aupro_30")
+        figure.canvas.draw()
+    labels = [label for label in figure.axes[0].get_xticklabels() if label.get_text()]
+    assert len(labels) >= 3
+    ends = [(box.x0, box.x1) for box in (label.get_window_extent() for label in labels)]
+    assert all(right + 2 < left for (_, right), (left, _) in pairwise(ends)), [label.get_text() for label in labels]
+
+
+def test_of_the_numbers_of_an_axis_those_with_room_are_written() -> None:
+    ticks = chart.log_ticks(0.3, 3000)
+    assert ticks == [0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
+    assert chart.with_room(ticks, 1000, 8) == ticks
+    assert chart.with_room(ticks, 400, 8) == [1, 10, 100, 1000]
+    assert chart.with_room(ticks, 150, 8) == [1, 100]
+
+
+def test_equal_methods_are_drawn_as_equal() -> None:
+    """Half a thousandth between two methods was the whole height of a chart."""
+    made = [plausible.row(name, "bottle", 0, aupro_30=value) for name, value in (("stfpm", 0.9001), ("mkd", 0.9006))]
+    board = board_of(made)
+    low, high = figures.pareto(board, "aupro_30").axes[0].get_ylim()
+    left, right = figures.seeds(board, "aupro_30").axes[0].get_xlim()
+    assert min(high - low, right - left) >= 0.05 - 1e-9
+
+
+def test_letters_that_figures_have_not_are_told_in_one_line(tmp_path: Path) -> None:
+    """matplotlib warned of each in each file, with the place and the text of the source that drew it."""
+    made = [replace(one, title="日本 é") for one in plausible.full_table(("stfpm",), ("bottle", "cable"), 1)]
+    assert drawn(made, tmp_path)
+    assert figures.boxes(_boards(made)).endswith("DejaVu Sans, lacks: 日本")
+    assert figures.boxes(_boards(plausible.full_table(("stfpm",), ("bottle",), 1))) == ""
+
+
+def test_the_names_of_the_files_say_what_their_boards_differ_in() -> None:
+    """Depth and RGB were `...-cpu` and `...-cpu-2`, whichever came first."""
+    apart: tuple[dict[str, Any], ...] = ({}, {"modality": "depth"}, {"resolution": 64}, {"device_name": "other"})
+    made = [row for changes in apart for row in plausible.full_table(("stfpm",), ("bottle",), 1, **changes)]
+    names = {name for name, _ in figures._plan(_boards(made), []) if name.startswith("seeds")}
+    plain, far = "seeds-mvtec-ad-paper-cpu-256-protocol-1", "seeds-mvtec-ad-paper-cpu-64-protocol-1"
+    assert names == {plain, f"{plain}-2", far, "seeds-mvtec-ad-depth-paper-cpu"}
+
+
 def test_without_masks_the_figures_show_image_auroc() -> None:
     none = dict.fromkeys(("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro_30", "aupro_05"))
     board = board_of(plausible.full_table(("stfpm", "rd4ad"), ("bottle", "cable"), 2, **none))
@@ -257,5 +341,6 @@ def test_matplotlib_is_loaded_for_figures_only() -> None:
 
 
 def test_no_two_of_many_entrants_look_alike() -> None:
-    looks = [tuple(figures.look_of(place).values()) for place in range(len(figures.COLOURS) * len(figures.MARKERS))]
+    count = len(figure_parts.COLOURS) * len(figure_parts.MARKERS)
+    looks = [tuple(figure_parts.look_of(place).values()) for place in range(count)]
     assert len(set(looks)) == len(looks)
