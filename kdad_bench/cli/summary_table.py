@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.markup import escape
 from rich.table import Table
 
+from kdad_bench.cli.tables import WIDEST
 from kdad_bench.leaderboard.board import SEVERAL_VERSIONS, Board, boards_of
 from kdad_bench.leaderboard.metric import HEADLINE, METRICS, shown_in
 from kdad_bench.leaderboard.numbers import deviation, number
@@ -26,23 +27,41 @@ def summary_table(rows: Sequence[Mapping[str, Any]]) -> Group:
     """
     found = boards_of(rows)
     failed = [] if found else [Table(title="no rows", title_justify="left", box=None)]
-    return Group(*(table_of(board, name_of_all=len(found) > 1) for board in found), *failed)
+    return Group(*(Fitting(board, len(found) > 1) for board in found), *failed)
 
 
-def table_of(board: Board, *, name_of_all: bool) -> Table:
-    """The table of one board; its title says what must not be mistaken, and with `name_of_all` which board it is."""
-    table = Table(title=escape(title(board, name_of_all)), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("method", no_wrap=True)
-    table.add_column("jobs", justify="right")
-    for metric in (*HEADLINE, *COSTS):
-        table.add_column(METRICS[metric].short, justify="right", no_wrap=True)
-    failures = Counter(key for key, *_ in board.summary.failed)
-    for entrant in board.summary.entrants:
-        ok = len(board.rows.get(entrant.key, ()))
-        cells = [mean(board, entrant.key, metric) for metric in HEADLINE]
-        cells += [cost(board, entrant.key, metric) for metric in COSTS]
-        table.add_row(escape(printable(entrant.key)), f"{ok}/{ok + failures[entrant.key]}", *cells)
-    return table
+@dataclass(frozen=True)
+class Fitting:
+    """The table of one board as wide as it is, or with each mean on lines of its own where there is no room for that:
+    nothing of it is cut off. Its title says what must not be mistaken, and with `name_of_all` which board it is."""
+
+    board: Board
+    name_of_all: bool
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The table that fits."""
+        wide = self.table(" ")
+        yield (
+            wide
+            if console.measure(wide, options=options.update(width=WIDEST)).maximum <= options.max_width
+            else (self.table("\n"))
+        )
+
+    def table(self, between: str) -> Table:
+        """The table with `between` a mean, its deviation and its remark."""
+        padding = (0, 1) if between == " " else (0, 1, 0, 0)
+        heading = escape(title(self.board, self.name_of_all))
+        table = Table(title=heading, title_justify="left", box=SIMPLE_HEAD, padding=padding)
+        table.add_column("method", overflow="fold")
+        for name in ("jobs", *(METRICS[metric].short.replace(" ", between) for metric in (*HEADLINE, *COSTS))):
+            table.add_column(name, justify="right", overflow="fold")
+        for entrant in self.board.summary.entrants:
+            ok = len(self.board.rows.get(entrant.key, ()))
+            jobs = f"{ok}/{ok + self.board.failures[entrant.key]}"
+            cells = [between.join(mean(self.board, entrant.key, metric)) for metric in HEADLINE]
+            cells += [cost(self.board, entrant.key, metric) for metric in COSTS]
+            table.add_row(escape(printable(entrant.key)), jobs, *cells)
+        return table
 
 
 def title(board: Board, name_of_all: bool) -> str:
@@ -53,9 +72,11 @@ def title(board: Board, name_of_all: bool) -> str:
     return printable(f"mean over categories ± deviation over seeds; {about}{synthetic}{versions}")
 
 
-def mean(board: Board, key: str, metric: str) -> str:
-    """`0.953 ± 0.004`, and over how many categories if another method has more."""
-    return deviation(board.overall(key, metric)) + board.fewer(key, metric)
+def mean(board: Board, key: str, metric: str) -> list[str]:
+    """`0.953`, `± 0.004`, and over how many categories if another method has more: `(2 of 3)`."""
+    found, every = board.overall(key, metric), len(board.categories(metric))
+    value, *spread = deviation(found).split(" ", 1)
+    return [value, *spread, *([f"({found.categories} of {every})"] if found and not found.complete else [])]
 
 
 def cost(board: Board, key: str, metric: str) -> str:

@@ -24,6 +24,7 @@ from kdad_bench.cli import cli
 from kdad_bench.cli.summary_table import summary_table
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.board import DRAWN, boards
+from kdad_bench.leaderboard.numbers import number
 from kdad_bench.leaderboard.row import Row
 
 JOB = "0123456789abcdef"
@@ -176,6 +177,28 @@ def test_the_terminal_and_the_leaderboard_agree_on_every_method_and_metric(tmp_p
                 found = board.overall(key, metric)
                 assert found is not None
                 assert f"{found.mean:.3f}" in said
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_nothing_of_the_table_of_a_run_is_cut_off_where_jobs_failed(tmp_path: Path, width: int) -> None:
+    """At 80 columns failures that stood beside three means cut these and the costs off: `0.845 (2 fa…`."""
+    rows = plausible.full_table(("stfpm", "pixel_mean"), ("a", "b"), 2)
+    lost = [one for one in rows if one.method == "stfpm" and one.seed == 1]
+    rows = [one for one in rows if one not in lost]
+    rows += [plausible.failed_row(one.method, one.category, one.seed, "torn") for one in lost]
+    for one in rows:
+        store.write(one, tmp_path)
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(summary_table(store.read(tmp_path, DRAWN).rows()))
+    said = console.export_text()
+    assert "…" not in said
+    assert max(len(line) for line in said.splitlines()) <= width
+    (board,) = boards(store.read(tmp_path, DRAWN).table)
+    (line,) = (line for line in said.splitlines() if line.strip().startswith("stfpm"))
+    means = [board.overall("stfpm", metric) for metric in board.headline]
+    costs = [number(board.typical("stfpm", metric)) for metric in ("train_seconds", "latency_ms", "images_per_second")]
+    said_of = [cell for cell in line.split() if cell != "~"]
+    assert said_of == ["stfpm", "2/4", *(f"{found.mean:.3f}" for found in means if found), *costs]
 
 
 def test_rows_that_must_not_be_averaged_get_tables_of_their_own(tmp_path: Path) -> None:
