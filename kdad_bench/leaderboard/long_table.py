@@ -20,23 +20,52 @@ if TYPE_CHECKING:
 
 CATEGORY, MEAN, JOBS = "category", "mean", "jobs"  # what a line summarises: one category, all of them, all jobs
 BOUNDS = ("low", "high", "these_low", "these_high")
-COLUMNS = (
-    *(
-        "dataset",
-        "modality",
-        "resolution",
-        "preset",
-        "synthetic",
-        "protocol_version",
-        "device",
-        "device_name",
-        "origin",
-    ),
-    *("method", "variant", "title", "family", "teacher", "teacher_weights", "rank", "rank_in_family", "scope"),
-    *("category", "metric", "unit"),
-    *("higher_is_better", "mean", "median", "std", *BOUNDS, "seeds", "categories", "complete"),
-    *("readings", "deviations"),
-)
+# column -> what it holds, in the order of all three files; docs/results.md has the same table
+MEANINGS = {
+    "dataset": "name of the data set; this and the next eight: the board, what all rows behind the line share",
+    "modality": "what the method sees: rgb, depth, ...",
+    "resolution": "side of the evaluated maps, px",
+    "preset": "quick, standard or paper, what was changed in brackets",
+    "synthetic": "the data are procedurally generated",
+    "protocol_version": "version of the evaluation protocol; empty where rows have none",
+    "device": "cpu or cuda; empty for maps of other code",
+    "device_name": "name of the processor or card; empty for maps of other code",
+    "origin": "who vouches for the maps where other code made them; empty: a run of this benchmark",
+    "method": "registered name of the method",
+    "variant": "named variant of the method; null for the default",
+    "title": "name of the method in tables",
+    "family": "floor, yardstick or student-teacher",
+    "teacher": "teacher network; null without one",
+    "teacher_weights": "where the teacher's weights came from",
+    "rank": "average rank on the board over categories and ranked metrics, 1 is best; null for an entrant that is not "
+    "ranked. The same in all lines of an entrant",
+    "rank_in_family": "the same among the entrants of its family alone",
+    "scope": "what the line sums up: category (an accuracy in one category), mean (an accuracy over all categories) or "
+    "jobs (a cost over all jobs of the entrant)",
+    "category": "the category of a line of scope category, else null",
+    "metric": "column of the rows that is summed up",
+    "unit": "its unit; empty for a share or a count",
+    "higher_is_better": "which way is better",
+    "mean": "of a category: over seeds; of scope mean: over categories of these means; of jobs: over jobs, where what "
+    "jobs share counts once",
+    "median": "of scope jobs: over the same values, what tables show; else null",
+    "std": "standard deviation (n - 1): of a category over seeds; of scope mean over the seeds' means over categories; "
+    "of jobs over the same values as the mean. Null for a single one",
+    "low": "95 % interval of an accuracy's mean, from: of a category for other seeds, of scope mean for other "
+    "categories of the same kind",
+    "high": "the same, to",
+    "these_low": "of scope mean: 95 % interval for these very categories, from, with other seeds and, where known, "
+    "other test images",
+    "these_high": "the same, to",
+    "seeds": "of an accuracy the fewest seeds behind any category; of jobs how many different ones",
+    "categories": "how many categories are behind the line",
+    "complete": "of an accuracy: no category lacks that any entrant of the board has in this metric; of jobs: each has "
+    "a value",
+    "readings": "what no source settles and was chosen",
+    "deviations": "where a source settles it and the runs did otherwise",
+}
+COLUMNS = tuple(MEANINGS)
+BOARD = COLUMNS[: COLUMNS.index("method")]
 LISTS = ("readings", "deviations")
 
 
@@ -60,14 +89,15 @@ def lines(found: Sequence[Board]) -> list[dict[str, Any]]:
                     cells = [(JOBS, None, _cost(board, key, metric))]
                 for scope, category, estimate in cells:
                     if estimate is not None:
-                        made.append({
+                        line = {
                             **_identity(board, key), "scope": scope, "category": category, "metric": metric,
                             "unit": about.unit, "higher_is_better": about.higher_is_better, "mean": estimate.mean,
                             "median": board.typical(key, metric) if scope == JOBS else None, "std": estimate.std,
                             "low": estimate.low, "high": estimate.high, "these_low": estimate.these_low,
                             "these_high": estimate.these_high, "seeds": estimate.seeds,
                             "categories": estimate.categories, "complete": estimate.complete,
-                        })  # fmt: skip
+                        }  # fmt: skip
+                        made.append({name: line[name] for name in COLUMNS})
     return made
 
 
@@ -91,7 +121,7 @@ def _cost(board: Board, key: str, metric: str) -> Estimate | None:
 def _identity(board: Board, key: str) -> dict[str, Any]:
     """What all lines of an entrant share."""
     entrant = board.summary.entrant(key)
-    group = {name: getattr(board.group, name) for name in COLUMNS[:9]}
+    group = {name: getattr(board.group, name) for name in BOARD}
     names = ("method", "variant", "title", "family", "teacher", "teacher_weights")
     own = {name: getattr(entrant, name) for name in names}
     ranks = {"rank": board.average_ranks.get(key), "rank_in_family": board.ranks_in_family.get(key)}
@@ -99,8 +129,8 @@ def _identity(board: Board, key: str) -> dict[str, Any]:
     return {**group, **own, **ranks, **words}
 
 
-def as_table(made: Sequence[dict[str, Any]]) -> pa.Table:
-    """The lines as an Arrow table."""
+def schema() -> pa.Schema:
+    """The columns with their types."""
     import pyarrow as pa
 
     kinds = {
@@ -109,8 +139,21 @@ def as_table(made: Sequence[dict[str, Any]]) -> pa.Table:
         **dict.fromkeys(LISTS, pa.list_(pa.string())),
         **dict.fromkeys(("rank", "rank_in_family", "mean", "median", "std", *BOUNDS), pa.float64()),
     }
-    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
-    return pa.Table.from_pylist(list(made), schema=schema)
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """(column, Parquet type, meaning) of every column, in order."""
+    known = schema()
+    kinds = {name: str(known.field(name).type).replace("item: ", "") for name in COLUMNS}
+    return [(name, kinds[name], meaning) for name, meaning in MEANINGS.items()]
+
+
+def as_table(made: Sequence[dict[str, Any]]) -> pa.Table:
+    """The lines as an Arrow table."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist(list(made), schema=schema())
 
 
 def as_parquet(made: Sequence[dict[str, Any]]) -> bytes:

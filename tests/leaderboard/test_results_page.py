@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
 from kdad_bench.cli import cli
-from kdad_bench.leaderboard import excerpts, metric, row, store
+from kdad_bench.leaderboard import excerpts, long_table, metric, pages, row, store
 from kdad_bench.leaderboard.grouping import GROUP_COLUMNS
 from kdad_bench.leaderboard.metric import HEADLINE
 from tests.leaderboard.words import plain, said_in, words_of
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
+GOLDEN = Path(__file__).parents[1] / "golden"
 PAGE = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
 
 
@@ -25,6 +28,20 @@ def test_every_column_stands_there_with_its_type_and_meaning_in_order() -> None:
         assert f"| {version} | {change} |" in PAGE
     for name in row.KEY_COLUMNS:
         assert f"`{name}`" in PAGE
+
+
+def test_every_column_of_the_leaderboard_as_data_stands_there_in_the_order_of_its_files(tmp_path: Path) -> None:
+    lines = [f"| `{name}` | {kind} | {meaning} |" for name, kind, meaning in long_table.describe()]
+    section = PAGE.partition("## What leaderboard.csv, .json and .parquet hold\n")[2].partition("\n## ")[0]
+    assert "\n".join(lines) in section
+    pages.draw_pages(GOLDEN / "results", tmp_path)
+    names = [name for name, _, _ in long_table.describe()]
+    table = pq.read_table(tmp_path / "leaderboard.parquet")
+    assert [(field.name, str(field.type).replace("element: ", "")) for field in table.schema] == [
+        (name, kind) for name, kind, _ in long_table.describe()
+    ]
+    assert (tmp_path / "leaderboard.csv").read_text().splitlines()[0].split(",") == names
+    assert all([*line] == names for line in json.loads((tmp_path / "leaderboard.json").read_text()))
 
 
 def test_every_metric_stands_there_with_its_unit_and_direction() -> None:
