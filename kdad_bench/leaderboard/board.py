@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 UNSTEADY = 0.05
 MOST_LOAD = 0.2
 TIMED = ("s", "ms", "1/s")  # units of a timing
+BUDGETS = {"paper": 0, "standard": 1, "quick": 3}  # the order of presets on a page; any other stands before `quick`
 # What is not the paper's in the presets that are not the papers'.
 SHORT = {
     "quick": "small images and a short fixed budget; no statement about a paper's numbers",
@@ -303,6 +304,19 @@ class Board:
         known = len(self.categories(metric))
         return METRICS[metric].label + (f" ({known} of {every})" if known < every else "")
 
+    @property
+    def rank_words(self) -> str:
+        """What the average rank is a mean over, with the categories of each metric where one has more than another."""
+        ranked = [metric for metric in RANKED if self.measured(metric)]
+        counts = {metric: len(self.categories(metric)) for metric in ranked}
+        if not ranked:
+            return "No ranked metric was measured: there is no average rank."
+        labels = [METRICS[metric].label for metric in ranked]
+        if len({*counts.values()}) == 1:
+            return f"Average rank: over the categories, of {' and '.join(labels)}."
+        apart = " and ".join(f"{label} (over {counts[metric]})" for metric, label in zip(ranked, labels, strict=True))
+        return f"Average rank: the mean of those of {apart}, each over the categories that have it."
+
     @cached_property
     def average_ranks(self) -> dict[str, float]:
         """entrant -> rank over the categories, the mean of those for the RANKED metrics that were measured.
@@ -484,8 +498,8 @@ def _places(ranks: Mapping[str, float]) -> dict[str, int]:
 def boards(table: pa.Table) -> list[Board]:
     """The boards of `table` (columns DRAWN, each job once), in an order that depends only on what they hold.
 
-    The paper preset and real data come first, then a model for each category, then data sets by how many of their
-    categories were run; external results last. No two have the same title.
+    The paper preset and real data come first, then a model for each category, then larger budgets, then data sets by
+    how many of their categories were run; external results last. No two have the same title.
     """
     return boards_of(table.to_pylist())
 
@@ -507,7 +521,7 @@ def boards_of(rows: Sequence[Mapping[str, Any]]) -> list[Board]:
 
     def place(one: Board) -> tuple[Any, ...]:
         kind = (one.external, one.short, one.group.synthetic, one.together > 0)
-        return *kind, -most[one.group.dataset], one.group
+        return *kind, BUDGETS.get(one.preset, 2), -most[one.group.dataset], one.group
 
     return _told_apart(sorted(made, key=place))
 

@@ -19,7 +19,7 @@ from kdad_bench.leaderboard.images import SCORED
 from kdad_bench.leaderboard.metric import METRICS, shown_in
 from kdad_bench.leaderboard.provenance import provenance
 from kdad_bench.leaderboard.store import Problem
-from kdad_bench.leaderboard.text import escape
+from kdad_bench.leaderboard.text import counted, escape
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,7 +85,7 @@ def body(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem], p
     parts = [
         '<a class="skip" href="#content">Skip to the results</a>',
         '<header><button id="theme" type="button" aria-pressed="false">Dark</button><h1>Leaderboard</h1>',
-        f'<p class="soft">{ok} finished jobs'
+        f'<p class="soft">{counted(ok, "finished job")}'
         + (f", <strong>{failed} failed</strong>" if failed else "")
         + ". Drawn by kdad-bench from the rows alone.</p>",
         _navigation(drawn, bool(pictures), bool(bent)),

@@ -11,7 +11,7 @@ from kdad_bench.leaderboard.floor import below_floor
 from kdad_bench.leaderboard.html_pairs import components_of, matrix
 from kdad_bench.leaderboard.html_parts import FLAG, FLAG_ALONE, accuracy, cell, choice, deviated, small, table_of
 from kdad_bench.leaderboard.measurement import SHARED
-from kdad_bench.leaderboard.metric import METRICS, RANKED, shown_in
+from kdad_bench.leaderboard.metric import METRICS, shown_in
 from kdad_bench.leaderboard.numbers import MISSING, judged, large, number, signed
 from kdad_bench.leaderboard.row import EXTERNAL
 from kdad_bench.leaderboard.text import escape
@@ -122,10 +122,7 @@ def _ranking(board: Board, keys: Sequence[str], places: Mapping[str, int], ranks
         cells.append(cell(str(len(board.rows[key]))))
         lines.append("".join(cells))
     caption = (
-        "Average rank: over the categories, of "
-        + " and ".join(METRICS[m].label for m in RANKED if m in board.headline)
-        + "."
-        " Costs are medians over jobs; ms/image at batch 1, images/s at the best batch. "
+        f"{board.rank_words} Costs are medians over jobs; ms/image at batch 1, images/s at the best batch. "
         + _of_speed(board)
         + ("A method of which a job was not finite is neither ranked nor marked. " if board.diverged else "")
         + "Click a heading to sort."

@@ -19,6 +19,7 @@ from kdad_bench.leaderboard.metric import ACCURACY, METRICS, RANKED, shown_in
 from kdad_bench.leaderboard.numbers import MISSING, deviation, interval, large, number
 from kdad_bench.leaderboard.provenance import provenance
 from kdad_bench.leaderboard.store import Problem, Results
+from kdad_bench.leaderboard.text import counted
 from kdad_bench.leaderboard.text import markdown as _text
 
 if TYPE_CHECKING:
@@ -75,14 +76,10 @@ def _overview(rows: Sequence[Mapping[str, Any]], failed: int) -> str:
         return "No results yet: `kdad-bench run --all` makes some."
     ok = [row for row in rows if row["status"] == "ok"]
     counts = (("method", "method"), ("data set", "dataset"), ("seed", "seed"))
-    line = f"{_count(len(ok), 'finished job')}"
+    line = counted(len(ok), "finished job")
     if ok:
-        line += ": " + ", ".join(_count(len({row[column] for row in ok}), what) for what, column in counts)
-    return line + (f". **{_count(failed, 'job')} failed** (listed below)." if failed else ".")
-
-
-def _count(how_many: int, what: str) -> str:
-    return f"{how_many} {what}{'' if how_many == 1 else 's'}"
+        line += ": " + ", ".join(counted(len({row[column] for row in ok}), what) for what, column in counts)
+    return line + (f". **{counted(failed, 'job')} failed** (listed below)." if failed else ".")
 
 
 def _warning(board: Board) -> list[str]:
@@ -157,11 +154,7 @@ def ranking(board: Board, notes: Mapping[str, int]) -> str:
 
 def _legend_of_ranking(board: Board, marked_so: bool) -> str:
     """What ranks, intervals, marks and places mean, and how far ranks must lie apart to be told apart."""
-    legend = (
-        "Average rank: over the categories, of "
-        + " and ".join(METRICS[m].label for m in RANKED if m in board.headline)
-        + "."
-    )
+    legend = board.rank_words
     if any((found := board.overall(key, m)) and found.shown for key in board.rows for m in board.headline):
         legend += f" [low, high]: 95 % interval of the mean for {board.interval_words}."
     if marked_so:
@@ -172,7 +165,7 @@ def _legend_of_ranking(board: Board, marked_so: bool) -> str:
     if len(board.families) > 1:
         legend += " In family: the place when only the entrants of one family are ranked ("
         legend += "; ".join(f"{name}: {FAMILIES[name]}" for name in board.families if name in FAMILIES) + ")."
-    if any(key not in board.average_ranks and key not in board.diverged for key in board.rows):
+    if board.headline and any(key not in board.average_ranks and key not in board.diverged for key in board.rows):
         legend += " A method that lacks a category is not ranked: its mean is over other data."
     if board.diverged & {*board.rows}:
         legend += (

@@ -30,5 +30,9 @@ def provenance(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
             if row[column] not in (None, "")
         }
         if values:
-            found.append((label, ", ".join(sorted(values))))
+            found.append((label, ", ".join(sorted(values, key=_by_number))))
     return found
+
+
+def _by_number(value: str) -> tuple[int, str]:
+    return (int(value) if value.isdecimal() else 0, value)

@@ -353,3 +353,11 @@ def test_marks_of_many_reasons_are_letters_and_no_two_are_alike() -> None:
     assert marks[:2] + marks[25:28] + marks[701:703] == ["(a)", "(b)", "(z)", "(aa)", "(ab)", "(zz)", "(aaa)"]
     assert len({*marks}) == 800
     assert all(re.fullmatch(r"\([a-z]+\)", mark) for mark in marks)
+
+
+def test_of_the_published_categories_those_with_a_job_are_listed() -> None:
+    """One job of one category brought sixty lines of numbers beside nothing."""
+    board = board_of([plausible.row("rd4ad", "bottle", 0)])
+    _, found = published.beside(board)
+    assert {one.reported.category for one in found if not one.reported.category.startswith(MEAN)} == {"bottle"}
+    assert any(one.reported.category == MEAN for one in found)

@@ -196,12 +196,17 @@ def beside(board: Board) -> tuple[str, list[Verdict]]:
     """Why nothing published is shown beside this board, or "" and what is.
 
     The standard preset has the papers' sizes: what is published for the very categories stands beside its figures, and
-    is compared only with those of a method whose paper preset is the same. Nothing stands beside jobs on other images.
+    is compared only with those of a method whose paper preset is the same. Beside a paper preset stand the means, and
+    the categories with a job of the method. Nothing stands beside jobs on other images.
     """
     whole = refusal(board)
     if whole and (board.preset != BESIDE or elsewhere(board)):
         return whole, []
     found = [one for one in verdicts(board) if not one.reported.measured or board.measured(one.reported.measured)]
+    found = [
+        one for one in found
+        if one.reported.category.startswith(MEAN) or one.reported.category in board.covered(one.key)
+    ]  # fmt: skip
     if board.preset == BESIDE:
         found = [one for one in found if one.measured is not None and not over_more(board, one.key, one.reported)]
     return "", found
