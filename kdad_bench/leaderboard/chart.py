@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from kdad_bench.leaderboard.axes import not_stretched
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.chart_names import MOST_NAMES, Name, named
 from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.numbers import interval, large, number
 from kdad_bench.leaderboard.text import escape
 
+CHARACTER = 8  # px of a character of a tick
 COLOURS = 8  # of the style sheet: --c0 .. --c7
 LEAST_MS = 1e-12  # what is faster, which no machine is, stands at the edge
 
@@ -81,7 +83,8 @@ def _drawing(board: Board, metric: str, found: Sequence[Point], layout: Layout) 
     across = log_ticks(min(p.latency_ms for p in found), max(p.latency_ms for p in found))
     lows = [p.value if p.low is None else p.low for p in found]
     highs = [p.value if p.high is None else p.high for p in found]
-    up = _ticks(max(0.0, min(lows)), min(1.0, max(highs)))
+    up = _ticks(*not_stretched(max(0.0, min(lows)), min(1.0, max(highs))))
+    written = with_room(across, layout.x(1) - layout.x(0), CHARACTER)
 
     def x(value: float) -> float:
         low, high = math.log10(across[0]), math.log10(across[-1])
@@ -97,7 +100,7 @@ def _drawing(board: Board, metric: str, found: Sequence[Point], layout: Layout) 
         f'aria-label="{escape(title)}">',
         *(f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="{top}" y2="{bottom}"/>' for t in across),
         *(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>' for t in up),
-        *(f'<text class="tick" x="{x(t):.1f}" y="{bottom + 18}" text-anchor="middle">{t:g}</text>' for t in across),
+        *(f'<text class="tick" x="{x(t):.1f}" y="{bottom + 18}" text-anchor="middle">{t:g}</text>' for t in written),
         *(
             f'<text class="tick" x="{left - 8}" y="{y(t) + 4:.1f}" text-anchor="end">{_decimal(t, up)}</text>'
             for t in up

@@ -10,7 +10,8 @@ from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.numbers import MISSING, interval
 from kdad_bench.leaderboard.text import escape
 
-WIDTH, HEIGHT = 760, 400
+WIDTHS = {"wide": 760, "narrow": 440}  # px, by class of the style sheet, which shows one of them
+HEIGHT = 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 16, 56
 CHARACTER, LINE = 7, 15  # px of a label below the axis: of a character, at most, and from line to line
 COLOURS = 8  # of the style sheet: --c0 .. --c7
@@ -35,7 +36,11 @@ def sections(drawn: Sequence[Curve]) -> Iterator[str]:
 
 
 def drawing(curve: Curve, metric: str) -> str:
-    """The curves of all entrants with their intervals."""
+    """The curves of all entrants with their intervals, once for each width."""
+    return "\n".join(_drawn(curve, metric, name, width) for name, width in WIDTHS.items())
+
+
+def _drawn(curve: Curve, metric: str, name: str, wide: int) -> str:
     order = curve.order(metric)
     estimates = [one for key in order for one in curve.at(key, metric) if one is not None]
     lowest = min((one.shown or (one.mean,))[0] for one in estimates)
@@ -45,7 +50,7 @@ def drawing(curve: Curve, metric: str) -> str:
     ends = (curve.places[0].at, curve.places[-1].at)
 
     def x(at: float) -> float:
-        return LEFT + 20 + (at - ends[0]) / (ends[1] - ends[0]) * (WIDTH - LEFT - RIGHT - 40)
+        return LEFT + 20 + (at - ends[0]) / (ends[1] - ends[0]) * (wide - LEFT - RIGHT - 40)
 
     widths = [CHARACTER * len(place.label) for place in curve.places]
     rows = rows_of_labels([x(place.at) for place in curve.places], widths)
@@ -57,7 +62,7 @@ def drawing(curve: Curve, metric: str) -> str:
     label = f"{METRICS[metric].label} by {curve.words}"
     across = escape(curve.words) + (" (log scale)" if curve.axis == "train_images" else "")
     ticks = [
-        *_ticks_up([(y(number * step), f"{number * step:.2f}") for number in range(first, last + 1)]),
+        *_ticks_up(wide, [(y(number * step), f"{number * step:.2f}") for number in range(first, last + 1)]),
         *(
             f'<text class="tick" x="{x(place.at):.1f}" y="{HEIGHT - BOTTOM + 18 + LINE * row}" text-anchor="middle">'
             f"{escape(place.label)}</text>"
@@ -71,18 +76,18 @@ def drawing(curve: Curve, metric: str) -> str:
         for line in _line(curve, metric, key, [x(place.at + shifts[key]) for place in curve.places], y)
     ]
     return "\n".join([
-        f'<svg class="curve" viewBox="0 0 {WIDTH} {height}" role="group" aria-label="{escape(label)}" '
-        f'style="width:100%;max-width:{WIDTH + 100}px;height:auto">',
+        f'<svg class="curve {name}" viewBox="0 0 {wide} {height}" role="group" aria-label="{escape(label)}" '
+        f'style="width:100%;max-width:{wide + 100}px;height:auto">',
         *ticks,
-        f'<text class="axis" x="{WIDTH / 2:.1f}" y="{height - 14}" text-anchor="middle">{across}</text>',
+        f'<text class="axis" x="{wide / 2:.1f}" y="{height - 14}" text-anchor="middle">{across}</text>',
         *lines,
         "</svg>",
     ])  # fmt: skip
 
 
-def _ticks_up(places: Sequence[tuple[float, str]]) -> Iterator[str]:
+def _ticks_up(wide: int, places: Sequence[tuple[float, str]]) -> Iterator[str]:
     for y, text in places:
-        yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield f'<line class="grid" x1="{LEFT}" x2="{wide - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         yield f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
 
 
@@ -137,6 +142,6 @@ def table(curve: Curve, metric: str) -> str:
     estimates = [one for key in curve.order(metric) for one in (*curve.at(key, metric), curve.area(key, metric)) if one]
     said = "mean with its 95 % interval" if any(one.shown for one in estimates) else "mean; one seed has no interval"
     return (
-        f'<div class="scroll"><table><caption>{METRICS[metric].label}, {said}</caption>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{METRICS[metric].label}"><table><caption>{METRICS[metric].label}, {said}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table></div>"
     )

@@ -141,6 +141,8 @@ def _jobs(rows: Sequence[Mapping[str, Any]], found: Sequence[Board]) -> str:
     text = json.dumps({"columns": columns, "rows": data}, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return (
         '<section id="all-jobs"><h2>All jobs</h2>'
+        "<noscript><p>This table needs JavaScript; <code>kdad-bench results export</code> writes all jobs.</p>"
+        "</noscript>"
         f'<div class="filters" role="group" aria-label="Filters">{"".join(selects)}</div>'
         '<div class="scroll" tabindex="0" role="region" aria-label="All jobs"><table id="jobs">'
         "<caption>One line per job; <code>kdad-bench show JOB</code> "

@@ -124,10 +124,9 @@ def _ranking(board: Board, keys: Sequence[str], places: Mapping[str, int], ranks
     caption = (
         f"{board.rank_words} Costs are medians over jobs; ms/image at batch 1, images/s at the best batch. "
         + _of_speed(board)
-        + ("A method of which a job was not finite is neither ranked nor marked. " if board.diverged else "")
-        + "Click a heading to sort."
-    )
-    return table_of(heads, lines, caption, "sortable searchable")
+        + ("A method of which a job was not finite is neither ranked nor marked." if board.diverged else "")
+    ).strip()
+    return table_of(heads, lines, caption, "sortable searchable ranking")
 
 
 def _heat(board: Board, metric: str) -> str:
@@ -151,7 +150,7 @@ def _heat(board: Board, metric: str) -> str:
         lines.append("".join(line))
     heads = [("method", ""), *((category, "n") for category in categories)]
     heads += [("mean", "n")] if len(categories) > 1 else []
-    colours = f"Colour: {low:.3f} (pale) to {high:.3f} (strong)."
+    colours = f"Colour: the higher the bluer, {low:.3f} to {high:.3f}."
     below = below_floor(board, metric)
     caption = f"{METRICS[metric].label}, mean ± standard deviation over seeds. {colours}{below and f' {below}'}"
     return table_of(heads, lines, caption, "sortable heat")

@@ -64,5 +64,8 @@ def choice(name: str, title: str, parts: Sequence[tuple[str, str, str]]) -> str:
         f"{escape(label)}</label>"
         for index, (value, label, _) in enumerate(parts)
     )
-    shown = "\n".join(f'<div data-part="{value}">{content}</div>' for value, _, content in parts)
+    shown = "\n".join(
+        f'<div data-part="{value}"><p class="part">{escape(label)}</p>{content}</div>'
+        for value, label, content in parts
+    )
     return f'<div><fieldset class="choice"><legend>{escape(title)}</legend>{buttons}</fieldset>\n{shown}</div>'

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from kdad_bench.leaderboard import axes, curve_tables, figures, html, markdown
 from kdad_bench.leaderboard.axes import LEAST_HEIGHT, Curve, aside, curves, not_stretched, shown_whole
 from kdad_bench.leaderboard.board import SEVERAL_VERSIONS, Board, boards_of
-from kdad_bench.leaderboard.curve_chart import drawing
+from kdad_bench.leaderboard.curve_chart import WIDTHS, drawing
 from kdad_bench.leaderboard.excerpts import sections
 from kdad_bench.leaderboard.row import COLUMNS, SCHEMA, Row
 from kdad_bench.leaderboard.store import Results
@@ -170,7 +170,8 @@ def test_the_pages_and_the_figures_have_the_curves() -> None:
     assert page.count("### Ranking") == 1
     body = html.body(found, table, (), {})
     assert '<a href="#curves">Curves</a>' in body
-    assert body.count('<svg class="curve"') == 3
+    wide, narrow = (body.count(f'<svg class="curve {name}" viewBox="0 0 {px} ') for name, px in WIDTHS.items())
+    assert wide == narrow == 3, "labels of the wide one are 5 px on a phone"
     assert 'aria-label="STFPM at all (200): image AUROC 0.895' in body
     assert "(synthetic data)" in body
     names = [name for name, _ in figures._plan(found, table.to_pylist())]

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from decimal import ROUND_HALF_UP, Decimal
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import plausible
@@ -199,7 +200,7 @@ def test_text_has_the_contrast_of_wcag_aa_in_both_themes() -> None:
         assert block
         colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block[1]))
         pairs = [(ink, back) for ink in ("ink", "soft", "link") for back in ("paper", "panel")]
-        pairs += [("ink", "warn"), ("ink", "heat-low"), ("ink", "heat-high")]
+        pairs += [("ink", "warn"), ("ink", "heat-low"), ("ink", "heat-high"), ("up", "paper"), ("down", "paper")]
         for ink, back in pairs:
             light, dark = sorted((luminance(colours[ink]), luminance(colours[back])), reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= 4.5, (theme, ink, back)
@@ -218,6 +219,27 @@ def test_the_front_holds_the_points_that_none_beats_in_both() -> None:
     found = [point("a", 1, 0.5), point("b", 2, 0.7), point("c", 3, 0.6), point("d", 3, 0.9), point("e", 2, 0.4)]
     assert [p.key for p in chart.front(found)] == ["a", "b", "d"]
     assert chart.front(found[:1]) == found[:1]
+
+
+def test_the_numbers_below_a_narrow_chart_stand_apart_and_one_point_is_no_magnified_axis() -> None:
+    """`5001000 2000 5000`, and an axis from 0.7685 to 0.7690."""
+    made = [plausible.row(name, "bottle", 0, latency_ms=ms) for name, ms in (("stfpm", 0.5), ("mkd", 3000.0))]
+    narrow = chart.pareto(board_of(made), "aupro_30").partition('class="pareto narrow"')[2]
+    ticks = re.findall(r'class="tick" x="([\d.]+)" y="[\d.]+" text-anchor="middle">([\d.]+)<', narrow)
+    ends = [(float(x) - 3.5 * len(text), float(x) + 3.5 * len(text)) for x, text in ticks]
+    assert len(ticks) >= 3
+    assert all(right + 4 < left for (_, right), (left, _) in pairwise(ends)), ticks
+    one = chart.pareto(board_of([plausible.row("stfpm", "bottle", 0, aupro_30=0.9)]), "aupro_30")
+    up = [float(text) for text in re.findall(r'text-anchor="end">(0\.\d+)<', one.partition("</svg>")[0])]
+    assert max(up) - min(up) >= 0.05 - 1e-9
+
+
+def test_without_a_script_nothing_seems_alive_and_the_parts_have_their_names() -> None:
+    text = page(plausible.mixed_table())
+    assert '<div data-part="student-teacher"><p class="part">student-teacher</p>' in text
+    assert "<noscript><p>This table needs JavaScript" in text
+    assert "Click a heading" not in re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)
+    assert "html:not(.js) :is(#theme, .filters, #jobs) { display: none; }" in text
 
 
 def test_a_method_without_a_timing_or_a_category_has_no_point() -> None:
@@ -582,6 +604,31 @@ def test_paper_gets_light_colours_and_every_metric(browser: Browser) -> None:
     browser.ask("Emulation.setEmulatedMedia", media="", features=[])
 
 
+def test_a_darkened_page_is_printed_in_light_colours_and_folded_again_afterwards(browser: Browser) -> None:
+    """Points of the dark palette had a contrast of 1.65 on paper, and all that was folded stayed open."""
+    value = "getComputedStyle(document.documentElement).getPropertyValue(name)"
+    marks = f"['--c0', '--link', '--warn-line', '--up'].map((name) => {value})"
+    light = ["#0072b2", "#0a58ca", "#b08800", "#00664a"]
+    browser.ask("Emulation.setEmulatedMedia", media="", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    browser.wait("document.documentElement.classList.contains('dark')")
+    assert browser.evaluate(marks) != light
+    browser.ask("Emulation.setEmulatedMedia", media="print")
+    assert browser.evaluate(marks) == light
+    browser.ask("Emulation.setEmulatedMedia", media="", features=[])
+    opened = "document.querySelectorAll('details[open]').length"
+    before = browser.evaluate(opened)
+    browser.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert browser.evaluate(opened) > before
+    browser.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert browser.evaluate(opened) == before
+
+
+def test_the_names_of_a_wide_table_stay_in_sight_on_a_wide_screen(browser: Browser) -> None:
+    wide_as(browser, 1400)
+    position = "getComputedStyle(document.querySelector('#b0 table.heat tbody th')).position"
+    assert browser.evaluate(position) == "sticky"
+
+
 def wide_as(browser: Browser, width: int) -> None:
     browser.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
 
@@ -654,3 +701,20 @@ def test_what_was_never_timed_stands_last_in_both_directions(tmp_path: Path) -> 
             names = opened.evaluate(METHODS_SHOWN)
             assert names[-1] == "MKD"
             assert names[0 if way == "ascending" else -2] == "Pixel mean"
+
+
+def test_a_column_without_a_number_and_a_large_seed_are_shown_as_others_are(tmp_path: Path) -> None:
+    """Dashes alone stood at the left of their column, and seed 123456 was `123,456`."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    made = plausible.full_table(("stfpm", "mkd"), ("bottle",), 1, latency_ms=None)
+    made.append(plausible.row("stfpm", "bottle", 123456, latency_ms=None))
+    (tmp_path / "page.html").write_text(page(made), encoding="utf-8")
+    with Browser(tmp_path / "profile") as opened:
+        opened.open(tmp_path / "page.html")
+        heads = "[...document.querySelectorAll('#b0 table.ranking thead th')]"
+        place = opened.evaluate(f"{heads}.findIndex((head) => head.textContent.includes('ms/image'))")
+        cell = f"document.querySelector('#b0 table.ranking tbody tr').children[{place}]"
+        assert opened.evaluate(f"{cell}.textContent") == "–"
+        assert opened.evaluate(f"getComputedStyle({cell}).textAlign") == "right"
+        assert "123456" in opened.evaluate("document.querySelector('#jobs tbody').textContent")

@@ -60,7 +60,7 @@
       kind !== "display" ? value : value === null ? "–" : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
     const text = (value, kind) => kind !== "display" ? value : String(value ?? "–").replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
     const columns = jobs.columns.map(([title, digits]) =>
-      digits === null ? { title, type: "string", render: text } : { title, className: "n", type: "num", render: shown(digits) });
+      digits === null ? { title, type: "string", render: text } : { title, className: "n", type: "num", render: title === "seed" ? text : shown(digits) });
     const table = new DataTable(holder, {
       data: jobs.rows, columns, deferRender: true, pageLength: 25, lengthMenu: [25, 100, 1000], order: [], autoWidth: false,
       language: { info: "_START_ to _END_ of _TOTAL_ jobs", infoEmpty: "no jobs", infoFiltered: "(of _MAX_ in all)", search: "Search:" },
@@ -74,5 +74,11 @@
     }
   }
 
-  addEventListener("beforeprint", () => { for (const part of document.querySelectorAll("details:not(.long)")) part.open = true; });
+  // paper opens what is folded, but for long lists, and the page is afterwards as it was
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details:not(.long, [open])")];
+    for (const part of opened) part.open = true;
+  });
+  addEventListener("afterprint", () => { for (const part of opened) part.open = false; });
 })();
