@@ -25,7 +25,7 @@ SHOWN = ("image_auroc", "pixel_auroc", "aupro_30")
 
 @click.group()
 def bench() -> None:
-    """Benchmark the harness against a plain PyTorch loop."""
+    """Time the harness beside a plain PyTorch loop, and a saved model in each runtime that it can be exported to."""
 
 
 @bench.command(name="end-to-end")

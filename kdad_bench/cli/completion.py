@@ -9,7 +9,7 @@ from click.shell_completion import get_completion_class
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the completion script for SHELL; e.g. `eval "$(kdad-bench completion bash)"`."""
+    """Print the completion script of a shell; e.g. `eval "$(kdad-bench completion bash)"`."""
     from kdad_bench.cli import cli
 
     kind = get_completion_class(shell)

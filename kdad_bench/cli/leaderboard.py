@@ -34,7 +34,8 @@ def leaderboard(
     """Write leaderboard.md, .html, .parquet, .csv and .json of a results folder (a path or an fsspec URL).
 
     Says how much of the spread of the figures is category, seed, image sample, and of number of threads and device
-    where jobs differ in these.
+    where jobs differ in these. Exit code 0; with --check 1 if the tables are not up to date; 2 if nothing could be
+    drawn.
     """
     from kdad_bench.leaderboard import pages
     from kdad_bench.leaderboard.store import StoreError

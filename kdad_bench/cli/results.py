@@ -25,7 +25,7 @@ OF_DRAWINGS = "of drawn images: no server takes it"
 
 @click.group(name="results")
 def results() -> None:
-    """Compact, verify, export, reproduce or pack a results folder (a path or an fsspec URL such as s3://bucket/results)."""
+    """Keep, check, export, reproduce and pass on a results folder (a path or an fsspec URL such as s3://bucket/results)."""
 
 
 @results.command()

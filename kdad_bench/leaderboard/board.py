@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -294,9 +295,11 @@ class Board:
         return tuple(metric for metric in HEADLINE if self.measured(metric))
 
     def categories(self, metric: str) -> tuple[str, ...]:
-        """The categories in which any entrant has a value."""
+        """The categories in which any entrant has a value, numbers in their names in the order of numbers."""
         known = np.asarray((~np.isnan(self.summary.values[metric])).any(axis=(0, 2)))
-        return tuple(name for name, there in zip(self.summary.categories, known, strict=True) if there)
+        return tuple(
+            sorted((c for c, there in zip(self.summary.categories, known, strict=True) if there), key=_numbered)
+        )
 
     def heading(self, metric: str) -> str:
         """The name of a metric above its means, with its categories where it lacks some: `AUPRO@0.3 (1 of 2)`."""
@@ -471,6 +474,12 @@ class Board:
         found = self.summary.comparison(key, other, metric)
         sign = 1 if METRICS[metric].higher_is_better else -1
         return found.significant and sign * (found.difference or 0.0) > 0
+
+
+def _numbered(name: str) -> list[tuple[bool, int, str]]:
+    """By what `cat2` stands before `cat10`."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return [(False, int(part), "") if part.isdecimal() else (True, 0, part) for part in parts]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -142,6 +142,7 @@ def table(curve: Curve, metric: str) -> str:
     estimates = [one for key in curve.order(metric) for one in (*curve.at(key, metric), curve.area(key, metric)) if one]
     said = "mean with its 95 % interval" if any(one.shown for one in estimates) else "mean; one seed has no interval"
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{METRICS[metric].label}"><table><caption>{METRICS[metric].label}, {said}</caption>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{METRICS[metric].label}">'
+        f"<table><caption>{METRICS[metric].label}, {said}</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table></div>"
     )

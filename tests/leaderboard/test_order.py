@@ -41,6 +41,11 @@ def test_the_critical_difference_of_a_board_is_for_its_methods_and_categories() 
     assert found.critical_difference == pytest.approx(critical_difference(3, 6))
 
 
+def test_numbers_in_the_names_of_categories_are_in_the_order_of_numbers() -> None:
+    board = board_of(plausible.full_table(("stfpm",), ("cat10", "cat2", "cat1", "7", "dog"), 1))
+    assert board.categories("image_auroc") == ("7", "cat1", "cat2", "cat10", "dog")
+
+
 def test_larger_budgets_stand_before_the_quick_ones() -> None:
     """By name `quick` opened the page, with the numbers that say least."""
     made = [
