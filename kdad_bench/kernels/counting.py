@@ -67,7 +67,7 @@ class Counter:
         scores = np.ascontiguousarray(scores)
         total = np.zeros(2 * self.wanted.size + 1, np.int64)
         if self.compiled is None:
-            pieces = threads * -(-scores.size // (threads * _PIECE))
+            pieces = threads * max(1, -(-scores.size // (threads * _PIECE)))
             edges = [scores.size * k // pieces for k in range(pieces + 1)]
             some = (scores[begin:end] for begin, end in pairwise(edges))
             with ThreadPoolExecutor(threads) as pool:  # sorting and searching do not hold the interpreter's lock
@@ -101,7 +101,10 @@ class Counter:
 
 
 def sort_words(words: NDArray[np.int64]) -> None:
-    """Sort `words` [n] in place, ascending; a second array of the size is held meanwhile."""
+    """Sort `words` [n] in place, ascending; a second array of the size is held meanwhile.
+
+    Raises MemoryError where there is none for it.
+    """
     loaded = library()
     if loaded is None or not words.flags.c_contiguous:
         words.sort()

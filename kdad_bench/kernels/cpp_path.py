@@ -1,4 +1,7 @@
-"""The ops by the compiled C++ of cpp/, reached through ctypes; they run on the thread pool torch already has."""
+"""The ops by the compiled C++ of cpp/, reached through ctypes; they run on the thread pool torch already has.
+
+Each raises MemoryError where the buffers that it works in cannot be had.
+"""
 
 from __future__ import annotations
 
@@ -402,6 +405,8 @@ def depthwise_weight_gradient(
         x.data_ptr(), upstream.data_ptr(), out.data_ptr(), n, h, w, *upstream.shape[2:], c,
         size, stride, top, left, torch.get_num_threads(),
     )  # fmt: skip
+    if done < 0:
+        raise MemoryError(f"no memory for the sums of {n} images of a depthwise gradient")
     return out if done else None
 
 
@@ -487,17 +492,15 @@ def winograd_weight(weight: Tensor, *, turned: bool) -> Tensor:
 def winograd(x: Tensor, transformed: Tensor, bias: Tensor | None, outputs: int, padding: int) -> Tensor:
     """A 3x3 convolution at stride 1 of `x` [N, C, H, W] in channels_last by a `winograd_weight`: [N, outputs, H', W'].
 
-    Raises MemoryError where its buffers, a few MB per thread, cannot be had.
+    Its buffers, a few MB, stay with each thread.
     """
     n, inputs, h, w = x.shape
     y = floats(n, outputs, h + 2 * padding - 2, w + 2 * padding - 2, memory_format=torch.channels_last)
     added = None if bias is None else bias.detach().contiguous()
-    done = library().kdad_winograd(
+    library().kdad_winograd(
         x.data_ptr(), transformed.data_ptr(), 0 if added is None else added.data_ptr(), y.data_ptr(),
         n, h, w, inputs, outputs, padding, tiles_at_a_time(inputs + outputs), torch.get_num_threads(),
     )  # fmt: skip
-    if not done:
-        raise MemoryError(f"no memory for a convolution of {list(x.shape)} to {outputs} channels")
     return y
 
 

@@ -16,7 +16,7 @@
 #include <thread>
 #include <vector>
 
-#include "cpu.h"
+#include "shares.h"
 
 namespace {
 
@@ -224,7 +224,9 @@ EXPORT int kdad_count(const void* scores, i64 n, int bytes, const void* wanted, 
     return count_by_threads(count_double, (const double*)scores, n, (const i64*)wanted, m, p, number, shift, table, threads, total);
 }
 
-EXPORT void kdad_sort_words(void* words, void* spare, i64 n) { sort_words((uint64_t*)words, (uint64_t*)spare, n); }
+EXPORT bool kdad_sort_words(void* words, void* spare, i64 n) {  // false where memory is short, the words then as they were
+    return had_memory([&] { sort_words((uint64_t*)words, (uint64_t*)spare, n); });
+}
 
 EXPORT void kdad_add_up(const i64* counts, const i64* ranks, const double* mass, i64 m, i64 pixels, const double* limits,
                         int nlimits, double* out) {

@@ -7,9 +7,11 @@
 #include <cstring>
 #include <vector>
 
-#include "cpu.h"
+#include "shares.h"
 
 namespace {
+
+constexpr i64 BAND = 1 << 20;  // values of a band, about: 4 MiB
 
 struct Epilogue {  // laid out as cpp_path.py packs it
     i64 n, h, w;
@@ -69,8 +71,9 @@ CLONES bool all_finite(const float* in, i64 n) {
 }
 
 // Infinity less infinity is no number, where shares of both are infinite: what the differences above made NaN of, by shares. Slow,
-// for rows that are not finite alone; `before` is what `out` held.
+// for rows that are not finite alone; `before` is what `out` held. What has no share counts for nothing, as in a copy.
 float by_shares(float a, float b, float part) {
+    if (part == 0) return a;
     const volatile float rest = 1 - part, low = a * rest, high = b * part;  // else a compiler may make differences of it again
     return low + high;
 }
@@ -161,6 +164,7 @@ struct Fusion {
     i64 bands;
     std::vector<double> partial;     // [n, bands] maxima, or [n, h] sums of rows: added in order, whatever the bands
     std::atomic<i64> next;
+    std::atomic<bool> complete;
 };
 
 void fuse_band(Fusion& f, i64 n, i64 y0, i64 y1, double* highest) {
@@ -239,20 +243,24 @@ void fuse_band(Fusion& f, i64 n, i64 y0, i64 y1, double* highest) {
 
 void fusion_body(void* raw) {
     Fusion& f = *(Fusion*)raw;
-    for (;;) {
-        const i64 unit = f.next.fetch_add(1, std::memory_order_relaxed);
-        if (unit >= f.e->n * f.bands) return;
-        const i64 band = unit % f.bands;
-        fuse_band(f, unit / f.bands, f.e->h * band / f.bands, f.e->h * (band + 1) / f.bands, f.e->mean ? nullptr : &f.partial[unit]);
-    }
+    const bool complete = had_memory([&] {
+        for (i64 unit; (unit = f.next.fetch_add(1, std::memory_order_relaxed)) < f.e->n * f.bands;) {
+            const i64 band = unit % f.bands, y0 = f.e->h * band / f.bands, y1 = f.e->h * (band + 1) / f.bands;
+            fuse_band(f, unit / f.bands, y0, y1, f.e->mean ? nullptr : &f.partial[unit]);
+        }
+    });
+    if (!complete) f.complete = false;
 }
 
-}  // namespace
+// Into how many bands of rows a map is cut: so many that threads have work, and none keeps much memory. A blur makes the rows beside a
+// band once more, of which few are worth their while.
+i64 bands_of(const Epilogue& e, int threads) {
+    const i64 least = std::max<i64>(32, 8 * e.radius), small = std::min(e.h / least, (e.h * e.w + BAND - 1) / BAND);
+    return std::max<i64>({1, small, e.n >= 2 * threads ? 1 : std::min<i64>(threads, e.h / 32)});
+}
 
-extern "C" {
-
-EXPORT void kdad_epilogue(const void* raw, int threads) {
-    const Epilogue& e = *(const Epilogue*)raw;
+// Raises std::bad_alloc where memory is short.
+void fuse(const Epilogue& e, int threads) {
     if (!e.n || !e.h || !e.w) return;
     Fusion f;
     f.e = &e;
@@ -264,15 +272,16 @@ EXPORT void kdad_epilogue(const void* raw, int threads) {
         f.rows = reflected(e.h, e.radius, e.torch_border);
         f.columns = reflected(e.w, e.radius, e.torch_border);
     }
-    f.bands = e.n >= 2 * threads ? 1 : std::max<i64>(1, std::min<i64>(threads, e.h / 32));
+    f.bands = bands_of(e, threads);
     // A sum is linear: blurring the few stretched source rows along x costs less than blurring the output rows.
     i64 sources = 0;
     for (int k = 0; k < e.maps; k++) sources += f.down[k].high[e.h - 1] - f.down[k].low[0] + 1;
     f.early = e.radius >= 0 && !e.product && sources < e.h;
     const i64 parts = e.mean ? e.h : f.bands;
     f.partial.resize(e.n * parts);
-    f.next = 0;
+    f.next = 0; f.complete = true;
     parallel(fusion_body, &f, (int)std::min<i64>(threads, e.n * f.bands));
+    if (!f.complete) throw std::bad_alloc();
     if (!e.scores) return;
     for (i64 n = 0; n < e.n; n++) {
         double s = f.partial[n * parts];
@@ -282,6 +291,15 @@ EXPORT void kdad_epilogue(const void* raw, int threads) {
         }
         ((float*)e.scores)[n] = (float)(e.mean ? s / (double)(e.h * e.w) : s);
     }
+}
+
+}  // namespace
+
+extern "C" {
+
+// False where memory is short.
+EXPORT bool kdad_epilogue(const void* raw, int threads) {
+    return had_memory([&] { fuse(*(const Epilogue*)raw, threads); });
 }
 
 }  // extern "C"

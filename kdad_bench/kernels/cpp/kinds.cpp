@@ -104,9 +104,10 @@ void flat_gradient(const Piece& x, Scratch& s) {
     const bool zero = S[0] <= tiny || S[1] <= tiny;
     const double root = std::sqrt(S[0]) * std::sqrt(S[1]), cosine = zero ? 0 : S[2] / root, alpha = zero ? 0 : 1 / root;
     const double g = j.factor * (j.upstream ? (double)((const float*)j.upstream)[x.n * j.un] : 1.0);
-    const float other = (float)(-g * alpha);
-    if (j.student_grad.data) write_flat(x, j.student_grad, other, zero ? 0 : (float)(g * cosine / S[1]), s.out);
-    if (j.teacher_grad.data) write_flat(x, j.teacher_grad, zero ? 0 : (float)(g * cosine / S[0]), other, s.out);
+    const double limit = (double)FAR * FAR, other = -g * alpha;
+    const bool widely = !zero && !(S[0] < limit && S[1] < limit && S[0] * limit > 1 && S[1] * limit > 1);
+    if (j.student_grad.data) write_flat(x, j.student_grad, other, zero ? 0 : g * cosine / S[1], widely, s.out);
+    if (j.teacher_grad.data) write_flat(x, j.teacher_grad, zero ? 0 : g * cosine / S[0], other, widely, s.out);
 }
 
 // |t - s|^2 and its gradients.
@@ -163,12 +164,40 @@ void lengths(const Piece& x, Scratch& s) {
     for (i64 p = 0; p < t.p; p++) s.g[p] = s.ia[p] == 0 || s.ib[p] == 0 ? 0 : s.g[p];
 }
 
+bool far(float inverse) { return inverse != 0 && !(inverse < FAR && inverse * FAR > 1); }
+
+// k and m of out = k e + m v, v the vector with these inverse lengths; returns whether some of them are far.
+bool coefficients(const float* inverse, Scratch& s, i64 n) {
+    int found = 0;
+    for (i64 p = 0; p < n; p++) {
+        s.k[p] = s.g[p] * inverse[p]; s.m[p] = -s.k[p] * s.q[p] * inverse[p];
+        found |= far(inverse[p]);
+    }
+    return found;
+}
+
+// The gradients of far vectors once more, as k (e - q v/|v|): m has left float32, or what is left of it has few digits. `from` is the
+// other vector.
+void mend_far(const Piece& x, const View& v, const float* from, i64 from_stride, const float* own, i64 own_stride,
+              const float* from_inverse, const float* inverse, const Scratch& s) {
+    const bool planes = x.tile.planes;
+    for (i64 p = 0; p < x.tile.p; p++) {
+        if (!far(inverse[p])) continue;
+        for (i64 c = 0; c < x.tile.c; c++) {
+            const float unit = own[planes ? c * own_stride + p : p * own_stride + c] * inverse[p];
+            const float other = from[planes ? c * from_stride + p : p * from_stride + c] * from_inverse[p];
+            write_one(x, v, p, c, s.k[p] * ((unit - other) - s.q[p] * unit));
+        }
+    }
+}
+
 // d/db = ib (c b/|b| - a/|a|) = ib (e - q b/|b|), q = 1 - c; the squared residual |e|^2 to s.D on the way.
 void student_gradient(const Piece& x, Scratch& s) {
     const Tile& t = x.tile;
     const View& v = x.job.student_grad;
     const i64 rows = x.rows(), length = x.length();
-    for (i64 p = 0; p < t.p; p++) { s.k[p] = s.g[p] * s.ib[p]; s.m[p] = -s.k[p] * s.q[p] * s.ib[p]; s.D[p] = 0; }
+    const bool mends = coefficients(s.ib, s, t.p);
+    std::fill(s.D, s.D + t.p, 0.0f);
     if ((i64)s.out.size() < length) s.out.resize(length);
     const bool direct = in_place(v, x);
     i64 r = 0;
@@ -187,6 +216,7 @@ void student_gradient(const Piece& x, Scratch& s) {
         else s.D[r] = rows_residual_gradient(a, b, s.ia[r], s.ib[r], s.k[r], s.m[r], out, length);
         finish_row(v, x, r, out);
     }
+    if (mends) mend_far(x, v, t.a, t.sa, t.b, t.sb, s.ia, s.ib, s);
 }
 
 // d/da = ia (c a/|a| - b/|b|), the residual seen from the other side; s.A is spoilt.
@@ -194,7 +224,7 @@ void teacher_gradient(const Piece& x, Scratch& s) {
     const Tile& t = x.tile;
     const View& v = x.job.teacher_grad;
     const i64 rows = x.rows(), length = x.length();
-    for (i64 p = 0; p < t.p; p++) { s.k[p] = s.g[p] * s.ia[p]; s.m[p] = -s.k[p] * s.q[p] * s.ia[p]; }
+    const bool mends = coefficients(s.ia, s, t.p);
     if ((i64)s.out.size() < length) s.out.resize(length);
     for (i64 r = 0; r < rows; r++) {
         float* out = output_row(v, x, r, s.out.data());
@@ -203,6 +233,7 @@ void teacher_gradient(const Piece& x, Scratch& s) {
         else rows_residual_gradient(b, a, s.ib[r], s.ia[r], s.k[r], s.m[r], out, length);
         finish_row(v, x, r, out);
     }
+    if (mends) mend_far(x, v, t.b, t.sb, t.a, t.sa, s.ib, s.ia, s);
 }
 
 // UNIT_L2 and COSINE with gradients: two sweeps.

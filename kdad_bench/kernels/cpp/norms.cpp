@@ -1,5 +1,6 @@
 // Batch norm in training, channels last and float32, alone, with ReLU, or with residual addition and ReLU: PyTorch's own bits in
-// fewer readings of memory. Plain C interface; cpp_path.py loads it, and residual.py asks first whether the bits are PyTorch's.
+// fewer readings of memory. Plain C interface, false where memory is short; cpp_path.py loads it, and residual.py asks first whether
+// the bits are PyTorch's.
 //
 // Order of operations: that of aten/src/ATen/native/cpu/batch_norm_kernel.cpp (PyTorch 2.13) with one thread. Sums of a channel
 // are float and run over the pixels in order; more threads take channels, so that the bits stay. Where PyTorch's kernels were
@@ -189,55 +190,59 @@ extern "C" {
 
 // Forward of m rows of c channels: `found` float [4, c] gets mean, 1 / deviation, scale and shift; the running statistics move by
 // `momentum`; y = norm(x), relu(norm(x)) or relu(norm(x) + identity) for kind 0, 1, 2. m > 1.
-EXPORT void kdad_exact_norm(const float* x, const float* identity, float* y, i64 m, i64 c, const float* weight, const float* bias,
+EXPORT bool kdad_exact_norm(const float* x, const float* identity, float* y, i64 m, i64 c, const float* weight, const float* bias,
                             double epsilon, double momentum, float* running_mean, float* running_variance, float* found, int kind,
                             int fused, int threads) {
     float *mean = found, *inverse = found + c, *scale = found + 2 * c, *shift = found + 3 * c;
     Norm j{};
     j.x = x; j.identity = identity; j.m = m; j.c = c; j.mean = mean; j.scale = scale; j.shift = shift;
-    std::vector<float> sums(2 * c, 0.0f);
-    float *first = sums.data(), *second = first + c;
-    const float moved = (float)momentum;
-    by_channels([&](i64 begin, i64 end) {
-        add_values_(j, begin, end, first);
-        for (i64 k = begin; k < end; k++) mean[k] = (float)((double)first[k] / (double)m);
-        (fused ? add_squares_fused : add_squares_plain)(j, begin, end, second);
-        for (i64 k = begin; k < end; k++) {
-            const double variance = second[k] / (float)m;  // rounded to float first
-            inverse[k] = variance != 0 || epsilon != 0 ? (float)(1.0 / std::sqrt(variance + epsilon)) : 0.0f;
-            scale[k] = inverse[k] * weight[k];
-            shift[k] = fused ? __builtin_fmaf(-mean[k], scale[k], bias[k]) : bias[k] - mean[k] * scale[k];
-            running_mean[k] = moved * mean[k] + (1 - moved) * running_mean[k];
-            const float unbiased = second[k] / (float)(m - 1), kept = (1 - moved) * running_variance[k];
-            running_variance[k] = (float)((double)moved * unbiased + kept);
-        }
-    }, c, threads);
-    by_rows([&](i64 begin, i64 end) { NORMALISE[fused != 0][kind](j, begin, end, y); }, m, c, threads, true);
+    return had_memory([&] {
+        std::vector<float> sums(2 * c, 0.0f);
+        float *first = sums.data(), *second = first + c;
+        const float moved = (float)momentum;
+        by_channels([&](i64 begin, i64 end) {
+            add_values_(j, begin, end, first);
+            for (i64 k = begin; k < end; k++) mean[k] = (float)((double)first[k] / (double)m);
+            (fused ? add_squares_fused : add_squares_plain)(j, begin, end, second);
+            for (i64 k = begin; k < end; k++) {
+                const double variance = second[k] / (float)m;  // rounded to float first
+                inverse[k] = variance != 0 || epsilon != 0 ? (float)(1.0 / std::sqrt(variance + epsilon)) : 0.0f;
+                scale[k] = inverse[k] * weight[k];
+                shift[k] = fused ? __builtin_fmaf(-mean[k], scale[k], bias[k]) : bias[k] - mean[k] * scale[k];
+                running_mean[k] = moved * mean[k] + (1 - moved) * running_mean[k];
+                const float unbiased = second[k] / (float)(m - 1), kept = (1 - moved) * running_variance[k];
+                running_variance[k] = (float)((double)moved * unbiased + kept);
+            }
+        }, c, threads);
+        by_rows([&](i64 begin, i64 end) { NORMALISE[fused != 0][kind](j, begin, end, y); }, m, c, threads, true);
+    });
 }
 
 // Backward of the same: gradients to weight and bias [c] and, unless null, to x. `above` is the upstream gradient. Kind 2 reads
 // what the forward gave, `out`, and writes the gradient to identity.
-EXPORT void kdad_exact_norm_gradients(const float* x, const float* above, const float* out, i64 m, i64 c, const float* weight,
+EXPORT bool kdad_exact_norm_gradients(const float* x, const float* above, const float* out, i64 m, i64 c, const float* weight,
                                       const float* found, float* to_x, float* to_identity, float* to_weight, float* to_bias, int kind,
                                       int fused, int threads) {
-    std::vector<float> sums(4 * c, 0.0f);
-    float *sum = sums.data(), *product = sum + c, *slope = sum + 2 * c, *constant = sum + 3 * c;
-    Norm j{};
-    j.x = x; j.above = above; j.out = out; j.m = m; j.c = c; j.weight = weight;
-    j.mean = found; j.inverse = found + c; j.scale = found + 2 * c; j.shift = found + 3 * c; j.slope = slope; j.constant = constant;
-    by_channels([&](i64 begin, i64 end) {
-        GRADIENTS[fused != 0][kind](j, begin, end, sum, product, to_identity);
-        for (i64 k = begin; k < end; k++) {
-            const float inverse = j.inverse[k];
-            slope[k] = product[k] * inverse * inverse / (float)m;
-            constant[k] = sum[k] / (float)m;
-            to_weight[k] = product[k] * inverse;
-            to_bias[k] = sum[k];
-        }
-    }, c, threads);
-    if (!to_x) return;
-    if (kind == RESIDUAL) j.above = to_identity;
-    by_rows([&](i64 begin, i64 end) { INPUT[fused != 0][kind](j, begin, end, to_x); }, m, c, threads, true);
+    return had_memory([&] {
+        std::vector<float> sums(4 * c, 0.0f);
+        float *sum = sums.data(), *product = sum + c, *slope = sum + 2 * c, *constant = sum + 3 * c;
+        Norm j{};
+        j.x = x; j.above = above; j.out = out; j.m = m; j.c = c; j.weight = weight;
+        j.mean = found; j.inverse = found + c; j.scale = found + 2 * c; j.shift = found + 3 * c; j.slope = slope; j.constant = constant;
+        by_channels([&](i64 begin, i64 end) {
+            GRADIENTS[fused != 0][kind](j, begin, end, sum, product, to_identity);
+            for (i64 k = begin; k < end; k++) {
+                const float inverse = j.inverse[k];
+                slope[k] = product[k] * inverse * inverse / (float)m;
+                constant[k] = sum[k] / (float)m;
+                to_weight[k] = product[k] * inverse;
+                to_bias[k] = sum[k];
+            }
+        }, c, threads);
+        if (!to_x) return;
+        if (kind == RESIDUAL) j.above = to_identity;
+        by_rows([&](i64 begin, i64 end) { INPUT[fused != 0][kind](j, begin, end, to_x); }, m, c, threads, true);
+    });
 }
 
 }  // extern "C"

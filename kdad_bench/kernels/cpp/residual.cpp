@@ -1,6 +1,6 @@
 // What residual networks do between their convolutions at inference, channels last and float32: addition and ReLU in one reading,
 // and maximum pooling without the places of the maxima. Plain C interface; cpp_path.py loads them. Each value is what PyTorch's
-// kernels give, to the bit: a sum of two values, and comparisons in the order of the pixels.
+// kernels give, to the bit: a sum of two values, and comparisons in the order of the pixels. Both are false where memory is short.
 
 #include <algorithm>
 
@@ -58,15 +58,17 @@ CLONES void pool_row(const Pool& p, i64 number) {  // of the rows of all images
 extern "C" {
 
 // y = relu(y + other), n values each.
-EXPORT void kdad_add_rectified(float* y, const float* other, i64 n, int threads) {
-    shared_out([&](i64 part) { add_rectified(y + part * TILE, other + part * TILE, std::min(TILE, n - part * TILE)); },
-               (n + TILE - 1) / TILE, threads);
+EXPORT bool kdad_add_rectified(float* y, const float* other, i64 n, int threads) {
+    return had_memory([&] {
+        shared_out([&](i64 part) { add_rectified(y + part * TILE, other + part * TILE, std::min(TILE, n - part * TILE)); },
+                   (n + TILE - 1) / TILE, threads);
+    });
 }
 
 // Maximum of windows of 3x3 pixels at stride 2 with a border of one: x [n, h, w, c] -> y [n, (h + 1) / 2, (w + 1) / 2, c].
-EXPORT void kdad_max_pool(const float* x, float* y, i64 n, i64 h, i64 w, i64 c, int threads) {
+EXPORT bool kdad_max_pool(const float* x, float* y, i64 n, i64 h, i64 w, i64 c, int threads) {
     const Pool p{x, y, h, w, (h + 1) / 2, (w + 1) / 2, c};
-    shared_out([&](i64 row) { pool_row(p, row); }, n * p.oh, threads);
+    return had_memory([&] { shared_out([&](i64 row) { pool_row(p, row); }, n * p.oh, threads); });
 }
 
 }  // extern "C"

@@ -4,6 +4,7 @@
 #include "sweep.h"
 
 #include <atomic>
+#include <memory>
 
 namespace kdad {
 
@@ -23,6 +24,7 @@ struct Sweep {
     double* partial;  // per unit and job of its group: total, or A, B, P
     int width, most;
     std::atomic<i64> next;
+    std::atomic<bool> complete;
 };
 
 Piece piece_of(const Job& j, i64 n, i64 p0, i64 np, bool planes, const float* a, i64 sa, Scratch& s) {
@@ -66,17 +68,21 @@ void run_unit(const Sweep& w, const Group& group, i64 unit, Scratch& s) {
 
 void sweep_body(void* raw) {
     Sweep& w = *(Sweep*)raw;
-    static thread_local Scratch s;
-    for (;;) {
-        const i64 unit = w.next.fetch_add(1, std::memory_order_relaxed);
-        if (unit >= w.units) return;
-        int g = 0;
-        while (g + 1 < w.ngroups && unit >= w.groups[g + 1].start) g++;
-        const Group& group = w.groups[g];
-        if (w.kind != FLAT_LOSS) run_unit(w, group, unit, s);
-        else
-            for (int k = 0; k < group.count; k++) run_sample(group.first[k], unit - group.start, group.pixels, group.planes, s);
-    }
+    static thread_local std::unique_ptr<Scratch> kept;
+    const bool complete = had_memory([&] {
+        if (!kept) kept.reset(new Scratch());
+        Scratch& s = *kept;
+        for (i64 unit; (unit = w.next.fetch_add(1, std::memory_order_relaxed)) < w.units;) {
+            int g = 0;
+            while (g + 1 < w.ngroups && unit >= w.groups[g + 1].start) g++;
+            const Group& group = w.groups[g];
+            if (w.kind != FLAT_LOSS) run_unit(w, group, unit, s);
+            else
+                for (int k = 0; k < group.count; k++) run_sample(group.first[k], unit - group.start, group.pixels, group.planes, s);
+        }
+    });
+    if (!complete) w.complete = false;
+    if (kept) kept->shrink();
 }
 
 // How a job, and those chained to it, are cut into tiles.
@@ -113,16 +119,8 @@ double total_of(const Sweep& w, const Group& g, int k) {
     return total;
 }
 
-}  // namespace
-
-}  // namespace kdad
-
-extern "C" {
-
-// totals: one double per job, the sum of its (unweighted) discrepancies, of pixels or of samples.
-EXPORT void kdad_sweep(const void* raw, int njobs, int kind, int threads, double* totals) {
-    using namespace kdad;
-    const Job* jobs = (const Job*)raw;
+// Raises std::bad_alloc where memory is short.
+void run_jobs(const Job* jobs, int njobs, int kind, int threads, double* totals) {
     std::vector<Group> groups;
     i64 units = 0;
     int most = 1;
@@ -137,10 +135,22 @@ EXPORT void kdad_sweep(const void* raw, int njobs, int kind, int threads, double
     std::vector<double> partial((size_t)units * most * width);
     Sweep sweep;
     sweep.groups = groups.data(); sweep.ngroups = (int)groups.size(); sweep.kind = kind; sweep.units = units;
-    sweep.partial = partial.data(); sweep.width = width; sweep.most = most; sweep.next = 0;
+    sweep.partial = partial.data(); sweep.width = width; sweep.most = most; sweep.next = 0; sweep.complete = true;
     parallel(sweep_body, &sweep, (int)std::min<i64>(threads, units));
+    if (!sweep.complete) throw std::bad_alloc();
     for (const Group& g : groups)
         for (int k = 0; k < g.count; k++) totals[g.first + k - jobs] = total_of(sweep, g, k);
+}
+
+}  // namespace
+
+}  // namespace kdad
+
+extern "C" {
+
+// totals: one double per job, the sum of its (unweighted) discrepancies, of pixels or of samples. False where memory is short.
+EXPORT bool kdad_sweep(const void* raw, int njobs, int kind, int threads, double* totals) {
+    return had_memory([&] { kdad::run_jobs((const kdad::Job*)raw, njobs, kind, threads, totals); });
 }
 
 }  // extern "C"

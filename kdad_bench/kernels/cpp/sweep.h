@@ -12,7 +12,7 @@
 #include <cmath>
 #include <vector>
 
-#include "cpu.h"
+#include "shares.h"
 
 namespace kdad {
 
@@ -21,7 +21,10 @@ constexpr int MAX_PIXELS = 2048;                // pixels of a tile, at most; NC
 constexpr i64 PLANES_TILE = 65536;              // values of one tensor in a tile: NCHW (stays in L2 for the second sweep) ...
 constexpr i64 ROWS_TILE = 32768;                // ... and channels_last
 constexpr i64 SECOND_LOOK = 4096;               // values of one tensor that stay in L1
+constexpr size_t KEPT = 1 << 20;                // values of a buffer that a thread keeps for its next call, at most
 constexpr float NEAR = 0.03125f;                // below it 1 - c in float is off by more than about 1e-5 of itself
+
+constexpr float FAR = 1099511627776.0f;         // 2^40: 1/|v|^2 times a gradient may leave float32 where |v| or 1/|v| is above it
 
 enum Kind { UNIT_L2 = 0, COSINE = 1, L2 = 2, FLAT_SUMS = 3, FLAT_GRADIENT = 4, ATTENTION = 5, FLAT_LOSS = 6 };
 enum Dtype { F32 = 0, F16 = 1, BF16 = 2 };
@@ -66,6 +69,10 @@ struct Scratch {
     float A[MAX_PIXELS], B[MAX_PIXELS], P[MAX_PIXELS], ia[MAX_PIXELS], ib[MAX_PIXELS], q[MAX_PIXELS], D[MAX_PIXELS];
     float B2[MAX_PIXELS], P2[MAX_PIXELS], k[MAX_PIXELS], m[MAX_PIXELS], g[MAX_PIXELS];
     double wide_A[MAX_PIXELS], wide_B[MAX_PIXELS], wide_P[MAX_PIXELS];
+    void shrink() {
+        for (std::vector<float>* buffer : {&a, &b, &b2, &out})
+            if (buffer->capacity() > KEPT) std::vector<float>().swap(*buffer);
+    }
 };
 
 // ---- loops.cpp: the inner loops ------------------------------------------------------------------------------------
@@ -104,7 +111,8 @@ i64 row_stride(const View& v, const Piece& x);
 float* output_row(const View& v, const Piece& x, i64 r, float* row);
 void finish_row(const View& v, const Piece& x, i64 r, const float* row);
 void write_combination(const Piece& x, const View& v, const float* u, const float* w, std::vector<float>& row);
-void write_flat(const Piece& x, const View& v, float u, float w, std::vector<float>& row);
+void write_flat(const Piece& x, const View& v, double u, double w, bool widely, std::vector<float>& row);
+void write_one(const Piece& x, const View& v, i64 p, i64 c, float value);
 
 // ---- kinds.cpp: one tile of one job --------------------------------------------------------------------------------
 

@@ -135,16 +135,25 @@ void write_combination(const Piece& x, const View& v, const float* u, const floa
     }
 }
 
-// grads = u * first + v * second for every value
-void write_flat(const Piece& x, const View& v, float u, float w, std::vector<float>& row) {
+// One value of a gradient, at pixel p of the tile.
+void write_one(const Piece& x, const View& v, i64 p, i64 c, float value) {
+    const i64 at = x.p0 + p, w = x.job.w;
+    store_one(v, x.n * v.sn + (at / w) * v.sh + (at % w) * v.sw + c * v.sc, value);
+}
+
+// grads = u * first + v * second for every value; `widely`: in double precision, for coefficients that leave float32.
+void write_flat(const Piece& x, const View& v, double wide_u, double wide_w, bool widely, std::vector<float>& row) {
     const Tile& t = x.tile;
+    const float u = (float)wide_u, w = (float)wide_w;
     const i64 rows = x.rows(), length = x.length();
     if ((i64)row.size() < length) row.resize(length);
-    const bool dense = t.sa == length && t.sb == length && in_place(v, x) && row_stride(v, x) == length;
+    const bool dense = !widely && t.sa == length && t.sb == length && in_place(v, x) && row_stride(v, x) == length;
     if (dense) return rows_combine(t.a, t.b, u, w, output_row(v, x, 0, nullptr), rows * length);
     for (i64 r = 0; r < rows; r++) {
         float* out = output_row(v, x, r, row.data());
-        rows_combine(t.a + r * t.sa, t.b + r * t.sb, u, w, out, length);
+        const float *a = t.a + r * t.sa, *b = t.b + r * t.sb;
+        if (!widely) rows_combine(a, b, u, w, out, length);
+        else for (i64 i = 0; i < length; i++) out[i] = (float)(wide_u * a[i] + wide_w * b[i]);
         finish_row(v, x, r, out);
     }
 }

@@ -1,9 +1,11 @@
 // Two training steps of convolutional networks that PyTorch is slow at on CPUs, channels last and float32: batch norm with the
-// activation after it, and the weight gradient of a depthwise convolution. Plain C interface; cpp_path.py loads them.
+// activation after it, and the weight gradient of a depthwise convolution. Plain C interface, false where memory is short;
+// cpp_path.py loads them.
 //
 // Work is cut into parts that do not depend on the number of threads, and partial sums are added in the order of the parts.
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <vector>
 
@@ -100,6 +102,13 @@ template <class Run> void all_rows(const Norm& j, const Shape& shape, int thread
     }, shape.parts, threads);
 }
 
+// From `old` towards `to`. Where much of the old value goes, it is its rounding that would be left of a smaller one in a difference,
+// and no number of an infinite one.
+float moved(float old, double to, double momentum) {
+    if (momentum < 0.5 && std::fabs(old) <= FLT_MAX) return old + (float)(momentum * (to - old));
+    return (float)(momentum * to + (1 - momentum) * (double)old);
+}
+
 // ---- weight gradient of a depthwise convolution --------------------------------------------------------------------------------
 
 struct Depthwise {
@@ -162,13 +171,16 @@ CLONES void weight_gradient_5(const Depthwise& d, i64 n, float* sums) { weight_g
 
 extern "C" {
 
-// Adds to first and second, double [c], the sums of x - pilot and of its square; the pilot keeps the variance of a far mean.
-EXPORT void kdad_norm_moments(const float* x, i64 m, i64 c, const float* pilot, double* first, double* second, int threads) {
+// Adds to first and second, double [c], the sums of x - pilot and of its square. A pilot, some pixel, keeps the variance of a far
+// mean; of one that lies far from the others itself, each part of a sum loses digits of their variance, as of a mean without a pilot.
+EXPORT bool kdad_norm_moments(const float* x, i64 m, i64 c, const float* pilot, double* first, double* second, int threads) {
     const Norm j{x, nullptr, nullptr, m, c, 0, 0};
     const Shape shape(j);
-    const std::vector<float> pilots = repeated(pilot, c, shape.pixels);
-    channel_sums(j, shape, threads, [&](i64 n, i64 at, float* a, float* b) { add_moments(x + at, pilots.data(), a, b, n); },
-                 first, second);
+    return had_memory([&] {
+        const std::vector<float> pilots = repeated(pilot, c, shape.pixels);
+        channel_sums(j, shape, threads, [&](i64 n, i64 at, float* a, float* b) { add_moments(x + at, pilots.data(), a, b, n); },
+                     first, second);
+    });
 }
 
 // From the sums over m pixels: float [4, c] mean, variance (biased), scale and shift, which give y = clamp(x scale + shift). The
@@ -183,22 +195,24 @@ EXPORT void kdad_norm_finish(i64 m, i64 c, const float* weight, const float* bia
         const double s = weight[k] / std::sqrt(spread + epsilon);
         mean[k] = (float)centre; variance[k] = (float)spread;
         scale[k] = (float)s; shift[k] = (float)(bias[k] - s * centre);
-        running_mean[k] += (float)(momentum * (centre - running_mean[k]));
-        running_variance[k] += (float)(momentum * (spread * ((double)m / (double)(m - 1)) - running_variance[k]));
+        running_mean[k] = moved(running_mean[k], centre, momentum);
+        running_variance[k] = moved(running_variance[k], spread * ((double)m / (double)(m - 1)), momentum);
     }
 }
 
-EXPORT void kdad_norm_apply(const float* x, float* y, i64 m, i64 c, const float* scale, const float* shift, double low, double high,
+EXPORT bool kdad_norm_apply(const float* x, float* y, i64 m, i64 c, const float* scale, const float* shift, double low, double high,
                             int threads) {
     const Norm j{x, nullptr, y, m, c, (float)low, (float)high};
     const Shape shape(j);
-    const std::vector<float> scales = repeated(scale, c, shape.pixels), shifts = repeated(shift, c, shape.pixels);
-    all_rows(j, shape, threads, [&](i64 n, i64 at) { normalise(x + at, scales.data(), shifts.data(), j.low, j.high, y + at, n); });
+    return had_memory([&] {
+        const std::vector<float> scales = repeated(scale, c, shape.pixels), shifts = repeated(shift, c, shape.pixels);
+        all_rows(j, shape, threads, [&](i64 n, i64 at) { normalise(x + at, scales.data(), shifts.data(), j.low, j.high, y + at, n); });
+    });
 }
 
 // Float [7, c]: the gradients to weight and bias, and what the gradient to x needs: scale, shift, mean, constant, slope.
 // `statistics`: what kdad_norm_finish found.
-EXPORT void kdad_norm_sums(const float* x, const float* above, i64 m, i64 c, const float* statistics, double epsilon, double low,
+EXPORT bool kdad_norm_sums(const float* x, const float* above, i64 m, i64 c, const float* statistics, double epsilon, double low,
                            double high, float* found, int threads) {
     const Norm j{x, above, nullptr, m, c, (float)low, (float)high};
     const Shape shape(j);
@@ -207,46 +221,54 @@ EXPORT void kdad_norm_sums(const float* x, const float* above, i64 m, i64 c, con
     float *constant = found + 5 * c, *slope = found + 6 * c;
     std::copy(statistics + 2 * c, statistics + 4 * c, scale);  // and shift
     std::copy(mean, mean + c, centre);
-    const std::vector<float> scales = repeated(scale, c, shape.pixels), shifts = repeated(shift, c, shape.pixels),
-                             centres = repeated(centre, c, shape.pixels);
-    std::vector<double> first(c, 0.0), second(c, 0.0);
-    channel_sums(j, shape, threads, [&](i64 n, i64 at, float* a, float* b) {
-        add_gradients(x + at, above + at, scales.data(), shifts.data(), centres.data(), j.low, j.high, a, b, n);
-    }, first.data(), second.data());
-    for (i64 k = 0; k < c; k++) {
-        const double inverse = 1.0 / std::sqrt((double)variance[k] + epsilon), s = scale[k];
-        to_bias[k] = (float)first[k];
-        to_weight[k] = (float)(second[k] * inverse);
-        constant[k] = (float)(s * first[k] / (double)m);
-        slope[k] = (float)(s * inverse * inverse * second[k] / (double)m);
-    }
-}
-
-// The gradient to x of m pixels; `terms`: the last five rows of what kdad_norm_sums found.
-EXPORT void kdad_norm_input_gradient(const float* x, const float* above, float* out, i64 m, i64 c, const float* terms, double low,
-                                     double high, int threads) {
-    const Norm j{x, above, out, m, c, (float)low, (float)high};
-    const Shape shape(j);
-    std::vector<float> wide[5];
-    for (int k = 0; k < 5; k++) wide[k] = repeated(terms + k * c, c, shape.pixels);
-    all_rows(j, shape, threads, [&](i64 n, i64 at) {
-        input_gradient(x + at, above + at, wide[0].data(), wide[1].data(), wide[2].data(), wide[3].data(), wide[4].data(), j.low, j.high,
-                       out + at, n);
+    return had_memory([&] {
+        const std::vector<float> scales = repeated(scale, c, shape.pixels), shifts = repeated(shift, c, shape.pixels),
+                                 centres = repeated(centre, c, shape.pixels);
+        std::vector<double> first(c, 0.0), second(c, 0.0);
+        channel_sums(j, shape, threads, [&](i64 n, i64 at, float* a, float* b) {
+            add_gradients(x + at, above + at, scales.data(), shifts.data(), centres.data(), j.low, j.high, a, b, n);
+        }, first.data(), second.data());
+        for (i64 k = 0; k < c; k++) {
+            const double inverse = 1.0 / std::sqrt((double)variance[k] + epsilon), s = scale[k];
+            to_bias[k] = (float)first[k];
+            to_weight[k] = (float)(second[k] * inverse);
+            constant[k] = (float)(s * first[k] / (double)m);
+            slope[k] = (float)(s * inverse * inverse * second[k] / (double)m);
+        }
     });
 }
 
-// Channels must be a multiple of 16 and K 3 or 5; returns 0 if it cannot, then nothing is written.
+// The gradient to x of m pixels; `terms`: the last five rows of what kdad_norm_sums found.
+EXPORT bool kdad_norm_input_gradient(const float* x, const float* above, float* out, i64 m, i64 c, const float* terms, double low,
+                                     double high, int threads) {
+    const Norm j{x, above, out, m, c, (float)low, (float)high};
+    const Shape shape(j);
+    return had_memory([&] {
+        std::vector<float> wide[5];
+        for (int k = 0; k < 5; k++) wide[k] = repeated(terms + k * c, c, shape.pixels);
+        all_rows(j, shape, threads, [&](i64 n, i64 at) {
+            input_gradient(x + at, above + at, wide[0].data(), wide[1].data(), wide[2].data(), wide[3].data(), wide[4].data(), j.low, j.high,
+                           out + at, n);
+        });
+    });
+}
+
+// Channels must be a multiple of 16 and K 3 or 5; returns 0 if it cannot, then nothing is written, and -1 where memory is short.
 EXPORT int kdad_depthwise_weight_gradient(const float* x, const float* above, float* out, i64 n, i64 h, i64 w, i64 oh, i64 ow, i64 c,
                                           i64 size, i64 stride, i64 top, i64 left, int threads) {
 #ifdef LANES
     if (c % 16 || (size != 3 && size != 5)) return 0;
     const Depthwise d{x, above, out, n, h, w, oh, ow, c, stride, top, left};
     const i64 values = c * size * size;
-    std::vector<float> sums((size_t)n * values, 0.0f);
-    shared_out([&](i64 k) {
-        if (size == 3) weight_gradient_3(d, k, sums.data() + k * values);
-        else weight_gradient_5(d, k, sums.data() + k * values);
-    }, n, threads);
+    std::vector<float> sums;
+    const bool found = had_memory([&] {
+        sums.resize((size_t)n * values, 0.0f);
+        shared_out([&](i64 k) {
+            if (size == 3) weight_gradient_3(d, k, sums.data() + k * values);
+            else weight_gradient_5(d, k, sums.data() + k * values);
+        }, n, threads);
+    });
+    if (!found) return -1;
     std::fill(out, out + values, 0.0f);
     const i64 taps = size * size;
     for (i64 k = 0; k < n; k++)

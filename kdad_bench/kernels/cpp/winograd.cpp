@@ -286,39 +286,39 @@ EXPORT int kdad_winograd_pays() {
 }
 
 // The transform of a weight [outputs, inputs, 3, 3] with these strides, turned by half a circle where `turned`: 36 outputs inputs values.
-EXPORT void kdad_winograd_pack(const float* weight, i64 outputs, i64 inputs, i64 out, i64 in, i64 down, i64 right, int turned, float* to, int threads) {
+EXPORT bool kdad_winograd_pack(const float* weight, i64 outputs, i64 inputs, i64 out, i64 in, i64 down, i64 right, int turned, float* to, int threads) {
     const Weights w{weight, outputs, inputs, out, in, down, right};
-    shared_out([&](i64 number) { pack_panel(w, turned, number, to); }, outputs / PANEL, threads);
+    return had_memory([&] { shared_out([&](i64 number) { pack_panel(w, turned, number, to); }, outputs / PANEL, threads); });
 }
 
 // y [n, h + 2 pad - 2, w + 2 pad - 2, out] of x [n, h, w, in]; `block`: so many tiles at a time. False where memory is short.
-EXPORT int kdad_winograd(const float* x, const float* weight, const float* bias, float* y, i64 n, i64 h, i64 w, i64 in, i64 out, i64 pad, i64 block, int threads) {
+EXPORT bool kdad_winograd(const float* x, const float* weight, const float* bias, float* y, i64 n, i64 h, i64 w, i64 in, i64 out, i64 pad, i64 block, int threads) {
     const i64 oh = h + 2 * pad - 2, ow = w + 2 * pad - 2;
     const Tiles grid = grid_of(oh, ow);
     const Forward f{{(float*)x, h, w, in}, {y, oh, ow, out}, weight, bias, n * grid.per_image, pad, block, grid};
-    std::atomic<int> short_of_memory{0};
-    shared_out([&](i64 part) {
-        try {
+    return had_memory([&] {
+        shared_out([&](i64 part) {
             forward_block(f, memory.of(TAPS * (block * (in + out) + 2 * APART)), part * block, std::min(block, f.tiles - part * block));
-        } catch (const std::exception&) { short_of_memory = 1; }
-    }, (f.tiles + block - 1) / block, threads);
-    return !short_of_memory;
+        }, (f.tiles + block - 1) / block, threads);
+    });
 }
 
 // The gradient to the weight, with these strides, of `above` = the gradient to y. `spare`: 36 (in out + block (in + out) + 48) values.
-EXPORT void kdad_winograd_weight(const float* x, const float* above, float* weight, float* spare, i64 n, i64 h, i64 w, i64 in, i64 out, i64 pad, i64 block,
+EXPORT bool kdad_winograd_weight(const float* x, const float* above, float* weight, float* spare, i64 n, i64 h, i64 w, i64 in, i64 out, i64 pad, i64 block,
                                  i64 to_out, i64 to_in, i64 down, i64 right, int threads) {
     const i64 oh = h + 2 * pad - 2, ow = w + 2 * pad - 2;
     const Tiles grid = grid_of(oh, ow);
     float *sums = spare, *given = sums + TAPS * (in * out + APART), *gradient = given + TAPS * (block * in + APART);
-    for (i64 first = 0; first < n * grid.per_image; first += block) {
-        const i64 count = std::min(block, n * grid.per_image - first);
-        const Backward b{{(float*)x, h, w, in}, {(float*)above, oh, ow, out}, pad, block, count, first, grid, given, gradient, sums};
-        shared_out([&](i64 i) { backward_tile(b, i); }, count, threads);
-        shared_out([&](i64 t) { backward_tap(b, t); }, TAPS, threads);
-    }
-    const Weights strides{nullptr, out, in, to_out, to_in, down, right};
-    shared_out([&](i64 c) { weight_block(sums, strides, weight, c * PANEL); }, in / PANEL, threads);
+    return had_memory([&] {
+        for (i64 first = 0; first < n * grid.per_image; first += block) {
+            const i64 count = std::min(block, n * grid.per_image - first);
+            const Backward b{{(float*)x, h, w, in}, {(float*)above, oh, ow, out}, pad, block, count, first, grid, given, gradient, sums};
+            shared_out([&](i64 i) { backward_tile(b, i); }, count, threads);
+            shared_out([&](i64 t) { backward_tap(b, t); }, TAPS, threads);
+        }
+        const Weights strides{nullptr, out, in, to_out, to_in, down, right};
+        shared_out([&](i64 c) { weight_block(sums, strides, weight, c * PANEL); }, in / PANEL, threads);
+    });
 }
 
 }  // extern "C"
@@ -327,9 +327,9 @@ EXPORT void kdad_winograd_weight(const float* x, const float* above, float* weig
 
 extern "C" {
 EXPORT int kdad_winograd_pays() { return 0; }
-EXPORT void kdad_winograd_pack(const float*, i64, i64, i64, i64, i64, i64, int, float*, int) {}
-EXPORT int kdad_winograd(const float*, const float*, const float*, float*, i64, i64, i64, i64, i64, i64, i64, int) { return 0; }
-EXPORT void kdad_winograd_weight(const float*, const float*, float*, float*, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, int) {}
+EXPORT bool kdad_winograd_pack(const float*, i64, i64, i64, i64, i64, i64, int, float*, int) { return false; }
+EXPORT bool kdad_winograd(const float*, const float*, const float*, float*, i64, i64, i64, i64, i64, i64, i64, int) { return false; }
+EXPORT bool kdad_winograd_weight(const float*, const float*, float*, float*, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, int) { return false; }
 }  // extern "C"
 
 #endif
