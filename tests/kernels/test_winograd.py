@@ -326,18 +326,6 @@ def test_values_that_are_not_finite_reach_every_result_that_pytorchs_reach(bad: 
     assert torch.isfinite(convolved(conv, x)[0]).all()  # the other image keeps its values
 
 
-def test_the_loss_of_memory_is_an_error_that_says_for_what(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Short:
-        def __getattr__(self, name: str) -> Callable[..., int]:
-            return lambda *_: 0
-
-    conv, x = conv_of(32, 48).requires_grad_(False), features(2, 32, 20, 20)
-    assert winograd.taken(conv, x)
-    monkeypatch.setattr(cpp_path, "library", Short)
-    with pytest.raises(MemoryError, match=r"\[2, 32, 20, 20\] to 48 channels"):
-        convolved(conv, x)
-
-
 def test_residual_networks_and_vgg_take_it_where_they_are_wide_and_stay_what_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

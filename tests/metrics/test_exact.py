@@ -172,6 +172,12 @@ def test_the_sorting_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counting.library.__wrapped__() is None
 
 
+def test_the_sorting_counts_no_scores_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "library", lambda: None)
+    count = counting.Counter(counting.keys(np.array([0.5, 1.0], np.float32)))
+    assert count(np.empty(0, np.float32), 2).tolist() == [0] * 5
+
+
 def test_image_metrics_of_columns_slices_and_reversed_scores() -> None:
     rng = np.random.default_rng(0)
     table, labels = rng.normal(size=(50, 4)), rng.random(50) < 0.4
