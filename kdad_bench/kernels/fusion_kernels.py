@@ -55,15 +55,18 @@ def fused_at(
     """The sum or product of maps at the positions `y`, `x` (of one shape) of [HEIGHT, WIDTH], sample by sample."""
     value = tl.full(y.shape, 1.0 if PRODUCT else 0.0, tl.float32)
     for k in tl.static_range(MAPS):
-        y0, y1, fy = bilinear(y, SIDES[2 * k], HEIGHT, ALIGN)
-        x0, x1, fx = bilinear(x, SIDES[2 * k + 1], WIDTH, ALIGN)
         base = maps[k] + n * (SIDES[2 * k] * SIDES[2 * k + 1])
-        y0 *= SIDES[2 * k + 1]
-        y1 *= SIDES[2 * k + 1]
-        one = between(
-            tl.load(base + (y0 + x0)), tl.load(base + (y0 + x1)), tl.load(base + (y1 + x0)), tl.load(base + (y1 + x1)),
-            fy, fx,
-        )  # fmt: skip
+        if SIDES[2 * k] == HEIGHT and SIDES[2 * k + 1] == WIDTH:  # no infinite neighbour has a share
+            one = tl.load(base + (y * WIDTH + x))
+        else:
+            y0, y1, fy = bilinear(y, SIDES[2 * k], HEIGHT, ALIGN)
+            x0, x1, fx = bilinear(x, SIDES[2 * k + 1], WIDTH, ALIGN)
+            y0 *= SIDES[2 * k + 1]
+            y1 *= SIDES[2 * k + 1]
+            one = between(
+                tl.load(base + (y0 + x0)), tl.load(base + (y0 + x1)),
+                tl.load(base + (y1 + x0)), tl.load(base + (y1 + x1)), fy, fx,
+            )  # fmt: skip
         value = value * one if PRODUCT else value + one
     return value
 

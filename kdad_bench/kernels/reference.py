@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FAR = 2.0**40  # a gradient / |x|² may leave float32 where |x| or 1/|x| is above it
 TINY = 2.0**-100  # a vector whose largest magnitude is not above this counts as the zero vector, in every path
 
 

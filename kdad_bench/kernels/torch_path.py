@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdad_bench.kernels import reference
-from kdad_bench.kernels.reference import TINY
+from kdad_bench.kernels.reference import FAR, TINY
 from kdad_bench.kernels.sending import sent
 
 SCRATCH = {"cpu": 1 << 18, "cuda": 1 << 26}  # elements of a feature map that are widened and normalised at a time
@@ -30,6 +30,15 @@ def inverse_length(x: Tensor) -> Tensor:
     nonzero = ~(largest <= TINY)
     scale = torch.where(nonzero, largest, 1.0).reciprocal()
     return torch.where(nonzero, scale / torch.linalg.vector_norm(x * scale, dim=1, keepdim=True), 0.0)
+
+
+def apart(inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Two factors of 1/|x|, one of them 1: the first belongs to a coefficient and the second to x.
+
+    The second is 1/|x| where x is far from ordinary, so that no 1/|x|² leaves float32.
+    """
+    far = (inverse > FAR) | ((inverse < 1 / FAR) & (inverse > 0))
+    return torch.where(far, 1.0, inverse), torch.where(far, inverse, 1.0)
 
 
 class Pair:
@@ -58,14 +67,16 @@ class Pair:
         if kind == "l2":
             return 2 * g * self.residual
         g = torch.where(self.directed, g * self.is_, 0.0)
-        return g * self.residual - (g * self.cosine_distance * self.is_) * self.s
+        coefficient, rest = apart(self.is_)
+        return g * self.residual - (g * self.cosine_distance * coefficient) * (self.s * rest)
 
     def to_teacher(self, g: Tensor, kind: str) -> Tensor:
         """g · ∂d/∂t with g [n,1,h,w]."""
         if kind == "l2":
             return -2 * g * self.residual
         g = torch.where(self.directed, g * self.it, 0.0)
-        return -g * self.residual - (g * self.cosine_distance * self.it) * self.t
+        coefficient, rest = apart(self.it)
+        return -g * self.residual - (g * self.cosine_distance * coefficient) * (self.t * rest)
 
 
 def pixel_maps(
@@ -159,17 +170,18 @@ def flat_gradients(
     nonzero = ~((a <= TINY**2) | (b <= TINY**2))
     root = a.sqrt() * b.sqrt()
     g = upstream.double() * factor
-    alpha = torch.where(nonzero, g / root, 0.0).float().view(-1, 1, 1, 1)
-    beta_t = torch.where(nonzero, g * p / root / a, 0.0).float().view(-1, 1, 1, 1)
-    beta_s = torch.where(nonzero, g * p / root / b, 0.0).float().view(-1, 1, 1, 1)
+    rest_t, rest_s = (apart(torch.where(nonzero, x, 1.0).rsqrt().float())[1] for x in (a, b))
+    coefficients = g / root / rest_t, g / root / rest_s, g * p / root / a / rest_t, g * p / root / b / rest_s
+    alpha_t, alpha_s, beta_t, beta_s = (torch.where(nonzero, x, 0.0).float().view(-1, 1, 1, 1) for x in coefficients)
+    rest_t, rest_s = rest_t.view(-1, 1, 1, 1), rest_s.view(-1, 1, 1, 1)
     to_teacher = torch.empty_like(teacher) if wants[0] else None
     to_student = torch.empty_like(student) if wants[1] else None
     for part in chunks(teacher):
-        t, s = teacher[part].float(), student[part].float()
+        t, s = teacher[part].float() * rest_t[part], student[part].float() * rest_s[part]
         if to_teacher is not None:
-            to_teacher[part] = beta_t[part] * t - alpha[part] * s
+            to_teacher[part] = beta_t[part] * t - alpha_s[part] * s
         if to_student is not None:
-            to_student[part] = beta_s[part] * s - alpha[part] * t
+            to_student[part] = beta_s[part] * s - alpha_t[part] * t
     return to_teacher, to_student
 
 
@@ -203,13 +215,19 @@ def fuse_blur_score(
     with torch.autocast(maps[0].device.type, enabled=False):
         fused: Tensor | None = None
         for m in maps:
-            up = F.interpolate(m.float()[:, None], size, mode="bilinear", align_corners=align_corners)[:, 0]
+            if m.shape[1:] == tuple(size):  # interpolation makes no number of infinity times a share of nothing
+                up = m.to(torch.float32, copy=True)
+            else:
+                up = F.interpolate(m.float()[:, None], size, mode="bilinear", align_corners=align_corners)[:, 0]
             fused = up if fused is None else fused.mul_(up) if mode == "product" else fused.add_(up)
         assert fused is not None
         if sigma is not None:  # two small matrix products cost a third of a separable convolution on a CPU
             down = blur_matrix(size[0], sigma, radius, border, fused.device)
             across = blur_matrix(size[1], sigma, radius, border, fused.device)
-            fused = down @ fused @ across.T
+            blurred = down @ fused @ across.T
+            if blurred.is_cpu and not bool(torch.isfinite(blurred).all()):  # a product spreads it over its map
+                blurred = reference.gaussian_blur(fused.double(), sigma, border=border, radius=radius).float()
+            fused = blurred
         if score is None:
             return fused, None
         return fused, fused.flatten(1).amax(1) if score == "max" else fused.flatten(1).mean(1)

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 
 TINY = tl.constexpr(2.0**-100)  # as in reference.py: vectors not above it count as zero
+FAR = tl.constexpr(2.0**40)  # as in reference.py: beyond it, 1/|x|² may leave float32
+NEAR = tl.constexpr(2.0**-40)
 
 UNIT_L2 = tl.constexpr(0)
 COSINE = tl.constexpr(1)
@@ -74,6 +76,18 @@ def lengths_of_tile(x, NARROW: tl.constexpr):
     scale = reciprocal_or_zero(largest)
     scaled = x * scale[None, :]
     return inverse_length(largest, scale, tl.sum(scaled * scaled, axis=0))
+
+
+@triton.jit
+def apart(inverse, NARROW: tl.constexpr):
+    """Two factors of 1/|x|, one of them 1: the first belongs to a coefficient and the second to x.
+
+    The second is 1/|x| where x is far from ordinary, so that no 1/|x|² leaves float32; float16 has no such x (NARROW).
+    """
+    if NARROW:
+        return inverse, tl.full(inverse.shape, 1.0, tl.float32)
+    far = (inverse > FAR) | ((inverse < NEAR) & (inverse > 0.0))
+    return tl.where(far, 1.0, inverse), tl.where(far, inverse, 1.0)
 
 
 @triton.jit
@@ -265,16 +279,18 @@ def gradient_tile(
             undirected = (t_inverse == 0.0) | (s_inverse == 0.0)
             q = tl.where(undirected, 1.0, 0.5 * squares)
             g = tl.where(undirected, 0.0, g)
+        t_factor, t_rest = apart(t_inverse, T_NARROW)
+        s_factor, s_rest = apart(s_inverse, S_NARROW)
         if ATTENTION:
             store_tile(gs_base, c, gs_pixels, gs_stride_c, channels, inside, (0.5 * q)[None, :] * s, WIDE)
         else:
             if WANT_S:
                 k = g * s_inverse if KIND != L2 else 2.0 * g
-                value = k[None, :] * residual - (k * q * s_inverse)[None, :] * s
+                value = k[None, :] * residual - (k * q * s_factor)[None, :] * (s * s_rest[None, :])
                 store_tile(gs_base, c, gs_pixels, gs_stride_c, channels, inside, value, WIDE)
             if WANT_T:
                 k = g * t_inverse if KIND != L2 else 2.0 * g
-                value = -k[None, :] * residual - (k * q * t_inverse)[None, :] * t
+                value = -k[None, :] * residual - (k * q * t_factor)[None, :] * (t * t_rest[None, :])
                 store_tile(gt_base, c, gt_pixels, gt_stride_c, channels, inside, value, WIDE)
     else:
         if KIND != L2:
@@ -282,6 +298,8 @@ def gradient_tile(
                 t_base, s_base, t_pixels, s_pixels, t_stride_c, s_stride_c, channels, inside, BLOCK_C, BLOCK_P, WIDE
             )
             g = tl.where((t_inverse == 0.0) | (s_inverse == 0.0), 0.0, g)
+        t_factor, t_rest = apart(t_inverse, T_NARROW)
+        s_factor, s_rest = apart(s_inverse, S_NARROW)
         if ATTENTION:  # the direct residual first: q above has lost its digits where student and teacher agree
             for start in range(0, channels, BLOCK_C):
                 t = load_tile(t_base, start + c, t_pixels, t_stride_c, channels, inside, WIDE)
@@ -299,11 +317,11 @@ def gradient_tile(
                 squares += tl.sum(residual * residual, axis=0)
                 if WANT_S:
                     k = g * s_inverse if KIND != L2 else 2.0 * g
-                    value = k[None, :] * residual - (k * q * s_inverse)[None, :] * s
+                    value = k[None, :] * residual - (k * q * s_factor)[None, :] * (s * s_rest[None, :])
                     store_tile(gs_base, start + c, gs_pixels, gs_stride_c, channels, inside, value, WIDE)
                 if WANT_T:
                     k = g * t_inverse if KIND != L2 else 2.0 * g
-                    value = -k[None, :] * residual - (k * q * t_inverse)[None, :] * t
+                    value = -k[None, :] * residual - (k * q * t_factor)[None, :] * (t * t_rest[None, :])
                     store_tile(gt_base, start + c, gt_pixels, gt_stride_c, channels, inside, value, WIDE)
     return distance_of(squares, t_inverse, s_inverse, KIND)
 
@@ -460,20 +478,27 @@ def flat_gradient_kernel(
     b = tl.where(zero, 1.0, b)
     g = tl.where(zero, 0.0, g)
     root = tl.sqrt(a) * tl.sqrt(b)
-    alpha = (g / root).to(tl.float32)
-    t_beta = (g * product / root / a).to(tl.float32)
-    s_beta = (g * product / root / b).to(tl.float32)
+    _t_factor, t_rest = apart((1.0 / tl.sqrt(a)).to(tl.float32), False)
+    _s_factor, s_rest = apart((1.0 / tl.sqrt(b)).to(tl.float32), False)
+    t_wide = t_rest.to(tl.float64)
+    s_wide = s_rest.to(tl.float64)
+    t_alpha = (g / root / t_wide).to(tl.float32)
+    s_alpha = (g / root / s_wide).to(tl.float32)
+    t_beta = (g * product / root / a / t_wide).to(tl.float32)
+    s_beta = (g * product / root / b / s_wide).to(tl.float32)
     t_pixels = pixel_offsets(p, t_stride_h, t_stride_w, width, FLAT, WIDE)
     s_pixels = pixel_offsets(p, s_stride_h, s_stride_w, width, FLAT, WIDE)
     t = load_tile(teacher + n * t_stride_n, c, t_pixels, t_stride_c, channels, inside, WIDE)
     s = load_tile(student + n * s_stride_n, c, s_pixels, s_stride_c, channels, inside, WIDE)
+    t = t * t_rest
+    s = s * s_rest
     if WANT_S:
         gs_pixels = pixel_offsets(p, gs_stride_h, gs_stride_w, width, FLAT, WIDE)
-        value = s_beta * s - alpha * t
+        value = s_beta * s - t_alpha * t
         store_tile(to_student + n * gs_stride_n, c, gs_pixels, gs_stride_c, channels, inside, value, WIDE)
     if WANT_T:
         gt_pixels = pixel_offsets(p, gt_stride_h, gt_stride_w, width, FLAT, WIDE)
-        value = t_beta * t - alpha * s
+        value = t_beta * t - s_alpha * s
         store_tile(to_teacher + n * gt_stride_n, c, gt_pixels, gt_stride_c, channels, inside, value, WIDE)
 
 

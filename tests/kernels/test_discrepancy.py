@@ -450,3 +450,30 @@ def test_nan_never_becomes_a_score(path: str | None, dtype: torch.dtype, monkeyp
         assert student.grad is not None
         assert student.grad[1].isnan().all()
         assert not student.grad[0].isnan().any()
+
+
+LENGTHS = [(1.0, 1e-22), (1e-28, 1.0), (1e-25, 1e-25), (1e22, 1.0), (1.0, 1e30), (1e-27, 1e26)]  # of teacher, student
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_gradients_of_very_short_and_long_vectors_agree_with_the_oracle(
+    lengths: tuple[float, float], dtype: torch.dtype, layout: torch.memory_format, device: torch.device
+) -> None:
+    t, s = pair((2, 40, 3, 3), layout=layout, device=device)
+    t[0, :, 1, 1] *= lengths[0]  # beside ordinary ones
+    s[0, :, 1, 1] *= lengths[1]
+    usual = [(t.to(dtype), s.to(dtype))]
+    for kind in ("unit_l2", "cosine"):
+        for many in (usual, [(a[:, :, 1:2, 1:2], b[:, :, 1:2, 1:2]) for a, b in usual]):
+            check_loss_gradient(kernels.distillation_loss, many, kind, teacher_too=True)
+    t, s = pair((2, 40, 3, 3), layout=layout, device=device)
+    far = (t * lengths[0]).to(dtype), (s * lengths[1]).to(dtype)
+    check_loss_gradient(kernels.distillation_loss, [far], "flattened", teacher_too=True)
+
+
+def test_gradients_of_very_short_vectors_of_many_channels_agree_with_the_oracle(device: torch.device) -> None:
+    t, s = pair((1, 1030, 1, 2), device=device)
+    check_loss_gradient(kernels.distillation_loss, [(t, s * 1e-22)], "cosine", teacher_too=True)
+    check_loss_gradient(kernels.distillation_loss, [(t * 1e-22, s)], "cosine", teacher_too=True)

@@ -205,3 +205,25 @@ def test_positions_are_counted_beyond_int32(align: bool, device: torch.device) -
     row = torch.linspace(0, 1, 1 << 21).view(1, 1, -1)
     found = kernels.fuse_scales([row.to(device)], (1, 1100), align_corners=align)
     assert_close(found, reference.fuse_scales([row.double()], (1, 1100), align_corners=align), 1e-3, 1e-6)
+
+
+def test_infinity_stays_what_it_is_and_where_it_is_at_a_maps_own_size(device: torch.device) -> None:
+    own, other = maps_of([(12, 9), (3, 5)], batch=1, device=device)
+    own[0, 5, 4] = torch.inf
+    assert torch.equal(kernels.fuse_scales([own], (12, 9)), own)
+    for mode in ("sum", "product"):
+        found = kernels.fuse_scales([other + 1, own], (12, 9), mode=mode)
+        assert torch.equal(found.isinf(), own.isinf())
+        assert not found.isnan().any()
+
+
+@pytest.mark.parametrize("border", ["scipy", "torch"])
+def test_a_blur_makes_no_nan_of_infinity(border: str, path: str) -> None:
+    if path == "triton":
+        pytest.skip("products of tiles spread it, as docs/kernels.md says")
+    maps = maps_of([(40, 33)], batch=2)[0]
+    maps[1, 20, 20] = torch.inf
+    found = kernels.gaussian_blur(maps, 1.0, border=border)
+    expected = reference.gaussian_blur(maps.double(), 1.0, border=border)
+    assert torch.equal(found.isinf(), expected.isinf())
+    assert_close(found, expected, 2e-5)
