@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from kdad_bench.kernels import cpp_path, dispatch
 
@@ -42,8 +44,17 @@ def dense(x: Tensor) -> bool:
 
 
 def unwatched(x: Tensor) -> bool:
-    """Whether an operation on `x` is only that: nothing follows it, it is no subclass or parameter, and `in_memory`."""
-    return type(x) is Tensor and not dispatch.watched() and in_memory(x)
+    """Whether an operation on `x` is only that: nothing follows or replaces it, it is no subclass or parameter, and
+    `in_memory`."""
+    return type(x) is Tensor and not dispatch.watched() and not replaced() and in_memory(x)
+
+
+def replaced() -> bool:
+    """Whether a TorchFunctionMode may put something else in the place of PyTorch's functions; one that only says where
+    new tensors go does not."""
+    return torch._C._len_torch_function_stack() > 0 and any(
+        type(mode) is not DeviceContext for mode in _get_current_function_mode_stack()
+    )
 
 
 def in_memory(x: Tensor) -> bool:

@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdad_bench.kernels import (
+    convolved,
     cpp_path,
     depthwise_same,
     inference_conv,
@@ -433,3 +436,42 @@ def test_a_forward_that_was_put_in_place_of_the_class_s_is_called() -> None:
     norm, x = nn.BatchNorm2d(16), torch.randn(2, 16, 8, 8).to(memory_format=torch.channels_last)
     norm.forward = lambda x: x * 0  # type: ignore[method-assign]
     assert float(norm_relu(norm, None, x).abs().max()) == 0
+
+
+@pytest.mark.parametrize("momentum", [0.5, 0.999, 1.0])
+def test_running_statistics_that_move_far_keep_the_digits_of_small_ones(momentum: float) -> None:
+    own = nn.BatchNorm2d(16, momentum=momentum)
+    own.running_mean.fill_(100.0)
+    other = copy.deepcopy(own).double()
+    x = features(4, 16, 8, 8, mean=0.0) * 1e-3
+    norm_clamp(own, x)
+    other(x.double())
+    torch.testing.assert_close(own.running_var.double(), other.running_var, rtol=1e-6, atol=0)
+    torch.testing.assert_close(own.running_mean.double(), other.running_mean, rtol=1e-6, atol=1e-9)
+
+
+def test_an_infinite_running_variance_stays_infinite() -> None:
+    norm = nn.BatchNorm2d(16)
+    norm.running_var.fill_(torch.inf)
+    norm_clamp(norm, features(2, 16, 4, 4))
+    assert norm.running_var.isinf().all()
+
+
+class Doubled(TorchFunctionMode):
+    """Convolutions and norms give twice what they give."""
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        made = function(*arguments, **(named or {}))
+        return 2 * made if function in (F.conv2d, torch.conv2d, F.batch_norm) else made
+
+
+def test_the_layers_step_aside_for_modes_that_replace_functions_but_not_for_a_default_device() -> None:
+    norm, x = nn.BatchNorm2d(16), features(2, 16, 4, 4)
+    conv = nn.Conv2d(32, 32, 3, padding=1).requires_grad_(False).to(memory_format=torch.channels_last)
+    image = features(1, 32, 32, 32)
+    plain, convolution = norm(x), conv(image)
+    with Doubled():
+        torch.testing.assert_close(norm_clamp(norm, x), 2 * plain)
+        assert torch.equal(convolved(conv, image), 2 * convolution)
+    with torch.device("cpu"):
+        assert layers.unwatched(image)
