@@ -12,35 +12,10 @@ from torch.autograd.function import once_differentiable
 
 import kdad_bench.kernels.ops  # noqa: F401 - registers torch.ops.kdad
 from kdad_bench.kernels import dispatch, ready, reference
+from kdad_bench.kernels.checks import KINDS, PIXEL_KINDS, check, check_scales
 from kdad_bench.kernels.dispatch import uses_reference
 
-PIXEL_KINDS = ("unit_l2", "cosine", "l2")
-KINDS = (*PIXEL_KINDS, "flattened")
 MOST_SCALES = 4  # of a call that is kept: one launch of Triton's, see `triton_path`
-
-
-def check(kind: str, kinds: Sequence[str], teacher: Tensor, *students: Tensor) -> None:
-    """Raise ValueError unless the tensors are [N,C,H,W] of one shape and device, C >= 1, and `kind` is known."""
-    if kind not in kinds:
-        raise ValueError(f"kind {kind!r} is not one of {', '.join(kinds)}")
-    if teacher.dim() != 4 or teacher.shape[1] == 0:
-        raise ValueError(f"features must be [N, C, H, W] with C >= 1; the teacher's are {tuple(teacher.shape)}")
-    for student in students:
-        if student.shape != teacher.shape or student.device != teacher.device:
-            raise ValueError(
-                f"teacher and student must agree: {tuple(teacher.shape)} on {teacher.device}, "
-                f"{tuple(student.shape)} on {student.device}"
-            )
-
-
-def check_scales(*lists: Sequence[Tensor]) -> None:
-    """Raise ValueError unless all lists have the same length, at least 1, and all their tensors are on one device."""
-    lengths = [len(taps) for taps in lists]
-    if min(lengths) == 0 or len(set(lengths)) > 1:
-        raise ValueError(f"teacher and student need the same number of scales, at least one; got {lengths}")
-    devices = {tap.device for taps in lists for tap in taps}
-    if len(devices) > 1:
-        raise ValueError(f"all scales must be on one device; got {', '.join(sorted(map(str, devices)))}")
 
 
 def plain(*tensors: Tensor) -> bool:

@@ -3,62 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdad_bench.kernels import dispatch, ready, reference
-from kdad_bench.kernels.discrepancy import (
+from kdad_bench.kernels.checks import (
+    MODES,
     PIXEL_KINDS,
+    RULES,
     check,
+    check_blur,
+    check_maps,
+    check_option,
     check_scales,
-    keep,
-    pixel_discrepancy,
-    plain,
-    wants_gradient,
+    check_size,
 )
+from kdad_bench.kernels.discrepancy import keep, pixel_discrepancy, plain, wants_gradient
 from kdad_bench.kernels.dispatch import uses_reference
 
-MODES = ("sum", "product")
-BORDERS = ("scipy", "torch")
-RULES = ("max", "mean")
 MOST_MAPS = 4  # scales that are fused in one launch; more are fused by the reference
-
-
-def check_option(name: str, value: str, known: Sequence[str]) -> None:
-    """Raise ValueError unless `value` is known."""
-    if value not in known:
-        raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
-
-
-def check_maps(maps: Sequence[Tensor], size: tuple[int, int] | None = None) -> None:
-    """Raise ValueError unless the maps are non-empty [N,h,w] of one batch and device."""
-    if not maps:
-        raise ValueError("at least one map is needed; got none")
-    for m in maps:
-        if m.dim() != 3 or 0 in m.shape[1:] or m.shape[0] != maps[0].shape[0] or m.device != maps[0].device:
-            raise ValueError(f"maps must be [N, h, w] of one batch and device; got {[tuple(x.shape) for x in maps]}")
-    if size is not None:
-        check_size("size", size)
-
-
-def check_size(name: str, size: Sequence[int]) -> None:
-    """Raise ValueError unless `size` is (height, width), whole numbers from 1."""
-    if len(size) != 2 or min(size) < 1 or any(isinstance(side, float) for side in size):
-        raise ValueError(f"{name} must be (height, width), both whole and at least 1; got {size}")
-
-
-def check_blur(sigma: float, border: str, radius: int | None) -> int:
-    """The radius to use; raises ValueError for a sigma that is not positive and finite, a negative radius or an unknown
-    border."""
-    check_option("border", border, BORDERS)
-    if not 0 < sigma < inf:
-        raise ValueError(f"sigma must be positive and finite; got {sigma}")
-    if radius is not None and radius < 0:
-        raise ValueError(f"radius must not be negative; got {radius}")
-    return reference.blur_radius(sigma) if radius is None else radius
 
 
 def fuse_scales(

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kdad_bench.kernels import cpp_path, dispatch, ready, reference
-from kdad_bench.kernels.discrepancy import KINDS, MOST_SCALES, check, check_scales, plain, wants_gradient
+from kdad_bench.kernels.checks import KINDS, check, check_scales
+from kdad_bench.kernels.discrepancy import MOST_SCALES, plain, wants_gradient
 from kdad_bench.kernels.dispatch import uses_reference
 from kdad_bench.kernels.protocol import Gradients
 

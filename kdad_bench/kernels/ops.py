@@ -1,7 +1,8 @@
 """Every op registered with torch.library: fake kernel and autograd, so that torch.compile sees one opaque call.
 
 A direct call of the public functions does not come through here: the dispatcher and a registered backward cost more
-than the kernels themselves at a small batch.
+than the kernels themselves at a small batch. Each op refuses what the public functions refuse (ValueError): a graph
+that holds it may be given other tensors.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdad_bench.kernels import dispatch, reference
+from kdad_bench.kernels import checks, dispatch, reference
 from kdad_bench.kernels.dispatch import uses_reference
 
 
@@ -43,6 +44,7 @@ def pixels(x: Tensor) -> list[Any]:
 @torch.library.custom_op("kdad::pixel_discrepancy", mutates_args=())
 def pixel_discrepancy(teacher: Tensor, student: Tensor, kind: str, weight: float) -> Tensor:
     """The map [N, H, W] float32 (float64 for float64) of features [N, C, H, W]; see `discrepancy.pixel_discrepancy`."""
+    checks.check(kind, checks.PIXEL_KINDS, teacher, student)
     if uses_reference(teacher, student):
         return reference.pixel_discrepancy(teacher, student, kind=kind, weight=weight)
     return dispatch.ops_of(teacher).pixel_maps([teacher], [[student]], kind, weight)[0][0]
@@ -58,6 +60,8 @@ def pixel_discrepancy_gradients(
     upstream: Tensor, teacher: Tensor, student: Tensor, kind: str, weight: float, to_teacher: bool, to_student: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients to teacher and student under `upstream` [N, H, W], in their dtypes; empty where not wanted."""
+    checks.check(kind, checks.PIXEL_KINDS, teacher, student)
+    checks.check_upstream(upstream, pixels(teacher), teacher)
     grad_t: Tensor | None
     grad_s: Tensor | None
     if uses_reference(teacher, student):
@@ -101,6 +105,7 @@ pixel_discrepancy.register_autograd(pixel_discrepancy_backward, setup_context=ke
 @torch.library.custom_op("kdad::dual_discrepancy", mutates_args=())
 def dual_discrepancy(teacher: Tensor, a: Tensor, b: Tensor, kind: str, weight: float) -> tuple[Tensor, Tensor]:
     """The maps of two students of one teacher, each as `pixel_discrepancy`."""
+    checks.check(kind, checks.PIXEL_KINDS, teacher, a, b)
     if uses_reference(teacher, a, b):
         return reference.dual_discrepancy(teacher, a, b, kind=kind, weight=weight)
     map_a, map_b = dispatch.ops_of(teacher).pixel_maps([teacher], [[a, b]], kind, weight)[0]
@@ -134,6 +139,7 @@ dual_discrepancy.register_autograd(dual_discrepancy_backward, setup_context=keep
 @torch.library.custom_op("kdad::attention_weighting", mutates_args=())
 def attention_weighting(teacher: Tensor, student: Tensor) -> Tensor:
     """(1 - cos)/2 · student, [N, C, H, W] in the student's dtype and layout."""
+    checks.check("cosine", checks.PIXEL_KINDS, teacher, student)
     if uses_reference(teacher, student):
         return reference.attention_weighting(teacher, student)
     return dispatch.ops_of(teacher).attention_weighting([teacher], [student])[0]
@@ -162,6 +168,7 @@ attention_weighting.register_autograd(attention_weighting_backward, setup_contex
 @torch.library.custom_op("kdad::flattened_cosine", mutates_args=())
 def flattened_cosine(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
     """Distances [N] float32 (float64 for float64) of whole samples, and A, B, P [N, 3] float64 for the backward."""
+    checks.check("flattened", checks.KINDS, teacher, student)
     if uses_reference(teacher, student):
         t, s = teacher.double().flatten(1), student.double().flatten(1)
         sums = torch.stack(((t * t).sum(1), (s * s).sum(1), (t * s).sum(1)), 1)
@@ -181,6 +188,9 @@ def flattened_cosine_gradients(
     upstream: Tensor, teacher: Tensor, student: Tensor, sums: Tensor, to_teacher: bool, to_student: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the distances to teacher and student under `upstream` [N]; empty where not wanted."""
+    checks.check("flattened", checks.KINDS, teacher, student)
+    checks.check_upstream(upstream, teacher.shape[:1], teacher)
+    checks.check_sums(sums, teacher)
     grad_t: Tensor | None
     grad_s: Tensor | None
     if uses_reference(teacher, student):
@@ -227,6 +237,9 @@ def distillation_loss(
     teacher: Tensor, student: Tensor, kind: str, weight: float, early_teacher: bool, early_student: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The mean of the map of one scale times `weight`, a scalar, and early gradients; empty where not asked for."""
+    checks.check(kind, checks.PIXEL_KINDS, teacher, student)
+    if teacher.numel() == 0:
+        raise ValueError(f"the mean over no pixels is undefined; the features have shape {tuple(teacher.shape)}")
     early = early_teacher, early_student
     grad_t: Tensor | None
     grad_s: Tensor | None
@@ -288,6 +301,9 @@ distillation_loss.register_autograd(distillation_loss_backward, setup_context=ke
 @torch.library.custom_op("kdad::fuse_scales", mutates_args=())
 def fuse_scales(maps: Sequence[Tensor], size: Sequence[int], mode: str, align_corners: bool) -> Tensor:
     """Maps [N, h_k, w_k] upsampled to `size` and added or multiplied: [N, H, W]."""
+    checks.check_option("mode", mode, checks.MODES)
+    checks.check_maps(maps)
+    checks.check_size("size", size)
     to = (size[0], size[1])
     if uses_reference(*maps) or len(maps) > 4:
         return reference.fuse_scales(maps, to, mode=mode, align_corners=align_corners)
@@ -304,6 +320,9 @@ def fuse_scales_gradients(
     upstream: Tensor, maps: Sequence[Tensor], size: Sequence[int], mode: str, align_corners: bool
 ) -> list[Tensor]:
     """Gradients to every map under `upstream` [N, H, W]."""
+    checks.check_option("mode", mode, checks.MODES)
+    checks.check_maps(maps)
+    checks.check_upstream(upstream, [maps[0].shape[0], *size], maps[0])
     found = reference.fuse_scales_gradients(upstream, maps, mode=mode, align_corners=align_corners)
     return [g.contiguous() for g in found]
 
@@ -333,6 +352,8 @@ fuse_scales.register_autograd(fuse_scales_backward, setup_context=keep_fuse_scal
 @torch.library.custom_op("kdad::gaussian_blur", mutates_args=())
 def gaussian_blur(maps: Tensor, sigma: float, border: str, radius: int) -> Tensor:
     """Maps [N, H, W] blurred, cut off at `radius`."""
+    checks.check_blur(sigma, border, radius)
+    checks.check_maps([maps])
     if uses_reference(maps):
         return reference.gaussian_blur(maps, sigma, border=border, radius=radius)
     size = (maps.shape[1], maps.shape[2])
@@ -347,6 +368,8 @@ def _(maps: Tensor, sigma: float, border: str, radius: int) -> Tensor:
 @torch.library.custom_op("kdad::gaussian_blur_gradients", mutates_args=())
 def gaussian_blur_gradients(upstream: Tensor, maps: Tensor, sigma: float, border: str, radius: int) -> Tensor:
     """The adjoint of the blur on `upstream` [N, H, W], in the maps' dtype."""
+    checks.check_blur(sigma, border, radius)
+    checks.check_upstream(upstream, maps.shape, maps)
     return reference.gaussian_blur_gradient(upstream, sigma, border=border, radius=radius).to(maps.dtype).contiguous()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -110,3 +112,41 @@ def test_ops_are_not_touched_by_autocast() -> None:
     assert blurred.dtype == torch.float32
     for mine, other in zip(inside, outside, strict=True):
         assert torch.equal(mine, other)
+
+
+def wrong_arguments() -> dict[str, tuple[Any, tuple[Any, ...], str]]:
+    """An op, arguments that do not fit together, and what is said of them."""
+    t, s = pair((2, 6, 5, 4))
+    one, deep, map_, sums = s[:1], torch.rand(2, 64, 5, 4), torch.rand(2, 5, 4), torch.zeros(2, 3, dtype=DOUBLE)
+    agree, upstream = "teacher and student must agree", "an upstream gradient of"
+    return {
+        "another student": (OPS.pixel_discrepancy, (t, one, "l2", 1.0), agree),
+        "more channels": (OPS.pixel_discrepancy, (deep, s, "l2", 1.0), agree),
+        "a kind": (OPS.pixel_discrepancy, (t, s, "l3", 1.0), "kind 'l3' is not one of"),
+        "gradients": (OPS.pixel_discrepancy_gradients, (map_, t, one, "l2", 1.0, True, True), agree),
+        "an upstream": (OPS.pixel_discrepancy_gradients, (map_[:1], t, s, "l2", 1.0, True, True), upstream),
+        "two students": (OPS.dual_discrepancy, (t, s, one, "l2", 1.0), agree),
+        "a weighting": (OPS.attention_weighting, (t, one), agree),
+        "a flattened one": (OPS.flattened_cosine, (t, one), agree),
+        "its upstream": (OPS.flattened_cosine_gradients, (map_[0, 0], t, s, sums, True, True), upstream),
+        "its sums": (OPS.flattened_cosine_gradients, (map_[:, 0, 0], t, s, sums.float(), True, True), "sums must be"),
+        "few sums": (OPS.flattened_cosine_gradients, (map_[:, 0, 0], t, s, sums[:1], True, True), "sums must be"),
+        "a loss": (OPS.distillation_loss, (t, one, "l2", 1.0, False, True), agree),
+        "no loss": (OPS.distillation_loss, (t[:0], s[:0], "l2", 1.0, False, True), "no pixels is undefined"),
+        "batches": (OPS.fuse_scales, ([map_, map_[:1]], [9, 8], "sum", False), "maps must be"),
+        "no maps": (OPS.fuse_scales, ([map_[:, :0]], [9, 8], "sum", False), "maps must be"),
+        "a mode": (OPS.fuse_scales, ([map_], [9, 8], "mean", False), "mode 'mean' is not one of"),
+        "a size": (OPS.fuse_scales, ([map_], [9, 0], "sum", False), "size must be"),
+        "their upstream": (OPS.fuse_scales_gradients, (map_, [map_], [9, 8], "sum", False), upstream),
+        "a blur": (OPS.gaussian_blur, (map_[0], 1.0, "scipy", 4), "maps must be"),
+        "a radius": (OPS.gaussian_blur, (map_, 1.0, "scipy", -4), "radius must not be negative"),
+        "a blur's upstream": (OPS.gaussian_blur_gradients, (map_[:1], map_, 1.0, "scipy", 4), upstream),
+    }
+
+
+@pytest.mark.parametrize("name", wrong_arguments())
+def test_an_op_refuses_what_does_not_fit_together(name: str, path: str) -> None:
+    """A graph that holds it may be given other tensors than it was made with."""
+    op, arguments, says = wrong_arguments()[name]
+    with pytest.raises(ValueError, match=says):
+        op(*arguments)
