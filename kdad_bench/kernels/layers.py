@@ -52,9 +52,10 @@ def unwatched(x: Tensor) -> bool:
 def replaced() -> bool:
     """Whether a TorchFunctionMode may put something else in the place of PyTorch's functions; one that only says where
     new tensors go does not."""
-    return torch._C._len_torch_function_stack() > 0 and any(
-        type(mode) is not DeviceContext for mode in _get_current_function_mode_stack()
-    )
+    if torch._C._len_torch_function_stack() == 0:
+        return False
+    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return any(type(mode) is not DeviceContext for mode in modes)
 
 
 def in_memory(x: Tensor) -> bool:

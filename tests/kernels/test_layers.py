@@ -438,7 +438,7 @@ def test_a_forward_that_was_put_in_place_of_the_class_s_is_called() -> None:
     assert float(norm_relu(norm, None, x).abs().max()) == 0
 
 
-@pytest.mark.parametrize("momentum", [0.5, 0.999, 1.0])
+@pytest.mark.parametrize("momentum", [0.999, 1.0])
 def test_running_statistics_that_move_far_keep_the_digits_of_small_ones(momentum: float) -> None:
     own = nn.BatchNorm2d(16, momentum=momentum)
     own.running_mean.fill_(100.0)
