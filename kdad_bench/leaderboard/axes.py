@@ -89,6 +89,12 @@ class Curve:
         stale = [f"{category} at {place.label}" for place, categories in self._stale for category in categories]
         return f" Left out, made from other files than the newest rows: {', '.join(stale)}." if stale else ""
 
+    @property
+    def unranked(self) -> str:
+        """A sentence on the entrants that `diverged`; "" without any."""
+        names = ", ".join(self.labels[key] for key in sorted(self.diverged))
+        return f" Not ranked, as a job ran away to values that are not finite: {names}." if names else ""
+
     @cached_property
     def labels(self) -> dict[str, str]:
         """entrant -> its name in tables."""
@@ -109,9 +115,34 @@ class Curve:
         """The area under the curve of an entrant; None where it lacks a point."""
         return self._estimates(metric)[key][-1]
 
+    def ranked(self, key: str, metric: str) -> bool:
+        """Whether the area of an entrant says what it is worth: no category is lacking, and no job of any point ran
+        away to values that are not finite, for the mean of the others flatters it."""
+        found = self.area(key, metric)
+        return found is not None and found.complete and key not in self.diverged
+
+    @cached_property
+    def diverged(self) -> frozenset[str]:
+        """The entrants of which a job of some point ran away to values that are not finite."""
+        return frozenset(
+            key
+            for place, own in zip(self.places, self._keys, strict=True)
+            for key, there in own.items()
+            if there in place.board.diverged
+        )
+
+    def failures(self, key: str) -> tuple[int, ...]:
+        """How many jobs of an entrant failed at each point."""
+        return tuple(
+            place.board.failures[own[key]] if key in own else 0
+            for place, own in zip(self.places, self._keys, strict=True)
+        )
+
     def order(self, metric: str) -> tuple[str, ...]:
         """The entrants, the largest area first; after them, by name, those that cannot be ranked by it."""
-        areas = {key: found.mean for key in self.labels if (found := self.area(key, metric)) and found.complete}
+        areas = {
+            key: found.mean for key in self.labels if self.ranked(key, metric) and (found := self.area(key, metric))
+        }
         return tuple(sorted(self.labels, key=lambda key: (-areas.get(key, -1.0), key)))
 
     def _estimates(self, metric: str) -> dict[str, tuple[Estimate | None, ...]]:

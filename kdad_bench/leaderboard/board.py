@@ -54,22 +54,9 @@ _FIGURES = tuple(
 DRAWN = tuple(name for name in COLUMNS if name in {*_IDENTITY.split(), *_FIGURES, *_SCORES.split(), *_MACHINE.split()})
 
 SEVERAL_VERSIONS = "rows of several versions"  # a caveat
-# how the reason of a job begins whose training or scores ran away, and what it holds; a mask with a NaN is the data's
-RAN_AWAY = {
-    "FloatingPointError": "",
-    "ScoreError": "NaN",
-    "MetricError": "a score must be finite",
-    "NoNearest": "hold NaN",
-}
 MOST_NAMED = 8  # entrants that a line names
 
 Mark = Literal["best", "second", ""]
-
-
-def ran_away(reason: str) -> bool:
-    """Whether a job failed for a loss, features or scores of its method that are not finite."""
-    kind, _, said = reason.partition(":")
-    return kind in RAN_AWAY and RAN_AWAY[kind] in said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,11 +249,11 @@ class Board:
         """entrant -> how many of its jobs failed and have no result since."""
         return Counter(key for key, *_ in self.summary.failed)
 
-    @cached_property
+    @property
     def diverged(self) -> frozenset[str]:
         """The entrants of which a job ran away to values that are not finite: the mean of those that did not says more
-        good of them than is true, so that they are neither ranked nor marked."""
-        return frozenset(key for key, _, _, reason in self.summary.failed if ran_away(reason))
+        good of them than is true, so that they are neither ranked, marked nor judged."""
+        return self.summary.diverged
 
     def readings(self, key: str) -> tuple[str, ...]:
         """The settings of an entrant that no source settles."""

@@ -54,9 +54,9 @@ class Point(NamedTuple):
 
 
 def points(board: Board, metric: str) -> list[Point]:
-    """The entrants with a latency and a value in every category, the fastest first."""
+    """The entrants with a latency and a value in every category, the fastest first; none of which a job ran away."""
     found = []
-    for key in board.order:
+    for key in (key for key in board.order if key not in board.diverged):
         estimate = board.overall(key, metric)
         latency = board.typical(key, "latency_ms")
         if estimate is not None and estimate.complete and latency:

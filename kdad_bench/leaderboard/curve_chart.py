@@ -27,7 +27,8 @@ def sections(drawn: Sequence[Curve]) -> Iterator[str]:
     yield "the same kind. Area: the mean height of the curve; methods are ranked by it. Boards "
     yield "that are points of a curve are drawn as curves alone; <code>leaderboard.csv</code> has all of them.</p>"
     for curve in drawn:
-        yield f"<h3>{escape(curve.name)}</h3><p>{escape(curve.title + curve.caveats)}.{escape(curve.left_out)}</p>"
+        about = escape(f"{curve.title}{curve.caveats}.{curve.left_out}{curve.unranked}")
+        yield f"<h3>{escape(curve.name)}</h3><p>{about}</p>"
         for index, metric in enumerate(reversed(curve.metrics)):
             opened = " open" if index == 0 else ""
             yield f"<details{opened}><summary>{METRICS[metric].label} by {escape(curve.words)}</summary>"
@@ -128,15 +129,17 @@ def table(curve: Curve, metric: str) -> str:
     head = "".join(f'<th scope="col"{"" if title == "method" else " class=n"}>{escape(title)}</th>' for title in heads)
     rows = []
     for place, key in enumerate(curve.order(metric), 1):
-        area = curve.area(key, metric)
-        ranked = area is not None and area.complete
         look = (
             f'<svg width="34" height="10" aria-hidden="true"><line x1="0" x2="34" y1="5" y2="5" stroke-width="3" '
             f'stroke="{_colour(curve, key)}" stroke-dasharray="{_dash(curve, key)}"/></svg> '
         )
-        cells = "".join(f'<td class="n">{interval(found)}</td>' for found in (*curve.at(key, metric), area))
+        cells = "".join(
+            f'<td class="n">{interval(found)}{f" ({failed} failed)" if failed else ""}</td>'
+            for found, failed in zip(curve.at(key, metric), curve.failures(key), strict=True)
+        )
+        cells += f'<td class="n">{interval(curve.area(key, metric))}</td>'
         rows.append(
-            f'<tr><td class="n">{place if ranked else MISSING}</td>'
+            f'<tr><td class="n">{place if curve.ranked(key, metric) else MISSING}</td>'
             f'<th scope="row">{look}{escape(curve.labels[key])}</th>{cells}</tr>'
         )
     estimates = [one for key in curve.order(metric) for one in (*curve.at(key, metric), curve.area(key, metric)) if one]

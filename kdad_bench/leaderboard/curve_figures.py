@@ -42,7 +42,7 @@ def figure(curve: Curve, metric: str) -> Figure:
             (place.at + shifts[key], one) for place, one in zip(curve.places, curve.at(key, metric), strict=True) if one
         ]
         area = curve.area(key, metric)
-        label = curve.labels[key] + (f"  {area.mean:.3f}" if area and area.complete else "")
+        label = curve.labels[key] + (f"  {area.mean:.3f}" if area and curve.ranked(key, metric) else "")
         style = look_of(styles[key])
         axes.plot(
             [at for at, _ in found],

@@ -26,7 +26,8 @@ def sections(drawn: Sequence[Curve]) -> list[str]:
         return []
     parts = ["## Curves", f"{LEGEND} {WHOLE}"]
     for curve in drawn:
-        parts.append(f"### {_text(curve.name)}\n\n{_text(curve.title + curve.caveats)}.{_text(curve.left_out)}")
+        about = _text(f"{curve.title}{curve.caveats}.{curve.left_out}{curve.unranked}")
+        parts.append(f"### {_text(curve.name)}\n\n{about}")
         parts += [
             f"{METRICS[metric].label} by {_text(curve.words)}:\n\n{table(curve, metric)}" for metric in curve.metrics
         ]
@@ -38,9 +39,11 @@ def table(curve: Curve, metric: str) -> str:
     header = ["#", "method", *(_text(place.label) for place in curve.places), "area"]
     lines = []
     for place, key in enumerate(curve.order(metric), 1):
-        area = curve.area(key, metric)
-        ranked = area is not None and area.complete
-        means = [MISSING if found is None else f"{found.mean:.3f}" for found in curve.at(key, metric)]
-        lines.append([str(place) if ranked else MISSING, _text(curve.labels[key]), *means, interval(area)])
+        means = [
+            (MISSING if found is None else f"{found.mean:.3f}") + (f" ({failed} failed)" if failed else "")
+            for found, failed in zip(curve.at(key, metric), curve.failures(key), strict=True)
+        ]
+        number = str(place) if curve.ranked(key, metric) else MISSING
+        lines.append([number, _text(curve.labels[key]), *means, interval(curve.area(key, metric))])
     rules = ["---" if title == "method" else "--:" for title in header]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rules, *lines))

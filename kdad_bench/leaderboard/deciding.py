@@ -64,8 +64,9 @@ def says(board: Board, kind: str) -> str:
 
 
 def counted(board: Board, metric: str) -> str:
-    """How many pairs are told apart, and on what evidence."""
-    found = [one for one in board.summary.comparisons(metric) if one.difference is not None]
+    """How many pairs are told apart, and on what evidence; and which are not judged."""
+    known = [one for one in board.summary.comparisons(metric) if one.difference is not None]
+    found = [one for one in known if not board.diverged & {one.a, one.b}]
     sure = sum(one.significant for one in found)
     kinds = [one.evidence for one in found if one.evidence]
     judged = "; ".join(
@@ -75,9 +76,12 @@ def counted(board: Board, metric: str) -> str:
         for kind in SAYS
         if kind in kinds
     )
-    if not found:
+    if not known:
         return "no two methods have a category with a seed in common"
-    return f"{sure} of {len(found)} pairs told apart; {judged}"
+    away = ", ".join(board.labels[key] for key in board.order if key in board.diverged)
+    unjudged = f"not judged: the pairs with {away}, of which a job ran away to values that are not finite"
+    told = [f"{sure} of {len(found)} pairs told apart; {judged}"] if found else []
+    return "; ".join(told + ([unjudged] if len(known) > len(found) else []))
 
 
 def power(board: Board, metric: str) -> str:

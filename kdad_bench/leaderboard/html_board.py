@@ -65,11 +65,12 @@ def _sentence(words: str) -> str:
 def _chart(board: Board, metric: str) -> str:
     """The chart of a metric with what it shows in words; "" if nothing was timed."""
     drawing = chart.pareto(board, metric)
+    away = ", or of which a job was not finite," if board.diverged else ""
     return drawing and (
         f"<figure>{drawing}<figcaption>{METRICS[metric].label}. Dashed: the front, which no method beats in both. "
         f"Bars: 95 % interval. {_of_speed(board)}A point says what it is under the mouse and with Tab, also "
-        "one without room for its name. Methods that lack a category or a measured speed are left out.</figcaption>"
-        "</figure>"
+        f"one without room for its name. Methods that lack a category or a measured speed{away} are left out."
+        "</figcaption></figure>"
     )
 
 
@@ -197,6 +198,7 @@ def _published(board: Board) -> str:
     lines = []
     for one in found:
         reported = one.reported
+        ours = MISSING if one.measured is None else f"{one.measured:.3f}{published.beside_ours(board, one)}"
         said = escape(judged(one.verdict, one.half) or f"not compared: {one.refusal}")
         lines.append(
             f'<th scope="row">{escape(reported.reported)} '
@@ -204,7 +206,7 @@ def _published(board: Board) -> str:
             f"<td>{escape(board.labels[one.key])}</td>"
             f"<td>{escape(reported.category)}</td><td>{escape(reported.metric)}</td><td>{escape(reported.origin)}</td>"
             + cell(f"{reported.value:.3f}", reported.value)
-            + cell(MISSING if one.measured is None else f"{one.measured:.3f}", one.measured)
+            + cell(ours, one.measured)
             + cell(MISSING if one.difference is None else signed(one.difference), one.difference)
             + f'<td class="prose">{said}</td>'
         )

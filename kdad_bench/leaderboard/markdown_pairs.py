@@ -16,7 +16,7 @@ def who_beats_whom(board: Board) -> str:
     """What was told apart in each headline metric, what could have been seen, and a matrix of all pairs."""
     lines = []
     for metric in board.headline:
-        line = f"- **{METRICS[metric].label}**: {deciding.counted(board, metric)}."
+        line = f"- **{METRICS[metric].label}**: {_text(deciding.counted(board, metric))}."
         lines.append(f"{line} {deciding.power(board, metric)}".rstrip())
     parts = ["\n".join(lines), deciding.READ]
     for metric in board.headline:

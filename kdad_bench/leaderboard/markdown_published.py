@@ -59,12 +59,12 @@ def _lines(
     others: list[list[str]] = []
     for (position, category, metric), group in sorted(places.items(), key=lambda item: (item[0][0], item[0][2])):
         title = board.labels[board.order[position]]
-        line = [_text(title), _text(category), _text(metric), *_beside(group, reasons)]
+        line = [_text(title), _text(category), _text(metric), *_beside(board, group, reasons)]
         (means if category == published.MEAN else others).append(line)
     return means, others
 
 
-def _beside(group: Sequence[published.Verdict], reasons: Mapping[str, str]) -> list[str]:
+def _beside(board: Board, group: Sequence[published.Verdict], reasons: Mapping[str, str]) -> list[str]:
     """What each kind of source reports, then ours, the difference and the verdict."""
     cells = []
     for origin in published.ORIGINS:
@@ -77,7 +77,7 @@ def _beside(group: Sequence[published.Verdict], reasons: Mapping[str, str]) -> l
     measured = first.measured if first.reported.measured else None
     return [
         *cells,
-        MISSING if measured is None else f"{measured:.3f}",
+        MISSING if measured is None else f"{measured:.3f}{published.beside_ours(board, first)}",
         MISSING if first.difference is None else signed(first.difference),
         judged(first.verdict, first.half) or "not compared",
     ]

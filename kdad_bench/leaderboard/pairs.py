@@ -61,6 +61,13 @@ class Comparison:
             effect=None if self.effect is None else -self.effect,
         )
 
+    def unjudged(self) -> Comparison:
+        """The difference alone, where what is left of the jobs says nothing of the entrants."""
+        return replace(
+            self, low=None, high=None, error=None, freedom=None, p=None, p_holm=None, p_categories=None,
+            evidence=NOTHING,
+        )  # fmt: skip
+
 
 def compared(
     metric: str,

@@ -13,13 +13,15 @@ Which rows may is for `grouping` to say, and nothing here crosses its lines. Wit
 - average ranks over categories come with Nemenyi's critical difference (Demsar, JMLR 7, 2006).
 
 Failed jobs and missing values are never averaged: they are listed, and a method without a value in every category is
-neither ranked nor marked; nor, on a board, is one of which a job ran away to values that are not finite.
+neither ranked nor marked; nor, on a board, is one of which a job ran away to values that are not finite, of which no
+pair is judged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 
 import numpy as np
@@ -43,6 +45,19 @@ from kdad_bench.leaderboard.spread import Drawn, Parts, drawn, half_across, part
 
 FEW = 6  # categories: with fewer, tables show how sure the mean of these very ones is
 Interval = tuple[float | None, float | None]
+# how the reason of a job begins whose training or scores ran away, and what it holds; a mask with a NaN is the data's
+RAN_AWAY = {
+    "FloatingPointError": "",
+    "ScoreError": "NaN",
+    "MetricError": "a score must be finite",
+    "NoNearest": "hold NaN",
+}
+
+
+def ran_away(reason: str) -> bool:
+    """Whether a job failed for a loss, features or scores of its method that are not finite."""
+    kind, _, said = reason.partition(":")
+    return kind in RAN_AWAY and RAN_AWAY[kind] in said
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -121,6 +136,11 @@ class Summary:
     failed: tuple[tuple[str, str, int, str], ...]  # (entrant, category, seed, reason)
     problems: tuple[str, ...]  # rows left out, and why
     together: bool = False  # one training of each seed serves all categories
+
+    @cached_property
+    def diverged(self) -> frozenset[str]:
+        """The entrants of which a job ran away to values that are not finite."""
+        return frozenset(key for key, _, _, reason in self.failed if ran_away(reason))
 
     def entrant(self, key: str) -> Entrant:
         """The entrant of that key. Raises KeyError."""
@@ -225,7 +245,7 @@ class Summary:
         return tuple(self.categories[c] for c in np.flatnonzero(known.any(axis=0) & ~known[self._at(key)]))
 
     def comparisons(self, metric: str) -> tuple[Comparison, ...]:
-        """All pairs of entrants, Holm-corrected together."""
+        """All pairs of entrants, Holm-corrected together; those with one that `diverged` have a difference alone."""
         if metric not in self._compared:
             places = combinations(range(len(self.entrants)), 2)
             self._compared[metric] = corrected([self._compared_pair(i, j, metric) for i, j in places])
@@ -267,7 +287,7 @@ class Summary:
         )
 
     def _compared_pair(self, i: int, j: int, metric: str, categories: slice = slice(None)) -> Comparison:
-        return compared(
+        found = compared(
             metric,
             (self.entrants[i].key, self.entrants[j].key),
             (self.values[metric][i][categories], self.values[metric][j][categories]),
@@ -276,6 +296,7 @@ class Summary:
             1 if METRICS[metric].higher_is_better else -1,
             together=self.together,
         )
+        return found.unjudged() if self.diverged & {found.a, found.b} else found
 
     def _at(self, key: str) -> int:
         for i, entrant in enumerate(self.entrants):

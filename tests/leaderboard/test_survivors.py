@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import plausible
 import pytest
 from test_markdown import board_of, cells, page, section, table
+from test_published import MVTEC
 
-from kdad_bench.leaderboard import html
-from kdad_bench.leaderboard.board import Board
-from kdad_bench.leaderboard.row import Row
+from kdad_bench.leaderboard import chart, curve_chart, curve_tables, html, published
+from kdad_bench.leaderboard.axes import curves
+from kdad_bench.leaderboard.board import Board, boards_of
+from kdad_bench.leaderboard.row import COLUMNS, Row
 
 NAMES = plausible.CATEGORIES[:4]
 RAN_AWAY = "FloatingPointError: step 10: the loss is not finite (nan); lower the learning rate"
@@ -90,3 +94,69 @@ def test_only_values_of_the_method_itself_count_as_run_away(reason: str, away: b
     """A mask that holds a NaN, say, is the fault of no method."""
     board = board_of(rows(reason))
     assert (key(board, "stfpm") in board.diverged) is away
+
+
+def test_no_pair_with_a_method_that_ran_away_is_judged_nor_counted_in_the_correction() -> None:
+    made = rows(RAN_AWAY)
+    whole, board = board_of(rows()), board_of(made)
+    best, other, last = (key(board, method) for method in LEVELS)
+    assert whole.summary.comparison(best, other, METRIC).significant
+    assert whole.summary.in_category(best, other, METRIC, NAMES[0]).low is not None
+    found = board.summary.comparison(best, other, METRIC)
+    assert found.difference == pytest.approx(0.05, abs=0.005)
+    assert (found.low, found.p, found.p_holm, found.p_categories, found.evidence) == (None, None, None, None, "")
+    assert board.summary.in_category(best, other, METRIC, NAMES[0]).low is None
+    apart = board.summary.comparison(other, last, METRIC)
+    assert apart.p_holm == apart.p, "one pair is left"
+    words = section(page(made), "Who beats whom")
+    assert "1 of 1 pairs told apart" in words
+    assert "not judged: the pairs with STFPM, of which a job ran away to values that are not finite" in words
+    line = cells(words.partition("every pair of methods</summary>")[2], by=1)["STFPM"]
+    assert (line["beats"], line["loses to"]) == ("0", "0")
+    assert "**" not in "".join(line.values())
+    assert "not judged" not in section(page(rows()), "Who beats whom")
+
+
+def test_a_method_that_ran_away_is_on_no_front_of_speed_and_accuracy() -> None:
+    made = rows(RAN_AWAY)
+    board = board_of(made)
+    assert key(board, "stfpm") == board_of(rows()).order[0] == chart.points(board_of(rows()), METRIC)[0].key
+    assert [point.key for point in chart.points(board, METRIC)] == [key(board, "rd4ad"), key(board, "mkd")]
+    assert "or of which a job was not finite, are left out" in html.body([board], table(made), (), {})
+
+
+@pytest.mark.parametrize(("reason", "first"), [(RAN_AWAY, "rd4ad"), ("OSError: No space left on device", "stfpm")])
+def test_a_method_that_ran_away_at_one_point_of_a_curve_is_not_ranked_on_it(reason: str, first: str) -> None:
+    made = [
+        replace(one, preset=f"paper[contamination={share}]", contamination=share, job_id=f"{one.job_id}{share}")
+        for share, of_point in ((0.1, rows()), (0.2, rows(reason)))
+        for one in of_point
+    ]
+    found = boards_of([{name: getattr(one, name) for name in COLUMNS} for one in made])
+    (curve,) = curves(found)
+    assert curve.order(METRIC)[0] == first
+    assert curve.ranked("stfpm", METRIC) is (first == "stfpm")
+    text = curve_tables.sections([curve])
+    line = cells(curve_tables.table(curve, METRIC), by=1)["STFPM"]
+    assert line["#"] == ("1" if first == "stfpm" else "–")
+    assert (line["0.1"].count("failed"), line["0.2"].endswith(" (8 failed)")) == (0, True)
+    said = "Not ranked, as a job ran away to values that are not finite: STFPM."
+    page_of_curves = "".join(curve_chart.sections([curve]))
+    assert (said in "".join(text), said in page_of_curves) == (first != "stfpm", first != "stfpm")
+    assert "(8 failed)" in page_of_curves
+
+
+def test_a_method_that_ran_away_agrees_with_no_published_number() -> None:
+    made = [
+        plausible.failed_row("stfpm", category, 2, RAN_AWAY, variant="held_out") if seed == 2 and category == "bottle"
+        else plausible.row("stfpm", category, seed, variant="held_out", image_auroc=0.954 + 0.001 * seed)
+        for category in MVTEC for seed in range(3)
+    ]  # fmt: skip
+    board = board_of(made)
+    assert board.diverged == {"stfpm:held_out"}
+    found = [one for one in published.verdicts(board) if one.reported.measured == METRIC]
+    assert any(one.refusal == published.RAN_AWAY for one in found)
+    assert not any(one.verdict for one in found)
+    assert " (1 failed) |" in section(page(made), "Published and measured")
+    kept = board_of([one for one in made if one.status == "ok"])
+    assert any(one.verdict == "agrees" for one in published.verdicts(kept))

@@ -25,6 +25,7 @@ CATEGORIES = {"mvtec_ad": 15}
 # teacher -> how the SHA-256 of its published weights begins, torchvision's
 WEIGHTS = {"resnet18": "f37072fd", "vgg16": "397923af", "wide_resnet50_2": "95faca4d"}
 NOT_TOLD = "not told apart"
+RAN_AWAY = "a job of ours ran away to values that are not finite: the mean of the others flatters it"
 LEGEND = (
     f"agrees: within {TOLERANCE}, where the 95 % interval over our seeds is no wider than ±{WIDEST}. {NOT_TOLD}: "
     "within that interval, which tells no more."
@@ -233,7 +234,7 @@ def verdicts(board: Board) -> list[Verdict]:
 
 
 def _verdict(board: Board, key: str, one: Reported, whole: str) -> Verdict:
-    why = whole or one.refusal or _not_the_same(board, key, one)
+    why = whole or one.refusal or _not_the_same(board, key, one) or (RAN_AWAY if key in board.diverged else "")
     value, half = _measured(board, key, one)
     if value is None:
         why = why or "not measured here"
@@ -250,6 +251,14 @@ def _word(difference: float, half: float) -> str:
     if abs(difference) > max(TOLERANCE, half):
         return "higher" if difference > 0 else "lower"
     return "agrees" if abs(difference) <= TOLERANCE and half <= WIDEST else NOT_TOLD
+
+
+def beside_ours(board: Board, one: Verdict) -> str:
+    """A remark on our number: the categories that it lacks, and the jobs that failed and are not in it."""
+    if one.reported.category == MEAN:
+        return board.fewer(one.key, one.reported.measured)
+    failed = sum((key, category) == (one.key, one.reported.category) for key, category, *_ in board.summary.failed)
+    return f" ({failed} failed)" if failed else ""
 
 
 def over_more(board: Board, key: str, one: Reported) -> str:
