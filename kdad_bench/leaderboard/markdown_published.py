@@ -31,7 +31,7 @@ def published_and_measured(board: Board) -> str:
     if others:
         table = table_of(header, others, left=(0, 1, 2, 9))
         text += f"\n\n<details><summary>By category</summary>\n\n{table}\n\n</details>"
-    text += f"\n\nThe difference is to the first comparable number from the left; {published.LEGEND}"
+    text += f"\n\nThe difference is to the first comparable number from the left. {published.LEGEND}"
     if reasons:
         text += "\n\nNot compared:\n\n" + "\n".join(f"- {mark} {_text(why)}" for why, mark in reasons.items())
     sources = dict.fromkeys(f"- {_text(one.reported.reported)}: {_text(one.reported.source)}" for one in found)

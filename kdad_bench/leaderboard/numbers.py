@@ -35,9 +35,9 @@ def signed(value: float) -> str:
     return text[1:] if text[1:] == "0.000" else text
 
 
-def judged(verdict: str, half: float) -> str:
+def judged(verdict: str, half: float | None) -> str:
     """A verdict on a difference; what an interval left open with the half of it: not told apart (±0.18)."""
-    return f"{verdict} (±{half:.2f})" if verdict == NOT_TOLD else verdict
+    return f"{verdict} (±{half:.2f})" if verdict == NOT_TOLD and half is not None else verdict
 
 
 def number(value: float | None) -> str:

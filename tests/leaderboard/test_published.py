@@ -103,6 +103,28 @@ def test_seeds_that_scatter_widely_agree_with_nothing(values: tuple[float, ...],
     assert next(line for line in lines if line.startswith("| STFPM")).rstrip(" |").endswith(word + half)
 
 
+@pytest.mark.parametrize(
+    ("values", "lost"),
+    [((0.955,), ()), ((0.80,), ()), ((0.95, 0.92, 0.98), (("bottle", 1), ("cable", 2)))],
+    ids=["one seed that is near", "one seed that is far", "three of which one has every category"],
+)
+def test_with_fewer_than_two_whole_seeds_nothing_is_judged(
+    values: tuple[float, ...], lost: tuple[tuple[str, int], ...]
+) -> None:
+    """Else fewer seeds, and lost jobs, would make a verdict surer."""
+    made = [
+        plausible.row("stfpm", category, seed, variant="held_out", image_auroc=value)
+        for category in MVTEC for seed, value in enumerate(values) if (category, seed) not in lost
+    ]  # fmt: skip
+    board = board_of(made)
+    one = next(one for one in published.verdicts(board) if one.reported.category == MEAN and not one.refusal)
+    assert (one.reported.measured, one.verdict, one.half) == ("image_auroc", published.NOT_JUDGED, None)
+    assert one.difference is not None, "it is shown all the same"
+    words = section(page(made), "Published and measured")
+    assert next(line for line in words.splitlines() if line.startswith("| STFPM")).rstrip(" |").endswith("not judged")
+    assert "“not judged”: fewer than two of our seeds have a value" in words
+
+
 def test_the_interval_over_seeds_is_of_the_seeds_behind_its_deviation() -> None:
     """A mean's deviation is over the seeds that have every category: fewer than any category may have."""
     made = [
@@ -207,8 +229,8 @@ def test_the_default_of_stfpm_is_another_protocol_and_the_variant_that_follows_t
 
 
 def test_default_and_variant_stand_in_lines_of_their_own() -> None:
-    made = plausible.full_table(("stfpm",), MVTEC, 1)
-    made += plausible.full_table(("stfpm",), MVTEC, 1, variant="held_out", image_auroc=0.955)
+    made = plausible.full_table(("stfpm",), MVTEC, 2)
+    made += plausible.full_table(("stfpm",), MVTEC, 2, variant="held_out", image_auroc=0.955)
     text = section(page(made), "Published and measured")
     (line,) = (line for line in text.splitlines() if line.startswith("| STFPM (held_out) | mean     | image_auroc"))
     assert line.rstrip(" |").endswith("agrees")

@@ -24,11 +24,12 @@ MEAN = "mean"  # the category of a number over all categories of a data set
 CATEGORIES = {"mvtec_ad": 15}
 # teacher -> how the SHA-256 of its published weights begins, torchvision's
 WEIGHTS = {"resnet18": "f37072fd", "vgg16": "397923af", "wide_resnet50_2": "95faca4d"}
-NOT_TOLD = "not told apart"
+NOT_TOLD, NOT_JUDGED = "not told apart", "not judged"
 RAN_AWAY = "a job of ours ran away to values that are not finite: the mean of the others flatters it"
 LEGEND = (
-    f"agrees: within {TOLERANCE}, where the 95 % interval over our seeds is no wider than ±{WIDEST}. {NOT_TOLD}: "
-    "within that interval, which tells no more."
+    f"“agrees”: within {TOLERANCE}, where the 95 % interval over our seeds is no wider than ±{WIDEST}; “{NOT_TOLD}”: "
+    f"within that interval, which tells no more; “{NOT_JUDGED}”: fewer than two of our seeds have a value (of a "
+    "mean: in every category), and one says nothing of others."
 )
 PAPER = "paper"
 BESIDE = "standard"  # the preset whose figures stand beside published ones without a comparison
@@ -76,9 +77,9 @@ class Verdict:
     key: str  # the entrant of the board
     measured: float | None
     difference: float | None
-    verdict: str  # agrees | not told apart | higher | lower | "" with a refusal
+    verdict: str  # agrees | not told apart | higher | lower | not judged | "" with a refusal
     refusal: str
-    half: float = 0.0  # half of the 95 % interval over our seeds that the verdict rests on; 0 with one seed
+    half: float | None = None  # half of the 95 % interval over our seeds; None where it is not known
 
 
 @cache
@@ -246,8 +247,11 @@ def _verdict(board: Board, key: str, one: Reported, whole: str) -> Verdict:
     return Verdict(reported=one, key=key, measured=value, difference=difference, verdict=word, refusal="", half=half)
 
 
-def _word(difference: float, half: float) -> str:
-    """What a difference says whose interval over seeds has that half: seeds that scatter widely agree with nothing."""
+def _word(difference: float, half: float | None) -> str:
+    """What a difference says whose interval over seeds has that half: seeds that scatter widely agree with nothing, and
+    one seed with nothing either."""
+    if half is None:
+        return NOT_JUDGED
     if abs(difference) > max(TOLERANCE, half):
         return "higher" if difference > 0 else "lower"
     return "agrees" if abs(difference) <= TOLERANCE and half <= WIDEST else NOT_TOLD
@@ -298,10 +302,11 @@ def _listed(words: Sequence[str]) -> str:
     return "; ".join(words[:3]) + (f"; and {len(words) - 3} more" if len(words) > 3 else "")
 
 
-def _measured(board: Board, key: str, one: Reported) -> tuple[float | None, float]:
-    """Our mean, and half of its 95 % interval over seeds (the categories are the same ones): 0 with one seed."""
+def _measured(board: Board, key: str, one: Reported) -> tuple[float | None, float | None]:
+    """Our mean, and half of its 95 % interval over seeds (the categories are the same ones): None where fewer than two
+    seeds have every category."""
     if not one.measured:
-        return None, 0.0
+        return None, None
     if one.category == MEAN:
         found = board.overall(key, one.measured)
         seeds = len(board.summary.means_of_seeds(key, one.measured))  # those of the deviation: a category may have more
@@ -309,5 +314,5 @@ def _measured(board: Board, key: str, one: Reported) -> tuple[float | None, floa
         found = board.cell(key, one.category, one.measured) if one.category in board.summary.categories else None
         seeds = found.seeds if found else 0
     if found is None or found.std is None or seeds < 2:
-        return (found.mean if found else None), 0.0
+        return (found.mean if found else None), None
     return found.mean, student_quantile(seeds - 1, CONFIDENCE) * found.std / seeds**0.5
