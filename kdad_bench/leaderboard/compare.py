@@ -340,8 +340,8 @@ def _difference(
     found = compared(metric, (SECOND, FIRST), sides, seeds, known, sign, together=of.together)
     difference, low, high, evidence = found.difference or 0.0, found.low, found.high, found.evidence
     if low is None or high is None:  # nothing varies: over several seeds that is known, with one it is not
-        repeated = found.pairs > found.categories
-        low, high, evidence = (difference, difference, ALIKE) if repeated else (None, None, NOTHING)
+        alike = found.pairs > found.categories and _not_by_chance(metric, pairs, noises)
+        low, high, evidence = (difference, difference, ALIKE) if alike else (None, None, NOTHING)
     first = float(np.nanmean(values[..., 0], axis=1).mean())
     limit = tolerance if metric in ACCURACY else COST_TOLERANCE * abs(first)
     sure = low is None or high is None or low > 0 or high < 0
@@ -358,6 +358,15 @@ def _difference(
         pairs=found.pairs,
         evidence=evidence,
         verdict="same" if abs(moved) <= limit or not sure else "better" if moved > 0 else "worse",
+    )
+
+
+def _not_by_chance(metric: str, pairs: Pairs, noises: Mapping[str, Noise | None]) -> bool:
+    """Whether seeds that tie are the same in the scores too: figures of a few whole images tie by chance."""
+    return metric not in IMAGE_METRICS or all(
+        (noise := noises[category]) is not None
+        and all((side, seed) in noise.jobs for seed in values for side in (FIRST, SECOND))
+        for category, values in pairs.items()
     )
 
 

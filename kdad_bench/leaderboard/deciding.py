@@ -9,7 +9,7 @@ from kdad_bench.leaderboard import images
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.pairs import Comparison, visible
-from kdad_bench.leaderboard.spread import CATEGORIES, IMAGES, IMAGES_AND_SEEDS, ONE_TRAINING, SEEDS
+from kdad_bench.leaderboard.spread import CATEGORIES, IMAGES, IMAGES_AND_SEEDS, NOTHING, ONE_TRAINING, SEEDS
 
 MOST_SHOWN = 25  # entrants of a matrix; it has a column for each
 # what a comparison rests on -> what it says, and what it leaves out
@@ -21,6 +21,7 @@ SAYS = {
         "turn it round)"
     ),
     CATEGORIES: "with other categories, by Wilcoxon's test, which a few categories can never make sure",
+    NOTHING: "by nothing: neither images nor seeds tell, and there is one category",
     ONE_TRAINING: (
         "with other categories, by Wilcoxon's test, for these trained models: one training of each serves all "
         "categories, and says nothing of others"
@@ -68,7 +69,7 @@ def counted(board: Board, metric: str) -> str:
     known = [one for one in board.summary.comparisons(metric) if one.difference is not None]
     found = [one for one in known if not board.diverged & {one.a, one.b}]
     sure = sum(one.significant for one in found)
-    kinds = [one.evidence for one in found if one.evidence]
+    kinds = [one.evidence for one in found]
     judged = "; ".join(
         f"{kinds.count(kind)} judged {says(board, kind)}"
         if kinds.count(kind) < len(found)

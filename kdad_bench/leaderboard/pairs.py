@@ -85,7 +85,7 @@ def compared(
     `sign`: 1 where more is better, else -1. `together`: one training of each seed serves all categories.
 
     With per-image scores the images and the seeds tell (`spread`), without them the seeds alone, and where there is one
-    seed, or none of the two depends on it, the categories (exact Wilcoxon signed-rank test).
+    seed, or none of the two depends on it, the categories (exact Wilcoxon signed-rank test), where there are several.
     """
     difference = np.round(values[0] - values[1], DIGITS)
     paired = ~np.isnan(difference)
@@ -102,6 +102,8 @@ def compared(
     found = replace(found, won=float((np.sign(sign * jobs) + 1).mean() / 2), effect=_effect(jobs),
                     p_categories=wilcoxon(by_category))  # fmt: skip
     around = _around(difference, common, keys, seeds, noises, together=together)
+    if around is None and len(common) < 2:
+        return found  # the test would say 1 whatever the difference is
     if around is None:
         one_training = together and int(paired.any(axis=0).sum()) == 1
         return replace(found, p=found.p_categories, evidence=ONE_TRAINING if one_training else CATEGORIES)

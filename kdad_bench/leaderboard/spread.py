@@ -17,7 +17,7 @@ from kdad_bench.leaderboard.student_t import student_quantile, student_tail
 Floats = NDArray[np.float64]
 IMAGES_AND_SEEDS, IMAGES, SEEDS, CATEGORIES, NOTHING = "images and seeds", "images", "seeds", "categories", ""
 ONE_TRAINING = "categories of one training"
-STILL = 1e-5  # a standard deviation over seeds below this is none: the methods do not depend on the seed
+STILL = 1e-5  # a standard deviation over seeds below this is none: the seeds tie
 MORE = 1  # Satterthwaite's 0 makes intervals too wide where there are two seeds, Welch's 2 too narrow: coverage.py
 MOST_FREEDOM = 1000  # beyond it Student's t is the normal distribution
 
@@ -73,8 +73,10 @@ def spread(values: Sequence[Floats], images: Sequence[Drawn] | None, *, together
     `values`: for each category one value per seed, NaN where there is none. `images`: for each category what its images
     do, or None where that is not known; then only the seeds tell. In a category the variance of the mean is that part
     of the images' that all seeds share, for they have seen the same ones, and the variance over seeds over their
-    number, which holds the rest. A category with one seed gets the variance over seeds that the others have, and so as
-    little certainty about it: what it adds stands in their terms.
+    number, which holds the rest. Seeds that all tie hold nothing of it, and other models tie by chance where a figure
+    moves in few steps: then it is what the images do to the mean of these very models. A category with one seed gets
+    the variance over seeds that the others have, and so as little certainty about it: what it adds stands in their
+    terms.
 
     `together`: one training of each seed serves all categories, so that they go up and down together, and `values` are
     in one order of the seeds. Then the seeds count once: `_of_trainings`.
@@ -82,14 +84,15 @@ def spread(values: Sequence[Floats], images: Sequence[Drawn] | None, *, together
     repeated = [one[~np.isnan(one)] for one in values]
     over_seeds = [(float(one.var(ddof=1)), one.size) for one in repeated if one.size > 1]
     typical = float(np.mean([variance for variance, _ in over_seeds])) if over_seeds else 0.0
+    evidence = SEEDS if images is None else IMAGES_AND_SEEDS if over_seeds else IMAGES
+    if math.sqrt(typical) <= STILL:
+        return _added([(one.of_mean, one.freedom) for one in images or ()], len(values), evidence)
     shared = sum(one.shared for one in images or ())
     terms = [(one.shared, one.freedom) for one in images or ()] if shared > 0 else []  # below zero by chance: nothing
-    evidence = SEEDS if images is None else IMAGES_AND_SEEDS if over_seeds else IMAGES
-    if math.sqrt(typical) > STILL and together and len(values) > 1:
+    if together and len(values) > 1:
         return _weighed(_added(terms, len(values), evidence), _of_trainings(values, evidence))
-    if math.sqrt(typical) > STILL:
-        borrowed = (len(values) - len(over_seeds)) / len(over_seeds)  # categories with one seed, for each with several
-        terms += [(variance * (1 / size + borrowed), size - 1) for variance, size in over_seeds]
+    borrowed = (len(values) - len(over_seeds)) / len(over_seeds)  # categories with one seed, for each with several
+    terms += [(variance * (1 / size + borrowed), size - 1) for variance, size in over_seeds]
     return _added(terms, len(values), evidence)
 
 

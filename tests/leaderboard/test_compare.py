@@ -37,9 +37,9 @@ def folders(first: list[Row], second: list[Row], metric: str = "image_auroc") ->
 @pytest.mark.parametrize(
     ("first", "second", "verdict"),
     [
-        ((0.90, 0.91, 0.92), (0.80, 0.81, 0.82), "worse"),
-        ((0.80, 0.81, 0.82), (0.90, 0.91, 0.92), "better"),
-        ((0.90, 0.91, 0.92), (0.896, 0.906, 0.916), "same"),  # sure but within the tolerance
+        ((0.90, 0.91, 0.92), (0.80, 0.81, 0.821), "worse"),
+        ((0.80, 0.81, 0.821), (0.90, 0.91, 0.92), "better"),
+        ((0.90, 0.91, 0.92), (0.896, 0.906, 0.9161), "same"),  # sure but within the tolerance
         ((0.90, 0.95, 0.70), (0.70, 0.90, 0.93), "same"),  # beyond the tolerance but not sure
         ((0.90,), (0.80,), "worse"),  # one seed: nothing is known of the noise, the tolerance decides
         ((0.90,), (0.899,), "same"),
@@ -306,3 +306,30 @@ def test_of_two_that_could_be_meant_none_is_taken_for_the_other() -> None:
     both = rows((0.8,)) + [replace(row, job_id=f"r{row.job_id}", **RANDOM) for row in rows((0.5,))]
     with pytest.raises(NothingToCompare):
         folders(both, [replace(row, **third) for row in rows((0.9,))])
+
+
+def test_seeds_that_tie_by_chance_are_judged_by_the_images_and_by_the_tolerance_without_them() -> None:
+    """Two seeds that each miss another image have one AUROC: their figure is no surer for that."""
+    labels, names = (False,) * 4 + (True,) * 4, tuple(f"{n}.png" for n in range(8))
+    perfect = tuple(float(n) for n in range(8))
+    one_off = (*perfect[:3], 4.5, *perfect[4:]), (*perfect[:2], 4.5, perfect[3], *perfect[4:])
+    scores = {"a": (perfect, perfect), "b": one_off}
+    made = [
+        plausible.invented(method, "x", seed, title=method, image_auroc=float(roc_auc_score(labels, own)),
+                           image_scores=own, image_labels=labels, image_names=names)
+        for method, both in scores.items() for seed, own in enumerate(both)
+    ]  # fmt: skip
+    assert made[2].image_auroc == made[3].image_auroc < 1
+    (one,) = of_methods(table(made), "a", "b", ["image_auroc"], 0.005)
+    assert one.evidence == IMAGES_AND_SEEDS
+    assert one.low is not None
+    assert one.low < one.difference < 0 < (one.high or 0)
+    assert one.verdict == "same"
+    pair = board_of(made).summary.comparison("b", "a", "image_auroc")
+    assert (pair.low, pair.high) == (pytest.approx(one.low), pytest.approx(one.high))
+    estimate = board_of(made).overall("b", "image_auroc")
+    assert estimate is not None
+    assert estimate.shown is not None, "so the mean has an interval"
+    bare = [replace(row, image_scores=(), image_labels=(), image_names=()) for row in made]
+    (without,) = of_methods(table(bare), "a", "b", ["image_auroc"], 0.005)
+    assert (without.low, without.evidence) == (None, "")

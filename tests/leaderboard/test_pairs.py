@@ -126,8 +126,13 @@ def test_methods_that_no_seed_moves_are_judged_by_the_categories() -> None:
 
 def test_one_category_and_one_seed_and_no_scores_tell_nothing_sure() -> None:
     found = compared(METRIC, ("a", "b"), (np.array([[0.9]]), np.array([[0.1]])), [0], [None], 1)
-    assert found.p == 1.0
-    assert found.low is None
+    assert (found.p, found.low, found.evidence) == (None, None, "")
+    made = [plausible.invented(name, "x", 0, title=name, image_auroc=value) for name, value in (("a", 0.9), ("b", 0.1))]
+    told = section(page(made), "Who beats whom")
+    assert (
+        "0 of 1 pairs told apart; judged by nothing: neither images nor seeds tell, and there is one category" in told
+    )
+    assert "other categories" not in told
 
 
 def test_a_turned_comparison_is_the_comparison_the_other_way() -> None:
