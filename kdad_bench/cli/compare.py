@@ -130,7 +130,7 @@ def _limits(found: list[Difference]) -> Iterator[str]:
     if any(one.evidence == SEEDS and one.metric in ACCURACY for one in found if one not in by_image):
         yield "Figures of pixels are judged by seeds: rows hold nothing of them for single images."
     if any(not one.evidence and one.difference for one in found):
-        yield "Judged by the tolerance alone: one seed and no scores of images say nothing of chance."
+        yield "Judged by the tolerance alone: neither seeds nor the scores of images tell how far chance moves these."
 
 
 def _as_json(found: list[Difference]) -> str:

@@ -388,7 +388,7 @@ class Board:
     def unsteady(self, key: str, column: str) -> bool:
         """Whether it is a timing that varies over the jobs by more than UNSTEADY of its mean (standard deviation), or
         that was measured alone, once, while other work held more than MOST_LOAD of the processors."""
-        if METRICS[column].unit not in TIMED:
+        if METRICS[column].unit not in TIMED or self.typical(key, column) is None:
             return False
         if column in measurement.SHARED and any(load > MOST_LOAD for load in self._loads(key)):
             return True

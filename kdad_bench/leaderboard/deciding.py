@@ -92,6 +92,8 @@ def power(board: Board, metric: str) -> str:
         return ""
     what = "these images" + (" and seeds" if found.evidence == IMAGES_AND_SEEDS else "")
     what = "these seeds" if found.evidence == SEEDS else what
+    if found.one >= 1:
+        return f"With {what} no difference that there can be would be seen four times in five."
     if found.pairs < 2:
         return f"With {what} a difference of {found.one:.3f} would be seen four times in five."
     all_pairs = f"{found.all:.3f}" if found.all < 1 else "more than there can be"

@@ -297,6 +297,17 @@ def test_the_matrix_says_who_beats_whom_by_how_much_and_how_sure() -> None:
     assert power in text
 
 
+def test_the_power_line_names_no_difference_that_there_cannot_be() -> None:
+    made = [
+        plausible.invented(name, "x", seed, title=name, image_auroc=value, image_scores=())
+        for name, values in (("a", (0.9, 0.5)), ("b", (0.6, 0.7)), ("c", (0.5, 0.8)))
+        for seed, value in enumerate(values)
+    ]
+    for rows in (made, made[:4]):
+        told = deciding.power(board_of(rows), METRIC)
+        assert told == "With these seeds no difference that there can be would be seen four times in five."
+
+
 def test_a_matrix_of_very_many_methods_shows_the_first_and_says_so() -> None:
     many = [
         plausible.invented(f"m{n:02}", c, 0, title=f"m{n:02}", image_auroc=0.5 + n / 100, aupro_30=0.5 + n / 100)

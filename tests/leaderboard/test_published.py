@@ -362,6 +362,14 @@ def test_a_changed_budget_of_the_standard_preset_stands_beside_published_numbers
     assert {one.refusal for one in found} == {reason}
 
 
+@pytest.mark.parametrize("change", ["hold_out=0.3", "resolution=64", "steps=70,teacher=vgg16"])
+def test_nothing_published_stands_beside_a_standard_preset_of_other_sizes(change: str) -> None:
+    board = board_of(plausible.full_table(("rd4ad",), ("bottle",), 2, preset=f"standard[{change}]"))
+    why, found = published.beside(board)
+    assert f"preset standard[{change}]: the published numbers are for each paper's own sizes" in why
+    assert not found
+
+
 def test_one_of_several_jobs_that_is_another_presets_does_not_make_the_others_the_papers() -> None:
     rows = plausible.full_table(("stfpm",), ("bottle",), 2, variant="held_out", preset="standard")
     rows[0] = replace(rows[0], also_presets=("paper",))

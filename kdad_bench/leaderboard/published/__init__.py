@@ -33,6 +33,7 @@ LEGEND = (
 )
 PAPER = "paper"
 BESIDE = "standard"  # the preset whose figures stand beside published ones without a comparison
+BUDGET = ("steps", "epochs", "batch_size", "learning_rate")  # what may be changed of it
 # column -> why no published number is for jobs whose rows have a value there: all rows of a board have the same
 ELSEWHERE = {
     "corruption": "test images with {}: the published numbers are for images as they are",
@@ -185,6 +186,12 @@ def elsewhere(board: Board) -> str:
     return "; ".join(why.format(row[name]) for name, why in ELSEWHERE.items() if row.get(name) is not None)
 
 
+def _of_other_sizes(board: Board) -> bool:
+    """Whether a run changed more of its preset than the budget: it has not the papers' sizes, images or teacher."""
+    changes = board.group.preset.partition("[")[2].removesuffix("]").split(",")
+    return any(change.partition("=")[0] not in ("", *BUDGET) for change in changes)
+
+
 def _another_preset(board: Board) -> str:
     return f"preset {board.group.preset}: the published numbers are for each paper's own sizes and budget"
 
@@ -202,7 +209,7 @@ def beside(board: Board) -> tuple[str, list[Verdict]]:
     the categories with a job of the method. Nothing stands beside jobs on other images.
     """
     whole = refusal(board)
-    if whole and (board.preset != BESIDE or elsewhere(board)):
+    if whole and (board.preset != BESIDE or elsewhere(board) or _of_other_sizes(board)):
         return whole, []
     found = [one for one in verdicts(board) if not one.reported.measured or board.measured(one.reported.measured)]
     found = [
