@@ -33,7 +33,7 @@ LEGEND = (
 )
 PAPER = "paper"
 BESIDE = "standard"  # the preset whose figures stand beside published ones without a comparison
-BUDGET = ("steps", "epochs", "batch_size", "learning_rate")  # what may be changed of it
+SIZES = ("resolution", "image_size", "hold_out")  # changes that make images, or their number, others
 # column -> why no published number is for jobs whose rows have a value there: all rows of a board have the same
 ELSEWHERE = {
     "corruption": "test images with {}: the published numbers are for images as they are",
@@ -187,9 +187,9 @@ def elsewhere(board: Board) -> str:
 
 
 def _of_other_sizes(board: Board) -> bool:
-    """Whether a run changed more of its preset than the budget: it has not the papers' sizes, images or teacher."""
+    """Whether a run changed the sizes of its preset, or trained on a part of the images."""
     changes = board.group.preset.partition("[")[2].removesuffix("]").split(",")
-    return any(change.partition("=")[0] not in ("", *BUDGET) for change in changes)
+    return any(change.partition("=")[0] in SIZES for change in changes)
 
 
 def _another_preset(board: Board) -> str:
