@@ -350,6 +350,21 @@ def test_an_id_follows_from_its_row(folder: Path) -> None:
     assert [id_of_row(row) for row in rows] == [row["job_id"] for row in rows]
 
 
+def test_rows_on_an_object_store_are_packed_without_their_maps(folder: Path, tmp_path: Path) -> None:
+    url = "memory://packed/results"
+    rows = [Row(**row) for row in store.read(folder).rows()]
+    for row in rows:
+        store.write(row, url)
+    done = command("pack", url, "--out", tmp_path / "pack.zip", "--maps")
+    assert done.exit_code != 0
+    assert "pack without --maps" in done.stderr
+    done = command("pack", url, "--out", tmp_path / "pack.zip")
+    assert done.exit_code == 0, done.output
+    with zipfile.ZipFile(tmp_path / "pack.zip") as pack:
+        content = next(pack.read(name) for name in pack.namelist() if name.endswith(".parquet"))
+    assert set(pq.read_table(io.BytesIO(content))["job_id"].to_pylist()) == {row.job_id for row in rows}
+
+
 def test_nothing_is_said_of_seg_f1_where_no_map_is_in_the_pack(folder: Path, tmp_path: Path) -> None:
     assert command("pack", folder, "--out", tmp_path / "bare.zip").exit_code == 0
     assert "SegF1" not in command("check", tmp_path / "bare.zip").stdout

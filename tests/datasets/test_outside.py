@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from click.testing import CliRunner, Result
 from kdad_bench import datasets
 from kdad_bench.cli import cli
 from kdad_bench.datasets import outside
+from kdad_bench.datasets.entry import Counts
 from kdad_bench.leaderboard import store
 from kdad_bench.process import LOADED, SHARED, same
 
@@ -328,3 +330,11 @@ def test_two_entries_of_one_name_in_one_file_are_refused(root: Path, tmp_path: P
     datasets.categories(f"{path}:{entry}", root)
     with pytest.raises(datasets.DatasetError, match="two of its entries are called 'flat'; rename one of them"):
         datasets.categories(f"{path}:TWIN", root)
+
+
+def test_a_published_count_may_be_unknown_but_no_size() -> None:
+    counts = Counts(train=None, validation=None, test_good=None, test_anomalous=None, types=(), width=8, height=8)
+    assert [*outside.reasons_against_counts("bolt", counts)] == []
+    for field in ("unlabelled", "width", "height"):
+        (line,) = outside.reasons_against_counts("bolt", replace(counts, **{field: None}))
+        assert line == f"published: {field} of 'bolt' is None, no whole number from 0 on"

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import subprocess
 import sys
+from typing import Any
 
 import plausible
 import pytest
@@ -64,3 +65,14 @@ def test_a_row_is_made_without_loading_pyarrow_and_no_part_of_the_room_loads_tor
         "assert not {'torch', 'triton', 'matplotlib', 'scipy'} & set(sys.modules), 'heavy'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("value", [0, 0.25, 1, 1.0])
+def test_a_contamination_is_a_share(value: float) -> None:
+    assert row.fault("contamination", value) == ""
+    assert plausible.row("stfpm", "bottle", 0, contamination=value).contamination == value
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, math.nan, True, "0.5"])
+def test_a_contamination_that_is_no_share_is_refused(value: Any) -> None:
+    assert row.fault("contamination", value).endswith(", not a share from 0 to 1")
