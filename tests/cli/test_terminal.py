@@ -29,7 +29,7 @@ sys.exit(7)
 """
 
 
-@pytest.mark.parametrize("more", [(), ("--workers", "2")], ids=["alone", "workers"])
+@pytest.mark.parametrize("more", [("--measure-speed",), ("--workers", "2")], ids=["alone", "workers"])
 def test_a_run_outlives_its_terminal(more: tuple[str, ...], tiny_tree: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "OMP_NUM_THREADS": "1"}

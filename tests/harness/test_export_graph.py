@@ -6,11 +6,12 @@ import re
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -37,6 +38,22 @@ def fitted(name: str) -> tuple[Method, Graph]:
     method = small_method(name, source="random")
     method.fit(normals(10, seed=1))
     return method, graph_of(method, SIDE)
+
+
+Written: TypeAlias = Callable[[str, str], Path]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """Where a method's graph lies for a target; a conversion takes seconds, so each is made once."""
+
+    @cache
+    def folder_of(name: str, target: str) -> Path:
+        folder = tmp_path_factory.mktemp("graph")
+        write_graph(fitted(name)[1], target, folder)
+        return folder
+
+    return folder_of
 
 
 def pixels(count: int) -> np.ndarray:
@@ -80,27 +97,25 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "target"), CASES)
-def test_a_graph_says_what_its_method_says(name: str, target: str, tmp_path: Path) -> None:
+def test_a_graph_says_what_its_method_says(name: str, target: str, written: Written) -> None:
     lacking = missing(target)
     if lacking:
         pytest.skip(lacking)
     method, graph = fitted(name)
     assert LEAVES[name] == ["any" if graph.batch is None else "1", "yes", "yes", "yes"]
-    write_graph(graph, target, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(TARGETS[target].files)
-    runner = opened_graph(target, tmp_path, graph.batch)
+    folder = written(name, target)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(TARGETS[target].files)
+    runner = opened_graph(target, folder, graph.batch)
     for count in (1, 3):
         images = pixels(count)
         assert apart(method, runner(images), images) < TOLERANCE
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_each_thread_gets_the_answers_to_its_own_images(target: str, tmp_path: Path) -> None:
+def test_each_thread_gets_the_answers_to_its_own_images(target: str, written: Written) -> None:
     if lacking := missing(target):
         pytest.skip(lacking)
-    _, graph = fitted("stfpm")
-    write_graph(graph, target, tmp_path)
-    runner, images = opened_graph(target, tmp_path, graph.batch), pixels(6)
+    runner, images = opened_graph(target, written("stfpm", target), fitted("stfpm")[1].batch), pixels(6)
     alone = [runner(image[None])[0].item() for image in images]
     with ThreadPoolExecutor(len(images)) as pool:
         asked = [k % len(images) for k in range(120)]
@@ -110,13 +125,12 @@ def test_each_thread_gets_the_answers_to_its_own_images(target: str, tmp_path: P
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_graphs_opened_in_several_threads_leave_the_process_as_it_was(
-    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: str, written: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is printed meanwhile arrives, and warnings are shown as before, however the threads overlap."""
     if lacking := missing(target):
         pytest.skip(lacking)
-    _, graph = fitted("pixel_mean")
-    write_graph(graph, target, tmp_path)
+    folder, batch = written("pixel_mean", target), fitted("pixel_mean")[1].batch
     opener, meet = getattr(export_runtimes, f"open_{target}"), threading.Barrier(2)
     during = []
 
@@ -129,7 +143,7 @@ def test_graphs_opened_in_several_threads_leave_the_process_as_it_was(
     monkeypatch.setattr(export_runtimes, f"open_{target}", waiting)
     before = sys.stdout, list(warnings.filters), warnings.showwarning
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda _: opened_graph(target, tmp_path, graph.batch), range(2)))
+        list(pool.map(lambda _: opened_graph(target, folder, batch), range(2)))
     assert (sys.stdout, list(warnings.filters), warnings.showwarning) == before
     assert during == [before[0]] * 2
 

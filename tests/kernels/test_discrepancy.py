@@ -58,11 +58,14 @@ def test_map_and_gradient_of_many_channels_agree_with_the_oracle(
     for kind in KINDS:
         check_map(kernels.pixel_discrepancy, t, s, kind)
         check_loss_gradient(kernels.distillation_loss, [(t, s)], kind, teacher_too=True)
-    check_precision(kernels.pixel_discrepancy, device, channels=1030)
 
 
 def test_near_pairs_keep_their_digits(device: torch.device) -> None:
     check_precision(kernels.pixel_discrepancy, device)
+
+
+def test_near_pairs_of_many_channels_keep_their_digits(device: torch.device, guards: Guards) -> None:
+    check_precision(kernels.pixel_discrepancy, device, channels=1030)
 
 
 @LAYOUTS

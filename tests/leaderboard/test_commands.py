@@ -25,12 +25,18 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    folder = tmp_path / "results"
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table's files, each of which waits for the disk: they are written once, and copied for each test."""
+    folder = tmp_path_factory.mktemp("written")
     for row in plausible.mixed_table():
         store.write(row, folder)
     return folder
+
+
+@pytest.fixture
+def results(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "results"))
 
 
 def test_leaderboard_writes_every_form_beside_the_rows(results: Path) -> None:
