@@ -7,13 +7,14 @@ check:
     mypy
     lint-imports
 
-# the README's test command; a quarter of the time of two processes is waiting, for what a test has started
+# the README's test command; a quarter of the time of two processes is waiting, for what a test has started. Each takes
+# a part of the files, whose models and folders are then made once, and the rest of another's when it has none left
 test:
-    python -m pytest -n 3
+    python -m pytest -n 3 --dist worksteal
 
 # everything, the slow tests too
 test-all:
-    python -m pytest -n 3 -m "slow or not slow"
+    python -m pytest -n 3 --dist worksteal -m "slow or not slow"
 
 # the main job in short, as a newcomer runs it
 smoke:
