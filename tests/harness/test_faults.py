@@ -44,7 +44,7 @@ def rows(out: Path) -> list[dict[str, object]]:
     return store.read(out).rows() if out.exists() else []
 
 
-def wait_for(condition: object, seconds: float = 60) -> None:
+def wait_for(condition: object, seconds: float = 150) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "it did not happen in time"
