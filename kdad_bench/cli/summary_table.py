@@ -41,11 +41,8 @@ class Fitting:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table that fits."""
         wide = self.table(" ")
-        yield (
-            wide
-            if console.measure(wide, options=options.update(width=WIDEST)).maximum <= options.max_width
-            else (self.table("\n"))
-        )
+        width = console.measure(wide, options=options.update(width=WIDEST)).maximum
+        yield wide if width <= options.max_width else self.table("\n")
 
     def table(self, between: str) -> Table:
         """The table with `between` a mean, its deviation and its remark."""
@@ -74,9 +71,8 @@ def title(board: Board, name_of_all: bool) -> str:
 
 def mean(board: Board, key: str, metric: str) -> list[str]:
     """`0.953`, `± 0.004`, and over how many categories if another method has more: `(2 of 3)`."""
-    found, every = board.overall(key, metric), len(board.categories(metric))
-    value, *spread = deviation(found).split(" ", 1)
-    return [value, *spread, *([f"({found.categories} of {every})"] if found and not found.complete else [])]
+    lacking = board.lacking(key, metric)
+    return [*deviation(board.overall(key, metric)).split(" ", 1), *([f"({lacking})"] if lacking else [])]
 
 
 def cost(board: Board, key: str, metric: str) -> str:

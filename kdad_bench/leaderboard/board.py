@@ -237,12 +237,16 @@ class Board:
 
     def fewer(self, key: str, metric: str) -> str:
         """A remark on a mean that lacks categories which others have, or jobs that failed: ` (3 of 4, 2 failed)`."""
-        found = self.overall(key, metric)
-        if found is None:
+        if self.overall(key, metric) is None:
             return ""
-        parts = [] if found.complete else [f"{found.categories} of {len(self.categories(metric))}"]
-        parts += [f"{self.failures[key]} failed"] if self.failures[key] else []
+        failed = f"{self.failures[key]} failed" if self.failures[key] else ""
+        parts = [part for part in (self.lacking(key, metric), failed) if part]
         return f" ({', '.join(parts)})" if parts else ""
+
+    def lacking(self, key: str, metric: str) -> str:
+        """Over how many categories a mean is that lacks some which others have: `3 of 4`; "" of one that lacks none."""
+        found = self.overall(key, metric)
+        return "" if found is None or found.complete else f"{found.categories} of {len(self.categories(metric))}"
 
     @cached_property
     def failures(self) -> Counter[str]:

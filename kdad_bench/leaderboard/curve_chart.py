@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from kdad_bench.leaderboard.axes import Curve, aside, looks, not_stretched, rows_of_labels
 from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.numbers import MISSING, interval
-from kdad_bench.leaderboard.text import escape
+from kdad_bench.leaderboard.text import escape, without
 
 WIDTHS = {"wide": 760, "narrow": 440}  # px, by class of the style sheet, which shows one of them
 HEIGHT = 400
@@ -134,7 +134,7 @@ def table(curve: Curve, metric: str) -> str:
             f'stroke="{_colour(curve, key)}" stroke-dasharray="{_dash(curve, key)}"/></svg> '
         )
         cells = "".join(
-            f'<td class="n">{interval(found)}{f" ({failed} failed)" if failed else ""}</td>'
+            f'<td class="n">{interval(found)}{without(failed)}</td>'
             for found, failed in zip(curve.at(key, metric), curve.failures(key), strict=True)
         )
         cells += f'<td class="n">{interval(curve.area(key, metric))}</td>'

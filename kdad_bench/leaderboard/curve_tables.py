@@ -8,6 +8,7 @@ from kdad_bench.leaderboard.axes import Curve
 from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.numbers import MISSING, interval
 from kdad_bench.leaderboard.text import markdown as _text
+from kdad_bench.leaderboard.text import without
 
 LEGEND = (
     "Means over categories and seeds that a method has at every point. Area: the mean height of the curve, with its "
@@ -40,7 +41,7 @@ def table(curve: Curve, metric: str) -> str:
     lines = []
     for place, key in enumerate(curve.order(metric), 1):
         means = [
-            (MISSING if found is None else f"{found.mean:.3f}") + (f" ({failed} failed)" if failed else "")
+            (MISSING if found is None else f"{found.mean:.3f}") + without(failed)
             for found, failed in zip(curve.at(key, metric), curve.failures(key), strict=True)
         ]
         number = str(place) if curve.ranked(key, metric) else MISSING

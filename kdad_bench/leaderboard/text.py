@@ -18,6 +18,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun if number == 1 else f'{noun[:-1]}ies' if noun.endswith('y') else f'{noun}s'}"
 
 
+def without(failed: int) -> str:
+    """A remark on a figure that so many failed jobs are not in: ` (2 failed)`; "" for none."""
+    return f" ({failed} failed)" if failed else ""
+
+
 def markdown(value: object) -> str:
     """`value` on one line, to be read as it stands in Markdown, inside a table as well."""
     return _MARKDOWN.sub(lambda found: f"{found[0][:-1]}\\{found[0][-1]}", printable(" ".join(str(value).split())))

@@ -13,6 +13,7 @@ from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.inference import CONFIDENCE
 from kdad_bench.leaderboard.metric import ACCURACY
 from kdad_bench.leaderboard.student_t import student_quantile
+from kdad_bench.leaderboard.text import without
 
 HERE = Path(__file__).parent
 TOLERANCE = 0.01  # in AUROC: about what seeds, versions and image resizing move, so no news below it
@@ -268,8 +269,9 @@ def beside_ours(board: Board, one: Verdict) -> str:
     """A remark on our number: the categories that it lacks, and the jobs that failed and are not in it."""
     if one.reported.category == MEAN:
         return board.fewer(one.key, one.reported.measured)
-    failed = sum((key, category) == (one.key, one.reported.category) for key, category, *_ in board.summary.failed)
-    return f" ({failed} failed)" if failed else ""
+    return without(
+        sum((key, category) == (one.key, one.reported.category) for key, category, *_ in board.summary.failed)
+    )
 
 
 def over_more(board: Board, key: str, one: Reported) -> str:
