@@ -18,6 +18,7 @@ Floats = NDArray[np.float64]
 IMAGES_AND_SEEDS, IMAGES, SEEDS, CATEGORIES, NOTHING = "images and seeds", "images", "seeds", "categories", ""
 ONE_TRAINING = "categories of one training"
 STILL = 1e-5  # a standard deviation over seeds below this is none: the seeds tie
+CANCELLED = 1e-9  # the same of their means over categories: what rounding leaves where the categories cancel
 MORE = 1  # Satterthwaite's 0 makes intervals too wide where there are two seeds, Welch's 2 too narrow: coverage.py
 MOST_FREEDOM = 1000  # beyond it Student's t is the normal distribution
 
@@ -79,18 +80,20 @@ def spread(values: Sequence[Floats], images: Sequence[Drawn] | None, *, together
     terms.
 
     `together`: one training of each seed serves all categories, so that they go up and down together, and `values` are
-    in one order of the seeds. Then the seeds count once: `_of_trainings`.
+    in one order of the seeds. Then the seeds count once: `_of_trainings`. Such seeds tie where their means over the
+    categories do, one category up by what another is down: that says as little of other trainings.
     """
     repeated = [one[~np.isnan(one)] for one in values]
     over_seeds = [(float(one.var(ddof=1)), one.size) for one in repeated if one.size > 1]
     typical = float(np.mean([variance for variance, _ in over_seeds])) if over_seeds else 0.0
     evidence = SEEDS if images is None else IMAGES_AND_SEEDS if over_seeds else IMAGES
-    if math.sqrt(typical) <= STILL:
+    trainings = _of_trainings(values, evidence) if together and len(values) > 1 and over_seeds else None
+    if math.sqrt(typical) <= STILL or (trainings is not None and trainings.error <= CANCELLED):
         return _added([(one.of_mean, one.freedom) for one in images or ()], len(values), evidence)
     shared = sum(one.shared for one in images or ())
     terms = [(one.shared, one.freedom) for one in images or ()] if shared > 0 else []  # below zero by chance: nothing
-    if together and len(values) > 1:
-        return _weighed(_added(terms, len(values), evidence), _of_trainings(values, evidence))
+    if trainings is not None:
+        return _weighed(_added(terms, len(values), evidence), trainings)
     borrowed = (len(values) - len(over_seeds)) / len(over_seeds)  # categories with one seed, for each with several
     terms += [(variance * (1 / size + borrowed), size - 1) for variance, size in over_seeds]
     return _added(terms, len(values), evidence)
@@ -134,8 +137,8 @@ def _weighed(one: Spread | None, other: Spread) -> Spread:
     20, 1964). Welch's degrees of freedom are too many where a few seeds are the larger part: with two, intervals of 95
     % held 86 %, and by this mean 94 to 98.
     """
-    if one is None or other.variance <= 0:
-        return one or other
+    if one is None:
+        return other
     total = one.variance + other.variance
     t = sum(part.variance * student_quantile(part.freedom, CONFIDENCE) for part in (one, other)) / total
     tenths = range(10, 10 * MOST_FREEDOM + 1)

@@ -65,6 +65,28 @@ def test_one_category_is_judged_as_ever() -> None:
     assert parts(values, None, together=True) == parts(values, None)
 
 
+@pytest.mark.parametrize("grid", [[[0.81, 0.79], [0.59, 0.61]], [[0.75, 0.5], [0.5, 0.75]]])
+def test_seeds_whose_means_tie_while_their_categories_do_not_say_nothing(grid: list[list[float]]) -> None:
+    """One category went up by what the other went down: no page could be drawn, or the difference was sure at 1e-16."""
+    values, other = np.array(grid), np.array([[0.7004, 0.6604], [0.6796, 0.7196]])
+    assert spread(list(values), None, together=True) is None
+    (found,) = [compared("pixel_auroc", ("a", "b"), (values, other), [0, 1], [None, None], 1, together=True)]
+    if values[0, 0] == 0.81:
+        assert (found.evidence, found.low, found.high) == (CATEGORIES, None, None)
+        assert found.p == 1.0
+    images = [Drawn(of_mean=0.0007, of_one=0.0009, shared=shared, freedom=20) for shared in (0.0005, 0.0001)]
+    around = spread(list(values), images, together=True)
+    assert around is not None
+    assert around.variance == pytest.approx(0.0014 / 4), "what images do to these very models"
+
+
+def test_a_page_is_drawn_where_the_means_of_seeds_tie() -> None:
+    one, two = np.array([[0.75, 0.5], [0.5, 0.75]]), np.array([[0.5, 0.5], [0.25, 0.25]])
+    drawn = page(rows({"one": one, "two": two}))
+    assert "0.625" in drawn
+    assert "**AUPRO@0.3**: 0 of 1 pairs told apart; judged with other categories" in drawn
+
+
 def test_images_of_categories_are_others_and_add_up() -> None:
     values = drawn_by(*HALF, (2, 3), np.random.default_rng(1))
     images = [Drawn(of_mean=0.0007, of_one=0.0009, shared=shared, freedom=20) for shared in (0.0005, 0.0001)]
