@@ -41,6 +41,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "kdad_winograd_pack": (_DONE, [_POINTER, *[_LONG] * 6, _INT, _POINTER, _INT]),
     "kdad_winograd": (_DONE, [*[_POINTER] * 4, *[_LONG] * 7, _INT]),
     "kdad_winograd_weight": (_DONE, [*[_POINTER] * 4, *[_LONG] * 11, _INT]),
+    "kdad_digest": (_DONE, [_POINTER, _POINTER, _LONG, _POINTER, _INT]),
     "kdad_tabulate": (None, [_POINTER, _LONG, _INT, _LONG, _POINTER, _LONG, _INT, _POINTER]),
     "kdad_count": (_INT, [_POINTER, _LONG, _INT, _POINTER, _LONG, _POINTER, _LONG, _INT, *[_POINTER, _INT, _POINTER]]),
     "kdad_sort_words": (_DONE, [_POINTER, _POINTER, _LONG]),

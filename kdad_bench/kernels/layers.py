@@ -20,6 +20,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from kdad_bench.kernels import cpp_path, dispatch
+from kdad_bench.kernels.digest import digests, extent, readable
 
 Padding = tuple[int, int]  # pixels of zeros before and after
 PIECE = 1 << 18  # values between a 1x1 convolution and its norm that are handled at a time: 1 MiB
@@ -273,43 +274,55 @@ def depthwise_same(x: Tensor, weight: Tensor, stride: int, rows: Padding, column
     return F.conv2d(x, weight, None, stride, (rows[0], columns[0]), groups=x.shape[1])
 
 
-def account(tensor: Tensor) -> tuple[int, int]:
-    """How often `tensor` was written to, of which tensors of the inference mode keep no account, and where it lies."""
-    return 0 if tensor.is_inference() else tensor._version, tensor.data_ptr()
-
-
 class PackedWeights(dict[Any, Any]):
     """A convolution's packed weights by padding and by image size, or its transform, and what they were made from.
 
-    Copies are empty. What was written into the memory of `.data`, or by a fused optimiser, is not seen, as PyTorch does
-    not count it. Of tensors of the inference mode, whose writes it does not count either, nothing is kept.
+    A write of any kind to the weight is seen, unless `seal` said that there is none. Copies are empty.
     """
 
-    made_from: tuple[Tensor | None, Tensor | None] = (None, None)  # held, so that no other tensor takes their place
-    memory: tuple[Tensor | None, ...] = ()  # nor other memory: `Module.to` and `.data = ` give a tensor new memory
-    facts: tuple[int, ...] = ()
+    made_from: tuple[Any, ...] = ()
+    sealed: Tensor | None = None  # the weight that nobody writes to
+    memory: Tensor | None = None  # held, so that no other comes to lie there: `Module.to` gives a tensor new memory
 
     def __reduce__(self) -> tuple[type[PackedWeights], tuple[()]]:
         return PackedWeights, ()
 
     @staticmethod
-    def of(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> PackedWeights:
-        """Those kept on `conv`, dropped if its weight or bias has changed since."""
+    def of(conv: nn.Conv2d, weight: Tensor) -> PackedWeights:
+        """Those kept on `conv`, dropped if its weight has changed since; nothing is kept of one that cannot be read."""
         kept: PackedWeights | None = conv.__dict__.get("packed")
-        facts = account(weight) if bias is None else account(weight) + account(bias)
-        uncounted = weight.is_inference() or (bias is not None and bias.is_inference())
-        if (
-            kept is None
-            or kept.made_from[0] is not weight
-            or kept.made_from[1] is not bias
-            or kept.facts != facts
-            or uncounted
-        ):
+        if kept is not None and kept.sealed is weight and kept.made_from == place(weight):
+            return kept
+        if not readable(weight) or not in_memory(weight):
+            return PackedWeights()
+        found = content(weight)
+        if kept is None or kept.made_from != found:
             kept = PackedWeights()  # another one: a thread that is packing the old weight does not write into it
-            kept.made_from, kept.facts = (weight, bias), facts
-            kept.memory = weight.detach(), None if bias is None else bias.detach()
+            kept.made_from = found
             conv.__dict__["packed"] = kept
         return kept
+
+
+def content(weight: Tensor) -> tuple[Any, ...]:
+    """What `weight` holds: a number of its bytes, and how they are read."""
+    found = digests([weight.data_ptr()], [extent(weight)])
+    return *found, weight.dtype, weight.shape, weight.stride()
+
+
+def place(weight: Tensor) -> tuple[int, int]:
+    """Where `weight` lies, and how many writes PyTorch counted."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+
+
+def seal(network: nn.Module) -> None:
+    """Say that nobody writes to the weights of `network`, an inference copy: what is packed of them is kept without
+    reading them again, as long as they lie where they are."""
+    for module in network.modules():
+        weight = module._parameters.get("weight")
+        if isinstance(module, nn.Conv2d) and weight is not None:
+            packed = PackedWeights()
+            packed.sealed, packed.memory, packed.made_from = weight, weight.detach(), place(weight)
+            module.__dict__["packed"] = packed
 
 
 class PackedWeight:
@@ -319,15 +332,14 @@ class PackedWeight:
         self.padding = [rows[1], columns[1]]
         self.stride = list(conv.stride)
         self.groups = conv.groups
-        self.bias = conv.bias
         self.weight = torch.ops.mkldnn._reorder_convolution_weight(
             widened(conv.weight.detach(), rows, columns).contiguous(), self.padding, self.stride, [1, 1], self.groups
         )
         self.run = torch.ops.mkldnn._convolution_pointwise.default  # the overload: choosing it costs at each call
 
-    def __call__(self, x: Tensor, high: float | None) -> Tensor:
+    def __call__(self, x: Tensor, bias: Tensor | None, high: float | None) -> Tensor:
         how: tuple[str, list[float]] = ("none", []) if high is None else ("hardtanh", [0.0, high])
-        y: Tensor = self.run(x, self.weight, self.bias, self.padding, self.stride, [1, 1], self.groups, *how, "")
+        y: Tensor = self.run(x, self.weight, bias, self.padding, self.stride, [1, 1], self.groups, *how, "")
         return y
 
 
@@ -357,7 +369,7 @@ def inference_conv(
         return None
     if torch.is_autocast_enabled("cpu"):
         return None
-    packed = PackedWeights.of(conv, weight, bias)
+    packed = PackedWeights.of(conv, weight)
     found = packed.get(x.shape[2:])
     if found is None:
         if not has_onednn() or dispatch.forced() in ("reference", "torch"):
@@ -368,5 +380,5 @@ def inference_conv(
         with torch.inference_mode(False), torch.no_grad():
             found = packed.get(padding) or packed.setdefault(padding, PackedWeight(conv, *padding))
         packed[x.shape[2:]] = found
-    made: Tensor = found(x, high)
+    made: Tensor = found(x, bias, high)
     return made

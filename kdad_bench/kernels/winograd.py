@@ -140,7 +140,7 @@ def convolved(conv: nn.Module, x: Tensor) -> Tensor:
         return made
     if weight.requires_grad:  # of a network that learns: it will be another one the next time
         return cpp_path.winograd(x, cpp_path.winograd_weight(weight, turned=False), bias, len(weight), padding)
-    packed = PackedWeights.of(conv, weight, bias)
+    packed = PackedWeights.of(conv, weight)
     transformed: Tensor | None = packed.get(TILE)
     if transformed is None:
         with torch.inference_mode(False), torch.no_grad():

@@ -27,6 +27,7 @@ from kdad_bench.kernels import (
     norm_relu,
     pointwise_norm_clamp,
 )
+from tests.writes import WRITES
 
 needs_compiled = pytest.mark.skipif(cpp_path.missing() is not None, reason="the C++ kernels were not built")
 INFINITY = float("inf")
@@ -295,6 +296,35 @@ def test_an_inference_convolution_follows_its_weight() -> None:
         torch.testing.assert_close(inference_conv(conv, x, padding_none, None), conv(x), rtol=1e-4, atol=1e-5)
     assert not copy.deepcopy(conv).packed
     assert not pickle.loads(pickle.dumps(conv)).packed
+
+
+@pytest.mark.skipif(not layers.has_onednn(), reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize("tensor", ["weight", "bias"])
+@pytest.mark.parametrize("write", WRITES)
+def test_no_write_to_the_weight_of_an_inference_convolution_goes_unseen(write: str, tensor: str) -> None:
+    x, conv = features(1, 16, 4, 4), nn.Conv2d(16, 16, 1).requires_grad_(False)
+    before = inference_conv(conv, x, padding_none, None)
+    WRITES[write](getattr(conv, tensor), getattr(nn.Conv2d(16, 16, 1), tensor).detach())
+    found, wanted = (inference_conv(one, x, padding_none, None) for one in (conv, copy.deepcopy(conv)))
+    assert found is not None
+    assert wanted is not None
+    assert before is not None
+    assert torch.equal(found, wanted)
+    assert not torch.equal(found, before)
+
+
+@pytest.mark.skipif(not layers.has_onednn(), reason="this PyTorch has no oneDNN")
+def test_what_cannot_be_read_is_packed_anew_each_time() -> None:
+    class Own(nn.Parameter):
+        pass
+
+    x, conv = features(1, 16, 4, 4), nn.Conv2d(16, 16, 1)
+    conv.weight = Own(conv.weight.detach(), requires_grad=False)
+    conv.requires_grad_(False)
+    inference_conv(conv, x, padding_none, None)
+    conv.weight.data.mul_(2)
+    torch.testing.assert_close(inference_conv(conv, x, padding_none, None), conv(x), rtol=1e-4, atol=1e-5)
+    assert "packed" not in conv.__dict__
 
 
 @needs_compiled

@@ -52,6 +52,12 @@ SHORT = {
         "cpp_path.winograd(x, weight, None, 512, 1)",
         3,
     ),
+    "numbers of tensors": (
+        "from kdad_bench.kernels.digest import digests\nbytes_ = torch.ones(1)\n"
+        "starts, sizes = [bytes_.data_ptr()] * 100_000, [4] * 100_000",
+        "digests(starts, sizes)",
+        4,
+    ),
 }
 
 

@@ -21,6 +21,7 @@ from kdad_bench.kernels import Layers, convolved, cpp_path, winograd
 from kdad_bench.kernels.layers import PackedWeights
 from kdad_bench.methods.backbones.resnet import ResNet
 from kdad_bench.methods.backbones.vgg import Vgg
+from tests.writes import WRITES
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -446,10 +447,31 @@ def test_a_frozen_weight_that_moves_or_is_loaded_gives_another_answer(
         torch.testing.assert_close(found, conv(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("inference", [False, True], ids=["", "inference mode"])
+@pytest.mark.parametrize("write", WRITES)
+def test_no_write_to_a_frozen_weight_goes_unseen(write: str, inference: bool) -> None:
+    conv, x = conv_of(32, 32).requires_grad_(False), features(2, 32, 20, 20)
+    new = conv_of(32, 32, seed=9).weight.detach()
+    with torch.inference_mode(inference):
+        before = convolved(conv, x)
+    WRITES[write](conv.weight, new)
+    with torch.inference_mode(inference):
+        found, wanted = convolved(conv, x), convolved(copy.deepcopy(conv), x)
+    assert torch.equal(found, wanted)
+    assert not torch.equal(found, before)
+
+
+def test_the_same_bytes_read_in_another_order_are_another_weight() -> None:
+    conv, x = conv_of(32, 32).requires_grad_(False), features(2, 32, 20, 20)
+    convolved(conv, x)
+    conv.weight.data = conv.weight.data.transpose(0, 1)
+    torch.testing.assert_close(convolved(conv, x), conv(x), rtol=1e-4, atol=1e-5)
+
+
 def test_a_thread_that_still_packs_an_old_weight_spoils_no_new_one() -> None:
     conv = conv_of(32, 32).requires_grad_(False)
-    old = PackedWeights.of(conv, conv.weight, conv.bias)
+    old = PackedWeights.of(conv, conv.weight)
     conv.weight = nn.Parameter(conv.weight * 2, requires_grad=False)
-    new = PackedWeights.of(conv, conv.weight, conv.bias)
+    new = PackedWeights.of(conv, conv.weight)
     old[winograd.TILE] = "the old transform"
     assert not new

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import pytest
@@ -11,10 +11,13 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from kdad_bench.methods.backbones import Attention, Cbam, Eca, build
+from kdad_bench.kernels import layers
+from kdad_bench.kernels.digest import digests
+from kdad_bench.methods.backbones import Attention, Cbam, Eca, build, folding
 from kdad_bench.methods.backbones.folding import Folded, folded
 from kdad_bench.methods.reverse import Bottleneck, Decoder
 from tests.methods.toys import teacher_of
+from tests.writes import WRITES
 
 
 def disturbed(network: nn.Module) -> nn.Module:
@@ -145,11 +148,87 @@ def test_a_copy_is_made_anew_when_layers_or_tensors_are_replaced(change: Callabl
     assert copy.current() is copy.current()
 
 
-def test_a_copy_can_be_forgotten() -> None:
+@pytest.mark.parametrize("inference", [False, True], ids=["", "inference mode"])
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("what", ["parameters", "buffers"])
+def test_no_write_on_a_cpu_goes_unseen(what: str, write: str, inference: bool) -> None:
+    """Neither by the inference copy nor by the frozen network itself, as of a teacher that is a moving average."""
+    torch.manual_seed(0)
+    network = disturbed(build("resnet18", strides=(4, 8))).requires_grad_(False)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    copy, images = Folded(network), torch.rand(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode(inference):
+        before = [call(images) for call in (copy, network)]
+    for tensor in getattr(network, what)():
+        if tensor.is_floating_point():
+            WRITES[write](tensor, torch.rand_like(tensor) * tensor.abs().mean())
+    with torch.inference_mode(inference):
+        fresh = deepcopy(network)
+        for old, found, wanted in zip(before, (copy, network), (folded(fresh), fresh), strict=True):
+            for taps in zip(found(images), wanted(images), old, strict=True):
+                assert torch.equal(torch.nan_to_num(taps[0]), torch.nan_to_num(taps[1]))
+                assert not torch.equal(taps[0], taps[2])
+
+
+@pytest.mark.parametrize(("name", "stride"), [("efficientnet_lite0", 8), ("vgg16", 8), ("pdn_small", 4)])
+def test_a_moving_average_through_data_is_followed_in_every_backbone(name: str, stride: int) -> None:
+    torch.manual_seed(0)
+    network = disturbed(build(name, strides=(stride,), batch_norm=True)).requires_grad_(False)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    copy, images = Folded(network), torch.rand(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    for _ in range(2):
+        for tensor in network.parameters():
+            tensor.data.mul_(0.9).add_(torch.rand_like(tensor) * 0.1 * tensor.abs().mean())
+        with torch.no_grad():
+            fresh = deepcopy(network)
+            for call, again in ((copy, folded(fresh)), (network, fresh)):
+                for found, wanted in zip(call(images), again(images), strict=True):
+                    assert torch.equal(found, wanted)
+
+
+def test_the_same_bytes_read_in_another_order_are_other_weights() -> None:
     network = build("resnet18", strides=(4,)).eval()
     copy, images = Folded(network), torch.rand(1, 3, 32, 32)
     copy(images)
-    network.conv1.weight.data.mul_(2)  # type: ignore[union-attr,operator]
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.shape[0] == module.weight.shape[1]:
+            module.weight.data = module.weight.data.transpose(0, 1)
+    torch.testing.assert_close(copy(images)[0], network(images)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0"])
+def test_a_call_reads_the_weights_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the network: nobody else has the copy, whose own are not read."""
+    copy, images = Folded(build(name, strides=(4, 8)).eval()), torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        copy(images)
+        read: list[int] = []
+
+        def noted(starts: Sequence[int], sizes: Sequence[int]) -> list[int]:
+            read.extend(starts)
+            return digests(starts, sizes)
+
+        for module in (folding, layers):
+            monkeypatch.setattr(module, "digests", noted)
+        copy(images)
+    assert sorted(read) == sorted(tensor.data_ptr() for tensor in (*copy.network.parameters(), *copy.network.buffers()))
+
+
+def test_a_write_to_the_copy_itself_is_seen_where_pytorch_counts_it() -> None:
+    copy, images = Folded(build("resnet18", strides=(4,)).eval()), torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        before = copy(images)[0]
+        for tensor in copy.current().parameters():
+            tensor.mul_(2)
+        assert not torch.equal(copy(images)[0], before)
+        torch.testing.assert_close(copy(images)[0], deepcopy(copy.current())(images)[0])
+
+
+def test_a_copy_can_be_forgotten() -> None:
+    network = disturbed(build("resnet18", strides=(4,)))
+    copy, images = Folded(network), torch.rand(1, 3, 32, 32)
+    copy(images)
+    network.bn1.eps = 1.0  # type: ignore[union-attr]
     copy.forget()
     torch.testing.assert_close(copy(images)[0], network(images)[0], rtol=1e-4, atol=1e-4)
 

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from kdad_bench.kernels.layers import bare
+from kdad_bench.kernels.digest import digests, extent, readable
+from kdad_bench.kernels.layers import bare, seal
 
 
 class Folded:
     """A network's inference copy, rebuilt whenever the network's weights or layers have changed since the last call.
 
     It relies on this room's convention that a batch norm directly after a convolution among a module's children is
-    also applied directly after it. Not seen, because PyTorch keeps no account of them: writes through `tensor.data`,
-    steps of fused optimisers (the training loop counts its own) and new values of plain attributes such as a norm's
-    `eps`. After those, call `forget`.
+    also applied directly after it. On a CPU the weights are read at each call, and any write to them is seen. On a GPU
+    what PyTorch keeps no account of is not: writes through `tensor.data`, and steps of fused optimisers (the training
+    loop counts its own). Nowhere are new values of plain attributes such as a norm's `eps`. Then call `forget`.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -40,6 +41,7 @@ class Folded:
         """The copy, up to date."""
         if self._copy is None or self._contents is None or not self._contents.unchanged():
             self._copy, self._contents = folded(self.network), Contents(self.network)
+            seal(self._copy)
         return self._copy
 
     def forget(self) -> None:
@@ -64,7 +66,8 @@ def channels_last(given: Any) -> Any:
 class Contents:
     """The layers and tensors of a network at one time, kept to see whether it still holds the same.
 
-    Addresses and versions show writes and moves; tensors of the inference mode keep no version.
+    Addresses and versions show moves and the writes that PyTorch counts, numbers of the bytes the others. Tensors of
+    the inference mode keep no version; only those on a CPU are read.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -76,21 +79,34 @@ class Contents:
         self.identities = list(map(id, self.entries))
         self.tensors = [entry for entry in self.entries if isinstance(entry, Tensor)]
         self.counted = [tensor for tensor in self.tensors if not tensor.is_inference()]
-        self.addresses, self.versions = self._addresses(), self._versions()
+        self.read = [tensor for tensor in self.tensors if readable(tensor)]
+        self.sizes = list(map(extent, self.read))
+        self.places, self.versions = self._places(), self._versions()
+        self.digests = self._digests()
 
     def unchanged(self) -> bool:
         """Whether no layer or tensor was added, taken away, replaced, written to or moved."""
         return (
             list(map(id, entries(self.tables))) == self.identities
             and self._versions() == self.versions
-            and self._addresses() == self.addresses
+            and self._places() == self.places
+            and self._digests() == self.digests
         )
 
-    def _addresses(self) -> list[int]:
-        return list(map(Tensor.data_ptr, self.tensors))
+    def _places(self) -> list[Any]:
+        """Where the tensors lie, and how those that are read are laid out."""
+        return [
+            *map(Tensor.data_ptr, self.tensors),
+            *map(attrgetter("device", "dtype", "shape"), self.read),
+            *map(Tensor.stride, self.read),
+        ]
 
     def _versions(self) -> list[int]:
         return list(map(attrgetter("_version"), self.counted))
+
+    def _digests(self) -> list[int]:
+        """Numbers of what those tensors hold that can be read, at the places that they had at first."""
+        return digests(list(map(Tensor.data_ptr, self.read)), self.sizes)
 
 
 def entries(tables: list[dict[str, Any]]) -> Iterator[Any]:
