@@ -20,27 +20,43 @@ def departures_of(job: Job) -> tuple[str, ...]:
 
 def of_training_images(job: Job) -> Iterator[str]:
     """What is to be said where a lot leaves normals out, and where it has defective images."""
-    lot, axes = lot_of(job), job.axes
+    lot = lot_of(job)
     if lot is None:
         return
-    held_out, count = held_out_of(job), len(lot.places)
-    if any(count < len(left_to_learn_from(one.category, held_out, job.seed)) for one in job.siblings):
-        if axes.train_images is not None or axes.contamination is None:
-            each = " of each category" if job.together else ""
-            fewest = ", as many as the smallest gives" if job.together and axes.train_images is None else ""
-            words = f"{count}{each}{fewest}, drawn by lot"
-        else:
-            words = f"drawn by lot, no more than can be filled to {MOST_SHARE:g} with defective ones"
-        yield f"train_images: {words} (papers: all)"
-    if len(lot.slipped):
-        yield f"contamination: {axes.contamination:g} of the training images are defective (papers: none)"
+    count, slipped = len(lot.places), len(lot.slipped)
+    left = [len(left_to_learn_from(one.category, held_out_of(job), job.seed)) for one in job.siblings]
+    if count < max(left):
+        yield f"train_images: {why_so_few(job, count, min(left))}drawn by lot (papers: all)"
+    if slipped:
+        yield f"contamination: {share_of(job, slipped, count)} defective (papers: none)"
+
+
+def why_so_few(job: Job, count: int, fewest: int) -> str:
+    """What a lot of `count` images (of each category, where one model learns from several) is bounded by; the category
+    that has the fewest left to learn from has `fewest`. The number of a category alone is in the row's own column."""
+    each = f"{count} of each category, " if job.together else ""
+    if job.axes.train_images is not None:
+        return each or f"{count}, "
+    if count == fewest:
+        return f"{each}as many as the smallest gives, "
+    of_each = " in each" if job.together else ""
+    return f"{each}no more than can be filled to {MOST_SHARE:g} with defective ones{of_each}, "
+
+
+def share_of(job: Job, slipped: int, count: int) -> str:
+    """The share that was asked for, where the whole number of images is that to two digits; else the numbers."""
+    asked = job.axes.contamination or 0.0
+    if f"{asked:.2g}" == f"{slipped / count:.2g}":
+        return f"{asked:g} of the training images are"
+    each = " of each category" if job.together else ""
+    return f"{slipped} of {count} training images{each} ({asked:g} was asked for) {'is' if slipped == 1 else 'are'}"
 
 
 def of_test_images(job: Job) -> Iterator[str]:
     """What is to be said where test images are left out or corrupted."""
     axes = job.axes
     if axes.contamination is not None and len(set_aside(job.category, job.seed)):
-        yield "test images: without half of the defective ones of each kind (papers: all)"
+        yield "test images: without half of the defective ones of each kind, rounded down (papers: all)"
     if axes.corruption is not None:
         yield f"corruption: test images with {axes.corruption} (papers: as they are)"
 

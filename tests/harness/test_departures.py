@@ -80,8 +80,8 @@ def test_a_model_of_several_categories_is_kept_from_normals_of_those_that_ship_n
             Axes(contamination=0.0),
             (2, 5),
             {
-                "train_images": "drawn by lot, no more than can be filled to 0.4 with defective ones (papers: all)",
-                "test images": "without half of the defective ones of each kind (papers: all)",
+                "train_images": "no more than can be filled to 0.4 with defective ones, drawn by lot (papers: all)",
+                "test images": "without half of the defective ones of each kind, rounded down (papers: all)",
             },
         ),
         (
@@ -90,7 +90,7 @@ def test_a_model_of_several_categories_is_kept_from_normals_of_those_that_ship_n
             {
                 "train_images": "5, drawn by lot (papers: all)",
                 "contamination": "0.2 of the training images are defective (papers: none)",
-                "test images": "without half of the defective ones of each kind (papers: all)",
+                "test images": "without half of the defective ones of each kind, rounded down (papers: all)",
             },
         ),
         (
@@ -98,7 +98,15 @@ def test_a_model_of_several_categories_is_kept_from_normals_of_those_that_ship_n
             (6, 5),
             {
                 "contamination": "0.167 of the training images are defective (papers: none)",
-                "test images": "without half of the defective ones of each kind (papers: all)",
+                "test images": "without half of the defective ones of each kind, rounded down (papers: all)",
+            },
+        ),
+        (
+            Axes(contamination=0.2, train_images=6),
+            (6, 5),
+            {
+                "contamination": "1 of 6 training images (0.2 was asked for) is defective (papers: none)",
+                "test images": "without half of the defective ones of each kind, rounded down (papers: all)",
             },
         ),
         (Axes(corruption="blur:1"), (6, 6), {"corruption": "test images with blur:1 (papers: as they are)"}),
@@ -125,6 +133,32 @@ def test_a_model_of_several_categories_says_what_balancing_them_leaves_out(metho
     assert said(job)["train_images"] == "6 of each category, as many as the smallest gives, drawn by lot (papers: all)"
     few = job_of(tmp_path, method, setting=MULTI_CLASS, axes=(Axes(train_images=4),))
     assert said(few)["train_images"] == "4 of each category, drawn by lot (papers: all)"
+
+
+@pytest.mark.parametrize(
+    ("trains", "defective", "share", "count", "words"),
+    [
+        ((4, 9), 20, 0.25, "4 of each category, as many as the smallest gives", "0.25 of the training images are"),
+        ((5, 9), 4, 0.0, "5 of each category, as many as the smallest gives", None),
+        (
+            (9, 9),
+            4,
+            0.36,
+            "5 of each category, no more than can be filled to 0.4 with defective ones in each",
+            "2 of 5 training images of each category (0.36 was asked for) are",
+        ),
+        ((6, 6), 20, 0.167, None, "0.167 of the training images are"),
+    ],
+)
+def test_a_contaminated_model_of_several_categories_says_what_bounds_its_images(
+    trains: tuple[int, int], defective: int, share: float, count: str | None, words: str | None, tmp_path: Path
+) -> None:
+    for name, train in zip(("bolt", "cloth"), trains, strict=True):
+        write_tree(tmp_path, (name,), train=train, test=defective)
+    for job in jobs_of(tmp_path, methods=(("stfpm", ""),), setting=MULTI_CLASS, axes=(Axes(contamination=share),)):
+        found = said(job)
+        assert found.get("train_images") == (count and f"{count}, drawn by lot (papers: all)")
+        assert found.get("contamination") == (words and f"{words} defective (papers: none)")
 
 
 @pytest.mark.parametrize(("method", "theirs"), [("dinomaly", "10000 steps"), ("rd4ad", "200 epochs")])
