@@ -15,7 +15,7 @@ import torch
 
 from kdad_bench.methods import METHODS
 from kdad_bench.methods.checkpoint import load, save
-from kdad_bench.methods.protocol import Entry, Method
+from kdad_bench.methods.protocol import Entry, Fitting, Method
 from tests.methods import checks
 from tests.methods.toys import CPU, normals, teacher_of
 
@@ -56,6 +56,10 @@ def test_the_example_passes_the_checks_of_every_method(example: Entry) -> None:
             lambda terms: {"f": terms["feature"].expand(2)},
             r"Narrow.loss: the term 'f' is of shape \(2,\); give a scalar",
         ),
+        (
+            lambda terms: {"f": terms["feature"].expand(1, 0)},
+            r"Narrow.loss: the term 'f' is of shape \(1, 0\); give a scalar",
+        ),
         (lambda terms: {"f": terms["feature"].detach()}, r"Narrow.loss: no term has a gradient \(f\); compute it from"),
     ],
 )
@@ -70,6 +74,28 @@ def test_a_loss_of_no_named_scalars_is_told_by_the_name_of_the_method(
         method.fit(normals(4, seed=1))
     weights = [name for name in before if name.endswith("weight")]
     assert all(torch.equal(method.module.state_dict()[name], before[name]) for name in weights)  # no step was taken
+
+
+def test_terms_of_one_value_are_taken_whatever_their_dimensions(
+    example: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, float]] = []
+    fitting = Fitting(log=lambda step, values: told.append(dict(values)), log_every=1)
+    weights = []
+    for dimensions in ((), (1,), (1, 1)):
+        method = build(example)
+        real = method.loss  # type: ignore[attr-defined]
+
+        def shaped(batch: Any, real: Any = real, dimensions: tuple[int, ...] = dimensions) -> dict[str, torch.Tensor]:
+            return {"whole": real(batch)["feature"].reshape(dimensions), "none": torch.zeros(())}
+
+        monkeypatch.setattr(method, "loss", shaped, raising=False)
+        method.fit(normals(4, seed=1), fitting)
+        weights.append(torch.cat([value.reshape(-1) for value in method.module.state_dict().values()]))
+    assert torch.equal(weights[1], weights[0])
+    assert torch.equal(weights[2], weights[0])
+    assert told[:2] == told[2:4] == told[4:]
+    assert [set(values) for values in told] == [{"whole", "none", "loss"}] * 6
 
 
 def test_a_student_that_is_no_network_is_told_by_the_name_of_the_method(

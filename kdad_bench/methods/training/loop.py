@@ -162,7 +162,7 @@ def distil(method: Trainable, images: Tensor, fitting: Fitting, *, held_out: Ten
                 )  # fmt: skip
                 terms = method.loss(batch)
             refuse_no_terms(method, terms)
-            loss = torch.stack([term.float() for term in terms.values()]).sum()
+            loss = torch.stack([term.float().reshape(()) for term in terms.values()]).sum()
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             scaler.step(optimiser)
@@ -183,13 +183,13 @@ def distil(method: Trainable, images: Tensor, fitting: Fitting, *, held_out: Ten
 
 
 def refuse_no_terms(method: Trainable, terms: Any) -> None:
-    """Raises ValueError where `loss` gave anything but named scalar tensors of which one at least has a gradient."""
+    """Raises ValueError where `loss` gave anything but named tensors of one value, one of them with a gradient."""
     where = f"{type(method).__name__}.loss"
     if not isinstance(terms, Mapping) or not terms:
         what = "no term" if isinstance(terms, Mapping) else f"a {type(terms).__name__}"
         raise ValueError(f"{where} gives {what}; give a mapping from names to scalar tensors")
     for name, term in terms.items():
-        if not isinstance(term, Tensor) or term.ndim:
+        if not isinstance(term, Tensor) or term.numel() != 1:
             what = f"of shape {tuple(term.shape)}" if isinstance(term, Tensor) else f"a {type(term).__name__}"
             raise ValueError(f"{where}: the term {name!r} is {what}; give a scalar tensor")
     if not any(term.requires_grad for term in terms.values()):
