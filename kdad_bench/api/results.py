@@ -91,12 +91,14 @@ class Results:
             earlier = first.read(columns).table
             found = comparison.of_folders(earlier, own, wanted, tolerance)
             alone = comparison.one_sided_of_folders(earlier, own, wanted)
+            away = comparison.ran_away_of_folders(earlier, own)
         elif isinstance(first, str) and isinstance(second, str):
             found = comparison.of_methods(own, first, second, wanted, tolerance)
             alone = comparison.one_sided_of_methods(own, first, second, wanted)
+            away = comparison.ran_away_of_methods(own, first, second)
         else:
             raise ValueError(f"compare({first!r}, {second!r}): give the names of two methods, or other Results")
-        return Comparison(tuple(found), tuple(alone))
+        return Comparison(tuple(found), tuple(alone), tuple(away))
 
     @property
     def failed(self) -> tuple[str, ...]:
@@ -195,6 +197,7 @@ class Comparison(Sequence[Difference]):
 
     differences: tuple[Difference, ...]
     one_sided: tuple[str, ...] = ()  # lines that name the jobs and figures that were not compared, as one side has none
+    ran_away: tuple[str, ...] = ()  # lines that name the jobs for which a method was not judged
 
     def __getitem__(self, place: Any) -> Any:
         return self.differences[place]
@@ -264,5 +267,5 @@ def cells(one: Difference) -> tuple[str, ...]:
         *numbers,
         around,
         str(one.pairs),
-        one.evidence or "tolerance alone",
+        one.judged_by,
     )

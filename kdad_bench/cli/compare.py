@@ -62,7 +62,8 @@ def compare(
     Jobs are paired by category and seed, and as in the leaderboard by the scores of their images where the rows have
     them, else by seeds alone. A change counts if it is larger than the tolerance and the 95 % interval of the
     difference, where there is one, excludes zero. Regressions come first. Exit code 1 if there are any. Jobs and
-    figures that one side has alone are no regressions; stderr names them.
+    figures that one side has alone are no regressions; stderr names them. A method of which a job ran away to values
+    that are not finite is not judged, as the mean of its other jobs flatters it; stderr names those, too.
     """
     from kdad_bench.datasets.category import suggestion
     from kdad_bench.leaderboard import compare as comparison
@@ -86,10 +87,12 @@ def compare(
             before, after = (whole(read(one, columns)).table for one in (first, second))
             found = comparison.of_folders(before, after, wanted, tolerance)
             alone = comparison.one_sided_of_folders(before, after, wanted)
+            away = comparison.ran_away_of_folders(before, after)
         else:
             table = whole(read(results, columns)).table
             found = comparison.of_methods(table, first, second, wanted, tolerance)
             alone = comparison.one_sided_of_methods(table, first, second, wanted)
+            away = comparison.ran_away_of_methods(table, first, second)
     except (StoreError, comparison.NothingToCompare) as error:
         if _is_folder(first) != _is_folder(second):
             folder, other = (first, second) if _is_folder(first) else (second, first)
@@ -109,19 +112,23 @@ def compare(
         )
         for words in _limits(found):
             click.echo(f"\n{words}")
-        better = sum(one.verdict == "better" for one in found)
-        click.echo(f"\n{worse} worse, {better} better, {len(found) - worse - better} without a sure change")
-    for line in alone:
+        better, unjudged = (sum(one.verdict in of for one in found) for of in (["better"], comparison.UNJUDGED))
+        rest = len(found) - worse - better - unjudged
+        told = f", {unjudged} not judged" if unjudged else ""
+        click.echo(f"\n{worse} worse, {better} better, {rest} without a sure change{told}")
+    for line in (*away, *alone):
         click.echo(f"kdad-bench: {printable(line)}", err=True)
     context.exit(1 if worse else 0)
 
 
 def _limits(found: list[Difference]) -> Iterator[str]:
     """What the judgements do not rest on, a line for each kind."""
-    from kdad_bench.leaderboard.images import METRICS as IMAGE_METRICS  # loads numpy
+    from kdad_bench.leaderboard.compare import UNJUDGED  # loads numpy
+    from kdad_bench.leaderboard.images import METRICS as IMAGE_METRICS
     from kdad_bench.leaderboard.spread import SEEDS
 
-    by_image = [one for one in found if one.metric in IMAGE_METRICS and one.verdict != "data differ"]
+    found = [one for one in found if one.verdict not in UNJUDGED]
+    by_image = [one for one in found if one.metric in IMAGE_METRICS]
     if any(one.evidence == SEEDS for one in by_image):
         yield (
             "Judged by seeds: these rows do not hold the scores of the same images on both sides (or hold too few), so "
@@ -155,7 +162,7 @@ def _say(found: list[Difference]) -> None:
             lines.append((
                 one.verdict if one.verdict != "same" else "", one.metric, one.category, f"{one.first:.4f}",
                 f"{one.second:.4f}", f"{one.difference:+.4f}", around, str(one.pairs),
-                one.evidence or "tolerance alone",
+                one.judged_by,
             ))  # fmt: skip
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:

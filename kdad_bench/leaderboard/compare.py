@@ -19,6 +19,7 @@ from kdad_bench.leaderboard.measurement import SHARED
 from kdad_bench.leaderboard.metric import ACCURACY, METRICS
 from kdad_bench.leaderboard.pairs import compared
 from kdad_bench.leaderboard.spread import NOTHING
+from kdad_bench.leaderboard.summary import ran_away
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,6 +28,8 @@ TOLERANCE = 0.005  # of an accuracy: a smaller change is no news
 ALONE = "all, measured once"  # stands for the categories that share a measurement of speed
 FEW = 4  # jobs that a line names
 ALIKE = "all alike"  # what an interval rests on where every seed has the same difference
+DATA_DIFFER, RAN_AWAY = "data differ", "ran away"
+UNJUDGED = (DATA_DIFFER, RAN_AWAY)  # verdicts that are none
 FIRST, SECOND = "first", "second"  # the two sides, as jobs of one category
 COST_TOLERANCE = 0.10  # of a cost, relative: timings of another day differ by that
 
@@ -49,12 +52,17 @@ class Difference:
     high: float | None
     pairs: int  # (category, seed)
     evidence: str  # what the interval rests on: images and seeds | images | seeds | all alike; "" without one
-    verdict: str  # worse | better | same | "data differ"
+    verdict: str  # worse | better | same | one of UNJUDGED
 
     @property
     def difference(self) -> float:
         """Second minus first."""
         return self.second - self.first
+
+    @property
+    def judged_by(self) -> str:
+        """What the verdict rests on, in words."""
+        return "not judged" if self.verdict in UNJUDGED else self.evidence or "tolerance alone"
 
 
 Cells = Mapping[tuple[str, int], Mapping[str, Any]]  # (category, seed) -> row
@@ -68,6 +76,7 @@ class Sides(NamedTuple):
     first: Cells
     second: Cells
     together: bool  # one training of each seed serves all categories, on either side
+    away: tuple[Sequence[str], Sequence[str]] = ((), ())  # the jobs of each that ran away to values that are not finite
 
 
 def of_methods(table: pa.Table, first: str, second: str, metrics: Sequence[str], tolerance: float) -> list[Difference]:
@@ -99,13 +108,14 @@ def _sides_of_methods(table: pa.Table, first: str, second: str) -> Iterator[Side
                 name = f"{other.labels[b]} against {one.labels[a]}"
                 title = one.title if one is other else f"{other.title}; against {one.title}"
                 together = one.summary.together or other.summary.together
-                yield Sides(title, name, _cells(one, a), _cells(other, b), together)
+                away = _away(one, a), _away(other, b)
+                yield Sides(title, name, _cells(one, a), _cells(other, b), together, away)
 
 
 def of_folders(first: pa.Table, second: pa.Table, metrics: Sequence[str], tolerance: float) -> list[Difference]:
     """The rows of `second` against those of `first`: same data set, preset, protocol, device, method and variant.
 
-    A category whose files differ is listed and not compared. Raises NothingToCompare if nothing matches.
+    A category whose files differ is listed and not judged. Raises NothingToCompare if nothing matches.
     """
     sides = [pair for pair in _sides_of_folders(first, second) if pair.first and pair.second]
     found = [one for pair in sides for one in _differences(pair, metrics, tolerance)]
@@ -138,7 +148,8 @@ def _sides_of_folders(first: pa.Table, second: pa.Table) -> Iterator[Sides]:
             second = _cells(new, after_key) if new and after_key else {}
             labels = [one.labels[key] for one, key in ((new, after_key), (old, before_key)) if one and key]
             together = any(one.summary.together for one in (old, new) if one is not None)
-            yield Sides(title, labels[0] + _of_other_weights(first, second), first, second, together)
+            away = _away(old, before_key), _away(new, after_key)
+            yield Sides(title, labels[0] + _of_other_weights(first, second), first, second, together, away)
 
 
 def _under_names_of(others: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -209,6 +220,27 @@ def one_sided_of_folders(first: pa.Table, second: pa.Table, metrics: Sequence[st
     return _lines_of(_sides_of_folders(first, second), metrics)
 
 
+def ran_away_of_methods(table: pa.Table, first: str, second: str) -> list[str]:
+    """Why `of_methods` judges nothing of a board: a line for each side of which a job ran away."""
+    return _lines_on_those_away(_sides_of_methods(table, first, second))
+
+
+def ran_away_of_folders(first: pa.Table, second: pa.Table) -> list[str]:
+    """Why `of_folders` does not judge an entrant: a line for each side of which a job ran away."""
+    return _lines_on_those_away(_sides_of_folders(first, second))
+
+
+def _lines_on_those_away(every: Iterable[Sides]) -> list[str]:
+    return [
+        f"Not judged, for jobs that ran away to values that are not finite on the {side} side: "
+        f"{sides.name}, {sides.title}: {_few(names)}"
+        for sides in every
+        if set(sides.first) & set(sides.second)
+        for side, names in zip((FIRST, SECOND), sides.away, strict=True)
+        if names
+    ]
+
+
 def _lines_of(every: Iterable[Sides], metrics: Sequence[str]) -> list[str]:
     return [
         f"Not compared, as only the {side} side has it: {sides.name}, {sides.title}: {_few(names)}"
@@ -264,8 +296,15 @@ def _cells(board: Board, key: str) -> Cells:
     return {(row["category"], row["seed"]): row for row in board.rows[key]}
 
 
+def _away(board: Board | None, key: str | None) -> list[str]:
+    """The jobs of an entrant that ran away to values that are not finite."""
+    failed = board.summary.failed if board is not None else ()
+    return [f"{category} seed {seed}" for one, category, seed, why in failed if one == key and ran_away(why)]
+
+
 def _differences(sides: Sides, metrics: Sequence[str], tolerance: float) -> list[Difference]:
-    """One difference per metric and category in common, and one for their mean."""
+    """One difference per metric and category in common, and one for their mean; none is judged of a side that ran away,
+    as on a board."""
     first, second = sides.first, sides.second
     found = []
     places = sorted(set(first) & set(second))
@@ -281,11 +320,11 @@ def _differences(sides: Sides, metrics: Sequence[str], tolerance: float) -> list
         noises = {category: _noise(metric, values, images.get(category)) for category, values in pairs.items()}
         for category, values in pairs.items():
             one = _difference(sides, metric, category, {category: values}, noises, tolerance)
-            found.append(one if category not in changed else _unjudged(one))
+            found.append(one if category not in changed else _unjudged(one, DATA_DIFFER))
         same = {category: values for category, values in pairs.items() if category not in changed}
         if len(same) > 1:
             found.append(_difference(sides, metric, f"mean of {len(same)}", same, noises, tolerance))
-    return found
+    return [_unjudged(one, RAN_AWAY) if any(sides.away) and one.verdict != DATA_DIFFER else one for one in found]
 
 
 Pairs = dict[str, dict[int, tuple[float, float]]]  # category -> seed -> the two values
@@ -370,13 +409,13 @@ def _not_by_chance(metric: str, pairs: Pairs, noises: Mapping[str, Noise | None]
     )
 
 
-def _unjudged(one: Difference) -> Difference:
-    return replace(one, verdict="data differ")
+def _unjudged(one: Difference, why: str) -> Difference:
+    return replace(one, verdict=why, low=None, high=None, evidence=NOTHING)
 
 
 def _ordered(found: Sequence[Difference]) -> list[Difference]:
     """Regressions first, the largest relative to its size at the top; then improvements, then the rest."""
-    rank = {"worse": 0, "better": 1, "data differ": 2, "same": 3}
+    rank = {"worse": 0, "better": 1, **dict.fromkeys(UNJUDGED, 2), "same": 3}
 
     def place(one: Difference) -> tuple[Any, ...]:
         size = abs(one.difference) if one.metric in ACCURACY else abs(one.difference) / (abs(one.first) or 1)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import plausible
@@ -96,6 +98,28 @@ def test_compare_names_what_only_one_side_has_on_stderr(results: Path, tmp_path:
     assert "Not compared" not in run("compare", results, results).stderr
     alone = Results(results).compare(Results(more)).one_sided
     assert [line.rpartition(": ")[2] for line in alone] == ["bottle seed 9"]
+
+
+def test_compare_judges_no_method_of_which_a_job_ran_away_and_says_which(results: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    shutil.copytree(results, more)
+    why = "FloatingPointError: step 10: the loss is not finite (nan); lower the learning rate"
+    store.write(plausible.failed_row("stfpm", "bottle", 9, why), more)
+    store.write(replace(plausible.row("stfpm", "bottle", 0), image_auroc=0.1), more)
+    done = run("compare", results, more)
+    assert done.exit_code == 0, done.output
+    assert re.search(r"^ran away +image_auroc +bottle .* not judged$", done.stdout, re.MULTILINE)
+    assert re.search(r"\n0 worse, 0 better, \d+ without a sure change, \d+ not judged\n$", done.stdout)
+    (line,) = (line for line in done.stderr.splitlines() if "Not judged" in line)
+    assert re.search(r"ran away to values that are not finite on the second side: STFPM, .*: bottle seed 9$", line)
+    made = json.loads(run("compare", results, more, "--json").stdout)
+    boards = {one["board"].partition(" ")[0]: one["verdict"] for one in made if one["method"] == "STFPM"}
+    assert boards == {"mvtec_ad": "ran away", "synthetic": "same"}
+    found = Results(more).compare(Results(results))
+    assert [line.rpartition(": ")[2] for line in found.ran_away] == ["bottle seed 9"]
+    assert not found.worse
+    assert not found.better
+    assert "not judged" not in run("compare", results, results).stdout
 
 
 def test_compare_names_the_side_that_is_neither_a_folder_nor_a_method(results: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from test_published import MVTEC
 from kdad_bench.leaderboard import chart, curve_chart, curve_tables, html, published
 from kdad_bench.leaderboard.axes import curves
 from kdad_bench.leaderboard.board import Board, boards_of
+from kdad_bench.leaderboard.compare import of_folders, of_methods, ran_away_of_folders, ran_away_of_methods
 from kdad_bench.leaderboard.row import COLUMNS, Row
 
 NAMES = plausible.CATEGORIES[:4]
@@ -160,3 +161,54 @@ def test_a_method_that_ran_away_agrees_with_no_published_number() -> None:
     assert " (1 failed) |" in section(page(made), "Published and measured")
     kept = board_of([one for one in made if one.status == "ok"])
     assert any(one.verdict == "agrees" for one in published.verdicts(kept))
+
+
+@pytest.mark.parametrize("order", [("rd4ad", "stfpm"), ("stfpm", "rd4ad"), ("stfpm", "stfpm")])
+def test_a_comparison_does_not_judge_a_method_that_ran_away_and_says_which_jobs(order: tuple[str, str]) -> None:
+    found = of_methods(table(rows(RAN_AWAY)), *order, [METRIC, "latency_ms"], 0.005)
+    assert {one.verdict for one in found} == {"ran away"}
+    assert {(one.low, one.high, one.judged_by) for one in found} == {(None, None, "not judged")}
+    lines = ran_away_of_methods(table(rows(RAN_AWAY)), *order)
+    sides = [side for side, name in zip(("first", "second"), order, strict=True) if name == "stfpm"]
+    assert [line.partition(" side: ")[0].rpartition(" ")[2] for line in lines] == sides
+    assert all("ran away to values that are not finite" in line for line in lines)
+    jobs = ", ".join(f"{name} seed {seed}" for name in NAMES[:2] for seed in (1, 2))
+    assert all(line.endswith(f": {jobs}, ...") for line in lines)
+
+
+@pytest.mark.parametrize("reason", ["", "DatasetError: photo.png: damaged", "OSError: No space left on device"])
+def test_a_comparison_judges_a_method_whose_failures_are_not_its_own(reason: str) -> None:
+    made = table(rows(reason))
+    found = of_methods(made, "rd4ad", "stfpm", [METRIC], 0.005)
+    assert {one.verdict for one in found} == {"better"}
+    assert ran_away_of_methods(made, "rd4ad", "stfpm") == []
+
+
+def test_two_folders_are_compared_but_for_what_ran_away_in_one_of_them() -> None:
+    calm, unstable = rows(), rows(RAN_AWAY)
+    worse = [replace(row, image_auroc=row.image_auroc and row.image_auroc - 0.1) for row in calm]
+    for first, second, side in ((worse, unstable, "second"), (unstable, worse, "first")):
+        found = of_folders(table(first), table(second), [METRIC], 0.005)
+        verdicts = {one.method: one.verdict for one in found}
+        others = "better" if side == "second" else "worse"
+        assert verdicts == {"STFPM": "ran away", "RD4AD": others, "MKD": others}
+        (line,) = ran_away_of_folders(table(first), table(second))
+        assert f"on the {side} side: STFPM, " in line
+    assert ran_away_of_folders(table(calm), table(worse)) == []
+    other = [row for row in unstable if row.method == "stfpm"]
+    assert ran_away_of_folders(table(other + calm[12:]), table(calm[12:])) == [], "no job of it is in both"
+
+
+def test_a_job_that_ran_away_and_was_run_again_is_judged() -> None:
+    broken = plausible.failed_row("stfpm", NAMES[0], 0, RAN_AWAY, created_at="2020-01-01T00:00:00+00:00")
+    found = of_methods(table([*rows(), broken]), "rd4ad", "stfpm", [METRIC], 0.005)
+    assert {one.verdict for one in found} == {"better"}
+
+
+def test_files_that_differ_are_told_before_what_ran_away() -> None:
+    other = [replace(row, data_fingerprint="f" * 64) if row.category == NAMES[0] else row for row in rows(RAN_AWAY)]
+    found = of_folders(table(rows()), table(other), [METRIC], 0.005)
+    verdicts = {(one.method, one.category): one.verdict for one in found}
+    assert verdicts["STFPM", NAMES[0]] == verdicts["RD4AD", NAMES[0]] == "data differ"
+    assert verdicts["STFPM", NAMES[1]] == "ran away"
+    assert verdicts["RD4AD", NAMES[1]] == "same"
