@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kdad_bench.kernels import cpp_path
+from kdad_bench.kernels import cpp_layers
 
 SHAPES = (
     (3, 32, 128),
@@ -55,7 +55,7 @@ def main() -> int:
         pads = (size // 2, size // 2)
 
         def ours(x: Tensor = x, above: Tensor = above, size: int = size, pads: tuple[int, int] = pads) -> Tensor:
-            found = cpp_path.depthwise_weight_gradient(above, x, size, 1, *pads)
+            found = cpp_layers.depthwise_weight_gradient(above, x, size, 1, *pads)
             assert found is not None, "channels come in sixteens here"
             return found
 

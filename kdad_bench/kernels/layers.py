@@ -19,7 +19,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from kdad_bench.kernels import cpp_path, dispatch
+from kdad_bench.kernels import cpp_layers, cpp_path, dispatch
 from kdad_bench.kernels.digest import digests, extent, readable
 
 Padding = tuple[int, int]  # pixels of zeros before and after
@@ -92,7 +92,7 @@ class NormClamp(torch.autograd.Function):
         found = batch_statistics(norm, [pixels(x)])
         ctx.save_for_backward(x, found)
         ctx.facts = norm.eps, low, high
-        return cpp_path.norm_apply(x, found[2], found[3], low, high)
+        return cpp_layers.norm_apply(x, found[2], found[3], low, high)
 
     @staticmethod
     @once_differentiable
@@ -100,9 +100,9 @@ class NormClamp(torch.autograd.Function):
         """Gradients to x, weight and bias."""
         x, statistics = as_saved(ctx.saved_tensors)
         above = dispatch.held(upstream).contiguous(memory_format=torch.channels_last)
-        found = cpp_path.norm_sums(above, x, statistics, ctx.facts)
+        found = cpp_layers.norm_sums(above, x, statistics, ctx.facts)
         to_x = torch.empty_like(x)
-        cpp_path.norm_input_gradient(above, x, found[2:], ctx.facts, to_x)
+        cpp_layers.norm_input_gradient(above, x, found[2:], ctx.facts, to_x)
         return to_x, found[0], found[1], None, None, None
 
 
@@ -121,7 +121,7 @@ class PointwiseNormClamp(torch.autograd.Function):
         found = batch_statistics(norm, products)
         ctx.save_for_backward(x, kernel, between, found)
         ctx.facts = norm.eps, low, high
-        return cpp_path.norm_apply(between, found[2], found[3], low, high)
+        return cpp_layers.norm_apply(between, found[2], found[3], low, high)
 
     @staticmethod
     @once_differentiable
@@ -129,7 +129,7 @@ class PointwiseNormClamp(torch.autograd.Function):
         """Gradients to x, kernel, weight and bias."""
         x, kernel, between, statistics = as_saved(ctx.saved_tensors)
         above = dispatch.held(upstream).contiguous(memory_format=torch.channels_last)
-        found = cpp_path.norm_sums(above, between, statistics, ctx.facts)
+        found = cpp_layers.norm_sums(above, between, statistics, ctx.facts)
         to_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         matrix, size = kernel[:, :, 0, 0], piece_of(kernel)
         to_matrix = torch.zeros_like(matrix)
@@ -137,7 +137,7 @@ class PointwiseNormClamp(torch.autograd.Function):
         buffer = above.new_empty(min(size, above.numel() // len(kernel)), len(kernel))
         for given, product, part, out in zip(*(torch.split(pixels(tensor), size) for tensor in tensors), strict=True):
             gradient = buffer[: len(given)]
-            cpp_path.norm_input_gradient(given, product, found[2:], ctx.facts, gradient)
+            cpp_layers.norm_input_gradient(given, product, found[2:], ctx.facts, gradient)
             to_matrix.addmm_(gradient.t(), part)
             if to_x is not None:
                 torch.mm(gradient, matrix, out=out)
@@ -150,11 +150,11 @@ def as_saved(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def batch_statistics(norm: nn.BatchNorm2d, pieces: Iterable[Tensor]) -> Tensor:
-    """`cpp_path.norm_statistics` of a norm that `takes_batch_statistics`; counts the batch."""
+    """`cpp_layers.norm_statistics` of a norm that `takes_batch_statistics`; counts the batch."""
     mean, variance, tracked, momentum = norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum
     assert mean is not None and variance is not None  # noqa: PT018
     assert tracked is not None and momentum is not None  # noqa: PT018
-    found = cpp_path.norm_statistics(pieces, norm.weight, norm.bias, norm.eps, mean, variance, momentum)
+    found = cpp_layers.norm_statistics(pieces, norm.weight, norm.bias, norm.eps, mean, variance, momentum)
     tracked.add_(1)
     return found
 
@@ -239,7 +239,7 @@ class DepthwiseSame(torch.autograd.Function):
                 False, [0, 0], x.shape[1], [True, False, False],
             )[0]  # fmt: skip
         if ctx.needs_input_grad[1]:
-            to_weight = cpp_path.depthwise_weight_gradient(above, x, weight.shape[2], stride, rows[0], columns[0])
+            to_weight = cpp_layers.depthwise_weight_gradient(above, x, weight.shape[2], stride, rows[0], columns[0])
             if to_weight is None:  # the library was built by a compiler without vectors
                 wide = F.pad(x, (*columns, *rows))
                 to_weight = torch.ops.aten.convolution_backward(

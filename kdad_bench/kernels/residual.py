@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdad_bench.kernels import cpp_path, dispatch
-from kdad_bench.kernels.cpp_path import NONE, RELU, RESIDUAL
+from kdad_bench.kernels import cpp_layers, dispatch
+from kdad_bench.kernels.cpp_layers import NONE, RELU, RESIDUAL
 from kdad_bench.kernels.layers import bare, fits, takes_batch_statistics
 from kdad_bench.kernels.winograd import convolved
 
@@ -34,7 +34,7 @@ class ExactNorm(torch.autograd.Function):
         assert norm.running_mean is not None and norm.running_var is not None  # noqa: PT018
         assert norm.num_batches_tracked is not None and norm.momentum is not None  # noqa: PT018
         running = norm.running_mean, norm.running_var
-        y, found = cpp_path.exact_norm(x, identity, weight, bias, norm.eps, norm.momentum, running, kind, fused)
+        y, found = cpp_layers.exact_norm(x, identity, weight, bias, norm.eps, norm.momentum, running, kind, fused)
         norm.num_batches_tracked.add_(1)
         ctx.save_for_backward(x, weight, found, None if kind == NONE else y)
         ctx.facts = norm.eps, kind, fused
@@ -54,7 +54,7 @@ class ExactNorm(torch.autograd.Function):
                 kept, x, weight, None, None, found[0], found[1], True, epsilon, wants[:3]
             )
         else:
-            to_x, kept, to_weight, to_bias = cpp_path.exact_norm_gradients(
+            to_x, kept, to_weight, to_bias = cpp_layers.exact_norm_gradients(
                 above, x, y, weight, found, kind, fused, wants[0]
             )
         given = to_x, to_weight, to_bias, kept if kind == RESIDUAL else None
@@ -91,8 +91,8 @@ def small_batch() -> tuple[Tensor, ...]:
 def small_norm_of_ours(fused: bool) -> list[Tensor]:
     """The answer, the gradients to x, identity, weight and bias, and mean, 1 / deviation and running statistics."""
     x, above, identity, weight, bias, *running = small_batch()
-    y, found = cpp_path.exact_norm(x, identity, weight, bias, 1e-5, 0.1, (running[0], running[1]), RESIDUAL, fused)
-    to_x, kept, to_weight, to_bias = cpp_path.exact_norm_gradients(above, x, y, weight, found, RESIDUAL, fused, True)
+    y, found = cpp_layers.exact_norm(x, identity, weight, bias, 1e-5, 0.1, (running[0], running[1]), RESIDUAL, fused)
+    to_x, kept, to_weight, to_bias = cpp_layers.exact_norm_gradients(above, x, y, weight, found, RESIDUAL, fused, True)
     assert to_x is not None and kept is not None  # noqa: PT018
     return [y, to_x, kept, to_weight, to_bias, found[0], found[1], *running]
 
@@ -148,7 +148,7 @@ def add_relu(norm: nn.Identity, relu: nn.ReLU, x: Tensor, identity: Tensor) -> T
     learns = torch.is_grad_enabled() and (x.requires_grad or identity.requires_grad)
     if learns or not bare(norm) or not relu.inplace or not exact(x) or x.data_ptr() == identity.data_ptr():
         return plain(norm, relu, x, identity)
-    return cpp_path.add_rectified(x, identity)
+    return cpp_layers.add_rectified(x, identity)
 
 
 def max_pool(pool: nn.Module, x: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def max_pool(pool: nn.Module, x: Tensor) -> Tensor:
     window: list[Any] = [pool.kernel_size, pool.stride, pool.padding, pool.dilation] if usual else []
     usual = window == [3, 2, 1, 1]
     learns = torch.is_grad_enabled() and x.requires_grad
-    y: Tensor = pool(x) if not usual or learns or not fits(x) or x.is_contiguous() else cpp_path.max_pool(x)
+    y: Tensor = pool(x) if not usual or learns or not fits(x) or x.is_contiguous() else cpp_layers.max_pool(x)
     return y
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdad_bench.kernels import cpp_path, dispatch
-from kdad_bench.kernels.cpp_path import WINOGRAD_LANES as LANES
-from kdad_bench.kernels.cpp_path import WINOGRAD_TILE as TILE
+from kdad_bench.kernels import cpp_layers, cpp_path, dispatch
+from kdad_bench.kernels.cpp_layers import WINOGRAD_LANES as LANES
+from kdad_bench.kernels.cpp_layers import WINOGRAD_TILE as TILE
 from kdad_bench.kernels.layers import PackedWeights, bare, fits, in_memory, unwatched
 
 LEAST_CHANNELS = 32  # with fewer the transforms cost what the products save
@@ -34,7 +34,7 @@ class Winograd(torch.autograd.Function):
         """x [N, C, H, W] in channels_last, weight [K, C, 3, 3], bias [K]; gives [N, K, H + 2 padding - 2, ...]."""
         ctx.save_for_backward(x, weight)
         ctx.facts = padding, bias is not None
-        return cpp_path.winograd(x, cpp_path.winograd_weight(weight, turned=False), bias, len(weight), padding)
+        return cpp_layers.winograd(x, cpp_layers.winograd_weight(weight, turned=False), bias, len(weight), padding)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -54,10 +54,10 @@ class Winograd(torch.autograd.Function):
         )
         found_x = found_weight = None
         if to_x:
-            turned = cpp_path.winograd_weight(weight, turned=True)
-            found_x = cpp_path.winograd(above, turned, None, x.shape[1], 2 - padding)
+            turned = cpp_layers.winograd_weight(weight, turned=True)
+            found_x = cpp_layers.winograd(above, turned, None, x.shape[1], 2 - padding)
         if compiled_weight:
-            found_weight = cpp_path.winograd_weight_gradient(x, above, weight, padding)
+            found_weight = cpp_layers.winograd_weight_gradient(x, above, weight, padding)
         return found_x, given[1] if found_weight is None else found_weight, given[2], None
 
 
@@ -139,10 +139,10 @@ def convolved(conv: nn.Module, x: Tensor) -> Tensor:
         made: Tensor = Winograd.apply(x, weight, bias, padding)  # type: ignore[no-untyped-call]
         return made
     if weight.requires_grad:  # of a network that learns: it will be another one the next time
-        return cpp_path.winograd(x, cpp_path.winograd_weight(weight, turned=False), bias, len(weight), padding)
+        return cpp_layers.winograd(x, cpp_layers.winograd_weight(weight, turned=False), bias, len(weight), padding)
     packed = PackedWeights.of(conv, weight)
     transformed: Tensor | None = packed.get(TILE)
     if transformed is None:
         with torch.inference_mode(False), torch.no_grad():
-            transformed = packed[TILE] = cpp_path.winograd_weight(weight, turned=False)
-    return cpp_path.winograd(x, transformed, bias, len(weight), padding)
+            transformed = packed[TILE] = cpp_layers.winograd_weight(weight, turned=False)
+    return cpp_layers.winograd(x, transformed, bias, len(weight), padding)

@@ -19,7 +19,7 @@ pytestmark = [
 
 BEFORE = """
 import resource, torch
-from kdad_bench.kernels import cpp_path, gaussian_blur
+from kdad_bench.kernels import cpp_layers, cpp_path, gaussian_blur
 torch.set_num_threads(2)
 def pages(column):
     return int(open("/proc/self/statm").read().split()[column]) * resource.getpagesize()
@@ -38,18 +38,18 @@ SHORT = {
     ),
     "the sums of a norm": (
         "x, row = torch.ones(64, 100_000), torch.ones(100_000)",
-        "cpp_path.norm_statistics([x], row, row, 1e-5, row.clone(), row.clone(), 0.1)",
+        "cpp_layers.norm_statistics([x], row, row, 1e-5, row.clone(), row.clone(), 0.1)",
         16,
     ),
     "a depthwise gradient": (
         "x = torch.ones(4096, 256, 3, 3).contiguous(memory_format=torch.channels_last)",
-        "cpp_path.depthwise_weight_gradient(x, x, 5, 1, 2, 2)",
+        "cpp_layers.depthwise_weight_gradient(x, x, 5, 1, 2, 2)",
         8,
     ),
     "a convolution": (
         "x = torch.ones(1, 512, 16, 16).contiguous(memory_format=torch.channels_last)\n"
-        "weight = cpp_path.winograd_weight(torch.ones(512, 512, 3, 3), turned=False)",
-        "cpp_path.winograd(x, weight, None, 512, 1)",
+        "weight = cpp_layers.winograd_weight(torch.ones(512, 512, 3, 3), turned=False)",
+        "cpp_layers.winograd(x, weight, None, 512, 1)",
         3,
     ),
     "numbers of tensors": (

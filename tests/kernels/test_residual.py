@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdad_bench.kernels import Layers, cpp_path, max_pool, norm_relu, residual
+from kdad_bench.kernels import Layers, cpp_layers, cpp_path, max_pool, norm_relu, residual
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 needs_compiled = pytest.mark.skipif(cpp_path.missing() is not None, reason="the C++ kernels were not built")
@@ -72,7 +72,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the compiled part was called")
 
     for name in ("exact_norm", "exact_norm_gradients", "add_rectified", "max_pool"):
-        monkeypatch.setattr(cpp_path, name, called)
+        monkeypatch.setattr(cpp_layers, name, called)
 
 
 @needs_compiled

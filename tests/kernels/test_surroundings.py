@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from kdad_bench import kernels
-from kdad_bench.kernels import cpp_path, layers, reference, residual
+from kdad_bench.kernels import cpp_layers, layers, reference, residual
 from kdad_bench.kernels.cpp_path import blur_table
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -259,7 +259,7 @@ def test_depthwise_weights_learn_where_the_library_has_no_vectors(size: int, mon
     """It answers so if its compiler was an older GCC."""
     weight = features(16, 1, size, size, seed=6, layout="nchw")
     wanted = depthwise(weight)
-    monkeypatch.setattr(cpp_path, "depthwise_weight_gradient", lambda *given: None)
+    monkeypatch.setattr(cpp_layers, "depthwise_weight_gradient", lambda *given: None)
     for one, other in zip(depthwise(weight), wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations, vector_to_parameters
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdad_bench.kernels import Layers, convolved, cpp_path, winograd
+from kdad_bench.kernels import Layers, convolved, cpp_layers, cpp_path, winograd
 from kdad_bench.kernels.layers import PackedWeights
 from kdad_bench.methods.backbones.resnet import ResNet
 from kdad_bench.methods.backbones.vgg import Vgg
@@ -64,19 +64,19 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the compiled convolution was called")
 
     for name in ("winograd", "winograd_weight", "winograd_weight_gradient"):
-        monkeypatch.setattr(cpp_path, name, called)
+        monkeypatch.setattr(cpp_layers, name, called)
 
 
 def calls_of(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[Any, ...]]:
-    """The arguments of each call of cpp_path's function `name` from now on."""
+    """The arguments of each call of cpp_layers's function `name` from now on."""
     calls: list[tuple[Any, ...]] = []
-    original = getattr(cpp_path, name)
+    original = getattr(cpp_layers, name)
 
     def counted(*arguments: Any, **named: Any) -> Any:
         calls.append((*arguments, named))
         return original(*arguments, **named)
 
-    monkeypatch.setattr(cpp_path, name, counted)
+    monkeypatch.setattr(cpp_layers, name, counted)
     return calls
 
 
@@ -137,7 +137,7 @@ def test_blocks_of_any_size_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) 
     conv, x = conv_of(64, 32).requires_grad_(False), features(3, 64, 17, 19)
     wanted = convolved(conv, x)
     for tiles in (1, 5, 11, 1000):
-        monkeypatch.setattr(cpp_path, "tiles_at_a_time", lambda _, tiles=tiles: tiles)
+        monkeypatch.setattr(cpp_layers, "tiles_at_a_time", lambda _, tiles=tiles: tiles)
         assert torch.equal(convolved(conv, x), wanted), tiles
 
 

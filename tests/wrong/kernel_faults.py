@@ -13,8 +13,8 @@ KERNEL_FAULTS: tuple[Named, ...] = (
     Named(
         "the gradient to the image by the kernel as it lies",
         "kernels.winograd",
-        "turned = cpp_path.winograd_weight(weight, turned=True)",
-        "turned = cpp_path.winograd_weight(weight.transpose(0, 1), turned=False)",
+        "turned = cpp_layers.winograd_weight(weight, turned=True)",
+        "turned = cpp_layers.winograd_weight(weight.transpose(0, 1), turned=False)",
         (f"{HERE}winograd.py::test_answers_and_gradients_are_those_of_float64_to_float32s_rounding",),
     ),
     Named(
