@@ -40,6 +40,12 @@ def normals(job: Job, *, learning: bool = True) -> tuple[Any, Any]:
     return np.stack([one for one, _ in every.values()], 1).reshape(-1, *fit.shape[1:]), held_out
 
 
+def categories_of(job: Job, images: int) -> tuple[int, ...] | None:
+    """Of which of the categories that are learnt together each of so many images to learn from is, as `normals` gives
+    them; None for a job of one."""
+    return tuple(k % len(job.together) for k in range(images)) if job.together else None
+
+
 def normals_of(job: Job) -> tuple[Any, Any]:
     """The same of the job's own category."""
     if not job.view.plain:

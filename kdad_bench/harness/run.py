@@ -24,6 +24,7 @@ from kdad_bench.harness.job import Job, TeacherWeights, fused_late
 from kdad_bench.harness.judging import judged
 from kdad_bench.harness.late_fusion import FusedModalities
 from kdad_bench.harness.material import (
+    categories_of,
     count_of,
     judged_category,
     normals,
@@ -89,6 +90,7 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
             watch=audit.watch, watch_every=work.audit_every,
             drawers=work.drawers, place=place_of(job.device), resumed=before.append,
             sources=None if job.view.plain else sources_of(fit, job.view, job.resolution),
+            categories=categories_of(job, len(fit)),
         )  # fmt: skip
         method, learnt = taught(
             job, work, normal, held_out, fitting, curve, lambda seconds: added(seconds - audit.seconds, before)

@@ -124,7 +124,9 @@ class Windowed:
         they are windows: as large as the view's, or brought to the side that the networks see."""
         self.rule, fitting = None, fitting or Fitting()
         if fitting.sources is None:
-            fitting = replace(fitting, sources=sources_of(normal, self.view, self.resolution))
+            sources, categories = sources_of(normal, self.view, self.resolution), fitting.categories
+            of = None if categories is None else tuple(categories[k] for k in sources)
+            fitting = replace(fitting, sources=sources, categories=of)
             normal = self.windows(normal)
         self.inner.fit(normal, fitting)
 

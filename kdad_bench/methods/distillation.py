@@ -122,7 +122,8 @@ class StudentTeacher(Generic[S]):
         """
         if normal.ndim != 4 or len(normal) == 0:
             raise ValueError(f"fit needs images [N, 3, H, W] with N > 0; got {tuple(normal.shape)}")
-        return set_apart(resized(normal.to(self.device), self.settings.image_size), self.settings, fitting.sources)
+        seen = resized(normal.to(self.device), self.settings.image_size)
+        return set_apart(seen, self.settings, fitting.sources, fitting.categories)
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:

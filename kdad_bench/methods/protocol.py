@@ -81,6 +81,8 @@ class Fitting:
     watch_every: int | None = None  # steps between two calls of `watch`; None: a twentieth of the training
     # of which image each of the normals is a window, where images are learnt from window by window; None: all are whole
     sources: tuple[int, ...] | None = None
+    # of which category each of the normals is, by a number, where one model learns from several; None: all are of one
+    categories: tuple[int, ...] | None = None
     drawers: int = 0  # processes that draw samples ahead of the training; no number depends on it
     # what the numbers depend on besides settings and images, in words: a checkpoint of another place is begun anew
     place: str = ""

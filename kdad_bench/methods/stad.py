@@ -26,6 +26,7 @@ from kdad_bench.methods.protocol import Entry, Fitting, Range, Scores, Settled, 
 from kdad_bench.methods.training import words
 from kdad_bench.methods.training.chance import seeded
 from kdad_bench.methods.training.loop import distil, exactly
+from kdad_bench.methods.training.parting import drawn_evenly
 from kdad_bench.methods.training.settings import LONG, planned_steps
 from kdad_bench.methods.training.teacher import chunks, deviation_of
 
@@ -290,6 +291,7 @@ class Stad(StudentTeacher[StadSettings]):
 
     clean_taps = False
     images: Tensor | None = None  # those that the fit under way learns from
+    kinds: Tensor | None = None  # of these images, as of `Parts`
     boundary = 0  # the last step in which the descriptors learn
 
     def build_student(self, teacher: Backbone) -> nn.Module:
@@ -303,9 +305,9 @@ class Stad(StudentTeacher[StadSettings]):
     def fit(self, normal: Tensor, fitting: Fitting | None = None) -> None:
         """Learn descriptors and students from most of `normal`, and from the rest what is usual."""
         fitting = fitting or Fitting()
-        learnt, apart, _ = self.parted(normal, fitting)
+        learnt, apart, kinds = self.parted(normal, fitting)
         others = apart.get("validation", learnt)
-        self.images = learnt
+        self.images, self.kinds = learnt, kinds
         total, _ = planned_steps(self.settings, len(learnt))
         self.boundary = self.settings.stages(total)["descriptors"]
         self.forget_what_is_usual(LEAST)  # no state without targets is the best on held-out images
@@ -313,7 +315,7 @@ class Stad(StudentTeacher[StadSettings]):
             finished = fitting.after(lambda stad: stad.finish(others))
             distil(self, learnt, finished, held_out=apart.get("held_out"))
         finally:
-            self.images = None
+            self.images = self.kinds = None
         self.finish(others)
 
     def finish(self, others: Tensor) -> None:
@@ -382,11 +384,16 @@ class Stad(StudentTeacher[StadSettings]):
 
     @torch.no_grad()
     def begin_students(self, images: Tensor) -> None:
-        """Least squares, if asked for, over images from all through."""
+        """Least squares, if asked for."""
         if self.settings.solved:
-            some = images[:: -(-len(images) // SOLVED_IMAGES)]
             for scale in self.scales:
-                scale.solve_students(self.seen(some))
+                scale.solve_students(self.seen(self.enough(images)))
+
+    def enough(self, images: Tensor) -> Tensor:
+        """Those of `images` that students are solved on: from all through, of several kinds as many of each."""
+        if self.kinds is None:
+            return images[:: -(-len(images) // SOLVED_IMAGES)]
+        return drawn_evenly(images, self.kinds, SOLVED_IMAGES, self.settings.seed, "last layers")
 
     @torch.no_grad()
     def learn_targets(self, images: Tensor) -> None:

@@ -32,6 +32,8 @@ from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.board import DRAWN, boards
 from kdad_bench.leaderboard.row import COLUMNS, Row
 from kdad_bench.methods import METHODS
+from kdad_bench.methods.protocol import Fitting
+from kdad_bench.methods.stfpm import Stfpm
 from tests.conftest import write_tree
 from tests.harness.planned import WEIGHTS, jobs_of
 
@@ -158,6 +160,25 @@ def test_each_category_gives_as_many_images_and_keeps_its_own_held_out(
         sets.append(learnt)
     np.testing.assert_array_equal(*sets)
     assert not np.array_equal(sets[0], material.normals(replace(jobs[0], seed=1))[0])
+
+
+def test_a_method_is_told_by_a_number_of_which_category_each_image_is(
+    tmp_path: Path, no_cost: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = write_tree(tmp_path / "three", ("bolt", "cloth", "nut"))
+    given: list[tuple[Any, Fitting]] = []
+    real = Stfpm.fit
+    monkeypatch.setattr(Stfpm, "fit", lambda own, images, told: (given.append((images, told)), real(own, images, told)))
+    row_of(small(tree)[1], Work(out=str(tmp_path / "out")))
+    row_of(small(tree, setting="single")[1], Work(out=str(tmp_path / "out")))
+    (images, told), (_, alone) = given
+    assert told.categories is not None
+    assert len(told.categories) == len(images)
+    for number, job in enumerate(small(tree)):
+        own = {image.tobytes() for image in datasets.load_train(job.category, 32)}
+        seen = [image.tobytes() in own for image in (255 * images).round().byte().numpy()]
+        assert seen == [category == number for category in told.categories]
+    assert alone.categories is None
 
 
 # ---- one model

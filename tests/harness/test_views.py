@@ -286,8 +286,8 @@ def taught_in_windows(
     parts: list[set[bytes]] = []
     real = distillation.set_apart
 
-    def noted(images: Tensor, settings: Any, sources: Any = None) -> Parts:
-        found = real(images, settings, sources)
+    def noted(*given: Any) -> Parts:
+        found = real(*given)
         every = [found.learnt, *found.apart.values()]
         parts.extend({window.numpy().tobytes() for window in part} for part in every)
         return found
@@ -337,6 +337,16 @@ def test_a_lone_image_in_windows_is_wholly_on_both_sides_as_its_row_says(
     assert torch.equal(*first)
     assert len(first[0]) > 1
     assert not {one.numpy().tobytes() for one in second[0]} & {one.numpy().tobytes() for one in second[1]}
+
+
+def test_a_window_is_of_the_category_of_its_picture() -> None:
+    told: list[Fitting | None] = []
+    method = Local()
+    method.fit = lambda normal, fitting=None: told.append(fitting)  # type: ignore[method-assign]
+    Windowed(method, View(tile=32, overlap=0), 64).fit(torch.rand(3, 3, 32, 64), Fitting(categories=(1, 0, 2)))
+    assert told[0] is not None
+    assert told[0].sources == (0, 0, 1, 1, 2, 2)
+    assert told[0].categories == (1, 1, 0, 0, 2, 2)
 
 
 @pytest.mark.parametrize("view", [View(tile=64), View(fit=PAD), View(fit=SHORT_SIDE)])

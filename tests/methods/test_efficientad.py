@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -31,7 +32,7 @@ from kdad_bench.methods.training.parting import parted
 from kdad_bench.methods.training.settings import SCHEDULES
 from tests.methods.curves import assert_variants_differ
 from tests.methods.test_stfpm import bilinear
-from tests.methods.toys import normals, small_method
+from tests.methods.toys import normals, places_in, small_method
 
 DISTILLED: dict[str, Any] = {"teacher": "resnet18", "strides": (8, 16)}  # the published networks have one width
 
@@ -535,19 +536,42 @@ def test_solved_layers_leave_less_of_the_errors_on_the_images_that_are_learnt_fr
     assert errors[1][1] < 0.95 * errors[0][1]
 
 
-def test_last_layers_are_solved_on_windows_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first windows are those of a few images; of whole images the first count, whose rows stay what they are."""
-    images, solved = normals(80, seed=1), list[Tensor]()
-    real = EfficientAd.solve_last_layers
-    monkeypatch.setattr(EfficientAd, "solve_last_layers", lambda own, some: (solved.append(some), real(own, some))[1])
-    for sources in (None, tuple(range(80)), tuple(k // 16 for k in range(80))):
+@pytest.fixture
+def solved(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The images on which the PDN's last layer was solved, then those of the other last layers."""
+    found: list[Tensor] = []
+    for name in ("described_pairs", "solve_last_layers"):
+        real = getattr(EfficientAd, name)
+        monkeypatch.setattr(EfficientAd, name, lambda own, some, real=real: (found.append(some), real(own, some))[1])
+    return found
+
+
+def test_last_layers_are_solved_on_the_first_of_whole_images_of_one_category(solved: list[Tensor]) -> None:
+    """Their rows stay what they are."""
+    images = normals(40, seed=1)
+    for sources in (None, tuple(range(40))):
         method_of(steps=2, batch_size=2, validation=0.0).fit(images, Fitting(sources=sources))
-    whole, numbered, windows = solved
-    assert torch.equal(whole, images[: detector.ENOUGH])
-    assert torch.equal(numbered, whole)
-    places = [k for k, image in enumerate(images) if any(torch.equal(image, one) for one in windows)]
-    assert len(places) == len(windows) <= detector.ENOUGH
-    assert {place // 16 for place in places} == set(range(5))
+    assert len(solved) == 4
+    assert all(torch.equal(some, images[: detector.ENOUGH]) for some in solved)
+
+
+def test_last_layers_are_solved_on_all_places_of_the_windows_alike(solved: list[Tensor]) -> None:
+    """Every fourth window of pictures that have four is a corner of each."""
+    images = normals(4 * detector.ENOUGH, seed=1)
+    sources = tuple(k // 4 for k in range(len(images)))
+    method_of(steps=2, batch_size=2, validation=0.0).fit(images, Fitting(sources=sources))
+    chosen = places_in(images, solved[0])
+    assert torch.equal(solved[1], solved[0])
+    assert Counter(place % 4 for place in chosen) == dict.fromkeys(range(4), detector.ENOUGH // 4)
+    assert len({place // 4 for place in chosen}) > detector.ENOUGH // 2
+
+
+def test_last_layers_are_solved_on_all_categories_alike(solved: list[Tensor]) -> None:
+    images = normals(60, seed=1)
+    categories = tuple(k // 20 for k in range(60))
+    method_of(steps=2, batch_size=2, validation=0.1).fit(images, Fitting(categories=categories))
+    assert torch.equal(solved[1], solved[0])
+    assert sorted(Counter(place // 20 for place in places_in(images, solved[0])).values()) == [10, 11, 11]
 
 
 def test_a_solved_fit_that_was_stopped_goes_on_to_the_same_state(tmp_path: Path) -> None:

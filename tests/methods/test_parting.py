@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -9,7 +10,14 @@ import torch
 
 from kdad_bench.methods import METHODS, entry
 from kdad_bench.methods.protocol import Settings
-from kdad_bench.methods.training.parting import has_a_lone_image, learners, learnt_from, parted, set_apart
+from kdad_bench.methods.training.parting import (
+    drawn_evenly,
+    has_a_lone_image,
+    learners,
+    learnt_from,
+    parted,
+    set_apart,
+)
 from tests.methods.toys import normals, small_method, small_settings
 
 
@@ -60,12 +68,12 @@ def test_what_is_learnt_from_is_counted_as_it_is_parted(name: str, changes: dict
 def test_the_shares_are_drawn_one_after_the_other_and_leave_the_rest() -> None:
     settings = small_settings("stad", validation=0.2, held_out=0.25, seed=5)
     images = normals(10, seed=1)
-    learnt, apart, overlapping = set_apart(images, settings)
+    learnt, apart, kinds = set_apart(images, settings)
     first, validation = parted(images, 0.2, 5)
     rest, held_out = parted(first, 0.25, 5, "held out")
     for found, wanted in ((apart["validation"], validation), (apart["held_out"], held_out), (learnt, rest)):
         assert torch.equal(found, wanted)
-    assert (len(learnt), len(validation), len(held_out), overlapping) == (6, 2, 2, False)
+    assert (len(learnt), len(validation), len(held_out), kinds) == (6, 2, 2, None)
     none = set_apart(images, small_settings("stad", validation=0.0))
     assert none.learnt is images
     assert none.apart == {}
@@ -84,7 +92,42 @@ def test_all_windows_of_an_image_are_on_one_side(windows: list[int]) -> None:
     assert sum(map(len, images)) == len(windows)
     whole = set_apart(torch.arange(len(windows)), settings)  # the same images as where they are whole
     assert images == [set(one.tolist()) for one in (whole.learnt, whole.apart["validation"], whole.apart["held_out"])]
-    assert parts.overlapping
+    places = torch.tensor([window for count in windows for window in range(count)])
+    assert torch.equal(places[parts.learnt], parts.kinds)  # which window of its image each is
+
+
+def test_images_learnt_from_are_told_apart_by_category_and_by_place_in_the_picture() -> None:
+    settings = small_settings("stad", validation=0.3, held_out=0.3)
+    every, categories, sources = torch.arange(24), [k // 2 % 3 for k in range(24)], [k // 2 for k in range(24)]
+    parts = set_apart(every, settings, categories=categories)
+    assert parts.kinds is not None
+    assert parts.kinds.tolist() == [categories[k] for k in parts.learnt]
+    both = set_apart(every, settings, sources, categories)
+    assert both.kinds is not None
+    pairs = [(categories[k], k % 2) for k in both.learnt.tolist()]
+    assert len({*pairs}) == len({*both.kinds.tolist()}) == len({*zip(pairs, both.kinds.tolist(), strict=True)}) == 6
+    for alike in ({"sources": range(24)}, {"categories": [7] * 24}):
+        assert set_apart(every, settings, **alike).kinds is None
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 10, 32, 60, 99])
+@pytest.mark.parametrize("kinds", [[k % 4 for k in range(60)], [0] * 50 + [1] * 3 + [2] * 7], ids=["even", "uneven"])
+def test_as_many_of_each_kind_are_drawn_as_there_are(kinds: list[int], count: int) -> None:
+    """In their order, by the seed; a kind has fewer than another only where there are no more of it, or by one."""
+    draws = [drawn_evenly(torch.arange(60), torch.tensor(kinds), count, seed, "some").tolist() for seed in (0, 0, 1)]
+    for chosen in draws:
+        assert chosen == sorted(set(chosen))
+        assert len(chosen) == min(count, 60)
+        found, have = Counter(kinds[k] for k in chosen), Counter(kinds)
+        most = max(found.values())
+        assert all(found[kind] >= min(most - 1, have[kind]) for kind in have)
+    assert draws[0] == draws[1]
+    assert (draws[0] == draws[2]) is (count >= 60)
+
+
+def test_which_images_are_drawn_never_changes() -> None:
+    chosen = drawn_evenly(torch.arange(40), torch.arange(40) % 3, 8, 5, "last layers")
+    assert chosen.tolist() == [2, 3, 17, 21, 22, 27, 31, 38]
 
 
 def test_windows_of_one_image_alone_are_on_both_sides_all_of_them() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +18,11 @@ from kdad_bench.methods.crops import drawn_crops, random_crops
 from kdad_bench.methods.distillation import Batch
 from kdad_bench.methods.patch_network import LAYOUTS, PatchNetwork
 from kdad_bench.methods.protocol import Fitting
-from kdad_bench.methods.stad import Scale, Stad, StadSettings, compactness
+from kdad_bench.methods.stad import SOLVED_IMAGES, Scale, Stad, StadSettings, compactness
 from kdad_bench.methods.training.parting import parted
 from tests.methods.curves import assert_variants_differ, losses
 from tests.methods.test_stfpm import bilinear
-from tests.methods.toys import auroc, normals, small_method, with_defects
+from tests.methods.toys import auroc, normals, places_in, small_method, with_defects
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -269,6 +270,43 @@ def test_what_is_usual_is_learnt_from_images_that_nothing_learns_from() -> None:
     scale = scale_of(method)
     torch.testing.assert_close(scale.get_buffer("usual"), first.mean((0, 2, 3)), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(scale.get_buffer("spread"), first.std((0, 2, 3), correction=0), rtol=1e-3, atol=1e-5)
+
+
+def solved_on(images: Tensor, fitting: Fitting, validation: float = 0.0) -> list[int]:
+    """The places among `images` of those that the students of a fit are solved on."""
+    method, seen = method_of(steps=1, batch_size=2, validation=validation), list[Tensor]()
+    real = Scale.solve_students
+
+    def noted(scale: Scale, chunks_of_images: Iterable[Tensor]) -> None:
+        some = list(chunks_of_images)
+        seen.extend(some)
+        real(scale, some)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Scale, "solve_students", noted)
+        method.fit(images, fitting)
+    return places_in(method.student.normalised(images), torch.cat(seen))  # type: ignore[operator]
+
+
+def test_students_are_solved_on_whole_images_of_one_category_from_all_through() -> None:
+    """Their rows stay what they are."""
+    images = normals(60, seed=1)
+    for sources in (None, tuple(range(60))):
+        assert solved_on(images, Fitting(sources=sources)) == list(range(0, 60, 3))
+
+
+def test_students_are_solved_on_all_places_of_the_windows_alike() -> None:
+    """Every fourth window of pictures that have four is a corner of each."""
+    images = normals(4 * SOLVED_IMAGES, seed=1)
+    chosen = solved_on(images, Fitting(sources=tuple(k // 4 for k in range(len(images)))))
+    assert Counter(place % 4 for place in chosen) == dict.fromkeys(range(4), SOLVED_IMAGES // 4)
+    assert len({place // 4 for place in chosen}) > SOLVED_IMAGES // 2
+
+
+def test_students_are_solved_on_all_categories_alike() -> None:
+    images = normals(72, seed=1)
+    chosen = solved_on(images, Fitting(categories=tuple(k % 12 for k in range(72))), validation=0.1)
+    assert Counter(place % 12 for place in chosen) == dict.fromkeys(range(12), 2)
 
 
 def test_first_the_descriptors_learn_and_then_the_students_alone() -> None:

@@ -553,16 +553,43 @@ NAMED: tuple[Named, ...] = (
     Named(
         "STAD's students begin at what fits the normals that select the epoch",
         "stad",
-        "self.images = learnt\n",
-        'self.images = torch.cat([learnt, apart.get("held_out", learnt[:0])])\n',
+        "self.images, self.kinds = learnt, kinds\n",
+        'self.images, self.kinds = torch.cat([learnt, apart.get("held_out", learnt[:0])]), kinds\n',
         (f"{HERE}test_parting.py::test_nothing_is_learnt_from_the_normals_that_select_the_epoch[stad]",),
     ),
     Named(
         "EfficientAD's layers are solved on the windows of the first images",
         "efficientad.detector",
-        "return images[:: self.every][:ENOUGH]",
+        'return drawn_evenly(images, self.kinds, ENOUGH, self.settings.seed, "last layers")',
         "return images[:ENOUGH]",
-        (f"{HERE}test_efficientad.py::test_last_layers_are_solved_on_windows_of_all_images",),
+        (f"{HERE}test_efficientad.py::test_last_layers_are_solved_on_all_places_of_the_windows_alike",),
+    ),
+    Named(
+        "STAD's students are solved on one place of all pictures",
+        "stad",
+        'return drawn_evenly(images, self.kinds, SOLVED_IMAGES, self.settings.seed, "last layers")',
+        "return images[:: -(-len(images) // SOLVED_IMAGES)]",
+        (f"{HERE}test_stad.py::test_students_are_solved_on_all_places_of_the_windows_alike",),
+    ),
+    Named(
+        "images are drawn whatever their kind",
+        "training.parting",
+        "turns = numbered(kinds[order]).argsort(stable=True)",
+        "turns = torch.arange(len(order))",
+        (
+            f"{HERE}test_parting.py::test_as_many_of_each_kind_are_drawn_as_there_are[even-32]",
+            f"{HERE}test_stad.py::test_students_are_solved_on_all_categories_alike",
+        ),
+    ),
+    Named(
+        "of several categories none is told from another",
+        "training.parting",
+        "of = torch.zeros_like(places) if categories is None else torch.tensor(categories)",
+        "of = torch.zeros_like(places)",
+        (
+            f"{HERE}test_parting.py::test_images_learnt_from_are_told_apart_by_category_and_by_place_in_the_picture",
+            f"{HERE}test_efficientad.py::test_last_layers_are_solved_on_all_categories_alike",
+        ),
     ),
     Named(
         "a schedule over both stages at once",

@@ -24,6 +24,7 @@ from kdad_bench.methods.last_layer import solve
 from kdad_bench.methods.protocol import Entry, Fitting, Scores
 from kdad_bench.methods.training.chance import seeded
 from kdad_bench.methods.training.loop import distil, exactly
+from kdad_bench.methods.training.parting import drawn_evenly
 from kdad_bench.methods.training.settings import planned_steps
 from kdad_bench.methods.training.teacher import chunks, deviation_of
 
@@ -40,7 +41,7 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
     clean_taps = False
     images: Tensor | None = None  # those that the fit under way learns from
     boundary = 0  # the last step in which the PDN learns
-    every = 1  # of how many images in a row the first counts where few are enough
+    kinds: Tensor | None = None  # of these images, as of `Parts`
 
     def build_student(self, teacher: Backbone) -> nn.Module:
         networks = Networks(self.settings)
@@ -53,19 +54,18 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
     def fit(self, normal: Tensor, fitting: Fitting | None = None) -> None:
         """Learn PDN, student and autoencoder from most of `normal`, and from the rest what maps are usual."""
         fitting = fitting or Fitting()
-        learnt, apart, overlapping = self.parted(normal, fitting)
+        learnt, apart, kinds = self.parted(normal, fitting)
         others = apart.get("validation", learnt)
-        self.every = ceil(len(learnt) / ENOUGH) if overlapping else 1  # the first windows are of a few images
         total, _ = planned_steps(self.settings, len(learnt))
         self.boundary = self.settings.stages(total).get(PDN, 0)
         self.forget_what_is_usual(LEAST)  # no state without targets is the best on held-out images
-        self.images = learnt
+        self.images, self.kinds = learnt, kinds
         try:
             finished = fitting.after(lambda method: method.finish(learnt, others))
             distil(self, learnt, finished, held_out=apart.get("held_out"))
+            self.finish(learnt, others)
         finally:
-            self.images = None
-        self.finish(learnt, others)
+            self.images = self.kinds = None
 
     def finish(self, learnt: Tensor, others: Tensor) -> None:
         """What follows the last step: last layers are solved, and what is usual is learnt from `others`."""
@@ -119,8 +119,10 @@ class EfficientAd(StudentTeacher[EfficientAdSettings]):
         return terms
 
     def enough(self, images: Tensor) -> Tensor:
-        """Those of `images` that last layers are solved on."""
-        return images[:: self.every][:ENOUGH]
+        """Those of `images` that last layers are solved on: of several kinds as many of each."""
+        if self.kinds is None:
+            return images[:ENOUGH]
+        return drawn_evenly(images, self.kinds, ENOUGH, self.settings.seed, "last layers")
 
     @property
     def own(self) -> Networks:

@@ -1,7 +1,8 @@
-"""Seeded shares of the training images set apart: held out of the loop, or to bring maps to scale by."""
+"""Seeded draws of the training images: shares set apart, and the few of those learnt from that will do for a step."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ class Parts(NamedTuple):
 
     learnt: Tensor  # [N, ...]
     apart: Mapping[str, Tensor]  # field of APART that asks for a share -> that share, [M, ...]
-    overlapping: bool  # whether several are windows of one image
+    # [N] int64 of those learnt from: their category, or which window of its image each is, or both; None: of one kind
+    kinds: Tensor | None
 
 
 def learners(images: int, share: float) -> int:
@@ -59,16 +61,51 @@ def parted(images: Tensor, share: float, seed: int, purpose: str = "validation")
     return drawn_apart(images, share, seed, purpose)
 
 
-def set_apart(images: Tensor, settings: Settings, sources: Sequence[int] | None = None) -> Parts:
+def numbered(kinds: Tensor) -> Tensor:
+    """[N] int64: how many of the same kind stand before each of `kinds` [N]."""
+    before: Counter[int] = Counter()
+    found = []
+    for kind in kinds.tolist():
+        found.append(before[kind])
+        before[kind] += 1
+    return torch.tensor(found)
+
+
+def drawn_evenly(images: Tensor, kinds: Tensor, count: int, seed: int, purpose: str) -> Tensor:
+    """`count` of `images` [N, ...], in their order, or all where there are fewer: of each of `kinds` [N] as many as of
+    any other, or one fewer, as far as there are any. `purpose` names the draw."""
+    order = torch.randperm(len(images), generator=chance(seed, purpose, 0))
+    turns = numbered(kinds[order]).argsort(stable=True)
+    return images[order[turns[:count]].sort().values.to(images.device)]
+
+
+def kinds_of(sources: Tensor, categories: Sequence[int] | None) -> Tensor | None:
+    """[N] int64: what may tell images apart that lie in a pattern, by a number; None where nothing does.
+
+    It is their category of several, and where windows of one image follow each other, as `sources` [N] says, which of
+    them each is.
+    """
+    places = numbered(sources)
+    of = torch.zeros_like(places) if categories is None else torch.tensor(categories)
+    kinds = of * (int(places.max()) + 1) + places
+    return kinds if len(set(kinds.tolist())) > 1 else None
+
+
+def set_apart(
+    images: Tensor,
+    settings: Settings,
+    sources: Sequence[int] | None = None,
+    categories: Sequence[int] | None = None,
+) -> Parts:
     """The shares of `images` [N, ...] that `settings` ask for, and what they leave, each in its order.
 
     `sources`: of which image each of `images` is a window. Windows of one overlap, so it is on one side with all of
-    them; None: each is whole.
+    them; None: each is whole. `categories`: of which category each is; None: all are of one.
     """
     of = torch.tensor(range(len(images)) if sources is None else sources)
     left: Tensor = of.unique()  # type: ignore[no-untyped-call]
     apart: dict[str, Tensor] = {}
-    overlapping = len(left) < len(of)
+    kinds = kinds_of(of, categories)
     for name in settings.APART:
         if share := getattr(settings, name):
             left, apart[name] = parted(left, share, settings.seed, name.replace("_", " "))
@@ -77,4 +114,5 @@ def set_apart(images: Tensor, settings: Settings, sources: Sequence[int] | None 
         places = torch.isin(of, some).nonzero()[:, 0]
         return images if len(places) == len(images) else images[places.to(images.device)]
 
-    return Parts(windows(left), {name: windows(some) for name, some in apart.items()}, overlapping)
+    learnt = None if kinds is None else kinds[torch.isin(of, left)]
+    return Parts(windows(left), {name: windows(some) for name, some in apart.items()}, learnt)
