@@ -110,6 +110,21 @@ def test_images_learnt_from_are_told_apart_by_category_and_by_place_in_the_pictu
         assert set_apart(every, settings, **alike).kinds is None
 
 
+@pytest.mark.parametrize("windows", [1, 3])
+def test_every_category_gives_its_part_of_what_is_set_apart(windows: int) -> None:
+    """One that gives none is scaled by what is usual in others."""
+    settings = small_settings("stad", validation=0.2, held_out=0.25)
+    categories = [image % 6 for image in range(60) for _ in range(windows)]
+    sources = [image for image in range(60) for _ in range(windows)]
+    parts = set_apart(torch.arange(len(sources)), settings, sources, categories)
+    sides = {"validation": 2, "held_out": 2, "learnt": 6}
+    for name, each in sides.items():
+        side = parts.learnt if name == "learnt" else parts.apart[name]
+        assert Counter(categories[k] for k in side) == dict.fromkeys(range(6), each * windows), name
+    few = set_apart(torch.arange(60), small_settings("stad", validation=0.05), None, categories[::windows])
+    assert len({k % 6 for k in few.apart["validation"].tolist()}) == 3
+
+
 @pytest.mark.parametrize("count", [1, 3, 4, 10, 32, 60, 99])
 @pytest.mark.parametrize("kinds", [[k % 4 for k in range(60)], [0] * 50 + [1] * 3 + [2] * 7], ids=["even", "uneven"])
 def test_as_many_of_each_kind_are_drawn_as_there_are(kinds: list[int], count: int) -> None:

@@ -574,12 +574,19 @@ NAMED: tuple[Named, ...] = (
     Named(
         "images are drawn whatever their kind",
         "training.parting",
-        "turns = numbered(kinds[order]).argsort(stable=True)",
-        "turns = torch.arange(len(order))",
+        "return order if kinds is None else order[numbered(kinds[order]).argsort(stable=True)]",
+        "return order",
         (
             f"{HERE}test_parting.py::test_as_many_of_each_kind_are_drawn_as_there_are[even-32]",
             f"{HERE}test_stad.py::test_students_are_solved_on_all_categories_alike",
         ),
+    ),
+    Named(
+        "what is set apart is drawn whatever its category",
+        "training.parting",
+        "alike = None if category is None else torch.tensor([category[image] for image in left.tolist()])",
+        "alike = None",
+        (f"{HERE}test_parting.py::test_every_category_gives_its_part_of_what_is_set_apart",),
     ),
     Named(
         "of several categories none is told from another",

@@ -46,21 +46,6 @@ def has_a_lone_image(images: int, settings: Settings) -> bool:
     return False
 
 
-def drawn_apart(images: Tensor, share: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
-    """(the rest, a `share` of `images` [N, ...]), each in its order; N is two or more. `purpose` names the draw."""
-    order = torch.randperm(len(images), generator=chance(seed, purpose, 0)).to(images.device)
-    apart = len(images) - learners(len(images), share)
-    return images[order[apart:].sort().values], images[order[:apart].sort().values]
-
-
-def parted(images: Tensor, share: float, seed: int, purpose: str = "validation") -> tuple[Tensor, Tensor]:
-    """(images to learn from, others): a seeded share of others, one at the least; all are both if there is one image or
-    no share. `purpose` names the draw."""
-    if not share or len(images) < 2:
-        return images, images
-    return drawn_apart(images, share, seed, purpose)
-
-
 def numbered(kinds: Tensor) -> Tensor:
     """[N] int64: how many of the same kind stand before each of `kinds` [N]."""
     before: Counter[int] = Counter()
@@ -71,12 +56,39 @@ def numbered(kinds: Tensor) -> Tensor:
     return torch.tensor(found)
 
 
+def shuffled(count: int, kinds: Tensor | None, seed: int, purpose: str) -> Tensor:
+    """[count] int64: the numbers below `count` in an order by the seed, of several `kinds` [count] one of each in turn,
+    as long as there are any. `purpose` names the draw."""
+    order = torch.randperm(count, generator=chance(seed, purpose, 0))
+    return order if kinds is None else order[numbered(kinds[order]).argsort(stable=True)]
+
+
+def drawn_apart(
+    images: Tensor, share: float, seed: int, purpose: str, kinds: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(the rest, a `share` of `images` [N, ...]), each in its order; N is two or more. `purpose` names the draw.
+
+    Each of several `kinds` [N] gives as many as any other, or one more or less, as long as it has any.
+    """
+    order = shuffled(len(images), kinds, seed, purpose).to(images.device)
+    apart = len(images) - learners(len(images), share)
+    return images[order[apart:].sort().values], images[order[:apart].sort().values]
+
+
+def parted(
+    images: Tensor, share: float, seed: int, purpose: str = "validation", kinds: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(images to learn from, others): a seeded share of others, one at the least; all are both if there is one image or
+    no share. `purpose` and `kinds` as of `drawn_apart`."""
+    if not share or len(images) < 2:
+        return images, images
+    return drawn_apart(images, share, seed, purpose, kinds)
+
+
 def drawn_evenly(images: Tensor, kinds: Tensor, count: int, seed: int, purpose: str) -> Tensor:
     """`count` of `images` [N, ...], in their order, or all where there are fewer: of each of `kinds` [N] as many as of
     any other, or one fewer, as far as there are any. `purpose` names the draw."""
-    order = torch.randperm(len(images), generator=chance(seed, purpose, 0))
-    turns = numbered(kinds[order]).argsort(stable=True)
-    return images[order[turns[:count]].sort().values.to(images.device)]
+    return images[shuffled(len(images), kinds, seed, purpose)[:count].sort().values.to(images.device)]
 
 
 def kinds_of(sources: Tensor, categories: Sequence[int] | None) -> Tensor | None:
@@ -100,15 +112,18 @@ def set_apart(
     """The shares of `images` [N, ...] that `settings` ask for, and what they leave, each in its order.
 
     `sources`: of which image each of `images` is a window. Windows of one overlap, so it is on one side with all of
-    them; None: each is whole. `categories`: of which category each is; None: all are of one.
+    them; None: each is whole. `categories`: of which category each of `images` is, and each category gives its part of
+    every share; None: all are of one.
     """
     of = torch.tensor(range(len(images)) if sources is None else sources)
     left: Tensor = of.unique()  # type: ignore[no-untyped-call]
     apart: dict[str, Tensor] = {}
     kinds = kinds_of(of, categories)
+    category = None if categories is None else dict(zip(of.tolist(), categories, strict=True))
     for name in settings.APART:
         if share := getattr(settings, name):
-            left, apart[name] = parted(left, share, settings.seed, name.replace("_", " "))
+            alike = None if category is None else torch.tensor([category[image] for image in left.tolist()])
+            left, apart[name] = parted(left, share, settings.seed, name.replace("_", " "), alike)
 
     def windows(some: Tensor) -> Tensor:
         places = torch.isin(of, some).nonzero()[:, 0]
