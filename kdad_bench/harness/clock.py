@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -242,9 +244,27 @@ def flops(call: Call) -> int:
     products; elementwise work and fused kernels of this package are not counted."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
+    with _compiler_left_alone(), FlopCounterMode(display=False) as counter:
         call()
     return int(counter.get_total_flops())
+
+
+@contextlib.contextmanager
+def _compiler_left_alone() -> Iterator[None]:
+    """Inside, torch's counter does not import torch's compiler (1.5 s) only to be kept out of what that compiles, as
+    PyTorch 2.13 has it, where nobody has imported it."""
+    from torch.utils import flop_counter
+
+    mode: Any = getattr(flop_counter, "_FlopCounterMode", None)
+    if mode is None or "torch._dynamo" in sys.modules:
+        yield
+        return
+    kept_out = mode.__torch_dispatch__
+    mode.__torch_dispatch__ = inspect.unwrap(kept_out)
+    try:
+        yield
+    finally:
+        mode.__torch_dispatch__ = kept_out
 
 
 def _synchroniser(device: str | torch.device) -> Callable[[], None]:

@@ -33,11 +33,13 @@ from kdad_bench.harness.surroundings import NoResult
 from kdad_bench.harness.workforce import Workforce, workforce
 from kdad_bench.interrupts import AT_ONCE, by_a_person
 from kdad_bench.leaderboard.row import Row
+from kdad_bench.methods import METHODS, entry
 from kdad_bench.outside import OutsideError, text_of
 
 LOOK_SECONDS = 0.2  # between two looks at the clock while workers say nothing
 LOST_STARTS = 10  # workers in a row that may die before they are ready
-LATE = ("pyarrow.compute", "pyarrow.parquet", "scipy.ndimage", "torch.utils.flop_counter", "torch._dynamo")
+LATE = ("pyarrow.compute", "pyarrow.parquet", "scipy.ndimage", "torch.utils.flop_counter")
+COMPILER = "torch._dynamo"  # every optimiser imports it
 UNSENT = "it cannot be sent to a process of its own"
 UNREAD = "a process of its own cannot read it"
 SENDABLE = "define the class of its settings at the top of its file, or give --executor in-process"
@@ -147,6 +149,7 @@ class Pool:
     job_timeout: float | None
     started: Started
     waiting: deque[Job]
+    late: Sequence[str] = LATE  # modules that workers import before they take a job
     threads: int | None = None  # of each worker; None: its share of the cores
     running: list[Worker] = field(default_factory=list)
     attempts: dict[str, int] = field(default_factory=dict)
@@ -190,7 +193,7 @@ class Pool:
         context = get_context("spawn")
         ours, theirs = context.Pipe()
         threads = self.threads or max(1, allowance.cores() // self.workers)
-        process = context.Process(target=serve, args=(theirs, self.work, threads, os.getpid()), daemon=True)
+        process = context.Process(target=serve, args=(theirs, self.work, threads, os.getpid(), self.late), daemon=True)
         try:
             with interrupts_held(), children.spawning():  # a starting worker would answer Ctrl-C with a traceback
                 process.start()
@@ -318,15 +321,16 @@ def local(
     failed; one that holds a job for more than `job_timeout` seconds is killed and its job recorded as failed at once.
     """
     waiting = jobs if in_order else longest_first_at_the_end(jobs, workers, threads)
+    late = imported_late(jobs)
     pool = Pool(
         work=work, workers=workers, job_timeout=job_timeout, started=started, threads=threads,
-        waiting=deque(waiting),
+        waiting=deque(waiting), late=late,
     )  # fmt: skip
     ahead: threading.Thread | None = None
     try:
         while pool.waiting or pool.busy:
             if measured_after and ahead is None and pool.ending:
-                ahead = threading.Thread(target=warm_up_quietly)
+                ahead = threading.Thread(target=warm_up_quietly, args=(late,))
                 ahead.start()
             yield from pool.step()
         if ahead is not None:
@@ -346,7 +350,7 @@ def death(exitcode: int | None) -> str:
     return f"exit code {exitcode}"
 
 
-def serve(pipe: Connection, work: Work, threads: int, parent: int) -> None:
+def serve(pipe: Connection, work: Work, threads: int, parent: int, late: Sequence[str]) -> None:
     """A worker's life: jobs in, rows out, until the pipe closes. It never outlives the runner that started it."""
     children.spawned()
     sys.stderr = streams.lasting(sys.stderr, streams.STDERR)
@@ -357,7 +361,7 @@ def serve(pipe: Connection, work: Work, threads: int, parent: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    warm_up()
+    warm_up(late)
     memory_at_start_mb("cpu")
     with contextlib.suppress(EOFError, OSError), giving_way():  # the runner is gone, and with it whom to answer
         pipe.send(READY)
@@ -380,20 +384,25 @@ def answered(message: bytes, work: Work) -> Ending | Unread | None:
     return perform(job, work)
 
 
-def warm_up() -> None:
-    """Import what the first job would import as it goes: these seconds are no job's."""
-    from kdad_bench.methods import METHODS, entry
+def imported_late(jobs: Sequence[Job]) -> tuple[str, ...]:
+    """The modules that the first of `jobs` would import as it goes; without torch's compiler (1.5 s) where all of them
+    are floors and yardsticks of this package, which have no optimiser."""
+    trained = any(job.code or entry(job.method).family not in ("floor", "yardstick") for job in jobs)
+    return (*LATE, COMPILER) if trained else LATE
 
+
+def warm_up(late: Sequence[str]) -> None:
+    """Import all methods and the modules `late`: these seconds are no job's."""
     for name in METHODS:
         entry(name)
-    for module in LATE:
+    for module in late:
         import_module(module)
 
 
-def warm_up_quietly() -> None:
+def warm_up_quietly(late: Sequence[str]) -> None:
     """The same ahead of its time: what cannot be imported says so where it is needed."""
     with contextlib.suppress(Exception):
-        warm_up()
+        warm_up(late)
 
 
 def die_with(parent: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from kdad_bench.harness.on_ray import refuse_silence
 from kdad_bench.harness.options import RunOptions
 from kdad_bench.harness.output import Work
 from kdad_bench.harness.surroundings import NoResult
+from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.row import Row
 from tests.harness.kills import state_of
 from tests.harness.planned import jobs_of
@@ -72,7 +75,7 @@ def test_what_measuring_needs_is_imported_while_the_last_jobs_leave_a_core_idle(
 ) -> None:
     told: list[str] = []
     monkeypatch.setattr(executors, "Pool", Planned)
-    monkeypatch.setattr(executors, "warm_up", lambda: told.append("imported"))
+    monkeypatch.setattr(executors, "warm_up", lambda late: told.append("imported"))
     for _ in local(
         floors(tiny_tree), Work(out=str(tmp_path)), lambda job: None, workers=2, job_timeout=None,
         measured_after=measured_after,
@@ -90,6 +93,37 @@ def test_a_run_imports_ahead_only_what_it_will_need(
         options = RunOptions(executor="local", **changes)  # type: ignore[arg-type]
         outcomes(floors(tiny_tree), Work(out=str(tmp_path)), lambda job: None, options)
     assert asked == [True, True, False, False]
+
+
+def test_torchs_compiler_is_imported_ahead_where_a_method_has_an_optimiser(tiny_tree: Path) -> None:
+    jobs = jobs_of(tiny_tree, methods=(("pixel_mean", ""), ("padim", ""), ("patchcore", ""), ("spade", "")))
+    assert executors.COMPILER not in executors.imported_late(jobs)
+    (other,) = [replace(job, code="0123") for job in jobs[:1]]  # of a file, whose fit may do anything
+    for more in (other, jobs_of(tiny_tree)[0]):
+        assert executors.COMPILER in executors.imported_late([*jobs, more])
+
+
+UNTRAINED = """
+import contextlib, sys
+from kdad_bench.cli import cli
+methods = [word for name in ("pixel_mean", "padim", "patchcore", "spade") for word in ("--method", name)]
+where = ["--dataset", f"folder:{sys.argv[1]}", "--category", "bolt", "--out", sys.argv[2], "--no-pictures"]
+where += ["--preset", "quick", "--teacher", "resnet18"]
+how = ["--seeds", "1", "--weights", "random", "--resolution", "64", "--image-size", "64", "--no-measure-speed"]
+with contextlib.suppress(SystemExit):
+    cli.main(["run", *methods, *where, *how, "--executor", "in-process"])
+print(sorted({"torch._dynamo", "torch._inductor"} & {*sys.modules}))
+"""
+
+
+def test_floors_and_yardsticks_run_without_torchs_compiler(tiny_tree: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", UNTRAINED, str(tiny_tree), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("\n[]\n"), done.stdout + done.stderr
+    found = store.read(tmp_path).rows()
+    assert [row["status"] for row in found] == ["ok"] * 4
+    gflops = {row["method"]: row["gflops"] for row in found}
+    assert gflops["pixel_mean"] == 0 < gflops["padim"], "operations are counted all the same"
 
 
 def until_ready(pool: Pool) -> Worker:
