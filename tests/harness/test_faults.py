@@ -10,17 +10,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import pytest
+from click.testing import CliRunner
 
+from kdad_bench.cli import cli
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.harness.output import refuse_what_cannot_be_written
 from kdad_bench.leaderboard import store
 
 COMMAND = [sys.executable, "-m", "kdad_bench"]
 JOBS = 4
+Found = TypeVar("Found")
 
 
 def arguments(tree: Path, out: Path, *more: str) -> list[str]:
@@ -35,20 +40,34 @@ def start(command: list[str]) -> subprocess.Popen[str]:
 
 
 def finish(command: list[str]) -> tuple[int, str]:
-    process = start(command)
-    output, _ = process.communicate(timeout=200)
-    return process.returncode, output
+    """Exit code and output of a command that nobody kills: in this process, which has imported what it needs."""
+    done = CliRunner().invoke(cli, command[len(COMMAND) :])
+    return done.exit_code, done.output
 
 
 def rows(out: Path) -> list[dict[str, object]]:
     return store.read(out).rows() if out.exists() else []
 
 
-def wait_for(condition: object, seconds: float = 150) -> None:
+def wait_for(condition: Callable[[], Found], seconds: float = 150) -> Found:
+    """What `condition` gives, once that is something."""
     deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+    while not (found := condition()):
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
+    return found
+
+
+def waiting_jobs(folder: Path, tree: Path, out: Path, *more: str) -> tuple[list[str], Path]:
+    """Four jobs whose training does not go on before the file that comes with them is there."""
+    method, gate = folder / "waiting.py", folder / "gate"
+    wait = f"        import pathlib, time\n        while not pathlib.Path({str(gate)!r}).exists(): time.sleep(0.02)\n"
+    plain = (Path(__file__).parent / "plain_method.py.txt").read_text()
+    begins = "        fitting = fitting or Fitting()\n"
+    assert begins in plain
+    method.write_text(plain.replace(begins, begins + wait))
+    chosen = ["--method", str(method), "--dataset", f"folder:{tree}", "--seeds", "2", "--out", str(out)]
+    return [*COMMAND, "run", *chosen, "--resolution", "64", "--no-pictures", "--no-measure-speed", *more], gate
 
 
 def assert_whole(out: Path) -> None:
@@ -94,37 +113,57 @@ def test_a_hundred_kills_lose_nothing(tiny_tree: Path, tmp_path: Path) -> None:
 
 
 def test_kill_9_of_a_worker_costs_only_a_second_try(tiny_tree: Path, tmp_path: Path) -> None:
-    process = start(arguments(tiny_tree, tmp_path, "--executor", "local", "--workers", "2"))
-
-    def workers() -> list[psutil.Process]:
-        children = psutil.Process(process.pid).children(recursive=True)
-        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
-
-    wait_for(lambda: (tmp_path / "logs").exists() and workers())
-    workers()[0].kill()
-    output, _ = process.communicate(timeout=200)
+    out = tmp_path / "out"
+    command, gate = waiting_jobs(tmp_path, tiny_tree, out, "--executor", "local", "--workers", "2")
+    process = start(command)
+    wait_for(lambda: len(list(out.glob("logs/*"))) == 2)  # both workers hold a job
+    children = psutil.Process(process.pid).children(recursive=True)
+    workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    assert len(workers) == 2
+    workers[0].kill()
+    gate.touch()
+    output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert_whole(tmp_path)
+    assert_whole(out)
 
 
 def test_two_runners_on_one_folder_share_the_work(tiny_tree: Path, tmp_path: Path) -> None:
     first, second = (start(arguments(tiny_tree, tmp_path, "--measure-speed")) for _ in range(2))
-    outputs = [process.communicate(timeout=200)[0] for process in (first, second)]
+    outputs = [process.communicate()[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), outputs
     assert_whole(tmp_path)
     assert len(list(tmp_path.glob("pixel_mean-*.parquet"))) == JOBS
 
 
+# the second job does not come to its row
+STOPPED = """
+import sys, time
+from kdad_bench.cli import main
+from kdad_bench.leaderboard import store
+
+write = store.write
+
+def write_one(row, folder):
+    write(row, folder)
+    store.write = lambda row, folder: time.sleep(1000)
+
+store.write = write_one
+sys.argv[0] = "kdad-bench"
+main()
+"""
+
+
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tiny_tree: Path, tmp_path: Path) -> None:
-    command = arguments(tiny_tree, tmp_path)
-    process = start(command)
+    command = arguments(tiny_tree, tmp_path, "--workers", "1")
+    process = start([sys.executable, "-c", STOPPED, *command[len(COMMAND) :]])
     wait_for(lambda: list(tmp_path.glob("*.parquet")))
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate()
     assert process.returncode == 130, output
     assert "go on with: kdad-bench run --method pixel_mean" in output
     assert "Traceback" not in output
     kept = {(row["job_id"], row["created_at"]) for row in rows(tmp_path)}
+    assert len(kept) == 1
     code, output = finish(command)
     assert code == 0, output
     assert kept <= {(row["job_id"], row["created_at"]) for row in rows(tmp_path)}
@@ -145,15 +184,34 @@ def test_a_job_that_hangs_is_given_up_and_the_row_says_so(tiny_tree: Path, tmp_p
     assert "--job-timeout 2 s" in str(row["reason"])
 
 
+# killed as its fifth step has been kept
+KILLED = """
+import os, sys
+from kdad_bench.cli import main
+from kdad_bench.methods.training.resume import Progress
+
+save_when_due = Progress.save_when_due
+
+def kill_when_saved(self, step):
+    save_when_due(self, step)
+    if step == 5:
+        os.kill(os.getpid(), 9)
+
+Progress.save_when_due = kill_when_saved
+sys.argv[0] = "kdad-bench"
+main()
+"""
+
+
 def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_numbers(tiny_tree: Path, tmp_path: Path) -> None:
     straight = long_training(tiny_tree, tmp_path / "straight", 12)
     code, output = finish(straight)
     assert code == 0, output
     broken = long_training(tiny_tree, tmp_path / "broken", 12, "--checkpoint-every", "0")
-    process = start(broken)
-    wait_for(lambda: list((tmp_path / "broken" / "checkpoints").glob("*.pt")))
-    process.kill()
-    process.communicate()
+    killed = start([sys.executable, "-c", KILLED, *broken[len(COMMAND) :]])
+    output, _ = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, output
+    assert list((tmp_path / "broken" / "checkpoints").glob("*.pt"))
     assert not rows(tmp_path / "broken")
     code, output = finish(broken)
     assert code == 0, output
@@ -184,7 +242,7 @@ main()
 
 def test_a_full_disk_is_a_line_for_each_job_and_leaves_no_half_written_row(tiny_tree: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", FILLED, *arguments(tiny_tree, tmp_path / "out")[len(COMMAND) :]]
-    full = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    full = subprocess.run(command, capture_output=True, text=True)
     assert full.returncode == 1, full.stdout + full.stderr  # no result of a method: the next run does it
     assert full.stdout.count("no result: pixel_mean") == 4
     assert "4 of 4 jobs have no row" in full.stdout

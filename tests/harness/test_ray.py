@@ -16,16 +16,14 @@ import psutil
 import pytest
 
 from kdad_bench.harness import on_ray
-from tests.harness.test_faults import JOBS, assert_whole, long_training, rows, wait_for
+from tests.harness.test_faults import JOBS, assert_whole, long_training, rows, wait_for, waiting_jobs
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'kdad-bench[ray]'")
 
 
 def test_a_killed_ray_worker_costs_nothing_but_time(tiny_tree: Path, tmp_path: Path) -> None:
-    chosen = ["--method", "pixel_mean", "--dataset", f"folder:{tiny_tree}", "--seeds", "2", "--no-pictures"]
-    chosen += ["--no-measure-speed", "--out", str(tmp_path / "out")]
-    command = [sys.executable, "-m", "kdad_bench", "run", *chosen, "--executor", "ray"]
+    command, gate = waiting_jobs(tmp_path, tiny_tree, tmp_path / "out", "--executor", "ray")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
 
     def busy() -> list[psutil.Process]:
@@ -39,12 +37,12 @@ def test_a_killed_ray_worker_costs_nothing_but_time(tiny_tree: Path, tmp_path: P
         return found
 
     try:
-        wait_for(busy, 150)
-        busy()[0].kill()
-        output, _ = process.communicate(timeout=200)
+        wait_for(busy)[0].kill()
+        gate.touch()
+        output, _ = process.communicate()
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
     assert process.returncode == 0, output
     assert len(rows(tmp_path / "out")) == JOBS
     assert_whole(tmp_path / "out")
