@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdad_bench import files
@@ -186,7 +186,6 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
         assert files.read_json(tmp_path / "a.json", type(value)) == value  # type: ignore[type-var]
 
 
-@settings(deadline=None)  # a busy machine is no fault
 @given(content=st.binary(max_size=60) | st.text('[]{}",:0123456789eE-+.nulltrueNaN\\u \n', max_size=60).map(str.encode))
 def test_any_bytes_are_read_or_called_damaged(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.json"

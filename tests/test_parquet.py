@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdad_bench import parquet
@@ -86,7 +86,6 @@ def test_footers_of_published_rows_are_read(path: Path) -> None:
         assert parquet.chunks(source) == by_pyarrow(path.read_bytes())
 
 
-@settings(deadline=None)
 @given(content=st.binary(max_size=80))
 def test_any_bytes_are_a_footer_or_a_line(content: bytes) -> None:
     with contextlib.suppress(ValueError):

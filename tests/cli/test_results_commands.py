@@ -98,7 +98,9 @@ def test_logs_that_are_pipes_or_folders_are_one_line(tmp_path: Path) -> None:
     assert "say with --results" in run("logs", "a", "--results", tmp_path / "file").stderr
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.lists(st.binary(max_size=60), max_size=5))
 def test_logs_of_anything_stop_nothing(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
     folder = tmp_path_factory.mktemp("logs")

@@ -56,7 +56,7 @@ def test_zeros_in_an_array_after_a_crash_are_noticed(tree: Path) -> None:
     assert np.array_equal(datasets.load_train(only(tree), 16), before)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(place=st.floats(0, 1), value=st.integers(0, 255), cut=st.booleans())
 def test_no_damage_to_an_array_changes_a_pixel(
     tmp_path_factory: pytest.TempPathFactory, place: float, value: int, cut: bool

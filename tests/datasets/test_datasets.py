@@ -291,7 +291,7 @@ def sample_bytes(kind: str) -> bytes:
 SAMPLES = {kind: sample_bytes(kind) for kind in ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "palette")}
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, suppress_health_check=list(HealthCheck))
 @given(
     kind=st.sampled_from(sorted(SAMPLES)),
     cut=st.integers(0, 2000),

@@ -29,7 +29,7 @@ edits = st.builds(
 TRUSTED: Any = {"filter": "fully_trusted"} if hasattr(tarfile, "fully_trusted_filter") else {}
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(
     seed=st.sampled_from(sorted(SEEDS)),
     other=st.sampled_from(sorted(SEEDS)),

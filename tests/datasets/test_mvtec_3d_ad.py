@@ -266,7 +266,7 @@ def test_a_scan_beyond_the_limit_is_refused_before_it_is_read(tmp_path: Path) ->
 SCAN = tiff(plate())
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, suppress_health_check=list(HealthCheck))
 @given(
     cut=st.integers(0, len(SCAN)),
     flips=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6),

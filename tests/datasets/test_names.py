@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdad_bench import datasets
@@ -85,7 +85,6 @@ def test_names_that_lead_nowhere_are_one_printable_line(given: str) -> None:
     assert str(error.value).isprintable()
 
 
-@settings(deadline=None)
 @given(st.text(st.characters()))
 def test_every_message_is_one_line_that_can_be_written(text: str) -> None:
     line = str(DatasetError(text))

@@ -168,7 +168,7 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\x00"), min_si
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(
     place=st.sampled_from(PLACES), name=NAMES, suffix=st.sampled_from(["", ".png", ".JPG", ".json", ".heif", ".tar"])
 )

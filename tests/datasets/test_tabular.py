@@ -484,7 +484,7 @@ def test_a_damaged_table_among_others_is_not_passed_over(folder: Path) -> None:
         datasets.categories(f"tabular:{folder}", None)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(st.binary(max_size=300))
 def test_any_bytes_are_lines_or_one_printable_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.csv"

@@ -117,7 +117,7 @@ def test_a_jpeg_without_the_mark_of_its_end_is_torn_only_where_its_pixels_are(tm
     assert spared or side != 37
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(sorted(WHOLE)), st.data())
 def test_no_file_is_called_torn_that_can_be_decoded(
     tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject

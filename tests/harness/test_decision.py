@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdad_bench.datasets import copies
@@ -39,7 +39,6 @@ def test_the_threshold_is_the_conformal_quantile() -> None:
         Decision(category="x", resolution=64).threshold(0.1)
 
 
-@settings(deadline=None)
 @given(count=st.integers(1, 300), percent=st.integers(1, 999))
 def test_a_new_normal_image_lies_above_the_threshold_with_no_more_than_the_rate(count: int, percent: int) -> None:
     # of count + 1 alike images each is the new one as often as another: exactly count + 1 - rank of them lie above

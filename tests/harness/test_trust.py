@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -100,7 +100,6 @@ def test_a_threshold_is_the_lowest_that_keeps_its_rate(count: int, rate: float) 
         assert enough.threshold(rate) == needed_for(rate) - 1
 
 
-@settings(deadline=None)
 @given(st.integers(1, 3000))
 def test_the_floor_that_is_written_is_a_rate_that_can_be_asked_for(count: int) -> None:
     kept = Decision(category="x", resolution=1, normal_scores=tuple(map(float, range(count))))

@@ -93,7 +93,7 @@ class Local:
         return images
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 300), st.integers(2, 64), st.data())
 def test_windows_cover_every_pixel_once_in_weight_and_overlap_as_said(
     length: int, side: int, data: st.DataObject

@@ -333,7 +333,7 @@ def test_flattened_cosine_of_huge_tiny_and_zero_samples_is_right(device: torch.d
     torch.testing.assert_close(kernels.flattened_cosine(t * scale, s).cpu().double(), expected, rtol=1e-5, atol=1e-7)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 9), st.integers(1, 40)),
     layout=st.sampled_from([NCHW, CHANNELS_LAST]),

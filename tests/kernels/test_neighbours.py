@@ -306,7 +306,7 @@ def test_what_has_no_nearest_row_is_refused(queries: Tensor, memory: Tensor, k: 
         nearest(queries, memory, k)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 40), st.integers(1, 80), st.integers(1, 5), st.integers(0, 1000), st.booleans())
 def test_any_small_case_agrees_with_the_oracle(n: int, m: int, c: int, seed: int, whole: bool) -> None:
     queries, memory = cloud(n, c, seed), cloud(m, c, seed + 1)

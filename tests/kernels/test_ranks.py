@@ -45,7 +45,7 @@ def against(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(device, "_MANY", float(request.param))
 
 
-@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=12, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(cases(), st.integers(20, 200), st.sampled_from([np.float32, np.float64, np.float16]), st.booleans())
 def test_small_maps_agree_in_any_number_of_chunks(
     drawn: tuple[np.ndarray, np.ndarray], chunk: int, dtype: Any, mixed: bool

@@ -51,7 +51,7 @@ BLURS = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     source=st.integers(1, 90),
     target=st.integers(1, 130),

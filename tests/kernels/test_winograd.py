@@ -80,7 +80,7 @@ def calls_of(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[Any, ...]
     return calls
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     images=st.integers(1, 5),
     inputs=st.sampled_from([32, 48, 80, 272]),

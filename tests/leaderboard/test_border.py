@@ -388,7 +388,6 @@ def fuzz(folder: Path, draws: list[dict[str, Any]]) -> None:
 
 draws = st.lists(st.dictionaries(st.sampled_from(rows.COLUMNS), anything, max_size=4), min_size=1, max_size=4)
 FUZZ: Any = {
-    "deadline": None,
     "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 }
 

@@ -57,7 +57,7 @@ LABELLED = st.integers(2, 9).flatmap(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(LABELLED)
 def test_delongs_covariance_is_that_of_its_definition_pair_by_pair(
     drawn: tuple[list[int], list[int], list[bool]],
@@ -139,7 +139,7 @@ def by_scikit_learn(metric: str, scores: Floats, labels: NDArray[np.bool_]) -> f
     return float(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12)))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(LABELLED)
 def test_resampled_figures_are_those_of_the_repeated_images(drawn: tuple[list[int], list[int], list[bool]]) -> None:
     scores, _, marks = drawn

@@ -154,7 +154,7 @@ def test_images_and_seeds_set_a_least_width_that_categories_alike_by_chance_cann
 
 
 @given(mean=st.floats(0, 1), half=st.floats(0, 5))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_the_interval_of_a_share_lies_in_0_to_1_around_it(mean: float, half: float) -> None:
     low, high = interval_around(mean, half)
     assert 0 <= low <= mean <= high <= 1
@@ -219,7 +219,7 @@ def test_wilcoxon_by_hand() -> None:
     assert wilcoxon([0.0, 0.0]) == 1.0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(-1, 1).filter(lambda x: abs(x) > 1e-6), min_size=1, max_size=25, unique_by=abs))
 def test_wilcoxon_without_ties_is_scipys_exact_test(differences: list[float]) -> None:
     rounded = np.round(differences, 12)
@@ -228,7 +228,7 @@ def test_wilcoxon_without_ties_is_scipys_exact_test(differences: list[float]) ->
         assert wilcoxon(differences) == pytest.approx(expected, rel=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=9))
 def test_wilcoxon_with_ties_is_the_permutation_test_of_all_signs(differences: list[int]) -> None:
     kept = np.array([d for d in differences if d])

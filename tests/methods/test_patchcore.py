@@ -164,7 +164,7 @@ def test_the_coreset_is_that_of_the_plain_greedy_search(greedy: Greedy) -> None:
     check_greedy(greedy)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 60), st.integers(1, 6), st.integers(0, 1000))
 def test_any_small_coreset_is_that_of_the_plain_greedy_search(n: int, d: int, seed: int) -> None:
     points = torch.randint(-20, 20, (n, d), generator=torch.Generator().manual_seed(seed)).float()

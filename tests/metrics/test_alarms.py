@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -30,7 +30,6 @@ def by_definition(good: list[float], bad: list[float]) -> tuple[Fraction, Fracti
     return max(pg), max(pb)
 
 
-@settings(deadline=None)
 @given(good=SCORES, bad=SCORES)
 def test_pg2_and_pb2_are_their_definitions(good: list[float], bad: list[float]) -> None:
     found = image_metrics(np.array([*good, *bad], np.float32), [0] * len(good) + [1] * len(bad))
@@ -59,7 +58,6 @@ def test_one_class_has_neither() -> None:
     assert (found["pg2"], found["pb2"]) == (None, None)
 
 
-@settings(deadline=None)
 @given(hits=st.integers(0, 60), more=st.integers(0, 60))
 def test_the_interval_is_clopper_pearsons(hits: int, more: int) -> None:
     count = max(1, hits + more)
@@ -79,7 +77,6 @@ def gap(first: np.ndarray, second: np.ndarray) -> Fraction:
     )
 
 
-@settings(deadline=None)
 @given(first=SMALL, second=SMALL)
 def test_the_p_value_is_the_share_of_divisions_that_part_as_far(first: list[float], second: list[float]) -> None:
     pooled = np.array([*first, *second])

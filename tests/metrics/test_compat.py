@@ -115,7 +115,7 @@ def test_f1_at_21_thresholds_is_no_better_than_the_best() -> None:
     assert compat.f1_max_21_thresholds(maps, masks) == pytest.approx(best, abs=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_every_variant_is_a_ratio_or_null(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     for name, value in compat.compat_metrics(*drawn).items():

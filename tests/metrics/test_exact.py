@@ -43,14 +43,14 @@ def blobs(count: int = 6, side: int = 40, seed: int = 0) -> tuple[np.ndarray, np
     return (rng.random(masks.shape) + 0.6 * masks * rng.random((count, 1, 1))).astype(np.float32), masks
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases())
 def test_all_five_agree_with_the_definitions_under_heavy_ties(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     maps, masks = drawn
     assert pixel_metrics(maps, masks, threads=1) == pytest.approx(definition.pixel_metrics(maps, masks), abs=EXACT)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(), st.integers(2, 5), st.integers(1, 7), st.integers(1, 100))
 def test_neither_threads_nor_pieces_nor_blocks_change_a_value(
     drawn: tuple[np.ndarray, np.ndarray], threads: int, block: int, piece: int
@@ -77,7 +77,7 @@ needs_compiled = pytest.mark.skipif(counting.library() is None, reason="the C++ 
 
 @needs_compiled
 @pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases())
 def test_the_compiled_counting_equals_the_sorting(double: bool, drawn: tuple[np.ndarray, np.ndarray]) -> None:
     maps, masks = drawn
@@ -204,7 +204,7 @@ def test_no_images_have_no_metrics() -> None:
     assert mask_conflicts(nothing > 0, []) == ([], [])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(), st.integers(1, 200))
 def test_the_device_path_equals_the_numpy_path(drawn: tuple[np.ndarray, np.ndarray], chunk: int) -> None:
     maps, masks = drawn
@@ -245,7 +245,7 @@ def test_maps_on_a_gpu_give_the_same_values() -> None:
     assert found == pytest.approx(pixel_metrics(maps, masks), abs=1e-13)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=40))
 def test_image_metrics_agree_with_scikit_learn(pairs: list[tuple[int, bool]]) -> None:
     scores = np.array([p[0] / 3 for p in pairs], np.float32)

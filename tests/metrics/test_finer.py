@@ -35,7 +35,7 @@ EXACT = 1e-9
 LIMITS = [(1e-5, 1e-4), (1e-3, 0.01), (0.01, 0.3), (0.2, 0.9), (0.05, 1.0)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases())
 def test_ap_by_size_is_its_definition(drawn: Drawn) -> None:
     maps, masks = drawn
@@ -46,7 +46,7 @@ def test_ap_by_size_is_its_definition(drawn: Drawn) -> None:
     assert {name: found[name] for name in PIXEL_METRICS} == pixel_metrics(maps, masks)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases(), st.sampled_from(LIMITS), st.integers(0, 3))
 def test_aupimo_is_its_definition(drawn: Drawn, limits: tuple[float, float], more: int) -> None:
     maps, masks = drawn
@@ -60,7 +60,7 @@ def test_aupimo_is_its_definition(drawn: Drawn, limits: tuple[float, float], mor
     assert found == pytest.approx(expected, abs=EXACT)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(marked_regions(), st.sampled_from([0.05, 0.3, 1.0]), st.integers(1, 3))
 def test_au_spro_is_its_definition(drawn: Marked, limit: float, threads: int) -> None:
     maps, masks, regions, kinds, normal = drawn
@@ -85,7 +85,7 @@ def test_full_saturation_of_whole_regions_is_aupro() -> None:
     assert found == pytest.approx(pixel_metrics(maps, masks)["aupro_05"], abs=1e-12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases(), st.sampled_from(KINDS), st.integers(0, 2**32 - 1))
 def test_seg_f1_is_its_definition(drawn: Drawn, kind: str, seed: int) -> None:
     maps, masks = drawn
@@ -100,7 +100,7 @@ def test_seg_f1_is_its_definition(drawn: Drawn, kind: str, seed: int) -> None:
         assert found == pytest.approx(definition.seg_f1(maps, masks, normals), abs=EXACT)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(KINDS), st.integers(0, 2**32 - 1), st.integers(1, 4))
 def test_the_threshold_is_the_mean_and_three_deviations(kind: str, seed: int, count: int) -> None:
     maps = case(kind, np.zeros((count, 6, 5), bool), np.random.default_rng(seed))
@@ -389,7 +389,7 @@ def test_a_threshold_that_is_no_number_is_refused_and_one_beyond_every_score_is_
     assert everything(noise(masks), masks, threshold=-float("inf"))["seg_f1"] == pytest.approx(called, abs=1e-15)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(marked_regions(), st.integers(0, 2**32 - 1), st.sampled_from([1, 40, 1 << 25]))
 def test_pictures_that_fill_their_maps_in_part_have_the_figures_of_their_own_pixels(
     drawn: Marked, seed: int, piece: int

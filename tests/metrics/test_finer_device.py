@@ -51,7 +51,7 @@ def of_type(maps: np.ndarray, kind: Any) -> np.ndarray:
     return np.where(np.isfinite(found), found, 0).astype(kind)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(marked_regions(), st.sampled_from(TYPES), st.integers(1, 200), st.sampled_from([None, 0.0, 0.25, -1.0, 1e300]))
 def test_all_are_those_of_the_cpu(drawn: Marked, kind: Any, chunk: int, threshold: float | None) -> None:
     """Heavy ties, regions that overlap, without a pixel or on none, no normal image, none but these."""
@@ -63,7 +63,7 @@ def test_all_are_those_of_the_cpu(drawn: Marked, kind: Any, chunk: int, threshol
         agree(of_type(maps, kind), masks, about)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases(), st.sampled_from([(1e-5, 1e-4), (1e-3, 0.01), (0.01, 0.3), (0.05, 1.0)]), st.booleans())
 def test_aupimo_is_that_of_the_cpu_at_all_rates_and_with_marks_on_normal_images(
     drawn: Drawn, limits: tuple[float, float], all_normal: bool
@@ -76,7 +76,7 @@ def test_aupimo_is_that_of_the_cpu_at_all_rates_and_with_marks_on_normal_images(
     assert found == pytest.approx(finer.aupimo(maps, index, normal, limits=limits), abs=BOUND)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(marked_regions(), st.sampled_from([0.05, 0.3, 1.0]))
 def test_au_spro_is_that_of_the_cpu_up_to_all_rates(drawn: Marked, limit: float) -> None:
     maps, masks, regions, kinds, normal = drawn
@@ -214,7 +214,7 @@ def test_maps_on_a_gpu_that_are_filled_in_part_are_copied(monkeypatch: pytest.Mo
     assert every_pixel_metric(torch.from_numpy(maps), index, whole) == pytest.approx(expected, abs=BOUND)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(KINDS), st.integers(0, 2**32 - 1), st.integers(1, 4), st.sampled_from(TYPES))
 def test_the_threshold_is_that_of_the_cpu(kind: str, seed: int, count: int, dtype: Any) -> None:
     maps = of_type(case(kind, np.zeros((count, 6, 5), bool), np.random.default_rng(seed)), dtype)

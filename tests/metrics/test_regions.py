@@ -31,7 +31,7 @@ def same(a: RegionIndex, b: RegionIndex) -> bool:
     return a.shape == b.shape and all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in pairs)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1))
 def test_regions_are_those_of_a_flood_fill(seed: int, share: float) -> None:
     masks = np.random.default_rng(seed).random((3, 7, 8)) < share
@@ -96,7 +96,7 @@ def test_a_damaged_file_is_rebuilt(file: Path, damage: str) -> None:
         assert file.read_bytes() == content
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.floats(0, 1), st.integers(1, 600), st.sampled_from([b"\0", b"\xff"]))
 def test_any_stretch_of_the_file_that_was_overwritten_is_seen(file: Path, at: float, length: int, by: bytes) -> None:
     expected = region_index(some_masks(), file)
