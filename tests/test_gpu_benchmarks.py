@@ -81,9 +81,9 @@ def a_fault_and_the_end_of_time() -> None:
     rows = list(methods.measured(["stfpm", "faulty", "endless", "rd4ad"], given(seconds=2.0), torch.device("cpu")))
     assert [row["method"] for row in rows] == ["stfpm", "faulty", "endless", "rd4ad"]
     assert [row.get("problem") for row in rows] == [None, "ValueError: no weights", late, None]
-    assert 0.4 < shares[0] <= 0.5
-    assert 0.9 < shares[2] <= 1.0  # what the others left of two seconds, for two methods
-    assert 0.3 < shares[3] <= 0.5  # one that is slow takes more than its share, but not all that there is
+    assert 0.3 < shares[0] <= 0.5
+    assert 0.7 < shares[2] <= 1.0  # what the others left of two seconds, for two methods
+    assert 0.1 < shares[3] <= 0.5  # one that is slow takes more than its share, but not all that there is
     text = methods.table(rows, 3)
     assert "| 64 | 8 | 2.00 | 1.00 | 3.00 | 10 | 0.50 |" in text
     assert "| 64 | 8 | 2.00 | 1.00 | 3.00 | 10 | – |" in text  # what was measured by then

@@ -25,7 +25,7 @@ print(json.dumps([name for name in ("torch", "triton", "scipy", "matplotlib", "p
 
 
 def test_the_import_loads_one_module_and_the_rooms_no_torch() -> None:
-    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
     first, second = map(json.loads, done.stdout.splitlines())
     assert first == ["kdad_bench"]
     assert second == []

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -35,7 +34,7 @@ cli.main()
 def ended(statement: str, **environment: str) -> subprocess.CompletedProcess[str]:
     code = STAND_IN.format(statement=statement)
     variables = {**os.environ, **environment}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=variables)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +81,7 @@ def test_a_reader_who_has_seen_enough_is_no_error() -> None:
     code = STAND_IN.format(statement="import click; [click.echo('x' * 1000) for _ in range(1000)]")
     script = f"{sys.executable} -c {shlex.quote(code)} | head -n 1"
     command = ["bash", "-o", "pipefail", "-c", script]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    found = subprocess.run(command, capture_output=True, text=True)
     assert (found.returncode, found.stderr) == (1, "")
 
 
@@ -101,21 +100,20 @@ def test_term_is_a_word_and_143_and_promises_nothing_that_a_command_does_not_kee
 def test_a_second_ctrl_c_ends_at_once_with_a_word() -> None:
     statement = (
         "import os, signal, time\n"
-        "    try:\n        os.kill(os.getpid(), signal.SIGINT); time.sleep(9)\n"
-        "    finally:\n        os.kill(os.getpid(), signal.SIGINT); time.sleep(9)"
+        "    try:\n        os.kill(os.getpid(), signal.SIGINT); time.sleep(9); print('gone on', flush=True)\n"
+        "    finally:\n        os.kill(os.getpid(), signal.SIGINT); time.sleep(9); print('gone on', flush=True)"
     )
-    started = time.monotonic()
     found = ended(statement)
     assert found.returncode == 130
     assert found.stderr.strip() == "kdad-bench: stopped at once"
-    assert time.monotonic() - started < 8
+    assert found.stdout == ""
 
 
 def test_a_signal_that_the_caller_ignores_stays_ignored() -> None:
     statement = "import os, signal; os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGTERM); print(1)"
     code = STAND_IN.format(statement=statement)
     script = f"trap '' INT TERM; exec {sys.executable} -c {shlex.quote(code)}"
-    found = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    found = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert (found.returncode, found.stdout, found.stderr) == (0, "1\n", "")
 
 
@@ -174,12 +172,12 @@ def test_the_cursor_comes_back_and_the_workers_go(number: int, tiny_tree: Path, 
             break
         seen += part
     os.close(ours)
-    assert process.wait(timeout=60) == 128 + number
+    assert process.wait() == 128 + number
     text = seen.decode()
     assert "Traceback" not in text
     assert "finished jobs are kept, the same command goes on" in text or number == signal.SIGINT
     switches = re.findall(r"\x1b\[\?25[lh]", text)
     assert switches[-1:] == ["\x1b[?25h"], switches
     assert "\x1b[?25l" in switches
-    _, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive

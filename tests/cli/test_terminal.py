@@ -57,7 +57,7 @@ def test_a_run_outlives_its_terminal(more: tuple[str, ...], tiny_tree: Path, tmp
 
 def ended(statement: str, **streams: object) -> int:
     command = [sys.executable, "-c", SAYING.format(statement=statement)]
-    return subprocess.run(command, timeout=60, **streams).returncode  # type: ignore[call-overload, no-any-return]
+    return subprocess.run(command, **streams).returncode  # type: ignore[call-overload, no-any-return]
 
 
 def test_writes_to_a_terminal_without_an_owner_are_dropped() -> None:
@@ -68,7 +68,7 @@ def test_writes_to_a_terminal_without_an_owner_are_dropped() -> None:
     os.close(theirs)
     assert os.read(ours, 100) == b"first\r\n"
     os.close(ours)
-    assert process.wait(timeout=60) == 7
+    assert process.wait() == 7
 
 
 def test_after_hanging_up_a_pipe_that_nobody_reads_is_no_error_and_before_it_is_one() -> None:
@@ -78,7 +78,7 @@ def test_after_hanging_up_a_pipe_that_nobody_reads_is_no_error_and_before_it_is_
         assert ended("os.kill(os.getpid(), signal.SIGHUP)", stdout=writer, stderr=writer) in (1, 120)
         statement = "pass\n    os.kill(os.getpid(), signal.SIGHUP)"
         script = SAYING.format(statement=statement).replace('print("first")', "pass")
-        found = subprocess.run([sys.executable, "-c", script], stdout=writer, stderr=writer, timeout=60)
+        found = subprocess.run([sys.executable, "-c", script], stdout=writer, stderr=writer)
         assert found.returncode == 7
     finally:
         os.close(writer)
@@ -88,7 +88,7 @@ def test_nohup_stays_as_it_is(tmp_path: Path) -> None:
     statement = "assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN"
     with (tmp_path / "out").open("w") as file:
         found = subprocess.run(
-            ["nohup", sys.executable, "-c", SAYING.format(statement=statement)], stdout=file, stderr=file, timeout=60
+            ["nohup", sys.executable, "-c", SAYING.format(statement=statement)], stdout=file, stderr=file
         )
     assert found.returncode == 7
     assert (tmp_path / "out").read_text().count("x" * 100) == 1000

@@ -53,7 +53,7 @@ def opened(tree: Path, modality: str, folder: Path, contamination: str = "") -> 
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", JOB, str(tree), modality, str(folder / "out"), contamination],
         env={**os.environ, "KDAD_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=False, timeout=120,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -99,8 +99,8 @@ def test_the_reaper_ends_what_it_was_told_and_no_pid_that_was_used_anew() -> Non
     reaper = subprocess.Popen(command, stdin=subprocess.PIPE)
     try:
         assert chosen.poll() is None
-        reaper.communicate(timeout=60)
-        assert chosen.wait(timeout=10) == -signal.SIGKILL
+        reaper.communicate()
+        assert chosen.wait() == -signal.SIGKILL
         assert other.poll() is None
     finally:
         for process in (chosen, other, reaper):

@@ -55,7 +55,7 @@ assert "image novelty" in console.export_text()
 
 def test_a_new_entry_is_a_column_and_stands_in_every_table(tmp_path: Path) -> None:
     command = [sys.executable, "-c", NEW, str(Path(__file__).parent), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -64,7 +64,7 @@ def test_a_row_is_made_without_loading_pyarrow_and_no_part_of_the_room_loads_tor
         "from kdad_bench.cli import leaderboard, results;"
         "assert not {'torch', 'triton', 'matplotlib', 'scipy'} & set(sys.modules), 'heavy'"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("value", [0, 0.25, 1, 1.0])
