@@ -111,6 +111,15 @@ def tiny_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def workers_soon_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes do not import torch's compiler ahead of their jobs; one whose method has an optimiser does as it
+    goes."""
+    from kdad_bench.harness import executors
+
+    monkeypatch.setattr(executors, "imported_late", lambda jobs: executors.LATE)
+
+
+@pytest.fixture
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measurements of speed in this process take a few calls on one thread: their figures decide no test."""
     from kdad_bench.harness import clock, cost, speed

@@ -1,4 +1,4 @@
-"""Runs in these tests measure speed in a moment."""
+"""Runs in these tests measure speed and start workers in a moment."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def measured_in_a_moment(short_measurements: None) -> None:
+def in_a_moment(short_measurements: None, workers_soon_ready: None) -> None:
     """Every test of this folder."""
