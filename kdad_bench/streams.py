@@ -64,7 +64,7 @@ def lasting(stream: object, descriptor: int) -> io.TextIOWrapper:
     if not isinstance(stream, io.TextIOWrapper):
         return stream  # type: ignore[return-value]
     try:
-        if stream.fileno() != descriptor:
+        if stream.fileno() != descriptor or isinstance(getattr(stream.buffer, "raw", None), Lasting):
             return stream
         stream.flush()
     except (OSError, ValueError):  # no file, or closed

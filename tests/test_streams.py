@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -91,6 +92,37 @@ def test_processes_that_are_started_have_the_standard_streams(streams: str, tmp_
         led = (tmp_path / place).read_text().split()
         assert len(led) == 3
         assert led.count("null") == streams.count("&-")
+
+
+@pytest.mark.parametrize("streams", ["2>/dev/full", ">/dev/full 2>/dev/full", "2>&3", ">&- 2>&3"])
+@pytest.mark.parametrize("command", ["results verify nosuch", "nosuch", "list methods --nosuch"])
+def test_what_stderr_cannot_take_changes_no_exit_code(streams: str, command: str, tmp_path: Path) -> None:
+    """Neither a full disk nor a pipe that nobody reads (3) makes of bad input an error that nobody expected."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    asked = f"exec {shlex.quote(sys.executable)} -m kdad_bench {command} 3>&{writer} {streams}"
+    try:
+        found = subprocess.run(
+            ["bash", "-c", asked], pass_fds=[writer], env={**os.environ, "KDAD_CACHE": str(tmp_path)}, timeout=150
+        )
+    finally:
+        os.close(writer)
+    assert found.returncode == 2
+    assert not (tmp_path / "reports").exists()
+
+
+def test_a_reader_of_stdout_who_left_is_no_place_that_cannot_be_written(tiny_tree: Path, tmp_path: Path) -> None:
+    """The sheet is written, and its name is what nobody read: exit code 1 and not a word, as of any command."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    asked = ("data", "preview", f"folder:{tiny_tree}", "--out", str(tmp_path / "out"))
+    try:
+        found = subprocess.run(
+            [sys.executable, "-m", "kdad_bench", *asked], stdout=writer, stderr=subprocess.PIPE, timeout=150
+        )
+    finally:
+        os.close(writer)
+    assert (found.returncode, found.stderr) == (1, b"")
 
 
 class Full(io.StringIO):

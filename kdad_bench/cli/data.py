@@ -251,13 +251,16 @@ def preview(
     try:
         found: list[Category] = datasets.categories(dataset, data_root, names, modality=modality, partly=True)
         out.mkdir(parents=True, exist_ok=True)
-        for category in found:
-            path = out / f"{_called(category)}-{modality}.png"
-            sheet = contact_sheet(category, columns=columns, side=side)
-            write_whole(path, partial(sheet.save, format="PNG"))
-            click.echo(printable(str(path)))
     except (datasets.DatasetError, OSError) as error:
         raise BadInput(str(error)) from error
+    for category in found:
+        path = out / f"{_called(category)}-{modality}.png"
+        try:
+            sheet = contact_sheet(category, columns=columns, side=side)
+            write_whole(path, partial(sheet.save, format="PNG"))
+        except (datasets.DatasetError, OSError) as error:
+            raise BadInput(str(error)) from error
+        click.echo(printable(str(path)))
 
 
 def _called(category: Category) -> str:

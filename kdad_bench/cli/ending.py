@@ -30,6 +30,7 @@ MOST_LETTERS = 500  # of an error's text in its one line; the report has all of 
 def orderly() -> Iterator[None]:
     """Inside, whatever ends the process leaves one line, an exit code and no traceback, and a warning is a line."""
     streams.hold()
+    sys.stderr = streams.lasting(sys.stderr, streams.STDERR)  # an exit code is told whatever becomes of the words
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an ASCII terminal shows \xb1 for a plus-minus sign

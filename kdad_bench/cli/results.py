@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from kdad_bench.leaderboard.text import counted, printable
 if TYPE_CHECKING:
     from kdad_bench.harness.reproduce import Reproduced
     from kdad_bench.harness.upload import Submission
+    from kdad_bench.harness.upload_check import Checked
 
 OF_DRAWINGS = "of drawn images: no server takes it"
 
@@ -280,19 +282,21 @@ def submission(folder: str | None, file: Path | None, as_json: bool, **given: An
         refuse_to_overwrite_rows(given["out"], folder)
     try:
         if file is not None:
-            examine(file, given["dataset"], given["data_root"], as_json=as_json)
+            told = partial(examined, *examine(file, given["dataset"], given["data_root"]))
         else:
-            told_of(packed(str(folder), given), as_json=as_json)
+            told = partial(told_of, packed(str(folder), given))
     except (DatasetError, DecisionError, ModelError, ScoreError, SelectionError, StoreError, UploadError) as error:
         raise BadInput(str(error)) from error
     except OSError as error:
         if error.errno in FULL:
             raise
         raise BadInput(f"{error.filename or given['out']}: {error.strerror}; choose another --out") from error
+    told(as_json=as_json)
 
 
-def examine(file: Path, dataset: str, data_root: Path | None, *, as_json: bool) -> None:
-    """Say that a submission is sound: against the images of the data set where it is at hand, else as published."""
+def examine(file: Path, dataset: str, data_root: Path | None) -> tuple[Path, Checked, str]:
+    """The file, what is in it, and what it is sound against: the images of the data set where they are at hand, else
+    what is published of it."""
     from kdad_bench import datasets
     from kdad_bench.harness.upload_check import check as look
 
@@ -302,7 +306,11 @@ def examine(file: Path, dataset: str, data_root: Path | None, *, as_json: bool) 
     else:
         place = datasets.located(dataset, data_root)
         one, found, against = place.entry, datasets.categories(dataset, data_root), str(place.root)
-    there = look(file, one, found)
+    return file, look(file, one, found), against
+
+
+def examined(file: Path, there: Checked, against: str, *, as_json: bool) -> None:
+    """Say that a submission is sound."""
     if as_json:
         click.echo(json.dumps({"file": printable(str(file)), "sound": True, "against": against, **asdict(there)}))
         return
