@@ -265,9 +265,11 @@ def preview(
 
 def _called(category: Category) -> str:
     """What a contact sheet is called: data set and category, of a path its last folder (or table), too."""
+    from kdad_bench.datasets.table_layout import TABLES
+
     name, _, path = category.dataset.partition(":")
     place = Path(path)
-    ends = [place.name.removesuffix(".csv").removesuffix(".parquet"), place.parent.name] if path else []
+    ends = [place.stem if place.suffix.lower() in TABLES else place.name, place.parent.name] if path else []
     return "-".join([name, *[end for end in ends if end not in ("", category.name)][:1], category.name])
 
 

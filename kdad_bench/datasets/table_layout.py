@@ -19,7 +19,7 @@ from kdad_bench.datasets.listing import SHOWN, is_file, is_folder, look
 from kdad_bench.datasets.survey import Survey
 from kdad_bench.parquet import chunks, unpacked_bytes
 
-TABLES = frozenset({".csv", ".parquet"})
+TABLES = frozenset({".csv", ".tsv", ".parquet"})
 NEEDED = ("image", "split", "label")  # columns, in any case
 OTHERS = ("mask", "defect", "object")  # that may be missing; `defect` names the kind
 MOST_BYTES = 64 << 20
@@ -48,8 +48,8 @@ class Line(NamedTuple):
 def lines_of(path: Path, of: str = "") -> list[Line]:
     """The lines of a CSV or Parquet table; those whose `object` is `of`, where that is asked for.
 
-    CSV is UTF-8 with or without a byte order mark, with any line ends, its cells separated by commas, semicolons or
-    tabs. Raises DatasetError for what is no such table or lacks a column.
+    CSV (.csv, .tsv) is UTF-8 with or without a byte order mark, with any line ends, its cells separated by commas,
+    semicolons or tabs. Raises DatasetError for what is no such table or lacks a column.
     """
     rows = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
     have = set(rows[0]) if rows else set()
@@ -71,7 +71,7 @@ def _csv(path: Path) -> list[dict[str, str]]:
     try:
         text = read_bytes(path, image=False, most=MOST_BYTES).decode("utf-8-sig")
         header = re.split(r"[\r\n]", text, maxsplit=1)[0]
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator_of(header))
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator_of(header, path))
         columns = [column_of(name) for name in reader.fieldnames or ()]
         refuse_doubled(path, columns)
         reader.fieldnames = columns
@@ -96,9 +96,10 @@ def _csv(path: Path) -> list[dict[str, str]]:
     return [{name: str(cell).strip() for name, cell in row.items()} for row in rows]
 
 
-def separator_of(header: str) -> str:
-    """What parts the cells of a CSV table: the first of comma, semicolon and tab that its first line has."""
-    return next((one for one in ",;\t" if one in header), ",")
+def separator_of(header: str, path: Path) -> str:
+    """What parts the cells of the CSV table at `path`: the first of comma, semicolon and tab that its first line has;
+    of a .tsv file the tab, if it has one."""
+    return next((one for one in ("\t,;" if path.suffix.lower() == ".tsv" else ",;\t") if one in header), ",")
 
 
 def column_of(name: str) -> str:
@@ -296,7 +297,7 @@ def _number(line: Line) -> str:
 class TableLayout:
     """A table is a category, named after its file; a folder of tables is several."""
 
-    text: str = "a CSV or Parquet table with the columns image, split, label and mask, or a folder of such tables"
+    text: str = "a .csv, .tsv or .parquet table with the columns image, split, label and mask, or a folder of them"
 
     def categories(self, root: Path) -> dict[str, Path]:
         """Name -> file of each table in `root`, or of `root` itself where it is one.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kdad_bench.datasets import DatasetError
 from kdad_bench.datasets.decoding import read_bytes
-from kdad_bench.datasets.table_layout import column_of, separator_of
+from kdad_bench.datasets.table_layout import TABLES, column_of, separator_of
 from kdad_bench.harness.maps import READERS, MapError, read_stack
 from kdad_bench.parquet import chunks, unpacked_bytes
 
@@ -25,7 +25,6 @@ MOST_TABLE_BYTES = 64 << 20
 SPLITS = ("test", "test_public")  # folders of test images: MVTec AD and MVTec AD 2
 APART = ("train", "validation", "ground_truth")  # folders beside them, of images that nothing is judged on
 BINARY = "anomaly_images_thresholded"  # MVTec AD 2's folder of decisions per pixel, which are no scores
-TABLES = (".csv", ".parquet")
 
 
 class OfferError(ValueError):
@@ -63,7 +62,7 @@ class Offers:
 
 
 def offers(place: Path, known: Collection[str]) -> Offers:
-    """The maps at `place`: a folder, an index (.csv, .parquet) or a stack (.npz). `known` are names of categories.
+    """The maps at `place`: a folder, an index (.csv, .tsv, .parquet) or a stack (.npz); `known`: names of categories.
 
     Raises OfferError.
     """
@@ -77,7 +76,7 @@ def offers(place: Path, known: Collection[str]) -> Offers:
         return Offers(found=tuple(of_stack(place, known)))
     if not place.exists():
         raise OfferError(f"{place}: no such file or folder; give the maps")
-    raise OfferError(f"{place}: neither a folder of maps, nor an index (.csv, .parquet), nor a stack (.npz)")
+    raise OfferError(f"{place}: neither a folder of maps, nor an index (.csv, .tsv, .parquet), nor a stack (.npz)")
 
 
 def normal(text: str) -> str:
@@ -212,14 +211,16 @@ def score_of(text: str, where: str) -> float:
 def lines_of(path: Path, needed: Sequence[str], more: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """(where, column -> text) of each line of a CSV or Parquet file. Raises OfferError."""
     if path.suffix.lower() not in TABLES:
-        raise OfferError(f"{path}: a table is a .csv or .parquet file")
+        raise OfferError(f"{path}: a table is a .csv, .tsv or .parquet file")
     try:
         data = read_bytes(path, image=False, most=MOST_TABLE_BYTES)
     except DatasetError as error:
         raise OfferError(str(error)) from error
-    read = parquet_lines if path.suffix.lower() == ".parquet" else csv_lines
+    wanted = (*needed, *more)
     try:
-        columns, lines = read(data, (*needed, *more))
+        columns, lines = (
+            parquet_lines(data, wanted) if path.suffix.lower() == ".parquet" else csv_lines(data, wanted, path)
+        )
     except OfferError as error:
         raise OfferError(f"{path}: {error}") from error
     lacking = [name for name in needed if name not in columns]
@@ -252,12 +253,12 @@ def refuse_nested(fields: Sequence[Any]) -> None:
 Lines = tuple[list[str], list[tuple[int, dict[str, str]]]]
 
 
-def csv_lines(data: bytes, wanted: Sequence[str]) -> Lines:
-    """The columns and the lines, numbered as an editor does."""
+def csv_lines(data: bytes, wanted: Sequence[str], path: Path) -> Lines:
+    """The columns and the lines, numbered as an editor does, of what was read from `path`."""
     try:
         text = data.decode("utf-8-sig")
         header = re.split(r"[\r\n]", text, maxsplit=1)[0]
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=separator_of(header))
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=separator_of(header, path))
         columns = [column_of(name) for name in reader.fieldnames or ()]
         reader.fieldnames = columns
         refuse_twins(columns, wanted)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from kdad_bench.cli import cli
 from kdad_bench.harness.checking import Report, check_row
-from kdad_bench.harness.offers import of_index
+from kdad_bench.harness.offers import offers
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.metric import ACCURACY
 from kdad_bench.leaderboard.row import EXTERNAL
@@ -483,19 +483,19 @@ def test_only_the_files_of_chosen_categories_are_looked_at(tmp_path: Path) -> No
     assert "did you mean 'nut'" in result.stderr  # its name is known all the same
 
 
-@pytest.mark.parametrize("kind", ["semicolons", "tabs", "other case", "parquet", "views"])
+@pytest.mark.parametrize("kind", ["semicolons", "tabs", "tsv", "other case", "parquet", "views"])
 def test_an_index_is_read_however_it_is_written(kind: str, tmp_path: Path) -> None:
-    path = tmp_path / ("x.csv" if kind in ("semicolons", "tabs", "other case") else "x.parquet")
+    path = tmp_path / {"tsv": "x.tsv", "parquet": "x.parquet", "views": "x.parquet"}.get(kind, "x.csv")
     names = ["Image", "MAP", "score"] if kind == "other case" else ["image", "map", "score"]
     columns = [["a/1.png"], ["1.npy"], [0.5]]
-    if path.suffix == ".csv":
-        by = {"semicolons": ";", "tabs": "\t"}.get(kind, ",")
+    if path.suffix != ".parquet":
+        by = {"semicolons": ";", "tabs": "\t", "tsv": "\t"}.get(kind, ",")
         path.write_text(f"\ufeff{by.join(names)}\r\n{by.join(str(one[0]) for one in columns)}\r\n", encoding="utf-8")
     else:
         text = pa.string_view() if kind == "views" else pa.large_string()
         arrays = [pa.array(columns[0], text), pa.array(columns[1], text), pa.array(columns[2], pa.float32())]
         pq.write_table(pa.table(arrays, names=["Image", *names[1:]]), path)
-    (found,) = of_index(path, ())
+    (found,) = offers(path, ()).found
     assert (found.key.defect, found.key.name, found.file, found.score) == ("a", "1.png", tmp_path / "1.npy", 0.5)
 
 

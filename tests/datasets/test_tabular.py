@@ -72,6 +72,7 @@ def test_a_table_is_a_category_that_is_run_from_end_to_end(folder: Path) -> None
     table = write(folder / "parts.csv", rows_of(folder), "\r\n")
     report = verify(table)
     assert report.sound
+    assert verify(write(folder / "parts.tsv", rows_of(folder), comma="\t")).categories == report.categories
     assert [(one.name, one.train, one.test_good, one.test_anomalous, one.masks) for one in report.categories] == [
         ("parts", 4, 2, 2, 2)
     ]
@@ -94,12 +95,16 @@ def test_parquet_and_every_way_of_writing_csv_are_the_same_data(folder: Path) ->
     )
     write(folder / "plain.csv", rows)
     write(folder / "windows.csv", [{**row, "image": str(row["image"]).replace("/", "\\")} for row in rows], "\r\n", ";")
+    noted = [{**row, "note, free; of anybody": "a, b; c"} for row in rows]
+    write(folder / "tabs.tsv", noted, comma="\t")
+    write(folder / "commas.TSV", rows)
     absolute = [{**row, "image": folder / str(row["image"]), "split": str(row["split"]).upper()} for row in rows]
     write(folder / "absolute.csv", absolute)
     turned = [dict(reversed(row.items())) for row in rows]
     (write(folder / "turned.csv", turned)).write_bytes(b"\xef\xbb\xbf" + (folder / "turned.csv").read_bytes())
     found = datasets.categories(f"tabular:{folder}", None)
-    assert [one.name for one in found] == ["absolute", "floats", "parquet", "plain", "turned", "windows"]
+    names = [one.name for one in found]
+    assert names == ["absolute", "commas", "floats", "parquet", "plain", "tabs", "turned", "windows"]
     assert len({datasets.fingerprint(one) for one in found}) == 1
     assert {len(one.train) for one in found} == {4}
     assert datasets.remarks_on(found, None) == []
