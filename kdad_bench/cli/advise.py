@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SEPARATOR = re.compile(r",(?![^(]*\))")  # of the changes that a label names: a comma that is in no tuple
 NEW = "folder:FOLDER"  # in place of a folder that no run takes as it is
+OWN = "FILE.py"  # in place of a method's file, of which rows know the hash alone
 MOST_PERHAPS = 3  # methods that are told at length though rows do not know whether they keep the memory
 
 
@@ -141,6 +142,7 @@ def _lines(found: Advice, short: list[Shortage], where: str, false_alarms: float
     if command:
         yield ""
         yield f"Next, with {_beside(short)}: {command}"
+        yield from _about(found)
 
 
 def _beside(short: list[Shortage]) -> str:
@@ -244,6 +246,38 @@ def _this_machine(device: str) -> str:
     return cpu_model()
 
 
+def _about(found: Advice) -> Iterator[str]:
+    """What is to be known of the next command: the file that it names, and what of the rows' label it is without."""
+    one = found.best or found.nearest
+    if one is not None and _method(found, one) != one.key:
+        row = found.board.rows[one.key][0]
+        yield f"{OWN}: the file of the method {row['method']} whose SHA-256 begins {row['code_sha256'][:8]}"
+    without = [
+        f"one model for {found.board.together} categories" if name == "setting" else f"{name}={value}"
+        for name, value in _parts(found.board.group.preset)[1].items()
+        if _of_data(name)
+    ]
+    if without:
+        yield f"The rows are of {', '.join(without)}; the command is of the plain setting"
+
+
+def _method(found: Advice, one: Candidate) -> str:
+    """How `run` is told the method of a candidate."""
+    from kdad_bench.methods.outside import installed
+
+    row = found.board.rows[one.key][0]
+    if not row["code_sha256"] or row["method"] in installed():
+        return one.key
+    return f"{OWN}::{row['variant']}" if row["variant"] else OWN
+
+
+def _of_data(name: str) -> bool:
+    """Whether a change that a label names is no matter of the configuration: what is learnt from, the test images."""
+    from kdad_bench.harness.axes import PLAIN
+
+    return name in (*PLAIN.__slots__, "setting")
+
+
 def _command(found: Advice, short: list[Shortage], where: str) -> str:
     """What to run next, in the configuration that the rows are of; nothing without a method, or of scans."""
     one = found.best or found.nearest
@@ -253,7 +287,7 @@ def _command(found: Advice, short: list[Shortage], where: str) -> str:
     shares = [part.hold_out for part in short]
     if any(shares):
         changed["hold_out"] = f"{max(share for share in shares if share):g}"
-    words = ["kdad-bench", "run", "-m", one.key, "--preset", preset]
+    words = ["kdad-bench", "run", "-m", _method(found, one), "--preset", preset]
     return f"{shlex.join(words)} {where} {shlex.join([*_options(changed), '--save-models'])}"
 
 
@@ -265,14 +299,12 @@ def _parts(label: str) -> tuple[str, dict[str, str]]:
 
 
 def _options(changed: dict[str, str]) -> Iterator[str]:
-    """What a label says was changed of a preset, as options of `run`; what is learnt from and the test images are a
-    matter of the data, not of the configuration."""
-    from kdad_bench.harness.axes import PLAIN
+    """What a label says was changed of the configuration of a preset, as options of `run`."""
     from kdad_bench.harness.selection import EVERYWHERE
     from kdad_bench.harness.view import WHOLE
 
     for name, value in changed.items():
-        if name in (*PLAIN.__slots__, "setting"):
+        if _of_data(name):
             continue
         if name in (*EVERYWHERE, *WHOLE.__slots__, "resolution", "hold_out"):
             yield from (f"--{name.replace('_', '-')}", value)

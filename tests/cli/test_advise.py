@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import shutil
@@ -23,8 +24,11 @@ from kdad_bench.cli.run import options_of, run
 from kdad_bench.harness.advising import Normals, normals_at, shortage
 from kdad_bench.harness.agenda import agenda
 from kdad_bench.harness.decision import needed_for, rank_of
+from kdad_bench.harness.job import Job
 from kdad_bench.leaderboard import store
+from kdad_bench.methods import outside
 
+PLAIN = (Path(__file__).parents[1] / "harness" / "plain_method.py.txt").read_text()
 ROWS = Path(__file__).parents[2] / "docs" / "results" / "quick"
 
 
@@ -106,12 +110,48 @@ def test_the_next_command_runs_the_configuration_that_the_advice_is_about(
     at = table.schema.get_field_index("preset")
     pq.write_table(table.set_column(at, "preset", pa.array([label] * len(table))), tmp_path / "rows.parquet")
     said = advise(f"folder:{tiny_tree}", results=tmp_path).output.splitlines()[-1]
+    assert {job.preset for job in jobs_of(said, tmp_path)} == {label}
+
+
+def jobs_of(said: str, folder: Path) -> list[Job]:
+    """What the command at the end of a line would run."""
     words = shlex.split(said.partition(": kdad-bench run ")[2])
     assert words, said
-    with run.make_context("run", [*words, "--dry-run", "--out", str(tmp_path / "out")]) as context:
+    with run.make_context("run", [*words, "--dry-run", "--out", str(folder / "out")]) as context:
         options = options_of(context.params)
     options = options.model_copy(update={"all_weights": ("random",)})
-    assert {job.preset for job in agenda(options).jobs} == {label}
+    return list(agenda(options).jobs)
+
+
+@pytest.mark.parametrize("variant", ["", "twice"])
+def test_the_next_command_takes_the_file_of_a_method_of_one_s_own(
+    variant: str, tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is known to nobody but that file."""
+    file = tmp_path / "my method.py"
+    file.write_text(PLAIN.replace("needs_teacher=False", "needs_teacher=False, variants={'twice': {'strides': (4,)}}"))
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    table = store.read(ROWS).table
+    table = table.filter(pc.equal(table["method"], "padim"))
+    said_of_it = {
+        "method": "plain", "variant": variant or None, "code_sha256": sha256, "setting": "multi-class",
+        "preset": "quick[setting=multi-class:2:055c]", "learnt_together": ["a=1", "b=2"],
+    }  # fmt: skip
+    for name, value in said_of_it.items():
+        at = table.schema.get_field_index(name)
+        table = table.set_column(
+            at, table.schema.field(at), pa.array([value] * len(table), table.schema.field(at).type)
+        )
+    pq.write_table(table, tmp_path / "rows.parquet")
+    command, of_file, without = advise(f"folder:{tiny_tree}", results=tmp_path).output.splitlines()[-3:]
+    jobs = jobs_of(command.replace("FILE.py", shlex.quote(str(file))), tmp_path)
+    assert {(job.method, job.variant, job.code, job.together) for job in jobs} == {("plain", variant, sha256, ())}
+    with monkeypatch.context() as patched:
+        patched.setattr(outside, "installed", lambda: {"plain": None})
+        said = advise(f"folder:{tiny_tree}", results=tmp_path).output
+        assert f"kdad-bench run -m {'plain:twice' if variant else 'plain'} --preset quick" in said
+    assert of_file == f"FILE.py: the file of the method plain whose SHA-256 begins {sha256[:8]}"
+    assert without == "The rows are of one model for 2 categories; the command is of the plain setting"
 
 
 def test_rows_that_cannot_be_read_are_told(tmp_path: Path) -> None:
