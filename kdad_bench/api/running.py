@@ -88,7 +88,9 @@ def run(
         unmeasured = measure_speed(found, endings, asked, progress)
     put_back(endings, found.work)  # what was lost while speed was measured
     results = Results(
-        found.work.out, jobs=[job.id for job in found.jobs], remarks=(*found.remarks, *found.left_out, *unmeasured)
+        found.work.out,
+        jobs=[job.id for job in found.jobs],
+        remarks=(*found.remarks, *found.left_out, *found.apart, *unmeasured),
     )
     warn_of_failures(found, endings, results)
     return results

@@ -100,7 +100,8 @@ def compare(
                 f"{other}: no such results folder, as {folder} is; give two folders or two methods"
             ) from error
         known = {key for board in boards(table) for key in board.rows} if table is not None else set[str]()
-        hints = [f"; {spelt(name, known)}" for name in (first, second) if name not in known and suggestion(name, known)]
+        unknown = [name for name in (first, second) if not {name, f"external:{name}"} & known]
+        hints = [f"; {spelt(name, known)}" for name in unknown if suggestion(name, known)]
         raise BadInput(f"{error}{''.join(hints)}") from error
     worse = sum(one.verdict == "worse" for one in found)
     if as_json:

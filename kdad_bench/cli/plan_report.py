@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 
 def say_remarks(found: Agenda, console: Console) -> None:
-    """What lies in the data and is not used, or lacks, and which methods are left out, a line each."""
-    for remark in (*found.remarks, *found.left_out):
+    """What lies in the data and is not used, or lacks, which methods are left out or on a board of their own, a line
+    each."""
+    for remark in (*found.remarks, *found.left_out, *found.apart):
         console.print(remark, markup=False)
 
 

@@ -71,7 +71,7 @@ def report(
     redone = [{**asdict(row), "reason": f"{row.reason} (its earlier row stays)"} for row in hidden]
     say_failures(redone, len(ids), console, "redo them with --force")
     say_without_row(without, there, found, console)
-    for line in found.left_out:
+    for line in (*found.left_out, *found.apart):
         console.print(line, markup=False)
     return 1 if failed or hidden or without or found.left_out or not complete else 0
 

@@ -15,6 +15,8 @@ from kdad_bench.harness.selection import Selection, selected
 from kdad_bench.harness.teachers import from_elsewhere, weights_for, with_teachers_at_hand
 from kdad_bench.leaderboard.store import Finished, finished
 
+FEW = 4  # methods that a line names
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Agenda:
@@ -32,6 +34,23 @@ class Agenda:
     def failed(self) -> tuple[Job, ...]:
         """The jobs whose row is a failure and stays."""
         return tuple(job for job in self.jobs if job.id in self.kept and self.kept[job.id].status == "failed")
+
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """A line where settings that were set put methods of one data set on several boards; none elsewhere.
+
+        Points of an axis are boards, too, and have the same methods each: one of them tells.
+        """
+        of = {job.name: job for job in reversed(self.jobs)}
+        labels: dict[str, list[str]] = {}
+        for job in self.jobs:
+            if (job.category, job.axes) == (of[job.name].category, of[job.name].axes):
+                labels.setdefault(job.preset, []).append(job.name)
+        if len(labels) < 2:
+            return ()
+        boards = "; ".join(f"{label} ({_few(dict.fromkeys(names))})" for label, names in labels.items())
+        own = "; a preset in a method's own file needs no --set" if any(job.code for job in self.jobs) else ""
+        return (f"settings put the methods on {len(labels)} boards, which are not compared: {boards}{own}",)
 
     @property
     def incomplete(self) -> bool:
@@ -73,6 +92,12 @@ def agenda(options: RunOptions) -> Agenda:
         remarks=remarks,
         left_out=(*unfit, *alone),
     )
+
+
+def _few(names: Iterable[str]) -> str:
+    """The first four of them."""
+    every = list(names)
+    return ", ".join(every[:FEW]) + (", ..." if len(every) > FEW else "")
 
 
 def with_known_names(selection: Selection, rows: Iterable[Finished]) -> Selection:

@@ -90,13 +90,23 @@ def of_methods(table: pa.Table, first: str, second: str, metrics: Sequence[str],
     if sides and not found:
         raise NothingToCompare(f"{first!r} and {second!r} {_why_not(sides[0], metrics)}")
     if not found:
-        known = {key for board in boards(table) for key in board.rows}
+        where = "on one data set, preset and device"
         raise NothingToCompare(
-            f"no finished jobs of both {first!r} and {second!r} on one data set, preset and device; have: "
-            + (", ".join(sorted(known)) or "none")
-            + "".join(f"; '{name}' is external:{name}" for name in (first, second) if f"external:{name}" in known)
+            f"no finished jobs of both {first!r} and {second!r} {where}; {_there(table, first, second)}"
         )
     return _ordered(found)
+
+
+def _there(table: pa.Table, first: str, second: str) -> str:
+    """Where each of two entrants that share no board is, or, where one is nowhere, what there is."""
+    every = boards(table)
+    titles = {name: [board.title for board in every if _named(board, name)] for name in (first, second)}
+    if all(titles.values()):
+        said = "; ".join(f"{name!r} is on {' and on '.join(found[:FEW])}" for name, found in titles.items())
+        return f"{said}; settings that were set make another preset"
+    known = {key for board in every for key in board.rows}
+    hints = "".join(f"; '{name}' is external:{name}" for name in titles if f"external:{name}" in known)
+    return f"have: {', '.join(sorted(known)) or 'none'}{hints}"
 
 
 def _sides_of_methods(table: pa.Table, first: str, second: str) -> Iterator[Sides]:

@@ -110,6 +110,13 @@ def test_float32_maps_of_our_own_method_score_bit_for_bit_as_its_run(
     assert {name: theirs[name] for name in ACCURACY} == {name: ours[name] for name in ACCURACY}
     assert theirs["image_scores"] == ours["image_scores"]
     assert theirs["data_fingerprint"] == ours["data_fingerprint"]
+    assert (
+        evaluate(tmp_path / "index.csv", tiny_tree, tmp_path / "out", "-c", "bolt", "--name", "mine-anew").exit_code
+        == 0
+    )
+    unknown = command("compare", "stfpm", "mine-anew", "--results", tmp_path / "out")
+    assert unknown.exit_code == 2
+    assert unknown.stderr.endswith("; 'mine-anew' is external:mine-anew\n")
     compared = command("compare", "stfpm", "external:mine", "--results", tmp_path / "out", "--all")
     assert compared.exit_code == 0, compared.output
     assert f"{EXTERNAL}; against" in compared.stdout

@@ -376,6 +376,23 @@ def test_a_label_names_only_what_changed_the_job(tiny_tree: Path, tmp_path: Path
     assert presets[:2] == ["standard", "standard[learning_rate=0.1]"]
 
 
+def test_methods_that_settings_put_on_boards_of_their_own_are_told(tiny_tree: Path, tmp_path: Path) -> None:
+    """Before the run and at its end: nothing compares them, on no page."""
+    arguments = (
+        "--method", "pixel_mean", "--method", "padim", "--dataset", f"folder:{tiny_tree}", "--seeds", "1",
+        "--preset", "quick", "--weights", "random", "--no-measure-speed", "--no-pictures", "--train-images", "2,all",
+    )  # fmt: skip
+    parted = (*arguments, "--set", "padim.channels=20", "--out", tmp_path)
+    boards = "quick (pixel_mean); quick[channels=20] (padim)"
+    line = f"settings put the methods on 2 boards, which are not compared: {boards}\n"
+    assert run(*parted, "--dry-run").output.count(line) == 1
+    made = run(*parted)
+    assert made.exit_code == 0, made.output
+    assert made.output.count(line) == 2
+    told = run(*arguments, "--out", tmp_path, "--dry-run").output
+    assert "boards" not in told
+
+
 def test_what_a_finished_job_lacks_is_told(tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     floor(tiny_tree, tmp_path)
     again = floor(tiny_tree, tmp_path, "--save-models", "--save-maps").output

@@ -119,6 +119,11 @@ def test_two_methods_are_compared_on_every_board_that_has_both() -> None:
 def test_a_method_that_is_not_there_is_an_error_that_names_those_that_are() -> None:
     with pytest.raises(NothingToCompare, match=r"no finished jobs of both 'stfpm' and 'mkd'.*have: stfpm"):
         of_methods(table(rows((0.9,))), "stfpm", "mkd", ["image_auroc"], 0.005)
+    made = [*rows((0.9,)), *(replace(row, method="mkd", preset="paper[steps=5]") for row in rows((0.9,)))]
+    with pytest.raises(
+        NothingToCompare, match=r"'stfpm' is on .* paper preset.*'mkd' is on .* paper\[steps=5\] preset"
+    ):
+        of_methods(table(made), "stfpm", "mkd", ["image_auroc"], 0.005)
     with pytest.raises(NothingToCompare, match=r"have: external:other, stfpm; 'other' is external:other$"):
         of_methods(table([*rows((0.9,)), external("bottle", 0)]), "stfpm", "other", ["image_auroc"], 0.005)
 
