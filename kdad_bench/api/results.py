@@ -185,7 +185,7 @@ def table_of(board: Board) -> Table:
         for key in board.order
     )
     caveats = f" ({', '.join(board.caveats)})" if board.caveats else ""
-    heading = ("method", *(METRICS[name].short for name in board.headline), "average rank")
+    heading = ("method", *(board.heading(name) for name in board.headline), "average rank")
     return Table(
         caption=board.title + caveats, heading=(*heading, *(METRICS[name].short for name in costs)), lines=lines
     )

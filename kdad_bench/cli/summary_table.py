@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,8 +51,9 @@ class Fitting:
         heading = escape(title(self.board, self.name_of_all))
         table = Table(title=heading, title_justify="left", box=SIMPLE_HEAD, padding=padding)
         table.add_column("method", overflow="fold")
-        for name in ("jobs", *(METRICS[metric].short.replace(" ", between) for metric in (*HEADLINE, *COSTS))):
-            table.add_column(name, justify="right", overflow="fold")
+        for name in ("jobs", *map(self.board.heading, HEADLINE), *(METRICS[metric].short for metric in COSTS)):
+            parts = re.findall(r"\(.*\)|\S+", name)
+            table.add_column(between.join(parts), justify="right", overflow="fold")
         for entrant in self.board.summary.entrants:
             ok = len(self.board.rows.get(entrant.key, ()))
             jobs = f"{ok}/{ok + self.board.failures[entrant.key]}"

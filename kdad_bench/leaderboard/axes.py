@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from statistics import median
 from typing import Any
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from kdad_bench.leaderboard.board import SEVERAL_VERSIONS, Board
 from kdad_bench.leaderboard.grouping import entrants_of, identity_of
-from kdad_bench.leaderboard.metric import HEADLINE
+from kdad_bench.leaderboard.metric import HEADLINE, METRICS
 from kdad_bench.leaderboard.row import instant
 from kdad_bench.leaderboard.summary import Entrant, Estimate, Group, Summary
 
@@ -107,6 +107,20 @@ class Curve:
         everywhere = [metric for metric in HEADLINE if all(place.board.measured(metric) for place in self.places)]
         return tuple(metric for metric in everywhere if not np.isnan(self._counting(self._values(metric))).all())
 
+    def heading(self, metric: str) -> str:
+        """The name of a metric, with its categories where it lacks some of another one: `AUPRO@0.3 (1 of 2)`."""
+        known, every = len(self._known[metric]), len({*chain(*self._known.values())})
+        return METRICS[metric].label + (f" ({known} of {every})" if known < every else "")
+
+    @cached_property
+    def _known(self) -> dict[str, tuple[str, ...]]:
+        """metric -> the categories in which some entrant has values that count."""
+        found = {}
+        for metric in self.metrics:
+            there = (~np.isnan(self._counting(self._values(metric)))).any(axis=(0, 1, 3))
+            found[metric] = tuple(name for name, known in zip(self._categories, there, strict=True) if known)
+        return found
+
     def at(self, key: str, metric: str) -> tuple[Estimate | None, ...]:
         """The mean with its interval at each point, over what the entrant has at all its points."""
         return self._estimates(metric)[key][:-1]
@@ -131,10 +145,10 @@ class Curve:
             if there in place.board.diverged
         )
 
-    def failures(self, key: str) -> tuple[int, ...]:
-        """How many jobs of an entrant failed at each point."""
+    def failures(self, key: str, metric: str) -> tuple[int, ...]:
+        """How many jobs of an entrant failed at each point that its mean lacks."""
         return tuple(
-            place.board.failures[own[key]] if key in own else 0
+            place.board.failed(own[key], metric) if key in own else 0
             for place, own in zip(self.places, self._keys, strict=True)
         )
 

@@ -144,9 +144,16 @@ class Board:
 
     @property
     def interval_words(self) -> str:
-        """What the interval of a mean in this board's tables is for."""
-        every = [found for key in self.rows for m in self.headline if (found := self.overall(key, m)) is not None]
-        counts = {found.categories for found in every}
+        """What the interval of a mean in this board's tables is for: in one, or of each metric where they differ."""
+        told: dict[str, list[str]] = {}
+        for metric in self.headline:
+            told.setdefault(self._interval_for(metric), []).append(METRICS[metric].label)
+        if len(told) < 2:
+            return "".join(f" for {words}" for words in told)
+        return ": " + "; ".join(f"of {' and '.join(labels)} for {words}" for words, labels in told.items())
+
+    def _interval_for(self, metric: str) -> str:
+        counts = {found.categories for key in self.rows if (found := self.overall(key, metric)) is not None}
         categories = max(counts, default=0)
         other = "other seeds and, where rows hold the scores of images, other test images"
         repeated = [self.seeds_of(key)[1] > 1 for key in self.rows]
@@ -159,10 +166,11 @@ class Board:
             once = f", {other}" if self.together and not any(repeated) else ""
             return f"other categories of the same kind{fewer}{once}"
         if categories < 2:
-            return other
+            return f"one category, with {other}" if len(self.everything) > 1 else other
+        fewer = " (of a method that has fewer for those)" if len(counts) > 1 else ""
         return (
-            f"these {categories} categories, with {other}; for other categories of the same kind it is far wider "
-            "(`low`, `high` in `leaderboard.csv`)"
+            f"these {categories} categories{fewer}, with {other}; for other categories of the same kind it is far "
+            "wider (`low`, `high` in `leaderboard.csv`)"
         )
 
     @property
@@ -239,8 +247,8 @@ class Board:
         """A remark on a mean that lacks categories which others have, or jobs that failed: ` (3 of 4, 2 failed)`."""
         if self.overall(key, metric) is None:
             return ""
-        failed = f"{self.failures[key]} failed" if self.failures[key] else ""
-        parts = [part for part in (self.lacking(key, metric), failed) if part]
+        failed = self.failed(key, metric)
+        parts = [part for part in (self.lacking(key, metric), f"{failed} failed" if failed else "") if part]
         return f" ({', '.join(parts)})" if parts else ""
 
     def lacking(self, key: str, metric: str) -> str:
@@ -252,6 +260,15 @@ class Board:
     def failures(self) -> Counter[str]:
         """entrant -> how many of its jobs failed and have no result since."""
         return Counter(key for key, *_ in self.summary.failed)
+
+    def failed(self, key: str, metric: str) -> int:
+        """How many of these a mean lacks: not those of a category that is known to have no value of the metric."""
+        elsewhere = self.everything - {*self.categories(metric)}
+        return sum(one == key and category not in elsewhere for one, category, *_ in self.summary.failed)
+
+    def failed_in(self, key: str, category: str) -> int:
+        """How many of them are of one category."""
+        return sum((one, there) == (key, category) for one, there, *_ in self.summary.failed)
 
     @property
     def diverged(self) -> frozenset[str]:
@@ -294,9 +311,13 @@ class Board:
 
     def heading(self, metric: str) -> str:
         """The name of a metric above its means, with its categories where it lacks some: `AUPRO@0.3 (1 of 2)`."""
-        every = len({category for key in self.rows for category in self.covered(key)})
-        known = len(self.categories(metric))
-        return METRICS[metric].label + (f" ({known} of {every})" if known < every else "")
+        known, every = len(self.categories(metric)), len(self.everything)
+        return METRICS[metric].label + (f" ({known} of {every})" if 0 < known < every else "")
+
+    @cached_property
+    def everything(self) -> frozenset[str]:
+        """The categories with a finished job of any entrant."""
+        return frozenset(category for key in self.rows for category in self.covered(key))
 
     @property
     def rank_words(self) -> str:

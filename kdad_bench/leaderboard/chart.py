@@ -93,7 +93,7 @@ def _drawing(board: Board, metric: str, found: Sequence[Point], layout: Layout) 
     def y(value: float) -> float:
         return layout.y((min(max(value, up[0]), up[-1]) - up[0]) / (up[-1] - up[0]))
 
-    title = f"{METRICS[metric].label} against milliseconds per image"
+    title = f"{board.heading(metric)} against milliseconds per image"
     top, bottom, left, right = layout.y(1), layout.y(0), layout.x(0), layout.x(1)
     parts = [
         f'<svg class="pareto {layout.name}" viewBox="0 0 {layout.width} {layout.height}" role="group" '
@@ -108,7 +108,7 @@ def _drawing(board: Board, metric: str, found: Sequence[Point], layout: Layout) 
         f'<text class="axis" x="{(left + right) / 2:.1f}" y="{layout.height - 10}" text-anchor="middle">'
         "ms per image at batch 1 (log scale; left is faster)</text>",
         f'<text class="axis" transform="translate(16 {(top + bottom) / 2:.1f}) rotate(-90)" '
-        f'text-anchor="middle">{escape(METRICS[metric].label)}</text>',
+        f'text-anchor="middle">{escape(board.heading(metric))}</text>',
     ]
     best = front(found)
     steps = [(x(point.latency_ms), y(point.value)) for point in best]

@@ -31,7 +31,7 @@ def sections(drawn: Sequence[Curve]) -> Iterator[str]:
         yield f"<h3>{escape(curve.name)}</h3><p>{about}</p>"
         for index, metric in enumerate(reversed(curve.metrics)):
             opened = " open" if index == 0 else ""
-            yield f"<details{opened}><summary>{METRICS[metric].label} by {escape(curve.words)}</summary>"
+            yield f"<details{opened}><summary>{curve.heading(metric)} by {escape(curve.words)}</summary>"
             yield f"<figure>{drawing(curve, metric)}</figure>{table(curve, metric)}</details>"
     yield "</section>"
 
@@ -60,7 +60,7 @@ def _drawn(curve: Curve, metric: str, name: str, wide: int) -> str:
     def y(value: float) -> float:
         return HEIGHT - BOTTOM - (value / step - first) / (last - first) * (HEIGHT - TOP - BOTTOM)
 
-    label = f"{METRICS[metric].label} by {curve.words}"
+    label = f"{curve.heading(metric)} by {curve.words}"
     across = escape(curve.words) + (" (log scale)" if curve.axis == "train_images" else "")
     ticks = [
         *_ticks_up(wide, [(y(number * step), f"{number * step:.2f}") for number in range(first, last + 1)]),
@@ -135,7 +135,7 @@ def table(curve: Curve, metric: str) -> str:
         )
         cells = "".join(
             f'<td class="n">{interval(found)}{without(failed)}</td>'
-            for found, failed in zip(curve.at(key, metric), curve.failures(key), strict=True)
+            for found, failed in zip(curve.at(key, metric), curve.failures(key, metric), strict=True)
         )
         cells += f'<td class="n">{interval(curve.area(key, metric))}</td>'
         rows.append(
@@ -145,7 +145,7 @@ def table(curve: Curve, metric: str) -> str:
     estimates = [one for key in curve.order(metric) for one in (*curve.at(key, metric), curve.area(key, metric)) if one]
     said = "mean with its 95 % interval" if any(one.shown for one in estimates) else "mean; one seed has no interval"
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{METRICS[metric].label}">'
-        f"<table><caption>{METRICS[metric].label}, {said}</caption>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{curve.heading(metric)} by {escape(curve.words)}">'
+        f"<table><caption>{curve.heading(metric)}, {said}</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table></div>"
     )

@@ -34,7 +34,7 @@ def plan(drawn: Sequence[Curve]) -> Iterator[tuple[str, Callable[[], Figure]]]:
 
 def figure(curve: Curve, metric: str) -> Figure:
     """The curve of each entrant with 95 % intervals, the largest area first in the legend."""
-    known = "\n".join(filter(None, (f"{METRICS[metric].label} by {curve.words}", curve.caveats.strip())))
+    known = "\n".join(filter(None, (f"{curve.heading(metric)} by {curve.words}", curve.caveats.strip())))
     made, axes = empty(known, below=curve.title)
     styles, shifts = looks(curve), aside(curve)
     for key in curve.order(metric):
@@ -59,7 +59,7 @@ def figure(curve: Curve, metric: str) -> Figure:
     not_magnified(axes, "y")
     axes.set_xticks([place.at for place in curve.places], _labels(curve))
     axes.set_xlabel(curve.words + (" (log scale)" if curve.axis == "train_images" else ""))
-    axes.set_ylabel(METRICS[metric].label)
+    axes.set_ylabel(curve.heading(metric))
     legend_beside(made, axes, "method, area")
     return made
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdad_bench.leaderboard.axes import Curve
-from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.numbers import MISSING, interval
 from kdad_bench.leaderboard.text import markdown as _text
 from kdad_bench.leaderboard.text import without
@@ -30,7 +29,7 @@ def sections(drawn: Sequence[Curve]) -> list[str]:
         about = _text(f"{curve.title}{curve.caveats}.{curve.left_out}{curve.unranked}")
         parts.append(f"### {_text(curve.name)}\n\n{about}")
         parts += [
-            f"{METRICS[metric].label} by {_text(curve.words)}:\n\n{table(curve, metric)}" for metric in curve.metrics
+            f"{curve.heading(metric)} by {_text(curve.words)}:\n\n{table(curve, metric)}" for metric in curve.metrics
         ]
     return parts
 
@@ -42,7 +41,7 @@ def table(curve: Curve, metric: str) -> str:
     for place, key in enumerate(curve.order(metric), 1):
         means = [
             (MISSING if found is None else f"{found.mean:.3f}") + without(failed)
-            for found, failed in zip(curve.at(key, metric), curve.failures(key), strict=True)
+            for found, failed in zip(curve.at(key, metric), curve.failures(key, metric), strict=True)
         ]
         number = str(place) if curve.ranked(key, metric) else MISSING
         lines.append([number, _text(curve.labels[key]), *means, interval(curve.area(key, metric))])

@@ -148,7 +148,7 @@ def _look(board: Board, key: str) -> dict[str, Any]:
 
 def pareto(board: Board, metric: str) -> Figure:
     """ms/image at batch 1 (log) against the metric with its 95 % interval; dashed: the Pareto front."""
-    figure, axes = _figure(board, f"{METRICS[metric].label} against speed", timed=True)
+    figure, axes = _figure(board, f"{board.heading(metric)} against speed", timed=True)
     found = chart.points(board, metric)
     for point in found:
         if point.low is not None and point.high is not None:
@@ -170,7 +170,7 @@ def pareto(board: Board, metric: str) -> Figure:
     log_axis(axes, "x", [point.latency_ms for point in found])
     not_magnified(axes, "y")
     axes.set_xlabel("ms per image, batch 1 (log scale; left is faster)")
-    axes.set_ylabel(METRICS[metric].label)
+    axes.set_ylabel(board.heading(metric))
     legend_beside(figure, axes)
     return figure
 
@@ -180,7 +180,7 @@ def seeds(board: Board, metric: str) -> Figure:
     shown = [key for key in board.order if board.overall(key, metric)]
     names = [folded(board.labels[key] + board.fewer(key, metric)) for key in shown]
     step = max(0.42, *(LINE * (name.count("\n") + 1) for name in names))
-    figure, axes = _figure(board, f"{METRICS[metric].label} over seeds", (SIZE[0], 0.9 + step * len(shown) + 0.8))
+    figure, axes = _figure(board, f"{board.heading(metric)} over seeds", (SIZE[0], 0.9 + step * len(shown) + 0.8))
     for place, key in enumerate(reversed(shown)):
         estimate = board.overall(key, metric)
         means = board.summary.means_of_seeds(key, metric)
@@ -191,7 +191,7 @@ def seeds(board: Board, metric: str) -> Figure:
     axes.set_yticks(range(len(shown)), names[::-1])
     axes.set_ylim(-0.6, len(shown) - 0.4)
     not_magnified(axes, "x")
-    axes.set_xlabel(f"{METRICS[metric].label}: mean over categories; bar: mean ± standard deviation over seeds")
+    axes.set_xlabel(f"{board.heading(metric)}: mean over categories; bar: mean ± standard deviation over seeds")
     return figure
 
 

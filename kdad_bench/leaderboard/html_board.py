@@ -43,7 +43,7 @@ def sections(board: Board, name: str) -> Iterator[str]:
     yield "<h3>By category</h3>"
     yield choice(f"{name}-heat", "Metric", [(m, METRICS[m].label, _heat(board, m)) for m in board.headline])
     if trusted := thresholds.told(board):
-        heads = [(title, "") for title in thresholds.HEADINGS]
+        heads = [(title, "") for title in thresholds.headings(board)]
         lines = ["".join(f"<td>{escape(text)}</td>" for text in line) for line in trusted]
         yield "<h3>Thresholds from unseen normals</h3>" + table_of(heads, lines, thresholds.LEGEND, "")
     if len(board.rows) > 1 and board.headline:
@@ -67,7 +67,7 @@ def _chart(board: Board, metric: str) -> str:
     drawing = chart.pareto(board, metric)
     away = ", or of which a job was not finite," if board.diverged else ""
     return drawing and (
-        f"<figure>{drawing}<figcaption>{METRICS[metric].label}. Dashed: the front, which no method beats in both. "
+        f"<figure>{drawing}<figcaption>{board.heading(metric)}. Dashed: the front, which no method beats in both. "
         f"Bars: 95 % interval. {_of_speed(board)}A point says what it is under the mouse and with Tab, also "
         f"one without room for its name. Methods that lack a category or a measured speed{away} are left out."
         "</figcaption></figure>"
@@ -113,7 +113,7 @@ def _ranking(board: Board, keys: Sequence[str], places: Mapping[str, int], ranks
         for metric in board.headline:
             found = board.overall(key, metric)
             count = len(board.categories(metric))
-            cells.append(accuracy(found, marks[metric].get(key, ""), count, board.failures[key]))
+            cells.append(accuracy(found, marks[metric].get(key, ""), count, board.failed(key, metric)))
         cells.append(cell(MISSING if rank is None else f"{rank:.2f}", rank))
         for column in costs:
             value = board.typical(key, column)
@@ -144,10 +144,10 @@ def _heat(board: Board, metric: str) -> str:
         for category in categories:
             found = cells[key, category]
             style = "" if found is None else f' style="--v:{(found.mean - low) / ((high - low) or 1):.2f}"'
-            line.append(deviated(found, marks[category].get(key, ""), style))
+            line.append(deviated(found, marks[category].get(key, ""), style, board.failed_in(key, category)))
         if len(categories) > 1:
             mark = board.overall_marks(metric).get(key, "")
-            line.append(accuracy(board.overall(key, metric), mark, len(categories), board.failures[key]))
+            line.append(accuracy(board.overall(key, metric), mark, len(categories), board.failed(key, metric)))
         lines.append("".join(line))
     heads = [("method", ""), *((category, "n") for category in categories)]
     heads += [("mean", "n")] if len(categories) > 1 else []

@@ -24,17 +24,19 @@ def accuracy(found: Estimate | None, mark: Mark, categories: int, failed: int = 
         return cell(MISSING)
     around = "" if found.shown is None else f" {small(ends(found))}"
     few = "" if found.complete else f" {small(f'{found.categories} of {categories} categories')}"
-    lost = f" {small(f'{failed} failed')}" if failed else ""
-    return cell(f"{found.mean:.3f}{around}{few}{lost}", found.mean, mark)
+    return cell(f"{found.mean:.3f}{around}{few}{_lost(failed)}", found.mean, mark)
 
 
-def deviated(found: Estimate | None, mark: Mark, style: str = "") -> str:
-    """The mean with its standard deviation over seeds."""
+def deviated(found: Estimate | None, mark: Mark, style: str = "", failed: int = 0) -> str:
+    """The mean with its standard deviation over seeds, and how many jobs failed."""
     if found is None:
         return cell(MISSING)
-    return cell(
-        f"{found.mean:.3f}" + ("" if found.std is None else f" {small(f'± {found.std:.3f}')}"), found.mean, mark, style
-    )
+    around = "" if found.std is None else f" {small(f'± {found.std:.3f}')}"
+    return cell(f"{found.mean:.3f}{around}{_lost(failed)}", found.mean, mark, style)
+
+
+def _lost(failed: int) -> str:
+    return f" {small(f'{failed} failed')}" if failed else ""
 
 
 def cell(text: str, order: float | None = None, mark: Mark = "", style: str = "") -> str:

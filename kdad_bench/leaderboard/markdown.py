@@ -19,7 +19,7 @@ from kdad_bench.leaderboard.metric import ACCURACY, METRICS, RANKED, shown_in
 from kdad_bench.leaderboard.numbers import MISSING, deviation, interval, large, number
 from kdad_bench.leaderboard.provenance import provenance
 from kdad_bench.leaderboard.store import Problem, Results
-from kdad_bench.leaderboard.text import counted
+from kdad_bench.leaderboard.text import counted, without
 from kdad_bench.leaderboard.text import markdown as _text
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _board_sections(board: Board, notes: Mapping[str, int]) -> list[str]:
         parts += [f"### {METRICS[metric].label} by category", by_category(board, metric, notes)]
     parts.append(f"<details><summary>All accuracy metrics</summary>\n\n{_all_metrics(board, notes)}\n\n</details>")
     if trusted := thresholds.told(board):
-        parts += ["### Thresholds from unseen normals", _thresholds(trusted)]
+        parts += ["### Thresholds from unseen normals", _thresholds(board, trusted)]
     if len(board.rows) > 1 and board.headline:
         parts += ["### Who beats whom", who_beats_whom(board)]
     if board.headline:
@@ -131,7 +131,7 @@ def ranking(board: Board, notes: Mapping[str, int]) -> str:
     header = ["#", *(["in family"] if apart else []), "method", *(["family"] if apart else []), "teacher"]
     left = (2, 3, 4) if apart else (1, 2)
     header += [*(board.heading(m) for m in board.headline), "average rank", "seeds", "categories"]
-    everything = {category for key in board.rows for category in board.covered(key)}
+    every = len(board.everything)
     lines = []
     for key in board.order:
         rank = board.average_ranks.get(key)
@@ -145,7 +145,7 @@ def ranking(board: Board, notes: Mapping[str, int]) -> str:
         cells += [
             f"{rank:.2f}" if rank is not None else MISSING,
             " to ".join(map(str, sorted({*board.seeds_of(key)}))),
-            str(covered) if covered == len(everything) else f"{covered} of {len(everything)}",
+            str(covered) if covered == every else f"{covered} of {every}",
         ]
         lines.append(cells)
     marked_so = any(found for found in marks.values())
@@ -156,7 +156,7 @@ def _legend_of_ranking(board: Board, marked_so: bool) -> str:
     """What ranks, intervals, marks and places mean, and how far ranks must lie apart to be told apart."""
     legend = board.rank_words
     if any((found := board.overall(key, m)) and found.shown for key in board.rows for m in board.headline):
-        legend += f" [low, high]: 95 % interval of the mean for {board.interval_words}."
+        legend += f" [low, high]: 95 % interval of the mean{board.interval_words}."
     if marked_so:
         legend += (
             " **Bold**: the best, <ins>underlined</ins>: the second, only where the corrected paired test tells it "
@@ -237,8 +237,8 @@ def by_category(board: Board, metric: str, notes: Mapping[str, int]) -> str:
     lines = []
     for category in categories:
         marks = board.cell_marks(metric, category)
-        found = ((key, board.cell(key, category, metric)) for key in shown)
-        lines.append([_text(category), *(marked(deviation(cell), marks.get(key, "")) for key, cell in found)])
+        told = ((key, _in_category(board, key, category, metric)) for key in shown)
+        lines.append([_text(category), *(marked(text, marks.get(key, "")) for key, text in told)])
     if len(categories) > 1:
         marks = board.overall_marks(metric)
         means = ((key, deviation(board.overall(key, metric)) + board.fewer(key, metric)) for key in shown)
@@ -246,6 +246,12 @@ def by_category(board: Board, metric: str, notes: Mapping[str, int]) -> str:
     table = table_of(["category", *(_named(board, key, notes) for key in shown)], lines, left=(0,))
     below = below_floor(board, metric)
     return f"{table}\n\n{_text(below)}" if below else table
+
+
+def _in_category(board: Board, key: str, category: str, metric: str) -> str:
+    """The mean of one category with its deviation over seeds, and how many jobs it lacks that failed."""
+    found = board.cell(key, category, metric)
+    return deviation(found) + (without(board.failed_in(key, category)) if found else "")
 
 
 def _all_metrics(board: Board, notes: Mapping[str, int]) -> str:
@@ -261,8 +267,8 @@ def _all_metrics(board: Board, notes: Mapping[str, int]) -> str:
     return f"{table}\n\nMean over categories ± standard deviation of that mean over seeds."
 
 
-def _thresholds(lines: Sequence[Sequence[str]]) -> str:
-    table = table_of(thresholds.HEADINGS, [[_text(cell) for cell in line] for line in lines], left=(0,))
+def _thresholds(board: Board, lines: Sequence[Sequence[str]]) -> str:
+    table = table_of(thresholds.headings(board), [[_text(cell) for cell in line] for line in lines], left=(0,))
     return f"{table}\n\n{_text(thresholds.LEGEND)}"
 
 

@@ -12,9 +12,9 @@ from kdad_bench.leaderboard.numbers import MISSING, deviation
 PROMISED = 0.1  # the false-alarm rate that a row's threshold is fitted for
 TAIL = 0.025  # chance below which false alarms are too many
 LEVEL = 0.01  # of the test that compares unseen normals with those of the test set
+FINER = ("seg_f1", "aupro_05")
 HEADINGS = (
-    "method", "SegF1", "AUPRO@0.05", "smallest rate supported", f"false alarms at {PROMISED:.0%}", "too many",
-    "detected", "normals differ",
+    "smallest rate supported", f"false alarms at {PROMISED:.0%}", "too many", "detected", "normals differ",
 )  # fmt: skip
 LEGEND = (
     "Where normal images were unseen in training (a validation split, or what is held out). Smallest rate supported: "
@@ -27,8 +27,13 @@ LEGEND = (
 )
 
 
+def headings(board: Board) -> tuple[str, ...]:
+    """What stands above the columns of `told`."""
+    return ("method", *map(board.heading, FINER), *HEADINGS)
+
+
 def told(board: Board) -> list[tuple[str, ...]]:
-    """A line for each entrant with unseen normals, in the order of the ranking, in the order of HEADINGS."""
+    """A line for each entrant with unseen normals, in the order of the ranking, in the order of `headings`."""
     return [line for key in board.order if (line := _line(board, key))]
 
 
@@ -41,7 +46,7 @@ def _line(board: Board, key: str) -> tuple[str, ...]:
     tested = [row["normals_p"] for row in rows if row["normals_p"] is not None]
     return (
         board.labels[key],
-        *(deviation(board.overall(key, metric)) + board.fewer(key, metric) for metric in ("seg_f1", "aupro_05")),
+        *(deviation(board.overall(key, metric)) + board.fewer(key, metric) for metric in FINER),
         _range([row["false_alarm_floor"] for row in rows]),
         _range([row["false_alarms"] for row in measured], mean=True),
         _of(sum(chance < TAIL for chance in chances), len(chances)),

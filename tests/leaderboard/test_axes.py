@@ -378,3 +378,14 @@ def test_names_of_presets_and_corruptions_cannot_end_what_they_stand_in() -> Non
         )
         for page in (markdown.page(found, table_of(rows)), html.body(found, table_of(rows), (), {}), excerpt):
             assert not re.search(r"(?<!\\)<img", page)
+
+
+def test_a_curve_of_a_metric_that_some_categories_lack_says_so() -> None:
+    rows = [replace(row, aupro_30=None) if row.category == PLACES[0] else row for row in few()]
+    curve = only(rows)
+    assert [curve.heading(metric) for metric in curve.metrics] == ["image AUROC", "pixel AUROC", "AUPRO@0.3 (1 of 2)"]
+    found = table_of(rows)
+    assert "AUPRO@0.3 (1 of 2) by number of training images" in markdown.page(boards(rows), found)
+    assert "<summary>AUPRO@0.3 (1 of 2) by number of" in html.page(boards(rows), found)
+    (axes,) = figures.curve_figures.figure(curve, "aupro_30").axes
+    assert axes.get_ylabel() == "AUPRO@0.3 (1 of 2)"

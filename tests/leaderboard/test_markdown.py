@@ -13,8 +13,9 @@ import plausible
 import pyarrow as pa
 import pytest
 
-from kdad_bench.cli.summary_table import title
-from kdad_bench.leaderboard import excerpts, html, html_board, markdown, store
+from kdad_bench.api.results import table_of
+from kdad_bench.cli.summary_table import Fitting, title
+from kdad_bench.leaderboard import excerpts, figures, html, html_board, markdown, store, thresholds
 from kdad_bench.leaderboard import row as rows
 from kdad_bench.leaderboard import text as escaped
 from kdad_bench.leaderboard.board import DRAWN, Board, boards
@@ -468,7 +469,7 @@ def test_an_interval_of_one_seed_is_not_said_to_be_for_other_seeds() -> None:
     assert alone in section(page([*one, *two]), "Ranking")
     assert alone not in section(page(two), "Ranking")
     third = [replace(line, seed=2, method="mkd", title="MKD") for line in one]
-    assert board_of([*one, *third]).interval_words.startswith("these 2 categories, with other test images, for these")
+    assert board_of([*one, *third]).interval_words.startswith(" for these 2 categories, with other test images, for")
 
 
 def test_a_mean_over_fewer_categories_says_so_in_every_table() -> None:
@@ -600,5 +601,53 @@ def test_a_metric_that_lacks_categories_says_so_in_its_heading() -> None:
         assert "image AUROC  " in said or "image AUROC |" in said
         assert "AUPRO@0.3 (1 of 2)" in said
     found = table(made)
-    assert "AUPRO@0.3 (1 of 2)</th>" in html.page(boards(found), found)
-    assert "(1 of 2)" not in page(plausible.full_table(("stfpm", "rd4ad"), ("bottle", "cable"), 2))
+    (board,) = boards(found)
+    of_a_chart = html.page([board], found)
+    assert "AUPRO@0.3 (1 of 2)</th>" in of_a_chart
+    assert ">AUPRO@0.3 (1 of 2)</text>" in of_a_chart
+    assert "<figcaption>AUPRO@0.3 (1 of 2). " in of_a_chart
+    for drawing in (figures.pareto(board, "aupro_30"), figures.seeds(board, "aupro_30")):
+        (axes,) = drawing.axes
+        assert "AUPRO@0.3 (1 of 2)" in axes.get_ylabel() + axes.get_xlabel()
+    of_a_run = Fitting(board, False)
+    assert "AUPRO@0.3 (1 of 2)" in [column.header for column in of_a_run.table(" ").columns]
+    assert "AUPRO@0.3\n(1 of 2)" in [column.header for column in of_a_run.table("\n").columns]
+    assert "AUPRO@0.3 (1 of 2)" in table_of(board).heading
+    assert thresholds.headings(board)[1:3] == ("SegF1", "AUPRO@0.05 (1 of 2)"), "nobody has SegF1"
+    every = plausible.full_table(("stfpm", "rd4ad"), ("bottle", "cable"), 2)
+    assert "(1 of 2)" not in page(every)
+    whole = [replace(one, pixel_auroc=None, aupro_30=None) for one in every]
+    assert "pixel AUROC" in [column.header for column in Fitting(board_of(whole), False).table(" ").columns]
+
+
+def test_the_interval_of_a_metric_that_lacks_categories_is_said_to_be_for_those_it_has() -> None:
+    """Of one category it was said to be for both, and far wider in the CSV file, where it is the same."""
+    none = dict.fromkeys(("pixel_auroc", "aupro_30"))
+    names = ("stfpm", "rd4ad")
+    two = plausible.full_table(names, ("bottle",), 2) + plausible.full_table(names, ("cable",), 2, **none)
+    said = section(page(two), "Ranking")
+    assert "interval of the mean: of image AUROC for these 2 categories, with other seeds" in said
+    assert "; of pixel AUROC and AUPRO@0.3 for one category, with other seeds" in said
+    seven = plausible.full_table(names, plausible.CATEGORIES[:6], 2) + plausible.full_table(names, "x", 2, **none)
+    assert "interval of the mean for other categories of the same kind." in section(page(seven), "Ranking")
+    three = plausible.full_table(names, plausible.CATEGORIES[:3], 2)
+    assert "these 3 categories, with" in section(page(three), "Ranking")
+    assert "these 3 categories (of a method that has fewer for those), with" in section(page(three[:-2]), "Ranking")
+
+
+def test_failed_jobs_stand_beside_what_they_are_not_in_and_beside_nothing_else() -> None:
+    """A board of one category has no mean in its tables by category, and a category without masks no part in AUPRO."""
+    bad = plausible.failed_row("rd4ad", "bottle", 1, "RuntimeError: no memory")
+    one = [row for row in plausible.full_table(("stfpm", "rd4ad"), ("bottle",), 2) if row.job_id != bad.job_id] + [bad]
+    (line,) = cells(section(page(one), "AUPRO@0.3 by category").partition("<details>")[0]).values()
+    assert line["RD4AD"].endswith(" (1 failed)")
+    assert "failed" not in line["STFPM"]
+    found = table(one)
+    heat = html.page(boards(found), found).partition("<h3>By category</h3>")[2].partition("<h3>")[0]
+    assert "1 failed" in heat
+    none = dict.fromkeys(("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro_30", "aupro_05"))
+    whole = plausible.full_table(("stfpm", "rd4ad"), ("cable",), 2)
+    whole += [replace(row, **none) for row in one if row.status == "ok"] + [bad]
+    board = board_of(whole)
+    assert [board.fewer("rd4ad", name) for name in board.headline] == [" (1 failed)", "", ""]
+    assert [board.failed("rd4ad", name) for name in board.headline] == [1, 0, 0]

@@ -269,9 +269,7 @@ def beside_ours(board: Board, one: Verdict) -> str:
     """A remark on our number: the categories that it lacks, and the jobs that failed and are not in it."""
     if one.reported.category == MEAN:
         return board.fewer(one.key, one.reported.measured)
-    return without(
-        sum((key, category) == (one.key, one.reported.category) for key, category, *_ in board.summary.failed)
-    )
+    return without(board.failed_in(one.key, one.reported.category))
 
 
 def over_more(board: Board, key: str, one: Reported) -> str:
