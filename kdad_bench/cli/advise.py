@@ -17,7 +17,7 @@ from kdad_bench.cli import BadInput, Number
 from kdad_bench.cli.left_out import whole
 from kdad_bench.cli.parameters import DataRoot, Place, spelt
 from kdad_bench.leaderboard.metric import ACCURACY, METRICS
-from kdad_bench.leaderboard.text import printable
+from kdad_bench.leaderboard.text import counted, printable
 
 if TYPE_CHECKING:
     from kdad_bench.harness.advising import Shortage
@@ -110,7 +110,7 @@ def _columns(drawn: tuple[str, ...], metric: str) -> tuple[str, ...]:
 def _lines(found: Advice, short: list[Shortage], where: str, false_alarms: float, ends: list[str]) -> Iterator[str]:
     """The advice in words; `where` are the options of a run on the same data."""
     label = METRICS[found.metric].label
-    yield f"By {sum(map(len, found.board.rows.values()))} rows: {found.board.title}"
+    yield f"By {counted(sum(map(len, found.board.rows.values())), 'row')}: {found.board.title}"
     yield ""
     if found.best is None:
         yield f"No method is known to keep {_limits(found)}."
@@ -211,7 +211,7 @@ def _normals(short: list[Shortage], false_alarms: float) -> Iterator[str]:
             f" and {one.normals.validation} held out" if one.normals.validation else ""
         )
         if one.normals.unreadable:
-            there += f" ({one.normals.unreadable} files beside them cannot be read as images)"
+            there += f" ({counted(one.normals.unreadable, 'file')} beside them cannot be read as images)"
         more = "enough" if not one.more_at_least else f"{one.more_at_least} more are needed to have one to learn from"
         like = ""
         if one.more_like_rows:

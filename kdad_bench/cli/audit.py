@@ -14,7 +14,7 @@ from kdad_bench.cli import BadInput
 from kdad_bench.cli.parameters import LocalPath
 from kdad_bench.leaderboard.markdown_parts import table_of
 from kdad_bench.leaderboard.numbers import MISSING
-from kdad_bench.leaderboard.text import printable
+from kdad_bench.leaderboard.text import counted, printable
 
 SHORT = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro_30": "AUPRO@0.3"}
 GROUP = ("dataset", "modality", "preset", "resolution", "point", "device")  # what is never averaged with another
@@ -52,7 +52,8 @@ def audit(results: Path, as_json: bool) -> None:
             click.echo(printable(line))
     unfinished = sum(one["kept"] is None for one in found)
     if unfinished:
-        click.echo(f"\n{unfinished} of {len(found)} audits are of jobs that have not ended; not counted")
+        of = "is of a job that has" if unfinished == 1 else "are of jobs that have"
+        click.echo(f"\n{unfinished} of {counted(len(found), 'audit')} {of} not ended; not counted")
 
 
 def grouped(

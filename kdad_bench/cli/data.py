@@ -302,4 +302,6 @@ def generate(like: str, out: Path, names: tuple[str, ...], size: int | None, see
             place = stand_in.generate(like, out, names, size=size, seed=seed, done=done)
     except (DatasetError, OSError) as error:
         raise BadInput(str(error)) from error
-    click.echo(f"{place}: {total} images in {time.perf_counter() - began:.0f} s")
+    from kdad_bench.leaderboard.text import counted
+
+    click.echo(f"{place}: {counted(total, 'image')} in {time.perf_counter() - began:.0f} s")

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from kdad_bench.cli.parameters import LocalPath, Place
 from kdad_bench.cli.tables import show
-from kdad_bench.leaderboard.text import printable
+from kdad_bench.leaderboard.text import counted, printable
 
 
 class Finding(NamedTuple):
@@ -70,7 +70,7 @@ def software() -> Iterator[Finding]:
     yield Finding("kdad-bench", "ok", f"{__version__}, Python {platform.python_version()}")
     memory = total_memory_bytes() / 2**30
     yield Finding("machine", "ok", f"{cpu_model()}, {cores_in_words()}, {memory:.0f} GiB memory")
-    yield Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    yield Finding("torch", "ok", f"{torch.__version__}, {counted(torch.get_num_threads(), 'thread')}")
     triton = package_version("triton")
     yield Finding("triton", "ok" if triton else "note", triton or "not installed: only needed on CUDA")
     if torch.cuda.is_available():
@@ -150,7 +150,7 @@ def data_found(root: Path | None) -> Iterator[Finding]:
             yield Finding(name, "missing", str(error))
             continue
         images = sum(len(one.train) + len(one.test) for one in found)
-        yield Finding(name, "ok", f"{len(found)} categories, {images} images")
+        yield Finding(name, "ok", f"{counted(len(found), 'category')}, {counted(images, 'image')}")
 
 
 def weights_found() -> Iterator[Finding]:

@@ -22,7 +22,7 @@ from kdad_bench.cli.parameters import (
     complete_dataset,
     refuse_rows_in_memory,
 )
-from kdad_bench.leaderboard.text import printable
+from kdad_bench.leaderboard.text import counted, printable
 
 if TYPE_CHECKING:
     from kdad_bench.harness.evaluate import Evaluation
@@ -135,7 +135,7 @@ def say_some(lines: Sequence[str], begin: str = "") -> None:
     for line in lines[:MOST_LINES]:
         click.echo(printable(line), err=True)
     if len(lines) > MOST_LINES:
-        click.echo(f"{begin}and {len(lines) - MOST_LINES} more lines like these", err=True)
+        click.echo(f"{begin}and {counted(len(lines) - MOST_LINES, 'more line')} like these", err=True)
 
 
 def say_as_json(found: Evaluation) -> None:

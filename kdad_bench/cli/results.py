@@ -44,8 +44,8 @@ def compact(folder: str) -> None:
         whole(store.read(folder))
     except store.StoreError as error:
         raise BadInput(str(error)) from error
-    names = " and ".join(map(str, paths))
-    click.echo(printable(f"{replaced} files are now in {names}" if paths else f"{folder}: nothing to compact"))
+    now = f"{counted(replaced, 'file')} put into {' and '.join(map(str, paths))}"
+    click.echo(printable(now if paths else f"{folder}: nothing to compact"))
 
 
 @results.command()
@@ -76,14 +76,15 @@ def verify(context: click.Context, folder: str, expect: int | None, as_json: boo
         click.echo(printable(f"{found.where}: {counted(found.files, 'file')}, {counted(found.rows, 'row')}"))
         click.echo(f"{counted(found.jobs, 'job')}, each counted once: {found.ok} ok, {found.failed} failed")
         if found.superseded:
-            click.echo(f"{found.superseded} rows superseded by a newer row of the same job")
+            click.echo(f"{counted(found.superseded, 'row')} superseded by a newer row of the same job")
         for name in found.unfinished:
             click.echo(printable(f"interrupted write, ignored: {name}"))
         for problem in found.problems:
             click.echo(printable(f"{problem.file}: {problem.what}"), err=True)
         if short:
             no_row = "no row; name a results folder, or --expect 0"
-            click.echo(no_row if expect is None else f"expected {expect} finished jobs, found {found.ok}", err=True)
+            other = f"expected {counted(expect or 0, 'finished job')}, found {found.ok}"
+            click.echo(no_row if expect is None else other, err=True)
     if short or not found.sound:
         context.exit(1)
 
@@ -102,7 +103,7 @@ def export(folder: str, kind: str, out: Path | None) -> None:
         number = store.export(folder, path, kind, whole(store.read(folder)))
     except store.StoreError as error:
         raise BadInput(str(error)) from error
-    click.echo(printable(f"{number} rows in {path}"))
+    click.echo(printable(f"{counted(number, 'row')} in {path}"))
 
 
 @results.command()
@@ -127,10 +128,11 @@ def pack(folder: str, out: Path, maps: bool) -> None:
         raise BadInput(f"{error.filename or out}: {error.strerror}; choose another --out") from error
     click.echo(printable(f"{out}: {counted(found.jobs, 'job')}, {found.maps} with maps"))
     if found.without_maps:
-        click.echo(f"{found.without_maps} finished jobs have no maps; `run --save-maps --force` makes them", err=True)
+        lack = f"{counted(found.without_maps, 'finished job')} without maps"
+        click.echo(f"{lack}; `run --save-maps --force` makes them", err=True)
     if found.external:
-        what = "rows of `evaluate` are packed without maps: no results folder keeps those"
-        click.echo(f"{found.external} {what}", err=True)
+        what = "of `evaluate` packed without maps: no results folder keeps those"
+        click.echo(f"{counted(found.external, 'row')} {what}", err=True)
     click.echo(f"SHA-256 {found.sha256}")
 
 

@@ -37,6 +37,7 @@ from kdad_bench.harness.selection import categories_of, category_names_of, refus
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.folder import MissingFolder
 from kdad_bench.leaderboard.row import EXTERNAL, Row
+from kdad_bench.leaderboard.text import counted
 from kdad_bench.metrics import RegionIndex
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}", re.ASCII)  # of external results; it names files
@@ -112,11 +113,10 @@ class Match(NamedTuple):
     @property
     def words(self) -> str:
         """The same, in one line."""
-        scores = f", {self.scores} image scores" if self.scores else ""
-        return (
-            f"{self.dataset}/{self.category}: {self.maps} maps for {self.test_images} test images{scores}; "
-            + "; ".join(self.readings)
-        )
+        scores = f", {counted(self.scores, 'image score')}" if self.scores else ""
+        images = counted(self.test_images, "test image")
+        begin = f"{self.dataset}/{self.category}: {counted(self.maps, 'map')} for {images}{scores}"
+        return "; ".join([begin, *self.readings])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,7 @@ from kdad_bench.datasets import DatasetError
 from kdad_bench.datasets.decoding import read_bytes
 from kdad_bench.datasets.table_layout import TABLES, column_of, separator_of
 from kdad_bench.harness.maps import READERS, MapError, read_stack
+from kdad_bench.leaderboard.text import counted
 from kdad_bench.parquet import chunks, unpacked_bytes
 
 MOST_OFFERS = 1_000_000  # files of a tree or lines of a table
@@ -130,10 +131,9 @@ def of_tree(root: Path, known: Collection[str]) -> Offers:
             found.append(Offer(key=key, where=str(path), path=said, file=path, is_file=True))
     if not found:
         raise OfferError(f"{root}: no map there; maps end in {', '.join(READERS)}")
-    remarks = (
-        [f"{sum(others.values())} files are no maps and not used ({', '.join(sorted(others)[:5])})"] if others else []
-    )
-    remarks += [f"{binary} maps in {BINARY}/ are decisions and not used"] if binary else []
+    kinds = ", ".join(sorted(others)[:5])
+    remarks = [f"not used: {counted(sum(others.values()), 'file')}, no maps ({kinds})"] if others else []
+    remarks += [f"not used: {counted(binary, 'map')} in {BINARY}/, decisions"] if binary else []
     return Offers(found=tuple(found), remarks=tuple(remarks))
 
 

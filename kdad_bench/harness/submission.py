@@ -78,7 +78,7 @@ def pack(folder: str, out: Path, *, maps: bool = False) -> Packed:
     if found.problems:
         first = found.problems[0]
         raise SubmissionError(
-            f"{folder}: {len(found.problems)} files or rows do not count, the first is {first.file}: {first.what}; "
+            f"{folder}: files or rows do not count ({len(found.problems)}), the first is {first.file}: {first.what}; "
             "`results verify` lists them, mend or remove them"
         )
     rows = found.rows()

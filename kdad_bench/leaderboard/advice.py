@@ -15,6 +15,7 @@ from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.pairs import Comparison
 from kdad_bench.leaderboard.spread import CATEGORIES, ONE_TRAINING
 from kdad_bench.leaderboard.summary import FEW
+from kdad_bench.leaderboard.text import counted
 
 LIMITS = {"latency_ms": "ms", "memory_mb": "MB"}  # what can be limited -> its unit
 AXES = ("k_shot", "contamination", "corruption")
@@ -211,16 +212,18 @@ def _left_out(board: Board, found: Sequence[Board], candidates: int) -> Iterator
     """A line for each kind of row that has no part in the advice."""
     external = sum(len(rows) for one in found if one.external for rows in one.rows.values())
     if external:
-        yield f"{external} rows of other code are left out: their speed is not known and nobody checked their protocol"
+        what = f"{counted(external, 'row')} of other code"
+        yield f"left out: {what}, whose speed is not known and whose protocol nobody checked"
     others = [one for one in found if not one.external and one is not board and one.rows]
     if others:
         rows = sum(len(rows) for one in others for rows in one.rows.values())
-        yield f"{rows} rows on other data, budgets, settings or machines are left out: nothing is compared across these"
+        what = f"{counted(rows, 'row')} on other data, budgets, settings or machines"
+        yield f"left out: {what}: nothing is compared across these"
     lacking = len(board.rows) - candidates
     if lacking:
         ran_away = ", or with a job that was not finite" if board.diverged else ""
         lack = f"floors, or without a latency or a category{ran_away}"
-        yield f"{lacking} of {len(board.rows)} methods are left out: {lack}"
+        yield f"left out: {lacking} of {counted(len(board.rows), 'method')}: {lack}"
 
 
 def limits_of_evidence(advice: Advice) -> Iterator[str]:

@@ -10,6 +10,7 @@ from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.pairs import Comparison, visible
 from kdad_bench.leaderboard.spread import CATEGORIES, IMAGES, IMAGES_AND_SEEDS, NOTHING, ONE_TRAINING, SEEDS
+from kdad_bench.leaderboard.text import counted as number_of
 
 MOST_SHOWN = 25  # entrants of a matrix; it has a column for each
 # what a comparison rests on -> what it says, and what it leaves out
@@ -110,9 +111,9 @@ def told(board: Board, one: Comparison) -> str:
     around = "" if one.low is None or one.high is None else f" [{one.low:+.3f}, {one.high:+.3f}]"
     parts = [f"{board.labels[one.a]} minus {board.labels[one.b]}: {one.difference:+.3f}{around}"]
     parts.append("p –" if one.p is None else f"p {one.p:.2g}, corrected {p_of(one)}")
-    parts.append(f"better in {one.a_better} of {one.categories} categories")
+    parts.append(f"better in {one.a_better} of {number_of(one.categories, 'category')}")
     if one.won is not None:
-        parts.append(f"in {100 * one.won:.0f} % of {one.pairs} jobs")
+        parts.append(f"in {100 * one.won:.0f} % of {number_of(one.pairs, 'job')}")
     if one.effect is not None:
         parts.append(f"effect size {one.effect:+.2f}")
     if one.evidence:

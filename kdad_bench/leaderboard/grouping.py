@@ -18,6 +18,7 @@ from kdad_bench.leaderboard.families import family_of
 from kdad_bench.leaderboard.images import of_jobs
 from kdad_bench.leaderboard.row import UNAVAILABLE, instant
 from kdad_bench.leaderboard.summary import Entrant, Group, Summary
+from kdad_bench.leaderboard.text import counted
 
 MOST_ENTRANTS = 200  # of one table; every pair of them is compared
 MOST_CELLS = 2_000_000  # entrants x categories x seeds of one table
@@ -140,8 +141,8 @@ def _of_newest_content(rows: list[Mapping[str, Any]], problems: list[str]) -> li
     newest = {row["category"]: row["data_fingerprint"] for row in ok}
     old = [row for row in ok if row["data_fingerprint"] != newest[row["category"]]]
     for category in sorted({row["category"] for row in old}):
-        number = sum(row["category"] == category for row in old)
-        problems.append(f"category {category!r}: {number} rows left out, made from other files than the newest row's")
+        number = counted(sum(row["category"] == category for row in old), "row")
+        problems.append(f"category {category!r}: {number} left out, made from other files than the newest row's")
     gone = {id(row) for row in old}
     return [row for row in rows if id(row) not in gone]
 
@@ -156,7 +157,8 @@ def _of_bounded_size(rows: list[Mapping[str, Any]], problems: list[str]) -> list
     seeds = {seed for seed, _ in Counter(row["seed"] for row in rows_kept).most_common(most_seeds)}
     rows_kept = [row for row in rows_kept if row["seed"] in seeds]
     if len(rows_kept) < len(rows):
-        problems.append(f"{len(rows) - len(rows_kept)} rows left out: more methods or seeds than one table can hold")
+        number = counted(len(rows) - len(rows_kept), "row")
+        problems.append(f"{number} left out: more methods or seeds than one table can hold")
     return rows_kept
 
 

@@ -9,6 +9,7 @@ from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.markdown_parts import marked, table_of
 from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.numbers import MISSING, signed
+from kdad_bench.leaderboard.text import counted
 from kdad_bench.leaderboard.text import markdown as _text
 
 
@@ -79,7 +80,7 @@ def devices(found: Sequence[Board]) -> list[str]:
     """A section on what the device does to the same jobs, where some ran on two."""
     lines = [
         f"- {_text(one.of)}: {_text(one.first)} and {_text(one.second)}, {METRICS[one.metric].label}: "
-        f"{one.deviation:.4f} ({one.jobs} jobs)"
+        f"{one.deviation:.4f} ({counted(one.jobs, 'job')})"
         for one in components.of_devices(found)
     ]
     if not lines:

@@ -23,7 +23,7 @@ def published_and_measured(board: Board) -> str:
     if whole:
         return f"Not compared: {_text(whole)}."
     if not found:
-        return "Nothing published is known here for these methods."
+        return _text(published.nothing(board))
     reasons = _reasons(found)
     means, others = _lines(board, found, reasons)
     header = ["method", "category", "metric", *published.ORIGINS, "ours", "difference", "verdict"]

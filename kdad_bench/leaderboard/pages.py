@@ -13,6 +13,7 @@ from kdad_bench.leaderboard.folder import StoreError
 from kdad_bench.leaderboard.gallery import pictures
 from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.store import Results, read
+from kdad_bench.leaderboard.text import counted
 
 MOST_BYTES = 50_000_000  # of a page that tables are put into
 
@@ -76,7 +77,7 @@ def spread(found: Results) -> list[str]:
     lines += [components.LEFT_OUT_OF_EACH] if len(shared) > 1 else []
     lines += [
         f"{one.of}: {one.first} and {one.second}: the same jobs' {METRICS[one.metric].label} lies "
-        f"{one.deviation:.4f} apart (standard deviation, {one.jobs} jobs)"
+        f"{one.deviation:.4f} apart (standard deviation, {counted(one.jobs, 'job')})"
         for one in components.of_devices(drawn)
     ]
     return lines

@@ -14,6 +14,7 @@ from kdad_bench.leaderboard import row as rows
 from kdad_bench.leaderboard.folder import Entry, Folder, StoreError
 from kdad_bench.leaderboard.picking import picked
 from kdad_bench.leaderboard.row import COLUMNS, KEY_COLUMNS
+from kdad_bench.leaderboard.text import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -205,7 +206,7 @@ def _said(whole: pa.Table, bad: dict[int, str], inside: Sequence[int], start: in
     for index in inside[: border.NAMED]:
         yield bad[index] if rows_there == 1 else f"row {index - start + 1}: {bad[index]}"
     if len(inside) > border.NAMED:
-        yield f"{len(inside) - border.NAMED} more rows of this file that cannot be"
+        yield f"{counted(len(inside) - border.NAMED, 'more row')} of this file that cannot be"
 
 
 def _together(files: list[File], parts: Sequence[tuple[list[File], pa.Table]], schema: pa.Schema) -> Found:

@@ -250,7 +250,7 @@ def test_a_dry_run_says_what_matched_and_writes_nothing(tiny_tree: Path, maps: P
     (maps / "notes.txt").touch()
     result = evaluate(maps, tiny_tree, tmp_path / "out", "-c", "bolt", "--dry-run")
     assert result.exit_code == 0, result.output
-    assert "1 files are no maps and not used (.txt)" in result.stdout
+    assert "not used: 1 file, no maps (.txt)" in result.stdout
     assert "bolt: 6 maps for 6 test images; maps: 64 x 64 px, as they are" in result.stdout
     assert not (tmp_path / "out").exists()
 

@@ -320,7 +320,7 @@ def test_what_cannot_be_packed_is_one_line_and_nothing_is_written(folder: Path, 
     stack = np.load(maps)
     np.savez(other / "maps" / maps.name, maps=stack["maps"].astype(np.float16), names=stack["names"])
     out = tmp_path / "out.zip"
-    cases = ((torn, "1 files or rows do not count"), (empty, "no row there"), (tmp_path / "none", "no results folder"),
+    cases = ((torn, "rows do not count (1), the"), (empty, "no row there"), (tmp_path / "none", "no results folder"),
              (other, "holds float16 maps"), ("memory://x", "without --maps"))  # fmt: skip
     for place, words in cases:
         if str(place).startswith("memory"):
@@ -341,7 +341,7 @@ def test_rows_of_other_code_are_packed_without_maps_and_no_run_is_advised(folder
     done = command("pack", tmp_path / "results", "--out", tmp_path / "pack.zip", "--maps")
     assert (done.exit_code, done.stderr) == (
         0,
-        "1 rows of `evaluate` are packed without maps: no results folder keeps those\n",
+        "1 row of `evaluate` packed without maps: no results folder keeps those\n",
     )
 
 

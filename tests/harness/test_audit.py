@@ -284,7 +284,7 @@ def test_the_gap_is_the_best_less_the_kept_and_never_below_zero(tmp_path: Path) 
         ["b", "1", "0", "–", "–", "–"],
     ]
     assert "No ranking" in found.output
-    assert "1 of 4 audits are of jobs that have not ended" in found.output
+    assert "1 of 4 audits is of a job that has not ended" in found.output
     by_json = [json.loads(line) for line in command(tmp_path, "--json").output.splitlines()]
     assert [one["gaps"] for one in by_json] == [audit.gaps(one) for one in (first, second, other, unfinished)]
 

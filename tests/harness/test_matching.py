@@ -285,8 +285,8 @@ def test_what_is_no_map_or_hidden_or_a_decision_is_left_out_and_said(tmp_path: P
     found = offers(tmp_path, KNOWN)
     assert len(found.found) == 4
     assert found.remarks == (
-        "1 files are no maps and not used (.txt)",
-        "1 maps in anomaly_images_thresholded/ are decisions and not used",
+        "not used: 1 file, no maps (.txt)",
+        "not used: 1 map in anomaly_images_thresholded/, decisions",
     )
 
 

@@ -186,10 +186,14 @@ def test_verify_counts_and_fails_on_a_torn_file_or_an_unmet_expectation(results:
 
 
 def test_compact_and_export_say_what_they_did(results: Path, tmp_path: Path) -> None:
-    assert "130 files are now in" in run("results", "compact", results).output
+    assert "130 files put into" in run("results", "compact", results).output
     assert "nothing to compact" in run("results", "compact", results).output
     done = run("results", "export", results, "csv", "--out", tmp_path / "all.csv")
     assert done.output.strip() == f"130 rows in {tmp_path / 'all.csv'}"
+    alone = plausible.row("stfpm", "bottle", 0)
+    store.write(alone, tmp_path / "one")
+    done = run("results", "export", tmp_path / "one", "csv", "--out", tmp_path / "one.csv")
+    assert done.output.strip() == f"1 row in {tmp_path / 'one.csv'}"
 
 
 @pytest.mark.parametrize(

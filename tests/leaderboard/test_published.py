@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 from test_markdown import board_of, cells, page, section
 
-from kdad_bench.leaderboard import published
+from kdad_bench.leaderboard import html_board, published
 from kdad_bench.leaderboard.markdown_method import measured
 from kdad_bench.leaderboard.markdown_published import _reasons, published_and_measured
 from kdad_bench.leaderboard.numbers import signed
@@ -391,3 +391,13 @@ def test_of_the_published_categories_those_with_a_job_are_listed() -> None:
     _, found = published.beside(board)
     assert {one.reported.category for one in found if not one.reported.category.startswith(MEAN)} == {"bottle"}
     assert any(one.reported.category == MEAN for one in found)
+
+
+@pytest.mark.parametrize("preset", ["paper", "standard", "quick"])
+def test_where_nothing_is_known_of_a_data_set_it_is_named_and_not_the_methods(preset: str) -> None:
+    """Of these methods much is published, and nothing on a folder of one's own."""
+    made = plausible.full_table(("stfpm", "rd4ad"), ("washer",), 1, dataset="folder:washers", preset=preset)
+    board = board_of(made)
+    for said in (published_and_measured(board), html_board._published(board)):
+        assert "data set folder:washers" in said
+        assert "methods" not in said

@@ -399,7 +399,7 @@ def test_rows_of_changed_files_are_left_out_and_this_is_said() -> None:
     ]
     summary = only(rows)
     assert [e.key for e in summary.entrants] == ["b"]
-    assert summary.problems == ("category 'x': 1 rows left out, made from other files than the newest row's",)
+    assert summary.problems == ("category 'x': 1 row left out, made from other files than the newest row's",)
 
 
 def test_variants_and_other_teachers_are_entrants_of_their_own() -> None:
@@ -460,7 +460,7 @@ def test_of_finished_rows_only_the_newest_content_counts_and_this_is_said() -> N
     newer = dataclasses.replace(good, job_id="newer", data_fingerprint="new", created_at="2026-01-15T00:00:00")
     summary = only([good, broken, newer])
     assert summary.jobs == {("a", "x", 0): "newer"}
-    assert summary.problems == ("category 'x': 1 rows left out, made from other files than the newest row's",)
+    assert summary.problems == ("category 'x': 1 row left out, made from other files than the newest row's",)
 
 
 @pytest.mark.parametrize("drawn_first", [True, False])

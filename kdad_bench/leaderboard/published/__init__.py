@@ -222,6 +222,12 @@ def beside(board: Board) -> tuple[str, list[Verdict]]:
     return "", found
 
 
+def nothing(board: Board) -> str:
+    """What a page says where nothing stands beside a board."""
+    known = board.group.dataset in DATASETS.values()
+    return f"Nothing published is known here for {'these methods' if known else f'data set {board.dataset}'}."
+
+
 def verdicts(board: Board) -> list[Verdict]:
     """Every reported number beside ours, in the order of the file.
 
