@@ -22,7 +22,8 @@ def sections(drawn: Sequence[Curve]) -> Iterator[str]:
     """The part of the page on curves; nothing without any."""
     if not drawn:
         return
-    yield '<section id="curves"><h2>Curves</h2><p class="soft">Means over the categories and seeds that a method has '
+    yield '<section id="curves" aria-labelledby="curves-title"><h2 id="curves-title">Curves</h2>'
+    yield '<p class="soft">Means over the categories and seeds that a method has '
     yield "at every point; bars: 95 % interval, with fewer than six categories for these very ones, else for others of "
     yield "the same kind. Area: the mean height of the curve; methods are ranked by it. Boards "
     yield "that are points of a curve are drawn as curves alone; <code>leaderboard.csv</code> has all of them.</p>"

@@ -140,7 +140,7 @@ def _jobs(rows: Sequence[Mapping[str, Any]], found: Sequence[Board]) -> str:
     columns = [[title, digits] for _, title, digits in JOB_COLUMNS]
     text = json.dumps({"columns": columns, "rows": data}, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return (
-        '<section id="all-jobs"><h2>All jobs</h2>'
+        '<section id="all-jobs" aria-labelledby="jobs-title"><h2 id="jobs-title">All jobs</h2>'
         "<noscript><p>This table needs JavaScript; <code>kdad-bench results export</code> writes all jobs.</p>"
         "</noscript>"
         f'<div class="filters" role="group" aria-label="Filters">{"".join(selects)}</div>'
@@ -170,9 +170,8 @@ def _failures(found: Sequence[Board], problems: Sequence[Problem]) -> Iterator[s
             for board, (key, category, seed, reason) in failed
         ]
         heads = [("method", ""), ("data set", ""), ("category", ""), ("seed", "n"), ("preset", ""), ("reason", "")]
-        yield "<section id='failed'><h2>Failed jobs</h2>" + table_of(
-            heads, lines, "They count in no number.", "sortable"
-        )
+        table = table_of("Failed jobs", heads, lines, "They count in no number.", "sortable")
+        yield f'<section id="failed" aria-labelledby="failed-title"><h2 id="failed-title">Failed jobs</h2>{table}'
         yield "</section>"
     left_out = [f"{board.title}: {problem}" for board in found for problem in board.summary.problems]
     left_out += [f"file {problem.file}: {problem.what}" for problem in sorted(problems)]
@@ -199,7 +198,8 @@ def _gallery(rows: Sequence[Mapping[str, Any]], found: Sequence[Board], pictures
         if row["job_id"] in pictures:
             place = (row["dataset"], row["preset"], row["category"], _label(row, labels))
             chosen.setdefault(place, row)
-    yield '<section id="gallery"><h2>Pictures</h2><p class="soft">Image, mask, anomaly map and overlay of the best, '
+    yield '<section id="gallery" aria-labelledby="gallery-title"><h2 id="gallery-title">Pictures</h2>'
+    yield '<p class="soft">Image, mask, anomaly map and overlay of the best, '
     yield "median and worst cases by score, first seed. One colour scale per sheet. The files in <code>pictures</code> "
     yield 'are larger.</p><div class="gallery">'
     room = GALLERY_BYTES

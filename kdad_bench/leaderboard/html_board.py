@@ -31,7 +31,7 @@ CAVEATS = {
 
 def sections(board: Board, name: str) -> Iterator[str]:
     """The sections of a board; `name` is its place on the page."""
-    yield f'<section id="{name}"><h2>{escape(board.title)}</h2>'
+    yield f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{escape(board.title)}</h2>'
     for caveat in board.caveats:
         words = CAVEATS.get(caveat) or _sentence(escape(board.mixture) if caveat == SEVERAL_VERSIONS else board.budget)
         yield f'<p class="warning"><span class="badge">{escape(caveat)}</span>{words}</p>'
@@ -45,7 +45,8 @@ def sections(board: Board, name: str) -> Iterator[str]:
     if trusted := thresholds.told(board):
         heads = [(title, "") for title in thresholds.headings(board)]
         lines = ["".join(f"<td>{escape(text)}</td>" for text in line) for line in trusted]
-        yield "<h3>Thresholds from unseen normals</h3>" + table_of(heads, lines, thresholds.LEGEND, "")
+        title = "Thresholds from unseen normals"
+        yield f"<h3>{title}</h3>" + table_of(title, heads, lines, thresholds.LEGEND, "")
     if len(board.rows) > 1 and board.headline:
         yield "<h3>Who beats whom</h3>"
         parts = [(metric, METRICS[metric].label, matrix(board, metric)) for metric in board.headline]
@@ -83,18 +84,21 @@ def _of_speed(board: Board) -> str:
 
 def _rankings(board: Board, name: str) -> str:
     """All entrants together, and each family apart where there are several."""
-    together = _ranking(board, board.order, board.places, board.average_ranks)
+    together = _ranking(board, "Ranking", board.order, board.places, board.average_ranks)
     if len(board.families) < 2:
         return together
     parts = [("all", "all", together)]
     for family in board.families:
         about = f'<p class="soft">{escape(FAMILIES[family].capitalize())}.</p>' if family in FAMILIES else ""
-        apart = _ranking(board, board.members(family), board.places_in_family, board.ranks_in_family)
+        title = f"Ranking: {family}"
+        apart = _ranking(board, title, board.members(family), board.places_in_family, board.ranks_in_family)
         parts.append((escape(family), family, about + apart))
     return choice(f"{name}-family", "Family", parts)
 
 
-def _ranking(board: Board, keys: Sequence[str], places: Mapping[str, int], ranks: Mapping[str, float]) -> str:
+def _ranking(
+    board: Board, title: str, keys: Sequence[str], places: Mapping[str, int], ranks: Mapping[str, float]
+) -> str:
     """Accuracy and cost of some entrants in one sortable table."""
     marks = {metric: board.overall_marks(metric) for metric in board.headline}
     costs = shown_in("ranking")
@@ -127,7 +131,7 @@ def _ranking(board: Board, keys: Sequence[str], places: Mapping[str, int], ranks
         + _of_speed(board)
         + ("A method of which a job was not finite is neither ranked nor marked." if board.diverged else "")
     ).strip()
-    return table_of(heads, lines, caption, "sortable searchable ranking")
+    return table_of(title, heads, lines, caption, "sortable searchable ranking")
 
 
 def _heat(board: Board, metric: str) -> str:
@@ -154,7 +158,7 @@ def _heat(board: Board, metric: str) -> str:
     colours = f"Colour: the higher the bluer, {low:.3f} to {high:.3f}."
     below = below_floor(board, metric)
     caption = f"{METRICS[metric].label}, mean ± standard deviation over seeds. {colours}{below and f' {below}'}"
-    return table_of(heads, lines, caption, "sortable heat")
+    return table_of(f"{METRICS[metric].label} by category", heads, lines, caption, "sortable heat")
 
 
 def _ablations(board: Board) -> str:
@@ -185,7 +189,7 @@ def _ablations(board: Board) -> str:
         return '<p class="soft">No variant was run here: <code>kdad-bench run --method NAME:VARIANT</code>.</p>'
     heads = [("variant", ""), ("against", ""), ("metric", ""), ("difference", "n"), ("categories won", "n"), ("p", "n")]
     caption = "Mean paired difference; p as in “Who beats whom”, Holm-corrected over all pairs."
-    return table_of(heads, lines, caption, "sortable searchable")
+    return table_of("Ablations", heads, lines, caption, "sortable searchable")
 
 
 def _published(board: Board) -> str:
@@ -194,7 +198,7 @@ def _published(board: Board) -> str:
     if whole:
         return f'<p class="soft">Not compared: {escape(whole)}.</p>'
     if not found:
-        return '<p class="soft">Nothing published is known here for these methods.</p>'
+        return f'<p class="soft">{escape(published.nothing(board))}</p>'
     lines = []
     for one in found:
         reported = one.reported
@@ -213,7 +217,7 @@ def _published(board: Board) -> str:
     heads = [("reported", ""), ("beside our", ""), ("category", ""), ("metric", ""), ("origin", ""), ("value", "n")]
     heads += [("ours", "n"), ("difference", "n"), ("verdict", "")]
     caption = f"{published.LEGEND} Other protocols are not compared."
-    table = table_of(heads, lines, caption, "sortable searchable")
+    table = table_of("Published and measured", heads, lines, caption, "sortable searchable")
     compared = sum(one.difference is not None for one in found)
     sources = dict.fromkeys(f"<li>{escape(one.reported.reported)}: {escape(one.reported.source)}</li>" for one in found)
     return (

@@ -27,7 +27,8 @@ def matrix(board: Board, metric: str) -> str:
     few = f" The first {len(keys)} of {len(board.order)} methods." if len(keys) < len(board.order) else ""
     said = f"{METRICS[metric].label}: {deciding.counted(board, metric)}. {deciding.power(board, metric)}"
     caption = f"{deciding.READ} Colour: the row (blue) or the column (orange) is surely better.{few}"
-    return f"<p>{escape(said)}</p>" + table_of(heads, lines, caption, "pairs")
+    title = f"Who beats whom: {METRICS[metric].label}"
+    return f"<p>{escape(said)}</p>" + table_of(title, heads, lines, caption, "pairs")
 
 
 def _pair(board: Board, key: str, other: str, metric: str, sign: int) -> str:
@@ -59,7 +60,7 @@ def components_of(board: Board) -> str:
     heads = [("method", ""), ("metric", ""), *((name, "n") for name in components.SOURCES.values())]
     caption = "Standard deviation of one job's value by each source, and its share of the variance."
     items = "".join(f"<li>{escape(line)}</li>" for line in told)
-    table = table_of(heads, lines, caption, "sortable searchable")
+    table = table_of("Spread by method", heads, lines, caption, "sortable searchable")
     return (
         "<p>Share of the variance of one job's value, and its standard deviation, mean over the methods:</p>"
         f"<ul>{items}</ul><p>{components.left_out(board)}</p><details><summary>By method</summary>{table}</details>"
@@ -85,4 +86,6 @@ def devices(found: Sequence[Board]) -> str:
         return ""
     heads = [("jobs of", ""), ("first", ""), ("second", ""), ("metric", ""), ("standard deviation", "n"), ("jobs", "n")]
     caption = "Standard deviation of one job's value over the two devices."
-    return f"<section><h2>The same jobs on two devices</h2>{table_of(heads, lines, caption, 'sortable')}</section>"
+    title = "The same jobs on two devices"
+    table = table_of(title, heads, lines, caption, "sortable")
+    return f'<section id="devices" aria-labelledby="devices-title"><h2 id="devices-title">{title}</h2>{table}</section>'

@@ -45,13 +45,15 @@ def cell(text: str, order: float | None = None, mark: Mark = "", style: str = ""
     return f'<td class="n {mark}"{key}{style}>{text}</td>' if mark else f'<td class="n"{key}{style}>{text}</td>'
 
 
-def table_of(heads: Sequence[tuple[str, str]], lines: Sequence[str], caption: str, kind: str) -> str:
-    """A table of `heads` (title, class) and `lines` of cells, which scrolls by itself where a screen is too narrow."""
+def table_of(name: str, heads: Sequence[tuple[str, str]], lines: Sequence[str], caption: str, kind: str) -> str:
+    """A table of `heads` (title, class) and `lines` of cells, which scrolls by itself where a screen is too narrow.
+
+    `name` is how a screen reader lists it among the others of its section.
+    """
     head = "".join(f'<th scope="col"{f" class={name}" if name else ""}>{escape(title)}</th>' for title, name in heads)
     rows = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    about = escape(caption.partition(". ")[0].removesuffix("."))
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{about}"><table class="{kind}">'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}"><table class="{kind}">'
         f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>\n{rows}\n</tbody></table></div>"
     )

@@ -137,6 +137,21 @@ def test_tables_have_captions_headings_have_scopes_and_pictures_have_texts(tmp_p
             assert "ms/image" in str(attributes["aria-label"])
 
 
+def test_a_screen_reader_lists_each_section_and_each_table_by_a_short_name() -> None:
+    """They had the first sentence of their legends: seven different tables were all "Average rank: over ..."."""
+    text = page(rich_rows())
+    named = re.findall(r'role="region" aria-label="([^"]*)"', text)
+    assert {"Ranking", "image AUROC by category", "Who beats whom: AUPRO@0.3", "Published and measured"} <= {*named}
+    assert "Ranking: floor" in named
+    assert max(map(len, named)) < 60
+    for part in re.findall(r"<section id=.*?</section>", text, re.S):
+        inside = re.findall(r'role="region" aria-label="([^"]*)"', part)
+        assert len(inside) == len({*inside}), "no two of a section are named alike"
+    for name in re.findall(r'aria-labelledby="([^"]*)"', text):
+        assert f'<h2 id="{name}">' in text
+    assert text.count("<section id=") == text.count("aria-labelledby=") > 2
+
+
 def test_a_thousand_rows_stay_under_three_megabytes_with_pictures(tmp_path: Path) -> None:
     methods = tuple(plausible.METHODS)
     categories = tuple(f"category{number}" for number in range(15))
@@ -536,7 +551,7 @@ def test_a_failed_job_has_the_name_of_its_entrant() -> None:
     assert sorted((line["method"], line["seed"]) for line in lines if line["status"] == "failed") == [
         ("MKD", 0), ("STFPM (held_out)", 2)
     ]  # fmt: skip
-    failed = page(made).partition("<h2>Failed jobs</h2>")[2].partition("</section>")[0]
+    failed = page(made).partition(">Failed jobs</h2>")[2].partition("</section>")[0]
     assert re.findall(r'<th scope="row">(.*?)</th>', failed) == ["MKD", "STFPM (held_out)"]
 
 
