@@ -156,7 +156,7 @@ class Leaderboard:
         """
         from kdad_bench.leaderboard.pages import draw_pages
 
-        return draw_pages(self.results.where, on_this_machine(folder), found=self.found)[1]
+        return draw_pages(self.results.where, on_this_machine(folder), found=self.found).paths
 
     @property
     def tables(self) -> tuple[Table, ...]:

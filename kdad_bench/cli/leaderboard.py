@@ -60,7 +60,7 @@ def leaderboard(
             pages.put_tables(into, fresh)
             click.echo(printable(f"{into}: tables of {results}"))
             return
-        found, paths = pages.draw_pages(results, out or Path(results), figures=figures, found=known)
+        found, boards, paths = pages.draw_pages(results, out or Path(results), figures=figures, found=known)
     except StoreError as error:
         raise BadInput(str(error)) from error
     except ValueError as error:
@@ -68,14 +68,13 @@ def leaderboard(
     drawn = [path for path in paths if path.parent.name != "figures"]
     names = ", ".join(str(path) for path in drawn)
     click.echo(printable(f"{counted(found.table.num_rows, 'job')} of {counted(found.files, 'file')} -> {names}"))
-    for line in pages.spread(found):
+    for line in pages.spread(boards):
         click.echo(printable(line))
     if len(drawn) < len(paths):
         click.echo(printable(f"{len(paths) - len(drawn)} figures -> {paths[-1].parent}"))
-        from kdad_bench.leaderboard.board import boards
         from kdad_bench.leaderboard.figures import boxes, left_over
 
         if others := left_over([path for path in paths if path not in drawn]):
             click.echo(printable(f"figures of other rows, not drawn now, are there too: {', '.join(others)}"))
-        if lacking := boxes(boards(found.table)):
+        if lacking := boxes(boards):
             click.echo(printable(lacking))

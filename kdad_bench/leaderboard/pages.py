@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from kdad_bench import files
 from kdad_bench.leaderboard import components, excerpts, html, long_table, markdown
 from kdad_bench.leaderboard.axes import curves, shown_whole
-from kdad_bench.leaderboard.board import DRAWN, boards
+from kdad_bench.leaderboard.board import DRAWN, Board, boards
 from kdad_bench.leaderboard.folder import StoreError
 from kdad_bench.leaderboard.gallery import pictures
 from kdad_bench.leaderboard.metric import METRICS
@@ -23,10 +24,16 @@ def rows_of(results: str | Path, *, figures: bool = False) -> Results:
     return read(results, (*DRAWN, "throughput") if figures else DRAWN)
 
 
-def draw_pages(
-    results: str | Path, out: Path, *, figures: bool = False, found: Results | None = None
-) -> tuple[Results, list[Path]]:
-    """Write leaderboard.md, .html, .parquet, .csv and .json into `out`, and figures/ if asked; returns rows and files.
+class Pages(NamedTuple):
+    """What was drawn from, and the files."""
+
+    rows: Results
+    boards: Sequence[Board]
+    paths: list[Path]
+
+
+def draw_pages(results: str | Path, out: Path, *, figures: bool = False, found: Results | None = None) -> Pages:
+    """Write leaderboard.md, .html, .parquet, .csv and .json into `out`, and figures/ if asked.
 
     `found` is what `rows_of` gave, where the caller has read it already.
 
@@ -51,23 +58,22 @@ def draw_pages(
         from kdad_bench.leaderboard.figures import draw
 
         paths += draw(drawn, found.table.to_pylist(), out / "figures")
-    return found, paths
+    return Pages(found, drawn, paths)
 
 
 def _writing(page: Callable[[], bytes]) -> Callable[[Path], object]:
     return lambda temporary: temporary.write_bytes(page())
 
 
-def spread(found: Results) -> list[str]:
+def spread(found: Sequence[Board]) -> list[str]:
     """How much of the spread is category, seed, image sample, number of threads or device: a line for each metric of
     each board that has a section of its own.
 
     Threads and device are sources only where jobs differ in them; where they do not, that is a line too.
     """
-    drawn = boards(found.table)
     told = [
         (board, line)
-        for board in shown_whole(drawn, curves(drawn))
+        for board in shown_whole(found, curves(found))
         for metric in board.headline
         if (line := components.in_words(board, metric))
     ]
@@ -78,7 +84,7 @@ def spread(found: Results) -> list[str]:
     lines += [
         f"{one.of}: {one.first} and {one.second}: the same jobs' {METRICS[one.metric].label} lies "
         f"{one.deviation:.4f} apart (standard deviation, {counted(one.jobs, 'job')})"
-        for one in components.of_devices(drawn)
+        for one in components.of_devices(found)
     ]
     return lines
 

@@ -13,8 +13,10 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import plausible
 import pytest
@@ -24,7 +26,7 @@ from PIL import Image
 import kdad_bench
 from kdad_bench import files
 from kdad_bench.cli import cli
-from kdad_bench.leaderboard import gallery, html, pages, store
+from kdad_bench.leaderboard import board, gallery, html, pages, store
 from kdad_bench.leaderboard.board import DRAWN, boards
 from kdad_bench.leaderboard.gallery import NoPicture, thumbnail
 
@@ -169,11 +171,29 @@ def test_a_leaderboard_of_a_place_that_cannot_be_written_is_one_line(tmp_path: P
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_the_command_makes_its_boards_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines on the spread made them again, and so did the line on characters that the font of figures lacks."""
+    for one in plausible.full_table(("stfpm", "rd4ad"), ("bottle", "cable"), 2):
+        store.write(one, tmp_path)
+    made, real = [], board.boards_of
+
+    def counting(rows: Sequence[Mapping[str, Any]]) -> list[board.Board]:
+        made.append(len(rows))
+        return real(rows)
+
+    monkeypatch.setattr(board, "boards_of", counting)
+    done = run("leaderboard", tmp_path, "--out", tmp_path / "out", "--figures")
+    assert done.exit_code == 0, done.output
+    assert "spread of image AUROC" in done.output
+    assert "figures ->" in done.output
+    assert made == [8]
+
+
 def test_figures_of_long_names_are_written_whole(tmp_path: Path) -> None:
     preset = f"paper[{','.join(f'option{number}=0.123456789' for number in range(30))}]"
     for one in plausible.full_table(("stfpm", "rd4ad"), ("bottle", "cable"), 2, preset=preset):
         store.write(one, tmp_path / "results")
-    found, paths = pages.draw_pages(tmp_path / "results", tmp_path / "out", figures=True)
+    found, _, paths = pages.draw_pages(tmp_path / "results", tmp_path / "out", figures=True)
     drawn = [path for path in paths if path.parent.name == "figures"]
     assert drawn
     assert all(path.stat().st_size > 1000 and len(path.name) < 160 for path in drawn)

@@ -441,7 +441,7 @@ def test_the_shares_of_a_board_add_up_and_the_command_prints_them(tmp_path: Any)
     assert sum(share for _, share in known.values()) == pytest.approx(1)
     for row in rows:
         store.write(row, tmp_path)
-    lines = pages.spread(store.read(tmp_path))
+    lines = pages.spread(boards(store.read(tmp_path).table))
     assert any("spread of image AUROC: " in line and "image sample" in line for line in lines)
     assert any("AUPRO" in line and "lies in the category's part" in line for line in lines)
     assert sum("ran on one device with 2 threads" in line for line in lines) == 1
@@ -525,17 +525,13 @@ def test_a_source_that_the_shares_do_not_tell_is_named_with_where_it_lies() -> N
 PRESETS = ("paper", "quick")
 
 
-def results_of(made: list[Row]) -> store.Results:
-    return store.Results(where="", table=table(made), problems=(), superseded=0, files=len(made))
-
-
 def test_several_boards_on_two_devices_are_told_from_each_other() -> None:
     """A line named the two devices alone, and "all these jobs" of several boards were those of each."""
     made = []
     for preset in PRESETS:
         for changes in ({}, {"device": "cuda", "device_name": "Example GPU"}):
             made += plausible.full_table(("stfpm", "mkd"), ("bottle", "cable"), 2, preset=preset, **changes)
-    lines = pages.spread(results_of(made))
+    lines = pages.spread(boards(table(made)))
     apart = [line for line in lines if "the same jobs'" in line]
     assert len(apart) == len(set(apart)) > 0
     of_each = {f"mvtec_ad at 256 px, {preset} preset: Example CPU, 2 threads and Example GPU" for preset in PRESETS}
@@ -545,7 +541,7 @@ def test_several_boards_on_two_devices_are_told_from_each_other() -> None:
     assert left_out.startswith("The jobs of each board ran on one device")
     shown = html_pairs.devices(boards(table(made)))
     assert all(f"mvtec_ad at 256 px, {preset} preset<" in shown for preset in PRESETS)
-    one = pages.spread(results_of(made[:4]))
+    one = pages.spread(boards(table(made[:4])))
     assert any(line.startswith("All these jobs ran on one device with 2 threads") for line in one)
 
 
