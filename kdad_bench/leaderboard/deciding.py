@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 from kdad_bench.leaderboard import images
 from kdad_bench.leaderboard.board import Board
@@ -41,6 +40,13 @@ READ = (
     "at most one table of twenty is anything called sure that is not so. Bold: p below 0.05. Columns are numbered as "
     "the rows."
 )
+
+
+def room(board: Board, keys: tuple[str, ...]) -> str:
+    """What a matrix of `keys` leaves out; "" if nothing."""
+    if not 1 < len(keys) < len(board.order):
+        return ""
+    return f"The first {len(keys)} of {len(board.order)} methods. “beats” and “loses to” count all."
 
 
 def p_of(one: Comparison) -> str:
@@ -121,10 +127,11 @@ def told(board: Board, one: Comparison) -> str:
     return ", ".join(parts)
 
 
-def standing(board: Board, key: str, others: Sequence[str], metric: str) -> tuple[int, int]:
-    """How many of the others an entrant surely beats, and how many surely beat it."""
+def standing(board: Board, key: str, metric: str) -> tuple[int, int]:
+    """How many others of the board, also those that a matrix has no room for, an entrant surely beats, and how many
+    surely beat it."""
     sign = 1 if METRICS[metric].higher_is_better else -1
-    every = [board.summary.comparison(key, other, metric) for other in others if other != key]
+    every = [board.summary.comparison(key, other, metric) for other in board.order if other != key]
     sure = [one for one in every if one.significant]
     wins = sum(sign * (one.difference or 0.0) > 0 for one in sure)
     return wins, len(sure) - wins

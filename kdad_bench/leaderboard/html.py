@@ -88,7 +88,7 @@ def body(found: Sequence[Board], table: pa.Table, problems: Sequence[Problem], p
         f'<p class="soft">{counted(ok, "finished job")}'
         + (f", <strong>{failed} failed</strong>" if failed else "")
         + ". Drawn by kdad-bench from the rows alone.</p>",
-        _navigation(drawn, bool(pictures), bool(bent)),
+        _navigation(drawn, pictures=bool(pictures), bent=bool(bent), failed=failed > 0),
         "</header><main id='content'>",
         ABOUT,
         *curve_chart.sections(bent),
@@ -111,10 +111,11 @@ where it differs from the next one beyond noise: for a mean by the corrected tes
 by the 95 % interval of the paired difference.</p></details>"""
 
 
-def _navigation(drawn: Sequence[Board], pictures: bool, bent: bool) -> str:
+def _navigation(drawn: Sequence[Board], *, pictures: bool, bent: bool, failed: bool) -> str:
     links = [("curves", "Curves")] if bent else []
     links += [(f"b{index}", board.title) for index, board in enumerate(drawn)]
-    links += [("all-jobs", "All jobs")] + ([("gallery", "Pictures")] if pictures else [])
+    links += [("all-jobs", "All jobs")] + ([("failed", "Failed jobs")] if failed else [])
+    links += [("gallery", "Pictures")] if pictures else []
     items = "".join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title in links)
     return f'<nav aria-label="Sections"><ul>{items}</ul></nav>'
 

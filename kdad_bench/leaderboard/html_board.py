@@ -27,6 +27,7 @@ CAVEATS = {
     ),
     "synthetic data": "Procedurally generated images, no substitute for a real data set.",
 }
+RAN_AWAY = "of which a job ran away to values that are not finite"
 
 
 def sections(board: Board, name: str) -> Iterator[str]:
@@ -66,7 +67,7 @@ def _sentence(words: str) -> str:
 def _chart(board: Board, metric: str) -> str:
     """The chart of a metric with what it shows in words; "" if nothing was timed."""
     drawing = chart.pareto(board, metric)
-    away = ", or of which a job was not finite," if board.diverged else ""
+    away = ", or of which a job ran away," if board.diverged else ""
     return drawing and (
         f"<figure>{drawing}<figcaption>{board.heading(metric)}. Dashed: the front, which no method beats in both. "
         f"Bars: 95 % interval. {_of_speed(board)}A point says what it is under the mouse and with Tab, also "
@@ -101,8 +102,8 @@ def _ranking(
 ) -> str:
     """Accuracy and cost of some entrants in one sortable table."""
     marks = {metric: board.overall_marks(metric) for metric in board.headline}
-    costs = shown_in("ranking")
-    heads = [("#", "n"), ("method, teacher", ""), *((board.heading(metric), "n") for metric in board.headline)]
+    costs, away = shown_in("ranking"), board.diverged & {*keys}
+    heads = [("#", "n"), ("method, teacher", ""), *((_unbroken(board.heading(m)), "n") for m in board.headline)]
     heads += [("average rank", "n"), *((METRICS[metric].short, "n") for metric in costs), ("jobs", "n")]
     lines = []
     for key in keys:
@@ -129,9 +130,15 @@ def _ranking(
     caption = (
         f"{board.rank_words} Costs are medians over jobs; ms/image at batch 1, images/s at the best batch. "
         + _of_speed(board)
-        + ("A method of which a job was not finite is neither ranked nor marked." if board.diverged else "")
+        + (f"A method {RAN_AWAY} is neither ranked nor marked." if away else "")
     ).strip()
     return table_of(title, heads, lines, caption, "sortable searchable ranking")
+
+
+def _unbroken(heading: str) -> str:
+    """A heading of which no line ends within its brackets."""
+    name, bracket, inside = heading.partition("(")
+    return name + bracket + inside.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _heat(board: Board, metric: str) -> str:
@@ -157,7 +164,9 @@ def _heat(board: Board, metric: str) -> str:
     heads += [("mean", "n")] if len(categories) > 1 else []
     colours = f"Colour: the higher the bluer, {low:.3f} to {high:.3f}."
     below = below_floor(board, metric)
-    caption = f"{METRICS[metric].label}, mean ± standard deviation over seeds. {colours}{below and f' {below}'}"
+    several = any(found and found.std is not None for found in cells.values())
+    over = "mean ± standard deviation over seeds" if several else "one seed each"
+    caption = f"{METRICS[metric].label}, {over}. {colours}{below and f' {below}'}"
     return table_of(f"{METRICS[metric].label} by category", heads, lines, caption, "sortable heat")
 
 

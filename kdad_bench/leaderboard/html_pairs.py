@@ -20,13 +20,13 @@ def matrix(board: Board, metric: str) -> str:
     for place, key in enumerate(keys, 1):
         cells = [cell(str(place), place), f'<th scope="row">{escape(board.labels[key])}</th>']
         cells += [_pair(board, key, other, metric, sign) for other in keys]
-        wins, losses = deciding.standing(board, key, keys, metric)
+        wins, losses = deciding.standing(board, key, metric)
         lines.append("".join([*cells, cell(str(wins), wins), cell(str(losses), losses)]))
     heads = [("#", "n"), ("method", ""), *((str(place), "n") for place in range(1, len(keys) + 1))]
     heads += [("beats", "n"), ("loses to", "n")]
-    few = f" The first {len(keys)} of {len(board.order)} methods." if len(keys) < len(board.order) else ""
     said = f"{METRICS[metric].label}: {deciding.counted(board, metric)}. {deciding.power(board, metric)}"
-    caption = f"{deciding.READ} Colour: the row (blue) or the column (orange) is surely better.{few}"
+    colours = "Colour: the row (blue) or the column (orange) is surely better."
+    caption = f"{deciding.READ} {colours} {deciding.room(board, keys)}".rstrip()
     title = f"Who beats whom: {METRICS[metric].label}"
     return f"<p>{escape(said)}</p>" + table_of(title, heads, lines, caption, "pairs")
 

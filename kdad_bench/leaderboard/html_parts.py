@@ -52,8 +52,9 @@ def table_of(name: str, heads: Sequence[tuple[str, str]], lines: Sequence[str], 
     """
     head = "".join(f'<th scope="col"{f" class={name}" if name else ""}>{escape(title)}</th>' for title, name in heads)
     rows = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    named = f'aria-label="{escape(name)}"'  # the caption, a legend of several sentences, is then its description
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}"><table class="{kind}">'
+        f'<div class="scroll" tabindex="0" role="region" {named}><table class="{kind}" {named}>'
         f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>\n{rows}\n</tbody></table></div>"
     )

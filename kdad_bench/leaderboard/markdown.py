@@ -264,7 +264,8 @@ def _all_metrics(board: Board, notes: Mapping[str, int]) -> str:
         for key in board.order
     ]
     table = table_of(["method", *(board.heading(metric) for metric in metrics)], lines, left=(0,))
-    return f"{table}\n\nMean over categories ± standard deviation of that mean over seeds."
+    seeds = " ± standard deviation of that mean over seeds" if " ± " in table else ""
+    return f"{table}\n\nMean over categories{seeds}."
 
 
 def _thresholds(board: Board, lines: Sequence[Sequence[str]]) -> str:

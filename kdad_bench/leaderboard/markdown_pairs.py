@@ -43,11 +43,11 @@ def matrix(board: Board, metric: str) -> str:
             p = deciding.p_of(found).replace("<", "&lt;")
             told = marked(signed(found.difference), "best" if found.significant else "")
             cells.append(f"{told}<br><sub>p {p}</sub>")
-        lines.append([*cells, *map(str, deciding.standing(board, key, keys, metric))])
+        lines.append([*cells, *map(str, deciding.standing(board, key, metric))])
     header = ["#", "method", *(str(place) for place in range(1, len(keys) + 1)), "beats", "loses to"]
     text = table_of(header, lines, left=(1,))
-    few = len(board.order) - len(keys)
-    return text + (f"\n\nThe first {len(keys)} of {len(board.order)} methods." if few and len(keys) > 1 else "")
+    few = deciding.room(board, keys)
+    return text + (f"\n\n{few}" if few else "")
 
 
 def components_of(board: Board) -> str:

@@ -19,9 +19,9 @@ import plausible
 import pytest
 from browser import CHROMIUM, Browser
 from PIL import Image
-from test_markdown import board_of, table
+from test_markdown import board_of, cells, table
 
-from kdad_bench.leaderboard import chart, html, store
+from kdad_bench.leaderboard import chart, deciding, html, html_pairs, markdown_pairs, store
 from kdad_bench.leaderboard.board import Board, boards
 from kdad_bench.leaderboard.gallery import THUMBNAIL
 from kdad_bench.leaderboard.html import JOB_COLUMNS
@@ -149,7 +149,36 @@ def test_a_screen_reader_lists_each_section_and_each_table_by_a_short_name() -> 
         assert len(inside) == len({*inside}), "no two of a section are named alike"
     for name in re.findall(r'aria-labelledby="([^"]*)"', text):
         assert f'<h2 id="{name}">' in text
+    tables = re.findall(r'<table class="[^"]*" aria-label="([^"]*)"', text)
+    assert tables == [name for name in named if name != "All jobs"]
     assert text.count("<section id=") == text.count("aria-labelledby=") > 2
+
+
+def test_a_matrix_without_room_for_all_methods_counts_whom_its_rows_beat_among_all() -> None:
+    """The best of 27 beat 24 of the 25 that were shown, and by the page no more."""
+    made = []
+    for place in range(27):
+        for category in plausible.CATEGORIES[:2]:
+            for seed in range(3):
+                level = 0.99 - 0.02 * place + random.Random(f"{place} {seed}").gauss(0, 0.0002)
+                one = plausible.invented(f"m{place:02d}", category, seed, image_auroc=level)
+                made.append(replace(one, title=f"M{place:02d}", aupro_30=None, pixel_auroc=None))
+    (board,) = boards(table(made))
+    assert deciding.standing(board, board.order[0], "image_auroc") == (26, 0)
+    for matrix in (html_pairs.matrix(board, "image_auroc"), markdown_pairs.matrix(board, "image_auroc")):
+        assert "The first 25 of 27 methods. “beats” and “loses to” count all." in matrix
+    assert cells(markdown_pairs.matrix(board, "image_auroc").partition("\n\n")[0], by=1)["M00"]["beats"] == "26"
+
+
+def test_failed_jobs_are_reached_from_the_top_and_nothing_is_said_of_seeds_that_are_not_there() -> None:
+    bad = plausible.failed_row("rd4ad", "cable", 0, "RuntimeError: no memory")
+    made = [plausible.row("stfpm", "bottle", 0), plausible.row("stfpm", "cable", 0), bad]
+    text = page(made)
+    assert '<li><a href="#failed">Failed jobs</a></li>' in text
+    assert "image AUROC, one seed each. " in text
+    whole = page(plausible.full_table(("stfpm",), ("bottle", "cable"), 2))
+    assert "#failed" not in whole
+    assert "image AUROC, mean ± standard deviation over seeds. " in whole
 
 
 def test_a_thousand_rows_stay_under_three_megabytes_with_pictures(tmp_path: Path) -> None:

@@ -603,7 +603,7 @@ def test_a_metric_that_lacks_categories_says_so_in_its_heading() -> None:
     found = table(made)
     (board,) = boards(found)
     of_a_chart = html.page([board], found)
-    assert "AUPRO@0.3 (1 of 2)</th>" in of_a_chart
+    assert "AUPRO@0.3 (1\N{NO-BREAK SPACE}of\N{NO-BREAK SPACE}2)</th>" in of_a_chart
     assert ">AUPRO@0.3 (1 of 2)</text>" in of_a_chart
     assert "<figcaption>AUPRO@0.3 (1 of 2). " in of_a_chart
     for drawing in (figures.pareto(board, "aupro_30"), figures.seeds(board, "aupro_30")):

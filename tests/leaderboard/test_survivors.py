@@ -123,7 +123,7 @@ def test_a_method_that_ran_away_is_on_no_front_of_speed_and_accuracy() -> None:
     board = board_of(made)
     assert key(board, "stfpm") == board_of(rows()).order[0] == chart.points(board_of(rows()), METRIC)[0].key
     assert [point.key for point in chart.points(board, METRIC)] == [key(board, "rd4ad"), key(board, "mkd")]
-    assert "or of which a job was not finite, are left out" in html.body([board], table(made), (), {})
+    assert "or of which a job ran away, are left out" in html.body([board], table(made), (), {})
 
 
 @pytest.mark.parametrize(("reason", "first"), [(RAN_AWAY, "rd4ad"), ("OSError: No space left on device", "stfpm")])
