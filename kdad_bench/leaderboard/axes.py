@@ -117,7 +117,7 @@ class Curve:
         """metric -> the categories in which some entrant has values that count."""
         found = {}
         for metric in self.metrics:
-            there = (~np.isnan(self._counting(self._values(metric)))).any(axis=(0, 1, 3))
+            there = np.any(~np.isnan(self._counting(self._values(metric))), axis=(0, 1, 3)).tolist()
             found[metric] = tuple(name for name, known in zip(self._categories, there, strict=True) if known)
         return found
 
