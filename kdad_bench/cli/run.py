@@ -237,6 +237,8 @@ def run(**given: Any) -> None:
         found = agenda_of(options, console)
         if options.dry_run:
             say_remarks(found, console)
+            if not options.as_json:
+                say_what_is_not_redone(found, console)
             if found.left:
                 say_that_it_is_busy(busy, console)
             show_plan(found, options, console)

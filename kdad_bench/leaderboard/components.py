@@ -11,6 +11,7 @@ from statistics import fmean
 import numpy as np
 
 from kdad_bench.leaderboard.board import Board
+from kdad_bench.leaderboard.families import FLOOR
 from kdad_bench.leaderboard.grouping import identity_of
 from kdad_bench.leaderboard.metric import METRICS, RANKED
 from kdad_bench.leaderboard.spread import Parts
@@ -45,8 +46,10 @@ def of_entrants(board: Board, metric: str) -> dict[str, Parts]:
 
 
 def pooled(board: Board, metric: str) -> Parts | None:
-    """The mean of each variance over the entrants for which it is known; None without a value."""
-    every = of_entrants(board, metric).values()
+    """The mean of each variance over the entrants for which it is known; None without a value. A floor, which learns
+    nothing that a seed could move, counts where nothing else does."""
+    found = of_entrants(board, metric)
+    every = [one for key, one in found.items() if board.family(key) != FLOOR] or list(found.values())
     if not every:
         return None
     means = []

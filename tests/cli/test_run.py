@@ -399,6 +399,8 @@ def test_what_a_finished_job_lacks_is_told(tiny_tree: Path, tmp_path: Path, monk
     assert "2 of the finished jobs have no saved model; --force redoes them" in again
     assert "2 of the finished jobs have no saved map; --force redoes them" in again
     assert "state of the code" not in again
+    planned = floor(tiny_tree, tmp_path, "--save-models", "--save-maps", "--dry-run").output
+    assert "2 of the finished jobs have no saved model; --force redoes them" in planned
     monkeypatch.setattr("kdad_bench.harness.environment.git_state", lambda: ("0" * 40, False))
     assert "2 of the finished jobs were run by another state of the code" in floor(tiny_tree, tmp_path).output
 

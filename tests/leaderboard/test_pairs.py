@@ -426,6 +426,17 @@ def test_what_is_estimated_below_zero_is_shown_as_nothing_and_not_averaged_as_no
     assert math.sqrt(max(0.0, pooled.category or 0.0)) < 0.007, "categories add nothing here"
 
 
+def test_a_floor_that_no_seed_moves_makes_the_spread_of_methods_no_smaller() -> None:
+    rng = np.random.default_rng(4)
+    rows = [plausible.invented("m", c, s, image_auroc=0.8 + 0.02 * rng.normal()) for c in "abc" for s in (0, 1, 2)]
+    floor = [plausible.invented("pixel_mean", c, s, family="floor", image_auroc=0.6) for c in "abc" for s in (0, 1, 2)]
+    alone, beside = (components.pooled(board_of(some), METRIC) for some in (rows, [*rows, *floor]))
+    assert alone == beside
+    only = components.pooled(board_of(floor), METRIC)
+    assert only is not None
+    assert only.seed == 0
+
+
 def test_what_cannot_be_told_is_not_shown_as_nothing() -> None:
     assert parts([np.array([0.9])], None) == (None, None, None)
     assert parts([np.array([0.9]), np.array([0.8])], None).seed is None
