@@ -27,9 +27,9 @@ def pages(column):
 # `call`, whose results are small beside the buffers that it works in, and the memory that it finds
 SHORT = {
     "a blur": (
-        "maps = torch.rand(1, 2000, 2000)",
-        "cpp_path.fuse_blur_score([maps], (2000, 2000), 'sum', False, 1000.0, 4000, 'scipy', None)",
-        24,
+        "maps = torch.rand(1, 1000, 1000)",
+        "cpp_path.fuse_blur_score([maps], (1000, 1000), 'sum', False, 500.0, 2000, 'scipy', None)",
+        10,
     ),
     "maps of float16": (
         "taps = torch.ones(2, 8192, 32, 32, dtype=torch.float16)",

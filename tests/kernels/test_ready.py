@@ -64,7 +64,7 @@ CALLS: dict[str, tuple[str, int, Callable[..., Any]]] = {
     "blurred product": ("whole_map", 2, lambda t, a: kernels.anomaly_map(t, a, (24, 20), mode="product", sigma=1.0)),
     "mean": ("whole_map", 2, lambda t, a: kernels.anomaly_map(t, a, (24, 20), sigma=2.0, score="mean", weight=2.0)),
     "below 0": ("whole_map", 2, lambda t, a: kernels.anomaly_map(t, a, (24, 20), weight=-1.0)),
-    "fused below": ("whole_map", 2, lambda t, a: kernels.anomaly_map(t, a, (24, 20), fuse_size=(8, 8), border="torch")),
+    "fused below": ("whole_map", 2, lambda t, a: kernels.anomaly_map(t, a, (12, 10), fuse_size=(8, 8), border="torch")),
     "loss alone": ("loss", 2, lambda t, a: kernels.distillation_loss(t, a, weights=(1.0, 0.5))),
     "loss": ("loss", 2, trained(kernels.distillation_loss, 3.0)),
     "loss of two": ("loss", 3, trained(kernels.dual_distillation_loss)),

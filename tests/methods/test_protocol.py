@@ -205,8 +205,9 @@ def test_settings_that_cannot_go_together_are_refused(name: str, changes: dict[s
 @pytest.mark.parametrize("strides", [(4, 8, 16), (8, 16, 32)])
 @pytest.mark.parametrize("name", [name for name in METHODS if entry(name).needs_teacher])
 def test_a_method_runs_at_every_image_size_that_its_settings_take(name: str, strides: tuple[int, ...]) -> None:
-    for side in (64, 96, 128):
-        changes = {"mkd": {"scored": 1}, "ast": {"strides": strides[-1:]}}.get(name, {})
+    sides, ran = [128, 96, 64], 0
+    while sides and ran < 2:  # 128 px where 96 are refused
+        side, changes = sides.pop(), {"mkd": {"scored": 1}, "ast": {"strides": strides[-1:]}}.get(name, {})
         try:
             method = small_method(name, source="random", **{"strides": strides, "image_size": side, **SHORT, **changes})
         except ValueError as error:
@@ -215,6 +216,8 @@ def test_a_method_runs_at_every_image_size_that_its_settings_take(name: str, str
             continue
         method.fit(normals(2, seed=1, side=32))
         assert method.score(normals(1, seed=2, side=32)).pixel.shape == (1, 32, 32)
+        ran += 1
+    assert ran == 2
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if entry(name).needs_teacher])
