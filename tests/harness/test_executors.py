@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -51,9 +52,10 @@ def pool_of(jobs: list[Job], out: Path, workers: int = 1, job_timeout: float | N
 
 
 class Planned:
-    """A pool whose two workers end one of four jobs at each step."""
+    """A pool whose two workers end one of four jobs at each step, the last not before `imported` where that is one."""
 
     workers = 2
+    imported: threading.Event | None = None
     running: tuple[()] = ()
     ending = Pool.ending
 
@@ -64,7 +66,8 @@ class Planned:
         while self.waiting and self.busy < self.workers:
             self.waiting.popleft()
             self.busy += 1
-        time.sleep(0.5)
+        if self.ending and self.imported is not None:
+            assert self.imported.wait(100)
         self.busy -= 1
         yield "job", "ended"
 
@@ -74,8 +77,15 @@ def test_what_measuring_needs_is_imported_while_the_last_jobs_leave_a_core_idle(
     measured_after: bool, tiny_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
+    done = threading.Event()
+
+    def warm_up(late: tuple[str, ...]) -> None:
+        told.append("imported")
+        done.set()
+
     monkeypatch.setattr(executors, "Pool", Planned)
-    monkeypatch.setattr(executors, "warm_up", lambda late: told.append("imported"))
+    monkeypatch.setattr(Planned, "imported", done if measured_after else None)
+    monkeypatch.setattr(executors, "warm_up", warm_up)
     for _ in local(
         floors(tiny_tree), Work(out=str(tmp_path)), lambda job: None, workers=2, job_timeout=None,
         measured_after=measured_after,
