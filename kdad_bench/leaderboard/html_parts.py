@@ -10,7 +10,8 @@ from kdad_bench.leaderboard.summary import Estimate
 from kdad_bench.leaderboard.text import escape
 
 FLAG = f' <abbr title="varies by more than {UNSTEADY * 100:g} % between jobs">~</abbr>'
-FLAG_ALONE = f' <abbr title="timed while other work held over {MOST_LOAD:.0%} of the processors, or varies">~</abbr>'
+BUSY = f"timed while other work held over {MOST_LOAD * 100:g} % of the processors"
+FLAG_ALONE = f' <abbr title="{BUSY}, or varies">~</abbr>'
 
 
 def small(text: str) -> str:

@@ -156,7 +156,8 @@ def _legend_of_ranking(board: Board, marked_so: bool) -> str:
     """What ranks, intervals, marks and places mean, and how far ranks must lie apart to be told apart."""
     legend = board.rank_words
     if any((found := board.overall(key, m)) and found.shown for key in board.rows for m in board.headline):
-        legend += f" [low, high]: 95 % interval of the mean{board.interval_words}."
+        legend += f" [low, high]: 95 % interval of the mean{board.interval_words}"
+        legend += "; none where neither seeds nor images tell." if _without_interval(board) else "."
     if marked_so:
         legend += (
             " **Bold**: the best, <ins>underlined</ins>: the second, only where the corrected paired test tells it "
@@ -184,6 +185,12 @@ def _legend_of_ranking(board: Board, marked_so: bool) -> str:
     return legend
 
 
+def _without_interval(board: Board) -> bool:
+    """Whether some mean has no interval."""
+    every = [board.overall(key, metric) for key in board.rows for metric in board.headline]
+    return any(found is not None and found.shown is None for found in every)
+
+
 def speed(board: Board, notes: Mapping[str, int]) -> str:
     """What a method costs beside how well it does, the fastest first."""
     accuracy = [metric for metric in RANKED if metric in board.headline]
@@ -206,7 +213,8 @@ def speed(board: Board, notes: Mapping[str, int]) -> str:
     legend += _of_speed(board)
     if " ~" in text:
         legend += f" ~: varies between jobs by more than {UNSTEADY * 100:g} % (standard deviation)"
-        legend += f", or timed while other work held over {MOST_LOAD:.0%} of the processors." if board.alone else "."
+        busy = f", or timed while other work held over {MOST_LOAD * 100:g} % of the processors"
+        legend += busy * bool(board.alone) + "."
     return f"{text}\n\n{legend}"
 
 

@@ -472,6 +472,16 @@ def test_an_interval_of_one_seed_is_not_said_to_be_for_other_seeds() -> None:
     assert board_of([*one, *third]).interval_words.startswith(" for these 2 categories, with other test images, for")
 
 
+def test_why_a_mean_has_no_interval_is_said_where_others_have_one() -> None:
+    """All its seeds have one value, and nothing is known of other images."""
+    alike = plausible.full_table(("stfpm",), ("bottle", "screw"), 2, image_auroc=1.0)
+    found = section(page([*alike, *plausible.full_table(("rd4ad",), ("bottle", "screw"), 2)]), "Ranking")
+    assert cells(found.partition("\n\n")[0], by=1)["STFPM"]["image AUROC"] == "**1.000**"
+    assert "; none where neither seeds nor images tell." in found
+    every = section(page(plausible.full_table(("stfpm", "rd4ad"), ("bottle", "screw"), 2)), "Ranking")
+    assert "neither seeds" not in every
+
+
 def test_a_mean_over_fewer_categories_says_so_in_every_table() -> None:
     whole = plausible.full_table(("stfpm", "rd4ad"), ("bottle", "screw", "tile"), 2)
     text = page([one for one in whole if (one.method, one.category) != ("rd4ad", "screw")])
