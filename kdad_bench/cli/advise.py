@@ -109,7 +109,7 @@ def _columns(drawn: tuple[str, ...], metric: str) -> tuple[str, ...]:
 
 def _lines(found: Advice, short: list[Shortage], where: str, false_alarms: float, ends: list[str]) -> Iterator[str]:
     """The advice in words; `where` are the options of a run on the same data."""
-    label = METRICS[found.metric].label
+    label = found.board.heading(found.metric)
     yield f"By {counted(sum(map(len, found.board.rows.values())), 'row')}: {found.board.title}"
     yield ""
     if found.best is None:

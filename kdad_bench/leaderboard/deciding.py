@@ -46,7 +46,7 @@ def room(board: Board, keys: tuple[str, ...]) -> str:
     """What a matrix of `keys` leaves out; "" if nothing."""
     if not 1 < len(keys) < len(board.order):
         return ""
-    return f"The first {len(keys)} of {len(board.order)} methods. “beats” and “loses to” count all."
+    return f"The first {len(keys)} of {len(board.order)} methods. All count in “beats” and “loses to”."
 
 
 def p_of(one: Comparison) -> str:

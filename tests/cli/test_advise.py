@@ -27,6 +27,7 @@ from kdad_bench.harness.decision import needed_for, rank_of
 from kdad_bench.harness.job import Job
 from kdad_bench.leaderboard import store
 from kdad_bench.methods import outside
+from tests.leaderboard import plausible
 
 PLAIN = (Path(__file__).parents[1] / "harness" / "plain_method.py.txt").read_text()
 ROWS = Path(__file__).parents[2] / "docs" / "results" / "quick"
@@ -161,6 +162,15 @@ def test_rows_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     done = advise(f"folder:{write_normals(tmp_path / 'all', 3)}", results=rows)
     assert done.exit_code == 0
     assert "left out: torn.parquet: unreadable" in done.stderr
+
+
+def test_a_metric_that_some_categories_lack_is_told_with_how_many_have_it(tmp_path: Path) -> None:
+    for category, known in (("bottle", {}), ("cable", {"aupro_30": None})):
+        for row in plausible.full_table(("stfpm", "rd4ad"), (category,), 2, **known):
+            store.write(row, tmp_path / "rows")
+    data = f"folder:{write_normals(tmp_path / 'all', 3)}"
+    assert "AUPRO@0.3 (1 of 2) 0." in advise(data, "--metric", "aupro_30", results=tmp_path / "rows").output
+    assert "image AUROC 0." in advise(data, results=tmp_path / "rows").output
 
 
 def test_where_nothing_keeps_the_limits_the_nearest_is_named_with_what_it_misses(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_a_matrix_without_room_for_all_methods_counts_whom_its_rows_beat_among_a
     (board,) = boards(table(made))
     assert deciding.standing(board, board.order[0], "image_auroc") == (26, 0)
     for matrix in (html_pairs.matrix(board, "image_auroc"), markdown_pairs.matrix(board, "image_auroc")):
-        assert "The first 25 of 27 methods. “beats” and “loses to” count all." in matrix
+        assert "The first 25 of 27 methods. All count in “beats” and “loses to”." in matrix
     assert cells(markdown_pairs.matrix(board, "image_auroc").partition("\n\n")[0], by=1)["M00"]["beats"] == "26"
 
 
