@@ -30,7 +30,7 @@ from kdad_bench.datasets.category import Category, DatasetError, Sample
 from kdad_bench.datasets.decoding import MAX_BYTES, opened
 from kdad_bench.files import CacheError, cache_folder, let_go, sweep, write_text_whole, write_whole
 
-LAYOUT = "2"  # changes when this package's decoding or the stored layout changes: old entries are no longer found
+LAYOUT = "3"  # changes when this package's decoding or the stored layout changes: old entries are no longer found
 DECODER = f"Pillow {PIL.__version__}"  # decoders of two versions differ in JPEG pixels, say
 CHUNK = 1 << 20
 PIECE = 1 << 28  # bytes of an array that are in memory at a time while they are checked

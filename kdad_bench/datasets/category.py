@@ -88,6 +88,7 @@ class Category:
     saturation: Path | None = None  # MVTec LOCO's defects_config.json: the area at which a region counts as found
     faults: tuple[str, ...] = field(default=(), compare=False)  # of files, a line for each kind: no job of it can run
     departure: str = field(default="", compare=False)  # what it holds, and the published data set of its name does not
+    blank: tuple[Path, ...] = field(default=(), compare=False)  # masks of normal images, which should mark nothing
     unlabelled: tuple[Path, ...] = field(default=(), compare=False)  # test images whose labels are not published
     remarks: tuple[str, ...] = field(default=(), compare=False)  # a line for each kind of thing that is not used
     code: str = ""  # SHA-256 of the code that sorted the files, where it is not this package's

@@ -21,6 +21,14 @@ import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kdad_bench.datasets.category import DatasetError
+from kdad_bench.datasets.marking import (
+    FEW_VALUES,
+    doubt_about,
+    has_halo,
+    lossy_format,
+    nothing_marked,
+    rim_of,
+)
 
 MAX_PIXELS = 8192 * 8192  # an image with more pixels is refused before it is decoded (a decompression bomb)
 MAX_BYTES = 600_000_000  # no image within MAX_PIXELS needs a larger file: 8 bytes a pixel, 16-bit RGBA
@@ -30,10 +38,6 @@ BEYOND = 1 << 12  # bytes asked for beyond the size that a file says: whether it
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 BEGINNINGS = (b"\x89PNG", b"\xff\xd8", b"BM", b"II", b"MM", b"RIFF", b"P")  # of files in these formats
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-JPEG_SIGNATURE = b"\xff\xd8\xff"
-FEW_VALUES = 8  # kinds of defects in one mask; more grey values than these are soft edges, or a photograph
-MOST = 0.5  # share of an image; a mask that marks more, and nearly its whole rim, is taken for an inverted one
-NEARLY_ALL = 0.95
 
 U8 = npt.NDArray[np.uint8]
 
@@ -60,6 +64,7 @@ class Mask(NamedTuple):
     marked: npt.NDArray[np.bool_]  # [H, W]
     doubt: str  # why it may not mean that, or nothing
     values: tuple[int, ...] = ()  # other than 0, ascending; the first FEW_VALUES + 1 of them
+    rim: float = 0.0  # the share of the outermost pixels that is marked
 
 
 @contextmanager
@@ -358,13 +363,15 @@ def read_mask(
 def mask_of(path: Path, size: tuple[int, int] | None = None, sha256: str | None = None) -> Mask:
     """What the mask `path` marks, at its own size: every pixel with a value above 0.
 
-    A JPEG file blurs its edges: there a pixel is marked above half of the highest value. Raises DatasetError if it
-    cannot be read, has not the `size` (width, height) of its image, or not the SHA-256 where one is given.
+    A lossy format blurs edges: in one, and in a file that went through one (`marking.has_halo`), a pixel is marked
+    above half of the highest value. Raises DatasetError if it cannot be read, has not the `size` (width, height) of
+    its image, or not the SHA-256 where one is given.
     """
     data = read_bytes(path, sha256)
-    if _is_cut_to_bytes(header(path, io.BytesIO(data)), data):
+    stored = header(path, io.BytesIO(data))
+    if _is_cut_to_bytes(stored, data):
         raise DatasetError(f"{path}: a mask of 16-bit colours, whose small values would be lost; save it as grey")
-    image, lossy = open_image(path, data), data[:3] == JPEG_SIGNATURE
+    image, lossy = open_image(path, data), lossy_format(stored, data)
     if size is not None and image.size != size:
         raise DatasetError(
             f"{path}: the mask is {image.size[0]} x {image.size[1]} pixels and its image {size[0]} x {size[1]}; "
@@ -378,10 +385,11 @@ def mask_of(path: Path, size: tuple[int, int] | None = None, sha256: str | None 
         values = np.asarray(as_rgb(image, path)).max(axis=2)
     if values.dtype.kind in "if" and not bool((np.isfinite(values) & (values >= 0)).all()):
         raise DatasetError(f"{path}: a mask with values below 0 or not finite; save it with 0 and one value above it")
-    marked: npt.NDArray[np.bool_] = 2 * values.astype(np.float64) > values.max() if lossy else values > 0
     found = _distinct(values)
-    few = tuple(int(value) for value in found[: FEW_VALUES + 1])
-    return Mask(marked, _doubt(len(found), marked, lossy=lossy), few)
+    halo = not lossy and has_halo(values, found)
+    marked: npt.NDArray[np.bool_] = 2 * values.astype(np.float64) > values.max() if lossy or halo else values > 0
+    doubt = doubt_about(found, lossy=lossy, halo=halo) if marked.any() else nothing_marked(image)
+    return Mask(marked, doubt, tuple(int(value) for value in found[: FEW_VALUES + 1]), rim_of(marked))
 
 
 def _is_cut_to_bytes(image: Image.Image, data: bytes) -> bool:
@@ -400,18 +408,6 @@ def _is_cut_to_bytes(image: Image.Image, data: bytes) -> bool:
 def _bits(image: Image.Image) -> int:
     """Bits of a sample of a TIFF file; 1 of any other."""
     return int(max(getattr(image, "tag_v2", {}).get(BITS, (1,))))
-
-
-def _doubt(count: int, marked: npt.NDArray[np.bool_], *, lossy: bool) -> str:
-    """Why a mask may not mean what it marks; nothing for one of a few labels on a ground of zeros."""
-    if lossy:
-        return "is a JPEG file, whose edges are blurred: marked above half of the highest value; save it as PNG"
-    if count > FEW_VALUES:
-        return f"is not binary: {count} grey values, all of which count as defect; save it with two values"
-    rim = np.concatenate([marked[0], marked[-1], marked[:, 0], marked[:, -1]])
-    if marked.mean() > MOST and rim.mean() > NEARLY_ALL:
-        return f"marks {marked.mean():.0%} of the image with its rim: inverted? defects have values above 0"
-    return ""
 
 
 def _distinct(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

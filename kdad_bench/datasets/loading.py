@@ -21,6 +21,7 @@ from kdad_bench.datasets import cache
 from kdad_bench.datasets.category import Category, DatasetError, Sample, printable
 from kdad_bench.datasets.decoding import (
     TURNED_APART,
+    Mask,
     image_size,
     mask_of,
     open_image,
@@ -30,13 +31,15 @@ from kdad_bench.datasets.decoding import (
     turned_apart,
 )
 from kdad_bench.datasets.fitting import SQUASH, Shape, fitted
+from kdad_bench.datasets.marking import inverted
 from kdad_bench.datasets.saturation import Saturation, saturations, share_of
 from kdad_bench.files import let_go
 
 Size = tuple[int, int]  # width, height
 Hashes = dict[Path, str]
 NUMBER = re.compile(r"\d+")
-DOUBT_BYTES = 200  # of a line on a mask, as it is kept
+MARKS_A_NORMAL = "marks something in a normal image, which counts as normal; is the label wrong, or the mask?"
+SEEN_BYTES = 256  # of what is kept of a mask, a line on it included
 
 
 class Regions(NamedTuple):
@@ -45,6 +48,14 @@ class Regions(NamedTuple):
     masks: npt.NDArray[np.bool_]  # [M, H, W], a region each; they may overlap
     images: npt.NDArray[np.int64]  # [M], the test image of each
     shares: npt.NDArray[np.float64]  # [M] in (0, 1], the part of its area that counts as all of it
+
+
+class Seen(NamedTuple):
+    """What a mask is, in short."""
+
+    share: float  # of its pixels that it marks
+    rim: float  # of its outermost pixels
+    doubt: str  # why it may not mean what it marks, or nothing
 
 
 class TestSet(NamedTuple):
@@ -60,6 +71,7 @@ class TestSet(NamedTuple):
     names: tuple[str, ...]  # "<defect>/<file name>", each once
     regions: Regions | None = None  # None where the data set has no saturation
     sizes: npt.NDArray[np.int64] | None = None  # [N, 2] height and width of each picture; None: all fill H x W
+    unmarked: tuple[str, ...] = ()  # of the names, anomalous images whose masks mark no pixel at their own size
 
 
 def load_train(category: Category, resolution: int) -> npt.NDArray[np.uint8]:
@@ -94,10 +106,12 @@ def load_test(category: Category, resolution: int, fit: str = SQUASH) -> TestSet
     """
     images = _images(category, "test", category.test, resolution, fit)
     labels = np.array([sample.label for sample in category.test], dtype=np.bool_)
-    masks = _masks(category, resolution, fit) if category.has_masks else None
+    masks, unmarked = _masks(category, resolution, fit) if category.has_masks else (None, [])
+    _warn(category, _marks_in_normals(category))
     regions = load_regions(category, resolution, fit) if category.saturation is not None else None
     sizes = None if fit == SQUASH else np.array(_shapes(category, category.test, resolution, fit), np.int64)
-    return TestSet(images, labels, masks, names_of(category), regions, sizes)
+    names = names_of(category)
+    return TestSet(images, labels, masks, names, regions, sizes, tuple(names[index] for index in unmarked))
 
 
 def names_of(category: Category) -> tuple[str, ...]:
@@ -215,7 +229,8 @@ def highest_relief(category: Category) -> float:
     return float(np.max(tops))
 
 
-def _masks(category: Category, resolution: int, fit: str) -> npt.NDArray[np.bool_]:
+def _masks(category: Category, resolution: int, fit: str) -> tuple[npt.NDArray[np.bool_], list[int]]:
+    """The masks [N, H, W] of the test images, and the places of those that no mask of theirs marks at its own size."""
     marked = [(index, sample) for index, sample in enumerate(category.test) if sample.masks]
     files = [path for _, sample in marked for path in (sample.path, *sample.masks)]
     every, masks = [sample.path for sample in category.test], [path for _, sample in marked for path in sample.masks]
@@ -231,17 +246,23 @@ def _masks(category: Category, resolution: int, fit: str) -> npt.NDArray[np.bool
             height, width = shapes[index]
             array[index, :height, :width] = np.any([reduced(mask.marked, shapes[index]) for mask in read], axis=0)
             let_go(array, shared=True)
-            doubts.update({path: mask.doubt for path, mask in zip(sample.masks, read, strict=True)})
+            found.update({path: _in_short(mask) for path, mask in zip(sample.masks, read, strict=True)})
 
-        doubts: dict[Path, str] = {}
+        found: dict[Path, Seen] = {}
         _in_threads(decode, len(marked))
-        _doubts(category, masks, hashes, doubts.__getitem__)
+        _seen(category, masks, hashes, found.__getitem__)
 
     name = cache.key("masks", [*every, *files], hashes, category.root, resolution, *_said(fit))
     array = cache.array(name, (len(category.test), *_canvas(shapes)), np.bool_, fill)
-    _warn(category, _doubts(category, masks, hashes, lambda path: mask_of(path, sha256=hashes[path]).doubt))
+    seen = _seen(category, masks, hashes, lambda path: _in_short(mask_of(path, sha256=hashes[path])))
+    _warn(category, {path: one.doubt for path, one in seen.items()})
+    _warn(category, dict(zip(seen, inverted([(one.share, one.rim) for one in seen.values()]), strict=True)))
     _warn(category, dict.fromkeys(_turned_apart(category, [sample for _, sample in marked], hashes), TURNED_APART))
-    return array
+    return array, [index for index, sample in marked if not any(seen[path].share for path in sample.masks)]
+
+
+def _in_short(mask: Mask) -> Seen:
+    return Seen(float(mask.marked.mean()), mask.rim, mask.doubt)
 
 
 def _turned_apart(category: Category, marked: Sequence[Sample], hashes: Hashes) -> list[Path]:
@@ -263,30 +284,63 @@ def _turned_apart(category: Category, marked: Sequence[Sample], hashes: Hashes) 
     return [mask for (_, mask), apart in zip(pairs, kept, strict=True) if apart]
 
 
-def _doubts(
-    category: Category, masks: Sequence[Path], hashes: Hashes, examine: Callable[[Path], str]
-) -> dict[Path, str]:
-    """Mask -> why it may not mean what it marks, of those that may not; remembered at any resolution."""
+def _seen(
+    category: Category, masks: Sequence[Path], hashes: Hashes, examine: Callable[[Path], Seen]
+) -> dict[Path, Seen]:
+    """What each mask is, remembered at any resolution."""
+
+    def said(path: Path) -> str:
+        share, rim, doubt = examine(path)
+        return f"{share!r} {rim!r} {doubt}"
+
+    kept = _lines(cache.key("doubts of masks", masks, hashes, category.root), masks, said)
+    parts = {path: line.split(" ", 2) for path, line in kept.items()}
+    return {path: Seen(float(share), float(rim), doubt) for path, (share, rim, doubt) in parts.items()}
+
+
+def _marks_in_normals(category: Category) -> dict[Path, str]:
+    """Masks of normal images -> what is said of those that mark something or cannot be read; remembered."""
+    hashes: Hashes = {}
+
+    def said(path: Path) -> str:
+        try:
+            return MARKS_A_NORMAL if mask_of(path, sha256=hashes.get(path)).marked.any() else ""
+        except DatasetError as error:
+            return f"is not used: {str(error).removeprefix(f'{path}: ')}"
+
+    try:
+        hashes |= cache.content_hashes(category.blank)
+    except DatasetError:  # one of them cannot be read, and so none is remembered
+        return {path: said(path) for path in category.blank}
+    name = cache.key("masks of normal images", [], {}, category.root, *(hashes[path] for path in category.blank))
+    return _lines(name, category.blank, said) if category.blank else {}
+
+
+def _lines(name: str, paths: Sequence[Path], say: Callable[[Path], str]) -> dict[Path, str]:
+    """What is said of each file in one line, kept in the entry `name` of the cache."""
 
     def fill(array: cache.Array) -> None:
-        for place, path in enumerate(masks):
-            text = examine(path).encode("ascii", "replace")[:DOUBT_BYTES]
+        def put(place: int) -> None:
+            text = say(paths[place]).encode("ascii", "replace")[:SEEN_BYTES]
             array[place, : len(text)] = np.frombuffer(text, np.uint8)
 
-    name = cache.key("doubts of masks", masks, hashes, category.root)
-    kept = cache.array(name, (len(masks), DOUBT_BYTES), np.uint8, fill)
+        _in_threads(put, len(paths))
+
+    kept = cache.array(name, (len(paths), SEEN_BYTES), np.uint8, fill)
     found = (row.tobytes().rstrip(b"\0").decode("ascii") for row in kept)
-    return {path: doubt for path, doubt in zip(masks, found, strict=True) if doubt}
+    return dict(zip(paths, found, strict=True))
 
 
 def _warn(category: Category, doubts: dict[Path, str]) -> None:
-    """One line for each reason to doubt masks, with the first file and the number of those like it."""
+    """One line for each reason to doubt masks, with the first file and the number of those like it; none for none."""
     reasons: dict[str, list[Path]] = {}
     for path, doubt in doubts.items():
-        reasons.setdefault(NUMBER.sub("", doubt), []).append(path)
+        if doubt:
+            reasons.setdefault(NUMBER.sub("", doubt), []).append(path)
     for those in reasons.values():
         many = f" (and {len(those) - 1} more masks like it)" if len(those) > 1 else ""
-        name, doubt = those[0].relative_to(category.root), doubts[those[0]]
+        first, doubt = those[0], doubts[those[0]]
+        name = first.relative_to(category.root) if first.is_relative_to(category.root) else first
         line = f"{category.dataset}/{category.name}: the mask {name} {doubt}{many}"
         warnings.warn(printable(line), stacklevel=4)
 

@@ -72,6 +72,7 @@ def category_of(survey: Survey, dataset: str, *, synthetic: bool = False, modali
         has_scans=has_scans,
         by_table=survey.by_table,
         saturation=survey.saturation if survey.has_masks else None,
+        blank=tuple(dict.fromkeys(mask for _, mask in survey.blank)),
         unlabelled=tuple(one.path for one in survey.unlabelled),
         remarks=tuple(map(printable, (*remarks(survey.unused), *remarks(survey.unlabelled), *survey.doubts))),
     )

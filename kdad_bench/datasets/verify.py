@@ -11,10 +11,11 @@ from typing import Any
 
 from kdad_bench.datasets import cache, outside
 from kdad_bench.datasets.category import DatasetError, Sample, printable
-from kdad_bench.datasets.decoding import TURNED_APART, Mask, as_rgb, image_size, mask_of, open_image, turned_apart
+from kdad_bench.datasets.decoding import TURNED_APART, as_rgb, image_size, mask_of, open_image, turned_apart
 from kdad_bench.datasets.entry import Entry, Layout
 from kdad_bench.datasets.finding import expanded, strays
 from kdad_bench.datasets.listing import Unused, alike, is_file, is_folder, remarks
+from kdad_bench.datasets.marking import inverted
 from kdad_bench.datasets.saturation import Saturation, saturations, share_of
 from kdad_bench.datasets.survey import Survey
 from kdad_bench.datasets.table import entries
@@ -214,16 +215,20 @@ def _said(differing: dict[str, tuple[int, int]]) -> str:
 def _examine(found: CategoryReport, survey: Survey) -> None:
     """Unreadable files, masks and scans that do not fit, and equal contents in two splits."""
     blank, known = dict(survey.blank), None
+    shares: dict[Path, tuple[float, float]] = {}
     try:
         known = saturations(survey.saturation) if survey.saturation is not None else None
     except DatasetError as error:
         found.refuse(str(error))
     with ThreadPoolExecutor(cache.workers()) as pool:
-        for broken, odd in pool.map(
+        for broken, odd, marked in pool.map(
             lambda sample: _image_problems(sample, blank.get(sample.path), known), survey.samples
         ):
             found.refuse(*broken)
             found.problems += odd
+            shares |= marked
+        turned = zip(shares, inverted(list(shares.values())), strict=True)
+        found.problems += [f"{path}: the mask {line}" for path, line in turned if line]
         found.problems += [line for line in pool.map(_unreadable, survey.unlabelled) if line]
         found.refuse(*(line for line in pool.map(_scan_problem, survey.samples) if line))
     splits = {"train": survey.train, "validation": survey.validation, "test": survey.test}
@@ -250,36 +255,33 @@ def _has_bytes(path: Path) -> bool:
 
 def _image_problems(
     sample: Sample, blank: Path | None, known: dict[int, Saturation] | None
-) -> tuple[list[str], list[str]]:
-    """(what a job fails of, what else is wrong) of an image and its masks.
+) -> tuple[list[str], list[str], dict[Path, tuple[float, float]]]:
+    """(what a job fails of, what else is wrong, mask -> the shares of its image and of its rim that it marks) of an
+    image and its masks.
 
     `blank` is the mask of a normal image, `known` what saturates.
     """
     broken: list[str] = []
     odd: list[str] = []
+    shares: dict[Path, tuple[float, float]] = {}
     try:
         size = as_rgb(open_image(sample.path), sample.path).size  # as a job reads it
     except DatasetError as error:
-        return [str(error)], []
+        return [str(error)], [], {}
     for path in (*sample.masks, *([blank] if blank is not None else [])):
         try:
             mask = mask_of(path, size)
             if path == blank and mask.marked.any():
                 odd.append(f"{path}: marks something in the normal image {sample.path.name}")
             elif path != blank:
-                odd += [f"{path}: {what}" for what in _odd(mask)]
+                odd += [f"{path}: the mask {mask.doubt}"] if mask.doubt else []
+                shares[path] = float(mask.marked.mean()), mask.rim
                 odd += [f"{path}: the mask {TURNED_APART}"] if turned_apart(sample.path, path) else []
                 if known is not None and mask.marked.any():
                     share_of(path, mask, known)
         except DatasetError as error:
             (odd if path == blank else broken).append(str(error))
-    return broken, odd
-
-
-def _odd(mask: Mask) -> list[str]:
-    """Why a mask may not mean what it marks."""
-    nothing = [] if mask.marked.any() else ["marks no pixel"]
-    return [*nothing, *([f"the mask {mask.doubt}"] if mask.doubt else [])]
+    return broken, odd, shares
 
 
 def _unreadable(unlabelled: Unused) -> str | None:

@@ -24,6 +24,7 @@ from kdad_bench.metrics import (
     mask_conflicts,
     region_index,
 )
+from kdad_bench.metrics.curves import image_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,9 +83,13 @@ def warn_of_conflicts(test: TestSet, category: Category, resolution: int) -> Non
     if marked:
         warnings.warn(f"{where}: defect pixels in {len(marked)} good images ({listed(marked)})", stacklevel=3)
     if unmarked:
+        at_any_size = {image_name(test.unmarked, place) for place in range(len(test.unmarked))}
+        hopeless = len(at_any_size & {*unmarked})
+        remedy = "" if hopeless == len(unmarked) else "; a higher --resolution helps"
+        remedy += f" {len(unmarked) - hopeless} of them" if remedy and hopeless else ""
         warnings.warn(
             f"{where}: no defect pixel in the masks of {len(unmarked)} anomalous images ({listed(unmarked)}); they "
-            "count as anomalous in the image metrics and as normal in the pixel metrics; a higher --resolution helps",
+            f"count as anomalous in the image metrics and as normal in the pixel metrics{remedy}",
             stacklevel=3,
         )
 

@@ -228,7 +228,8 @@ def judged_on(axes: Axes, category: Category, seed: int, test: TestSet) -> TestS
         masks = None if test.masks is None else test.masks[kept]
         names = tuple(test.names[index] for index in kept)
         test = TestSet(test.images[kept], test.labels[kept], masks, names, regions_of(kept, test.regions),
-                       None if test.sizes is None else test.sizes[kept])  # fmt: skip
+                       None if test.sizes is None else test.sizes[kept],
+                       tuple(name for name in test.unmarked if name in names))  # fmt: skip
     if axes.corruption is not None:
         name, _, level = axes.corruption.partition(":")
         test = corrupted(test, category, name, int(level))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdad_bench import datasets
-from kdad_bench.harness.judging import judged
+from kdad_bench.harness.judging import judged, warn_of_conflicts
 from kdad_bench.harness.material import normals, unseen_names
 from kdad_bench.harness.run import peaks_of, score_unseen
 from kdad_bench.harness.scoring import as_images
@@ -37,6 +37,19 @@ def judge(maps: Tensor, scores: Any, *, masked: bool, sizes: Any = None) -> dict
         np.zeros((6, 3, 12, 12), np.uint8), np.arange(6) > 2, masks if masked else None, NAMES, None, sizes
     )
     return judged(scores, maps, peaks_of(maps, sizes), test, category=CATEGORY, resolution=12, method="mine")
+
+
+@pytest.mark.parametrize(
+    ("unmarked", "end"),
+    [((), "; a higher --resolution helps"), (NAMES[4:5], "; a higher --resolution helps 2 of them"), (NAMES[3:], "")],
+)
+def test_a_higher_resolution_is_advised_where_it_helps(unmarked: tuple[str, ...], end: str) -> None:
+    """Masks vanish as they are reduced; one that marks nothing at its own size does at any."""
+    masks = np.zeros((6, 12, 12), bool)
+    test = datasets.TestSet(np.zeros((6, 3, 12, 12), np.uint8), np.arange(6) > 2, masks, NAMES, unmarked=unmarked)
+    with pytest.warns(UserWarning, match="no defect pixel in the masks of 3 anomalous images") as seen:
+        warn_of_conflicts(test, CATEGORY, 12)
+    assert str(seen[0].message).endswith(f"as normal in the pixel metrics{end}")
 
 
 @pytest.mark.parametrize("masked", [True, False])
