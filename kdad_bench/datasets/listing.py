@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
@@ -10,8 +11,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdad_bench.datasets.category import UNPRINTABLE, DatasetError
+from kdad_bench.datasets.decoding import opened
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+# how files of images begin, those of formats that are not read included; an expression, for what stands further on
+BEGINNINGS = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|BM.{4}\0{4}|II[*+]\0|MM\0[*+]|RIFF.{4}WEBP|P[1-6]\s+[\d#]|P7\n|GIF8[79]a|8BPS\0"
+    rb"|qoif|v/1\x01|\xff\x0a|\0\0\0\x0c(?:JXL |jP  )\r\n\x87\n|.{4}ftyp(?:hei[cfsmx]|hev[cmsx]|mif1|msf1|avi[fs]|crx )"
+    rb"|.{128}DICM",
+    re.DOTALL,
+)
 # what file managers, synchronisers and archivers leave behind; names that begin with a dot are hidden as well
 HIDDEN = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information",
                     "lost+found", "@eadir"})  # fmt: skip
@@ -181,11 +190,25 @@ def is_listed(folder: Path) -> bool:
 def loose(folder: Path, why: str, but: Collection[Path] = ()) -> list[Unused]:
     """What lies directly in a folder where folders are read: images, and what cannot be looked at, not those in `but`.
 
-    Other files (a licence, a table) are no loss.
+    An image is what has the suffix of one or begins as one. Other files (a licence, a table) are no loss.
     """
     inside = look(folder)
-    lost = [*(Unused(path, why) for path in inside.files), *(one for one in inside.unused if one.why != SUFFIX)]
+    lost = [Unused(path, why) for path in inside.files]
+    for one in inside.unused:
+        if one.why != SUFFIX:
+            lost.append(one)
+        elif begins_as_image(one.path):
+            lost.append(Unused(one.path, why))
     return [one for one in lost if one.path not in but]
+
+
+def begins_as_image(path: Path) -> bool:
+    """Whether a file begins as an image does, of a format that is read or of another, or cannot be looked at."""
+    try:
+        with opened(path) as file:
+            return BEGINNINGS.match(file.read(132)) is not None
+    except (DatasetError, OSError):
+        return True
 
 
 def files_below(folder: Path) -> int:
@@ -201,16 +224,17 @@ def files_below(folder: Path) -> int:
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether an image lies anywhere below a folder, by its suffix, or what cannot be looked at and may be some."""
-    closed = list[OSError]()
+    """Whether an image lies anywhere below a folder, by its suffix or its beginning, or what cannot be looked at and
+    may be some."""
+    closed, others = list[OSError](), list[Path]()
     for place, folders, files in os.walk(folder, onerror=closed.append):
         folders[:] = [name for name in folders if not hidden(name)]
         for name in files:
-            if not hidden(name) and (
-                Path(name).suffix.lower() in SUFFIXES or _leads_nowhere(os.path.join(place, name))
-            ):
-                return True
-    return bool(closed)
+            if not hidden(name):
+                if Path(name).suffix.lower() in SUFFIXES or _leads_nowhere(os.path.join(place, name)):
+                    return True
+                others.append(Path(place, name))
+    return bool(closed) or any(begins_as_image(path) for path in others if is_file(path))
 
 
 def _leads_nowhere(path: str) -> bool:

@@ -60,7 +60,8 @@ def _is_two_ended(found: Values) -> bool:
 
 
 def _near_top(found: Values) -> Values:
-    return found[found >= found[-1] * WHITE]
+    near: Values = found[found >= found[-1] * WHITE]
+    return near
 
 
 def _is_white(found: Values) -> bool:
@@ -98,7 +99,7 @@ def nothing_marked(image: Image.Image) -> str:
 
 
 def _varies(band: Image.Image) -> bool:
-    return np.ptp(np.asarray(band)) > 0
+    return bool(np.ptp(np.asarray(band)) > 0)
 
 
 def rim_of(marked: npt.NDArray[np.bool_]) -> float:

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from kdad_bench import datasets
 from kdad_bench.datasets.category import DatasetError
-from kdad_bench.datasets.listing import HIDDEN, SUFFIXES
+from kdad_bench.datasets.listing import HIDDEN, SUFFIXES, begins_as_image
 from kdad_bench.datasets.plain_layout import PLAIN as PLAIN_LAYOUT
 from kdad_bench.datasets.verify import verify
 from kdad_bench.harness.agenda import agenda
@@ -74,6 +74,11 @@ def put(folder: Path, old: str, new: str) -> None:
         file.write(os.urandom(8))
 
 
+def begin(folder: Path, new: str, start: bytes) -> None:
+    (folder / new).parent.mkdir(parents=True, exist_ok=True)
+    (folder / new).write_bytes(start + bytes(200))
+
+
 FORMS = ("\u00e91", "e\u03011")  # é1 in NFC and in NFD
 GOOD, SPOT, MASK = "train/good/000.png", "test/spot/000.png", "ground_truth/spot/000_mask.png"
 PLAIN: dict[str, tuple[Callable[[Path], object], str, str]] = {  # what is done, the name told, the reason told
@@ -115,6 +120,11 @@ PLAIN: dict[str, tuple[Callable[[Path], object], str, str]] = {  # what is done,
     "a category that leads nowhere": (lambda at: link(at, "../pin", "/nowhere"), "pin", "links whose target"),
     "a category in a circle": (lambda at: link(at, "../pin", "pin"), "pin", "cannot be read"),
     "a category whose parts lead nowhere": (lambda at: link(at, "../pin/Data", "/nowhere"), "pin", "not a category"),
+    "another split of an unknown suffix": (lambda at: copy(at, GOOD, "val/good/000.jfif"), "val", "not a split"),
+    "another split of a phone's format": (lambda at: begin(at, "val/good/0", b"\0\0\0\x18ftypheic"), "val", "not a"),
+    "a folder of an unknown suffix": (lambda at: copy(at, GOOD, "../nut/images/a.jfif"), "nut", "not a category"),
+    "an image of an unknown suffix in the category": (lambda at: copy(at, GOOD, "a.jfif"), "a.jfif", "not in a split"),
+    "an image of no suffix beside the categories": (lambda at: copy(at, GOOD, "../x-y"), "x-y", "not in a folder of a"),
     "names in two forms in train": (
         lambda at: [copy(at, GOOD, f"train/good/{name}.png") for name in FORMS], "'\\xe91.png'", "Unicode form",
     ),
@@ -138,6 +148,7 @@ SCANS: dict[str, tuple[Callable[[Path], object], str, str]] = {
         lambda at: copy(at, "test/dent/gt/000.png", "test/dent/xyz/0.png"), "0.png", "no suffix",
     ),
     "another split": (lambda at: copy(at, "test/dent/gt/000.png", "extra/0.png"), "extra", "not a split"),
+    "one of an unknown suffix": (lambda at: copy(at, "test/dent/gt/000.png", "extra/0.raw"), "extra", "not a split"),
     "an image directly in the category": (lambda at: copy(at, "test/dent/gt/000.png", "0.png"), "0.png", "not in a s"),
     "a link directly in the category": (lambda at: link(at, "val", "/nowhere"), "val", "links whose target"),
 }  # fmt: skip
@@ -160,6 +171,27 @@ def test_what_is_not_used_beside_scans_is_told(scans: Path, case: str) -> None:
     change(scans)
     for lines in told(scans):
         assert any(name in line and why in line for line in lines), lines
+
+
+NO_IMAGES = {
+    "a licence": b"MIT License", "a table": b"image,split\na.png,train\n", "words that begin so": b"BMW: 5 images\nof",
+    "a column": b"P1,P2\n1,2\n", "a document": b"%PDF-1.7\n", "an archive": b"PK\3\4", "a film": b"\0\0\0\x18ftypisom",
+    "nothing": b"", "points": b"\x93NUMPY",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NO_IMAGES)
+def test_what_is_no_image_beside_splits_and_categories_is_no_loss(tree: Path, case: str) -> None:
+    for place in ("notes", "../notes", "docs/notes", "../docs/notes"):
+        (tree / place).parent.mkdir(exist_ok=True)
+        (tree / place).write_bytes(NO_IMAGES[case])
+    assert told(tree) == ([], [])
+
+
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "AVIF", "JPEG2000"])
+def test_a_file_begins_as_an_image_whatever_its_name(name: str, tmp_path: Path) -> None:
+    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "x", name)
+    assert begins_as_image(tmp_path / "x")
 
 
 PLACES = ("train", "train/good", "test", "test/good", "test/spot", "ground_truth", "ground_truth/spot", "validation")
