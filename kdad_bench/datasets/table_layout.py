@@ -21,7 +21,8 @@ from kdad_bench.parquet import chunks, unpacked_bytes
 
 TABLES = frozenset({".csv", ".tsv", ".parquet"})
 NEEDED = ("image", "split", "label")  # columns, in any case
-OTHERS = ("mask", "defect", "object")  # that may be missing; `defect` names the kind
+PRODUCTS = ("object", "category")  # name what an image shows: one of them in a table, which is a category
+OTHERS = ("mask", "defect", *PRODUCTS)  # that may be missing; `defect` names the kind
 MOST_BYTES = 64 << 20
 MOST_HEADER = 10_000
 MOST_LINES = 1_000_000
@@ -43,6 +44,7 @@ class Line(NamedTuple):
     label: str
     masks: tuple[str, ...]
     defect: str
+    products: tuple[str, ...] = ("",) * len(PRODUCTS)
 
 
 def lines_of(path: Path, of: str = "") -> list[Line]:
@@ -64,7 +66,8 @@ def lines_of(path: Path, of: str = "") -> list[Line]:
 
 def _line(number: int, row: dict[str, str]) -> Line:
     masks = tuple(part.strip() for part in row.get("mask", "").split(SEPARATOR) if part.strip())
-    return Line(number, row["image"], row["split"], row["label"], masks, row.get("defect", ""))
+    products = tuple(row.get(name, "") for name in PRODUCTS)
+    return Line(number, row["image"], row["split"], row["label"], masks, row.get("defect", ""), products)
 
 
 def _csv(path: Path) -> list[dict[str, str]]:
@@ -255,6 +258,21 @@ class Reader:
             if those:
                 names = list(dict.fromkeys(map(name, those)))
                 self.found.faults.append(fault(self.table, len(those), what, remedy, names))
+
+        self._check_products(lines)
+
+    def _check_products(self, lines: Sequence[Line]) -> None:
+        """Note several products in one table: they would be learnt, and judged, as one.
+
+        What anomalous images have in a column `category` may be the kind of their defect.
+        """
+        for place, name in enumerate(PRODUCTS):
+            those = [line for line in lines if name == "object" or self._is_normal(line)]
+            found = [one for one in dict.fromkeys(line.products[place] for line in those) if one]
+            if len(found) > 1:
+                shown = ", ".join(one[:LONG] for one in found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")
+                what = f"{len(found)} different values of {name} ({shown})"
+                self.found.faults.append(f"{self.table}: {what}, and a table is one category; make a table of each")
 
     def _doubt_shared_masks(self) -> None:
         """Note masks that several anomalous images have: a slip of copying, if their defects differ."""

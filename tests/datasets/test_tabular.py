@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import unicodedata
@@ -215,6 +216,36 @@ def test_several_masks_of_one_image_and_none_at_all(folder: Path) -> None:
     assert datasets.load_test(without, SIDE).masks is None
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("column", ["object", "Category"])
+def test_several_products_in_one_table_are_refused(folder: Path, column: str, kind: str) -> None:
+    """They were one category: a model of all of them, and one AUROC over them."""
+
+    def made(products: list[str]) -> Path:
+        rows = [{**row, column: products[place % len(products)]} for place, row in enumerate(rows_of(folder))]
+        if kind == "csv":
+            return write(folder / "a.csv", rows)
+        pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
+        return folder / "a.parquet"
+
+    table = made(["cat", ""])
+    assert datasets.categories(f"tabular:{table}", None)[0].remarks == ()
+    line = f"{made(['cat', 'dog'])}: 2 different values of {column.casefold()} (cat, dog), and a table is one category"
+    with pytest.raises(DatasetError) as error:
+        datasets.categories(f"tabular:{table}", None)
+    assert str(error.value) == f"{line}; make a table of each"
+    assert verify(table).categories[0].problems == [str(error.value)]
+    assert verify(table).exit_code == 2
+
+
+def test_the_kind_of_a_defect_in_a_column_category_is_no_product(folder: Path) -> None:
+    rows = rows_of(folder)
+    for place, row in enumerate(rows):
+        row["category"] = "ok" if row["label"] == "good" else f"kind {place}"
+    (found,) = datasets.categories(f"tabular:{write(folder / 'a.csv', rows)}", None)
+    assert found.remarks == ()
+
+
 def test_a_mask_of_a_normal_image_must_mark_nothing(folder: Path) -> None:
     rows = rows_of(folder)
     mask = next(row["mask"] for row in rows if row["mask"])
@@ -222,6 +253,23 @@ def test_a_mask_of_a_normal_image_must_mark_nothing(folder: Path) -> None:
     report = verify(write(folder / "a.csv", rows))
     (line,) = report.categories[0].problems
     assert line.endswith("_mask.png: marks something in the normal image test-good-001.png")
+    (found,) = datasets.categories(f"tabular:{folder / 'a.csv'}", None)
+    with pytest.warns(
+        UserWarning, match=r"_mask\.png marks something in a normal image, which counts as normal"
+    ) as seen:
+        datasets.load_test(found, SIDE)
+    assert len(seen) == 1
+
+
+def test_a_mask_of_a_normal_image_may_lie_anywhere(folder: Path) -> None:
+    rows = rows_of(folder)
+    mask = folder / str(next(row["mask"] for row in rows if row["mask"]))
+    elsewhere = folder.parent / f"{folder.name}-elsewhere.png"
+    shutil.copy(mask, elsewhere)
+    next(row for row in rows if row["label"] == "good")["mask"] = str(elsewhere)
+    (found,) = datasets.categories(f"tabular:{write(folder / 'a.csv', rows)}", None)
+    with pytest.warns(UserWarning, match=re.escape(f"the mask {elsewhere} marks something in a normal image")):
+        datasets.load_test(found, SIDE)
 
 
 def test_a_mask_that_several_anomalous_images_share_is_told_by_run_and_verify(folder: Path) -> None:
