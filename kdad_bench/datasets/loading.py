@@ -106,9 +106,9 @@ def load_test(category: Category, resolution: int, fit: str = SQUASH) -> TestSet
     """
     images = _images(category, "test", category.test, resolution, fit)
     labels = np.array([sample.label for sample in category.test], dtype=np.bool_)
+    regions = load_regions(category, resolution, fit) if category.saturation is not None else None
     masks, unmarked = _masks(category, resolution, fit) if category.has_masks else (None, [])
     _warn(category, _marks_in_normals(category))
-    regions = load_regions(category, resolution, fit) if category.saturation is not None else None
     sizes = None if fit == SQUASH else np.array(_shapes(category, category.test, resolution, fit), np.int64)
     names = names_of(category)
     return TestSet(images, labels, masks, names, regions, sizes, tuple(names[index] for index in unmarked))
