@@ -8,12 +8,12 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,8 @@ from kdad_bench import children, streams
 from kdad_bench.harness.choices import SelectionError, method_choice
 from kdad_bench.harness.cost import networks_on
 from kdad_bench.harness.executors import HELD, READY, death, die_with, interrupts_held
-from kdad_bench.harness.scoring import checked, finite, score_all
+from kdad_bench.harness.opened import A_FEW_BYTES, bytes_read, opened_files
+from kdad_bench.harness.scoring import SCORE_BATCH, checked, finite, score_all
 from kdad_bench.interrupts import by_a_person
 from kdad_bench.methods import entry
 from kdad_bench.methods.backbones import Backbone
@@ -38,20 +39,8 @@ SIDE = 64  # px, of the images and of what the networks see
 # setting -> what the quick preset is shrunk to, the first that it allows; 70 px are five patches of a ViT
 SMALL: Mapping[str, tuple[int, ...]] = {"image_size": (SIDE, 70), "steps": (4,), "batch_size": (4,)}
 TOLERANCE = 2e-4  # of the largest value: convolutions of other batch sizes add in another order
+BATCHES = (2, 7, SCORE_BATCH - 1, SCORE_BATCH)  # a run scores in batches of any size up to the last
 MOST_SECONDS = 1e6  # given to a rule: what is longer is endless, as operating systems count waiting in ms of 31 bits
-# files of images and arrays: a method sees the images that it is given and opens none
-PICTURES = (
-    ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif", ".jp2", ".exr", ".pfm", ".raw",
-    ".npy", ".npz", ".h5", ".hdf5", ".parquet", ".tfrecord",
-)  # fmt: skip
-WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-COMPILERS = (
-    "__pycache__",
-    "torchinductor",
-    ".triton",
-    "/dev/",
-    "/proc/",
-)  # what Python and PyTorch write by themselves
 
 
 class Broken(Exception):
@@ -193,8 +182,12 @@ def sees_normals_only(bench: Bench) -> str:
         bench.scores(method, defective(2, seed=5))
     if opened.read:
         raise Broken(f"it opens {Path(opened.read[0]).name}: a method sees the images that it is given, and no file")
+    if opened.started:
+        raise Broken(f"it starts {opened.started[0]}: what another process reads is not seen; compute it here")
     if opened.asked:
         raise Broken(f"it asks {opened.asked[0]} over the network: a method learns from the images that it is given")
+    if past := read_past_python(bench):
+        raise Broken(f"it reads {past} bytes of files by a library in C: a method sees the images given to it, no file")
     left = [path for path in opened.written if Path(path).exists()]
     if left:
         raise Broken(f"it leaves {Path(left[0]).name} behind: what it learns belongs into `module`, and into no file")
@@ -205,6 +198,17 @@ def sees_normals_only(bench: Bench) -> str:
     first, second = (bench.scores(one, defective(3, seed=6)) for one in (method, curious))
     same_scores(first, second, "it learns from images that it scored before `fit`")
     return ""
+
+
+def read_past_python(bench: Bench) -> int:
+    """Bytes that fitting and scoring read from files that Python did not open, once all is imported."""
+    method = bench.build()
+    with opened_files() as opened:
+        before = bytes_read()
+        method.fit(normals(8, seed=3), Fitting())
+        bench.scores(method, defective(2, seed=5))
+        count = bytes_read() - before
+    return count if count > A_FEW_BYTES + sum(opened.most) else 0
 
 
 def leaves_images_alone(bench: Bench) -> str:
@@ -220,13 +224,36 @@ def leaves_images_alone(bench: Bench) -> str:
 
 
 def each_image_alone(bench: Bench) -> str:
-    """An image's answer is the same alone and among others."""
-    method, images = bench.fitted(), torch.cat([normals(3, seed=8), defective(3, seed=9)])
+    """An image's answer is the same alone and among others, as many as a run scores at once and in any order."""
+    half = SCORE_BATCH // 2
+    method, images = bench.fitted(), torch.cat([normals(half, seed=8), defective(SCORE_BATCH - half, seed=9)])
     with torch.inference_mode():
-        together = method.score(images)
-        alone = [method.score(images[index : index + 1]) for index in range(len(images))]
-    single = Scores(torch.cat([one.image for one in alone]), torch.cat([one.pixel for one in alone]))
-    same_scores(together, single, "an answer depends on the other images of the batch", TOLERANCE)
+        single = joined([method.score(images[index : index + 1]) for index in range(len(images))])
+        turned = method.score(images.flip(0))
+        several = [method.score(images[-count:]) for count in BATCHES]  # of defective images alone where they are few
+    for found in (Scores(turned.image.flip(0), turned.pixel.flip(0)), *several):
+        own = Scores(single.image[-len(found.image) :], single.pixel[-len(found.image) :])
+        same_scores(found, own, "an answer depends on the other images of the batch", TOLERANCE)
+    return ""
+
+
+def joined(parts: list[Scores]) -> Scores:
+    """The scores of several batches as those of one."""
+    return Scores(torch.cat([one.image for one in parts]), torch.cat([one.pixel for one in parts]))
+
+
+def learns(bench: Bench) -> str:
+    """A fit that logs steps moves what it trains: with gradients cut off, the scores are an untrained network's."""
+    steps: list[int] = []
+    method = bench.build()
+    before = state_of(method)
+    method.fit(normals(8, seed=3), Fitting(log=lambda step, terms: steps.append(step), log_every=1))
+    after = state_of(method)
+    trained = {name for name, value in method.module.named_parameters() if value.requires_grad} & before.keys()
+    if not steps or not trained:
+        return "it logs no steps of a training" if not steps else "it has no parameters to train"
+    if all(torch.equal(before[name], after[name]) for name in trained):
+        raise Broken(f"none of its {len(trained)} trainable parameters changes in `fit`: no gradient reaches them")
     return ""
 
 
@@ -338,6 +365,7 @@ RULES: Mapping[str, Callable[[Bench], str]] = {
     "sees the given normals only": sees_normals_only,
     "leaves the images alone": leaves_images_alone,
     "judges each image alone": each_image_alone,
+    "learns what it trains": learns,
     "scoring changes nothing": scoring_changes_nothing,
     "its networks run": networks_run,
     "reloads from its state": reloads,
@@ -439,77 +467,3 @@ def answer(pipe: Connection, method: str, parent: int) -> None:
     pipe.send(name)
     for verdict in check(name):
         pipe.send(verdict)
-
-
-class Opened(NamedTuple):
-    """Paths of files that were opened."""
-
-    read: list[str]  # of images and arrays, or below the data root
-    written: list[str]
-    asked: list[str]  # machines
-
-
-class _Watch:
-    """Notes files that are opened and machines that are asked, while it is told to; an audit hook cannot be taken away
-    again. What libraries in C do by themselves raises no event of Python's."""
-
-    def __init__(self) -> None:
-        self.found: Opened | None = None
-        self.hooked = False
-
-    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.found is None:
-            return
-        if event == "open" and isinstance(arguments[0], (str, bytes)):
-            path = os.fsdecode(arguments[0])
-            if arguments[2] & WRITING:
-                self.wrote(path)
-            elif path.lower().endswith(PICTURES) or in_data_root(path):
-                self.found.read.append(path)
-        elif event == "socket.getaddrinfo":
-            self.found.asked.append(as_text(arguments[0]))
-        elif event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):  # a path: this machine
-            self.found.asked.append(as_text(arguments[1][0]))
-
-    def wrote(self, path: str) -> None:
-        """Note a file that was written, unless Python or PyTorch did that by itself."""
-        if self.found is not None and not any(name in path for name in COMPILERS):
-            self.found.written.append(os.path.abspath(path))
-
-
-def in_data_root(path: str) -> bool:
-    """Whether a file that is no code lies in the folder of data sets, where one is named."""
-    root = os.environ.get("KDAD_DATA", "")
-    if not root or path.endswith((".py", ".pyc", ".so")):
-        return False
-    return os.path.realpath(path).startswith(os.path.join(os.path.realpath(root), ""))
-
-
-def as_text(host: object) -> str:
-    """The name of a machine, as a call spelled it."""
-    return os.fsdecode(host) if isinstance(host, (str, bytes)) else str(host)
-
-
-_WATCH = _Watch()
-
-
-@contextmanager
-def opened_files() -> Iterator[Opened]:
-    """The files that are opened inside, of images and arrays and to be written, and the machines that are asked."""
-    if not _WATCH.hooked:
-        sys.addaudithook(_WATCH)
-        _WATCH.hooked = True
-    found = _WATCH.found = Opened([], [], [])
-    keep = torch.save
-
-    def noted(what: Any, place: Any, *more: Any, **options: Any) -> None:  # its files are opened past Python
-        keep(what, place, *more, **options)
-        if isinstance(place, (str, os.PathLike)):
-            _WATCH.wrote(os.fspath(place))
-
-    torch.save = noted  # type: ignore[assignment]  # of more general arguments
-    try:
-        yield found
-    finally:
-        torch.save = keep
-        _WATCH.found = None

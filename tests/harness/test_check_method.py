@@ -8,6 +8,8 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -37,7 +39,7 @@ def test_an_honest_method_keeps_every_rule(tmp_path: Path) -> None:
     found = judged(PLAIN, tmp_path)
     assert list(found) == list(RULES)
     assert {rule: one.reason for rule, one in found.items() if not one.kept} == {}
-    assert [rule for rule, one in found.items() if one.remark] == ["the teacher stays frozen"]
+    assert [rule for rule, one in found.items() if one.remark] == ["learns what it trains", "the teacher stays frozen"]
 
 
 OWN = "    strides: tuple[int, ...] = (8,)\n"
@@ -67,9 +69,11 @@ def test_a_method_is_shrunk_as_far_as_its_settings_allow(case: str, tmp_path: Pa
     assert verdict_of(rule, RULES[rule], name).reason == ""
 
 
+WEIGHT = '        self.module.register_buffer("weight", torch.zeros(1))\n'
 NETWORKS = "        return images\n"
 SCORE = "        pixel = (images - self.module.mean).abs().mean(1) * self.module.weight\n"
 FIT = "        fitting = fitting or Fitting()\n"
+RETURN = "        return Scores(pixel.flatten(1).amax(1), pixel)\n"
 # fault -> (line of the method, what stands there instead, rule that must reject it, words of the reason)
 MUTANTS = {
     "learns from scored images": (
@@ -108,6 +112,44 @@ MUTANTS = {
         SCORE + "        pixel = (pixel - pixel.min()) / (pixel.max() - pixel.min())\n",
         "judges each image alone",
         "depends on the other images of the batch",
+    ),
+    "stretches image scores over large batches": (
+        RETURN,
+        "        image = pixel.flatten(1).amax(1)\n"
+        "        return Scores((image - image.min()) / image.max() if len(image) > 6 else image, pixel)\n",
+        "judges each image alone",
+        "the image score differs",
+    ),
+    "judges an image by its place in the batch": (
+        RETURN,
+        "        image = pixel.flatten(1).amax(1)\n"
+        "        return Scores(torch.cat([image[:12], 2 * image[12:]]), pixel)\n",
+        "judges each image alone",
+        "the image score differs",
+    ),
+    "cuts its gradients off": (
+        WEIGHT,
+        WEIGHT + "        self.module.student = nn.Linear(2, 2)\n",
+        "learns what it trains",
+        "none of its 2 trainable parameters changes",
+    ),
+    "starts a program": (
+        SCORE,
+        SCORE + "        import subprocess; subprocess.run(['cat', {file!r}], capture_output=True)\n",
+        "sees the given normals only",
+        "it starts the program cat",
+    ),
+    "starts a shell": (
+        SCORE,
+        SCORE + "        import os; os.system('true ' + {file!r})\n",
+        "sees the given normals only",
+        "it starts the program true",
+    ),
+    "splits itself": (
+        SCORE,
+        SCORE + "        import os; os.fork() or os._exit(0)\n",
+        "sees the given normals only",
+        "it starts a process of its own",
     ),
     "changes its state": (
         SCORE,
@@ -274,6 +316,27 @@ def test_a_method_with_one_fault_is_rejected_with_the_reason(
     (verdict,) = (one for name, one in found.items() if name.startswith(rule))
     assert not verdict.kept
     assert words in verdict.reason
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts of bytes that were read are Linux's")
+def test_a_file_that_a_library_in_c_reads_is_seen_as_the_bytes_it_has(tmp_path: Path) -> None:
+    """A results file has the labels and scores of test images, and no event of Python's tells that it is read."""
+    table = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"scores": np.random.default_rng(0).random(4000)}), table)
+    reads = SCORE + f"        pq.ParquetFile(pa.OSFile({str(table)!r})).read()\n"
+    text = PLAIN.replace(SCORE, reads).replace(
+        "import torch\n", "import pyarrow as pa\nimport pyarrow.parquet as pq\nimport torch\n", 1
+    )
+    verdict = judged(text, tmp_path)["sees the given normals only"]
+    assert "bytes of files by a library in C" in verdict.reason
+
+
+def test_a_text_that_python_reads_is_no_file_of_images(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("7" * 50_000)
+    text = PLAIN.replace(
+        FIT, FIT + f"        with open({str(tmp_path / 'own.txt')!r}) as own:\n            own.read()\n"
+    )
+    assert judged(text, tmp_path)["sees the given normals only"].reason == ""
 
 
 def test_answers_that_are_not_finite_accuse_no_other_rule(tmp_path: Path) -> None:
