@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -25,7 +26,9 @@ SCORE_BATCH = 16
 SMALLER_SCORE_BATCH = 2  # tried once when a GPU is out of memory
 BATCH_PIXELS = 8 << 20  # of larger images, fewer are scored at once
 MOST_BYTES = 1 << 29  # of maps that are kept in memory; more go to a file that is mapped
-INVARIANCE_IMAGES = 4  # maps of so many images at batch 1 are compared with those of the full batch
+INVARIANCE_IMAGES = 4  # so many images at batch 1 are compared with those of the full batch
+MOST_APART = 0.05  # of the spread of scores or maps; rounding in 16 bits and the order of sums stay below
+ROUNDING = 2**-7  # of the largest value, where all are nearly equal: two steps of bfloat16
 
 
 class Scorer(Protocol):
@@ -195,8 +198,9 @@ def batch_invariance(
     device: torch.device = CPU,
     names: Sequence[str] | None = None,
 ) -> float:
-    """The largest difference between a map scored alone and within its batch, over the first few images; of a method on
-    windows, between the first image's map with its windows scored one by one and together. At most the largest float32.
+    """The largest difference between a map or an image score alone and within its batch, over the first few images; of
+    a method on windows, between the first image's with its windows scored one by one and together. At most the largest
+    float32. A warning says where either is more than rounding.
 
     Raises ScoreError, naming the method and the image (`names` [N]), for what is finite only in its batch.
     """
@@ -212,7 +216,26 @@ def batch_invariance(
                 f"method '{name}': score or map of {image_name(names, number)} holds a NaN or an infinity when it is "
                 "scored alone, and none in its batch; no answer may depend on the other images of a batch"
             )
-    return max(difference(one.pixel[0], scores.pixel[number]) for number, one in enumerate(found))
+    most = []
+    for part, together, alone in (
+        ("maps", scores.pixel[: len(found)], [one.pixel[0] for one in found]),
+        ("image scores", scores.image, [one.image[0] for one in found]),
+    ):
+        most.append(max(difference(one, together[number]) for number, one in enumerate(alone)))
+        warn_of_the_batch(most[-1], [together, *alone], f"method '{name}': its {part}")
+    return max(most)
+
+
+def warn_of_the_batch(apart: float, values: Sequence[Tensor], what: str) -> None:
+    """One line where answers are `apart` alone and in their batch, by a share of the spread of `values` of any shapes
+    that rounding does not explain."""
+    low, high = min(float(one.min()) for one in values), max(float(one.max()) for one in values)
+    if apart > MOST_APART * (high - low) and apart > ROUNDING * max(abs(low), abs(high)):
+        warnings.warn(
+            f"{what} depend on the other images of the batch, by up to {apart:.3g} where they lie {high - low:.3g} "
+            "apart; figures made of them are those of no detector that judges one image",
+            stacklevel=3,
+        )
 
 
 def windows_one_by_one(method: Windowed, first: Pixels | Pictures, name: str, device: torch.device) -> Scores:
@@ -225,6 +248,6 @@ def windows_one_by_one(method: Windowed, first: Pixels | Pictures, name: str, de
 
 
 def difference(alone: Tensor, together: Tensor) -> float:
-    """The largest difference of two maps, [h, w] and that in the upper left corner of [H, W]."""
-    height, width = alone.shape
-    return min(float((alone - together[:height, :width]).abs().max()), torch.finfo(torch.float32).max)
+    """The largest difference of two maps, [h, w] and that in the upper left corner of [H, W], or of two scores []."""
+    corner = together[tuple(slice(size) for size in alone.shape)]
+    return min(float((alone - corner).abs().max()), torch.finfo(torch.float32).max)

@@ -183,7 +183,7 @@ MEASURED: Mapping[str, Metric] = MappingProxyType({
     ),
     "batch_invariance": Metric(
         ACCURACIES, "batch invariance",
-        "largest difference of a map between batch 1 and batch N, of the first 4 test images",
+        "largest difference of a map or an image score between batch 1 and batch N, of the first 4 test images",
         "harness.scoring.batch_invariance", higher_is_better=None,
     ),
 })  # fmt: skip

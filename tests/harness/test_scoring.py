@@ -112,8 +112,35 @@ def test_a_method_that_normalises_over_the_batch_shows_in_the_invariance_column(
     for answer, invariant in ((honest, True), (over_the_batch, False)):
         method = windowed(cast(Any, Answering(answer)), view, 8 if view.fit == SHORT_SIDE else 16)
         pictures = list(images) if view.fit == SHORT_SIDE else images
-        found = batch_invariance(method, pictures, score_all(method, pictures, METHOD), METHOD)
-        assert found < 1e-6 if invariant else found > 1e-3
+        scores = score_all(method, pictures, METHOD)
+        if invariant:
+            assert batch_invariance(method, pictures, scores, METHOD) < 1e-6
+            continue
+        with pytest.warns(UserWarning, match="its maps depend on the other images of the batch"):
+            assert batch_invariance(method, pictures, scores, METHOD) > 1e-3
+
+
+def test_image_scores_that_are_stretched_over_the_batch_show_in_the_invariance_column_and_in_one_line() -> None:
+    def over_the_batch(images: Tensor) -> Scores:
+        found = honest(images)
+        low = found.image.min()
+        return Scores((found.image - low) / (found.image.max() - low) if len(images) > 1 else found.image, found.pixel)
+
+    method: Any = Answering(over_the_batch)
+    scores = score_all(method, IMAGES, METHOD)
+    with pytest.warns(UserWarning, match="'some_method': its image scores depend on the other images") as said:
+        found = batch_invariance(method, IMAGES, scores, METHOD)
+    assert len(said) == 1
+    assert found == float((honest(IMAGES).image - scores.image)[:4].abs().max()) > 0.1
+
+
+def test_image_scores_that_differ_by_rounding_alone_are_no_line() -> None:
+    def rounded(images: Tensor) -> Scores:
+        found = honest(images)
+        return Scores(found.image.to(torch.bfloat16).float() if len(images) > 1 else found.image, found.pixel)
+
+    method: Any = Answering(rounded)
+    assert 0 < batch_invariance(method, IMAGES, score_all(method, IMAGES, METHOD), METHOD) < 5e-3
 
 
 @pytest.mark.parametrize("part", ["map", "score"])
@@ -140,7 +167,8 @@ def test_maps_may_differ_by_what_float32_holds_no_more() -> None:
         return Scores(images.amax((1, 2, 3)), torch.full_like(images[:, 0], 3e38 if len(images) > 1 else -3e38))
 
     method: Any = Answering(answer)
-    assert batch_invariance(method, IMAGES, score_all(method, IMAGES, METHOD), METHOD) == MOST_FLOAT
+    with pytest.warns(UserWarning, match="its maps depend on the other images"):
+        assert batch_invariance(method, IMAGES, score_all(method, IMAGES, METHOD), METHOD) == MOST_FLOAT
 
 
 @pytest.mark.parametrize("count", [1, 16, 17, 33, 50])
