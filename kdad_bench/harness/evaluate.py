@@ -207,7 +207,7 @@ def matched_maps(asked: Asked) -> tuple[tuple[Matched, ...], list[str]]:
         raise EvaluationError([f"{asked.scores}: {asked.maps} brings image scores already; leave --scores out"])
     found = match(offered.found, given, chosen, known)
     if found.faults:
-        raise EvaluationError([*found.faults, *found.remarks])
+        raise EvaluationError([*found.faults, *offered.remarks, *found.remarks])
     return found.categories, [*offered.remarks, *found.remarks]
 
 
@@ -226,6 +226,7 @@ def load(one: Matched, side: int, fit: str = SQUASH) -> Loaded:
         seen = {number: about for number, about in enumerate(found) if not isinstance(about, str)}
         faults = [line for line in found if isinstance(line, str)]
         faults += [*misfits(one, {number: about.size for number, about in seen.items()}, lying, fit), *not_finite(one)]
+        faults += constant_scores(one)
         constant = sum(about.constant for about in seen.values())
         if constant == len(samples):
             faults.append(f"{one.label}: all {constant} maps are constant; a map tells pixels apart")
@@ -336,6 +337,14 @@ def not_finite(one: Matched) -> Iterator[str]:
         with np.errstate(over="ignore"):
             if not np.isfinite(np.float32(offer.score)):
                 yield f"{offer.where}: the image score is {offer.score}; it must be finite in float32"
+
+
+def constant_scores(one: Matched) -> list[str]:
+    """A line where all of several image scores that were given are one value, as a wrong column is."""
+    given = {offer.score for offer in one.scores.values()}
+    if len(one.scores) < 2 or len(given) > 1:
+        return []
+    return [f"{one.label}: all {len(one.scores)} image scores are {given.pop():g}; a score tells images apart"]
 
 
 def match_of(one: Matched, loaded: Loaded, more: tuple[str, ...], side: int, fit: str = SQUASH) -> Match:

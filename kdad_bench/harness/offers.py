@@ -129,10 +129,10 @@ def of_tree(root: Path, known: Collection[str]) -> Offers:
             tells = top in known or (top in APART and "/" in said)
             key = key_of(f"{top}/{said}" if tells else said, known)
             found.append(Offer(key=key, where=str(path), path=said, file=path, is_file=True))
-    if not found:
-        raise OfferError(f"{root}: no map there; maps end in {', '.join(READERS)}")
     kinds = ", ".join(sorted(others)[:5])
     remarks = [f"not used: {counted(sum(others.values()), 'file')}, no maps ({kinds})"] if others else []
+    if not found:
+        raise OfferError("; ".join([f"{root}: no map there", *remarks, f"maps end in {', '.join(READERS)}"]))
     remarks += [f"not used: {counted(binary, 'map')} in {BINARY}/, decisions"] if binary else []
     return Offers(found=tuple(found), remarks=tuple(remarks))
 
@@ -203,7 +203,7 @@ def keyed(said: str, line: Mapping[str, str], known: Collection[str]) -> Key:
 def score_of(text: str, where: str) -> float:
     """The number; NaN where it is none, which the check of values names."""
     try:
-        return float(text)
+        return float(text.replace("_", "?"))  # 1_000 is a number to Python alone
     except ValueError as error:
         raise OfferError(f"{where}: score '{text[:40]}' is no number") from error
 

@@ -529,7 +529,10 @@ def test_bad_input_is_one_line_and_exit_code_2(case: str, tiny_tree: Path, maps:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("score", "words"), [("nan", "is nan"), ("1e60", "finite in float32"), ("x", "is no number")])
+NO_SCORES = [("nan", "is nan"), ("1e60", "finite in float32"), ("x", "is no number"), ("1_000", "'1_000' is no number")]
+
+
+@pytest.mark.parametrize(("score", "words"), NO_SCORES)
 def test_an_image_score_that_is_no_number_is_one_line(
     score: str, words: str, tiny_tree: Path, maps: Path, tmp_path: Path
 ) -> None:
@@ -538,6 +541,29 @@ def test_an_image_score_that_is_no_number_is_one_line(
     result = evaluate(maps, tiny_tree, tmp_path / "out", "-c", "bolt", "--scores", tmp_path / "scores.csv")
     assert result.exit_code == 2
     assert re.fullmatch(rf"kdad-bench: .*scores.csv, line 7: .*{words}.*\n", result.stderr)
+
+
+def test_image_scores_of_one_value_are_refused_where_all_of_a_category_are(
+    tiny_tree: Path, maps: Path, tmp_path: Path
+) -> None:
+    """They are an AUROC of exactly one half, whatever the maps tell."""
+    with (tmp_path / "scores.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "score"), *((f"{name}.png", 1) for name in NAMES)])
+    result = evaluate(maps, tiny_tree, tmp_path / "out", "-c", "bolt", "--scores", tmp_path / "scores.csv")
+    assert result.exit_code == 2
+    assert re.fullmatch(r"kdad-bench: .*/bolt: all 6 image scores are 1; a score tells images apart\n", result.stderr)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("left", [5, 0])
+def test_files_under_a_suffix_of_no_map_are_said_where_maps_are_missing(
+    left: int, tiny_tree: Path, maps: Path, tmp_path: Path
+) -> None:
+    for path in sorted(maps.rglob("*.tiff"))[left:]:
+        path.rename(path.with_suffix(".exr"))
+    result = evaluate(maps, tiny_tree, tmp_path / "out", "-c", "bolt")
+    assert result.exit_code == 2
+    assert f"{6 - left} files are no maps and not used (.exr)" in result.stderr
 
 
 def test_many_faults_are_told_in_some_lines_and_a_count(tmp_path: Path) -> None:
