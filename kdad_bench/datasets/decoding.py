@@ -151,26 +151,32 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
 
 # numbers of TIFF tags
 ORIENTATION, TURNED, ON_THEIR_SIDE = 274, range(2, 9), range(5, 9)
-BITS, PHOTOMETRIC, SAMPLES, PLANES, SAMPLE_FORMAT = 258, 262, 277, 284, 339
-WHITE_IS_ZERO, SIGNED, SEPARATE = 0, 2, 2
+BITS, PHOTOMETRIC, SAMPLES, PLANES, EXTRA, SAMPLE_FORMAT = 258, 262, 277, 284, 338, 339
+WHITE_IS_ZERO, SIGNED, SEPARATE, UNSPECIFIED = 0, 2, 2, 0
 MOST_SAMPLES = 4  # of a pixel: three colours and an alpha channel, or CMYK
 
 
 def refuse_what_would_be_lost(path: Path, image: Image.Image) -> None:
     """Raises DatasetError for a file of several pictures, of which one would be read, and for a TIFF file of more than
-    MOST_SAMPLES channels, of which Pillow would read the first few, of signed bytes, which it takes for unsigned ones,
-    or of 16 bits plane by plane, which it misreads."""
+    MOST_SAMPLES channels, or with one that is neither colour nor alpha, of which Pillow would read the first few, of
+    signed bytes, which it takes for unsigned ones, or of 16 bits plane by plane, which it misreads."""
     pictures = getattr(image, "n_frames", 1) if image.format in ("TIFF", "PNG", "WEBP") else 1
     if pictures > 1:
         raise DatasetError(f"{path}: holds {pictures} pictures, of which one would be read; keep one in a file")
     tags = getattr(image, "tag_v2", {})
     count = int(tags.get(SAMPLES, 1))
-    if count > MOST_SAMPLES:
+    if count > MOST_SAMPLES or UNSPECIFIED in _extra(tags):
         raise DatasetError(f"{path}: a TIFF file of {count} channels; save one of them, or three as RGB")
     if count > 1 and tags.get(PLANES) == SEPARATE and _bits(image) > 8:  # Pillow takes each byte for a sample
         raise DatasetError(f"{path}: a TIFF file of {_bits(image)} bits, plane by plane; save it pixel by pixel")
     if image.mode in ("L", "LA", "RGB", "RGBA", "CMYK") and SIGNED in tags.get(SAMPLE_FORMAT, (1,)):
         raise DatasetError(f"{path}: a TIFF file of signed numbers; convert it to unsigned ones of 8 or 16 bits")
+
+
+def _extra(tags: Any) -> tuple[int, ...]:
+    """What a TIFF file says of its channels beside the colours, a number each; nothing where it says nothing."""
+    found = tags.get(EXTRA, ())
+    return tuple(found) if isinstance(found, tuple) else (found,)
 
 
 def positive(image: Image.Image) -> Image.Image:
