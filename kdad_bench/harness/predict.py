@@ -30,7 +30,7 @@ from kdad_bench.harness.exported import opened, rate_for, refuse_other_method
 from kdad_bench.harness.graphs import graphed
 from kdad_bench.harness.pictures import colours
 from kdad_bench.harness.scoring import ScoreError, Scorer, as_images, batch_for, finite, score_all
-from kdad_bench.harness.trust import notes_on
+from kdad_bench.harness.trust import DARK, darkness, notes_on
 from kdad_bench.harness.view import WHOLE, View
 from kdad_bench.harness.windows import windowed
 from kdad_bench.methods.protocol import Method
@@ -99,6 +99,12 @@ class Judge:
     view: View = WHOLE
     failed: list[Failure] = field(default_factory=list)
     not_used: list[str] = field(default_factory=list)
+    brightest: int = -1  # of 255, of all images so far
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A line where all images so far are nearly black."""
+        return (f"all images: {darkness(self.brightest)}",) if 0 <= self.brightest <= DARK else ()
 
     def answers(self, names: Sequence[str]) -> Iterator[Answer]:
         """Score and map of each photograph that `names` stand for, decoded as the harness decodes its data sets.
@@ -124,6 +130,7 @@ class Judge:
         pixels = {path: image for path in files if (image := self.pixels(path)) is not None}
         if not pixels:
             return
+        self.brightest = max(self.brightest, *(int(image.max()) for image in pixels.values()))
         try:
             scores = score_all(self.method, as_images(np.stack(list(pixels.values())), self.device), self.name)
         except ScoreError:
@@ -213,7 +220,7 @@ def predict(
         threshold=limit,
         threshold_from=origin,
         false_alarm_floor=floor_of(unseen) if unseen else None,
-        notes=notes_on(kept, limit, None if threshold is not None else rate),
+        notes=(*notes_on(kept, limit, None if threshold is not None else rate), *judge.notes),
         images=tuple(found),
         failed=tuple(judge.failed),
         normals_failed=left_out,

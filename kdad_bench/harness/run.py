@@ -39,7 +39,7 @@ from kdad_bench.harness.scoring import MOST_BYTES, as_images, batch_for, batch_i
 from kdad_bench.harness.speed_key import speed_key
 from kdad_bench.harness.step_log import earlier_losses
 from kdad_bench.harness.together import Learnt
-from kdad_bench.harness.trust import figures_of, warn_of_a_difference
+from kdad_bench.harness.trust import figures_of, warn_of_a_difference, warn_of_darkness
 from kdad_bench.harness.windows import all_windows, sources_of, windowed
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.methods import entry
@@ -80,6 +80,8 @@ def run(job: Job, work: Work, log: StepLog) -> Row:
     start = time.perf_counter()
     shared = together.kept(job, work)  # what was learnt with another category, where one model serves several
     fit, held_out = normals(job, learning=shared is None)
+    if job.category.modality == "rgb":
+        warn_of_darkness(fit, f"the training images of {job.category.dataset}/{job.category.name}")
     held_out = as_images(held_out, device) if job.view.plain else held_out
     normal = learnable(job, squares(job, fit), device)
     data_seconds = time.perf_counter() - start

@@ -5,17 +5,18 @@ by them.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from kdad_bench.harness.decision import Decision, above, copied_words, floor_of, images, percent, shortfall, supported
 from kdad_bench.leaderboard.thresholds import LEVEL, PROMISED
 from kdad_bench.metrics import clopper_pearson, two_sample_p
 
 FALSE_ALARMS = PROMISED  # `predict` asks for it, too
+DARK = 16  # of 255: the highest value of 12 bits where all 16 are scaled
 FIGURES = (
     "false_alarm_floor", "false_alarms", "false_alarms_low", "false_alarms_high", "detected", "normals_p",
 )  # fmt: skip
@@ -49,6 +50,25 @@ def warn_of_a_difference(figures: Mapping[str, Any], unseen: int, test: int, whe
     p = figures["normals_p"]
     if p is not None and p < LEVEL:
         warnings.warn(f"{where}: {difference(p, unseen, test)}", stacklevel=3)
+
+
+def warn_of_darkness(images: Iterable[NDArray[np.uint8]], what: str) -> None:
+    """One line where none of the images, uint8 [C, h, w] each, has a value that 10 or 12 bits of 16 do not explain."""
+    most, count = 0, 0
+    for image in images:
+        most, count = max(most, int(image.max())), count + 1
+        if most > DARK:
+            return
+    if count:
+        warnings.warn(f"{what}: {darkness(most)}", stacklevel=3)
+
+
+def darkness(most: int) -> str:
+    """That images of the highest value `most` of 255 are nearly black, in words."""
+    return (
+        f"nearly black as read, no value is above {most} of 255; where they are 10 or 12 bits in files of 16, multiply "
+        "them by 64 or 16, or save 8 bits: all 16 bits are scaled"
+    )
 
 
 def difference(p: float, unseen: int, test: int) -> str:

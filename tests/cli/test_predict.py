@@ -439,3 +439,30 @@ def test_an_image_at_which_the_method_raises_is_named_and_the_others_are_scored(
     assert len(answers) == len(list(new.glob("*.png")))
     (failed,) = judge.failed
     assert failed.reason == f"{tmp_path / 'white.png'}: method 'pixel_mean' raises AssertionError: a white image"
+
+
+@pytest.mark.parametrize(("shift", "dark"), [(64, True), (16, True), (4, False), (0, False)])
+def test_images_of_fewer_bits_than_their_files_have_are_said_to_be_nearly_black(
+    shift: int, dark: bool, model: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A camera of 12 bits writes files of 16: every picture is an alarm, as all 16 bits are scaled."""
+    saved, tree = model
+    with Image.open(next((tree / "bolt/test/good").iterdir())) as image:
+        grey = np.asarray(image.convert("L")).astype(np.uint16)
+    Image.fromarray(grey * 257 // max(shift, 1)).save(tmp_path / "a.png")
+    code, _, errors = predict(saved, tmp_path / "a.png", "--threshold", "1")
+    assert code in (0, 1)
+    assert ("all images: nearly black as read, no value is above" in errors) is dark
+
+
+def test_a_run_on_images_of_fewer_bits_than_their_files_have_says_so(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "tree", categories=("bolt",))
+    for path in tree.rglob("*.png"):
+        if "ground_truth" not in path.parts:
+            with Image.open(path) as image:
+                grey = np.asarray(image.convert("L")).astype(np.uint16)
+            Image.fromarray(grey * 16).save(path)
+    what = ["--method", "pixel_mean", "--dataset", f"folder:{tree}", "--seeds", "1", "--resolution", "64"]
+    with pytest.warns(UserWarning, match="/bolt: nearly black as read, no value is above [0-9]+ of 255"):
+        result = CliRunner().invoke(cli, ["run", *what, "--no-pictures", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
