@@ -131,10 +131,11 @@ def check(file: Path, one: Entry, found: Sequence[Category] = (), *, called: Pat
                 wrong.add(why, member.name)
     for name in folders.values() if len(folders) > 1 else ():
         wrong.add("one in each folder that maps lie below; pack a single one", name)
+    above = next(iter(folders), "")
     for kind, suffix in ((upload.maps, ".tiff"), (upload.thresholded, ".png")):
         if kind == upload.maps or seen[kind]:  # decisions may be left out, all of them
             for stem in sorted(set(expected) - seen[kind]):
-                wrong.add("missing", f"{kind}/{stem}{suffix}")
+                wrong.add("missing", (PurePosixPath(above) / kind / f"{stem}{suffix}").as_posix())
     if wrong.kinds:
         raise UploadError(*wrong.lines(called or file))
     drawn = any(stem.startswith(PREFIX) for stem in expected)

@@ -203,8 +203,8 @@ def test_a_sound_one_is_sound_as_file_and_as_folder_with_and_without_its_data(ho
 SIDE = (16, 64)  # of a drawn image of sheet_metal
 HALF = np.zeros(SIDE, np.float16)
 ODD: dict[str, tuple[Callable[[Members], object], str]] = {
-    "missing": (lambda found: found.pop(MAP), f"1 file: missing ({MAP[4:]})"),
-    "decisions missing": (lambda found: found.pop(DECISIONS), f"1 file: missing ({DECISIONS[4:]})"),
+    "missing": (lambda found: found.pop(MAP), f"1 file: missing ({MAP})"),
+    "decisions missing": (lambda found: found.pop(DECISIONS), f"1 file: missing ({DECISIONS})"),
     "misnamed": (lambda found: found.update({MAP.replace("000_", "0_"): found.pop(MAP)}), "a name that no image"),
     "another suffix": (lambda found: found.update({MAP.replace("tiff", "tif"): found[MAP]}), "a name that no"),
     "of the other split": (lambda f: f.update({MAP.replace("_regular", "_mixed"): f.pop(MAP)}), "a name that no"),
