@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdad_bench.methods.backbones import FACTS, Backbone
+from kdad_bench.methods.backbones.names import SHORT
 
 
 class Range(NamedTuple):
@@ -162,12 +163,12 @@ class Settings:
             refuse_other_numbers(one.name, str(one.type), getattr(self, one.name))
         for name, known in self.CHOICES.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r} is not known; have: {', '.join(known)}")
+                raise ValueError(f"{name} {SHORT.repr(getattr(self, name))} is not known; have: {', '.join(known)}")
         for name, numbers in self.RANGES.items():
             value = getattr(self, name)
             entries = value if isinstance(value, (tuple, list)) else () if value is None else (value,)
             if not all(entry in numbers for entry in entries):
-                raise ValueError(f"{name} {value!r} is not in {numbers}")
+                raise ValueError(f"{name} {SHORT.repr(value)} is not in {numbers}")
         if not self.strides or list(self.strides) != sorted(set(self.strides)):
             raise ValueError(f"strides {shown(self.strides)}: must be one or more that rise")
         facts = FACTS.get(self.teacher)
@@ -249,7 +250,7 @@ def refuse_other_numbers(name: str, kind: str, value: object) -> None:
     types = (int, float) if "float" in kind else (int,)
     if not all(isinstance(one, types) and not isinstance(one, bool) for one in entries):
         what = "a number" if "float" in kind else "a whole number"
-        raise ValueError(f"{name} {value!r} is not {what}")
+        raise ValueError(f"{name} {SHORT.repr(value)} is not {what}")
     count = 1 + found[3].count(",")
     if found[1] and not kind.endswith("...]") and len(entries) != count:
         raise ValueError(f"{name} {shown(value)}: must be {count} numbers")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from kdad_bench.methods import METHODS, entry
+from kdad_bench.methods.backbones.names import facts_of
 from kdad_bench.methods.kept_settings import reasons_against_keeping, settings_of
 from kdad_bench.methods.protocol import Settings
 
@@ -86,3 +87,17 @@ def test_what_json_has_not_is_named(case: str) -> None:
     kind, value, words = LOST[case]
     (why,) = reasons_against_keeping(having(kind, value), "own")
     assert re.match(words, why)
+
+
+@pytest.mark.parametrize("field", ["optimiser", "schedule", "precision"])
+def test_a_long_value_of_a_kept_model_is_cut_in_its_line(field: str) -> None:
+    values = json.loads(json.dumps(asdict(entry("stfpm").presets["quick"])))
+    with pytest.raises(ValueError, match="is not known; have: ") as caught:
+        settings_of(type(entry("stfpm").presets["quick"]), values | {field: "x" * 200_000}, "stfpm")
+    assert len(str(caught.value)) < 400
+
+
+def test_a_long_name_of_a_teacher_is_cut_in_its_line() -> None:
+    with pytest.raises(ValueError, match="is not known; have: ") as caught:
+        facts_of("x" * 200_000)
+    assert len(str(caught.value)) < 400

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from reprlib import Repr
 from types import MappingProxyType
 
+SHORT = Repr()  # of a value in an error's line, however long it is
+SHORT.maxstring = SHORT.maxother = 60  # characters
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LITE_MEAN = (127 / 255,) * 3  # the Lite0 checkpoint expects (x - 127) / 128 with x in 0..255
@@ -123,4 +126,4 @@ def facts_of(name: str) -> BackboneFacts:
     try:
         return FACTS[name]
     except KeyError:
-        raise ValueError(f"teacher {name!r} is not known; have: {', '.join(BACKBONES)}") from None
+        raise ValueError(f"teacher {SHORT.repr(name)} is not known; have: {', '.join(BACKBONES)}") from None
