@@ -563,7 +563,7 @@ def test_files_under_a_suffix_of_no_map_are_said_where_maps_are_missing(
         path.rename(path.with_suffix(".exr"))
     result = evaluate(maps, tiny_tree, tmp_path / "out", "-c", "bolt")
     assert result.exit_code == 2
-    assert f"{6 - left} files are no maps and not used (.exr)" in result.stderr
+    assert f"not used: {6 - left} file{'s' if left < 5 else ''}, no maps (.exr)" in result.stderr
 
 
 def test_many_faults_are_told_in_some_lines_and_a_count(tmp_path: Path) -> None:
