@@ -67,7 +67,7 @@ def refuse_a_share_that_cannot_be(category: Category, share: float, slipped: int
     if not asked or abs(slipped - asked) < asked / 4 - 1e-9:
         return
     near = [count for count in (int(asked), int(asked) + 1) if 0 < count <= MOST_SHARE * size]
-    instead = "".join(f"a share of {count / size:.3g} or " for count in near)
+    instead = f"a share of {' or '.join(f'{count / size:.3g}' for count in near)}, or " if near else ""
     raise DatasetError(
         f"{_name(category)}: a share of {share:g} of {size} training image{'s' * (size != 1)} is {asked:.2g} defective "
         f"ones, which would be {slipped or 'none'}; take {instead}more images"

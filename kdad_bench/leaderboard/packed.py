@@ -7,10 +7,12 @@ row is taken from here only where its file has the stamp that it had, by code th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -66,6 +68,7 @@ def keep(place: Folder, single: Mapping[Entry, int], table: pa.Table) -> None:
             where = _where(place)
             path, content = _path(where), _content(where, single, table)
             sweep(path.parent)
+            _hide(path.parent)
             write_whole(path, lambda temporary: _write_privately(temporary, content))
             _forget(path.parent)
         except _troubles():
@@ -97,6 +100,15 @@ def _content(where: str, single: Mapping[Entry, int], table: pa.Table) -> bytes:
         write_page_checksum=True,
     )
     return sink.getvalue()
+
+
+def _hide(home: Path) -> None:
+    """Take the packs that earlier versions left to everybody from everybody: a file that is replaced keeps its mode."""
+    for pack in home.glob("*.parquet"):
+        with contextlib.suppress(OSError):  # another user's
+            mode = pack.lstat().st_mode
+            if stat.S_ISREG(mode) and mode & 0o077:
+                pack.chmod(0o600)
 
 
 def _write_privately(path: Path, content: bytes) -> None:

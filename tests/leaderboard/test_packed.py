@@ -440,6 +440,13 @@ def test_a_pack_is_nobody_elses_and_goes_with_its_folder(folder: Path, clock: Cl
     aurocs(folder)
     pack = pack_of(folder)
     assert stat.S_IMODE(pack.stat().st_mode) == 0o600
+    others = pack.with_name("0123.parquet")
+    others.write_bytes(pack.read_bytes())
+    for one in (pack, others):
+        one.chmod(0o644)  # as an earlier version left them
+    of_other_code(pack)
+    aurocs(folder)
+    assert {stat.S_IMODE(one.stat().st_mode) for one in (pack, others)} == {0o600}
     moved = folder.rename(folder.with_name("moved"))
     assert len(aurocs(moved)) == MANY
     clock.pass_by()  # to be moved changes no file
