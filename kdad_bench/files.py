@@ -90,8 +90,8 @@ def write_all_whole(writes: Mapping[Path, Callable[[Path], object]]) -> None:
     with contextlib.ExitStack() as open_ones:
         written = []
         for given, write in writes.items():
+            refuse_what_is_no_file(given)  # before its links are followed: that of a pipe leads to no path
             path = Path(os.path.realpath(given))
-            refuse_what_is_no_file(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             with _said_of(path):
                 temporary = open_ones.enter_context(_temporary(path))
@@ -126,6 +126,15 @@ def refuse_what_is_no_file(path: Path) -> None:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "Not a file but a device, a pipe or a socket", str(path))
+
+
+def why_not_written(error: OSError, folder: Path) -> str:
+    """Which of several files of `folder` cannot be written, why, and what to do: one in whose place something else is,
+    or all."""
+    blocked = error.filename
+    if blocked is None or Path(blocked) == folder or not os.path.exists(blocked) or os.path.isfile(blocked):
+        return f"{str(folder)!r}: {error.strerror}; choose another place with --out"
+    return f"{str(blocked)!r}: {error.strerror}; move it away, or choose another place with --out"
 
 
 def write_text_whole(path: Path, text: str) -> None:
@@ -204,7 +213,11 @@ def _temporary(path: Path) -> Iterator[Path]:
     while True:
         start = os.fsdecode(os.fsencode(path.name)[:100])  # names are limited in bytes
         temporary = path.with_name(f".{start}.{secrets.token_hex(6)}{SUFFIX}")
-        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        try:
+            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        except OSError as error:
+            error.filename = str(path)  # what a person knows of
+            raise
         try:
             if fcntl is not None:
                 with contextlib.suppress(OSError):  # a file system without locks

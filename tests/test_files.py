@@ -217,6 +217,21 @@ def test_a_device_a_pipe_and_a_socket_are_not_replaced_by_a_file(tmp_path: Path)
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_pipe_that_has_no_path_is_a_pipe_and_a_name_that_nobody_gave_is_not_told() -> None:
+    """/dev/stdout leads to `pipe:[123]`, beside which nothing can be written."""
+    reader, writer = os.pipe()
+    try:
+        with pytest.raises(OSError, match="Not a file but a device, a pipe") as refused:
+            files.write_text_whole(Path(f"/dev/fd/{writer}"), "x")
+        assert refused.value.filename == f"/dev/fd/{writer}"
+    finally:
+        os.close(reader)
+        os.close(writer)
+    with pytest.raises(OSError, match=r"/proc/results\.csv") as refused:
+        files.write_text_whole(Path("/proc/results.csv"), "x")
+    assert refused.value.filename == "/proc/results.csv"
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_disk_that_is_full_names_the_file_that_finds_no_room(tmp_path: Path, code: int) -> None:
     """As a write does not: it knows a number alone."""

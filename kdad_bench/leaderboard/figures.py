@@ -66,7 +66,7 @@ def draw(found: Sequence[Board], rows: Sequence[Mapping[str, Any]], folder: Path
                     files.write_whole(path, partial(_save, figure, kind))
                     paths.append(path)
     except OSError as error:
-        raise StoreError(f"cannot write figures to {str(folder)!r}: {error.strerror}; choose another place") from error
+        raise StoreError(f"cannot write figures to {files.why_not_written(error, folder)}") from error
     return paths
 
 

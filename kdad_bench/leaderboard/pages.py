@@ -53,7 +53,7 @@ def draw_pages(results: str | Path, out: Path, *, figures: bool = False, found: 
     try:
         files.write_all_whole({out / name: _writing(page) for name, page in pages.items()})
     except OSError as error:
-        raise StoreError(f"cannot write to {str(out)!r}: {error.strerror}; choose another place with --out") from error
+        raise StoreError(f"cannot write to {files.why_not_written(error, out)}") from error
     if figures:
         from kdad_bench.leaderboard.figures import draw
 

@@ -189,6 +189,18 @@ def test_the_command_makes_its_boards_once(tmp_path: Path, monkeypatch: pytest.M
     assert made == [8]
 
 
+def test_the_page_or_figure_in_whose_place_something_else_is_is_named(tmp_path: Path) -> None:
+    results = filled(tmp_path / "results")
+    drawn = pages.draw_pages(results, tmp_path / "out", figures=True).paths
+    for path in (tmp_path / "out" / "leaderboard.json", drawn[-1]):
+        path.unlink()
+        path.mkdir()
+        done = run("leaderboard", results, "--out", tmp_path / "out", "--figures")
+        assert done.exit_code == 2
+        assert f"'{path}': Is a directory; move it away, or choose another place with --out" in done.stderr
+        path.rmdir()
+
+
 def test_figures_of_long_names_are_written_whole(tmp_path: Path) -> None:
     preset = f"paper[{','.join(f'option{number}=0.123456789' for number in range(30))}]"
     for one in plausible.full_table(("stfpm", "rd4ad"), ("bottle", "cable"), 2, preset=preset):
