@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdad_bench.api.images import Images
-from kdad_bench.api.keywords import fields_of, on_this_machine, said_as_keywords
+from kdad_bench.api.keywords import fields_of, keywords, on_this_machine, said_as_keywords
 from kdad_bench.datasets import SQUASH, DatasetError, copies, held_out
 from kdad_bench.harness import decision, exported
 from kdad_bench.harness.choices import PRESETS, SelectionError, method_of_a_model
@@ -116,6 +116,7 @@ class Detector:
         self.view = selection.view
         self._fitted: Fitted | None = None
 
+    @said_as_keywords(method="method")
     def fit(self, images: Any, *, log: Callable[[int, Mapping[str, float]], object] | None = None) -> Self:
         """Learn from normal images; returns itself. `log(step, terms)` is told the loss terms as it learns.
 
@@ -133,15 +134,14 @@ class Detector:
                 f"log={log!r} is not callable; give a function that takes a step and its terms, as print"
             )
         given = Images(images)
-        with said_as_keywords(method="method"):
-            fit, apart = self._split(len(given))
-            inner = learnt_from(len(fit), self.settings)
-            if self.view.plain:
-                refuse_a_lone_batch(self.method, self.settings, inner, f"{self.method} on {len(given)} images")
-            weights = self._weights()
+        fit, apart = self._split(len(given))
+        inner = learnt_from(len(fit), self.settings)
+        if self.view.plain:
+            refuse_a_lone_batch(self.method, self.settings, inner, f"{self.method} on {len(given)} images")
+        weights = self._weights()
         learnt, sources, held, equal = self._brought_to_size(given, fit, apart)
         if equal:
-            warnings.warn(copied_words(equal, len(apart)), stacklevel=2)
+            warnings.warn(copied_words(equal, len(apart)), stacklevel=3)
         method = windowed(built(self.method, self.settings, weights, self.device), self.view, self.resolution)
         method.fit(learnt, Fitting(log=ignore_step if log is None else told(log), sources=sources))
         unseen = score_all(method, held, self.method) if len(held) else None
@@ -149,6 +149,7 @@ class Detector:
         self._fitted = Fitted(graphed(method, self.device), kept)
         return self
 
+    @said_as_keywords(method="method")
     def predict(self, images: Any, *, threshold: float | None = None) -> Prediction:
         """Scores, maps and decisions of images, of any kind that `fit` takes; each image is judged for itself.
 
@@ -312,7 +313,7 @@ class Detector:
         weights = weights_for(self._selection, self._options)
         self._selection, weights, replaced = with_teachers_at_hand(self._selection, weights, self._options)
         if replaced:
-            warnings.warn(replaced[0], stacklevel=3)
+            warnings.warn(keywords(replaced[0]), stacklevel=4)
             self.settings, _ = configured_alone(self._selection)
         return weights[self.settings.teacher]
 

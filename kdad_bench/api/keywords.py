@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from kdad_bench.datasets import DatasetError
-from kdad_bench.harness.choices import SelectionError, suggestion
+from kdad_bench.harness.choices import MOST_SEED, MOST_SEEDS, SelectionError, suggestion
 from kdad_bench.harness.decision import DecisionError
 from kdad_bench.harness.options import RunOptions
+from kdad_bench.leaderboard.compare import NothingToCompare
 from kdad_bench.leaderboard.store import StoreError
+from kdad_bench.methods.backbones.weights import WeightsError
 from kdad_bench.methods.checkpoint import ModelError
 
 OPTION = re.compile(r"(?<![\w/\\.-])--([a-z][a-z-]*)(?![\w/\\]|\.\w)")  # none inside of a path or a name
@@ -22,9 +24,13 @@ KEYWORDS: Mapping[str, str] = {
     "all": "everything=True",
     "category": "categories",
     "dataset": "datasets",
+    "metric": "metrics",
     "method": "methods",
     "set": "settings",
 }
+MENDED_BY_A_PERSON = (
+    SelectionError, DatasetError, DecisionError, ModelError, NothingToCompare, StoreError, WeightsError,
+)  # fmt: skip
 # fields of RunOptions that are of the command line alone, or that other keywords bring
 NOT_KEYWORDS = ("as_json", "dry_run", "assignments", "all_weights", "method_settings")
 
@@ -37,7 +43,7 @@ def said_as_keywords(**others: str) -> Iterator[None]:
     """
     try:
         yield
-    except (SelectionError, DatasetError, DecisionError, ModelError, StoreError) as error:
+    except MENDED_BY_A_PERSON as error:
         text = keywords(str(error), {**KEYWORDS, **others})
         if text == str(error):
             raise
@@ -97,15 +103,35 @@ def listed(name: str, value: Any) -> Any:
     if isinstance(value, (str, os.PathLike)):
         text = os.fspath(value)
         return text if name == "seeds" else [text]
-    if name == "seeds" and isinstance(value, int):
-        return value
+    if name == "seeds" and type(value) is int:
+        return count_of(value)
     if not isinstance(value, (Sequence, range, set, frozenset)):
         wanted = "a count or a list of whole numbers" if name == "seeds" else "a list of names"
         raise SelectionError(f"{name}={value!r} is of type {type(value).__name__}; give {wanted}")
     if not len(value):
         rest = "those of the preset" if name == "seeds" else "all"
         raise SelectionError(f"{name}={value!r}: an empty list chooses nothing; leave it out for {rest}, or name some")
-    return [os.fspath(one) if isinstance(one, os.PathLike) else one for one in value]
+    found = [os.fspath(one) if isinstance(one, os.PathLike) else one for one in value]
+    if name == "seeds":
+        refuse_what_is_no_seed(found)
+    return found
+
+
+def count_of(seeds: int) -> int:
+    """A count of seeds; raises SelectionError for what is none."""
+    if not 1 <= seeds <= MOST_SEEDS:
+        alone = f"; for that seed alone give seeds=[{seeds}]" if 0 <= seeds <= MOST_SEED else ""
+        raise SelectionError(f"seeds={seeds} is no count from 1 to {MOST_SEEDS}{alone}")
+    return seeds
+
+
+def refuse_what_is_no_seed(seeds: list[Any]) -> None:
+    """Raises SelectionError for a list of seeds with one that is none, or is there twice."""
+    for one in seeds:
+        if not isinstance(one, str) and (type(one) is not int or not 0 <= one <= MOST_SEED):
+            raise SelectionError(f"seeds={seeds!r}: {one!r} is no whole number from 0 to {MOST_SEED}")
+    if len({*map(str, seeds)}) < len(seeds):
+        raise SelectionError(f"seeds={seeds!r} names a seed twice")
 
 
 def on_this_machine(folder: str | os.PathLike[str]) -> Path:

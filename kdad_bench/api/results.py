@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdad_bench.api.keywords import on_this_machine
+from kdad_bench.api.keywords import keywords, on_this_machine, said_as_keywords
 from kdad_bench.api.tables import Table, html_of, text_of
 from kdad_bench.harness.choices import SelectionError
 from kdad_bench.leaderboard import compare as comparison
@@ -87,17 +87,18 @@ class Results:
                 raise ValueError(f"no metric {name!r}; have: {', '.join(METRICS)}")
         columns = (*DRAWN, *(name for name in wanted if name not in DRAWN))
         own = self.read(columns).table
-        if isinstance(first, Results) and second is None:
-            earlier = first.read(columns).table
-            found = comparison.of_folders(earlier, own, wanted, tolerance)
-            alone = comparison.one_sided_of_folders(earlier, own, wanted)
-            away = comparison.ran_away_of_folders(earlier, own)
-        elif isinstance(first, str) and isinstance(second, str):
-            found = comparison.of_methods(own, first, second, wanted, tolerance)
-            alone = comparison.one_sided_of_methods(own, first, second, wanted)
-            away = comparison.ran_away_of_methods(own, first, second)
-        else:
-            raise ValueError(f"compare({first!r}, {second!r}): give the names of two methods, or other Results")
+        with said_as_keywords():
+            if isinstance(first, Results) and second is None:
+                earlier = first.read(columns).table
+                found = comparison.of_folders(earlier, own, wanted, tolerance)
+                alone = comparison.one_sided_of_folders(earlier, own, wanted)
+                away = comparison.ran_away_of_folders(earlier, own)
+            elif isinstance(first, str) and isinstance(second, str):
+                found = comparison.of_methods(own, first, second, wanted, tolerance)
+                alone = comparison.one_sided_of_methods(own, first, second, wanted)
+                away = comparison.ran_away_of_methods(own, first, second)
+            else:
+                raise ValueError(f"compare({first!r}, {second!r}): give the names of two methods, or other Results")
         return Comparison(tuple(found), tuple(alone), tuple(away))
 
     @property
@@ -130,7 +131,7 @@ class Results:
 
 def failure(row: Mapping[str, Any]) -> str:
     """`stfpm synthetic/weave seed 0: why`, of a failed row."""
-    return f"{row['method']} {row['dataset']}/{row['category']} seed {row['seed']}: {row['reason']}"
+    return f"{row['method']} {row['dataset']}/{row['category']} seed {row['seed']}: {keywords(row['reason'])}"
 
 
 class Leaderboard:
@@ -156,7 +157,8 @@ class Leaderboard:
         """
         from kdad_bench.leaderboard.pages import draw_pages
 
-        return draw_pages(self.results.where, on_this_machine(folder), found=self.found).paths
+        with said_as_keywords(out="folder"):
+            return draw_pages(self.results.where, on_this_machine(folder), found=self.found).paths
 
     @property
     def tables(self) -> tuple[Table, ...]:

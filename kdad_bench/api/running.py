@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from kdad_bench.api.keywords import fields_of, said_as_keywords
+from kdad_bench.api.keywords import fields_of, keywords, said_as_keywords
 from kdad_bench.api.results import OF_A_FAILURE, Results, failure
 from kdad_bench.harness.agenda import Agenda, agenda
 from kdad_bench.harness.choices import SelectionError
@@ -75,7 +75,7 @@ def run(
         refuse_contradictions(asked)
         found = agenda(asked)
         for remark in found.left_out:
-            warnings.warn(remark, stacklevel=2)
+            warnings.warn(keywords(remark), stacklevel=2)
         endings: list[tuple[Job, Ending]] = []
         try:
             with torch_as_it_was(), closing(outcomes(found.left, found.work, lambda _: None, asked)) as stream:
@@ -87,11 +87,8 @@ def run(
             put_back(endings, found.work)
         unmeasured = measure_speed(found, endings, asked, progress)
     put_back(endings, found.work)  # what was lost while speed was measured
-    results = Results(
-        found.work.out,
-        jobs=[job.id for job in found.jobs],
-        remarks=(*found.remarks, *found.left_out, *found.apart, *unmeasured),
-    )
+    remarks = (*found.remarks, *found.left_out, *found.apart, *unmeasured)
+    results = Results(found.work.out, jobs=[job.id for job in found.jobs], remarks=[keywords(one) for one in remarks])
     warn_of_failures(found, endings, results)
     return results
 

@@ -280,3 +280,15 @@ def test_an_exported_graph_is_a_detector(target: str, data: Any, tmp_path: Path)
     about.write_text(about.read_text().replace('"kdad_bench": "', '"kdad_bench": "9.'))
     with pytest.raises(ModelError, match=r"exported with kdad_bench '9\..*export it again"):
         kdad_bench.Detector.load(model / target)
+
+
+def test_what_it_refuses_is_said_in_its_keywords(tmp_path: Path) -> None:
+    """They are none of the command line's, whatever refuses the image or the weights."""
+    long = tmp_path / "long.png"
+    Image.new("RGB", (30_000, 1)).save(long)
+    detector = kdad_bench.Detector("pixel_mean", device="cpu", resolution=64, fit="short-side", hold_out=0)
+    with pytest.raises(ValueError, match="take a smaller resolution, fit pad or squash"):
+        detector.fit([long, long])
+    detector.fit(np.zeros((3, 64, 64, 3), np.uint8))
+    with pytest.raises(ValueError, match="take a smaller resolution, fit pad or squash"):
+        detector.predict([long])

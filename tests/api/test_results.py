@@ -124,8 +124,13 @@ def test_methods_and_results_are_compared_as_the_command_does(ran: kdad_bench.Re
     assert done.exit_code == (1 if found.worse else 0)
     with pytest.raises(NothingToCompare, match="no finished jobs of both"):
         ran.compare("pixel_mean", "stfpm")
+    with pytest.raises(NothingToCompare, match=r"on both sides; choose another metrics$"):
+        ran.compare("pixel_mean", "padim", metrics="au_spro_05")
     with pytest.raises(ValueError, match="no metric 'auroc'"):
         ran.compare("pixel_mean", "padim", metrics=["auroc"])
+    (tmp_path / "leaderboard.md").mkdir()
+    with pytest.raises(store.StoreError, match=r"leaderboard\.md'.*move it away, or choose another place with folder$"):
+        ran.leaderboard().save(tmp_path)
     with pytest.raises(ValueError, match="give the names of two methods, or other Results"):
         ran.compare("pixel_mean")
     with pytest.raises(ValueError, match="give the names of two methods, or other Results"):
@@ -248,8 +253,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an option of the command line": ({"methods": "stfpm", "dry_run": True}, "'dry_run' is no option"),
     "no steps": ({"methods": "stfpm", "steps": 0}, "1, not 0"),
     "steps in words": ({"methods": "stfpm", "steps": "many"}, "steps: must be a whole number, not 'many'"),
-    "no seeds": ({"methods": "stfpm", "seeds": 0}, "seeds '0' is a count of none"),
-    "a seed twice": ({"methods": "stfpm", "seeds": (1, 1)}, "names a seed twice"),
+    "no seeds": (
+        {"methods": "stfpm", "seeds": 0},
+        "seeds=0 is no count from 1 to 10000; for that seed alone give seeds=[0]",
+    ),
+    "seeds below zero": ({"methods": "stfpm", "seeds": [2, -1]}, "seeds=[2, -1]: -1 is no whole number from 0 to"),
+    "true seeds": ({"methods": "stfpm", "seeds": True}, "seeds=True is of type bool; give a count or a"),
+    "a seed twice": ({"methods": "stfpm", "seeds": (1, 1)}, "seeds=[1, 1] names a seed twice"),
     "seeds of a type": ({"methods": "stfpm", "seeds": 1.5}, "seeds=1.5 is of type float; give a count or a"),
     "an unknown setting": ({"methods": "stfpm", "settings": {"rate": 1}}, "'rate' is not a setting"),
     "settings of a type": ({"methods": "stfpm", "settings": ["rate"]}, "give a dict"),
