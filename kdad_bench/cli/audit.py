@@ -11,13 +11,14 @@ from typing import Any
 import rich_click as click
 
 from kdad_bench.cli import BadInput
+from kdad_bench.cli.left_out import whole
 from kdad_bench.cli.parameters import LocalPath
 from kdad_bench.leaderboard.markdown_parts import table_of
 from kdad_bench.leaderboard.numbers import MISSING
 from kdad_bench.leaderboard.text import counted, printable
 
 SHORT = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro_30": "AUPRO@0.3"}
-GROUP = ("dataset", "modality", "preset", "resolution", "point", "device")  # what is never averaged with another
+NOWHERE = {"table": None, "entrant": None}  # of a job that no table counts
 SAID = (
     "No ranking: by how much the best of a training's points on its own test set beats the state that is kept, which\n"
     "alone is in a row. Each figure has a best point of its own. Mean over jobs (largest)."
@@ -34,53 +35,71 @@ def audit(results: Path, as_json: bool) -> None:
     """
     from kdad_bench.files import DamagedError
     from kdad_bench.harness.audit import AuditError, gaps, read_audits
+    from kdad_bench.leaderboard.store import StoreError
 
     try:
         found = [one | {"gaps": gaps(one)} for one in read_audits(results)]
-    except (AuditError, DamagedError) as error:
+        places = entrants(results)
+    except (AuditError, DamagedError, StoreError) as error:
         raise BadInput(str(error)) from error
     except OSError as error:
         raise BadInput(f"{error.filename}: cannot be read ({error.strerror or error})") from error
+    found = [one | places.get(one["job"], NOWHERE) for one in found]
     if as_json:
         for one in found:
             click.echo(json.dumps(one, allow_nan=False))
         return
     click.echo(SAID)
-    for place, members in grouped(found, GROUP).items():
-        click.echo(f"\n{printable(title(place))}\n")
+    finished = [one for one in found if one["kept"] is not None]
+    known = [one for one in finished if one["table"] is not None]
+    for title, members in grouped(known, "table").items():
+        click.echo(f"\n{printable(title)}\n")
         for line in table(members).splitlines():
             click.echo(printable(line))
-    unfinished = sum(one["kept"] is None for one in found)
-    if unfinished:
-        of = "is of a job that has" if unfinished == 1 else "are of jobs that have"
-        click.echo(f"\n{unfinished} of {counted(len(found), 'audit')} {of} not ended; not counted")
+    left_out = {
+        ("is of a job that has not ended", "are of jobs that have not ended"): len(found) - len(finished),
+        ("is of a job without a row that tables count", "are of jobs without a row that tables count"): (
+            len(finished) - len(known)
+        ),
+    }
+    for (one, several), number in left_out.items():
+        if number:
+            click.echo(f"\n{number} of {counted(len(found), 'audit')} {one if number == 1 else several}; not counted")
 
 
-def grouped(
-    audits: Sequence[Mapping[str, Any]], names: Sequence[str]
-) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
-    """The finished audits by their values of `names`, in order."""
-    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+def entrants(results: Path) -> dict[str, dict[str, Any]]:
+    """job id -> the table and the line of it that its row counts in, of each row that counts.
+
+    Only what these average may be averaged: a job with other teacher weights, say, is another entrant.
+    """
+    from kdad_bench.leaderboard.board import boards
+    from kdad_bench.leaderboard.pages import rows_of
+
+    return {
+        row["job_id"]: {"table": board.title, "entrant": key}
+        for board in boards(whole(rows_of(results)).table)
+        for key, rows in board.rows.items()
+        for row in rows
+        if row["preset"] == board.group.preset  # a result of another preset's as well is in two tables
+    }
+
+
+def grouped(audits: Sequence[Mapping[str, Any]], name: str) -> dict[str, list[Mapping[str, Any]]]:
+    """The audits by their value of `name`, in order."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
     for one in audits:
-        if one["kept"] is not None:
-            found.setdefault(tuple(one.get(name) for name in names), []).append(one)
-    return dict(sorted(found.items(), key=lambda item: str(item[0])))
-
-
-def title(place: tuple[Any, ...]) -> str:
-    """What all jobs of a table share."""
-    dataset, modality, preset, resolution, point, device = place
-    return ", ".join(filter(None, (dataset, modality, f"preset {preset}", f"{resolution} px", point, device)))
+        found.setdefault(one[name], []).append(one)
+    return dict(sorted(found.items()))
 
 
 def table(audits: Sequence[Mapping[str, Any]]) -> str:
-    """One line per method, in the order of their names."""
+    """One line per entrant, in the order of their names."""
     header = ("method", "jobs", "points of a curve", *SHORT.values())
     lines = []
-    for (method,), members in grouped(audits, ("method",)).items():
+    for entrant, members in grouped(audits, "entrant").items():
         counts = sorted({len(one["curve"]) for one in members})
         points = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        lines.append((method, str(len(members)), points, *(cell(members, name) for name in SHORT)))
+        lines.append((entrant, str(len(members)), points, *(cell(members, name) for name in SHORT)))
     return table_of(header, lines, left=(0,))
 
 

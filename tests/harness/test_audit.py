@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from kdad_bench.methods import METHODS, entry
 from kdad_bench.methods.protocol import Fitting, Method, Scores
 from kdad_bench.methods.training import loop, watching
 from tests.harness.planned import jobs_of
+from tests.leaderboard import plausible
 from tests.methods.checks import assert_same_state, state
 from tests.methods.toys import normals, small_method, with_defects
 
@@ -265,6 +266,20 @@ def write_audits(folder: Path, *audits: dict[str, Any]) -> Path:
     return folder
 
 
+def write_rows(folder: Path, *jobs: tuple[str, str], **columns: Any) -> Path:
+    """A plausible row for each (job id, method), of a seed of its own."""
+    for job, method in jobs:
+        own = columns | {"title": method, "variant": None, "teacher": "resnet18"}
+        store.write(replace(plausible.row("stfpm", "x", int(job, 36), **own), job_id=job, method=method), folder)
+    return folder
+
+
+def cells(found: Result) -> list[list[str]]:
+    """The lines of the tables that were printed, headers too."""
+    assert found.exit_code == 0, found.output
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in found.output.splitlines() if "|" in line]
+
+
 def command(*arguments: object) -> Result:
     return CliRunner().invoke(cli, ["audit", *map(str, arguments)])
 
@@ -276,10 +291,9 @@ def test_the_gap_is_the_best_less_the_kept_and_never_below_zero(tmp_path: Path) 
     assert audit.gaps(first) == {"image_auroc": 0.25, "pixel_auroc": 0.0}
     second = an_audit("a", "2", kept | {"image_auroc": 0.75}, curve)
     other, unfinished = an_audit("b", "3", kept, ()), an_audit("c", "4", None, curve)
+    write_rows(tmp_path, ("1", "a"), ("2", "a"), ("3", "b"))
     found = command(write_audits(tmp_path, first, second, other, unfinished))
-    assert found.exit_code == 0, found.output
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in found.output.splitlines() if "|" in line]
-    assert lines[2:] == [
+    assert cells(found)[2:] == [
         ["a", "2", "3", "+0.125 (+0.250)", "+0.000 (+0.000)", "–"],
         ["b", "1", "0", "–", "–", "–"],
     ]
@@ -289,9 +303,34 @@ def test_the_gap_is_the_best_less_the_kept_and_never_below_zero(tmp_path: Path) 
     assert [one["gaps"] for one in by_json] == [audit.gaps(one) for one in (first, second, other, unfinished)]
 
 
+def test_other_weights_are_another_line_and_another_protocol_another_table(tmp_path: Path) -> None:
+    """As in the tables of rows: networks from other weights, or judged otherwise, are never averaged."""
+    curves = {"1": 0.75, "2": 1.0, "3": 0.875, "4": 0.625, "5": 0.5}
+    kept = point(9, 0.5)
+    write_audits(tmp_path, *(an_audit("a", job, kept, [point(1, best)]) for job, best in curves.items()))
+    write_rows(tmp_path, ("1", "a"))
+    write_rows(tmp_path, ("2", "a"), teacher_weights="random", teacher_sha256="0" * 64)
+    write_rows(tmp_path, ("3", "a"), protocol_version="2")
+    write_rows(tmp_path, ("4", "a"), also_presets=("standard",))
+    write_rows(tmp_path, ("6", "b"), preset="standard")
+    found = command(tmp_path)
+    lines = [(name, jobs, gap) for name, jobs, _, gap, *_ in cells(found) if name.startswith("a")]
+    assert lines == [
+        ("a@resnet18 random", "1", "+0.500 (+0.500)"),
+        ("a@resnet18 torchvision IMAGENET1K_V1", "2", "+0.188 (+0.250)"),
+        ("a", "1", "+0.375 (+0.375)"),
+    ]
+    assert "protocol 2" in found.output
+    assert "1 of 5 audits are of jobs without a row that tables count; not counted" in found.output
+    by_json = {one["job"]: one for one in map(json.loads, command(tmp_path, "--json").output.splitlines())}
+    assert {by_json[job]["entrant"] for job in "14"} == {"a@resnet18 torchvision IMAGENET1K_V1"}
+    assert by_json["1"]["table"] == by_json["2"]["table"] != by_json["3"]["table"]
+    assert (by_json["5"]["table"], by_json["5"]["entrant"]) == (None, None)
+
+
 def test_a_figure_that_rounding_put_above_one_is_read(tmp_path: Path) -> None:
     over = an_audit(kept=point(1, 1.0) | {"aupro_30": 1.0000000000000002}, curve=[point(1, 1.0, 1.0000000000000007)])
-    found = command(write_audits(tmp_path, over))
+    found = command(write_audits(write_rows(tmp_path, ("j", "a")), over))
     assert found.exit_code == 0, found.output
 
 
