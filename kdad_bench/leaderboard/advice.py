@@ -174,10 +174,12 @@ def _place(board: Board, candidates: int) -> tuple[object, ...]:
 
 
 def _not_found_worse(board: Board, metric: str, best: Candidate, within: Sequence[Candidate]) -> Candidate | None:
-    """The fastest candidate that its own paired test, which could, does not find worse than the best; None if it is the
-    best itself.
+    """The fastest candidate that its own paired test, which could, does not find worse than the best; None if none of
+    them is faster than that.
 
-    Nothing is corrected for the number of entrants: every one more in a folder would let worse ones pass.
+    Of equally fast ones it is the most accurate: the same method with other weights shares one measurement of speed.
+    `within` is in that order, and `min` keeps the first. Nothing is corrected for the number of entrants: every one
+    more in a folder would let worse ones pass.
     """
     sign = 1 if METRICS[metric].higher_is_better else -1
 
@@ -187,7 +189,7 @@ def _not_found_worse(board: Board, metric: str, best: Candidate, within: Sequenc
             return True
         return (found.p or 0.0) < SIGNIFICANCE and sign * (found.difference or 0.0) > 0
 
-    fastest = min((one for one in within if one is best or not worse(one)), key=lambda one: (one.latency_ms, one.key))
+    fastest = min((one for one in within if one is best or not worse(one)), key=lambda one: one.latency_ms)
     return None if fastest is best else fastest
 
 

@@ -152,6 +152,23 @@ def test_the_fastest_that_is_not_surely_worse_is_named_beside_the_best() -> None
         assert any("may be worse" in line for line in limits_of_evidence(found))
 
 
+@pytest.mark.parametrize(("others", "named"), [((50.0, 50.0), None), ((20.0, 20.0), "d")])
+def test_of_equally_fast_ones_the_more_accurate_is_named_and_none_that_is_not_faster(
+    others: tuple[float, float], named: str | None
+) -> None:
+    """One method with two weights is timed once; the alphabet chose the worse of them."""
+    rows = scored_rows({"e": 2.0, "d": 1.98, "c": 1.96}, "abcd", seeds=2)
+    order = sorted("cde", key=lambda name: -sum(row.image_auroc or 0 for row in rows if row.method == name))
+    renamed = dict(zip(order, ("e", "d", "c"), strict=True))  # the most accurate comes last in the alphabet
+    ms = dict(zip(("e", "d", "c"), (50.0, *others), strict=True))
+    made = [replace(row, method=renamed[row.method]) for row in rows]
+    made = [replace(row, latency_ms=ms[row.method], peak_memory_mb=1.0) for row in made]
+    found = advise([board_of(made)], METRIC, {})
+    assert [one.key for one in found.candidates] == ["e", "d", "c"]
+    assert (found.fast and found.fast.key) == named
+    assert found.fast is None or found.fast.front
+
+
 @pytest.mark.parametrize(
     ("metric", "seed", "categories", "named"),
     [
