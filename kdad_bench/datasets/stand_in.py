@@ -61,8 +61,7 @@ def _counts(original: Entry, name: str) -> Counts:
 def image_count(like: str, names: Sequence[str] = ()) -> int:
     """The number of images of a stand-in (or of the categories `names`)."""
     original = _original(like)
-    counts = [(_counts(original, name), original.subjects[name]) for name in _chosen(like, names)]
-    return sum(split.count for one in counts for split in splits(*one))
+    return sum(split.count for name in _chosen(like, names) for split in _planned(original, name))
 
 
 def _original(like: str) -> Entry:
@@ -96,38 +95,47 @@ def generate(
     facts = {"synthetic": True, "like": like, "size": size or "as published", "seed": seed}
     _mark(root, facts)
     for name in _chosen(like, names):
-        counts, final = _counts(original, name), root / f"{PREFIX}{name}"
-        subject = original.subjects[name]
-        planned = splits(counts, subject)
-        if final.is_dir():
-            _beside(original, root, final.name)
-            for _ in range(sum(one.count for one in planned)):
-                done()
-            continue
-        scale = 1.0 if size is None else size / max(counts.width, counts.height)
-        canvas = Canvas(max(1, round(counts.width * scale)), max(1, round(counts.height * scale)))
-        with cache.only_builder(final) as alone:
-            if alone:
-                remove_drafts(root, name)
-            draft = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=DRAFT, dir=root))
-            try:
-                write_category(
-                    draft / name,
-                    subject,
-                    name=f"{like}/{name}/{seed}",
-                    canvas=canvas,
-                    splits=planned,
-                    stand_in=True,
-                    files=partial(original.drawn_files, name) if original.drawn_files is not None else None,
-                    done=done,
-                )
-                if original.drawn_inside is not None:
-                    original.drawn_inside(draft / name)
-                settle(draft / name, final)
-                _beside(original, root, final.name)
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
+        final, drawn = root / f"{PREFIX}{name}", False
+        if not final.is_dir():
+            with cache.only_builder(final) as alone:
+                if not final.is_dir():  # whoever waited finds what the other one drew
+                    _draw(original, name, final, size=size, seed=seed, tidy=alone, done=done)
+                    drawn = True
+        _beside(original, root, final.name)
+        for _ in range(0 if drawn else sum(one.count for one in _planned(original, name))):
+            done()
     return root
+
+
+def _planned(original: Entry, name: str) -> list[Split]:
+    return splits(_counts(original, name), original.subjects[name])
+
+
+def _draw(
+    original: Entry, name: str, final: Path, *, size: int | None, seed: int, tidy: bool, done: Callable[[], None]
+) -> None:
+    """Draw one category and move it to `final`, whole; `tidy` where nobody else is drawing it."""
+    counts, root = _counts(original, name), final.parent
+    scale = 1.0 if size is None else size / max(counts.width, counts.height)
+    if tidy:
+        remove_drafts(root, name)
+    draft = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=DRAFT, dir=root))
+    try:
+        write_category(
+            draft / name,
+            original.subjects[name],
+            name=f"{original.name}/{name}/{seed}",
+            canvas=Canvas(max(1, round(counts.width * scale)), max(1, round(counts.height * scale))),
+            splits=_planned(original, name),
+            stand_in=True,
+            files=partial(original.drawn_files, name) if original.drawn_files is not None else None,
+            done=done,
+        )
+        if original.drawn_inside is not None:
+            original.drawn_inside(draft / name)
+        settle(draft / name, final)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _beside(original: Entry, root: Path, name: str) -> None:
@@ -147,7 +155,7 @@ def _mark(root: Path, facts: dict[str, object]) -> None:
 
 def _chosen(like: str, names: Sequence[str]) -> list[str]:
     table = _original(like).published
-    plain = [name.removeprefix(PREFIX) for name in names]
+    plain = [*dict.fromkeys(name.removeprefix(PREFIX) for name in names)]
     for name in plain:
         if name not in table:
             raise DatasetError(not_a_category(name, like, table))

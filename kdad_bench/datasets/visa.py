@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,14 +155,17 @@ def _files(category: str, split: Split, index: int) -> Files:
 
 
 def _table(root: Path, category: str) -> None:
-    """The lines of a stand-in's category, among those of the others in the table beside them; no write if they are."""
+    """The lines of a stand-in's category, among those of the others in the table beside them; no write if they are.
+
+    What lies there under a name that no drawing has, a copy say, gets none.
+    """
     train = PUBLISHED[category.removeprefix("synthetic_")].train or 0
     before = _rows(root / TABLE)
     rows = [row for row in before if row and row[0] != category]
-    for path in look(root / category / "Data/Images/Normal").files:
+    for path in _drawn(root / category / "Data/Images/Normal"):
         place = path.relative_to(root).as_posix()
         rows.append([category, "train" if int(path.stem) < train else "test", "normal", place, ""])
-    for path in look(root / category / "Data/Images/Anomaly").files:
+    for path in _drawn(root / category / "Data/Images/Anomaly"):
         mask = f"{category}/Data/Masks/Anomaly/{path.stem}.png"
         rows.append([category, "test", "anomaly", path.relative_to(root).as_posix(), mask])
     if sorted(rows) == sorted(before):
@@ -169,6 +173,11 @@ def _table(root: Path, category: str) -> None:
     text = io.StringIO(newline="")
     csv.writer(text).writerows([COLUMNS, *rows])
     write_text_whole(root / TABLE, text.getvalue())
+
+
+def _drawn(folder: Path) -> list[Path]:
+    """The images there that are called as `_files` calls them."""
+    return [path for path in look(folder).files if re.fullmatch(r"[0-9]{3,4}\.JPG", path.name)]
 
 
 def _rows(table: Path) -> list[list[str]]:

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -298,6 +300,47 @@ def test_two_commands_at_once_lose_no_line_of_a_table(tmp_path: Path, monkeypatc
         list(pool.map(lambda name: stand_in.generate("visa", tmp_path, [name]), names))
     rows = read(tmp_path / "synthetic_visa" / visa.TABLE)
     assert sorted(row[0] for row in rows) == sorted(f"synthetic_{name}" for name in names * 2)
+
+
+def test_a_copy_among_the_drawings_has_no_line_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = short("visa", tmp_path, monkeypatch)
+    before = (root / visa.TABLE).read_bytes()
+    for path in sorted((root / "synthetic_pcb1/Data/Images").glob("*/*.JPG")):
+        for name in (f"{path.stem} (copy).JPG", f"x{path.name}", f"{path.stem}.jpeg"):
+            path.with_name(name).write_bytes(path.read_bytes())
+    (root / visa.TABLE).unlink()
+    short("visa", tmp_path, monkeypatch)
+    assert (root / visa.TABLE).read_bytes() == before
+
+
+def test_whoever_waited_for_a_drawing_does_not_draw_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes at once: the second finds the category once it has the lock."""
+    written, waited, told = [], [], []
+    write = stand_in.write_category
+
+    def writes(folder: Path, *given: Any, **options: Any) -> None:
+        written.append(folder.name)
+        write(folder, *given, **options)
+
+    @contextmanager
+    def after_another(path: Path) -> Iterator[bool]:
+        if not waited:
+            waited.append(path)
+            stand_in.generate("mvtec_ad", tmp_path, ["toothbrush"], size=64)
+        yield True
+
+    monkeypatch.setattr(stand_in, "write_category", writes)
+    monkeypatch.setattr(stand_in.cache, "only_builder", after_another)
+    stand_in.generate("mvtec_ad", tmp_path, ["toothbrush"], size=64, done=lambda: told.append(1))
+    assert written == ["toothbrush"]
+    assert len(told) == stand_in.image_count("mvtec_ad", ["toothbrush"]) == 102
+
+
+def test_a_category_named_twice_is_one(tmp_path: Path) -> None:
+    names = ("toothbrush", "synthetic_toothbrush", "toothbrush")
+    told: list[int] = []
+    stand_in.generate("mvtec_ad", tmp_path, names, size=64, done=lambda: told.append(1))
+    assert stand_in.image_count("mvtec_ad", names) == len(told) == 102
 
 
 @pytest.mark.parametrize(("like", "names", "size"), [("coco", [], 64), ("mvtec_ad", ["x"], 64), ("mvtec_ad", [], 8)])
