@@ -60,12 +60,13 @@ def leaderboard(
             pages.put_tables(into, fresh)
             click.echo(printable(f"{into}: tables of {results}"))
             return
-        found, boards, paths = pages.draw_pages(results, out or Path(results), figures=figures, found=known)
+        out = out or Path(results)
+        found, boards, paths = pages.draw_pages(results, out, figures=figures, found=known)
     except StoreError as error:
         raise BadInput(str(error)) from error
     except ValueError as error:
         raise BadInput(f"{into or results}: {error}") from error
-    drawn = [path for path in paths if path.parent.name != "figures"]
+    drawn = [path for path in paths if path.parent == out]
     names = ", ".join(str(path) for path in drawn)
     click.echo(printable(f"{counted(found.table.num_rows, 'job')} of {counted(found.files, 'file')} -> {names}"))
     for line in pages.spread(boards):

@@ -213,6 +213,19 @@ def test_figures_of_long_names_are_written_whole(tmp_path: Path) -> None:
     assert found.table.num_rows == 8
 
 
+def test_pages_in_a_folder_that_is_called_figures_are_pages(tmp_path: Path) -> None:
+    for one in plausible.full_table(("stfpm", "rd4ad"), ("bottle", "cable"), 2):
+        store.write(one, tmp_path / "figures")
+    place = tmp_path / "figures"
+    for more in ((), ("--figures",)):
+        said = run("leaderboard", place, *more).stdout
+        assert all(f"{place / 'leaderboard'}.{kind}" in said.splitlines()[0] for kind in ("md", "html", "csv"))
+        drawn = [*(place / "figures").glob("*.*")]
+        assert bool(drawn) is bool(more)
+        assert (f"\n{len(drawn)} figures -> {place / 'figures'}\n" in said) is bool(more)
+        assert said.count("figures -> ") == bool(more)
+
+
 # ---- pictures
 
 
