@@ -14,6 +14,8 @@ from kdad_bench.methods import METHODS, known, outside
 MOST_SEED = 2**63 - 1  # what a column of rows holds
 MOST_SEEDS = 10_000
 LEAST_SIDE, MOST_SIDE = 32, 8192  # of square images, px
+MOST_DIGITS = 20  # of a number as it is typed: MOST_SEED has 19
+MOST_BITS = 1024  # of a whole number in TOML: no float is as large
 MOST_COUNT = 10**9  # of steps, epochs and images of a batch: a row has 32 bits for each
 
 
@@ -86,6 +88,9 @@ def seeds_from(text: str) -> tuple[int, ...]:
     parts = [part for part in text.split(",") if part.strip()]
     if not parts or not all(part.strip().isdecimal() for part in parts):
         raise SelectionError(f"seeds '{text}' is neither a count (3) nor a list (0,4,7)")
+    for part in map(str.strip, parts):
+        if len(part) > MOST_DIGITS:  # Python reads no number of thousands of them
+            raise SelectionError(f"seeds '{part[:MOST_DIGITS]}...': a seed is at most {MOST_SEED}")
     numbers = tuple(int(part) for part in parts)
     if "," in text:
         if max(numbers) > MOST_SEED:
@@ -102,15 +107,39 @@ def seeds_from(text: str) -> tuple[int, ...]:
     return tuple(range(numbers[0]))
 
 
+def read_toml(text: str) -> dict[str, Any]:
+    """`text` as TOML. Raises TOMLDecodeError for what is none, and a ValueError of few words for what Python can
+    neither read nor print: brackets in brackets without end, whole numbers of thousands of digits."""
+
+    def bits(value: Any) -> int:
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return value.bit_length() if isinstance(value, int) else max(map(bits, inside), default=0)
+
+    try:
+        content = tomllib.loads(text)
+        long = bits(content) > MOST_BITS
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except ValueError as error:
+        raise ValueError("a number of too many digits") from error
+    if long:
+        raise ValueError("a number of too many digits")
+    return content
+
+
 def parse_assignment(text: str) -> tuple[str, str, Any]:
     """`stfpm.loss_scale=0.5` -> ("stfpm", "loss_scale", 0.5); the value is read as TOML, else as a bare string."""
     target, equals, raw = text.partition("=")
     if not equals or not target.strip():
         raise SelectionError(f"--set '{text}' is not [METHOD.]FIELD=VALUE")
     try:
-        value: Any = tomllib.loads(f"value = {raw}")["value"]
+        value: Any = read_toml(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
         value = raw
+    except ValueError as error:
+        raise SelectionError(f"--set {target.strip()}=...: {error}") from error
     method, _, field = target.strip().rpartition(".")
     if method and not known(method):
         raise SelectionError(f"--set '{text}': unknown method '{method}'{suggestion(method, METHODS)}")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kdad_bench.harness.choices import parse_assignment, refuse_unchosen, suggestion, unchosen
+from kdad_bench.harness.choices import parse_assignment, read_toml, refuse_unchosen, suggestion, unchosen
 from kdad_bench.harness.options import RunOptions, RunTable, message_of, options_from
 from kdad_bench.harness.selection import BUDGETS, EVERYWHERE
 from kdad_bench.methods import METHODS, known
@@ -65,10 +64,9 @@ def read(path: Path) -> Config:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"{path}: cannot be read: {why}; give a TOML file") from error
     try:
-        content = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, a thousand brackets
-        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ConfigError(f"{path}: not TOML: {why}") from error
+        content = read_toml(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
     try:
         config = Config.model_validate(content)
     except ValidationError as error:

@@ -12,8 +12,9 @@ from typing import Any
 from kdad_bench import datasets
 from kdad_bench.datasets import Category
 from kdad_bench.datasets.category import not_a_category
-from kdad_bench.harness.axes import PLAIN, Axes, points
+from kdad_bench.harness.axes import LONGEST, PLAIN, Axes, points
 from kdad_bench.harness.choices import (
+    MOST_DIGITS,
     MULTI_CLASS,
     PRESETS,
     SelectionError,
@@ -222,8 +223,8 @@ def device_from(text: str) -> str:
     if text == "cpu":
         return text
     kind, _, number = text.partition(":")
-    if kind != "cuda" or (number and not number.isdecimal()):
-        raise SelectionError(f"device '{text}' is not one of auto, cpu, cuda, cuda:N")
+    if kind != "cuda" or (number and not number.isdecimal()) or len(number) > MOST_DIGITS:
+        raise SelectionError(f"device '{text[:LONGEST]}' is not one of auto, cpu, cuda, cuda:N")
     if int(number or 0) >= count:
         raise SelectionError(
             f"device '{text}' is not there: torch sees {count} CUDA device(s); take --device cpu or auto"

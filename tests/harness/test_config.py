@@ -120,10 +120,10 @@ def test_weights_of_a_teacher_that_does_not_exist_are_refused_with_their_line(tm
         read(written(tmp_path, '[run.weights]\nresnet19 = "x.pth"\n'))
 
 
-@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000])
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000, "0x" + "f" * 5000, "[0x" + "f" * 5000 + "]"])
 def test_what_the_parser_cannot_hold_is_one_line(tmp_path: Path, value: str) -> None:
     (tmp_path / "run.toml").write_text(f"[run]\nseeds = {value}\n")
-    with pytest.raises(ConfigError, match=r"run\.toml: not TOML: "):
+    with pytest.raises(ConfigError, match=r"run\.toml: not TOML: (a number of too many digits|nested too deeply)$"):
         read(tmp_path / "run.toml")
 
 
