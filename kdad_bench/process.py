@@ -40,9 +40,10 @@ def current_folder() -> str:
 
 
 def go_to(folder: str) -> None:
-    """Back to a `current_folder`."""
+    """Back to a `current_folder`, if that is still there."""
     if folder:
-        os.chdir(folder)
+        with suppress(FileNotFoundError):
+            os.chdir(folder)
 
 
 def set_search_path(places: list[str]) -> None:
@@ -157,7 +158,8 @@ SHARED: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
 def process_as_it_was(but: Collection[str] = ()) -> Iterator[list[str]]:
     """Puts back whatever of SHARED, `but` for some, was changed inside; its names are then in what is given.
 
-    Where a person ends it by a signal, what is done at the next one stays as the first has set it.
+    Where a person ends it by a signal, what is done at the next one stays as the first has set it. What cannot be put
+    back keeps nothing else from it, and is a warning.
     """
     moved: list[str] = []
     shared = {name: one for name, one in SHARED.items() if name not in but}
@@ -169,8 +171,14 @@ def process_as_it_was(but: Collection[str] = ()) -> Iterator[list[str]]:
         raise
     finally:
         moved += [name for name, (ask, _) in shared.items() if not same(ask(), before[name])]
+        failed = []
         for name in moved:
-            SHARED[name][1](before[name])
+            try:
+                SHARED[name][1](before[name])
+            except Exception as error:  # what is behind it is still to be put back
+                failed.append(f"{name} ({type(error).__name__}: {error})")
+        if failed:
+            warnings.warn(f"not as it was before somebody's code: {', '.join(failed)}", stacklevel=2)
 
 
 def same(one: Any, other: Any) -> bool:

@@ -128,6 +128,49 @@ def test_there_is_a_deed_for_all_that_is_shared() -> None:
     assert {name for name, _ in DEEDS} == set(SHARED) - apart
 
 
+def test_a_folder_that_is_gone_keeps_nothing_else_from_being_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a method or a test that tidies up may leave it; what the block raised is what is raised."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gone").mkdir()
+    os.chdir(tmp_path / "gone")
+    limit, streams = sys.getrecursionlimit(), (sys.stdout, sys.stderr)
+
+    def spoils() -> None:
+        os.chdir("/")
+        (tmp_path / "gone").rmdir()
+        os.environ["LEFT"] = "1"
+        sys.setrecursionlimit(limit + 1000)
+        sys.stdout = sys.stderr
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), process_as_it_was() as moved:
+        spoils()
+    assert {"the current folder", ENVIRONMENT, "the recursion limit", "stdout and stderr"} <= {*moved}
+    assert "LEFT" not in os.environ
+    assert (sys.getrecursionlimit(), (sys.stdout, sys.stderr)) == (limit, streams)
+
+
+def test_what_cannot_be_put_back_is_said_and_the_rest_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: object) -> None:
+        raise PermissionError("no way back")
+
+    name = "numpy's errors"  # others come behind it
+    monkeypatch.setitem(SHARED, name, (SHARED[name][0], fails))
+    limit, before = sys.getrecursionlimit(), np.geterr()
+
+    def spoils() -> None:
+        with process_as_it_was():
+            np.seterr(all="raise")
+            sys.setrecursionlimit(limit + 1000)
+
+    with pytest.warns(UserWarning, match=r"numpy's errors \(PermissionError: no way back\)$"):
+        spoils()
+    assert sys.getrecursionlimit() == limit
+    np.seterr(**before)
+
+
 def test_a_place_of_modules_that_is_added_hides_none_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
     before = [*sys.path]
