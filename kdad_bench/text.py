@@ -22,6 +22,13 @@ def is_printable(text: str) -> bool:
     return _UNPRINTABLE.search(text) is None
 
 
+def reason_of(error: BaseException, *, but: str = "", last: bool = False) -> str:
+    """The first line that `error` says, or the `last`, without the text `but`; the name of its class where it says
+    nothing else: an assertion often does not."""
+    lines = [line.strip() for line in str(error).replace(but, "").splitlines() if line.strip()]
+    return lines[-1 if last else 0] if lines else type(error).__name__
+
+
 def _escaped(found: re.Match[str]) -> str:
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

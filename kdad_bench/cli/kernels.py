@@ -12,6 +12,7 @@ import rich_click as click
 from kdad_bench.cli import COUNT
 from kdad_bench.cli.parameters import LocalPath
 from kdad_bench.files import refuse_what_is_no_file, write_text_whole, write_whole
+from kdad_bench.text import reason_of
 
 ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 
@@ -55,9 +56,8 @@ def inspect(archs: tuple[str, ...], quick: bool) -> None:
                 found = compile_check.compiled(launch, arch)
             except Exception as error:  # whatever the compiler throws is a finding
                 failures += 1
-                click.echo(
-                    f"{launch.kernel.__name__:20} {launch.case:44} sm_{arch:<3} {str(error).strip().splitlines()[-1]}"
-                )
+                why = reason_of(error, last=True)
+                click.echo(f"{launch.kernel.__name__:20} {launch.case:44} sm_{arch:<3} {why}")
                 continue
             bad = found.stack_bytes > 0 or found.shared_bytes > compile_check.SHARED_LIMIT
             failures += bad

@@ -29,6 +29,7 @@ from kdad_bench.datasets.marking import (
     nothing_marked,
     rim_of,
 )
+from kdad_bench.text import reason_of
 
 MAX_PIXELS = 8192 * 8192  # an image with more pixels is refused before it is decoded (a decompression bomb)
 MAX_BYTES = 600_000_000  # no image within MAX_PIXELS needs a larger file: 8 bytes a pixel, 16-bit RGBA
@@ -303,12 +304,12 @@ def _unknown_tiff(start: bytes, file: IO[bytes]) -> str:
 
 
 def _damaged(path: Path, error: Exception) -> DatasetError:
-    reason = str(error).replace(str(path), "").splitlines()[0] if str(error) else type(error).__name__
+    why = reason_of(error, but=str(path))
     if isinstance(error, UnidentifiedImageError):
-        reason = "not one of " + ", ".join(FORMATS)
+        why = "not one of " + ", ".join(FORMATS)
     if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
-        reason = f"above the limit of {MAX_PIXELS} pixels"
-    return DatasetError(f"{path}: not a readable image ({reason}); restore the file")
+        why = f"above the limit of {MAX_PIXELS} pixels"
+    return DatasetError(f"{path}: not a readable image ({why}); restore the file")
 
 
 def as_rgb(image: Image.Image, path: Path) -> Image.Image:

@@ -27,6 +27,7 @@ from scipy import ndimage
 
 from kdad_bench.datasets.category import DatasetError
 from kdad_bench.datasets.decoding import MAX_PIXELS, read_bytes, reduced_rgb
+from kdad_bench.text import reason_of
 
 FRAME = 0.08  # width of the frame that shows the table, as a share of the shorter side
 TRIPLES = 128  # random planes tried
@@ -65,8 +66,7 @@ def read_scan(path: Path, sha256: str | None = None) -> F32:
     except DatasetError:
         raise
     except Exception as error:  # tifffile raises almost anything on damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DatasetError(f"{path}: not a readable scan ({reason}); restore the file") from error
+        raise DatasetError(f"{path}: not a readable scan ({reason_of(error)}); restore the file") from error
     if points.ndim != 3 or points.size == 0 or points.size != shape[0] * shape[1] * shape[2]:
         raise DatasetError(f"{path}: not a readable scan ({points.size} values in it); restore the file")
     if points.shape[-1] != 3:  # stored channel by channel

@@ -20,6 +20,7 @@ from PIL import Image
 from kdad_bench.datasets import DatasetError
 from kdad_bench.datasets.decoding import MAX_PIXELS, PNG_SIGNATURE, open_image, opened, read_bytes
 from kdad_bench.harness.plain_tiff import ORIENTATION, PHOTOMETRIC, plain_page
+from kdad_bench.text import reason_of
 
 MOST_VALUES = 1 << 30  # of a stack of maps in one file
 MOST_TEXT = 1 << 28  # bytes of their names, each of which takes as much as the longest
@@ -107,8 +108,7 @@ def said(read: Callable[[], Any]) -> Any:
     except DatasetError as error:
         raise MapError(str(error).partition(": ")[2]) from error
     except Exception as error:  # parsers of files raise almost anything on damaged ones
-        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise MapError(f"is not readable ({reason}); write it again") from error
+        raise MapError(f"is not readable ({reason_of(error)[:160]}); write it again") from error
 
 
 def numbers(kind: np.dtype[Any]) -> np.dtype[Any]:

@@ -20,6 +20,7 @@ from kdad_bench.datasets.table_layout import TABLES, column_of, separator_of
 from kdad_bench.harness.maps import READERS, MapError, read_stack
 from kdad_bench.leaderboard.text import counted
 from kdad_bench.parquet import chunks, unpacked_bytes
+from kdad_bench.text import reason_of
 
 MOST_OFFERS = 1_000_000  # files of a tree or lines of a table
 MOST_TABLE_BYTES = 64 << 20
@@ -304,6 +305,6 @@ def parquet_lines(data: bytes, wanted: Sequence[str]) -> Lines:
     except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         if isinstance(error, OfferError):
             raise
-        raise OfferError(f"no Parquet file ({str(error).splitlines()[0][:120]}); write it again") from error
+        raise OfferError(f"no Parquet file ({reason_of(error)[:120]}); write it again") from error
     texts = [{column_of(name): "" if value is None else str(value) for name, value in line.items()} for line in table]
     return columns, list(enumerate(texts, 1))
