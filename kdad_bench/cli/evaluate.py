@@ -116,12 +116,14 @@ def evaluate(
 
 @contextmanager
 def remarks_said() -> Iterator[None]:
-    """What reading and judging warn of goes to stderr, a line each."""
+    """What reading and judging warn of goes to stderr, a line each, also where it ends in an error."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        yield
-    for line in dict.fromkeys(str(one.message) for one in caught):
-        click.echo(printable(line), err=True)
+        try:
+            yield
+        finally:
+            for line in dict.fromkeys(str(one.message) for one in caught):
+                click.echo(printable(line), err=True)
 
 
 def refuse(lines: tuple[str, ...]) -> None:

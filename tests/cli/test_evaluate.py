@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from kdad_bench.cli import cli
+from kdad_bench.cli.evaluate import remarks_said
 from kdad_bench.harness.checking import Report, check_row
+from kdad_bench.harness.evaluate import EvaluationError
 from kdad_bench.harness.offers import offers
 from kdad_bench.leaderboard import store
 from kdad_bench.leaderboard.metric import ACCURACY
@@ -132,6 +135,17 @@ def test_the_maps_that_run_saves_are_a_stack_that_evaluate_takes(tiny_tree: Path
     assert not (tmp_path / "ext" / "pictures").exists()
     folder = evaluate(saved.parent, tiny_tree, tmp_path / "other", "-c", "bolt", "--no-pictures")
     assert (folder.exit_code, "if it is a stack of maps, give the file itself" in folder.stderr) == (2, True)
+
+
+def test_what_was_warned_of_is_said_where_maps_are_then_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuses() -> None:
+        with remarks_said():
+            warnings.warn("defect pixels in 1 good images", stacklevel=1)
+            raise EvaluationError(("no map of an image",))
+
+    with pytest.raises(EvaluationError):
+        refuses()
+    assert capsys.readouterr() == ("", "defect pixels in 1 good images\n")
 
 
 def test_a_folder_that_moved_keeps_the_name_of_its_rows(maps: Path, tmp_path: Path) -> None:
