@@ -45,7 +45,10 @@ def sections(board: Board, name: str) -> Iterator[str]:
     yield choice(f"{name}-heat", "Metric", [(m, METRICS[m].label, _heat(board, m)) for m in board.headline])
     if trusted := thresholds.told(board):
         heads = [(title, "") for title in thresholds.headings(board)]
-        lines = ["".join(f"<td>{escape(text)}</td>" for text in line) for line in trusted]
+        lines = [
+            f'<th scope="row">{escape(method)}</th>' + "".join(f"<td>{escape(text)}</td>" for text in cells)
+            for method, *cells in trusted
+        ]
         title = "Thresholds from unseen normals"
         yield f"<h3>{title}</h3>" + table_of(title, heads, lines, thresholds.LEGEND, "")
     if len(board.rows) > 1 and board.headline:

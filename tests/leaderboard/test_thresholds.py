@@ -58,6 +58,8 @@ def test_the_section_says_what_the_rows_say(tmp_path: Path) -> None:
     for page in (markdown.leaderboard(found), html.body(boards(found.table), found.table, found.problems, {})):
         assert "Thresholds from unseen normals" in page
         assert "25.0% (10.0% to 40.0%)" in page
+    section = page.partition("Thresholds from unseen normals")[2].partition("</table>")[0]
+    assert f'<tr><th scope="row">{line[0]}</th><td>' in section  # a screen reader says it with each figure
     assert not {"false_alarms", "detected", "normals_p", "false_alarm_floor"} & {*METRICS}
 
 
