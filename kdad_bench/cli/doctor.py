@@ -89,7 +89,6 @@ def software() -> Iterator[Finding]:
     for name, purpose in (
         ("ray", "--executor ray"),
         ("s3fs", "results on s3://"),
-        ("nvidia-ml-py", "GPU clocks"),
         ("tensorboard", "--tensorboard"),
     ):
         version = package_version(name)
