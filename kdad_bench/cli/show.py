@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,10 @@ WORDS = {
     "readings": "readings: what no source settles, and what was chosen",
     "deviations": "deviations: what a source settles and this run does otherwise",
 }
-BESIDE = {"picture": "pictures/{}.png", "log": "logs/{}.jsonl", "maps": "maps/{}.npz"}
+BESIDE = {  # what a run keeps of a job -> where, as docs/results.md lists it
+    "picture": "pictures/{}.png", "log": "logs/{}.jsonl", "model": "models/*-{}", "maps": "maps/{}.npz",
+    "audit": "audits/{}.json", "events": "tensorboard/{}",
+}  # fmt: skip
 
 
 @click.command()
@@ -68,8 +72,14 @@ def show(job: str, results: str, as_json: bool) -> None:
         listed(name, json.loads(row[name] or "{}"))
     curve = {point["batch"]: f"{point['images_per_second']:.1f}" for point in row["throughput"] or ()}
     listed("images per second by batch", curve)
-    beside = {name: Path(results) / pattern.format(row["job_id"]) for name, pattern in BESIDE.items()}
-    listed("beside the row", {name: path for name, path in beside.items() if "://" not in results and path.exists()})
+    if "://" not in results:
+        listed("beside the row", kept_beside(Path(results), row["job_id"]))
+
+
+def kept_beside(results: Path, job: str) -> dict[str, Path]:
+    """What there is of BESIDE; the names of models begin with method, category and seed."""
+    found = {name: sorted(results.glob(pattern.format(escape(job)))) for name, pattern in BESIDE.items()}
+    return {name: paths[0] for name, paths in found.items() if paths}
 
 
 def the_row(job: str, results: str) -> dict[str, Any]:

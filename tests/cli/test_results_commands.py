@@ -280,3 +280,27 @@ def test_verifying_a_folder_without_a_row_is_no_success(tmp_path: Path) -> None:
     assert (said.exit_code, said.stderr) == (1, "no row; name a results folder, or --expect 0\n")
     assert json.loads(run("results", "verify", tmp_path, "--json").stdout)["sound"] is False
     assert run("results", "verify", tmp_path, "--expect", "0").exit_code == 0
+
+
+def test_show_names_all_that_a_run_kept_of_the_job(tmp_path: Path) -> None:
+    """The folder of a model above all: `predict` asks for it, and nobody guesses its name."""
+    made = plausible.row("stfpm", "tile", 3)
+    store.write(made, tmp_path)
+    job, other = made.job_id, "f" * len(made.job_id)
+    kept = {
+        "picture": f"pictures/{job}.png",
+        "log": f"logs/{job}.jsonl",
+        "model": f"models/stfpm-tile-s3-{job}/model.json",
+        "maps": f"maps/{job}.npz",
+        "audit": f"audits/{job}.json",
+        "events": f"tensorboard/{job}/events",
+    }
+    for place in kept.values():
+        for path in (tmp_path / place, tmp_path / place.replace(job, other)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    shown = run("show", job, "--results", tmp_path).stdout.partition("beside the row\n")[2]
+    folders = {"model": f"models/stfpm-tile-s3-{job}", "events": f"tensorboard/{job}"}
+    assert dict(line.split() for line in shown.splitlines()) == {
+        name: str(tmp_path / place) for name, place in (kept | folders).items()
+    }
