@@ -62,9 +62,11 @@ def audit(results: Path, as_json: bool) -> None:
             len(finished) - len(known)
         ),
     }
-    for (one, several), number in left_out.items():
+    for (of_one, of_several), number in left_out.items():
         if number:
-            click.echo(f"\n{number} of {counted(len(found), 'audit')} {one if number == 1 else several}; not counted")
+            click.echo(
+                f"\n{number} of {counted(len(found), 'audit')} {of_one if number == 1 else of_several}; not counted"
+            )
 
 
 def entrants(results: Path) -> dict[str, dict[str, Any]]:

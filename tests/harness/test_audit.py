@@ -321,7 +321,7 @@ def test_other_weights_are_another_line_and_another_protocol_another_table(tmp_p
         ("a", "1", "+0.375 (+0.375)"),
     ]
     assert "protocol 2" in found.output
-    assert "1 of 5 audits are of jobs without a row that tables count; not counted" in found.output
+    assert "1 of 5 audits is of a job without a row that tables count; not counted" in found.output
     by_json = {one["job"]: one for one in map(json.loads, command(tmp_path, "--json").output.splitlines())}
     assert {by_json[job]["entrant"] for job in "14"} == {"a@resnet18 torchvision IMAGENET1K_V1"}
     assert by_json["1"]["table"] == by_json["2"]["table"] != by_json["3"]["table"]
