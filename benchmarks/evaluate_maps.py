@@ -24,7 +24,8 @@ from PIL import Image
 
 from kdad_bench.allowance import cores
 from kdad_bench.datasets import Category
-from kdad_bench.harness.evaluate import Asked, evaluate
+from kdad_bench.harness.evaluate import evaluate
+from kdad_bench.harness.known_maps import Asked
 from kdad_bench.harness.options import RunOptions, options_from
 from kdad_bench.harness.selection import categories_of
 

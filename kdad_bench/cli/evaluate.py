@@ -84,8 +84,9 @@ def evaluate(
     """
     from kdad_bench.datasets import DatasetError
     from kdad_bench.harness.choices import SelectionError
-    from kdad_bench.harness.evaluate import Asked, EvaluationError, keep
+    from kdad_bench.harness.evaluate import EvaluationError, keep
     from kdad_bench.harness.evaluate import evaluate as judged
+    from kdad_bench.harness.known_maps import Asked
     from kdad_bench.harness.options import options_from
     from kdad_bench.leaderboard.store import StoreError
     from kdad_bench.metrics import MetricError

@@ -9,16 +9,17 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from statistics import fmean, median, stdev
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kdad_bench.leaderboard import measurement
 from kdad_bench.leaderboard.families import in_order
-from kdad_bench.leaderboard.grouping import summarise
+from kdad_bench.leaderboard.grouping import shortest_names, summarise
 from kdad_bench.leaderboard.metric import ACCURACY, HEADLINE, MEASURED, METRICS, RANKED
 from kdad_bench.leaderboard.row import COLUMNS, EXTERNAL
 from kdad_bench.leaderboard.summary import FEW, Entrant, Estimate, Group, Ranks, Summary
+from kdad_bench.leaderboard.text import first_names
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,7 +36,6 @@ SHORT = {
     "quick": "small images and a short fixed budget; no statement about a paper's numbers",
     "standard": "one small teacher and a budget far below the papers'; no statement about a paper's numbers",
 }
-VISIBLE = 0.0005  # half of the last digit that tables show: a smaller difference is none
 
 # What the renderers read of each row: a thousand files are opened for a page, and each column costs time.
 _IDENTITY = (
@@ -54,9 +54,6 @@ _FIGURES = tuple(
 DRAWN = tuple(name for name in COLUMNS if name in {*_IDENTITY.split(), *_FIGURES, *_SCORES.split(), *_MACHINE.split()})
 
 SEVERAL_VERSIONS = "rows of several versions"  # a caveat
-MOST_NAMED = 8  # entrants that a line names
-
-Mark = Literal["best", "second", ""]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +206,8 @@ class Board:
             else:
                 one.setdefault(next(iter(found)), []).append(self.labels[key])
         words = f"numbers of kdad-bench {' and '.join(every)} stand in one table and may differ by the version alone"
-        words += f"; means over jobs of several: {_some(both)}" if both else ""
-        return words + "".join(f"; of {version} alone: {_some(one[version])}" for version in sorted(one))
+        words += f"; means over jobs of several: {first_names(both)}" if both else ""
+        return words + "".join(f"; of {version} alone: {first_names(one[version])}" for version in sorted(one))
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -437,72 +434,11 @@ class Board:
             return ""
         return f"{' or '.join(map(str, self.alone))} CPU thread{'' if self.alone == (1,) else 's'}"
 
-    def cell_marks(self, metric: str, category: str) -> dict[str, Mark]:
-        """The best and second of one category, each only if the 95 % interval of its paired difference to the next one
-        lies on its side of zero and the difference would be seen. By images and seeds, or seeds alone (`pairs`).
-        """
-        sign = 1 if METRICS[metric].higher_is_better else -1
-        values = self.summary.values[metric][:, self.summary.categories.index(category)]  # [entrants, seeds]
-        means = {
-            entrant.key: sign * float(np.nanmean(row))
-            for entrant, row in zip(self.summary.entrants, values, strict=True)
-            if not np.isnan(row).all() and entrant.key not in self.diverged
-        }
-        order = sorted(means, key=lambda key: (-means[key], key))
-        marks: dict[str, Mark] = {}
-        names: tuple[Mark, Mark] = ("best", "second")
-        for place, name in enumerate(names):
-            if len(order) > place + 1 and not (place and _alike(means[order[0]], means[order[1]])):
-                found = self.summary.in_category(order[place], order[place + 1], metric, category)
-                if found.low is None or found.high is None or abs(found.difference or 0.0) < VISIBLE:
-                    continue
-                if min(sign * found.low, sign * found.high) > 0:
-                    marks[order[place]] = name
-        return marks
-
-    def overall_marks(self, metric: str) -> dict[str, Mark]:
-        """The best and second overall mean, each only if the corrected test finds it better than the next one.
-
-        The test is of the seeds that both have: where one has more of them it may find the other way round.
-        """
-        means = {
-            key: found.mean
-            for key in self.rows
-            if (found := self.overall(key, metric)) is not None and found.complete and key not in self.diverged
-        }
-        sign = -1 if METRICS[metric].higher_is_better else 1
-        order = sorted(means, key=lambda key: (sign * means[key], key))
-        marks: dict[str, Mark] = {}
-        names: tuple[Mark, Mark] = ("best", "second")
-        for place, name in enumerate(names):
-            if place and len(order) > place and _alike(means[order[0]], means[order[1]]):
-                continue  # of two equal best ones none is the second
-            if len(order) > place + 1 and self.surely_better(order[place], order[place + 1], metric):
-                marks[order[place]] = name
-        return marks
-
-    def surely_better(self, key: str, other: str, metric: str) -> bool:
-        """Whether the corrected test finds one entrant better than another on what both have."""
-        found = self.summary.comparison(key, other, metric)
-        sign = 1 if METRICS[metric].higher_is_better else -1
-        return found.significant and sign * (found.difference or 0.0) > 0
-
 
 def _numbered(name: str) -> list[tuple[bool, int, str]]:
     """By what `cat2` stands before `cat10`."""
     parts = re.findall(r"[0-9]+|[^0-9]+", name)
     return [(False, int(part), "") if part.isdecimal() else (True, 0, part) for part in parts]
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first MOST_NAMED names, and how many more there are."""
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _alike(one: float, other: float) -> bool:
-    """Whether two values look the same in a table."""
-    return abs(one - other) < VISIBLE
 
 
 def _mean_of_ranks(ranks: Sequence[float]) -> float:
@@ -545,20 +481,6 @@ def boards_of(rows: Sequence[Mapping[str, Any]]) -> list[Board]:
         return *kind, BUDGETS.get(one.preset, 2), -most[one.group.dataset], one.group
 
     return _told_apart(sorted(made, key=place))
-
-
-def shortest_names(datasets: Iterable[str]) -> dict[str, str]:
-    """data set -> how it is shown: a folder by the fewest of its last components that no other folder ends with."""
-    parts = {name: [part for part in name.removeprefix("folder:").split("/") if part] for name in datasets}
-    folders = sorted(name for name in parts if name.startswith("folder:"))
-    found = {name: name for name in parts}
-    for name in folders:
-        for length in range(1, len(parts[name]) + 1):
-            end = parts[name][-length:]
-            if not any(parts[other][-length:] == end for other in folders if other != name):
-                found[name] = f"folder:{'/'.join(end)}"
-                break
-    return found
 
 
 def _told_apart(found: list[Board]) -> list[Board]:

@@ -196,3 +196,17 @@ def entrants_of(rows: Iterable[Mapping[str, Any]]) -> dict[Identity, Entrant]:
             family=family_of(row),
         )
     return found
+
+
+def shortest_names(datasets: Iterable[str]) -> dict[str, str]:
+    """data set -> how it is shown: a folder by the fewest of its last components that no other folder ends with."""
+    parts = {name: [part for part in name.removeprefix("folder:").split("/") if part] for name in datasets}
+    folders = sorted(name for name in parts if name.startswith("folder:"))
+    found = {name: name for name in parts}
+    for name in folders:
+        for length in range(1, len(parts[name]) + 1):
+            end = parts[name][-length:]
+            if not any(parts[other][-length:] == end for other in folders if other != name):
+                found[name] = f"folder:{'/'.join(end)}"
+                break
+    return found

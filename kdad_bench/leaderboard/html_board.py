@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from kdad_bench.leaderboard import chart, deciding, published, thresholds
-from kdad_bench.leaderboard.board import SEVERAL_VERSIONS, VISIBLE, Board
+from kdad_bench.leaderboard.board import SEVERAL_VERSIONS, Board
 from kdad_bench.leaderboard.families import FAMILIES
 from kdad_bench.leaderboard.floor import below_floor
 from kdad_bench.leaderboard.html_pairs import components_of, matrix
 from kdad_bench.leaderboard.html_parts import FLAG, FLAG_ALONE, accuracy, cell, choice, deviated, small, table_of
+from kdad_bench.leaderboard.marks import VISIBLE, cell_marks, overall_marks
 from kdad_bench.leaderboard.measurement import SHARED
 from kdad_bench.leaderboard.metric import METRICS, shown_in
 from kdad_bench.leaderboard.numbers import MISSING, judged, large, number, signed
@@ -104,7 +105,7 @@ def _ranking(
     board: Board, title: str, keys: Sequence[str], places: Mapping[str, int], ranks: Mapping[str, float]
 ) -> str:
     """Accuracy and cost of some entrants in one sortable table."""
-    marks = {metric: board.overall_marks(metric) for metric in board.headline}
+    marks = {metric: overall_marks(board, metric) for metric in board.headline}
     costs, away = shown_in("ranking"), board.diverged & {*keys}
     heads = [("#", "n"), ("method, teacher", ""), *((_unbroken(board.heading(m)), "n") for m in board.headline)]
     heads += [("average rank", "n"), *((METRICS[metric].short, "n") for metric in costs), ("jobs", "n")]
@@ -149,7 +150,7 @@ def _heat(board: Board, metric: str) -> str:
     shown = [key for key in board.order if board.overall(key, metric)]
     categories = board.categories(metric)
     cells = {(key, category): board.cell(key, category, metric) for key in shown for category in categories}
-    marks = {category: board.cell_marks(metric, category) for category in categories}
+    marks = {category: cell_marks(board, metric, category) for category in categories}
     values = [found.mean for found in cells.values() if found]
     low, high = min(values), max(values)
     lines = []
@@ -160,7 +161,7 @@ def _heat(board: Board, metric: str) -> str:
             style = "" if found is None else f' style="--v:{(found.mean - low) / ((high - low) or 1):.2f}"'
             line.append(deviated(found, marks[category].get(key, ""), style, board.failed_in(key, category)))
         if len(categories) > 1:
-            mark = board.overall_marks(metric).get(key, "")
+            mark = overall_marks(board, metric).get(key, "")
             line.append(accuracy(board.overall(key, metric), mark, len(categories), board.failed(key, metric)))
         lines.append("".join(line))
     heads = [("method", ""), *((category, "n") for category in categories)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdad_bench.leaderboard.board import MOST_LOAD, UNSTEADY, Mark
+from kdad_bench.leaderboard.board import MOST_LOAD, UNSTEADY
+from kdad_bench.leaderboard.marks import Mark
 from kdad_bench.leaderboard.numbers import MISSING, ends
 from kdad_bench.leaderboard.summary import Estimate
 from kdad_bench.leaderboard.text import escape

@@ -15,6 +15,7 @@ from kdad_bench.leaderboard.images import SCORED
 from kdad_bench.leaderboard.markdown_pairs import components_of, devices, who_beats_whom
 from kdad_bench.leaderboard.markdown_parts import marked, table_of
 from kdad_bench.leaderboard.markdown_published import published_and_measured
+from kdad_bench.leaderboard.marks import cell_marks, overall_marks
 from kdad_bench.leaderboard.metric import ACCURACY, METRICS, RANKED, shown_in
 from kdad_bench.leaderboard.numbers import MISSING, deviation, interval, large, number
 from kdad_bench.leaderboard.provenance import provenance
@@ -126,7 +127,7 @@ def ranking(board: Board, notes: Mapping[str, int]) -> str:
 
     Where there are several families each entrant has its place within its own beside that among all.
     """
-    marks = {metric: board.overall_marks(metric) for metric in board.headline}
+    marks = {metric: overall_marks(board, metric) for metric in board.headline}
     apart = len(board.families) > 1
     header = ["#", *(["in family"] if apart else []), "method", *(["family"] if apart else []), "teacher"]
     left = (2, 3, 4) if apart else (1, 2)
@@ -244,11 +245,11 @@ def by_category(board: Board, metric: str, notes: Mapping[str, int]) -> str:
     categories = board.categories(metric)
     lines = []
     for category in categories:
-        marks = board.cell_marks(metric, category)
+        marks = cell_marks(board, metric, category)
         told = ((key, _in_category(board, key, category, metric)) for key in shown)
         lines.append([_text(category), *(marked(text, marks.get(key, "")) for key, text in told)])
     if len(categories) > 1:
-        marks = board.overall_marks(metric)
+        marks = overall_marks(board, metric)
         means = ((key, deviation(board.overall(key, metric)) + board.fewer(key, metric)) for key in shown)
         lines.append(["mean", *(marked(text, marks.get(key, "")) for key, text in means)])
     table = table_of(["category", *(_named(board, key, notes) for key in shown)], lines, left=(0,))

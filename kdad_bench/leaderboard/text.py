@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
 
 from kdad_bench.text import is_printable as is_printable
 from kdad_bench.text import printable as printable
@@ -11,6 +12,8 @@ from kdad_bench.text import printable as printable
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # what spreadsheets take for a formula
 # the signs of Markdown; an underscore only where it can begin or end something
 _MARKDOWN = re.compile(r"[\\|<>*`\[\]~$]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|^[#+=-](?=\s|$)|^\d+[.)](?=\s)")
+
+MOST_NAMED = 8  # that a line names
 
 
 def counted(number: int, noun: str) -> str:
@@ -36,3 +39,9 @@ def cell(value: object) -> object:
 def escape(value: object) -> str:
     """`value` on one line, to be read as it stands in HTML, in the value of an attribute as well."""
     return html.escape(printable(value), quote=True)
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first MOST_NAMED names, and how many more there are."""
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -20,6 +20,7 @@ from kdad_bench.leaderboard import row as rows
 from kdad_bench.leaderboard import text as escaped
 from kdad_bench.leaderboard.board import DRAWN, Board, boards
 from kdad_bench.leaderboard.floor import below_floor
+from kdad_bench.leaderboard.marks import cell_marks, overall_marks, surely_better
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.leaderboard.store import Problem
 
@@ -148,8 +149,8 @@ def test_the_best_mean_is_not_bold_where_the_seeds_in_common_say_the_opposite() 
     found = board.summary.comparison("stfpm", "rd4ad", "image_auroc")
     assert found.significant
     assert (found.difference or 0) < 0
-    assert [board.surely_better(*pair, "image_auroc") for pair in (("stfpm", "rd4ad"), ("rd4ad", "stfpm"))] == [0, 1]
-    assert board.overall_marks("image_auroc") == {}
+    assert [surely_better(board, *pair, "image_auroc") for pair in (("stfpm", "rd4ad"), ("rd4ad", "stfpm"))] == [0, 1]
+    assert overall_marks(board, "image_auroc") == {}
 
 
 def test_of_two_equal_best_values_none_is_the_second() -> None:
@@ -160,10 +161,10 @@ def test_of_two_equal_best_values_none_is_the_second() -> None:
     ]  # fmt: skip
     board = board_of(made)
     assert board.summary.comparison("stfpm", "mkd", "image_auroc").significant
-    assert board.overall_marks("image_auroc") == {}
-    assert board.cell_marks("image_auroc", "a") == {}
+    assert overall_marks(board, "image_auroc") == {}
+    assert cell_marks(board, "image_auroc", "a") == {}
     apart = board_of([replace(one, image_auroc=0.9) if one.method == "stfpm" else one for one in made])
-    assert apart.overall_marks("image_auroc") == {"rd4ad": "best", "stfpm": "second"}
+    assert overall_marks(apart, "image_auroc") == {"rd4ad": "best", "stfpm": "second"}
 
 
 def test_a_method_that_lacks_a_category_is_not_ranked_and_its_mean_says_so() -> None:

@@ -14,6 +14,7 @@ from test_markdown import board_of, page, section, table
 
 from kdad_bench.leaderboard import compare
 from kdad_bench.leaderboard.inference import CONFIDENCE
+from kdad_bench.leaderboard.marks import overall_marks
 from kdad_bench.leaderboard.pairs import compared
 from kdad_bench.leaderboard.row import Row
 from kdad_bench.leaderboard.spread import CATEGORIES, ONE_TRAINING, SEEDS, Drawn, half_across, parts, spread
@@ -186,8 +187,8 @@ def test_a_board_of_one_model_for_all_is_as_sure_as_its_trainings_are_many() -> 
     assert found.p is not None
     assert apart.p < 0.01 < 0.05 < found.p, "what four independent models for each seed would tell"
     assert (apart.difference, apart.p_categories) == (found.difference, found.p_categories)
-    assert board.overall_marks(METRIC) == {}
-    assert each.overall_marks(METRIC) == {"b": "best"}
+    assert overall_marks(board, METRIC) == {}
+    assert overall_marks(each, METRIC) == {"b": "best"}
 
 
 @pytest.mark.parametrize("categories", [4, 8])

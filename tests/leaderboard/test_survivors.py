@@ -14,6 +14,7 @@ from kdad_bench.leaderboard import chart, curve_chart, curve_tables, html, publi
 from kdad_bench.leaderboard.axes import curves
 from kdad_bench.leaderboard.board import Board, boards_of
 from kdad_bench.leaderboard.compare import of_folders, of_methods, ran_away_of_folders, ran_away_of_methods
+from kdad_bench.leaderboard.marks import cell_marks, overall_marks
 from kdad_bench.leaderboard.row import COLUMNS, Row
 
 NAMES = plausible.CATEGORIES[:4]
@@ -43,15 +44,15 @@ def key(board: Board, method: str) -> str:
 
 def test_a_method_that_ran_away_is_neither_ranked_nor_marked() -> None:
     whole, board = board_of(rows()), board_of(rows(RAN_AWAY))
-    assert whole.overall_marks(METRIC)[key(whole, "stfpm")] == "best"
+    assert overall_marks(whole, METRIC)[key(whole, "stfpm")] == "best"
     assert whole.places[key(whole, "stfpm")] == 1
     best = key(board, "stfpm")
     assert best not in board.average_ranks
     assert best not in board.ranks_in_family
-    assert best not in board.overall_marks(METRIC)
-    assert all(best not in board.cell_marks(METRIC, name) for name in NAMES)
+    assert best not in overall_marks(board, METRIC)
+    assert all(best not in cell_marks(board, METRIC, name) for name in NAMES)
     assert board.average_ranks[key(board, "rd4ad")] == 1, "the others are ranked as if it were not there"
-    assert board.overall_marks(METRIC)[key(board, "rd4ad")] == "best"
+    assert overall_marks(board, METRIC)[key(board, "rd4ad")] == "best"
     assert board.order[-1] == best
 
 
