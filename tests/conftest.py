@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,15 @@ def nothing_is_left_set() -> Iterator[None]:
     if changed:
         set_environment({**{name: os.environ[name] for name in LIBRARIES if name in os.environ}, **before})
     assert not moved + changed, f"left changed: {', '.join(moved + changed)}"
+
+
+@pytest.fixture(autouse=True)
+def what_files_added_is_forgotten() -> Iterator[None]:
+    """Methods and data sets of the files of one test are unknown to the next."""
+    yield
+    for name in ("kdad_bench.methods.outside", "kdad_bench.datasets.outside"):
+        if outside := sys.modules.get(name):
+            outside.ADDED.clear()
 
 
 def variables() -> dict[str, str]:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,13 +23,6 @@ from kdad_bench.methods import METHODS, outside
 from kdad_bench.outside import module_of
 
 PLAIN = (Path(__file__).parents[1] / "harness" / "plain_method.py.txt").read_text()
-
-
-@pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
-    """Methods of one test are unknown to the next."""
-    yield
-    outside.ADDED.clear()
 
 
 def command(*arguments: object) -> Result:

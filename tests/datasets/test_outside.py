@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +22,6 @@ from kdad_bench.process import LOADED, SHARED, same
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding-a-data-set.md"
 FLAT = re.search(r"```python\n(\"\"\"Flat:.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[1]  # type: ignore[index]
-
-
-@pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
-    """Data sets of one test are unknown to the next."""
-    yield
-    outside.ADDED.clear()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
@@ -19,13 +18,6 @@ from kdad_bench.interrupts import Interrupted, Terminated
 from kdad_bench.methods import METHODS, outside
 
 PLAIN = (Path(__file__).parent / "plain_method.py.txt").read_text()
-
-
-@pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
-    """Methods of one test are unknown to the next."""
-    yield
-    outside.ADDED.clear()
 
 
 def judged(text: str, tmp_path: Path) -> dict[str, Verdict]:

@@ -113,9 +113,9 @@ def test_every_executors_job_sets_it_before_it_asks_a_gpu(
         on_ray.performed(job, work, 1)
     else:
         pipe = Pipe([job])
-        monkeypatch.setattr(executors, "warm_up", lambda: None)
+        monkeypatch.setattr(executors, "warm_up", lambda late: None)
         monkeypatch.setattr(executors.signal, "signal", lambda *said: None)
-        executors.serve(pipe, work, 1, os.getppid())  # type: ignore[arg-type]
+        executors.serve(pipe, work, 1, os.getppid(), ())  # type: ignore[arg-type]
         assert pipe.said[0] == executors.READY
     assert seen == [(":4096:8", [True], "cuda:0")]
 

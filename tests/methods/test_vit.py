@@ -127,7 +127,7 @@ def test_a_published_checkpoint_loads_and_another_networks_does_not(tmp_path: Pa
     """With its last blocks, its norm and its mask token, which no tap needs; its hash stands in the row."""
     with torch.device("meta"):
         shapes = build("dinov2_vits14_reg", strides=(14,)).state_dict()
-    whole = {key: torch.full(value.shape, 0.5) for key, value in shapes.items()}
+    whole = {key: 0.1 * tensor_of(*value.shape, name=key) for key, value in shapes.items()}
     published = whole | {
         "mask_token": torch.zeros(1, 384),
         "norm.weight": torch.ones(384),

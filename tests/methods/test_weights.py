@@ -472,3 +472,21 @@ def test_lite0_with_its_published_head_recognises_photographs(photograph: str, n
     best = logits.topk(len(names_of_it)).indices
     assert tuple(best.tolist()) == names_of_it
     assert float(logits.softmax(0).max()) > 0.15  # of 1000 classes
+
+
+@pytest.mark.parametrize("name", names.BACKBONES)
+def test_weights_of_every_teacher_are_looked_at(tmp_path: Path, name: str) -> None:
+    """A ViT has several taps of one stride, and more of no stride: its published weights ended in an error."""
+    strides = {"dinov2": (14,), "pdn": (4,)}.get(name.split("_")[0], (4, 8))
+    network = build(name, strides=strides)
+    torch.manual_seed(0)
+    whole = {
+        key: torch.rand_like(value) * 0.05 if value.is_floating_point() else value
+        for key, value in network.state_dict().items()
+    }
+    torch.save(whole, tmp_path / "w.pth")
+    taken, _ = load_teacher(name, strides=strides, source=tmp_path / "w.pth")
+    assert taken.strides == strides
+    torch.save({key: value * 0 for key, value in whole.items()}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"its tap .* is (the same for every image|not finite)"):
+        load_teacher(name, strides=strides, source=tmp_path / "w.pth")

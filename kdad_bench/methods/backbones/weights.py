@@ -179,11 +179,13 @@ def _blind(teacher: Backbone) -> str:
     images = torch.rand(2, 3, PROBE_SIDE, PROBE_SIDE, generator=torch.Generator().manual_seed(RANDOM_SEED))
     with torch.inference_mode():
         taps = teacher(images)
-    for stride, tap in zip(teacher.strides, taps, strict=True):
+    of_strides = len(taps) == len(teacher.strides)  # a ViT has several of one stride, and its other tokens
+    for number, tap in enumerate(taps):
+        which = f"at stride {teacher.strides[number]}" if of_strides else f"{number + 1} of {len(taps)}"
         if not bool(torch.isfinite(tap).all()):
-            return f"its tap at stride {stride} is not finite"
+            return f"its tap {which} is not finite"
         if torch.equal(tap[0], tap[1]):
-            return f"its tap at stride {stride} is the same for every image"
+            return f"its tap {which} is the same for every image"
     return ""
 
 
