@@ -339,13 +339,18 @@ NO_WEIGHTS = {
 }
 
 
-@pytest.mark.parametrize("case", NO_WEIGHTS)
-def test_what_is_no_file_of_weights_is_one_line_with_the_remedy(tmp_path: Path, case: str) -> None:
-    content, words = NO_WEIGHTS[case]
+def refusal(tmp_path: Path, content: object) -> str:
+    """What is said of a file `w.pth` with this content where it is given as a ResNet-18's weights."""
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(WeightsError) as caught:
         load_teacher("resnet18", strides=(4,), source=tmp_path / "w.pth")
-    said = str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("case", NO_WEIGHTS)
+def test_what_is_no_file_of_weights_is_one_line_with_the_remedy(tmp_path: Path, case: str) -> None:
+    content, words = NO_WEIGHTS[case]
+    said = refusal(tmp_path, content)
     assert said.isprintable()
     assert said.startswith(f"{tmp_path / 'w.pth'}: not ")
     assert words in said
@@ -370,10 +375,7 @@ BLIND = {
 def test_weights_of_a_network_that_says_the_same_of_every_image_are_refused(tmp_path: Path, case: str) -> None:
     """Every student agrees with such a teacher: a row of chance that looks like one of a method."""
     content, words = BLIND[case]
-    torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(WeightsError) as caught:
-        load_teacher("resnet18", strides=(4,), source=tmp_path / "w.pth")
-    assert str(caught.value) == (
+    assert refusal(tmp_path, content) == (
         f"{tmp_path / 'w.pth'}: not weights of a resnet18 that sees anything: {words}; give trained ones"
     )
 
