@@ -6,6 +6,7 @@ from collections import Counter
 
 from kdad_bench.leaderboard import images
 from kdad_bench.leaderboard.board import Board
+from kdad_bench.leaderboard.marks import RAN_AWAY
 from kdad_bench.leaderboard.metric import METRICS
 from kdad_bench.leaderboard.pairs import Comparison, visible
 from kdad_bench.leaderboard.spread import CATEGORIES, IMAGES, IMAGES_AND_SEEDS, NOTHING, ONE_TRAINING, SEEDS
@@ -87,7 +88,7 @@ def counted(board: Board, metric: str) -> str:
     if not known:
         return "no two methods have a category with a seed in common"
     away = ", ".join(board.labels[key] for key in board.order if key in board.diverged)
-    unjudged = f"not judged: the pairs with {away}, of which a job ran away to values that are not finite"
+    unjudged = f"not judged: the pairs with {away}, {RAN_AWAY}"
     told = [f"{sure} of {len(found)} pairs told apart; {judged}"] if found else []
     return "; ".join(told + ([unjudged] if len(known) > len(found) else []))
 

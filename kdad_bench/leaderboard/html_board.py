@@ -10,7 +10,7 @@ from kdad_bench.leaderboard.families import FAMILIES
 from kdad_bench.leaderboard.floor import below_floor
 from kdad_bench.leaderboard.html_pairs import components_of, matrix
 from kdad_bench.leaderboard.html_parts import FLAG, FLAG_ALONE, accuracy, cell, choice, deviated, small, table_of
-from kdad_bench.leaderboard.marks import VISIBLE, cell_marks, overall_marks
+from kdad_bench.leaderboard.marks import RAN_AWAY, VISIBLE, cell_marks, overall_marks
 from kdad_bench.leaderboard.measurement import SHARED
 from kdad_bench.leaderboard.metric import METRICS, shown_in
 from kdad_bench.leaderboard.numbers import MISSING, judged, large, number, signed
@@ -28,7 +28,6 @@ CAVEATS = {
     ),
     "synthetic data": "Procedurally generated images, no substitute for a real data set.",
 }
-RAN_AWAY = "of which a job ran away to values that are not finite"
 
 
 def sections(board: Board, name: str) -> Iterator[str]:
@@ -151,6 +150,7 @@ def _heat(board: Board, metric: str) -> str:
     categories = board.categories(metric)
     cells = {(key, category): board.cell(key, category, metric) for key in shown for category in categories}
     marks = {category: cell_marks(board, metric, category) for category in categories}
+    of_means = overall_marks(board, metric)
     values = [found.mean for found in cells.values() if found]
     low, high = min(values), max(values)
     lines = []
@@ -161,7 +161,7 @@ def _heat(board: Board, metric: str) -> str:
             style = "" if found is None else f' style="--v:{(found.mean - low) / ((high - low) or 1):.2f}"'
             line.append(deviated(found, marks[category].get(key, ""), style, board.failed_in(key, category)))
         if len(categories) > 1:
-            mark = overall_marks(board, metric).get(key, "")
+            mark = of_means.get(key, "")
             line.append(accuracy(board.overall(key, metric), mark, len(categories), board.failed(key, metric)))
         lines.append("".join(line))
     heads = [("method", ""), *((category, "n") for category in categories)]

@@ -15,7 +15,7 @@ from kdad_bench.leaderboard.images import SCORED
 from kdad_bench.leaderboard.markdown_pairs import components_of, devices, who_beats_whom
 from kdad_bench.leaderboard.markdown_parts import marked, table_of
 from kdad_bench.leaderboard.markdown_published import published_and_measured
-from kdad_bench.leaderboard.marks import cell_marks, overall_marks
+from kdad_bench.leaderboard.marks import RAN_AWAY, cell_marks, overall_marks
 from kdad_bench.leaderboard.metric import ACCURACY, METRICS, RANKED, shown_in
 from kdad_bench.leaderboard.numbers import MISSING, deviation, interval, large, number
 from kdad_bench.leaderboard.provenance import provenance
@@ -170,10 +170,7 @@ def _legend_of_ranking(board: Board, marked_so: bool) -> str:
     if board.headline and any(key not in board.average_ranks and key not in board.diverged for key in board.rows):
         legend += " A method that lacks a category is not ranked: its mean is over other data."
     if board.diverged & {*board.rows}:
-        legend += (
-            " A method of which a job ran away to values that are not finite is neither ranked nor marked: the mean of "
-            "the others flatters it."
-        )
+        legend += f" A method {RAN_AWAY} is neither ranked nor marked: the mean of the others flatters it."
     ranks = [board.ranks(metric) for metric in RANKED if metric in board.headline]
     distances = {found.critical_difference for found in ranks if found.critical_difference is not None}
     if distances and len(board.rows) > 2:

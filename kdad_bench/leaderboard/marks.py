@@ -9,6 +9,7 @@ import numpy as np
 from kdad_bench.leaderboard.board import Board
 from kdad_bench.leaderboard.metric import METRICS
 
+RAN_AWAY = "of which a job ran away to values that are not finite"  # why a method is neither ranked, marked nor judged
 VISIBLE = 0.0005  # half of the last digit that tables show: a smaller difference is none
 
 Mark = Literal["best", "second", ""]
